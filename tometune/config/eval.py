@@ -1,0 +1,96 @@
+"""Schema of the `eval` group and its tasks."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tometune.config.identity import NOT_IDENTITY
+
+
+class TaskKind(StrEnum):
+    """Where the examples of a task come from."""
+
+    hub = "hub"
+    jsonl = "jsonl"
+    pydocs = "pydocs"
+
+
+@dataclass
+class TaskConfig:
+    """One evaluation task: examples, a prompt template, references, metrics."""
+
+    version: int = 1
+    """Raised whenever a change makes scores incomparable with earlier ones."""
+
+    description: str = field(default="", metadata=NOT_IDENTITY)
+    """One sentence for the tables and the docs."""
+
+    kind: TaskKind = TaskKind.jsonl
+    """`hub` reads `id`, `jsonl` reads `path`, `pydocs` reads the held-out modules of this Python's documentation."""
+
+    id: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Hub dataset."""
+
+    revision: str = field(default="main", metadata=NOT_IDENTITY)
+    """Commit of the hub dataset; pinned in the shipped tasks."""
+
+    subset: str | None = None
+    """Configuration name of the hub dataset, where it has several."""
+
+    split: str = "test"
+    """Split of the hub dataset; never one that is trained on."""
+
+    licence: str = field(default="", metadata=NOT_IDENTITY)
+    """Licence of the examples."""
+
+    path: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """JSONL file of `{input, references}` (and `id`, `context`) rows; used when `kind=jsonl`."""
+
+    topic: str | None = None
+    """Which documentation task; used when `kind=pydocs`."""
+
+    system: str | None = None
+    """System message before the prompt; null gives none (the chat template may have its own)."""
+
+    prompt: str = "{input}"
+    """User message; `{field}` is replaced by that field of the example."""
+
+    references: list[str] = field(default_factory=lambda: ["references"])
+    """Fields that hold the references; a dot reaches into a nested field, a list field gives several."""
+
+    max_new_tokens: int = 128
+    """Tokens the model may answer with."""
+
+    metrics: list[str] = field(default_factory=lambda: ["rouge"])
+    """Of `rouge`, `chrf`, `bleu`, `token_f1`, `exact_match`."""
+
+    limit: int | None = None
+    """That many examples, drawn once with a fixed seed (the same for every run); null takes all."""
+
+
+@dataclass
+class EvalConfig:
+    """What is scored, before and after training."""
+
+    name: str = field(default="hub", metadata=NOT_IDENTITY)
+    """Short name of the task set."""
+
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """Task set by task name; add one with `+eval/task@eval.tasks.NAME=jsonl eval.tasks.NAME.path=…`."""
+
+    base: bool = True
+    """Score the base model too: a table without "before" says nothing."""
+
+    limit: int | None = None
+    """Examples a task at most, for trying things out; scores under a limit are marked everywhere."""
+
+    batch_size: int = field(default=16, metadata=NOT_IDENTITY)
+    """Prompts generated at once, sorted by length and left-padded."""
+
+    max_prompt_tokens: int = 1792
+    """Longer prompts are cut in the middle of the user message and counted."""
+
+    resamples: int = field(default=10_000, metadata=NOT_IDENTITY)
+    """Bootstrap resamples of the intervals."""
+
+    confidence: float = field(default=0.95, metadata=NOT_IDENTITY)
+    """Level of the intervals."""

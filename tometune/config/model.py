@@ -1,0 +1,69 @@
+"""Schema of the `model` group: which weights, at which precision, through which backend."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tometune.config.identity import NOT_IDENTITY
+
+
+class Backend(StrEnum):
+    """Library that loads and trains the model."""
+
+    auto = "auto"
+    transformers = "transformers"
+    unsloth = "unsloth"
+
+
+class Quantization(StrEnum):
+    """How the frozen base weights are stored while training."""
+
+    none = "none"
+    nf4 = "nf4"
+
+
+class Precision(StrEnum):
+    """Floating point type of the unquantised weights and of the arithmetic."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Weights(StrEnum):
+    """Where the numbers come from."""
+
+    pretrained = "pretrained"
+    random = "random"
+
+
+@dataclass
+class ModelConfig:
+    """A causal language model with a chat template."""
+
+    name: str = field(default="llama32_3b", metadata=NOT_IDENTITY)
+    """Short name in the run id and the tables; follows `model.id` when only that is overridden."""
+
+    id: str = field(default="unsloth/Llama-3.2-3B-Instruct-bnb-4bit", metadata=NOT_IDENTITY)
+    """Hub id, or a local folder that `from_pretrained` can read."""
+
+    revision: str = field(default="main", metadata=NOT_IDENTITY)
+    """Branch, tag or commit of the hub repository; the resolved commit is recorded in run.json."""
+
+    backend: Backend = Backend.auto
+    """`auto` takes Unsloth where there is a GPU and it is installed, else transformers."""
+
+    quantization: Quantization = Quantization.nf4
+    """`nf4` is QLoRA's 4-bit type (needs an NVIDIA GPU and bitsandbytes); `none` keeps `precision`."""
+
+    precision: Precision = Precision.auto
+    """`auto`: bf16 where the device computes in it natively, else fp16 on a GPU and fp32 on a CPU."""
+
+    attn_implementation: str = "sdpa"
+    """Attention kernel by transformers' name: `sdpa`, `eager`, `flash_attention_2`."""
+
+    weights: Weights = Weights.pretrained
+    """`random` builds a tiny Llama of random weights: for tests of the machinery, not of quality."""
+
+    date_string: str = "26 Jul 2024"
+    """Date given to chat templates that print one, pinned so that tokens do not change with the calendar."""

@@ -1,0 +1,87 @@
+"""Schema of the whole config: the groups, the seeds, the paths."""
+
+from dataclasses import dataclass, field
+
+from tometune.config.data import DataConfig
+from tometune.config.eval import EvalConfig
+from tometune.config.lora import LoraConfig
+from tometune.config.model import ModelConfig
+from tometune.config.tracking import TrackingConfig
+from tometune.config.trainer import TrainerConfig
+
+
+@dataclass
+class SeedsConfig:
+    """One stream a cause of variation; each follows `seed` until it is set on its own."""
+
+    data: int = 0
+    """Which pool rows are drawn into the mix."""
+
+    order: int = 0
+    """In which order the rows are trained on."""
+
+    adapter: int = 0
+    """Initial adapter weights, and the dropout masks."""
+
+    generation: int = 0
+    """Sampling of answers; greedy decoding does not use it."""
+
+
+@dataclass
+class SweepConfig:
+    """A named set of runs."""
+
+    name: str | None = None
+    """Folder under `paths.multirun`; null means a single run under `paths.outputs`."""
+
+
+@dataclass
+class PathsConfig:
+    """Folders. None of them is part of a run's identity."""
+
+    outputs: str = "outputs"
+    """Single runs land in `<outputs>/<run_id>/`."""
+
+    multirun: str = "multirun"
+    """Runs of a sweep land in `<multirun>/<sweep>/<run_id>/`."""
+
+    cache: str = "~/.cache/tometune"
+    """Converted models, standardised mixes and tokens; safe to delete."""
+
+
+@dataclass
+class Config:
+    """Everything `python -m tometune.train` can be told."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """What is trained."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """What it is trained on."""
+
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """The adapter."""
+
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How it is trained."""
+
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """How it is scored."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where it is logged."""
+
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """Which set of runs it belongs to."""
+
+    seed: int = 0
+    """The seed of the run; feeds every stream of `seeds`."""
+
+    seeds: SeedsConfig = field(default_factory=SeedsConfig)
+    """The streams, where one is to be varied alone."""
+
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    """Folders."""
+
+    run: str | None = None
+    """Only for `evaluate`: a run folder, or a run id under `paths.outputs`."""

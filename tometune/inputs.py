@@ -1,0 +1,28 @@
+"""The inputs of a run by content: what identifies each of them without loading it."""
+
+from pathlib import Path
+
+from tometune.config.root import Config
+
+
+def cache_folder(config: Config) -> Path:
+    """Return the folder of converted models, standardised mixes and tokens, as an absolute path."""
+    return Path(config.paths.cache).expanduser().resolve()
+
+
+def fingerprints(config: Config) -> dict[str, str]:
+    """Return the content of each input by its key in the config; imports no torch and loads nothing.
+
+    Raises:
+        UserError: a file or folder is missing.
+    """
+    from tometune.data import sources
+    from tometune.evaluation import tasks
+    from tometune.models import load
+
+    found = {"model": load.fingerprint(config.model), "data.base": sources.fingerprint(config.data.base)}
+    if config.data.pool is not None:
+        found["data.pool"] = sources.fingerprint(config.data.pool)
+    for name, task in config.eval.tasks.items():
+        found[f"eval.tasks.{name}"] = tasks.fingerprint(task)
+    return found

@@ -1,0 +1,51 @@
+"""What a result was made with: package versions and the commit of the code."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = (
+    "tometune",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "unsloth",
+    "hydra-core",
+    "wandb",
+    "rouge-score-rs",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python and of every package of `PACKAGES` that is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, str | bool | None]:
+    """Return the commit of the code and whether it has uncommitted changes; None where it is not a checkout."""
+    package = Path(__file__).resolve().parent
+    if not (package.parent / ".git").exists():  # installed: a repository further up is not ours
+        return {"commit": None, "dirty": None}
+    try:
+        commit = _git(package, "rev-parse", "HEAD")
+        dirty = bool(_git(package, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": dirty}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Run git in `folder` and return what it prints."""
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603

@@ -1,0 +1,226 @@
+"""Run identity, run folder, run.json.
+
+A run is named by its content: `run_id = <model>-<data>-s<seed>-<hash8>`, where the hash covers what can change the
+result: the config without tracking, paths and labels, and a fingerprint of each input (file contents, hub revision,
+version of the documentation) in place of where it lies. No time stamps.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tometune.config.errors import UserError
+from tometune.config.root import Config
+from tometune.provenance import git_state, versions
+
+SCHEMA = 1
+"""Version of run.json's layout."""
+
+MEANING = 1
+"""Raised when a release makes the same config give another result, so that old runs are not taken for new ones."""
+
+
+def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """Return what can change the result of a run, as plain values ready for hashing.
+
+    Args:
+        config: the whole config.
+        fingerprints: content of each input by key, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`.
+    """
+    groups = {name: _content(getattr(config, name)) for name in ("model", "data", "lora", "trainer", "eval", "seeds")}
+    return {"meaning": MEANING, **groups, "inputs": dict(fingerprints)}
+
+
+def _content(value: Any) -> Any:
+    """Turn dataclasses into dicts of the fields that are part of a run's identity (see `NOT_IDENTITY`)."""
+    if is_dataclass(value):
+        kept = (f.name for f in fields(value) if f.metadata.get("identity", True))
+        return {name: _content(getattr(value, name)) for name in kept}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _content(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_content(entry) for entry in value]
+    return value
+
+
+def content_hash(content: Mapping[str, Any]) -> str:
+    """Return the sha256, in hex, of the canonical JSON of `content`."""
+    return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never a half."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically: a temporary file in the same folder, flushed to the disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append the log of this process to a file while the body runs."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class Run:
+    """One run: its name, its folder and the record in run.json."""
+
+    id: str
+    """`<model>-<data>-s<seed>-<hash8>`."""
+
+    folder: Path
+    """Where everything of the run lies."""
+
+    config_hash: str
+    """Full hash of `identity()`."""
+
+    record: dict[str, Any]
+    """What run.json says (or will say)."""
+
+    @classmethod
+    def find(cls, config: Config, fingerprints: Mapping[str, str]) -> "Run":
+        """Name the run of this config and read its record, if there is one; writes nothing.
+
+        Raises:
+            UserError: the folder belongs to another config, or its run.json cannot be read.
+        """
+        digest = content_hash(identity(config, fingerprints))
+        run_id = f"{config.model.name}-{config.data.name}-s{config.seed}-{digest[:8]}"
+        folder = runs_folder(config) / run_id
+        record = read_record(folder) if (folder / "run.json").exists() else {}
+        if record and record["config_hash"] != digest:
+            raise UserError(
+                f"{folder}: belongs to another config (hash {record['config_hash'][:8]}, this one is {digest[:8]}); "
+                "move it away or set paths.outputs to another folder"
+            )
+        return cls(run_id, folder, digest, record)
+
+    @property
+    def completed(self) -> bool:
+        """Whether the run has nothing left to do."""
+        return self.record.get("status") == "completed"
+
+    @contextmanager
+    def recording(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[None]:
+        """Keep run.json true while the body runs: `running`, then `completed`, or `failed` with the reason.
+
+        A run that is killed or told to stop stays `running`: the same command goes on from where it was.
+
+        Args:
+            config: the whole config, stored as config.yaml.
+            facts: what is known before training, e.g. `model` and `data`.
+            manifest: the mix, stored as mix.json.
+        """
+        self.start(config, facts, manifest)
+        try:
+            with log_file(self.folder / "train.log"):
+                yield
+        except Exception as error:
+            self.finish("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+        self.finish("completed")
+
+    def start(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+        """Make the folder with config.yaml and mix.json, and record a new attempt as `running`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_json(self.folder / "mix.json", manifest, indent=None)
+        before = self.record
+        self.record = {
+            "schema": SCHEMA,
+            "run_id": self.id,
+            "status": "running",
+            "config_hash": self.config_hash,
+            "seed": config.seed,
+            **facts,
+            "train": before.get("train"),
+            "eval": before.get("eval", {}),
+            "tracking": before.get("tracking"),
+            "versions": versions(),
+            "git": git_state(),
+            "started": before.get("started", now()),
+            "finished": None,
+            "attempts": before.get("attempts", 0) + 1,
+        }
+        self.save()
+
+    def add_scores(self, stage: str, scores: Mapping[str, Any]) -> None:
+        """Record the scores of a stage, `base` or `tuned`, at once: they cost minutes to hours."""
+        self.record["eval"] = {**self.record["eval"], stage: scores}
+        self.save()
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to the record; they reach run.json with the next `save` or `finish`."""
+        self.record |= facts
+
+    def save(self) -> None:
+        """Write run.json."""
+        write_json(self.folder / "run.json", self.record)
+
+    def finish(self, status: str, error: str | None = None) -> None:
+        """Write the last word: `completed`, or `failed` with the reason in one line."""
+        self.update(status=status, finished=now())
+        if error is not None:
+            self.update(error=error)
+        self.save()
+
+
+def runs_folder(config: Config) -> Path:
+    """Return the folder that holds this config's run: `outputs`, or the sweep's own."""
+    if config.sweep.name is None:
+        return Path(config.paths.outputs).expanduser()
+    return Path(config.paths.multirun).expanduser() / config.sweep.name
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read a folder's run.json.
+
+    Raises:
+        UserError: it is missing, broken, or of another schema.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: holds no run.json; name a run folder, e.g. run=outputs/<run_id>") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); delete it and the run goes on from its checkpoint") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise UserError(f"{path}: not of schema {SCHEMA}; it was written by another version of tometune")
+    return record
