@@ -71,6 +71,3 @@ class DataConfig:
 
     pool: SourceConfig | None = None
     """Added rows are drawn from here; first, rows whose normalised text is in the base or earlier in the pool go."""
-
-    num_proc: int | None = field(default=None, metadata=NOT_IDENTITY)
-    """Processes for standardising and tokenising; null takes every core."""

@@ -1,6 +1,7 @@
 """Errors whose text is meant for the user: one line that says where, what and what to do."""
 
-from difflib import get_close_matches
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 
 
 class UserError(Exception):
@@ -19,7 +20,25 @@ class ConfigError(UserError):
         super().__init__("\n".join(problems))
 
 
-def did_you_mean(wrong: str, valid: list[str], most: int = 2) -> str:
+def did_you_mean(wrong: str, valid: Iterable[str], most: int = 2) -> str:
     """Return `"; did you mean X, Y?"` with the names nearest to `wrong`, or an empty string."""
-    close = get_close_matches(wrong, valid, n=most, cutoff=0.6)
-    return f"; did you mean {', '.join(close)}?" if close else ""
+    near = nearest(wrong, valid, most)
+    return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def nearest(wrong: str, valid: Iterable[str], most: int = 2) -> list[str]:
+    """Return the names most similar to `wrong`, best first, in the order of `valid` where they are equally similar.
+
+    Similar means at least 0.7 of the characters, and not far from the best; a name that begins or ends with `wrong`
+    is similar too.
+    """
+    scores = {name: _similarity(wrong, name) for name in valid}
+    best = max(scores.values(), default=0.0)
+    near = [name for name, score in scores.items() if score >= 0.7 and score > best - 0.15]
+    return sorted(near, key=scores.__getitem__, reverse=True)[:most]
+
+
+def _similarity(wrong: str, name: str) -> float:
+    """Return 0 to 1: the share of matching characters, or 0.85 where `name` begins or ends with `wrong`."""
+    ratio = SequenceMatcher(None, name.lower(), wrong.lower()).ratio()
+    return max(ratio, 0.85) if wrong and (name.startswith(wrong) or name.endswith(wrong)) else ratio

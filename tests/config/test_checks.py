@@ -1,0 +1,84 @@
+"""Cross-field checks name the keys and the fix, all at once."""
+
+import pytest
+import transformers
+from transformers.training_args import OptimizerNames
+
+from tometune.config import checks
+from tometune.config.errors import ConfigError
+
+MINE = ("+eval/task@eval.tasks.a=jsonl", "eval.tasks.a.path=x")
+CASES = [
+    (["data.rows=5", "data.base.rows=7"], "data.rows=5: below data.base.rows=7, and a mix contains the whole base;"),
+    (["data.base.rows=7"], "data.rows=100000: above data.base.rows=7, and data.pool is null; choose a mix with a pool"),
+    (["data=mix_200k", "data.pool=null"], "data.rows=200000: above data.base.rows=100000, and data.pool is null;"),
+    (["data=files_100k"], "data.base.path: missing, data.base.kind=files reads it; set data.base.path="),
+    (["data=files_200k", "data.base.path=x"], "data.pool.path: missing, data.pool.kind=files reads it;"),
+    (["data.base.path=x"], "data.base.path=x: not read with data.base.kind=hub; choose a mix over files"),
+    (["data.base.id=null"], "data.base.id: missing, data.base.kind=hub reads it;"),
+    (["data=pydocs_1k", "data.base.id=a/b"], "data.base.id=a/b: not read with data.base.kind=pydocs;"),
+    (["data.base.filtered=true"], "data.base.filtered=true: only data.base.kind=pydocs has a filter;"),
+    (["data.rows=0", "data.base.rows=null"], "data.rows=0: not 1 or more"),
+    (["data.name=a/b"], "data.name=a/b: names a folder, so only letters, digits, . _ - and at most 64 of them; e.g."),
+    (["model.name=../x"], "model.name=../x: names a folder"),
+    (["model.id=''", "model.name=x"], "model.id: empty; give a hub id or a local folder"),
+    (["model.attn_implementation=spda"], "model.attn_implementation=spda: one of sdpa, eager,"),
+    (["model.weights=random"], "model.quantization=nf4: model.weights=random has nothing to quantise;"),
+    (["lora.r=0"], "lora.r=0: not 1 or more"),
+    (["lora.lora_dropout=1"], "lora.lora_dropout=1.0: not from 0 to below 1"),
+    (["lora.target_modules=[]"], "lora.target_modules: empty;"),
+    (["trainer.optim=adam"], "trainer.optim=adam: one of adamw_torch,"),
+    (["trainer.lr_scheduler_type=cosin"], "trainer.lr_scheduler_type=cosin: one of linear, cosine,"),
+    (["trainer.loss_type=mle"], "trainer.loss_type=mle: one of chunked_nll, nll, dft"),
+    (["trainer.max_steps=4"], "trainer.warmup_steps=5: not below trainer.max_steps=4, so the peak learning rate"),
+    (["trainer.warmup_steps=2.5"], "trainer.warmup_steps=2.5: neither a whole number of steps nor a share"),
+    (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: not above 0"),
+    (["trainer.weight_decay=-1"], "trainer.weight_decay=-1.0: not 0 or more"),
+    (["trainer.per_device_train_batch_size=0"], "trainer.per_device_train_batch_size=0: not 1 or more"),
+    (["eval.confidence=95"], "eval.confidence=95.0: not between 0 and 1"),
+    (["eval.limit=0"], "eval.limit=0: not 1 or more"),
+    (["+eval/task@eval.tasks.a=jsonl"], "eval.tasks.a.path: missing, eval.tasks.a.kind=jsonl reads it;"),
+    ([*MINE, "eval.tasks.a.metrics=[rogue]"], "eval.tasks.a.metrics=rogue:"),
+    ([*MINE, "eval.tasks.a.references=[]"], "eval.tasks.a.references: empty"),
+    ([*MINE, "eval.tasks.a.prompt=hi"], "eval.tasks.a.prompt: names no field"),
+    (["tracking=none", "tracking.mode=online"], "tracking.mode=online: tracking.tracker=none logs nowhere;"),
+    (["tracking.project=a/b"], "tracking.project=a/b: a name without"),
+    (["seed=-1"], "seed=-1: not from 0 to 4294967295"),
+    (["seeds.data=-1"], "seeds.data=-1: not from 0 to 4294967295"),
+    (["paths.outputs=''"], "paths.outputs: empty; give a folder"),
+    (["sweep.name=a/b"], "sweep.name=a/b: names a folder"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), CASES, ids=[" ".join(case[0]) for case in CASES])
+def test_one_problem(command, overrides, message):
+    outcome = command(*overrides)
+    assert outcome.status == 2
+    assert len(outcome.errors) == 1, outcome.errors
+    assert outcome.errors[0].startswith(message)
+    assert outcome.configs == []
+
+
+def test_all_problems_at_once(command):
+    outcome = command("data=files_200k", "lora.r=0", "trainer.max_steps=0", "eval.confidence=2", "sweep.name='a b'")
+    assert outcome.status == 2
+    starts = ["data.base.path:", "data.pool.path:", "lora.r=", "trainer.max_steps=", "eval.confidence=", "sweep.name="]
+    assert len(outcome.errors) >= len(starts)
+    assert all(any(line.startswith(start) for line in outcome.errors) for start in starts)
+
+
+def test_no_task_and_a_task_without_a_file_name(command):
+    (config,) = command().configs
+    task = next(iter(config.eval.tasks.values()))
+    config.eval.tasks = {}
+    with pytest.raises(ConfigError, match=r"^eval\.tasks: empty; choose"):
+        checks.check(config)
+    config.eval.tasks = {"a b": task}
+    with pytest.raises(ConfigError, match=r"^eval\.tasks\.a b=a b: names a folder"):
+        checks.check(config)
+
+
+def test_names_exist_in_transformers():
+    optimisers = {name.value for name in OptimizerNames}
+    assert set(checks.OPTIMISERS) <= optimisers
+    assert set(checks.SCHEDULES) <= {name.value for name in transformers.SchedulerType}

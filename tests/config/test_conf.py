@@ -1,0 +1,127 @@
+"""Every YAML under conf/ composes, converts and passes the checks."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tometune.config.store import conf_dir
+
+CONF = conf_dir()
+PATHS = {
+    "data/files_100k": ["data.base.path=base.jsonl"],
+    "data/files_200k": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
+    "data/files_300k": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
+    "eval/task/jsonl": ["eval.tasks.mine.path=mine.jsonl"],
+}
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+
+
+def choice(name: str) -> list[str]:
+    """Return the overrides that choose a file of conf/."""
+    group, _, option = name.rpartition("/")
+    if not group:
+        return []
+    if group == "eval/task":
+        return [f"+eval/task@eval.tasks.mine={option}", *PATHS.get(name, [])]
+    if group in ("experiment", "sweep"):
+        return [f"+{group}={option}"]
+    return [f"{group}={option}", *PATHS.get(name, [])]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_composes(command, name):
+    outcome = command(*choice(name))
+    assert outcome.status == 0, outcome.errors
+    assert outcome.configs
+
+
+def test_groups_of_the_design_are_there():
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert {"model", "data", "lora", "trainer", "eval", "tracking", "experiment", "sweep"} <= groups
+    models = {path.stem for path in (CONF / "model").iterdir()}
+    assert models >= {"llama32_3b", "llama32_1b", "smollm2_135m", "tiny"}
+    data = {path.stem for path in (CONF / "data").iterdir()}
+    assert data == {f"{kind}_{n}00k" for kind in ("mix", "files") for n in (1, 2, 3)} | {
+        f"pydocs_{n}k" for n in (1, 2, 3)
+    }
+
+
+@pytest.mark.parametrize("kind", ["mix", "files", "pydocs"])
+def test_mixes_share_the_base_and_grow_by_the_pool(command, kind):
+    unit = "00k" if kind != "pydocs" else "k"
+    configs = []
+    for n in (1, 2, 3):
+        name = f"data/{kind}_{n}{unit}"
+        configs += command(*choice(name)).configs
+    first, second, third = (config.data for config in configs)
+    assert second.base == third.base == first.base
+    assert first.pool is None
+    assert second.pool == third.pool
+    assert second.pool is not None
+    assert first.rows == first.base.rows
+    assert (second.rows, third.rows) == (2 * first.rows, 3 * first.rows)
+    assert [data.name for data in (first, second, third)] == [f"{kind}_{n}{unit}" for n in (1, 2, 3)]
+
+
+def test_default_recipe(command):
+    (config,) = command().configs
+    trainer = config.trainer
+    assert config.model.id == "unsloth/Llama-3.2-3B-Instruct-bnb-4bit"
+    assert config.data.base.id == "mlabonne/FineTome-100k"
+    assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps == 8
+    assert (trainer.learning_rate, trainer.lr_scheduler_type, trainer.num_train_epochs) == (2e-4, "linear", 1.0)
+    assert (config.lora.r, config.lora.lora_alpha, len(config.lora.target_modules)) == (16, 16, 7)
+
+
+def test_seeds_follow_the_seed_until_set(command):
+    (config,) = command("seed=3", "seeds.data=7").configs
+    assert vars(config.seeds) == {"data": 7, "order": 3, "adapter": 3, "generation": 3}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "~/.cache/tometune"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/tometune"),
+        ({"XDG_CACHE_HOME": "/x", "TOMETUNE_CACHE": "/t"}, "/t"),
+    ],
+)
+def test_cache_folder(command, monkeypatch, environment, expected):
+    for name in ("XDG_CACHE_HOME", "TOMETUNE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (config,) = command().configs
+    assert config.paths.cache == expected
+
+
+def test_a_task_is_added_by_name(command):
+    (config,) = command("+eval/task@eval.tasks.mine=jsonl", "eval.tasks.mine.path=x.jsonl").configs
+    assert config.eval.tasks["mine"].path == "x.jsonl"
+    assert len(config.eval.tasks) > 1
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("eval")])
+def test_every_value_of_the_manual_has_a_comment(name):
+    """A key of a whole file is explained above it or behind it; a file built on another explains itself at its top."""
+    text = (CONF / f"{name}.yaml").read_text()
+    assert text.startswith("#")
+    content = yaml.safe_load(text)
+    if name == "train" or "defaults" in content:
+        return
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        is_scalar = ":" in line and not line.lstrip().startswith("#") and not line.endswith(":")
+        if is_scalar and "/sweep/" not in name and not name.startswith("sweep"):
+            assert lines[number - 1].lstrip().startswith("#"), f"{name}.yaml:{number + 1}: {line}"
+
+
+def test_no_private_folder_is_made_on_the_way(command, tmp_path):
+    command("trainer.max_steps=ten")
+    command("-m", "seed=0,1", "data=mix_30k")
+    command("lora.r=0")
+    command("-m", "seed=0,1", "lora.r=0")
+    command("+sweep=seeds", "data=mix_100k,mix_30k")
+    command("--help")
+    assert list(Path(tmp_path).iterdir()) == []

@@ -1,0 +1,161 @@
+"""The verb decorator: typed config, exit statuses, sweeps, help, and nothing heavy imported on the way."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tometune.__main__ import verbs
+from tometune.config.errors import UserError
+from tometune.config.main import slug
+from tometune.config.model import Backend
+from tometune.config.root import Config
+
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "evaluate", "wandb", "accelerate")
+WATCH = f"""
+import runpy, sys
+sys.argv = ["tometune", *sys.argv[1:]]
+try:
+    runpy.run_module("tometune", run_name="__main__", alter_sys=True)
+finally:
+    print("heavy:", *sorted(set({HEAVY!r}) & set(sys.modules)))
+"""
+
+
+def test_gives_the_dataclasses(command):
+    (config,) = command("model.backend=transformers", "trainer.max_steps=20", "lora.r=4").configs
+    assert isinstance(config, Config)
+    assert config.model.backend is Backend.transformers
+    assert (config.trainer.max_steps, config.lora.r) == (20, 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("data.base.path=x: no such file; check it"), 2, "data.base.path=x: no such file; check it"),
+        (RuntimeError("two\nlines"), 1, "RuntimeError: two lines (HYDRA_FULL_ERROR=1 shows the traceback)"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from what was saved"),
+    ],
+)
+def test_errors_are_one_line(command, error, status, line):
+    outcome = command(failing={0: error})
+    assert outcome.status == status
+    assert outcome.errors == [line]
+
+
+def test_traceback_on_request(command, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    outcome = command(failing={0: RuntimeError("boom")})
+    assert outcome.status == 1
+    assert outcome.errors[0].startswith("Traceback")
+    assert outcome.errors[-1] == "RuntimeError: boom"
+
+
+def test_the_task_sees_the_users_own_environment(monkeypatch, tmp_path):
+    import os
+
+    from tometune.config.main import verb
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train"])
+    seen = []
+
+    @verb
+    def main(config: Config) -> None:
+        seen.append(os.environ.get("HYDRA_FULL_ERROR"))
+
+    main()
+    assert seen == [None]
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_sweep_shares_a_name(command):
+    outcome = command("-m", "seed=0,1", "data=mix_100k,mix_200k")
+    assert outcome.status == 0
+    assert [(c.seed, c.data.name, c.sweep.name) for c in outcome.configs] == [
+        (seed, data, "adhoc") for seed in (0, 1) for data in ("mix_100k", "mix_200k")
+    ]
+
+
+def test_named_sweep_of_three_seeds(command, tmp_path):
+    outcome = command("+sweep=seeds", "data=mix_200k")
+    assert [(c.seed, c.seeds.order, c.sweep.name) for c in outcome.configs] == [(s, s, "seeds") for s in (0, 1, 2)]
+    assert [path.name for path in (tmp_path / "multirun").iterdir()] == ["seeds"]
+
+
+def test_a_failed_job_leaves_the_others(command):
+    outcome = command("-m", "seed=0,1,2", failing={0: RuntimeError("boom"), 1: UserError("x: wrong; mend it")})
+    assert outcome.status == 1
+    assert [config.seed for config in outcome.configs] == [0, 1, 2]
+    assert outcome.errors[-1] == "2 of 3 runs did not finish"
+    assert "x: wrong; mend it" in outcome.errors
+
+
+def test_interrupt_stops_a_sweep(command):
+    outcome = command("-m", "seed=0,1", failing={0: KeyboardInterrupt()})
+    assert outcome.status == 130
+    assert [config.seed for config in outcome.configs] == [0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["model.id=HuggingFaceTB/SmolLM2-360M-Instruct"], "smollm2-360m-instruct"),
+        (["model.id=./My Models/Best One/"], "best-one"),
+        (["model.id=a/b", "model.name=mine"], "mine"),
+        (["model=smollm2_135m"], "smollm2_135m"),
+    ],
+)
+def test_name_follows_the_id(command, overrides, name):
+    (config,) = command(*overrides).configs
+    assert config.model.name == name
+
+
+def test_slug_of_a_bare_dot(monkeypatch, tmp_path):
+    (tmp_path / "Some_Model").mkdir()
+    monkeypatch.chdir(tmp_path / "Some_Model")
+    assert slug(".") == "some_model"
+    assert slug("///") == "model"
+
+
+def test_help(command):
+    outcome = command("--help")
+    assert outcome.status == 0
+    assert "data: files_100k" in outcome.out
+    assert "+experiment=quickstart" in outcome.out
+    assert "train.yaml" in outcome.out
+
+
+def test_wrong_option_with_dashes(command):
+    outcome = command("--modle=tiny")
+    assert outcome.status == 2
+    assert outcome.errors[0].startswith("unrecognized arguments: --modle=tiny; keys are set without dashes")
+
+
+def test_pickled_rerun_is_refused(command):
+    outcome = command("--experimental-rerun", "config.pickle")
+    assert outcome.status == 2
+    assert "pickle" in outcome.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["--cfg", "job"], 0),
+        (["data=mix_30k", "trainer.lerning_rate=1"], 2),
+        (["-m", "data=mix_30k,mix_100k"], 2),
+        (["lora.r=0"], 2),
+    ],
+)
+@pytest.mark.parametrize("name", sorted(verbs()))
+def test_config_commands_import_nothing_heavy(name, arguments, status, tmp_path):
+    command = [sys.executable, "-c", WATCH, name, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["heavy:"]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    if arguments == ["--help"]:
+        assert done.stdout.startswith(f"tometune {name}: {verbs()[name]}")

@@ -1,0 +1,54 @@
+"""`tometune VERB …`, the same as `python -m tometune.VERB …`."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import tometune
+from tometune.config.errors import did_you_mean
+
+USAGE = "usage: tometune VERB [group=option …] [key=value …]"
+
+
+def main() -> None:
+    """Run the verb that the first argument names, or say which there are."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print(overview())
+    elif name == "--version":
+        print(f"tometune {tometune.__version__}")
+    elif name in verbs():
+        sys.argv = [f"tometune {name}", *rest]
+        command: Callable[[], None] = importlib.import_module(f"tometune.{name}").main
+        command()
+    else:
+        near = did_you_mean(name, verbs()) or f"; one of {', '.join(verbs())}"
+        print(f"{name}: no such verb{near}", file=sys.stderr)
+        sys.exit(2)
+
+
+def overview() -> str:
+    """Return the text of `tometune --help`."""
+    found = verbs()
+    width = max(map(len, found), default=0)
+    lines = [f"  {name:{width}}  {line}" for name, line in found.items()]
+    return "\n".join([str(tometune.__doc__), "", USAGE, "", *lines, "", "tometune VERB --help says more."])
+
+
+def verbs() -> dict[str, str]:
+    """Return the first line of the docstring of each verb: a module beside this one that has a `main()`.
+
+    The sources are parsed, not imported, so that nothing heavy is loaded to list them.
+    """
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
+            found[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
+    return found
+
+
+if __name__ == "__main__":
+    main()
