@@ -20,9 +20,9 @@ def fingerprints(config: Config) -> dict[str, str]:
     from tometune.evaluation import tasks
     from tometune.models import load
 
-    found = {"model": load.fingerprint(config.model), "data.base": sources.fingerprint(config.data.base)}
+    found = {"model": load.fingerprint(config.model), "data.base": sources.fingerprint(config.data.base, "data.base")}
     if config.data.pool is not None:
-        found["data.pool"] = sources.fingerprint(config.data.pool)
+        found["data.pool"] = sources.fingerprint(config.data.pool, "data.pool")
     for name, task in config.eval.tasks.items():
         found[f"eval.tasks.{name}"] = tasks.fingerprint(task)
     return found

@@ -1,0 +1,45 @@
+"""Small sources on disk, and mixes over them."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tometune.config.data import DataConfig, SourceConfig, SourceKind
+from tometune.data.mix import Mix, build_mix
+
+
+def conversation(number: int | str, **columns: Any) -> dict[str, Any]:
+    """Return a row in ShareGPT's shape."""
+    turns = [{"from": "human", "value": f"question {number}"}, {"from": "gpt", "value": f"answer {number}"}]
+    return {"conversations": turns, **columns}
+
+
+def files(path: Path | str | None, **options: Any) -> SourceConfig:
+    """Return a source of local files."""
+    return SourceConfig(kind=SourceKind.files, path=None if path is None else str(path), **options)
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    """Write one row a line; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def mix_of(tmp_path: Path) -> Callable[..., Mix]:
+    """Return a function that mixes rows: those of the base, those of the pool, to a number of rows."""
+
+    def build(base: list[Any], pool: list[Any] | None, rows: int, seed: int = 0, base_rows: int | None = None) -> Mix:
+        config = DataConfig(
+            name="test",
+            rows=rows,
+            base=files(write_jsonl(tmp_path / "base.jsonl", base), rows=base_rows),
+            pool=None if pool is None else files(write_jsonl(tmp_path / "pool.jsonl", pool)),
+        )
+        return build_mix(config, seed, tmp_path / "cache")
+
+    return build

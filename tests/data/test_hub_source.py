@@ -1,0 +1,102 @@
+"""Sources on the hub, through the real client and the hub on localhost, in processes of their own."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.conftest import conversation
+
+ID = "mlabonne/FineTome-100k"
+CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n---\n"
+ROWS = [conversation(number, source="infini-instruct-top-500k", score=5.0) for number in range(5)]
+
+CODE = """
+import json, sys, time
+from pathlib import Path
+from tometune.config.data import SourceConfig
+from tometune.config.errors import UserError
+from tometune.data.standardise import standardise
+
+answers = []
+for options in json.loads(sys.argv[1]):
+    began = time.monotonic()
+    try:
+        made = standardise(SourceConfig(**options), "data.base", Path(sys.argv[2]))
+        answers.append([made.fingerprint, made.rows["source"][:], made.rows["messages"][:]])
+    except UserError as error:
+        answers.append(str(error))
+    assert time.monotonic() - began < 20, "a hub that fails must do so at once"
+print(json.dumps(answers))
+"""
+
+
+def parquet(rows):
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def ask(hub, run_python, tmp_path):
+    """Return a function that standardises sources one after the other and gives back rows or errors."""
+
+    def run(*sources, cache="cache", **env):
+        done = run_python("-c", CODE, json.dumps(sources), tmp_path / cache, env=hub.env(tmp_path / "hf") | env)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture
+def finetome(hub):
+    return hub.add_dataset(ID, {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(ROWS)})
+
+
+def test_rows_and_the_cache_without_a_hub(hub, finetome, ask):
+    [(identity, sources, messages)] = ask({"id": ID})
+    assert identity.startswith(f"{ID}@main/default/train/")
+    assert sources == ["infini-instruct-top-500k"] * 5
+    assert messages[4][1] == {"role": "assistant", "content": "answer 4"}
+    hub.stop()
+    assert ask({"id": ID}) == [[identity, sources, messages]]
+    assert ask({"id": ID}, cache="other", HF_HUB_OFFLINE="1") == [[identity, sources, messages]]
+
+
+def test_what_can_be_wrong_is_told_apart(hub, finetome, ask):
+    hub.add_dataset("user/gated", {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(ROWS)})
+    hub.gated.add("user/gated")
+    hub.add_dataset("user/broken", {"README.md": CARD, "data/train-00000-of-00001.parquet": b"PAR1 not parquet"})
+    hub.add_dataset("user/empty", {"README.md": "# Nothing\n"})
+    hub.add_dataset("user/other", {"train.jsonl": '{"id": 1, "text": "x"}\n'})
+    missing, revision, gated, split, subset, broken, empty, other = ask(
+        {"id": "nobody/nothing"},
+        {"id": ID, "revision": "v9"},
+        {"id": "user/gated"},
+        {"id": ID, "split": "tests"},
+        {"id": ID, "subset": "de"},
+        {"id": "user/broken"},
+        {"id": "user/empty"},
+        {"id": "user/other"},
+    )
+    assert missing.startswith("data.base.id=nobody/nothing: no such repository on the hub")
+    assert revision.startswith(f"data.base.id={ID}: has no such revision")
+    assert gated.startswith("data.base.id=user/gated: is gated; accept its terms")
+    for error in (split, subset, broken, empty):
+        assert error.startswith("data.base.id=")
+        assert error.endswith("; check data.base.subset, data.base.split and the dataset's page")
+        assert "\n" not in error
+    assert "tests" in split
+    assert "de" in subset
+    assert other.startswith("user/other: no conversation column among id, text; a row needs")
+
+
+def test_a_hub_out_of_reach(hub, ask):
+    hub.stop()
+    [unreachable] = ask({"id": ID})
+    [offline] = ask({"id": ID}, HF_HUB_OFFLINE="1")
+    assert unreachable.startswith(f"data.base.id={ID}: the model hub cannot be reached")
+    assert offline.startswith(f"data.base.id={ID}: the model hub cannot be reached")

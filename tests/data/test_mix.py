@@ -1,0 +1,169 @@
+import json
+import random
+import tempfile
+from collections import Counter
+from hashlib import blake2b, sha256
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.data.conftest import conversation, files, write_jsonl
+from tometune.config.data import DataConfig
+from tometune.config.errors import UserError
+from tometune.data.mix import build_mix
+
+BASE = [conversation(number, source="b") for number in range(10)]
+POOL = [conversation(number, dataset="p") for number in range(5, 45)]
+
+
+def first_words(mix):
+    return [messages[0]["content"] for messages in mix.dataset["messages"]]
+
+
+def test_the_whole_base_then_the_pools_own(mix_of):
+    mix = mix_of(BASE, POOL, 30)
+    words = first_words(mix)
+    assert words[:10] == [f"question {number}" for number in range(10)]
+    assert len(words) == len(set(words)) == len(mix.row_ids) == 30
+    assert {int(word.split()[1]) for word in words[10:]} <= set(range(10, 45))
+    assert mix.sources == {"p": 20, "b": 10}
+    assert [row_id.partition(":")[0] for row_id in mix.row_ids] == ["base"] * 10 + ["pool"] * 20
+    assert mix.facts["pool"]["excluded"] == {"in_base": 5, "repeats": 0}
+    assert mix.facts["pool"]["eligible"] == 35
+    assert mix.dataset.column_names == ["source", "messages"]
+
+
+def test_texts_are_compared_by_their_words(mix_of):
+    turns = [{"from": "human", "value": " QUESTION\n0"}, {"from": "gpt", "value": "Answer  0"}]
+    pool = [{"conversations": turns}, conversation(50), conversation("50 "), conversation(51)]
+    mix = mix_of(BASE, pool, 12)
+    assert mix.facts["pool"]["excluded"] == {"in_base": 1, "repeats": 1}
+    assert {word.strip() for word in first_words(mix)[10:]} == {"question 50", "question 51"}
+
+
+def test_a_base_keeps_the_rows_that_repeat_each_other(mix_of):
+    mix = mix_of([BASE[0], BASE[1], BASE[0]], None, 3)
+    assert first_words(mix) == ["question 0", "question 1", "question 0"]
+    assert mix.row_ids[2] == f"{mix.row_ids[0]}-2"
+
+
+def test_seeds(mix_of):
+    one, again, other = (mix_of(BASE, POOL, 20, seed=seed) for seed in (1, 1, 2))
+    assert one.row_ids == again.row_ids
+    assert one.digest == again.digest != other.digest
+    assert one.row_ids[:10] == other.row_ids[:10]
+
+
+def test_the_draw_is_pinned(mix_of):
+    """The same rows on every machine and with every release, or old results could not be repeated."""
+    texts = [f"question {number} answer {number}" for number in range(10, 45)]
+    keys = sorted(blake2b(text.encode(), digest_size=16).hexdigest() for text in texts)
+    order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([3, crc32(b"data")]))).permutation(35)
+    mix = mix_of(BASE, POOL, 20, seed=3)
+    assert mix.row_ids[10:] == [f"pool:{keys[index]}" for index in order[:10]]
+    assert mix.digest == sha256("\n".join(mix.row_ids).encode()).hexdigest()[:20]
+    assert mix.digest == "1b974afa0b6f9c227571"  # numpy may change its streams; this would tell
+
+
+def test_a_smaller_base_by_a_seeded_draw(mix_of):
+    mix = mix_of(BASE, POOL, 12, base_rows=4)
+    other = mix_of(list(reversed(BASE)), POOL, 12, base_rows=4)
+    assert mix.row_ids == other.row_ids
+    numbers = [int(word.split()[1]) for word in first_words(mix)]
+    assert len(numbers) == 12
+    assert set(numbers[:4]) <= set(range(10))
+    assert set(numbers[4:]) <= set(range(10, 45))
+
+
+def test_manifest(mix_of):
+    mix = mix_of([*BASE, {"conversations": []}], POOL, 30)
+    manifest = json.loads(json.dumps(mix.manifest()))
+    assert manifest["row_ids"] == mix.row_ids
+    assert (manifest["name"], manifest["seed"], manifest["digest"], manifest["rows"]) == ("test", 0, mix.digest, 30)
+    assert manifest["sources"] == {"p": 20, "b": 10}
+    assert (manifest["base"]["read"], manifest["base"]["usable"], manifest["base"]["rows"]) == (11, 10, 10)
+    assert manifest["base"]["dropped"] == {"no_assistant_turn": {"files": 1}}
+
+
+@pytest.mark.parametrize(
+    ("base", "pool", "rows", "base_rows", "message"),
+    [
+        (BASE, POOL, 60, None, "data.pool: 35 usable rows of 40 (in the base: 5, repeats: 0, dropped: 0), but "),
+        (BASE, BASE, 11, None, "data.pool: 0 usable rows of 10 (in the base: 10,"),
+        (BASE, [], 11, None, "data.pool: 0 usable rows of 0 "),
+        (
+            BASE,
+            [{"conversations": []}],
+            11,
+            None,
+            "data.pool: 0 usable rows of 1 (in the base: 0, repeats: 0, dropped: 1)",
+        ),
+        (BASE, None, 11, None, "data.rows=11: the base gives 10 and there is no pool for the other 1; set data.pool"),
+        (BASE, POOL, 9, None, "data.rows=9: is less than the base's 10; set data.base.rows=9"),
+        (BASE, POOL, 30, 20, "data.base.rows=20: the base has 10 usable rows of 10 (dropped: none); set data.rows=10"),
+        (
+            [{"conversations": []}],
+            None,
+            1,
+            None,
+            "data.base: none of its 1 rows is usable (1 dropped); dropped: no_ass",
+        ),
+        ([], None, 1, None, "data.base: none of its 0 rows is usable"),
+    ],
+)
+def test_too_few_rows(mix_of, base, pool, rows, base_rows, message):
+    with pytest.raises(UserError) as caught:
+        mix_of(base, pool, rows, base_rows=base_rows)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_number_that_an_error_proposes_is_right(mix_of):
+    with pytest.raises(UserError, match=r"or set data\.rows=45$"):
+        mix_of(BASE, POOL, 60)
+    assert len(mix_of(BASE, POOL, 45).dataset) == 45
+
+
+def test_rows_of_the_pool_are_not_set_twice(tmp_path):
+    pool = files(write_jsonl(tmp_path / "pool.jsonl", POOL), rows=20)
+    config = DataConfig(rows=30, base=files(write_jsonl(tmp_path / "base.jsonl", BASE)), pool=pool)
+    with pytest.raises(UserError, match=r"data\.pool\.rows=20: is not read, .* set data\.pool\.rows=null"):
+        build_mix(config, 0, tmp_path / "cache")
+
+
+NUMBERS = st.lists(st.integers(0, 60), min_size=1, max_size=60)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(base=NUMBERS, pool=NUMBERS, seed=st.integers(0, 2**32 - 1), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_nested_disjoint_exact_and_free_of_the_files_order(base, pool, seed, shares):
+    """For one seed a smaller mix is the beginning of a larger one, and no text of the pool is in it twice."""
+    eligible = len(set(pool) - set(base))
+    sizes = [len(base) + round(share * eligible) for share in sorted(shares)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = files(write_jsonl(folder / "base.jsonl", map(conversation, base)))
+        write_jsonl(folder / "pool" / "all.jsonl", map(conversation, pool))
+        shuffled = random.Random(seed).sample(pool, len(pool))
+        for part in range(3):
+            write_jsonl(folder / "parts" / f"{part}.jsonl", map(conversation, shuffled[part::3]))
+
+        def mix(rows, pool_folder="pool"):
+            config = DataConfig(rows=rows, base=source, pool=files(folder / pool_folder))
+            return build_mix(config, seed, folder / "cache")
+
+        small, large = mix(sizes[0]), mix(sizes[1])
+        assert [len(small.dataset), len(large.dataset)] == sizes
+        assert large.row_ids[: sizes[0]] == small.row_ids
+        assert len(set(large.row_ids)) == sizes[1]
+        added = [int(word.split()[1]) for word in first_words(large)[len(base) :]]
+        assert not set(added) & set(base)
+        assert max(Counter(added).values(), default=1) == 1
+        assert set(added) <= set(pool)
+        assert mix(sizes[1], "parts").row_ids == large.row_ids
+        with pytest.raises(UserError, match=f"{eligible} usable rows of {len(pool)} "):
+            mix(len(base) + eligible + 1)

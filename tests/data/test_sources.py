@@ -1,0 +1,141 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.data.conftest import conversation, files, write_jsonl
+from tometune.config.data import SourceConfig
+from tometune.config.errors import UserError
+from tometune.data.sources import files_of, fingerprint, read
+
+CODE = """
+import sys
+from tometune.config.data import SourceConfig, SourceKind
+from tometune.data.sources import fingerprint
+print(fingerprint(SourceConfig(kind=SourceKind.files, path=sys.argv[1]), "data.base"))
+print(fingerprint(SourceConfig(id="a/b"), "data.base"))
+print({"torch", "transformers", "datasets", "pyarrow", "huggingface_hub"} & set(sys.modules))
+"""
+
+
+def texts(source):
+    return [row["conversations"][0]["value"] for batch in read(source, "data.base") for row in batch.rows]
+
+
+def test_content_identifies_files_not_names_nor_places(tmp_path):
+    one = write_jsonl(tmp_path / "one" / "a.jsonl", [conversation(1)])
+    same = write_jsonl(tmp_path / "other" / "b.jsonl", [conversation(1)])
+    changed = write_jsonl(tmp_path / "c.jsonl", [conversation(2)])
+    assert fingerprint(files(one), "k") == fingerprint(files(same), "k") == fingerprint(files(same.parent), "k")
+    assert fingerprint(files(one), "k") != fingerprint(files(changed), "k")
+
+
+def test_one_fingerprint_means_one_order_of_rows(tmp_path):
+    for folder, names in {"one": "abcd", "other": "dcba"}.items():
+        for number, name in enumerate(names):
+            write_jsonl(tmp_path / folder / f"{name}.jsonl", [conversation(number)])
+    one, other = files(tmp_path / "one"), files(tmp_path / "other")
+    assert fingerprint(one, "k") == fingerprint(other, "k")
+    assert texts(one) == texts(other)
+    assert sorted(texts(one)) == [f"question {number}" for number in range(4)]
+
+
+def test_hub_datasets_are_known_by_name(tmp_path):
+    source = SourceConfig(id="a/b", revision="v1", subset="en", split="test")
+    assert fingerprint(source, "k") == "a/b@v1/en/test"
+    assert fingerprint(SourceConfig(id="a/b"), "k") == "a/b@main/default/train"
+
+
+def test_fingerprints_import_nothing_heavy(tmp_path):
+    file = write_jsonl(tmp_path / "x.jsonl", [conversation(1)])
+    done = subprocess.run([sys.executable, "-c", CODE, file], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [fingerprint(files(file), "k"), "a/b@main/default/train", "set()"]
+
+
+def test_folders_and_globs(tmp_path):
+    for name in ("a.jsonl", "deep/b.jsonl", ".cache/c.jsonl", "deep/.d.jsonl", "notes.txt"):
+        write_jsonl(tmp_path / name, [conversation(name)])
+    assert {file.name for file in files_of(str(tmp_path), "k")} == {"a.jsonl", "b.jsonl"}
+    assert [file.name for file in files_of(f"{tmp_path}/*.jsonl", "k")] == ["a.jsonl"]
+    assert {file.name for file in files_of(f"{tmp_path}/**/*.jsonl", "k")} == {"a.jsonl", "b.jsonl"}
+    assert {file.name for file in files_of(f"{tmp_path}/d*/*.jsonl", "k")} == {"b.jsonl"}
+
+
+def test_a_name_with_the_signs_of_a_glob_is_a_name(tmp_path):
+    file = write_jsonl(tmp_path / "a[1].jsonl", [conversation(1)])
+    assert files_of(str(file), "k") == [file]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (None, "data.base.path: is not set; set it to"),
+        ("", "data.base.path: is not set; set it to"),
+        ("missing.jsonl", "data.base.path={}/missing.jsonl: no such file; name a parquet"),
+        ("*.parquet", "data.base.path={}/*.parquet: no such file; name a parquet"),
+        ("**x", "data.base.path={}/**x: no such file; name a parquet"),
+        ("empty", "data.base.path={}/empty: holds no file that ends in .parquet, .jsonl, .json; name another"),
+        ("notes.txt", "data.base.path={}/notes.txt: cannot be read; it must end in .parquet, .jsonl, .json"),
+    ],
+)
+def test_no_files(tmp_path, path, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError) as caught:
+        fingerprint(files(path and tmp_path / path), "data.base")
+    assert str(caught.value).startswith(message.format(tmp_path))
+
+
+def test_neither_time_nor_name_is_content_but_every_byte_and_every_file_is(tmp_path):
+    file = write_jsonl(tmp_path / "in" / "a.jsonl", [conversation(1), conversation(2)])
+    source = files(tmp_path / "in")
+    seen = [fingerprint(source, "k")]
+    os.utime(file, (1, 1))
+    file.rename(file.with_name("z.jsonl"))
+    assert fingerprint(source, "k") == seen[0]
+    write_jsonl(tmp_path / "in" / "copy.jsonl", [conversation(1), conversation(2)])
+    seen.append(fingerprint(source, "k"))
+    write_jsonl(tmp_path / "in" / "copy.jsonl", [conversation(2), conversation(1)])
+    seen.append(fingerprint(source, "k"))
+    with (tmp_path / "in" / "copy.jsonl").open("a") as last:
+        last.write("\n")
+    seen.append(fingerprint(source, "k"))
+    assert len(set(seen)) == 4
+
+
+def test_a_file_of_several_pieces_is_hashed_to_its_end(tmp_path):
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    one.write_bytes(b" " * (2**21) + b"\n")
+    other.write_bytes(b" " * (2**21) + b"\t")
+    assert fingerprint(files(one), "k") != fingerprint(files(other), "k")
+
+
+def test_reading_follows_the_config_not_the_folder(tmp_path):
+    """A glob and a folder of the same files are the same source."""
+    for number in range(5):
+        write_jsonl(tmp_path / f"{number}.jsonl", [conversation(number)])
+    folder, pattern = files(tmp_path), files(tmp_path / "[0-4].jsonl")
+    assert fingerprint(folder, "k") == fingerprint(pattern, "k")
+    assert texts(folder) == texts(pattern)
+
+
+@pytest.mark.xfail(strict=True, reason="bug: OSError (File name too long) and RuntimeError (no home) are not told")
+@pytest.mark.parametrize("path", ["x" * 5000 + ".jsonl", "~nobody-of-that-name/x.jsonl"])
+def test_a_path_that_the_system_refuses(path):
+    with pytest.raises(UserError, match=r"^data\.base\.path="):
+        fingerprint(files(path), "data.base")
+
+
+@pytest.mark.xfail(strict=True, reason="bug: the suffix decides how a file is read, but is not in the fingerprint")
+def test_the_kind_of_a_file_is_content(tmp_path):
+    """`[{}]` is rows in a .json file and an error in a .jsonl file."""
+    for name in ("x.json", "x.jsonl"):
+        (tmp_path / name).write_text("[{}]")
+    assert fingerprint(files(tmp_path / "x.json"), "k") != fingerprint(files(tmp_path / "x.jsonl"), "k")
+
+
+def test_a_folder_with_a_file_that_is_gone(tmp_path):
+    (tmp_path / "lost.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"lost\.jsonl: cannot be read \(No such file or directory\)"):
+        fingerprint(files(tmp_path), "data.base")

@@ -1,0 +1,191 @@
+"""The Hugging Face hub's protocol over a folder tree, on localhost: enough for `datasets` and `transformers` to load.
+
+Reading only; https://huggingface.co/docs/hub/api and huggingface_hub's `hf_api.py` are the source of the routes.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub.repository import NotFoundOnHubError, Repository, blob_id
+
+API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)(?:/(?P<verb>[^/]+)/(?P<rest>.+))?")
+RESOLVE = re.compile(r"/(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+
+
+class Request(NamedTuple):
+    """One line of the server's log."""
+
+    method: str
+    path: str
+    status: int
+    user_agent: str
+
+
+class Hub:
+    """A hub over `root/models/<user>/<name>/` and `root/datasets/<user>/<name>/`; a context manager.
+
+    Attributes:
+        gated: ids whose files need one of `tokens`.
+        requests: everything that was asked for so far.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.gated: set[str] = set()
+        self.tokens: set[str] = set()
+        self.requests: list[Request] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.stop()
+
+    def stop(self) -> None:
+        """Close the port; the hub is unreachable from then on."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def env(self, home: Path) -> dict[str, str]:
+        """Return the environment in which the hub client of a subprocess talks to this hub and caches under `home`."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def add_model(self, repo_id: str, files: Mapping[str, bytes | str] | None = None) -> Repository:
+        """Create or change a model repository; with no files, the caller saves into its `folder`."""
+        return self._add("models", repo_id, files or {})
+
+    def add_dataset(self, repo_id: str, files: Mapping[str, bytes | str] | None = None) -> Repository:
+        """Create or change a data set repository; with no files, the caller saves into its `folder`."""
+        return self._add("datasets", repo_id, files or {})
+
+    def _add(self, kind: str, repo_id: str, files: Mapping[str, bytes | str]) -> Repository:
+        repository = Repository(kind, repo_id, self.root / kind / repo_id)
+        repository.folder.mkdir(parents=True, exist_ok=True)
+        for path, content in files.items():
+            target = repository.folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content.encode() if isinstance(content, str) else content)
+        return repository
+
+    def find(self, kind: str, repo_id: str) -> Repository:
+        repository = Repository(kind, repo_id, self.root / kind / repo_id)
+        if ".." in repo_id or not repository.folder.is_dir():
+            raise NotFoundOnHubError("RepoNotFound", "Repository not found")
+        return repository
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        """Find the route; errors become the status and headers by which the hub client knows them."""
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        url = urlsplit(self.path)
+        path, query = unquote(url.path), parse_qs(url.query)
+        try:
+            if match := API.fullmatch(path):
+                self._api(match, query, body)
+            elif match := RESOLVE.fullmatch(path):
+                self._resolve(match)
+            elif path == "/api/whoami-v2" and self._token() in self.hub.tokens:
+                self._json({"type": "user", "name": "tester", "orgs": [], "auth": {"type": "access_token"}})
+            else:
+                self._error(HTTPStatus.UNAUTHORIZED if path == "/api/whoami-v2" else HTTPStatus.NOT_FOUND, None, path)
+        except NotFoundOnHubError as error:
+            # The hub does not tell a stranger whether a repository exists.
+            stranger = error.code == "RepoNotFound" and self._token() is None
+            self._error(HTTPStatus.UNAUTHORIZED if stranger else HTTPStatus.NOT_FOUND, error.code, str(error))
+
+    def _api(self, match: re.Match[str], query: dict[str, list[str]], body: bytes) -> None:
+        """Answer `/api/{models,datasets}/{id}` with nothing, `revision`, `tree` or `paths-info` after it."""
+        repository = self.hub.find(match["kind"], match["id"])
+        verb, (revision, _, below) = match["verb"], (match["rest"] or "main").partition("/")
+        if verb not in (None, "revision", "tree", "paths-info"):
+            return self._error(HTTPStatus.NOT_FOUND, None, f"no such route: {verb}")
+        repository.check(revision)
+        if verb == "tree":
+            recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
+            return self._json(repository.tree(below, recursive))
+        if verb == "paths-info":
+            is_json = "json" in self.headers.get("Content-Type", "")
+            asked = json.loads(body) if is_json else parse_qs(body.decode())
+            paths = asked["paths"]
+            return self._json(repository.paths_info([paths] if isinstance(paths, str) else paths))
+        return self._json({**repository.info(), "gated": "auto" if repository.id in self.hub.gated else False})
+
+    def _resolve(self, match: re.Match[str]) -> None:
+        """Send a file, or the range of it that was asked for."""
+        repository = self.hub.find("datasets" if match["kind"] else "models", match["id"])
+        if repository.id in self.hub.gated and self._token() not in self.hub.tokens:
+            status = HTTPStatus.UNAUTHORIZED if self._token() is None else HTTPStatus.FORBIDDEN
+            return self._error(status, "GatedRepo", f"Access to {repository.id} is restricted")
+        repository.check(match["revision"])
+        file = repository.file(match["path"])
+        content, status = file.read_bytes(), HTTPStatus.OK
+        headers = {"ETag": f'"{blob_id(file)}"', "X-Repo-Commit": repository.commit(), "Accept-Ranges": "bytes"}
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
+            if first >= len(content):
+                return self._error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, None, "range past the end")
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            content, status = content[first : last + 1], HTTPStatus.PARTIAL_CONTENT
+        return self._send(status, content, {"Content-Type": "application/octet-stream", **headers})
+
+    def _token(self) -> str | None:
+        kind, _, token = self.headers.get("Authorization", "").partition(" ")
+        return token if kind == "Bearer" else None
+
+    def _json(self, content: Any) -> None:
+        self._send(HTTPStatus.OK, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _error(self, status: HTTPStatus, code: str | None, message: str) -> None:
+        headers = {"Content-Type": "application/json", "X-Error-Message": message}
+        self._send(status, json.dumps({"error": message}).encode(), headers | ({"X-Error-Code": code} if code else {}))
+
+    def _send(self, status: HTTPStatus, content: bytes, headers: Mapping[str, str]) -> None:
+        agent = self.headers.get("User-Agent", "")
+        self.hub.requests.append(Request(self.command, self.path, int(status), agent))
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the console quiet; `Hub.requests` has it all."""

@@ -1,0 +1,40 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tometune.caching import cached_folder
+
+
+def test_built_once_and_keyed_by_everything(tmp_path: Path) -> None:
+    built: list[str] = []
+
+    def build(folder: Path) -> None:
+        built.append(folder.name)
+        (folder / "data").write_text("x")
+
+    one = cached_folder(tmp_path, "kind", {"a": 1}, build)
+    assert cached_folder(tmp_path, "kind", {"a": 1}, build) == one
+    assert cached_folder(tmp_path, "kind", {"a": 2}, build) != one
+    assert len(built) == 2
+    assert json.loads((one / "config.json").read_text()) == {"a": 1}
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        cached_folder(tmp_path, "kind", {}, build)
+    assert list((tmp_path / "kind").iterdir()) == []
+
+
+def test_the_slower_of_two_builders_takes_the_others_folder(tmp_path: Path) -> None:
+    def slow(folder: Path) -> None:
+        (folder / "data").write_text("slow")
+        cached_folder(tmp_path, "kind", {}, lambda other: (other / "data").write_text("fast") and None)
+
+    folder = cached_folder(tmp_path, "kind", {}, slow)
+    assert (folder / "data").read_text() == "fast"
+    assert list((tmp_path / "kind").iterdir()) == [folder]

@@ -1,0 +1,1 @@
+"""Data: sources → standardised conversations → mix → tokens → packs."""

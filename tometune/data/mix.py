@@ -1,0 +1,180 @@
+"""Mixes: the whole base, then random rows of the pool, nested and disjoint.
+
+For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put in one seeded order, of which a larger mix takes a
+longer beginning. Left out before that: pool rows whose normalised text is in the base, and all but the first of pool
+rows that share it. Rows are put in the order of their keys before the seeded one, so neither the names of the pool's
+files nor how its rows are spread over them change which texts are drawn.
+
+A base is taken as it is, with the rows that repeat each other. One with more rows than `data.base.rows` gives that many
+of them by a seeded draw, for trying things out; then too, pool rows whose text is anywhere in the base are left out.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, concatenate_datasets
+
+from tometune.config.data import DataConfig
+from tometune.config.errors import UserError
+from tometune.data.standardise import Standardised, standardise
+from tometune.seeding import stream
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Exactly the configured number of conversations, in a fixed order."""
+
+    name: str
+    seed: int
+    dataset: Dataset
+    """Columns `source` and `messages` ([{role, content}]); rows as in `row_ids`."""
+
+    row_ids: list[str]
+    """`base:<key>` or `pool:<key>`, where the key is the 128-bit hash of the normalised text, in hex."""
+
+    digest: str
+    """sha256 over the row ids in order, 20 hex digits."""
+
+    sources: dict[str, int]
+    """Rows by source, most first."""
+
+    facts: dict[str, Any]
+    """What was read, dropped, mended and excluded, for `base` and `pool`."""
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what mix.json holds: everything but the texts."""
+        counts = {"rows": len(self.row_ids), "sources": self.sources, **self.facts}
+        return {"name": self.name, "seed": self.seed, "digest": self.digest, **counts, "row_ids": self.row_ids}
+
+
+def build_mix(config: DataConfig, seed: int, cache: Path) -> Mix:
+    """Build the mix of a config; the same config, inputs and seed give the same rows on any machine.
+
+    Args:
+        config: base, pool and the exact number of rows.
+        seed: of the draw, `seeds.data`.
+        cache: root of the cache; standardised sources are kept there.
+
+    Raises:
+        UserError: a source cannot be read or has too few usable rows; says how many there were.
+    """
+    base = standardise(config.base, "data.base", cache)
+    wanted = config.base.rows if config.base.rows is not None else len(base.rows)
+    _enough(base, wanted, "data.base")
+    base_order = _draw(_keys(base), wanted, seed, "base") if len(base.rows) > wanted else np.arange(wanted)
+    parts = [base.rows.select(base_order)]
+    row_ids = _ids("base", _keys(base)[base_order])
+    facts: dict[str, Any] = {"base": {**_facts(base), "rows": wanted}}
+    added = config.rows - wanted
+    if added < 0:
+        raise UserError(f"data.rows={config.rows}: is less than the base's {wanted}; set data.base.rows={config.rows}")
+    if added:
+        pool_rows, ids, pool_facts = _add(config, added, base, seed, cache)
+        parts.append(pool_rows)
+        row_ids += ids
+        facts["pool"] = pool_facts
+    dataset = concatenate_datasets([part.remove_columns("key") for part in parts])
+    digest = sha256("\n".join(row_ids).encode()).hexdigest()[:20]
+    return Mix(config.name, seed, dataset, row_ids, digest, _sources(parts), facts)
+
+
+def _add(
+    config: DataConfig, added: int, base: Standardised, seed: int, cache: Path
+) -> tuple[Dataset, list[str], dict[str, Any]]:
+    """Draw rows from the pool; returns them, their ids and what was counted on the way."""
+    if config.pool is None:
+        raise UserError(
+            f"data.rows={config.rows}: the base gives {config.rows - added} and there is no pool for the other {added}"
+            f"; set data.pool, or data.rows={config.rows - added}"
+        )
+    if config.pool.rows is not None:
+        raise UserError(
+            f"data.pool.rows={config.pool.rows}: is not read, data.rows={config.rows} says how many rows are drawn; "
+            "set data.pool.rows=null"
+        )
+    pool = standardise(config.pool, "data.pool", cache)
+    keys = _keys(pool)
+    _, first = np.unique(keys, return_index=True)
+    in_base = np.isin(keys, _keys(base))
+    eligible = first[~in_base[first]]  # np.unique returns them in order of their keys, whatever the files' order
+    excluded = {"in_base": int(in_base.sum()), "repeats": len(keys) - len(first)}
+    if len(eligible) < added:
+        raise UserError(
+            f"data.pool: {len(eligible):,} usable rows of {pool.read:,} (in the base: {excluded['in_base']:,}, "
+            f"repeats: {excluded['repeats']:,}, dropped: {_total(pool.dropped):,}), but data.rows={config.rows} needs "
+            f"{added:,} of them; add rows to the pool, or set data.rows={config.rows - added + len(eligible)}"
+        )
+    chosen = eligible[stream(seed, "data").permutation(len(eligible))[:added]]
+    facts = {**_facts(pool), "excluded": excluded, "eligible": len(eligible), "rows": added}
+    return pool.rows.select(chosen), _ids("pool", keys[chosen]), facts
+
+
+def _enough(base: Standardised, wanted: int, key: str) -> None:
+    """Check that the base has the rows it should have."""
+    found = len(base.rows)
+    if found == 0:
+        raise UserError(
+            f"{key}: none of its {base.read:,} rows is usable ({_total(base.dropped):,} dropped); {_why(base)}"
+        )
+    if found < wanted:
+        raise UserError(
+            f"{key}.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({_why(base)}); set "
+            f"data.rows={found} (and data.base.rows={found} where there is a pool)"
+        )
+
+
+def _why(source: Standardised) -> str:
+    """Say what was dropped and why."""
+    reasons = {reason: sum(counts.values()) for reason, counts in source.dropped.items()}
+    return "dropped: " + (", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none")
+
+
+def _draw(keys: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
+    """Draw row numbers of a base that is larger than asked for, independent of the order of its files."""
+    order = np.argsort(keys, kind="stable")
+    return order[stream(seed, name).permutation(len(order))[:count]]
+
+
+def _keys(source: Standardised) -> np.ndarray:
+    """Return the 16-byte keys as an array of hexadecimal strings, dtype S32."""
+    keys = source.rows.data.column("key").combine_chunks()
+    buffer = b"".join(keys.to_pylist())
+    return np.frombuffer(buffer.hex().encode(), dtype="S32")
+
+
+def _ids(origin: str, keys: np.ndarray) -> list[str]:
+    """Return row ids; rows of the base that share a text are told apart by a number."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for key in keys.astype(str).tolist():
+        seen[key] += 1
+        ids.append(f"{origin}:{key}" if seen[key] == 1 else f"{origin}:{key}-{seen[key]}")
+    return ids
+
+
+def _facts(source: Standardised) -> dict[str, Any]:
+    """Return what standardising counted, for the manifest."""
+    counts = {"read": source.read, "usable": len(source.rows), "dropped": source.dropped, "mended": source.mended}
+    return {"fingerprint": source.fingerprint, **counts}
+
+
+def _total(counts: dict[str, dict[str, int]]) -> int:
+    """Return the sum over reasons and sources."""
+    return sum(sum(by_source.values()) for by_source in counts.values())
+
+
+def _sources(parts: list[Dataset]) -> dict[str, int]:
+    """Count the rows by source."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        for entry in pc.value_counts(pc.cast(part.with_format("arrow")["source"], "string")).to_pylist():
+            total[entry["values"]] += entry["counts"]
+    return dict(total.most_common())

@@ -1,0 +1,132 @@
+"""Sources: hub datasets, local files and Python's own documentation, read as batches of plain rows."""
+
+import glob
+import logging
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from tometune.config.data import SourceConfig, SourceKind
+from tometune.config.errors import UserError
+from tometune.data.readers import BATCH, SUFFIXES, Batch, batches, read_file, unreadable
+from tometune.hub import commit_of, hub_errors
+
+log = logging.getLogger(__name__)
+
+
+def fingerprint(source: SourceConfig, key: str) -> str:
+    """Return what identifies a source's content, without reading its rows.
+
+    Files are known by the sha256 of their contents, whatever their names and places; a hub dataset by id and revision.
+
+    Args:
+        source: what is to be read.
+        key: where it stands in the config, for errors, e.g. `data.base`.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    if source.kind is SourceKind.pydocs:
+        from tometune.data import pydocs
+
+        return f"pydocs-{pydocs.fingerprint()}-{'filtered' if source.filtered else 'all'}"
+    if source.kind is SourceKind.hub:
+        return f"{source.id}@{source.revision}/{source.subset or 'default'}/{source.split}"
+    return f"files-{files_hash(files_of(source.path, f'{key}.path'))}"
+
+
+def files_of(path: str | None, key: str) -> list[Path]:
+    """Return the files behind a path: one file, a folder's (hidden ones left out), or a glob's.
+
+    Raises:
+        UserError: there are none, or one is of a kind that cannot be read.
+    """
+    if not path:
+        raise UserError(f"{key}: is not set; set it to a parquet, JSONL or JSON file, a folder of them, or a glob")
+    given = Path(path).expanduser()
+    if given.is_dir():
+        inside = (file for file in given.rglob("*") if file.suffix in SUFFIXES and not file.is_dir())
+        found = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(given).parts)]
+        if not found:
+            raise UserError(f"{key}={path}: holds no file that ends in {', '.join(SUFFIXES)}; name another folder")
+    elif given.exists():
+        found = [given]
+    else:
+        matches = (Path(match) for match in glob.glob(str(given), recursive=True))  # noqa: PTH207 -- takes any pattern
+        found = [file for file in matches if not file.is_dir()]
+    if not found:
+        raise UserError(f"{key}={path}: no such file; name a parquet, JSONL or JSON file, a folder of them, or a glob")
+    for file in found:
+        if file.suffix not in SUFFIXES:
+            raise UserError(f"{key}={file}: cannot be read; it must end in {', '.join(SUFFIXES)}")
+    return found
+
+
+def files_hash(files: list[Path]) -> str:
+    """Hash the contents of files; their names and order do not matter."""
+    return sha256(b"".join(sorted(_digest(file) for file in files))).hexdigest()[:20]
+
+
+def _digest(file: Path) -> bytes:
+    """Return the sha256 of a file's content, read a piece at a time."""
+    digest = sha256()
+    try:
+        with file.open("rb") as content:
+            while chunk := content.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        raise unreadable(file, error) from error
+    return digest.digest()
+
+
+def read(source: SourceConfig, key: str) -> Iterator[Batch]:
+    """Yield the rows of a source in batches, in an order that its fingerprint determines.
+
+    Several files are read in the order of their hashes: sources of one fingerprint give the same rows in the same
+    order, whatever the files are called.
+
+    Raises:
+        UserError: something is missing, broken, or out of reach; the line names it and the fix.
+    """
+    if source.kind is SourceKind.pydocs:
+        from tometune.data import pydocs
+
+        yield from batches(pydocs.conversations(source.filtered), "pydocs")
+    elif source.kind is SourceKind.hub:
+        yield from _hub(source, key)
+    else:
+        for file in sorted(files_of(source.path, f"{key}.path"), key=_digest):
+            yield from read_file(file)
+
+
+def _hub(source: SourceConfig, key: str) -> Iterator[Batch]:
+    """Read a hub dataset through `datasets`, which caches it as memory-mapped Arrow."""
+    import datasets
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DatasetsError
+
+    assert source.id is not None
+    commit = commit_of(f"{key}.id", source.id, source.revision, "dataset")
+    log.info("%s: %s, revision %s is %s", key, source.id, source.revision, commit)
+    with hub_errors(f"{key}.id", source.id):
+        try:
+            loaded = datasets.load_dataset(source.id, source.subset, split=source.split, revision=commit)
+        except (ValueError, RuntimeError, DatasetsError, EmptyDatasetError) as error:
+            raise _not_loaded(source, key, error) from error
+    start = 0
+    for table in loaded.with_format("arrow").iter(BATCH):
+        yield Batch(table.to_pylist(), source.id, range(start, start + len(table)))
+        start += len(table)
+
+
+def _not_loaded(source: SourceConfig, key: str, error: Exception) -> Exception:
+    """Return the line for an unknown subset or split, or for broken files; any other error as it is."""
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    cause = error.__cause__ or error
+    told_by_hub_errors = isinstance(error, DatasetNotFoundError)
+    full_disk = isinstance(error, DatasetGenerationError) and isinstance(cause, OSError)
+    if told_by_hub_errors or full_disk:
+        return error
+    reason = next(iter(str(cause).splitlines()), type(cause).__name__).rstrip(".")
+    return UserError(f"{key}.id={source.id}: {reason}; check {key}.subset, {key}.split and the dataset's page")

@@ -1,0 +1,100 @@
+"""What goes wrong with the model hub, told in one line each."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tometune.config.errors import UserError
+
+HERE = "python -m tometune.train +experiment=quickstart"
+"""The command that needs neither a GPU nor the hub."""
+
+GATED = "is gated; accept its terms on its page, then `hf auth login` with a token that may read it"
+UNREACHABLE = f"the model hub cannot be reached (HF_HUB_OFFLINE=1 uses only the local cache); without the hub: {HERE}"
+
+
+def commit_of(key: str, repository: str, revision: str, kind: str) -> str:
+    """Return the commit behind a revision, asked of the hub in one short request.
+
+    Asking first keeps an unreachable hub from costing the libraries' retries (about 25 s), and pins what is read.
+    Under HF_HUB_OFFLINE=1 nothing is asked and the revision is returned as it is.
+
+    Args:
+        key: where the repository was named, e.g. `model.id`.
+        repository: hub id.
+        revision: branch, tag or commit.
+        kind: `model` or `dataset`.
+
+    Raises:
+        UserError: there is no such repository or revision, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return revision
+    with hub_errors(key, repository):
+        return HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=15).sha or revision
+
+
+@contextmanager
+def hub_errors(key: str, repository: str) -> Iterator[None]:
+    """Turn the hub's errors into a `UserError` that names the config key, the repository and the fix.
+
+    Libraries wrap the hub's errors in their own (`OSError`, `ConnectionError`, …), so the whole chain is searched.
+
+    Args:
+        key: where the repository was named, e.g. `model.id`.
+        repository: hub id.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        problem = _problem(error)
+        if problem is None:
+            raise
+        raise UserError(f"{key}={repository}: {problem}") from error
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and everything it came from, the last first."""
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found
+
+
+def _problem(error: BaseException) -> str | None:
+    """Return what is wrong and what to do; None if it is none of the hub's errors."""
+    import httpx
+    from huggingface_hub import errors
+
+    chain = _chain(error)
+
+    def among(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if among(errors.GatedRepoError):
+        return GATED
+    if among(errors.RevisionNotFoundError):
+        return "has no such revision; check the spelling of the branch, tag or commit"
+    if _named(chain, "DatasetNotFoundError") and "gated" in str(error):
+        return GATED
+    if among(errors.RepositoryNotFoundError) or _named(chain, "DatasetNotFoundError"):
+        return "no such repository on the hub (or it is private: `hf auth login`); a local folder needs its full path"
+    if among(errors.EntryNotFoundError) and not among(errors.LocalEntryNotFoundError):
+        return "lacks a file that is needed; is it a repository of this kind?"
+    if among(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError, ConnectionError):
+        return UNREACHABLE
+    if among(errors.HfHubHTTPError):
+        return f"the model hub answered with an error ({str(error).splitlines()[0]}); try again later"
+    if any(isinstance(link, OSError) and "couldn't connect" in str(link) for link in chain):
+        return UNREACHABLE
+    return None
+
+
+def _named(chain: list[BaseException], name: str) -> bool:
+    """Tell whether an error of that class is in the chain, without importing the library it is from."""
+    return any(type(link).__name__ == name for link in chain)
