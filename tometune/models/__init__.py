@@ -1,0 +1,1 @@
+"""Models: what is loaded, from where, at which precision, and the adapter on top."""

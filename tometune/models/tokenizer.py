@@ -1,0 +1,43 @@
+"""The tokenizer of a model: its chat template with the date pinned, its padding and end of turn."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tometune.config.errors import UserError
+from tometune.config.model import ModelConfig
+from tometune.hub import hub_errors
+from tometune.models.load import source_of
+
+
+def load_tokenizer(model: ModelConfig, cache: Path) -> PreTrainedTokenizerBase:
+    """Return the model's tokenizer, ready for training and generation.
+
+    Raises:
+        UserError: the hub does not give it, or it has no chat template or no end-of-turn token.
+    """
+    source, revision = source_of(model, cache)
+    with hub_errors("model.id", model.id):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    if not isinstance(tokenizer.chat_template, str):
+        raise UserError(f"model.id={model.id}: its tokenizer has no chat template; pick the instruct or chat variant")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.id={model.id}: its tokenizer has no end-of-sequence token; pick another model")
+    tokenizer.chat_template = pin_date(tokenizer.chat_template, model.date_string)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # never trained on: labels of padding are -100
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def pin_date(template: str, date: str) -> str:
+    """Return a chat template that prints `date` where it would print today's.
+
+    The pin is part of the template and so of everything that is saved with it. Llama 3.1's and 3.2's templates take
+    the variable `date_string` and fall back on the clock.
+    """
+    if "date_string" not in template and "strftime_now" not in template:
+        return template
+    quoted = date.replace("\\", "\\\\").replace('"', '\\"')
+    pin = f'{{%- set date_string = "{quoted}" %}}'
+    return template if template.startswith(pin) else pin + template

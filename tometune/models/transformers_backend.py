@@ -1,0 +1,73 @@
+"""The backend `transformers`: plain Hugging Face weights, in 4 bits through bitsandbytes."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from tometune.config.errors import UserError
+from tometune.config.model import ModelConfig, Precision, Quantization
+from tometune.hub import hub_errors
+
+log = logging.getLogger(__name__)
+
+
+def load(model: ModelConfig, source: str, revision: str | None) -> PreTrainedModel:
+    """Load a causal language model onto the machine's device.
+
+    Args:
+        model: precision, quantisation, attention.
+        source: hub id or folder.
+        revision: of the hub id.
+
+    Raises:
+        UserError: the hub does not give it, or it holds no safetensors.
+    """
+    transformers_logging.disable_progress_bar()
+    dtype = compute_dtype(model.precision)
+    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
+    if model.quantization is Quantization.nf4 and not model.id.endswith("-bnb-4bit"):
+        arguments["quantization_config"] = nf4(dtype)
+    if torch.cuda.is_available():
+        arguments["device_map"] = {"": torch.cuda.current_device()}
+    with hub_errors("model.id", model.id):
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(source, revision=revision, use_safetensors=True, **arguments)
+        except OSError as error:
+            if "safetensors" in str(error):
+                raise UserError(
+                    f"model.id={model.id}: holds no safetensors weights, and others (pickles) can run code when they "
+                    "are read; convert it, or pick another model"
+                ) from error
+            raise
+    return loaded.eval()
+
+
+def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return QLoRA's storage: NormalFloat4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """Return the dtype of a precision; `auto` takes bfloat16 only where the hardware computes in it."""
+    if precision is not Precision.auto:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        log.info("this GPU does not compute in bfloat16: model.precision is fp16")
+        return torch.float16
+    return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    """Tell whether the CPU multiplies in bfloat16 (AVX512-BF16, AMX or Arm's BF16)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
