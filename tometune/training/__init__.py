@@ -1,0 +1,1 @@
+"""Training: the supervised fine-tuning loop over TRL, its throughput, its checkpoints."""

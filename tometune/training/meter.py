@@ -1,0 +1,85 @@
+"""Throughput: tokens, padding, seconds and memory of a training, over all of its attempts."""
+
+import json
+import resource
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tometune.training.checkpoints import METER
+
+
+@dataclass
+class Totals:
+    """What a training has cost so far."""
+
+    seconds: float = 0.0
+    """Wall clock within the training loop, saving included."""
+
+    tokens: int = 0
+    """Tokens of conversations; padding is not counted."""
+
+    padded_tokens: int = 0
+    """Tokens the hardware worked on, padding included."""
+
+    trained_tokens: int = 0
+    """Tokens with a label."""
+
+
+class Meter:
+    """Counts batches as they pass; stored with each checkpoint, so that a resumed training goes on counting."""
+
+    def __init__(self, totals: Totals | None = None) -> None:
+        self.totals = totals or Totals()
+        self._since = time.perf_counter()
+        self._window = Totals(**asdict(self.totals))
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> "Meter":
+        """Return the meter as it stood at a checkpoint."""
+        return cls(Totals(**json.loads((checkpoint / METER).read_text(encoding="utf-8"))))
+
+    def save(self, checkpoint: Path) -> None:
+        """Store the totals in a checkpoint's folder."""
+        self._tick()
+        (checkpoint / METER).write_text(json.dumps(asdict(self.totals)), encoding="utf-8")
+
+    def start(self) -> None:
+        """Start the clock: what came before (loading, compiling imports) is not training."""
+        self._since = time.perf_counter()
+
+    def count(self, inputs: dict[str, Any], processes: int) -> None:
+        """Count one batch of one process, [rows, length] each; other processes are taken to have as many."""
+        padded = inputs["input_ids"].numel()
+        real = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else padded
+        self.totals.tokens += real * processes
+        self.totals.padded_tokens += padded * processes
+        self.totals.trained_tokens += int((inputs["labels"] != -100).sum()) * processes
+
+    def rates(self) -> dict[str, float]:
+        """Return tokens a second since the last call, with and without padding, and the memory's peak in GB."""
+        self._tick()
+        seconds = max(self.totals.seconds - self._window.seconds, 1e-9)
+        rates = {
+            "tokens_per_second": (self.totals.tokens - self._window.tokens) / seconds,
+            "padded_tokens_per_second": (self.totals.padded_tokens - self._window.padded_tokens) / seconds,
+            "peak_memory_gb": peak_memory_bytes() / 1e9,
+        }
+        self._window = Totals(**asdict(self.totals))
+        return rates
+
+    def _tick(self) -> None:
+        """Add the time since the last tick."""
+        now = time.perf_counter()
+        self.totals.seconds += now - self._since
+        self._since = now
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory taken: of the GPU as PyTorch allocated it, else of the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,180 @@
+"""Supervised fine-tuning: the arguments of TRL's trainer, the resume, the adapter that comes of it."""
+
+import logging
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+from trl import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from tometune.config.root import Config
+from tometune.data.packs import pack
+from tometune.data.tokens import Tokens
+from tometune.seeding import seed_everything
+from tometune.training.checkpoints import Interrupted, disk_errors, last_checkpoint, step_of
+from tometune.training.curves import Curves, OnLog
+from tometune.training.meter import Meter, peak_memory_bytes
+from tometune.training.progress import progress_callbacks
+from tometune.training.trainer import MeteredTrainer, StopOnSigterm
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What run.json says under `train`."""
+
+    steps: int
+    epochs: float
+    effective_batch: int
+    """Rows a step over all processes."""
+
+    tokens: int
+    padded_tokens: int
+    trained_tokens: int
+    seconds: float
+    tokens_per_second: float
+    """Real tokens, padding not counted."""
+
+    peak_memory_bytes: int
+    final_loss: float | None
+
+
+def fit(model: Any, tokenizer: Any, tokens: Tokens, config: Config, folder: Path, on_log: OnLog) -> TrainResult:
+    """Train the adapter, from the last whole checkpoint if there is one, and save it under `folder/adapter`.
+
+    Args:
+        model: a `PeftModel` whose adapter was just made from its seed.
+        tokenizer: for padding.
+        tokens: rows with labels.
+        config: `trainer`, and `seeds.order` and `seeds.adapter` (dropout).
+        folder: the run's folder; gets `checkpoints/`, `metrics.jsonl`, `adapter/`.
+        on_log: takes the metrics of each logging step.
+
+    Raises:
+        Interrupted: SIGTERM came; a checkpoint was saved.
+        SaveError: the disk is full.
+        UserError: the loss is no longer a number.
+    """
+    rows = pack(tokens.dataset, config.trainer.max_length) if config.trainer.packing else tokens.dataset
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    meter = Meter.load(checkpoint) if checkpoint else Meter()
+    curves = Curves(folder / "metrics.jsonl", meter, on_log)
+    curves.rewind(step_of(checkpoint) if checkpoint else 0)
+    seed_everything(config.seeds.adapter)
+    with StopOnSigterm() as stop:
+        trainer = MeteredTrainer(
+            model=model,
+            args=arguments(config, model.dtype, folder / "checkpoints"),
+            train_dataset=rows,
+            data_collator=DataCollatorForLanguageModeling(tokenizer.pad_token_id, padding_free=config.trainer.packing),
+            processing_class=tokenizer,
+            callbacks=[stop, *progress_callbacks()],
+            meter=meter,
+            curves=curves,
+        )
+        trainer.remove_callback(PrinterCallback)
+        effective = effective_batch(config, trainer.args.world_size)
+        plan(config, len(rows), tokens, effective, checkpoint)
+        meter.start()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if stop.told:
+            raise Interrupted
+    meter.rates()
+    if trainer.is_world_process_zero():
+        save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder / "adapter")
+    totals = meter.totals
+    return TrainResult(
+        steps=trainer.state.global_step,
+        epochs=round(trainer.state.epoch or 0.0, 4),
+        effective_batch=effective,
+        tokens=totals.tokens,
+        padded_tokens=totals.padded_tokens,
+        trained_tokens=totals.trained_tokens,
+        seconds=round(totals.seconds, 3),
+        tokens_per_second=round(totals.tokens / totals.seconds, 1) if totals.seconds else 0.0,
+        peak_memory_bytes=peak_memory_bytes(),
+        final_loss=curves.last_loss,
+    )
+
+
+def arguments(config: Config, dtype: torch.dtype, checkpoints: Path) -> SFTConfig:
+    """Return TRL's arguments; each that matters is passed, since backends change the defaults."""
+    trainer = config.trainer
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        learning_rate=trainer.learning_rate,
+        lr_scheduler_type=trainer.lr_scheduler_type,
+        warmup_steps=trainer.warmup_steps,
+        weight_decay=trainer.weight_decay,
+        optim=trainer.optim,
+        max_grad_norm=trainer.max_grad_norm,
+        num_train_epochs=trainer.num_train_epochs,
+        max_steps=trainer.max_steps or -1,
+        per_device_train_batch_size=trainer.per_device_train_batch_size,
+        gradient_accumulation_steps=trainer.gradient_accumulation_steps,
+        gradient_checkpointing=trainer.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if trainer.gradient_checkpointing else None,
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seeds.adapter,
+        data_seed=config.seeds.order,
+        train_sampling_strategy="random",
+        max_length=trainer.max_length,
+        packing=False,  # the rows are packed already
+        padding_free=trainer.packing,
+        loss_type=trainer.loss_type,
+        completion_only_loss=False,
+        assistant_only_loss=False,  # the labels are made and checked by tometune.data.tokens
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_num_workers=trainer.dataloader_num_workers,
+        dataloader_drop_last=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_strategy="steps",
+        logging_steps=trainer.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=trainer.save_steps,
+        save_total_limit=trainer.save_total_limit,
+        report_to="none",
+        disable_tqdm=True,
+        push_to_hub=False,
+    )
+
+
+def effective_batch(config: Config, processes: int) -> int:
+    """Return the rows of one optimiser step over all processes."""
+    trainer = config.trainer
+    return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * processes
+
+
+def plan(config: Config, rows: int, tokens: Tokens, effective: int, checkpoint: Path | None) -> None:
+    """Log what is about to be done, in derived numbers."""
+    an_epoch = math.ceil(rows / effective)
+    steps = config.trainer.max_steps or math.ceil(config.trainer.num_train_epochs * an_epoch)
+    start = f", goes on from {checkpoint.name}" if checkpoint else ""
+    log.info(
+        "training: %s %s of %s tokens (%s trained), effective batch %d, %d of %d steps an epoch%s",
+        *(f"{rows:,}", "packs" if config.trainer.packing else "rows", f"{tokens.counts.tokens:,}"),
+        *(f"{tokens.counts.trainable_tokens:,}", effective, steps, an_epoch, start),
+    )
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the adapter as safetensors, under a temporary name first, so that the folder is whole if it is there."""
+    temporary = folder.with_name(f".adapter.{os.getpid()}")
+    with disk_errors(folder):
+        model.save_pretrained(temporary, safe_serialization=True)
+    (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)

@@ -1,0 +1,65 @@
+"""The trainer: TRL's, with our meter, our curves and our checkpoints."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer, TrainerCallback
+from trl import SFTTrainer
+
+from tometune.training.checkpoints import disk_errors
+from tometune.training.curves import Curves
+from tometune.training.meter import Meter
+
+
+class MeteredTrainer(SFTTrainer):
+    """`trl.SFTTrainer` on rows that are already tokenised and labelled."""
+
+    def __init__(self, *arguments: Any, meter: Meter, curves: Curves, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.meter, self.curves = meter, curves
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
+        """Count the batch, then train on it."""
+        self.meter.count(inputs, self.accelerator.num_processes)
+        return super().training_step(model, inputs, *arguments, **keywords)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Pass the logs on to the curves, from the first process only."""
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            self.curves.add(logs, self.state.global_step)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint with the meter in it, and without the model card that TRL would write."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with disk_errors(folder):
+            if self.is_world_process_zero():
+                folder.mkdir(parents=True, exist_ok=True)
+                self.meter.save(folder)  # before the trainer's state, whose presence says that all is there
+            Trainer._save_checkpoint(self, model, trial)
+
+
+class StopOnSigterm(TrainerCallback):
+    """On SIGTERM, finish the step, save a checkpoint and stop; handlers are restored afterwards."""
+
+    def __init__(self) -> None:
+        self.told = False
+        self._before: Any = None
+
+    def __enter__(self) -> "StopOnSigterm":
+        self._before = signal.signal(signal.SIGTERM, self._tell)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _tell(self, *_: object) -> None:
+        self.told = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- the callback's form
+        """Ask the trainer to save and stop."""
+        if self.told:
+            control.should_save = True
+            control.should_training_stop = True
