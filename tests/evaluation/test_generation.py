@@ -1,0 +1,86 @@
+import logging
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from tometune.evaluation.generation import generate
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "then", "some", "more", "of", "it all"]
+TALKS = [[{"role": "user", "content": " ".join(WORDS[n % 7 : n % 7 + 1 + n % 9] * (1 + n % 3))}] for n in range(24)]
+
+
+def by_hand(model, tokenizer, talk, most):
+    """Decode greedily with the bare model: no cache, no padding, no `generate`."""
+    text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    new = []
+    while len(new) < most:
+        with torch.no_grad():
+            token = int(model(input_ids=ids).logits[0, -1].argmax())
+        new.append(token)
+        if token == tokenizer.eos_token_id:
+            break
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+    return tokenizer.decode(new, skip_special_tokens=True).strip(), len(new)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 24])
+def test_batches_equal_decoding_by_hand(model, tokenizer, batch_size):
+    found = generate(model, tokenizer, TALKS, 20, batch_size, 512)
+    expected = [by_hand(model, tokenizer, talk, 20) for talk in TALKS]
+    assert [(answer.text, answer.tokens) for answer in found.answers] == expected
+    assert len({answer.text for answer in found.answers}) > 12
+    assert found.tokens == sum(tokens for _, tokens in expected)
+    assert found.shortened == 0
+
+
+def test_an_answer_ends_at_the_end_of_turn(model, tokenizer):
+    """Some answers of this model end by themselves; they hold no marker, and padding after them is not counted."""
+    found = generate(model, tokenizer, TALKS, 200, 24, 512)
+    ended = [answer for answer in found.answers if answer.ended]
+    assert ended
+    assert all(answer.tokens < 200 for answer in ended[:-1])
+    assert all(answer.tokens == 200 for answer in found.answers if not answer.ended)
+    assert not any("<|" in answer.text for answer in found.answers)
+
+
+def test_the_models_own_generation_config_does_not_matter(model, tokenizer, caplog, recwarn):
+    plain = generate(model, tokenizer, TALKS, 20, 8, 512)
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=0.6,
+        top_p=0.9,
+        top_k=5,
+        repetition_penalty=1.5,
+        no_repeat_ngram_size=2,
+        num_beams=3,
+        min_new_tokens=15,
+        eos_token_id=[tokenizer.eos_token_id, 7],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    recwarn.clear()
+    with caplog.at_level(logging.WARNING):
+        other = generate(model, tokenizer, TALKS, 20, 8, 512)
+    assert not caplog.records
+    assert not list(recwarn)
+    pairs = list(zip(plain.answers, other.answers, strict=True))
+    assert all(one.text.startswith(two.text) for one, two in pairs)  # only the second end-of-turn token is obeyed
+    assert model.generation_config.num_beams == 3
+
+
+def test_long_prompts_are_counted_and_progress_is_told(model, tokenizer):
+    told = []
+    long = [{"role": "user", "content": "word " * 200}]
+    found = generate(model, tokenizer, [TALKS[0], long, TALKS[1]], 4, 2, 60, told.append)
+    assert [answer.shortened for answer in found.answers] == [False, True, False]
+    assert found.shortened == 1
+    assert told == [2, 1]
+    assert found.seconds > 0
+
+
+def test_the_mode_is_given_back(model, tokenizer):
+    model.train()
+    generate(model, tokenizer, TALKS[:2], 2, 2, 512)
+    assert model.training
+    model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()

@@ -1,0 +1,136 @@
+import json
+import logging
+from statistics import fmean
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tometune.config.eval import EvalConfig
+from tometune.evaluation.scoring import score_stage, weights_digest
+from tometune.evaluation.tasks import load_tasks
+
+ROWS = [{"id": f"q{n}", "input": f"Say {n} words.", "references": [f"the fox {n}", "a lazy dog"]} for n in range(7)]
+TYPES = ("rouge1", "rouge2", "rougeL")
+
+
+@pytest.fixture
+def config(jsonl):
+    settings = {"max_new_tokens": 8, "prompt": "{input}"}
+    tasks = {
+        "one": jsonl(ROWS, "one.jsonl", metrics=["rouge", "token_f1"], **settings),
+        "two": jsonl(ROWS[:3], "two.jsonl", **settings),
+    }
+    return EvalConfig(tasks=tasks, batch_size=4, max_prompt_tokens=256)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def stage(model, tokenizer, config, folder, name="base", **options):
+    return score_stage(model, tokenizer, load_tasks(config, folder), config, folder, name, **options)
+
+
+def test_files_and_means(model, tokenizer, config, tmp_path):
+    scores = stage(model, tokenizer, config, tmp_path)
+    rows = lines(tmp_path / "eval" / "base" / "one.jsonl")
+    assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+    assert rows[2]["prompt"] == "<|im_start|>user\nSay 2 words.<|im_end|>\n<|im_start|>assistant\n"
+    assert rows[2]["references"] == ROWS[2]["references"]
+    assert set(rows[0]) == {"id", "prompt", "prediction", "references", "scores", "tokens", "ended", "shortened"}
+    assert scores["tasks"]["one"]["token_f1"] == pytest.approx(fmean(row["scores"]["token_f1"] for row in rows))
+    for kind in TYPES:
+        by_task = [fmean(r["scores"][kind] for r in lines(tmp_path / f"eval/base/{t}.jsonl")) for t in ("one", "two")]
+        assert [scores["tasks"][task][kind] for task in ("one", "two")] == pytest.approx(by_task)
+        assert scores[kind] == pytest.approx(fmean(by_task))
+    assert "token_f1" not in scores
+    assert [scores["tasks"][task]["examples"] for task in ("one", "two")] == [7, 3]
+    assert scores["limited"] is False
+    assert scores["tokens_per_second"] > 0
+    json.dumps(scores)
+
+
+def test_finished_tasks_are_not_done_again(model, tokenizer, config, tmp_path):
+    told = []
+    first = stage(model, tokenizer, config, tmp_path, progress=lambda *news: told.append(news))
+    assert told == [("one", 0, 7), ("one", 4, 7), ("one", 7, 7), ("two", 0, 3), ("two", 3, 3)]
+    told.clear()
+    assert stage(model, tokenizer, config, tmp_path, progress=lambda *news: told.append(news)) == first
+    assert told == []
+
+
+def spoil_half(folder):
+    path = folder / "one.jsonl"
+    path.write_text(path.read_text()[:100])
+
+
+def spoil_line(folder):
+    path = folder / "one.jsonl"
+    path.write_text(path.read_text().replace('"rouge1": ', '"rouge1": 1', 1))
+
+
+def spoil_sidecar(folder):
+    (folder / "one.json").write_text("{")
+
+
+def spoil_no_sidecar(folder):
+    (folder / "one.json").unlink()
+
+
+@pytest.mark.parametrize("spoil", [spoil_half, spoil_line, spoil_sidecar, spoil_no_sidecar])
+def test_a_broken_file_is_redone(model, tokenizer, config, tmp_path, spoil):
+    first = stage(model, tokenizer, config, tmp_path)
+    folder = tmp_path / "eval" / "base"
+    good = (folder / "one.jsonl").read_bytes()
+    spoil(folder)
+    told = []
+    again = stage(model, tokenizer, config, tmp_path, progress=lambda task, *_: told.append(task))
+    assert set(told) == {"one"}
+    assert (folder / "one.jsonl").read_bytes() == good
+    assert again["rougeL"] == first["rougeL"]
+    assert {path.name for path in folder.iterdir()} == {"one.jsonl", "one.json", "two.jsonl", "two.json"}
+
+
+def test_other_weights_or_settings_are_scored_anew(model, tokenizer, config, tmp_path):
+    def redone():
+        told = []
+        stage(model, tokenizer, config, tmp_path, progress=lambda task, *_: told.append(task))
+        return set(told)
+
+    assert redone() == {"one", "two"}
+    config.batch_size = 2
+    assert redone() == set()
+    config.tasks["two"].max_new_tokens = 4
+    assert redone() == {"two"}
+    config.max_prompt_tokens = 255
+    assert redone() == {"one", "two"}
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
+    assert redone() == {"one", "two"}
+
+
+def test_an_adapter_changes_the_digest_once_it_is_trained(model):
+    before = weights_digest(model)
+    torch.manual_seed(0)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    untrained = weights_digest(tuned)
+    tuned(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], 0.1).step()
+    assert len({before, untrained, weights_digest(tuned)}) == 3
+
+
+def test_a_limit_shouts(model, tokenizer, config, tmp_path, caplog):
+    config.limit = 5
+    with caplog.at_level(logging.WARNING):
+        scores = stage(model, tokenizer, config, tmp_path)
+    assert scores["limited"] is True
+    assert "LIMIT: eval.limit leaves only some examples (one 5)" in caplog.text
+
+
+def test_cut_prompts_are_told(model, tokenizer, config, tmp_path, caplog):
+    config.tasks["two"].prompt = "word " * 300 + "{input}"
+    with caplog.at_level(logging.WARNING):
+        scores = stage(model, tokenizer, config, tmp_path)
+    assert scores["tasks"]["two"]["shortened"] == 3
+    assert "two: 3 of 3 prompts cut to eval.max_prompt_tokens=256" in caplog.text

@@ -1,0 +1,115 @@
+import subprocess
+import sys
+from hashlib import sha256
+
+import pytest
+
+from tests.hub import Hub
+from tometune.config.errors import UserError
+from tometune.config.eval import TaskConfig, TaskKind
+from tometune.evaluation.sources import fingerprint, read_rows
+
+GOOD = '{"input": "a", "references": ["b"]}'
+
+
+def test_broken_line_is_named(jsonl, tmp_path):
+    task = jsonl([GOOD, "", GOOD, '{"input": ', GOOD])
+    with pytest.raises(UserError, match=r"task\.jsonl:4: not valid JSON"):
+        read_rows("eval.tasks.t", task, tmp_path)
+
+
+@pytest.mark.parametrize("line", ["[1]", '"text"', "3"])
+def test_line_that_is_no_object_is_named(jsonl, tmp_path, line):
+    with pytest.raises(UserError, match=r"task\.jsonl:2: a \w+, not an object"):
+        read_rows("eval.tasks.t", jsonl([GOOD, line]), tmp_path)
+
+
+def test_line_that_is_not_utf8_is_named(jsonl, tmp_path):
+    task = jsonl([GOOD])
+    (tmp_path / "task.jsonl").write_bytes(f"{GOOD}\n".encode() + b'{"input": "\xff"}\n')
+    with pytest.raises(UserError, match=r"task\.jsonl:2: not valid JSON"):
+        read_rows("eval.tasks.t", task, tmp_path)
+
+
+def test_missing_file_folder_and_empty_file(tmp_path, jsonl):
+    with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
+        read_rows("eval.tasks.t", TaskConfig(path=str(tmp_path / "gone.jsonl")), tmp_path)
+    with pytest.raises(UserError, match="a folder, not a file"):
+        fingerprint(TaskConfig(path=str(tmp_path)))
+    with pytest.raises(UserError, match="has no examples"):
+        read_rows("eval.tasks.t", jsonl([]), tmp_path)
+
+
+def test_separators_inside_a_text_do_not_break_lines(jsonl, tmp_path):
+    task = jsonl(['{"input": "one\u2028two\u0085three", "references": "r"}'])
+    (row,) = read_rows("eval.tasks.t", task, tmp_path)
+    assert row.fields["input"] == "one\u2028two\u0085three"
+
+
+def test_fingerprints(jsonl, tmp_path):
+    task = jsonl([GOOD])
+    assert fingerprint(task) == sha256(f"{GOOD}\n".encode()).hexdigest()
+    assert fingerprint(jsonl([GOOD, GOOD])) != fingerprint(jsonl([GOOD]))
+    assert fingerprint(TaskConfig(kind=TaskKind.hub, id="a/b", revision="c" * 40)) == f"a/b@{'c' * 40}"
+
+
+def test_fingerprint_imports_nothing_heavy():
+    code = (
+        "import sys; from tometune.config.eval import TaskConfig, TaskKind\n"
+        "from tometune.evaluation.tasks import fingerprint\n"
+        "fingerprint(TaskConfig(kind=TaskKind.hub, id='a/b'))\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'evaluate', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+HUB = """
+import json, sys
+from pathlib import Path
+from tometune.config.errors import UserError
+from tometune.config.eval import TaskConfig, TaskKind
+from tometune.evaluation.sources import read_rows
+settings = json.loads(sys.argv[1])
+try:
+    rows = read_rows("eval.tasks.t", TaskConfig(kind=TaskKind.hub, **settings), Path(sys.argv[2]))
+    print(json.dumps([row.fields for row in rows]))
+except UserError as error:
+    print("UserError", error)
+"""
+
+
+@pytest.fixture
+def load(hub: Hub, run_python, tmp_path):
+    """Load a dataset of the local hub in a process of its own (the hub's address is read at import)."""
+    import json
+
+    def run(**settings: object) -> str:
+        env = hub.env(tmp_path / "home")
+        done = run_python("-c", HUB, json.dumps(settings), str(tmp_path / "cache"), env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip().splitlines()[-1]
+
+    return run
+
+
+def test_hub_dataset_and_what_can_be_wrong_with_it(hub, load):
+    """The layout of the hub's own parquet copies, as of `data_to_text`: one folder a split, other files beside."""
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for split, text in (("train", "no"), ("test", "yes")):
+        folder = hub.root / "datasets" / "user" / "facts" / "default" / split
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"meaning_representation": [text]}), folder / "0000.parquet")
+        (folder / "index.duckdb").write_bytes(b"not read")
+    assert json.loads(load(id="user/facts", split="test")) == [{"meaning_representation": "yes"}]
+    assert "eval.tasks.t.split" in load(id="user/facts", split="tset")
+    assert "eval.tasks.t.subset" in load(id="user/facts", subset="other")
+    assert load(id="user/gone").startswith("UserError eval.tasks.t.id=user/gone")
+    script = hub.root / "datasets" / "user" / "scripted"
+    script.mkdir()
+    (script / "scripted.py").write_text("raise SystemExit('ran')")
+    assert "scripts are no longer supported" in load(id="user/scripted")

@@ -1,0 +1,78 @@
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from tometune.config.errors import UserError
+from tometune.config.eval import EvalConfig
+from tometune.evaluation.table import print_run
+
+N = 60
+
+
+def write(folder, stage, task, shift):
+    path = folder / "eval" / stage / f"{task}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"id": str(n), "scores": {"rouge1": n / 100 + shift, "rouge2": 0.1, "rougeL": n / 200 + (n % 2) * shift}}
+        for n in range(N)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def shown(folder, stages, limited=False, width=80):
+    tasks = {"qa": {}, "summaries": {}}
+    record = {"run_id": "tiny-x-s0-1", "eval": {stage: {"tasks": tasks, "limited": limited} for stage in stages}}
+    out = io.StringIO()
+    print_run(folder, record, EvalConfig(resamples=300), Console(file=out, width=width))
+    return out.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for task in ("qa", "summaries"):
+        write(tmp_path, "base", task, 0.0)
+        write(tmp_path, "tuned", task, 0.2)
+    return tmp_path
+
+
+def test_base_tuned_gain_and_interval(folder):
+    text = shown(folder, ["base", "tuned"])
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    assert ["qa", "ROUGE-1", "0.295", "0.495", "+0.200*", "+0.200 to +0.200"] in rows
+    assert ["60 examples", "ROUGE-2", "0.100", "0.100", "+0.000", "+0.000 to +0.000"] in rows
+    start = next(number for number, row in enumerate(rows) if row[0] == "mean of tasks")
+    assert rows[start + 1][0] == "120 examples"
+    low, high = map(float, rows[start + 2][-1].split(" to "))
+    assert 0 < low < 0.1 < high
+    assert "paired bootstrap" in text
+    assert "LIMIT" not in text
+
+
+def test_limit_is_marked(folder):
+    assert "LIMIT" in shown(folder, ["base", "tuned"], limited=True)
+
+
+def test_one_stage_alone(folder):
+    text = shown(folder, ["tuned"])
+    assert "gain" not in text
+    assert "0.495" in text
+    assert shown(folder, []) == ""
+
+
+def test_it_fits_80_columns_and_cuts_no_number(folder):
+    text = shown(folder, ["base", "tuned"])
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+
+
+def test_files_of_other_examples_or_none(folder):
+    path = folder / "eval" / "tuned" / "qa.jsonl"
+    path.write_text(path.read_text().split("\n", 1)[1])
+    with pytest.raises(UserError, match="not of the same examples"):
+        shown(folder, ["base", "tuned"])
+    path.unlink()
+    with pytest.raises(UserError, match=r"qa\.jsonl: no such file"):
+        shown(folder, ["base", "tuned"])

@@ -1,0 +1,85 @@
+import pytest
+
+from tometune.config.checks import METRICS as CHECKED
+from tometune.config.errors import UserError
+from tometune.config.eval import EvalConfig
+from tometune.evaluation.metrics import METRICS
+from tometune.evaluation.tasks import load_task, load_tasks
+
+ROWS = [{"id": f"q{n}", "input": f"Question {n}?", "references": [f"Answer {n}."]} for n in range(50)]
+
+
+def ids(task):
+    return [example.id for example in task.examples]
+
+
+def test_examples_have_prompt_and_references(jsonl, tmp_path):
+    task = load_task("t", jsonl(ROWS, system="Be brief.", prompt="Q: {input}"), tmp_path)
+    assert task.examples[3].messages == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Q: Question 3?"},
+    ]
+    assert task.examples[3].references == ["Answer 3."]
+    assert ids(task) == [row["id"] for row in ROWS]
+    assert not task.limited
+
+
+def test_limits_are_nested_stable_and_marked(jsonl, tmp_path):
+    config = jsonl(ROWS)
+    ten, four = load_task("t", config, tmp_path, 10), load_task("t", config, tmp_path, 4)
+    own = load_task("t", jsonl(ROWS, limit=10), tmp_path)
+    both = load_task("t", jsonl(ROWS, limit=10), tmp_path, 4)
+    assert len(ten.examples) == 10
+    assert set(ids(four)) < set(ids(ten)) != {row["id"] for row in ROWS[:10]}
+    assert ids(ten) == sorted(ids(ten), key=lambda name: int(name[1:]))
+    assert ids(own) == ids(ten)
+    assert ids(both) == ids(four)
+    assert [task.limited for task in (ten, four, own, both)] == [True, True, False, True]
+    assert not load_task("t", config, tmp_path, 50).limited
+
+
+def test_digest_follows_what_changes_a_score(jsonl, tmp_path):
+    def digest(rows=ROWS, limit=None, **settings):
+        return load_task("t", jsonl(rows, **settings), tmp_path, limit).digest
+
+    same = [digest(), digest(description="other"), digest(limit=50)]
+    assert len(set(same)) == 1
+    other = [
+        digest(version=2),
+        digest(max_new_tokens=9),
+        digest(metrics=["rouge", "bleu"]),
+        digest(prompt="Q {input}"),
+        digest(limit=5),
+        digest(ROWS[1:]),
+    ]
+    assert len({*same, *other}) == 7
+
+
+def test_rows_of_one_prompt_are_one_example(jsonl, tmp_path):
+    rows = [{"input": "a", "references": text} for text in ("x", "y", "x")] + [{"input": "b", "references": "z"}]
+    task = load_task("t", jsonl(rows), tmp_path)
+    assert [(example.id, example.references) for example in task.examples] == [("0", ["x", "y"]), ("3", ["z"])]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": 1, "input": "a", "references": ["x"]}, {"id": "1", "input": "b", "references": ["x"]}], "id '1'"),
+        ([{"input": " ", "references": ["x"]}], r"prompt: .*task\.jsonl:1 gives an empty prompt"),
+        ([{"input": "a", "references": []}], r"references: .*task\.jsonl:1 has no reference"),
+        ([{"input": "a", "reference": "x"}], r"no field 'references'; did you mean reference\?"),
+    ],
+)
+def test_bad_rows(jsonl, tmp_path, rows, message):
+    with pytest.raises(UserError, match=message):
+        load_task("t", jsonl(rows), tmp_path)
+
+
+def test_all_tasks_of_a_config(jsonl, tmp_path):
+    tasks = {"a": jsonl(ROWS, "a.jsonl"), "b": jsonl(ROWS[:3], "b.jsonl")}
+    loaded = load_tasks(EvalConfig(tasks=tasks, limit=5), tmp_path)
+    assert [(task.name, len(task.examples), task.limited) for task in loaded] == [("a", 5, True), ("b", 3, False)]
+
+
+def test_config_knows_the_same_metrics():
+    assert set(CHECKED) == set(METRICS)

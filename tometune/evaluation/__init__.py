@@ -1,0 +1,1 @@
+"""Scoring: tasks, greedy answers, ROUGE and other metrics by example, intervals, the table. Knows no training."""

@@ -1,0 +1,160 @@
+"""Greedy answers in batches: sorted by length, left-padded, the same as one by one."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from tometune.config.errors import UserError
+from tometune.evaluation.prompts import Prompt, encode
+
+Messages = Sequence[dict[str, str]]
+Advance = Callable[[int], None]
+"""Called with the number of answers that were just finished."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer."""
+
+    prompt: str
+    """The text the model saw, with the chat template's markers."""
+
+    text: str
+    """The answer without special tokens and outer white space."""
+
+    tokens: int
+    """Tokens generated, the end of turn included."""
+
+    ended: bool
+    """Whether the model ended its turn; otherwise it ran into `max_new_tokens`."""
+
+    shortened: bool
+    """Whether the prompt was cut to `max_prompt_tokens`."""
+
+
+@dataclass(frozen=True)
+class Generations:
+    """The answers to a list of conversations, in their order."""
+
+    answers: list[Generation]
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens generated in all."""
+        return sum(answer.tokens for answer in self.answers)
+
+    @property
+    def shortened(self) -> int:
+        """Prompts that were cut."""
+        return sum(answer.shortened for answer in self.answers)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Messages],
+    max_new_tokens: int,
+    batch_size: int,
+    max_prompt_tokens: int,
+    advance: Advance = lambda _: None,
+) -> Generations:
+    """Answer each conversation greedily.
+
+    Args:
+        model: a causal language model, with or without an adapter; its mode (train or eval) is given back.
+        tokenizer: its tokenizer, with a chat template and a pad token.
+        conversations: each a list of `{role, content}`, the last one the user's.
+        max_new_tokens: longest answer.
+        batch_size: prompts at once; the longest come first, so memory runs out at the start or not at all.
+        max_prompt_tokens: longer prompts lose the middle of their last user message.
+        advance: told of each batch of answers.
+
+    Raises:
+        UserError: a prompt cannot be shortened enough, or the device has too little memory.
+    """
+    start = time.perf_counter()
+    prompts = [encode(tokenizer, messages, max_prompt_tokens) for messages in conversations]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids), reverse=True)
+    config = greedy(model, tokenizer, max_new_tokens)
+    answers: dict[int, Generation] = {}
+    with _evaluating(model):
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            new = _answer(model, [prompts[index].ids for index in batch], config)
+            for index, ids in zip(batch, new, strict=True):
+                answers[index] = _decode(tokenizer, prompts[index], ids, config)
+            advance(len(batch))
+    return Generations([answers[index] for index in range(len(prompts))], time.perf_counter() - start)
+
+
+def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """Return a config that leaves nothing to the model's own, which fills every value that is not set.
+
+    Llama's asks for sampling at temperature 0.6, others for a repetition penalty: here every one is neutral. Only the
+    end-of-turn tokens are taken over, beside the tokenizer's.
+    """
+    own = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=0,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        min_p=None,
+        typical_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        length_penalty=1.0,
+        use_cache=True,
+        eos_token_id=sorted(stops),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+def _answer(model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig) -> list[list[int]]:
+    """Generate for one batch; returns the new tokens of each prompt, padding included."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), config.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    try:
+        output = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+        )
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"eval.batch_size={len(prompts)}: the device has too little memory for prompts of {width} tokens; lower it"
+        ) from None
+    new: list[list[int]] = output[:, width:].tolist()
+    return new
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ids: list[int], config: GenerationConfig) -> Generation:
+    """Cut an answer at its end of turn and turn it into text."""
+    stops = set(config.eos_token_id)
+    end = next((position for position, token in enumerate(ids) if token in stops), None)
+    kept = ids if end is None else ids[:end]
+    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    return Generation(prompt.text, text, len(kept) + (end is not None), end is not None, prompt.shortened)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Turn dropout off for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,115 @@
+"""The table at the end of a run: base, tuned, gain and its interval, by task and over tasks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from tometune.config.errors import UserError
+from tometune.config.eval import EvalConfig
+from tometune.evaluation.results import read_scores
+from tometune.evaluation.statistics import Interval, mean_interval, paired_difference
+
+LABELS = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "chrf": "chrF",
+    "bleu": "BLEU",
+    "token_f1": "token F1",
+    "exact_match": "exact",
+}
+"""Names of the columns of scores, in the order of the table."""
+
+MEAN = "mean of tasks"
+
+Scores = dict[str, dict[str, float]]
+"""Scores of a task's examples, by example id and column."""
+
+
+def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, console: Console | None = None) -> None:
+    """Print the table of a run; nothing where no stage was scored.
+
+    Args:
+        folder: the run's folder, with `eval/<stage>/<task>.jsonl`.
+        record: the run's record, as in run.json.
+        config: the `eval` group: resamples and level of the intervals.
+        console: where to; None means stdout.
+
+    Raises:
+        UserError: a file of scores is missing or broken.
+    """
+    stages = [stage for stage in ("base", "tuned") if stage in record["eval"]]
+    if stages:
+        (console or Console()).print(run_table(folder, record, config, stages))
+
+
+def run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stages: Sequence[str]) -> Table:
+    """Build the table: with both stages the gain, with one its own interval."""
+    limited = any(record["eval"][stage]["limited"] for stage in stages)
+    mark = "[bold red]LIMIT: only some examples, no result[/]\n" if limited else ""
+    table = Table(title=f"{mark}{record['run_id']}", caption=_caption(config, stages), box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("task", overflow="fold")
+    table.add_column("metric", no_wrap=True)
+    paired = len(stages) == 2
+    for name in [*stages, *(["gain"] if paired else []), f"{config.confidence:.0%} interval"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
+    for name, scores in tasks.items():
+        _add(table, name, [scores], config)
+    if len(tasks) > 1:
+        _add(table, MEAN, list(tasks.values()), config)
+    return table
+
+
+def _caption(config: EvalConfig, stages: Sequence[str]) -> str:
+    """Say what the intervals are."""
+    method = f"bootstrap over examples, {config.resamples} resamples"
+    return f"gain: paired {method}; * excludes 0" if len(stages) == 2 else method
+
+
+def _load(folder: Path, task: str, stages: Sequence[str]) -> list[Scores]:
+    """Read a task's scores of each stage.
+
+    Raises:
+        UserError: the stages were not scored on the same examples.
+    """
+    loaded = [read_scores(folder / "eval" / stage / f"{task}.jsonl") for stage in stages]
+    if any(list(scores) != list(loaded[0]) for scores in loaded):
+        raise UserError(f"{folder}/eval/*/{task}.jsonl: not of the same examples; delete them and score the run again")
+    return loaded
+
+
+def _add(table: Table, name: str, tasks: Sequence[Sequence[Scores]], config: EvalConfig) -> None:
+    """Add one row a metric that all these tasks have."""
+    table.add_section()
+    heads = [name, f"{sum(len(stages[0]) for stages in tasks)} examples"]
+    shared = [set(next(iter(stages[0].values()))) for stages in tasks]
+    for number, column in enumerate(column for column in LABELS if all(column in found for found in shared)):
+        values = [
+            [[scores[column] for scores in stages[stage].values()] for stages in tasks]
+            for stage in range(len(tasks[0]))
+        ]
+        table.add_row(heads[number] if number < len(heads) else "", LABELS[column], *_cells(values, config))
+
+
+def _cells(values: Sequence[Sequence[Sequence[float]]], config: EvalConfig) -> list[str]:
+    """Return the numbers of a row; `values` are by stage, task and example."""
+    means = [sum(sum(task) / len(task) for task in stage) / len(stage) for stage in values]
+    if len(values) == 1:
+        found = mean_interval(values[0], config.resamples, config.confidence)
+        return [f"{means[0]:.3f}", _range(found, "")]
+    found = paired_difference(values[0], values[1], config.resamples, config.confidence)
+    star = "*" if found.excludes_zero else " "
+    style = "bold" if found.excludes_zero else "none"
+    return [*(f"{mean:.3f}" for mean in means), f"[{style}]{found.value:+.3f}{star}[/]", _range(found, "+")]
+
+
+def _range(found: Interval, sign: str) -> str:
+    """Return the interval as text."""
+    if found.low is None or found.high is None:
+        return "–"
+    return f"{found.low:{sign}.3f} to {found.high:{sign}.3f}"
