@@ -1,0 +1,57 @@
+"""A tracked run of three steps, in a process of its own: `track.py FOLDER '{"mode": "auto", …}'`; prints JSON."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+from tests.tracking.test_base import write_predictions
+from tometune.config.errors import UserError
+from tometune.config.tracking import Tracker, TrackingConfig, TrackingMode
+from tometune.tracking import start_tracker
+
+RUN_ID = "tiny-mix:1k-s0-abcdef01"  # a colon is what W&B does not take
+
+
+def main(folder: Path, first_step: int, choice: dict) -> None:
+    results = choice.pop("results", True)
+    config = TrackingConfig(
+        tracker=Tracker(choice.pop("tracker", "wandb")), mode=TrackingMode(choice.pop("mode", "auto")), **choice
+    )
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    adapter.parent.mkdir(parents=True, exist_ok=True)
+    adapter.write_bytes(b"weights")
+    (folder / "mix.json").write_text('{"rows": 3}')
+    write_predictions(folder, "base", "qa", 2)
+    record = {
+        "data": {"name": "mix", "rows": 3},
+        "model": {"name": "tiny", "id": "tiny"},
+        "train": {"steps": 2},
+        "eval": {"base": {"rouge1": 0.25}, "tuned": {"rouge1": 0.5}},
+    }
+    began = time.monotonic()
+    with start_tracker(
+        config,
+        run_id=RUN_ID,
+        job_type="train",
+        group="g",
+        folder=folder,
+        run_config={"trainer": {"learning_rate": 2e-4}},
+    ) as tracker:
+        seconds = time.monotonic() - began
+        for step in range(first_step, first_step + 3):
+            tracker.log({"train/loss": 1 / (step + 1), "train/learning_rate": 2e-4}, step=step)
+        if results:
+            tracker.results(record, folder)
+        described = tracker.describe()
+    heavy = [name for name in ("wandb", "trackio", "torch", "transformers") if name in sys.modules]
+    print(json.dumps({"tracking": described, "seconds": seconds, "modules": heavy, "after": tracker.describe()}))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
+    try:
+        main(Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))
+    except UserError as error:
+        sys.exit(f"UserError {error}")
