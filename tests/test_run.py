@@ -35,7 +35,6 @@ def test_run_id_is_model_data_seed_and_eight_hex_digits(tmp_path: Path) -> None:
         ("eval", "batch_size", 5, False),
         ("tracking", "project", "x", False),
         ("paths", "cache", "x", False),
-        ("data", "num_proc", 1, False),
     ],
 )
 def test_the_hash_covers_what_can_change_the_result(group: str, key: str, value: object, changes: bool) -> None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -53,6 +53,12 @@ def _content(value: Any) -> Any:
     if isinstance(value, list):
         return [_content(entry) for entry in value]
     return value
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return the whole config as plain values: dicts, lists, text, numbers."""
+    values = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    return cast(dict[str, Any], values)
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
@@ -159,7 +165,7 @@ class Run:
     def start(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
         """Make the folder with config.yaml and mix.json, and record a new attempt as `running`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
         write_json(self.folder / "mix.json", manifest, indent=None)
         before = self.record
         self.record = {

@@ -1,0 +1,30 @@
+"""Build the mix and its tokens, show what is in it, load no model."""
+
+from tometune.config.main import verb
+from tometune.config.root import Config
+
+
+@verb
+def main(config: Config) -> None:
+    """Build what `train` will train on and print its numbers and one row of it."""
+    from rich.console import Console
+
+    from tometune.data import preview
+    from tometune.data.mix import build_mix
+    from tometune.data.tokens import tokenise
+    from tometune.inputs import cache_folder
+    from tometune.models.tokenizer import load_tokenizer
+
+    cache = cache_folder(config)
+    mix = build_mix(config.data, config.seeds.data, cache)
+    tokenizer = load_tokenizer(config.model, cache)
+    tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
+    console = Console()
+    console.print(preview.summary(mix, tokens))
+    number = config.seed % len(tokens.dataset)
+    console.print(f"row {number}, trained tokens in colour (another by seed=…):")
+    console.print(preview.row(tokens, tokenizer, number))
+
+
+if __name__ == "__main__":
+    main()

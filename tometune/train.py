@@ -1,0 +1,84 @@
+"""Mix, fine-tune, score before and after, record: one cell of the table, in one command."""
+
+import logging
+from dataclasses import asdict
+
+from tometune.config.main import verb
+from tometune.config.root import Config
+from tometune.inputs import cache_folder, fingerprints
+from tometune.run import Run, plain
+
+log = logging.getLogger(__name__)
+
+
+@verb
+def main(config: Config) -> None:
+    """Carry the experiment out, or find that it is done, and show what came of it."""
+    run = Run.find(config, fingerprints(config))
+    if run.completed:
+        log.info("%s: finished on %s, nothing to do", run.folder, run.record["finished"])
+    else:
+        experiment(run, config)
+    from tometune.evaluation.table import print_run
+
+    print_run(run.folder, run.record, config.eval)
+
+
+def experiment(run: Run, config: Config) -> None:
+    """The method: the data, the model before, the training, the model after.
+
+    Everything that can be wrong with the input is found before the run's folder is made.
+
+    Raises:
+        UserError: the machine, the model, the data or a task does not allow this run.
+    """
+    from tometune.data.mix import build_mix
+    from tometune.data.tokens import tokenise
+    from tometune.evaluation.scoring import score_stage
+    from tometune.evaluation.tasks import load_tasks
+    from tometune.models.adapter import add_adapter, load_adapter
+    from tometune.models.load import check_machine, describe, load_model
+    from tometune.models.tokenizer import load_tokenizer
+    from tometune.seeding import seed_everything
+    from tometune.tracking import check_tracker, start_tracker
+    from tometune.training.sft import fit
+
+    check_machine(config.model)
+    check_tracker(config.tracking)
+    cache = cache_folder(config)
+    tokenizer = load_tokenizer(config.model, cache)
+    mix = build_mix(config.data, config.seeds.data, cache)
+    tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
+    tasks = load_tasks(config.eval, cache)
+    data = {"name": mix.name, "digest": mix.digest, **asdict(tokens.counts)}
+
+    seed_everything(config.seeds.adapter)
+    model = load_model(config.model, cache)
+    with (
+        run.recording(config, {"model": describe(config.model, model), "data": data}, mix.manifest()),
+        start_tracker(
+            config.tracking,
+            run_id=run.id,
+            job_type="train",
+            group=config.sweep.name or f"{config.model.name}-{config.data.name}",
+            folder=run.folder,
+            run_config=plain(config),
+        ) as tracker,
+    ):
+        run.update(tracking=tracker.describe())
+        if config.eval.base:
+            run.add_scores("base", score_stage(model, tokenizer, tasks, config.eval, run.folder, "base"))
+        if run.record["train"] is None:
+            model = add_adapter(model, config.lora, config.seeds.adapter)
+            trained = fit(model, tokenizer, tokens, config, run.folder, tracker.log)
+            run.update(train=asdict(trained))
+            run.save()
+        else:  # a run broken off after its training: the saved adapter is the trained one
+            model = load_adapter(model, run.folder / "adapter")
+        run.add_scores("tuned", score_stage(model, tokenizer, tasks, config.eval, run.folder, "tuned"))
+        tracker.results(run.record, run.folder)
+        run.update(tracking=tracker.describe())
+
+
+if __name__ == "__main__":
+    main()
