@@ -12,6 +12,10 @@ PATHS = {
     "data/files_100k": ["data.base.path=base.jsonl"],
     "data/files_200k": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
     "data/files_300k": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
+    "eval/files": [
+        f"eval.tasks.{task}.path={task}.jsonl"
+        for task in ("summarisation", "question_answering", "data_to_text", "instruction_following")
+    ],
     "eval/task/jsonl": ["eval.tasks.mine.path=mine.jsonl"],
 }
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))

@@ -1,9 +1,15 @@
 import random
+import sys
 
 import pytest
+from absl import logging as absl_logging
 from rouge_score.rouge_scorer import RougeScorer
 
 from tometune.evaluation.rouge import TYPES, rouge
+
+# rouge_score brings absl, whose log handler closes the stream it met on import (here pytest's capture) whenever
+# logging is set up anew, as Hydra does.
+absl_logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 WORDS = [
     *("the", "cat", "sat", "on", "mat", "runs", "running", "ran", "quickly", "organisations", "organization"),
