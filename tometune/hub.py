@@ -9,6 +9,7 @@ HERE = "python -m tometune.train +experiment=quickstart"
 """The command that needs neither a GPU nor the hub."""
 
 GATED = "is gated; accept its terms on its page, then `hf auth login` with a token that may read it"
+NOT_FOUND = "no such repository on the hub (or it is private: `hf auth login`); a local folder needs its full path"
 UNREACHABLE = f"the model hub cannot be reached (HF_HUB_OFFLINE=1 uses only the local cache); without the hub: {HERE}"
 
 
@@ -68,31 +69,41 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def _problem(error: BaseException) -> str | None:
     """Return what is wrong and what to do; None if it is none of the hub's errors."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    chain = _chain(error)
+    if _named(chain, "DatasetNotFoundError") and "gated" in str(error):
+        return GATED
+    for kinds, problem in _problems().items():
+        if any(isinstance(link, kinds) for link in chain):
+            return problem
+    if _named(chain, "DatasetNotFoundError"):
+        return NOT_FOUND
+    if any(isinstance(link, OSError) and "couldn't connect" in str(link) for link in chain):
+        return UNREACHABLE
+    if any(isinstance(link, HfHubHTTPError) for link in chain):
+        return f"the model hub answered with an error ({str(error).splitlines()[0]}); try again later"
+    return None
+
+
+def _problems() -> dict[tuple[type[BaseException], ...], str]:
+    """Return the hub client's errors and what each means; of several in a chain the first named here counts."""
     import httpx
     from huggingface_hub import errors
 
-    chain = _chain(error)
-
-    def among(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
-
-    if among(errors.GatedRepoError):
-        return GATED
-    if among(errors.RevisionNotFoundError):
-        return "has no such revision; check the spelling of the branch, tag or commit"
-    if _named(chain, "DatasetNotFoundError") and "gated" in str(error):
-        return GATED
-    if among(errors.RepositoryNotFoundError) or _named(chain, "DatasetNotFoundError"):
-        return "no such repository on the hub (or it is private: `hf auth login`); a local folder needs its full path"
-    if among(errors.EntryNotFoundError) and not among(errors.LocalEntryNotFoundError):
-        return "lacks a file that is needed; is it a repository of this kind?"
-    if among(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError, ConnectionError):
-        return UNREACHABLE
-    if among(errors.HfHubHTTPError):
-        return f"the model hub answered with an error ({str(error).splitlines()[0]}); try again later"
-    if any(isinstance(link, OSError) and "couldn't connect" in str(link) for link in chain):
-        return UNREACHABLE
-    return None
+    return {
+        (errors.HFValidationError,): "there is no such folder, and it is no hub id (user/name) either; check the path",
+        (errors.GatedRepoError,): GATED,
+        (errors.RevisionNotFoundError,): "has no such revision; check the spelling of the branch, tag or commit",
+        (errors.RepositoryNotFoundError,): NOT_FOUND,
+        (
+            errors.LocalEntryNotFoundError,
+            errors.OfflineModeIsEnabled,
+            httpx.TransportError,
+            ConnectionError,
+        ): UNREACHABLE,
+        (errors.EntryNotFoundError,): "lacks a file that is needed; is it a repository of this kind?",
+    }
 
 
 def _named(chain: list[BaseException], name: str) -> bool:

@@ -17,12 +17,21 @@ def fingerprints(config: Config) -> dict[str, str]:
         UserError: a file or folder is missing.
     """
     from tometune.data import sources
-    from tometune.evaluation import tasks
-    from tometune.models import load
 
-    found = {"model": load.fingerprint(config.model), "data.base": sources.fingerprint(config.data.base, "data.base")}
+    found = {"data.base": sources.fingerprint(config.data.base, "data.base")}
     if config.data.pool is not None:
         found["data.pool"] = sources.fingerprint(config.data.pool, "data.pool")
-    for name, task in config.eval.tasks.items():
-        found[f"eval.tasks.{name}"] = tasks.fingerprint(task)
-    return found
+    return found | evaluation_fingerprints(config)
+
+
+def evaluation_fingerprints(config: Config) -> dict[str, str]:
+    """Return the content of what is scored and of what it is scored on: the model and the tasks.
+
+    Raises:
+        UserError: a file or folder is missing.
+    """
+    from tometune.evaluation import sources
+    from tometune.models import load
+
+    tasks = {f"eval.tasks.{name}": sources.fingerprint(task) for name, task in config.eval.tasks.items()}
+    return {"model": load.fingerprint(config.model), **tasks}

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from tometune.config.errors import UserError
 from tometune.config.root import Config
+from tometune.disk import disk_errors
 from tometune.provenance import git_state, versions
 
 SCHEMA = 1
@@ -37,21 +38,21 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         config: the whole config.
         fingerprints: content of each input by key, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`.
     """
-    groups = {name: _content(getattr(config, name)) for name in ("model", "data", "lora", "trainer", "eval", "seeds")}
+    groups = {name: content_of(getattr(config, name)) for name in ("model", "data", "lora", "trainer", "eval", "seeds")}
     return {"meaning": MEANING, **groups, "inputs": dict(fingerprints)}
 
 
-def _content(value: Any) -> Any:
+def content_of(value: Any) -> Any:
     """Turn dataclasses into dicts of the fields that are part of a run's identity (see `NOT_IDENTITY`)."""
     if is_dataclass(value):
         kept = (f.name for f in fields(value) if f.metadata.get("identity", True))
-        return {name: _content(getattr(value, name)) for name in kept}
+        return {name: content_of(getattr(value, name)) for name in kept}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
-        return {key: _content(entry) for key, entry in value.items()}
+        return {key: content_of(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_content(entry) for entry in value]
+        return [content_of(entry) for entry in value]
     return value
 
 
@@ -87,7 +88,7 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Append the log of this process to a file while the body runs."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = QuietFileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -95,7 +96,15 @@ def log_file(path: Path) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what could not be written before
+            handler.close()
+
+
+class QuietFileHandler(logging.FileHandler):
+    """A log file that costs no run its end: on a full disk, logging would print a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- the name logging calls
+        """Leave the line out of the file; stderr has it too."""
 
 
 def now() -> str:
@@ -142,6 +151,18 @@ class Run:
         """Whether the run has nothing left to do."""
         return self.record.get("status") == "completed"
 
+    def check_writable(self) -> None:
+        """Check that the run's folder can be made or written, before anything costly is done.
+
+        Raises:
+            UserError: it cannot.
+        """
+        nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise UserError(f"{nearest}: is a file, so {self.folder} cannot be made; set paths.outputs to a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"{nearest}: cannot be written to; set paths.outputs to a folder that can")
+
     @contextmanager
     def recording(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[None]:
         """Keep run.json true while the body runs: `running`, then `completed`, or `failed` with the reason.
@@ -152,15 +173,20 @@ class Run:
             config: the whole config, stored as config.yaml.
             facts: what is known before training, e.g. `model` and `data`.
             manifest: the mix, stored as mix.json.
+
+        Raises:
+            SaveError: the disk is full; what was saved before is valid.
         """
-        self.start(config, facts, manifest)
-        try:
-            with log_file(self.folder / "train.log"):
-                yield
-        except Exception as error:
-            self.finish("failed", f"{type(error).__name__}: {error}".splitlines()[0])
-            raise
-        self.finish("completed")
+        with disk_errors(self.folder):
+            self.start(config, facts, manifest)
+            try:
+                with disk_errors(self.folder), log_file(self.folder / "train.log"):
+                    yield
+            except Exception as error:
+                with suppress(OSError):  # on a full disk the record stays `running`, and the error is told all the same
+                    self.finish("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+                raise
+            self.finish("completed")
 
     def start(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
         """Make the folder with config.yaml and mix.json, and record a new attempt as `running`."""
@@ -214,17 +240,17 @@ def runs_folder(config: Config) -> Path:
     return Path(config.paths.multirun).expanduser() / config.sweep.name
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read a folder's run.json.
+def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
+    """Read a folder's run.json, or a record of the same layout by another name.
 
     Raises:
         UserError: it is missing, broken, or of another schema.
     """
-    path = folder / "run.json"
+    path = folder / name
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder}: holds no run.json; name a run folder, e.g. run=outputs/<run_id>") from None
+        raise UserError(f"{folder}: holds no {name}; name a run folder, e.g. run=outputs/<run_id>") from None
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}); delete it and the run goes on from its checkpoint") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:

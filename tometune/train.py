@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from functools import partial
 
 from tometune.config.main import verb
 from tometune.config.root import Config
@@ -43,6 +44,7 @@ def experiment(run: Run, config: Config) -> None:
     from tometune.tracking import check_tracker, start_tracker
     from tometune.training.sft import fit
 
+    run.check_writable()
     check_machine(config.model)
     check_tracker(config.tracking)
     cache = cache_folder(config)
@@ -66,8 +68,16 @@ def experiment(run: Run, config: Config) -> None:
         ) as tracker,
     ):
         run.update(tracking=tracker.describe())
+        score = partial(
+            score_stage,
+            tokenizer=tokenizer,
+            tasks=tasks,
+            config=config.eval,
+            folder=run.folder,
+            seed=config.seeds.generation,
+        )
         if config.eval.base:
-            run.add_scores("base", score_stage(model, tokenizer, tasks, config.eval, run.folder, "base"))
+            run.add_scores("base", score(model, stage="base"))
         if run.record["train"] is None:
             model = add_adapter(model, config.lora, config.seeds.adapter)
             trained = fit(model, tokenizer, tokens, config, run.folder, tracker.log)
@@ -75,7 +85,7 @@ def experiment(run: Run, config: Config) -> None:
             run.save()
         else:  # a run broken off after its training: the saved adapter is the trained one
             model = load_adapter(model, run.folder / "adapter")
-        run.add_scores("tuned", score_stage(model, tokenizer, tasks, config.eval, run.folder, "tuned"))
+        run.add_scores("tuned", score(model, stage="tuned"))
         tracker.results(run.record, run.folder)
         run.update(tracking=tracker.describe())
 

@@ -22,9 +22,10 @@ def write(folder, stage, task, shift):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def shown(folder, stages, limited=False, width=80):
+def shown(folder, stages, limited=False, width=80, tracking=None):
     tasks = {"qa": {}, "summaries": {}}
     record = {"run_id": "tiny-x-s0-1", "eval": {stage: {"tasks": tasks, "limited": limited} for stage in stages}}
+    record["tracking"] = tracking
     out = io.StringIO()
     print_run(folder, record, EvalConfig(resamples=300), Console(file=out, width=width))
     return out.getvalue()
@@ -59,12 +60,18 @@ def test_one_stage_alone(folder):
     text = shown(folder, ["tuned"])
     assert "gain" not in text
     assert "0.495" in text
-    assert shown(folder, []) == ""
+    assert shown(folder, []) == f"run      {folder}\n"
+
+
+def test_the_paths_are_told_last_and_not_cut(folder):
+    tracking = {"tracker": "wandb", "folders": ["outputs/" + "x" * 90], "url": None, "sync": "wandb sync outputs/x"}
+    lines = shown(folder, ["tuned"], tracking=tracking).splitlines()[-3:]
+    assert lines == [f"run      {folder}", f"wandb    outputs/{'x' * 90}", "sync     wandb sync outputs/x"]
 
 
 def test_it_fits_80_columns_and_cuts_no_number(folder):
     text = shown(folder, ["base", "tuned"])
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(len(line) for line in text.splitlines() if not line.startswith("run ")) <= 80
     assert "…" not in text
 
 

@@ -143,6 +143,7 @@ def _check_eval(config: EvalConfig) -> Iterator[str]:
     yield from _file_name("eval.name", config.name)
     names = ("limit", "batch_size", "max_prompt_tokens", "resamples")
     yield from _at_least(1, {f"eval.{name}": vars(config)[name] for name in names})
+    yield from _at_least(0, {"eval.temperature": config.temperature})
     if not 0 < config.confidence < 1:
         yield f"eval.confidence={config.confidence}: not between 0 and 1"
     if not config.tasks:

@@ -83,6 +83,9 @@ class EvalConfig:
     limit: int | None = None
     """Examples a task at most, for trying things out; scores under a limit are marked everywhere."""
 
+    temperature: float = 0.0
+    """0 answers greedily; above 0 draws from softmax(logits / temperature), with `seeds.generation`."""
+
     batch_size: int = field(default=16, metadata=NOT_IDENTITY)
     """Prompts generated at once, sorted by length and left-padded."""
 

@@ -24,7 +24,7 @@ class SeedsConfig:
     """Initial adapter weights, and the dropout masks."""
 
     generation: int = 0
-    """Sampling of answers; greedy decoding does not use it."""
+    """Drawn answers (`eval.temperature` above 0); greedy decoding does not use it."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Greedy answers in batches: sorted by length, left-padded, the same as one by one."""
+"""Answers in batches: sorted by length, left-padded, the same as one by one."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.config.errors import UserError
 from tometune.evaluation.prompts import Prompt, encode
+from tometune.evaluation.sampling import GumbelNoise
 
 Messages = Sequence[dict[str, str]]
 Advance = Callable[[int], None]
@@ -62,8 +63,10 @@ def generate(
     batch_size: int,
     max_prompt_tokens: int,
     advance: Advance = lambda _: None,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> Generations:
-    """Answer each conversation greedily.
+    """Answer each conversation, greedily unless a temperature is given.
 
     Args:
         model: a causal language model, with or without an adapter; its mode (train or eval) is given back.
@@ -73,6 +76,8 @@ def generate(
         batch_size: prompts at once; the longest come first, so memory runs out at the start or not at all.
         max_prompt_tokens: longer prompts lose the middle of their last user message.
         advance: told of each batch of answers.
+        temperature: 0 is greedy; above 0 each answer is drawn from a stream of its own.
+        seed: of those streams, `seeds.generation`.
 
     Raises:
         UserError: a prompt cannot be shortened enough, or the device has too little memory.
@@ -85,7 +90,8 @@ def generate(
     with _evaluating(model):
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
-            new = _answer(model, [prompts[index].ids for index in batch], config)
+            noise = [GumbelNoise(temperature, seed, batch)] if temperature else []
+            new = _answer(model, [prompts[index].ids for index in batch], config, noise)
             for index, ids in zip(batch, new, strict=True):
                 answers[index] = _decode(tokenizer, prompts[index], ids, config)
             advance(len(batch))
@@ -120,7 +126,9 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_t
     )
 
 
-def _answer(model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig) -> list[list[int]]:
+def _answer(
+    model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig, noise: list[LogitsProcessor]
+) -> list[list[int]]:
     """Generate for one batch; returns the new tokens of each prompt, padding included."""
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), config.pad_token_id)
@@ -130,7 +138,10 @@ def _answer(model: PreTrainedModel, prompts: list[list[int]], config: Generation
         mask[row, width - len(prompt) :] = 1
     try:
         output = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            logits_processor=noise,
         )
     except torch.OutOfMemoryError:
         raise UserError(

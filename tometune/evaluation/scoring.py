@@ -35,6 +35,7 @@ def score_stage(
     config: EvalConfig,
     folder: Path,
     stage: str,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> StageScores:
     """Score a model on every task, one `<folder>/eval/<stage>/<task>.jsonl` each.
@@ -49,6 +50,7 @@ def score_stage(
         config: the `eval` group.
         folder: the run's folder.
         stage: `base` or `tuned`.
+        seed: `seeds.generation`, of drawn answers; greedy ones do not use it.
         progress: told of finished answers; None shows a bar where stderr is a terminal.
 
     Returns:
@@ -63,9 +65,10 @@ def score_stage(
     with answers_bar(stage, progress) as tell:
         for task in tasks:
             key = {"task": task.digest, "weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
+            key |= {"temperature": config.temperature, "seed": seed} if config.temperature else {}
             path = folder / "eval" / stage / f"{task.name}.jsonl"
             found = read_result(path, key)
-            results[task.name] = found or _score_task(model, tokenizer, task, config, path, key, tell)
+            results[task.name] = found or _score_task(model, tokenizer, task, config, path, key, tell, seed)
             log.info("%s %s: %s%s", stage, task.name, results[task.name].line(), " (found)" if found else "")
     return _summary(tasks, results)
 
@@ -99,6 +102,7 @@ def _score_task(
     path: Path,
     key: dict[str, Any],
     tell: Progress,
+    seed: int,
 ) -> TaskResult:
     """Answer and score one task, and keep the result."""
     done = 0
@@ -117,6 +121,8 @@ def _score_task(
         config.batch_size,
         config.max_prompt_tokens,
         advance,
+        config.temperature,
+        seed,
     )
     if generations.shortened:
         log.warning(

@@ -1,6 +1,6 @@
 """The table at the end of a run: base, tuned, gain and its interval, by task and over tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ Scores = dict[str, dict[str, float]]
 
 
 def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, console: Console | None = None) -> None:
-    """Print the table of a run; nothing where no stage was scored.
+    """Print the table of a run, if a stage was scored, and where its files are.
 
     Args:
         folder: the run's folder, with `eval/<stage>/<task>.jsonl`.
@@ -42,17 +42,37 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, conso
     Raises:
         UserError: a file of scores is missing or broken.
     """
+    console = console or Console()
     stages = [stage for stage in ("base", "tuned") if stage in record["eval"]]
     if stages:
-        (console or Console()).print(run_table(folder, record, config, stages))
+        console.print(run_table(folder, record, config, stages))
+    for label, place in _places(folder, record):
+        console.print(f"{label:9}{place}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield where everything of the run is, and how to see or upload what the tracker has."""
+    yield "run", str(folder)
+    tracking = record.get("tracking") or {}
+    for place in tracking.get("folders") or []:
+        yield tracking["tracker"], place
+    for label in ("url", "sync", "show"):
+        if tracking.get(label):
+            yield label, tracking[label]
 
 
 def run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stages: Sequence[str]) -> Table:
     """Build the table: with both stages the gain, with one its own interval."""
     limited = any(record["eval"][stage]["limited"] for stage in stages)
     mark = "[bold red]LIMIT: only some examples, no result[/]\n" if limited else ""
-    table = Table(title=f"{mark}{record['run_id']}", caption=_caption(config, stages), box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("task", overflow="fold")
+    table = Table(
+        title=f"{mark}{record['run_id']}",
+        caption=_caption(config, stages),
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    table.add_column("task", overflow="fold", min_width=12)
     table.add_column("metric", no_wrap=True)
     paired = len(stages) == 2
     for name in [*stages, *(["gain"] if paired else []), f"{config.confidence:.0%} interval"]:

@@ -83,7 +83,8 @@ def load_task(name: str, task: TaskConfig, cache: Path, limit: int | None = None
     _check_ids(key, examples)
     own = _draw(examples, task.limit)
     kept = _draw(examples, min((n for n in (task.limit, limit) if n is not None), default=None))
-    log.info("task %s: %d of %d examples", name, len(kept), len(examples))
+    about = " ".join(part for part in (task.description, f"({task.licence})" if task.licence else "") if part)
+    log.info("task %s: %d of %d examples. %s", name, len(kept), len(examples), about)
     return Task(name, task, kept, len(kept) < len(own), _digest(task, kept))
 
 

@@ -1,0 +1,77 @@
+"""The config of an earlier run, with what the command line changes about it."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from tometune.config.errors import UserError
+from tometune.config.root import Config
+from tometune.config.store import typed
+
+OF_THE_RUN = ("data", "lora", "trainer", "seed", "seeds.data", "seeds.order", "seeds.adapter", "sweep")
+"""What made the run: not to be changed when it is scored."""
+
+
+def stored_config(folder: Path) -> Config:
+    """Return the config of a run folder.
+
+    Raises:
+        UserError: config.yaml is missing, broken, or of another version.
+    """
+    path = folder / "config.yaml"
+    try:
+        loaded = OmegaConf.create(path.read_text(encoding="utf-8"))
+        assert isinstance(loaded, DictConfig), "not keys and values"
+        return typed(loaded)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; name a run folder, e.g. run=outputs/<run_id>") from None
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: not a config of this version ({reason}); run its command again") from None
+
+
+def with_command_line(stored: Config, composed: Config) -> Config:
+    """Return the stored config with the command line's tracking and paths, and its choices of `model.*` and `eval`.
+
+    Choosing `eval=…` or adding a task takes the whole group from the command line; `eval.limit=…` changes that value.
+
+    Raises:
+        UserError: a key is set that made the run.
+    """
+    target = OmegaConf.structured(stored)
+    source = OmegaConf.structured(composed)
+    for group in ("tracking", "paths", "run"):
+        OmegaConf.update(target, group, OmegaConf.select(source, group), merge=False)
+    for key, removed in _set_keys():
+        whole, _, inner = key.partition(".")
+        if any(key == name or key.startswith(f"{name}.") for name in OF_THE_RUN) or key == "model":
+            raise UserError(f"{key}: the run has its own; leave it out, or score a model by itself with model.id=…")
+        if removed:
+            _remove(target, key)
+        elif whole == "eval":
+            changed = "eval" if key.startswith("eval/") or not inner else key
+            OmegaConf.update(target, changed, OmegaConf.select(source, changed), merge=False)
+        elif whole == "model" or key == "seeds.generation":
+            OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False)
+    return typed(target)
+
+
+def _set_keys() -> list[tuple[str, bool]]:
+    """Return keys and groups of the command line, and whether it removes them; whole groups come first."""
+    keys = []
+    for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
+        key = override.key_or_group
+        keys.append(("eval" if key.startswith("eval/") else key, override.is_delete()))
+    return sorted(keys, key=lambda entry: "." in entry[0])
+
+
+def _remove(target: DictConfig, key: str) -> None:
+    """Remove a task, unless the choice of a group has done so."""
+    parent, _, last = key.rpartition(".")
+    tasks = OmegaConf.select(target, parent)
+    if last in tasks:
+        del tasks[last]

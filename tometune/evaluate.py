@@ -1,0 +1,84 @@
+"""Score a finished run again, on its own tasks or on others, or any model that was not trained here."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tometune.config.main import verb
+from tometune.config.root import Config
+from tometune.inputs import cache_folder
+
+if TYPE_CHECKING:
+    from tometune.evaluation.subject import Subject
+
+log = logging.getLogger(__name__)
+
+
+@verb
+def main(config: Config) -> None:
+    """Find what is to be scored, score it before and after its adapter, and show the table."""
+    from tometune.evaluation.subject import find_subject
+    from tometune.evaluation.table import print_run
+
+    subject = find_subject(config)
+    if subject.completed:
+        log.info("%s: finished on %s, nothing to do", subject.folder, subject.record["finished"])
+    else:
+        evaluate(subject)
+    print_run(subject.folder, subject.record, subject.config.eval)
+
+
+def evaluate(subject: Subject) -> None:
+    """Score the model and, where there is one, the adapter on top of it; what is scored already is not done again.
+
+    Raises:
+        UserError: the machine, the model or a task does not allow it.
+    """
+    from tometune.evaluation.scoring import score_stage
+    from tometune.evaluation.tasks import load_tasks
+    from tometune.models.adapter import load_adapter
+    from tometune.models.load import check_machine, describe, load_model
+    from tometune.models.tokenizer import load_tokenizer
+    from tometune.run import plain
+    from tometune.seeding import seed_everything
+    from tometune.tracking import check_tracker, start_tracker
+
+    config = subject.config
+    check_machine(config.model)
+    check_tracker(config.tracking)
+    cache = cache_folder(config)
+    tokenizer = load_tokenizer(config.model, cache)
+    tasks = load_tasks(config.eval, cache)
+    seed_everything(config.seeds.generation)
+    model = load_model(config.model, cache)
+    with (
+        subject.recording(describe(config.model, model)),
+        start_tracker(
+            config.tracking,
+            run_id=subject.id,
+            job_type="evaluate",
+            group=f"evaluate-{config.eval.name}",
+            folder=subject.folder,
+            run_config=plain(config),
+        ) as tracker,
+    ):
+        score = partial(
+            score_stage,
+            tokenizer=tokenizer,
+            tasks=tasks,
+            config=config.eval,
+            folder=subject.folder,
+            seed=config.seeds.generation,
+        )
+        if config.eval.base or subject.adapter is None:
+            subject.add_scores("base", score(model, stage="base"))
+        if subject.adapter is not None:
+            subject.add_scores("tuned", score(load_adapter(model, subject.adapter), stage="tuned"))
+        tracker.results(subject.record, subject.folder)
+        subject.add_tracking(tracker.describe())
+
+
+if __name__ == "__main__":
+    main()
