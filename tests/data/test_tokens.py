@@ -1,7 +1,11 @@
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from importlib import util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -136,13 +140,26 @@ def test_llama3_agrees_with_the_reference_tokenizer(tmp_path: Path) -> None:
         assert row["input_ids"] == ids
 
 
+@pytest.fixture
+def no_pillow_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference names Pillow's image type in annotations; for texts an empty module will do."""
+    if util.find_spec("PIL") is None:
+        image = ModuleType("PIL.Image")
+        image.Image = object  # type: ignore[attr-defined]
+        package = ModuleType("PIL")
+        package.Image = image  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "PIL", package)
+        monkeypatch.setitem(sys.modules, "PIL.Image", image)
+
+
+@pytest.mark.usefixtures("no_pillow_needed")
 def test_llama3_agrees_with_the_reference_chat_format(tmp_path: Path) -> None:
     tokenizer = llama3_tokenizer()
-    reference = pytest.importorskip("llama_models.llama3.chat_format", exc_type=ImportError)  # needs Pillow too
     from llama_models.datatypes import RawMessage
+    from llama_models.llama3.chat_format import ChatFormat
     from llama_models.llama3.tokenizer import Tokenizer
 
-    chat = reference.ChatFormat(Tokenizer.get_instance())
+    chat = ChatFormat(Tokenizer.get_instance())
     made = tokenise(mix_from(AGREEING), tokenizer, 512, tmp_path)
     for messages, row in zip(AGREEING, made.dataset, strict=True):
         turned = [RawMessage(role=turn["role"], content=turn["content"]) for turn in with_preamble(messages)]
@@ -263,7 +280,39 @@ def test_wrong_labels_are_found() -> None:
         verify(encoder, turns("hi", "hello you", "hi", "other"), row, (ids, places), "base:7")
 
 
-WORDS = ["a", "b c", " ", "\n", "\n\n", "é", "e\u0301", "漢", "😀", "👩‍👩‍👧", "12", "<|im_end|>", "<|eot_id|>", "user"]
+@pytest.mark.parametrize("text", ["_", ">", "<|im_end|>", "im_end"])
+def test_a_text_that_is_part_of_the_end_of_turn_is_told_from_it(text: str) -> None:
+    template = Template(chatml_tokenizer())
+    encoder = Encoder(template)
+    messages = turns("hi", text)
+    row = template.render([messages])[0]
+    encoded = encoder.encode([row])[0]
+    verify(encoder, messages, row, encoded, "row")
+    (start, end), (first, last) = encoded[1][0], row.spans[0]
+    for tokens_, characters in (((end - 1, end), (last - len("<|im_end|>"), last)), ((start, end - 1), (first, last))):
+        wrong = replace(row, spans=[characters])
+        with pytest.raises(RuntimeError, match="the labels decode to"):
+            verify(encoder, messages, wrong, (encoded[0], [tokens_]), "row")
+
+
+WORDS = [
+    "a",
+    "_",
+    ">",
+    "b c",
+    " ",
+    "\n",
+    "\n\n",
+    "é",
+    "e\u0301",
+    "漢",
+    "😀",
+    "👩‍👩‍👧",
+    "12",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "user",
+]
 PARTS = st.sampled_from(WORDS)
 TEXTS = st.lists(PARTS | st.characters(exclude_categories=["Cs"]), max_size=8).map("".join)
 

@@ -1,6 +1,6 @@
 """Formats: ShareGPT, messages, Alpaca and prompt/completion rows, read as turns of (role, text)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tometune.config.data import RowFormat
@@ -35,6 +35,9 @@ COLUMNS = {RowFormat.alpaca: ("instruction", "output"), RowFormat.prompt_complet
 
 WANTED = "a column conversations or messages with a list of turns, or instruction and output, or prompt and completion"
 
+MOST_NAMES, LONGEST = 30, 60
+"""Names that an error lists, and characters of each."""
+
 
 class FormatError(ValueError):
     """A row is not of its format; says what is wrong and what to do."""
@@ -57,7 +60,7 @@ def format_of(rows: Sequence[dict[str, Any]], asked: RowFormat, where: str) -> R
         if conversation if asked not in COLUMNS else all(column in columns for column in COLUMNS[asked]):
             return asked
         needs = " and ".join(COLUMNS.get(asked, ())) or " or ".join(CONVERSATION_COLUMNS)
-        raise UserError(f"{where}: format={asked} needs {needs}, the columns are {', '.join(columns)}; try format=auto")
+        raise UserError(f"{where}: format={asked} needs {needs}, the columns are {_names(columns)}; try format=auto")
     shape = next((shape for row in rows if (shape := _conversation_shape(row))), None)
     if shape:
         return shape
@@ -70,13 +73,25 @@ def format_of(rows: Sequence[dict[str, Any]], asked: RowFormat, where: str) -> R
     if filled:
         column, value = next(iter(filled.items()))
         raise UserError(f"{where}: column {column} holds {_kind(value)}, not a list of turns; a row needs {WANTED}")
-    raise UserError(f"{where}: no conversation column among {', '.join(columns)}; a row needs {WANTED}")
+    raise UserError(f"{where}: no conversation column among {_names(columns)}; a row needs {WANTED}")
 
 
 def _kind(value: Any) -> str:
     """Name the type of a value, of a list's entries too."""
     name = type(value).__name__
     return f"{name} of {type(value[0]).__name__}" if isinstance(value, list) else name
+
+
+def _names(names: Iterable[str]) -> str:
+    """List the names of columns or keys in one line, however many and whatever they are."""
+    shown = [_short(name) if name.isprintable() else repr(_short(name)) for name in names]
+    more = f" and {len(shown) - MOST_NAMES:,} more" if len(shown) > MOST_NAMES else ""
+    return ", ".join(shown[:MOST_NAMES]) + more
+
+
+def _short(text: str) -> str:
+    """Cut a text for an error."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _conversation_shape(row: dict[str, Any]) -> RowFormat | None:
@@ -101,8 +116,9 @@ def reader(form: RowFormat) -> Callable[[dict[str, Any]], list[Turn]]:
 
 
 def _conversation(row: dict[str, Any]) -> Any:
-    """Return the first conversation column that is not null."""
-    return next((row[column] for column in CONVERSATION_COLUMNS if row.get(column) is not None), None)
+    """Return the first conversation column that holds turns; if none does, the first that is not null."""
+    values = [row[column] for column in CONVERSATION_COLUMNS if row.get(column) is not None]
+    return next((value for value in values if isinstance(value, list) and any(value)), values[0] if values else None)
 
 
 def _turns(turns: Any, role_name: str, text_name: str) -> list[Turn]:
@@ -122,7 +138,12 @@ def _turns(turns: Any, role_name: str, text_name: str) -> list[Turn]:
             role = ROLES[turn[role_name]]
         except (KeyError, TypeError):
             raise _no_role(turn, role_name) from None
-        read.append((role, text(turn.get(text_name))))
+        if text_name not in turn:
+            had = _names(turn)
+            raise FormatError(
+                f"a turn has no text in {text_name!r} (it has {had}); rename its key, null if it is empty"
+            )
+        read.append((role, text(turn[text_name])))
     return read
 
 
@@ -130,8 +151,8 @@ def _no_role(turn: dict[str, Any], role_name: str) -> FormatError:
     """Return the error for a turn whose role is missing or not in `ROLES`."""
     known = f"use one of {', '.join(ROLES)}"
     if turn.get(role_name) is None:
-        return FormatError(f"a turn has no role in {role_name!r} (it has {', '.join(turn)}); {known}")
-    role = str(turn[role_name])
+        return FormatError(f"a turn has no role in {role_name!r} (it has {_names(turn)}); {known}")
+    role = _short(str(turn[role_name]))
     return FormatError(f"unknown role {role!r}{did_you_mean(role, list(ROLES))}; {known}")
 
 

@@ -13,11 +13,15 @@ from tometune.hub import commit_of, hub_errors
 
 log = logging.getLogger(__name__)
 
+LONGEST = 200
+"""Characters of a path that the system refuses, in the error."""
+
 
 def fingerprint(source: SourceConfig, key: str) -> str:
     """Return what identifies a source's content, without reading its rows.
 
-    Files are known by the sha256 of their contents, whatever their names and places; a hub dataset by id and revision.
+    Files are known by the sha256 of their contents and their suffix, whatever their names and places; a hub dataset by
+    id and revision.
 
     Args:
         source: what is to be read.
@@ -43,17 +47,13 @@ def files_of(path: str | None, key: str) -> list[Path]:
     """
     if not path:
         raise UserError(f"{key}: is not set; set it to a parquet, JSONL or JSON file, a folder of them, or a glob")
-    given = Path(path).expanduser()
-    if given.is_dir():
-        inside = (file for file in given.rglob("*") if file.suffix in SUFFIXES and not file.is_dir())
-        found = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(given).parts)]
-        if not found:
-            raise UserError(f"{key}={path}: holds no file that ends in {', '.join(SUFFIXES)}; name another folder")
-    elif given.exists():
-        found = [given]
-    else:
-        matches = (Path(match) for match in glob.glob(str(given), recursive=True))  # noqa: PTH207 -- takes any pattern
-        found = [file for file in matches if not file.is_dir()]
+    try:
+        found = _found(Path(path).expanduser())
+    except (OSError, RuntimeError, ValueError) as error:  # no rights, a name too long, no such home, a null byte
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise UserError(f"{key}={path[:LONGEST]}: cannot be looked up ({reason}); check the path") from error
+    if found is None:
+        raise UserError(f"{key}={path}: holds no file that ends in {', '.join(SUFFIXES)}; name another folder")
     if not found:
         raise UserError(f"{key}={path}: no such file; name a parquet, JSONL or JSON file, a folder of them, or a glob")
     for file in found:
@@ -62,13 +62,26 @@ def files_of(path: str | None, key: str) -> list[Path]:
     return found
 
 
+def _found(given: Path) -> list[Path] | None:
+    """Return the files behind a path; None for a folder without one."""
+    if given.is_dir():
+        inside = (file for file in given.rglob("*") if file.suffix in SUFFIXES and not file.is_dir())
+        return [
+            file for file in inside if not any(part.startswith(".") for part in file.relative_to(given).parts)
+        ] or None
+    if given.exists():
+        return [given]
+    matches = (Path(match) for match in glob.glob(str(given), recursive=True))  # noqa: PTH207 -- takes any pattern
+    return [file for file in matches if not file.is_dir()]
+
+
 def files_hash(files: list[Path]) -> str:
-    """Hash the contents of files; their names and order do not matter."""
+    """Hash the contents and kinds of files; their names and order do not matter."""
     return sha256(b"".join(sorted(_digest(file) for file in files))).hexdigest()[:20]
 
 
 def _digest(file: Path) -> bytes:
-    """Return the sha256 of a file's content, read a piece at a time."""
+    """Return the sha256 of a file's content, read a piece at a time, and the suffix, by which it is read."""
     digest = sha256()
     try:
         with file.open("rb") as content:
@@ -76,7 +89,7 @@ def _digest(file: Path) -> bytes:
                 digest.update(chunk)
     except OSError as error:
         raise unreadable(file, error) from error
-    return digest.digest()
+    return digest.digest() + file.suffix.encode()
 
 
 def read(source: SourceConfig, key: str) -> Iterator[Batch]:

@@ -22,7 +22,7 @@ from tometune.data.sources import fingerprint, read
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Raised when the same source is standardised to other rows."""
 
 SCHEMA = pa.schema(

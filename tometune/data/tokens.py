@@ -184,10 +184,15 @@ def verify(encoder: Encoder, messages: Messages, row: Rendered, encoded: Encoded
         kept = encoder.round_trip(shown)
         # A tokenizer that normalises, or marks the starts of words, gives back another text; most give back the same.
         same = decoded == shown if kept == shown else decoded.strip() == kept.strip()
-        found, ending = text in shown, shown[shown.rfind(text) + len(text) :].strip()
-        is_end = ending == "" or encoder.template.special.fullmatch(ending)
-        if not (same and found and is_end and encoder.controls(ids[start:end]) <= 1):
+        if not (same and _is_answer(encoder.template, shown, text) and encoder.controls(ids[start:end]) <= 1):
             raise RuntimeError(f"row {row_id}: the labels decode to {decoded!r}, not to the assistant's {text!r}")
+
+
+def _is_answer(template: Template, shown: str, text: str) -> bool:
+    """Tell whether what is trained on is the text and, if the template ends answers, one token that ends it."""
+    body = shown.strip()
+    ending = body[len(text) :].strip()
+    return body.startswith(text) and bool(template.special.fullmatch(ending) if template.ends else not ending)
 
 
 def _arrow(encoded: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, list[int]]:
