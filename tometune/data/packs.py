@@ -4,7 +4,7 @@ A block keeps the lengths of its rows in `seq_lengths`; the collator turns them 
 each row, by which attention (sdpa, eager, flash) keeps the rows of a block apart.
 """
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
 from trl import pack_dataset
 
 
@@ -18,4 +18,10 @@ def pack(dataset: Dataset, max_length: int) -> Dataset:
     Returns:
         The blocks, with `seq_lengths` beside the two columns.
     """
-    return pack_dataset(dataset, max_length, strategy="bfd", map_kwargs={"keep_in_memory": True})
+    shown = is_progress_bar_enabled()
+    disable_progress_bars()  # seconds at most, and the log is for lines
+    try:
+        return pack_dataset(dataset, max_length, strategy="bfd", map_kwargs={"keep_in_memory": True})
+    finally:
+        if shown:
+            enable_progress_bars()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tometune.config.errors import UserError
+from tometune.run import write_text
 from tometune.training.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Curves:
         if not self.path.exists():
             return
         lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-        self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(self.path, "".join(f"{line}\n" for line in lines))  # a kill here must not lose the others
         if lines:
             self.last_loss = json.loads(lines[-1])["loss"]
 
@@ -65,5 +66,5 @@ def _step(line: str) -> float:
     """Return a line's step; a line broken off in the middle counts as later than all."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return math.inf

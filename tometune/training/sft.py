@@ -16,12 +16,13 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from tometune.config.root import Config
 from tometune.data.packs import pack
 from tometune.data.tokens import Tokens
+from tometune.disk import disk_errors
 from tometune.seeding import seed_everything
-from tometune.training.checkpoints import Interrupted, disk_errors, last_checkpoint, step_of
+from tometune.training.checkpoints import Interrupted, last_checkpoint, step_of
 from tometune.training.curves import Curves, OnLog
 from tometune.training.meter import Meter, peak_memory_bytes
 from tometune.training.progress import progress_callbacks
-from tometune.training.trainer import MeteredTrainer, StopOnSigterm
+from tometune.training.trainer import LogLastStep, MeteredTrainer, StopOnSigterm
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def fit(model: Any, tokenizer: Any, tokens: Tokens, config: Config, folder: Path
     curves = Curves(folder / "metrics.jsonl", meter, on_log)
     curves.rewind(step_of(checkpoint) if checkpoint else 0)
     seed_everything(config.seeds.adapter)
+    held = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     with StopOnSigterm() as stop:
         trainer = MeteredTrainer(
             model=model,
@@ -75,16 +77,20 @@ def fit(model: Any, tokenizer: Any, tokens: Tokens, config: Config, folder: Path
             train_dataset=rows,
             data_collator=DataCollatorForLanguageModeling(tokenizer.pad_token_id, padding_free=config.trainer.packing),
             processing_class=tokenizer,
-            callbacks=[stop, *progress_callbacks()],
+            callbacks=[stop, LogLastStep(), *progress_callbacks()],
             meter=meter,
             curves=curves,
         )
         trainer.remove_callback(PrinterCallback)
+        for name, weight in model.named_parameters():  # over a 4-bit base, TRL makes the adapter bfloat16, which
+            if name in held:  # rounds AdamW's small steps away and cannot be trained in fp16
+                weight.data = held[name]
         effective = effective_batch(config, trainer.args.world_size)
         plan(config, len(rows), tokens, effective, checkpoint)
         meter.start()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.told:
+            log.warning("told to stop: step %d is saved, the same command goes on from it", trainer.state.global_step)
             raise Interrupted
     meter.rates()
     if trainer.is_world_process_zero():
@@ -114,6 +120,9 @@ def arguments(config: Config, dtype: torch.dtype, checkpoints: Path) -> SFTConfi
         warmup_steps=trainer.warmup_steps,
         weight_decay=trainer.weight_decay,
         optim=trainer.optim,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
         max_grad_norm=trainer.max_grad_norm,
         num_train_epochs=trainer.num_train_epochs,
         max_steps=trainer.max_steps or -1,
@@ -128,12 +137,19 @@ def arguments(config: Config, dtype: torch.dtype, checkpoints: Path) -> SFTConfi
         data_seed=config.seeds.order,
         train_sampling_strategy="random",
         max_length=trainer.max_length,
-        packing=False,  # the rows are packed already
-        padding_free=trainer.packing,
+        packing=False,  # the rows are packed already, and fit() gives the collator that keeps them apart:
+        padding_free=False,  # TRL takes that collator only where it is told of neither
         loss_type=trainer.loss_type,
+        use_liger_kernel=False,
+        label_smoothing_factor=0.0,
+        neftune_noise_alpha=None,
+        average_tokens_across_devices=True,
+        auto_find_batch_size=False,
         completion_only_loss=False,
         assistant_only_loss=False,  # the labels are made and checked by tometune.data.tokens
         dataset_kwargs={"skip_prepare_dataset": True},
+        eval_packing=False,
+        activation_offloading=False,
         remove_unused_columns=False,
         dataloader_num_workers=trainer.dataloader_num_workers,
         dataloader_drop_last=False,
@@ -172,9 +188,14 @@ def plan(config: Config, rows: int, tokens: Tokens, effective: int, checkpoint: 
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Write the adapter as safetensors, under a temporary name first, so that the folder is whole if it is there."""
+    for left in folder.parent.glob(".adapter.*"):  # by a kill in the middle of this
+        shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f".adapter.{os.getpid()}")
-    with disk_errors(folder):
-        model.save_pretrained(temporary, safe_serialization=True)
-    (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    try:
+        with disk_errors(folder):
+            model.save_pretrained(temporary, safe_serialization=True)
+        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

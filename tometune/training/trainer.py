@@ -1,5 +1,6 @@
 """The trainer: TRL's, with our meter, our curves and our checkpoints."""
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
-from tometune.training.checkpoints import disk_errors
+from tometune.disk import SaveError, disk_errors
 from tometune.training.curves import Curves
 from tometune.training.meter import Meter
 
@@ -34,11 +35,34 @@ class MeteredTrainer(SFTTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint with the meter in it, and without the model card that TRL would write."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with disk_errors(folder):
-            if self.is_world_process_zero():
-                folder.mkdir(parents=True, exist_ok=True)
-                self.meter.save(folder)  # before the trainer's state, whose presence says that all is there
-            Trainer._save_checkpoint(self, model, trial)
+        try:
+            with disk_errors(folder.parent):
+                if self.is_world_process_zero():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    self.meter.save(folder)  # before the trainer's state, whose presence says that all is there
+                Trainer._save_checkpoint(self, model, trial)
+        except SaveError:
+            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint is of no use and takes up room
+            raise
+
+    def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
+        """Train no further than the last step.
+
+        After a resume from the checkpoint of the last step, transformers would make one step more before it looks.
+        """
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **keywords)
+        else:
+            self.control.should_training_stop = True
+
+
+class LogLastStep(TrainerCallback):
+    """Log the last step whatever `logging_steps` is: the curves end there, and a loss that is no number is noticed."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- the callback's form
+        """Ask the trainer to log."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
 
 class StopOnSigterm(TrainerCallback):
@@ -53,7 +77,7 @@ class StopOnSigterm(TrainerCallback):
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)  # None: it was not set from Python
 
     def _tell(self, *_: object) -> None:
         self.told = True

@@ -1,0 +1,122 @@
+"""Real training on the tiny model, in this process, with the trainer and its batches kept for a look."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.data.conftest import files, write_jsonl
+from tometune.config.data import DataConfig
+from tometune.config.model import ModelConfig, Precision, Quantization, Weights
+from tometune.config.root import Config, SeedsConfig
+from tometune.config.trainer import TrainerConfig
+from tometune.data.mix import Mix, build_mix
+from tometune.data.tokens import Tokens, tokenise
+from tometune.models.adapter import add_adapter
+from tometune.models.load import load_model
+from tometune.models.tokenizer import load_tokenizer
+from tometune.seeding import seed_everything
+from tometune.training import sft
+from tometune.training.sft import TrainResult, fit
+from tometune.training.trainer import MeteredTrainer
+
+MOST = 64
+
+
+def talk(number: int, length: int) -> dict[str, Any]:
+    """Return a conversation whose answer has about `length` words."""
+    answer = " ".join(f"word{number} {n}" for n in range(length // 2 + 1))
+    return {"conversations": [{"from": "human", "value": f"q {number}"}, {"from": "gpt", "value": answer}]}
+
+
+def settings(seed: int = 0, **trainer: Any) -> Config:
+    """Return a config of the tiny model: 20 rows of two files, six steps of two rows at a learning rate that shows."""
+    model = ModelConfig(
+        name="tiny", id="tiny", weights=Weights.random, quantization=Quantization.none, precision=Precision.fp32
+    )
+    quick: dict[str, Any] = {
+        "max_length": MOST,
+        "max_steps": 6,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+    }
+    return Config(model=model, trainer=TrainerConfig(**quick | trainer), seed=seed, seeds=SeedsConfig(*[seed] * 4))
+
+
+@dataclass
+class Fitted:
+    """What came of a training."""
+
+    result: TrainResult
+    folder: Path
+    mix: Mix
+    tokens: Tokens
+    trainer: MeteredTrainer
+    batches: list[dict[str, torch.Tensor]]
+    """Inputs of each forward pass."""
+
+    @property
+    def adapter(self) -> bytes:
+        """The saved adapter's bytes."""
+        return (self.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The lines of metrics.jsonl."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+Train = Callable[..., Fitted]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """A base of eight rows and a pool of forty, from which twelve are drawn."""
+    folder = tmp_path_factory.mktemp("data")
+    base = write_jsonl(folder / "base.jsonl", [talk(n, 1 + n * 5 % 11) for n in range(8)])
+    pool = write_jsonl(folder / "pool.jsonl", [talk(n, 1 + n * 7 % 17) for n in range(100, 140)])
+    return DataConfig(name="test", rows=20, base=files(base), pool=files(pool))
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, cache: Path, data: DataConfig) -> Train:
+    """Return a function that does what the verb does with a config, from the mix to the saved adapter."""
+    kept: list[MeteredTrainer] = []
+    batches: list[dict[str, torch.Tensor]] = []
+
+    class Kept(MeteredTrainer):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            kept.append(self)
+
+        def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
+            batches.append({name: value.clone() for name, value in inputs.items()})
+            return super().training_step(model, inputs, *arguments, **keywords)
+
+    monkeypatch.setattr(sft, "MeteredTrainer", Kept)
+
+    def run(folder: Path, config: Config, data: DataConfig = data, on_log: sft.OnLog = lambda *_: None) -> Fitted:
+        batches.clear()
+        folder.mkdir(parents=True, exist_ok=True)
+        mix = build_mix(data, config.seeds.data, cache)
+        tokenizer = load_tokenizer(config.model, cache)
+        tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
+        seed_everything(config.seeds.adapter)
+        model = add_adapter(load_model(config.model, cache), config.lora, config.seeds.adapter)
+        result = fit(model, tokenizer, tokens, config, folder, on_log)
+        return Fitted(result, folder, mix, tokens, kept[-1], list(batches))
+
+    return run

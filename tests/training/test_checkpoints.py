@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tometune.disk import SaveError, disk_errors
+from tometune.training.checkpoints import FILES, STATE, Interrupted, last_checkpoint
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    made = folder / f"checkpoint-{step}"
+    made.mkdir(parents=True)
+    for name in (*FILES, "rng_state.pth"):
+        (made / name).write_text("something")
+    (made / STATE).write_text(json.dumps({"global_step": step}))
+    return made
+
+
+def test_the_newest_is_taken_by_number(tmp_path: Path) -> None:
+    for step in (2, 10, 8):
+        checkpoint(tmp_path, step)
+    found = last_checkpoint(tmp_path)
+    assert found is not None
+    assert found.name == "checkpoint-10"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_where_there_is_none_training_starts_anew(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("name", [*FILES, "rng_state.pth"])
+@pytest.mark.parametrize("harm", ["missing", "empty"])
+def test_one_without_a_file_or_its_content_is_deleted(
+    tmp_path: Path, name: str, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
+    (broken / name).unlink() if harm == "missing" else (broken / name).write_bytes(b"")
+    assert last_checkpoint(tmp_path) == whole
+    assert not broken.exists()
+    assert "checkpoint-4 is not whole" in caplog.text
+
+
+@pytest.mark.parametrize("state", ['{"global_step": 4, "log_hist', "[]", "{}", '{"global_step": 3}'])
+def test_one_whose_state_is_half_or_foreign_is_deleted(tmp_path: Path, state: str) -> None:
+    (checkpoint(tmp_path, 4) / STATE).write_text(state)
+    assert last_checkpoint(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_older_broken_one_and_what_is_not_ours_are_left_alone(tmp_path: Path) -> None:
+    (checkpoint(tmp_path, 2) / STATE).unlink()
+    whole = checkpoint(tmp_path, 4)
+    (tmp_path / "checkpoint-mine").mkdir()
+    assert last_checkpoint(tmp_path) == whole
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_several_processes_have_a_state_each(tmp_path: Path) -> None:
+    made = checkpoint(tmp_path, 4)
+    (made / "rng_state.pth").rename(made / "rng_state_0.pth")
+    (made / "rng_state_1.pth").write_text("something")
+    assert last_checkpoint(tmp_path) == made
+
+
+def test_being_told_to_stop_is_exit_status_143() -> None:
+    assert Interrupted().code == 143
+
+
+def text(path: Path) -> None:
+    with path.open("w") as file:
+        file.write("x")
+
+
+def tensors_by_torch(path: Path) -> None:
+    torch.save(torch.zeros(100_000), path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="is Linux's device that is always full")
+@pytest.mark.parametrize("write", [text, tensors_by_torch])
+def test_a_full_disk_is_one_line_whatever_writes(tmp_path: Path, write) -> None:
+    with pytest.raises(SaveError, match="no room left") as error, disk_errors(tmp_path):
+        write(Path("/dev/full"))
+    assert str(error.value).startswith(f"{tmp_path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_limit_on_file_sizes_is_told_like_a_full_disk(tmp_path: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(SaveError), disk_errors(tmp_path):
+            save_file({"x": torch.zeros(100_000)}, tmp_path / "x.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
+        text(tmp_path / "none" / "file")
