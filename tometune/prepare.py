@@ -19,11 +19,15 @@ def main(config: Config) -> None:
     mix = build_mix(config.data, config.seeds.data, cache)
     tokenizer = load_tokenizer(config.model, cache)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
-    console = Console()
-    console.print(preview.summary(mix, tokens))
+    console = Console(highlight=False)
+    console.print(preview.summary(mix, tokens, config.trainer.max_length))
     number = config.seed % len(tokens.dataset)
-    console.print(f"row {number}, trained tokens in colour (another by seed=…):")
-    console.print(preview.row(tokens, tokenizer, number))
+    marks = ("", "") if console.color_system else preview.MARKS
+    where = "in colour" if console.color_system else f"between {' and '.join(marks)}"
+    again = f"another: seed={number + 1} seeds.data={config.seeds.data}"
+    console.print(f"\nrow {number} as the model sees it, trained tokens {where} ({again}):\n", markup=False)
+    console.print(preview.row(tokens, tokenizer, number, marks), soft_wrap=True)
+    console.print(f"\nkept in {cache}; train reads it from there", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

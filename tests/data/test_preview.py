@@ -27,30 +27,73 @@ def test_the_trained_tokens_are_in_colour(tmp_path: Path) -> None:
     assert text.plain == tokenizer.apply_chat_template(messages, tokenize=False)
     coloured = [text.plain[span.start : span.end] for span in text.spans if span.style == preview.TRAINED]
     assert coloured == ["see [red]é[/red] 漢字😀<|im_end|>", "bye<|im_end|>"]
+    marked = preview.row(tokens, tokenizer, 0, preview.MARKS).plain
+    assert [part.partition("⟧")[0] for part in marked.split("⟦")[1:]] == coloured
+    assert marked.replace("⟦", "").replace("⟧", "") == text.plain
 
 
 def test_the_summary_counts_everything(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
     rows = [conversation(number, source="alpha" if number < 8 else "[beta]") for number in range(10)]
     rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": "alpha"})
-    pool = [*rows[:3], *(conversation(f"p{number} {'long ' * 60}", source="pool") for number in range(6))]
+    pool = [
+        *rows[:3],
+        rows[0],
+        conversation("p1 " + "long " * 60, source="pool"),
+        *(conversation(f"p{number} {'long ' * 60}", source="pool") for number in range(6)),
+    ]
     mix = mix_of(rows, pool, 14, base_rows=10)
     tokens = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")
-    text = shown(preview.summary(mix, tokens))
+    text = shown(preview.summary(mix, tokens, 64))
     counts = tokens.counts
     assert counts.truncated == counts.without_labels == 4
     for part in (
-        f"test, seeds.data=0, digest {mix.digest}",
-        *("rows │ 14", f"tokens │ {counts.tokens:,}", f"trainable tokens │ {counts.trainable_tokens:,} ("),
-        *("cut at max_length │ 4 (28.6%)", f"tokens cut off │ {counts.tokens_cut:,} (", "nothing to train on │ 4"),
-        *("alpha │ 8 │ 57.1%", "[beta] │ 2 │ 14.3%", "pool │ 4 │ 28.6%"),
-        *("base: 11 rows read, 10 usable, 10 taken", "dropped: no_assistant_turn │ alpha │ 1"),
-        *("pool: 9 rows read, 9 usable, 4 taken", "excluded: in_base │ │ 3"),
+        f"test: 14 rows, seeds.data=0, digest {mix.digest}",
+        *(" rows 14 ", f" tokens {counts.tokens:,} ", f"(answers and their ends) {counts.trainable_tokens:,} "),
+        *("longer than trainer.max_length=64 4 28.6%", f"tokens cut off {counts.tokens_cut:,} ", "left out 4 28.6%"),
+        *("alpha 8 57.1%", "[beta] 2 14.3%", "pool 4 28.6%"),
+        *("read 11 11 ", "dropped: no_assistant_turn 1 ", "usable 10 11 ", "taken 10 4"),
+        *("text is in the base 4 ", "in an earlier row of the pool 2 ", "+ both, so taken off twice 1 "),
+        "left to draw from 6 ",
+        "dropped: no_assistant_turn base alpha 1",
     ):
-        assert part in " ".join(text.replace("│ ", "│ ").split()), part
+        assert part in text, part
+
+
+def test_each_step_is_what_the_lines_above_it_leave(mix_of: Callable[..., Mix]) -> None:
+    odd = [{"conversations": []}, {"conversations": [*conversation(0)["conversations"], None]}]
+    base = [*map(conversation, range(5)), odd[0]]
+    pool = [*map(conversation, [3, 3, 4, 5, 5, 6]), *odd]
+    mix = mix_of(base, pool, 6)
+    left, numbers = 0, {}
+    for (_, name), number in sorted(preview._steps(mix.facts["pool"]).items()):
+        numbers[name] = number
+        if name[0] in "−+":
+            left += number if name[0] == "+" else -number
+        elif name in ("usable", "left to draw from"):
+            assert number == left, name
+        elif name == "read":
+            left = number
+    assert numbers["left to draw from"] == 2
+    assert numbers["taken"] == 1
+    assert numbers["  of them mended: empty_turn_removed"] == 1
+
+
+def test_it_fits_a_terminal_of_80_columns(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
+    pool = [*map(conversation, range(3)), *(conversation(f"p{n}", source="a/very-long name\n" * 20) for n in range(9))]
+    pool.append({"conversations": [{"from": "gpt", "value": "first"}, *conversation(99)["conversations"]]})
+    mix = mix_of([conversation(number) for number in range(10)], pool, 12)
+    tokens = tokenise(mix, chatml_tokenizer(), 2048, tmp_path / "cache")
+    console = Console(file=StringIO(), width=80, color_system=None)
+    console.print(preview.summary(mix, tokens, 2048))
+    assert isinstance(console.file, StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " rows cut, being longer than trainer.max_length=2048         0    0.0%" in "\n".join(lines)
+    assert any(line.startswith(" mended: leading_assistant_removed   pool   files") for line in lines)
 
 
 def test_many_sources_are_summed_up(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
     mix = mix_of([conversation(number, source=f"source{number}") for number in range(20)], None, 20)
-    text = shown(preview.summary(mix, tokenise(mix, chatml_tokenizer(), 128, tmp_path / "cache")))
+    text = shown(preview.summary(mix, tokenise(mix, chatml_tokenizer(), 128, tmp_path / "cache"), 128))
     assert f"{20 - preview.MOST_SOURCES} more" in text
     assert text.count("5.0%") >= preview.MOST_SOURCES

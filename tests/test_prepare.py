@@ -1,0 +1,91 @@
+"""`python -m tometune.prepare`, whole, on small files."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+from tests.data.conftest import conversation, write_jsonl
+
+SMALL = ("model=tiny", "trainer=cpu", "data=files_200k", "data.rows=9", "data.base.rows=5")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    base = [*(conversation(number, source="alpha") for number in range(5)), {"conversations": []}]
+    pool = [conversation(number, dataset="beta") for number in range(3, 12)]
+    return [
+        f"data.base.path={write_jsonl(tmp_path / 'base.jsonl', base)}",
+        f"data.pool.path={write_jsonl(tmp_path / 'pool.jsonl', pool)}",
+    ]
+
+
+def numbers(out: str) -> dict[str, list[str]]:
+    """The lines of the tables: what, and its numbers."""
+    lines = re.findall(r"^ +(?:− )?(\S.*?)  +(\d[\d,.%]*(?: +\d[\d,.%]*)?) *$", out, re.MULTILINE)
+    return {what: values.split() for what, values in lines}
+
+
+@pytest.mark.whole
+def test_it_prints_the_mix_and_a_row_and_loads_no_model(run_verb: Run, paths: list[str], tmp_path: Path) -> None:
+    first = run_verb("prepare", *SMALL, *paths, env={"COLUMNS": "80"})
+    assert first.returncode == 0, first.stderr
+    assert max(map(len, first.stdout.partition("row 0 as")[0].splitlines())) <= 80
+    out = first.stdout.lstrip("\n")  # building the tiny tokenizer prints blank lines
+    assert out.startswith("files_200k: 9 rows, seeds.data=0, digest ")
+    told = numbers(out)
+    assert told["rows"] == ["9"]
+    assert told["read"] == ["6", "9"]
+    assert told["dropped: no_assistant_turn"] == ["1"]
+    assert told["text is in the base"] == ["2"]
+    assert told["left to draw from"] == ["7"]
+    assert told["taken"] == ["5", "4"]
+    assert told["alpha"] == ["5", "55.6%"]
+    assert told["beta"] == ["4", "44.4%"]
+    assert 0 < int(told["trainable tokens (answers and their ends)"][0]) < int(told["tokens"][0])
+    assert "trained tokens between ⟦ and ⟧" in first.stdout
+    assert re.search(r"⟦answer 0<\|\w+\|>⟧", first.stdout)
+    assert not list(tmp_path.glob("outputs*")), "it makes no run"
+
+    cache = tmp_path / "home" / "tometune"
+    for weights in cache.rglob("*.safetensors"):
+        weights.unlink()
+    again = run_verb("prepare", *SMALL, *paths, env={"COLUMNS": "80"})
+    assert (again.returncode, again.stdout) == (0, out)
+    assert "standardised" in first.stderr
+    assert "tokenised" in first.stderr
+    assert again.stderr == "", "nothing was made a second time"
+    other = run_verb("prepare", *SMALL, *paths, "data.rows=10", env={"COLUMNS": "80"})
+    assert other.returncode == 0, "a tokenizer is all it needs of the model, whose weights are gone"
+    assert other.stderr.splitlines() == ["10 rows tokenised"], "the sources were read once"
+
+
+@pytest.mark.whole
+def test_colour_where_there_is_a_terminal(run_verb: Run, paths: list[str]) -> None:
+    done = run_verb("prepare", *SMALL, *paths, env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\x1b\[1;32manswer 0<\|\w+\|>\x1b\[0m", done.stdout)
+    assert "⟦" not in done.stdout
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.rows=40"], "data.pool: 7 usable rows of 9 (in the base: 2, "),
+        (["trainer.max_length=3"], "trainer.max_length=3: the chat template alone takes "),
+        (["data.base.path=nowhere.parquet"], "data.base.path=nowhere.parquet: no such file; "),
+        (["data.pool.path=base.jsonl", "data.pool.format=alpaca"], "base.jsonl: format=alpaca needs "),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    run_verb: Run, paths: list[str], tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    done = run_verb("prepare", *SMALL, *paths, *overrides)
+    assert done.returncode == 2
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(message)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.strip() == ""
+    assert not list((tmp_path / "home" / "tometune").glob("*/.*")), "no half-made folder in the cache"
