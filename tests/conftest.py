@@ -16,11 +16,9 @@ OURS = ("HF_", "HUGGINGFACE_", "WANDB_", "TRACKIO_", "TRANSFORMERS_", "TOMETUNE_
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture
-def clean_env(tmp_path: Path) -> dict[str, str]:
-    """Environment for a subprocess: no key, no netrc, no hub, every cache and home under `tmp_path`."""
-    home = tmp_path / "home"
-    home.mkdir()
+def environment(home: Path) -> dict[str, str]:
+    """Environment for a subprocess: no key, no netrc, no hub, every cache under `home`."""
+    home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     return kept | {
         "HOME": str(home),
@@ -32,6 +30,12 @@ def clean_env(tmp_path: Path) -> dict[str, str]:
         "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens there: a test that needs the hub asks for one
         "TOMETUNE_CACHE": str(home / "tometune"),
     }
+
+
+@pytest.fixture
+def clean_env(tmp_path: Path) -> dict[str, str]:
+    """Environment with its home under `tmp_path`."""
+    return environment(tmp_path / "home")
 
 
 @pytest.fixture

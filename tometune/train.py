@@ -19,10 +19,26 @@ def main(config: Config) -> None:
     if run.completed:
         log.info("%s: finished on %s, nothing to do", run.folder, run.record["finished"])
     else:
+        check(run, config)
         experiment(run, config)
     from tometune.evaluation.table import print_run
 
     print_run(run.folder, run.record, config.eval)
+
+
+def check(run: Run, config: Config) -> None:
+    """Find what stops the run on this machine before anything slow is imported, downloaded or made.
+
+    Raises:
+        UserError: a folder, a GPU, a package, a key or the hub is missing; the line names the fix.
+    """
+    from tometune.models.load import check_machine, check_source
+    from tometune.tracking import check_tracker
+
+    run.check_writable()
+    check_machine(config.model)
+    check_tracker(config.tracking)
+    check_source(config.model)
 
 
 def experiment(run: Run, config: Config) -> None:
@@ -31,22 +47,19 @@ def experiment(run: Run, config: Config) -> None:
     Everything that can be wrong with the input is found before the run's folder is made.
 
     Raises:
-        UserError: the machine, the model, the data or a task does not allow this run.
+        UserError: the model, the data or a task does not allow this run.
     """
     from tometune.data.mix import build_mix
     from tometune.data.tokens import tokenise
     from tometune.evaluation.scoring import score_stage
     from tometune.evaluation.tasks import load_tasks
     from tometune.models.adapter import add_adapter, load_adapter
-    from tometune.models.load import check_machine, describe, load_model
+    from tometune.models.load import describe, load_model
     from tometune.models.tokenizer import load_tokenizer
     from tometune.seeding import seed_everything
-    from tometune.tracking import check_tracker, start_tracker
+    from tometune.tracking import start_tracker
     from tometune.training.sft import fit
 
-    run.check_writable()
-    check_machine(config.model)
-    check_tracker(config.tracking)
     cache = cache_folder(config)
     tokenizer = load_tokenizer(config.model, cache)
     mix = build_mix(config.data, config.seeds.data, cache)

@@ -89,6 +89,17 @@ def check_machine(model: ModelConfig) -> None:
         raise UserError("model.precision=fp16: needs a GPU; set model.precision=auto")
 
 
+def check_source(model: ModelConfig) -> None:
+    """Check, where the model is on the hub, that the hub can be reached and has it: one short request.
+
+    Raises:
+        UserError: it cannot, or has not.
+    """
+    here = model.weights is Weights.random or Path(model.id).expanduser().is_dir()
+    if not here and not (model.id == smollm2.HUB_ID and smollm2.wheel_version()):
+        commit_of("model.id", model.id, model.revision, "model")
+
+
 def resolve_backend(model: ModelConfig) -> Backend:
     """Return the backend that loads and trains the model; transformers is the one there is."""
     return Backend.transformers if model.backend is Backend.auto else model.backend

@@ -1,0 +1,337 @@
+"""`train` as a user runs it: what a run leaves behind, and one line where it cannot run."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.data.conftest import conversation, write_jsonl
+from tests.whole import Done, Workplace, adapter_of, curve_of, record_of
+from tometune.config.root import Config
+
+pytestmark = pytest.mark.whole
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+
+SMOKE = ("+experiment=smoke", "trainer.max_steps=6")
+SECRETS = {
+    "WANDB_API_KEY": "5ec2e7" * 6 + "abcd",
+    "HF_TOKEN": "hf_5ec2e7TokenThatNoFileMayHold",
+    "HUGGING_FACE_HUB_TOKEN": "hf_5ec2e7OldNameOfTheSame",
+    "OPENAI_API_KEY": "sk-5ec2e7SomeOtherKeyInTheEnvironment",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    made = Workplace(tmp_path_factory.mktemp("train"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def run(place: Workplace) -> Path:
+    """A finished run, tracked by W&B offline, with secrets in its environment."""
+    done = place.verb("train", *SMOKE, "tracking=wandb", "tracking.mode=offline", env=SECRETS)
+    assert done.returncode == 0, done.stderr
+    return place.run_folder()
+
+
+# What a run leaves behind
+
+NUMBERS = {"rouge1": float, "rouge2": float, "rougeL": float}
+TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_following")
+STAGE = {**NUMBERS, "tasks": {name: {**NUMBERS, "examples": int} for name in TASKS}}
+CONTRACT: dict[str, Any] = {
+    "schema": int,
+    "run_id": str,
+    "status": str,
+    "config_hash": str,
+    "seed": int,
+    "model": {"name": str, "id": str, "revision": str, "backend": str, "quantization": str},
+    "data": {"name": str, "rows": int, "digest": str, "tokens": int, "trainable_tokens": int},
+    "train": {
+        "steps": int,
+        "tokens": int,
+        "seconds": float,
+        "tokens_per_second": float,
+        "peak_memory_bytes": int,
+        "final_loss": float,
+    },
+    "eval": {"base": STAGE, "tuned": STAGE},
+    "tracking": {"tracker": str, "mode": str},
+    "versions": {"python": str, "torch": str, "transformers": str, "trl": str, "peft": str, "datasets": str},
+    "git": {"commit": (str, type(None)), "dirty": (bool, type(None))},
+    "started": str,
+    "finished": str,
+    "attempts": int,
+}
+
+
+def misfits(value: Any, contract: Any, key: str = "run.json") -> list[str]:
+    """Return the keys that are missing or of another type; only the outermost level may hold no others."""
+    if not isinstance(contract, dict):
+        return [] if isinstance(value, contract) else [f"{key}: {value!r} is no {contract}"]
+    found = [f"{key}.{name}: missing" for name in contract if name not in value]
+    if key == "run.json":
+        found += [f"{key}.{name}: not in the contract" for name in value if name not in contract]
+    for name, inner in contract.items():
+        found += misfits(value[name], inner, f"{key}.{name}") if name in value else []
+    return found
+
+
+def test_run_json_is_as_contracted(run: Path) -> None:
+    record = record_of(run)
+    assert misfits(record, CONTRACT) == []
+    assert record["run_id"] == run.name == f"tiny-pydocs_64-s0-{record['config_hash'][:8]}"
+    assert (record["schema"], record["status"], record["attempts"]) == (1, "completed", 1)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["finished"])
+    assert record["started"] <= record["finished"]
+    assert record["tracking"]["sync"].startswith("wandb sync ")
+    for stage in record["eval"].values():
+        mean = sum(task["rougeL"] for task in stage["tasks"].values()) / len(TASKS)
+        assert stage["rougeL"] == pytest.approx(mean)
+
+
+def test_everything_is_there_and_nothing_half_written(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        *("adapter", "checkpoints", "config.yaml", "eval", "metrics.jsonl", "mix.json", "run.json", "train.log"),
+        "wandb",
+    }
+    expected = {f"{stage}/{task}.jsonl" for stage in ("base", "tuned") for task in TASKS}
+    assert {str(path.relative_to(run / "eval")) for path in run.glob("eval/*/*.jsonl")} == expected
+    for path in run.glob("eval/*/*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len(rows) == record_of(run)["eval"]["base"]["tasks"][path.stem]["examples"] == 2
+        assert all({"id", "prompt", "prediction", "references", "scores"} <= row.keys() for row in rows)
+    assert {path.name for path in (run / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert [step for step, _ in curve_of(run)] == [1, 2, 3, 4, 5, 6]
+    assert "step 6: loss" in (run / "train.log").read_text()
+
+
+def test_config_yaml_is_resolved_and_whole(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    assert "${" not in text
+    config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
+    assert (config.model.name, config.trainer.max_steps, config.seeds.order) == ("tiny", 6, 0)
+
+
+def test_mix_json_lists_the_rows_it_was_made_of(run: Path) -> None:
+    mix, record = json.loads((run / "mix.json").read_text()), record_of(run)
+    assert len(mix["row_ids"]) == len(set(mix["row_ids"])) == mix["rows"] == record["data"]["rows"] == 64
+    assert mix["digest"] == record["data"]["digest"]
+
+
+def test_no_secret_is_in_any_file(run: Path, place: Workplace) -> None:
+    files = [path for path in place.folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    for path in files:
+        content = path.read_bytes()
+        assert not [name for name, secret in SECRETS.items() if secret.encode() in content], path
+
+
+def test_a_folder_of_another_config_is_refused(run: Path, place: Workplace) -> None:
+    copy = place.folder / "foreign" / run.name
+    shutil.copytree(run, copy)
+    record = record_of(run) | {"config_hash": record_of(run)["config_hash"][:8] + "0" * 56}
+    (copy / "run.json").write_text(json.dumps(record))
+    done = place.verb("train", *SMOKE, "paths.outputs=foreign")
+    assert done.returncode == 2
+    assert_one_line(done, r"foreign/tiny-\S+: belongs to another config .*move it away or set paths\.outputs")
+
+
+# What stops a run on the way
+
+
+def test_ctrl_c_is_one_line_and_the_run_can_go_on(place: Workplace, run: Path) -> None:
+    moment = ("tometune.training.trainer:MeteredTrainer.training_step", 4, "SIGINT")
+    status, stderr = place.train(*SMOKE, "paths.outputs=stopped", moment=moment)
+    assert status == 130
+    assert stderr.splitlines()[-1] == "interrupted; the same command goes on from what was saved"
+    assert "Traceback" not in stderr
+    stopped = place.run_folder("stopped")
+    assert record_of(stopped)["status"] == "running"
+    status, stderr = place.train(*SMOKE, "paths.outputs=stopped")
+    assert status == 0
+    assert "goes on from checkpoint-2" in stderr
+    assert adapter_of(stopped) == adapter_of(run)
+
+
+@pytest.fixture
+def mounted(place: Workplace) -> Iterator[Callable[[str], Path]]:
+    """Return a function that mounts a folder in memory with these options, or again with others."""
+    folder = place.folder / "mounted"
+    folder.mkdir(exist_ok=True)
+
+    def mount(options: str) -> Path:
+        again = "remount," if folder.is_mount() else ""
+        command = ["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("only root can mount a file system")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+# Room for the scores and one checkpoint; for less than the scores; for all but the adapter.
+@pytest.mark.parametrize("size", ["48k", "700k"])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
+    place: Workplace, run: Path, mounted: Callable[[str], Path], size: str
+) -> None:
+    outputs = mounted(f"size={size}")
+    status, stderr = place.train(*SMOKE, "paths.outputs=mounted")
+    assert status == 1
+    assert re.search(r"SaveError: mounted/\S+: no room left on the disk; .*free some room", stderr.splitlines()[-1])
+    assert "Traceback" not in stderr
+    (broken,) = outputs.iterdir()
+    assert record_of(broken)["status"] in ("failed", "running")
+    kept = sorted((broken / "checkpoints").glob("*")) if size == "700k" else []
+    assert all((path / "trainer_state.json").exists() for path in kept), "no half of one is left"
+    mounted("size=20m")
+    status, stderr = place.train(*SMOKE, "paths.outputs=mounted")
+    assert status == 0, stderr
+    assert ("goes on from checkpoint-2" in stderr) is bool(kept)
+    assert record_of(broken)["status"] == "completed"
+    assert adapter_of(broken) == adapter_of(run)
+    assert curve_of(broken) == curve_of(run)
+
+
+def test_an_outputs_folder_that_cannot_be_written_is_told_at_once(
+    place: Workplace, mounted: Callable[[str], Path]
+) -> None:
+    mounted("ro")
+    status, stderr = place.train(*SMOKE, "paths.outputs=mounted/outputs")
+    assert status == 2
+    assert stderr.splitlines() == [
+        f"{place.folder}/mounted: cannot be written to; set paths.outputs to a folder that can"
+    ]
+
+
+def test_an_outputs_folder_that_is_a_file_is_told_at_once(place: Workplace) -> None:
+    (place.folder / "file").write_text("")
+    status, stderr = place.train(*SMOKE, "paths.outputs=file")
+    assert status == 2
+    assert len(stderr.splitlines()) == 1
+    assert "file: is a file" in stderr
+
+
+# What this machine or the config does not allow
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], r"^model=llama32_3b: .*need an NVIDIA GPU.* python -m tometune\.train \+experiment=quickstart$"),
+        (
+            ["+experiment=smoke", "model.backend=unsloth"],
+            r"^model\.backend=unsloth: needs an NVIDIA GPU.* python -m tometune\.train \+experiment=quickstart$",
+        ),
+        (
+            ["+experiment=smoke", "model=llama32_3b", "model.id=someone/thing", "model.quantization=none"],
+            r"^model\.id=someone/thing: the model hub cannot be reached.* python -m tometune\.train \+experiment=quick",
+        ),
+        (
+            ["+experiment=smoke", "model.id=./none", "model.weights=pretrained"],
+            r"^model\.id=\./none: ",
+        ),
+    ],
+)
+def test_what_is_missing_is_one_line_and_no_folder_is_made(place: Workplace, overrides: list[str], says: str) -> None:
+    start = time.monotonic()
+    done = place.verb("train", *overrides, "paths.outputs=refused")
+    assert done.returncode == 2
+    assert time.monotonic() - start < 10
+    assert_one_line(done, says)
+    assert not (place.folder / "refused").exists()
+
+
+GOOD = [conversation(number) for number in range(12)]
+FILES = ("model=tiny", "eval=pydocs", "tracking=none", "data=files_100k", "data.rows=10")
+
+
+def lines(place: Workplace, name: str, rows: list[Any]) -> str:
+    return f"data.base.path={write_jsonl(place.folder / name, rows)}"
+
+
+def broken_at_7(place: Workplace) -> list[str]:
+    path = write_jsonl(place.folder / "broken.jsonl", GOOD)
+    text = path.read_text().splitlines()
+    text[6] = text[6][:20]
+    path.write_text("\n".join(text) + "\n")
+    return [f"data.base.path={path}"]
+
+
+def without_conversations(place: Workplace) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = place.folder / "columns.parquet"
+    pq.write_table(pa.table({"title": ["a"] * 12, "score": [1] * 12}), path)
+    return [f"data.base.path={path}"]
+
+
+def unknown_role(place: Workplace) -> list[str]:
+    strange = {"conversations": [{"from": "human", "value": "hi"}, {"from": "narrator", "value": "and then"}]}
+    return [lines(place, "roles.jsonl", [*GOOD, strange])]
+
+
+def small_pool(place: Workplace) -> list[str]:
+    pool = write_jsonl(place.folder / "pool.jsonl", GOOD[:4] + [conversation(n) for n in range(100, 103)])
+    base = lines(place, "base.jsonl", GOOD)
+    return ["data=files_200k", "data.rows=20", "data.base.rows=12", base, f"data.pool.path={pool}"]
+
+
+BAD: dict[str, tuple[Callable[[Workplace], list[str]], str]] = {
+    "missing file": (lambda _: ["data.base.path=none.jsonl"], r"^data\.base\.path=none\.jsonl: no such file"),
+    "broken line": (broken_at_7, r"broken\.jsonl, line 7: is not JSON .*mend or remove the line"),
+    "no conversations": (without_conversations, r"columns\.parquet.*title.*score|columns\.parquet.*score.*title"),
+    "unknown role": (unknown_role, r"roles\.jsonl, line 13: .*narrator"),
+    "empty after filters": (
+        lambda place: [lines(place, "empty.jsonl", [{"conversations": [{"from": "human", "value": "hi"}]}] * 12)],
+        r"^data\.base: none of its 12 rows is usable \(12 dropped\)",
+    ),
+    "base too small": (
+        lambda place: ["data.base.rows=10", lines(place, "small.jsonl", GOOD[:3])],
+        r"^data\.base\.rows=10: the base has 3 usable rows",
+    ),
+    "pool too small": (small_pool, r"^data\.pool: 3 usable rows of 7 .*data\.rows=20 needs 8"),
+    "no pool": (
+        lambda place: ["data=files_300k", "data.rows=20", "data.base.rows=12", lines(place, "base.jsonl", GOOD)],
+        r"^data\.pool\.path: ",
+    ),
+    "max_length": (
+        lambda place: ["trainer.max_length=5", lines(place, "base10.jsonl", GOOD[:10])],
+        r"^trainer\.max_length=5: the chat template alone takes \d+ tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_data_is_one_line_and_nothing_is_made(place: Workplace, name: str) -> None:
+    overrides, says = BAD[name]
+    done = place.verb("prepare", *FILES, *overrides(place), "paths.outputs=bad")
+    assert done.returncode == 2, done.stderr
+    assert_one_line(done, says)
+    assert done.stdout == ""
+    assert not (place.folder / "bad").exists()
+
+
+LOGGED = re.compile(r"task \w+: |\d+ rows |data\.\w+: \d|data\.\w+: .*revision")
+
+
+def assert_one_line(done: Done, says: str) -> None:
+    """Check that stderr ends in one line that says it, after nothing but the log."""
+    *before, last = done.stderr.splitlines()
+    assert re.search(says, last), done.stderr
+    assert not [line for line in before if not LOGGED.match(line)], done.stderr

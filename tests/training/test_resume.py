@@ -1,0 +1,110 @@
+"""Runs that are killed or told to stop, and the same command again: on a CPU the end is bit for bit the same."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.whole import Workplace, adapter_of, answers_of, curve_of, record_of, scores_of
+
+pytestmark = pytest.mark.whole
+
+SMOKE = ("+experiment=smoke", "trainer.max_steps=12", "trainer.save_steps=3", "trainer.learning_rate=1e-2")
+HARD = (*SMOKE, "lora.lora_dropout=0.1", "trainer.packing=true", "trainer.num_train_epochs=3", "eval.base=false")
+
+draw = random.Random(7)
+STEP = "tometune.training.trainer:MeteredTrainer.training_step"
+ANSWERS = "tometune.evaluation.scoring:write_result"
+DEATHS = {
+    "in the base evaluation": ((ANSWERS, draw.randint(1, 4), "SIGKILL"), -9),
+    "in training, by Ctrl-C": ((STEP, draw.randint(4, 6), "SIGINT"), 130),
+    "while a checkpoint is saved": (("transformers:Trainer._save_rng_state", 1, "SIGKILL"), -9),
+    "in training": ((STEP, draw.randint(2, 3), "SIGKILL"), -9),
+    "in training, told to stop": ((STEP, 2, "SIGTERM"), 143),
+    "after the last step": (("tometune.training.sft:save_adapter", 1, "SIGKILL"), -9),
+    "before the record of the training": (("tometune.run:Run.save", 3, "SIGKILL"), -9),
+    "in the tuned evaluation": ((ANSWERS, draw.randint(2, 4), "SIGKILL"), -9),
+}
+"""One after the other, in the life of one run."""
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    place = Workplace(tmp_path_factory.mktemp("unbroken"))
+    done = place.verb("train", *SMOKE)
+    assert done.returncode == 0, done.stderr
+    yield place
+    place.close()
+
+
+def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(unbroken: Workplace) -> None:
+    outputs = (*SMOKE, "paths.outputs=broken")
+    for number, (where, (moment, status)) in enumerate(DEATHS.items(), start=1):
+        found, stderr = unbroken.train(*outputs, moment=moment)
+        assert found == status, f"{where}: {stderr}"
+        assert "Traceback" not in stderr
+        run = unbroken.run_folder("broken")
+        record = record_of(run)
+        assert (record["status"], record["attempts"]) == ("running", number), where
+        if where == "in training, by Ctrl-C":
+            assert stderr.splitlines()[-1] == "interrupted; the same command goes on from what was saved"
+        if where == "in training, told to stop":
+            step = int(stderr.partition("told to stop: step ")[2].split()[0])
+            assert (run / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").exists()
+            assert step % 3, "saved because it was told to, not because it was time"
+
+    done = unbroken.verb("train", *outputs)
+    assert done.returncode == 0, done.stderr
+    whole = unbroken.run_folder()
+    record = record_of(run)
+    assert (record["status"], record["attempts"]) == ("completed", len(DEATHS) + 1)
+    assert adapter_of(run) == adapter_of(whole)
+    assert curve_of(run) == curve_of(whole)
+    assert [step for step, _ in curve_of(run)] == list(range(1, 13))
+    assert scores_of(run) == scores_of(whole)
+    assert answers_of(run) == answers_of(whole)
+    for name in ("steps", "epochs", "tokens", "padded_tokens", "trained_tokens", "final_loss"):
+        assert record["train"][name] == record_of(whole)["train"][name], name
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")], "nothing half-written is left"
+
+
+def test_with_dropout_and_packing_too(unbroken: Workplace) -> None:
+    status, stderr = unbroken.train(*HARD, "paths.outputs=hard")
+    assert status == 0, stderr
+    assert unbroken.train(*HARD, "paths.outputs=hard_broken", moment=(STEP, 8, "SIGKILL"))[0] == -9
+    status, stderr = unbroken.train(*HARD, "paths.outputs=hard_broken")
+    assert status == 0, stderr
+    assert "goes on from checkpoint-6" in stderr
+    whole, broken = unbroken.run_folder("hard"), unbroken.run_folder("hard_broken")
+    assert adapter_of(broken) == adapter_of(whole) != adapter_of(unbroken.run_folder())
+    assert curve_of(broken) == curve_of(whole)
+    assert answers_of(broken) == answers_of(whole)
+
+
+def test_a_completed_run_prints_its_table_and_needs_no_torch(unbroken: Workplace) -> None:
+    run = unbroken.run_folder()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    watch = unbroken.folder / "watch.py"
+    watch.write_text(
+        "import runpy, sys\n"
+        "runpy.run_module('tometune.train', run_name='__main__', alter_sys=True)\n"
+        "print('heavy:', *sorted({'torch', 'transformers', 'trl', 'datasets', 'wandb'} & set(sys.modules)))\n"
+    )
+    done = unbroken.python(str(watch), *SMOKE)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
+    assert "ROUGE-L" in done.stdout
+    assert done.stdout.splitlines()[-1] == "heavy:"
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_failed_run_is_tried_again(unbroken: Workplace) -> None:
+    run = unbroken.run_folder()
+    text = (run / "run.json").read_text()
+    (run / "run.json").write_text(text.replace('"status": "completed"', '"status": "failed"'))
+    status, stderr = unbroken.train(*SMOKE)
+    assert status == 0, stderr
+    record = record_of(run)
+    assert (record["status"], record["attempts"]) == ("completed", 2)
+    assert "training: " not in stderr, "its adapter is there"
+    assert stderr.count("(found)") == 8
