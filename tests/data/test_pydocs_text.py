@@ -158,3 +158,8 @@ def test_native_modules_are_read_with_their_signatures():
     assert found["math.comb"].call == "math.comb(n, k)"
     assert found["sorted"].call.startswith("sorted(iterable, *, key=None")
     assert found["str.join"].call == "str.join(iterable)"
+
+
+def test_held_out_entries_are_the_same_whether_the_others_are_read_or_not():
+    every = [entry for entry in entries.entries() if modules.is_held_out(entry.module)]
+    assert list(entries.entries(held_out_only=True)) == every

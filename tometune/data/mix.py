@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
@@ -70,26 +71,25 @@ def build_mix(config: DataConfig, seed: int, cache: Path) -> Mix:
     wanted = config.base.rows if config.base.rows is not None else len(base.rows)
     _enough(base, wanted, "data.base")
     base_order = _draw(_keys(base), wanted, seed, "base") if len(base.rows) > wanted else np.arange(wanted)
-    parts = [base.rows.select(base_order)]
+    drawn = [(base, base_order)]
     row_ids = _ids("base", _keys(base)[base_order])
     facts: dict[str, Any] = {"base": {**_facts(base), "rows": wanted}}
     added = config.rows - wanted
     if added < 0:
         raise UserError(f"data.rows={config.rows}: is less than the base's {wanted}; set data.base.rows={config.rows}")
     if added:
-        pool_rows, ids, pool_facts = _add(config, added, base, seed, cache)
-        parts.append(pool_rows)
-        row_ids += ids
-        facts["pool"] = pool_facts
-    dataset = concatenate_datasets([part.remove_columns("key") for part in parts])
+        pool, chosen, facts["pool"] = _add(config, added, base, seed, cache)
+        drawn.append((pool, chosen))
+        row_ids += _ids("pool", _keys(pool)[chosen])
+    dataset = concatenate_datasets([part.rows.select(order).remove_columns("key") for part, order in drawn])
     digest = sha256("\n".join(row_ids).encode()).hexdigest()[:20]
-    return Mix(config.name, seed, dataset, row_ids, digest, _sources(parts), facts)
+    return Mix(config.name, seed, dataset, row_ids, digest, _sources(drawn), facts)
 
 
 def _add(
     config: DataConfig, added: int, base: Standardised, seed: int, cache: Path
-) -> tuple[Dataset, list[str], dict[str, Any]]:
-    """Draw rows from the pool; returns them, their ids and what was counted on the way."""
+) -> tuple[Standardised, np.ndarray, dict[str, Any]]:
+    """Draw rows from the pool; returns it, the numbers of the rows and what was counted on the way."""
     if config.pool is None:
         raise UserError(
             f"data.rows={config.rows}: the base gives {config.rows - added} and there is no pool for the other {added}"
@@ -114,7 +114,7 @@ def _add(
         )
     chosen = eligible[stream(seed, "data").permutation(len(eligible))[:added]]
     facts = {**_facts(pool), "excluded": excluded, "eligible": len(eligible), "rows": added}
-    return pool.rows.select(chosen), _ids("pool", keys[chosen]), facts
+    return pool, chosen, facts
 
 
 def _enough(base: Standardised, wanted: int, key: str) -> None:
@@ -152,9 +152,12 @@ def _keys(source: Standardised) -> np.ndarray:
 
 def _ids(origin: str, keys: np.ndarray) -> list[str]:
     """Return row ids; rows of the base that share a text are told apart by a number."""
+    texts = keys.astype(str).tolist()
+    if len(np.unique(keys)) == len(keys):
+        return [f"{origin}:{key}" for key in texts]
     seen: Counter[str] = Counter()
     ids = []
-    for key in keys.astype(str).tolist():
+    for key in texts:
         seen[key] += 1
         ids.append(f"{origin}:{key}" if seen[key] == 1 else f"{origin}:{key}-{seen[key]}")
     return ids
@@ -171,10 +174,13 @@ def _total(counts: dict[str, dict[str, int]]) -> int:
     return sum(sum(by_source.values()) for by_source in counts.values())
 
 
-def _sources(parts: list[Dataset]) -> dict[str, int]:
+def _sources(drawn: list[tuple[Standardised, np.ndarray]]) -> dict[str, int]:
     """Count the rows by source."""
     total: Counter[str] = Counter()
-    for part in parts:
-        for entry in pc.value_counts(pc.cast(part.with_format("arrow")["source"], "string")).to_pylist():
+    for part, order in drawn:
+        labels = pc.take(
+            part.rows.data.column("source").combine_chunks(), pa.array(order)
+        )  # one column, not whole rows
+        for entry in pc.value_counts(labels).to_pylist():
             total[entry["values"]] += entry["counts"]
     return dict(total.most_common())

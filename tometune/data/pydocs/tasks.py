@@ -8,7 +8,6 @@ from tometune.config.errors import UserError, did_you_mean
 from tometune.data.pydocs import TOPICS
 from tometune.data.pydocs.entries import entries
 from tometune.data.pydocs.items import Item, items
-from tometune.data.pydocs.modules import is_held_out
 from tometune.data.pydocs.rows import quality
 
 
@@ -36,11 +35,10 @@ def examples(topic: str) -> list[dict[str, Any]]:
 def _held_out() -> tuple[Item, ...]:
     """Return the items that would be good enough for the base, each input once."""
     found: dict[tuple[str, str, str], Item] = {}
-    for entry in entries():
-        if is_held_out(entry.module):
-            for item in items(entry):
-                if quality([item]) > 0:
-                    found.setdefault((item.topic, item.context, item.input), item)
+    for entry in entries(held_out_only=True):
+        for item in items(entry):
+            if quality([item]) > 0:
+                found.setdefault((item.topic, item.context, item.input), item)
     return tuple(found.values())
 
 
