@@ -113,3 +113,11 @@ def test_hub_dataset_and_what_can_be_wrong_with_it(hub, load):
     script.mkdir()
     (script / "scripted.py").write_text("raise SystemExit('ran')")
     assert "scripts are no longer supported" in load(id="user/scripted")
+
+
+def test_a_hub_out_of_reach_is_told_at_once(run_python, tmp_path):
+    """In one line, without the client's retries: 23 s and a dozen lines."""
+    settings = '{"id": "user/facts", "revision": "' + "a" * 40 + '"}'
+    done = run_python("-c", HUB, settings, str(tmp_path / "cache"), timeout=60)
+    assert done.stdout.startswith("UserError eval.tasks.t.id=user/facts: the model hub cannot be reached")
+    assert "Retry" not in done.stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 from tometune.config.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
-from tometune.hub import hub_errors
+from tometune.hub import commit_of, hub_errors
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ def _read_hub(key: str, task: TaskConfig, cache: Path) -> list[Row]:
     from datasets import load_dataset
 
     folder = str(cache / "datasets")
+    commit = commit_of(f"{key}.id", str(task.id), task.revision, "dataset")
     with hub_errors(f"{key}.id", str(task.id)):
         try:
-            rows = load_dataset(task.id, task.subset, split=task.split, revision=task.revision, cache_dir=folder)
+            rows = load_dataset(task.id, task.subset, split=task.split, revision=commit, cache_dir=folder)
         except (ValueError, RuntimeError) as error:  # unknown split or subset; a dataset that needs a script
             reason = str(error).splitlines()[0].rstrip(".")
             raise UserError(f"{key}.id={task.id}: {reason}; check {key}.subset and {key}.split") from error
