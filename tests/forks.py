@@ -12,7 +12,10 @@ import signal
 import sys
 import tempfile
 
-HEAVY = ("tometune.training.sft", "tometune.evaluation.scoring", "tometune.data.tokens", "tometune.models.load")
+HEAVY = tuple(
+    f"tometune.{name}"
+    for name in ("training.sft", "evaluation.scoring", "evaluation.rouge", "data.tokens", "models.load")
+)
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 import json
+import logging
 from pathlib import Path
 
 import pytest
 
 from tometune.config.errors import UserError
 from tometune.config.root import Config
-from tometune.run import MEANING, Run, content_hash, identity, read_record, write_text
+from tometune.disk import SaveError
+from tometune.run import MEANING, Run, content_hash, identity, log_file, read_record, write_text
 
 INPUTS = {"model": "a", "data.base": "b"}
 
@@ -117,3 +119,37 @@ def test_write_text_never_leaves_a_half(tmp_path: Path) -> None:
         write_text(target, "\udcff")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_told_in_one_line_and_recorded(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    run = Run.find(made, INPUTS)
+    with pytest.raises(SaveError, match="no room left"), run.recording(made, {}, {}):
+        Path("/dev/full").write_text("x")
+    record = read_record(run.folder)
+    assert record["status"] == "failed"
+    assert record["error"].startswith(f"SaveError: {run.folder}: no room left")
+
+
+def test_where_not_even_the_record_can_be_written_the_error_is_still_told(tmp_path: Path, monkeypatch) -> None:
+    made = config(tmp_path)
+    run = Run.find(made, INPUTS)
+    with pytest.raises(SaveError, match="no room left"), run.recording(made, {}, {}):  # noqa: PT012
+        monkeypatch.setattr("tometune.run.write_text", lambda path, text: Path("/dev/full").write_text(text))
+        Path("/dev/full").write_text("x")
+    assert read_record(run.folder)["status"] == "running"
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_file(Path("/dev/full")):
+        logging.getLogger("tometune").warning("a line")
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_the_work(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    Run.find(made, INPUTS).check_writable()
+    assert not (tmp_path / "outputs").exists()
+    (tmp_path / "outputs").write_text("")
+    with pytest.raises(UserError, match=r"outputs: is a file, .*set paths\.outputs"):
+        Run.find(made, INPUTS).check_writable()

@@ -9,7 +9,7 @@ import torch
 
 from tometune.config.errors import UserError
 from tometune.config.model import Backend, ModelConfig, Precision, Quantization
-from tometune.models.load import check_machine, describe, fingerprint, load_model
+from tometune.models.load import check_machine, check_source, describe, fingerprint, load_model
 from tometune.models.transformers_backend import compute_dtype
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -43,6 +43,18 @@ def test_what_the_machine_lacks_is_one_line(changes: dict[str, object], says: st
     with pytest.raises(UserError, match=says) as error:
         check_machine(dataclasses.replace(ModelConfig(), **changes))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_only_a_model_on_the_hub_needs_the_hub(
+    tiny_config: ModelConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    load_model(tiny_config, cache).save_pretrained(tmp_path)
+    check_source(tiny_config)
+    check_source(ModelConfig(id=str(tmp_path)))
+    with pytest.raises(UserError, match=r"^model\.id=someone/thing: the model hub cannot be reached"):
+        check_source(ModelConfig(id="someone/thing"))
 
 
 def test_precision_by_name_and_auto() -> None:
