@@ -33,6 +33,9 @@ BATCH = 1_000
 AHEAD = 2
 """Batches that wait for the encoder."""
 
+TOLD = 50_000
+"""Rows after which the log tells how far it is; a multiple of `BATCH`."""
+
 CHECKED = 200
 """Rows of a mix whose labels are decoded and compared, each time tokens are made."""
 
@@ -138,9 +141,11 @@ def _build(mix: Mix, template: Template, max_length: int, folder: Path) -> None:
             batch, counts = _arrow(encoded, max_length)
             totals += [*counts, sum(bool(row.stand_ins) for row in rendered)]
             writer.write_batch(batch)
+            done = start + len(encoded)
+            if done % TOLD == 0 or done == len(mix.dataset):
+                log.info("%s of %s rows tokenised", f"{done:,}", f"{len(mix.dataset):,}")
     named = dict(zip(asdict(Counts()), totals.tolist(), strict=True))
     (folder / "counts.json").write_text(json.dumps(named), encoding="utf-8")
-    log.info("%s rows tokenised", f"{len(mix.dataset):,}")
 
 
 def _encoded(
