@@ -130,21 +130,24 @@ def excluding(intervals: list[tuple[float, float]], truth: float) -> int:
 
 
 def main(rounds: int = 10, count: int = 200) -> None:
-    """Print, for several worlds, how often each method finds an effect where there is none."""
+    """Print how often each method finds an effect where there is none, and where there is one."""
     worlds = {
-        "sd 0.010": World(),
-        "sd 0.002": World(seed=0.002),
-        "sd 0": World(seed=0.0),
-        "sd 0.010, 5 seeds": World(seeds=5),
+        "null, sd 0.010": World(),
+        "null, sd 0.020": World(seed=0.020),
+        "null, sd 0.002": World(seed=0.002),
+        "null, sd 0.010, 5 seeds": World(seeds=5),
+        "effect 0.05, sd 0.010": World(effect=0.05),
+        "effect 0.08, sd 0.010": World(effect=0.08),
     }
-    print("| method |", " | ".join(worlds), "|")
+    print("| method | " + " | ".join(worlds) + " |")
+    print("|---|" + "---:|" * len(worlds))
     for name, method in METHODS.items():
         cells = []
         for world in worlds.values():
             generator = np.random.default_rng(7)
-            wrong = sum(excluding(method(sweeps(world, count, generator)), 0.0) for _ in range(rounds))
-            cells.append(f"{wrong / rounds / count:.1%}")
-        print(f"| {name} |", " | ".join(cells), "|", flush=True)
+            found = sum(excluding(method(sweeps(world, count, generator)), 0.0) for _ in range(rounds))
+            cells.append(f"{found / rounds / count:.1%}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

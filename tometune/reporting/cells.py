@@ -46,7 +46,8 @@ def group(sweep: Sweep) -> Grid:
     """Group the runs of a sweep into cells.
 
     Raises:
-        UserError: two runs have the same settings and seeds, so that one of them is outdated.
+        UserError: two runs have the same settings and seeds, so that one of them is outdated, or no run has one seed
+            for all streams.
     """
     varied = [name for name in STREAMS if len({run.streams[name] for run in sweep.runs}) > 1]
     settings, confounded = _differing(sweep.runs)
@@ -61,8 +62,12 @@ def group(sweep: Sweep) -> Grid:
         label = " ".join([*([model] if several else []), data, *(f"{key}={value}" for key, value in own)])
         replicates, apart = _replicates(runs, varied)
         cells.append(Cell(label, model, data, rows, dict(own), replicates, apart))
-    notes = [_confounded(key, sweep.runs) for key in confounded]
-    return Grid(cells, varied, notes)
+    if not any(cell.runs for cell in cells):
+        raise UserError(
+            f"{sweep.folder}: every run has some streams of `seeds` set apart, so there is no mean over seeds; "
+            "add runs without seeds.*, e.g. seed=0"
+        )
+    return Grid(cells, varied, [*_left_out(cells), *(_confounded(key, sweep.runs) for key in confounded)])
 
 
 def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[int, SweepRun], list[SweepRun]]:
@@ -106,6 +111,18 @@ def _constant(key: str, runs: Iterable[SweepRun], by: Any) -> bool:
     """Whether a setting has one value for each value of `by(run)`."""
     seen: dict[Any, Any] = {}
     return all(seen.setdefault(by(run), run.settings.get(key)) == run.settings.get(key) for run in runs)
+
+
+def _left_out(cells: Sequence[Cell]) -> list[str]:
+    """Say which runs are not in the means."""
+    apart = sum(len(cell.apart) for cell in cells)
+    told = []
+    if apart:
+        told.append(f"Runs with streams set apart ({apart}) count for the variance by cause and not for the means.")
+    empty = [cell.label for cell in cells if not cell.runs]
+    if empty:
+        told.append(f"Without a run of a whole seed, so not in the table: {', '.join(empty)}.")
+    return told
 
 
 def _confounded(key: str, runs: Sequence[SweepRun]) -> str:

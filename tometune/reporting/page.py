@@ -53,7 +53,9 @@ def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
         models=figures.models(table),
         alpha=1 - table["interval"]["confidence"],
     )
-    return text.replace("ROUGE-", "ROUGE\N{NON-BREAKING HYPHEN}") + "\n"
+    return text.replace("ROUGE-", "ROUGE\N{NON-BREAKING HYPHEN}").replace(
+        "p = ", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
+    )
 
 
 def _pictures(grid: Grid, table: Mapping[str, Any]) -> dict[str, Markup | None]:

@@ -65,4 +65,7 @@ def reason_missing(record: Mapping[str, Any]) -> str | None:
         return f"failed: {record.get('error', 'no reason recorded')}"
     if status != "completed":
         return "running, or broken off" if status == "running" else f"status {status}"
-    return None if "tuned" in record.get("eval", {}) else "completed without scores"
+    lacking = [name for name in ("model", "data", "seed", "eval") if name not in record]
+    if lacking:
+        return f"run.json has no {', '.join(lacking)}"
+    return None if "tuned" in record["eval"] else "completed without scores"

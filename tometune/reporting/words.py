@@ -158,7 +158,11 @@ def cautions(table: Table) -> list[str]:
     if single:
         told.append(f"One seed only, so no deviation (–): {', '.join(single)}.")
     if table["missing"]:
-        told.append(f"{len(table['missing'])} cells are missing; the means are over the others.")
+        told.append(f"Missing cells: {len(table['missing'])}; the means are over the others.")
+    tests = sum(entry["p"] is not None for entry in table["comparisons"])
+    resamples = table["interval"]["resamples"]
+    if tests * 2 / (resamples + 1) >= 1 - table["interval"]["confidence"]:  # the smallest p there can be, after Holm
+        told.append(f"eval.resamples={resamples}: too few for any of {tests} tests to pass; take 10,000.")
     vary = table["interval"]["seeds_vary"]
     if vary and len(vary) < 4:
         told.append(f"Between seeds only this varies: {_and(vary)}.")
