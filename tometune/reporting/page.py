@@ -13,7 +13,7 @@ from tometune.reporting.drawing import styled
 from tometune.reporting.published import PUBLISHED
 from tometune.reporting.scores import METRICS
 from tometune.reporting.sweep import Sweep
-from tometune.reporting.tables import data_label, seeds_label
+from tometune.reporting.tables import data_label, deviation_label, seeds_label
 from tometune.reporting.words import LABELS, LIMIT, answers, cautions, p_value, published_answer, signed
 
 TEMPLATE = "page.html.jinja"
@@ -37,7 +37,14 @@ def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": _score, "signed": signed, "p": _p, "seeds": seeds_label, "data": data_label}
+    environment.filters |= {
+        "score": _score,
+        "sd": deviation_label,
+        "signed": signed,
+        "p": _p,
+        "seeds": seeds_label,
+        "data": data_label,
+    }
     text = environment.get_template(TEMPLATE).render(
         table=table,
         metrics=LABELS,

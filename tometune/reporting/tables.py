@@ -21,9 +21,15 @@ Values = Mapping[str, Any]
 def cells(row: Values) -> list[str]:
     """Return a row's texts, in the order of `COLUMNS`; what is unknown is a dash."""
     means = [f"{row[metric]['mean']:.3f}" for metric in METRICS]
-    deviations = [row[metric]["std"] for metric in METRICS]
-    shown = ["–" if deviation is None else f"{deviation:.3f}" for deviation in deviations]
-    return [row["model"], data_label(row), seeds_label(row), *means, *shown]
+    deviations = [deviation_label(row[metric]["std"]) for metric in METRICS]
+    return [row["model"], data_label(row), seeds_label(row), *means, *deviations]
+
+
+def deviation_label(deviation: float | None) -> str:
+    """Return a deviation as text; an unknown one is a dash, and a small one is not rounded to none."""
+    if deviation is None:
+        return "–"
+    return "<0.001" if 0 < deviation < 0.0005 else f"{deviation:.3f}"
 
 
 def data_label(row: Values) -> str:
