@@ -32,7 +32,7 @@ class SweepConfig:
     """A named set of runs."""
 
     name: str | None = None
-    """Folder under `paths.multirun`; null means a single run under `paths.outputs`."""
+    """Folder under `paths.multirun`; null means a single run under `paths.outputs`. `report` reads that folder."""
 
 
 @dataclass

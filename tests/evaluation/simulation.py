@@ -1,0 +1,154 @@
+"""Simulated sweeps with a known truth, and what several methods say of them.
+
+`python -m tests.evaluation.simulation` prints the table of docs/statistics.md.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from tometune.evaluation.comparison import estimate, resampled_means
+
+TASKS, EXAMPLES = 4, 250
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class World:
+    """How scores come about: standard deviations, and the true difference of the arms."""
+
+    seed: float = 0.010
+    """Of each run (seed × arm), as in the published table."""
+
+    example: float = 0.20
+    """How hard an example is, for all runs alike."""
+
+    taste: float = 0.05
+    """How much better an example suits one of the arms, for all of its seeds."""
+
+    rest: float = 0.10
+    """Of one example in one run."""
+
+    effect: float = 0.0
+    seeds: int = 3
+
+
+def sweeps(world: World, count: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """Return, for each task, [examples, count, arms, seeds]: arm 1 is better by the effect."""
+    runs = generator.normal(0, world.seed, (count, 2, world.seeds))
+    runs[:, 1] += world.effect
+    tasks = []
+    for _ in range(TASKS):
+        scores = 0.4 + runs + generator.normal(0, world.example, (EXAMPLES, count, 1, 1))
+        scores = scores + generator.normal(0, world.taste / np.sqrt(2), (EXAMPLES, count, 2, 1))
+        tasks.append(scores + generator.normal(0, world.rest, (EXAMPLES, count, 2, world.seeds)))
+    return tasks
+
+
+def ours(tasks: list[np.ndarray], resamples: int, paired: bool = True) -> list[tuple[float, float]]:
+    """Return the intervals of the report, one a sweep."""
+    _, count, arms, seeds = tasks[0].shape
+    draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples).mean(axis=0)
+    draws = draws.reshape(resamples, count, arms, seeds).mean(axis=3)
+    runs = np.mean([task.mean(axis=0) for task in tasks], axis=0)
+    found = []
+    for number in range(count):
+        before, after = runs[number]
+        varies = [after - before] if paired else [after, before]
+        examples = draws[:, number, 1] - draws[:, number, 0]
+        result = estimate(float((after - before).mean()), examples, varies, LEVEL)
+        found.append((result.low, result.high))
+    return found
+
+
+def plain(tasks: list[np.ndarray], resamples: int, expand: bool = False) -> list[tuple[float, float]]:
+    """Return intervals of the plain paired hierarchical bootstrap: three seeds drawn from three.
+
+    With `expand`, deviations over seeds are stretched by sqrt(k / (k - 1)) t / z (Hesterberg 2015, arXiv:1411.5279).
+    """
+    _, count, arms, seeds = tasks[0].shape
+    draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples).mean(axis=0)
+    draws = draws.reshape(resamples, count, arms, seeds)
+    differences = draws[:, :, 1] - draws[:, :, 0]
+    chosen = np.random.default_rng(1).integers(0, seeds, (resamples, 1, seeds))
+    drawn = np.take_along_axis(differences, np.broadcast_to(chosen, differences.shape), axis=2).mean(axis=2)
+    if expand:
+        factor = np.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.975, seeds - 1) / stats.norm.ppf(0.975)
+        middle = differences.mean(axis=2)
+        drawn = middle + factor * (drawn - middle)
+    return [tuple(pair) for pair in np.quantile(drawn, [0.025, 0.975], axis=0).T]
+
+
+def parts(tasks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each sweep the difference, its variance over seeds and its variance over examples."""
+    runs = np.mean([task.mean(axis=0) for task in tasks], axis=0)
+    differences = runs[:, 1] - runs[:, 0]
+    seeds = differences.var(axis=1, ddof=1) / differences.shape[1]
+    by_example = [(task[:, :, 1] - task[:, :, 0]).mean(axis=2) for task in tasks]
+    examples = sum(task.var(axis=0, ddof=1) / len(task) for task in by_example) / len(tasks) ** 2
+    return differences.mean(axis=1), seeds, examples
+
+
+def satterthwaite(tasks: list[np.ndarray]) -> list[tuple[float, float]]:
+    """Return intervals of a t with the degrees of freedom of Welch and Satterthwaite."""
+    middle, seeds, examples = parts(tasks)
+    k = tasks[0].shape[3]
+    freedom = (seeds + examples) ** 2 / (seeds**2 / (k - 1) + examples**2 / (TASKS * (EXAMPLES - 1)))
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(seeds + examples)
+    return list(zip(middle - half, middle + half, strict=True))
+
+
+def seeds_only(tasks: list[np.ndarray]) -> list[tuple[float, float]]:
+    """Return intervals of the paired t test over seeds."""
+    middle, seeds, _ = parts(tasks)
+    half = stats.t.ppf(0.975, tasks[0].shape[3] - 1) * np.sqrt(seeds)
+    return list(zip(middle - half, middle + half, strict=True))
+
+
+def examples_only(tasks: list[np.ndarray]) -> list[tuple[float, float]]:
+    """Return intervals of a bootstrap over examples that knows nothing of seeds."""
+    middle, _, examples = parts(tasks)
+    half = stats.norm.ppf(0.975) * np.sqrt(examples)
+    return list(zip(middle - half, middle + half, strict=True))
+
+
+METHODS = {
+    "ours": lambda tasks: ours(tasks, 2_000),
+    "ours, seeds not paired": lambda tasks: ours(tasks, 2_000, paired=False),
+    "plain hierarchical bootstrap": lambda tasks: plain(tasks, 2_000),
+    "plain, expanded": lambda tasks: plain(tasks, 2_000, expand=True),
+    "Satterthwaite t": satterthwaite,
+    "t over seeds alone": seeds_only,
+    "examples alone": examples_only,
+}
+
+
+def excluding(intervals: list[tuple[float, float]], truth: float) -> int:
+    """Count the intervals that do not hold the truth."""
+    return sum(not low <= truth <= high for low, high in intervals)
+
+
+def main(rounds: int = 10, count: int = 200) -> None:
+    """Print how often each method finds an effect where there is none, and where there is one."""
+    worlds = {
+        "null, sd 0.010": World(),
+        "null, sd 0.020": World(seed=0.020),
+        "null, sd 0.002": World(seed=0.002),
+        "null, sd 0.010, 5 seeds": World(seeds=5),
+        "effect 0.05, sd 0.010": World(effect=0.05),
+        "effect 0.08, sd 0.010": World(effect=0.08),
+    }
+    print("| method | " + " | ".join(worlds) + " |")
+    print("|---|" + "---:|" * len(worlds))
+    for name, method in METHODS.items():
+        cells = []
+        for world in worlds.values():
+            generator = np.random.default_rng(7)
+            found = sum(excluding(method(sweeps(world, count, generator)), 0.0) for _ in range(rounds))
+            cells.append(f"{found / rounds / count:.1%}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

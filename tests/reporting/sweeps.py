@@ -1,0 +1,156 @@
+"""Sweep folders as training would leave them, with scores of a known truth, in milliseconds.
+
+`python -m tests.reporting.sweeps FOLDER` writes one to look at.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from tometune.config.root import Config
+from tometune.run import plain
+
+TASKS = ("data_to_text", "instruction_following", "question_answering", "summarisation")
+METRICS = {"rouge1": 0.0, "rouge2": -0.22, "rougeL": -0.08}
+
+
+def scores(level: float, examples: int, task: int, run: str, noise: float = 0.05) -> dict[str, np.ndarray]:
+    """Return scores by metric: hard examples are hard for every run, and each run adds its own noise."""
+    hard = np.random.default_rng([task, 1]).normal(0, 0.12, examples)
+    own = np.random.default_rng([task, *run.encode()]).normal(0, noise, examples)
+    return {metric: np.clip(level + shift + 0.05 * task + hard + own, 0, 1) for metric, shift in METRICS.items()}
+
+
+def write_stage(folder: Path, stage: str, level: float, examples: int, noise: float = 0.05) -> dict[str, Any]:
+    """Write `eval/<stage>/<task>.jsonl` and return what run.json says of the stage."""
+    where = folder / "eval" / stage
+    where.mkdir(parents=True, exist_ok=True)
+    tasks = {}
+    for number, task in enumerate(TASKS):
+        values = scores(level, examples, number, f"{folder.name} {stage}" if stage == "tuned" else stage, noise)
+        rows = [
+            {
+                "id": f"{task}-{example}",
+                "prompt": "?" * 300,
+                "prediction": "!" * 100,
+                "references": [f"reference {example}"],
+                "scores": {metric: float(values[metric][example]) for metric in METRICS},
+                "tokens": 20,
+            }
+            for example in range(examples)
+        ]
+        (where / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        tasks[task] = {metric: float(values[metric].mean()) for metric in METRICS} | {"examples": examples}
+    means = {metric: float(np.mean([task[metric] for task in tasks.values()])) for metric in METRICS}
+    return {**means, "tasks": tasks, "limited": False}
+
+
+def write_run(
+    sweep: Path,
+    data: str = "pydocs_1k",
+    rows: int = 1000,
+    seed: int = 0,
+    level: float = 0.4,
+    *,
+    model: str = "tiny",
+    examples: int = 30,
+    streams: Mapping[str, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    noise: float = 0.05,
+    **record: Any,
+) -> Path:
+    """Write a completed run's folder and return it; `record` overwrites what run.json says."""
+    config = Config()
+    config.model.name, config.data.name, config.data.rows, config.seed = model, data, rows, seed
+    for name in vars(config.seeds):
+        setattr(config.seeds, name, (streams or {}).get(name, seed))
+    written = OmegaConf.create(plain(config))
+    for key, value in (settings or {}).items():
+        OmegaConf.update(written, key, value)
+    text = OmegaConf.to_yaml(written)
+    run_id = f"{model}-{data}-s{seed}-{np.abs(hash_of(text)):08x}"
+    folder = sweep / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(text)
+    sources = {"docs/questions": rows // 2, "docs/summaries": rows - rows // 2}
+    if rows > 1000:
+        sources = {"docs/questions": 500, "docs/summaries": 500, "pool/other": rows - 1000}
+    (folder / "mix.json").write_text(json.dumps({"name": data, "seed": seed, "rows": rows, "sources": sources}))
+    generator = np.random.default_rng([rows, seed])
+    steps = range(10, rows // 10 + 1, 10)
+    curve = [
+        {"step": step, "loss": 1.2 + 1.5 * np.exp(-step / 40) + generator.normal(0, 0.05), "tokens_per_second": 320.0}
+        for step in steps
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in curve))
+    content = {
+        "schema": 1,
+        "run_id": run_id,
+        "status": "completed",
+        "config_hash": run_id[-8:],
+        "seed": seed,
+        "model": {"name": model, "id": f"test/{model}", "revision": "1", "backend": "transformers"},
+        "data": {"name": data, "rows": rows, "digest": f"{data}{seed}", "tokens": rows * 100},
+        "train": {
+            "steps": rows // 10,
+            "tokens": rows * 90,
+            "seconds": rows / 4,
+            "tokens_per_second": 340.0 + seed,
+            "peak_memory_bytes": 3 * 10**9,
+            "final_loss": 1.3,
+        },
+        "eval": {
+            "base": write_stage(folder, "base", 0.3, examples, noise),
+            "tuned": write_stage(folder, "tuned", level, examples, noise),
+        },
+        "versions": {"python": "3.11.7", "tometune": "0.1.0", "torch": "2.13.0"},
+        "git": {"commit": "0" * 40, "dirty": False},
+        "started": "2026-11-24T12:00:00+00:00",
+        "finished": "2026-11-24T12:10:00+00:00",
+        "attempts": 1,
+    }
+    (folder / "run.json").write_text(json.dumps({**content, **record}))
+    return folder
+
+
+def hash_of(text: str) -> int:
+    """Return a number below 2**32 for a text."""
+    from zlib import crc32
+
+    return crc32(text.encode())
+
+
+def write_table(
+    sweep: Path, seeds: int = 3, effect: float = 0.0, deviation: float = 0.01, model: str = "tiny", **options: Any
+) -> list[Path]:
+    """Write a table: three mixes of growing size, each `effect` better than the one before."""
+    generator = np.random.default_rng([5, len(model)])
+    return [
+        write_run(
+            sweep,
+            f"pydocs_{size}k",
+            1000 * size,
+            seed,
+            0.4 + effect * (size - 1) + generator.normal(0, deviation),
+            model=model,
+            **deepcopy(options),
+        )
+        for size in (1, 2, 3)
+        for seed in range(seeds)
+    ]
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change what a run's run.json says."""
+    path = folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+if __name__ == "__main__":
+    write_table(Path(sys.argv[1]), effect=0.004, examples=int(sys.argv[2]) if len(sys.argv) > 2 else 200)

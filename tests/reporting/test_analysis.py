@@ -1,0 +1,125 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.reporting.sweeps import METRICS, edit, write_run, write_table
+
+
+def rows(table):
+    return {row["cell"]: row for row in table["rows"]}
+
+
+def compared(table, a, b, metric="rougeL"):
+    return next(c for c in table["comparisons"] if (c["a"], c["b"], c["metric"]) == (a, b, metric))
+
+
+def run_scores(folder, data, metric="rougeL"):
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*{data}*/run.json"))]
+    return np.array([record["eval"]["tuned"][metric] for record in records])
+
+
+def test_contract(sweep, report):
+    table = report(sweep).table
+    assert [row["cell"] for row in table["rows"]] == ["before tiny", "pydocs_1k", "pydocs_2k", "pydocs_3k"]
+    for row in table["rows"]:
+        assert {"model", "data", "rows", "seeds", "tasks"} <= row.keys()
+        for metric in METRICS:
+            assert row[metric].keys() == {"mean", "std", "ci_low", "ci_high"}
+    assert len(table["comparisons"]) == 9
+    assert {"a", "b", "metric", "delta", "ci_low", "ci_high", "p", "p_holm"} <= table["comparisons"][0].keys()
+    assert table["missing"] == []
+    assert table["schema"] == 1
+    assert table["family"] == "Holm over 9 tests: 3 pairs of cells × 3 metrics"
+
+
+def test_means_and_deviations_are_plain(sweep, report):
+    row = rows(report(sweep).table)["pydocs_2k"]
+    for metric in METRICS:
+        values = run_scores(sweep, "pydocs_2k", metric)
+        assert row[metric]["mean"] == pytest.approx(values.mean(), abs=1e-6)
+        assert row[metric]["std"] == pytest.approx(values.std(ddof=1), abs=1e-6)
+        assert row[metric]["ci_low"] < row[metric]["mean"] < row[metric]["ci_high"]
+    tasks = [task["rougeL"]["mean"] for task in row["tasks"].values()]
+    assert np.mean(tasks) == pytest.approx(row["rougeL"]["mean"], abs=1e-6)
+    assert [run["seed"] for run in row["runs"]] == [0, 1, 2]
+
+
+def test_comparisons_are_paired_by_seed(sweep, report):
+    found = compared(report(sweep).table, "pydocs_3k", "pydocs_1k")
+    differences = run_scores(sweep, "pydocs_3k") - run_scores(sweep, "pydocs_1k")
+    assert found["paired"]
+    assert found["delta"] == pytest.approx(differences.mean(), abs=1e-6)
+    assert found["seeds_needed"]["deviation"] == pytest.approx(differences.std(ddof=1), abs=1e-6)
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert found["ci_low"] < interval.low * 1.02, "no narrower than the t test over seeds"
+    assert found["p_holm"] >= found["p"]
+    assert found["p_holm"] < 0.05
+
+
+def test_the_before_row_and_the_gain(sweep, report):
+    table = report(sweep).table
+    before, after = rows(table)["before tiny"], rows(table)["pydocs_1k"]
+    assert (before["stage"], before["seeds"], before["rougeL"]["std"]) == ("base", 0, None)
+    gain = after["gain"]["rougeL"]
+    assert gain["delta"] == pytest.approx(after["rougeL"]["mean"] - before["rougeL"]["mean"], abs=2e-6)
+    assert 0 < gain["ci_low"] < gain["delta"] < gain["ci_high"]
+
+
+def test_one_seed_has_no_deviation_and_no_test(tmp_path, report):
+    write_table(tmp_path / "s", seeds=1)
+    table = report(tmp_path / "s").table
+    assert all(row[metric]["std"] is None for row in table["rows"] for metric in METRICS)
+    found = compared(table, "pydocs_2k", "pydocs_1k")
+    assert (found["p"], found["p_holm"], found["seeds_needed"]) == (None, None, None)
+    assert found["interval_over"] == "examples"
+    assert table["family"] == "Holm over 0 tests: 0 pairs of cells × 3 metrics"
+
+
+def test_a_missing_seed_is_missing_and_breaks_the_pairs(sweep, report):
+    edit(sorted(sweep.iterdir())[0], status="failed", error="no")
+    table = report(sweep).table
+    row = rows(table)["pydocs_1k"]
+    assert (row["seeds"], row["seeds_expected"]) == (2, 3)
+    assert [entry["reason"] for entry in table["missing"]] == ["failed: no"]
+    found = compared(table, "pydocs_3k", "pydocs_1k")
+    assert not found["paired"]
+    assert found["seeds"] == [3, 2]
+    assert found["delta"] == pytest.approx(rows(table)["pydocs_3k"]["rougeL"]["mean"] - row["rougeL"]["mean"], abs=2e-6)
+
+
+def test_variance_by_cause(tmp_path, report):
+    folder = tmp_path / "s"
+    for stream, spread in (("data", 0.05), ("order", 0.0)):
+        for value in range(1, 9):
+            level = 0.4 + spread * (value % 2)
+            write_run(folder, seed=0, level=level, streams={stream: value}, noise=0.001)
+    write_run(folder, seed=0, noise=0.001)
+    found = {entry["stream"]: entry for entry in report(folder).table["variance"]}
+    assert found.keys() == {"seeds.data", "seeds.order"}
+    data = found["seeds.data"]
+    assert (data["cause"], data["runs"], data["freedom"]) == ("data sample", 9, 8)
+    expected = np.std([0.45, 0.4] * 4 + [0.4], ddof=1)
+    assert data["rouge1"]["std"] == pytest.approx(expected, rel=0.05)
+    assert data["rouge1"]["ci_low"] < expected < data["rouge1"]["ci_high"]
+    assert found["seeds.order"]["rouge1"]["std"] < 0.001
+
+
+def test_the_same_runs_give_the_same_bytes(sweep, report, tmp_path):
+    first = json.dumps(report(sweep).table)
+    copy = tmp_path / "elsewhere" / "table"
+    copy.mkdir(parents=True)
+    for folder in sorted(sweep.iterdir(), reverse=True):
+        shutil.copytree(folder, copy / folder.name)
+        edit(copy / folder.name, started="2030-01-01T00:00:00+00:00", attempts=4)
+    assert json.dumps(report(copy).table) == first
+
+
+def test_limit(sweep, report):
+    run = sorted(sweep.iterdir())[0]
+    record = json.loads((run / "run.json").read_text())
+    record["eval"]["tuned"]["limited"] = True
+    edit(run, eval=record["eval"])
+    assert report(sweep).table["limited"]

@@ -1,0 +1,136 @@
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.reporting.sweeps import edit, write_run, write_table
+from tometune.config.errors import UserError
+from tometune.reporting.page import page
+
+FIGURES = ["means", "tasks", "published", "loss", "sources", "throughput"]
+
+
+def text_of(report):
+    return page(report.sweep, report.grid, report.table)
+
+
+def svgs(html):
+    return [ElementTree.fromstring(re.sub("xlink:", "", svg)) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
+
+
+class Nesting(HTMLParser):
+    """Checks that tags are closed in order."""
+
+    void = ("meta", "br", "link", "hr")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.ids += [value for name, value in attributes if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
+
+
+def test_one_file_that_needs_nothing_else(sweep, report):
+    html = text_of(report(sweep))
+    assert not re.search(r"https?:|//[a-z]|<script|<link|@import|url\((?!#)|src=", html)
+    assert len(html) < 500_000
+
+
+def test_it_is_well_formed_and_ids_are_unique(sweep, report):
+    parser = Nesting()
+    parser.feed(text_of(report(sweep)))
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+
+
+def test_every_picture_has_a_description_and_follows_the_colours(sweep, report):
+    html = text_of(report(sweep))
+    drawn = svgs(html)
+    assert len(drawn) == len(FIGURES)
+    for svg in drawn:
+        assert svg.get("role") == "img"
+        assert len(svg.get("aria-label")) > 30
+    assert "pydocs_3k: ROUGE\N{NON-BREAKING HYPHEN}1 0." in drawn[0].get("aria-label")
+    inside = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+    assert set(re.findall(r"#[0-9a-f]{6}\b", inside)) == set(), "only CSS variables"
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+    defined = set(re.findall(r"(--[a-z0-9-]+):", html))
+    assert set(re.findall(r"var\((--[a-z0-9-]+)\)", html)) <= defined | {"--accent"}
+
+
+def test_words_come_first_and_the_published_figures_are_called_so(sweep, report):
+    html = text_of(report(sweep))
+    assert html.index("Is pydocs_3k better") < html.index("<table") < html.index("<svg")
+    assert "<b>published</b>" in html
+    assert "0.407" in html
+
+
+def test_it_is_deterministic(sweep, report):
+    assert text_of(report(sweep)) == text_of(report(sweep))
+
+
+def test_limit_and_missing_cells(sweep, report):
+    runs = sorted(sweep.iterdir())
+    record = json.loads((runs[1] / "run.json").read_text())
+    record["eval"]["tuned"]["limited"] = True
+    edit(runs[1], eval=record["eval"])
+    edit(runs[0], status="failed", error="<b>no memory</b>")
+    html = text_of(report(sweep))
+    assert html.count("LIMIT") >= 4
+    assert "failed: &lt;b&gt;no memory&lt;/b&gt;" in html
+
+
+def test_one_seed_one_cell_two_models_and_many_cells(tmp_path, report):
+    write_table(tmp_path / "one", seeds=1)
+    assert "One seed" in text_of(report(tmp_path / "one"))
+    write_run(tmp_path / "cell")
+    assert "There is nothing to compare" in text_of(report(tmp_path / "cell"))
+    write_table(tmp_path / "two", seeds=2)
+    write_table(tmp_path / "two", seeds=2, model="small")
+    assert "var(--accent-2)" in text_of(report(tmp_path / "two"))
+    for rank in range(1, 15):
+        write_run(tmp_path / "many", settings={"lora.r": rank})
+    assert len(svgs(text_of(report(tmp_path / "many")))) == len(FIGURES) - 1, "no curves of so many"
+
+
+def test_runs_without_curves_or_mix(sweep, report):
+    for run in sweep.iterdir():
+        (run / "metrics.jsonl").unlink()
+        (run / "mix.json").unlink()
+        edit(run, train=None)
+    assert len(svgs(text_of(report(sweep)))) == 3
+
+
+def test_many_sources_are_cut(sweep, report):
+    for run in sweep.iterdir():
+        (run / "mix.json").write_text(json.dumps({"sources": {f"s{n}": 100 for n in range(20)}}))
+    assert "13 others" in text_of(report(sweep))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "mix.json"])
+def test_broken_files_are_named(sweep, report, name):
+    path = sorted(sweep.iterdir())[0] / name
+    path.write_text('{"step": 10, "loss": 2.0}\n{"st')
+    with pytest.raises(UserError, match=re.escape(name)):
+        text_of(report(sweep))
+
+
+def test_names_with_markup_are_escaped(tmp_path, report):
+    write_run(tmp_path / "<i>&", seed=0)
+    write_run(tmp_path / "<i>&", seed=1)
+    html = text_of(report(tmp_path / "<i>&"))
+    assert "<i>" not in html
+    shutil.rmtree(tmp_path / "<i>&")

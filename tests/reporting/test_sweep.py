@@ -1,0 +1,91 @@
+import json
+
+import pytest
+
+from tests.reporting.sweeps import edit, write_run, write_table
+from tometune.config.errors import UserError
+from tometune.reporting.sweep import read_sweep
+
+
+def test_runs_with_their_settings_and_seeds(sweep):
+    found = read_sweep(sweep)
+    assert len(found.runs) == 9
+    assert (found.missing, found.notes) == ([], [])
+    run = found.runs[-1]
+    assert run.streams == {"data": 2, "order": 2, "adapter": 2, "generation": 2}
+    assert run.settings["trainer.learning_rate"] == 2e-4
+    assert run.settings["model.revision"] == "1"
+    assert not any(key.startswith(("seeds", "tracking", "paths")) for key in run.settings)
+
+
+def test_half_written_failed_and_running_runs_are_missing_with_a_reason(sweep):
+    folders = sorted(sweep.iterdir())
+    (folders[0] / "run.json").write_text('{"schema": 1, "status": "comp')
+    edit(folders[1], status="failed", error="OutOfMemoryError: CUDA out of memory")
+    edit(folders[2], status="running")
+    (folders[3] / "run.json").unlink()
+    edit(folders[4], eval={"base": {}})
+    found = read_sweep(sweep)
+    assert len(found.runs) == 4
+    told = {cell.run_id: cell.reason for cell in found.missing}
+    assert told[folders[0].name].startswith("run.json is broken (")
+    assert told[folders[1].name] == "failed: OutOfMemoryError: CUDA out of memory"
+    assert told[folders[2].name] == "running, or broken off"
+    assert told[folders[3].name] == "broken off before its run.json was written"
+    assert told[folders[4].name] == "completed without scores"
+    first = found.missing[0]
+    assert (first.model, first.data, first.seed) == ("tiny", "pydocs_1k", 0)
+
+
+def test_cells_that_should_be_there(sweep):
+    there = sorted(path.name for path in sweep.iterdir())
+    cells = [{"run_id": name, "overrides": []} for name in there[:-1]]
+    cells.append({"run_id": "tiny-pydocs_9k-s4-0", "overrides": ["data=pydocs_9k", "seed=4", "+sweep=table"]})
+    (sweep / "sweep.json").write_text(json.dumps({"schema": 1, "cells": cells}))
+    found = read_sweep(sweep)
+    (absent,) = found.missing
+    assert (absent.run_id, absent.data, absent.seed) == ("tiny-pydocs_9k-s4-0", "pydocs_9k", 4)
+    assert absent.reason == "not started"
+    assert found.notes == [f"Not in sweep.json, but in the folder and counted: {there[-1]}."]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 1, "cells": [{}]}', '{"schema": 2}'])
+def test_broken_list_of_cells(sweep, text):
+    (sweep / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=r"sweep\.json: .*(delete it|another version)"):
+        read_sweep(sweep)
+
+
+def test_two_schema_versions_are_refused(sweep):
+    odd = sorted(sweep.iterdir())[3]
+    edit(odd, schema=2)
+    with pytest.raises(UserError, match=rf"another version.*schema 2: {odd.name}; move") as error:
+        read_sweep(sweep)
+    assert "\n" not in str(error.value)
+
+
+def test_no_folder_no_runs_none_completed(tmp_path):
+    (tmp_path / "table").mkdir()
+    with pytest.raises(UserError, match=r"tabel: no such sweep folder; did you mean table\?"):
+        read_sweep(tmp_path / "tabel")
+    with pytest.raises(UserError, match="zzz: no such sweep folder; there are: table"):
+        read_sweep(tmp_path / "zzz")
+    with pytest.raises(UserError, match="table: holds no runs; make some"):
+        read_sweep(tmp_path / "table")
+    edit(write_run(tmp_path / "table"), status="failed", error="no")
+    with pytest.raises(UserError, match=r"none of its 1 runs is completed \(tiny.*: failed: no\)"):
+        read_sweep(tmp_path / "table")
+
+
+def test_a_config_that_is_none(sweep):
+    path = next(sweep.iterdir()) / "config.yaml"
+    path.write_text("trainer: {nonsense: 1}")
+    with pytest.raises(UserError, match=r"config\.yaml: not the config of a run") as error:
+        read_sweep(sweep)
+    assert "\n" not in str(error.value)
+
+
+def test_other_folders_are_no_runs(sweep):
+    (sweep / "wandb").mkdir()
+    write_table(sweep / "wandb" / "inner", seeds=1)
+    assert len(read_sweep(sweep).runs) == 9

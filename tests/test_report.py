@@ -1,0 +1,80 @@
+"""The verb, in a process of its own."""
+
+import json
+import resource
+
+import pytest
+
+from tests.reporting.sweeps import edit, write_table
+
+FILES = ("table.json", "table.csv", "table.md", "report.html")
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    folder = tmp_path / "multirun" / "table"
+    write_table(folder, effect=0.08, deviation=0.002)
+    return folder
+
+
+def test_writes_four_files_and_says_where(run_verb, sweep):
+    done = run_verb("report", "sweep.name=table", "eval.resamples=1000")
+    assert done.returncode == 0, done.stderr
+    assert "Is pydocs_3k better than pydocs_1k? Yes." in done.stdout
+    assert "multirun/table/report.html" in done.stdout
+    assert all((sweep / name).stat().st_size for name in FILES)
+    assert json.loads((sweep / "table.json").read_text())["interval"]["resamples"] == 1000
+    first = (sweep / "table.json").read_bytes()
+    assert run_verb("report", "sweep.name=table", "eval.resamples=1000").returncode == 0
+    assert (sweep / "table.json").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "sweep.name: missing; name a folder of multirun: table"),
+        (["sweep.name=tabel"], "multirun/tabel: no such sweep folder; did you mean table?"),
+    ],
+)
+def test_wrong_names_are_one_line(run_verb, sweep, arguments, message):
+    done = run_verb("report", *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
+
+
+def test_a_broken_line_ends_with_its_place(run_verb, sweep):
+    path = sorted(sweep.iterdir())[2] / "eval" / "tuned" / "summarisation.jsonl"
+    path.write_text(path.read_text()[:-40])
+    done = run_verb("report", "sweep.name=table")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "summarisation.jsonl:30: not a line of scores" in done.stderr
+    assert not (sweep / "table.json").exists()
+
+
+def test_a_half_written_record_is_a_missing_cell(run_verb, sweep):
+    path = sorted(sweep.iterdir())[0] / "run.json"
+    path.write_text(path.read_text()[:100])
+    done = run_verb("report", "sweep.name=table", "eval.resamples=300")
+    assert done.returncode == 0, done.stderr
+    assert f"missing {path.parent.name}: run.json is broken" in done.stdout
+    edit(sorted(sweep.glob("*/"))[1], schema=7)
+    assert run_verb("report", "sweep.name=table").returncode == 2
+
+
+def test_no_torch(run_python, sweep):
+    code = (
+        "import sys; from pathlib import Path; from tometune.reporting.report import build, write;"
+        "write(build(Path('multirun/table'), 200, 0.95));"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = run_python("-c", code)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_speed(run_verb, tmp_path):
+    """Nine runs, four tasks, 1,000 examples, 10,000 resamples: at most 20 seconds of computing."""
+    write_table(tmp_path / "multirun" / "large", examples=1_000)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = run_verb("report", "sweep.name=large")
+    assert done.returncode == 0, done.stderr
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 20

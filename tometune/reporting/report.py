@@ -1,0 +1,51 @@
+"""The report of a sweep folder, from reading it to the four files in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tometune.reporting.analysis import analyse
+from tometune.reporting.cells import Grid, group
+from tometune.reporting.scores import load_scores
+from tometune.reporting.sweep import Sweep, read_sweep
+from tometune.run import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Report:
+    """A sweep and what came of it."""
+
+    sweep: Sweep
+    grid: Grid
+    table: dict[str, Any]
+    """The content of table.json."""
+
+
+def build(folder: Path, resamples: int, confidence: float) -> Report:
+    """Read a sweep folder and compare its cells.
+
+    Args:
+        folder: `<paths.multirun>/<sweep>`.
+        resamples: bootstrap resamples.
+        confidence: level of the intervals; 1 - it is the level of the tests.
+
+    Raises:
+        UserError: the folder, a record or a file of scores is missing or broken, or runs cannot be paired.
+    """
+    sweep = read_sweep(folder)
+    grid = group(sweep)
+    scores = load_scores(sweep.runs)
+    return Report(sweep, grid, analyse(sweep, grid, scores, resamples, confidence))
+
+
+def write(report: Report) -> Path:
+    """Write table.json, table.csv, table.md and report.html into the sweep's folder; returns the page's path."""
+    from tometune.reporting.page import page
+    from tometune.reporting.tables import as_csv, as_markdown
+
+    folder = report.sweep.folder
+    write_json(folder / "table.json", report.table)
+    write_text(folder / "table.csv", as_csv(report.table))
+    write_text(folder / "table.md", as_markdown(report.table))
+    write_text(folder / "report.html", page(report.sweep, report.grid, report.table))
+    return folder / "report.html"
