@@ -1,9 +1,11 @@
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from tometune.caching import cached_folder
+from tometune.disk import SaveError
 
 
 def test_built_once_and_keyed_by_everything(tmp_path: Path) -> None:
@@ -26,6 +28,15 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
+        cached_folder(tmp_path, "kind", {}, build)
+    assert list((tmp_path / "kind").iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_its_folder(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(SaveError, match=f"{tmp_path}/kind: no room left on the disk"):
         cached_folder(tmp_path, "kind", {}, build)
     assert list((tmp_path / "kind").iterdir()) == []
 

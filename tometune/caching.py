@@ -9,6 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from tometune.disk import disk_errors
+
 
 def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     """Return the folder of this key, built first if it is not there.
@@ -29,8 +31,9 @@ def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     try:
-        build(temporary)
-        (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
+        with disk_errors(final.parent):
+            build(temporary)
+            (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
         try:
             os.replace(temporary, final)  # noqa: PTH105 -- Path.replace would not say what it is for: a folder's rename
         except OSError:

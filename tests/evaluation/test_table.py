@@ -83,3 +83,11 @@ def test_files_of_other_examples_or_none(folder):
     path.unlink()
     with pytest.raises(UserError, match=r"qa\.jsonl: no such file"):
         shown(folder, ["base", "tuned"])
+
+
+def test_an_answer_may_hold_any_line_separator(folder):
+    path = folder / "eval" / "base" / "qa.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["prediction"] = "one\u2028two\x85three"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert "0.295" in shown(folder, ["base", "tuned"])

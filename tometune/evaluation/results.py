@@ -72,7 +72,8 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
         UserError: the file is missing or broken.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as lines:  # not splitlines(), which also splits at U+2028 in an answer
+            rows = [json.loads(line) for line in lines]
         return {row["id"]: row["scores"] for row in rows}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; score the run again with python -m tometune.evaluate run=…") from None

@@ -65,8 +65,9 @@ class WandbTracker(RunTracker):
         except UserError:
             self._close()
             raise
-        if self.reason:
-            log.log(self.level, "W&B is offline: %s; to upload later: %s", self.reason, self.describe()["sync"])
+        if self.mode == "offline":
+            reason = self.reason or "as asked"
+            log.log(self.level, "W&B is offline: %s; to upload later: %s", reason, self.describe()["sync"])
 
     def _start(self) -> Any:
         """Start the run, offline where the server cannot be had and nobody insisted on it."""

@@ -1,9 +1,13 @@
-"""Checkpoints: which one is whole, and what a run broken off goes on from."""
+"""Checkpoints: which one is whole, what a run broken off goes on from; and the adapter at the end."""
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
+from typing import Any
+
+from tometune.disk import disk_errors
 
 log = logging.getLogger(__name__)
 
@@ -53,3 +57,29 @@ def _whole(checkpoint: Path) -> bool:
     except ValueError:
         return False
     return isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)
+
+
+def save_adapter(model: Any, folder: Path, base: str) -> None:
+    """Write the adapter as safetensors, under a temporary name first, so that the folder is whole if it is there.
+
+    Args:
+        model: with the adapter.
+        folder: where to.
+        base: what the adapter names as its base model: the hub id, not the folder of a copy in the cache.
+    """
+    for left in folder.parent.glob(".adapter.*"):  # by a kill in the middle of this
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = folder.with_name(f".adapter.{os.getpid()}")
+    try:
+        with disk_errors(folder):
+            model.save_pretrained(temporary, safe_serialization=True)
+        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        named = temporary / "adapter_config.json"
+        settings = json.loads(named.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+        named.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        weights = temporary / "adapter_model.safetensors"
+        weights.chmod(named.stat().st_mode)  # safetensors lets only its owner read it
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

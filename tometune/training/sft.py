@@ -2,8 +2,6 @@
 
 import logging
 import math
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from tometune.config.root import Config
 from tometune.data.packs import pack
 from tometune.data.tokens import Tokens
-from tometune.disk import disk_errors
 from tometune.seeding import seed_everything
-from tometune.training.checkpoints import Interrupted, last_checkpoint, step_of
+from tometune.training.checkpoints import Interrupted, last_checkpoint, save_adapter, step_of
 from tometune.training.curves import Curves, OnLog
 from tometune.training.meter import Meter, peak_memory_bytes
 from tometune.training.progress import progress_callbacks
@@ -94,7 +91,7 @@ def fit(model: Any, tokenizer: Any, tokens: Tokens, config: Config, folder: Path
             raise Interrupted
     meter.rates()
     if trainer.is_world_process_zero():
-        save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder / "adapter")
+        save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder / "adapter", config.model.id)
     totals = meter.totals
     return TrainResult(
         steps=trainer.state.global_step,
@@ -184,18 +181,3 @@ def plan(config: Config, rows: int, tokens: Tokens, effective: int, checkpoint: 
         *(f"{rows:,}", "packs" if config.trainer.packing else "rows", f"{tokens.counts.tokens:,}"),
         *(f"{tokens.counts.trainable_tokens:,}", effective, steps, an_epoch, start),
     )
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter as safetensors, under a temporary name first, so that the folder is whole if it is there."""
-    for left in folder.parent.glob(".adapter.*"):  # by a kill in the middle of this
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f".adapter.{os.getpid()}")
-    try:
-        with disk_errors(folder):
-            model.save_pretrained(temporary, safe_serialization=True)
-        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
