@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tometune.config.main import verb
 from tometune.config.root import Config
+from tometune.imports import quick_imports
 from tometune.inputs import cache_folder
 
 if TYPE_CHECKING:
@@ -36,14 +37,15 @@ def evaluate(subject: Subject) -> None:
     Raises:
         UserError: the machine, the model or a task does not allow it.
     """
-    from tometune.evaluation.scoring import score_stage
-    from tometune.evaluation.tasks import load_tasks
-    from tometune.models.adapter import load_adapter
-    from tometune.models.load import check_machine, describe, load_model
-    from tometune.models.tokenizer import load_tokenizer
-    from tometune.run import plain
-    from tometune.seeding import seed_everything
-    from tometune.tracking import check_tracker, start_tracker
+    with quick_imports():
+        from tometune.evaluation.scoring import score_stage
+        from tometune.evaluation.tasks import load_tasks
+        from tometune.models.adapter import load_adapter
+        from tometune.models.load import check_machine, describe, load_model
+        from tometune.models.tokenizer import load_tokenizer
+        from tometune.run import plain
+        from tometune.seeding import seed_everything
+        from tometune.tracking import check_tracker, start_tracker
 
     config = subject.config
     check_machine(config.model)

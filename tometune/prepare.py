@@ -2,6 +2,7 @@
 
 from tometune.config.main import verb
 from tometune.config.root import Config
+from tometune.imports import quick_imports
 
 
 @verb
@@ -9,11 +10,12 @@ def main(config: Config) -> None:
     """Build what `train` will train on and print its numbers and one row of it."""
     from rich.console import Console
 
-    from tometune.data import preview
-    from tometune.data.mix import build_mix
-    from tometune.data.tokens import tokenise
-    from tometune.inputs import cache_folder
-    from tometune.models.tokenizer import load_tokenizer
+    with quick_imports():
+        from tometune.data import preview
+        from tometune.data.mix import build_mix
+        from tometune.data.tokens import tokenise
+        from tometune.inputs import cache_folder
+        from tometune.models.tokenizer import load_tokenizer
 
     cache = cache_folder(config)
     mix = build_mix(config.data, config.seeds.data, cache)

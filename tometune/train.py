@@ -6,6 +6,7 @@ from functools import partial
 
 from tometune.config.main import verb
 from tometune.config.root import Config
+from tometune.imports import quick_imports
 from tometune.inputs import cache_folder, fingerprints
 from tometune.run import Run, plain
 
@@ -49,16 +50,17 @@ def experiment(run: Run, config: Config) -> None:
     Raises:
         UserError: the model, the data or a task does not allow this run.
     """
-    from tometune.data.mix import build_mix
-    from tometune.data.tokens import tokenise
-    from tometune.evaluation.scoring import score_stage
-    from tometune.evaluation.tasks import load_tasks
-    from tometune.models.adapter import add_adapter, load_adapter
-    from tometune.models.load import describe, load_model
-    from tometune.models.tokenizer import load_tokenizer
-    from tometune.seeding import seed_everything
-    from tometune.tracking import start_tracker
-    from tometune.training.sft import fit
+    with quick_imports():
+        from tometune.data.mix import build_mix
+        from tometune.data.tokens import tokenise
+        from tometune.evaluation.scoring import score_stage
+        from tometune.evaluation.tasks import load_tasks
+        from tometune.models.adapter import add_adapter, load_adapter
+        from tometune.models.load import describe, load_model
+        from tometune.models.tokenizer import load_tokenizer
+        from tometune.seeding import seed_everything
+        from tometune.tracking import start_tracker
+        from tometune.training.sft import fit
 
     cache = cache_folder(config)
     tokenizer = load_tokenizer(config.model, cache)

@@ -39,6 +39,15 @@ def test_the_conversion_keeps_logits_and_tokens(smollm2_config: ModelConfig, cac
         assert torch.equal(model(tokens).logits, read(tokens).logits)
 
 
+def test_the_tokenizer_alone_is_the_converted_one(smollm2_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
+    whole, alone = smollm2.converted(cache), smollm2.tokenizer_alone(tmp_path)
+    names = sorted(path.name for path in alone.iterdir())
+    assert "tokenizer.json" in names
+    assert all((alone / name).read_bytes() == (whole / name).read_bytes() for name in names)
+    load_tokenizer(smollm2_config, tmp_path)
+    assert not (tmp_path / "models").exists()
+
+
 def test_it_answers_and_ends_its_turn(smollm2_config: ModelConfig, cache: Path) -> None:
     model, tokenizer = load_model(smollm2_config, cache), load_tokenizer(smollm2_config, cache)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|im_end|>")

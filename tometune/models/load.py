@@ -45,15 +45,18 @@ def _folder_hash(folder: Path) -> str:
     return digest.hexdigest()[:20]
 
 
-def source_of(model: ModelConfig, cache: Path) -> tuple[str, str | None]:
-    """Return what `from_pretrained` is given: a folder (revision None), or a hub id and its revision."""
+def source_of(model: ModelConfig, cache: Path, weights: bool = True) -> tuple[str, str | None]:
+    """Return what `from_pretrained` is given: a folder (revision None), or a hub id and its revision.
+
+    Without `weights` the folder may hold only the tokenizer, which is there sooner.
+    """
     if model.weights is Weights.random:
         return str(tiny.built(cache)), None
     folder = Path(model.id).expanduser()
     if folder.is_dir():
         return str(folder), None
     if model.id == smollm2.HUB_ID and smollm2.wheel_version():
-        return str(smollm2.converted(cache)), None
+        return str(smollm2.converted(cache) if weights else smollm2.tokenizer_alone(cache)), None
     return model.id, commit_of("model.id", model.id, model.revision, "model")
 
 

@@ -55,10 +55,7 @@ def _convert(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    gguf = gguf_file()
-    assert gguf is not None
-    if util.find_spec("gguf") is None:
-        raise UserError(f'model.id={HUB_ID}: reading {PACKAGE} needs gguf; pip install "tometune[smollm2]"')
+    gguf = _readable()
     log.info("converting %s (once)", gguf.name)
     transformers_logging.disable_progress_bar()
     # bfloat16 is what the original was published in; the 4-bit file holds less than that.
@@ -70,6 +67,29 @@ def _convert(folder: Path) -> None:
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     model.save_pretrained(folder / "model")
     _tokenizer(gguf).save_pretrained(folder / "model")
+
+
+def tokenizer_alone(cache: Path) -> Path:
+    """Return a folder with the tokenizer only (about a second): the same files as `converted` has."""
+    key = {"package": PACKAGE, "version": wheel_version(), "file": FILE, "conversion": VERSION}
+
+    def build(folder: Path) -> None:
+        _tokenizer(_readable()).save_pretrained(folder / "model")
+
+    return cached_folder(cache, "tokenizers", key, build) / "model"
+
+
+def _readable() -> Path:
+    """Return the GGUF file.
+
+    Raises:
+        UserError: the library that reads it is not installed.
+    """
+    gguf = gguf_file()
+    assert gguf is not None
+    if util.find_spec("gguf") is None:
+        raise UserError(f'model.id={HUB_ID}: reading {PACKAGE} needs gguf; pip install "tometune[smollm2]"')
+    return gguf
 
 
 def _shape(config: Any) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def _build(folder: Path) -> None:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator(
-        [TEXT], trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet)
+        [TEXT],
+        trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -16,7 +16,7 @@ def load_tokenizer(model: ModelConfig, cache: Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: the hub does not give it, or it has no chat template or no end-of-turn token.
     """
-    source, revision = source_of(model, cache)
+    source, revision = source_of(model, cache, weights=False)
     with hub_errors("model.id", model.id):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     if not isinstance(tokenizer.chat_template, str):
