@@ -6,6 +6,7 @@ from transformers.training_args import OptimizerNames
 
 from tometune.config import checks
 from tometune.config.errors import ConfigError
+from tometune.evaluation import metrics
 
 MINE = ("+eval/task@eval.tasks.a=jsonl", "eval.tasks.a.path=x")
 CASES = [
@@ -18,7 +19,11 @@ CASES = [
     (["data.base.id=null"], "data.base.id: missing, data.base.kind=hub reads it;"),
     (["data=pydocs_1k", "data.base.id=a/b"], "data.base.id=a/b: not read with data.base.kind=pydocs;"),
     (["data.base.filtered=true"], "data.base.filtered=true: only data.base.kind=pydocs has a filter;"),
-    (["data.rows=0", "data.base.rows=null"], "data.rows=0: not 1 or more"),
+    (["data.rows=0"], "data.rows=0: not 1 or more"),
+    (["data=mix_200k", "data.rows=0"], "data.rows=0: not 1 or more"),
+    (["data.base.rows=0"], "data.base.rows=0: not 1 or more"),
+    (["data=mix_200k", "data.base.rows=0"], "data.base.rows=0: not 1 or more"),
+    (["data=mix_200k", "data.pool.rows=0"], "data.pool.rows=0: not 1 or more"),
     (["data.name=a/b"], "data.name=a/b: names a folder, so only letters, digits, . _ - and at most 64 of them; e.g."),
     (["model.name=../x"], "model.name=../x: names a folder"),
     (["model.id=''", "model.name=x"], "model.id: empty; give a hub id or a local folder"),
@@ -35,6 +40,11 @@ CASES = [
     (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: not above 0"),
     (["trainer.weight_decay=-1"], "trainer.weight_decay=-1.0: not 0 or more"),
     (["trainer.per_device_train_batch_size=0"], "trainer.per_device_train_batch_size=0: not 1 or more"),
+    (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: not a finite number"),
+    (["trainer.num_train_epochs=inf"], "trainer.num_train_epochs=inf: not a finite number"),
+    (["trainer.warmup_steps=inf", "trainer.max_steps=9"], "trainer.warmup_steps=inf: not a finite number"),
+    (["trainer.weight_decay=-inf"], "trainer.weight_decay=-inf: not a finite number"),
+    (["eval.confidence=nan"], "eval.confidence=nan: not a finite number"),
     (["eval.confidence=95"], "eval.confidence=95.0: not between 0 and 1"),
     (["eval.limit=0"], "eval.limit=0: not 1 or more"),
     (["+eval/task@eval.tasks.a=jsonl"], "eval.tasks.a.path: missing, eval.tasks.a.kind=jsonl reads it;"),
@@ -71,11 +81,28 @@ def test_no_task_and_a_task_without_a_file_name(command):
     (config,) = command().configs
     task = next(iter(config.eval.tasks.values()))
     config.eval.tasks = {}
-    with pytest.raises(ConfigError, match=r"^eval\.tasks: empty; choose"):
+    with pytest.raises(ConfigError, match=r"^eval\.tasks: empty; choose eval=hub, eval=files or"):
         checks.check(config)
     config.eval.tasks = {"a b": task}
     with pytest.raises(ConfigError, match=r"^eval\.tasks\.a b=a b: names a folder"):
         checks.check(config)
+
+
+def test_every_number_must_be_finite(command):
+    (config,) = command().configs
+    keys = [
+        f"{group}.{name}"
+        for group in ("model", "data", "lora", "trainer", "eval", "tracking")
+        for name, value in vars(vars(config)[group]).items()
+        if isinstance(value, float)
+    ]
+    assert {"trainer.max_grad_norm", "lora.lora_dropout", "eval.temperature"} <= set(keys)
+    outcome = command(*(f"{key}=nan" for key in keys))
+    assert sorted(outcome.errors) == sorted(f"{key}=nan: not a finite number" for key in keys)
+
+
+def test_metrics_are_those_that_are_scored():
+    assert tuple(metrics.METRICS) == checks.METRICS
 
 
 def test_names_exist_in_transformers():

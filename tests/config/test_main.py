@@ -1,5 +1,6 @@
 """The verb decorator: typed config, exit statuses, sweeps, help, and nothing heavy imported on the way."""
 
+import importlib
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 from tometune.__main__ import verbs
 from tometune.config.errors import UserError
-from tometune.config.main import slug
+from tometune.config.main import RESUMED, name_of, report, slug
 from tometune.config.model import Backend
 from tometune.config.root import Config
 
@@ -34,13 +35,20 @@ def test_gives_the_dataclasses(command):
     [
         (UserError("data.base.path=x: no such file; check it"), 2, "data.base.path=x: no such file; check it"),
         (RuntimeError("two\nlines"), 1, "RuntimeError: two lines (HYDRA_FULL_ERROR=1 shows the traceback)"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from what was saved"),
+        (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
 def test_errors_are_one_line(command, error, status, line):
     outcome = command(failing={0: error})
     assert outcome.status == status
     assert outcome.errors == [line]
+
+
+def test_only_train_says_that_it_goes_on(capsys):
+    assert report(KeyboardInterrupt(), False, resumed=True) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from what was saved\n"
+    train, prepare = (importlib.import_module(f"tometune.{name}").main.__wrapped__ for name in (RESUMED, "prepare"))
+    assert (name_of(train), name_of(prepare)) == ("train", "prepare")
 
 
 def test_traceback_on_request(command, monkeypatch):

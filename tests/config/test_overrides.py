@@ -11,12 +11,26 @@ CASES = [
     ("model.learning_rate=1", "model.learning_rate: no such key; did you mean trainer.learning_rate?"),
     ("trainer.batch_size=1", "trainer.batch_size: no such key; did you mean trainer.per_device_train_batch_size?"),
     ("trainer.max_steps.x=1", "trainer.max_steps.x: no such key; did you mean trainer.max_steps?"),
+    ("trainer.foo=1", "trainer.foo: no such key; --cfg job prints all keys"),
+    ("model.lerning_rate=1", "model.lerning_rate: no such key; did you mean trainer.learning_rate?"),
+    ("data/pool=x", "data/pool: no such key; did you mean data.pool?"),
     ("dta=mix_100k", "dta: no such key; did you mean data?"),
     ("evel.limit=1", "evel.limit: no such key; did you mean eval.limit?"),
     ("qqqqq=1", "qqqqq: no such key; --cfg job prints all keys"),
     ("+qqqqq=1", "qqqqq: no such key; --cfg job prints all keys"),
     ("+trainer.qqqqq=1", "trainer.qqqqq: no such key; --cfg job prints all keys"),
     ("~qqqqq", "qqqqq: no such key; --cfg job prints all keys"),
+    ("~trainer", "~trainer: every run needs one; choose another, trainer=OPTION (options: cpu, debug, default)"),
+    ("~model=llama32_3b", "~model=llama32_3b: every run needs one; choose another, model=OPTION (options: llama32_1b"),
+    ("~experiment", "~experiment: experiment is not chosen by default; leave out the +experiment=… that adds it"),
+    ("~trainer.learning_rate", "~trainer.learning_rate: only a task can be deleted; set it, trainer.learning_rate=…"),
+    ("~data.pool", "~data.pool: only a task can be deleted; write data.pool=null"),
+    ("~seeds", "~seeds: only a task can be deleted; set its keys, e.g. seeds.data=…"),
+    ("~eval.tasks", "~eval.tasks: only a task can be deleted; leave out one task by ~eval.tasks.NAME"),
+    ("~eval.tasks.data_to_text.limit", "~eval.tasks.data_to_text.limit: only a task can be deleted; leave out one"),
+    ("~eval/task@eval.tasks.a", "~eval/task@eval.tasks.a: leave the task out by its name, ~eval.tasks.a"),
+    ("eval.tasks={}", "eval.tasks={}: changes nothing, since a dict is merged into what is there; leave out tasks one"),
+    ("data.base={}", "data.base={}: changes nothing, since a dict is merged into what is there; name keys"),
     ("hydra.verbos=true", "hydra.verbos: no such key; did you mean hydra.verbose?"),
     ("trainer.max_steps=ten", "trainer.max_steps=ten: not an integer"),
     ("trainer.max_steps=2.5", "trainer.max_steps=2.5: not an integer"),
@@ -45,7 +59,10 @@ CASES = [
     ("model.name=a,b", "model.name=a,b: several values need --multirun (-m); for one text write 'model.name=\"a,b\"'"),
     ("quickstart", "quickstart: not of the form key=value"),
     ("model.name=a(", "model.name=a(: not a valid value ("),
-    ("data.rows=${foo}", "data.rows: Interpolation key 'foo' not found"),
+    ("data.rows=${foo}", "data.rows: holds ${foo}; foo: no such key; --cfg job prints all keys"),
+    ("model.id=${model.nme}", "model.id: holds ${model.nme}; model.nme: no such key; did you mean model.name?"),
+    ("model.id=${oc.env:NOT_SET}", "model.id: holds ${oc.env:NOT_SET}, which is not set; set it, or give a default:"),
+    ("model.id=${nope:1}", "model.id: Unsupported interpolation type nope; a reference is ${KEY} with the full key"),
 ]
 
 
@@ -71,6 +88,8 @@ def test_all_wrong_overrides_at_once(command):
     [
         (["data=mix_100k,mix_30k"], "data=mix_30k: no such option; did you mean mix_300k, mix_100k?"),
         (["lora.r=0"], "lora.r=0: not 1 or more"),
+        (["trainer.foo=1,2"], "trainer.foo: no such key"),
+        (["seed=0,1", "~trainer"], "~trainer: every run needs one"),
         (["seed=0,one"], "seed=one: not an integer"),
         (["model.backend=auto,unslth"], "model.backend=unslth: one of auto"),
     ],
@@ -79,6 +98,7 @@ def test_each_value_of_a_sweep(command, overrides, message):
     outcome = command("-m", *overrides)
     assert outcome.status == 2
     assert outcome.errors[0].startswith(message)
+    assert len(outcome.errors) == 1
     assert outcome.configs == []
 
 
@@ -94,7 +114,8 @@ def test_a_sweep_file_takes_several_values(command):
         ["++trainer.max_steps=9"],
         ["data=mix_200k", "data.pool.revision=x"],
         ["data=mix_200k", "data.pool={revision: x, split: test}"],
-        ["+eval/task@eval.tasks.mine=jsonl", "eval.tasks.mine.path=x", "~eval.tasks.mine.path"],
+        ["+eval/task@eval.tasks.mine=jsonl", "eval.tasks.mine.path=x", "~eval.tasks.mine"],
+        ["~eval.tasks.data_to_text", "hydra.job.env_set={}", "~hydra.job.env_set"],
         ["lora.target_modules=[q_proj]"],
         ["model.name='a'"],
     ],

@@ -1,7 +1,10 @@
 """Checks across fields, which types cannot make; each names the keys and the fix, and all are told at once."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from tometune.config.data import DataConfig, SourceConfig, SourceKind
 from tometune.config.errors import ConfigError, did_you_mean
@@ -41,7 +44,18 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: with one line for each problem.
     """
+    not_finite = dict(_not_finite(config))
     problems = [
+        *not_finite.values(),
+        *(problem for problem in _across_fields(config) if problem.partition("=")[0] not in not_finite),
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _across_fields(config: Config) -> list[str]:
+    """Return the problems of all groups."""
+    return [
         *_check_model(config.model),
         *_check_data(config.data),
         *_check_lora(config.lora),
@@ -50,8 +64,22 @@ def check(config: Config) -> None:
         *_check_tracking(config.tracking),
         *_check_run(config),
     ]
-    if problems:
-        raise ConfigError(problems)
+
+
+def _not_finite(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (full key, problem) for each number below `node` that is nan or infinite."""
+    for name, value in _children(node):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{prefix}{name}", f"{prefix}{name}={value}: not a finite number"
+        yield from _not_finite(value, f"{prefix}{name}.")
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) for what is directly below a dataclass or a dict."""
+    if isinstance(node, dict):
+        yield from node.items()
+    elif is_dataclass(node):
+        yield from ((field.name, vars(node)[field.name]) for field in fields(node))
 
 
 def _check_model(model: ModelConfig) -> Iterator[str]:
@@ -74,13 +102,18 @@ def _check_data(data: DataConfig) -> Iterator[str]:
     yield from _check_source("data.base", data.base)
     if data.pool is not None:
         yield from _check_source("data.pool", data.pool)
+        yield from _at_least(1, {"data.pool.rows": data.pool.rows})
     base_rows = data.base.rows
-    if base_rows is not None and base_rows > data.rows:
+    if base_rows != data.rows:  # where it follows data.rows, that is told already
+        yield from _at_least(1, {"data.base.rows": base_rows})
+    if base_rows is None or base_rows < 1 or data.rows < 1:  # nothing to compare
+        return
+    if base_rows > data.rows:
         yield (
             f"data.rows={data.rows}: below data.base.rows={base_rows}, and a mix contains the whole base; "
             f"raise data.rows or set data.base.rows={data.rows}"
         )
-    if base_rows is not None and base_rows < data.rows and data.pool is None:
+    if base_rows < data.rows and data.pool is None:
         yield (
             f"data.rows={data.rows}: above data.base.rows={base_rows}, and data.pool is null; "
             f"choose a mix with a pool, e.g. data=mix_200k or files_200k, or set data.rows={base_rows}"
@@ -101,7 +134,6 @@ def _check_source(key: str, source: SourceConfig) -> Iterator[str]:
             )
     if source.filtered and source.kind is not SourceKind.pydocs:
         yield f"{key}.filtered=true: only {key}.kind=pydocs has a filter; set {key}.filtered=false"
-    yield from _at_least(1, {f"{key}.rows": source.rows})
 
 
 def _check_lora(lora: LoraConfig) -> Iterator[str]:
@@ -129,7 +161,7 @@ def _check_trainer(trainer: TrainerConfig) -> Iterator[str]:
         if vars(trainer)[name] <= 0:
             yield f"trainer.{name}={vars(trainer)[name]}: not above 0"
     warmup, steps = trainer.warmup_steps, trainer.max_steps
-    if warmup > 1 and warmup != int(warmup):
+    if warmup > 1 and not warmup.is_integer():
         yield f"trainer.warmup_steps={warmup}: neither a whole number of steps nor a share of them below 1"
     if steps is not None and warmup >= max(1, steps):
         yield (
@@ -147,7 +179,7 @@ def _check_eval(config: EvalConfig) -> Iterator[str]:
     if not 0 < config.confidence < 1:
         yield f"eval.confidence={config.confidence}: not between 0 and 1"
     if not config.tasks:
-        yield "eval.tasks: empty; choose eval=hub or eval=pydocs, or add +eval/task@eval.tasks.NAME=jsonl"
+        yield "eval.tasks: empty; choose eval=hub, eval=files or eval=pydocs, or add +eval/task@eval.tasks.NAME=jsonl"
     for name, task in config.tasks.items():
         yield from _file_name(f"eval.tasks.{name}", name)
         yield from _check_task(f"eval.tasks.{name}", task)

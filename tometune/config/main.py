@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tometune.config.checks import check
 from tometune.config.errors import ConfigError, UserError
 from tometune.config.messages import COMPOSITION_ERRORS, explain, one_line
-from tometune.config.overrides import CommandLine, find_problems
+from tometune.config.overrides import CommandLine, find_problems, passes_unseen
 from tometune.config.root import Config
 from tometune.config.store import ADHOC, CONFIG_NAME, conf_dir, register, typed
 
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Set to 1 by the user to see tracebacks; set to 1 for Hydra so that it raises instead of printing and exiting."""
+
+RESUMED = "train"
+"""The verb whose command, given again after an interrupt, goes on from a checkpoint."""
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
@@ -59,7 +62,7 @@ def _run(task: Callable[[Config], None]) -> int:
     statuses: list[int] = []
     try:
         line = _command_line()
-        if line.multirun:  # Hydra would find these only after it made the sweep's folder
+        if line.multirun or passes_unseen(line.overrides):  # else a sweep's folder is made, or Hydra raises nothing
             _raise(find_problems(line))
         with _environment(FULL_ERROR, "1"):
             decorate = hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")
@@ -74,7 +77,7 @@ def _run(task: Callable[[Config], None]) -> int:
                     _raise([explain(error, line.folders)], error)
                 raise
     except (Exception, KeyboardInterrupt) as error:
-        return report(error, wanted == "1")
+        return report(error, wanted == "1", resumed=name_of(task) == RESUMED)
     if len(statuses) > 1 and any(statuses):
         print(f"{sum(map(bool, statuses))} of {len(statuses)} runs did not finish", file=sys.stderr)
     return max(statuses, key=(DONE, WRONG_INPUT, FAILED).index, default=DONE)
@@ -130,20 +133,31 @@ def slug(model_id: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._") or "model"
 
 
-def report(error: BaseException, traceback_wanted: bool) -> int:
-    """Tell an error in one line (a `ConfigError`: one a problem) on stderr and return the exit status."""
+def report(error: BaseException, traceback_wanted: bool, resumed: bool = False) -> int:
+    """Tell an error in one line (a `ConfigError`: one a problem) on stderr and return the exit status.
+
+    Args:
+        error: what ended the command.
+        traceback_wanted: show the traceback too.
+        resumed: whether the same command, after an interrupt, goes on from what was saved.
+    """
     if traceback_wanted:
         traceback.print_exception(error)
     if isinstance(error, UserError):
         print(error, file=sys.stderr)
         return WRONG_INPUT
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted; the same command goes on from what was saved", file=sys.stderr)
+        print("interrupted" + ("; the same command goes on from what was saved" if resumed else ""), file=sys.stderr)
         return INTERRUPTED
     log.debug("failed", exc_info=error)
     hint = "" if traceback_wanted else f" ({FULL_ERROR}=1 shows the traceback)"
     print(f"{type(error).__name__}: {one_line(error)}{hint}", file=sys.stderr)
     return FAILED
+
+
+def name_of(task: Callable[[Config], None]) -> str:
+    """Return the name of the verb: of the file its task is in, also where that runs as `__main__`."""
+    return Path(sys.modules[task.__module__].__file__ or "").stem
 
 
 def summary(task: Callable[[Config], None]) -> str:

@@ -10,7 +10,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+    ValidationError,
+)
 from yaml import MarkedYAMLError, YAMLError
 
 from tometune.config.errors import did_you_mean, nearest
@@ -39,9 +47,22 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
         or nearest(key, namesakes)
         or namesakes[:2]
         or [name for name in known if name == parent and not siblings]  # a key below a plain value
-        or nearest(key, [name for name in known if not key.startswith(f"{name}.")])
+        or [name for name in known if name == key.replace("/", ".")]
+        or _nearest_elsewhere(key, known)
     )
     return f"{key}: no such key" + (f"; did you mean {', '.join(meant)}?" if meant else "; --cfg job prints all keys")
+
+
+def _nearest_elsewhere(key: str, known: Sequence[str]) -> list[str]:
+    """Return the full keys whose last part is near that of `key`, the nearest as a whole first.
+
+    Whole keys by themselves would be near wherever they share a long parent.
+    """
+    last = key.rpartition(".")[2]
+    others = [name for name in known if name.startswith("hydra.") == key.startswith("hydra.")]
+    lasts = nearest(last, dict.fromkeys(name.rpartition(".")[2] for name in others))
+    found = [name for name in others if name.rpartition(".")[2] in lasts]
+    return nearest(key, found) or found[:2]
 
 
 def wrong_value(key: str, value: Any) -> str:
@@ -78,6 +99,13 @@ def type_of(key: str) -> Any:
         if NoneType in get_args(node):
             node = options[0]
     return node
+
+
+def may_be_null(key: str) -> bool:
+    """Whether the schema allows null for a full key."""
+    parent, _, last = key.rpartition(".")
+    owner = type_of(parent) if parent else Config
+    return is_dataclass(owner) and NoneType in get_args(get_type_hints(owner).get(last))
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[str]:
@@ -125,7 +153,20 @@ def _explain_key(error: OmegaConfBaseException, key: str) -> str:
         return unknown_key(key, schema_keys())
     if isinstance(error, ValidationError) and type_of(key) is not None and error.value is not None:
         return wrong_value(key, error.value)
-    return f"{key}: {str(error.msg or error).splitlines()[0]}"
+    text = str(error.msg or error).splitlines()[0]
+    if isinstance(error, UnsupportedInterpolationType | InterpolationResolutionError):
+        return _explain_reference(error, key, text)
+    return f"{key}: {text}"
+
+
+def _explain_reference(error: OmegaConfBaseException, key: str, text: str) -> str:
+    """Put an error about a value with `${…}` into one line."""
+    if isinstance(error, InterpolationKeyError) and (found := re.search(r"'(.*)'", text)):
+        return f"{key}: holds ${{{found[1]}}}; {unknown_key(found[1], schema_keys())}"
+    if found := re.search(r"Environment variable '(.*)' not found", text):
+        name = f"oc.env:{found[1]}"
+        return f"{key}: holds ${{{name}}}, which is not set; set it, or give a default: ${{{name},…}}"
+    return f"{key}: {text}; a reference is ${{KEY}} with the full key of another value, e.g. ${{seed}}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

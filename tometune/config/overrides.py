@@ -6,7 +6,7 @@ all mistakes are told at once.
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -27,6 +27,7 @@ from tometune.config.messages import (
     TASKS,
     explain,
     flatten,
+    may_be_null,
     one_line,
     type_of,
     unknown_key,
@@ -67,6 +68,16 @@ class CommandLine:
         return [text for text in self.overrides if text.startswith("hydra.searchpath=")]
 
 
+def passes_unseen(texts: Sequence[str]) -> bool:
+    """Whether Hydra would carry out one of these overrides without a word, though `find_problems` calls it wrong."""
+    parser = OverridesParser.create()
+    try:
+        overrides = parser.parse_overrides(list(texts))
+    except HydraException:
+        return False  # it says that itself
+    return any(_deletes_a_setting(override) or _is_empty(override) for override in overrides)
+
+
 def find_problems(line: CommandLine) -> list[str]:
     """Return one line for each wrong override; none where every one of them is right by itself."""
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
@@ -102,6 +113,9 @@ class _Examination:
             if override.is_sweep_override() and not self.line.multirun:
                 problems.append(_several_values(override))
                 continue
+            if override.is_delete() and override.key_or_group in self.groups:
+                problems += [self._deletion(override)] if _deletes_a_setting(override) else []
+                continue
             alternatives = self._alternatives(override)
             if not self._is_group(override):
                 values += alternatives
@@ -116,7 +130,7 @@ class _Examination:
         known = list(dict.fromkeys([*flatten(OmegaConf.to_container(config)), *self.groups]))
         found = (_check_value(override, config, known) for override in values)
         problems += [problem for problem in found if problem]
-        return problems or (self._check_job(config) if self.line.multirun else [])
+        return list(dict.fromkeys(problems)) or (self._check_job(config) if self.line.multirun else [])
 
     def _check_job(self, config: DictConfig) -> list[str]:
         """Return what the cross-field checks say of one job of a sweep, before Hydra makes the sweep's folder."""
@@ -137,6 +151,17 @@ class _Examination:
         override.config_loader = self.loader
         key = override.get_key_element()
         return [self.parser.parse_override(f"{key}={value}") for value in override.sweep_string_iterator()]
+
+    def _deletion(self, override: Override) -> str:
+        """Say what to do where a choice is to be deleted."""
+        group = override.key_or_group
+        text = override.input_line
+        if group == "eval/task":
+            return f"{text}: leave the task out by its name, ~{override.package or f'{TASKS}.NAME'}"
+        if group not in self.chosen:
+            return f"{text}: {group} is not chosen by default; leave out the +{group}=… that adds it"
+        options = ", ".join(sorted(self._options(group, ObjectType.CONFIG)))
+        return f"{text}: every run needs one; choose another, {group}=OPTION (options: {options})"
 
     def _groups(self, parent: str = "") -> Iterator[str]:
         """Yield every group, nested ones included."""
@@ -160,7 +185,7 @@ class _Examination:
         options = sorted(self._options(group, ObjectType.CONFIG))
         value = override.value()
         for option in value if isinstance(value, list) else [value]:
-            if option not in options and not override.is_delete():
+            if option not in options:
                 near = did_you_mean(str(option), options)
                 if group == "model" and "/" in str(option):
                     near = f"; for a hub id or a folder write model.id={option}"
@@ -169,7 +194,7 @@ class _Examination:
             yield f"{text}: {key} has a choice already; write {key}={value}"
         elif group == "eval/task" and override.package is None:
             yield f"{text}: a task needs a name; write +eval/task@{TASKS}.NAME={value}"
-        elif not override.is_add() and not override.is_delete() and key not in self.chosen:
+        elif not override.is_add() and key not in self.chosen:
             yield f"{text}: {key} is not chosen by default; add it with a plus: +{key}={value}"
 
 
@@ -177,7 +202,12 @@ def _check_value(override: Override, config: DictConfig, known: Sequence[str]) -
     """Set a value in `config` and return None, or leave it as it was and return what is wrong."""
     key, value = override.key_or_group, override.value()
     if override.is_delete():
-        return None if key in known else unknown_key(key, known)
+        return _check_deletion(override, known)
+    if _is_empty(override):
+        fix = (
+            f"leave out tasks one by one, ~{TASKS}.NAME, or choose others, eval=files" if key == TASKS else "name keys"
+        )
+        return f"{override.input_line}: changes nothing, since a dict is merged into what is there; {fix}"
     if override.package is not None:
         return unknown_key(override.get_key_element(), known)
     present = key in known and OmegaConf.select(config, key, throw_on_missing=False) is not None
@@ -194,6 +224,38 @@ def _check_value(override: Override, config: DictConfig, known: Sequence[str]) -
         return _rejected(key, value, known, error)
     OmegaConf.update(config, key, value, merge=True, force_add=force_add)
     return None
+
+
+def _deletes_a_setting(override: Override) -> bool:
+    """Whether something is to go that must be there: anything but one of the tasks, and what is Hydra's own.
+
+    The schema's defaults would stand in for it, and they are not those of `conf/`.
+    """
+    one_task = override.package is None and override.key_or_group.rpartition(".")[0] == TASKS
+    return override.is_delete() and not override.is_hydra_override() and not one_task
+
+
+def _is_empty(override: Override) -> bool:
+    """Whether the value is a dict without a key."""
+    return override.value() == {} and not override.is_hydra_override()
+
+
+def _check_deletion(override: Override, known: Sequence[str]) -> str | None:
+    """Return None where a key may be deleted, else what to do in its place."""
+    key = override.key_or_group
+    if key not in known:
+        return unknown_key(key, known)
+    if not _deletes_a_setting(override):
+        return None
+    if key.startswith(TASKS):
+        fix = f"leave out one task by ~{TASKS}.NAME"
+    elif may_be_null(key):
+        fix = f"write {key}=null"
+    elif is_dataclass(type_of(key)):
+        fix = f"set its keys, e.g. {next(name for name in known if name.startswith(f'{key}.'))}=…"
+    else:
+        fix = f"set it, {key}=…"
+    return f"~{key}: only a task can be deleted; {fix}"
 
 
 def _rejected(key: str, value: Any, known: Sequence[str], error: Exception) -> str:
