@@ -72,10 +72,18 @@ def test_other_columns(rows, asked, message):
 @pytest.mark.parametrize(
     ("form", "row", "message"),
     [
-        ("sharegpt", {"conversations": [{"from": "humn", "value": "q"}]}, "unknown role 'humn'; did you mean human?"),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "humn", "value": "q"}]},
+            "unknown role 'humn'; did you mean human? use one of",
+        ),
         ("sharegpt", {"conversations": [{"value": "q"}]}, "a turn has no role in 'from' (it has value); use one of"),
         ("messages", {"messages": [{"role": None, "content": "q"}]}, "a turn has no role in 'role'"),
-        ("messages", {"messages": [{"role": ["user"], "content": "q"}]}, "unknown role \"['user']\""),
+        (
+            "messages",
+            {"messages": [{"role": ["user"], "content": "q"}]},
+            "unknown role \"['user']\"; use one of system, human",
+        ),
         ("messages", {"messages": [{"role": "user", "content": 3}]}, "a turn's text is of type int; make it text"),
         (
             "messages",

@@ -94,7 +94,13 @@ def test_manifest(mix_of):
     [
         (BASE, POOL, 60, None, "data.pool: 35 usable rows of 40 (in the base: 5, repeats: 0, dropped: 0), but "),
         (BASE, BASE, 11, None, "data.pool: 0 usable rows of 10 (in the base: 10,"),
-        (BASE, [], 11, None, "data.pool: 0 usable rows of 0 "),
+        (
+            BASE,
+            [],
+            11,
+            None,
+            "data.pool.path={folder}/pool.jsonl: is empty, there is no row in it; name one that holds",
+        ),
         (
             BASE,
             [{"conversations": []}],
@@ -104,21 +110,28 @@ def test_manifest(mix_of):
         ),
         (BASE, None, 11, None, "data.rows=11: the base gives 10 and there is no pool for the other 1; set data.pool"),
         (BASE, POOL, 9, None, "data.rows=9: is less than the base's 10; set data.base.rows=9"),
-        (BASE, POOL, 30, 20, "data.base.rows=20: the base has 10 usable rows of 10 (dropped: none); set data.rows=10"),
+        (
+            BASE,
+            POOL,
+            30,
+            20,
+            "data.base.rows=20: the base has 10 usable rows of 10 (dropped: none); set data.base.rows=10",
+        ),
+        (BASE, None, 20, 20, "data.base.rows=20: the base has 10 usable rows of 10 (dropped: none); set data.rows=10"),
         (
             [{"conversations": []}],
             None,
             1,
             None,
-            "data.base: none of its 1 rows is usable (1 dropped); dropped: no_ass",
+            "data.base: none of its 1 row is usable (1 dropped); dropped: no_assistant_turn 1; a row needs a turn of",
         ),
-        ([], None, 1, None, "data.base: none of its 0 rows is usable"),
+        ([], None, 1, None, "data.base.path={folder}/base.jsonl: is empty, there is no row in it; name one that holds"),
     ],
 )
-def test_too_few_rows(mix_of, base, pool, rows, base_rows, message):
+def test_too_few_rows(mix_of, tmp_path, base, pool, rows, base_rows, message):
     with pytest.raises(UserError) as caught:
         mix_of(base, pool, rows, base_rows=base_rows)
-    assert str(caught.value).startswith(message)
+    assert str(caught.value).startswith(message.format(folder=tmp_path))
     assert "\n" not in str(caught.value)
 
 

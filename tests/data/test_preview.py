@@ -89,7 +89,20 @@ def test_it_fits_a_terminal_of_80_columns(mix_of: Callable[..., Mix], tmp_path: 
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert " rows cut, being longer than trainer.max_length=2048         0    0.0%" in "\n".join(lines)
+    assert {"size", "where they come from", "sources", "dropped and mended rows by source"} <= set(
+        map(str.strip, lines)
+    )
     assert any(line.startswith(" mended: leading_assistant_removed   pool   files") for line in lines)
+
+
+def test_a_title_is_one_line_over_a_narrow_table(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
+    mix = mix_of([conversation(0)], None, 1)
+    console = Console(file=StringIO(), width=80, color_system=None)
+    console.print(preview.summary(mix, tokenise(mix, chatml_tokenizer(), 128, tmp_path / "cache"), 128))
+    assert isinstance(console.file, StringIO)
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]
+    assert lines[0].startswith("test: 1 row, seeds.data=0")
+    assert "where they come from" in lines
 
 
 def test_many_sources_are_summed_up(mix_of: Callable[..., Mix], tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_rows_are_memory_mapped(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"conversations": [turn("humn", "q")]}, "line 3: unknown role 'humn'; did you mean human?; use one of"),
+        ({"conversations": [turn("humn", "q")]}, "line 3: unknown role 'humn'; did you mean human? use one of"),
         ({"conversations": [{"from": "human", "value": 3}]}, "line 3: a turn's text is of type int; make it text"),
     ],
 )

@@ -12,12 +12,12 @@ from tometune.evaluation.table import print_run
 N = 60
 
 
-def write(folder, stage, task, shift):
+def write(folder, stage, task, shift, count=N):
     path = folder / "eval" / stage / f"{task}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         {"id": str(n), "scores": {"rouge1": n / 100 + shift, "rouge2": 0.1, "rougeL": n / 200 + (n % 2) * shift}}
-        for n in range(N)
+        for n in range(count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -50,6 +50,13 @@ def test_base_tuned_gain_and_interval(folder):
     assert 0 < low < 0.1 < high
     assert "paired bootstrap" in text
     assert "LIMIT" not in text
+
+
+def test_one_example_is_not_plural(folder):
+    write(folder, "tuned", "qa", 0.2, count=1)
+    lines = [line.split()[:2] for line in shown(folder, ["tuned"]).splitlines()]
+    assert ["1", "example"] in lines
+    assert ["61", "examples"] in lines
 
 
 def test_limit_is_marked(folder):

@@ -1,3 +1,4 @@
+import resource
 import time
 from pathlib import Path
 
@@ -59,3 +60,11 @@ def test_rates_are_since_the_last_call_and_time_before_the_start_is_free() -> No
 
 def test_peak_memory_is_in_bytes() -> None:
     assert 50e6 < peak_memory_bytes() < 1e12
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about the process, not a GPU")
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_the_systems_count_memory_in_other_units(monkeypatch: pytest.MonkeyPatch, platform: str, unit: int) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    expected = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    assert peak_memory_bytes() == pytest.approx(expected, rel=0.05)

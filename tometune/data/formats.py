@@ -153,7 +153,7 @@ def _no_role(turn: dict[str, Any], role_name: str) -> FormatError:
     if turn.get(role_name) is None:
         return FormatError(f"a turn has no role in {role_name!r} (it has {_names(turn)}); {known}")
     role = _short(str(turn[role_name]))
-    return FormatError(f"unknown role {role!r}{did_you_mean(role, list(ROLES))}; {known}")
+    return FormatError(f"unknown role {role!r}{did_you_mean(role, list(ROLES)) or ';'} {known}")
 
 
 def _alpaca(row: dict[str, Any]) -> list[Turn]:

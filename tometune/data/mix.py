@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
-from tometune.config.data import DataConfig
+from tometune.config.data import DataConfig, SourceConfig, SourceKind
 from tometune.config.errors import UserError
 from tometune.data.standardise import Standardised, standardise
 from tometune.seeding import stream
@@ -69,7 +69,7 @@ def build_mix(config: DataConfig, seed: int, cache: Path) -> Mix:
     """
     base = standardise(config.base, "data.base", cache)
     wanted = config.base.rows if config.base.rows is not None else len(base.rows)
-    _enough(base, wanted, "data.base")
+    _enough(base, wanted, config)
     base_order = _draw(_keys(base), wanted, seed, "base") if len(base.rows) > wanted else np.arange(wanted)
     drawn = [(base, base_order)]
     row_ids = _ids("base", _keys(base)[base_order])
@@ -101,6 +101,7 @@ def _add(
             "set data.pool.rows=null"
         )
     pool = standardise(config.pool, "data.pool", cache)
+    _not_empty(pool, config.pool, "data.pool")
     keys = _keys(pool)
     _, first = np.unique(keys, return_index=True)
     in_base = np.isin(keys, _keys(base))
@@ -117,18 +118,34 @@ def _add(
     return pool, chosen, facts
 
 
-def _enough(base: Standardised, wanted: int, key: str) -> None:
+def _enough(base: Standardised, wanted: int, config: DataConfig) -> None:
     """Check that the base has the rows it should have."""
+    _not_empty(base, config.base, "data.base")
     found = len(base.rows)
     if found == 0:
         raise UserError(
-            f"{key}: none of its {base.read:,} rows is usable ({_total(base.dropped):,} dropped); {_why(base)}"
+            f"data.base: none of its {_rows(base.read)} is usable ({_total(base.dropped):,} dropped); {_why(base)}; "
+            "a row needs a turn of the user and an answer of the assistant"
         )
     if found < wanted:
+        alone = config.pool is None and config.base.rows == config.rows
+        fix = f"data.rows={found}" if alone else f"data.base.rows={found}"
         raise UserError(
-            f"{key}.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({_why(base)}); set "
-            f"data.rows={found} (and data.base.rows={found} where there is a pool)"
+            f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({_why(base)}); set {fix}"
         )
+
+
+def _not_empty(source: Standardised, config: SourceConfig, key: str) -> None:
+    """Check that there was a row at all to read."""
+    if source.read:
+        return
+    place = f"{key}.path={config.path}" if config.kind is SourceKind.files else f"{key}.id={config.id}"
+    raise UserError(f"{place}: is empty, there is no row in it; name one that holds conversations")
+
+
+def _rows(count: int) -> str:
+    """Return a number of rows in words."""
+    return f"{count:,} row{'s' if count != 1 else ''}"
 
 
 def _why(source: Standardised) -> str:

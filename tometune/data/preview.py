@@ -28,7 +28,9 @@ def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
         tokens: the same, tokenised.
         max_length: tokens a row may have, as they were tokenised with.
     """
-    title = Text(f"{mix.name}: {len(mix.row_ids):,} rows, seeds.data={mix.seed}, digest {mix.digest}", style="bold")
+    count = len(mix.row_ids)
+    rows = f"{count:,} row{'s' if count != 1 else ''}"
+    title = Text(f"{mix.name}: {rows}, seeds.data={mix.seed}, digest {mix.digest}", style="bold")
     odd = list(_odd(mix))
     tables = [_sizes(tokens, max_length), _origins(mix), _sources(mix)]
     if odd:
@@ -36,18 +38,18 @@ def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
     return Group(title, *(part for table in tables for part in ("", table)))
 
 
-def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    """Return a table, all its columns of numbers at the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> RenderableType:
+    """Return a table below its title, all its columns of numbers at the right; a title may be wider than its table."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
     for name in columns:
         number = name in ("rows", "share", "base", "pool", "number")
         table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    return table
+    return Group(Text(title, style="bold"), table)
 
 
-def _sizes(tokens: Tokens, max_length: int) -> Table:
+def _sizes(tokens: Tokens, max_length: int) -> RenderableType:
     """Return rows and tokens, and what was cut off."""
     counts = tokens.counts
     whole = counts.tokens + counts.tokens_cut
@@ -67,7 +69,7 @@ def _part(part: int, whole: int) -> tuple[str, str]:
     return f"{part:,}", f"{part / whole:.1%}" if whole else "–"
 
 
-def _origins(mix: Mix) -> Table:
+def _origins(mix: Mix) -> RenderableType:
     """Return the way from the rows that were read to those taken, a column for the base and one for the pool."""
     columns = [_steps(facts) for facts in mix.facts.values()]
     names = sorted({name for steps in columns for name in steps})
@@ -95,7 +97,7 @@ def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
     return steps
 
 
-def _sources(mix: Mix) -> Table:
+def _sources(mix: Mix) -> RenderableType:
     """Return the rows by source, the most frequent first."""
     rows = list(mix.sources.items())
     rest = sum(count for _, count in rows[MOST_SOURCES:])

@@ -106,7 +106,8 @@ def _load(folder: Path, task: str, stages: Sequence[str]) -> list[Scores]:
 def _add(table: Table, name: str, tasks: Sequence[Sequence[Scores]], config: EvalConfig) -> None:
     """Add one row a metric that all these tasks have."""
     table.add_section()
-    heads = [name, f"{sum(len(stages[0]) for stages in tasks)} examples"]
+    count = sum(len(stages[0]) for stages in tasks)
+    heads = [name, f"{count} example{'s' if count != 1 else ''}"]
     shared = [set(next(iter(stages[0].values()))) for stages in tasks]
     for number, column in enumerate(column for column in LABELS if all(column in found for found in shared)):
         values = [
