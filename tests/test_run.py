@@ -34,7 +34,7 @@ def test_run_id_is_model_data_seed_and_eight_hex_digits(tmp_path: Path) -> None:
         ("lora", "r", 8, True),
         ("seeds", "data", 7, True),
         ("eval", "limit", 5, True),
-        ("eval", "batch_size", 5, False),
+        ("eval", "batch_size", 5, True),
         ("tracking", "project", "x", False),
         ("paths", "cache", "x", False),
     ],

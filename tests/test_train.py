@@ -245,6 +245,12 @@ def test_an_outputs_folder_that_is_a_file_is_told_at_once(place: Workplace) -> N
             ["+experiment=smoke", "model.id=./none", "model.weights=pretrained"],
             r"^model\.id=\./none: ",
         ),
+        (["+experiment=smoke", "run=some"], r"^run=some: only evaluate reads it"),
+        (["+experiment=smoke", "trainer.optim=lion_8bit"], r"^trainer\.optim=lion_8bit: needs bitsandbytes; "),
+        (
+            ["+experiment=smoke", "model.attn_implementation=flash_attention_2"],
+            r"^model\.attn_.* needs the package flash",
+        ),
     ],
 )
 def test_what_is_missing_is_one_line_and_no_folder_is_made(place: Workplace, overrides: list[str], says: str) -> None:
@@ -254,6 +260,25 @@ def test_what_is_missing_is_one_line_and_no_folder_is_made(place: Workplace, ove
     assert time.monotonic() - start < 10
     assert_one_line(done, says)
     assert not (place.folder / "refused").exists()
+
+
+def test_a_wrong_layer_is_told_before_anything_is_scored(place: Workplace) -> None:
+    status, stderr = place.train(*SMOKE, "lora.target_modules=[q_prj]", "paths.outputs=refused")
+    assert status == 2
+    assert "no layer is named q_prj; did you mean q_proj" in stderr
+    assert "base summarisation" not in stderr
+    assert not (place.folder / "refused").exists()
+
+
+def test_a_broken_task_is_told_before_the_rows_are_tokenised(place: Workplace) -> None:
+    task = [
+        "+eval/task@eval.tasks.mine=jsonl",
+        f"eval.tasks.mine.path={write_jsonl(place.folder / 'mine.jsonl', [[1]])}",
+    ]
+    status, stderr = place.train(*SMOKE, *task, "trainer.max_length=77", "paths.outputs=refused")
+    assert status == 2
+    assert stderr.splitlines()[-1].endswith("mine.jsonl:1: a list, not an object; write {input, references}")
+    assert "tokenised" not in stderr
 
 
 GOOD = [conversation(number) for number in range(12)]

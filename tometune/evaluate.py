@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tometune.config.errors import UserError
 from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.imports import quick_imports
@@ -22,8 +23,14 @@ def main(config: Config) -> None:
     """Find what is to be scored, score it before and after its adapter, and show the table."""
     from tometune.evaluation.subject import find_subject
     from tometune.evaluation.table import print_run
+    from tometune.models.load import check_machine
 
-    subject = find_subject(config)
+    try:
+        subject = find_subject(config)
+    except UserError:  # where the machine cannot do it anyway, that is what is told
+        if config.run is None:
+            check_machine(config.model)
+        raise
     if subject.completed:
         log.info("%s: finished on %s, nothing to do", subject.folder, subject.record["finished"])
     else:

@@ -1,7 +1,10 @@
 """What goes wrong with the model hub, told in one line each."""
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 
 from tometune.config.errors import UserError
 
@@ -13,11 +16,23 @@ NOT_FOUND = "no such repository on the hub (or it is private: `hf auth login`); 
 UNREACHABLE = f"the model hub cannot be reached (HF_HUB_OFFLINE=1 uses only the local cache); without the hub: {HERE}"
 
 
-def commit_of(key: str, repository: str, revision: str, kind: str) -> str:
-    """Return the commit behind a revision, asked of the hub in one short request.
+def is_commit(revision: str) -> bool:
+    """Tell whether a revision is a commit, and so names one content for ever."""
+    return re.fullmatch("[0-9a-f]{40}", revision) is not None
 
-    Asking first keeps an unreachable hub from costing the libraries' retries (about 25 s), and pins what is read.
-    Under HF_HUB_OFFLINE=1 nothing is asked and the revision is returned as it is.
+
+def pinned(key: str, repository: str, revision: str, kind: str) -> str:
+    """Return the revision itself if it is a commit, which needs no hub, else the commit behind it; see `commit_of`."""
+    return revision if is_commit(revision) else commit_of(key, repository, revision, kind)
+
+
+@cache
+def commit_of(key: str, repository: str, revision: str, kind: str) -> str:
+    """Return the commit behind a revision, asked of the hub in one short request a process.
+
+    Asking first keeps an unreachable hub from costing the libraries' retries (about 25 s), and pins what is read: a
+    branch that moves gives other rows, another cache entry and another run. Under HF_HUB_OFFLINE=1 nothing is asked:
+    it is the commit that the hub's local cache has for the revision, or the revision itself.
 
     Args:
         key: where the repository was named, e.g. `model.id`.
@@ -30,10 +45,25 @@ def commit_of(key: str, repository: str, revision: str, kind: str) -> str:
     """
     from huggingface_hub import HfApi, constants
 
-    if constants.HF_HUB_OFFLINE:
-        return revision
     with hub_errors(key, repository):
-        return HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=15).sha or revision
+        seen = _seen(repository, revision, kind)
+    if constants.HF_HUB_OFFLINE:
+        return seen.read_text(encoding="utf-8").strip() if seen.is_file() else revision
+    with hub_errors(key, repository):
+        commit = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=15).sha or revision
+    with suppress(OSError):
+        seen.parent.mkdir(parents=True, exist_ok=True)
+        seen.write_text(commit, encoding="utf-8")
+    return commit
+
+
+def _seen(repository: str, revision: str, kind: str) -> Path:
+    """Return the file in which the hub's local cache keeps the commit it last saw behind a revision."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    name = repo_folder_name(repo_id=repository, repo_type=kind)
+    return Path(constants.HF_HUB_CACHE) / name / "refs" / revision
 
 
 @contextmanager

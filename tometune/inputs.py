@@ -13,6 +13,8 @@ def cache_folder(config: Config) -> Path:
 def fingerprints(config: Config) -> dict[str, str]:
     """Return the content of each input by its key in the config; imports no torch and loads nothing.
 
+    For what is on the hub it asks for the commit, once a process.
+
     Raises:
         UserError: a file or folder is missing.
     """
@@ -33,5 +35,7 @@ def evaluation_fingerprints(config: Config) -> dict[str, str]:
     from tometune.evaluation import sources
     from tometune.models import load
 
-    tasks = {f"eval.tasks.{name}": sources.fingerprint(task) for name, task in config.eval.tasks.items()}
-    return {"model": load.fingerprint(config.model), **tasks}
+    found = {"model": load.fingerprint(config.model)}
+    for name, task in config.eval.tasks.items():
+        found[f"eval.tasks.{name}"] = sources.fingerprint(task, f"eval.tasks.{name}")
+    return found

@@ -1,5 +1,6 @@
 """Build the mix and its tokens, show what is in it, load no model."""
 
+from tometune.config.errors import UserError
 from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.imports import quick_imports
@@ -17,6 +18,8 @@ def main(config: Config) -> None:
         from tometune.inputs import cache_folder
         from tometune.models.tokenizer import load_tokenizer
 
+    if config.run is not None:
+        raise UserError(f"run={config.run}: only evaluate reads it; prepare builds the mix of its own config")
     cache = cache_folder(config)
     mix = build_mix(config.data, config.seeds.data, cache)
     tokenizer = load_tokenizer(config.model, cache)

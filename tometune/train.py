@@ -4,6 +4,7 @@ import logging
 from dataclasses import asdict
 from functools import partial
 
+from tometune.config.errors import UserError
 from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.imports import quick_imports
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 @verb
 def main(config: Config) -> None:
     """Carry the experiment out, or find that it is done, and show what came of it."""
-    run = Run.find(config, fingerprints(config))
+    run = find_run(config)
     if run.completed:
         log.info("%s: finished on %s, nothing to do", run.folder, run.record["finished"])
     else:
@@ -27,6 +28,23 @@ def main(config: Config) -> None:
     print_run(run.folder, run.record, config.eval)
 
 
+def find_run(config: Config) -> Run:
+    """Return the run of this config, found or new.
+
+    Raises:
+        UserError: an input is missing; or the machine cannot do it anyway, which is then what is told.
+    """
+    if config.run is not None:
+        raise UserError(f"run={config.run}: only evaluate reads it; train finds the run of its config by itself")
+    try:
+        return Run.find(config, fingerprints(config))
+    except UserError:
+        from tometune.models.load import check_machine
+
+        check_machine(config.model)
+        raise
+
+
 def check(run: Run, config: Config) -> None:
     """Find what stops the run on this machine before anything slow is imported, downloaded or made.
 
@@ -35,9 +53,11 @@ def check(run: Run, config: Config) -> None:
     """
     from tometune.models.load import check_machine, check_source
     from tometune.tracking import check_tracker
+    from tometune.training.requirements import check_optimiser
 
     run.check_writable()
     check_machine(config.model)
+    check_optimiser(config.trainer)
     check_tracker(config.tracking)
     check_source(config.model)
 
@@ -55,7 +75,7 @@ def experiment(run: Run, config: Config) -> None:
         from tometune.data.tokens import tokenise
         from tometune.evaluation.scoring import score_stage
         from tometune.evaluation.tasks import load_tasks
-        from tometune.models.adapter import add_adapter, load_adapter
+        from tometune.models.adapter import add_adapter, check_targets, load_adapter
         from tometune.models.load import describe, load_model
         from tometune.models.tokenizer import load_tokenizer
         from tometune.seeding import seed_everything
@@ -63,14 +83,15 @@ def experiment(run: Run, config: Config) -> None:
         from tometune.training.sft import fit
 
     cache = cache_folder(config)
+    tasks = load_tasks(config.eval, cache)
     tokenizer = load_tokenizer(config.model, cache)
     mix = build_mix(config.data, config.seeds.data, cache)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
-    tasks = load_tasks(config.eval, cache)
     data = {"name": mix.name, "digest": mix.digest, **asdict(tokens.counts)}
 
     seed_everything(config.seeds.adapter)
     model = load_model(config.model, cache)
+    check_targets(model, config.lora.target_modules)
     with (
         run.recording(config, {"model": describe(config.model, model), "data": data}, mix.manifest()),
         start_tracker(

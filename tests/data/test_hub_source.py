@@ -58,12 +58,24 @@ def finetome(hub):
 
 def test_rows_and_the_cache_without_a_hub(hub, finetome, ask):
     [(identity, sources, messages)] = ask({"id": ID})
-    assert identity.startswith(f"{ID}@main/default/train/")
+    assert identity.startswith(f"{ID}@{finetome.commit()}/default/train/")
     assert sources == ["infini-instruct-top-500k"] * 5
     assert messages[4][1] == {"role": "assistant", "content": "answer 4"}
     hub.stop()
-    assert ask({"id": ID}) == [[identity, sources, messages]]
+    (error,) = ask({"id": ID})
+    assert "cannot be reached (HF_HUB_OFFLINE=1 uses only the local cache)" in error
+    assert ask({"id": ID}, HF_HUB_OFFLINE="1") == [[identity, sources, messages]]
     assert ask({"id": ID}, cache="other", HF_HUB_OFFLINE="1") == [[identity, sources, messages]]
+
+
+def test_a_branch_that_moved_gives_its_new_rows(hub, finetome, ask):
+    [(before, _, old)] = ask({"id": ID})
+    changed = [conversation("new", source="x", score=5.0)]
+    hub.add_dataset(ID, {"data/train-00000-of-00001.parquet": parquet(changed)})
+    [(after, _, new), (again, _, pinned)] = ask({"id": ID}, {"id": ID, "revision": finetome.commit()})
+    assert (len(old), len(new)) == (5, 1)
+    assert before != after == again
+    assert pinned == new
 
 
 def test_what_can_be_wrong_is_told_apart(hub, finetome, ask):

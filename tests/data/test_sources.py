@@ -15,7 +15,7 @@ import sys
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.data.sources import fingerprint
 print(fingerprint(SourceConfig(kind=SourceKind.files, path=sys.argv[1]), "data.base"))
-print(fingerprint(SourceConfig(id="a/b"), "data.base"))
+print(fingerprint(SourceConfig(id="a/b", revision="c" * 40), "data.base"))
 print({"torch", "transformers", "datasets", "pyarrow", "huggingface_hub"} & set(sys.modules))
 """
 
@@ -42,16 +42,16 @@ def test_one_fingerprint_means_one_order_of_rows(tmp_path):
     assert sorted(texts(one)) == [f"question {number}" for number in range(4)]
 
 
-def test_hub_datasets_are_known_by_name(tmp_path):
-    source = SourceConfig(id="a/b", revision="v1", subset="en", split="test")
-    assert fingerprint(source, "k") == "a/b@v1/en/test"
-    assert fingerprint(SourceConfig(id="a/b"), "k") == "a/b@main/default/train"
+def test_hub_datasets_are_known_by_commit(tmp_path):
+    source = SourceConfig(id="a/b", revision="c" * 40, subset="en", split="test")
+    assert fingerprint(source, "k") == f"a/b@{'c' * 40}/en/test"
+    assert fingerprint(SourceConfig(id="a/b", revision="c" * 40), "k") == f"a/b@{'c' * 40}/default/train"
 
 
 def test_fingerprints_import_nothing_heavy(tmp_path):
     file = write_jsonl(tmp_path / "x.jsonl", [conversation(1)])
     done = subprocess.run([sys.executable, "-c", CODE, file], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [fingerprint(files(file), "k"), "a/b@main/default/train", "set()"]
+    assert done.stdout.splitlines() == [fingerprint(files(file), "k"), f"a/b@{'c' * 40}/default/train", "set()"]
 
 
 def test_folders_and_globs(tmp_path):

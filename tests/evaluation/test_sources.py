@@ -35,7 +35,7 @@ def test_missing_file_folder_and_empty_file(tmp_path, jsonl):
     with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
         read_rows("eval.tasks.t", TaskConfig(path=str(tmp_path / "gone.jsonl")), tmp_path)
     with pytest.raises(UserError, match="a folder, not a file"):
-        fingerprint(TaskConfig(path=str(tmp_path)))
+        fingerprint(TaskConfig(path=str(tmp_path)), "eval.tasks.t")
     with pytest.raises(UserError, match="has no examples"):
         read_rows("eval.tasks.t", jsonl([]), tmp_path)
 
@@ -48,16 +48,16 @@ def test_separators_inside_a_text_do_not_break_lines(jsonl, tmp_path):
 
 def test_fingerprints(jsonl, tmp_path):
     task = jsonl([GOOD])
-    assert fingerprint(task) == sha256(f"{GOOD}\n".encode()).hexdigest()
-    assert fingerprint(jsonl([GOOD, GOOD])) != fingerprint(jsonl([GOOD]))
-    assert fingerprint(TaskConfig(kind=TaskKind.hub, id="a/b", revision="c" * 40)) == f"a/b@{'c' * 40}"
+    assert fingerprint(task, "k") == sha256(f"{GOOD}\n".encode()).hexdigest()
+    assert fingerprint(jsonl([GOOD, GOOD]), "k") != fingerprint(jsonl([GOOD]), "k")
+    assert fingerprint(TaskConfig(kind=TaskKind.hub, id="a/b", revision="c" * 40), "k") == f"a/b@{'c' * 40}"
 
 
 def test_fingerprint_imports_nothing_heavy():
     code = (
         "import sys; from tometune.config.eval import TaskConfig, TaskKind\n"
         "from tometune.evaluation.tasks import fingerprint\n"
-        "fingerprint(TaskConfig(kind=TaskKind.hub, id='a/b'))\n"
+        "fingerprint(TaskConfig(kind=TaskKind.hub, id='a/b', revision='c' * 40), 'k')\n"
         "print([name for name in ('torch', 'transformers', 'datasets', 'evaluate', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -70,6 +70,11 @@ def test_a_folders_fingerprint_is_its_content(tiny_config: ModelConfig, cache: P
     assert one == fingerprint(ModelConfig(id=str(tmp_path / "two")))
     (tmp_path / "two" / "generation_config.json").write_text("{}")
     assert one != fingerprint(ModelConfig(id=str(tmp_path / "two")))
+    large = tmp_path / "one" / "large.safetensors"
+    large.write_bytes(bytes(33 * 2**20))
+    zeros = fingerprint(ModelConfig(id=str(tmp_path / "one")))
+    large.write_bytes(bytes(range(256)) * (33 * 2**12))
+    assert fingerprint(ModelConfig(id=str(tmp_path / "one"))) != zeros
     with pytest.raises(UserError, match=r"no config\.json"):
         fingerprint(ModelConfig(id=str(tmp_path)))
 
@@ -85,6 +90,6 @@ def test_pickled_weights_are_refused(tiny_config: ModelConfig, cache: Path, tmp_
 def test_fingerprints_need_no_torch() -> None:
     code = (
         "import sys; from tometune.config.model import ModelConfig; from tometune.models.load import fingerprint; "
-        "fingerprint(ModelConfig()); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+        "fingerprint(ModelConfig(revision='c' * 40)); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

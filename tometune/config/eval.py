@@ -86,8 +86,12 @@ class EvalConfig:
     temperature: float = 0.0
     """0 answers greedily; above 0 draws from softmax(logits / temperature), with `seeds.generation`."""
 
-    batch_size: int = field(default=16, metadata=NOT_IDENTITY)
-    """Prompts generated at once, sorted by length and left-padded."""
+    batch_size: int = 16
+    """Prompts generated at once, sorted by length and left-padded.
+
+    In float32 the answers are those of one prompt at a time. In 16 bits another batch rounds otherwise, and where two
+    tokens are about equally likely another one may win: so the batch is part of what a score was made with.
+    """
 
     max_prompt_tokens: int = 1792
     """Longer prompts are cut in the middle of the user message and counted."""

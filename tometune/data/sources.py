@@ -9,7 +9,7 @@ from pathlib import Path
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.config.errors import UserError
 from tometune.data.readers import BATCH, SUFFIXES, Batch, batches, read_file, unreadable
-from tometune.hub import commit_of, hub_errors
+from tometune.hub import commit_of, hub_errors, pinned
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def fingerprint(source: SourceConfig, key: str) -> str:
     """Return what identifies a source's content, without reading its rows.
 
     Files are known by the sha256 of their contents and their suffix, whatever their names and places; a hub dataset by
-    id and revision.
+    id and commit.
 
     Args:
         source: what is to be read.
@@ -35,7 +35,8 @@ def fingerprint(source: SourceConfig, key: str) -> str:
 
         return f"pydocs-{pydocs.fingerprint()}-{'filtered' if source.filtered else 'all'}"
     if source.kind is SourceKind.hub:
-        return f"{source.id}@{source.revision}/{source.subset or 'default'}/{source.split}"
+        commit = pinned(f"{key}.id", str(source.id), source.revision, "dataset")
+        return f"{source.id}@{commit}/{source.subset or 'default'}/{source.split}"
     return f"files-{files_hash(files_of(source.path, f'{key}.path'))}"
 
 

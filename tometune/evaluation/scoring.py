@@ -65,6 +65,7 @@ def score_stage(
     with answers_bar(stage, progress) as tell:
         for task in tasks:
             key = {"task": task.digest, "weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
+            key |= {"batch_size": config.batch_size}
             key |= {"temperature": config.temperature, "seed": seed} if config.temperature else {}
             path = folder / "eval" / stage / f"{task.name}.jsonl"
             found = read_result(path, key)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tometune.config.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
-from tometune.hub import commit_of, hub_errors
+from tometune.hub import commit_of, hub_errors, pinned
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Row:
     origin: str
 
 
-def fingerprint(task: TaskConfig) -> str:
+def fingerprint(task: TaskConfig, key: str) -> str:
     """Return what identifies the rows of a task, without loading them or importing a heavy library.
 
     Raises:
@@ -27,9 +27,9 @@ def fingerprint(task: TaskConfig) -> str:
     """
     match task.kind:
         case TaskKind.hub:
-            return f"{task.id}@{task.revision}"
+            return f"{task.id}@{pinned(f'{key}.id', str(task.id), task.revision, 'dataset')}"
         case TaskKind.jsonl:
-            return sha256(_content(Path(task.path or ""))).hexdigest()
+            return sha256(_content(f"{key}.path", task.path)).hexdigest()
         case TaskKind.pydocs:
             from tometune.data import pydocs
 
@@ -51,7 +51,7 @@ def read_rows(key: str, task: TaskConfig, cache: Path) -> list[Row]:
         case TaskKind.hub:
             rows = _read_hub(key, task, cache)
         case TaskKind.jsonl:
-            rows = _read_jsonl(Path(task.path or ""))
+            rows = _read_jsonl(f"{key}.path", task.path)
         case TaskKind.pydocs:
             from tometune.data import pydocs
 
@@ -77,20 +77,24 @@ def _read_hub(key: str, task: TaskConfig, cache: Path) -> list[Row]:
     return [Row(dict(row), f"{task.id} {task.split} row {number}") for number, row in enumerate(rows)]
 
 
-def _content(path: Path) -> bytes:
+def _content(key: str, path: str | None) -> bytes:
     """Return the bytes of a file."""
+    wanted = "give the path of a JSONL file of {input, references}"
     try:
-        return path.expanduser().read_bytes()
+        return Path(path or "").expanduser().read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; give the path of a JSONL file of {{input, references}}") from None
+        raise UserError(f"{key}={path}: no such file; {wanted}") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: a folder, not a file; give the path of a JSONL file") from None
+        raise UserError(f"{key}={path}: a folder, not a file; {wanted}") from None
+    except (OSError, RuntimeError) as error:  # not allowed, too long a name, no such home
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{key}={path}: cannot be read ({reason}); {wanted}") from None
 
 
-def _read_jsonl(path: Path) -> list[Row]:
+def _read_jsonl(key: str, path: str | None) -> list[Row]:
     """Read one JSON object a line; blank lines are skipped."""
     rows = []
-    for number, line in enumerate(_content(path).splitlines(), start=1):
+    for number, line in enumerate(_content(key, path).splitlines(), start=1):
         if not line.strip():
             continue
         try:

@@ -25,7 +25,7 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> peft.PeftModel:
     Raises:
         UserError: a name in `lora.target_modules` matches no linear layer.
     """
-    _check_targets(model, lora.target_modules)
+    check_targets(model, lora.target_modules)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -49,7 +49,7 @@ def load_adapter(model: Any, folder: Path) -> peft.PeftModel:
     path = folder / "adapter_config.json"
     if not path.exists():
         raise UserError(f"{folder}: holds no adapter; name a run whose training finished")
-    _check_targets(model, json.loads(path.read_text(encoding="utf-8"))["target_modules"])
+    check_targets(model, json.loads(path.read_text(encoding="utf-8"))["target_modules"])
     try:
         return peft.PeftModel.from_pretrained(model, folder, is_trainable=False)
     except RuntimeError as error:
@@ -58,8 +58,12 @@ def load_adapter(model: Any, folder: Path) -> peft.PeftModel:
         raise
 
 
-def _check_targets(model: nn.Module, targets: list[str]) -> None:
-    """Check that each target names a linear layer of the model."""
+def check_targets(model: nn.Module, targets: list[str]) -> None:
+    """Check that each target names a linear layer of the model.
+
+    Raises:
+        UserError: one does not.
+    """
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()

