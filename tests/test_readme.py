@@ -31,6 +31,8 @@ COMMANDS = {
     f"{RUN}prepare data=mix_300k": ["model=tiny", *MIX],
     f"{RUN}train data=mix_300k": [*TINY, *HUB, *MIX],
     f"{RUN}train -m data=mix_100k,mix_200k,mix_300k seed=0,1,2": [*TINY, *HUB, "data.base.rows=4", "data.rows=4"],
+    f"{RUN}report sweep.name=adhoc": ["eval.resamples=200"],
+    f"{RUN}report sweep.name=adhoc publish=wandb": ["eval.resamples=200"],
     f"{RUN}train data=files_300k data.base.path=base.parquet data.pool.path=pool.jsonl": [*TINY, *HUB, *MIX],
     f"{RUN}train data=files_100k data.base.path=mine.jsonl data.rows=5000": [*TINY, *HUB, "data.rows=4"],
     f"{RUN}train +eval/task@eval.tasks.mine=jsonl eval.tasks.mine.path=mine_test.jsonl": [
@@ -100,6 +102,9 @@ def test_command(command, hub, user, clean_env, tmp_path_factory):
     assert "Traceback" not in done.stderr
     if "tometune.prepare" in command:
         assert "trainable tokens" in done.stdout
+    elif "tometune.report" in command:
+        assert "Is mix_300k better than mix_100k?" in done.stdout
+        assert ("wandb sync" in done.stdout) == ("publish" in command)
     elif "-m" in words[2:]:
         assert len(list(user.glob("multirun/adhoc/tiny-mix_*/run.json"))) == 9
     else:

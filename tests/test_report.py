@@ -29,6 +29,29 @@ def test_writes_four_files_and_says_where(run_verb, sweep):
     assert (sweep / "table.json").read_bytes() == first
 
 
+def test_a_sweep_by_its_file_is_read_once(run_verb, tmp_path):
+    write_table(tmp_path / "multirun" / "seeds", seeds=1)
+    done = run_verb("report", "+sweep=seeds", "eval.resamples=200")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("multirun/seeds/report.html") == 1
+    assert done.stderr == ""
+    (tmp_path / "multirun" / "seeds").rename(tmp_path / "multirun" / "sedes")
+    done = run_verb("report", "+sweep=seeds")
+    assert (done.returncode, done.stderr) == (2, "multirun/seeds: no such sweep folder; did you mean sedes?\n")
+    assert sorted(path.name for path in (tmp_path / "multirun").iterdir()) == ["sedes"]
+    done = run_verb("report", "+sweep=sedes")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "seeds" in done.stderr
+
+
+def test_several_sweeps_in_one_command(run_verb, tmp_path):
+    for name in ("one", "two"):
+        write_table(tmp_path / "multirun" / name, seeds=1)
+    done = run_verb("report", "-m", "sweep.name=one,two", "eval.resamples=200")
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / "multirun" / name / "report.html").exists() for name in ("one", "two"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,22 +1,37 @@
 """The table of a sweep: what each cell reached, what differs, how sure that is; for the terminal and as a page."""
 
+from __future__ import annotations
+
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tometune.config.errors import UserError
 from tometune.config.main import verb
+from tometune.config.once import once
 from tometune.config.root import Config
+from tometune.config.tracking import Tracker, TrackingConfig
+
+if TYPE_CHECKING:
+    from tometune.reporting.report import Report
 
 
+@once
 @verb
 def main(config: Config) -> None:
-    """Read the runs of a sweep, pair their scores by example, compare, and write it all down."""
+    """Read the runs of a sweep, pair their scores by example, compare, write it all down; publish it if asked to."""
     from tometune.reporting.report import build, write
     from tometune.reporting.tables import print_report
+    from tometune.tracking import check_tracker
 
     folder = sweep_folder(config)
+    if config.publish is not None:
+        check_tracker(publisher(config))
     report = build(folder, config.eval.resamples, config.eval.confidence)
     print_report(report.table)
     print(f"{write(report)} (and table.md, table.csv, table.json beside it)")
+    if config.publish is not None:
+        publish(report, config)
 
 
 def sweep_folder(config: Config) -> Path:
@@ -32,6 +47,38 @@ def sweep_folder(config: Config) -> Path:
         names = sorted(path.name for path in folder.glob("*/"))
         raise UserError(f"sweep.name: missing; name a folder of {folder}: {', '.join(names) or 'there are none'}")
     return runs_folder(config)
+
+
+def publisher(config: Config) -> TrackingConfig:
+    """Return the `tracking` group with the service that is to show the report in the place of that of the runs."""
+    return replace(config.tracking, tracker=Tracker(str(config.publish)))
+
+
+def publish(report: Report, config: Config) -> None:
+    """Log the report as a run of the sweep's group, build the W&B report of its runs, and say where both are.
+
+    Raises:
+        UserError: the tracker was told to be online and cannot be.
+    """
+    from tometune.publishing.save import save
+    from tometune.publishing.summary import JOB_TYPE, facts, log_report, not_there, run_id
+    from tometune.tracking import start_tracker
+
+    tracking = publisher(config)
+    sweep = report.table["sweep"]
+    with start_tracker(
+        tracking,
+        run_id=run_id(sweep),
+        job_type=JOB_TYPE,
+        group=sweep,
+        folder=report.sweep.folder,
+        run_config=facts(report.table),
+        replaces=True,
+    ) as tracker:
+        log_report(tracker, report)
+    described = tracker.describe()
+    lines = [*not_there(report.sweep, tracking.project), described["url"] or described["sync"], save(report, described)]
+    print(*filter(None, lines), sep="\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,14 @@ def scores(level: float, examples: int, task: int, run: str, noise: float = 0.05
     return {metric: np.clip(level + shift + 0.05 * task + hard + own, 0, 1) for metric, shift in METRICS.items()}
 
 
-def write_stage(folder: Path, stage: str, level: float, examples: int, noise: float = 0.05) -> dict[str, Any]:
+def write_stage(
+    folder: Path, stage: str, level: float, examples: int, noise: float = 0.05, names: Sequence[str] = TASKS
+) -> dict[str, Any]:
     """Write `eval/<stage>/<task>.jsonl` and return what run.json says of the stage."""
     where = folder / "eval" / stage
     where.mkdir(parents=True, exist_ok=True)
     tasks = {}
-    for number, task in enumerate(TASKS):
+    for number, task in enumerate(names):
         values = scores(level, examples, number, f"{folder.name} {stage}" if stage == "tuned" else stage, noise)
         rows = [
             {
@@ -63,6 +65,7 @@ def write_run(
     streams: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
     noise: float = 0.05,
+    tasks: Sequence[str] = TASKS,
     **record: Any,
 ) -> Path:
     """Write a completed run's folder and return it; `record` overwrites what run.json says."""
@@ -106,8 +109,8 @@ def write_run(
             "final_loss": 1.3,
         },
         "eval": {
-            "base": write_stage(folder, "base", 0.3, examples, noise),
-            "tuned": write_stage(folder, "tuned", level, examples, noise),
+            "base": write_stage(folder, "base", 0.3, examples, noise, tasks),
+            "tuned": write_stage(folder, "tuned", level, examples, noise, tasks),
         },
         "versions": {"python": "3.11.7", "tometune": "0.1.0", "torch": "2.13.0"},
         "git": {"commit": "0" * 40, "dirty": False},

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.reporting.sweeps import TASKS, edit
+from tests.reporting.sweeps import TASKS, edit, write_table
 from tometune.config.errors import UserError
 from tometune.reporting.scores import load_scores, read_task
 from tometune.reporting.sweep import read_sweep
@@ -91,3 +91,41 @@ def test_other_tasks_are_refused(sweep):
     edit(run, eval=record["eval"])
     with pytest.raises(UserError, match=rf"{run.name}: scored on other tasks .*not in both: {TASKS[1]}"):
         load(sweep)
+
+
+def test_runs_that_agree_on_the_untuned_model_say_nothing(sweep):
+    assert load(sweep).notes == []
+
+
+def test_runs_that_do_not_agree_on_the_untuned_model_say_so(sweep, report):
+    path = sorted(sweep.iterdir())[4] / "eval" / "base" / f"{TASKS[2]}.jsonl"
+    rows = [json.loads(line) for line in lines(path)]
+    for row in rows:
+        row["scores"]["rougeL"] += 0.08
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (note,) = load(sweep).notes
+    assert "before tiny is a mean over runs that do not agree on it (ROUGE-L 0." in note
+    assert "on one task up to 0.0800 apart" in note
+    assert note in report(sweep).table["notes"]
+
+
+def test_tasks_in_any_order(sweep, report):
+    before = report(sweep).table
+    for run in sorted(sweep.iterdir())[1:]:
+        record = json.loads((run / "run.json").read_text())
+        for stage in record["eval"].values():
+            stage["tasks"] = dict(reversed(stage["tasks"].items()))
+        edit(run, eval=record["eval"])
+    assert report(sweep).table == before
+
+
+@pytest.mark.parametrize("number", [1, 2, 7])
+def test_any_number_of_tasks(tmp_path, report, number):
+    names = [f"task_{each}" for each in range(number)]
+    write_table(tmp_path / "s", seeds=2, tasks=names)
+    table = report(tmp_path / "s").table
+    assert list(table["tasks"]) == names
+    assert all(list(row["tasks"]) == names for row in table["rows"])
+    row = table["rows"][-1]
+    mean = np.mean([row["tasks"][task]["rougeL"]["mean"] for task in names])
+    assert row["rougeL"]["mean"] == pytest.approx(mean, abs=1e-5)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tests.reporting.sweeps import edit, write_run, write_table
-from tometune.reporting.tables import as_csv, as_markdown, deviation_label, print_report
+from tometune.reporting.tables import as_csv, as_markdown, deviation_label, markdown_rows, print_report
 
 
 def shown(table, width=80):
@@ -39,7 +39,7 @@ def test_one_seed_is_a_dash_never_a_zero(tmp_path, report):
     table = report(tmp_path / "s").table
     line = next(line for line in shown(table).splitlines() if "pydocs_1k" in line)
     assert line.split()[-3:] == ["–"] * 3
-    assert "0.000" not in as_markdown(table)
+    assert "0.000" not in markdown_rows(table)
 
 
 def test_a_small_deviation_is_not_rounded_to_none():

@@ -6,7 +6,7 @@ from tometune.config.data import DataConfig
 from tometune.config.eval import EvalConfig
 from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig
-from tometune.config.tracking import TrackingConfig
+from tometune.config.tracking import Publish, TrackingConfig
 from tometune.config.trainer import TrainerConfig
 
 
@@ -85,3 +85,6 @@ class Config:
 
     run: str | None = None
     """Only for `evaluate`: a run folder, or a run id under `paths.outputs`."""
+
+    publish: Publish | None = None
+    """Only for `report`: where the table and the pictures go beside the sweep's folder; null is nowhere."""

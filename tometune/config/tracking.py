@@ -20,6 +20,12 @@ class TrackingMode(StrEnum):
     offline = "offline"
 
 
+class Publish(StrEnum):
+    """Service that shows a report."""
+
+    wandb = "wandb"
+
+
 @dataclass
 class TrackingConfig:
     """Experiment tracking."""

@@ -46,7 +46,7 @@ def analyse(sweep: Sweep, grid: Grid, scores: SweepScores, resamples: int, confi
         "comparisons": comparisons,
         "variance": variance_by_cause(grid.cells, resampled),
         "missing": [_absent(cell) for cell in sweep.missing],
-        "notes": [*sweep.notes, *grid.notes],
+        "notes": [*sweep.notes, *grid.notes, *scores.notes],
     }
 
 

@@ -1,6 +1,7 @@
 """The pictures of scores: cells with their intervals and seeds, tasks, and the published figures beside ours."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -8,16 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tometune.reporting.drawing import ACCENTS, GRID, INK, MUTED, PAPER, as_svg, panels
-from tometune.reporting.published import PUBLISHED
+from tometune.reporting.drawing import ACCENTS, MUTED, PAPER, as_svg, panels
+from tometune.reporting.phrases import LABELS
 from tometune.reporting.scores import METRICS
 from tometune.reporting.tables import data_label
-from tometune.reporting.words import LABELS
 
 Row = Mapping[str, Any]
 
 FAR = 1.6
 """The untuned model's score is drawn if the axis grows by no more than this factor; else it is written at the edge."""
+
+ACROSS = 4
+"""Tasks beside each other; of more, each has a line of its own."""
 
 STEPS = [1, 2, 2.5, 5, 10]
 """Between two ticks, times a power of ten."""
@@ -35,26 +38,38 @@ def means(table: Mapping[str, Any]) -> str:
     for axis, metric in zip(axes[0], METRICS, strict=True):
         axis.set_title(LABELS[metric])
         _cells(axis, table, metric)
-    _legend(figure, table)
+    legend(figure, table)
     return as_svg(figure, "means", _described(table))
 
 
 def tasks(table: Mapping[str, Any]) -> str:
-    """Draw the same for each task: a column a task, a row a metric."""
+    """Draw the same for each task: a column a task and a row a metric, or with many tasks the other way round."""
     names = list(table["tasks"])
-    figure, axes = panels(len(METRICS), len(names), 9.6, 2.15 * len(METRICS), sharex=True)
+    if len(names) > ACROSS:
+        figure, axes = panels(len(names), len(METRICS), 9.6, 0.6 + 1.7 * len(names), sharex=True)
+        axes = [list(column) for column in zip(*axes, strict=True)]
+        heads, sides = [LABELS[metric] for metric in METRICS], [_wrapped(name, 20) for name in names]
+    else:
+        figure, axes = panels(len(METRICS), len(names), 9.6, 2.15 * len(METRICS), sharex=True)
+        heads, sides = [_wrapped(name, 84 // len(names)) for name in names], [LABELS[metric] for metric in METRICS]
     for row, metric in zip(axes, METRICS, strict=True):
         for axis, task in zip(row, names, strict=True):
-            if metric == METRICS[0]:
-                axis.set_title(f"{task.replace('_', ' ')}")
-            if task == names[0]:
-                axis.set_ylabel(LABELS[metric])
             _cells(axis, table, metric, task)
-    _legend(figure, table)
+    across = list(zip(*axes, strict=True)) if len(names) > ACROSS else axes
+    for axis, text in zip(across[0], heads, strict=True):
+        axis.set_title(text)
+    for line, text in zip(across, sides, strict=True):
+        line[0].set_ylabel(text)
+    legend(figure, table)
     return as_svg(figure, "tasks", f"Means with intervals by task ({', '.join(names)}) and metric.")
 
 
-def _legend(figure: Figure, table: Mapping[str, Any]) -> None:
+def _wrapped(task: str, width: int) -> str:
+    """Return a task's name in words, in lines of at most that many letters."""
+    return fill(task.replace("_", " "), width, break_long_words=True)
+
+
+def legend(figure: Figure, table: Mapping[str, Any]) -> None:
     """Name the models where there are several."""
     names = models(table)
     marks = [
@@ -82,10 +97,9 @@ def _cells(axis: Axes, table: Mapping[str, Any], metric: str, task: str | None =
     low, high = _before(axis, bases, low, high)
     axis.set_ylim(low, high)
     axis.set_xlim(-0.6, len(labels) - 0.4)
-    shown = _sizes(tuned) if task is not None else labels
-    axis.set_xticks(range(len(labels)), shown)
-    if _long(shown):
-        axis.tick_params("x", rotation=25)
+    shown = short_labels(tuned, small=task is not None)
+    slant: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if _long(shown, task) else {}
+    axis.set_xticks(range(len(labels)), shown, **slant)
     axis.yaxis.set_major_locator(MaxNLocator(5 if task is None else 4, steps=STEPS))
 
 
@@ -121,49 +135,36 @@ def _before(axis: Axes, bases: Sequence[tuple[int, float]], low: float, high: fl
     return low, high
 
 
-def published(table: Mapping[str, Any]) -> str:
-    """Draw the published means and deviations (hollow, grey) beside ours (filled), each in its own panel pair."""
-    figure, axes = panels(1, len(METRICS), 9.6, 3.3)
-    tuned = [row for row in table["rows"] if row["stage"] == "tuned"]
-    names = models(table)
-    for number, (axis, metric) in enumerate(zip(axes[0], METRICS, strict=True)):
-        axis.set_title(LABELS[metric], pad=24)
-        for place, entry in enumerate(PUBLISHED):
-            ends = [entry.mean[number] - entry.std[number], entry.mean[number] + entry.std[number]]
-            axis.plot([place, place], ends, color=MUTED, linewidth=1.4)
-            axis.plot([place], [entry.mean[number]], "D", markersize=6, color=PAPER, markeredgecolor=MUTED)
-        for place, row in enumerate(tuned, len(PUBLISHED) + 1):
-            colour = ACCENTS[names.index(row["model"]) % len(ACCENTS)]
-            mean, deviation = row[metric]["mean"], row[metric]["std"] or 0.0
-            axis.plot([place, place], [mean - deviation, mean + deviation], color=colour, linewidth=2, alpha=0.45)
-            axis.plot([place], [mean], "o", color=colour, markersize=7, markeredgecolor=PAPER)
-        axis.axvline(len(PUBLISHED), color=GRID, linewidth=0.8)
-        labels = [*(entry.data.split(":")[0] for entry in PUBLISHED), *(data_label(row) for row in tuned)]
-        places = [*range(len(PUBLISHED)), *range(len(PUBLISHED) + 1, len(PUBLISHED) + 1 + len(tuned))]
-        axis.set_xticks(places, labels, rotation=35, ha="right", rotation_mode="anchor")
-        axis.text(1, 1.02, "published", transform=axis.get_xaxis_transform(), ha="center", color=MUTED)
-        middle = len(PUBLISHED) + (len(tuned) + 1) / 2
-        axis.text(middle, 1.02, "this sweep", transform=axis.get_xaxis_transform(), ha="center", color=INK)
-        axis.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-        axis.margins(y=0.12)
-    description = "Mean and standard deviation over three runs of the published table, beside those of this sweep."
-    return as_svg(figure, "published", description)
-
-
 def _labels(rows: Sequence[Row]) -> list[str]:
     """Return the places along x."""
     return list(dict.fromkeys(data_label(row) for row in rows if row["stage"] == "tuned"))
 
 
-def _sizes(rows: Sequence[Row]) -> list[str]:
-    """Return the shortest labels that tell the places along x apart: the rows of each mix, or the labels."""
-    sizes = {data_label(row): f"{row['rows'] / 1000:g}k" for row in rows}
-    return list(sizes.values()) if len(set(sizes.values())) == len(sizes) else list(sizes)
+def short_labels(rows: Sequence[Row], small: bool = False) -> list[str]:
+    """Return the places along x in as few words as tell them apart.
+
+    What all cells share is left out, and of a key only its last part is kept: `lora.r=8` is `r=8`.
+
+    Args:
+        rows: of tuned cells.
+        small: whether there is so little room that a mix is best called by its rows, `100k`.
+    """
+    alone = len({row["data"] for row in rows}) == 1 and any(row["settings"] for row in rows)
+
+    def label(row: Row, data: str) -> str:
+        settings = [f"{key.rpartition('.')[2]}={value}" for key, value in row["settings"].items()]
+        return " ".join([*([] if alone else [data]), *settings])
+
+    places = {data_label(row): row for row in rows}
+    names = [label(row, row["data"]) for row in places.values()]
+    sizes = [label(row, f"{row['rows'] / 1000:g}k") for row in places.values()]
+    shown = sizes if small and len(set(sizes)) == len(sizes) else names
+    return shown if len(set(shown)) == len(shown) else list(places)
 
 
-def _long(labels: Sequence[str]) -> bool:
+def _long(labels: Sequence[str], task: str | None) -> bool:
     """Whether labels would run into each other."""
-    return sum(map(len, labels)) > 34
+    return len(labels) * (max(map(len, labels)) + 1) > (34 if task is None else 24)
 
 
 def _values(row: Row, metric: str, task: str | None) -> Row:

@@ -7,16 +7,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tometune.reporting import curves, figures
+from tometune.reporting import beside, curves, figures
 from tometune.reporting.cells import STREAMS, Grid
 from tometune.reporting.drawing import styled
+from tometune.reporting.phrases import LABELS, p_value, signed
 from tometune.reporting.published import PUBLISHED
 from tometune.reporting.scores import METRICS
 from tometune.reporting.sweep import Sweep
 from tometune.reporting.tables import data_label, deviation_label, seeds_label
-from tometune.reporting.words import LABELS, LIMIT, answers, cautions, p_value, published_answer, signed
+from tometune.reporting.words import LIMIT, answers, cautions, published_answer
 
 TEMPLATE = "page.html.jinja"
+PICTURE = "picture.html.jinja"
 
 CROWDED = 12
 """Curves of at most that many cells are drawn."""
@@ -30,13 +32,7 @@ def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
         grid: its cells.
         table: the content of table.json.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _environment()
     environment.filters |= {
         "score": _score,
         "sd": deviation_label,
@@ -53,7 +49,7 @@ def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
         published_answer=published_answer(table["interval"]["confidence"]),
         published=PUBLISHED,
         cautions=cautions(table),
-        pictures=_pictures(grid, table),
+        pictures=pictures(grid, table),
         runs=[_facts(run.record) for cell in grid.cells for run in [*cell.runs.values(), *cell.apart]],
         versions=_versions(sweep),
         streams=STREAMS,
@@ -65,15 +61,31 @@ def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
     )
 
 
-def _pictures(grid: Grid, table: Mapping[str, Any]) -> dict[str, Markup | None]:
-    """Draw every figure; None where the runs have nothing to show."""
+def picture_page(picture: str) -> str:
+    """Return a page that shows one of the pictures and nothing else."""
+    return _environment().get_template(PICTURE).render(picture=picture)
+
+
+def _environment() -> Environment:
+    """Return what reads the templates beside this file."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def pictures(grid: Grid, table: Mapping[str, Any]) -> dict[str, Markup | None]:
+    """Draw every figure as an `<svg>` element, by name; None where the runs have nothing to show."""
     cells = [cell for cell in grid.cells if cell.runs]
     models = figures.models(table)
     with styled():
         drawn = {
             "means": figures.means(table),
             "tasks": figures.tasks(table) if len(table["tasks"]) > 1 else None,
-            "published": figures.published(table),
+            "published": beside.published(table),
             "loss": curves.loss(cells, models) if len(cells) <= CROWDED else None,
             "sources": curves.composition(cells),
             "throughput": curves.throughput(cells, models),

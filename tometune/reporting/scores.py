@@ -16,6 +16,9 @@ from tometune.reporting.sweep import SweepRun
 METRICS = ("rouge1", "rouge2", "rougeL")
 """Columns of the table."""
 
+EQUAL = 1e-9
+"""Means this near are the same: the order of a sum shows beyond."""
+
 SHOWN = 3
 """Ids named where two runs have other examples."""
 
@@ -43,6 +46,9 @@ class SweepScores:
     tasks: dict[str, Floats]
     """[examples, columns, metrics] by task."""
 
+    notes: list[str]
+    """Where runs do not agree on what the untuned model scores."""
+
 
 def before(model: str) -> str:
     """Name the column of an untuned model."""
@@ -62,14 +68,29 @@ def load_scores(runs: Sequence[SweepRun]) -> SweepScores:
             models[run.record["model"]["name"]].append(run)
     scored = {before(model): members for model, members in models.items() if members}
     names = [*(run.id for run in runs), *scored]
-    tasks = {}
+    tasks, untuned = {}, []
     for task in runs[0].record["eval"]["tuned"]["tasks"]:
         first = read_task(runs[0].folder / "eval" / "tuned" / f"{task}.jsonl")
         read = _reader(task, first)
         tuned = [first.values, *(read(run, "tuned") for run in runs[1:])]
-        base = [np.mean([read(run, "base") for run in members], axis=0) for members in scored.values()]
-        tasks[task] = np.stack([*tuned, *base], axis=1)
-    return SweepScores({name: number for number, name in enumerate(names)}, tasks)
+        base = [np.stack([read(run, "base") for run in members]) for members in scored.values()]
+        tasks[task] = np.stack([*tuned, *(values.mean(axis=0) for values in base)], axis=1)
+        untuned.append([values.mean(axis=1) for values in base])
+    notes = [_unequal(model, by_task) for model, by_task in zip(scored, zip(*untuned, strict=True), strict=True)]
+    return SweepScores({name: number for number, name in enumerate(names)}, tasks, list(filter(None, notes)))
+
+
+def _unequal(name: str, by_task: Sequence[Floats]) -> str | None:
+    """Say where runs of one model gave other scores before training; `by_task` are [runs, metrics]."""
+    runs = np.mean(by_task, axis=0)
+    spread = np.ptp(by_task, axis=1)
+    if not np.any(spread > EQUAL):
+        return None
+    least, most = runs[:, -1].min(), runs[:, -1].max()
+    return (
+        f"The row {name} is a mean over runs that do not agree on it (ROUGE-L {least:.4f} to {most:.4f}, on one task "
+        f"up to {spread.max():.4f} apart): they were scored with other settings, versions or hardware."
+    )
 
 
 def _reader(task: str, first: TaskScores) -> Callable[[SweepRun, str], Floats]:

@@ -48,15 +48,20 @@ def as_markdown(table: Values) -> str:
     """Return the table, the answers and what to know beside them."""
     lines = [f"# {table['sweep']}", ""]
     lines += [f"**{LIMIT}.**", ""] if table["limited"] else []
-    lines += [_line(COLUMNS), _line(["---"] * 3 + ["---:"] * 6)]
-    lines += [_line(cells(row)) for row in table["rows"]]
-    lines += ["", f"sd: over seeds (n - 1). {table['family']}.", ""]
+    lines += [markdown_rows(table), ""]
+    lines += [f"sd: over seeds (n - 1). {table['family']}.", ""]
     for answer in answers(table):
         lines += [f"**{answer.question}** {answer.verdict} {' '.join(answer.sentences)}", ""]
     lines += [f"Published, for comparison. {published_answer(table['interval']['confidence'])}", ""]
     lines += [f"- {text}" for text in cautions(table)]
     lines += [f"- Missing: {entry['run_id']} ({entry['reason']})" for entry in table["missing"]]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown_rows(table: Values) -> str:
+    """Return the rows and their head as a Markdown table."""
+    head = [_line(COLUMNS), _line(["---"] * 3 + ["---:"] * 6)]
+    return "\n".join([*head, *(_line(cells(row)) for row in table["rows"])])
 
 
 def _line(texts: Any) -> str:

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tometune.reporting.phrases import LABELS, between, count, listed, p_value, signed
 from tometune.reporting.published import published_comparisons
-
-LABELS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-"""Metrics as the table calls them."""
 
 LIMIT = "LIMIT: scored on only some examples (eval.limit); a try-out, no result"
 
@@ -46,7 +44,7 @@ def _others(table: Table) -> list[str]:
         found = [entry for entry in table["comparisons"] if (entry["a"], entry["b"]) == pair]
         shown = [entry for entry in found if significant(entry, table)]
         if pair not in asked and shown:
-            differences = _and([f"{LABELS[entry['metric']]} {signed(entry['delta'])}" for entry in shown])
+            differences = listed([f"{LABELS[entry['metric']]} {signed(entry['delta'])}" for entry in shown])
             told.append(f"{pair[0]} against {pair[1]} ({differences})")
     return told
 
@@ -81,7 +79,8 @@ def _answer(pair: tuple[str, str], found: Sequence[Table], table: Table) -> Answ
     if alone and not any(significant(entry, table) for entry in found):
         tests = sum(entry["p"] is not None for entry in table["comparisons"])
         sentences.append(
-            f"Taken alone, {_and(alone)} would pass as a difference; among {tests} tests that is too likely by chance."
+            f"Taken alone, {listed(alone)} would pass as a difference; "
+            f"among {tests} tests that is too likely by chance."
         )
     sentences.append(_seeds(found))
     floor = max(found, key=lambda entry: entry["examples_deviation"])
@@ -107,18 +106,20 @@ def _verdict(found: Sequence[Table], table: Table) -> str:
     better = [LABELS[entry["metric"]] for entry in shown if entry["delta"] > 0]
     worse = [LABELS[entry["metric"]] for entry in shown if entry["delta"] < 0]
     if better and worse:
-        return f"Better in {_and(better)}, worse in {_and(worse)}."
+        return f"Better in {listed(better)}, worse in {listed(worse)}."
     if better:
-        return "Yes." if len(better) == len(found) else f"Yes in {_and(better)}; not shown in the others."
+        return "Yes." if len(better) == len(found) else f"Yes in {listed(better)}; not shown in the others."
     if worse:
-        return "No, it is worse." if len(worse) == len(found) else f"No: worse in {_and(worse)}, the others not shown."
+        return (
+            "No, it is worse." if len(worse) == len(found) else f"No: worse in {listed(worse)}, the others not shown."
+        )
     return "Not shown: these runs cannot tell the two apart."
 
 
 def _difference(entry: Table, table: Table) -> str:
     """Say one difference with its interval and its p-value."""
     level = f"{table['interval']['confidence']:.0%}"
-    text = f"{LABELS[entry['metric']]} {signed(entry['delta'])} ({level} interval {_range(entry)}"
+    text = f"{LABELS[entry['metric']]} {signed(entry['delta'])} ({level} interval {between(entry)}"
     return text + (")" if entry["p_holm"] is None else f", {p_value(entry['p_holm'])} after Holm)")
 
 
@@ -140,7 +141,7 @@ def published_answer(confidence: float) -> str:
     """Say what the published table's own figures allow one to say."""
     found = published_comparisons(confidence)
     told = ", ".join(
-        f"{LABELS[entry['metric']]} {signed(entry['delta'])} ({_range(entry)}, {p_value(entry['p'])})"
+        f"{LABELS[entry['metric']]} {signed(entry['delta'])} ({between(entry)}, {p_value(entry['p'])})"
         for entry in found
     )
     least, most = (choose(int(entry["seeds_needed"]) for entry in found) for choose in (min, max))
@@ -165,32 +166,7 @@ def cautions(table: Table) -> list[str]:
         told.append(f"eval.resamples={resamples}: too few for any of {tests} tests to pass; take 10,000.")
     vary = table["interval"]["seeds_vary"]
     if vary and len(vary) < 4:
-        told.append(f"Between seeds only this varies: {_and(vary)}.")
+        told.append(f"Between seeds only this varies: {listed(vary)}.")
     if any(not entry["paired"] for entry in table["comparisons"]):
         told.append("Arms with different seeds are compared as independent samples.")
     return [*told, *table["notes"]]
-
-
-def p_value(p: float) -> str:
-    """Return a p-value as text."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def count(number: int | None) -> str:
-    """Return a number of seeds as text."""
-    return "more than 100,000" if number is None else f"{number:,}"
-
-
-def _range(entry: Table) -> str:
-    """Return an interval as text."""
-    return f"{signed(entry['ci_low'])} to {signed(entry['ci_high'])}"
-
-
-def signed(value: float) -> str:
-    """Return a difference with its sign."""
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _and(names: Sequence[str]) -> str:
-    """Join names to a list in words."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

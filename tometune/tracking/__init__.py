@@ -28,7 +28,14 @@ def check_tracker(config: TrackingConfig) -> None:
 
 
 def start_tracker(
-    config: TrackingConfig, *, run_id: str, job_type: str, group: str, folder: Path, run_config: Mapping[str, Any]
+    config: TrackingConfig,
+    *,
+    run_id: str,
+    job_type: str,
+    group: str,
+    folder: Path,
+    run_config: Mapping[str, Any],
+    replaces: bool = False,
 ) -> RunTracker:
     """Start tracking a run, or go on with it where an earlier attempt was broken off.
 
@@ -39,11 +46,12 @@ def start_tracker(
         group: the group where `config.group` is null.
         folder: the run's folder; made if need be.
         run_config: the resolved config as plain values.
+        replaces: whether this attempt makes earlier ones that were not uploaded yet worthless.
 
     Raises:
         UserError: the tracker is not installed, or was told to be online and cannot be.
     """
-    labels = RunLabels(run_id, job_type, config.group or group, folder.resolve(), run_config)
+    labels = RunLabels(run_id, job_type, config.group or group, folder.resolve(), run_config, replaces)
     labels.folder.mkdir(parents=True, exist_ok=True)
     if config.tracker is Tracker.wandb:
         from tometune.tracking.wandb_tracker import WandbTracker

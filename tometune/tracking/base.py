@@ -31,6 +31,9 @@ class RunLabels:
     config: Mapping[str, Any]
     """The resolved config as plain values."""
 
+    replaces: bool = False
+    """Whether this attempt makes earlier ones that were not uploaded yet worthless."""
+
 
 class RunTracker(ABC):
     """Curves, tables and files of one run; also a context manager that finishes the run."""
@@ -52,6 +55,10 @@ class RunTracker(ABC):
     @abstractmethod
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Store a table, e.g. of predictions."""
+
+    @abstractmethod
+    def page(self, name: str, html: str) -> None:
+        """Show an HTML page, where the tracker can."""
 
     @abstractmethod
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:

@@ -18,6 +18,9 @@ class NoTracker(RunTracker):
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Do nothing."""
 
+    def page(self, name: str, html: str) -> None:
+        """Do nothing."""
+
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:
         """Do nothing."""
 

@@ -10,6 +10,8 @@ import io
 import logging
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,9 @@ class TrackioTracker(RunTracker):
         frame = pd.DataFrame(rows, columns=columns)
         self._run.log({name: self._trackio.Table(dataframe=frame)}, step=self.step)
 
+    def page(self, name: str, html: str) -> None:
+        """Do nothing: trackio shows no pages."""
+
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:
         """Store a file or folder in trackio's artifact store."""
         artifact = self._trackio.Artifact(name, type=kind, metadata=metadata)
@@ -84,7 +89,8 @@ class TrackioTracker(RunTracker):
 
     def describe(self) -> dict[str, Any]:
         """Return the database's folder and the command that shows it."""
-        show = f"TRACKIO_DIR={shlex.quote(str(self.folder))} trackio show --project {shlex.quote(self.config.project)}"
+        command = shlex.join([_program(), "show", "--project", self.config.project])
+        show = f"TRACKIO_DIR={shlex.quote(str(self.folder))} {command}"
         path = f"{self.config.project}/{self.labels.run_id}"
         return {"tracker": "trackio", "mode": "offline", "path": path, "folders": [str(self.folder)], "show": show}
 
@@ -99,6 +105,14 @@ def check(config: TrackingConfig) -> None:
         raise UserError("tracking.mode: trackio keeps runs on this machine only; set tracking.mode=auto")
     if importlib.util.find_spec("trackio") is None:
         raise UserError('tracking.tracker: trackio is not installed; pip install "tometune[trackio]"')
+
+
+def _program() -> str:
+    """Return what starts trackio in the user's shell: its path where its environment is not active."""
+    beside = Path(sys.executable).with_name("trackio")
+    found = shutil.which("trackio")
+    same = found is not None and Path(found).resolve() == beside.resolve()
+    return "trackio" if same or not beside.exists() else str(beside)
 
 
 @contextlib.contextmanager

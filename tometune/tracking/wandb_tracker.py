@@ -65,6 +65,8 @@ class WandbTracker(RunTracker):
         except UserError:
             self._close()
             raise
+        if labels.replaces:
+            self._drop_earlier()
         if self.mode == "offline":
             reason = self.reason or "as asked"
             log.log(self.level, "W&B is offline: %s; to upload later: %s", reason, self.describe()["sync"])
@@ -118,6 +120,11 @@ class WandbTracker(RunTracker):
         table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
         self._try(lambda: self._run.log({name: table}, step=self.step))
 
+    def page(self, name: str, html: str) -> None:
+        """Log a `wandb.Html` at the last step, as it is: W&B would add a stylesheet from its own server."""
+        page = wandb.Html(html, inject=False, data_is_not_path=True)
+        self._try(lambda: self._run.log({name: page}, step=self.step))
+
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:
         """Log an artifact; its files are read from where they lie instead of being copied first."""
         artifact = wandb.Artifact(name, type=kind, metadata=metadata)
@@ -163,6 +170,12 @@ class WandbTracker(RunTracker):
             "folders": [str(folder) for folder in waiting],
             "sync": shlex.join(["wandb", "sync", *map(str, waiting)]) if waiting else None,
         }
+
+    def _drop_earlier(self) -> None:
+        """Remove the offline folders of earlier attempts: uploaded after this one, they would take its place."""
+        for folder in self._unsynced():
+            if folder != Path(self._run.settings.sync_dir):
+                shutil.rmtree(folder)
 
     def _unsynced(self) -> list[Path]:
         """Return the offline folders of this run, this attempt's and earlier ones', that no sync has marked as done."""

@@ -1,0 +1,147 @@
+"""`report publish=wandb` as a user starts it: offline, and against a W&B server on localhost."""
+
+import json
+
+import pytest
+
+from tests.publishing.test_panels import grids
+from tests.tracking.server import WandbServer
+from tests.tracking.test_wandb_tracker import DOWN, KEY, inspect, records
+
+ASK = ("report", "sweep.name=table", "eval.resamples=200", "publish=wandb")
+
+
+@pytest.fixture
+def folder(report):
+    return report.sweep.folder
+
+
+def attempts(folder):
+    return sorted(folder.glob("wandb/*run-*"))
+
+
+def test_unasked_nothing_is_published(run_verb, folder):
+    done = run_verb(*ASK[:3])
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "wandb").exists()
+    assert not (folder / "wandb_report.json").exists()
+
+
+def test_offline_it_says_how_to_sync(run_verb, folder):
+    done = run_verb(*ASK, "tracking=none")
+    assert done.returncode == 0, done.stderr
+    (run,) = attempts(folder)
+    *_, lacking, sync, report = done.stdout.splitlines()
+    assert lacking == "9 of 9 runs were not logged to W&B: its panels are without them"
+    assert sync == f"wandb sync {run}"
+    assert report == (
+        "multirun/table/wandb_report.json: the W&B report; not on a server (no API key (`wandb login` stores one)), "
+        "the same command saves it when W&B is online"
+    )
+    assert json.loads((folder / "wandb_report.json").read_text())["spec"]["blocks"]
+
+
+def test_the_run_has_the_table_the_comparisons_and_the_pictures(run_verb, folder):
+    assert run_verb(*ASK).returncode == 0
+    (path,) = attempts(folder)
+    summary = json.loads(inspect("--summary", str(path)))
+    assert (summary["run_id"], summary["name"], summary["state"]) == ("report-table", "report-table", "finished")
+    assert summary["config"]["sweep"] == "table"
+    values = summary["summary"]
+    assert values["difference/pydocs_3k-pydocs_1k/rougeL/delta"] > 0.1
+    assert values["answers"].startswith("Is pydocs_3k better than pydocs_1k? ")
+    assert values["table"]["_type"] == values["comparisons"]["_type"] == "table-file"
+    assert values["report"]["_type"] == "html-file"
+    assert len([name for name in values if name.startswith("picture/")]) == 6
+    (run,) = [record["run"] for record in records(path) if record["type"] == "run"]
+    assert (run["job_type"], run["run_group"], run["resume"]) == ("report", "table", True)
+    (html,) = path.glob("files/media/html/report_*.html")
+    assert html.read_text() == (folder / "report.html").read_text()
+    (table,) = path.glob("files/media/table/table_*.table.json")
+    assert json.loads(table.read_text())["data"][-1][:3] == ["tiny", "pydocs_3k", "3"]
+
+
+def test_a_second_report_takes_the_place_of_the_first(run_verb, folder):
+    assert run_verb(*ASK).returncode == 0
+    (first,) = attempts(folder)
+    assert run_verb(*ASK).returncode == 0
+    (second,) = attempts(folder)
+    assert second != first
+    assert second.name.endswith("-report-table")
+
+
+def test_what_was_uploaded_is_kept(run_verb, folder):
+    assert run_verb(*ASK).returncode == 0
+    (first,) = attempts(folder)
+    next(first.glob("*.wandb")).with_suffix(".wandb.synced").touch()
+    done = run_verb(*ASK)
+    assert len(attempts(folder)) == 2
+    assert str(first) not in done.stdout
+
+
+def test_online_the_report_is_saved_and_then_updated(run_verb, folder):
+    with WandbServer() as server:
+        env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "20"}
+        done = run_verb(*ASK, env=env)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-2:] == [
+            f"{server.url}/me/tometune/runs/report-table",
+            f"{server.url}/me/tometune/reports/Sweep-table--view1",
+        ]
+        sent = server.queries["upsertView"]
+        assert (sent["id"], sent["entityName"], sent["projectName"]) == (None, "me", "tometune")
+        sets = [found for grid in grids(json.loads(sent["spec"])["blocks"]) for found in grid["runSets"]]
+        assert {found["project"]["id"] for found in sets} == {"7"}
+        assert any(name.startswith("/upload/media/html/report_") for name in server.bodies)
+        assert any(name.startswith("/upload/media/table/table_") for name in server.bodies)
+        stored = json.loads((folder / "wandb_report.json").read_text())
+        assert (stored["id"], stored["place"]) == ("view1", "me/tometune")
+        assert run_verb(*ASK, env=env).returncode == 0
+        assert server.queries["upsertView"]["id"] == "view1"
+        everything = json.dumps([server.queries, server.bodies])
+    assert KEY not in everything
+    assert str(folder) not in everything
+    assert [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
+
+
+def test_a_server_that_refuses_the_report_is_one_line(run_verb, folder):
+    with WandbServer() as server:
+        server.leave_after = "GetProjects"
+        env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "20"}
+        done = run_verb(*ASK, env=env)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"multirun/table/wandb_report.json: the W&B report; {server.url} did not take it: ")
+    assert "Traceback" not in done.stderr
+    assert json.loads((folder / "wandb_report.json").read_text())["url"] is None
+
+
+def test_an_unreachable_server_is_one_line(run_verb, folder):
+    done = run_verb(*ASK, env={"WANDB_API_KEY": KEY, **DOWN})
+    assert done.returncode == 0, done.stderr
+    assert "did not take the run within 2 s" in done.stdout.splitlines()[-1]
+    assert len([line for line in done.stderr.splitlines() if "did not take the run" in line]) == 1
+
+
+def test_online_without_a_key_stops_before_anything_is_computed(run_verb, folder):
+    (folder / "table.json").unlink()
+    done = run_verb(*ASK, "tracking.mode=online")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("tracking.mode: online was asked for, but no API key")
+    assert not (folder / "table.json").exists()
+
+
+def test_disabled_by_the_environment(run_verb, folder):
+    done = run_verb(*ASK, env={"WANDB_MODE": "disabled"})
+    assert done.returncode == 0, done.stderr
+    assert "not on a server (disabled)" in done.stdout
+    assert "None" not in done.stdout
+
+
+def test_other_places_are_refused(run_verb, folder):
+    done = run_verb(*ASK[:3], "publish=wandbb")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "publish" in done.stderr
+    assert "wandb" in done.stderr
