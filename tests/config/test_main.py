@@ -7,7 +7,7 @@ import pytest
 
 from tometune.__main__ import verbs
 from tometune.config.errors import UserError
-from tometune.config.main import slug
+from tometune.config.jobs import slug
 from tometune.config.model import Backend
 from tometune.config.root import Config
 

@@ -54,6 +54,9 @@ class CommandLine:
     extra_folder: Path | None = None
     """A folder of YAML files searched beside `conf/` (`--config-dir`)."""
 
+    only_shows: bool = False
+    """Whether nothing is run: `--help`, `--cfg job` and the like."""
+
     @property
     def folders(self) -> list[Path]:
         """Where YAML files are looked for."""
