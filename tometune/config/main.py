@@ -119,6 +119,9 @@ def _job(task: Task, wanted: str | None, statuses: list[int]) -> Callable[[DictC
     def job(composed: DictConfig) -> object:
         found = None
         try:
+            os.chdir(
+                HydraConfig.get().runtime.cwd
+            )  # where the command was given: a ray cluster's workers are elsewhere
             with _environment(FULL_ERROR, wanted):
                 config = to_config(composed, HydraConfig.get())
                 check(config)

@@ -40,5 +40,7 @@ def typed(composed: DictConfig) -> Config:
 
 
 # At import, not in register(): a launcher's worker composes configs too, and imports this module but runs no verb.
-OmegaConf.register_new_resolver("sweep_folder", lambda name: name or ADHOC, replace=True)
+OmegaConf.register_new_resolver(
+    "sweep_folder", lambda here, multirun, name: str(Path(here, multirun, name or ADHOC)), replace=True
+)
 OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=True)
