@@ -1,7 +1,8 @@
 """Runs of `train`, each a fork of this process, which did the imports; a signal can come at an exact moment.
 
 Reads one request a line, `{"moment": ["MODULE:NAME", 3, "SIGKILL"], "overrides": […]}`: the signal comes as NAME is
-called for the third time; a moment of null lets the run be. Answers one line, `{"status": …, "stderr": "…"}`.
+called for the third time; a moment of null lets the run be. With `"seconds": 1.5` SIGKILL comes after that time,
+wherever the run is. Answers one line, `{"status": …, "stderr": "…"}`.
 """
 
 import functools
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 
 HEAVY = tuple(
     f"tometune.{name}"
@@ -34,9 +36,21 @@ def main() -> None:
                 if request["moment"]:
                     arm(*request["moment"])
                 os._exit(status_of(train))
+            if request.get("seconds"):
+                kill_after(child, request["seconds"])
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             stderr.seek(0)
             print(json.dumps({"status": status, "stderr": stderr.read()}), flush=True)
+
+
+def kill_after(child: int, seconds: float) -> None:
+    """Kill a child unless it ends before; it is left to be waited for."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
 
 
 def arm(place: str, count: int, name: str) -> None:

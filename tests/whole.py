@@ -27,7 +27,7 @@ class Workplace:
         """Run `python -m tometune.NAME override…`."""
         return self.python("-m", f"tometune.{name}", *overrides, env=env)
 
-    def train(self, *overrides: str, moment: Moment | None = None) -> tuple[int, str]:
+    def train(self, *overrides: str, moment: Moment | None = None, seconds: float | None = None) -> tuple[int, str]:
         """Run `train` in a fork of a process that has imported everything; returns its exit status and stderr."""
         if self._server is None:
             self._server = subprocess.Popen(
@@ -40,7 +40,7 @@ class Workplace:
             )
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        request = {"moment": moment, "overrides": overrides}
+        request = {"moment": moment, "seconds": seconds, "overrides": overrides}
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,18 +21,36 @@ if TYPE_CHECKING:
 @verb
 def main(config: Config) -> None:
     """Read the runs of a sweep, pair their scores by example, compare, write it all down; publish it if asked to."""
-    from tometune.reporting.report import build, write
-    from tometune.reporting.tables import print_report
     from tometune.tracking import check_tracker
 
     folder = sweep_folder(config)
     if config.publish is not None:
         check_tracker(publisher(config))
+    write_all(folder, config)
+
+
+def write_all(folder: Path, config: Config) -> None:
+    """Build the report of a sweep's folder, print it, write its files, and publish it if asked to.
+
+    Raises:
+        UserError: the runs cannot be read or compared, or the tracker cannot be had.
+    """
+    from tometune.reporting.report import build, write
+    from tometune.reporting.tables import print_report
+
     report = build(folder, config.eval.resamples, config.eval.confidence)
     print_report(report.table)
     print(f"{write(report)} (and table.md, table.csv, table.json beside it)")
     if config.publish is not None:
         publish(report, config)
+
+
+def tell(folder: Path, config: Config) -> None:
+    """Report on a sweep whose runs have just ended; where that cannot be done, say why in one line."""
+    try:
+        write_all(folder, config)
+    except UserError as error:
+        print(f"no report: {error}", file=sys.stderr)
 
 
 def sweep_folder(config: Config) -> Path:

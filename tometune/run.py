@@ -146,6 +146,11 @@ class Run:
             )
         return cls(run_id, folder, digest, record)
 
+    def reload(self) -> None:
+        """Read the record again: another process may have written it since."""
+        if (self.folder / "run.json").exists():
+            self.record = read_record(self.folder)
+
     @property
     def completed(self) -> bool:
         """Whether the run has nothing left to do."""

@@ -5,27 +5,66 @@ from dataclasses import asdict
 from functools import partial
 
 from tometune.config.errors import UserError
-from tometune.config.main import verb
+from tometune.config.jobs import Jobs
+from tometune.config.main import Hooks, verb
 from tometune.config.root import Config
 from tometune.imports import quick_imports
 from tometune.inputs import cache_folder, fingerprints
 from tometune.run import Run, plain
+from tometune.sweep import around
+from tometune.sweep.lock import BusyError
 
 log = logging.getLogger(__name__)
 
 
-@verb
-def main(config: Config) -> None:
-    """Carry the experiment out, or find that it is done, and show what came of it."""
-    run = find_run(config)
-    if run.completed:
-        log.info("%s: finished on %s, nothing to do", run.folder, run.record["finished"])
-    else:
-        check(run, config)
-        experiment(run, config)
-    from tometune.evaluation.table import print_run
+def before_sweep(jobs: Jobs) -> bool:
+    """Called once before the runs of a sweep, where the command was started; returns whether there is one to make."""
+    return around.begin(jobs)
 
-    print_run(run.folder, run.record, config.eval)
+
+def after_sweep(jobs: Jobs) -> int:
+    """Report on the sweep, say what is missing, and return the command's exit status.
+
+    Called once after the runs, where the command was started.
+    """
+    from tometune import report
+
+    for folder in around.folders(jobs):
+        report.tell(folder, jobs.config)
+    return around.end(jobs)
+
+
+@partial(verb, hooks=Hooks(before_sweep, after_sweep))
+def main(config: Config) -> float | None:
+    """Carry the experiment out, or find that it is done, and show what came of it.
+
+    Returns:
+        ROUGE-L after training, which is what a search goes by; None where the run is left to another process.
+    """
+    run = find_run(config)
+    done_before = run.completed
+    reason = None if done_before else around.left_alone(run, config)
+    if done_before:
+        log.info("%s: finished on %s, nothing to do", run.folder, run.record["finished"])
+    elif reason is not None:
+        log.info("%s: failed and is left so (sweep.retry_failed=false): %s", run.folder, reason)
+        return None
+    else:
+        try:
+            with around.attempt(run, config):
+                if not run.completed:  # by another process, just before this one came
+                    check(config)
+                    experiment(run, config)
+        except BusyError as busy:
+            if config.sweep.name is None:
+                raise
+            log.info("%s: %s is at it; left to that one", run.folder, busy.owner or "another process")
+            return None
+    if config.sweep.name is None or not done_before:
+        from tometune.evaluation.table import print_run
+
+        print_run(run.folder, run.record, config.eval)
+    return float(run.record["eval"]["tuned"]["rougeL"])
 
 
 def find_run(config: Config) -> Run:
@@ -45,17 +84,16 @@ def find_run(config: Config) -> Run:
         raise
 
 
-def check(run: Run, config: Config) -> None:
+def check(config: Config) -> None:
     """Find what stops the run on this machine before anything slow is imported, downloaded or made.
 
     Raises:
-        UserError: a folder, a GPU, a package, a key or the hub is missing; the line names the fix.
+        UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
     """
     from tometune.models.load import check_machine, check_source
     from tometune.tracking import check_tracker
     from tometune.training.requirements import check_optimiser
 
-    run.check_writable()
     check_machine(config.model)
     check_optimiser(config.trainer)
     check_tracker(config.tracking)

@@ -8,7 +8,8 @@ import pytest
 
 from tometune.__main__ import verbs
 from tometune.config.errors import UserError
-from tometune.config.main import RESUMED, name_of, report, slug
+from tometune.config.jobs import slug
+from tometune.config.main import RESUMED, name_of, report
 from tometune.config.model import Backend
 from tometune.config.root import Config
 

@@ -77,6 +77,9 @@ class EvalConfig:
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """Task set by task name; add one with `+eval/task@eval.tasks.NAME=jsonl eval.tasks.NAME.path=…`."""
 
+    validation: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Whether the tasks are made for choosing settings by, and none of their examples is in a test task."""
+
     base: bool = True
     """Score the base model too: a table without "before" says nothing."""
 

@@ -5,26 +5,24 @@ import functools
 import io
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser  # the parser that hydra.main uses; there is no public name for it
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from tometune.config.checks import check
 from tometune.config.errors import ConfigError, UserError
+from tometune.config.jobs import Jobs, jobs_of, to_config
 from tometune.config.messages import COMPOSITION_ERRORS, explain, one_line
 from tometune.config.overrides import CommandLine, find_problems, passes_unseen
 from tometune.config.root import Config
-from tometune.config.store import ADHOC, CONFIG_NAME, conf_dir, register, typed
+from tometune.config.store import CONFIG_NAME, conf_dir, register
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,22 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
 
 
-def verb(task: Callable[[Config], None]) -> Callable[[], None]:
+@dataclass(frozen=True)
+class Hooks:
+    """What a verb does around a sweep, once, in the process that the user started."""
+
+    before: Callable[[Jobs], bool]
+    """Called before the first run; returns whether anything is to be run at all."""
+
+    after: Callable[[Jobs], int]
+    """Called after the last run, whatever became of them; returns the command's exit status."""
+
+
+Task = Callable[[Config], object]
+"""A verb's own function; what it returns is the objective of a search."""
+
+
+def verb(task: Task, hooks: Hooks | None = None) -> Callable[[], None]:
     """Make a command of `task`: it composes the config from the command line, checks it and hands it over.
 
     The command exits with status 2 and one line a mistake where the input or the config is wrong, 1 and one line
@@ -47,14 +60,14 @@ def verb(task: Callable[[Config], None]) -> Callable[[], None]:
 
     @functools.wraps(task)
     def command() -> None:
-        status = _run(task)
+        status = _run(task, hooks)
         if status != DONE:
             sys.exit(status)
 
     return command
 
 
-def _run(task: Callable[[Config], None]) -> int:
+def _run(task: Task, hooks: Hooks | None) -> int:
     """Carry the command out and return its exit status."""
     register()
     OmegaConf.register_new_resolver("verb", functools.partial(summary, task), replace=True)
@@ -64,6 +77,9 @@ def _run(task: Callable[[Config], None]) -> int:
         line = _command_line()
         if line.multirun or passes_unseen(line.overrides):  # else a sweep's folder is made, or Hydra raises nothing
             _raise(find_problems(line))
+        jobs = _sweep(line) if hooks is not None and not line.only_shows else None
+        if hooks is not None and jobs is not None and not hooks.before(jobs):
+            return hooks.after(jobs)
         with _environment(FULL_ERROR, "1"):
             decorate = hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")
             command = decorate(_job(task, wanted, statuses))
@@ -75,7 +91,11 @@ def _run(task: Callable[[Config], None]) -> int:
                 _raise(find_problems(line), error)
                 if isinstance(error, COMPOSITION_ERRORS):
                     _raise([explain(error, line.folders)], error)
-                raise
+                if jobs is None:
+                    raise
+                report(error, wanted == "1")  # a launcher broke; what its runs came to is told below
+        if hooks is not None and jobs is not None:
+            return hooks.after(jobs)
     except (Exception, KeyboardInterrupt) as error:
         return report(error, wanted == "1", resumed=name_of(task) == RESUMED)
     if len(statuses) > 1 and any(statuses):
@@ -83,54 +103,39 @@ def _run(task: Callable[[Config], None]) -> int:
     return max(statuses, key=(DONE, WRONG_INPUT, FAILED).index, default=DONE)
 
 
-def _job(task: Callable[[Config], None], wanted: str | None, statuses: list[int]) -> Callable[[DictConfig], None]:
-    """Return what Hydra runs for each config; it reports its own errors, so that Hydra goes on with the next job."""
-    parent = os.getpid()
+def _sweep(line: CommandLine) -> Jobs | None:
+    """Return the runs of a sweep; None for a single run, or where Hydra will say what is wrong with the line."""
+    try:
+        return jobs_of(line)
+    except COMPOSITION_ERRORS:
+        return None
+
+
+def _job(task: Task, wanted: str | None, statuses: list[int]) -> Callable[[DictConfig], object]:
+    """Return what Hydra runs for each config; it reports its own errors, so that Hydra goes on with the next job.
+
+    A launcher pickles it into other processes, where `statuses` is a copy that nobody reads: what became of those
+    runs is in their folders.
+    """
 
     @functools.wraps(task)
-    def job(composed: DictConfig) -> None:
+    def job(composed: DictConfig) -> object:
+        found = None
         try:
+            os.chdir(
+                HydraConfig.get().runtime.cwd
+            )  # where the command was given: a ray cluster's workers are elsewhere
             with _environment(FULL_ERROR, wanted):
-                config = to_config(composed)
+                config = to_config(composed, HydraConfig.get())
                 check(config)
-                task(config)
+                found = task(config)
             status = DONE
         except Exception as error:
-            if os.getpid() != parent:  # a launcher's worker: the error goes to the parent by way of Hydra
-                raise
             status = report(error, wanted == "1")
         statuses.append(status)
+        return found
 
     return job
-
-
-def to_config(composed: DictConfig) -> Config:
-    """Turn what Hydra composed for this job into dataclasses.
-
-    A model whose id was set on the command line, but not its name, is named by the last part of its id; the jobs of
-    a sweep without a name share the name `adhoc`.
-
-    Raises:
-        ConfigError: a value cannot be resolved.
-    """
-    try:
-        config = typed(composed)
-    except OmegaConfBaseException as error:
-        raise ConfigError([explain(error, [conf_dir()])]) from error
-    hydra_config = HydraConfig.get()
-    parser = OverridesParser.create()
-    keys = {override.key_or_group for override in parser.parse_overrides(list(hydra_config.overrides.task))}
-    if "model.id" in keys and "model.name" not in keys:
-        config.model.name = slug(config.model.id)
-    if hydra_config.mode == RunMode.MULTIRUN and config.sweep.name is None:
-        config.sweep.name = ADHOC
-    return config
-
-
-def slug(model_id: str) -> str:
-    """Return a file name for a hub id or a folder: its last part, in lower case."""
-    last = Path(model_id).expanduser().resolve().name
-    return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._") or "model"
 
 
 def report(error: BaseException, traceback_wanted: bool, resumed: bool = False) -> int:
@@ -155,12 +160,12 @@ def report(error: BaseException, traceback_wanted: bool, resumed: bool = False) 
     return FAILED
 
 
-def name_of(task: Callable[[Config], None]) -> str:
+def name_of(task: Task) -> str:
     """Return the name of the verb: of the file its task is in, also where that runs as `__main__`."""
     return Path(sys.modules[task.__module__].__file__ or "").stem
 
 
-def summary(task: Callable[[Config], None]) -> str:
+def summary(task: Task) -> str:
     """Return the first line of the docstring of the task's module."""
     return (sys.modules[task.__module__].__doc__ or "").strip().partition("\n")[0]
 
@@ -187,7 +192,8 @@ def _command_line() -> CommandLine:
     if folder is not None and not folder.is_dir():
         raise UserError(f"--config-dir={arguments.config_dir}: no such folder")
     several = arguments.multirun or any(text.startswith("+sweep=") for text in arguments.overrides)
-    return CommandLine(arguments.overrides, several, folder)
+    shows = (arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)
+    return CommandLine(arguments.overrides, several, folder, any(shows))
 
 
 def _raise(problems: list[str], cause: Exception | None = None) -> None:

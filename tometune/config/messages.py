@@ -22,6 +22,7 @@ from omegaconf.errors import (
 from yaml import MarkedYAMLError, YAMLError
 
 from tometune.config.errors import did_you_mean, nearest
+from tometune.config.plugins import missing_plugin
 from tometune.config.root import Config
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -141,6 +142,9 @@ def explain(error: BaseException, folders: Sequence[Path]) -> str:
     for cause in chain:
         if isinstance(cause, MissingConfigException):
             group, _, option = (cause.missing_cfg_file or "").rpartition("/")
+            plugin = missing_plugin(f"{group}={option}")  # chosen by a file of a sweep, not on the command line
+            if plugin is not None:
+                return plugin
             return f"{group}={option}: no such option{did_you_mean(option, cause.options or [])}"
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return where + _explain_key(cause, cause.full_key)

@@ -33,6 +33,7 @@ from tometune.config.messages import (
     unknown_key,
     wrong_value,
 )
+from tometune.config.plugins import missing_plugin
 from tometune.config.store import CONFIG_NAME, conf_dir, typed
 
 POOL = "data.pool"
@@ -54,6 +55,9 @@ class CommandLine:
 
     extra_folder: Path | None = None
     """A folder of YAML files searched beside `conf/` (`--config-dir`)."""
+
+    only_shows: bool = False
+    """Whether nothing is run: `--help`, `--cfg job` and the like."""
 
     @property
     def folders(self) -> list[Path]:
@@ -185,7 +189,10 @@ class _Examination:
         options = sorted(self._options(group, ObjectType.CONFIG))
         value = override.value()
         for option in value if isinstance(value, list) else [value]:
-            if option not in options:
+            plugin = missing_plugin(f"{key}={option}")
+            if plugin is not None:
+                yield plugin
+            elif option not in options:
                 near = did_you_mean(str(option), options)
                 if group == "model" and "/" in str(option):
                     near = f"; for a hub id or a folder write model.id={option}"

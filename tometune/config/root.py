@@ -34,6 +34,9 @@ class SweepConfig:
     name: str | None = None
     """Folder under `paths.multirun`; null means a single run under `paths.outputs`. `report` reads that folder."""
 
+    retry_failed: bool = True
+    """Whether the same command tries failed runs again; false leaves them as they are and lists them."""
+
 
 @dataclass
 class PathsConfig:

@@ -15,10 +15,8 @@ ADHOC = "adhoc"
 
 
 def register() -> None:
-    """Register the typed root node, which makes unknown keys and wrong types fail, and the resolvers of train.yaml."""
+    """Register the typed root node, which makes unknown keys and wrong types fail."""
     ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("sweep_folder", lambda name: name or ADHOC, replace=True)
-    OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=True)
 
 
 def conf_dir() -> Path:
@@ -39,3 +37,10 @@ def typed(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed)))
     assert isinstance(config, Config)
     return config
+
+
+# At import, not in register(): a launcher's worker composes configs too, and imports this module but runs no verb.
+OmegaConf.register_new_resolver(
+    "sweep_folder", lambda here, multirun, name: str(Path(here, multirun, name or ADHOC)), replace=True
+)
+OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=True)

@@ -1,0 +1,185 @@
+"""Each launcher's preset: two runs that end as those of the plain one, and one line where its package is missing."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import pytest
+import submitit
+from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from omegaconf import OmegaConf
+
+from tests.whole import Workplace, adapter_of, record_of, scores_of
+from tometune.config.jobs import jobs_of
+from tometune.config.messages import explain
+from tometune.config.overrides import CommandLine, find_problems
+from tometune.config.plugins import PLUGINS, Plugin
+from tometune.config.store import conf_dir, register
+
+register()
+
+TASKS = ("~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.tasks.data_to_text")
+SWEEP = ("-m", "+experiment=smoke", *TASKS, "eval.base=false", "eval.limit=1", "trainer.max_steps=2", "seed=0,1")
+RAY = importlib.util.find_spec("ray") is not None and importlib.util.find_spec("hydra_plugins.hydra_ray_launcher")
+needs_ray = pytest.mark.skipif(not RAY, reason="ray is not installed: pip install tometune[ray]")
+PRESETS = sorted(path.stem for path in (conf_dir() / "hydra" / "launcher").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    made = Workplace(tmp_path_factory.mktemp("launchers"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def basic(place: Workplace) -> dict[str, Path]:
+    """The two runs, one after the other in one process, by their ids."""
+    status, stderr = place.train(*SWEEP, "sweep.name=basic")
+    assert status == 0, stderr
+    return runs_in(place, "basic")
+
+
+def runs_in(place: Workplace, name: str) -> dict[str, Path]:
+    return {path.parent.name: path.parent for path in sorted(place.folder.glob(f"multirun/{name}/*/run.json"))}
+
+
+NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
+LAUNCHERS = [
+    ("processes", []),
+    ("submitit", []),
+    pytest.param("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"], marks=needs_ray),
+]
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("name", "more"), LAUNCHERS)
+def test_two_runs(place: Workplace, basic: dict[str, Path], name: str, more: list[str]) -> None:
+    launcher = (f"sweep.name={name}", f"hydra/launcher={name}", *more)
+    done = place.verb("train", *SWEEP, *launcher)
+    assert done.returncode == 0, done.stderr
+    check_runs(place, basic, name, done.stderr)
+    again = place.train(*SWEEP, *launcher)
+    assert again == (0, f"sweep multirun/{name}: 2 runs, 2 completed\n")
+
+
+@pytest.mark.whole
+def test_what_fails_in_a_process_of_its_own_is_told_at_the_end(place: Workplace, basic: dict[str, Path]) -> None:
+    """The base has 1,000 rows, which a run finds out where it runs."""
+    launcher = ("sweep.name=failing", "hydra/launcher=processes")
+    done = place.verb("train", *SWEEP, "data.rows=64,100000", *launcher)
+    check_runs(place, basic, "failing", done.stderr)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[-3] == "2 of 4 runs are missing:", done.stderr
+    assert all("failed: data.base.rows=100000: the base has 1,000" in line for line in lines[-2:])
+
+
+@needs_ray
+@pytest.mark.whole
+def test_a_ray_cluster_that_is_up(place: Workplace, basic: dict[str, Path]) -> None:
+    ray = Path(sys.executable).with_name("ray")
+    folder = tempfile.mkdtemp(prefix="ray")  # sockets lie in it, whose paths may not be long
+    start = [ray, "start", "--head", "--port=6399", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "127.0.0.1:6399"}
+    head = subprocess.Popen([*start, "--block"], env={**place.env, **settings}, stdout=subprocess.PIPE, text=True)
+    try:
+        assert head.stdout is not None
+        assert any("Ray runtime started" in line for line in head.stdout)
+        launcher = ("sweep.name=cluster", "hydra/launcher=ray_cluster", NO_GPU)
+        done = place.verb("train", *SWEEP, *launcher, env=settings)
+        assert done.returncode == 0, done.stderr
+        check_runs(place, basic, "cluster", done.stderr)
+    finally:
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            process.kill()
+        head.communicate()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_runs(place: Workplace, basic: dict[str, Path], name: str, stderr: str) -> None:
+    """Check that the runs are those of the plain sweep."""
+    runs = runs_in(place, name)
+    assert sorted(runs) == sorted(basic), stderr
+    for run_id, run in runs.items():
+        assert record_of(run)["status"] == "completed"
+        assert adapter_of(run) == adapter_of(basic[run_id])
+        assert scores_of(run) == scores_of(basic[run_id])
+
+
+def test_every_preset_is_in_the_list_of_plugins() -> None:
+    assert {f"hydra/launcher={name}" for name in PRESETS} <= set(PLUGINS)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if RAY or not name.startswith("ray")])
+def test_a_preset_composes_and_its_launcher_can_be_made(name: str) -> None:
+    jobs = jobs_of(CommandLine(["model=tiny", "eval=pydocs", "+sweep=table", f"hydra/launcher={name}"]))
+    assert jobs is not None
+    assert (jobs.launcher, len(jobs.known)) == (name, 9)
+
+
+def test_what_slurm_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch file that submitit writes, with sbatch taken out of its hands."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/batch.sh\necho "Submitted batch job 7"\nexit 0\n')
+    srun = sbatch.with_name("srun")
+    srun.write_text("#!/bin/sh\n")
+    for script in (sbatch, srun):
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], return_hydra_config=True)
+    params = OmegaConf.to_container(config.hydra.launcher)
+    assert isinstance(params, dict)
+    general = set(OmegaConf.structured(BaseQueueConf))
+    executor = submitit.AutoExecutor(folder=tmp_path, cluster="slurm", slurm_max_num_timeout=params["max_num_timeout"])
+    left_out = {"_target_", "submitit_folder", "max_num_timeout", "name"}
+    executor.update_parameters(
+        **{str(key) if key in general else f"slurm_{key}": params[key] for key in params if key not in left_out}
+    )
+    executor.map_array(print, range(9))
+    text = (tmp_path / "batch.sh").read_text()
+    for line in (
+        "array=0-8%9",
+        "gpus-per-node=1",
+        "nodes=1",
+        "partition=gpu",
+        "time=720",
+        "requeue",
+        "signal=USR2@120",
+    ):
+        assert f"#SBATCH --{line}\n" in text, text
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ("hydra/launcher=slurm", 'needs hydra-submitit-launcher; pip install "tometune[slurm]"'),
+        ("hydra/launcher=ray_cluster", 'needs hydra-ray-launcher; pip install "tometune[ray]"'),
+        ("hydra/launcher=joblib", "needs hydra-joblib-launcher; pip install hydra-joblib-launcher"),
+        ("hydra/sweeper=optuna", 'needs hydra-optuna-sweeper; pip install "tometune[optuna]"'),
+    ],
+)
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, choice: str, says: str) -> None:
+    def not_there(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr("tometune.config.plugins.metadata.version", not_there)
+    assert find_problems(CommandLine([choice], multirun=True)) == [f"{choice}: {says}"]
+
+
+def test_a_package_that_a_sweeps_file_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = MissingConfigException("not found", missing_cfg_file="hydra/launcher/submitit_slurm", options=[])
+    monkeypatch.setitem(PLUGINS, "hydra/launcher=submitit_slurm", Plugin("no-such-package", '"tometune[slurm]"'))
+    assert explain(error, []) == 'hydra/launcher=submitit_slurm: needs no-such-package; pip install "tometune[slurm]"'

@@ -1,0 +1,126 @@
+"""One process a run, told with real processes: what the second one sees, and that a dead owner's lock is free."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tometune.sweep.lock import BusyError, owned, owner_of
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from tometune.sweep.lock import owned
+with owned(Path(sys.argv[1])):
+    if "child" in sys.argv:
+        if os.fork() == 0:
+            time.sleep(5)  # as a worker that notices its parent's death a little later
+            os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+Hold = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def hold() -> Iterator[Hold]:
+    """Return a function that starts a process which holds a run's lock."""
+    started = []
+
+    def start(folder: Path, *words: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", HOLD, str(folder), *words]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_second_process_is_told_who_has_it(tmp_path: Path, hold: Hold) -> None:
+    run = tmp_path / "run"
+    process = hold(run)
+    with pytest.raises(BusyError) as error, owned(run):
+        pass
+    host = socket.gethostname()
+    assert str(error.value).startswith(f"{run}: process {process.pid} on {host} (since 2")
+    owner = owner_of(run)
+    assert owner is not None
+    assert (owner.host, owner.pid) == (host, process.pid)
+    assert json.loads((run / ".lock").read_text())["pid"] == process.pid, "the loser left it as it was"
+
+
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGTERM])
+def test_a_dead_owners_lock_is_taken_over(tmp_path: Path, hold: Hold, way: signal.Signals) -> None:
+    process = hold(tmp_path)
+    process.send_signal(way)
+    process.wait()
+    assert (tmp_path / ".lock").exists()
+    assert owner_of(tmp_path) is None
+    with owned(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_dead_owners_children_do_not_have_it(tmp_path: Path, hold: Hold) -> None:
+    process = hold(tmp_path, "child")
+    process.kill()
+    process.wait()
+    start = time.monotonic()
+    with owned(tmp_path):
+        assert time.monotonic() - start < 1
+
+
+def test_an_owner_on_another_host_is_not_taken_for_dead(tmp_path: Path, hold: Hold) -> None:
+    hold(tmp_path)
+    owner = {"host": "elsewhere", "pid": 1, "since": "2026-01-01T00:00:00+00:00"}
+    (tmp_path / ".lock").write_text(json.dumps(owner))
+    start = time.monotonic()
+    with pytest.raises(BusyError, match="process 1 on elsewhere"), owned(tmp_path):
+        pass
+    assert time.monotonic() - start < 1
+
+
+def test_a_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
+    with owned(tmp_path / "outputs" / "run"):
+        assert (tmp_path / "outputs" / "run" / ".lock").exists()
+    assert list(tmp_path.iterdir()) == []
+    with owned(tmp_path / "outputs" / "run"):
+        (tmp_path / "outputs" / "run" / "run.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "outputs" / "run").iterdir()] == ["run.json"]
+
+
+def test_of_many_at_once_one_has_it_at_a_time(tmp_path: Path) -> None:
+    """Eight processes take turns by trying again; none ever meets another inside."""
+    code = """
+import os, sys, time
+from pathlib import Path
+from tometune.sweep.lock import BusyError, owned
+folder, done = Path(sys.argv[1]), 0
+while done < 20:
+    try:
+        with owned(folder / "run"):
+            inside = os.open(folder / "inside", os.O_CREAT | os.O_EXCL)  # fails if another is inside
+            os.close(inside)
+            os.unlink(folder / "inside")
+            done += 1
+    except BusyError:
+        time.sleep(0.001)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    for process in processes:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+    assert list(tmp_path.iterdir()) == []

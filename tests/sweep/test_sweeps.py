@@ -1,0 +1,160 @@
+"""Whole sweeps on tiny weights: skipped, retried, left, shared by two processes, and what the end says."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.whole import Workplace, adapter_of, record_of
+
+pytestmark = pytest.mark.whole
+
+ONE_TASK = ("~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.tasks.data_to_text")
+QUICK = ("+experiment=smoke", *ONE_TASK, "eval.base=false", "eval.limit=1", "trainer.max_steps=2")
+"""A run of two steps, scored on one example."""
+
+BREAK = "data.rows=64,100000"
+"""The second value is more than the base has: the run ends before it has a folder."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    made = Workplace(tmp_path_factory.mktemp("sweeps"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def finished(place: Workplace) -> Path:
+    """A sweep of two seeds, finished; its folder."""
+    status, stderr = place.train("-m", *QUICK, "seed=0,1", "sweep.name=finished")
+    assert status == 0, stderr
+    return place.folder / "multirun" / "finished"
+
+
+def runs_in(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: record_of(path.parent) for path in sorted(folder.glob("*/run.json"))}
+
+
+def test_every_cell_is_listed_and_done(finished: Path) -> None:
+    listed = [entry["run_id"] for entry in json.loads((finished / "sweep.json").read_text())["cells"]]
+    assert sorted(listed) == sorted(runs_in(finished))
+    assert [record["status"] for record in runs_in(finished).values()] == ["completed"] * 2
+    assert not list(finished.glob("*/.lock"))
+
+
+def test_the_same_command_again_runs_nothing_and_imports_no_torch(place: Workplace, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    watch = place.folder / "watch.py"
+    watch.write_text(
+        "import runpy, sys, time\n"
+        "start = time.perf_counter()\n"
+        "runpy.run_module('tometune.train', run_name='__main__', alter_sys=True)\n"
+        "print('heavy:', *sorted({'torch', 'transformers', 'trl', 'datasets', 'wandb'} & set(sys.modules)))\n"
+    )
+    done = place.python(str(watch), "-m", *QUICK, "seed=0,1", "sweep.name=finished")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == ["sweep multirun/finished: 2 runs, 2 completed"]
+    assert done.stdout.splitlines()[-1] == "heavy:"
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert {path for path in after if after[path] != before.get(path)} <= {finished / ".sweep.lock"}
+
+
+def test_a_larger_sweep_of_the_same_name_runs_what_is_new(place: Workplace, finished: Path) -> None:
+    attempts = {name: record["attempts"] for name, record in runs_in(finished).items()}
+    status, stderr = place.train("-m", *QUICK, "seed=0,1,2", "sweep.name=finished")
+    assert status == 0, stderr
+    assert "3 runs, 2 completed, 1 not started" in stderr
+    assert stderr.count("nothing to do") == 2
+    now = runs_in(finished)
+    assert len(now) == 3
+    assert {name: now[name]["attempts"] for name in attempts} == attempts
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(place: Workplace) -> None:
+    sweep = ("-m", *QUICK, "seed=0,1", BREAK, "sweep.name=failing")
+    status, stderr = place.train(*sweep)
+    folder = place.folder / "multirun" / "failing"
+    assert status == 1, stderr
+    assert len(runs_in(folder)) == 2
+    assert "Traceback" not in stderr
+    lines = stderr.splitlines()
+    assert lines[-3] == "2 of 4 runs are missing:"
+    for line in lines[-2:]:
+        assert re.match(r"  tiny-pydocs_64-s[01]-\w{8}: failed: data\.base\.rows=100000: the base has 1,000 ", line)
+    cells = json.loads((folder / "sweep.json").read_text())["cells"]
+    assert ["error" in cell for cell in cells] == [False, True, False, True]
+
+
+def test_failed_cells_are_tried_again_unless_told_not_to(place: Workplace) -> None:
+    sweep = ("-m", *QUICK, "seed=7,8", "sweep.name=retried")
+    folder = place.folder / "multirun" / "retried"
+    status, stderr = place.train(*sweep, moment=("tometune.training.sft:save_adapter", 1, "SIGKILL"))
+    assert status == -9
+    (run,) = folder.glob("*/run.json")
+    record = json.loads(run.read_text())
+    run.write_text(json.dumps(record | {"status": "failed", "error": "RuntimeError: boom"}))
+
+    status, stderr = place.train(*sweep, "sweep.retry_failed=false")
+    assert status == 1
+    assert f"{run.parent.name}: failed: RuntimeError: boom" in stderr
+    assert record_of(run.parent)["attempts"] == 1
+    assert sorted(entry["status"] for entry in runs_in(folder).values()) == ["completed", "failed"]
+
+    status, stderr = place.train(*sweep)
+    assert status == 0, stderr
+    assert record_of(run.parent)["attempts"] == 2
+    assert "error" not in record_of(run.parent)
+
+
+def test_two_processes_share_a_sweep(place: Workplace) -> None:
+    """Both start at once; each cell is run once, by either, and the ends add up."""
+    command = [sys.executable, "-m", "tometune.train", "-m", *QUICK, "seed=0,1,2,3", "sweep.name=shared"]
+    options: dict[str, Any] = {"env": place.env, "cwd": place.folder, "text": True, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) for _ in range(2)]
+    outcomes = []
+    for process in processes:
+        _, stderr = process.communicate(timeout=250)
+        outcomes.append((process.returncode, stderr))
+    records = runs_in(place.folder / "multirun" / "shared")
+    assert [(entry["status"], entry["attempts"]) for entry in records.values()] == [("completed", 1)] * 4, outcomes
+    begun = [re.findall(r"^training: ", stderr, re.MULTILINE) for _, stderr in outcomes]
+    assert len(begun[0]) + len(begun[1]) == 4
+    assert all(begun), "both had a share"
+    pids = {str(process.pid) for process in processes}
+    left = re.findall(r"process (\d+) on \S+ is at it; left to that one", "".join(stderr for _, stderr in outcomes))
+    assert left
+    assert set(left) <= pids
+    assert min(status for status, _ in outcomes) == 0, "the last to end finds nothing missing"
+    for status, stderr in outcomes:
+        assert (status == 1) == ("running elsewhere: process " in stderr)
+
+
+def test_a_second_terminal_is_told_who_is_at_a_single_run(place: Workplace) -> None:
+    long = (*QUICK, "trainer.max_steps=400", "paths.outputs=single")
+    command = [sys.executable, "-m", "tometune.train", *long]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    first = subprocess.Popen(command, env=place.env, cwd=place.folder, **quiet)
+    try:
+        while not list(place.folder.glob("single/*/.lock")):
+            time.sleep(0.05)
+        status, stderr = place.train(*long)
+        assert status == 2
+        line = stderr.splitlines()[-1]
+        assert re.match(rf"single/tiny-\S+: process {first.pid} on \S+ \(since \S+\) is at this run; wait", line), line
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_the_runs_of_a_sweep_are_those_of_single_commands(place: Workplace, finished: Path) -> None:
+    status, stderr = place.train(*QUICK, "seed=1")
+    assert status == 0, stderr
+    single = place.run_folder()
+    assert adapter_of(single) == adapter_of(finished / single.name)

@@ -1,0 +1,124 @@
+"""Before and after the runs of a sweep, in the process that the user started; and around each run, wherever it is."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from tometune.config.errors import UserError
+from tometune.config.jobs import Jobs
+from tometune.config.root import Config
+from tometune.run import Run, runs_folder
+from tometune.sweep.cells import Cell, cell_of, cells_of, list_cells, note_error, read_cells
+from tometune.sweep.lock import owned
+from tometune.sweep.states import State, missing, standing
+
+
+def begin(jobs: Jobs) -> bool:
+    """List the cells of a command in sweep.json and return whether any of them is left to run.
+
+    Raises:
+        UserError: a search would choose by the test tasks, or sweep.json is broken.
+    """
+    if jobs.search:
+        check_search(jobs.config)
+        return True
+    left = 0
+    for folder, cells in cells_of(jobs.known).items():
+        list_cells(folder, cells)
+        standings = [standing(folder, cell) for cell in cells]
+        left += len(missing(standings))
+        counts = Counter(entry.state for entry in standings)
+        states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+        print(f"sweep {folder}: {len(cells)} runs, {states}", file=sys.stderr)
+    return left > 0
+
+
+def check_search(config: Config) -> None:
+    """Check that a search is not led by what the results are measured on.
+
+    Raises:
+        UserError: the tasks are not for validation.
+    """
+    if not config.eval.validation:
+        raise UserError(
+            f"eval={config.eval.name}: a search would pick its settings by the test tasks, whose scores would then "
+            "say too much; choose eval=pydocs_validation or hub_validation, or your own with eval.validation=true"
+        )
+
+
+def end(jobs: Jobs) -> int:
+    """Tell on stderr which runs are missing and why, and return the exit status: 0 only if none is.
+
+    It is 2 where wrong input or config kept every run from starting, else 1.
+    """
+    standings = [entry for folder, cells in _of(jobs).items() for entry in (standing(folder, cell) for cell in cells)]
+    gone = missing(standings)
+    if not gone:
+        return 0
+    print(f"{len(gone)} of {len(standings)} runs are missing:", file=sys.stderr)
+    for entry in gone:
+        print(entry.line(), file=sys.stderr)
+    return 2 if all(entry.wrong_input for entry in standings) else 1
+
+
+def folders(jobs: Jobs) -> list[Path]:
+    """Return the folders of a command's sweeps (one, unless its name is what differs) in which a run was completed."""
+    done = {
+        folder: [cell for cell in read_cells(folder) if standing(folder, cell).state is State.completed]
+        for folder in _of(jobs)
+    }
+    return [folder for folder, cells in done.items() if cells]
+
+
+def _of(jobs: Jobs) -> dict[Path, list[Cell]]:
+    """Return the cells of a command as they are listed now; of a search, all that its sweep has."""
+    if jobs.search:
+        folder = runs_folder(jobs.config)
+        return {folder: read_cells(folder)}
+    found = {}
+    for folder, cells in cells_of(jobs.known).items():
+        listed = {cell.run_id: cell for cell in read_cells(folder)}
+        found[folder] = [listed.get(cell.run_id, cell) if cell.run_id else cell for cell in cells]
+    return found
+
+
+@contextmanager
+def attempt(run: Run, config: Config) -> Iterator[None]:
+    """Be at a run while the body runs: alone, listed in its sweep, and with the reason kept if it ends early.
+
+    The record is read again once the run is ours: another process may just have finished it.
+
+    Raises:
+        BusyError: another process is at it.
+        UserError: the run's folder cannot be made or written.
+    """
+    run.check_writable()
+    with owned(run.folder):
+        run.reload()
+        if config.sweep.name is None:
+            yield
+            return
+        cell = cell_of(config, list(HydraConfig.get().overrides.task))
+        list_cells(run.folder.parent, [cell])
+        try:
+            yield
+        except Exception as error:
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            note_error(run.folder.parent, cell, " ".join(text.split()), 2 if isinstance(error, UserError) else 1)
+            raise
+
+
+def left_alone(run: Run, config: Config) -> str | None:
+    """Return why a run of a sweep is not tried again; None where it is."""
+    if config.sweep.name is None or config.sweep.retry_failed:
+        return None
+    listed = {cell.run_id: cell for cell in read_cells(run.folder.parent)}
+    cell = listed.get(run.id)
+    found = standing(run.folder.parent, cell) if cell else None
+    if found is None or found.state is not State.failed:
+        return None
+    return found.reason
