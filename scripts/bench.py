@@ -1,4 +1,4 @@
-"""Measure what the docs promise: rows/s of preparing, time to the first step, ROUGE pairs/s, peak memory.
+"""Measure what the docs promise: rows/s of preparing, time to the first step and to an answer, ROUGE, peak memory.
 
 Nothing is asserted: each figure, the median of some repetitions, stands beside its target. Every measurement runs in a
 fresh process, with a cache that is deleted at the end. Without --base and --pool, rows of the same shape are made up.
@@ -26,6 +26,13 @@ from tometune.provenance import git_state, versions
 
 MEASURES = Path(__file__).with_name("bench_measures.py")
 Result = dict[str, Any]
+
+ANSWERS = {
+    "--help": ("0", "--help"),
+    "--cfg job": ("0", "--cfg", "job"),
+    "an error in the config": ("2", "data=mix_30k", "trainer.lerning_rate=1"),
+}
+"""What `train` answers without loading anything: its exit status and arguments."""
 
 
 def main() -> None:
@@ -84,6 +91,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Result]:
     starts = [child("start", *mix, folder / "outputs")[0] for _ in range(options.repeat)]
     speeds = [child("prepare", model, base, rows)[0] for _ in range(options.repeat)]
     rouge = [child("rouge", options.pairs, one_core=True)[0] for _ in range(options.repeat)]
+    answers = {name: [child("answer", *words)[0] for _ in range(options.repeat)] for name, words in ANSWERS.items()}
     cores = len(os.sched_getaffinity(0))
     figures = [
         figure("standardise, template, tokenise", "rows/s", "≥", 4_000, per(speeds, "rows", "seconds")),
@@ -91,6 +99,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Result]:
         figure("second start to first step", "s", "≤", 5, [each["seconds"] for each in starts]),
         figure("  by CPU time", "s", "", None, [each["cpu_seconds"] for each in starts]),
         figure("  model load, not counted", "s", "", None, [each["model_load_seconds"] for each in starts]),
+        *(part for name, each in answers.items() for part in answer_figures(name, each)),
         figure("ROUGE-1/2/L on one core", "pairs/s", "≥", 15_000, per(rouge, "pairs", "seconds")),
         figure("  by CPU time", "pairs/s", "", None, per(rouge, "pairs", "cpu_seconds")),
         figure(f"peak memory for {3 * rows:,} rows", "GB", "≤", 3, [peak / 1e9]),
@@ -100,6 +109,14 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Result]:
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         figures.insert(-1, figure("  times as fast as rouge_score", "", "", None, ratios))
     return figures
+
+
+def answer_figures(name: str, results: list[Result]) -> list[Result]:
+    """Return the lines of the table for one command that answers at once."""
+    return [
+        figure(f"train: {name}", "s", "≤", 1.5, [each["seconds"] for each in results]),
+        figure("  by CPU time", "s", "", None, [each["cpu_seconds"] for each in results]),
+    ]
 
 
 def per(results: list[Result], what: str, seconds: str) -> list[float]:

@@ -25,8 +25,8 @@ def test_every_figure_has_a_target_and_its_circumstances(clean_env: dict[str, st
     assert written["data"] == "made-up rows of the same shape, 60 rows of the base; model=tiny"
     assert " cores, load " in written["machine"]
     assert "torch" in written["versions"]
-    units = {figure["unit"]: figure["target"] for figure in written["figures"] if figure["target"]}
-    assert units == {"rows/s": 4000, "s": 5, "pairs/s": 15_000, "GB": 3}
+    targets = [(figure["unit"], figure["target"]) for figure in written["figures"] if figure["target"]]
+    assert targets == [("rows/s", 4000), ("s", 5), *[("s", 1.5)] * 3, ("pairs/s", 15_000), ("GB", 3)]
     assert all(figure["median"] > 0 for figure in written["figures"])
     table = done.stdout[done.stdout.index("\nwhat ") :]
     assert max(map(len, table.splitlines())) <= 80

@@ -10,7 +10,6 @@ import torch
 from tometune.config.errors import UserError
 from tometune.config.model import Backend, ModelConfig, Precision, Quantization
 from tometune.models.load import check_machine, check_source, describe, fingerprint, load_model
-from tometune.models.transformers_backend import compute_dtype
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 
@@ -55,12 +54,6 @@ def test_only_a_model_on_the_hub_needs_the_hub(
     check_source(ModelConfig(id=str(tmp_path)))
     with pytest.raises(UserError, match=r"^model\.id=someone/thing: the model hub cannot be reached"):
         check_source(ModelConfig(id="someone/thing"))
-
-
-def test_precision_by_name_and_auto() -> None:
-    assert compute_dtype(Precision.bf16) is torch.bfloat16
-    assert compute_dtype(Precision.fp32) is torch.float32
-    assert compute_dtype(Precision.auto) in (torch.bfloat16, torch.float16, torch.float32)
 
 
 def test_a_folders_fingerprint_is_its_content(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class ModelConfig:
     """Branch, tag or commit of the hub repository; the resolved commit is recorded in run.json."""
 
     backend: Backend = Backend.auto
-    """`auto` takes Unsloth where there is a GPU and it is installed, else transformers."""
+    """`auto` is transformers for now; `unsloth` is refused with a line that says that it is not there yet."""
 
     quantization: Quantization = Quantization.nf4
     """`nf4` is QLoRA's 4-bit type (needs an NVIDIA GPU and bitsandbytes); `none` keeps `precision`."""
