@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from tometune.config.errors import UserError
 from tometune.config.root import Config
 from tometune.disk import disk_errors
+from tometune.distributed import is_first
 from tometune.provenance import git_state, versions
 
 SCHEMA = 1
@@ -172,7 +173,8 @@ class Run:
     def recording(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[None]:
         """Keep run.json true while the body runs: `running`, then `completed`, or `failed` with the reason.
 
-        A run that is killed or told to stop stays `running`: the same command goes on from where it was.
+        A run that is killed or told to stop stays `running`: the same command goes on from where it was. Of several
+        processes at the run only the first writes.
 
         Args:
             config: the whole config, stored as config.yaml.
@@ -182,6 +184,10 @@ class Run:
         Raises:
             SaveError: the disk is full; what was saved before is valid.
         """
+        if not is_first():
+            self.record = self._started(config, facts)
+            yield
+            return
         with disk_errors(self.folder):
             self.start(config, facts, manifest)
             try:
@@ -198,8 +204,13 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
         write_json(self.folder / "mix.json", manifest, indent=None)
+        self.record = self._started(config, facts)
+        self.save()
+
+    def _started(self, config: Config, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the record of a new attempt, with what earlier ones have come to."""
         before = self.record
-        self.record = {
+        return {
             "schema": SCHEMA,
             "run_id": self.id,
             "status": "running",
@@ -215,7 +226,6 @@ class Run:
             "finished": None,
             "attempts": before.get("attempts", 0) + 1,
         }
-        self.save()
 
     def add_scores(self, stage: str, scores: Mapping[str, Any]) -> None:
         """Record the scores of a stage, `base` or `tuned`, at once: they cost minutes to hours."""
@@ -227,8 +237,9 @@ class Run:
         self.record |= facts
 
     def save(self) -> None:
-        """Write run.json."""
-        write_json(self.folder / "run.json", self.record)
+        """Write run.json, from the first process."""
+        if is_first():
+            write_json(self.folder / "run.json", self.record)
 
     def finish(self, status: str, error: str | None = None) -> None:
         """Write the last word: `completed`, or `failed` with the reason in one line."""

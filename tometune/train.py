@@ -8,6 +8,8 @@ from tometune.config.errors import UserError
 from tometune.config.jobs import Jobs
 from tometune.config.main import Hooks, verb
 from tometune.config.root import Config
+from tometune.config.tracking import Tracker, TrackingConfig
+from tometune.distributed import agree, connect, first_alone, is_first
 from tometune.imports import quick_imports
 from tometune.inputs import cache_folder, fingerprints
 from tometune.run import Run, plain
@@ -41,9 +43,11 @@ def main(config: Config) -> float | None:
     Returns:
         ROUGE-L after training, which is what a search goes by; None where the run is left to another process.
     """
+    connect()
     run = find_run(config)
+    run.record = agree(run.record)
     done_before = run.completed
-    reason = None if done_before else around.left_alone(run, config)
+    reason = None if done_before else agree(around.left_alone(run, config))
     if done_before:
         log.info("%s: finished on %s, nothing to do", run.folder, run.record["finished"])
     elif reason is not None:
@@ -60,7 +64,7 @@ def main(config: Config) -> float | None:
                 raise
             log.info("%s: %s is at it; left to that one", run.folder, busy.owner or "another process")
             return None
-    if config.sweep.name is None or not done_before:
+    if is_first() and (config.sweep.name is None or not done_before):
         from tometune.evaluation.table import print_run
 
         print_run(run.folder, run.record, config.eval)
@@ -121,10 +125,11 @@ def experiment(run: Run, config: Config) -> None:
         from tometune.training.sft import fit
 
     cache = cache_folder(config)
-    tasks = load_tasks(config.eval, cache)
-    tokenizer = load_tokenizer(config.model, cache)
-    mix = build_mix(config.data, config.seeds.data, cache)
-    tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
+    with first_alone():  # the other processes of torchrun find it all in the cache
+        tasks = load_tasks(config.eval, cache)
+        tokenizer = load_tokenizer(config.model, cache)
+        mix = build_mix(config.data, config.seeds.data, cache)
+        tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     data = {"name": mix.name, "digest": mix.digest, **asdict(tokens.counts)}
 
     seed_everything(config.seeds.adapter)
@@ -133,7 +138,7 @@ def experiment(run: Run, config: Config) -> None:
     with (
         run.recording(config, {"model": describe(config.model, model), "data": data}, mix.manifest()),
         start_tracker(
-            config.tracking,
+            config.tracking if is_first() else TrackingConfig(tracker=Tracker.none),
             run_id=run.id,
             job_type="train",
             group=config.sweep.name or f"{config.model.name}-{config.data.name}",

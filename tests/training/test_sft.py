@@ -169,7 +169,7 @@ def test_no_default_of_a_library_reaches_the_training(monkeypatch: pytest.Monkey
     names = set(UnslothsDefaults.__annotations__)
     ours = arguments(settings(), torch.float32, tmp_path)
     assert all(getattr(ours, name) != getattr(UnslothsDefaults, name) for name in names), "each would show"
-    monkeypatch.setattr(sft, "SFTConfig", UnslothsDefaults)
+    monkeypatch.setattr(sft, "Arguments", UnslothsDefaults)
     theirs = arguments(settings(), torch.float32, tmp_path)
     assert {name: getattr(theirs, name) for name in names} == {name: getattr(ours, name) for name in names}
 

@@ -23,6 +23,7 @@ from tometune.config.messages import COMPOSITION_ERRORS, explain, one_line
 from tometune.config.overrides import CommandLine, find_problems, passes_unseen
 from tometune.config.root import Config
 from tometune.config.store import CONFIG_NAME, conf_dir, register
+from tometune.distributed import is_first, processes
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,8 @@ def _job(task: Task, wanted: str | None, statuses: list[int]) -> Callable[[DictC
             status = DONE
         except Exception as error:
             status = report(error, wanted == "1")
+            if processes() > 1:  # the others may be in the middle of it; torchrun ends them all
+                sys.exit(status)
         statuses.append(status)
         return found
 
@@ -149,7 +152,8 @@ def report(error: BaseException, traceback_wanted: bool, resumed: bool = False) 
     if traceback_wanted:
         traceback.print_exception(error)
     if isinstance(error, UserError):
-        print(error, file=sys.stderr)
+        if is_first():
+            print(error, file=sys.stderr)
         return WRONG_INPUT
     if isinstance(error, KeyboardInterrupt):
         print("interrupted" + ("; the same command goes on from what was saved" if resumed else ""), file=sys.stderr)

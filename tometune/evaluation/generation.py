@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.config.errors import UserError
+from tometune.distributed import gather, processes, rank
 from tometune.evaluation.prompts import Prompt, encode
 from tometune.evaluation.sampling import GumbelNoise
 
@@ -68,6 +69,8 @@ def generate(
 ) -> Generations:
     """Answer each conversation, greedily unless a temperature is given.
 
+    Of several processes each answers its share, and all of them return all answers.
+
     Args:
         model: a causal language model, with or without an adapter; its mode (train or eval) is given back.
         tokenizer: its tokenizer, with a chat template and a pad token.
@@ -86,15 +89,17 @@ def generate(
     prompts = [encode(tokenizer, messages, max_prompt_tokens) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids), reverse=True)
     config = greedy(model, tokenizer, max_new_tokens)
+    own = order[rank() :: processes()]
     answers: dict[int, Generation] = {}
     with _evaluating(model):
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
+        for first in range(0, len(own), batch_size):
+            batch = own[first : first + batch_size]
             noise = [GumbelNoise(temperature, seed, batch)] if temperature else []
             new = _answer(model, [prompts[index].ids for index in batch], config, noise)
             for index, ids in zip(batch, new, strict=True):
                 answers[index] = _decode(tokenizer, prompts[index], ids, config)
             advance(len(batch))
+    answers = dict(gather(list(answers.items())))
     return Generations([answers[index] for index in range(len(prompts))], time.perf_counter() - start)
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.config.eval import EvalConfig
+from tometune.distributed import by_first, is_first
 from tometune.evaluation.generation import Generations, generate
 from tometune.evaluation.metrics import Scores, score
 from tometune.evaluation.progress import answers_bar
@@ -68,7 +70,7 @@ def score_stage(
             key |= {"batch_size": config.batch_size}
             key |= {"temperature": config.temperature, "seed": seed} if config.temperature else {}
             path = folder / "eval" / stage / f"{task.name}.jsonl"
-            found = read_result(path, key)
+            found = by_first(partial(read_result, path, key))
             results[task.name] = found or _score_task(model, tokenizer, task, config, path, key, tell, seed)
             log.info("%s %s: %s%s", stage, task.name, results[task.name].line(), " (found)" if found else "")
     return _summary(tasks, results)
@@ -140,7 +142,8 @@ def _score_task(
         shortened=generations.shortened,
         unended=sum(not answer.ended for answer in generations.answers),
     )
-    write_result(path, key, _lines(task, generations, columns), result)
+    if is_first():
+        write_result(path, key, _lines(task, generations, columns), result)
     return result
 
 

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from tometune.config.errors import UserError
 from tometune.config.jobs import Jobs
 from tometune.config.root import Config
+from tometune.distributed import first_alone, is_first
 from tometune.run import Run, runs_folder
 from tometune.sweep.cells import Cell, cell_of, cells_of, list_cells, note_error, read_cells
 from tometune.sweep.lock import owned
@@ -20,6 +21,8 @@ from tometune.sweep.states import State, missing, standing
 def begin(jobs: Jobs) -> bool:
     """List the cells of a command in sweep.json and return whether any of them is left to run.
 
+    Under torchrun every process comes here; the first one writes and tells.
+
     Raises:
         UserError: a search would choose by the test tasks, or sweep.json is broken.
     """
@@ -28,12 +31,14 @@ def begin(jobs: Jobs) -> bool:
         return True
     left = 0
     for folder, cells in cells_of(jobs.known).items():
-        list_cells(folder, cells)
+        if is_first():
+            list_cells(folder, cells)
         standings = [standing(folder, cell) for cell in cells]
         left += len(missing(standings))
         counts = Counter(entry.state for entry in standings)
         states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
-        print(f"sweep {folder}: {len(cells)} runs, {states}", file=sys.stderr)
+        if is_first():
+            print(f"sweep {folder}: {len(cells)} runs, {states}", file=sys.stderr)
     return left > 0
 
 
@@ -57,7 +62,7 @@ def end(jobs: Jobs) -> int:
     """
     standings = [entry for folder, cells in _of(jobs).items() for entry in (standing(folder, cell) for cell in cells)]
     gone = missing(standings)
-    if not gone:
+    if not gone or not is_first():
         return 0
     print(f"{len(gone)} of {len(standings)} runs are missing:", file=sys.stderr)
     for entry in gone:
@@ -96,10 +101,13 @@ def attempt(run: Run, config: Config) -> Iterator[None]:
         BusyError: another process is at it.
         UserError: the run's folder cannot be made or written.
     """
-    run.check_writable()
-    with owned(run.folder):
-        run.reload()
-        if config.sweep.name is None:
+    with ExitStack() as stack:
+        with first_alone():
+            if is_first():
+                run.check_writable()
+                stack.enter_context(owned(run.folder))
+            run.reload()
+        if config.sweep.name is None or not is_first():
             yield
             return
         cell = cell_of(config, list(HydraConfig.get().overrides.task))

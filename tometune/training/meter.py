@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,20 @@ class Meter:
         """Start the clock: what came before (loading, compiling imports) is not training."""
         self._since = time.perf_counter()
 
-    def count(self, inputs: dict[str, Any], processes: int) -> None:
-        """Count one batch of one process, [rows, length] each; other processes are taken to have as many."""
+    def count(self, inputs: dict[str, Any], over_processes: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Count one batch.
+
+        Args:
+            inputs: of this process, [rows, length] each.
+            over_processes: gives the sum of this process's counts and those of the others.
+        """
         padded = inputs["input_ids"].numel()
         real = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else padded
-        self.totals.tokens += real * processes
-        self.totals.padded_tokens += padded * processes
-        self.totals.trained_tokens += int((inputs["labels"] != -100).sum()) * processes
+        trained = int((inputs["labels"] != -100).sum())
+        tokens, padded_tokens, trained_tokens = over_processes(torch.tensor([real, padded, trained])).tolist()
+        self.totals.tokens += tokens
+        self.totals.padded_tokens += padded_tokens
+        self.totals.trained_tokens += trained_tokens
 
     def rates(self) -> dict[str, float]:
         """Return tokens a second since the last call, with and without padding, and the memory's peak in GB."""

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback
-from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tometune.config.root import Config
 from tometune.data.packs import pack
 from tometune.data.tokens import Tokens
+from tometune.distributed import by_first, is_first
 from tometune.seeding import seed_everything
 from tometune.training.checkpoints import Interrupted, last_checkpoint, save_adapter, step_of
 from tometune.training.curves import Curves, OnLog
 from tometune.training.meter import Meter, peak_memory_bytes
 from tometune.training.progress import progress_callbacks
-from tometune.training.trainer import LogLastStep, MeteredTrainer, StopOnSigterm
+from tometune.training.trainer import Arguments, LogLastStep, MeteredTrainer, StopOnSigterm
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +61,11 @@ def fit(model: Any, tokenizer: Any, tokens: Tokens, config: Config, folder: Path
         UserError: the loss is no longer a number.
     """
     rows = pack(tokens.dataset, config.trainer.max_length) if config.trainer.packing else tokens.dataset
-    checkpoint = last_checkpoint(folder / "checkpoints")
+    checkpoint = by_first(lambda: last_checkpoint(folder / "checkpoints"))
     meter = Meter.load(checkpoint) if checkpoint else Meter()
     curves = Curves(folder / "metrics.jsonl", meter, on_log)
-    curves.rewind(step_of(checkpoint) if checkpoint else 0)
+    if is_first():
+        curves.rewind(step_of(checkpoint) if checkpoint else 0)
     seed_everything(config.seeds.adapter)
     held = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     with StopOnSigterm() as stop:
@@ -107,10 +108,10 @@ def fit(model: Any, tokenizer: Any, tokens: Tokens, config: Config, folder: Path
     )
 
 
-def arguments(config: Config, dtype: torch.dtype, checkpoints: Path) -> SFTConfig:
+def arguments(config: Config, dtype: torch.dtype, checkpoints: Path) -> Arguments:
     """Return TRL's arguments; each that matters is passed, since backends change the defaults."""
     trainer = config.trainer
-    return SFTConfig(
+    return Arguments(
         output_dir=str(checkpoints),
         learning_rate=trainer.learning_rate,
         lr_scheduler_type=trainer.lr_scheduler_type,

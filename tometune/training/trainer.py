@@ -5,13 +5,25 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from tometune.disk import SaveError, disk_errors
+from tometune.distributed import any_of
 from tometune.training.curves import Curves
 from tometune.training.meter import Meter
+
+
+class Arguments(SFTConfig):
+    """`trl.SFTConfig` whose device, of several processes on CPUs, is the CPU."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process; accelerate says `cpu:0`, to which torch.load cannot bring an optimiser back."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
 
 class MeteredTrainer(SFTTrainer):
@@ -22,8 +34,8 @@ class MeteredTrainer(SFTTrainer):
         self.meter, self.curves = meter, curves
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
-        """Count the batch, then train on it."""
-        self.meter.count(inputs, self.accelerator.num_processes)
+        """Count the batch, of all processes, then train on it."""
+        self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)))
         return super().training_step(model, inputs, *arguments, **keywords)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -44,6 +56,11 @@ class MeteredTrainer(SFTTrainer):
         except SaveError:
             shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint is of no use and takes up room
             raise
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the generators of every process before the first one writes what says that all is there."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
         """Train no further than the last step.
@@ -83,7 +100,8 @@ class StopOnSigterm(TrainerCallback):
         self.told = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- the callback's form
-        """Ask the trainer to save and stop."""
+        """Ask the trainer to save and stop, in all processes at the same step."""
+        self.told = any_of(self.told)
         if self.told:
             control.should_save = True
             control.should_training_stop = True

@@ -1,0 +1,130 @@
+"""One run in two processes (torchrun, gloo): the curve of one process, one record, and a resume after any end."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.whole import Workplace, adapter_of, curve_of, record_of, scores_of
+
+pytestmark = pytest.mark.whole
+
+TASKS = ("~eval.tasks.summarisation", "~eval.tasks.data_to_text")
+RUN = (
+    *("+experiment=smoke", *TASKS, "data.rows=128"),
+    *("trainer.learning_rate=1e-2", "trainer.max_steps=40", "trainer.save_steps=10"),
+)
+TWO, ONE = "trainer.per_device_train_batch_size=1", "trainer.per_device_train_batch_size=2"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+AN_EPOCH = 28
+"""Steps of two rows of the 55 that have something to train on."""
+
+TOLERANCE = 2e-5
+"""By which the losses may differ: sums of float32 are taken in another order.
+
+Up to the last step of an epoch: where the rows do not fill it, accelerate gives the processes rows of the epoch's
+beginning again, and one process takes the few that are left.
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    made = Workplace(tmp_path_factory.mktemp("distributed"))
+    yield made
+    made.close()
+
+
+def start(place: Workplace, *overrides: str) -> "subprocess.Popen[str]":
+    command = [*TORCHRUN, "-m", "tometune.train", *RUN, *overrides]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=place.env, cwd=place.folder, text=True, **pipes)
+
+
+@pytest.fixture(scope="module")
+def two(place: Workplace) -> tuple[Path, str, str]:
+    """A run of two processes: its folder, stdout and stderr."""
+    process = start(place, TWO, "paths.outputs=two")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return place.run_folder("two"), out, err
+
+
+def test_the_curve_is_that_of_one_process_with_the_same_rows_a_step(
+    place: Workplace, two: tuple[Path, str, str]
+) -> None:
+    status, stderr = place.train(*RUN, ONE, "paths.outputs=one")
+    assert status == 0, stderr
+    one, both = place.run_folder("one"), two[0]
+    assert [step for step, _ in curve_of(both)] == [step for step, _ in curve_of(one)]
+    losses = [[loss for step, loss in curve_of(run) if step < AN_EPOCH] for run in (both, one)]
+    assert losses[0] == pytest.approx(losses[1], abs=TOLERANCE)
+    assert losses[0][0] - losses[0][-1] > 0.1, "it learnt something"
+    for name in ("steps", "epochs", "effective_batch", "tokens", "trained_tokens"):
+        assert record_of(both)["train"][name] == record_of(one)["train"][name], name
+    assert scores_of(both).keys() == scores_of(one).keys()
+    assert scores_of(both)["base"] == scores_of(one)["base"], "shares of the prompts, the same answers"
+
+
+def test_one_process_speaks_and_writes(two: tuple[Path, str, str]) -> None:
+    run, out, err = two
+    assert out.count("mean of tasks") == 1
+    assert err.count("training: ") == 1
+    assert record_of(run)["attempts"] == 1
+    assert not list(run.glob(".*"))
+    log = (run / "train.log").read_text()
+    assert log.count("step 40: loss") == 1
+    rows = [json.loads(line) for line in (run / "eval" / "tuned" / "question_answering.jsonl").read_text().splitlines()]
+    assert len(rows) == len({row["id"] for row in rows}) == 2
+
+
+def test_told_to_stop_or_killed_it_goes_on_and_ends_the_same(place: Workplace, two: tuple[Path, str, str]) -> None:
+    outputs = (TWO, "paths.outputs=broken")
+    process = start(place, *outputs)
+    run = wait_for(place, "broken", 10)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    step = int(err.partition("told to stop: step ")[2].split()[0])
+    assert (run / "checkpoints" / f"checkpoint-{step}" / "rng_state_1.pth").exists()
+    assert record_of(run)["status"] == "running"
+
+    process = start(place, *outputs)
+    wait_for(place, "broken", min(30, 10 * (step // 10 + 1)))
+    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+        child.kill()
+    process.communicate()
+
+    process = start(place, *outputs)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "goes on from checkpoint-" in err
+    assert record_of(run)["attempts"] == 3
+    assert curve_of(run) == curve_of(two[0])
+    assert adapter_of(run) == adapter_of(two[0])
+    assert scores_of(run) == scores_of(two[0])
+
+
+def wait_for(place: Workplace, outputs: str, step: int) -> Path:
+    """Wait until the checkpoint of a step, or a later one, is being written; returns the run's folder."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        for path in place.folder.glob(f"{outputs}/*/checkpoints/checkpoint-*"):
+            if int(path.name.rpartition("-")[2]) >= step:
+                return path.parents[1]
+        time.sleep(0.005)
+    raise AssertionError(f"no checkpoint {step} in {outputs}")
+
+
+def test_an_error_in_the_first_process_is_told_once(place: Workplace) -> None:
+    process = start(place, "data.rows=100000", "paths.outputs=wrong")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert err.count("data.base.rows=100000: the base has 1,000") == 1
+    assert not (place.folder / "wrong").exists()
