@@ -37,7 +37,8 @@ def stored_config(folder: Path) -> Config:
 def with_command_line(stored: Config, composed: Config) -> Config:
     """Return the stored config with the command line's tracking and paths, and its choices of `model.*` and `eval`.
 
-    Choosing `eval=…` or adding a task takes the whole group from the command line; `eval.limit=…` changes that value.
+    Choosing `eval=…` takes the whole group from the command line; adding a task adds it to the run's own, and
+    `eval.limit=…` changes that value.
 
     Raises:
         UserError: a key is set that made the run.
@@ -47,14 +48,13 @@ def with_command_line(stored: Config, composed: Config) -> Config:
     for group in ("tracking", "paths", "run"):
         OmegaConf.update(target, group, OmegaConf.select(source, group), merge=False)
     for key, removed in _set_keys():
-        whole, _, inner = key.partition(".")
+        whole = key.partition(".")[0]
         if any(key == name or key.startswith(f"{name}.") for name in OF_THE_RUN) or key == "model":
             raise UserError(f"{key}: the run has its own; leave it out, or score a model by itself with model.id=…")
         if removed:
             _remove(target, key)
         elif whole == "eval":
-            changed = "eval" if key.startswith("eval/") or not inner else key
-            OmegaConf.update(target, changed, OmegaConf.select(source, changed), merge=False)
+            OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False, force_add=True)
         elif whole == "model" or key == "seeds.generation":
             OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False)
     return typed(target)
@@ -65,7 +65,8 @@ def _set_keys() -> list[tuple[str, bool]]:
     keys = []
     for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
         key = override.key_or_group
-        keys.append(("eval" if key.startswith("eval/") else key, override.is_delete()))
+        added = override.package if key == "eval/task" and override.package else key  # +eval/task@eval.tasks.mine=jsonl
+        keys.append((added, override.is_delete()))
     return sorted(keys, key=lambda entry: "." in entry[0])
 
 
