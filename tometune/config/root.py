@@ -88,3 +88,6 @@ class Config:
 
     run: str | None = None
     """Only for `evaluate`: a run folder, or a run id under `paths.outputs`."""
+
+    plan: bool = False
+    """Only for `train`: print what would be run, how long it takes and what is done already, and stop."""
