@@ -1,6 +1,8 @@
 """Mix, fine-tune, score before and after, record: one cell of the table, in one command."""
 
 import logging
+import sys
+import time
 from dataclasses import asdict
 from functools import partial
 
@@ -14,7 +16,10 @@ from tometune.imports import quick_imports
 from tometune.inputs import cache_folder, fingerprints
 from tometune.run import Run, plain
 from tometune.sweep import around
+from tometune.sweep.calibration import measured, remember, shape
 from tometune.sweep.lock import BusyError
+from tometune.sweep.plan import plan_run
+from tometune.sweep.plan import show as show_plan
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +48,11 @@ def main(config: Config) -> float | None:
     Returns:
         ROUGE-L after training, which is what a search goes by; None where the run is left to another process.
     """
+    if config.plan:  # of a sweep it is made before the first run
+        show_plan([plan_run(config, first=True)], [])
+        return None
     connect()
+    start, first = time.perf_counter(), "trl" not in sys.modules
     run = find_run(config)
     run.record = agree(run.record)
     done_before = run.completed
@@ -59,6 +68,7 @@ def main(config: Config) -> float | None:
                 if not run.completed:  # by another process, just before this one came
                     check(config)
                     experiment(run, config)
+                    remember_speed(run, config, time.perf_counter() - start, first)
         except BusyError as busy:
             if config.sweep.name is None:
                 raise
@@ -86,6 +96,13 @@ def find_run(config: Config) -> Run:
 
         check_machine(config.model)
         raise
+
+
+def remember_speed(run: Run, config: Config, seconds: float, first: bool) -> None:
+    """Keep what a run took, for the plans of later ones."""
+    speed = measured(run.record, seconds, first, run.folder)
+    if speed is not None and is_first():
+        remember(cache_folder(config), shape(config), speed)
 
 
 def check(config: Config) -> None:

@@ -31,10 +31,11 @@ def command(monkeypatch, capsys, tmp_path) -> Command:
         configs: list[Config] = []
 
         @verb
-        def main(config: Config) -> None:
+        def main(config: Config) -> float:
             configs.append(config)
             if failing and config.seed in failing:
                 raise failing[config.seed]
+            return 0.0
 
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
         status = 0

@@ -29,6 +29,8 @@ def choice(name: str) -> list[str]:
         return []
     if group == "eval/task":
         return [f"+eval/task@eval.tasks.mine={option}", *PATHS.get(name, [])]
+    if option.startswith("optuna"):
+        return [f"+{group}={option}", "hydra.sweeper.n_trials=2"]
     if group in ("experiment", "sweep"):
         return [f"+{group}={option}"]
     return [f"{group}={option}", *PATHS.get(name, [])]

@@ -37,7 +37,7 @@ class TaskConfig:
     """Configuration name of the hub dataset, where it has several."""
 
     split: str = "test"
-    """Split of the hub dataset; never one that is trained on."""
+    """Split of the hub dataset, never one that is trained on; of `pydocs` it is `test` or `validation`."""
 
     licence: str = field(default="", metadata=NOT_IDENTITY)
     """Licence of the examples."""

@@ -1,6 +1,7 @@
 """From what Hydra composed to dataclasses: of one run, and of all the runs of a command before the first one starts."""
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,9 @@ class Jobs:
     launcher: str
     """The choice of `hydra/launcher`."""
 
+    started: float
+    """When the command began, in seconds since 1970."""
+
 
 def jobs_of(line: CommandLine) -> Jobs | None:
     """Return the runs of a command line, composed as Hydra will compose them; None where it makes a single run.
@@ -60,6 +64,7 @@ def jobs_of(line: CommandLine) -> Jobs | None:
     Raises:
         ConfigError: a value cannot be resolved.
     """
+    started = time.time()
     extra = line.search_path if line.extra_folder is not None else []
     overrides = [*extra, *line.overrides]
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
@@ -74,7 +79,7 @@ def jobs_of(line: CommandLine) -> Jobs | None:
         search = not str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}")
         launcher = str(master.hydra.runtime.choices["hydra/launcher"])
         jobs = [_job(hydra.config_loader, master, cell) for cell in _cells(hydra.config_loader, master, search)]
-    return Jobs(jobs[0].config, [] if search else jobs, search, launcher)
+    return Jobs(jobs[0].config, [] if search else jobs, search, launcher, started)
 
 
 def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> Sequence[list[str]]:

@@ -91,3 +91,6 @@ class Config:
 
     publish: Publish | None = None
     """Only for `report`: where the table and the pictures go beside the sweep's folder; null is nowhere."""
+
+    plan: bool = False
+    """Only for `train`: print what would be run, how long it takes and what is done already, and stop."""

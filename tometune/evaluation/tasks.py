@@ -2,12 +2,13 @@
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from tometune.config.errors import UserError
-from tometune.config.eval import EvalConfig, TaskConfig
+from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
 from tometune.evaluation.sources import Row, fingerprint, read_rows
 from tometune.evaluation.templates import collect, render
 from tometune.seeding import stream
@@ -81,10 +82,13 @@ def load_task(name: str, task: TaskConfig, cache: Path, limit: int | None = None
     key = f"eval.tasks.{name}"
     examples = _merge([_example(key, task, row, number) for number, row in enumerate(read_rows(key, task, cache))])
     _check_ids(key, examples)
-    own = _draw(examples, task.limit)
-    kept = _draw(examples, min((n for n in (task.limit, limit) if n is not None), default=None))
+    order = stream(DRAW, "evaluation examples").permutation(len(examples)).tolist()
+    if task.kind is TaskKind.pydocs:
+        order = _part(examples, order, key, task.split)
+    own = _draw(examples, order, task.limit)
+    kept = _draw(examples, order, min((n for n in (task.limit, limit) if n is not None), default=None))
     about = " ".join(part for part in (task.description, f"({task.licence})" if task.licence else "") if part)
-    log.info("task %s: %d of %d examples. %s", name, len(kept), len(examples), about)
+    log.info("task %s: %d of %d examples. %s", name, len(kept), len(order), about)
     return Task(name, task, kept, len(kept) < len(own), _digest(task, kept))
 
 
@@ -122,12 +126,24 @@ def _check_ids(key: str, examples: list[Example]) -> None:
         seen.add(example.id)
 
 
-def _draw(examples: list[Example], limit: int | None) -> list[Example]:
-    """Return at most `limit` examples, drawn with the fixed seed."""
-    if limit is None or limit >= len(examples):
-        return examples
-    shuffled = stream(DRAW, "evaluation examples").permutation(len(examples))
-    return [examples[index] for index in sorted(shuffled[:limit])]
+def _draw(examples: list[Example], order: list[int], limit: int | None) -> list[Example]:
+    """Return the first `limit` examples of an order, in the order of the source."""
+    return [examples[index] for index in sorted(order[:limit])]
+
+
+def _part(examples: list[Example], order: list[int], key: str, split: str) -> list[int]:
+    """Return what `split` has of an order of documentation examples: each function, class or module is in one part.
+
+    The quarter that comes last in the order is for validation, so that a test of few examples is the same with it as
+    it would be without.
+    """
+    names = [re.sub(r"-\d+$", "", examples[index].id) for index in order]  # `shutil.copy-2` is about `shutil.copy` too
+    entries = list(dict.fromkeys(names))
+    cut = len(entries) - len(entries) // 4
+    parts = {"test": set(entries[:cut]), "validation": set(entries[cut:])}
+    if split not in parts:
+        raise UserError(f"{key}.split={split}: no such part of the documentation; test or validation")
+    return [index for index, name in zip(order, names, strict=True) if name in parts[split]]
 
 
 def _digest(task: TaskConfig, examples: list[Example]) -> str:

@@ -1,6 +1,8 @@
 """Before and after the runs of a sweep, in the process that the user started; and around each run, wherever it is."""
 
+import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +17,7 @@ from tometune.distributed import first_alone, is_first
 from tometune.run import Run, runs_folder
 from tometune.sweep.cells import Cell, cell_of, cells_of, list_cells, note_error, read_cells
 from tometune.sweep.lock import owned
+from tometune.sweep.plan import compare
 from tometune.sweep.states import State, missing, standing
 
 
@@ -26,6 +29,10 @@ def begin(jobs: Jobs) -> bool:
     Raises:
         UserError: a search would choose by the test tasks, or sweep.json is broken.
     """
+    if jobs.config.plan:
+        plan_sweep(jobs)
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked, whoever launches
     if jobs.search:
         check_search(jobs.config)
         return True
@@ -40,6 +47,30 @@ def begin(jobs: Jobs) -> bool:
         if is_first():
             print(f"sweep {folder}: {len(cells)} runs, {states}", file=sys.stderr)
     return left > 0
+
+
+def plan_sweep(jobs: Jobs) -> None:
+    """Print the plan of a sweep and keep it in the sweep's folder.
+
+    Raises:
+        UserError: it is a search, or no run of it can be made.
+    """
+    from tometune.sweep import plan
+
+    if jobs.search:
+        raise UserError("plan=true: a search makes up its runs as it goes; plan one of them, without the sweep")
+    for folder, cells in cells_of(jobs.known).items():
+        runs: list[plan.PlannedRun] = []
+        problems = []
+        for job, cell in zip(jobs.known, cells, strict=False):
+            try:
+                if cell.error is not None:
+                    raise UserError(cell.error)
+                runs.append(plan.plan_run(job.config, first=all(run.done for run in runs)))
+            except UserError as error:
+                problems.append(f"{' '.join(cell.overrides)}: {error}")
+        plan.show(runs, problems)
+        plan.keep(folder, runs)
 
 
 def check_search(config: Config) -> None:
@@ -62,7 +93,12 @@ def end(jobs: Jobs) -> int:
     """
     standings = [entry for folder, cells in _of(jobs).items() for entry in (standing(folder, cell) for cell in cells)]
     gone = missing(standings)
-    if not gone or not is_first():
+    if jobs.config.plan or not is_first():
+        return 0
+    if jobs.launcher == "basic":  # others take less time by the clock than their runs take together
+        for folder in _of(jobs):
+            compare(folder, jobs.started, time.time() - jobs.started)
+    if not gone:
         return 0
     print(f"{len(gone)} of {len(standings)} runs are missing:", file=sys.stderr)
     for entry in gone:

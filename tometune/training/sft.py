@@ -19,6 +19,7 @@ from tometune.training.checkpoints import Interrupted, last_checkpoint, save_ada
 from tometune.training.curves import Curves, OnLog
 from tometune.training.meter import Meter, peak_memory_bytes
 from tometune.training.progress import progress_callbacks
+from tometune.training.steps import effective_batch, steps_of
 from tometune.training.trainer import Arguments, LogLastStep, MeteredTrainer, StopOnSigterm
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def fit(model: Any, tokenizer: Any, tokens: Tokens, config: Config, folder: Path
         for name, weight in model.named_parameters():  # over a 4-bit base, TRL makes the adapter bfloat16, which
             if name in held:  # rounds AdamW's small steps away and cannot be trained in fp16
                 weight.data = held[name]
-        effective = effective_batch(config, trainer.args.world_size)
+        effective = effective_batch(config)
         plan(config, len(rows), tokens, effective, checkpoint)
         meter.start()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -166,16 +167,9 @@ def arguments(config: Config, dtype: torch.dtype, checkpoints: Path) -> Argument
     )
 
 
-def effective_batch(config: Config, processes: int) -> int:
-    """Return the rows of one optimiser step over all processes."""
-    trainer = config.trainer
-    return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * processes
-
-
 def plan(config: Config, rows: int, tokens: Tokens, effective: int, checkpoint: Path | None) -> None:
     """Log what is about to be done, in derived numbers."""
-    an_epoch = math.ceil(rows / effective)
-    steps = config.trainer.max_steps or math.ceil(config.trainer.num_train_epochs * an_epoch)
+    an_epoch, steps = math.ceil(rows / effective), steps_of(config, rows)
     start = f", goes on from {checkpoint.name}" if checkpoint else ""
     log.info(
         "training: %s %s of %s tokens (%s trained), effective batch %d, %d of %d steps an epoch%s",
