@@ -113,7 +113,7 @@ def test_command(command, hub, user, clean_env, tmp_path_factory):
 
 @pytest.mark.whole
 def test_quickstart_ends_with_the_table_and_the_paths(clean_env, tmp_path):
-    """The script itself, on `tiny`: what SmolLM2 makes of it is measured, not tested (docs/benchmarks.md)."""
+    """The script itself, on `tiny`: what SmolLM2 makes of it is measured in docs/benchmarks.md."""
     cheap = ["model=tiny", "trainer=debug", "eval.limit=2", "data.rows=64", f"paths.outputs={tmp_path}/outputs"]
     for attempt in (1, 2):
         script = [*("bash", "scripts/quickstart.sh"), *cheap]
