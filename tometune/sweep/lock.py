@@ -58,7 +58,9 @@ class BusyError(UserError):
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Be the only process at a run while the body runs; a folder that stays empty is removed again.
+    """Be the only process at a run while the body runs; a folder it made and that stays empty is removed again.
+
+    Of several processes that meet there, the maker may be gone when the last one leaves: the empty folder stays then.
 
     The lock is the kernel's (flock): when its owner ends, in whatever way, it is free for the next one.
 
