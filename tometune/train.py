@@ -3,8 +3,9 @@
 import logging
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
+from tempfile import TemporaryDirectory
 
 from tometune.config.errors import UserError
 from tometune.config.jobs import Jobs
@@ -18,7 +19,7 @@ from tometune.run import Run, plain
 from tometune.sweep import around
 from tometune.sweep.calibration import measured, remember, shape
 from tometune.sweep.lock import BusyError
-from tometune.sweep.plan import plan_run
+from tometune.sweep.plan import plan_measured
 from tometune.sweep.plan import show as show_plan
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def before_sweep(jobs: Jobs) -> bool:
     """Called once before the runs of a sweep, where the command was started; returns whether there is one to make."""
-    return around.begin(jobs)
+    return around.begin(jobs, measure)
 
 
 def after_sweep(jobs: Jobs) -> int:
@@ -49,7 +50,7 @@ def main(config: Config) -> float | None:
         ROUGE-L after training, which is what a search goes by; None where the run is left to another process.
     """
     if config.plan:  # of a sweep it is made before the first run
-        show_plan([plan_run(config, first=True)], [])
+        show_plan([plan_measured(config, first=True, measure=measure)], [])
         return None
     connect()
     start, first = time.perf_counter(), "trl" not in sys.modules
@@ -103,6 +104,21 @@ def remember_speed(run: Run, config: Config, seconds: float, first: bool) -> Non
     speed = measured(run.record, seconds, first, run.folder)
     if speed is not None and is_first():
         remember(cache_folder(config), shape(config), speed)
+
+
+def measure(config: Config) -> None:
+    """Make a run in a folder that is thrown away, for the speed that it leaves behind.
+
+    Raises:
+        UserError: this machine, the model, the data or a task does not allow it.
+    """
+    with TemporaryDirectory(prefix="tometune-") as folder:
+        start, first = time.perf_counter(), "trl" not in sys.modules
+        config = replace(config, paths=replace(config.paths, outputs=folder))
+        run = find_run(config)
+        check(config)
+        experiment(run, config)
+        remember_speed(run, config, time.perf_counter() - start, first)
 
 
 def check(config: Config) -> None:

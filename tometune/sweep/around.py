@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,16 +21,20 @@ from tometune.sweep.plan import compare
 from tometune.sweep.states import State, missing, standing
 
 
-def begin(jobs: Jobs) -> bool:
+def begin(jobs: Jobs, measure: Callable[[Config], None]) -> bool:
     """List the cells of a command in sweep.json and return whether any of them is left to run.
 
     Under torchrun every process comes here; the first one writes and tells.
+
+    Args:
+        jobs: of the command.
+        measure: makes a short run of a config's kind, for a plan.
 
     Raises:
         UserError: a search would choose by the test tasks, or sweep.json is broken.
     """
     if jobs.config.plan:
-        plan_sweep(jobs)
+        plan_sweep(jobs, measure)
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked, whoever launches
     if jobs.search:
@@ -49,8 +53,12 @@ def begin(jobs: Jobs) -> bool:
     return left > 0
 
 
-def plan_sweep(jobs: Jobs) -> None:
+def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
     """Print the plan of a sweep and keep it in the sweep's folder.
+
+    Args:
+        jobs: of the command.
+        measure: makes a short run of a config's kind; once for each kind that none was made of on this machine.
 
     Raises:
         UserError: it is a search, or no run of it can be made.
@@ -66,7 +74,7 @@ def plan_sweep(jobs: Jobs) -> None:
             try:
                 if cell.error is not None:
                     raise UserError(cell.error)
-                runs.append(plan.plan_run(job.config, first=all(run.done for run in runs)))
+                runs.append(plan.plan_measured(job.config, first=all(run.done for run in runs), measure=measure))
             except UserError as error:
                 problems.append(f"{' '.join(cell.overrides)}: {error}")
         plan.show(runs, problems)

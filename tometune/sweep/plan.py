@@ -3,8 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,22 @@ from rich.table import Table
 
 from tometune.config.errors import UserError
 from tometune.config.root import Config
+from tometune.config.tracking import Tracker
+from tometune.distributed import processes
 from tometune.inputs import cache_folder, fingerprints
 from tometune.run import Run, read_record, write_json
 from tometune.sweep.calibration import Speed, recall, shape
 
 NAME = "plan.json"
 SCHEMA = 1
+STEPS = 12
+"""Steps of a run that is made to be measured."""
+
+EXAMPLES = 16
+"""Answers a task of such a run, before and after its training."""
+
+_not_measurable: set[str] = set()
+"""Kinds of runs that this machine cannot make; tried once a process."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,43 @@ class PlannedRun:
 
     memory: float | None
     disk: float | None
+
+
+def plan_measured(config: Config, first: bool, measure: Callable[[Config], None]) -> PlannedRun:
+    """Return the plan of one run, after a short run of its kind where none was made on this machine.
+
+    Args:
+        config: of the run.
+        first: whether a process begins with it, and so imports everything.
+        measure: makes the short run, which leaves its speed in the calibration.
+
+    Raises:
+        UserError: the data or a task does not allow the run.
+    """
+    planned = plan_run(config, first)
+    if planned.done or planned.seconds is not None or processes() > 1:
+        return planned
+    key = shape(config)
+    if key not in _not_measurable:
+        print(f"no run of this kind was made here: measuring {STEPS} steps and {EXAMPLES} answers", file=sys.stderr)
+        try:
+            measure(shortened(config))
+        except UserError as error:
+            _not_measurable.add(key)
+            print(f"not measured: {error}", file=sys.stderr)
+    return plan_run(config, first)
+
+
+def shortened(config: Config) -> Config:
+    """Return the config of a short run of the same kind, that nobody is told of."""
+    return replace(
+        config,
+        trainer=replace(config.trainer, max_steps=STEPS, save_steps=10 * STEPS),
+        eval=replace(config.eval, limit=EXAMPLES),
+        tracking=replace(config.tracking, tracker=Tracker.none),
+        sweep=replace(config.sweep, name=None),
+        plan=False,
+    )
 
 
 def plan_run(config: Config, first: bool) -> PlannedRun:
@@ -118,7 +165,7 @@ def show(runs: Sequence[PlannedRun], problems: Sequence[str], console: Console |
     known = [run for run in left if run.seconds is not None]
     if len(known) < len(left):
         console.print(
-            f"  time, memory and disk of {len(left) - len(known)}: unknown until one run of its kind was made"
+            f"  time, memory and disk of {len(left) - len(known)}: unknown, no run of their kind was made here"
         )
     if known:
         memory, disk = max(run.memory or 0.0 for run in known), sum(run.disk or 0.0 for run in known)
