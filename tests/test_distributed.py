@@ -20,7 +20,7 @@ RUN = (
     *("+experiment=smoke", *TASKS, "data.rows=128"),
     *("trainer.learning_rate=1e-2", "trainer.max_steps=27", "trainer.save_steps=10"),
 )
-TWO, ONE = "trainer.per_device_train_batch_size=1", "trainer.per_device_train_batch_size=2"
+TWO, ONE = "trainer.micro_batch=1", "trainer.micro_batch=2"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 TOLERANCE = 2e-5

@@ -234,10 +234,6 @@ def test_an_outputs_folder_that_is_a_file_is_told_at_once(place: Workplace) -> N
     [
         ([], r"^model=llama32_3b: .*need an NVIDIA GPU.* python -m tometune\.train \+experiment=quickstart$"),
         (
-            ["+experiment=smoke", "model.backend=unsloth"],
-            r"^model\.backend=unsloth: needs an NVIDIA GPU.* python -m tometune\.train \+experiment=quickstart$",
-        ),
-        (
             ["+experiment=smoke", "model=llama32_3b", "model.id=someone/thing", "model.quantization=none"],
             r"^model\.id=someone/thing: the model hub cannot be reached.* python -m tometune\.train \+experiment=quick",
         ),

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 from tometune.config.errors import UserError
 from tometune.config.jobs import Jobs
 from tometune.config.main import Hooks, verb
+from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.distributed import agree, connect, first_alone, is_first
@@ -151,34 +153,40 @@ def experiment(run: Run, config: Config) -> None:
         from tometune.evaluation.scoring import score_stage
         from tometune.evaluation.tasks import load_tasks
         from tometune.models.adapter import add_adapter, check_targets, load_adapter
-        from tometune.models.load import describe, load_model
+        from tometune.models.load import describe, free_memory, load_model, resolve_backend
         from tometune.models.tokenizer import load_tokenizer
         from tometune.seeding import seed_everything
         from tometune.tracking import start_tracker
+        from tometune.training.apart import worker
         from tometune.training.sft import fit
 
     cache = cache_folder(config)
-    with first_alone():  # the other processes of torchrun find it all in the cache
-        tasks = load_tasks(config.eval, cache)
-        tokenizer = load_tokenizer(config.model, cache)
-        mix = build_mix(config.data, config.seeds.data, cache)
-        tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
-    data = {"name": mix.name, "digest": mix.digest, **asdict(tokens.counts)}
+    with ExitStack() as stack:
+        apart = None
+        if resolve_backend(config.model) is Backend.unsloth and run.record.get("train") is None:
+            apart = stack.enter_context(worker(cache))  # it imports while this process makes the data
+        with first_alone():  # the other processes of torchrun find it all in the cache
+            tasks = load_tasks(config.eval, cache)
+            tokenizer = load_tokenizer(config.model, cache)
+            mix = build_mix(config.data, config.seeds.data, cache)
+            tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
+        data = {"name": mix.name, "digest": mix.digest, **asdict(tokens.counts)}
 
-    seed_everything(config.seeds.adapter)
-    model = load_model(config.model, cache)
-    check_targets(model, config.lora.target_modules)
-    with (
-        run.recording(config, {"model": describe(config.model, model), "data": data}, mix.manifest()),
-        start_tracker(
-            config.tracking if is_first() else TrackingConfig(tracker=Tracker.none),
-            run_id=run.id,
-            job_type="train",
-            group=config.sweep.name or f"{config.model.name}-{config.data.name}",
-            folder=run.folder,
-            run_config=plain(config),
-        ) as tracker,
-    ):
+        seed_everything(config.seeds.adapter)
+        model = load_model(config.model, cache)
+        check_targets(model, config.lora.target_modules)
+        facts = {"model": describe(config.model, model), "data": data}
+        stack.enter_context(run.recording(config, facts, mix.manifest()))
+        tracker = stack.enter_context(
+            start_tracker(
+                config.tracking if is_first() else TrackingConfig(tracker=Tracker.none),
+                run_id=run.id,
+                job_type="train",
+                group=config.sweep.name or f"{config.model.name}-{config.data.name}",
+                folder=run.folder,
+                run_config=plain(config),
+            )
+        )
         run.update(tracking=tracker.describe())
         score = partial(
             score_stage,
@@ -190,11 +198,16 @@ def experiment(run: Run, config: Config) -> None:
         )
         if config.eval.base:
             run.add_scores("base", score(model, stage="base"))
-        if run.record["train"] is None:
+        if run.record["train"] is None and apart is None:
             model = add_adapter(model, config.lora, config.seeds.adapter)
-            trained = fit(model, tokenizer, tokens, config, run.folder, tracker.log)
-            run.update(train=asdict(trained))
+            run.update(train=asdict(fit(model, tokenizer, tokens, config, run.folder, tracker.log, cache)))
             run.save()
+        elif apart is not None:
+            del model  # the GPU is the training's alone
+            free_memory()
+            run.update(train=apart.fit(run.folder, tracker.log))
+            run.save()
+            model = load_adapter(load_model(config.model, cache), run.folder / "adapter")
         else:  # a run broken off after its training: the saved adapter is the trained one
             model = load_adapter(model, run.folder / "adapter")
         run.add_scores("tuned", score(model, stage="tuned"))

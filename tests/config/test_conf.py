@@ -78,7 +78,7 @@ def test_default_recipe(command):
     trainer = config.trainer
     assert config.model.id == "unsloth/Llama-3.2-3B-Instruct-bnb-4bit"
     assert config.data.base.id == "mlabonne/FineTome-100k"
-    assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps == 8
+    assert (trainer.tokens_per_step, trainer.packing, trainer.micro_batch) == (16_384, True, "auto")
     assert (trainer.learning_rate, trainer.lr_scheduler_type, trainer.num_train_epochs) == (2e-4, "linear", 1.0)
     assert (config.lora.r, config.lora.lora_alpha, len(config.lora.target_modules)) == (16, 16, 7)
 

@@ -9,7 +9,11 @@ CASES = [
     ("trainer.lerning_rate=1", "trainer.lerning_rate: no such key; did you mean trainer.learning_rate?"),
     ("learning_rate=1", "learning_rate: no such key; did you mean trainer.learning_rate?"),
     ("model.learning_rate=1", "model.learning_rate: no such key; did you mean trainer.learning_rate?"),
-    ("trainer.batch_size=1", "trainer.batch_size: no such key; did you mean trainer.per_device_train_batch_size?"),
+    (
+        "trainer.per_device_train_batch_size=1",
+        "trainer.per_device_train_batch_size: no such key; did you mean trainer.micro_batch, "
+        "trainer.conversations_per_step?",
+    ),
     ("trainer.max_steps.x=1", "trainer.max_steps.x: no such key; did you mean trainer.max_steps?"),
     ("trainer.foo=1", "trainer.foo: no such key; --cfg job prints all keys"),
     ("model.lerning_rate=1", "model.lerning_rate: no such key; did you mean trainer.learning_rate?"),

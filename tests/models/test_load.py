@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tometune.config.errors import UserError
-from tometune.config.model import Backend, ModelConfig, Precision, Quantization
+from tometune.config.model import ModelConfig, Precision, Quantization
 from tometune.models.load import check_machine, check_source, describe, fingerprint, load_model
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -34,7 +34,6 @@ def test_describe(tiny_config: ModelConfig, cache: Path) -> None:
     [
         ({}, "need an NVIDIA GPU, none was found; on this machine: python -m tometune.train"),
         ({"quantization": Quantization.none}, "need an NVIDIA GPU"),  # the id's weights are stored in 4 bits
-        ({"backend": Backend.unsloth}, "model.backend=unsloth: needs an NVIDIA GPU"),
         ({"id": "x", "quantization": Quantization.none, "precision": Precision.fp16}, "model.precision=fp16"),
     ],
 )

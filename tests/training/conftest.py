@@ -45,8 +45,9 @@ def settings(seed: int = 0, **trainer: Any) -> Config:
         "logging_steps": 1,
         "learning_rate": 1e-2,
         "warmup_steps": 2,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 1,
+        "packing": False,
+        "conversations_per_step": 2,
+        "micro_batch": "auto",
     }
     return Config(model=model, trainer=TrainerConfig(**quick | trainer), seed=seed, seeds=SeedsConfig(*[seed] * 4))
 
@@ -116,7 +117,7 @@ def train(monkeypatch: pytest.MonkeyPatch, cache: Path, data: DataConfig) -> Tra
         tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
         seed_everything(config.seeds.adapter)
         model = add_adapter(load_model(config.model, cache), config.lora, config.seeds.adapter)
-        result = fit(model, tokenizer, tokens, config, folder, on_log)
+        result = fit(model, tokenizer, tokens, config, folder, on_log, cache)
         return Fitted(result, folder, mix, tokens, kept[-1], list(batches))
 
     return run

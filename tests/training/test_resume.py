@@ -10,7 +10,8 @@ from tests.whole import Workplace, adapter_of, answers_of, curve_of, record_of, 
 pytestmark = pytest.mark.whole
 
 SMOKE = ("+experiment=smoke", "trainer.max_steps=12", "trainer.save_steps=3", "trainer.learning_rate=1e-2")
-HARD = (*SMOKE, "lora.lora_dropout=0.1", "trainer.packing=true", "trainer.num_train_epochs=3", "eval.base=false")
+PACKS = ("trainer.packing=true", "trainer.conversations_per_step=null", "trainer.tokens_per_step=256")
+HARD = (*SMOKE, "lora.lora_dropout=0.1", *PACKS, "trainer.num_train_epochs=3", "eval.base=false")
 
 draw = random.Random(7)
 STEP = "tometune.training.trainer:MeteredTrainer.training_step"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -25,6 +26,7 @@ from tometune.models.adapter import add_adapter
 from tometune.training import sft
 from tometune.training.checkpoints import Interrupted
 from tometune.training.sft import arguments
+from tometune.training.steps import Step
 
 
 def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
@@ -83,7 +85,7 @@ def test_the_adapter_stays_float32_over_a_4_bit_base(train: Train, tmp_path: Pat
 
 
 def test_an_epoch_sees_every_row_once(train: Train, tmp_path: Path) -> None:
-    fitted = train(tmp_path, settings(max_steps=None, per_device_train_batch_size=3))
+    fitted = train(tmp_path, settings(max_steps=None, conversations_per_step=3))
     batches = ((batch["input_ids"], batch["attention_mask"].bool()) for batch in fitted.batches)
     seen = [row[mask].tolist() for ids, masks in batches for row, mask in zip(ids, masks, strict=True)]
     assert sorted(seen) == sorted(fitted.tokens.dataset["input_ids"])
@@ -116,7 +118,7 @@ def test_accumulation_is_the_same_as_a_larger_batch(train: Train, tmp_path: Path
     whole, *parts = (
         train(
             tmp_path / str(size),
-            settings(per_device_train_batch_size=size, gradient_accumulation_steps=count, max_steps=5),
+            settings(conversations_per_step=size * count, micro_batch=size, max_steps=5),
         )
         for size, count in sizes
     )
@@ -167,10 +169,10 @@ class UnslothsDefaults(SFTConfig):
 
 def test_no_default_of_a_library_reaches_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = set(UnslothsDefaults.__annotations__)
-    ours = arguments(settings(), torch.float32, tmp_path)
+    ours = arguments(settings(), torch.float32, tmp_path, Step(2, 2), False)
     assert all(getattr(ours, name) != getattr(UnslothsDefaults, name) for name in names), "each would show"
     monkeypatch.setattr(sft, "Arguments", UnslothsDefaults)
-    theirs = arguments(settings(), torch.float32, tmp_path)
+    theirs = arguments(settings(), torch.float32, tmp_path, Step(2, 2), False)
     assert {name: getattr(theirs, name) for name in names} == {name: getattr(ours, name) for name in names}
 
 
@@ -180,9 +182,6 @@ def test_no_default_of_a_library_reaches_the_training(monkeypatch: pytest.Monkey
         ("weight_decay", 0.5, "weight_decay"),
         ("max_grad_norm", 0.125, "max_grad_norm"),
         ("num_train_epochs", 3.5, "num_train_epochs"),
-        ("per_device_train_batch_size", 7, "per_device_train_batch_size"),
-        ("gradient_accumulation_steps", 3, "gradient_accumulation_steps"),
-        ("gradient_checkpointing", True, "gradient_checkpointing"),
         ("max_length", 33, "max_length"),
         ("loss_type", "nll", "loss_type"),
         ("dataloader_num_workers", 2, "dataloader_num_workers"),
@@ -192,21 +191,24 @@ def test_no_default_of_a_library_reaches_the_training(monkeypatch: pytest.Monkey
     ],
 )
 def test_a_setting_is_an_argument_of_trl(key: str, value: Any, attribute: str, tmp_path: Path) -> None:
-    given = arguments(settings(**{key: value}), torch.float32, tmp_path)
+    given = arguments(settings(**{key: value}), torch.float32, tmp_path, Step(2, 2), False)
     assert getattr(given, attribute) == value
 
 
 def test_max_steps_and_seeds_reach_trl(tmp_path: Path) -> None:
     config = settings()
     config.seeds = dataclasses.replace(config.seeds, order=5, adapter=6)
-    given = arguments(config, torch.float32, tmp_path)
+    given = arguments(config, torch.float32, tmp_path, Step(2, 2), False)
     assert (given.max_steps, given.data_seed, given.seed) == (6, 5, 6)
-    assert arguments(settings(max_steps=None), torch.float32, tmp_path).max_steps == -1
+    assert (given.per_device_train_batch_size, given.gradient_accumulation_steps) == (2, 1)
+    assert arguments(settings(), torch.float32, tmp_path, Step(6, 2), True).gradient_accumulation_steps == 3
+    assert arguments(settings(), torch.float32, tmp_path, Step(6, 2), True).gradient_checkpointing
+    assert arguments(settings(max_steps=None), torch.float32, tmp_path, Step(2, 2), False).max_steps == -1
 
 
 @pytest.mark.parametrize(("dtype", "flags"), [("float32", (0, 0)), ("bfloat16", (1, 0)), ("float16", (0, 1))])
 def test_the_arithmetic_follows_the_models_dtype(dtype: str, flags: tuple[int, int], tmp_path: Path) -> None:
-    given = arguments(settings(), getattr(torch, dtype), tmp_path)
+    given = arguments(settings(), getattr(torch, dtype), tmp_path, Step(2, 2), False)
     assert (given.bf16, given.fp16) == flags
 
 
@@ -241,6 +243,17 @@ def test_a_loss_that_is_no_number_is_noticed_even_between_two_logs(
 # Packing
 
 
+def packs(max_length: int, a_step: int) -> dict[str, Any]:
+    """Return the settings of steps of so many packs, all of them in one forward pass."""
+    return {
+        "packing": True,
+        "conversations_per_step": None,
+        "max_length": max_length,
+        "tokens_per_step": max_length * a_step,
+        "micro_batch": a_step,
+    }
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("loss", ["chunked_nll", "nll"])
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -248,7 +261,7 @@ def test_the_loss_of_a_packed_block_is_that_of_its_rows_alone(
     train: Train, tmp_path: Path, attention: str, loss: str, checkpointing: bool
 ) -> None:
     """Through the trainer itself, on the batch it trained on: what is compared is what training does."""
-    config = settings(packing=True, max_length=256, max_steps=1, loss_type=loss, gradient_checkpointing=checkpointing)
+    config = settings(**packs(256, 2), max_steps=1, loss_type=loss, gradient_checkpointing=checkpointing)
     config.model.attn_implementation = attention
     fitted = train(tmp_path, config)
     (batch,) = fitted.batches
@@ -269,7 +282,7 @@ def test_the_loss_of_a_packed_block_is_that_of_its_rows_alone(
 
 
 def test_rows_that_are_not_packed_are_padded_and_masked(train: Train, tmp_path: Path) -> None:
-    fitted = train(tmp_path, settings(max_steps=1, per_device_train_batch_size=4))
+    fitted = train(tmp_path, settings(max_steps=1, conversations_per_step=4))
     (batch,) = fitted.batches
     lengths = batch["attention_mask"].sum(dim=1)
     assert lengths.min() < lengths.max()
@@ -283,10 +296,50 @@ def test_rows_that_are_not_packed_are_padded_and_masked(train: Train, tmp_path: 
 
 def test_packing_trains_on_the_same_tokens_in_fewer_steps(train: Train, tmp_path: Path) -> None:
     loose = train(tmp_path / "loose", settings(max_steps=None, max_length=160))
-    packed = train(tmp_path / "packed", settings(max_steps=None, max_length=160, packing=True))
+    packed = train(tmp_path / "packed", settings(**packs(160, 2), max_steps=None))
     assert packed.result.tokens == packed.result.padded_tokens == loose.result.tokens < loose.result.padded_tokens
     assert packed.result.trained_tokens == loose.result.trained_tokens
     assert packed.result.steps < loose.result.steps
+
+
+def test_conversations_without_padding_train_as_they_do_with_it(train: Train, tmp_path: Path) -> None:
+    padded = train(tmp_path / "padded", settings(conversations_per_step=4))
+    flat = train(tmp_path / "flat", settings(conversations_per_step=4, packing=True, micro_batch=4))
+    assert flat.result.padded_tokens == flat.result.tokens == padded.result.tokens < padded.result.padded_tokens
+    assert [len(batch["input_ids"]) for batch in flat.batches] == [1] * 6
+    for mine, theirs in zip(flat.curve, padded.curve, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+def test_out_of_memory_in_training_goes_on_at_half_the_micro_batch(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both before the first checkpoint, where all begins anew, and after one, from which it goes on."""
+    unbroken = train(tmp_path / "unbroken", settings(conversations_per_step=4, micro_batch=2))
+    step = Trainer.training_step
+    for place in (1, 4):
+        calls = iter(range(1, 100))
+
+        def out_of_memory(self: Any, model: Any, inputs: Any, *rest: Any, place: int = place, **named: Any) -> Any:
+            if len(inputs["input_ids"]) == 4 and next(calls) == place:  # noqa: B023 -- called within the loop
+                raise torch.OutOfMemoryError
+            return step(self, model, inputs, *rest, **named)
+
+        monkeypatch.setattr(Trainer, "training_step", out_of_memory)
+        fitted = train(tmp_path / f"at {place}", settings(conversations_per_step=4, micro_batch=4))
+        assert (fitted.result.micro_batch, fitted.result.effective_batch, fitted.result.steps) == (2, 4, 6)
+        assert "out of memory; once more with trainer.micro_batch=2, same steps" in caplog.text
+        for mine, theirs in zip(fitted.curve, unbroken.curve, strict=True):
+            assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+def test_out_of_memory_twice_is_one_line(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Trainer, "training_step", out_of_memory)
+    with pytest.raises(UserError, match=r"^trainer\.micro_batch=2: the GPU ran out of memory while training; set"):
+        train(tmp_path, settings(conversations_per_step=4, micro_batch=4, gradient_checkpointing=False))
 
 
 def sharpen(fitted: Fitted) -> None:
@@ -320,11 +373,11 @@ def stop_at(step: int, number: signal.Signals = signal.SIGTERM) -> sft.OnLog:
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dropout": {},
-    "packing": {"packing": True, "max_length": 96, "max_steps": 5, "num_train_epochs": 9},
-    "dropout and packing": {"packing": True, "max_length": 96, "max_steps": 5, "num_train_epochs": 9},
-    "accumulation": {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 1},
+    "packing": packs(96, 2) | {"max_steps": 5, "num_train_epochs": 9},
+    "dropout and packing": packs(96, 2) | {"max_steps": 5, "num_train_epochs": 9},
+    "accumulation": {"conversations_per_step": 3, "micro_batch": 1},
     "checkpointing": {"gradient_checkpointing": True},
-    "epochs": {"max_steps": None, "num_train_epochs": 2.0, "per_device_train_batch_size": 6},
+    "epochs": {"max_steps": None, "num_train_epochs": 2.0, "conversations_per_step": 6},
     "workers": {"dataloader_num_workers": 1},
 }
 

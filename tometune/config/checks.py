@@ -151,7 +151,7 @@ def _check_trainer(trainer: TrainerConfig) -> Iterator[str]:
     yield from _one_of("trainer.optim", trainer.optim, OPTIMISERS)
     yield from _one_of("trainer.loss_type", trainer.loss_type, LOSSES)
     counts = (
-        *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"),
+        *("max_steps", "tokens_per_step", "conversations_per_step", "max_length"),
         *("logging_steps", "save_steps", "save_total_limit"),
     )
     yield from _at_least(1, {f"trainer.{name}": vars(trainer)[name] for name in counts})
@@ -160,6 +160,7 @@ def _check_trainer(trainer: TrainerConfig) -> Iterator[str]:
     for name in ("learning_rate", "num_train_epochs"):
         if vars(trainer)[name] <= 0:
             yield f"trainer.{name}={vars(trainer)[name]}: not above 0"
+    yield from _check_step(trainer)
     warmup, steps = trainer.warmup_steps, trainer.max_steps
     if warmup > 1 and not warmup.is_integer():
         yield f"trainer.warmup_steps={warmup}: neither a whole number of steps nor a share of them below 1"
@@ -167,6 +168,27 @@ def _check_trainer(trainer: TrainerConfig) -> Iterator[str]:
         yield (
             f"trainer.warmup_steps={warmup:g}: not below trainer.max_steps={steps}, so the peak learning rate is never "
             "used; lower trainer.warmup_steps (0.1 is a tenth of the steps) or raise trainer.max_steps"
+        )
+
+
+def _check_step(trainer: TrainerConfig) -> Iterator[str]:
+    """Yield the problems of what a step is made of."""
+    micro, again = trainer.micro_batch, trainer.gradient_checkpointing
+    if micro != "auto" and (isinstance(micro, str) or micro < 1):
+        yield f"trainer.micro_batch={micro}: neither auto nor 1 or more"
+    if again != "auto" and not isinstance(again, bool):
+        yield f"trainer.gradient_checkpointing={again}: one of auto, true, false"
+    if trainer.conversations_per_step is not None or trainer.max_length < 1 or trainer.tokens_per_step < 1:
+        return
+    if not trainer.packing:
+        yield (
+            "trainer.packing=false: steps are then counted in conversations; set trainer.conversations_per_step, e.g. 8"
+        )
+    elif trainer.tokens_per_step % trainer.max_length:
+        packs = max(1, round(trainer.tokens_per_step / trainer.max_length))
+        yield (
+            f"trainer.tokens_per_step={trainer.tokens_per_step}: no whole number of packs of "
+            f"trainer.max_length={trainer.max_length}; e.g. {packs * trainer.max_length}"
         )
 
 

@@ -35,6 +35,15 @@ TASKS = "eval.tasks"
 """The one node whose keys are the user's own."""
 
 
+ELSEWHERE = {
+    "per_device_train_batch_size": ["trainer.micro_batch", "trainer.conversations_per_step"],
+    "gradient_accumulation_steps": ["trainer.tokens_per_step", "trainer.conversations_per_step"],
+    "max_seq_length": ["trainer.max_length"],
+    "load_in_4bit": ["model.quantization"],
+}
+"""What other libraries name otherwise."""
+
+
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """Say that `key` does not exist, and which of the `known` full keys were meant."""
     parent, _, last = key.rpartition(".")
@@ -44,7 +53,8 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
         return f"{key}: no such task{near or ';'} to add one: +eval/task@{key}=jsonl {key}.path=FILE"
     namesakes = [name for name in known if name.rpartition(".")[2] == last]
     meant = (
-        [siblings[name] for name in nearest(last, siblings)]
+        ELSEWHERE.get(last)
+        or [siblings[name] for name in nearest(last, siblings)]
         or nearest(key, namesakes)
         or namesakes[:2]
         or [name for name in known if name == parent and not siblings]  # a key below a plain value

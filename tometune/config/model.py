@@ -51,7 +51,8 @@ class ModelConfig:
     """Branch, tag or commit of the hub repository; the resolved commit is recorded in run.json."""
 
     backend: Backend = Backend.auto
-    """`auto` is transformers for now; `unsloth` is refused with a line that says that it is not there yet."""
+    """What trains: `auto` is Unsloth on one NVIDIA GPU where it is installed, else transformers. Both score with
+    transformers."""
 
     quantization: Quantization = Quantization.nf4
     """`nf4` is QLoRA's 4-bit type (needs an NVIDIA GPU and bitsandbytes); `none` keeps `precision`."""

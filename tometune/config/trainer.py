@@ -33,20 +33,24 @@ class TrainerConfig:
     max_steps: int | None = None
     """Optimiser steps in all; null trains `num_train_epochs`."""
 
-    per_device_train_batch_size: int = 2
-    """Rows in one forward pass on one device."""
+    tokens_per_step: int = 16_384
+    """Tokens of one optimiser step over all processes, as whole packs of `max_length`; needs `packing`."""
 
-    gradient_accumulation_steps: int = 4
-    """Forward passes a step; the effective batch is this times the batch size times the number of processes."""
+    conversations_per_step: int | None = None
+    """Conversations of one optimiser step over all processes; wins over `tokens_per_step` where it is set."""
+
+    micro_batch: int | str = field(default="auto", metadata=NOT_IDENTITY)
+    """Packs, or conversations, in one forward pass on one device; `auto` is as many as fit. A step stays what it is."""
 
     max_length: int = 2048
     """Tokens a row may have; longer rows are cut at the end, and how many were cut is reported."""
 
-    packing: bool = False
-    """Join rows into `max_length` blocks (best-fit decreasing) whose attention never crosses conversations."""
+    packing: bool = True
+    """No padding: conversations lie end to end, in packs of `max_length` where steps are counted in tokens, and
+    attention never crosses from one to another."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    gradient_checkpointing: bool | str = field(default="auto", metadata=NOT_IDENTITY)
+    """Recompute activations in the backward pass: less memory, a quarter slower. `auto`: only where they do not fit."""
 
     loss_type: str = "chunked_nll"
     """TRL's loss: `chunked_nll` projects only trained tokens onto the vocabulary, `nll` all; same mathematics."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from tometune.config.errors import UserError
 from tometune.config.model import Backend, ModelConfig, Precision, Quantization, Weights
+from tometune.distributed import processes
 from tometune.hub import HERE, commit_of, pinned
-from tometune.models import smollm2, tiny
+from tometune.models import smollm2, tiny, unsloth_backend
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +108,11 @@ def check_machine(model: ModelConfig) -> None:
     gpu = torch.cuda.is_available()
     here = f"on this machine: {HERE}"
     if model.backend is Backend.unsloth:
-        if not gpu:
-            raise UserError(f"model.backend=unsloth: needs an NVIDIA GPU, none was found; {here}")
-        raise UserError("model.backend=unsloth: not in this version yet; set model.backend=transformers")
+        unsloth_backend.check_installed()
+        if processes() > 1:
+            raise UserError(
+                "model.backend=unsloth: trains in one process, torchrun started several; set model.backend=transformers"
+            )
     if quantized(model) and not gpu:
         raise UserError(
             f"model={model.name}: its 4-bit weights (model.quantization=nf4) need an NVIDIA GPU, none was found; {here}"
@@ -135,8 +138,24 @@ def check_source(model: ModelConfig) -> None:
 
 
 def resolve_backend(model: ModelConfig) -> Backend:
-    """Return the backend that loads and trains the model; transformers is the one there is."""
-    return Backend.transformers if model.backend is Backend.auto else model.backend
+    """Return the backend that trains the model: `auto` is unsloth on one NVIDIA GPU where it is installed."""
+    if model.backend is not Backend.auto:
+        return model.backend
+    import torch
+
+    one_gpu = torch.cuda.is_available() and torch.version.hip is None and processes() == 1
+    return Backend.unsloth if one_gpu and unsloth_backend.installed() else Backend.transformers
+
+
+def free_memory() -> None:
+    """Give the GPU back what is held by nothing any more."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load_model(model: ModelConfig, cache: Path) -> Any:

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from tometune.config.root import Config
 from tometune.distributed import processes
+from tometune.models.load import resolve_backend
 from tometune.run import write_json
 
 NAME = "calibration.json"
@@ -50,9 +51,10 @@ def shape(config: Config) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     model, trainer, lora = config.model, config.trainer, config.lora
     parts = {
-        "model": f"{model.id} {model.backend} {model.quantization} {model.precision} {model.attn_implementation}",
+        "model": f"{model.id} {model.quantization} {model.precision}",
+        "backend": f"{resolve_backend(model)} {model.attn_implementation}",
         "device": f"{processes()} x {device}, {torch.get_num_threads()} threads",
-        "rows": f"{trainer.per_device_train_batch_size} x {trainer.max_length}, packing {trainer.packing}",
+        "rows": f"{trainer.micro_batch} x {trainer.max_length}, packing {trainer.packing}",
         "step": f"checkpointing {trainer.gradient_checkpointing}, {trainer.loss_type}, {trainer.optim}, r {lora.r}",
         "answers": f"batch {config.eval.batch_size}, prompts of {config.eval.max_prompt_tokens}",
     }

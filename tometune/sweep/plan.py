@@ -106,14 +106,14 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     from tometune.data.tokens import tokenise
     from tometune.evaluation.tasks import load_tasks
     from tometune.models.tokenizer import load_tokenizer
-    from tometune.training.steps import effective_batch, steps_of
+    from tometune.training.steps import effective_batch, in_packs, steps_of
 
     cache = cache_folder(config)
     run = Run.find(config, fingerprints(config))
     tokenizer = load_tokenizer(config.model, cache)
     mix = build_mix(config.data, config.seeds.data, cache)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
-    rows = pack(tokens.dataset, config.trainer.max_length) if config.trainer.packing else tokens.dataset
+    rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset
     an_epoch = math.ceil(len(rows) / effective_batch(config))
     steps = steps_of(config, len(rows))
     stages = ("base", "tuned") if config.eval.base else ("tuned",)

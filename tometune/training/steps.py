@@ -1,15 +1,76 @@
-"""How many optimiser steps a training makes, without anything that trains."""
+"""What an optimiser step is made of and how many there are, without anything that trains.
+
+A step is so many packs (`trainer.tokens_per_step`) or conversations (`trainer.conversations_per_step`) over all
+processes, whatever fits into one forward pass: that only decides in how many parts the step is computed.
+"""
 
 import math
+from dataclasses import dataclass
 
+from tometune.config.errors import UserError
 from tometune.config.root import Config
+from tometune.config.trainer import TrainerConfig
 from tometune.distributed import processes
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step."""
+
+    rows: int
+    """Packs, or conversations, over all processes."""
+
+    micro_batch: int
+    """Of them, in one forward pass on one device."""
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes a process makes for a step."""
+        return self.rows // (self.micro_batch * processes())
+
+
+def in_packs(trainer: TrainerConfig) -> bool:
+    """Tell whether rows are joined to packs of `max_length` tokens, and steps are counted in those."""
+    return trainer.packing and trainer.conversations_per_step is None
 
 
 def effective_batch(config: Config) -> int:
-    """Return the rows of one optimiser step over all processes."""
+    """Return the rows (packs or conversations) of one optimiser step over all processes.
+
+    Raises:
+        UserError: the processes cannot share them evenly.
+    """
     trainer = config.trainer
-    return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * processes()
+    rows = trainer.conversations_per_step or trainer.tokens_per_step // trainer.max_length
+    if rows % processes():
+        key = "conversations_per_step" if trainer.conversations_per_step else "tokens_per_step"
+        what = "packs" if in_packs(trainer) else "conversations"
+        raise UserError(
+            f"trainer.{key}={getattr(trainer, key)}: {rows} {what} a step cannot be shared by {processes()} processes; "
+            "take another number of processes or of rows a step"
+        )
+    return rows
+
+
+def sizes(config: Config) -> list[int]:
+    """Return the micro-batches that make a whole step, the largest first; one where it is set.
+
+    Raises:
+        UserError: the one that is set does not divide a process's share of a step.
+    """
+    share = effective_batch(config) // processes()
+    divisors = [size for size in range(share, 0, -1) if share % size == 0]
+    wanted = config.trainer.micro_batch
+    if wanted == AUTO:
+        return divisors
+    if wanted not in divisors:
+        raise UserError(
+            f"trainer.micro_batch={wanted}: does not divide the {share} rows a step of one process; one of "
+            f"{', '.join(map(str, reversed(divisors)))}, or auto"
+        )
+    return [int(wanted)]
 
 
 def steps_of(config: Config, rows: int) -> int:

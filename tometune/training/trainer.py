@@ -29,14 +29,41 @@ class Arguments(SFTConfig):
 class MeteredTrainer(SFTTrainer):
     """`trl.SFTTrainer` on rows that are already tokenised and labelled."""
 
-    def __init__(self, *arguments: Any, meter: Meter, curves: Curves, **keywords: Any) -> None:
+    def __init__(
+        self, *arguments: Any, meter: Meter, curves: Curves, fused_loss: bool = False, **keywords: Any
+    ) -> None:
         super().__init__(*arguments, **keywords)
-        self.meter, self.curves = meter, curves
+        self.meter, self.curves, self.fused_loss = meter, curves, fused_loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
         """Count the batch, of all processes, then train on it."""
         self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)))
         return super().training_step(model, inputs, *arguments, **keywords)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
+        """Return the loss; of a model that gives no logits (Unsloth's) without TRL's metrics over them."""
+        if not self.fused_loss:
+            return super().compute_loss(model, inputs, *arguments, **keywords)
+        return Trainer.compute_loss(self, model, inputs, *arguments, **keywords)
+
+    def full_pass(self, rows: list[dict[str, Any]]) -> None:
+        """Make one forward and backward pass over rows, outside of the loop: what it leaves is the memory's peak.
+
+        Raises:
+            torch.OutOfMemoryError: the GPU ran out.
+        """
+        if self.args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            self.model.train()
+            inputs = self._prepare_inputs(self.data_collator(rows))
+            count = (inputs["labels"] != -100).sum()
+            with torch.autocast(self.args.device.type, self.model.dtype, enabled=self.args.bf16 or self.args.fp16):
+                loss = self.compute_loss(self.model, inputs, num_items_in_batch=count)
+            loss.backward()
+        finally:
+            if self.args.gradient_checkpointing:
+                self.model.gradient_checkpointing_disable()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Pass the logs on to the curves, from the first process only."""

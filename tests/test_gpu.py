@@ -1,0 +1,99 @@
+"""What only a GPU can show: backends that learn the same, packs kept apart by lengths, memory that was foretold."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from tests.whole import Workplace, curve_of, record_of
+from tometune.models import tiny
+from tometune.models.unsloth_backend import installed
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+STEPS = 20
+RUN = (
+    *("data=pydocs_1k", "eval=pydocs", "eval.limit=4", "eval.base=false", "tracking=none", "trainer.logging_steps=1"),
+    *(f"trainer.max_steps={STEPS}", "trainer.max_length=512", "trainer.tokens_per_step=4096", "trainer.micro_batch=4"),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    made = Workplace(tmp_path_factory.mktemp("gpu"))
+    made.env.pop("OMP_NUM_THREADS")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of random weights, wide enough for 4 bits and for Unsloth's kernels, with the tiny model's tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny.built(tmp_path_factory.mktemp("cache")))
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run(place: Workplace, outputs: str, *overrides: str) -> Path:
+    """Train, and return the run's folder."""
+    done = place.verb("train", *RUN, f"paths.outputs={outputs}", *overrides)
+    assert done.returncode == 0, done.stderr
+    return place.run_folder(outputs)
+
+
+@pytest.mark.skipif(not installed(), reason="Unsloth is not installed")
+@pytest.mark.parametrize(("quantization", "tolerance"), [("nf4", 0.01), ("none", 0.005)])
+def test_what_is_learned_does_not_depend_on_the_backend(
+    place: Workplace, model: Path, quantization: str, tolerance: float
+) -> None:
+    which = (f"model.id={model}", f"model.quantization={quantization}")
+    plain, fast = (
+        run(place, f"{backend}-{quantization}", *which, f"model.backend={backend}")
+        for backend in ("transformers", "unsloth")
+    )
+    off = [abs(ours / theirs - 1) for (_, theirs), (_, ours) in zip(curve_of(plain), curve_of(fast), strict=True)]
+    print(f"{quantization}: losses differ by at most {max(off):.5f}, on average {sum(off) / len(off):.5f}")
+    assert len(off) == STEPS
+    assert max(off) <= tolerance
+    assert curve_of(fast)[-1][1] < curve_of(fast)[0][1]
+    assert record_of(fast)["train"]["attention"] == "unsloth"
+    assert record_of(plain)["train"]["attention"] in ("varlen", "flash_attention_2")
+    assert record_of(plain)["train"]["tokens"] == record_of(fast)["train"]["tokens"]
+
+
+def test_lengths_keep_conversations_apart_as_a_mask_does(place: Workplace, model: Path) -> None:
+    which = (f"model.id={model}", "model.quantization=none", "model.backend=transformers")
+    by_lengths = run(place, "lengths", *which)
+    by_mask = run(place, "mask", *which, "model.attn_implementation=eager", "trainer.micro_batch=1")
+    assert record_of(by_mask)["train"]["attention"] == "eager"
+    for (_, mine), (_, theirs) in zip(curve_of(by_lengths), curve_of(by_mask), strict=True):
+        assert mine == pytest.approx(theirs, rel=0.005)
+
+
+def test_the_micro_batch_that_fits_is_found_and_memory_foretold(place: Workplace, model: Path) -> None:
+    which = (f"model.id={model}", "model.quantization=none", "model.backend=transformers", "trainer.micro_batch=auto")
+    train = record_of(run(place, "auto", *which))["train"]
+    assert train["effective_batch"] == train["micro_batch"] == 8
+    assert not train["gradient_checkpointing"]
+    assert train["peak_memory_bytes"] == pytest.approx(train["estimated_memory_bytes"], rel=0.25)
+    kept = json.loads((place.folder / "home" / "tometune" / "micro_batch.json").read_text())
+    assert kept["rooms"]

@@ -1,0 +1,154 @@
+"""The backend unsloth in its own process: on a CPU through Unsloth's CPU backend, which `setup.sh dev` installs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from tests.whole import Workplace, curve_of, record_of
+from tometune.config.errors import UserError
+from tometune.models import unsloth_backend
+from tometune.models.unsloth_backend import check_installed, installed
+
+needed = pytest.mark.skipif(not installed(), reason="Unsloth is not installed")
+STEPS = 20
+RUN = (
+    *("+experiment=smoke", "~eval.tasks.summarisation", "~eval.tasks.question_answering", "trainer.logging_steps=1"),
+    *("trainer.conversations_per_step=4", "trainer.micro_batch=2", f"trainer.max_steps={STEPS}"),
+    *("trainer.save_steps=5", "trainer.learning_rate=3e-3", "trainer.num_train_epochs=3"),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    made = Workplace(tmp_path_factory.mktemp("unsloth"))
+    yield made
+    made.close()
+
+
+@needed
+@pytest.mark.whole
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.005), ("fp32", 1e-4)])
+def test_what_is_learned_does_not_depend_on_the_backend(place: Workplace, precision: str, tolerance: float) -> None:
+    for backend in ("transformers", "unsloth"):
+        where = f"paths.outputs={backend}-{precision}"
+        done = place.verb("train", *RUN, f"model.backend={backend}", f"model.precision={precision}", where)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    plain, fast = (place.run_folder(f"{backend}-{precision}") for backend in ("transformers", "unsloth"))
+    assert [step for step, _ in curve_of(fast)] == list(range(1, STEPS + 1))
+    assert curve_of(fast)[-1][1] < 0.995 * curve_of(fast)[0][1], "it learns"
+    for (_, theirs), (_, ours) in zip(curve_of(plain), curve_of(fast), strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance)
+    mine, other = record_of(fast), record_of(plain)
+    assert (mine["model"]["backend"], other["model"]["backend"]) == ("unsloth", "transformers")
+    assert set(mine["train"]) == set(other["train"])
+    for name in ("steps", "epochs", "effective_batch", "tokens", "trained_tokens"):
+        assert mine["train"][name] == other["train"][name], name
+    assert mine["data"] == other["data"]
+    assert mine["eval"]["base"]["tasks"].keys() == mine["eval"]["tuned"]["tasks"].keys()
+    assert not (place.folder / "unsloth_compiled_cache").exists()
+    config = json.loads((fast / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+
+
+def start(place: Workplace, outputs: str) -> "subprocess.Popen[str]":
+    """Start a run that lasts."""
+    command = [sys.executable, "-m", "tometune.train", *RUN, "model.backend=unsloth", f"paths.outputs={outputs}"]
+    return subprocess.Popen(
+        [*command, "trainer.max_steps=2000", "trainer.num_train_epochs=999", "eval.base=false"],
+        env=place.env,
+        cwd=place.folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def after_steps(place: Workplace, outputs: str, steps: int) -> Path:
+    """Wait until so many steps are logged; returns the run's folder."""
+    for _ in range(600):
+        for path in (place.folder / outputs).glob("*/metrics.jsonl"):
+            if len(path.read_text().splitlines()) >= steps:
+                return path.parent
+        time.sleep(0.1)
+    raise AssertionError("the training did not get that far")
+
+
+def workers() -> set[int]:
+    """Return the processes that train apart."""
+    found = subprocess.run(["pgrep", "-f", "tometune.training.worker"], capture_output=True, text=True, check=False)
+    return {int(line) for line in found.stdout.split()}
+
+
+@needed
+@pytest.mark.whole
+def test_told_to_stop_it_saves_and_goes_on(place: Workplace) -> None:
+    process = start(place, "stopped")
+    folder = after_steps(place, "stopped", 7)
+    process.send_signal(signal.SIGTERM)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, stderr
+    step = int(stderr.partition("told to stop: step ")[2].split()[0])
+    assert (folder / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").exists()
+    assert record_of(folder)["status"] == "running"
+    process = start(place, "stopped")
+    after_steps(place, "stopped", step + 3)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert [number for number, _ in curve_of(folder)][: step + 3] == list(range(1, step + 4))
+
+
+@needed
+@pytest.mark.whole
+def test_a_killed_parent_takes_its_training_along(place: Workplace) -> None:
+    before = workers()
+    process = start(place, "killed")
+    after_steps(place, "killed", 3)
+    assert workers() - before
+    process.kill()
+    process.communicate()
+    for _ in range(100):
+        if not workers() - before:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the training goes on without its parent")
+
+
+@needed
+@pytest.mark.whole
+def test_what_is_wrong_in_the_training_is_told_in_one_line(place: Workplace) -> None:
+    done = place.verb("train", *RUN, "model.backend=unsloth", "trainer.learning_rate=1e30", "eval.base=false")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("trainer.learning_rate: the loss became")
+    assert record_of(place.run_folder())["status"] == "failed"
+
+
+def test_what_is_missing_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unsloth_backend.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r'needs unsloth; run: pip install "tometune\[unsloth\]"'):
+        check_installed()
+
+
+def test_versions_that_do_not_belong_together_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unsloth_backend.util, "find_spec", lambda _: object())
+    versions = {"unsloth": "2026.10.9", "unsloth_zoo": "2025.1.1"}
+    monkeypatch.setattr(metadata, "version", versions.__getitem__)
+    with pytest.raises(UserError, match=r"unsloth 2026\.10\.9 and unsloth_zoo 2025\.1\.1 do not belong together"):
+        check_installed()
+
+
+@needed
+def test_telemetry_is_off_and_the_terminal_quiet(tmp_path: Path) -> None:
+    code = (
+        "import os; from pathlib import Path; from tometune.models.unsloth_backend import prepare; "
+        f"prepare(Path({str(tmp_path)!r})); print(os.environ['UNSLOTH_DISABLE_STATISTICS'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, check=True)
+    assert done.stdout == "1\n"

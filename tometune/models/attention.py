@@ -1,0 +1,141 @@
+"""Attention over packs: which kernel this machine offers, so that conversations stay apart without a dense mask.
+
+PyTorch's `varlen_attn` (2.11 and later) runs FlashAttention-2 over rows that lie end to end; it is registered with
+transformers under the name `varlen`, see
+https://huggingface.co/docs/transformers/attention_interface and
+https://docs.pytorch.org/docs/stable/nn.attention.varlen.html.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib import util
+from typing import Any
+
+import torch
+from torch import nn
+
+VARLEN = "varlen"
+
+
+class Packed(StrEnum):
+    """What tells the attention where conversations begin in a pack."""
+
+    positions = "positions"
+    """Position ids that start again: transformers makes a mask of them, tokens × tokens."""
+
+    lengths = "lengths"
+    """Cumulative lengths: kernels that take them work on one conversation at a time."""
+
+    unsloth = "unsloth"
+    """Lengths, by the name that Unsloth's models read."""
+
+
+def kernel(dtype: torch.dtype, wanted: str) -> tuple[str, str]:
+    """Return the attention of transformers that trains packs here, and why it is that one.
+
+    Args:
+        dtype: of the arithmetic.
+        wanted: `model.attn_implementation`; anything but `sdpa` is taken as it is.
+    """
+    if wanted != "sdpa":
+        return wanted, "model.attn_implementation says so"
+    if not torch.cuda.is_available():
+        return "sdpa", "there is no GPU; with a mask of each pack"
+    major, minor = torch.cuda.get_device_capability()
+    if dtype not in (torch.bfloat16, torch.float16) or major < 8:
+        return "sdpa", f"FlashAttention needs 16 bits and compute capability 8.0, here {major}.{minor}; with a mask"
+    if util.find_spec("flash_attn") is not None:
+        return "flash_attention_2", "flash-attn is installed"
+    if _varlen() is not None:
+        return VARLEN, "PyTorch's own FlashAttention over lengths"
+    return "sdpa", f"PyTorch {torch.__version__} has no varlen_attn, and flash-attn is not installed; with a mask"
+
+
+def packed_by(implementation: str) -> Packed:
+    """Return what an attention of transformers reads."""
+    return Packed.lengths if implementation.startswith(("flash", VARLEN)) else Packed.positions
+
+
+@contextmanager
+def training_attention(model: Any, implementation: str | None) -> Iterator[None]:
+    """Switch the model's attention while the body runs; None leaves it."""
+    if implementation is None:
+        yield
+        return
+    if implementation == VARLEN:
+        _register()
+    before = model.config._attn_implementation
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _varlen() -> Any:
+    """Return PyTorch's attention over lengths, if this version has it with a window (which is how it is causal)."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
+def _register() -> None:
+    """Make `varlen` an attention of transformers, which asks for no mask."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(VARLEN, varlen_forward)
+    AttentionMaskInterface.register(VARLEN, _no_mask)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Lengths say all."""
+
+
+def varlen_forward(
+    module: nn.Module,  # noqa: ARG001 -- transformers' form
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend causally within each conversation of one row.
+
+    Args:
+        module: the attention layer.
+        query: [1, heads, tokens, head_dim].
+        key: [1, key heads, tokens, head_dim]; each serves a group of query heads.
+        value: like key.
+        attention_mask: None.
+        scaling: of the products; None is 1 / sqrt(head_dim).
+        dropout: 0.
+        cu_seq_lens_q: cumulative lengths, [conversations + 1], int32.
+        max_length_q: of the longest conversation.
+
+    Returns:
+        [1, tokens, heads, head_dim], and no weights.
+
+    Raises:
+        ValueError: the lengths are missing, or dropout is asked for.
+    """
+    if cu_seq_lens_q is None or max_length_q is None or dropout:
+        raise ValueError("the attention varlen needs the lengths of a pack's conversations, and has no dropout")
+    rows = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
+    grouped = {"enable_gqa": True} if _names_groups() else {}  # before PyTorch 2.12 the kernel sees it by itself
+    found = _varlen()(
+        *rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0), **grouped
+    )
+    return found.unsqueeze(0), None
+
+
+def _names_groups() -> bool:
+    """Tell whether `varlen_attn` wants to be told that heads share keys."""
+    return "enable_gqa" in inspect.signature(_varlen()).parameters

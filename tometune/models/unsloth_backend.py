@@ -1,0 +1,167 @@
+"""The backend `unsloth`: the same weights and adapter under Unsloth's kernels; in a process of its own.
+
+Importing Unsloth changes transformers, TRL, PEFT and PyTorch in the whole process, so `prepare` comes before all of
+them, and only the process that trains calls it (`tometune.training.worker`). See https://docs.unsloth.ai.
+"""
+
+import inspect
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from tometune.config.errors import UserError
+from tometune.config.lora import LoraConfig
+from tometune.config.model import ModelConfig, Quantization
+
+log = logging.getLogger(__name__)
+
+INSTALL = 'pip install "tometune[unsloth]"'
+
+
+def installed() -> bool:
+    """Tell whether Unsloth is there, without importing it."""
+    return util.find_spec("unsloth") is not None and util.find_spec("unsloth_zoo") is not None
+
+
+def check_installed() -> None:
+    """Check that Unsloth and what it cannot do without are installed.
+
+    Raises:
+        UserError: something is not; the line has the command.
+    """
+    for package in ("unsloth", "unsloth_zoo"):
+        if util.find_spec(package) is None:
+            raise UserError(
+                f"model.backend=unsloth: needs {package}; run: {INSTALL} (or set model.backend=transformers)"
+            )
+    ours, theirs = (metadata.version(name).split(".")[:2] for name in ("unsloth", "unsloth_zoo"))
+    if ours != theirs:
+        raise UserError(
+            f"model.backend=unsloth: unsloth {metadata.version('unsloth')} and unsloth_zoo "
+            f"{metadata.version('unsloth_zoo')} do not belong together; run: pip install --upgrade unsloth unsloth_zoo"
+        )
+
+
+def prepare(cache: Path) -> None:
+    """Import Unsloth, with its telemetry off and its compiled code in the cache; before torch's users are imported.
+
+    Raises:
+        UserError: a package that it needs is missing or of the wrong version.
+    """
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+    os.environ["UNSLOTH_AUTO_INSTALL"] = "0"
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled"))
+    _name_groups()
+    with quiet():  # its banner
+        try:
+            import unsloth  # noqa: F401
+        except (ImportError, AttributeError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"model.backend=unsloth: cannot be imported ({reason}); run: {INSTALL}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Unsloth's banners and advice from the terminal while the body runs."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def _name_groups() -> None:
+    """Give PyTorch 2.11's `varlen_attn` the argument by which Unsloth knows that its kernel shares keys among heads.
+
+    The kernel of 2.11 does so unasked; 2.12 added `enable_gqa` to its Python side, and without it Unsloth takes each
+    conversation of a pack by itself: 13,400 in place of 32,100 tokens/s (docs/benchmarks.md).
+    """
+    try:
+        from torch.nn.attention import varlen
+    except ImportError:
+        return
+    theirs = varlen.varlen_attn
+    given = inspect.signature(theirs).parameters
+    if "window_size" not in given or "enable_gqa" in given:
+        return
+
+    def varlen_attn(
+        query: Any,
+        key: Any,
+        value: Any,
+        cu_seq_q: Any,
+        cu_seq_k: Any,
+        max_q: int,
+        max_k: int,
+        *,
+        return_aux: Any = None,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+        enable_gqa: bool = False,  # noqa: ARG001 -- the kernel sees it by the shapes
+    ) -> Any:
+        """Call PyTorch's."""
+        lengths = (cu_seq_q, cu_seq_k, max_q, max_k)
+        return theirs(query, key, value, *lengths, return_aux=return_aux, scale=scale, window_size=window_size)
+
+    varlen.varlen_attn = varlen_attn  # type: ignore[assignment]
+
+
+def load(model: ModelConfig, source: str, revision: str | None, max_length: int) -> Any:
+    """Load a causal language model under Unsloth's kernels.
+
+    Args:
+        model: precision, quantisation.
+        source: hub id or folder.
+        revision: of the hub id.
+        max_length: longest row; RoPE is scaled if the model's own context is shorter.
+
+    Raises:
+        UserError: the hub does not give it.
+    """
+    import torch
+    from unsloth import FastLanguageModel
+
+    from tometune.hub import hub_errors
+    from tometune.models.transformers_backend import compute_dtype
+
+    four_bits = model.quantization is Quantization.nf4 or model.id.endswith("-bnb-4bit")
+    with hub_errors("model.id", model.id), quiet():
+        loaded, _ = FastLanguageModel.from_pretrained(
+            source,
+            revision=revision,
+            max_seq_length=max_length,
+            dtype=compute_dtype(model.precision),
+            load_in_4bit=four_bits,
+            use_gradient_checkpointing=False,
+            use_exact_model_name=True,
+            trust_remote_code=False,
+            **({"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}),
+        )
+    return loaded
+
+
+def add_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
+    """Return the model with the same fresh adapter that PEFT makes of this seed.
+
+    Raises:
+        UserError: a name in `lora.target_modules` matches no linear layer.
+    """
+    from unsloth import FastLanguageModel
+
+    from tometune.models.adapter import check_targets
+
+    check_targets(model, lora.target_modules)
+    with quiet():
+        return FastLanguageModel.get_peft_model(
+            model,
+            r=lora.r,
+            target_modules=list(lora.target_modules),
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            bias="none",
+            use_rslora=lora.use_rslora,
+            use_dora=lora.use_dora,
+            use_gradient_checkpointing=False,
+            random_state=seed,
+        )

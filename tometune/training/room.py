@@ -1,0 +1,132 @@
+"""How much fits into the GPU: the micro-batch and whether activations are kept, measured once for a kind of run."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from tometune.config.errors import UserError
+from tometune.run import write_json
+
+log = logging.getLogger(__name__)
+
+NAME = "micro_batch.json"
+SCHEMA = 1
+SPARE = 0.08
+"""Share of the GPU's memory that is left free: longer conversations, fragmentation, the desktop."""
+
+ON_CPU = 4
+"""Rows that a CPU takes at a time: more are no faster."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What fits."""
+
+    micro_batch: int
+    gradient_checkpointing: bool
+    memory_bytes: int | None
+    """Estimated peak; None on a CPU, where nothing was measured."""
+
+
+Measure = Callable[[int, bool], int]
+"""Makes one forward and backward pass over full rows, so many at a time, with or without checkpointing; returns the
+peak in bytes. Raises torch.OutOfMemoryError."""
+
+
+def find_room(measure: Measure, sizes: Sequence[int], checkpointing: bool | str, free: int) -> Room:
+    """Return the largest micro-batch that fits; activations are recomputed only where one row does not fit without.
+
+    Two sizes are measured for that: one row, and what follows from it.
+
+    Args:
+        measure: see `Measure`.
+        sizes: to choose from, the largest first.
+        checkpointing: `auto`, or what it has to be.
+        free: bytes that may be taken.
+
+    Raises:
+        UserError: not even one row fits.
+    """
+    for again in [False, True] if checkpointing == "auto" else [bool(checkpointing)]:
+        found = _largest(lambda size, again=again: measure(size, again), sizes, free)  # type: ignore[misc]
+        if found is not None:
+            return Room(found[0], again, found[1])
+    size = sizes[-1]
+    raise UserError(
+        f"trainer.max_length: {size} row{'s' if size > 1 else ''} of this length and the model do not fit into the "
+        f"GPU's {free / 1e9:.1f} free GB; lower trainer.max_length"
+        + (", set trainer.micro_batch=auto" if size > 1 else "")
+        + ("" if checkpointing in ("auto", True) else ", set trainer.gradient_checkpointing=auto")
+        + ", or take a smaller model"
+    )
+
+
+def _largest(measure: Callable[[int], int], sizes: Sequence[int], free: int) -> tuple[int, int] | None:
+    """Return the largest size that fits and its peak; None if none does."""
+    smallest = sizes[-1]
+    least = _peak(measure, smallest)
+    if least is None or least > free:
+        return None
+    if len(sizes) == 1:
+        return smallest, least
+    base = _peak(measure, 0) or 0
+    a_row = max(1, (least - base) // smallest)
+    for size in sizes[:-1]:
+        if base + a_row * size > free:
+            continue
+        peak = _peak(measure, size)
+        if peak is not None and peak <= free:
+            return size, peak
+    return smallest, least
+
+
+def _peak(measure: Callable[[int], int], size: int) -> int | None:
+    """Return the peak at a size; None where the GPU ran out."""
+    try:
+        return measure(size)
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def remembered(cache: Path, key: str) -> Room | None:
+    """Return what was found for this GPU, model and length before."""
+    found = _read(cache).get(key)
+    return Room(**found) if found else None
+
+
+def remember(cache: Path, key: str, room: Room) -> None:
+    """Keep what was found."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{NAME}.lock"):
+        write_json(cache / NAME, {"schema": SCHEMA, "rooms": _read(cache) | {key: asdict(room)}})
+
+
+def key_of(parts: dict[str, Any]) -> str:
+    """Return the name of a kind of run: this GPU, and all that memory depends on."""
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return json.dumps({"gpu": gpu.name, "memory": gpu.total_memory, "torch": torch.__version__, **parts})
+
+
+def free_bytes() -> int:
+    """Return what this process may take of the GPU: what is free, with what it has itself, less a margin."""
+    free, total = torch.cuda.mem_get_info()
+    return int(free + torch.cuda.memory_reserved() - SPARE * total)
+
+
+def _read(cache: Path) -> dict[str, Any]:
+    """Return what is kept; a file that is broken or of another version is as good as none."""
+    try:
+        content = json.loads((cache / NAME).read_text(encoding="utf-8"))
+        rooms: dict[str, Any] = content["rooms"] if content["schema"] == SCHEMA else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    return rooms
