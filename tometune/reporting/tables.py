@@ -90,7 +90,13 @@ def print_report(table: Values, console: Console | None = None) -> None:
     """Print the table and the answers."""
     console = console or Console()
     mark = f"[bold red]{LIMIT}[/]\n" if table["limited"] else ""
-    shown = RichTable(title=f"{mark}{table['sweep']}", box=SIMPLE_HEAD, caption=table["family"], collapse_padding=True)
+    shown = RichTable(
+        title=f"{mark}{table['sweep']}",
+        box=SIMPLE_HEAD,
+        caption=table["family"],
+        padding=(0, 1, 0, 0),  # a model's name of 12 letters fits into 80 columns
+        pad_edge=False,
+    )
     for number, name in enumerate(COLUMNS):
         left = number < 2
         shown.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
