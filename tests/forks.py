@@ -1,8 +1,9 @@
 """Runs of `train`, each a fork of this process, which did the imports; a signal can come at an exact moment.
 
 Reads one request a line, `{"moment": ["MODULE:NAME", 3, "SIGKILL"], "overrides": […]}`: the signal comes as NAME is
-called for the third time; a moment of null lets the run be. With `"seconds": 1.5` SIGKILL comes after that time,
-wherever the run is. Answers one line, `{"status": …, "stderr": "…"}`.
+called for the third time; a moment of null lets the run be. With `"kill": ["FOLDER", 5, 0.1]` SIGKILL comes a tenth of
+a second after the fifth thing that is new in a sweep's folder (see `progress`), wherever the run is by then. Answers
+one line, `{"status": …, "stderr": "…"}`.
 """
 
 import functools
@@ -13,11 +14,14 @@ import signal
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 HEAVY = tuple(
     f"tometune.{name}"
     for name in ("training.sft", "evaluation.scoring", "evaluation.rouge", "data.tokens", "models.load")
 )
+
+SIGNS = ("sweep.json", "*/run.json", "*/eval/*/*.jsonl", "*/checkpoints/checkpoint-*")
 
 
 def main() -> None:
@@ -28,6 +32,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as stderr:
+            before = progress(Path(request["kill"][0])) if request["kill"] else set()
             child = os.fork()
             if child == 0:
                 os.dup2(stderr.fileno(), 2)
@@ -36,21 +41,30 @@ def main() -> None:
                 if request["moment"]:
                     arm(*request["moment"])
                 os._exit(status_of(train))
-            if request.get("seconds"):
-                kill_after(child, request["seconds"])
+            if request["kill"]:
+                kill(child, before, *request["kill"])
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             stderr.seek(0)
             print(json.dumps({"status": status, "stderr": stderr.read()}), flush=True)
 
 
-def kill_after(child: int, seconds: float) -> None:
-    """Kill a child unless it ends before; it is left to be waited for."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def kill(child: int, before: set[str], folder: str, events: int, delay: float) -> None:
+    """Kill a child at a moment of its progress, unless it ends before; it is left to be waited for."""
+    while len(progress(Path(folder)) - before) < events:
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)  # one that has ended keeps its own status
+
+
+def progress(folder: Path) -> set[str]:
+    """Return how far a sweep is by what lies in its folder: records, answers, checkpoints, and each line of a curve."""
+    found = {str(path.relative_to(folder)) for pattern in SIGNS for path in folder.glob(pattern)}
+    for path in folder.glob("*/metrics.jsonl"):
+        lines = path.read_bytes().count(b"\n")
+        found |= {f"{path.relative_to(folder)}:{number}" for number in range(lines)}
+    return found
 
 
 def arm(place: str, count: int, name: str) -> None:

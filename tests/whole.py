@@ -14,6 +14,12 @@ Done = "subprocess.CompletedProcess[str]"
 Moment = tuple[str, int, str]
 """A function as `module:name`, the number of its call, and the signal that comes then."""
 
+Kill = tuple[str, int, float]
+"""A sweep's folder, the number of things that are new in it (`forks.progress`), and seconds after the last of them."""
+
+TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "started", "finished", "attempts")
+"""What run.json says of when, how fast and how often: two runs of the same content may differ in it, and in no more."""
+
 
 class Workplace:
     """A folder with a home, a cache and outputs; the commands of one user."""
@@ -27,7 +33,7 @@ class Workplace:
         """Run `python -m tometune.NAME override…`."""
         return self.python("-m", f"tometune.{name}", *overrides, env=env)
 
-    def train(self, *overrides: str, moment: Moment | None = None, seconds: float | None = None) -> tuple[int, str]:
+    def train(self, *overrides: str, moment: Moment | None = None, kill: Kill | None = None) -> tuple[int, str]:
         """Run `train` in a fork of a process that has imported everything; returns its exit status and stderr."""
         if self._server is None:
             self._server = subprocess.Popen(
@@ -40,7 +46,7 @@ class Workplace:
             )
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        request = {"moment": moment, "seconds": seconds, "overrides": overrides}
+        request = {"moment": moment, "kill": kill, "overrides": overrides}
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
@@ -86,13 +92,14 @@ def curve_of(run: Path) -> list[tuple[float, float]]:
     return [(line["step"], line["loss"]) for line in lines]
 
 
+def timeless(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values, at any depth, without `TIMES`."""
+    kept = {name: value for name, value in values.items() if name not in TIMES}
+    return {name: timeless(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
 def scores_of(run: Path) -> dict[str, Any]:
     """Read the scores without the times they took."""
-
-    def timeless(values: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {name: value for name, value in values.items() if name not in ("seconds", "tokens_per_second")}
-        return {name: timeless(value) if isinstance(value, dict) else value for name, value in kept.items()}
-
     return timeless(record_of(run)["eval"])
 
 

@@ -28,7 +28,8 @@ def test_half_written_failed_and_running_runs_are_missing_with_a_reason(sweep):
     found = read_sweep(sweep)
     assert len(found.runs) == 4
     told = {cell.run_id: cell.reason for cell in found.missing}
-    assert told[folders[0].name].startswith("run.json is broken (")
+    assert told[folders[0].name].startswith("run.json is broken (Unterminated string ")
+    assert told[folders[0].name].endswith("; delete it and start the sweep again, the run goes on from its checkpoint")
     assert told[folders[1].name] == "failed: OutOfMemoryError: CUDA out of memory"
     assert told[folders[2].name] == "running, or broken off"
     assert told[folders[3].name] == "broken off before its run.json was written"

@@ -101,12 +101,28 @@ def test_a_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "outputs" / "run").iterdir()] == ["run.json"]
 
 
+def test_looking_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The owner leaves between the question whether its file is there and the look into it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("")
+    assert owner_of(tmp_path / "run") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_to_leave_removes_what_another_made(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with owned(run):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_of_many_at_once_one_has_it_at_a_time(tmp_path: Path) -> None:
-    """Eight processes take turns by trying again; none ever meets another inside."""
+    """Eight processes take turns by trying again and looking who is there; none ever meets another inside."""
     code = """
 import os, sys, time
 from pathlib import Path
-from tometune.sweep.lock import BusyError, owned
+from tometune.sweep.lock import BusyError, owned, owner_of
 folder, done = Path(sys.argv[1]), 0
 while done < 20:
     try:
@@ -115,7 +131,9 @@ while done < 20:
             os.close(inside)
             os.unlink(folder / "inside")
             done += 1
-    except BusyError:
+    except BusyError as busy:
+        assert busy.owner, "nobody"
+        owner_of(folder / "run")
         time.sleep(0.001)
 """
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -123,4 +141,4 @@ while done < 20:
     for process in processes:
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, stderr
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []  # an empty folder may stay: see `owned`
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,9 @@ from tometune.run import SCHEMA
 EXPECTED = "sweep.json"
 """Names the cells that should be there: `{"schema": 1, "cells": [{"run_id", "overrides"}]}`."""
 
+AGAIN = "delete it and start the sweep again, the run goes on from its checkpoint"
+"""What to do about a run.json that cannot be read."""
+
 
 def is_run(path: Path) -> bool:
     """Whether a folder was made by a run."""
@@ -39,8 +42,8 @@ def read_record(folder: Path) -> dict[str, Any] | str:
     except FileNotFoundError:
         return "broken off before its run.json was written"
     except ValueError as error:
-        return f"run.json is broken ({error})"
-    return record if isinstance(record, dict) else "run.json is broken (not an object)"
+        return f"run.json is broken ({error}); {AGAIN}"
+    return record if isinstance(record, dict) else f"run.json is broken (not an object); {AGAIN}"
 
 
 def check_schemas(folder: Path, records: Mapping[Path, dict[str, Any] | str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -17,7 +18,11 @@ NAME = ".lock"
 """The lock's file in the run's folder; there while a process is at the run, or was when it was killed."""
 
 A_LOOK = 5.0
-"""Seconds to wait where the owner is dead and the lock is not free: another process is just looking who has it."""
+"""Seconds to wait where the lock is not free, but nobody alive says it is theirs: another process is just looking who
+has it, or is coming or leaving."""
+
+A_MOMENT = 0.01
+"""Seconds from one try to the next."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,10 @@ class BusyError(UserError):
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Be the only process at a run while the body runs; a folder it made and that stays empty is removed again.
+    """Be the only process at a run while the body runs; a run's folder that holds nothing afterwards is removed.
 
-    Of several processes that meet there, the maker may be gone when the last one leaves: the empty folder stays then.
+    Whoever leaves it last removes it, whichever of several processes made it. Of the folders above it, each process
+    removes those that it made, if they are empty too.
 
     The lock is the kernel's (flock): when its owner ends, in whatever way, it is free for the next one.
 
@@ -70,7 +76,7 @@ def owned(folder: Path) -> Iterator[None]:
     Raises:
         BusyError: another process is at it.
     """
-    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = [folder, *(path for path in folder.parents if not path.exists())]
     lock = _acquire(folder)
     path = folder / NAME
     try:
@@ -80,8 +86,8 @@ def owned(folder: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)  # while it is held: who opened it meanwhile finds that it is gone and starts anew
         lock.release()
         with suppress(OSError):  # not empty, or another process was faster
-            for made in absent:
-                made.rmdir()
+            for empty in made:
+                empty.rmdir()
 
 
 def owner_of(folder: Path) -> Owner | None:
@@ -91,29 +97,34 @@ def owner_of(folder: Path) -> Owner | None:
         return None
     try:
         with FileLock(path, blocking=False):
-            return None  # its owner is dead
+            if _read(path) is not None:
+                return None  # its owner is dead
+            path.unlink(missing_ok=True)  # it was gone by now, so that looking at it made another
     except Timeout:
         return _read(path)
+    with suppress(OSError):  # not empty, or another process was faster
+        folder.rmdir()
+    return None
 
 
 def _acquire(folder: Path) -> FileLock:
     """Take the lock, or find out who has it."""
+    end = time.monotonic() + A_LOOK
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / NAME, thread_local=False)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
             return lock
-        except FileNotFoundError:  # its last owner has just removed the empty folder
+        except (FileNotFoundError, FileExistsError):  # its last owner has just removed the empty folder
+            if folder.is_file():
+                raise
             continue
         except Timeout:
             owner = _read(folder / NAME)
-        if owner is None or owner.alive:
-            raise BusyError(folder, owner) from None
-        with suppress(Timeout):
-            lock.acquire(timeout=A_LOOK)
-            return lock
-        raise BusyError(folder, owner)
+        if (owner is not None and owner.alive) or time.monotonic() > end:
+            raise BusyError(folder, owner)
+        time.sleep(A_MOMENT)
 
 
 def _read(path: Path) -> Owner | None:
