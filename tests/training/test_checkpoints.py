@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from tometune.disk import SaveError, disk_errors
-from tometune.training.checkpoints import FILES, STATE, Interrupted, last_checkpoint
+from tometune.training.checkpoints import FILES, STATE, last_checkpoint
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -64,10 +64,6 @@ def test_several_processes_have_a_state_each(tmp_path: Path) -> None:
     (made / "rng_state.pth").rename(made / "rng_state_0.pth")
     (made / "rng_state_1.pth").write_text("something")
     assert last_checkpoint(tmp_path) == made
-
-
-def test_being_told_to_stop_is_exit_status_143() -> None:
-    assert Interrupted().code == 143
 
 
 def text(path: Path) -> None:

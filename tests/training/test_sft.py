@@ -22,8 +22,8 @@ from tometune.config.data import DataConfig
 from tometune.config.errors import UserError
 from tometune.config.root import Config
 from tometune.models.adapter import add_adapter
+from tometune.stopping import Stopped
 from tometune.training import sft
-from tometune.training.checkpoints import Interrupted
 from tometune.training.sft import arguments
 
 
@@ -340,7 +340,7 @@ def variant(name: str) -> Config:
 def test_stopped_and_resumed_is_bit_for_bit_unbroken(train: Train, tmp_path: Path, name: str, step: int) -> None:
     unbroken = train(tmp_path / "unbroken", variant(name))
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted) as stopped:
+    with pytest.raises(Stopped) as stopped:
         train(tmp_path / "broken", variant(name), on_log=stop_at(step))
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == handler
@@ -386,7 +386,7 @@ def test_broken_off_after_the_last_checkpoint_trains_no_step_more(
 
 def test_a_checkpoint_whose_saving_was_broken_off_is_made_again(train: Train, tmp_path: Path) -> None:
     unbroken = train(tmp_path / "unbroken", settings())
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         train(tmp_path / "broken", settings(), on_log=stop_at(4))
     newest = tmp_path / "broken" / "checkpoints" / "checkpoint-5"
     text = (newest / "trainer_state.json").read_text()

@@ -5,6 +5,7 @@ import functools
 import io
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,16 +25,17 @@ from tometune.config.overrides import CommandLine, find_problems, passes_unseen
 from tometune.config.root import Config
 from tometune.config.store import CONFIG_NAME, conf_dir, register
 from tometune.distributed import is_first, processes
+from tometune.stopping import Stopped, told_to_stop
 
 log = logging.getLogger(__name__)
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Set to 1 by the user to see tracebacks; set to 1 for Hydra so that it raises instead of printing and exiting."""
 
-RESUMED = "train"
-"""The verb whose command, given again after an interrupt, goes on from a checkpoint."""
+RESUMED = ("train", "prepare", "evaluate")
+"""The verbs whose command, given again after it was stopped, goes on from what was saved."""
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
 """Exit statuses."""
 
 
@@ -56,12 +58,17 @@ def verb(task: Task, hooks: Hooks | None = None) -> Callable[[], None]:
     """Make a command of `task`: it composes the config from the command line, checks it and hands it over.
 
     The command exits with status 2 and one line a mistake where the input or the config is wrong, 1 and one line
-    where anything else fails, 130 on Ctrl-C. With `--multirun`, a job that fails does not stop the others.
+    where anything else fails, and 128 and the signal's number where it is told to stop (SIGINT, which is Ctrl-C, 130;
+    SIGTERM 143; SIGHUP 129), wherever it is. With `--multirun`, a job that fails does not stop the others.
     """
 
     @functools.wraps(task)
     def command() -> None:
-        status = _run(task, hooks)
+        try:
+            with told_to_stop():
+                status = _run(task, hooks)
+        except (KeyboardInterrupt, Stopped) as error:
+            status = report(error, os.environ.get(FULL_ERROR) == "1", resumed=name_of(task) in RESUMED)
         if status != DONE:
             sys.exit(status)
 
@@ -97,8 +104,8 @@ def _run(task: Task, hooks: Hooks | None) -> int:
                 report(error, wanted == "1")  # a launcher broke; what its runs came to is told below
         if hooks is not None and jobs is not None:
             return hooks.after(jobs)
-    except (Exception, KeyboardInterrupt) as error:
-        return report(error, wanted == "1", resumed=name_of(task) == RESUMED)
+    except Exception as error:
+        return report(error, wanted == "1")
     if len(statuses) > 1 and any(statuses):
         print(f"{sum(map(bool, statuses))} of {len(statuses)} runs did not finish", file=sys.stderr)
     return max(statuses, key=(DONE, WRONG_INPUT, FAILED).index, default=DONE)
@@ -147,7 +154,7 @@ def report(error: BaseException, traceback_wanted: bool, resumed: bool = False) 
     Args:
         error: what ended the command.
         traceback_wanted: show the traceback too.
-        resumed: whether the same command, after an interrupt, goes on from what was saved.
+        resumed: whether the same command, after it was stopped, goes on from what was saved.
     """
     if traceback_wanted:
         traceback.print_exception(error)
@@ -155,9 +162,12 @@ def report(error: BaseException, traceback_wanted: bool, resumed: bool = False) 
         if is_first():
             print(error, file=sys.stderr)
         return WRONG_INPUT
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted" + ("; the same command goes on from what was saved" if resumed else ""), file=sys.stderr)
-        return INTERRUPTED
+    if isinstance(error, KeyboardInterrupt | Stopped):
+        told = f"stopped by {error.signal.name}" if isinstance(error, Stopped) else "interrupted"
+        if is_first():
+            with contextlib.suppress(OSError):  # the terminal is gone
+                print(told + ("; the same command goes on from what was saved" if resumed else ""), file=sys.stderr)
+        return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
     log.debug("failed", exc_info=error)
     hint = "" if traceback_wanted else f" ({FULL_ERROR}=1 shows the traceback)"
     print(f"{type(error).__name__}: {one_line(error)}{hint}", file=sys.stderr)

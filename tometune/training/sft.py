@@ -15,12 +15,13 @@ from tometune.data.packs import pack
 from tometune.data.tokens import Tokens
 from tometune.distributed import by_first, is_first
 from tometune.seeding import seed_everything
-from tometune.training.checkpoints import Interrupted, last_checkpoint, save_adapter, step_of
+from tometune.stopping import Stopped, told_to_stop
+from tometune.training.checkpoints import last_checkpoint, save_adapter, step_of
 from tometune.training.curves import Curves, OnLog
 from tometune.training.meter import Meter, peak_memory_bytes
 from tometune.training.progress import progress_callbacks
 from tometune.training.steps import effective_batch, steps_of
-from tometune.training.trainer import Arguments, LogLastStep, MeteredTrainer, StopOnSigterm
+from tometune.training.trainer import Arguments, LogLastStep, MeteredTrainer, StopAfterStep
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def fit(model: Any, tokenizer: Any, tokens: Tokens, config: Config, folder: Path
         on_log: takes the metrics of each logging step.
 
     Raises:
-        Interrupted: SIGTERM came; a checkpoint was saved.
+        Stopped: SIGTERM or SIGHUP came; a checkpoint was saved.
         SaveError: the disk is full.
         UserError: the loss is no longer a number.
     """
@@ -69,7 +70,8 @@ def fit(model: Any, tokenizer: Any, tokens: Tokens, config: Config, folder: Path
         curves.rewind(step_of(checkpoint) if checkpoint else 0)
     seed_everything(config.seeds.adapter)
     held = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
-    with StopOnSigterm() as stop:
+    stop = StopAfterStep()
+    with told_to_stop(stop.tell):
         trainer = MeteredTrainer(
             model=model,
             args=arguments(config, model.dtype, folder / "checkpoints"),
@@ -88,9 +90,9 @@ def fit(model: Any, tokenizer: Any, tokens: Tokens, config: Config, folder: Path
         plan(config, len(rows), tokens, effective, checkpoint)
         meter.start()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.told:
-            log.warning("told to stop: step %d is saved, the same command goes on from it", trainer.state.global_step)
-            raise Interrupted
+        if stop.signal:
+            log.warning("told to stop: step %d is saved", trainer.state.global_step)
+            raise Stopped(stop.signal)
     meter.rates()
     if trainer.is_world_process_zero():
         save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder / "adapter", config.model.id)
