@@ -277,7 +277,7 @@ def test_a_broken_task_is_told_before_the_rows_are_tokenised(place: Workplace) -
     ]
     status, stderr = place.train(*SMOKE, *task, "trainer.max_length=77", "paths.outputs=refused")
     assert status == 2
-    assert stderr.splitlines()[-1].endswith("mine.jsonl:1: a list, not an object; write {input, references}")
+    assert stderr.splitlines()[-1].endswith("mine.jsonl, line 1: is not an object {…}; mend or remove the line")
     assert "tokenised" not in stderr
 
 

@@ -59,7 +59,7 @@ def evaluate(subject: Subject) -> None:
     check_tracker(config.tracking)
     cache = cache_folder(config)
     tokenizer = load_tokenizer(config.model, cache)
-    tasks = load_tasks(config.eval, cache)
+    tasks = load_tasks(config.eval)
     seed_everything(config.seeds.generation)
     model = load_model(config.model, cache)
     with (

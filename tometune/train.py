@@ -159,7 +159,7 @@ def experiment(run: Run, config: Config) -> None:
 
     cache = cache_folder(config)
     with first_alone():  # the other processes of torchrun find it all in the cache
-        tasks = load_tasks(config.eval, cache)
+        tasks = load_tasks(config.eval)
         tokenizer = load_tokenizer(config.model, cache)
         mix = build_mix(config.data, config.seeds.data, cache)
         tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)

@@ -29,7 +29,7 @@ def lines(path):
 
 
 def stage(model, tokenizer, config, folder, name="base", **options):
-    return score_stage(model, tokenizer, load_tasks(config, folder), config, folder, name, **options)
+    return score_stage(model, tokenizer, load_tasks(config), config, folder, name, **options)
 
 
 def test_files_and_means(model, tokenizer, config, tmp_path):

@@ -43,7 +43,7 @@ class TaskConfig:
     """Licence of the examples."""
 
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
-    """JSONL file of `{input, references}` (and `id`, `context`) rows; used when `kind=jsonl`."""
+    """JSONL, parquet or JSON file of `{input, references}` (and `id`, `context`) rows; used when `kind=jsonl`."""
 
     topic: str | None = None
     """Which documentation task; used when `kind=pydocs`."""

@@ -117,9 +117,7 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     an_epoch = math.ceil(len(rows) / effective_batch(config))
     steps = steps_of(config, len(rows))
     stages = ("base", "tuned") if config.eval.base else ("tuned",)
-    examples = {
-        f"{stage}/{task.name}": len(task.examples) for task in load_tasks(config.eval, cache) for stage in stages
-    }
+    examples = {f"{stage}/{task.name}": len(task.examples) for task in load_tasks(config.eval) for stage in stages}
     trained = round(tokens.counts.tokens * steps / an_epoch)
     speed = recall(cache, shape(config))
     return PlannedRun(
