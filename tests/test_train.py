@@ -217,14 +217,6 @@ def test_an_outputs_folder_that_cannot_be_written_is_told_at_once(
     ]
 
 
-def test_an_outputs_folder_that_is_a_file_is_told_at_once(place: Workplace) -> None:
-    (place.folder / "file").write_text("")
-    status, stderr = place.train(*SMOKE, "paths.outputs=file")
-    assert status == 2
-    assert len(stderr.splitlines()) == 1
-    assert "file: is a file" in stderr
-
-
 # What this machine or the config does not allow
 
 

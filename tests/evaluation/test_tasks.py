@@ -1,7 +1,7 @@
 import pytest
 
-from tometune.config.checks import METRICS as CHECKED
 from tometune.config.errors import UserError
+from tometune.config.eval import METRICS as CHECKED
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.metrics import METRICS
 from tometune.evaluation.tasks import load_task, load_tasks
