@@ -17,8 +17,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IGNORES = {
+    **dict.fromkeys(
+        ("data", "lora", "trainer", "seeds.data", "seeds.order", "seeds.adapter"),
+        "evaluate trains nothing and does not read it; leave it out",
+    ),
+    "sweep": "only train and report read it; leave it out",
+    "plan": "only train reads it; leave it out",
+    "publish": "only report reads it; leave it out",
+}
+"""What evaluate cannot obey, and what is said of it."""
 
-@verb
+
+@partial(verb, ignores=IGNORES)
 def main(config: Config) -> None:
     """Find what is to be scored, score it before and after its adapter, and show the table."""
     from tometune.evaluation.subject import find_subject

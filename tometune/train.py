@@ -42,7 +42,11 @@ def after_sweep(jobs: Jobs) -> int:
     return around.end(jobs)
 
 
-@partial(verb, hooks=Hooks(before_sweep, after_sweep))
+@partial(
+    verb,
+    hooks=Hooks(before_sweep, after_sweep),
+    ignores={"run": "only evaluate reads it; train finds the run of its config by itself"},
+)
 def main(config: Config) -> float | None:
     """Carry the experiment out, or find that it is done, and show what came of it.
 
@@ -88,8 +92,6 @@ def find_run(config: Config) -> Run:
     Raises:
         UserError: an input is missing; or the machine cannot do it anyway, which is then what is told.
     """
-    if config.run is not None:
-        raise UserError(f"run={config.run}: only evaluate reads it; train finds the run of its config by itself")
     try:
         return Run.find(config, fingerprints(config))
     except UserError:

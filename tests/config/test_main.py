@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from tometune.__main__ import verbs
+from tometune.config.endings import report
 from tometune.config.errors import UserError
 from tometune.config.jobs import slug
-from tometune.config.main import RESUMED, name_of, report
+from tometune.config.main import RESUMED, name_of
 from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.stopping import Stopped
