@@ -56,7 +56,7 @@ def evaluate(subject: Subject) -> None:
         UserError: the machine, the model or a task does not allow it.
     """
     with quick_imports():
-        from tometune.evaluation.scoring import score_stage
+        from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
         from tometune.models.adapter import load_adapter
         from tometune.models.load import check_machine, describe, load_model
@@ -84,18 +84,11 @@ def evaluate(subject: Subject) -> None:
             run_config=plain(config),
         ) as tracker,
     ):
-        score = partial(
-            score_stage,
-            tokenizer=tokenizer,
-            tasks=tasks,
-            config=config.eval,
-            folder=subject.folder,
-            seed=config.seeds.generation,
-        )
+        scorer = Scorer(tokenizer, tasks, config.eval, subject.folder, config.seeds.generation)
         if config.eval.base or subject.adapter is None:
-            subject.add_scores("base", score(model, stage="base"))
+            subject.add_scores("base", scorer.stage("base", model))
         if subject.adapter is not None:
-            subject.add_scores("tuned", score(load_adapter(model, subject.adapter), stage="tuned"))
+            subject.add_scores("tuned", scorer.stage("tuned", load_adapter(model, subject.adapter)))
         tracker.results(subject.record, subject.folder)
         subject.add_tracking(tracker.describe())
 

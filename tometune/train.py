@@ -150,7 +150,7 @@ def experiment(run: Run, config: Config) -> None:
     with quick_imports():
         from tometune.data.mix import build_mix
         from tometune.data.tokens import tokenise
-        from tometune.evaluation.scoring import score_stage
+        from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
         from tometune.models.adapter import add_adapter, check_targets, load_adapter
         from tometune.models.load import describe, load_model
@@ -182,16 +182,9 @@ def experiment(run: Run, config: Config) -> None:
         ) as tracker,
     ):
         run.update(tracking=tracker.describe())
-        score = partial(
-            score_stage,
-            tokenizer=tokenizer,
-            tasks=tasks,
-            config=config.eval,
-            folder=run.folder,
-            seed=config.seeds.generation,
-        )
+        scorer = Scorer(tokenizer, tasks, config.eval, run.folder, config.seeds.generation)
         if config.eval.base:
-            run.add_scores("base", score(model, stage="base"))
+            run.add_scores("base", scorer.stage("base", model))
         if run.record["train"] is None:
             model = add_adapter(model, config.lora, config.seeds.adapter)
             trained = fit(model, tokenizer, tokens, config, run.folder, tracker.log)
@@ -199,7 +192,7 @@ def experiment(run: Run, config: Config) -> None:
             run.save()
         else:  # a run broken off after its training: the saved adapter is the trained one
             model = load_adapter(model, run.folder / "adapter")
-        run.add_scores("tuned", score(model, stage="tuned"))
+        run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder)
         run.update(tracking=tracker.describe())
 
