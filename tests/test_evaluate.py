@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tometune.tracking.program import program
+
 SMOKE = ("+experiment=smoke", "trainer.max_steps=2")
 TASK = ("eval=files", "~eval.tasks.question_answering", "~eval.tasks.data_to_text", "~eval.tasks.instruction_following")
 
@@ -98,7 +100,7 @@ def test_a_model_by_itself(trained):
     assert list(record["eval"]) == ["base"]
     assert record["tracking"]["mode"] == "offline"
     assert "LIMIT" in done.stdout
-    assert f"wandb sync {folder}" in done.stdout
+    assert f"{program('wandb')} sync {folder}" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from tests.data.conftest import conversation, write_jsonl
 from tests.whole import Done, Workplace, adapter_of, curve_of, record_of
 from tometune.config.root import Config
+from tometune.tracking.program import program
 
 pytestmark = pytest.mark.whole
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -94,7 +95,7 @@ def test_run_json_is_as_contracted(run: Path) -> None:
     assert (record["schema"], record["status"], record["attempts"]) == (1, "completed", 1)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["finished"])
     assert record["started"] <= record["finished"]
-    assert record["tracking"]["sync"].startswith("wandb sync ")
+    assert record["tracking"]["sync"].startswith(f"{program('wandb')} sync ")
     for stage in record["eval"].values():
         mean = sum(task["rougeL"] for task in stage["tasks"].values()) / len(TASKS)
         assert stage["rougeL"] == pytest.approx(mean)
