@@ -6,8 +6,10 @@ import pytest
 
 from tometune.config.errors import UserError
 from tometune.config.root import Config
-from tometune.disk import SaveError
-from tometune.run import MEANING, Run, content_hash, identity, log_file, read_record, write_text
+from tometune.disk import SaveError, write_text
+from tometune.identity import MEANING, content_hash, identity
+from tometune.logs import log_file
+from tometune.run import Run, read_record
 
 INPUTS = {"model": "a", "data.base": "b"}
 

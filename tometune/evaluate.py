@@ -58,10 +58,10 @@ def evaluate(subject: Subject) -> None:
     with quick_imports():
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
+        from tometune.identity import plain
         from tometune.models.adapter import load_adapter
         from tometune.models.load import check_machine, describe, load_model
         from tometune.models.tokenizer import load_tokenizer
-        from tometune.run import plain
         from tometune.seeding import seed_everything
         from tometune.tracking import check_tracker, start_tracker
 

@@ -13,9 +13,10 @@ from tometune.config.main import Hooks, verb
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.distributed import agree, connect, first_alone, is_first
+from tometune.identity import plain
 from tometune.imports import quick_imports
 from tometune.inputs import cache_folder, fingerprints
-from tometune.run import Run, plain
+from tometune.run import Run
 from tometune.sweep import around
 from tometune.sweep.calibration import measured, remember, shape
 from tometune.sweep.lock import BusyError

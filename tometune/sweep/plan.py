@@ -16,9 +16,10 @@ from rich.table import Table
 from tometune.config.errors import UserError
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker
+from tometune.disk import write_json
 from tometune.distributed import processes
 from tometune.inputs import cache_folder, fingerprints
-from tometune.run import Run, read_record, write_json
+from tometune.run import Run, read_record
 from tometune.sweep.calibration import Speed, recall, shape
 
 NAME = "plan.json"
