@@ -103,6 +103,22 @@ def test_a_model_by_itself(trained):
     assert f"{program('wandb')} sync {folder}" in done.stdout
 
 
+@pytest.mark.whole
+@pytest.mark.parametrize("tasks", [(), ("eval.limit=1",)])
+def test_one_that_fails_says_why_in_one_line_and_leaves_the_record_alone(trained, tmp_path, tasks):
+    run = Path(shutil.copytree(run_of(trained), tmp_path / "run"))
+    weights = run / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    before = (run / "run.json").read_bytes()
+    done = verb(trained, "evaluate", f"run={run}", *tasks, "tracking=none")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    failures = [line for line in done.stderr.splitlines() if "Error" in line]
+    assert failures == done.stderr.splitlines()[-1:]
+    assert (run / "run.json").read_bytes() == before
+    assert not list(run.glob("evaluations/*/evaluation.json"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [

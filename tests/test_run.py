@@ -137,7 +137,7 @@ def test_where_not_even_the_record_can_be_written_the_error_is_still_told(tmp_pa
     made = config(tmp_path)
     run = Run.find(made, INPUTS)
     with pytest.raises(SaveError, match="no room left"), run.recording(made, {}, {}):  # noqa: PT012
-        monkeypatch.setattr("tometune.run.write_text", lambda path, text: Path("/dev/full").write_text(text))
+        monkeypatch.setattr("tometune.disk.write_text", lambda path, text: Path("/dev/full").write_text(text))
         Path("/dev/full").write_text("x")
     assert read_record(run.folder)["status"] == "running"
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,6 @@ from tometune.stopping import Stopped, told_to_stop
 TOLD = "the same command goes on from what was saved"
 MODEL = ("model=tiny", "eval=pydocs", "eval.limit=8", "tracking=none")
 SMOKE = ("+experiment=smoke", "trainer.max_steps=2", "eval.base=false")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    made = Workplace(tmp_path_factory.mktemp("stopping"))
-    yield made
-    made.close()
 
 
 def stopped(place: Workplace, verb: str, *overrides: str, once: str, number: signal.Signals) -> tuple[int, str]:
