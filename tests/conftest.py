@@ -1,6 +1,5 @@
 """Fixtures shared by all rooms: a clean environment, a hub on localhost, verbs in processes of their own."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -9,33 +8,23 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Hub
-
-OURS = ("HF_", "HUGGINGFACE_", "WANDB_", "TRACKIO_", "TRANSFORMERS_", "TOMETUNE_", "HYDRA_")
-"""Prefixes of environment variables that change what a run does; none of them reaches a test by chance."""
+from tests.whole import Workplace, environment
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def environment(home: Path) -> dict[str, str]:
-    """Environment for a subprocess: no key, no netrc, no hub, every cache under `home`."""
-    home.mkdir(exist_ok=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    return kept | {
-        "HOME": str(home),
-        "XDG_CACHE_HOME": str(home / ".cache"),
-        "XDG_CONFIG_HOME": str(home / ".config"),
-        "XDG_DATA_HOME": str(home / ".local" / "share"),
-        "HF_HOME": str(home / "huggingface"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens there: a test that needs the hub asks for one
-        "TOMETUNE_CACHE": str(home / "tometune"),
-    }
 
 
 @pytest.fixture
 def clean_env(tmp_path: Path) -> dict[str, str]:
     """Environment with its home under `tmp_path`."""
     return environment(tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    """A workplace that the tests of a module share."""
+    made = Workplace(tmp_path_factory.mktemp("place"))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -29,13 +28,6 @@ TOLERANCE = 2e-5
 The run ends before the last step of its epoch, the 28th: where the rows do not fill that (55 are left of the 128),
 accelerate gives two processes rows of the epoch's beginning again, and one process takes the few that are left.
 """
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    made = Workplace(tmp_path_factory.mktemp("distributed"))
-    yield made
-    made.close()
 
 
 def start(place: Workplace, *overrides: str) -> "subprocess.Popen[str]":

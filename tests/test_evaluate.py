@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tometune.tracking.program import program
+
 SMOKE = ("+experiment=smoke", "trainer.max_steps=2")
 TASK = ("eval=files", "~eval.tasks.question_answering", "~eval.tasks.data_to_text", "~eval.tasks.instruction_following")
 
@@ -98,16 +100,37 @@ def test_a_model_by_itself(trained):
     assert list(record["eval"]) == ["base"]
     assert record["tracking"]["mode"] == "offline"
     assert "LIMIT" in done.stdout
-    assert f"wandb sync {folder}" in done.stdout
+    assert f"{program('wandb')} sync {folder}" in done.stdout
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("tasks", [(), ("eval.limit=1",)])
+def test_one_that_fails_says_why_in_one_line_and_leaves_the_record_alone(trained, tmp_path, tasks):
+    run = Path(shutil.copytree(run_of(trained), tmp_path / "run"))
+    weights = run / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    before = (run / "run.json").read_bytes()
+    done = verb(trained, "evaluate", f"run={run}", *tasks, "tracking=none")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    failures = [line for line in done.stderr.splitlines() if "Error" in line]
+    assert failures == done.stderr.splitlines()[-1:]
+    assert (run / "run.json").read_bytes() == before
+    assert not list(run.glob("evaluations/*/evaluation.json"))
 
 
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
         (["run=nope"], "run=nope: no such folder, nor outputs/nope; name a run folder, e.g. run=outputs/<run_id>"),
-        (["run={run}", "data=mix_200k"], "data: the run has its own; leave it out, or score a model by itself"),
-        (["run={run}", "trainer.max_steps=30"], "trainer.max_steps: the run has its own; leave it out"),
-        (["run={run}", "model=llama32_1b"], "model: the run has its own; leave it out"),
+        (["run={run}", "data=mix_200k"], "data=mix_200k: evaluate trains nothing and does not read it; leave it out"),
+        (["run={run}", "trainer.max_steps=5"], "trainer.max_steps=5: evaluate trains nothing and does not read it"),
+        (["model=tiny", "+lora.r=4"], "+lora.r=4: evaluate trains nothing and does not read it; leave it out"),
+        (["run={run}", "plan=true"], "plan=true: only train reads it; leave it out"),
+        (["run={run}", "+sweep=seeds"], "+sweep=seeds: only train and report read it; leave it out"),
+        (["run={run}", "model=llama32_1b"], "model: the run has its own; leave it out, or score a model by itself"),
+        (["run={run}", "+experiment=smoke"], "experiment: the run has its own; leave it out"),
+        (["run={run}", "seed=1"], "seed: the run has its own; leave it out"),
         (["run=outputs"], "outputs: holds no run.json; name a run folder, e.g. run=outputs/<run_id>"),
         (["model=llama32_3b"], "model=llama32_3b: its 4-bit weights (model.quantization=nf4) need an NVIDIA GPU"),
         (["model.id=./nowhere", "model.quantization=none"], "model.id=./nowhere: "),

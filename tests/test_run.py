@@ -1,5 +1,4 @@
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,7 @@ import pytest
 from tometune.config.errors import UserError
 from tometune.config.root import Config
 from tometune.disk import SaveError
-from tometune.run import MEANING, Run, content_hash, identity, log_file, read_record, write_text
+from tometune.run import Run, read_record
 
 INPUTS = {"model": "a", "data.base": "b"}
 
@@ -23,34 +22,6 @@ def test_run_id_is_model_data_seed_and_eight_hex_digits(tmp_path: Path) -> None:
     assert run.id == f"llama32_3b-mix_100k-s0-{run.config_hash[:8]}"
     assert run.folder == tmp_path / "outputs" / run.id
     assert not run.folder.exists()
-
-
-@pytest.mark.parametrize(
-    ("group", "key", "value", "changes"),
-    [
-        ("trainer", "learning_rate", 1e-3, True),
-        ("trainer", "max_steps", 3, True),
-        ("trainer", "save_steps", 3, False),
-        ("lora", "r", 8, True),
-        ("seeds", "data", 7, True),
-        ("eval", "limit", 5, True),
-        ("eval", "batch_size", 5, True),
-        ("tracking", "project", "x", False),
-        ("paths", "cache", "x", False),
-    ],
-)
-def test_the_hash_covers_what_can_change_the_result(group: str, key: str, value: object, changes: bool) -> None:
-    before, after = Config(), Config()
-    setattr(getattr(after, group), key, value)
-    assert (content_hash(identity(before, INPUTS)) != content_hash(identity(after, INPUTS))) is changes
-
-
-def test_the_hash_covers_the_content_of_inputs_and_not_their_place() -> None:
-    here, there = Config(), Config()
-    here.data.base.path, there.data.base.path = "a.parquet", "b/a.parquet"
-    assert identity(here, INPUTS) == identity(there, INPUTS)
-    assert identity(here, INPUTS) != identity(here, INPUTS | {"data.base": "other"})
-    assert identity(here, INPUTS)["meaning"] == MEANING
 
 
 def test_a_sweep_has_its_own_folder(tmp_path: Path) -> None:
@@ -112,15 +83,6 @@ def test_a_broken_record_is_an_error_of_one_line(tmp_path: Path, text: str, says
     assert "\n" not in str(error.value)
 
 
-def test_write_text_never_leaves_a_half(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    write_text(target, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(target, "\udcff")
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
 def test_a_full_disk_is_told_in_one_line_and_recorded(tmp_path: Path) -> None:
     made = config(tmp_path)
     run = Run.find(made, INPUTS)
@@ -135,18 +97,9 @@ def test_where_not_even_the_record_can_be_written_the_error_is_still_told(tmp_pa
     made = config(tmp_path)
     run = Run.find(made, INPUTS)
     with pytest.raises(SaveError, match="no room left"), run.recording(made, {}, {}):  # noqa: PT012
-        monkeypatch.setattr("tometune.run.write_text", lambda path, text: Path("/dev/full").write_text(text))
+        monkeypatch.setattr("tometune.disk.write_text", lambda path, text: Path("/dev/full").write_text(text))
         Path("/dev/full").write_text("x")
     assert read_record(run.folder)["status"] == "running"
-
-
-def test_a_log_that_cannot_be_written_stops_nothing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # other tests' handlers may hold closed streams
-    with log_file(Path("/dev/full")):
-        logging.getLogger("tometune").warning("a line")
-    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_is_found_before_the_work(tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
 """Whole runs in processes of their own, in a folder that several tests share, and signals at exact moments."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import environment
+OURS = ("HF_", "HUGGINGFACE_", "WANDB_", "TRACKIO_", "TRANSFORMERS_", "TOMETUNE_", "HYDRA_")
+"""Prefixes of environment variables that change what a run does; none of them reaches a test by chance."""
+
+LOGGED = re.compile(r"task \w+: |\d+ rows |data\.\w+: \d|data\.\w+: .*revision")
+"""Lines of the log that may stand before an error."""
 
 FORKS = Path(__file__).with_name("forks.py")
 Done = "subprocess.CompletedProcess[str]"
@@ -19,6 +25,22 @@ Kill = tuple[str, int, float]
 
 TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "started", "finished", "attempts")
 """What run.json says of when, how fast and how often: two runs of the same content may differ in it, and in no more."""
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Environment for a subprocess: no key, no netrc, no hub, every cache under `home`."""
+    home.mkdir(exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return kept | {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        "XDG_CONFIG_HOME": str(home / ".config"),
+        "XDG_DATA_HOME": str(home / ".local" / "share"),
+        "HF_HOME": str(home / "huggingface"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens there: a test that needs the hub asks for one
+        "TOMETUNE_CACHE": str(home / "tometune"),
+    }
 
 
 class Workplace:
@@ -106,3 +128,10 @@ def scores_of(run: Path) -> dict[str, Any]:
 def answers_of(run: Path) -> dict[str, str]:
     """Read every file of answers."""
     return {str(path.relative_to(run)): path.read_text() for path in sorted(run.glob("eval/*/*.jsonl"))}
+
+
+def assert_one_line(done: Done, says: str) -> None:
+    """Check that stderr ends in one line that says it, after nothing but the log."""
+    *before, last = done.stderr.splitlines()
+    assert re.search(says, last), done.stderr
+    assert not [line for line in before if not LOGGED.match(line)], done.stderr

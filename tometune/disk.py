@@ -1,9 +1,12 @@
-"""A full disk, told in one line; libraries report it in several ways."""
+"""Writing to the disk: whole files or none, and a full disk told in one line; libraries report it in several ways."""
 
 import errno
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room on the disk, in the quota, or under the shell's limit on file sizes."""
@@ -33,3 +36,21 @@ def disk_errors(folder: Path) -> Iterator[None]:
             f"{folder}: no room left on the disk; what was saved before is valid: free some room and run the same "
             "command again, it goes on from there"
         ) from error
+
+
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never a half."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically: a temporary file in the same folder, flushed to the disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

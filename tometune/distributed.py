@@ -78,11 +78,6 @@ def gather(values: list[Found]) -> list[Found]:
     return [value for part in shared for value in part]
 
 
-def any_of(told: bool) -> bool:
-    """Return whether it is true in any process."""
-    return any(gather([told]))
-
-
 @contextmanager
 def first_alone() -> Iterator[None]:
     """Let the first process do something before the others do the same; what stops it, stops them.

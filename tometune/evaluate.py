@@ -17,8 +17,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IGNORES = {
+    **dict.fromkeys(
+        ("data", "lora", "trainer", "seeds.data", "seeds.order", "seeds.adapter"),
+        "evaluate trains nothing and does not read it; leave it out",
+    ),
+    "sweep": "only train and report read it; leave it out",
+    "plan": "only train reads it; leave it out",
+    "publish": "only report reads it; leave it out",
+}
+"""What evaluate cannot obey, and what is said of it."""
 
-@verb
+
+@partial(verb, ignores=IGNORES)
 def main(config: Config) -> None:
     """Find what is to be scored, score it before and after its adapter, and show the table."""
     from tometune.evaluation.subject import find_subject
@@ -45,12 +56,12 @@ def evaluate(subject: Subject) -> None:
         UserError: the machine, the model or a task does not allow it.
     """
     with quick_imports():
-        from tometune.evaluation.scoring import score_stage
+        from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
+        from tometune.identity import plain
         from tometune.models.adapter import load_adapter
         from tometune.models.load import check_machine, describe, load_model
         from tometune.models.tokenizer import load_tokenizer
-        from tometune.run import plain
         from tometune.seeding import seed_everything
         from tometune.tracking import check_tracker, start_tracker
 
@@ -59,7 +70,7 @@ def evaluate(subject: Subject) -> None:
     check_tracker(config.tracking)
     cache = cache_folder(config)
     tokenizer = load_tokenizer(config.model, cache)
-    tasks = load_tasks(config.eval, cache)
+    tasks = load_tasks(config.eval)
     seed_everything(config.seeds.generation)
     model = load_model(config.model, cache)
     with (
@@ -73,18 +84,11 @@ def evaluate(subject: Subject) -> None:
             run_config=plain(config),
         ) as tracker,
     ):
-        score = partial(
-            score_stage,
-            tokenizer=tokenizer,
-            tasks=tasks,
-            config=config.eval,
-            folder=subject.folder,
-            seed=config.seeds.generation,
-        )
+        scorer = Scorer(tokenizer, tasks, config.eval, subject.folder, config.seeds.generation)
         if config.eval.base or subject.adapter is None:
-            subject.add_scores("base", score(model, stage="base"))
+            subject.add_scores("base", scorer.stage("base", model))
         if subject.adapter is not None:
-            subject.add_scores("tuned", score(load_adapter(model, subject.adapter), stage="tuned"))
+            subject.add_scores("tuned", scorer.stage("tuned", load_adapter(model, subject.adapter)))
         tracker.results(subject.record, subject.folder)
         subject.add_tracking(tracker.describe())
 

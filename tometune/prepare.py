@@ -1,12 +1,13 @@
 """Build the mix and its tokens, show what is in it, load no model."""
 
-from tometune.config.errors import UserError
+from functools import partial
+
 from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.imports import quick_imports
 
 
-@verb
+@partial(verb, ignores={"run": "only evaluate reads it; prepare builds the mix of its own config"})
 def main(config: Config) -> None:
     """Build what `train` will train on and print its numbers and one row of it."""
     from rich.console import Console
@@ -18,8 +19,6 @@ def main(config: Config) -> None:
         from tometune.inputs import cache_folder
         from tometune.models.tokenizer import load_tokenizer
 
-    if config.run is not None:
-        raise UserError(f"run={config.run}: only evaluate reads it; prepare builds the mix of its own config")
     cache = cache_folder(config)
     mix = build_mix(config.data, config.seeds.data, cache)
     tokenizer = load_tokenizer(config.model, cache)

@@ -1,111 +1,29 @@
-"""Run identity, run folder, run.json.
+"""Run folder and run.json.
 
-A run is named by its content: `run_id = <model>-<data>-s<seed>-<hash8>`, where the hash covers what can change the
-result: the config without tracking, paths and labels, and a fingerprint of each input (file contents, hub revision,
-version of the documentation) in place of where it lies. No time stamps.
+A run is named by its content: `run_id = <model>-<data>-s<seed>-<hash8>`, see `tometune.identity`.
 """
 
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from tometune.config.errors import UserError
 from tometune.config.root import Config
-from tometune.disk import disk_errors
+from tometune.disk import disk_errors, write_json, write_text
 from tometune.distributed import is_first
+from tometune.identity import content_hash, identity, plain
+from tometune.logs import log_file
 from tometune.provenance import git_state, versions
 
 SCHEMA = 1
 """Version of run.json's layout."""
-
-MEANING = 1
-"""Raised when a release makes the same config give another result, so that old runs are not taken for new ones."""
-
-
-def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """Return what can change the result of a run, as plain values ready for hashing.
-
-    Args:
-        config: the whole config.
-        fingerprints: content of each input by key, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`.
-    """
-    groups = {name: content_of(getattr(config, name)) for name in ("model", "data", "lora", "trainer", "eval", "seeds")}
-    return {"meaning": MEANING, **groups, "inputs": dict(fingerprints)}
-
-
-def content_of(value: Any) -> Any:
-    """Turn dataclasses into dicts of the fields that are part of a run's identity (see `NOT_IDENTITY`)."""
-    if is_dataclass(value):
-        kept = (f.name for f in fields(value) if f.metadata.get("identity", True))
-        return {name: content_of(getattr(value, name)) for name in kept}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {key: content_of(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [content_of(entry) for entry in value]
-    return value
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """Return the whole config as plain values: dicts, lists, text, numbers."""
-    values = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    return cast(dict[str, Any], values)
-
-
-def content_hash(content: Mapping[str, Any]) -> str:
-    """Return the sha256, in hex, of the canonical JSON of `content`."""
-    return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never a half."""
-    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text atomically: a temporary file in the same folder, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Append the log of this process to a file while the body runs."""
-    handler = QuietFileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        with suppress(OSError):  # what could not be written before
-            handler.close()
-
-
-class QuietFileHandler(logging.FileHandler):
-    """A log file that costs no run its end: on a full disk, logging would print a traceback for each line."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- the name logging calls
-        """Leave the line out of the file; stderr has it too."""
 
 
 def now() -> str:

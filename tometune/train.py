@@ -15,9 +15,10 @@ from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.distributed import agree, connect, first_alone, is_first
+from tometune.identity import plain
 from tometune.imports import quick_imports
 from tometune.inputs import cache_folder, fingerprints
-from tometune.run import Run, plain
+from tometune.run import Run
 from tometune.sweep import around
 from tometune.sweep.calibration import measured, remember, shape
 from tometune.sweep.lock import BusyError
@@ -44,7 +45,11 @@ def after_sweep(jobs: Jobs) -> int:
     return around.end(jobs)
 
 
-@partial(verb, hooks=Hooks(before_sweep, after_sweep))
+@partial(
+    verb,
+    hooks=Hooks(before_sweep, after_sweep),
+    ignores={"run": "only evaluate reads it; train finds the run of its config by itself"},
+)
 def main(config: Config) -> float | None:
     """Carry the experiment out, or find that it is done, and show what came of it.
 
@@ -90,8 +95,6 @@ def find_run(config: Config) -> Run:
     Raises:
         UserError: an input is missing; or the machine cannot do it anyway, which is then what is told.
     """
-    if config.run is not None:
-        raise UserError(f"run={config.run}: only evaluate reads it; train finds the run of its config by itself")
     try:
         return Run.find(config, fingerprints(config))
     except UserError:
@@ -150,7 +153,7 @@ def experiment(run: Run, config: Config) -> None:
     with quick_imports():
         from tometune.data.mix import build_mix
         from tometune.data.tokens import tokenise
-        from tometune.evaluation.scoring import score_stage
+        from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
         from tometune.models.adapter import add_adapter, check_targets, load_adapter
         from tometune.models.load import describe, free_memory, load_model, resolve_backend
@@ -166,7 +169,7 @@ def experiment(run: Run, config: Config) -> None:
         if resolve_backend(config.model) is Backend.unsloth and run.record.get("train") is None:
             apart = stack.enter_context(worker(cache))  # it imports while this process makes the data
         with first_alone():  # the other processes of torchrun find it all in the cache
-            tasks = load_tasks(config.eval, cache)
+            tasks = load_tasks(config.eval)
             tokenizer = load_tokenizer(config.model, cache)
             mix = build_mix(config.data, config.seeds.data, cache)
             tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
@@ -188,16 +191,9 @@ def experiment(run: Run, config: Config) -> None:
             )
         )
         run.update(tracking=tracker.describe())
-        score = partial(
-            score_stage,
-            tokenizer=tokenizer,
-            tasks=tasks,
-            config=config.eval,
-            folder=run.folder,
-            seed=config.seeds.generation,
-        )
+        scorer = Scorer(tokenizer, tasks, config.eval, run.folder, config.seeds.generation)
         if config.eval.base:
-            run.add_scores("base", score(model, stage="base"))
+            run.add_scores("base", scorer.stage("base", model))
         if run.record["train"] is None and apart is None:
             model = add_adapter(model, config.lora, config.seeds.adapter)
             run.update(train=asdict(fit(model, tokenizer, tokens, config, run.folder, tracker.log, cache)))
@@ -210,7 +206,7 @@ def experiment(run: Run, config: Config) -> None:
             model = load_adapter(load_model(config.model, cache), run.folder / "adapter")
         else:  # a run broken off after its training: the saved adapter is the trained one
             model = load_adapter(model, run.folder / "adapter")
-        run.add_scores("tuned", score(model, stage="tuned"))
+        run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder)
         run.update(tracking=tracker.describe())
 

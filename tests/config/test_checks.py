@@ -4,8 +4,10 @@ import pytest
 import transformers
 from transformers.training_args import OptimizerNames
 
-from tometune.config import checks
+from tometune.config.checks import check
 from tometune.config.errors import ConfigError
+from tometune.config.eval import METRICS
+from tometune.config.trainer import OPTIMISERS, SCHEDULES
 from tometune.evaluation import metrics
 
 MINE = ("+eval/task@eval.tasks.a=jsonl", "eval.tasks.a.path=x")
@@ -67,6 +69,8 @@ CASES = [
     (["seed=-1"], "seed=-1: not from 0 to 4294967295"),
     (["seeds.data=-1"], "seeds.data=-1: not from 0 to 4294967295"),
     (["paths.outputs=''"], "paths.outputs: empty; give a folder"),
+    (["paths.cache='~nobody-of-that-name/x'"], "paths.cache=~nobody-of-that-name/x: cannot be looked up ("),
+    ([f"paths.outputs={'x' * 300}"], f"paths.outputs={'x' * 300}: cannot be looked up (File name too long)"),
     (["sweep.name=a/b"], "sweep.name=a/b: names a folder"),
 ]
 
@@ -78,6 +82,17 @@ def test_one_problem(command, overrides, message):
     assert len(outcome.errors) == 1, outcome.errors
     assert outcome.errors[0].startswith(message)
     assert outcome.configs == []
+
+
+@pytest.mark.parametrize("name", ["outputs", "multirun", "cache"])
+@pytest.mark.parametrize("more", [[], ["seed=0,1", "-m"]])
+def test_a_folder_below_a_file(command, tmp_path, name, more):
+    (tmp_path / "file").write_text("")
+    for path in ("file", "file/below/it"):
+        outcome = command(f"paths.{name}={path}", *more)
+        assert outcome.status == 2
+        assert outcome.errors == [f"paths.{name}={path}: file is a file; give another folder"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_all_problems_at_once(command):
@@ -93,10 +108,10 @@ def test_no_task_and_a_task_without_a_file_name(command):
     task = next(iter(config.eval.tasks.values()))
     config.eval.tasks = {}
     with pytest.raises(ConfigError, match=r"^eval\.tasks: empty; choose eval=hub, eval=files or"):
-        checks.check(config)
+        check(config)
     config.eval.tasks = {"a b": task}
     with pytest.raises(ConfigError, match=r"^eval\.tasks\.a b=a b: names a folder"):
-        checks.check(config)
+        check(config)
 
 
 def test_every_number_must_be_finite(command):
@@ -113,10 +128,10 @@ def test_every_number_must_be_finite(command):
 
 
 def test_metrics_are_those_that_are_scored():
-    assert tuple(metrics.METRICS) == checks.METRICS
+    assert tuple(metrics.METRICS) == METRICS
 
 
 def test_names_exist_in_transformers():
     optimisers = {name.value for name in OptimizerNames}
-    assert set(checks.OPTIMISERS) <= optimisers
-    assert set(checks.SCHEDULES) <= {name.value for name in transformers.SchedulerType}
+    assert set(OPTIMISERS) <= optimisers
+    assert set(SCHEDULES) <= {name.value for name in transformers.SchedulerType}

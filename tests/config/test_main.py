@@ -1,17 +1,20 @@
 """The verb decorator: typed config, exit statuses, sweeps, help, and nothing heavy imported on the way."""
 
 import importlib
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from tometune.__main__ import verbs
+from tometune.config.endings import report
 from tometune.config.errors import UserError
 from tometune.config.jobs import slug
-from tometune.config.main import RESUMED, name_of, report
+from tometune.config.main import RESUMED, name_of
 from tometune.config.model import Backend
 from tometune.config.root import Config
+from tometune.stopping import Stopped
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "evaluate", "wandb", "accelerate")
 WATCH = f"""
@@ -37,6 +40,7 @@ def test_gives_the_dataclasses(command):
         (UserError("data.base.path=x: no such file; check it"), 2, "data.base.path=x: no such file; check it"),
         (RuntimeError("two\nlines"), 1, "RuntimeError: two lines (HYDRA_FULL_ERROR=1 shows the traceback)"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
     ],
 )
 def test_errors_are_one_line(command, error, status, line):
@@ -45,11 +49,13 @@ def test_errors_are_one_line(command, error, status, line):
     assert outcome.errors == [line]
 
 
-def test_only_train_says_that_it_goes_on(capsys):
+def test_verbs_that_keep_what_is_done_say_that_they_go_on(capsys):
     assert report(KeyboardInterrupt(), False, resumed=True) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on from what was saved\n"
-    train, prepare = (importlib.import_module(f"tometune.{name}").main.__wrapped__ for name in (RESUMED, "prepare"))
-    assert (name_of(train), name_of(prepare)) == ("train", "prepare")
+    assert set(RESUMED) < set(verbs())
+    for name in verbs():
+        task = importlib.import_module(f"tometune.{name}").main
+        assert name_of(task.__wrapped__) == name
 
 
 def test_traceback_on_request(command, monkeypatch):

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tests.data.chatml import chatml_tokenizer, turns
-from tests.data.test_tokens import mix_from
+from tests.data.tokenised import mix_from
+from tests.fixtures.llama import tiny_llama
 from tometune.data.packs import pack
 from tometune.data.tokens import IGNORE, Tokens, tokenise
 
@@ -17,20 +17,6 @@ MOST = 96
 def rows(tmp_path: Path) -> Tokens:
     conversations = [turns(f"question {n}", "answer " * (1 + n * 5 % 17)) for n in range(24)]
     return tokenise(mix_from(conversations), chatml_tokenizer(), MOST, tmp_path)
-
-
-def model(attention: str) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(chatml_tokenizer()),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attn_implementation=attention,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def test_packs_hold_every_row_once_and_whole(rows: Tokens) -> None:
@@ -61,7 +47,7 @@ def test_a_conversation_in_a_pack_sees_no_other(rows: Tokens, attention: str) ->
     assert set(batch) == {"input_ids", "labels", "position_ids"}
     lengths = [*packed[0]["seq_lengths"], *packed[1]["seq_lengths"]]
     assert len(lengths) > 3
-    llama = model(attention)
+    llama = tiny_llama(chatml_tokenizer(), attn_implementation=attention)
     with torch.no_grad():
         together = llama(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
         mixed = llama(input_ids=batch["input_ids"], use_cache=False).logits[0]

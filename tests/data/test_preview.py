@@ -6,7 +6,7 @@ from rich.console import Console, RenderableType
 
 from tests.data.chatml import chatml_tokenizer, turns
 from tests.data.conftest import conversation
-from tests.data.test_tokens import mix_from
+from tests.data.tokenised import mix_from
 from tometune.data import preview
 from tometune.data.mix import Mix
 from tometune.data.tokens import tokenise

@@ -128,10 +128,10 @@ def test_mixes_are_nested(tmp_path):
 
 
 @pytest.mark.parametrize("topic", pydocs.TOPICS)
-def test_the_task_asks_as_the_rows_do(topic, tmp_path):
+def test_the_task_asks_as_the_rows_do(topic):
     content = yaml.safe_load((conf_dir() / "eval" / "task" / f"pydocs_{topic}.yaml").read_text(encoding="utf-8"))
     assert (content["topic"], content["prompt"]) == (topic, PHRASINGS[topic][0])
-    task = load_task(topic, TaskConfig(**{**content, "kind": TaskKind(content["kind"])}), tmp_path)
+    task = load_task(topic, TaskConfig(**{**content, "kind": TaskKind(content["kind"])}))
     assert len(task.examples) == content["limit"]
     assert not task.limited
 

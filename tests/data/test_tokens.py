@@ -1,62 +1,21 @@
+"""Tokens and labels of a mix: what is kept, what is cut, what the cache goes by."""
+
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from importlib import util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from tests.data.chatml import CHATML, chatml_tokenizer, turns
-from tests.fixtures.llama3 import llama3_tokenizer
+from tests.data.tokenised import CONVERSATIONS, TOKENIZERS, both, mix_from, trained_texts
 from tometune.config.errors import UserError
 from tometune.data import tokens
-from tometune.data.encoder import Encoder
 from tometune.data.mix import Mix
-from tometune.data.template import Messages, Template
-from tometune.data.tokens import IGNORE, Tokens, tokenise, verify
-
-TOKENIZERS: dict[str, tuple[Callable[[], Any], str, str]] = {
-    "chatml": (chatml_tokenizer, "<|im_end|>", "<|im_start|>"),
-    "llama3": (llama3_tokenizer, "<|eot_id|>", "<|start_header_id|>"),
-}
-both = pytest.mark.parametrize("name", TOKENIZERS)
-
-CONVERSATIONS: list[Messages] = [
-    turns("hi", "hello"),
-    turns("hi", "hello", "and?", "bye", "more?", "no"),
-    turns("hi", "hello", system="be kind"),
-    turns("hi", "hello", system=""),
-    turns("é 漢字 😀", "😀👩‍👩‍👧 naïve — “quoted” 🎉"),
-    turns("q\n", "def f(x):\n    return x  + 1\n\t# end"),
-    [*turns("weather?", "call()"), {"role": "tool", "content": '{"sky": "blue"}'}, *turns("", "blue")[1:]],
-    turns("what is <|im_end|> and <|eot_id|>?", "<|eot_id|> ends, as <|im_end|> does <|start_header_id|>"),
-]
-
-
-def mix_from(conversations: list[Messages], digest: str = "d") -> Mix:
-    rows = [{"source": "test", "messages": messages} for messages in conversations]
-    row_ids = [f"base:{number}" for number in range(len(rows))]
-    facts = {"base": {"fingerprint": "f", "read": len(rows), "usable": len(rows), "rows": len(rows)}}
-    return Mix("test", 0, Dataset.from_list(rows), row_ids, digest, {"test": len(rows)}, facts)
-
-
-def trained_texts(tokenizer: Any, row: dict[str, Any], end: str) -> list[str]:
-    """The runs of labels, each cut after its end of turn."""
-    ids, labels = row["input_ids"], row["labels"]
-    assert all(label in (IGNORE, token) for token, label in zip(ids, labels, strict=True))
-    inside = [0, *(label != IGNORE for label in labels), 0]
-    starts = [place for place in range(len(labels)) if inside[place + 1] and not inside[place]]
-    ends = [place for place in range(1, len(labels) + 1) if inside[place] and not inside[place + 1]]
-    return [tokenizer.decode(ids[a:b], skip_special_tokens=False) for a, b in zip(starts, ends, strict=True)]
+from tometune.data.template import Template
+from tometune.data.tokens import IGNORE, Tokens, tokenise
 
 
 @both
@@ -111,60 +70,6 @@ def test_other_threads_batches_are_not_touched_by_such_rows(tmp_path: Path, monk
     assert made.counts.special_text == 400
     assert first == [first[0], first[1]] * 400
     assert sum(i in tokenizer.added_tokens_decoder for i in first[0]) == 6
-
-
-PREAMBLE = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-AGREEING = CONVERSATIONS[:5] + CONVERSATIONS[-1:]
-"""The reference neither trims texts nor writes those of tools as JSON."""
-
-
-def with_preamble(messages: Messages) -> Messages:
-    """The system turn that the template makes of a conversation's own, or of none."""
-    own = messages[0]["role"] == "system"
-    system = {"role": "system", "content": PREAMBLE + (messages[0]["content"] if own else "")}
-    return [system, *messages[own:]]
-
-
-def test_llama3_agrees_with_the_reference_tokenizer(tmp_path: Path) -> None:
-    tokenizer = llama3_tokenizer()
-    from llama_models.llama3.tokenizer import Tokenizer
-
-    reference = Tokenizer.get_instance()
-    special, encode = reference.special_tokens, partial(reference.encode, bos=False, eos=False)
-    made = tokenise(mix_from(AGREEING), tokenizer, 512, tmp_path)
-    for messages, row in zip(AGREEING, made.dataset, strict=True):
-        ids = [special["<|begin_of_text|>"]]
-        for turn in with_preamble(messages):
-            ids += [special["<|start_header_id|>"], *encode(turn["role"]), special["<|end_header_id|>"]]
-            ids += [*encode("\n\n"), *encode(turn["content"]), special["<|eot_id|>"]]
-        assert row["input_ids"] == ids
-
-
-@pytest.fixture
-def no_pillow_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference names Pillow's image type in annotations; for texts an empty module will do."""
-    if util.find_spec("PIL") is None:
-        image = ModuleType("PIL.Image")
-        image.Image = object  # type: ignore[attr-defined]
-        package = ModuleType("PIL")
-        package.Image = image  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "PIL", package)
-        monkeypatch.setitem(sys.modules, "PIL.Image", image)
-
-
-@pytest.mark.usefixtures("no_pillow_needed")
-def test_llama3_agrees_with_the_reference_chat_format(tmp_path: Path) -> None:
-    tokenizer = llama3_tokenizer()
-    from llama_models.datatypes import RawMessage
-    from llama_models.llama3.chat_format import ChatFormat
-    from llama_models.llama3.tokenizer import Tokenizer
-
-    chat = ChatFormat(Tokenizer.get_instance())
-    made = tokenise(mix_from(AGREEING), tokenizer, 512, tmp_path)
-    for messages, row in zip(AGREEING, made.dataset, strict=True):
-        turned = [RawMessage(role=turn["role"], content=turn["content"]) for turn in with_preamble(messages)]
-        next_header = chat._encode_header("assistant")
-        assert [*row["input_ids"], *next_header] == chat.encode_dialog_prompt(turned).tokens
 
 
 def test_long_rows_lose_their_end(tmp_path: Path) -> None:
@@ -255,89 +160,6 @@ def test_a_saved_truncation_does_not_cut(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.enable_truncation(4)
     made = tokenise(mix_from([turns("hi there", "hello you")]), tokenizer, 512, tmp_path)
     assert trained_texts(tokenizer, made.dataset[0], "<|im_end|>") == ["hello you<|im_end|>"]
-
-
-def test_a_normalising_tokenizer_passes_the_check(tmp_path: Path) -> None:
-    tokenizer = chatml_tokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    made = tokenise(mix_from([turns("q", "e\u0301 is one letter")]), tokenizer, 512, tmp_path)
-    assert trained_texts(tokenizer, made.dataset[0], "<|im_end|>") == ["é is one letter<|im_end|>"]
-
-
-def test_wrong_labels_are_found() -> None:
-    template = Template(chatml_tokenizer())
-    encoder = Encoder(template)
-    messages = turns("hi", "hello you", "hi", "again")
-    row = template.render([messages])[0]
-    ids, places = encoder.encode([row])[0]
-    verify(encoder, messages, row, (ids, places), "base:7")
-    (a, b), (c, d) = places
-    wrong = [[(a, b)], [(a - 1, b), (c, d)], [(a, b - 1), (c, d)], [(a, b + 1), (c, d)], [(c, d), (a, b)]]
-    for each in wrong:
-        with pytest.raises(RuntimeError, match="row base:7"):
-            verify(encoder, messages, row, (ids, each), "base:7")
-    with pytest.raises(RuntimeError, match="row base:7"):
-        verify(encoder, turns("hi", "hello you", "hi", "other"), row, (ids, places), "base:7")
-
-
-@pytest.mark.parametrize("text", ["_", ">", "<|im_end|>", "im_end"])
-def test_a_text_that_is_part_of_the_end_of_turn_is_told_from_it(text: str) -> None:
-    template = Template(chatml_tokenizer())
-    encoder = Encoder(template)
-    messages = turns("hi", text)
-    row = template.render([messages])[0]
-    encoded = encoder.encode([row])[0]
-    verify(encoder, messages, row, encoded, "row")
-    (start, end), (first, last) = encoded[1][0], row.spans[0]
-    for tokens_, characters in (((end - 1, end), (last - len("<|im_end|>"), last)), ((start, end - 1), (first, last))):
-        wrong = replace(row, spans=[characters])
-        with pytest.raises(RuntimeError, match="the labels decode to"):
-            verify(encoder, messages, wrong, (encoded[0], [tokens_]), "row")
-
-
-WORDS = [
-    "a",
-    "_",
-    ">",
-    "b c",
-    " ",
-    "\n",
-    "\n\n",
-    "é",
-    "e\u0301",
-    "漢",
-    "😀",
-    "👩‍👩‍👧",
-    "12",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "user",
-]
-PARTS = st.sampled_from(WORDS)
-TEXTS = st.lists(PARTS | st.characters(exclude_categories=["Cs"]), max_size=8).map("".join)
-
-
-@both
-@settings(max_examples=60, deadline=None)
-@given(rows=st.lists(st.lists(TEXTS, min_size=2, max_size=6), min_size=1, max_size=5), system=st.none() | TEXTS)
-def test_decoded_labels_are_the_answers(name: str, rows: list[list[str]], system: str | None) -> None:
-    end, encoder = TOKENIZERS[name][1], _encoder(name)
-    conversations = [turns(*contents, system=system) for contents in rows]
-    rendered = encoder.template.render(conversations)
-    for messages, row, (ids, places) in zip(conversations, rendered, encoder.encode(rendered), strict=True):
-        answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
-        shown = [answer.strip() for answer in answers] if name == "llama3" else answers
-        assert [encoder.decode(ids[a:b]) for a, b in places] == [answer + end for answer in shown]
-        verify(encoder, messages, row, (ids, places), "row")
-
-
-_ENCODERS: dict[str, Encoder] = {}
-
-
-def _encoder(name: str) -> Encoder:
-    if name not in _ENCODERS:
-        _ENCODERS[name] = Encoder(Template(TOKENIZERS[name][0]()))
-    return _ENCODERS[name]
 
 
 def test_a_real_mix_becomes_tokens(mix_of: Callable[..., Mix], tmp_path: Path) -> None:

@@ -15,13 +15,12 @@ from tometune.config.store import conf_dir
 TASKS = ("dialogue_summarisation", "question_answering", "data_to_text", "instruction_following")
 LOAD = """
 import json, sys
-from pathlib import Path
 from tometune.config.eval import TaskConfig, TaskKind
 from tometune.evaluation.tasks import load_task
 settings = json.loads(sys.argv[1])
 for name, values in settings.items():
     values["kind"] = TaskKind(values["kind"])
-    task = load_task(name, TaskConfig(**{**values, "revision": "main"}), Path(sys.argv[2]))
+    task = load_task(name, TaskConfig(**{**values, "revision": "main"}))
     print(json.dumps([name, [vars(example) for example in task.examples]]))
 """
 
@@ -78,7 +77,7 @@ def write_sets(root):
 def test_rows_of_the_real_schemas_become_examples(hub, run_python, tmp_path):
     write_sets(hub.root / "datasets")
     arguments = json.dumps({name: settings(name) for name in TASKS})
-    done = run_python("-c", LOAD, arguments, str(tmp_path / "cache"), env=hub.env(tmp_path / "home"))
+    done = run_python("-c", LOAD, arguments, env=hub.env(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     tasks = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     (dialogue,) = tasks["dialogue_summarisation"]

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tometune.config.eval import EvalConfig
-from tometune.evaluation.scoring import score_stage, weights_digest
+from tometune.evaluation.scoring import Scorer, weights_digest
 from tometune.evaluation.tasks import load_tasks
 
 ROWS = [{"id": f"q{n}", "input": f"Say {n} words.", "references": [f"the fox {n}", "a lazy dog"]} for n in range(7)]
@@ -29,7 +29,7 @@ def lines(path):
 
 
 def stage(model, tokenizer, config, folder, name="base", **options):
-    return score_stage(model, tokenizer, load_tasks(config, folder), config, folder, name, **options)
+    return Scorer(tokenizer, load_tasks(config), config, folder, **options).stage(name, model)
 
 
 def test_files_and_means(model, tokenizer, config, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
-from tometune.config.checks import METRICS as CHECKED
 from tometune.config.errors import UserError
+from tometune.config.eval import METRICS as CHECKED
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.metrics import METRICS
 from tometune.evaluation.tasks import load_task, load_tasks
@@ -13,8 +13,8 @@ def ids(task):
     return [example.id for example in task.examples]
 
 
-def test_examples_have_prompt_and_references(jsonl, tmp_path):
-    task = load_task("t", jsonl(ROWS, system="Be brief.", prompt="Q: {input}"), tmp_path)
+def test_examples_have_prompt_and_references(jsonl):
+    task = load_task("t", jsonl(ROWS, system="Be brief.", prompt="Q: {input}"))
     assert task.examples[3].messages == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Q: Question 3?"},
@@ -24,23 +24,23 @@ def test_examples_have_prompt_and_references(jsonl, tmp_path):
     assert not task.limited
 
 
-def test_limits_are_nested_stable_and_marked(jsonl, tmp_path):
+def test_limits_are_nested_stable_and_marked(jsonl):
     config = jsonl(ROWS)
-    ten, four = load_task("t", config, tmp_path, 10), load_task("t", config, tmp_path, 4)
-    own = load_task("t", jsonl(ROWS, limit=10), tmp_path)
-    both = load_task("t", jsonl(ROWS, limit=10), tmp_path, 4)
+    ten, four = load_task("t", config, 10), load_task("t", config, 4)
+    own = load_task("t", jsonl(ROWS, limit=10))
+    both = load_task("t", jsonl(ROWS, limit=10), 4)
     assert len(ten.examples) == 10
     assert set(ids(four)) < set(ids(ten)) != {row["id"] for row in ROWS[:10]}
     assert ids(ten) == sorted(ids(ten), key=lambda name: int(name[1:]))
     assert ids(own) == ids(ten)
     assert ids(both) == ids(four)
     assert [task.limited for task in (ten, four, own, both)] == [True, True, False, True]
-    assert not load_task("t", config, tmp_path, 50).limited
+    assert not load_task("t", config, 50).limited
 
 
-def test_digest_follows_what_changes_a_score(jsonl, tmp_path):
+def test_digest_follows_what_changes_a_score(jsonl):
     def digest(rows=ROWS, limit=None, **settings):
-        return load_task("t", jsonl(rows, **settings), tmp_path, limit).digest
+        return load_task("t", jsonl(rows, **settings), limit).digest
 
     same = [digest(), digest(description="other"), digest(limit=50)]
     assert len(set(same)) == 1
@@ -55,9 +55,9 @@ def test_digest_follows_what_changes_a_score(jsonl, tmp_path):
     assert len({*same, *other}) == 7
 
 
-def test_rows_of_one_prompt_are_one_example(jsonl, tmp_path):
+def test_rows_of_one_prompt_are_one_example(jsonl):
     rows = [{"input": "a", "references": text} for text in ("x", "y", "x")] + [{"input": "b", "references": "z"}]
-    task = load_task("t", jsonl(rows), tmp_path)
+    task = load_task("t", jsonl(rows))
     assert [(example.id, example.references) for example in task.examples] == [("0", ["x", "y"]), ("3", ["z"])]
 
 
@@ -65,19 +65,19 @@ def test_rows_of_one_prompt_are_one_example(jsonl, tmp_path):
     ("rows", "message"),
     [
         ([{"id": 1, "input": "a", "references": ["x"]}, {"id": "1", "input": "b", "references": ["x"]}], "id '1'"),
-        ([{"input": " ", "references": ["x"]}], r"prompt: .*task\.jsonl:1 gives an empty prompt"),
-        ([{"input": "a", "references": []}], r"references: .*task\.jsonl:1 has no reference"),
+        ([{"input": " ", "references": ["x"]}], r"prompt: .*task\.jsonl, line 1 gives an empty prompt"),
+        ([{"input": "a", "references": []}], r"references: .*task\.jsonl, line 1 has no reference"),
         ([{"input": "a", "reference": "x"}], r"no field 'references'; did you mean reference\?"),
     ],
 )
-def test_bad_rows(jsonl, tmp_path, rows, message):
+def test_bad_rows(jsonl, rows, message):
     with pytest.raises(UserError, match=message):
-        load_task("t", jsonl(rows), tmp_path)
+        load_task("t", jsonl(rows))
 
 
-def test_all_tasks_of_a_config(jsonl, tmp_path):
+def test_all_tasks_of_a_config(jsonl):
     tasks = {"a": jsonl(ROWS, "a.jsonl"), "b": jsonl(ROWS[:3], "b.jsonl")}
-    loaded = load_tasks(EvalConfig(tasks=tasks, limit=5), tmp_path)
+    loaded = load_tasks(EvalConfig(tasks=tasks, limit=5))
     assert [(task.name, len(task.examples), task.limited) for task in loaded] == [("a", 5, True), ("b", 3, False)]
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.publishing.test_panels import grids
+from tests.tracking.offline import WANDB
 from tests.tracking.server import WandbServer
 from tests.tracking.test_wandb_tracker import DOWN, KEY, inspect, records
 
@@ -33,9 +34,10 @@ def test_offline_it_says_how_to_sync(run_verb, folder):
     (run,) = attempts(folder)
     *_, lacking, sync, report = done.stdout.splitlines()
     assert lacking == "9 of 9 runs were not logged to W&B: its panels are without them"
-    assert sync == f"wandb sync {run}"
+    assert sync == f"{WANDB} sync {run}"
     assert report == (
-        "multirun/table/wandb_report.json: the W&B report; not on a server (no API key (`wandb login` stores one)), "
+        "multirun/table/wandb_report.json: the W&B report; not on a server (no API key "
+        f"(`{WANDB} login` stores one)), "
         "the same command saves it when W&B is online"
     )
     assert json.loads((folder / "wandb_report.json").read_text())["spec"]["blocks"]

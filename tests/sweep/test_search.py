@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
@@ -65,20 +64,20 @@ def test_the_runs_of_a_search_are_not_known_before() -> None:
     assert (jobs.search, jobs.known, jobs.config.eval.validation) == (True, [], True)
 
 
-def tasks(name: str, tmp_path: Path, *more: str) -> dict[str, list[str]]:
+def tasks(name: str, *more: str) -> dict[str, list[str]]:
     jobs = jobs_of(CommandLine(["-m", f"eval={name}", "seed=0,1", *more][1:], multirun=True))
     assert jobs is not None
-    return {task.name: [example.id for example in task.examples] for task in load_tasks(jobs.config.eval, tmp_path)}
+    return {task.name: [example.id for example in task.examples] for task in load_tasks(jobs.config.eval)}
 
 
-def test_validation_and_test_share_no_example(tmp_path: Path) -> None:
+def test_validation_and_test_share_no_example() -> None:
     def entries(ids: list[str]) -> set[str]:
         return {name.rpartition("-")[0] if name.rpartition("-")[2].isdigit() else name for name in ids}
 
     all_of = [f"eval.tasks.{name}.limit=null" for name in ("summarisation", "question_answering", "data_to_text")]
-    test, validation = tasks("pydocs", tmp_path, *all_of), tasks("pydocs_validation", tmp_path, *all_of)
+    test, validation = tasks("pydocs", *all_of), tasks("pydocs_validation", *all_of)
     for name in test:
         assert not entries(test[name]) & entries(validation[name]), name
         assert len(validation[name]) >= 20, name
-    few, full = tasks("pydocs", tmp_path), test
+    few, full = tasks("pydocs"), test
     assert all(set(few[name]) <= set(full[name]) for name in few)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.browser import needs_browser, opened
-from tests.conftest import environment
 from tests.tracking.conftest import CHECKOUT
+from tests.whole import environment
 
 pytest.importorskip("trackio")
 pytestmark = needs_browser

@@ -52,6 +52,17 @@ def settings(seed: int = 0, **trainer: Any) -> Config:
     return Config(model=model, trainer=TrainerConfig(**quick | trainer), seed=seed, seeds=SeedsConfig(*[seed] * 4))
 
 
+def packs(max_length: int, a_step: int) -> dict[str, Any]:
+    """Return the settings of steps of so many packs, all of them in one forward pass."""
+    return {
+        "packing": True,
+        "conversations_per_step": None,
+        "max_length": max_length,
+        "tokens_per_step": max_length * a_step,
+        "micro_batch": a_step,
+    }
+
+
 @dataclass
 class Fitted:
     """What came of a training."""

@@ -2,11 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from tometune.disk import SaveError, disk_errors
-from tometune.training.checkpoints import FILES, STATE, Interrupted, last_checkpoint
+from tometune.training.checkpoints import FILES, STATE, last_checkpoint
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -64,42 +61,3 @@ def test_several_processes_have_a_state_each(tmp_path: Path) -> None:
     (made / "rng_state.pth").rename(made / "rng_state_0.pth")
     (made / "rng_state_1.pth").write_text("something")
     assert last_checkpoint(tmp_path) == made
-
-
-def test_being_told_to_stop_is_exit_status_143() -> None:
-    assert Interrupted().code == 143
-
-
-def text(path: Path) -> None:
-    with path.open("w") as file:
-        file.write("x")
-
-
-def tensors_by_torch(path: Path) -> None:
-    torch.save(torch.zeros(100_000), path)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="is Linux's device that is always full")
-@pytest.mark.parametrize("write", [text, tensors_by_torch])
-def test_a_full_disk_is_one_line_whatever_writes(tmp_path: Path, write) -> None:
-    with pytest.raises(SaveError, match="no room left") as error, disk_errors(tmp_path):
-        write(Path("/dev/full"))
-    assert str(error.value).startswith(f"{tmp_path}: ")
-    assert "\n" not in str(error.value)
-
-
-def test_a_limit_on_file_sizes_is_told_like_a_full_disk(tmp_path: Path) -> None:
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(SaveError), disk_errors(tmp_path):
-            save_file({"x": torch.zeros(100_000)}, tmp_path / "x.safetensors")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_other_errors_pass(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
-        text(tmp_path / "none" / "file")

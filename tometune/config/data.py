@@ -1,9 +1,11 @@
 """Schema of the `data` group: a base, a pool, and how many rows of each make the mix."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tometune.config.identity import NOT_IDENTITY
+from tometune.config.rules import at_least, file_name
 
 
 class SourceKind(StrEnum):
@@ -71,3 +73,44 @@ class DataConfig:
 
     pool: SourceConfig | None = None
     """Added rows are drawn from here; first, rows whose normalised text is in the base or earlier in the pool go."""
+
+
+def data_problems(data: DataConfig) -> Iterator[str]:
+    """Yield the problems of the `data` group."""
+    yield from file_name("data.name", data.name)
+    yield from at_least(1, {"data.rows": data.rows})
+    yield from _source_problems("data.base", data.base)
+    if data.pool is not None:
+        yield from _source_problems("data.pool", data.pool)
+        yield from at_least(1, {"data.pool.rows": data.pool.rows})
+    base_rows = data.base.rows
+    if base_rows != data.rows:  # where it follows data.rows, that is told already
+        yield from at_least(1, {"data.base.rows": base_rows})
+    if base_rows is None or base_rows < 1 or data.rows < 1:  # nothing to compare
+        return
+    if base_rows > data.rows:
+        yield (
+            f"data.rows={data.rows}: below data.base.rows={base_rows}, and a mix contains the whole base; "
+            f"raise data.rows or set data.base.rows={data.rows}"
+        )
+    if base_rows < data.rows and data.pool is None:
+        yield (
+            f"data.rows={data.rows}: above data.base.rows={base_rows}, and data.pool is null; "
+            f"choose a mix with a pool, e.g. data=mix_200k or files_200k, or set data.rows={base_rows}"
+        )
+
+
+def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
+    """Yield the problems of one source of rows."""
+    needs = {SourceKind.hub: "id", SourceKind.files: "path"}
+    values = {"id": source.id, "path": source.path}
+    for kind, name in needs.items():
+        if source.kind is kind and not values[name]:
+            yield f"{key}.{name}: missing, {key}.kind={kind} reads it; set {key}.{name}=…"
+        if source.kind is not kind and values[name]:
+            yield (
+                f"{key}.{name}={values[name]}: not read with {key}.kind={source.kind}; "
+                f"choose a mix over {kind}, e.g. data={'mix' if kind is SourceKind.hub else 'files'}_100k"
+            )
+    if source.filtered and source.kind is not SourceKind.pydocs:
+        yield f"{key}.filtered=true: only {key}.kind=pydocs has a filter; set {key}.filtered=false"

@@ -1,9 +1,15 @@
-"""Schema of the `eval` group and its tasks."""
+"""Schema of the `eval` group and its tasks, and its checks."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tometune.config.identity import NOT_IDENTITY
+from tometune.config.rules import at_least, file_name, one_of
+
+METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
+"""Metrics a task can ask for."""
 
 
 class TaskKind(StrEnum):
@@ -43,7 +49,7 @@ class TaskConfig:
     """Licence of the examples."""
 
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
-    """JSONL file of `{input, references}` (and `id`, `context`) rows; used when `kind=jsonl`."""
+    """JSONL, parquet or JSON file of `{input, references}` (and `id`, `context`) rows; used when `kind=jsonl`."""
 
     topic: str | None = None
     """Which documentation task; used when `kind=pydocs`."""
@@ -104,3 +110,36 @@ class EvalConfig:
 
     confidence: float = field(default=0.95, metadata=NOT_IDENTITY)
     """Level of the intervals."""
+
+
+def eval_problems(config: EvalConfig) -> Iterator[str]:
+    """Yield the problems of the `eval` group."""
+    yield from file_name("eval.name", config.name)
+    names = ("limit", "batch_size", "max_prompt_tokens", "resamples")
+    yield from at_least(1, {f"eval.{name}": vars(config)[name] for name in names})
+    yield from at_least(0, {"eval.temperature": config.temperature})
+    if not 0 < config.confidence < 1:
+        yield f"eval.confidence={config.confidence}: not between 0 and 1"
+    if not config.tasks:
+        yield "eval.tasks: empty; choose eval=hub, eval=files or eval=pydocs, or add +eval/task@eval.tasks.NAME=jsonl"
+    for name, task in config.tasks.items():
+        yield from file_name(f"eval.tasks.{name}", name)
+        yield from _task_problems(f"eval.tasks.{name}", task)
+
+
+def _task_problems(key: str, task: TaskConfig) -> Iterator[str]:
+    """Yield the problems of one task."""
+    needs = {TaskKind.hub: ("id", task.id), TaskKind.jsonl: ("path", task.path), TaskKind.pydocs: ("topic", task.topic)}
+    name, value = needs[task.kind]
+    if not value:
+        yield f"{key}.{name}: missing, {key}.kind={task.kind} reads it; set {key}.{name}=…"
+    for metric in task.metrics:
+        yield from one_of(f"{key}.metrics", metric, METRICS)
+    for name, values in (("metrics", task.metrics), ("references", task.references)):
+        if not values:
+            yield f"{key}.{name}: empty; name at least one"
+    if not re.search(r"\{[^{}]+\}", task.prompt):
+        yield f"{key}.prompt: names no field of the example, so every prompt would be the same; e.g. '{{input}}'"
+    yield from at_least(
+        1, {f"{key}.max_new_tokens": task.max_new_tokens, f"{key}.limit": task.limit, f"{key}.version": task.version}
+    )

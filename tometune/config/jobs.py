@@ -17,9 +17,9 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tometune.config.checks import check
+from tometune.config.command_line import CommandLine
 from tometune.config.errors import ConfigError, UserError
 from tometune.config.messages import explain
-from tometune.config.overrides import CommandLine
 from tometune.config.root import Config
 from tometune.config.store import ADHOC, CONFIG_NAME, conf_dir, typed
 

@@ -1,6 +1,9 @@
 """Schema of the `lora` group: the low-rank adapter (Hu et al. 2021, arXiv:2106.09685)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from tometune.config.rules import at_least
 
 
 @dataclass
@@ -26,3 +29,12 @@ class LoraConfig:
 
     use_dora: bool = False
     """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353); slower."""
+
+
+def lora_problems(lora: LoraConfig) -> Iterator[str]:
+    """Yield the problems of the `lora` group."""
+    yield from at_least(1, {"lora.r": lora.r, "lora.lora_alpha": lora.lora_alpha})
+    if not 0 <= lora.lora_dropout < 1:
+        yield f"lora.lora_dropout={lora.lora_dropout}: not from 0 to below 1"
+    if not lora.target_modules:
+        yield "lora.target_modules: empty; name the layers that get an adapter, e.g. [q_proj,v_proj]"

@@ -2,39 +2,30 @@
 
 import contextlib
 import functools
-import io
-import logging
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
-from hydra._internal.utils import get_args_parser  # the parser that hydra.main uses; there is no public name for it
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tometune.config.checks import check
+from tometune.config.command_line import CommandLine, read_command_line, unread
+from tometune.config.endings import DONE, FAILED, FULL_ERROR, WRONG_INPUT, report
 from tometune.config.errors import ConfigError, UserError
 from tometune.config.jobs import Jobs, jobs_of, to_config
-from tometune.config.messages import COMPOSITION_ERRORS, explain, one_line
-from tometune.config.overrides import CommandLine, find_problems, passes_unseen
+from tometune.config.messages import COMPOSITION_ERRORS, explain
+from tometune.config.overrides import find_problems, passes_unseen
 from tometune.config.root import Config
 from tometune.config.store import CONFIG_NAME, conf_dir, register
-from tometune.distributed import is_first, processes
+from tometune.distributed import processes
+from tometune.stopping import Stopped, told_to_stop
 
-log = logging.getLogger(__name__)
-
-FULL_ERROR = "HYDRA_FULL_ERROR"
-"""Set to 1 by the user to see tracebacks; set to 1 for Hydra so that it raises instead of printing and exiting."""
-
-RESUMED = "train"
-"""The verb whose command, given again after an interrupt, goes on from a checkpoint."""
-
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses."""
+RESUMED = ("train", "prepare", "evaluate")
+"""The verbs whose command, given again after it was stopped, goes on from what was saved."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +43,41 @@ Task = Callable[[Config], object]
 """A verb's own function; what it returns is the objective of a search."""
 
 
-def verb(task: Task, hooks: Hooks | None = None) -> Callable[[], None]:
+def verb(task: Task, hooks: Hooks | None = None, ignores: Mapping[str, str] | None = None) -> Callable[[], None]:
     """Make a command of `task`: it composes the config from the command line, checks it and hands it over.
 
     The command exits with status 2 and one line a mistake where the input or the config is wrong, 1 and one line
-    where anything else fails, 130 on Ctrl-C. With `--multirun`, a job that fails does not stop the others.
+    where anything else fails, and 128 and the signal's number where it is told to stop (SIGINT, which is Ctrl-C, 130;
+    SIGTERM 143; SIGHUP 129), wherever it is. With `--multirun`, a job that fails does not stop the others.
+
+    Args:
+        task: the verb's own function.
+        hooks: what it does around a sweep.
+        ignores: keys and groups that it does not read, each with what to say to a user who sets them.
     """
 
     @functools.wraps(task)
     def command() -> None:
-        status = _run(task, hooks)
+        try:
+            with told_to_stop():
+                status = _run(task, hooks, ignores or {})
+        except (KeyboardInterrupt, Stopped) as error:
+            status = report(error, os.environ.get(FULL_ERROR) == "1", resumed=name_of(task) in RESUMED)
         if status != DONE:
             sys.exit(status)
 
     return command
 
 
-def _run(task: Task, hooks: Hooks | None) -> int:
+def _run(task: Task, hooks: Hooks | None, ignores: Mapping[str, str]) -> int:
     """Carry the command out and return its exit status."""
     register()
     OmegaConf.register_new_resolver("verb", functools.partial(summary, task), replace=True)
     wanted = os.environ.get(FULL_ERROR)
     statuses: list[int] = []
     try:
-        line = _command_line()
+        line = read_command_line()
+        _raise(unread(line, ignores))
         if line.multirun or passes_unseen(line.overrides):  # else a sweep's folder is made, or Hydra raises nothing
             _raise(find_problems(line))
         jobs = _sweep(line) if hooks is not None and not line.only_shows else None
@@ -97,8 +99,8 @@ def _run(task: Task, hooks: Hooks | None) -> int:
                 report(error, wanted == "1")  # a launcher broke; what its runs came to is told below
         if hooks is not None and jobs is not None:
             return hooks.after(jobs)
-    except (Exception, KeyboardInterrupt) as error:
-        return report(error, wanted == "1", resumed=name_of(task) == RESUMED)
+    except Exception as error:
+        return report(error, wanted == "1")
     if len(statuses) > 1 and any(statuses):
         print(f"{sum(map(bool, statuses))} of {len(statuses)} runs did not finish", file=sys.stderr)
     return max(statuses, key=(DONE, WRONG_INPUT, FAILED).index, default=DONE)
@@ -141,29 +143,6 @@ def _job(task: Task, wanted: str | None, statuses: list[int]) -> Callable[[DictC
     return job
 
 
-def report(error: BaseException, traceback_wanted: bool, resumed: bool = False) -> int:
-    """Tell an error in one line (a `ConfigError`: one a problem) on stderr and return the exit status.
-
-    Args:
-        error: what ended the command.
-        traceback_wanted: show the traceback too.
-        resumed: whether the same command, after an interrupt, goes on from what was saved.
-    """
-    if traceback_wanted:
-        traceback.print_exception(error)
-    if isinstance(error, UserError):
-        if is_first():
-            print(error, file=sys.stderr)
-        return WRONG_INPUT
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted" + ("; the same command goes on from what was saved" if resumed else ""), file=sys.stderr)
-        return INTERRUPTED
-    log.debug("failed", exc_info=error)
-    hint = "" if traceback_wanted else f" ({FULL_ERROR}=1 shows the traceback)"
-    print(f"{type(error).__name__}: {one_line(error)}{hint}", file=sys.stderr)
-    return FAILED
-
-
 def name_of(task: Task) -> str:
     """Return the name of the verb: of the file its task is in, also where that runs as `__main__`."""
     return Path(sys.modules[task.__module__].__file__ or "").stem
@@ -172,32 +151,6 @@ def name_of(task: Task) -> str:
 def summary(task: Task) -> str:
     """Return the first line of the docstring of the task's module."""
     return (sys.modules[task.__module__].__doc__ or "").strip().partition("\n")[0]
-
-
-def _command_line() -> CommandLine:
-    """Read the part of the command line that is about the config.
-
-    Raises:
-        UserError: an option with dashes is not one of Hydra's.
-    """
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            arguments = get_args_parser().parse_args()
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        reason = printed.getvalue().strip().rpartition("error: ")[2]
-        fix = "keys are set without dashes, as key=value; options like -m stand before or after all keys"
-        raise UserError(f"{reason}; {fix}") from None
-    if arguments.experimental_rerun is not None:
-        raise UserError("--experimental-rerun: reads a pickle, which can run any code; give the overrides instead")
-    folder = Path(arguments.config_dir).resolve() if arguments.config_dir else None
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"--config-dir={arguments.config_dir}: no such folder")
-    several = arguments.multirun or any(text.startswith("+sweep=") for text in arguments.overrides)
-    shows = (arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)
-    return CommandLine(arguments.overrides, several, folder, any(shows))
 
 
 def _raise(problems: list[str], cause: Exception | None = None) -> None:

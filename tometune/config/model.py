@@ -1,9 +1,14 @@
 """Schema of the `model` group: which weights, at which precision, through which backend."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tometune.config.identity import NOT_IDENTITY
+from tometune.config.rules import file_name, one_of
+
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+"""Attention kernels of transformers."""
 
 
 class Backend(StrEnum):
@@ -68,3 +73,16 @@ class ModelConfig:
 
     date_string: str = "26 Jul 2024"
     """Date given to chat templates that print one, pinned so that tokens do not change with the calendar."""
+
+
+def model_problems(model: ModelConfig) -> Iterator[str]:
+    """Yield the problems of the `model` group."""
+    yield from file_name("model.name", model.name)
+    if not model.id:
+        yield "model.id: empty; give a hub id or a local folder"
+    yield from one_of("model.attn_implementation", model.attn_implementation, ATTENTION)
+    if model.weights is Weights.random and model.quantization is not Quantization.none:
+        yield (
+            f"model.quantization={model.quantization}: model.weights=random has nothing to quantise; "
+            "set model.quantization=none or choose model=tiny"
+        )

@@ -12,8 +12,8 @@ from tometune.config.errors import UserError
 from tometune.config.root import Config
 from tometune.config.store import typed
 
-OF_THE_RUN = ("data", "lora", "trainer", "seed", "seeds.data", "seeds.order", "seeds.adapter", "sweep")
-"""What made the run: not to be changed when it is scored."""
+OF_THE_RUN = ("seed", "model", "experiment")
+"""What made the run, beside what evaluate never reads: not to be chosen anew when it is scored."""
 
 
 def stored_config(folder: Path) -> Config:
@@ -49,7 +49,7 @@ def with_command_line(stored: Config, composed: Config) -> Config:
         OmegaConf.update(target, group, OmegaConf.select(source, group), merge=False)
     for key, removed in _set_keys():
         whole = key.partition(".")[0]
-        if any(key == name or key.startswith(f"{name}.") for name in OF_THE_RUN) or key == "model":
+        if key in OF_THE_RUN:
             raise UserError(f"{key}: the run has its own; leave it out, or score a model by itself with model.id=…")
         if removed:
             _remove(target, key)

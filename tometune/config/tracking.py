@@ -1,7 +1,11 @@
 """Schema of the `tracking` group: where curves, tables and artifacts go. Nothing here changes a result."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from tometune.config.rules import at_least
 
 
 class Tracker(StrEnum):
@@ -53,3 +57,12 @@ class TrackingConfig:
 
     prediction_rows: int = 50
     """Examples a task in the table of predictions; 0 logs none."""
+
+
+def tracking_problems(tracking: TrackingConfig) -> Iterator[str]:
+    """Yield the problems of the `tracking` group."""
+    if tracking.tracker is Tracker.none and tracking.mode is TrackingMode.online:
+        yield "tracking.mode=online: tracking.tracker=none logs nowhere; choose tracking=wandb or tracking.mode=auto"
+    if not tracking.project or re.search(r"[/\\#?%:]", tracking.project):
+        yield f"tracking.project={tracking.project}: a name without / \\ # ? % : is needed"
+    yield from at_least(0, {"tracking.prediction_rows": tracking.prediction_rows})

@@ -1,8 +1,23 @@
 """Schema of the `trainer` group: optimisation, batches, checkpoints, by the names of transformers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tometune.config.identity import NOT_IDENTITY
+from tometune.config.rules import at_least, one_of
+
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial")
+"""Schedules of transformers that need no further argument."""
+
+OPTIMISERS = (
+    *("adamw_torch", "adamw_torch_fused", "adamw_torch_4bit", "adamw_torch_8bit", "adamw_8bit", "adamw_bnb_8bit"),
+    *("paged_adamw_8bit", "paged_adamw_32bit", "ademamix", "ademamix_8bit", "lion_8bit", "lion_32bit"),
+    *("paged_lion_8bit", "paged_lion_32bit", "adafactor", "sgd", "adagrad", "rmsprop", "stable_adamw"),
+)
+"""Optimisers of transformers that need no further argument."""
+
+LOSSES = ("chunked_nll", "nll", "dft")
+"""Losses of TRL's SFTTrainer."""
 
 
 @dataclass
@@ -66,3 +81,50 @@ class TrainerConfig:
 
     save_total_limit: int = field(default=2, metadata=NOT_IDENTITY)
     """Checkpoints kept."""
+
+
+def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
+    """Yield the problems of the `trainer` group."""
+    yield from one_of("trainer.lr_scheduler_type", trainer.lr_scheduler_type, SCHEDULES)
+    yield from one_of("trainer.optim", trainer.optim, OPTIMISERS)
+    yield from one_of("trainer.loss_type", trainer.loss_type, LOSSES)
+    counts = (
+        *("max_steps", "tokens_per_step", "conversations_per_step", "max_length"),
+        *("logging_steps", "save_steps", "save_total_limit"),
+    )
+    yield from at_least(1, {f"trainer.{name}": vars(trainer)[name] for name in counts})
+    positive_or_zero = ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers")
+    yield from at_least(0, {f"trainer.{name}": vars(trainer)[name] for name in positive_or_zero})
+    for name in ("learning_rate", "num_train_epochs"):
+        if vars(trainer)[name] <= 0:
+            yield f"trainer.{name}={vars(trainer)[name]}: not above 0"
+    yield from _step_problems(trainer)
+    warmup, steps = trainer.warmup_steps, trainer.max_steps
+    if warmup > 1 and not warmup.is_integer():
+        yield f"trainer.warmup_steps={warmup}: neither a whole number of steps nor a share of them below 1"
+    if steps is not None and warmup >= max(1, steps):
+        yield (
+            f"trainer.warmup_steps={warmup:g}: not below trainer.max_steps={steps}, so the peak learning rate is never "
+            "used; lower trainer.warmup_steps (0.1 is a tenth of the steps) or raise trainer.max_steps"
+        )
+
+
+def _step_problems(trainer: TrainerConfig) -> Iterator[str]:
+    """Yield the problems of what a step is made of."""
+    micro, again = trainer.micro_batch, trainer.gradient_checkpointing
+    if micro != "auto" and (isinstance(micro, str) or micro < 1):
+        yield f"trainer.micro_batch={micro}: neither auto nor 1 or more"
+    if again != "auto" and not isinstance(again, bool):
+        yield f"trainer.gradient_checkpointing={again}: one of auto, true, false"
+    if trainer.conversations_per_step is not None or trainer.max_length < 1 or trainer.tokens_per_step < 1:
+        return
+    if not trainer.packing:
+        yield (
+            "trainer.packing=false: steps are then counted in conversations; set trainer.conversations_per_step, e.g. 8"
+        )
+    elif trainer.tokens_per_step % trainer.max_length:
+        packs = max(1, round(trainer.tokens_per_step / trainer.max_length))
+        yield (
+            f"trainer.tokens_per_step={trainer.tokens_per_step}: no whole number of packs of "
+            f"trainer.max_length={trainer.max_length}; e.g. {packs * trainer.max_length}"
+        )

@@ -82,7 +82,16 @@ def files_hash(files: list[Path]) -> str:
 
 
 def _digest(file: Path) -> bytes:
-    """Return the sha256 of a file's content, read a piece at a time, and the suffix, by which it is read."""
+    """Return the sha256 of a file's content and the suffix, by which it is read."""
+    return content_digest(file) + file.suffix.encode()
+
+
+def content_digest(file: Path) -> bytes:
+    """Return the sha256 of a file's content, read a piece at a time.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     digest = sha256()
     try:
         with file.open("rb") as content:
@@ -90,7 +99,7 @@ def _digest(file: Path) -> bytes:
                 digest.update(chunk)
     except OSError as error:
         raise unreadable(file, error) from error
-    return digest.digest() + file.suffix.encode()
+    return digest.digest()
 
 
 def read(source: SourceConfig, key: str) -> Iterator[Batch]:

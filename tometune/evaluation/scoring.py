@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -30,50 +30,101 @@ StageScores = dict[str, Any]
 """What run.json says of a stage: `{rouge1, rouge2, rougeL, tasks: {task: {…, examples}}, limited, seconds, …}`."""
 
 
-def score_stage(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    config: EvalConfig,
-    folder: Path,
-    stage: str,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> StageScores:
-    """Score a model on every task, one `<folder>/eval/<stage>/<task>.jsonl` each.
+@dataclass(frozen=True)
+class Scorer:
+    """Scores the stages of one run, or of one model, on the same tasks."""
 
-    A task whose file is complete, and was made by the same weights from the same examples and settings, is not done
-    again; a broken or foreign one is.
+    tokenizer: PreTrainedTokenizerBase
+    tasks: Sequence[Task]
 
-    Args:
-        model: the model of this stage.
-        tokenizer: its tokenizer.
-        tasks: the loaded tasks.
-        config: the `eval` group.
-        folder: the run's folder.
-        stage: `base` or `tuned`.
-        seed: `seeds.generation`, of drawn answers; greedy ones do not use it.
-        progress: told of finished answers; None shows a bar where stderr is a terminal.
+    config: EvalConfig
+    """The `eval` group."""
 
-    Returns:
-        Means by task, and over tasks the plain mean of those (each task weighs the same), with what it cost.
+    folder: Path
+    """The run's folder; a stage's task goes to `<folder>/eval/<stage>/<task>.jsonl`."""
 
-    Raises:
-        UserError: a prompt cannot be shortened enough, or the device has too little memory.
-    """
-    warn_of_limit(tasks)
-    weights = weights_digest(model)
-    results: dict[str, TaskResult] = {}
-    with answers_bar(stage, progress) as tell:
-        for task in tasks:
-            key = {"task": task.digest, "weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
-            key |= {"batch_size": config.batch_size}
-            key |= {"temperature": config.temperature, "seed": seed} if config.temperature else {}
-            path = folder / "eval" / stage / f"{task.name}.jsonl"
-            found = by_first(partial(read_result, path, key))
-            results[task.name] = found or _score_task(model, tokenizer, task, config, path, key, tell, seed)
-            log.info("%s %s: %s%s", stage, task.name, results[task.name].line(), " (found)" if found else "")
-    return _summary(tasks, results)
+    seed: int = 0
+    """`seeds.generation`, of drawn answers; greedy ones do not use it."""
+
+    progress: Progress | None = None
+    """Told of finished answers; None shows a bar where stderr is a terminal."""
+
+    def stage(self, name: str, model: PreTrainedModel) -> StageScores:
+        """Score a model on every task.
+
+        A task whose file is complete, and was made by the same weights from the same examples and settings, is not
+        done again; a broken or foreign one is.
+
+        Args:
+            name: of the stage, `base` or `tuned`.
+            model: the model of this stage.
+
+        Returns:
+            Means by task, and over tasks the plain mean of those (each task weighs the same), with what it cost.
+
+        Raises:
+            UserError: a prompt cannot be shortened enough, or the device has too little memory.
+        """
+        warn_of_limit(self.tasks)
+        weights = weights_digest(model)
+        results: dict[str, TaskResult] = {}
+        with answers_bar(name, self.progress) as tell:
+            for task in self.tasks:
+                path = self.folder / "eval" / name / f"{task.name}.jsonl"
+                key = self._key(task, weights)
+                found = by_first(partial(read_result, path, key))
+                results[task.name] = found or self._score_task(model, task, path, key, tell)
+                log.info("%s %s: %s%s", name, task.name, results[task.name].line(), " (found)" if found else "")
+        return _summary(self.tasks, results)
+
+    def _key(self, task: Task, weights: str) -> dict[str, Any]:
+        """Return everything that the scores of a task depend on."""
+        key: dict[str, Any] = {"task": task.digest, "weights": weights}
+        key |= {"max_prompt_tokens": self.config.max_prompt_tokens, "batch_size": self.config.batch_size}
+        drawn = {"temperature": self.config.temperature, "seed": self.seed}
+        return key | drawn if self.config.temperature else key
+
+    def _score_task(
+        self, model: PreTrainedModel, task: Task, path: Path, key: dict[str, Any], tell: Progress
+    ) -> TaskResult:
+        """Answer and score one task, and keep the result."""
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            tell(task.name, done, len(task.examples))
+
+        tell(task.name, 0, len(task.examples))
+        generations = generate(
+            model,
+            self.tokenizer,
+            [example.messages for example in task.examples],
+            task.config.max_new_tokens,
+            self.config.batch_size,
+            self.config.max_prompt_tokens,
+            advance,
+            self.config.temperature,
+            self.seed,
+        )
+        if generations.shortened:
+            log.warning(
+                "%s: %d of %d prompts cut to eval.max_prompt_tokens=%d",
+                *(task.name, generations.shortened, len(task.examples), self.config.max_prompt_tokens),
+            )
+        predictions = [answer.text for answer in generations.answers]
+        columns = score(task.config.metrics, predictions, [example.references for example in task.examples])
+        result = TaskResult(
+            means={name: fmean(values) for name, values in columns.items()},
+            examples=len(task.examples),
+            seconds=round(generations.seconds, 3),
+            tokens=generations.tokens,
+            shortened=generations.shortened,
+            unended=sum(not answer.ended for answer in generations.answers),
+        )
+        if is_first():
+            write_result(path, key, _lines(task, generations, columns), result)
+        return result
 
 
 def warn_of_limit(tasks: Sequence[Task]) -> None:
@@ -95,56 +146,6 @@ def weights_digest(model: PreTrainedModel) -> str:
         sample = flat[:: max(1, flat.numel() // 256)].to(device="cpu", dtype=torch.float32)
         digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _score_task(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    config: EvalConfig,
-    path: Path,
-    key: dict[str, Any],
-    tell: Progress,
-    seed: int,
-) -> TaskResult:
-    """Answer and score one task, and keep the result."""
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        tell(task.name, done, len(task.examples))
-
-    tell(task.name, 0, len(task.examples))
-    generations = generate(
-        model,
-        tokenizer,
-        [example.messages for example in task.examples],
-        task.config.max_new_tokens,
-        config.batch_size,
-        config.max_prompt_tokens,
-        advance,
-        config.temperature,
-        seed,
-    )
-    if generations.shortened:
-        log.warning(
-            "%s: %d of %d prompts cut to eval.max_prompt_tokens=%d",
-            *(task.name, generations.shortened, len(task.examples), config.max_prompt_tokens),
-        )
-    predictions = [answer.text for answer in generations.answers]
-    columns = score(task.config.metrics, predictions, [example.references for example in task.examples])
-    result = TaskResult(
-        means={name: fmean(values) for name, values in columns.items()},
-        examples=len(task.examples),
-        seconds=round(generations.seconds, 3),
-        tokens=generations.tokens,
-        shortened=generations.shortened,
-        unended=sum(not answer.ended for answer in generations.answers),
-    )
-    if is_first():
-        write_result(path, key, _lines(task, generations, columns), result)
-    return result
 
 
 def _lines(task: Task, generations: Generations, columns: Scores) -> list[str]:

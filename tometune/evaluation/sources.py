@@ -1,14 +1,15 @@
-"""Raw rows of a task: a hub dataset, a JSONL file, or the documentation of this Python."""
+"""Raw rows of a task: a hub dataset, files, or the documentation of this Python."""
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
+from tometune.config.data import SourceConfig, SourceKind
 from tometune.config.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
-from tometune.hub import commit_of, hub_errors, pinned
+from tometune.data.readers import Batch, batches
+from tometune.data.sources import content_digest, files_of, read
+from tometune.hub import pinned
 
 
 @dataclass(frozen=True)
@@ -23,85 +24,44 @@ def fingerprint(task: TaskConfig, key: str) -> str:
     """Return what identifies the rows of a task, without loading them or importing a heavy library.
 
     Raises:
-        UserError: the file is missing.
+        UserError: a file is missing.
     """
     match task.kind:
         case TaskKind.hub:
             return f"{task.id}@{pinned(f'{key}.id', str(task.id), task.revision, 'dataset')}"
         case TaskKind.jsonl:
-            return sha256(_content(f"{key}.path", task.path)).hexdigest()
+            return "-".join(sorted(content_digest(file).hex() for file in files_of(task.path, f"{key}.path")))
         case TaskKind.pydocs:
             from tometune.data import pydocs
 
             return f"{pydocs.fingerprint()}/{task.topic}"
 
 
-def read_rows(key: str, task: TaskConfig, cache: Path) -> list[Row]:
+def read_rows(key: str, task: TaskConfig) -> list[Row]:
     """Return the rows of a task in their own order.
 
     Args:
         key: full key of the task in the config, e.g. `eval.tasks.qa`.
         task: the task.
-        cache: the cache folder; hub rows are kept in `<cache>/datasets`.
 
     Raises:
         UserError: the source is missing, broken or empty.
     """
-    match task.kind:
-        case TaskKind.hub:
-            rows = _read_hub(key, task, cache)
-        case TaskKind.jsonl:
-            rows = _read_jsonl(f"{key}.path", task.path)
-        case TaskKind.pydocs:
-            from tometune.data import pydocs
-
-            examples = pydocs.examples(task.topic or "")
-            rows = [Row(fields, f"pydocs {task.topic} example {number}") for number, fields in enumerate(examples)]
+    rows = [Row(fields, batch.where(index)) for batch in _batches(key, task) for index, fields in enumerate(batch.rows)]
     if not rows:
         raise UserError(f"{key}: {task.path or task.id or task.topic} has no examples; give a source that has some")
     return rows
 
 
-def _read_hub(key: str, task: TaskConfig, cache: Path) -> list[Row]:
-    """Load one split of a hub dataset at its pinned revision."""
-    from datasets import load_dataset
+def _batches(key: str, task: TaskConfig) -> Iterable[Batch]:
+    """Read the source that the task names."""
+    match task.kind:
+        case TaskKind.hub:
+            hub = SourceConfig(id=task.id, revision=task.revision, subset=task.subset, split=task.split)
+            return read(hub, key)
+        case TaskKind.jsonl:
+            return read(SourceConfig(kind=SourceKind.files, path=task.path), key)
+        case TaskKind.pydocs:
+            from tometune.data import pydocs
 
-    folder = str(cache / "datasets")
-    commit = commit_of(f"{key}.id", str(task.id), task.revision, "dataset")
-    with hub_errors(f"{key}.id", str(task.id)):
-        try:
-            rows = load_dataset(task.id, task.subset, split=task.split, revision=commit, cache_dir=folder)
-        except (ValueError, RuntimeError) as error:  # unknown split or subset; a dataset that needs a script
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise UserError(f"{key}.id={task.id}: {reason}; check {key}.subset and {key}.split") from error
-    return [Row(dict(row), f"{task.id} {task.split} row {number}") for number, row in enumerate(rows)]
-
-
-def _content(key: str, path: str | None) -> bytes:
-    """Return the bytes of a file."""
-    wanted = "give the path of a JSONL file of {input, references}"
-    try:
-        return Path(path or "").expanduser().read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{key}={path}: no such file; {wanted}") from None
-    except IsADirectoryError:
-        raise UserError(f"{key}={path}: a folder, not a file; {wanted}") from None
-    except (OSError, RuntimeError) as error:  # not allowed, too long a name, no such home
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{key}={path}: cannot be read ({reason}); {wanted}") from None
-
-
-def _read_jsonl(key: str, path: str | None) -> list[Row]:
-    """Read one JSON object a line; blank lines are skipped."""
-    rows = []
-    for number, line in enumerate(_content(key, path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line.decode("utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error}); write one object a line") from None
-        if not isinstance(fields, dict):
-            raise UserError(f"{path}:{number}: a {type(fields).__name__}, not an object; write {{input, references}}")
-        rows.append(Row(fields, f"{path}:{number}"))
-    return rows
+            return batches(pydocs.examples(task.topic or ""), f"pydocs {task.topic}")

@@ -11,9 +11,11 @@ from omegaconf import OmegaConf
 from tometune.config.errors import UserError
 from tometune.config.root import Config
 from tometune.config.stored import stored_config, with_command_line
+from tometune.disk import write_json, write_text
+from tometune.identity import MEANING, content_hash, content_of, plain
 from tometune.inputs import evaluation_fingerprints
 from tometune.provenance import git_state, versions
-from tometune.run import MEANING, SCHEMA, content_hash, content_of, now, plain, read_record, write_json, write_text
+from tometune.run import SCHEMA, now, read_record
 
 
 @dataclass

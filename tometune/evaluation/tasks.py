@@ -5,7 +5,6 @@ import logging
 import re
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 from tometune.config.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
@@ -55,16 +54,16 @@ class Task:
     """sha256 over everything that can change a prediction or a score of a given model."""
 
 
-def load_tasks(config: EvalConfig, cache: Path) -> list[Task]:
+def load_tasks(config: EvalConfig) -> list[Task]:
     """Load every task of the config.
 
     Raises:
         UserError: see `load_task`.
     """
-    return [load_task(name, task, cache, config.limit) for name, task in config.tasks.items()]
+    return [load_task(name, task, config.limit) for name, task in config.tasks.items()]
 
 
-def load_task(name: str, task: TaskConfig, cache: Path, limit: int | None = None) -> Task:
+def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
     """Load a task: rows of one prompt are one example with all their references, then the limits apply.
 
     A limit takes the first examples of one fixed shuffle, so a smaller limit's examples are among a larger one's;
@@ -73,14 +72,13 @@ def load_task(name: str, task: TaskConfig, cache: Path, limit: int | None = None
     Args:
         name: key under `eval.tasks`.
         task: where the examples come from and how they are asked.
-        cache: the cache folder.
         limit: `eval.limit`, on top of the task's own.
 
     Raises:
         UserError: the source is missing or broken, a field is unknown, an example has no reference, or an id is twice.
     """
     key = f"eval.tasks.{name}"
-    examples = _merge([_example(key, task, row, number) for number, row in enumerate(read_rows(key, task, cache))])
+    examples = _merge([_example(key, task, row, number) for number, row in enumerate(read_rows(key, task))])
     _check_ids(key, examples)
     order = stream(DRAW, "evaluation examples").permutation(len(examples)).tolist()
     if task.kind is TaskKind.pydocs:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from tometune.config.errors import UserError, did_you_mean
 from tometune.config.root import Config
 from tometune.config.store import typed
+from tometune.identity import identity
 from tometune.reporting.records import (
     EXPECTED,
     check_schemas,
@@ -18,7 +19,6 @@ from tometune.reporting.records import (
     read_record,
     reason_missing,
 )
-from tometune.run import identity
 
 
 @dataclass(frozen=True)

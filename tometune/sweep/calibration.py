@@ -11,9 +11,9 @@ from typing import Any
 from filelock import FileLock
 
 from tometune.config.root import Config
+from tometune.disk import write_json
 from tometune.distributed import processes
 from tometune.models.load import resolve_backend
-from tometune.run import write_json
 
 NAME = "calibration.json"
 SCHEMA = 1

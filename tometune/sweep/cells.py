@@ -17,8 +17,9 @@ from filelock import FileLock
 from tometune.config.errors import UserError
 from tometune.config.jobs import Job
 from tometune.config.root import Config
+from tometune.disk import write_json
 from tometune.inputs import fingerprints
-from tometune.run import Run, runs_folder, write_json
+from tometune.run import Run, runs_folder
 
 NAME = "sweep.json"
 LOCK = ".sweep.lock"

@@ -16,9 +16,10 @@ from rich.table import Table
 from tometune.config.errors import UserError
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker
+from tometune.disk import write_json
 from tometune.distributed import processes
 from tometune.inputs import cache_folder, fingerprints
-from tometune.run import Run, read_record, write_json
+from tometune.run import Run, read_record
 from tometune.sweep.calibration import Speed, recall, shape
 
 NAME = "plan.json"
@@ -117,9 +118,7 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     an_epoch = math.ceil(len(rows) / effective_batch(config))
     steps = steps_of(config, len(rows))
     stages = ("base", "tuned") if config.eval.base else ("tuned",)
-    examples = {
-        f"{stage}/{task.name}": len(task.examples) for task in load_tasks(config.eval, cache) for stage in stages
-    }
+    examples = {f"{stage}/{task.name}": len(task.examples) for task in load_tasks(config.eval) for stage in stages}
     trained = round(tokens.counts.tokens * steps / an_epoch)
     speed = recall(cache, shape(config))
     return PlannedRun(

@@ -10,8 +10,6 @@ import io
 import logging
 import os
 import shlex
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import pandas as pd
 from tometune.config.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
 from tometune.tracking.base import RunLabels, RunTracker
+from tometune.tracking.program import program
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ class TrackioTracker(RunTracker):
 
     def describe(self) -> dict[str, Any]:
         """Return the database's folder and the command that shows it."""
-        command = shlex.join([_program(), "show", "--project", self.config.project])
+        command = shlex.join([program("trackio"), "show", "--project", self.config.project])
         show = f"TRACKIO_DIR={shlex.quote(str(self.folder))} {command}"
         path = f"{self.config.project}/{self.labels.run_id}"
         return {"tracker": "trackio", "mode": "offline", "path": path, "folders": [str(self.folder)], "show": show}
@@ -105,14 +104,6 @@ def check(config: TrackingConfig) -> None:
         raise UserError("tracking.mode: trackio keeps runs on this machine only; set tracking.mode=auto")
     if importlib.util.find_spec("trackio") is None:
         raise UserError('tracking.tracker: trackio is not installed; pip install "tometune[trackio]"')
-
-
-def _program() -> str:
-    """Return what starts trackio in the user's shell: its path where its environment is not active."""
-    beside = Path(sys.executable).with_name("trackio")
-    found = shutil.which("trackio")
-    same = found is not None and Path(found).resolve() == beside.resolve()
-    return "trackio" if same or not beside.exists() else str(beside)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from wandb.errors import AuthenticationError, UsageError
 
 from tometune.config.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
+from tometune.tracking.program import program
 
 INIT_TIMEOUT = 20.0
 """Seconds the server may take to answer at the start, before the run goes on offline."""
@@ -70,9 +71,10 @@ def choose_mode(asked: TrackingMode) -> tuple[Mode, str | None]:
 def _missing_key() -> str | None:
     """Return why there is no usable key in the environment, W&B's settings or netrc; None if there is one."""
     try:
-        return None if wandb.login(prompt=False, verify=False) else "no API key (`wandb login` stores one)"
+        found = wandb.login(prompt=False, verify=False)
     except AuthenticationError as error:
         return one_line(error)
+    return None if found else f"no API key (`{program('wandb')} login` stores one)"
 
 
 def told_online(asked: TrackingMode) -> bool:

@@ -10,13 +10,14 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tometune.config.errors import UserError
 from tometune.config.tracking import TrackingConfig
 from tometune.tracking.base import RunLabels, RunTracker, sanitise
+from tometune.tracking.program import program
 from tometune.tracking.wandb_setup import (  # before wandb, whose error reporting it turns off
     REFUSALS,
     choose_mode,
@@ -147,8 +148,8 @@ class WandbTracker(RunTracker):
             action()
         except TROUBLE as error:
             self._lost = True
-            folder = Path(self._run.settings.sync_dir)
-            log.warning("W&B stopped: %s; the run goes on, to upload what was logged: wandb sync %s", error, folder)
+            upload = sync_command([Path(self._run.settings.sync_dir)])
+            log.warning("W&B stopped: %s; the run goes on, to upload what was logged: %s", error, upload)
 
     def _close(self) -> None:
         """Stop the service and leave the environment as it was."""
@@ -168,7 +169,7 @@ class WandbTracker(RunTracker):
             "path": "/".join(part for part in path if part),
             "url": self._run.url,
             "folders": [str(folder) for folder in waiting],
-            "sync": shlex.join(["wandb", "sync", *map(str, waiting)]) if waiting else None,
+            "sync": sync_command(waiting) if waiting else None,
         }
 
     def _drop_earlier(self) -> None:
@@ -181,3 +182,8 @@ class WandbTracker(RunTracker):
         """Return the offline folders of this run, this attempt's and earlier ones', that no sync has marked as done."""
         folders = sorted(self.labels.folder.glob(f"wandb/offline-run-*-{self.id}"))
         return [folder for folder in folders if not any(folder.glob("*.wandb.synced"))]
+
+
+def sync_command(folders: Sequence[Path]) -> str:
+    """Return the command that uploads these folders of offline runs."""
+    return shlex.join([program("wandb"), "sync", *map(str, folders)])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +11,9 @@ from typing import Any
 
 from tometune.config.errors import UserError
 from tometune.disk import SaveError
-from tometune.training.checkpoints import Interrupted
+from tometune.stopping import Stopped, told_to_stop
 from tometune.training.curves import OnLog
 from tometune.training.worker import GO
-
-STOPPED = (143, -signal.SIGTERM)
-"""Exit status of a worker that was told to stop: in the loop, where it saves a checkpoint first, or before it."""
 
 
 class WorkerError(RuntimeError):
@@ -39,14 +35,20 @@ class Apart:
             on_log: takes the metrics of each logging step.
 
         Raises:
-            Interrupted: SIGTERM came, and a checkpoint was saved.
+            Stopped: SIGTERM or SIGHUP came, and a checkpoint was saved.
             SaveError: the disk is full.
             UserError: the model, the adapter or the machine does not allow it, or the loss is no longer a number.
             WorkerError: it crashed.
         """
         assert self.process.stdin is not None
         trained: dict[str, Any] | None = None
-        with _passing_on(self.process):
+        heard: list[int] = []
+
+        def pass_on(number: int, _: object) -> None:
+            heard.append(number)
+            self.process.send_signal(number)  # it finishes its step and saves
+
+        with told_to_stop(pass_on):
             with suppress(BrokenPipeError):  # it ended already, and says why
                 self.process.stdin.write(f"{GO} {folder.absolute()}\n")
                 self.process.stdin.flush()
@@ -61,8 +63,8 @@ class Apart:
                         on_log(message["log"], message["step"])
                     trained = message.get("trained", trained)
             status = self.process.wait()
-        if status in STOPPED:
-            raise Interrupted
+        if heard and trained is None:
+            raise Stopped(heard[-1])
         if trained is None:
             raise WorkerError(f"the training's process ended with status {status}; what it printed is above")
         return trained
@@ -95,13 +97,3 @@ def worker(cache: Path) -> Iterator[Apart]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-@contextmanager
-def _passing_on(process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Pass SIGTERM on to the worker while the body runs: it finishes its step and saves."""
-    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

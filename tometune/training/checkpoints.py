@@ -20,13 +20,6 @@ METER = "meter.json"
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", METER, STATE)
 
 
-class Interrupted(SystemExit):
-    """Training was told to stop (SIGTERM): a checkpoint is saved, and the process ends with status 143."""
-
-    def __init__(self) -> None:
-        super().__init__(143)
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint under `folder`; broken ones that are newer are deleted.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tometune.config.errors import UserError
-from tometune.run import write_text
+from tometune.disk import write_text
 from tometune.training.meter import Meter
 
 log = logging.getLogger(__name__)

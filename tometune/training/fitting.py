@@ -14,7 +14,7 @@ from tometune.training.steps import Step, effective_batch
 from tometune.training.trainer import MeteredTrainer
 
 if TYPE_CHECKING:
-    from tometune.training.sft import Task
+    from tometune.training.sft import Training
 
 log = logging.getLogger(__name__)
 
@@ -22,27 +22,27 @@ Build = Callable[[Step, bool], MeteredTrainer]
 """Makes a trainer of so many rows at a time, with or without gradient checkpointing."""
 
 
-def choose_room(build: Build, task: "Task", sizes: Sequence[int], cache: Path) -> Room:
+def choose_room(build: Build, training: "Training", sizes: Sequence[int], cache: Path) -> Room:
     """Return the micro-batch and whether activations are recomputed; on a GPU with the peak that was measured.
 
     Args:
         build: makes the trainer whose passes are measured.
-        task: of the training.
+        training: of the training.
         sizes: that make a whole step, the largest first; one if it is set.
         cache: remembers what was found for this GPU, model and length.
 
     Raises:
         UserError: not even one row fits.
     """
-    wanted = task.config.trainer.gradient_checkpointing
+    wanted = training.config.trainer.gradient_checkpointing
     if not torch.cuda.is_available():
-        at_once = 1 if task.config.trainer.packing else ON_CPU  # a pack fills a CPU by itself
+        at_once = 1 if training.config.trainer.packing else ON_CPU  # a pack fills a CPU by itself
         size = sizes[0] if len(sizes) == 1 else next(size for size in sizes if size <= at_once)
         return Room(size, wanted is True, None)
-    key = key_of(_parts(task, sizes))
+    key = key_of(_parts(training, sizes))
     room = remembered(cache, key)
     if room is None or (room.memory_bytes or 0) > free_bytes():
-        room = find_room(lambda size, again: _measure(build, task, size, again), sizes, wanted, free_bytes())
+        room = find_room(lambda size, again: _measure(build, training, size, again), sizes, wanted, free_bytes())
         if processes() > 1:
             room = agree(room)
         remember(cache, key, room)
@@ -54,18 +54,18 @@ def choose_room(build: Build, task: "Task", sizes: Sequence[int], cache: Path) -
     return room
 
 
-def _parts(task: "Task", sizes: Sequence[int]) -> dict[str, Any]:
+def _parts(training: "Training", sizes: Sequence[int]) -> dict[str, Any]:
     """Return all that memory depends on beside the GPU."""
-    model, lora, trainer = task.config.model, task.config.lora, task.config.trainer
+    model, lora, trainer = training.config.model, training.config.lora, training.config.trainer
     return {
-        "model": f"{model.id} {model.quantization} {task.model.dtype}",
+        "model": f"{model.id} {model.quantization} {training.model.dtype}",
         "adapter": f"{lora.r} {sorted(lora.target_modules)} {lora.use_dora} {lora.lora_dropout}",
         "rows": f"{trainer.max_length} {trainer.packing} {list(sizes)}",
-        "step": f"{task.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}",
+        "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}",
     }
 
 
-def _measure(build: Build, task: "Task", size: int, again: bool) -> int:
+def _measure(build: Build, training: "Training", size: int, again: bool) -> int:
     """Return the peak in bytes of a pass over so many full rows; of none, what is taken already.
 
     The rows are as long as they can be and every token has a label, so no batch of the data takes more.
@@ -73,23 +73,23 @@ def _measure(build: Build, task: "Task", size: int, again: bool) -> int:
     gc.collect()
     torch.cuda.empty_cache()
     if size == 0:
-        return torch.cuda.memory_allocated()
+        return int(torch.cuda.memory_allocated())
     torch.cuda.reset_peak_memory_stats()
-    trainer = build(Step(effective_batch(task.config), size), again)
+    trainer = build(Step(effective_batch(training.config), size), again)
     try:
-        trainer.full_pass(_full_rows(task, size))
-        optimiser = 2 * sum(4 * weight.numel() for weight in task.model.parameters() if weight.requires_grad)
-        return torch.cuda.max_memory_allocated() + optimiser
+        trainer.full_pass(_full_rows(training, size))
+        optimiser = 2 * sum(4 * weight.numel() for weight in training.model.parameters() if weight.requires_grad)
+        return int(torch.cuda.max_memory_allocated()) + optimiser
     finally:
-        task.model.zero_grad(set_to_none=True)
+        training.model.zero_grad(set_to_none=True)
 
 
-def _full_rows(task: "Task", size: int) -> list[dict[str, Any]]:
+def _full_rows(training: "Training", size: int) -> list[dict[str, Any]]:
     """Return rows of max_length tokens; a pack is four conversations."""
-    length = task.config.trainer.max_length
+    length = training.config.trainer.max_length
     ids = [(7 * position) % 1000 + 10 for position in range(length)]
     row: dict[str, Any] = {"input_ids": ids, "labels": ids}
-    if "seq_lengths" in task.rows.column_names:
+    if "seq_lengths" in training.rows.column_names:
         quarter = length // 4
         row["seq_lengths"] = [quarter, quarter, quarter, length - 3 * quarter]
     return [dict(row) for _ in range(size)]

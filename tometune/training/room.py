@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from tometune.config.errors import UserError
-from tometune.run import write_json
+from tometune.disk import write_json
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the arguments of TRL's trainer, the resume, the adapter that comes of it."""
+"""Supervised fine-tuning: the loop over TRL's trainer, the resume, the adapter that comes of it."""
 
 import gc
 import logging
@@ -18,7 +18,9 @@ from tometune.data.tokens import Tokens
 from tometune.distributed import by_first, is_first
 from tometune.models.attention import Packed, kernel, packed_by, training_attention
 from tometune.seeding import seed_everything
-from tometune.training.checkpoints import Interrupted, last_checkpoint, save_adapter, step_of
+from tometune.stopping import Stopped, told_to_stop
+from tometune.training.arguments import arguments
+from tometune.training.checkpoints import last_checkpoint, save_adapter, step_of
 from tometune.training.collator import Collator
 from tometune.training.curves import Curves, OnLog
 from tometune.training.fitting import choose_room
@@ -26,7 +28,7 @@ from tometune.training.meter import Meter, peak_memory_bytes
 from tometune.training.progress import progress_callbacks
 from tometune.training.room import Room
 from tometune.training.steps import Step, effective_batch, in_packs, sizes, steps_of
-from tometune.training.trainer import Arguments, LogLastStep, MeteredTrainer, StopOnSigterm
+from tometune.training.trainer import LogLastStep, MeteredTrainer, StopAfterStep
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class TrainResult:
 
 
 @dataclass
-class Task:
+class Training:
     """One training: what is trained on what, under which backend."""
 
     model: Any
@@ -119,16 +121,16 @@ def fit(
         unsloth: whether the model is Unsloth's.
 
     Raises:
-        Interrupted: SIGTERM came; a checkpoint was saved.
+        Stopped: SIGTERM or SIGHUP came; a checkpoint was saved.
         SaveError: the disk is full.
         UserError: the loss is no longer a number, or not even one row fits into the GPU.
     """
-    task = Task(model, tokenizer, tokens, config, folder, on_log, unsloth)
+    training = Training(model, tokenizer, tokens, config, folder, on_log, unsloth)
     fresh = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    with training_attention(model, None if unsloth else task.attention):
-        room = choose_room(lambda step, again: _trainer(task, step, again), task, sizes(config), cache)
+    with training_attention(model, None if unsloth else training.attention):
+        room = choose_room(lambda step, again: _trainer(training, step, again), training, sizes(config), cache)
         try:
-            return _train(task, room)
+            return _train(training, room)
         except torch.OutOfMemoryError as error:
             if room.micro_batch == 1:
                 raise no_room(room) from None
@@ -143,28 +145,30 @@ def fit(
                     weight.copy_(fresh[name])
         room = Room(smaller, room.gradient_checkpointing, room.memory_bytes)
         try:
-            return _train(task, room)
+            return _train(training, room)
         except torch.OutOfMemoryError:
             raise no_room(room) from None
 
 
 def _trainer(
-    task: Task, step: Step, checkpointing: bool, meter: Meter | None = None, stop: Any = None
+    training: Training, step: Step, checkpointing: bool, meter: Meter | None = None, stop: Any = None
 ) -> MeteredTrainer:
-    """Return TRL's trainer over this task, with the adapter's weights as they were."""
-    model, config = task.model, task.config
+    """Return TRL's trainer over this training, with the adapter's weights as they were."""
+    model, config = training.model, training.config
     held = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     meter = meter or Meter()
     trainer = MeteredTrainer(
         model=model,
-        args=arguments(config, model.dtype, task.checkpoints, step, checkpointing, task.unsloth),
-        train_dataset=task.rows,
-        data_collator=Collator(task.tokenizer.pad_token_id, padding_free=config.trainer.packing, packed=task.packed),
-        processing_class=task.tokenizer,
+        args=arguments(config, model.dtype, training.checkpoints, step, checkpointing, training.unsloth),
+        train_dataset=training.rows,
+        data_collator=Collator(
+            training.tokenizer.pad_token_id, padding_free=config.trainer.packing, packed=training.packed
+        ),
+        processing_class=training.tokenizer,
         callbacks=[*([stop] if stop else []), LogLastStep(), *progress_callbacks()],
         meter=meter,
-        curves=Curves(task.folder / "metrics.jsonl", meter, task.on_log),
-        fused_loss=task.unsloth,
+        curves=Curves(training.folder / "metrics.jsonl", meter, training.on_log),
+        fused_loss=training.unsloth,
     )
     trainer.remove_callback(PrinterCallback)
     for name, weight in model.named_parameters():  # over a 4-bit base, TRL makes the adapter bfloat16, which
@@ -173,30 +177,31 @@ def _trainer(
     return trainer
 
 
-def _train(task: Task, room: Room) -> TrainResult:
+def _train(training: Training, room: Room) -> TrainResult:
     """Run the loop with what fits, and save the adapter."""
-    config = task.config
-    checkpoint = by_first(lambda: last_checkpoint(task.checkpoints))
+    config = training.config
+    checkpoint = by_first(lambda: last_checkpoint(training.checkpoints))
     meter = Meter.load(checkpoint) if checkpoint else Meter()
     seed_everything(config.seeds.adapter)
     step = Step(effective_batch(config), room.micro_batch)
-    with StopOnSigterm() as stop:
-        trainer = _trainer(task, step, room.gradient_checkpointing, meter, stop)
+    stop = StopAfterStep()
+    with told_to_stop(stop.tell):
+        trainer = _trainer(training, step, room.gradient_checkpointing, meter, stop)
         if is_first():
             trainer.curves.rewind(step_of(checkpoint) if checkpoint else 0)
-        plan(task, step, checkpoint)
+        plan(training, step, checkpoint)
         meter.start()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.told:
-            log.warning("told to stop: step %d is saved, the same command goes on from it", trainer.state.global_step)
-            raise Interrupted
+        if stop.signal:
+            log.warning("told to stop: step %d is saved", trainer.state.global_step)
+            raise Stopped(stop.signal)
     meter.rates()
     if trainer.is_world_process_zero():
-        save_adapter(trainer.accelerator.unwrap_model(trainer.model), task.folder / "adapter", config.model.id)
-    return _result(task, room, step, trainer)
+        save_adapter(trainer.accelerator.unwrap_model(trainer.model), training.folder / "adapter", config.model.id)
+    return _result(training, room, step, trainer)
 
 
-def _result(task: Task, room: Room, step: Step, trainer: MeteredTrainer) -> TrainResult:
+def _result(training: Training, room: Room, step: Step, trainer: MeteredTrainer) -> TrainResult:
     """Return what the record says, and hold the estimate of memory against the peak."""
     totals, peak = trainer.meter.totals, peak_memory_bytes()
     if room.memory_bytes is not None:
@@ -207,7 +212,7 @@ def _result(task: Task, room: Room, step: Step, trainer: MeteredTrainer) -> Trai
         effective_batch=step.rows,
         micro_batch=step.micro_batch,
         gradient_checkpointing=room.gradient_checkpointing,
-        attention=task.attention,
+        attention=training.attention,
         tokens=totals.tokens,
         padded_tokens=totals.padded_tokens,
         trained_tokens=totals.trained_tokens,
@@ -219,74 +224,9 @@ def _result(task: Task, room: Room, step: Step, trainer: MeteredTrainer) -> Trai
     )
 
 
-def arguments(
-    config: Config,
-    dtype: torch.dtype,
-    checkpoints: Path,
-    step: Step,
-    checkpointing: bool,
-    unsloth: bool = False,
-) -> Arguments:
-    """Return TRL's arguments; each that matters is passed, since backends change the defaults."""
-    trainer = config.trainer
-    return Arguments(
-        output_dir=str(checkpoints),
-        learning_rate=trainer.learning_rate,
-        lr_scheduler_type=trainer.lr_scheduler_type,
-        warmup_steps=trainer.warmup_steps,
-        weight_decay=trainer.weight_decay,
-        optim=trainer.optim,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        adam_epsilon=1e-8,
-        max_grad_norm=trainer.max_grad_norm,
-        num_train_epochs=trainer.num_train_epochs,
-        max_steps=trainer.max_steps or -1,
-        per_device_train_batch_size=step.micro_batch,
-        gradient_accumulation_steps=step.accumulation,
-        gradient_checkpointing=checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
-        bf16=dtype is torch.bfloat16,
-        fp16=dtype is torch.float16,
-        use_cpu=not torch.cuda.is_available(),
-        seed=config.seeds.adapter,
-        data_seed=config.seeds.order,
-        train_sampling_strategy="random",
-        max_length=trainer.max_length,
-        packing=False,  # the rows are packed already, and fit() gives the collator that keeps them apart:
-        padding_free=False,  # TRL takes that collator only where it is told of neither
-        loss_type="nll" if unsloth else trainer.loss_type,  # Unsloth's models have a fused loss of their own
-        use_liger_kernel=False,
-        label_smoothing_factor=0.0,
-        neftune_noise_alpha=None,
-        average_tokens_across_devices=True,
-        auto_find_batch_size=False,
-        completion_only_loss=False,
-        assistant_only_loss=False,  # the labels are made and checked by tometune.data.tokens
-        dataset_kwargs={"skip_prepare_dataset": True},
-        eval_packing=False,
-        activation_offloading=False,
-        remove_unused_columns=False,
-        dataloader_num_workers=trainer.dataloader_num_workers,
-        dataloader_drop_last=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_strategy="steps",
-        logging_steps=trainer.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="no",
-        save_strategy="steps",
-        save_steps=trainer.save_steps,
-        save_total_limit=trainer.save_total_limit,
-        report_to="none",
-        disable_tqdm=True,
-        push_to_hub=False,
-    )
-
-
-def plan(task: Task, step: Step, checkpoint: Path | None) -> None:
+def plan(training: Training, step: Step, checkpoint: Path | None) -> None:
     """Log what is about to be done, in derived numbers."""
-    config, counts, rows = task.config, task.tokens.counts, len(task.rows)
+    config, counts, rows = training.config, training.tokens.counts, len(training.rows)
     an_epoch, steps = math.ceil(rows / step.rows), steps_of(config, rows)
     start = f", goes on from {checkpoint.name}" if checkpoint else ""
     log.info(

@@ -1,8 +1,8 @@
 """The trainer: TRL's, with our meter, our curves and our checkpoints."""
 
 import shutil
-import signal
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tometune.disk import SaveError, disk_errors
-from tometune.distributed import any_of
+from tometune.distributed import gather
 from tometune.training.curves import Curves
 from tometune.training.meter import Meter
 
@@ -109,26 +109,20 @@ class LogLastStep(TrainerCallback):
             control.should_log = True
 
 
-class StopOnSigterm(TrainerCallback):
-    """On SIGTERM, finish the step, save a checkpoint and stop; handlers are restored afterwards."""
+class StopAfterStep(TrainerCallback):
+    """Once told to stop, finish the step, save a checkpoint and stop."""
 
     def __init__(self) -> None:
-        self.told = False
-        self._before: Any = None
+        self.signal = 0
+        """Number of the signal that came; 0 is none."""
 
-    def __enter__(self) -> "StopOnSigterm":
-        self._before = signal.signal(signal.SIGTERM, self._tell)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)  # None: it was not set from Python
-
-    def _tell(self, *_: object) -> None:
-        self.told = True
+    def tell(self, number: int, _frame: FrameType | None) -> None:
+        """Remember the signal."""
+        self.signal = number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- the callback's form
         """Ask the trainer to save and stop, in all processes at the same step."""
-        self.told = any_of(self.told)
-        if self.told:
+        self.signal = max(gather([self.signal]))
+        if self.signal:
             control.should_save = True
             control.should_training_stop = True

@@ -18,8 +18,9 @@ from tometune.config.errors import UserError
 from tometune.config.stored import stored_config
 from tometune.disk import SaveError
 from tometune.inputs import cache_folder
+from tometune.logs import log_file
 from tometune.models import unsloth_backend
-from tometune.run import log_file
+from tometune.stopping import told_to_stop
 
 GO = "go"
 """The line on stdin that begins the training, with the run's folder after it."""
@@ -30,7 +31,7 @@ def main() -> None:
     cache, pipe = Path(sys.argv[1]), int(sys.argv[2])
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[StderrHandler()])
     logging.getLogger("tometune").setLevel(logging.INFO)
-    with os.fdopen(pipe, "w", encoding="utf-8", buffering=1) as file:
+    with told_to_stop(), os.fdopen(pipe, "w", encoding="utf-8", buffering=1) as file:
 
         def send(**message: Any) -> None:
             file.write(json.dumps(message) + "\n")

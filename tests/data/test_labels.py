@@ -1,0 +1,97 @@
+"""The labels are the answers, whatever is in them; where they are not, it is noticed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import normalizers
+
+from tests.data.chatml import chatml_tokenizer, turns
+from tests.data.tokenised import TOKENIZERS, both, mix_from, trained_texts
+from tometune.data.encoder import Encoder
+from tometune.data.template import Template
+from tometune.data.tokens import tokenise, verify
+
+WORDS = [
+    "a",
+    "_",
+    ">",
+    "b c",
+    " ",
+    "\n",
+    "\n\n",
+    "é",
+    "e\u0301",
+    "漢",
+    "😀",
+    "👩‍👩‍👧",
+    "12",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "user",
+]
+PARTS = st.sampled_from(WORDS)
+TEXTS = st.lists(PARTS | st.characters(exclude_categories=["Cs"]), max_size=8).map("".join)
+
+
+def test_a_normalising_tokenizer_passes_the_check(tmp_path: Path) -> None:
+    tokenizer = chatml_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    made = tokenise(mix_from([turns("q", "e\u0301 is one letter")]), tokenizer, 512, tmp_path)
+    assert trained_texts(tokenizer, made.dataset[0], "<|im_end|>") == ["é is one letter<|im_end|>"]
+
+
+def test_wrong_labels_are_found() -> None:
+    template = Template(chatml_tokenizer())
+    encoder = Encoder(template)
+    messages = turns("hi", "hello you", "hi", "again")
+    row = template.render([messages])[0]
+    ids, places = encoder.encode([row])[0]
+    verify(encoder, messages, row, (ids, places), "base:7")
+    (a, b), (c, d) = places
+    wrong = [[(a, b)], [(a - 1, b), (c, d)], [(a, b - 1), (c, d)], [(a, b + 1), (c, d)], [(c, d), (a, b)]]
+    for each in wrong:
+        with pytest.raises(RuntimeError, match="row base:7"):
+            verify(encoder, messages, row, (ids, each), "base:7")
+    with pytest.raises(RuntimeError, match="row base:7"):
+        verify(encoder, turns("hi", "hello you", "hi", "other"), row, (ids, places), "base:7")
+
+
+@pytest.mark.parametrize("text", ["_", ">", "<|im_end|>", "im_end"])
+def test_a_text_that_is_part_of_the_end_of_turn_is_told_from_it(text: str) -> None:
+    template = Template(chatml_tokenizer())
+    encoder = Encoder(template)
+    messages = turns("hi", text)
+    row = template.render([messages])[0]
+    encoded = encoder.encode([row])[0]
+    verify(encoder, messages, row, encoded, "row")
+    (start, end), (first, last) = encoded[1][0], row.spans[0]
+    for tokens_, characters in (((end - 1, end), (last - len("<|im_end|>"), last)), ((start, end - 1), (first, last))):
+        wrong = replace(row, spans=[characters])
+        with pytest.raises(RuntimeError, match="the labels decode to"):
+            verify(encoder, messages, wrong, (encoded[0], [tokens_]), "row")
+
+
+@both
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.lists(TEXTS, min_size=2, max_size=6), min_size=1, max_size=5), system=st.none() | TEXTS)
+def test_decoded_labels_are_the_answers(name: str, rows: list[list[str]], system: str | None) -> None:
+    end, encoder = TOKENIZERS[name][1], _encoder(name)
+    conversations = [turns(*contents, system=system) for contents in rows]
+    rendered = encoder.template.render(conversations)
+    for messages, row, (ids, places) in zip(conversations, rendered, encoder.encode(rendered), strict=True):
+        answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+        shown = [answer.strip() for answer in answers] if name == "llama3" else answers
+        assert [encoder.decode(ids[a:b]) for a, b in places] == [answer + end for answer in shown]
+        verify(encoder, messages, row, (ids, places), "row")
+
+
+_ENCODERS: dict[str, Encoder] = {}
+
+
+def _encoder(name: str) -> Encoder:
+    if name not in _ENCODERS:
+        _ENCODERS[name] = Encoder(Template(TOKENIZERS[name][0]()))
+    return _ENCODERS[name]

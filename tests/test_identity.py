@@ -1,0 +1,34 @@
+import pytest
+
+from tometune.config.root import Config
+from tometune.identity import MEANING, content_hash, identity
+
+INPUTS = {"model": "a", "data.base": "b"}
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "changes"),
+    [
+        ("trainer", "learning_rate", 1e-3, True),
+        ("trainer", "max_steps", 3, True),
+        ("trainer", "save_steps", 3, False),
+        ("lora", "r", 8, True),
+        ("seeds", "data", 7, True),
+        ("eval", "limit", 5, True),
+        ("eval", "batch_size", 5, True),
+        ("tracking", "project", "x", False),
+        ("paths", "cache", "x", False),
+    ],
+)
+def test_the_hash_covers_what_can_change_the_result(group: str, key: str, value: object, changes: bool) -> None:
+    before, after = Config(), Config()
+    setattr(getattr(after, group), key, value)
+    assert (content_hash(identity(before, INPUTS)) != content_hash(identity(after, INPUTS))) is changes
+
+
+def test_the_hash_covers_the_content_of_inputs_and_not_their_place() -> None:
+    here, there = Config(), Config()
+    here.data.base.path, there.data.base.path = "a.parquet", "b/a.parquet"
+    assert identity(here, INPUTS) == identity(there, INPUTS)
+    assert identity(here, INPUTS) != identity(here, INPUTS | {"data.base": "other"})
+    assert identity(here, INPUTS)["meaning"] == MEANING

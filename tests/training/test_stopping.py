@@ -1,0 +1,107 @@
+"""Trainings that are stopped go on from a checkpoint, to the same adapter bit for bit."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.conftest import Fitted, Train, packs, settings
+from tometune.config.root import Config
+from tometune.stopping import Stopped
+from tometune.training import sft
+
+
+def stop_at(step: int, number: signal.Signals = signal.SIGTERM) -> sft.OnLog:
+    """Return a listener that sends this process a signal when a step is logged."""
+
+    def listen(_: dict[str, float], at: int) -> None:
+        if at == step:
+            os.kill(os.getpid(), number)
+
+    return listen
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dropout": {},
+    "packing": packs(96, 2) | {"max_steps": 5, "num_train_epochs": 9},
+    "dropout and packing": packs(96, 2) | {"max_steps": 5, "num_train_epochs": 9},
+    "accumulation": {"conversations_per_step": 3, "micro_batch": 1},
+    "checkpointing": {"gradient_checkpointing": True},
+    "epochs": {"max_steps": None, "num_train_epochs": 2.0, "conversations_per_step": 6},
+    "workers": {"dataloader_num_workers": 1},
+}
+
+
+def variant(name: str) -> Config:
+    config = settings(**VARIANTS[name])
+    config.lora.lora_dropout = 0.1 if "dropout" in name else 0.0
+    return config
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("step", [1, 3])
+def test_stopped_and_resumed_is_bit_for_bit_unbroken(train: Train, tmp_path: Path, name: str, step: int) -> None:
+    unbroken = train(tmp_path / "unbroken", variant(name))
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped:
+        train(tmp_path / "broken", variant(name), on_log=stop_at(step))
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == handler
+    saved = {path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()}
+    assert f"checkpoint-{step + 1}" in saved, "the step after the signal is finished and saved"
+    assert not (tmp_path / "broken" / "adapter").exists()
+
+    resumed = train(tmp_path / "broken", variant(name))
+    assert resumed.adapter == unbroken.adapter
+    assert [exact(line) for line in resumed.curve] == [exact(line) for line in unbroken.curve]
+    assert counts(resumed) == counts(unbroken)
+    assert len(resumed.batches) < len(unbroken.batches)
+
+
+def exact(line: dict[str, float]) -> dict[str, float]:
+    """Leave out what time and memory have a say in."""
+    return {name: value for name, value in line.items() if not name.endswith(("_second", "_gb"))}
+
+
+def counts(fitted: Fitted) -> tuple[object, ...]:
+    result = fitted.result
+    return (
+        *(result.steps, result.epochs, result.tokens, result.padded_tokens, result.trained_tokens),
+        *(result.effective_batch, result.final_loss),
+    )
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 6}, {"max_steps": None, "num_train_epochs": 1.0}])
+def test_broken_off_after_the_last_checkpoint_trains_no_step_more(
+    train: Train, tmp_path: Path, length: dict[str, Any]
+) -> None:
+    whole = train(tmp_path, settings(**length))
+    before, curve = whole.adapter, (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    (tmp_path / ".adapter.99").mkdir()
+    again = train(tmp_path, settings(**length))
+    assert again.adapter == before
+    assert again.batches == []
+    assert counts(again) == counts(whole)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == curve
+    assert not list(tmp_path.glob(".adapter.*"))
+
+
+def test_a_checkpoint_whose_saving_was_broken_off_is_made_again(train: Train, tmp_path: Path) -> None:
+    unbroken = train(tmp_path / "unbroken", settings())
+    with pytest.raises(Stopped):
+        train(tmp_path / "broken", settings(), on_log=stop_at(4))
+    newest = tmp_path / "broken" / "checkpoints" / "checkpoint-5"
+    text = (newest / "trainer_state.json").read_text()
+    (newest / "trainer_state.json").write_text(text[: len(text) // 2])
+    resumed = train(tmp_path / "broken", settings())
+    assert len(resumed.batches) == 2, "it goes on from step 4"
+    assert resumed.adapter == unbroken.adapter
+
+
+def test_only_so_many_checkpoints_are_kept(train: Train, tmp_path: Path) -> None:
+    train(tmp_path, settings(save_total_limit=2))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-4", "checkpoint-6"]
