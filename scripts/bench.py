@@ -24,7 +24,7 @@ from rich.table import Table
 
 from tometune.provenance import git_state, versions
 
-MEASURES = Path(__file__).with_name("bench_measures.py")
+MEASURES, COMMANDS = (Path(__file__).with_name(f"bench_{name}.py") for name in ("measures", "commands"))
 Result = dict[str, Any]
 
 ANSWERS = {
@@ -57,6 +57,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2_135m", help="option of conf/model whose tokenizer is used")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions; memory is measured once")
     parser.add_argument("--pairs", type=int, default=20_000, help="pairs of texts for ROUGE")
+    parser.add_argument("--runs", type=int, default=9, help="tiny runs in a sweep, and one by one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     options = parser.parse_args()
     if (options.base is None) != (options.pool is None):
@@ -91,7 +92,8 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Result]:
     starts = [child("start", *mix, folder / "outputs")[0] for _ in range(options.repeat)]
     speeds = [child("prepare", model, base, rows)[0] for _ in range(options.repeat)]
     rouge = [child("rouge", options.pairs, one_core=True)[0] for _ in range(options.repeat)]
-    answers = {name: [child("answer", *words)[0] for _ in range(options.repeat)] for name, words in ANSWERS.items()}
+    answers = {name: [command("answer", *words) for _ in range(options.repeat)] for name, words in ANSWERS.items()}
+    sweeps = [command("sweep", options.runs, folder / f"runs-{number}") for number in range(options.repeat)]
     cores = len(os.sched_getaffinity(0))
     figures = [
         figure("standardise, template, tokenise", "rows/s", "≥", 4_000, per(speeds, "rows", "seconds")),
@@ -100,6 +102,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Result]:
         figure("  by CPU time", "s", "", None, [each["cpu_seconds"] for each in starts]),
         figure("  model load, not counted", "s", "", None, [each["model_load_seconds"] for each in starts]),
         *(part for name, each in answers.items() for part in answer_figures(name, each)),
+        *sweep_figures(sweeps),
         figure("ROUGE-1/2/L on one core", "pairs/s", "≥", 15_000, per(rouge, "pairs", "seconds")),
         figure("  by CPU time", "pairs/s", "", None, per(rouge, "pairs", "cpu_seconds")),
         figure(f"peak memory for {3 * rows:,} rows", "GB", "≤", 3, [peak / 1e9]),
@@ -116,6 +119,23 @@ def answer_figures(name: str, results: list[Result]) -> list[Result]:
     return [
         figure(f"train: {name}", "s", "≤", 1.5, [each["seconds"] for each in results]),
         figure("  by CPU time", "s", "", None, [each["cpu_seconds"] for each in results]),
+    ]
+
+
+def sweep_figures(results: list[Result]) -> list[Result]:
+    """Return the lines of the table for a sweep, each also by CPU time."""
+    runs = results[0]["runs"]
+    lines = (
+        (f"sweep of {runs} over {runs} single", "times", 1.1, "over_singles"),
+        ("the same again, a run", "s", 1.0, "finished"),
+    )
+    return [
+        line
+        for name, unit, target, key in lines
+        for line in (
+            figure(name, unit, "≤", target, [each[f"{key}_seconds"] for each in results]),
+            figure("  by CPU time", unit, "", None, [each[f"{key}_cpu_seconds"] for each in results]),
+        )
     ]
 
 
@@ -157,15 +177,20 @@ def short(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.2f}"
 
 
-def child(name: str, *arguments: object, one_core: bool = False) -> tuple[Result, int]:
+def command(name: str, *arguments: object) -> Result:
+    """Run one measurement of whole commands and return its result."""
+    return child(name, *arguments, script=COMMANDS)[0]
+
+
+def child(name: str, *arguments: object, one_core: bool = False, script: Path = MEASURES) -> tuple[Result, int]:
     """Run one measurement in a fresh process; returns its result and its peak resident memory in bytes.
 
     This process imports nothing large, since the peak of a process includes that of the one it was forked from.
     """
     environment = {**os.environ, "BENCH_STARTED": str(time.time())} | ({"RAYON_NUM_THREADS": "1"} if one_core else {})
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        command = [sys.executable, str(MEASURES), name, *map(str, arguments)]
-        process = subprocess.Popen(command, stdout=out, stderr=errors, env=environment)
+        words = [sys.executable, str(script), name, *map(str, arguments)]
+        process = subprocess.Popen(words, stdout=out, stderr=errors, env=environment)
         if one_core:
             os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
         _, status, usage = os.wait4(process.pid, 0)

@@ -5,10 +5,8 @@ The last line on stdout is the result as JSON.
 
 import json
 import os
-import resource
 import runpy
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -151,17 +149,6 @@ def start(model: str, base: str, pool: str, rows: str, outputs: str) -> Result:
     raise RuntimeError("the training had no step")
 
 
-def answer(status: str, *arguments: str) -> Result:
-    """Time `train` from the start of its process to its end, where it only has to answer."""
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "tometune.train", *arguments], capture_output=True)
-    seconds = time.perf_counter() - started
-    if done.returncode != int(status):
-        raise RuntimeError(f"{arguments}: status {done.returncode}, not {status}: {done.stderr.decode()}")
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime}
-
-
 def rouge(pairs: str) -> Result:
     """Time the metric, as the evaluation calls it, and rouge_score on some of the same pairs."""
     from tometune.evaluation.rouge import TYPES
@@ -199,9 +186,7 @@ def made_pairs(count: int) -> tuple[list[str], list[str]]:
     return [" ".join(words[start + WORDS // 2 : start + WORDS * 3 // 2]) for start in starts], references
 
 
-MEASURES: dict[str, Callable[..., Result]] = {
-    f.__name__: f for f in (make, ready, prepare, whole, start, answer, rouge)
-}
+MEASURES: dict[str, Callable[..., Result]] = {f.__name__: f for f in (make, ready, prepare, whole, start, rouge)}
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]

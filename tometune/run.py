@@ -54,8 +54,7 @@ class Run:
         Raises:
             UserError: the folder belongs to another config, or its run.json cannot be read.
         """
-        digest = content_hash(identity(config, fingerprints))
-        run_id = f"{config.model.name}-{config.data.name}-s{config.seed}-{digest[:8]}"
+        run_id, digest = name_of(config, fingerprints)
         folder = runs_folder(config) / run_id
         record = read_record(folder) if (folder / "run.json").exists() else {}
         if record and record["config_hash"] != digest:
@@ -165,6 +164,12 @@ class Run:
         if error is not None:
             self.update(error=error)
         self.save()
+
+
+def name_of(config: Config, fingerprints: Mapping[str, str]) -> tuple[str, str]:
+    """Return the id of this config's run and the full hash in it; reads nothing."""
+    digest = content_hash(identity(config, fingerprints))
+    return f"{config.model.name}-{config.data.name}-s{config.seed}-{digest[:8]}", digest
 
 
 def runs_folder(config: Config) -> Path:

@@ -50,6 +50,24 @@ def test_cells_that_should_be_there(sweep):
     assert found.notes == [f"Not in sweep.json, but in the folder and counted: {there[-1]}."]
 
 
+def test_cells_that_ended_before_they_had_a_record_say_why(sweep):
+    """A wrong config has no run id: such cells go by what makes them differ."""
+    launcher = "hydra/launcher=processes"
+    wrong = [
+        {"run_id": None, "overrides": [launcher, f"lora.r={rank}"], "seed": 3, "error": f"lora.r={rank}: no"}
+        for rank in (0, -1)
+    ]
+    broken = {"run_id": "tiny-x-s0-aaaaaaaa", "overrides": ["data=x"], "model": "tiny", "error": "the base has 1,000"}
+    (sweep / "sweep.json").write_text(json.dumps({"schema": 1, "cells": [*wrong, broken]}))
+    found = read_sweep(sweep)
+    assert [(cell.run_id, cell.seed, cell.reason) for cell in found.missing] == [
+        ("hydra/launcher=processes lora.r=-1", 3, "failed: lora.r=-1: no"),
+        ("hydra/launcher=processes lora.r=0", 3, "failed: lora.r=0: no"),
+        ("tiny-x-s0-aaaaaaaa", None, "failed: the base has 1,000"),
+    ]
+    assert (found.missing[2].model, found.missing[2].data) == ("tiny", "x")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 1, "cells": [{}]}', '{"schema": 2}'])
 def test_broken_list_of_cells(sweep, text):
     (sweep / "sweep.json").write_text(text)

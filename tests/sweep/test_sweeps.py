@@ -93,6 +93,36 @@ def test_a_cell_that_fails_does_not_stop_the_others(place: Workplace) -> None:
     assert ["error" in cell for cell in cells] == [False, True, False, True]
 
 
+def test_a_half_written_record_is_told_and_does_not_stop_the_others(place: Workplace, finished: Path) -> None:
+    """The finished runs are left alone, the one with the broken record is not taken for done, and a line says how."""
+    path = sorted(finished.glob("*/run.json"))[0]
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+    status, stderr = place.train("-m", *QUICK, "seed=0,1", "sweep.name=finished")
+    where = f"multirun/finished/{path.parent.name}/run.json"
+    fix = "; delete it and the run goes on from its checkpoint"
+    lines = stderr.splitlines()
+    assert status == 1, stderr
+    assert lines[-2] == "1 of 2 runs are missing:", stderr
+    assert re.match(rf"  {path.parent.name}: failed: {re.escape(where)}: is not JSON \(.*\){fix}$", lines[-1]), stderr
+    table = json.loads((finished / "table.json").read_text())
+    assert [entry["run_id"] for entry in table["missing"]] == [path.parent.name]
+    path.write_text(text)
+    again = place.train("-m", *QUICK, "seed=0,1", "sweep.name=finished")
+    assert again == (0, "sweep multirun/finished: 2 runs, 2 completed\n")
+    assert path.read_text() == text
+
+
+def test_a_cell_with_a_wrong_value_is_in_the_report(place: Workplace, finished: Path) -> None:
+    """It is no run, so it has no id; the one beside it has the default, and is finished."""
+    status, stderr = place.train("-m", *QUICK, "seed=0", "lora.r=0,16", "sweep.name=finished")
+    assert status == 1, stderr
+    assert stderr.splitlines()[-2] == "1 of 2 runs are missing:", stderr
+    (missing,) = json.loads((finished / "table.json").read_text())["missing"]
+    assert missing["run_id"].endswith("seed=0 lora.r=0 sweep.name=finished")
+    assert missing["reason"].startswith("failed: lora.r=0: ")
+
+
 def test_failed_cells_are_tried_again_unless_told_not_to(place: Workplace) -> None:
     sweep = ("-m", *QUICK, "seed=7,8", "sweep.name=retried")
     folder = place.folder / "multirun" / "retried"

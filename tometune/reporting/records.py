@@ -9,7 +9,7 @@ from tometune.config.errors import UserError
 from tometune.run import SCHEMA
 
 EXPECTED = "sweep.json"
-"""Names the cells that should be there: `{"schema": 1, "cells": [{"run_id", "overrides"}]}`."""
+"""Names the cells that should be there: `{"schema": 1, "cells": [{"run_id", "overrides", "error"}]}`."""
 
 AGAIN = "delete it and start the sweep again, the run goes on from its checkpoint"
 """What to do about a run.json that cannot be read."""
@@ -20,8 +20,14 @@ def is_run(path: Path) -> bool:
     return any((path / name).exists() for name in ("run.json", "config.yaml", "checkpoints"))
 
 
-def expected_cells(folder: Path) -> dict[str, list[str]]:
-    """Return the overrides of each cell that should be there, by run id; empty without a list."""
+def expected_cells(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Return each cell that should be there by its run id; one with a wrong config has none and goes by its overrides.
+
+    Empty without a list.
+
+    Raises:
+        UserError: the list is broken, or of another version.
+    """
     path = folder / EXPECTED
     if not path.exists():
         return {}
@@ -29,7 +35,7 @@ def expected_cells(folder: Path) -> dict[str, list[str]]:
         listed = json.loads(path.read_text(encoding="utf-8"))
         if listed["schema"] != 1:
             raise UserError(f"{path}: of schema {listed['schema']}, not 1; it was written by another version")
-        return {cell["run_id"]: list(cell.get("overrides", [])) for cell in listed["cells"]}
+        return {cell["run_id"] or " ".join(cell["overrides"]): cell for cell in listed["cells"]}
     except (ValueError, KeyError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: not a list of cells ({problem}); delete it and start the sweep again") from None

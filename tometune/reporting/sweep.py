@@ -91,10 +91,12 @@ def read_sweep(folder: Path) -> Sweep:
             assert isinstance(record, dict)
             runs.append(_completed(path, record))
         else:
-            missing.append(_missing(path, reason, expected.get(path.name)))
+            missing.append(_missing(folder, path.name, reason, expected.get(path.name, {})))
     names = {path.name for path in found}
     absent = [
-        _missing(folder / run_id, "not started", cell) for run_id, cell in expected.items() if run_id not in names
+        _missing(folder, name, f"failed: {cell['error']}" if cell.get("error") else "not started", cell)
+        for name, cell in expected.items()
+        if name not in names
     ]
     missing = sorted([*missing, *absent], key=lambda cell: cell.run_id)
     if not runs:
@@ -140,17 +142,18 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _missing(folder: Path, reason: str, overrides: list[str] | None) -> Missing:
-    """Say of which cell a run is missing, from its config.yaml, else from the overrides it should have."""
-    told: dict[str, Any] = dict(text.lstrip("+").split("=", 1) for text in overrides or [] if "=" in text)
+def _missing(folder: Path, name: str, reason: str, cell: Mapping[str, Any]) -> Missing:
+    """Say of which cell a run is missing, from its config.yaml, else from what the sweep's list says of it."""
+    told: dict[str, Any] = {key: cell[key] for key in ("model", "data", "seed") if key in cell}
+    told |= dict(text.lstrip("+").split("=", 1) for text in cell.get("overrides", []) if "=" in text)
     try:
-        written: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        written: Any = OmegaConf.to_container(OmegaConf.load(folder / name / "config.yaml"))
         told |= {**_flat(written), "model": written["model"]["name"], "data": written["data"]["name"]}
     except Exception:  # noqa: S110 - a run that never got so far has none
         pass
     seed = str(told.get("seed"))
     return Missing(
-        run_id=folder.name,
+        run_id=name,
         model=told.get("model"),
         data=told.get("data"),
         seed=int(seed) if seed.isdigit() else None,

@@ -19,7 +19,7 @@ from tometune.config.jobs import Job
 from tometune.config.root import Config
 from tometune.disk import write_json
 from tometune.inputs import fingerprints
-from tometune.run import Run, runs_folder
+from tometune.run import name_of, runs_folder
 
 NAME = "sweep.json"
 LOCK = ".sweep.lock"
@@ -58,7 +58,7 @@ def cell_of(config: Config, overrides: Sequence[str], problem: str | None = None
     run_id, error = None, problem
     if error is None:
         try:
-            run_id = Run.find(config, fingerprints(config)).id
+            run_id, _ = name_of(config, fingerprints(config))
         except UserError as found:
             error = " ".join(str(found).split("\n"))
     status = None if error is None else 2
