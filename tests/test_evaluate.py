@@ -106,7 +106,7 @@ def test_a_model_by_itself(trained):
 @pytest.mark.whole
 @pytest.mark.parametrize("tasks", [(), ("eval.limit=1",)])
 def test_one_that_fails_says_why_in_one_line_and_leaves_the_record_alone(trained, tmp_path, tasks):
-    run = Path(shutil.copytree(run_of(trained), tmp_path / "run"))
+    run = Path(shutil.copytree(run_of(trained), tmp_path / "run", ignore=shutil.ignore_patterns("evaluations")))
     weights = run / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     before = (run / "run.json").read_bytes()
