@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tometune.config.errors import UserError
+from tometune.config.eval import EngineKind
 from tometune.config.root import Config
 from tometune.disk import SaveError
 from tometune.run import MEANING, Run, content_hash, identity, log_file, read_record, write_text
@@ -35,6 +36,7 @@ def test_run_id_is_model_data_seed_and_eight_hex_digits(tmp_path: Path) -> None:
         ("seeds", "data", 7, True),
         ("eval", "limit", 5, True),
         ("eval", "batch_size", 5, True),
+        ("eval", "engine", EngineKind.transformers, True),
         ("tracking", "project", "x", False),
         ("paths", "cache", "x", False),
     ],

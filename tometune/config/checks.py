@@ -8,7 +8,7 @@ from typing import Any
 
 from tometune.config.data import DataConfig, SourceConfig, SourceKind
 from tometune.config.errors import ConfigError, did_you_mean
-from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
+from tometune.config.eval import EngineKind, EvalConfig, TaskConfig, TaskKind
 from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig, Quantization, Weights
 from tometune.config.root import Config
@@ -176,6 +176,11 @@ def _check_eval(config: EvalConfig) -> Iterator[str]:
     names = ("limit", "batch_size", "max_prompt_tokens", "resamples")
     yield from _at_least(1, {f"eval.{name}": vars(config)[name] for name in names})
     yield from _at_least(0, {"eval.temperature": config.temperature})
+    if config.engine is EngineKind.vllm and config.temperature:
+        yield (
+            f"eval.temperature={config.temperature}: eval.engine=vllm answers greedily only, for its draws would "
+            "depend on the batch; set eval.temperature=0 or eval.engine=auto"
+        )
     if not 0 < config.confidence < 1:
         yield f"eval.confidence={config.confidence}: not between 0 and 1"
     if not config.tasks:

@@ -1,17 +1,23 @@
-"""Answers in batches: sorted by length, left-padded; in float32 the same as one by one."""
+"""Answers in batches, sorted by length; in float32 the same as one by one."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.config.errors import UserError
 from tometune.distributed import gather, processes, rank
+from tometune.evaluation.engines.base import Engine
+from tometune.evaluation.engines.plain import Plain
 from tometune.evaluation.prompts import Prompt, encode
 from tometune.evaluation.sampling import GumbelNoise
+
+log = logging.getLogger(__name__)
 
 Messages = Sequence[dict[str, str]]
 Advance = Callable[[int], None]
@@ -45,6 +51,9 @@ class Generations:
     answers: list[Generation]
     seconds: float
 
+    batch_size: int
+    """Prompts at once, the smallest number in any process."""
+
     @property
     def tokens(self) -> int:
         """Tokens generated in all."""
@@ -66,6 +75,7 @@ def generate(
     advance: Advance = lambda _: None,
     temperature: float = 0.0,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> Generations:
     """Answer each conversation, greedily unless a temperature is given.
 
@@ -76,11 +86,13 @@ def generate(
         tokenizer: its tokenizer, with a chat template and a pad token.
         conversations: each a list of `{role, content}`, the last one the user's.
         max_new_tokens: longest answer.
-        batch_size: prompts at once; the longest come first, so memory runs out at the start or not at all.
+        batch_size: prompts at once; the longest come first, so memory runs out at the start or not at all. If it does,
+            half as many are tried once.
         max_prompt_tokens: longer prompts lose the middle of their last user message.
         advance: told of each batch of answers.
         temperature: 0 is greedy; above 0 each answer is drawn from a stream of its own.
         seed: of those streams, `seeds.generation`.
+        engine: what generates; None is the model's own `generate`.
 
     Raises:
         UserError: a prompt cannot be shortened enough, or the device has too little memory.
@@ -91,16 +103,20 @@ def generate(
     config = greedy(model, tokenizer, max_new_tokens)
     own = order[rank() :: processes()]
     answers: dict[int, Generation] = {}
+    batches = _Batches(engine or Plain(model), batch_size, config)
     with _evaluating(model):
-        for first in range(0, len(own), batch_size):
-            batch = own[first : first + batch_size]
-            noise = [GumbelNoise(temperature, seed, batch)] if temperature else []
-            new = _answer(model, [prompts[index].ids for index in batch], config, noise)
-            for index, ids in zip(batch, new, strict=True):
+        while len(answers) < len(own):
+            rest = own[len(answers) :]
+            new = batches.answer(
+                [prompts[index].ids for index in rest[: batches.size]],
+                partial(_noise, temperature, seed, rest),
+            )
+            for index, ids in zip(rest, new, strict=False):
                 answers[index] = _decode(tokenizer, prompts[index], ids, config)
-            advance(len(batch))
+            advance(len(new))
     answers = dict(gather(list(answers.items())))
-    return Generations([answers[index] for index in range(len(prompts))], time.perf_counter() - start)
+    smallest = min(gather([batches.size]))
+    return Generations([answers[n] for n in range(len(prompts))], time.perf_counter() - start, smallest)
 
 
 def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
@@ -131,29 +147,38 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_t
     )
 
 
-def _answer(
-    model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig, noise: list[LogitsProcessor]
-) -> list[list[int]]:
-    """Generate for one batch; returns the new tokens of each prompt, padding included."""
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), config.pad_token_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    try:
-        output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=config,
-            logits_processor=noise,
-        )
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"eval.batch_size={len(prompts)}: the device has too little memory for prompts of {width} tokens; lower it"
-        ) from None
-    new: list[list[int]] = output[:, width:].tolist()
-    return new
+def _noise(temperature: float, seed: int, examples: list[int], count: int) -> list[GumbelNoise]:
+    """Return the noise of the first examples, each from the start of its stream; none for greedy answers."""
+    return [GumbelNoise(temperature, seed, examples[:count])] if temperature else []
+
+
+class _Batches:
+    """Answers batches, and halves them once if the memory runs out."""
+
+    def __init__(self, engine: Engine, size: int, config: GenerationConfig) -> None:
+        self.engine, self.size, self.config = engine, size, config
+        self.halved = False
+
+    def answer(self, prompts: list[list[int]], noise: Callable[[int], list[GumbelNoise]]) -> list[list[int]]:
+        """Answer the first `size` prompts or fewer; `noise` is told how many, and starts its streams anew.
+
+        Raises:
+            UserError: the memory runs out again.
+        """
+        try:
+            return self.engine.answer(prompts, self.config, noise(len(prompts)))
+        except torch.OutOfMemoryError:
+            if self.halved or len(prompts) == 1:
+                raise UserError(
+                    f"eval.batch_size={len(prompts)}: the device has too little memory for prompts of "
+                    f"{max(map(len, prompts))} tokens; lower it"
+                ) from None
+        # Only here has the error let go of what the batch had allocated.
+        self.engine.release()
+        torch.cuda.empty_cache()
+        self.halved, self.size = True, max(1, len(prompts) // 2)
+        log.warning("%d prompts at once are too many for the device's memory: %d from here on", len(prompts), self.size)
+        return self.answer(prompts[: self.size], noise)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ids: list[int], config: GenerationConfig) -> Generation:

@@ -14,8 +14,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.config.eval import EvalConfig
-from tometune.distributed import by_first, is_first
+from tometune.distributed import by_first, gather, is_first
+from tometune.evaluation.engines.base import Engine
+from tometune.evaluation.engines.choose import engine_for
+from tometune.evaluation.engines.decoder import PREFILL_TOKENS
 from tometune.evaluation.generation import Generations, generate
+from tometune.evaluation.memory import rows_that_fit
 from tometune.evaluation.metrics import Scores, score
 from tometune.evaluation.progress import answers_bar
 from tometune.evaluation.results import TaskResult, read_result, write_result
@@ -63,15 +67,21 @@ def score_stage(
     """
     warn_of_limit(tasks)
     weights = weights_digest(model)
+    longest_row = config.max_prompt_tokens + max(task.config.max_new_tokens for task in tasks)
     results: dict[str, TaskResult] = {}
-    with answers_bar(stage, progress) as tell:
+    with (
+        answers_bar(stage, progress) as tell,
+        engine_for(config.engine, model, tokenizer, longest_row) as engine,
+    ):
+        sizes = _batch_sizes(model, engine, config, tasks)
         for task in tasks:
             key = {"task": task.digest, "weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
-            key |= {"batch_size": config.batch_size}
+            key |= {"engine": engine.name, "batch_size": sizes[task.name]}
             key |= {"temperature": config.temperature, "seed": seed} if config.temperature else {}
             path = folder / "eval" / stage / f"{task.name}.jsonl"
             found = by_first(partial(read_result, path, key))
-            results[task.name] = found or _score_task(model, tokenizer, task, config, path, key, tell, seed)
+            score_it = partial(_score_task, model, tokenizer, task, config, path, key, tell, seed, engine)
+            results[task.name] = found or score_it(sizes[task.name])
             log.info("%s %s: %s%s", stage, task.name, results[task.name].line(), " (found)" if found else "")
     return _summary(tasks, results)
 
@@ -97,6 +107,18 @@ def weights_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def _batch_sizes(model: PreTrainedModel, engine: Engine, config: EvalConfig, tasks: Sequence[Task]) -> dict[str, int]:
+    """Return prompts at once by task, the same in every process; found while the memory is still free."""
+    if config.batch_size is not None:
+        return {task.name: config.batch_size for task in tasks}
+    padded = engine.name == "transformers"
+    fit = {
+        new: min(gather([rows_that_fit(model, config.max_prompt_tokens, new, padded, PREFILL_TOKENS)]))
+        for new in sorted({task.config.max_new_tokens for task in tasks})
+    }
+    return {task.name: fit[task.config.max_new_tokens] for task in tasks}
+
+
 def _score_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -106,6 +128,8 @@ def _score_task(
     key: dict[str, Any],
     tell: Progress,
     seed: int,
+    engine: Engine,
+    batch_size: int,
 ) -> TaskResult:
     """Answer and score one task, and keep the result."""
     done = 0
@@ -121,11 +145,12 @@ def _score_task(
         tokenizer,
         [example.messages for example in task.examples],
         task.config.max_new_tokens,
-        config.batch_size,
+        batch_size,
         config.max_prompt_tokens,
         advance,
         config.temperature,
         seed,
+        engine,
     )
     if generations.shortened:
         log.warning(
@@ -141,6 +166,8 @@ def _score_task(
         tokens=generations.tokens,
         shortened=generations.shortened,
         unended=sum(not answer.ended for answer in generations.answers),
+        engine=engine.name,
+        batch_size=generations.batch_size,
     )
     if is_first():
         write_result(path, key, _lines(task, generations, columns), result)

@@ -132,9 +132,14 @@ def _captured(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
         raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        log.warning("cuda_graph: a step of %d rows cannot be captured (%s); it runs without a graph, slower", decoder.rows, reason)
+        log.warning(
+            "cuda_graph: a step of %d rows cannot be captured (%s); it runs without a graph, slower",
+            decoder.rows,
+            reason,
+        )
         return run
-    return graph.replay
+    replay: Callable[[], None] = graph.replay
+    return replay
 
 
 def _greedy(logits: torch.Tensor) -> torch.Tensor:

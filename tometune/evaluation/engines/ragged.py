@@ -76,7 +76,7 @@ class RaggedLayer(CacheLayerMixin):
         self.values.index_copy_(0, self.layout.slots, value_states[0].transpose(0, 1))
         return self.keys.transpose(0, 1)[None], self.values.transpose(0, 1)[None]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 -- transformers' signature
         """Return the length and offset that a mask would have."""
         return self.slots, 0
 
@@ -137,17 +137,21 @@ def attend(
     if odd:
         raise UnsupportedError(f"its attention has {', '.join(odd)}")
     layout.calls += 1
-    packed = [states[0].transpose(0, 1) for states in (query, key, value)]
-    out = _flash(*packed, layout, scaling) if query.is_cuda else _reference(*packed, layout, scaling)
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    out = (_flash if query.is_cuda else _reference)(q, k, v, layout, scaling)
     return out[None], None
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
     """Attend by torch's own kernel: [N, heads, size] over [slots, key heads, size]; `seqused_k` ends each row."""
     if query.dtype not in (torch.bfloat16, torch.float16) or query.dtype != key.dtype:
-        raise UnsupportedError(f"its attention runs in {query.dtype}, and the kernel takes 16 bits".replace("torch.", ""))
+        raise UnsupportedError(
+            f"its attention runs in {query.dtype}, and the kernel takes 16 bits".replace("torch.", "")
+        )
     if query.shape[-1] % 8 or query.shape[-1] > 256:
-        raise UnsupportedError(f"its heads have {query.shape[-1]} numbers, and the kernel takes multiples of 8 up to 256")
+        raise UnsupportedError(
+            f"its heads have {query.shape[-1]} numbers, and the kernel takes multiples of 8 up to 256"
+        )
     found = torch.ops.aten._flash_attention_forward(
         *(query, key, value, layout.first, layout.start, layout.longest_query, layout.longest_row),
         *(0.0, layout.longest_query > 1, False),  # dropout, causal, debug mask
