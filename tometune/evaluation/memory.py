@@ -64,6 +64,6 @@ def _activation_bytes(model: PreTrainedModel) -> int:
     """Return bytes a token that a forward pass holds at its peak."""
     head = model.get_output_embeddings()
     linear = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
-    widest = max((module.out_features for module in linear), default=model.config.get_text_config().vocab_size)
+    widest: int = max((module.out_features for module in linear), default=model.config.get_text_config().vocab_size)
     itemsize: int = model.dtype.itemsize
     return BUFFERS * widest * itemsize

@@ -126,7 +126,7 @@ def _captured(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a tracker's threads may use the GPU
             run()
     except torch.OutOfMemoryError:
         raise
