@@ -1,23 +1,18 @@
 """Answers in batches, sorted by length; in float32 the same as one by one."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tometune.config.errors import UserError
 from tometune.distributed import gather, processes, rank
+from tometune.evaluation.batches import Batches, noise_of
 from tometune.evaluation.engines.base import Engine
 from tometune.evaluation.engines.plain import Plain
 from tometune.evaluation.prompts import Prompt, encode
-from tometune.evaluation.sampling import GumbelNoise
-
-log = logging.getLogger(__name__)
 
 Messages = Sequence[dict[str, str]]
 Advance = Callable[[int], None]
@@ -103,13 +98,13 @@ def generate(
     config = greedy(model, tokenizer, max_new_tokens)
     own = order[rank() :: processes()]
     answers: dict[int, Generation] = {}
-    batches = _Batches(engine or Plain(model), batch_size, config)
+    batches = Batches(engine or Plain(model), batch_size, config)
     with _evaluating(model):
         while len(answers) < len(own):
             rest = own[len(answers) :]
             new = batches.answer(
                 [prompts[index].ids for index in rest[: batches.size]],
-                partial(_noise, temperature, seed, rest),
+                partial(noise_of, temperature, seed, rest),
             )
             for index, ids in zip(rest, new, strict=False):
                 answers[index] = _decode(tokenizer, prompts[index], ids, config)
@@ -145,40 +140,6 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_t
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-
-
-def _noise(temperature: float, seed: int, examples: list[int], count: int) -> list[GumbelNoise]:
-    """Return the noise of the first examples, each from the start of its stream; none for greedy answers."""
-    return [GumbelNoise(temperature, seed, examples[:count])] if temperature else []
-
-
-class _Batches:
-    """Answers batches, and halves them once if the memory runs out."""
-
-    def __init__(self, engine: Engine, size: int, config: GenerationConfig) -> None:
-        self.engine, self.size, self.config = engine, size, config
-        self.halved = False
-
-    def answer(self, prompts: list[list[int]], noise: Callable[[int], list[GumbelNoise]]) -> list[list[int]]:
-        """Answer the first `size` prompts or fewer; `noise` is told how many, and starts its streams anew.
-
-        Raises:
-            UserError: the memory runs out again.
-        """
-        try:
-            return self.engine.answer(prompts, self.config, noise(len(prompts)))
-        except torch.OutOfMemoryError:
-            if self.halved or len(prompts) == 1:
-                raise UserError(
-                    f"eval.batch_size={len(prompts)}: the device has too little memory for prompts of "
-                    f"{max(map(len, prompts))} tokens; lower it"
-                ) from None
-        # Only here has the error let go of what the batch had allocated.
-        self.engine.release()
-        torch.cuda.empty_cache()
-        self.halved, self.size = True, max(1, len(prompts) // 2)
-        log.warning("%d prompts at once are too many for the device's memory: %d from here on", len(prompts), self.size)
-        return self.answer(prompts[: self.size], noise)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ids: list[int], config: GenerationConfig) -> Generation:

@@ -117,20 +117,22 @@ class CudaGraph:
 
 def _captured(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
     """Capture a step of idle rows; where that fails, say why and return the step itself."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):  # libraries allocate their workspaces now, not in the graph
         for _ in range(2):
             decoder.idle()
             run()
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a tracker's threads may use the GPU
             run()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        torch.cuda.set_stream(current)  # a broken capture leaves its own behind
+        torch.cuda.synchronize()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         reason = str(error).splitlines()[0]
         log.warning(
             "cuda_graph: a step of %d rows cannot be captured (%s); it runs without a graph, slower",
