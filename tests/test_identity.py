@@ -1,5 +1,6 @@
 import pytest
 
+from tometune.config.eval import EngineKind
 from tometune.config.root import Config
 from tometune.identity import MEANING, content_hash, identity
 
@@ -16,6 +17,7 @@ INPUTS = {"model": "a", "data.base": "b"}
         ("seeds", "data", 7, True),
         ("eval", "limit", 5, True),
         ("eval", "batch_size", 5, True),
+        ("eval", "engine", EngineKind.transformers, True),
         ("tracking", "project", "x", False),
         ("paths", "cache", "x", False),
     ],

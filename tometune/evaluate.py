@@ -56,6 +56,7 @@ def evaluate(subject: Subject) -> None:
         UserError: the machine, the model or a task does not allow it.
     """
     with quick_imports():
+        from tometune.evaluation.engines.requirements import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
         from tometune.identity import plain
@@ -67,6 +68,7 @@ def evaluate(subject: Subject) -> None:
 
     config = subject.config
     check_machine(config.model)
+    check_engine(config.eval.engine)
     check_tracker(config.tracking)
     cache = cache_folder(config)
     tokenizer = load_tokenizer(config.model, cache)

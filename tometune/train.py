@@ -132,12 +132,14 @@ def check(config: Config) -> None:
     Raises:
         UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
     """
+    from tometune.evaluation.engines.requirements import check_engine
     from tometune.models.load import check_machine, check_source
     from tometune.tracking import check_tracker
     from tometune.training.requirements import check_optimiser
 
     check_machine(config.model)
     check_optimiser(config.trainer)
+    check_engine(config.eval.engine)
     check_tracker(config.tracking)
     check_source(config.model)
 

@@ -60,6 +60,8 @@ CASES = [
     (["eval.confidence=nan"], "eval.confidence=nan: not a finite number"),
     (["eval.confidence=95"], "eval.confidence=95.0: not between 0 and 1"),
     (["eval.limit=0"], "eval.limit=0: not 1 or more"),
+    (["eval.batch_size=0"], "eval.batch_size=0: not 1 or more"),
+    (["eval.engine=vllm", "eval.temperature=0.7"], "eval.temperature=0.7: eval.engine=vllm answers greedily only"),
     (["+eval/task@eval.tasks.a=jsonl"], "eval.tasks.a.path: missing, eval.tasks.a.kind=jsonl reads it;"),
     ([*MINE, "eval.tasks.a.metrics=[rogue]"], "eval.tasks.a.metrics=rogue:"),
     ([*MINE, "eval.tasks.a.references=[]"], "eval.tasks.a.references: empty"),

@@ -129,6 +129,19 @@ def test_a_limit_shouts(model, tokenizer, config, tmp_path, caplog):
     assert "LIMIT: eval.limit leaves only some examples (one 5)" in caplog.text
 
 
+def test_engine_and_batch_are_kept_with_the_scores(model, tokenizer, config, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config.batch_size = None
+    with caplog.at_level(logging.INFO):
+        scores = stage(model, tokenizer, config, tmp_path)
+    assert [record.message for record in caplog.records if "eval.engine" in record.message] == [
+        "eval.engine=auto: transformers, for there is no NVIDIA GPU"
+    ]
+    assert {(task["engine"], task["batch_size"]) for task in scores["tasks"].values()} == {("transformers", 16)}
+    key = json.loads((tmp_path / "eval/base/one.json").read_text())["key"]
+    assert (key["engine"], key["batch_size"]) == ("transformers", 16)
+
+
 def test_cut_prompts_are_told(model, tokenizer, config, tmp_path, caplog):
     config.tasks["two"].prompt = "word " * 300 + "{input}"
     with caplog.at_level(logging.WARNING):

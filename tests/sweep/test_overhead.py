@@ -32,7 +32,7 @@ print(json.dumps(counts))
 PLACES = (
     *("tometune.models.load:load_model", "tometune.models.tokenizer:load_tokenizer"),
     *("tometune.data.mix:build_mix", "tometune.data.tokens:tokenise", "tometune.evaluation.tasks:load_tasks"),
-    *("tometune.training.sft:fit", "tometune.evaluation.scoring:score_stage"),
+    *("tometune.training.sft:fit", "tometune.evaluation.scoring:Scorer.stage"),
 )
 
 

@@ -20,6 +20,15 @@ class TaskKind(StrEnum):
     pydocs = "pydocs"
 
 
+class EngineKind(StrEnum):
+    """What generates the answers."""
+
+    auto = "auto"
+    transformers = "transformers"
+    cuda_graph = "cuda_graph"
+    vllm = "vllm"
+
+
 @dataclass
 class TaskConfig:
     """One evaluation task: examples, a prompt template, references, metrics."""
@@ -95,8 +104,16 @@ class EvalConfig:
     temperature: float = 0.0
     """0 answers greedily; above 0 draws from softmax(logits / temperature), with `seeds.generation`."""
 
-    batch_size: int = 16
-    """Prompts generated at once, sorted by length and left-padded.
+    engine: EngineKind = EngineKind.auto
+    """What generates the answers: `transformers` is its `generate`; `cuda_graph` a captured step without padding.
+
+    `auto` takes `cuda_graph` on an NVIDIA GPU of compute capability 8.0 or more where the model runs in 16 bits and has
+    plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round otherwise, so
+    what was picked is kept with the scores. `vllm` works where that package is installed.
+    """
+
+    batch_size: int | None = None
+    """Prompts generated at once, sorted by length; null takes as many as fit into the GPU's memory, a power of two.
 
     In float32 the answers are those of one prompt at a time. In 16 bits another batch rounds otherwise, and where two
     tokens are about equally likely another one may win: so the batch is part of what a score was made with.
@@ -118,6 +135,11 @@ def eval_problems(config: EvalConfig) -> Iterator[str]:
     names = ("limit", "batch_size", "max_prompt_tokens", "resamples")
     yield from at_least(1, {f"eval.{name}": vars(config)[name] for name in names})
     yield from at_least(0, {"eval.temperature": config.temperature})
+    if config.engine is EngineKind.vllm and config.temperature:
+        yield (
+            f"eval.temperature={config.temperature}: eval.engine=vllm answers greedily only, for its draws would "
+            "depend on the batch; set eval.temperature=0 or eval.engine=auto"
+        )
     if not 0 < config.confidence < 1:
         yield f"eval.confidence={config.confidence}: not between 0 and 1"
     if not config.tasks:

@@ -1,17 +1,18 @@
-"""Answers in batches: sorted by length, left-padded; in float32 the same as one by one."""
+"""Answers in batches, sorted by length; in float32 the same as one by one."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
-import torch
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tometune.config.errors import UserError
 from tometune.distributed import gather, processes, rank
+from tometune.evaluation.batches import Batches, noise_of
+from tometune.evaluation.engines.base import Engine
+from tometune.evaluation.engines.plain import Plain
 from tometune.evaluation.prompts import Prompt, encode
-from tometune.evaluation.sampling import GumbelNoise
 
 Messages = Sequence[dict[str, str]]
 Advance = Callable[[int], None]
@@ -45,6 +46,9 @@ class Generations:
     answers: list[Generation]
     seconds: float
 
+    batch_size: int
+    """Prompts at once, the smallest number in any process."""
+
     @property
     def tokens(self) -> int:
         """Tokens generated in all."""
@@ -66,6 +70,7 @@ def generate(
     advance: Advance = lambda _: None,
     temperature: float = 0.0,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> Generations:
     """Answer each conversation, greedily unless a temperature is given.
 
@@ -76,11 +81,13 @@ def generate(
         tokenizer: its tokenizer, with a chat template and a pad token.
         conversations: each a list of `{role, content}`, the last one the user's.
         max_new_tokens: longest answer.
-        batch_size: prompts at once; the longest come first, so memory runs out at the start or not at all.
+        batch_size: prompts at once; the longest come first, so memory runs out at the start or not at all. If it does,
+            half as many are tried once.
         max_prompt_tokens: longer prompts lose the middle of their last user message.
         advance: told of each batch of answers.
         temperature: 0 is greedy; above 0 each answer is drawn from a stream of its own.
         seed: of those streams, `seeds.generation`.
+        engine: what generates; None is the model's own `generate`.
 
     Raises:
         UserError: a prompt cannot be shortened enough, or the device has too little memory.
@@ -91,16 +98,20 @@ def generate(
     config = greedy(model, tokenizer, max_new_tokens)
     own = order[rank() :: processes()]
     answers: dict[int, Generation] = {}
+    batches = Batches(engine or Plain(model), batch_size, config)
     with _evaluating(model):
-        for first in range(0, len(own), batch_size):
-            batch = own[first : first + batch_size]
-            noise = [GumbelNoise(temperature, seed, batch)] if temperature else []
-            new = _answer(model, [prompts[index].ids for index in batch], config, noise)
-            for index, ids in zip(batch, new, strict=True):
+        while len(answers) < len(own):
+            rest = own[len(answers) :]
+            new = batches.answer(
+                [prompts[index].ids for index in rest[: batches.size]],
+                partial(noise_of, temperature, seed, rest),
+            )
+            for index, ids in zip(rest, new, strict=False):
                 answers[index] = _decode(tokenizer, prompts[index], ids, config)
-            advance(len(batch))
+            advance(len(new))
     answers = dict(gather(list(answers.items())))
-    return Generations([answers[index] for index in range(len(prompts))], time.perf_counter() - start)
+    smallest = min(gather([batches.size]))
+    return Generations([answers[n] for n in range(len(prompts))], time.perf_counter() - start, smallest)
 
 
 def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
@@ -129,31 +140,6 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_t
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-
-
-def _answer(
-    model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig, noise: list[LogitsProcessor]
-) -> list[list[int]]:
-    """Generate for one batch; returns the new tokens of each prompt, padding included."""
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), config.pad_token_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    try:
-        output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=config,
-            logits_processor=noise,
-        )
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"eval.batch_size={len(prompts)}: the device has too little memory for prompts of {width} tokens; lower it"
-        ) from None
-    new: list[list[int]] = output[:, width:].tolist()
-    return new
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ids: list[int], config: GenerationConfig) -> Generation:

@@ -31,6 +31,12 @@ class TaskResult:
     unended: int
     """Answers that ran into `max_new_tokens`."""
 
+    engine: str
+    """What generated the answers."""
+
+    batch_size: int
+    """Prompts at once, the smallest number that was needed."""
+
     def line(self) -> str:
         """Return one line for the log."""
         scores = ", ".join(f"{name} {value:.4f}" for name, value in self.means.items())

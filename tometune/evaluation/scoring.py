@@ -14,8 +14,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.config.eval import EvalConfig
-from tometune.distributed import by_first, is_first
+from tometune.distributed import by_first, gather, is_first
+from tometune.evaluation.engines.base import Engine
+from tometune.evaluation.engines.choose import engine_for
+from tometune.evaluation.engines.decoder import PREFILL_TOKENS
 from tometune.evaluation.generation import Generations, generate
+from tometune.evaluation.memory import rows_that_fit
 from tometune.evaluation.metrics import Scores, score
 from tometune.evaluation.progress import answers_bar
 from tometune.evaluation.results import TaskResult, read_result, write_result
@@ -68,24 +72,49 @@ class Scorer:
         warn_of_limit(self.tasks)
         weights = weights_digest(model)
         results: dict[str, TaskResult] = {}
-        with answers_bar(name, self.progress) as tell:
+        longest_row = self.config.max_prompt_tokens + max(task.config.max_new_tokens for task in self.tasks)
+        with (
+            answers_bar(name, self.progress) as tell,
+            engine_for(self.config.engine, model, self.tokenizer, longest_row) as engine,
+        ):
+            sizes = self._batch_sizes(model, engine)
             for task in self.tasks:
                 path = self.folder / "eval" / name / f"{task.name}.jsonl"
-                key = self._key(task, weights)
+                key = self._key(task, weights, engine, sizes[task.name])
                 found = by_first(partial(read_result, path, key))
-                results[task.name] = found or self._score_task(model, task, path, key, tell)
+                score_it = partial(self._score_task, model, engine, task, path, key, tell)
+                results[task.name] = found or score_it(sizes[task.name])
                 log.info("%s %s: %s%s", name, task.name, results[task.name].line(), " (found)" if found else "")
         return _summary(self.tasks, results)
 
-    def _key(self, task: Task, weights: str) -> dict[str, Any]:
+    def _batch_sizes(self, model: PreTrainedModel, engine: Engine) -> dict[str, int]:
+        """Return prompts at once by task, the same in every process; found while the memory is still free."""
+        config = self.config
+        if config.batch_size is not None:
+            return {task.name: config.batch_size for task in self.tasks}
+        padded = engine.name == "transformers"
+        fit = {
+            new: min(gather([rows_that_fit(model, config.max_prompt_tokens, new, padded, PREFILL_TOKENS)]))
+            for new in sorted({task.config.max_new_tokens for task in self.tasks})
+        }
+        return {task.name: fit[task.config.max_new_tokens] for task in self.tasks}
+
+    def _key(self, task: Task, weights: str, engine: Engine, batch_size: int) -> dict[str, Any]:
         """Return everything that the scores of a task depend on."""
-        key: dict[str, Any] = {"task": task.digest, "weights": weights}
-        key |= {"max_prompt_tokens": self.config.max_prompt_tokens, "batch_size": self.config.batch_size}
+        key: dict[str, Any] = {"task": task.digest, "weights": weights, "engine": engine.name}
+        key |= {"max_prompt_tokens": self.config.max_prompt_tokens, "batch_size": batch_size}
         drawn = {"temperature": self.config.temperature, "seed": self.seed}
         return key | drawn if self.config.temperature else key
 
     def _score_task(
-        self, model: PreTrainedModel, task: Task, path: Path, key: dict[str, Any], tell: Progress
+        self,
+        model: PreTrainedModel,
+        engine: Engine,
+        task: Task,
+        path: Path,
+        key: dict[str, Any],
+        tell: Progress,
+        batch_size: int,
     ) -> TaskResult:
         """Answer and score one task, and keep the result."""
         done = 0
@@ -101,11 +130,12 @@ class Scorer:
             self.tokenizer,
             [example.messages for example in task.examples],
             task.config.max_new_tokens,
-            self.config.batch_size,
+            batch_size,
             self.config.max_prompt_tokens,
             advance,
             self.config.temperature,
             self.seed,
+            engine,
         )
         if generations.shortened:
             log.warning(
@@ -121,6 +151,8 @@ class Scorer:
             tokens=generations.tokens,
             shortened=generations.shortened,
             unended=sum(not answer.ended for answer in generations.answers),
+            engine=engine.name,
+            batch_size=generations.batch_size,
         )
         if is_first():
             write_result(path, key, _lines(task, generations, columns), result)

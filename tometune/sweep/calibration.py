@@ -50,13 +50,14 @@ def shape(config: Config) -> str:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     model, trainer, lora = config.model, config.trainer, config.lora
+    at_once = config.eval.batch_size or "by memory"
     parts = {
         "model": f"{model.id} {model.quantization} {model.precision}",
         "backend": f"{resolve_backend(model)} {model.attn_implementation}",
         "device": f"{processes()} x {device}, {torch.get_num_threads()} threads",
         "rows": f"{trainer.micro_batch} x {trainer.max_length}, packing {trainer.packing}",
         "step": f"checkpointing {trainer.gradient_checkpointing}, {trainer.loss_type}, {trainer.optim}, r {lora.r}",
-        "answers": f"batch {config.eval.batch_size}, prompts of {config.eval.max_prompt_tokens}",
+        "answers": f"{config.eval.engine}, batch {at_once}, prompts of {config.eval.max_prompt_tokens}",
     }
     return "; ".join(f"{name}: {value}" for name, value in parts.items())
 

