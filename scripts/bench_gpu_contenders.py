@@ -1,0 +1,192 @@
+"""What one process of bench_gpu.py does: `bench_gpu_contenders.py NAME SETTINGS`.
+
+SETTINGS is a JSON file; the last line on stdout is the result as JSON.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from bench_gpu_model import data_overrides, make_model, make_rows, read_rows
+from bench_gpu_recipes import RECIPES, train
+
+Result = dict[str, Any]
+
+TOMETUNE = {"tometune_unsloth": "unsloth", "tometune_transformers": "transformers"}
+"""The contenders that are tometune itself, and their backends."""
+
+LONGEST_PROMPT = 1792
+"""Tokens, as in conf/eval."""
+
+TOLD = ("training:", "memory:", "attention over packs:")
+"""Beginnings of the log's lines that say what a step was made of."""
+
+
+def tometune(backend: str, settings: Result) -> Result:
+    """Run `python -m tometune.train` with its defaults until its last step is logged, and read its curves.
+
+    What would come after (the adapter, the scores) is not measured, so the process is ended there.
+    """
+    folder = Path(settings["folder"]) / f"tometune_{backend}"
+    folder.mkdir()
+    last = settings["warmup"] + settings["steps"]
+    command = [sys.executable, "-m", "tometune.train", *overrides(backend, settings, folder, last)]
+    environment = {**os.environ, "TOMETUNE_CACHE": str(folder / "cache")}
+    started = time.time()
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            first = _until(process, folder, 1) - started
+            _until(process, folder, last)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # and the process that trains under Unsloth
+            process.wait()
+    steps = [json.loads(line) for line in _lines(folder)[:last]]
+    text = (folder / "log").read_text(encoding="utf-8", errors="replace").splitlines()
+    return {
+        "steps": [{key: step[key] for key in ("tokens_per_second", "padded_tokens_per_second")} for step in steps],
+        "seconds_to_first_step": first,
+        "peak_memory_gb": max(step["peak_memory_gb"] for step in steps),
+        "log": [line for line in text if any(begin in line for begin in TOLD)],
+    }
+
+
+def overrides(backend: str, settings: Result, folder: Path, steps: int) -> list[str]:
+    """Return the command's overrides: everything of tometune's default stays but the model, the data and the length."""
+    changed = [
+        f"model.id={settings['model']}",
+        f"model.backend={backend}",
+        *data_overrides(settings),
+        f"trainer.max_steps={steps}",
+        "trainer.logging_steps=1",
+        "trainer.save_steps=1000000",
+        "eval=pydocs",
+        "eval.base=false",
+        "eval.limit=1",
+        "tracking=none",
+        f"paths.outputs={folder / 'outputs'}",
+    ]
+    small = [] if settings["gpu"] else ["model.quantization=none", "model.precision=fp32"]
+    short = ["trainer.warmup_steps=0"] if steps <= 5 else []  # the default's 5 would not end within the run
+    return [*changed, *small, *short, *settings.get("overrides", [])]
+
+
+def _lines(folder: Path) -> list[str]:
+    """Return the whole lines of the run's curves."""
+    text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("outputs/*/metrics.jsonl"))
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _until(process: "subprocess.Popen[bytes]", folder: Path, lines: int) -> float:
+    """Wait until so many steps are logged; returns when."""
+    while len(_lines(folder)) < lines:
+        if process.poll() is not None and len(_lines(folder)) < lines:
+            text = (folder / "log").read_text(encoding="utf-8", errors="replace")
+            raise RuntimeError(f"tometune.train ended with status {process.returncode}\n{text[-3000:].strip()}")
+        time.sleep(0.05)
+    return time.time()
+
+
+def matmul(_: Result) -> Result:
+    """Measure the FLOP/s of an 8192³ product in bfloat16: the median of 20 after 10."""
+    import torch
+
+    size, seconds = 8192, []
+    left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(30):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        left @ right
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return {"matmul_flops": 2 * size**3 / sorted(seconds[10:])[10], "gpu": torch.cuda.get_device_name()}
+
+
+def generation(how: str, settings: Result) -> Result:
+    """Measure generated tokens/s, in bfloat16, batch by batch; the second of two rounds counts."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loading = {"dtype": torch.bfloat16, "device_map": {"": 0}} if settings["gpu"] else {"dtype": torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], attn_implementation="sdpa", **loading).eval()
+    tokenizer = AutoTokenizer.from_pretrained(settings["model"])
+    asked = [row["messages"][:1] for row in read_rows(settings) if row["messages"][0]["role"] == "user"]
+    runs = []
+    for batch in settings["batches"]:
+        try:
+            speeds = [_generate(how, model, tokenizer, asked[:batch], settings["new_tokens"]) for _ in range(2)]
+            peak = torch.cuda.max_memory_allocated() / 1e9 if settings["gpu"] else 0.0
+            runs.append({"batch": batch, "tokens_per_second": speeds[1], "first": speeds[0], "peak_memory_gb": peak})
+        except (RuntimeError, ValueError) as error:
+            runs.append({"batch": batch, "error": str(error).strip().splitlines()[0]})
+    return {"runs": runs}
+
+
+def _generate(how: str, model: Any, tokenizer: Any, asked: list[Any], new: int) -> float:
+    """Answer once; returns tokens a second."""
+    import torch
+
+    if how == "tometune":
+        return _tometune_answers(model, tokenizer, asked, new)
+    tokenizer.padding_side = "left"
+    shown = [tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False) for each in asked]
+    inputs = tokenizer(shown, return_tensors="pt", padding=True, truncation=True, max_length=LONGEST_PROMPT).to(
+        model.device
+    )
+    began = time.perf_counter()
+    with torch.inference_mode():
+        model.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return len(asked) * new / (time.perf_counter() - began)
+
+
+def _tometune_answers(model: Any, tokenizer: Any, asked: list[Any], new: int) -> float:
+    """Answer once as the evaluation does, with the engine that it would pick; returns tokens a second."""
+    from tometune.evaluation.generation import generate
+
+    with ExitStack() as stack:
+        more: Result = {}
+        if util.find_spec("tometune.evaluation.engines"):  # older versions have one way only
+            from tometune.evaluation.engines.choose import engine_for
+
+            from tometune.config.eval import EngineKind
+
+            longest = LONGEST_PROMPT + new
+            more["engine"] = stack.enter_context(engine_for(EngineKind("auto"), model, tokenizer, longest))
+            print("engine:", more["engine"].name, file=sys.stderr)
+        began = time.perf_counter()
+        done = generate(model, tokenizer, asked, new, len(asked), LONGEST_PROMPT, **more)
+        return done.tokens / (time.perf_counter() - began)
+
+
+def model(settings: Result) -> Result:
+    """Make the model of a shape."""
+    make_model(settings["shape"], Path(settings["model"]))
+    return {}
+
+
+WORK: dict[str, Callable[[Result], Result]] = {
+    "model": model,
+    "rows": make_rows,
+    "matmul": matmul,
+    "generate_tometune": lambda settings: generation("tometune", settings),
+    "generate_plain": lambda settings: generation("plain", settings),
+    **{name: lambda settings, backend=backend: tometune(backend, settings) for name, backend in TOMETUNE.items()},  # type: ignore[misc]
+    **{name: lambda settings, name=name: train(name, settings) for name in RECIPES},  # type: ignore[misc]
+}
+
+if __name__ == "__main__":
+    chosen, file = sys.argv[1:]
+    print("\n" + json.dumps(WORK[chosen](json.loads(Path(file).read_text(encoding="utf-8")))), flush=True)
