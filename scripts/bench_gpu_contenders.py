@@ -159,9 +159,8 @@ def _tometune_answers(model: Any, tokenizer: Any, asked: list[Any], new: int) ->
     with ExitStack() as stack:
         more: Result = {}
         if util.find_spec("tometune.evaluation.engines"):  # older versions have one way only
-            from tometune.evaluation.engines.choose import engine_for
-
             from tometune.config.eval import EngineKind
+            from tometune.evaluation.engines.choose import engine_for
 
             longest = LONGEST_PROMPT + new
             more["engine"] = stack.enter_context(engine_for(EngineKind("auto"), model, tokenizer, longest))

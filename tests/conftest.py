@@ -1,5 +1,6 @@
 """Fixtures shared by all rooms: a clean environment, a hub on localhost, verbs in processes of their own."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,10 @@ import pytest
 
 from tests.hub import Hub
 from tests.whole import Workplace, environment
+
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # in the background or under nohup; processes of tests inherit it
+        signal.signal(_number, _usual)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -122,8 +122,8 @@ BAD: dict[str, tuple[Callable[[Workplace], list[str]], str]] = {
         r"^data\.pool\.path: ",
     ),
     "max_length": (
-        lambda place: ["trainer.max_length=5", lines(place, "base10.jsonl", GOOD[:10])],
-        r"^trainer\.max_length=5: the chat template alone takes \d+ tokens",
+        lambda place: ["trainer.max_length=4", lines(place, "base10.jsonl", GOOD[:10])],
+        r"^trainer\.max_length=4: the chat template alone takes \d+ tokens",
     ),
 }
 

@@ -14,7 +14,7 @@ from tests.whole import Workplace, record_of
 from tometune.stopping import Stopped, told_to_stop
 
 TOLD = "the same command goes on from what was saved"
-MODEL = ("model=tiny", "eval=pydocs", "eval.limit=8", "tracking=none")
+MODEL = ("model=tiny", "eval=pydocs", "eval.limit=24", "tracking=none")
 SMOKE = ("+experiment=smoke", "trainer.max_steps=2", "eval.base=false")
 
 

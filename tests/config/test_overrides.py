@@ -24,7 +24,10 @@ CASES = [
     ("+qqqqq=1", "qqqqq: no such key; --cfg job prints all keys"),
     ("+trainer.qqqqq=1", "trainer.qqqqq: no such key; --cfg job prints all keys"),
     ("~qqqqq", "qqqqq: no such key; --cfg job prints all keys"),
-    ("~trainer", "~trainer: every run needs one; choose another, trainer=OPTION (options: cpu, debug, default)"),
+    (
+        "~trainer",
+        "~trainer: every run needs one; choose another, trainer=OPTION (options: cpu, cpu_third, debug, default, h200, notebook, rtx24gb, t4)",
+    ),
     ("~model=llama32_3b", "~model=llama32_3b: every run needs one; choose another, model=OPTION (options: llama32_1b"),
     ("~experiment", "~experiment: experiment is not chosen by default; leave out the +experiment=… that adds it"),
     ("~trainer.learning_rate", "~trainer.learning_rate: only a task can be deleted; set it, trainer.learning_rate=…"),

@@ -19,9 +19,13 @@ counts = collections.Counter()
 def counted(place):
     module, name = place.split(":")
     module = importlib.import_module(module)
+    told = name
+    *owners, name = name.split(".")
+    for owner in owners:
+        module = getattr(module, owner)
     real = getattr(module, name)
     def call(*arguments, **keywords):
-        counts[name] += 1
+        counts[told] += 1
         return real(*arguments, **keywords)
     setattr(module, name, call)
 for place in PLACES:

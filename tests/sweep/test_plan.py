@@ -82,7 +82,8 @@ def test_a_plan_before_and_after(place: Workplace) -> None:
     sweep = ("-m", *quick, "seed=0,1,2", "sweep.name=planned")
     done = place.verb("train", *sweep, "plan=true")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"tiny-pydocs_64-s0-\w{8} +64 +[\d,]+ +8 +8 +unknown", done.stdout)
+    assert done.stderr.count("no run of this kind was made here: measuring 12 steps and 16 answers") == 1
+    assert re.search(r"tiny-pydocs_64-s0-\w{8} +64 +[\d,]+ +8 +8 +\d+ s", done.stdout)
     assert "3 runs, 0 done; 3 to make:" in done.stdout
     folder = place.folder / "multirun" / "planned"
     assert [path.name for path in folder.iterdir()] == ["plan.json"]
