@@ -26,7 +26,8 @@ CASES = [
     ("~qqqqq", "qqqqq: no such key; --cfg job prints all keys"),
     (
         "~trainer",
-        "~trainer: every run needs one; choose another, trainer=OPTION (options: cpu, cpu_third, debug, default, h200, notebook, rtx24gb, t4)",
+        "~trainer: every run needs one; choose another, trainer=OPTION (options: cpu, cpu_third, debug, default, h200, "
+        "notebook, rtx24gb, t4)",
     ),
     ("~model=llama32_3b", "~model=llama32_3b: every run needs one; choose another, model=OPTION (options: llama32_1b"),
     ("~experiment", "~experiment: experiment is not chosen by default; leave out the +experiment=… that adds it"),
