@@ -42,7 +42,7 @@ def main() -> None:
             if word != GO:
                 return
             threading.Thread(target=_end_with_the_parent, daemon=True).start()
-            with log_file(Path(folder) / "train.log"):
+            with log_file(Path(folder) / "train.log"), unsloth_backend.quiet():
                 send(trained=_train(Path(folder), lambda metrics, step: send(log=metrics, step=step)))
         except UserError as error:
             send(wrong=str(error))
