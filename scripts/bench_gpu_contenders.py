@@ -170,14 +170,14 @@ def _tometune_answers(model: Any, tokenizer: Any, asked: list[Any], new: int) ->
         return done.tokens / (time.perf_counter() - began)
 
 
-def model(settings: Result) -> Result:
+def build(settings: Result) -> Result:
     """Make the model of a shape."""
     make_model(settings["shape"], Path(settings["model"]))
     return {}
 
 
 WORK: dict[str, Callable[[Result], Result]] = {
-    "model": model,
+    "model": build,
     "rows": make_rows,
     "matmul": matmul,
     "generate_tometune": lambda settings: generation("tometune", settings),

@@ -41,17 +41,20 @@ def train(name: str, settings: Result) -> Result:
     from datasets import Dataset
     from trl import SFTTrainer
 
-    model, tokenizer = (_unsloth_model if recipe.unsloth else _peft_model)(recipe, settings)
+    model, tokenizer, lora = (_unsloth_model if recipe.unsloth else _peft_model)(recipe, settings)
     trainer = SFTTrainer(
         model=model,
         args=_arguments(recipe, settings),
         train_dataset=Dataset.from_dict({"text": [row["text"] for row in read_rows(settings)]}),
         processing_class=tokenizer,
+        peft_config=lora,
     )
     watch = _Watch(trainer, tokenizer.pad_token_id)
     trainer.train()
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return {"steps": watch.steps, "seconds_to_first_step": watch.first, "peak_memory_gb": peak / 1e9}
+    came = {key: getattr(trainer.args, key, None) for key in ("packing", "padding_free", "loss_type", "optim")}
+    result = {"steps": watch.steps, "seconds_to_first_step": watch.first, "peak_memory_gb": peak / 1e9}
+    return {**result, "settings": came}  # as the libraries left them: Unsloth can take packing back
 
 
 class _Watch:
@@ -62,7 +65,8 @@ class _Watch:
 
         self.steps: list[Result] = []
         self.first = 0.0
-        self._pad, self._real, self._padded, self._since = pad, [], 0, 0.0
+        self._pad, self._padded, self._since = pad, 0, 0.0
+        self._real: list[Any] = []
         inner, ended = trainer.training_step, self._ended
 
         def training_step(model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -81,10 +85,15 @@ class _Watch:
 
     def _count(self, inputs: Any) -> None:
         """Count a batch; the sums stay on their device until the step's end."""
-        mask = inputs.get("attention_mask")
-        # A mask over single tokens says it best; packed rows come without one and have at most padding at the end.
-        real = mask if mask is not None and mask.dim() == 2 else inputs["input_ids"] != self._pad
-        self._real.append(real.sum())
+        ids, mask, packed = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("packed_seq_lengths")
+        if mask is not None and mask.dim() == 2:
+            self._real.append(mask.sum())
+        elif packed is not None:  # Unsloth's
+            self._real.append(packed.sum())
+        elif "position_ids" in inputs:  # TRL's packs, end to end
+            self._real.append(ids.numel())
+        else:
+            self._real.append((ids != self._pad).sum())
         self._padded += inputs["input_ids"].numel()
 
     def _ended(self) -> None:
@@ -102,7 +111,7 @@ class _Watch:
         self._real, self._padded, self._since = [], 0, now
 
 
-def _unsloth_model(recipe: Recipe, settings: Result) -> tuple[Any, Any]:
+def _unsloth_model(recipe: Recipe, settings: Result) -> tuple[Any, Any, Any]:
     """Return Unsloth's model with its adapter, as in the FineTome notebook."""
     from unsloth import FastLanguageModel
 
@@ -122,13 +131,13 @@ def _unsloth_model(recipe: Recipe, settings: Result) -> tuple[Any, Any]:
         use_rslora=False,
         loftq_config=None,
     )
-    return model, tokenizer
+    return model, tokenizer, None
 
 
-def _peft_model(recipe: Recipe, settings: Result) -> tuple[Any, Any]:
-    """Return transformers' model in 4 bits with PEFT's adapter; on a CPU in 32 bits."""
+def _peft_model(_: Recipe, settings: Result) -> tuple[Any, Any, Any]:
+    """Return transformers' model in 4 bits and the adapter that TRL adds; on a CPU in 32 bits."""
     import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     loading: Result = {"dtype": torch.float32}
@@ -141,10 +150,8 @@ def _peft_model(recipe: Recipe, settings: Result) -> tuple[Any, Any]:
         )
         loading = {"dtype": torch.bfloat16, "quantization_config": four_bits, "device_map": {"": 0}}
     model = AutoModelForCausalLM.from_pretrained(settings["model"], attn_implementation="sdpa", **loading)
-    if torch.cuda.is_available():
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=not recipe.best)
     lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, lora_dropout=0, target_modules=PROJECTIONS)
-    return get_peft_model(model, lora), AutoTokenizer.from_pretrained(settings["model"])
+    return model, AutoTokenizer.from_pretrained(settings["model"]), lora
 
 
 def _arguments(recipe: Recipe, settings: Result) -> Any:
@@ -180,7 +187,8 @@ def _arguments(recipe: Recipe, settings: Result) -> Any:
         use_cpu=not gpu,
         seed=3407,
         data_seed=3407,
-        train_sampling_strategy="sequential",  # the same rows in the same order
+        # The same rows in the same order; but packing puts the longest first, so packs are drawn, as tometune's are.
+        train_sampling_strategy="random" if recipe.best else "sequential",
         loss_type="nll" if recipe.liger or recipe.unsloth else "chunked_nll",  # TRL's own defaults
         use_liger_kernel=recipe.liger,
         dataset_num_proc=None,
