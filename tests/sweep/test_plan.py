@@ -90,7 +90,7 @@ def test_a_plan_before_and_after(place: Workplace) -> None:
 
     assert place.train("-m", *quick, "seed=7,8", "sweep.name=others")[0] == 0
     done = place.verb("train", *sweep, "plan=true")
-    assert re.search(r"  \d+ s one after the other, memory 0\.\d GB, disk 0\.\d\d GB", done.stdout)
+    assert re.search(r"  \d+ s one after the other, memory \d\.\d GB, disk 0\.\d\d GB", done.stdout)
     status, stderr = place.train(*sweep)
     assert status == 0, stderr
     assert re.fullmatch(r"planned \d+ s for 3 runs, took \d+ s: \d+% (more|less)", stderr.splitlines()[-1])

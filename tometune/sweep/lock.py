@@ -100,6 +100,8 @@ def owner_of(folder: Path) -> Owner | None:
             if _read(path) is not None:
                 return None  # its owner is dead
             path.unlink(missing_ok=True)  # it was gone by now, so that looking at it made another
+    except FileNotFoundError:
+        return None  # its owner has just removed the empty folder
     except Timeout:
         return _read(path)
     with suppress(OSError):  # not empty, or another process was faster
