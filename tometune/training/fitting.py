@@ -4,17 +4,15 @@ import gc
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from tometune.distributed import agree, processes
 from tometune.training.room import ON_CPU, Room, find_room, free_bytes, key_of, remember, remembered
 from tometune.training.steps import Step, effective_batch
+from tometune.training.subject import Training
 from tometune.training.trainer import MeteredTrainer
-
-if TYPE_CHECKING:
-    from tometune.training.sft import Training
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +20,12 @@ Build = Callable[[Step, bool], MeteredTrainer]
 """Makes a trainer of so many rows at a time, with or without gradient checkpointing."""
 
 
-def choose_room(build: Build, training: "Training", sizes: Sequence[int], cache: Path) -> Room:
+def choose_room(build: Build, training: Training, sizes: Sequence[int], cache: Path) -> Room:
     """Return the micro-batch and whether activations are recomputed; on a GPU with the peak that was measured.
 
     Args:
         build: makes the trainer whose passes are measured.
-        training: of the training.
+        training: what is trained on what.
         sizes: that make a whole step, the largest first; one if it is set.
         cache: remembers what was found for this GPU, model and length.
 
@@ -54,7 +52,7 @@ def choose_room(build: Build, training: "Training", sizes: Sequence[int], cache:
     return room
 
 
-def _parts(training: "Training", sizes: Sequence[int]) -> dict[str, Any]:
+def _parts(training: Training, sizes: Sequence[int]) -> dict[str, Any]:
     """Return all that memory depends on beside the GPU."""
     model, lora, trainer = training.config.model, training.config.lora, training.config.trainer
     return {
@@ -65,7 +63,7 @@ def _parts(training: "Training", sizes: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _measure(build: Build, training: "Training", size: int, again: bool) -> int:
+def _measure(build: Build, training: Training, size: int, again: bool) -> int:
     """Return the peak in bytes of a pass over so many full rows; of none, what is taken already.
 
     The rows are as long as they can be and every token has a label, so no batch of the data takes more.
@@ -84,7 +82,7 @@ def _measure(build: Build, training: "Training", size: int, again: bool) -> int:
         training.model.zero_grad(set_to_none=True)
 
 
-def _full_rows(training: "Training", size: int) -> list[dict[str, Any]]:
+def _full_rows(training: Training, size: int) -> list[dict[str, Any]]:
     """Return rows of max_length tokens; a pack is four conversations."""
     length = training.config.trainer.max_length
     ids = [(7 * position) % 1000 + 10 for position in range(length)]

@@ -3,20 +3,19 @@
 import gc
 import logging
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import PrinterCallback
 
 from tometune.config.errors import UserError
 from tometune.config.root import Config
-from tometune.data.packs import pack
 from tometune.data.tokens import Tokens
 from tometune.distributed import by_first, is_first
-from tometune.models.attention import Packed, kernel, packed_by, training_attention
+from tometune.models.attention import training_attention
 from tometune.seeding import seed_everything
 from tometune.stopping import Stopped, told_to_stop
 from tometune.training.arguments import arguments
@@ -27,7 +26,8 @@ from tometune.training.fitting import choose_room
 from tometune.training.meter import Meter, peak_memory_bytes
 from tometune.training.progress import progress_callbacks
 from tometune.training.room import Room
-from tometune.training.steps import Step, effective_batch, in_packs, sizes, steps_of
+from tometune.training.steps import Step, divisors, effective_batch, in_packs, sizes, steps_of
+from tometune.training.subject import Training
 from tometune.training.trainer import LogLastStep, MeteredTrainer, StopAfterStep
 
 log = logging.getLogger(__name__)
@@ -61,38 +61,6 @@ class TrainResult:
     """Of the GPU, before the start."""
 
     final_loss: float | None
-
-
-@dataclass
-class Training:
-    """One training: what is trained on what, under which backend."""
-
-    model: Any
-    tokenizer: Any
-    tokens: Tokens
-    config: Config
-    folder: Path
-    on_log: OnLog
-    unsloth: bool = False
-    rows: Dataset = field(init=False)
-    attention: str = field(init=False)
-    packed: Packed = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Make the packs, pick the attention and say which."""
-        trainer = self.config.trainer
-        self.rows = pack(self.tokens.dataset, trainer.max_length) if in_packs(trainer) else self.tokens.dataset
-        wanted = self.config.model.attn_implementation
-        self.attention, self.packed = ("unsloth", Packed.unsloth) if self.unsloth else (wanted, Packed.positions)
-        if trainer.packing and not self.unsloth:
-            self.attention, why = kernel(self.model.dtype, wanted)
-            self.packed = packed_by(self.attention)
-            log.info("attention over packs: %s (%s)", self.attention, why)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints are kept."""
-        return self.folder / "checkpoints"
 
 
 def fit(
@@ -131,23 +99,28 @@ def fit(
         room = choose_room(lambda step, again: _trainer(training, step, again), training, sizes(config), cache)
         try:
             return _train(training, room)
-        except torch.OutOfMemoryError as error:
+        except torch.OutOfMemoryError:
             if room.micro_batch == 1:
                 raise no_room(room) from None
-            del error
-        gc.collect()
-        torch.cuda.empty_cache()
-        smaller = max(size for size in range(1, room.micro_batch) if effective_batch(config) % size == 0)
-        log.warning("the GPU ran out of memory; once more with trainer.micro_batch=%d, same steps", smaller)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if name in fresh:
-                    weight.copy_(fresh[name])
-        room = Room(smaller, room.gradient_checkpointing, room.memory_bytes)
+        # Only here has the error let go of what the pass had allocated.
+        room = _smaller(training, room, fresh)
         try:
             return _train(training, room)
         except torch.OutOfMemoryError:
             raise no_room(room) from None
+
+
+def _smaller(training: Training, room: Room, fresh: Mapping[str, torch.Tensor]) -> Room:
+    """Return room for half the micro-batch, or the next below that makes a whole step, with the adapter as it was."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    size = next(size for size in divisors(training.config) if size <= room.micro_batch // 2)
+    log.warning("the GPU ran out of memory; once more with trainer.micro_batch=%d, same steps", size)
+    with torch.no_grad():
+        for name, weight in training.model.named_parameters():
+            if name in fresh:
+                weight.copy_(fresh[name])
+    return Room(size, room.gradient_checkpointing, room.memory_bytes)
 
 
 def _trainer(

@@ -54,21 +54,30 @@ def effective_batch(config: Config) -> int:
     return rows
 
 
+def divisors(config: Config) -> list[int]:
+    """Return the micro-batches that make a whole step of one process's share, the largest first.
+
+    Raises:
+        UserError: the processes cannot share a step evenly.
+    """
+    share = effective_batch(config) // processes()
+    return [size for size in range(share, 0, -1) if share % size == 0]
+
+
 def sizes(config: Config) -> list[int]:
     """Return the micro-batches that make a whole step, the largest first; one where it is set.
 
     Raises:
         UserError: the one that is set does not divide a process's share of a step.
     """
-    share = effective_batch(config) // processes()
-    divisors = [size for size in range(share, 0, -1) if share % size == 0]
+    possible = divisors(config)
     wanted = config.trainer.micro_batch
     if wanted == AUTO:
-        return divisors
-    if wanted not in divisors:
+        return possible
+    if wanted not in possible:
         raise UserError(
-            f"trainer.micro_batch={wanted}: does not divide the {share} rows a step of one process; one of "
-            f"{', '.join(map(str, reversed(divisors)))}, or auto"
+            f"trainer.micro_batch={wanted}: does not divide the {possible[0]} rows a step of one process; one of "
+            f"{', '.join(map(str, reversed(possible)))}, or auto"
         )
     return [int(wanted)]
 

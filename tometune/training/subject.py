@@ -1,0 +1,49 @@
+"""What is trained on what: the packs or rows, and the attention over them."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from tometune.config.root import Config
+from tometune.data.packs import pack
+from tometune.data.tokens import Tokens
+from tometune.models.attention import Packed, kernel, packed_by
+from tometune.training.curves import OnLog
+from tometune.training.steps import in_packs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Training:
+    """One training: what is trained on what, under which backend."""
+
+    model: Any
+    tokenizer: Any
+    tokens: Tokens
+    config: Config
+    folder: Path
+    on_log: OnLog
+    unsloth: bool = False
+    rows: Dataset = field(init=False)
+    attention: str = field(init=False)
+    packed: Packed = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the packs, pick the attention and say which."""
+        trainer = self.config.trainer
+        self.rows = pack(self.tokens.dataset, trainer.max_length) if in_packs(trainer) else self.tokens.dataset
+        wanted = self.config.model.attn_implementation
+        self.attention, self.packed = ("unsloth", Packed.unsloth) if self.unsloth else (wanted, Packed.positions)
+        if trainer.packing and not self.unsloth:
+            self.attention, why = kernel(self.model.dtype, wanted)
+            self.packed = packed_by(self.attention)
+            log.info("attention over packs: %s (%s)", self.attention, why)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are kept."""
+        return self.folder / "checkpoints"
