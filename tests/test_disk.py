@@ -1,3 +1,6 @@
+import os
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,20 @@ def test_write_text_never_leaves_a_half(tmp_path: Path) -> None:
         write_text(target, "\udcff")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    here, target = socket.gethostname(), tmp_path / "file"
+    gone = [tmp_path / f".file.{here}.{ended.pid}", tmp_path / f".file.{here}.{ended.pid}.x1"]
+    gone[0].write_text("half")
+    (gone[1] / "deep").mkdir(parents=True)
+    kept = [f".file.{here}.{os.getppid()}", f".file.elsewhere.{ended.pid}", f".files.{here}.{ended.pid}", ".file.json"]
+    for name in kept:
+        (tmp_path / name).write_text("another's")
+    write_text(target, "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["file", *kept])
 
 
 def text(path: Path) -> None:

@@ -9,14 +9,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tometune.disk import disk_errors
+from tometune.disk import disk_errors, temporary_for
 
 
 def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     """Return the folder of this key, built first if it is not there.
 
-    It is built under a temporary name and then renamed, so a kill leaves no half of it. Of two processes that build
-    the same at once, the first to finish wins and both go on with its folder.
+    It is built under a temporary name and then renamed, so a kill leaves no half of it; what it leaves beside it is
+    removed when the same is built again. Of two processes that build the same at once, the first to finish wins and
+    both go on with its folder.
 
     Args:
         root: the cache, e.g. `~/.cache/tometune`.
@@ -29,7 +30,7 @@ def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable
     if (final / "config.json").exists():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{temporary_for(final).name}.", dir=final.parent))
     try:
         with disk_errors(final.parent):
             build(temporary)

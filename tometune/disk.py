@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,7 @@ def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text atomically: a temporary file in the same folder, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_for(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -54,3 +57,27 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_for(path: Path) -> Path:
+    """Return the name of what becomes `path` once it is whole: beside it, hidden, with this host and process in it.
+
+    What killed processes of this machine left under such names is removed; it can be large.
+    """
+    prefix = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{escape(prefix)}*"):
+        pid = left.name.removeprefix(prefix).split(".")[0]
+        if pid.isdecimal() and not is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f"{prefix}{os.getpid()}")
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether there is such a process on this machine, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

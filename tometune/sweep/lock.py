@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tometune.config.errors import UserError
+from tometune.disk import is_alive
 from tometune.run import now
 
 NAME = ".lock"
@@ -41,15 +42,7 @@ class Owner:
     @property
     def alive(self) -> bool:
         """Whether it may still be there; of another host this machine cannot tell, and the lock decides."""
-        if self.host != socket.gethostname():
-            return True
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # another user's
-            return True
-        return True
+        return self.host != socket.gethostname() or is_alive(self.pid)
 
 
 class BusyError(UserError):

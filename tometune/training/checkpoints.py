@@ -2,12 +2,11 @@
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from tometune.disk import disk_errors
+from tometune.disk import disk_errors, temporary_for
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +59,7 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
         folder: where to.
         base: what the adapter names as its base model: the hub id, not the folder of a copy in the cache.
     """
-    for left in folder.parent.glob(".adapter.*"):  # by a kill in the middle of this
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f".adapter.{os.getpid()}")
+    temporary = temporary_for(folder)
     try:
         with disk_errors(folder):
             model.save_pretrained(temporary, safe_serialization=True)
