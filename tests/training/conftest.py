@@ -115,7 +115,7 @@ def train(monkeypatch: pytest.MonkeyPatch, cache: Path, data: DataConfig) -> Tra
             kept.append(self)
 
         def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
-            batches.append({name: value.clone() for name, value in inputs.items()})
+            batches.append({name: value.clone() for name, value in inputs.items() if torch.is_tensor(value)})
             return super().training_step(model, inputs, *arguments, **keywords)
 
     monkeypatch.setattr(sft, "MeteredTrainer", Kept)

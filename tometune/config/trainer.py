@@ -70,6 +70,10 @@ class TrainerConfig:
     loss_type: str = "chunked_nll"
     """TRL's loss: `chunked_nll` projects only trained tokens onto the vocabulary, `nll` all; same mathematics."""
 
+    cuda_graph: bool | str = field(default="auto", metadata=NOT_IDENTITY)
+    """Compile the layers and play a pass back as one CUDA graph; `auto`: of models under 1 B parameters that
+    transformers trains in packs on a GPU, where that is three times as fast."""
+
     dataloader_num_workers: int = field(default=0, metadata=NOT_IDENTITY)
     """Processes that collate batches; 0 collates in the training process."""
 
@@ -111,11 +115,13 @@ def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
 
 def _step_problems(trainer: TrainerConfig) -> Iterator[str]:
     """Yield the problems of what a step is made of."""
-    micro, again = trainer.micro_batch, trainer.gradient_checkpointing
+    micro = trainer.micro_batch
     if micro != "auto" and (isinstance(micro, str) or micro < 1):
         yield f"trainer.micro_batch={micro}: neither auto nor 1 or more"
-    if again != "auto" and not isinstance(again, bool):
-        yield f"trainer.gradient_checkpointing={again}: one of auto, true, false"
+    for name in ("gradient_checkpointing", "cuda_graph"):
+        value = vars(trainer)[name]
+        if value != "auto" and not isinstance(value, bool):
+            yield f"trainer.{name}={value}: one of auto, true, false"
     if trainer.conversations_per_step is not None or trainer.max_length < 1 or trainer.tokens_per_step < 1:
         return
     if not trainer.packing:

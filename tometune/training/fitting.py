@@ -59,7 +59,8 @@ def _parts(training: Training, sizes: Sequence[int]) -> dict[str, Any]:
         "model": f"{model.id} {model.quantization} {training.model.dtype}",
         "adapter": f"{lora.r} {sorted(lora.target_modules)} {lora.use_dora} {lora.lora_dropout}",
         "rows": f"{trainer.max_length} {trainer.packing} {list(sizes)}",
-        "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}",
+        "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}"
+        f"{' graph' if training.graphed else ''}",
     }
 
 

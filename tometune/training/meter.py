@@ -35,9 +35,10 @@ class Meter:
     """Counts batches as they pass; stored with each checkpoint, so that a resumed training goes on counting."""
 
     def __init__(self, totals: Totals | None = None) -> None:
-        self.totals = totals or Totals()
+        self._totals = totals or Totals()
+        self._uncounted: list[torch.Tensor] = []
         self._since = time.perf_counter()
-        self._window = Totals(**asdict(self.totals))
+        self._window = Totals(**asdict(self._totals))
 
     @classmethod
     def load(cls, checkpoint: Path) -> "Meter":
@@ -53,20 +54,33 @@ class Meter:
         """Start the clock: what came before (loading, compiling imports) is not training."""
         self._since = time.perf_counter()
 
-    def count(self, inputs: dict[str, Any], over_processes: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Count one batch.
+    @property
+    def totals(self) -> Totals:
+        """What was counted up to now."""
+        for tokens, padded_tokens, trained_tokens in (counts.tolist() for counts in self._uncounted):
+            self._totals.tokens += tokens
+            self._totals.padded_tokens += padded_tokens
+            self._totals.trained_tokens += trained_tokens
+        self._uncounted.clear()
+        return self._totals
+
+    def count(
+        self,
+        inputs: dict[str, Any],
+        over_processes: Callable[[torch.Tensor], torch.Tensor],
+        padded: int | None = None,
+    ) -> None:
+        """Count one batch; the counts are read when they are asked for, since reading them waits for the GPU.
 
         Args:
             inputs: of this process, [rows, length] each.
             over_processes: gives the sum of this process's counts and those of the others.
+            padded: tokens that the hardware works on, if more than there are in the inputs.
         """
-        padded = inputs["input_ids"].numel()
-        real = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else padded
-        trained = int((inputs["labels"] != -100).sum())
-        tokens, padded_tokens, trained_tokens = over_processes(torch.tensor([real, padded, trained])).tolist()
-        self.totals.tokens += tokens
-        self.totals.padded_tokens += padded_tokens
-        self.totals.trained_tokens += trained_tokens
+        labels, given = inputs["labels"], inputs["input_ids"].numel()
+        real = inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(given)
+        counts = [real, torch.tensor(padded or given), (labels != -100).sum()]
+        self._uncounted.append(over_processes(torch.stack([count.to(labels.device) for count in counts])))
 
     def rates(self) -> dict[str, float]:
         """Return tokens a second since the last call, with and without padding, and the memory's peak in GB."""
@@ -81,9 +95,10 @@ class Meter:
         return rates
 
     def _tick(self) -> None:
-        """Add the time since the last tick."""
+        """Add the time since the last tick; before, what was counted is read, which waits for the GPU."""
+        totals = self.totals
         now = time.perf_counter()
-        self.totals.seconds += now - self._since
+        totals.seconds += now - self._since
         self._since = now
 
 

@@ -23,6 +23,7 @@ from tometune.training.checkpoints import last_checkpoint, save_adapter, step_of
 from tometune.training.collator import Collator
 from tometune.training.curves import Curves, OnLog
 from tometune.training.fitting import choose_room
+from tometune.training.graph import GraphError, PassGraph, compiled_layers, graphed, most_conversations
 from tometune.training.meter import Meter, peak_memory_bytes
 from tometune.training.progress import progress_callbacks
 from tometune.training.room import Room
@@ -94,20 +95,36 @@ def fit(
         UserError: the loss is no longer a number, or not even one row fits into the GPU.
     """
     training = Training(model, tokenizer, tokens, config, folder, on_log, unsloth)
-    fresh = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters() if weight.requires_grad}
     with training_attention(model, None if unsloth else training.attention):
-        room = choose_room(lambda step, again: _trainer(training, step, again), training, sizes(config), cache)
-        try:
-            return _train(training, room)
-        except torch.OutOfMemoryError:
-            if room.micro_batch == 1:
-                raise no_room(room) from None
-        # Only here has the error let go of what the pass had allocated.
-        room = _smaller(training, room, fresh)
-        try:
-            return _train(training, room)
-        except torch.OutOfMemoryError:
+        training.graphed = graphed(training)
+        if training.graphed:
+            try:
+                with compiled_layers(model):
+                    return _fit(training, cache)
+            except GraphError as error:
+                if config.trainer.cuda_graph is True:
+                    raise UserError(f"trainer.cuda_graph=true: {error}; set trainer.cuda_graph=false") from error
+                log.warning("trainer.cuda_graph=auto: kernel by kernel, for a graph cannot be made (%s)", error)
+                training.graphed = False
+        return _fit(training, cache)
+
+
+def _fit(training: Training, cache: Path) -> TrainResult:
+    """Find what fits and train; once more with half of it where it did not fit after all."""
+    model, config = training.model, training.config
+    fresh = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    room = choose_room(lambda step, again: _trainer(training, step, again), training, sizes(config), cache)
+    try:
+        return _train(training, room)
+    except torch.OutOfMemoryError:
+        if room.micro_batch == 1:
             raise no_room(room) from None
+    # Only here has the error let go of what the pass had allocated.
+    room = _smaller(training, room, fresh)
+    try:
+        return _train(training, room)
+    except torch.OutOfMemoryError:
+        raise no_room(room) from None
 
 
 def _smaller(training: Training, room: Room, fresh: Mapping[str, torch.Tensor]) -> Room:
@@ -142,12 +159,19 @@ def _trainer(
         meter=meter,
         curves=Curves(training.folder / "metrics.jsonl", meter, training.on_log),
         fused_loss=training.unsloth,
+        graph=_graph(training, step) if training.graphed and not checkpointing else None,
     )
     trainer.remove_callback(PrinterCallback)
     for name, weight in model.named_parameters():  # over a 4-bit base, TRL makes the adapter bfloat16, which
         if name in held:  # rounds AdamW's small steps away and cannot be trained in fp16
             weight.data = held[name]
     return trainer
+
+
+def _graph(training: Training, step: Step) -> PassGraph:
+    """Return the pass over a micro-batch as a graph that is yet to be captured."""
+    most = most_conversations(training, step.micro_batch)
+    return PassGraph(training.model, step.micro_batch, training.config.trainer.max_length, most)
 
 
 def _train(training: Training, room: Room) -> TrainResult:

@@ -31,6 +31,8 @@ class Training:
     rows: Dataset = field(init=False)
     attention: str = field(init=False)
     packed: Packed = field(init=False)
+    graphed: bool = False
+    """Whether passes are made as a CUDA graph (`tometune.training.graph`)."""
 
     def __post_init__(self) -> None:
         """Make the packs, pick the attention and say which."""

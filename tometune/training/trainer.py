@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from tometune.disk import SaveError, disk_errors
 from tometune.distributed import gather
 from tometune.training.curves import Curves
+from tometune.training.graph import PassGraph
 from tometune.training.meter import Meter
 
 
@@ -30,15 +31,25 @@ class MeteredTrainer(SFTTrainer):
     """`trl.SFTTrainer` on rows that are already tokenised and labelled."""
 
     def __init__(
-        self, *arguments: Any, meter: Meter, curves: Curves, fused_loss: bool = False, **keywords: Any
+        self,
+        *arguments: Any,
+        meter: Meter,
+        curves: Curves,
+        fused_loss: bool = False,
+        graph: PassGraph | None = None,
+        **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
-        self.meter, self.curves, self.fused_loss = meter, curves, fused_loss
+        self.meter, self.curves, self.fused_loss, self.graph = meter, curves, fused_loss, graph
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
-        """Count the batch, of all processes, then train on it."""
-        self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)))
-        return super().training_step(model, inputs, *arguments, **keywords)
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """Count the batch, of all processes, then make its pass: forward, backward; returns the loss."""
+        padded = None if self.graph is None else self.graph.tokens
+        self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)), padded)
+        if self.graph is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        return self.graph(self._prepare_inputs(inputs), num_items_in_batch)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
         """Return the loss; of a model that gives no logits (Unsloth's) without TRL's metrics over them."""
@@ -58,6 +69,9 @@ class MeteredTrainer(SFTTrainer):
             self.model.train()
             inputs = self._prepare_inputs(self.data_collator(rows))
             count = (inputs["labels"] != -100).sum()
+            if self.graph is not None:
+                self.graph.once(inputs, count)
+                return
             with torch.autocast(self.args.device.type, self.model.dtype, enabled=self.args.bf16 or self.args.fp16):
                 loss = self.compute_loss(self.model, inputs, num_items_in_batch=count)
             loss.backward()

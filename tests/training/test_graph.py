@@ -1,0 +1,100 @@
+"""A pass over buffers of one shape gives the loss and the gradients of the batch alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.conftest import Fitted, Train, packs, settings
+from tometune.config.errors import UserError
+from tometune.training.graph import PassGraph, compiled_layers, layers_of
+
+SETTINGS = packs(96, 2) | {"max_steps": 4, "num_train_epochs": 9}
+gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def fitted(train: Train, tmp_path: Path) -> Fitted:
+    return train(tmp_path, settings(**SETTINGS))
+
+
+def with_lengths(batch: dict[str, Any]) -> dict[str, Any]:
+    """Add what the collator adds for attentions over lengths."""
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten()
+    ends = torch.cat([starts, torch.tensor([batch["input_ids"].numel()])]).to(torch.int32)
+    return batch | {"cu_seq_lens_q": ends}
+
+
+def gradients(fitted: Fitted) -> dict[str, torch.Tensor]:
+    return {
+        name: weight.grad.clone() for name, weight in fitted.trainer.model.named_parameters() if weight.grad is not None
+    }
+
+
+def by_the_trainer(fitted: Fitted, batch: dict[str, Any], items: int) -> tuple[float, dict[str, torch.Tensor]]:
+    fitted.trainer.model.zero_grad()
+    loss = fitted.trainer.compute_loss(fitted.trainer.model, dict(batch), num_items_in_batch=torch.tensor(items))
+    loss.backward()
+    return loss.item(), gradients(fitted)
+
+
+def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert mine.keys() == theirs.keys() != set()
+    for name, gradient in mine.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-7)
+
+
+def test_padding_changes_neither_loss_nor_gradients(fitted: Fitted) -> None:
+    batch = with_lengths(fitted.batches[0])
+    items = int((batch["labels"] != -100).sum())
+    loss, expected = by_the_trainer(fitted, fitted.batches[0], items)
+    for pieces in (2, 5):  # 5: three packs and more of padding alone
+        graph = PassGraph(fitted.trainer.model, pieces, 96, 30, capture=False)
+        assert batch["input_ids"].numel() < graph.tokens
+        fitted.trainer.model.zero_grad()
+        assert float(graph(batch, items)) == pytest.approx(loss, abs=1e-6)
+        same(gradients(fitted), expected)
+
+
+def test_passes_of_a_step_add_up_and_the_next_step_starts_from_nothing(fitted: Fitted) -> None:
+    first, second = (with_lengths(batch) for batch in fitted.batches[:2])
+    graph = PassGraph(fitted.trainer.model, 2, 96, 30, capture=False)
+    alone = [by_the_trainer(fitted, batch, 50)[1] for batch in fitted.batches[:2]]
+    for _ in range(2):
+        fitted.trainer.model.zero_grad()
+        graph(first, 50)
+        graph(second, torch.tensor(50))
+        same(gradients(fitted), {name: alone[0][name] + alone[1][name] for name in alone[0]})
+
+
+def test_layers_are_compiled_only_while_they_train(fitted: Fitted) -> None:
+    layers = layers_of(fitted.trainer.model)
+    assert len(layers) == 2
+    with compiled_layers(fitted.trainer.model):
+        assert all(layer._compiled_call_impl for layer in layers)
+    assert not any(layer._compiled_call_impl for layer in layers)
+
+
+def test_asked_for_where_it_cannot_be_is_told(train: Train, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("is about machines without a GPU")
+    with pytest.raises(UserError, match=r"^trainer.cuda_graph=true: needs a GPU; set trainer.cuda_graph=auto$"):
+        train(tmp_path, settings(**SETTINGS, cuda_graph=True))
+
+
+@pytest.mark.gpu
+@gpu_needed
+def test_a_graph_learns_what_kernels_one_by_one_learn(train: Train, tmp_path: Path) -> None:
+    """Over twenty steps, with a second attempt that goes on from a checkpoint; within 0.5 % in bf16."""
+    more = packs(96, 4) | {"max_steps": 20, "num_train_epochs": 99, "learning_rate": 1e-3, "micro_batch": 2}
+    curves = {}
+    for graph in (False, True):
+        config = settings(**more, cuda_graph=graph)
+        config.model.precision = type(config.model.precision).bf16
+        fitted = train(tmp_path / str(graph), config)
+        curves[graph] = [point["loss"] for point in fitted.curve]
+        assert (fitted.trainer.graph is not None) == graph
+    assert len(curves[True]) == 20
+    for mine, theirs in zip(curves[True], curves[False], strict=True):
+        assert mine == pytest.approx(theirs, rel=5e-3)
