@@ -152,24 +152,26 @@ def experiment(run: Run, config: Config) -> None:
     Raises:
         UserError: the model, the data or a task does not allow this run.
     """
-    with quick_imports():
-        from tometune.data.mix import build_mix
-        from tometune.data.tokens import tokenise
-        from tometune.evaluation.scoring import Scorer
-        from tometune.evaluation.tasks import load_tasks
-        from tometune.models.adapter import add_adapter, check_targets, load_adapter
-        from tometune.models.load import describe, free_memory, load_model, resolve_backend
-        from tometune.models.tokenizer import load_tokenizer
-        from tometune.seeding import seed_everything
-        from tometune.tracking import start_tracker
-        from tometune.training.apart import worker
-        from tometune.training.sft import fit
+    from tometune.models.load import resolve_backend
+    from tometune.training.apart import worker
 
     cache = cache_folder(config)
     with ExitStack() as stack:
         apart = None
         if resolve_backend(config.model) is Backend.unsloth and run.record.get("train") is None:
-            apart = stack.enter_context(worker(cache))  # it imports while this process makes the data
+            apart = stack.enter_context(worker(cache))  # its imports take half a minute: first of all
+        with quick_imports():
+            from tometune.data.mix import build_mix
+            from tometune.data.tokens import tokenise
+            from tometune.evaluation.scoring import Scorer
+            from tometune.evaluation.tasks import load_tasks
+            from tometune.models.adapter import add_adapter, check_targets, load_adapter
+            from tometune.models.load import describe, free_memory, load_model
+            from tometune.models.tokenizer import load_tokenizer
+            from tometune.seeding import seed_everything
+            from tometune.tracking import start_tracker
+            from tometune.training.sft import fit
+
         with first_alone():  # the other processes of torchrun find it all in the cache
             tasks = load_tasks(config.eval)
             tokenizer = load_tokenizer(config.model, cache)

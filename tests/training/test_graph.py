@@ -22,7 +22,8 @@ def fitted(train: Train, tmp_path: Path) -> Fitted:
 def with_lengths(batch: dict[str, Any]) -> dict[str, Any]:
     """Add what the collator adds for attentions over lengths."""
     starts = (batch["position_ids"][0] == 0).nonzero().flatten()
-    ends = torch.cat([starts, torch.tensor([batch["input_ids"].numel()])]).to(torch.int32)
+    end = torch.tensor([batch["input_ids"].numel()], device=starts.device)
+    ends = torch.cat([starts, end]).to(torch.int32)
     return batch | {"cu_seq_lens_q": ends}
 
 

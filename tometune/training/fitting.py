@@ -85,8 +85,8 @@ def _measure(build: Build, training: Training, size: int, again: bool) -> int:
 
 def _full_rows(training: Training, size: int) -> list[dict[str, Any]]:
     """Return rows of max_length tokens; a pack is four conversations."""
-    length = training.config.trainer.max_length
-    ids = [(7 * position) % 1000 + 10 for position in range(length)]
+    length, vocabulary = training.config.trainer.max_length, training.model.config.vocab_size
+    ids = [(7 * position) % min(1000, vocabulary) for position in range(length)]
     row: dict[str, Any] = {"input_ids": ids, "labels": ids}
     if "seq_lengths" in training.rows.column_names:
         quarter = length // 4
