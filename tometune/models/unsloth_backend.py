@@ -7,6 +7,7 @@ them, and only the process that trains calls it (`tometune.training.worker`). Se
 import inspect
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib import metadata, util
@@ -56,6 +57,7 @@ def prepare(cache: Path) -> None:
     os.environ["UNSLOTH_AUTO_INSTALL"] = "0"
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled"))
     _name_groups()
+    _hush()
     with quiet():  # its banner
         try:
             import unsloth  # noqa: F401
@@ -69,6 +71,18 @@ def quiet() -> Iterator[None]:
     """Keep Unsloth's banners and advice from the terminal while the body runs."""
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         yield
+
+
+def _hush() -> None:
+    """Leave out what Unsloth logs to greet and to count, and its surprise at a pass that measures memory."""
+
+    def worth_it(record: logging.LogRecord) -> bool:
+        greeting = record.getMessage().lstrip("=(/)_ ").startswith("Unsloth")
+        return record.levelno >= logging.ERROR or not greeting
+
+    for name in ("unsloth", "unsloth_zoo.log", "transformers.trainer"):
+        logging.getLogger(name).addFilter(worth_it)
+    warnings.filterwarnings("ignore", message="Unsloth: detected a manual forward/backward run")
 
 
 def _name_groups() -> None:
