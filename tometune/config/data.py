@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.identity import NOT_IDENTITY
+from tometune.config.identity import NOT_IDENTITY, SINCE_DEFAULT
 from tometune.config.rules import at_least, file_name
 
 
@@ -53,6 +53,9 @@ class SourceConfig:
 
     format: RowFormat = RowFormat.auto
     """`auto` recognises the shape by the columns of the first rows."""
+
+    score: str = field(default="score", metadata=SINCE_DEFAULT)
+    """Column with a score of each row, if it has one; `data.filters.min_score` and `data.scorer.kind=column` read it."""
 
     rows: int | None = None
     """How many usable rows the source must give; null takes all of them."""

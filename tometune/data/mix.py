@@ -162,9 +162,7 @@ def _draw(keys: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
 
 def _keys(source: Standardised) -> np.ndarray:
     """Return the 16-byte keys as an array of hexadecimal strings, dtype S32."""
-    keys = source.rows.data.column("key").combine_chunks()
-    buffer = b"".join(keys.to_pylist())
-    return np.frombuffer(buffer.hex().encode(), dtype="S32")
+    return np.frombuffer(source.keys.astype(">u8").tobytes().hex().encode(), dtype="S32")
 
 
 def _ids(origin: str, keys: np.ndarray) -> list[str]:
