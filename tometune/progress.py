@@ -1,4 +1,4 @@
-"""Progress of long work on many rows or bytes: a bar where stderr is a terminal, else a line in the log now and then."""
+"""Progress of long work on many rows: a bar where stderr is a terminal, else a line in the log now and then."""
 
 import logging
 import time

@@ -98,9 +98,10 @@ def _codes(roles: Any) -> np.ndarray:
     """Return the standardised role of each turn as its place in `NAMES`; -1 where it is null or not known."""
     encoded = roles.dictionary_encode()
     known = [NAMES.index(ROLES[name]) if name in ROLES else UNKNOWN for name in encoded.dictionary.to_pylist()]
-    table = np.array([*known, UNKNOWN], dtype=np.int8)
+    table: np.ndarray = np.array([*known, UNKNOWN], dtype=np.int8)
     indices: np.ndarray = pc.fill_null(encoded.indices, len(known)).to_numpy(zero_copy_only=False)
-    return table[indices]
+    codes: np.ndarray = table[indices]
+    return codes
 
 
 def _in_order(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
