@@ -10,22 +10,23 @@ from tometune.config.errors import UserError
 REFUSES_WITHIN = 400
 """Characters from the start of an answer in which a refusal is looked for."""
 
-_CANNOT = r"(?:can ?not|can['’]?t|could ?not|won['’]?t|(?:am|['’]m) (?:not able|unable|not programmed))"
-_DO = r"(?:assist|help|provide|fulfil|comply|answer|complete|generate|create|write|engage|support|share|do that)"
+_CANNOT = r"(?:can ?not|can['’]?t|won['’]?t|(?:am|['’]m) (?:not able|unable|not programmed))"
+_DO = r"(?:assist|help|provide|fulfil|comply|answer|complete|generate|create|write|engage|support|share|discuss|do that)"
+_WHAT = r"(?: (?:you|with|to|any|that|this|in|on|your|the)\b|[.,!])"
 
 REFUSAL = "|".join(
     (
         rf"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b[^.\n]{{0,80}}\bi {_CANNOT}",
         r"\bas an? (?:ai|artificial intelligence)\b[^.\n]{0,80}\bi (?:do not|don['’]?t) have",
-        rf"^\s*(?:i['’]?m|i am) (?:very |so |really |truly )?sorry\b[^.\n]{{0,40}}\bi {_CANNOT}",
-        rf"^\s*(?:sorry|apologies|my apologies|i apologi[sz]e|unfortunately)\b[^.\n]{{0,40}}\bi {_CANNOT}",
-        rf"^\s*i {_CANNOT} (?:to )?{_DO}(?: (?:you|with|to|any|that|this|in|on)\b|[.,!])",
+        rf"^\s*(?:i['’]?m|i am) (?:very |so |really |truly )?sorry\b[^.\n]{{0,40}}\bi {_CANNOT} (?:to )?{_DO}{_WHAT}",
+        rf"^\s*(?:sorry|apologies|my apologies|i apologi[sz]e|unfortunately)\b[^.\n]{{0,40}}\bi {_CANNOT} (?:to )?{_DO}{_WHAT}",
+        rf"^\s*i {_CANNOT} (?:to )?{_DO}{_WHAT}",
         r"^\s*i (?:must|have to) (?:decline|refuse)\b",
     )
 )
 """RE2: how a refusal begins. A sentence such as `I can't help but smile` is none."""
 
-FENCES = (r"(?m)^[ \t]*```[^`\n]*$", r"(?m)^[ \t]*~~~[^\n]*$")
+FENCES = (r"(?m)^[ \t]*`{3,}[^`\n]*$", r"(?m)^[ \t]*~~~[^\n]*$")
 """RE2: lines that open or close a block of code (CommonMark 4.5); an odd number of one kind leaves one open."""
 
 RUN = 5
