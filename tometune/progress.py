@@ -25,15 +25,20 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], No
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     done, told = 0, time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        shown = bar.add_task(what, total=total)
+    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    shown = bar.add_task(what, total=total)
 
-        def advance(count: int) -> None:
-            nonlocal done, told
-            done += count
-            bar.update(shown, completed=done)
-            if not console.is_terminal and time.monotonic() - told > EVERY:
-                told = time.monotonic()
-                log.info("%s: %s%s", what, f"{done:,}", f" of {total:,}" if total else "")
+    def advance(count: int) -> None:
+        nonlocal done, told
+        if not done:
+            bar.start()  # not before: a download shows a bar of its own
+        done += count
+        bar.update(shown, completed=done)
+        if not console.is_terminal and time.monotonic() - told > EVERY:
+            told = time.monotonic()
+            log.info("%s: %s%s", what, f"{done:,}", f" of {total:,}" if total else "")
 
+    try:
         yield advance
+    finally:
+        bar.stop()

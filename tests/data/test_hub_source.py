@@ -2,6 +2,8 @@
 
 import io
 import json
+import random
+from string import ascii_letters
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,3 +114,41 @@ def test_a_hub_out_of_reach(hub, ask):
     [offline] = ask({"id": ID}, HF_HUB_OFFLINE="1")
     assert unreachable.startswith(f"data.base.id={ID}: the model hub cannot be reached")
     assert offline.startswith(f"data.base.id={ID}: the model hub cannot be reached")
+
+
+TAKEN_OFF = """
+import os, sys, threading, time
+from pathlib import Path
+from huggingface_hub import constants
+from tometune.config.data import SourceConfig
+from tometune.data.standardise import standardise
+
+constants.DOWNLOAD_CHUNK_SIZE = 100_000  # it writes 10 MB at a time, which is more than a test should send
+
+def watch():
+    home = Path(os.environ["HF_HOME"])
+    while not any(part.stat().st_size >= 400_000 for part in home.rglob("*.incomplete")):
+        time.sleep(0.01)
+    os._exit(9)  # as if killed in the middle of a shard
+
+threading.Thread(target=watch, daemon=True).start()
+standardise(SourceConfig(id=sys.argv[1]), "data.pool", Path(sys.argv[2]))
+"""
+
+
+def test_a_download_that_broke_goes_on_where_it_was(hub, ask, run_python, tmp_path):
+    """The connection breaks, the program is killed; the same command then asks for the rest of the shard alone."""
+    letters = random.Random(0)
+    rows = [conversation("".join(letters.choices(ascii_letters, k=1000)), dataset="d") for _ in range(3000)]
+    shards = {f"data/train-0000{part}-of-00002.parquet": parquet(rows[part::2]) for part in range(2)}
+    assert all(len(shard) > 1_000_000 for shard in shards.values())
+    hub.add_dataset("user/pool", {"README.md": CARD, **shards})
+    hub.cut_after = 500_000
+    killed = run_python("-c", TAKEN_OFF, "user/pool", tmp_path / "cache", env=hub.env(tmp_path / "hf"))
+    assert killed.returncode == 9, killed.stderr
+    hub.cut_after = None
+    hub.requests.clear()
+    [(_, sources, _)] = ask({"id": "user/pool"})
+    assert len(sources) == 3000
+    fetched = [request.status for request in hub.requests if "resolve" in request.path and request.method == "GET"]
+    assert fetched == [206, 200]

@@ -34,8 +34,8 @@ def check_names(config: PoolConfig, names: list[str]) -> None:
     Raises:
         UserError: one is not.
     """
-    for kind in ("weights", "caps"):
-        for name in getattr(config, kind):
+    for kind, named in {"weights": list(config.weights), "caps": list(config.caps)}.items():
+        for name in named:
             if name not in names:
                 listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
                 near = did_you_mean(name, names)

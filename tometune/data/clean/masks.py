@@ -94,8 +94,15 @@ def filters(config: FiltersConfig, source: Standardised, cache: Path, tokenizer:
     Raises:
         UserError: a score is asked for and no row has one.
     """
-    for unit in ("characters", "turns", "tokens"):
-        yield from _sizes(config, unit, source, cache, tokenizer)
+    limits = {
+        "characters": (config.min_characters, config.max_characters),
+        "turns": (config.min_turns, config.max_turns),
+        "tokens": (config.min_tokens, config.max_tokens),
+    }
+    for unit, (low, high) in limits.items():
+        if low is not None or high is not None:
+            sizes = _tokens(source, cache, tokenizer) if unit == "tokens" else feature(source, unit, cache)
+            yield from _within(sizes, unit, low, high)
     if config.min_score is not None:
         yield _score(config.min_score, source)
     for on, name in ((config.refusals, "refusal"), (config.broken_code, "broken_code")):
@@ -108,14 +115,8 @@ def filters(config: FiltersConfig, source: Standardised, cache: Path, tokenizer:
         yield Mask("language", np.isin(found, np.array([b"", *(code.encode() for code in config.languages)])))
 
 
-def _sizes(
-    config: FiltersConfig, unit: str, source: Standardised, cache: Path, tokenizer: Tokenizer | None
-) -> Iterator[Mask]:
+def _within(sizes: np.ndarray, unit: str, low: int | None, high: int | None) -> Iterator[Mask]:
     """Yield the masks of a lower and an upper limit, where they are set."""
-    low, high = getattr(config, f"min_{unit}"), getattr(config, f"max_{unit}")
-    if low is None and high is None:
-        return
-    sizes = _tokens(source, cache, tokenizer) if unit == "tokens" else feature(source, unit, cache)
     if low is not None:
         yield Mask(f"too_few_{unit}", sizes >= low)
     if high is not None:

@@ -36,6 +36,9 @@ SEED = 42
 STEP = 20_000
 """Rows that a process takes at once."""
 
+TOLD = 1_000
+"""Rows after which the progress is told."""
+
 Rows = tuple[Standardised, np.ndarray]
 """A source and numbers of its rows, in the order of their keys."""
 
@@ -74,7 +77,8 @@ def _found(sources: list[Rows], threshold: float) -> np.ndarray:
             if not duplicate:
                 index.insert(len(kept), signature)
                 kept.append(signature)
-            advance(1)
+            if len(near) % TOLD == 0:
+                advance(TOLD)
     return np.array(near, dtype=bool)
 
 

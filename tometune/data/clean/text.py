@@ -11,15 +11,15 @@ REFUSES_WITHIN = 400
 """Characters from the start of an answer in which a refusal is looked for."""
 
 _CANNOT = r"(?:can ?not|can['’]?t|won['’]?t|(?:am|['’]m) (?:not able|unable|not programmed))"
-_DO = r"(?:assist|help|provide|fulfil|comply|answer|complete|generate|create|write|engage|support|share|discuss|do that)"
+_DO = r"(?:assist|help|provide|fulfil|comply|answer|complete|generate|create|write|engage|share|discuss|do that)"
+_SORRY = r"(?:(?:i['’]?m |i am )?(?:very |so |really |truly )?sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)"
 _WHAT = r"(?: (?:you|with|to|any|that|this|in|on|your|the)\b|[.,!])"
 
 REFUSAL = "|".join(
     (
         rf"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b[^.\n]{{0,80}}\bi {_CANNOT}",
         r"\bas an? (?:ai|artificial intelligence)\b[^.\n]{0,80}\bi (?:do not|don['’]?t) have",
-        rf"^\s*(?:i['’]?m|i am) (?:very |so |really |truly )?sorry\b[^.\n]{{0,40}}\bi {_CANNOT} (?:to )?{_DO}{_WHAT}",
-        rf"^\s*(?:sorry|apologies|my apologies|i apologi[sz]e|unfortunately)\b[^.\n]{{0,40}}\bi {_CANNOT} (?:to )?{_DO}{_WHAT}",
+        rf"^\s*{_SORRY}\b[^.\n]{{0,40}}\bi {_CANNOT} (?:to )?{_DO}{_WHAT}",
         rf"^\s*i {_CANNOT} (?:to )?{_DO}{_WHAT}",
         r"^\s*i (?:must|have to) (?:decline|refuse)\b",
     )
