@@ -1,7 +1,7 @@
 """Parquet shards of a hub dataset: which they are, and one after the other on this machine.
 
-`datasets` says which files make up a split, huggingface_hub fetches them: with a progress bar a shard, and where a
-download broke, be it the network or the program, the next one goes on from there.
+`datasets` says which files make up a split, huggingface_hub fetches them with a progress bar a shard. A connection that
+breaks is taken up again at the byte where it broke; a program that is killed begins anew with the shard it was at.
 """
 
 import json
