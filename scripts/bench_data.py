@@ -249,8 +249,8 @@ def table(found: list[dict]) -> str:
     for one in found:
         speed = one["pool"] / max(one["mix_seconds"], 0.05)
         lines.append(
-            f"| {one['job']} | {one['pool']:,} | {one['state']} | {one['mix_seconds']} | {one['seconds']} | {one['cpu']} "
-            f"| {one['gb']} | {speed:,.0f} |"
+            f"| {one['job']} | {one['pool']:,} | {one['state']} | {one['mix_seconds']} | {one['seconds']} "
+            f"| {one['cpu']} | {one['gb']} | {speed:,.0f} |"
         )
     return "\n".join(lines)
 

@@ -14,7 +14,9 @@ from tometune.data.columns import conversations
 from tometune.data.readers import Batch
 from tometune.data.rows import standardised
 
-TEXTS = st.one_of(st.none(), st.sampled_from(["", " ", "\n\x1c", "\u3000", "\u200b", "ﬁ", "İ", "ß A"]), st.text(max_size=5))
+TEXTS = st.one_of(
+    st.none(), st.sampled_from(["", " ", "\n\x1c", "\u3000", "\u200b", "ﬁ", "İ", "ß A"]), st.text(max_size=5)
+)
 ROLES = st.sampled_from(["human", "gpt", "system", "tool", "user", "assistant"])
 TURN = st.one_of(st.none(), st.fixed_dictionaries({"from": ROLES, "value": TEXTS}))
 ALTERNATING = st.integers(1, 3).map(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tometune.config.identity import NOT_IDENTITY
 from tometune.config.rules import at_least
 
 
@@ -77,10 +78,10 @@ class ScorerConfig:
     """`heuristic` needs nothing; `fineweb_edu` is a classifier from the hub, best on a GPU; `column` is a score that
     the rows come with."""
 
-    id: str = "HuggingFaceFW/fineweb-edu-classifier"
+    id: str = field(default="HuggingFaceFW/fineweb-edu-classifier", metadata=NOT_IDENTITY)
     """For `fineweb_edu`: hub id or local folder of a sequence classifier with one output."""
 
-    revision: str = "main"
+    revision: str = field(default="main", metadata=NOT_IDENTITY)
     """For `fineweb_edu`: branch, tag or commit."""
 
 

@@ -6,6 +6,7 @@ A filter's limits are no part of a feature, so that another limit costs nothing.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def answers_of(batch: pa.RecordBatch) -> Iterator[list[str]]:
     counts = np.bincount(rows[said.to_numpy(zero_copy_only=False)], minlength=len(batch))
     answers = texts.filter(said).to_pylist()
     ends = np.cumsum(counts).tolist()
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+    for start, end in pairwise([0, *ends]):
         yield answers[start:end]
 
 

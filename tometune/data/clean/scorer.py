@@ -1,6 +1,7 @@
 """Scorers: a number a row by which `data.pool.order=best` ranks the pool; worked out once and cached."""
 
 import logging
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tometune.caching import cached_folder
 from tometune.config.errors import UserError
 from tometune.config.filters import ScorerConfig, ScorerKind
 from tometune.data.clean.features import feature, slices, turns_of
+from tometune.data.sources import content_digest
 from tometune.data.standardise import Standardised
 from tometune.hub import hub_errors, pinned
 from tometune.progress import progress
@@ -53,14 +55,36 @@ def scores_of(source: Standardised, config: ScorerConfig, cache: Path) -> np.nda
     return _classified(source, config, cache)
 
 
+def fingerprint(config: ScorerConfig) -> str:
+    """Return what identifies a scorer: its kind, and of a classifier the commit, or the content of its folder.
+
+    Raises:
+        UserError: the classifier cannot be had.
+    """
+    if config.kind is not ScorerKind.fineweb_edu:
+        return str(config.kind)
+    name, revision = _where(config)
+    if revision is not None:
+        return f"{name}@{revision}"
+    files = sorted(file for file in Path(name).iterdir() if file.is_file())
+    return sha256(b"".join(file.name.encode() + content_digest(file) for file in files)).hexdigest()[:20]
+
+
+def _where(config: ScorerConfig) -> tuple[str, str | None]:
+    """Return a folder and no revision, or a hub id and the commit."""
+    folder = Path(config.id).expanduser()
+    if folder.is_dir():
+        return str(folder), None
+    return config.id, pinned("data.scorer.id", config.id, config.revision, "model")
+
+
 def _classified(source: Standardised, config: ScorerConfig, cache: Path) -> np.ndarray:
     """Return the scores of a sequence classifier."""
-    local = Path(config.id).expanduser().is_dir()
-    revision = None if local else pinned("data.scorer.id", config.id, config.revision, "model")
-    key = {"source": source.fingerprint, "classifier": f"{config.id}@{revision}", "version": VERSION}
+    made_by = fingerprint(config)
+    key = {"source": source.fingerprint, "classifier": made_by, "version": VERSION}
 
     def build(folder: Path) -> None:
-        np.save(folder / "values.npy", _classify(source, config.id, revision))
+        np.save(folder / "values.npy", _classify(source, *_where(config)))
 
     values: np.ndarray = np.load(cached_folder(cache, "features", key, build) / "values.npy")
     return values

@@ -105,5 +105,5 @@ def heuristic_score(answers: list[str]) -> float:
     letters = sum(map(len, words)) / len(whole)
     ends = sum(answer.rstrip().endswith((".", "!", "?", ":", "```", ")", '"')) for answer in answers) / len(answers)
     parts = min(1.0, whole.count("\n") / 6)
-    form: float = 2.0 * length + 1.0 * min(1.0, variety) + 0.8 * min(1.0, letters / 0.75) + 0.7 * ends + 0.5 * parts
-    return form * (1 - repetition(answers))
+    form: float = 2.0 + 1.0 * min(1.0, variety) + 0.8 * min(1.0, letters / 0.75) + 0.7 * ends + 0.5 * parts
+    return length * form * (1 - repetition(answers))
