@@ -46,7 +46,7 @@ def pool_of(tmp_path):
         ({"min_turns": 4}, chat("a", "b", "c", "d"), chat("a", "b"), "too_few_turns"),
         ({"max_turns": 3}, chat("a", "b"), chat("a", "b", "c", "d"), "too_many_turns"),
         ({"min_score": 2}, chat("a", "b", score=2), chat("c", "d", score=1.9), "score_too_low"),
-        ({"refusals": True}, chat("a", "I can't help but smile."), chat("a", "I’m sorry, I can’t help with that."), "refusal"),
+        ({"refusals": True}, chat("a", "I can't help but smile."), chat("a", "I can’t help with that."), "refusal"),
         ({"broken_code": True}, chat("a", "```py\nx\n```\nok"), chat("a", "see\n```py\nx\n"), "broken_code"),
         ({"max_repetition": 0.3}, chat("a", PROSE), chat("a", PROSE * 4), "repetition"),
         ({"languages": ["en"]}, chat("a", PROSE), chat("a", "Das Wetter war an diesem Morgen kalt."), "language"),
