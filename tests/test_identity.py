@@ -1,5 +1,6 @@
 import pytest
 
+from tometune.config.data import PoolConfig
 from tometune.config.eval import EngineKind
 from tometune.config.root import Config
 from tometune.identity import MEANING, content_hash, identity
@@ -34,3 +35,18 @@ def test_the_hash_covers_the_content_of_inputs_and_not_their_place() -> None:
     assert identity(here, INPUTS) == identity(there, INPUTS)
     assert identity(here, INPUTS) != identity(here, INPUTS | {"data.base": "other"})
     assert identity(here, INPUTS)["meaning"] == MEANING
+
+
+def test_a_setting_that_came_later_counts_once_it_is_set() -> None:
+    """At its default a run is still the run that it was before there was the setting."""
+    before, after = Config(), Config()
+    data = identity(before, INPUTS)["data"]
+    assert not {"filters", "near_dedup", "scorer"} & set(data)
+    after.data.filters.max_turns = 4
+    assert identity(after, INPUTS)["data"]["filters"]["max_turns"] == 4
+    after.data.filters.max_turns = None
+    before.data.pool, after.data.pool = PoolConfig(), PoolConfig()
+    assert identity(after, INPUTS) == identity(before, INPUTS)
+    after.data.pool.weights["a"] = 0.5
+    assert identity(after, INPUTS)["data"]["pool"]["weights"] == {"a": 0.5}
+    assert "weights" not in identity(before, INPUTS)["data"]["pool"]

@@ -6,13 +6,14 @@ version of the documentation) in place of where it lies. No time stamps.
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from hashlib import sha256
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from tometune.config.identity import SINCE_DEFAULT
 from tometune.config.root import Config
 
 MEANING = 1
@@ -31,10 +32,9 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
 
 
 def content_of(value: Any) -> Any:
-    """Turn dataclasses into dicts of the fields that are part of a run's identity (see `NOT_IDENTITY`)."""
+    """Turn dataclasses into dicts of the fields that are part of a run's identity (`tometune.config.identity`)."""
     if is_dataclass(value):
-        kept = (f.name for f in fields(value) if f.metadata.get("identity", True))
-        return {name: content_of(getattr(value, name)) for name in kept}
+        return {f.name: content_of(getattr(value, f.name)) for f in fields(value) if _counts(f, value)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
@@ -42,6 +42,14 @@ def content_of(value: Any) -> Any:
     if isinstance(value, list):
         return [content_of(entry) for entry in value]
     return value
+
+
+def _counts(entry: Field[Any], owner: Any) -> bool:
+    """Tell whether a field of a dataclass is part of the identity."""
+    if entry.metadata.get("identity") == SINCE_DEFAULT["identity"]:
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        return bool(getattr(owner, entry.name) != default)
+    return bool(entry.metadata.get("identity", True))
 
 
 def plain(config: Config) -> dict[str, Any]:

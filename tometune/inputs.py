@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tometune.config.data import PoolOrder
 from tometune.config.root import Config
 
 
@@ -23,6 +24,10 @@ def fingerprints(config: Config) -> dict[str, str]:
     found = {"data.base": sources.fingerprint(config.data.base, "data.base")}
     if config.data.pool is not None:
         found["data.pool"] = sources.fingerprint(config.data.pool, "data.pool")
+        if config.data.pool.order is PoolOrder.best:
+            from tometune.data.clean import scorer
+
+            found["data.scorer"] = scorer.fingerprint(config.data.scorer)
     return found | evaluation_fingerprints(config)
 
 

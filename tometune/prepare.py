@@ -20,8 +20,8 @@ def main(config: Config) -> None:
         from tometune.models.tokenizer import load_tokenizer
 
     cache = cache_folder(config)
-    mix = build_mix(config.data, config.seeds.data, cache)
     tokenizer = load_tokenizer(config.model, cache)
+    mix = build_mix(config.data, config.seeds.data, cache, lambda: tokenizer)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     console = Console(highlight=False)
     console.print(preview.summary(mix, tokens, config.trainer.max_length))

@@ -175,7 +175,7 @@ def experiment(run: Run, config: Config) -> None:
         with first_alone():  # the other processes of torchrun find it all in the cache
             tasks = load_tasks(config.eval)
             tokenizer = load_tokenizer(config.model, cache)
-            mix = build_mix(config.data, config.seeds.data, cache)
+            mix = build_mix(config.data, config.seeds.data, cache, lambda: tokenizer)
             tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
         data = {"name": mix.name, "digest": mix.digest, **asdict(tokens.counts)}
 

@@ -26,6 +26,27 @@ CASES = [
     (["data.base.rows=0"], "data.base.rows=0: not 1 or more"),
     (["data=mix_200k", "data.base.rows=0"], "data.base.rows=0: not 1 or more"),
     (["data=mix_200k", "data.pool.rows=0"], "data.pool.rows=0: not 1 or more"),
+    (["data=mix_200k", "data.pool.weights.x=1.5"], "data.pool.weights.x=1.5: not a share from 0 to 1"),
+    (
+        ["data=mix_200k", "data.pool.weights={a: 0.6, b-2.0: 0.6}"],
+        "data.pool.weights: together 1.2, and all added rows",
+    ),
+    (["data=mix_200k", "data.pool.caps.airoboros-3.2=0"], "data.pool.caps.airoboros-3.2=0: not 1 or more"),
+    (["data=mix_200k", "data.filters.max_repetition=2"], "data.filters.max_repetition=2.0: not a share from 0 to 1"),
+    (["data=mix_200k", "data.near_dedup.threshold=0.1"], "data.near_dedup.threshold=0.1: below 0.5, texts of one form"),
+    (
+        ["data=mix_200k", "data.filters.min_turns=4", "data.filters.max_turns=3"],
+        "data.filters.min_turns=4: above data.filters.max_turns=3; no row is both",
+    ),
+    (["data=mix_200k", "data.filters.languages=[english]"], "data.filters.languages=english: not a code of ISO 639"),
+    (
+        ["data.filters.refusals=true"],
+        "data.filters: the base is not filtered and there is no pool; set data.filters.base",
+    ),
+    (
+        ["data=mix_200k", "data.scorer.kind=column"],
+        "data.scorer: not read, since the pool is not ranked; set data.pool.o",
+    ),
     (["data.name=a/b"], "data.name=a/b: names a folder, so only letters, digits, . _ - and at most 64 of them; e.g."),
     (["model.name=../x"], "model.name=../x: names a folder"),
     (["model.id=''", "model.name=x"], "model.id: empty; give a hub id or a local folder"),

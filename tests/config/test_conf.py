@@ -13,6 +13,7 @@ PATHS = {
     "data/files_100k": ["data.base.path=base.jsonl"],
     "data/files_200k": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
     "data/files_300k": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
+    "data/files_300k_top": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
     "eval/files": [
         f"eval.tasks.{task}.path={task}.jsonl"
         for task in ("summarisation", "question_answering", "data_to_text", "instruction_following")
@@ -53,7 +54,7 @@ def test_groups_of_the_design_are_there():
     data = {path.stem for path in (CONF / "data").iterdir()}
     assert data == {f"{kind}_{n}00k" for kind in ("mix", "files") for n in (1, 2, 3)} | {
         f"pydocs_{n}k" for n in (1, 2, 3)
-    }
+    } | {"mix_300k_top", "files_300k_top", "pydocs_3k_top"}
 
 
 @pytest.mark.parametrize("kind", ["mix", "files", "pydocs"])

@@ -51,6 +51,7 @@ CASES = [
     ("data.base={kind:fils}", "data.base.kind=fils: one of hub, files, pydocs; did you mean files?"),
     ("data.base={knd:files}", "data.base.knd: no such key; did you mean data.base.kind?"),
     ("seeds=1", "seeds=1: a group of keys, not a value; set one of seeds.data, seeds.order"),
+    ("data.pool.weights.x=0.5", "data.pool.weights.x: data.pool is null here; choose a mix that has one, e.g. data="),
     ("data.pool.path=x", "data.pool.path: data.pool is null here; choose a mix that has one, e.g. data=mix_200k"),
     ("eval.tasks.mine.path=x", "eval.tasks.mine: no such task; to add one: +eval/task@eval.tasks.mine=jsonl"),
     ("+eval.tasks.mine={kind:jsonl}", "eval.tasks.mine: no such task; to add one: +eval/task@eval.tasks.mine=jsonl"),
@@ -121,6 +122,8 @@ def test_a_sweep_file_takes_several_values(command):
     [
         ["++trainer.max_steps=9"],
         ["data=mix_200k", "data.pool.revision=x"],
+        ["data=mix_200k", "data.pool.weights.infini-instruct-top-500k=0.5"],
+        ["data=mix_200k", "data.pool.weights.airoboros-3.2=0.5", "data.pool.caps.airoboros-3.2=10"],
         ["data=mix_200k", "data.pool={revision: x, split: test}"],
         ["+eval/task@eval.tasks.mine=jsonl", "eval.tasks.mine.path=x", "~eval.tasks.mine"],
         ["~eval.tasks.data_to_text", "hydra.job.env_set={}", "~hydra.job.env_set"],
@@ -129,11 +132,12 @@ def test_a_sweep_file_takes_several_values(command):
     ],
 )
 def test_nothing_right_is_called_wrong(overrides):
-    from tometune.config.overrides import CommandLine, find_problems
+    from tometune.config.command_line import CommandLine, with_plus
+    from tometune.config.overrides import find_problems
     from tometune.config.store import register
 
     register()
-    assert find_problems(CommandLine(overrides)) == []
+    assert find_problems(CommandLine(with_plus(overrides))) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tometune.config.data import DataConfig, SourceConfig, SourceKind
+from tometune.config.data import DataConfig, PoolConfig, SourceKind
 from tometune.data.mix import Mix, build_mix
 
 
@@ -17,9 +17,9 @@ def conversation(number: int | str, **columns: Any) -> dict[str, Any]:
     return {"conversations": turns, **columns}
 
 
-def files(path: Path | str | None, **options: Any) -> SourceConfig:
-    """Return a source of local files."""
-    return SourceConfig(kind=SourceKind.files, path=None if path is None else str(path), **options)
+def files(path: Path | str | None, **options: Any) -> PoolConfig:
+    """Return a source of local files, which may be a pool."""
+    return PoolConfig(kind=SourceKind.files, path=None if path is None else str(path), **options)
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:

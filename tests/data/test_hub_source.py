@@ -2,6 +2,8 @@
 
 import io
 import json
+import random
+from string import ascii_letters
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,3 +114,46 @@ def test_a_hub_out_of_reach(hub, ask):
     [offline] = ask({"id": ID}, HF_HUB_OFFLINE="1")
     assert unreachable.startswith(f"data.base.id={ID}: the model hub cannot be reached")
     assert offline.startswith(f"data.base.id={ID}: the model hub cannot be reached")
+
+
+KILLED = """
+import os, sys, threading, time
+from pathlib import Path
+from huggingface_hub import constants
+from tometune.config.data import SourceConfig
+from tometune.data.standardise import standardise
+
+constants.DOWNLOAD_CHUNK_SIZE = 100_000  # it writes 10 MB at a time, which is more than a test should send
+
+def watch():
+    blobs = Path(os.environ["HF_HOME"], "hub", "datasets--user--pool", "blobs")
+    while not any(blob.stat().st_size > 900_000 for blob in blobs.glob("*") if blob.suffix != ".incomplete"):
+        time.sleep(0.01)
+    os._exit(9)  # between the first shard and the second, or in the second
+
+threading.Thread(target=watch, daemon=True).start()
+standardise(SourceConfig(id="user/pool"), "data.pool", Path(sys.argv[1]))
+"""
+
+
+def test_a_download_that_broke_goes_on_where_it_was(hub, ask, run_python, tmp_path):
+    """A connection that breaks in the middle of a shard costs no byte twice; a killed program, no finished shard."""
+    letters = random.Random(0)
+    rows = [conversation("".join(letters.choices(ascii_letters, k=650)), dataset="d") for _ in range(3000)]
+    shards = {f"data/train-0000{part}-of-00002.parquet": parquet(rows[part::2]) for part in range(2)}
+    assert all(1_000_000 < len(shard) < 1_400_000 for shard in shards.values())
+    hub.add_dataset("user/pool", {"README.md": CARD, **shards})
+
+    def fetched():
+        asked = [request for request in hub.requests if "/train-" in request.path and request.method == "GET"]
+        hub.requests.clear()
+        return [(int(request.path.split("/train-")[1][:5]), request.status) for request in asked]
+
+    hub.cut_after = 700_000
+    killed = run_python("-c", KILLED, tmp_path / "cache", env=hub.env(tmp_path / "hf"))
+    assert killed.returncode == 9, killed.stderr
+    assert fetched()[:2] == [(0, 200), (0, 206)]
+    hub.cut_after = None
+    [(_, sources, _)] = ask({"id": "user/pool"})
+    assert len(sources) == 3000
+    assert fetched() == [(1, 200)]

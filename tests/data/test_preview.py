@@ -78,6 +78,16 @@ def test_each_step_is_what_the_lines_above_it_leave(mix_of: Callable[..., Mix]) 
     assert numbers["  of them mended: empty_turn_removed"] == 1
 
 
+def test_filtered_rows_and_near_duplicates_are_steps() -> None:
+    counts = {"read": 10, "dropped": {}, "mended": {}, "usable": 10, "rows": 3}
+    filtered = {"refusal": {"a": 1, "b": 1}}
+    facts = {**counts, "filtered": filtered, "excluded": {"in_base": 2, "repeats": 2}, "near_duplicates": {"a": 1}}
+    steps = {name: number for (_, name), number in preview._steps(facts | {"eligible": 4}).items()}
+    assert steps["− filtered: refusal"] == 2
+    assert steps["+ both, so taken off twice"] == 1
+    assert steps["− nearly the text of a row that is kept"] == 1
+
+
 def test_it_fits_a_terminal_of_80_columns(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
     pool = [*map(conversation, range(3)), *(conversation(f"p{n}", source="a/very-long name\n" * 20) for n in range(9))]
     pool.append({"conversations": [{"from": "gpt", "value": "first"}, *conversation(99)["conversations"]]})

@@ -9,7 +9,8 @@ import pytest
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.config.data import RowFormat
 from tometune.config.errors import UserError
-from tometune.data.standardise import standardise, text_key
+from tometune.data.rows import text_key
+from tometune.data.standardise import standardise
 
 ALPACA = {"instruction": "Question 1", "input": "", "output": "answer\n1"}
 
@@ -40,7 +41,7 @@ def test_rows_keys_and_counts_by_reason_and_source(tmp_path):
 def test_a_text_has_one_key_in_every_format(tmp_path):
     one = standardise(files(write_jsonl(tmp_path / "a.jsonl", [conversation(1)])), "k", tmp_path / "cache")
     two = standardise(files(write_jsonl(tmp_path / "b.jsonl", [ALPACA])), "k", tmp_path / "cache")
-    assert one.rows[0]["key"] == two.rows[0]["key"] == text_key([("user", "question 1 ANSWER 1")])
+    assert one.rows[0]["key"] == two.rows[0]["key"] == text_key(["question 1 ANSWER 1"])
     assert one.fingerprint != two.fingerprint
 
 

@@ -35,6 +35,7 @@ class Hub:
     Attributes:
         gated: ids whose files need one of `tokens`.
         requests: everything that was asked for so far.
+        cut_after: bytes of a file after which the connection breaks, from then on; None lets it be.
     """
 
     def __init__(self, root: Path) -> None:
@@ -42,6 +43,7 @@ class Hub:
         self.gated: set[str] = set()
         self.tokens: set[str] = set()
         self.requests: list[Request] = []
+        self.cut_after: int | None = None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
@@ -185,7 +187,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            cut = self.hub.cut_after if "resolve" in self.path else None
+            self.wfile.write(content[:cut])
+            if cut is not None and cut < len(content):
+                self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep the console quiet; `Hub.requests` has it all."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from hydra.errors import HydraException
 
 from tometune.config.errors import UserError
 from tometune.config.store import conf_dir
+
+OWN_KEYS = ("data.pool.weights", "data.pool.caps")
+"""Dicts whose keys are names in the user's data."""
 
 
 @dataclass
@@ -68,6 +72,26 @@ def read_command_line() -> CommandLine:
     several = arguments.multirun or any(text.startswith("+sweep=") for text in arguments.overrides)
     shows = (arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)
     return CommandLine(arguments.overrides, several, folder, any(shows))
+
+
+def with_plus(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the pluses by which Hydra lets a new key into a dict whose keys are the user's own.
+
+    `data.pool.weights.NAME=0.5` becomes `++data.pool.weights.NAME=0.5`, and with a name that holds dots
+    `++data.pool.weights={NAME: 0.5}`, since dots would make it nested.
+    """
+    return [_with_plus(argument) for argument in arguments]
+
+
+def _with_plus(argument: str) -> str:
+    """Return one argument."""
+    found = re.fullmatch(rf"\+{{0,2}}({'|'.join(map(re.escape, OWN_KEYS))})(?:\.([^=]+))?=(.*)", argument, re.DOTALL)
+    if found is None:
+        return argument
+    key, name, value = found.groups()
+    if name is None:
+        return f"++{argument.lstrip('+')}" if value.strip("{} ") else argument
+    return f"++{key}={{{name}: {value}}}" if "." in name else f"++{key}.{name}={value}"
 
 
 def parsed(texts: Sequence[str]) -> Iterator[Override]:

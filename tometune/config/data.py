@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.identity import NOT_IDENTITY
+from tometune.config.filters import FiltersConfig, NearDedupConfig, ScorerConfig, filter_problems
+from tometune.config.identity import NOT_IDENTITY, SINCE_DEFAULT
 from tometune.config.rules import at_least, file_name
 
 
@@ -54,8 +55,32 @@ class SourceConfig:
     format: RowFormat = RowFormat.auto
     """`auto` recognises the shape by the columns of the first rows."""
 
+    score: str = field(default="score", metadata=SINCE_DEFAULT)
+    """Column with a score of each row, for `data.filters.min_score` and `data.scorer.kind=column`; may be missing."""
+
     rows: int | None = None
     """How many usable rows the source must give; null takes all of them."""
+
+
+class PoolOrder(StrEnum):
+    """In which order the pool's rows are added."""
+
+    random = "random"
+    best = "best"
+
+
+@dataclass
+class PoolConfig(SourceConfig):
+    """A set of conversations of which a mix takes some."""
+
+    order: PoolOrder = field(default=PoolOrder.random, metadata=SINCE_DEFAULT)
+    """`random` draws by `seeds.data`; `best` takes those that `data.scorer` puts highest."""
+
+    weights: dict[str, float] = field(default_factory=dict, metadata=SINCE_DEFAULT)
+    """Share, 0 to 1, of the added rows that are from a source; the others share the rest as they are in the pool."""
+
+    caps: dict[str, int] = field(default_factory=dict, metadata=SINCE_DEFAULT)
+    """Most rows that are added from a source."""
 
 
 @dataclass
@@ -71,8 +96,17 @@ class DataConfig:
     base: SourceConfig = field(default_factory=SourceConfig)
     """Every mix contains all of it."""
 
-    pool: SourceConfig | None = None
+    pool: PoolConfig | None = None
     """Added rows are drawn from here; first, rows whose normalised text is in the base or earlier in the pool go."""
+
+    filters: FiltersConfig = field(default_factory=FiltersConfig, metadata=SINCE_DEFAULT)
+    """What a row must be like."""
+
+    near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig, metadata=SINCE_DEFAULT)
+    """What counts as the same text but for a few words."""
+
+    scorer: ScorerConfig = field(default_factory=ScorerConfig, metadata=SINCE_DEFAULT)
+    """What `data.pool.order=best` ranks by."""
 
 
 def data_problems(data: DataConfig) -> Iterator[str]:
@@ -83,6 +117,10 @@ def data_problems(data: DataConfig) -> Iterator[str]:
     if data.pool is not None:
         yield from _source_problems("data.pool", data.pool)
         yield from at_least(1, {"data.pool.rows": data.pool.rows})
+        yield from _share_problems(data.pool)
+    yield from filter_problems(data.filters, data.near_dedup, pool=data.pool is not None)
+    if data.scorer != ScorerConfig() and (data.pool is None or data.pool.order is not PoolOrder.best):
+        yield "data.scorer: not read, since the pool is not ranked; set data.pool.order=best"
     base_rows = data.base.rows
     if base_rows != data.rows:  # where it follows data.rows, that is told already
         yield from at_least(1, {"data.base.rows": base_rows})
@@ -98,6 +136,18 @@ def data_problems(data: DataConfig) -> Iterator[str]:
             f"data.rows={data.rows}: above data.base.rows={base_rows}, and data.pool is null; "
             f"choose a mix with a pool, e.g. data=mix_200k or files_200k, or set data.rows={base_rows}"
         )
+
+
+def _share_problems(pool: PoolConfig) -> Iterator[str]:
+    """Yield the problems of weights and caps."""
+    for name, weight in pool.weights.items():
+        if not 0 <= weight <= 1:
+            yield f"data.pool.weights.{name}={weight}: not a share from 0 to 1 of the added rows"
+    total = sum(pool.weights.values())
+    if total > 1 + 1e-9 and max(pool.weights.values()) <= 1:
+        yield f"data.pool.weights: together {total:g}, and all added rows are 1; lower them"
+    for name, most in pool.caps.items():
+        yield from at_least(1, {f"data.pool.caps.{name}": most})
 
 
 def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:

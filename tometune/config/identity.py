@@ -1,4 +1,8 @@
-"""Marks schema fields that cannot change a result: labels, locations, logging."""
+"""Marks schema fields by what they have to do with the identity of a run."""
 
 NOT_IDENTITY = {"identity": False}
-"""Metadata of such a field; `tometune.run` leaves it out of the run's hash."""
+"""Metadata of a field that cannot change a result (a label, a place, logging): left out of the run's hash."""
+
+SINCE_DEFAULT = {"identity": "unless default"}
+"""Metadata of a field that came later, and whose default is what was done before: at its default it is left out of the
+hash, so that the runs made before it are still the same runs."""

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tometune.config.checks import check
-from tometune.config.command_line import CommandLine, read_command_line, unread
+from tometune.config.command_line import CommandLine, read_command_line, unread, with_plus
 from tometune.config.endings import DONE, FAILED, FULL_ERROR, WRONG_INPUT, report
 from tometune.config.errors import ConfigError, UserError
 from tometune.config.jobs import Jobs, jobs_of, to_config
@@ -76,6 +76,7 @@ def _run(task: Task, hooks: Hooks | None, ignores: Mapping[str, str]) -> int:
     wanted = os.environ.get(FULL_ERROR)
     statuses: list[int] = []
     try:
+        sys.argv[1:] = with_plus(sys.argv[1:])
         line = read_command_line()
         _raise(unread(line, ignores))
         if line.multirun or passes_unseen(line.overrides):  # else a sweep's folder is made, or Hydra raises nothing

@@ -1,9 +1,10 @@
 """Mixes: the whole base, then random rows of the pool, nested and disjoint.
 
 For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put in one seeded order, of which a larger mix takes a
-longer beginning. Left out before that: pool rows whose normalised text is in the base, and all but the first of pool
-rows that share it. Rows are put in the order of their keys before the seeded one, so neither the names of the pool's
-files nor how its rows are spread over them change which texts are drawn.
+longer beginning. Left out before that: pool rows that a filter leaves out, whose normalised text is in the base, all
+but the first of pool rows that share it, and near-duplicates where they are asked for. Rows are put in the order of
+their keys before the seeded one, so neither the names of the pool's files nor how its rows are spread over them change
+which texts are drawn.
 
 A base is taken as it is, with the rows that repeat each other. One with more rows than `data.base.rows` gives that many
 of them by a seeded draw, for trying things out; then too, pool rows whose text is anywhere in the base are left out.
@@ -11,22 +12,30 @@ of them by a seeded draw, for trying things out; then too, pool rows whose text 
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
-from tometune.config.data import DataConfig, SourceConfig, SourceKind
+from tometune.config.data import DataConfig, PoolConfig, PoolOrder
 from tometune.config.errors import UserError
+from tometune.config.filters import FiltersConfig
+from tometune.data import shortage
+from tometune.data.clean.masks import EXAMPLES, Filtered, Mask, Tokenizer, by_source, examples_of, filters, together
+from tometune.data.clean.near import near_duplicates
+from tometune.data.clean.scorer import scores_of
+from tometune.data.draw import Short, check_names, in_draw_order, take
+from tometune.data.eligible import eligible
 from tometune.data.standardise import Standardised, standardise
 from tometune.seeding import stream
 
 log = logging.getLogger(__name__)
+
+NEAR = "near_duplicate"
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,10 @@ class Mix:
     """Rows by source, most first."""
 
     facts: dict[str, Any]
-    """What was read, dropped, mended and excluded, for `base` and `pool`."""
+    """What was read, dropped, mended, filtered and excluded, for `base` and `pool`."""
+
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Some of the rows that were left out, by reason: {origin, source, messages}. Not part of the manifest."""
 
     def manifest(self) -> dict[str, Any]:
         """Return what mix.json holds: everything but the texts."""
@@ -56,102 +68,117 @@ class Mix:
         return {"name": self.name, "seed": self.seed, "digest": self.digest, **counts, "row_ids": self.row_ids}
 
 
-def build_mix(config: DataConfig, seed: int, cache: Path) -> Mix:
+@dataclass(frozen=True)
+class _Part:
+    """What the base or the pool gives to a mix."""
+
+    source: Standardised
+    filtered: Filtered
+    chosen: np.ndarray
+    """Row numbers in the order of the mix."""
+
+    facts: dict[str, Any]
+
+
+def build_mix(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None = None) -> Mix:
     """Build the mix of a config; the same config, inputs and seed give the same rows on any machine.
 
     Args:
-        config: base, pool and the exact number of rows.
+        config: base, pool, what makes rows eligible, and the exact number of rows.
         seed: of the draw, `seeds.data`.
-        cache: root of the cache; standardised sources are kept there.
+        cache: root of the cache; standardised sources, and what is worked out of their rows, are kept there.
+        tokenizer: loads the model's tokenizer; called only where a filter counts tokens.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
     """
-    base = standardise(config.base, "data.base", cache)
-    wanted = config.base.rows if config.base.rows is not None else len(base.rows)
-    _enough(base, wanted, config)
-    base_order = _draw(_keys(base), wanted, seed, "base") if len(base.rows) > wanted else np.arange(wanted)
-    drawn = [(base, base_order)]
-    row_ids = _ids("base", _keys(base)[base_order])
-    facts: dict[str, Any] = {"base": {**_facts(base), "rows": wanted}}
-    added = config.rows - wanted
+    base = _base(config, seed, cache, tokenizer)
+    parts = {"base": base}
+    added = config.rows - len(base.chosen)
     if added < 0:
+        wanted = len(base.chosen)
         raise UserError(f"data.rows={config.rows}: is less than the base's {wanted}; set data.base.rows={config.rows}")
     if added:
-        pool, chosen, facts["pool"] = _add(config, added, base, seed, cache)
-        drawn.append((pool, chosen))
-        row_ids += _ids("pool", _keys(pool)[chosen])
-    dataset = concatenate_datasets([part.rows.select(order).remove_columns("key") for part, order in drawn])
+        parts["pool"] = _pool(config, added, base.source, seed, cache, tokenizer)
+    row_ids = [row_id for name, part in parts.items() for row_id in _ids(name, _hex(part.source.keys[part.chosen]))]
+    dataset = concatenate_datasets(
+        [part.source.rows.select(part.chosen).remove_columns("key") for part in parts.values()]
+    )
     digest = sha256("\n".join(row_ids).encode()).hexdigest()[:20]
-    return Mix(config.name, seed, dataset, row_ids, digest, _sources(drawn), facts)
+    facts = {name: part.facts for name, part in parts.items()}
+    return Mix(config.name, seed, dataset, row_ids, digest, _sources(parts), facts, _examples(parts))
 
 
-def _add(
-    config: DataConfig, added: int, base: Standardised, seed: int, cache: Path
-) -> tuple[Standardised, np.ndarray, dict[str, Any]]:
-    """Draw rows from the pool; returns it, the numbers of the rows and what was counted on the way."""
-    if config.pool is None:
-        raise UserError(
-            f"data.rows={config.rows}: the base gives {config.rows - added} and there is no pool for the other {added}"
-            f"; set data.pool, or data.rows={config.rows - added}"
-        )
-    if config.pool.rows is not None:
-        raise UserError(
-            f"data.pool.rows={config.pool.rows}: is not read, data.rows={config.rows} says how many rows are drawn; "
-            "set data.pool.rows=null"
-        )
+def _base(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None) -> _Part:
+    """Return all of the base, or as much as the config wants of it."""
+    base = standardise(config.base, "data.base", cache)
+    on = config.filters if config.filters.base else FiltersConfig()
+    near = config.near_dedup.base and config.near_dedup.threshold is not None
+    masks = chain(filters(on, base, cache, tokenizer), [_near_in_base(config, base, cache)] if near else [])
+    filtered = together(base, "base", masks)
+    rows = np.flatnonzero(filtered.keep)
+    wanted = config.base.rows if config.base.rows is not None else len(rows)
+    shortage.check_base(base, filtered, wanted, config)
+    chosen = rows[_draw(_hex(base.keys[rows]), wanted, seed, "base")] if len(rows) > wanted else rows
+    return _Part(base, filtered, chosen, {**_facts(base, filtered), "rows": wanted})
+
+
+def _pool(
+    config: DataConfig, added: int, base: Standardised, seed: int, cache: Path, tokenizer: Tokenizer | None
+) -> _Part:
+    """Draw rows from the pool."""
+    shortage.check_pool(config, added)
+    assert config.pool is not None
     pool = standardise(config.pool, "data.pool", cache)
-    _not_empty(pool, config.pool, "data.pool")
-    keys = _keys(pool)
-    _, first = np.unique(keys, return_index=True)
-    in_base = np.isin(keys, _keys(base))
-    eligible = first[~in_base[first]]  # np.unique returns them in order of their keys, whatever the files' order
-    excluded = {"in_base": int(in_base.sum()), "repeats": len(keys) - len(first)}
-    if len(eligible) < added:
-        raise UserError(
-            f"data.pool: {len(eligible):,} usable rows of {pool.read:,} (in the base: {excluded['in_base']:,}, "
-            f"repeats: {excluded['repeats']:,}, dropped: {_total(pool.dropped):,}), but data.rows={config.rows} needs "
-            f"{added:,} of them; add rows to the pool, or set data.rows={config.rows - added + len(eligible)}"
-        )
-    chosen = eligible[stream(seed, "data").permutation(len(eligible))[:added]]
-    facts = {**_facts(pool), "excluded": excluded, "eligible": len(eligible), "rows": added}
-    return pool, chosen, facts
+    shortage.not_empty(pool, config.pool, "data.pool")
+    check_names(config.pool, pool.names)
+    filtered = together(pool, "pool", filters(config.filters, pool, cache, tokenizer))
+    scores = scores_of(pool, config.scorer, cache) if config.pool.order is PoolOrder.best else None
+    found = eligible(pool, filtered.keep, base, scores, _by_source(config.pool) or bool(filtered.counts))
+    rows, near = _without_near(config, base, pool, found.rows, cache)
+    excluded = {"in_base": found.in_base, "repeats": found.repeats}
+    facts = {**_facts(pool, filtered), "excluded": excluded, "eligible": len(rows), "rows": added}
+    if near is not None:
+        facts["near_duplicates"] = by_source(pool, near)
+        filtered.examples[NEAR] = examples_of(pool, "pool", near)
+    chosen = take(in_draw_order(rows, scores, config.pool, seed), added, pool, config.pool)
+    if isinstance(chosen, Short):
+        raise shortage.of_pool(pool, facts, chosen, added, config)
+    return _Part(pool, filtered, chosen, facts)
 
 
-def _enough(base: Standardised, wanted: int, config: DataConfig) -> None:
-    """Check that the base has the rows it should have."""
-    _not_empty(base, config.base, "data.base")
-    found = len(base.rows)
-    if found == 0:
-        raise UserError(
-            f"data.base: none of its {_rows(base.read)} is usable ({_total(base.dropped):,} dropped); {_why(base)}; "
-            "a row needs a turn of the user and an answer of the assistant"
-        )
-    if found < wanted:
-        alone = config.pool is None and config.base.rows == config.rows
-        fix = f"data.rows={found}" if alone else f"data.base.rows={found}"
-        raise UserError(
-            f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({_why(base)}); set {fix}"
-        )
+def _by_source(pool: PoolConfig) -> bool:
+    """Tell whether it matters which of the rows that share a text is taken."""
+    return bool(pool.weights or pool.caps) or pool.order is PoolOrder.best
 
 
-def _not_empty(source: Standardised, config: SourceConfig, key: str) -> None:
-    """Check that there was a row at all to read."""
-    if source.read:
-        return
-    place = f"{key}.path={config.path}" if config.kind is SourceKind.files else f"{key}.id={config.id}"
-    raise UserError(f"{place}: is empty, there is no row in it; name one that holds conversations")
+def _near_in_base(config: DataConfig, base: Standardised, cache: Path) -> Mask:
+    """Return the mask of base rows that are no near-duplicates of others; rows of one text are not compared."""
+    assert config.near_dedup.threshold is not None
+    rows = _firsts(base)
+    near, _ = near_duplicates((base, rows), (base, rows[:0]), config.near_dedup.threshold, cache)
+    keep = np.ones(len(base.rows), dtype=bool)
+    keep[rows[near]] = False
+    return Mask(NEAR, keep)
 
 
-def _rows(count: int) -> str:
-    """Return a number of rows in words."""
-    return f"{count:,} row{'s' if count != 1 else ''}"
+def _without_near(
+    config: DataConfig, base: Standardised, pool: Standardised, rows: np.ndarray, cache: Path
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the pool's rows without near-duplicates, and those; None where they are not looked for."""
+    if config.near_dedup.threshold is None:
+        return rows, None
+    _, near = near_duplicates((base, _firsts(base)), (pool, rows), config.near_dedup.threshold, cache)
+    return rows[~near], rows[near]
 
 
-def _why(source: Standardised) -> str:
-    """Say what was dropped and why."""
-    reasons = {reason: sum(counts.values()) for reason, counts in source.dropped.items()}
-    return "dropped: " + (", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none")
+def _firsts(base: Standardised) -> np.ndarray:
+    """Return the numbers of the base's rows, one for each text, in the order of their keys."""
+    order = np.lexsort((base.keys[:, 1], base.keys[:, 0]))
+    keys = base.keys[order]
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+    return order[begins]
 
 
 def _draw(keys: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
@@ -160,11 +187,9 @@ def _draw(keys: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
     return order[stream(seed, name).permutation(len(order))[:count]]
 
 
-def _keys(source: Standardised) -> np.ndarray:
-    """Return the 16-byte keys as an array of hexadecimal strings, dtype S32."""
-    keys = source.rows.data.column("key").combine_chunks()
-    buffer = b"".join(keys.to_pylist())
-    return np.frombuffer(buffer.hex().encode(), dtype="S32")
+def _hex(keys: np.ndarray) -> np.ndarray:
+    """Return keys, shape (rows, 2), as hexadecimal strings, dtype S32."""
+    return np.frombuffer(keys.astype(">u8").tobytes().hex().encode(), dtype="S32")
 
 
 def _ids(origin: str, keys: np.ndarray) -> list[str]:
@@ -180,24 +205,24 @@ def _ids(origin: str, keys: np.ndarray) -> list[str]:
     return ids
 
 
-def _facts(source: Standardised) -> dict[str, Any]:
-    """Return what standardising counted, for the manifest."""
+def _facts(source: Standardised, filtered: Filtered) -> dict[str, Any]:
+    """Return what standardising and filtering counted, for the manifest."""
     counts = {"read": source.read, "usable": len(source.rows), "dropped": source.dropped, "mended": source.mended}
-    return {"fingerprint": source.fingerprint, **counts}
+    return {"fingerprint": source.fingerprint, **counts, "filtered": filtered.counts}
 
 
-def _total(counts: dict[str, dict[str, int]]) -> int:
-    """Return the sum over reasons and sources."""
-    return sum(sum(by_source.values()) for by_source in counts.values())
-
-
-def _sources(drawn: list[tuple[Standardised, np.ndarray]]) -> dict[str, int]:
+def _sources(parts: dict[str, _Part]) -> dict[str, int]:
     """Count the rows by source."""
     total: Counter[str] = Counter()
-    for part, order in drawn:
-        labels = pc.take(
-            part.rows.data.column("source").combine_chunks(), pa.array(order)
-        )  # one column, not whole rows
-        for entry in pc.value_counts(labels).to_pylist():
-            total[entry["values"]] += entry["counts"]
+    for part in parts.values():
+        total.update(by_source(part.source, part.chosen))
     return dict(total.most_common())
+
+
+def _examples(parts: dict[str, _Part]) -> dict[str, list[dict[str, Any]]]:
+    """Put together what the base's and the pool's masks left out."""
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for part in parts.values():
+        for reason, rows in part.filtered.examples.items():
+            examples[reason] = [*examples.get(reason, []), *rows][:EXAMPLES]
+    return examples

@@ -82,18 +82,24 @@ def _origins(mix: Mix) -> RenderableType:
 
 def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
     """Return the rows of a base or pool at each step, and what was taken off on the way; the number is its place."""
-    steps = {(0, "read"): facts["read"], (2, "usable"): facts["usable"], (8, "taken"): facts["rows"]}
+    steps = {(0, "read"): facts["read"], (2, "usable"): facts["usable"], (10, "taken"): facts["rows"]}
     for reason, by_source in facts["dropped"].items():
         steps[1, f"− dropped: {reason}"] = sum(by_source.values())
     for reason, by_source in facts["mended"].items():
         steps[3, f"  of them mended: {reason}"] = sum(by_source.values())
+    for reason, by_source in facts["filtered"].items():
+        steps[4, f"− filtered: {reason}"] = sum(by_source.values())
     if "excluded" in facts:
+        left = facts["usable"] - sum(sum(by_source.values()) for by_source in facts["filtered"].values())
+        near = sum(facts.get("near_duplicates", {}).values())
         in_base, repeats = facts["excluded"]["in_base"], facts["excluded"]["repeats"]
-        steps[4, "− text is in the base"] = in_base
-        steps[5, "− text is in an earlier row of the pool"] = repeats
-        if both := in_base + repeats - (facts["usable"] - facts["eligible"]):
-            steps[6, "+ both, so taken off twice"] = both
-        steps[7, "left to draw from"] = facts["eligible"]
+        steps[5, "− text is in the base"] = in_base
+        steps[6, "− text is in an earlier row of the pool"] = repeats
+        if both := in_base + repeats - (left - near - facts["eligible"]):
+            steps[7, "+ both, so taken off twice"] = both
+        if "near_duplicates" in facts:
+            steps[8, "− nearly the text of a row that is kept"] = near
+        steps[9, "left to draw from"] = facts["eligible"]
     return steps
 
 

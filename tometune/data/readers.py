@@ -1,18 +1,27 @@
-"""Readers of local files: parquet, JSONL and JSON as batches of plain rows, each with its place for errors."""
+"""Readers of local files: parquet, JSONL and JSON in batches, each row with its place for errors.
+
+A batch holds its rows as they came, Arrow or lines; Python objects are made of it only where it is asked for them.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 from tometune.config.errors import UserError
 
 Row = dict[str, Any]
 
 BATCH = 2_000
-"""Rows a batch: enough to be fast, few enough that Python objects never add up."""
+"""Most rows of a batch: enough to be fast, few enough that Python objects never add up."""
+
+BATCH_BYTES = 16 * 2**20
+"""Bytes of text after which a batch ends earlier, so that long rows do not add up either."""
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 
@@ -21,7 +30,8 @@ SUFFIXES = (".parquet", ".jsonl", ".json")
 class Batch:
     """Some rows that follow each other in a source."""
 
-    rows: list[Row]
+    content: "list[Row] | list[bytes] | pa.RecordBatch"
+    """The rows: plain, as one JSON object a line, or as Arrow."""
 
     origin: str
     """File or dataset they are from."""
@@ -30,7 +40,24 @@ class Batch:
     """Where each row stands in it: a line counted from 1, or a row counted from 0."""
 
     lines: bool = False
-    """Whether `numbers` are lines."""
+    """Whether `numbers` are lines, and `content` is bytes."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows as Python objects.
+
+        Raises:
+            UserError: a line is not a JSON object in UTF-8.
+        """
+        if not isinstance(self.content, list):
+            return plain(self.content)
+        return [
+            _object(entry, self.where(index)) if isinstance(entry, bytes) else entry
+            for index, entry in enumerate(self.content)
+        ]
 
     def where(self, index: int) -> str:
         """Return where a row stands, by its index in the batch."""
@@ -67,6 +94,51 @@ def batches(rows: list[Row], origin: str) -> Iterator[Batch]:
         yield Batch(part, origin, range(start, start + len(part)))
 
 
+def plain(batch: "pa.RecordBatch") -> list[Row]:
+    """Return Arrow rows as Python objects; bytes that are not UTF-8 become half surrogate pairs, which are mended."""
+    try:
+        rows: list[Row] = batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = _decoded(_binary(batch).to_pylist())
+    return rows
+
+
+def _binary(batch: "pa.RecordBatch") -> "pa.RecordBatch":
+    """Return the batch with its texts as bytes, which costs no copy."""
+    import pyarrow as pa
+
+    return batch.cast(pa.schema([pa.field(field.name, _bytes_type(field.type)) for field in batch.schema]))
+
+
+def _bytes_type(kind: "pa.DataType") -> "pa.DataType":
+    """Return the type with bytes in place of text, at any depth."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_string(kind):
+        return pa.binary()
+    if types.is_large_string(kind):
+        return pa.large_binary()
+    if types.is_list(kind):
+        return pa.list_(_bytes_type(kind.value_type))
+    if types.is_large_list(kind):
+        return pa.large_list(_bytes_type(kind.value_type))
+    if types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _bytes_type(field.type)) for field in kind])
+    return kind
+
+
+def _decoded(value: Any) -> Any:
+    """Decode the texts in nested rows."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, list):
+        return [_decoded(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _decoded(entry) for name, entry in value.items()}
+    return value
+
+
 def _parquet(file: Path) -> Iterator[Batch]:
     """Read a parquet file by record batches."""
     import pyarrow as pa
@@ -75,8 +147,8 @@ def _parquet(file: Path) -> Iterator[Batch]:
     start = 0
     try:
         with pq.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(BATCH):
-                yield Batch(batch.to_pylist(), str(file), range(start, start + len(batch)))
+            for batch in opened.iter_batches(_rows_a_batch(opened.metadata)):
+                yield Batch(batch, str(file), range(start, start + len(batch)))
                 start += len(batch)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -84,13 +156,30 @@ def _parquet(file: Path) -> Iterator[Batch]:
         raise UserError(f"{file}: is not a whole parquet file ({str(error).splitlines()[0]}); copy it again") from error
 
 
+def _rows_a_batch(metadata: Any) -> int:
+    """Return how many rows keep a batch below `BATCH_BYTES`, by the row group with the longest rows."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    longest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=0)
+    return int(min(BATCH, max(1, BATCH_BYTES // max(longest, 1))))
+
+
 def _lines(file: Path) -> Iterator[Batch]:
     """Read one JSON object a line; blank lines are passed over."""
+    lines: list[bytes] = []
+    numbers: list[int] = []
+    size = 0
     with file.open("rb") as content:
-        filled = ((number, line) for number, line in enumerate(content, start=1) if not line.isspace())
-        while part := list(islice(filled, BATCH)):
-            rows = [_object(line, f"{file}, line {number}") for number, line in part]
-            yield Batch(rows, str(file), [number for number, _ in part], lines=True)
+        for number, line in enumerate(content, start=1):
+            if line.isspace():
+                continue
+            lines.append(line)
+            numbers.append(number)
+            size += len(line)
+            if len(lines) == BATCH or size > BATCH_BYTES:
+                yield Batch(lines, str(file), numbers, lines=True)
+                lines, numbers, size = [], [], 0
+    if lines:
+        yield Batch(lines, str(file), numbers, lines=True)
 
 
 def _object(line: bytes, where: str) -> Row:

@@ -3,6 +3,7 @@
 import glob
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -123,14 +124,39 @@ def read(source: SourceConfig, key: str) -> Iterator[Batch]:
 
 
 def _hub(source: SourceConfig, key: str) -> Iterator[Batch]:
+    """Read a hub dataset: its parquet shards as they are, anything else through `datasets`."""
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DatasetsError
+
+    from tometune.data.shards import fetch, shards_of
+
+    assert source.id is not None
+    commit = commit_of(f"{key}.id", source.id, source.revision, "dataset")
+    log.info("%s: %s, revision %s is %s", key, source.id, source.revision, commit)
+    with hub_errors(f"{key}.id", source.id):
+        try:
+            shards = shards_of(source, commit)
+            files = fetch(source, commit, shards) if shards is not None else None
+        except (ValueError, RuntimeError, DatasetsError, EmptyDatasetError) as error:
+            raise _not_loaded(source, key, error) from error
+    if shards is None or files is None:
+        yield from _loaded(source, key, commit)
+        return
+    for path, file in zip(shards, files, strict=True):
+        try:
+            for batch in read_file(file):
+                yield replace(batch, origin=f"{source.id}/{path}")
+        except UserError as error:
+            raise _not_loaded(source, key, ValueError(f"{path}{str(error).removeprefix(str(file))}")) from error
+
+
+def _loaded(source: SourceConfig, key: str, commit: str) -> Iterator[Batch]:
     """Read a hub dataset through `datasets`, which caches it as memory-mapped Arrow."""
     import datasets
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DatasetsError
 
     assert source.id is not None
-    commit = commit_of(f"{key}.id", source.id, source.revision, "dataset")
-    log.info("%s: %s, revision %s is %s", key, source.id, source.revision, commit)
     with hub_errors(f"{key}.id", source.id):
         try:
             loaded = datasets.load_dataset(source.id, source.subset, split=source.split, revision=commit)
@@ -138,8 +164,9 @@ def _hub(source: SourceConfig, key: str) -> Iterator[Batch]:
             raise _not_loaded(source, key, error) from error
     start = 0
     for table in loaded.with_format("arrow").iter(BATCH):
-        yield Batch(table.to_pylist(), source.id, range(start, start + len(table)))
-        start += len(table)
+        for batch in table.combine_chunks().to_batches():
+            yield Batch(batch, source.id, range(start, start + len(batch)))
+            start += len(batch)
 
 
 def _not_loaded(source: SourceConfig, key: str, error: Exception) -> Exception:

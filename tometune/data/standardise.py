@@ -1,39 +1,35 @@
-"""Standardising: any source as role/content messages with a 128-bit key of their text, cached as Arrow."""
+"""Standardising: any source as role/content messages with a 128-bit key of their text, cached as Arrow.
+
+A cached source is a folder of `rows.arrow` (key, source, messages), and in compact files of their own what a warm start
+needs of it: `keys.npy` (16 bytes a row), `labels.npy` and `labels.json` (where each row is from), `scores.npy` (if the
+source has any).
+"""
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
 from tometune.caching import cached_folder
 from tometune.config.data import SourceConfig
-from tometune.config.errors import UserError
-from tometune.data import formats
-from tometune.data.conversations import encodable, mend, normalised
-from tometune.data.readers import Batch, Row
+from tometune.data.parallel import in_order
+from tometune.data.rows import KEY_BYTES, SCHEMA, standardised
 from tometune.data.sources import fingerprint, read
+from tometune.progress import progress
 
 log = logging.getLogger(__name__)
 
 VERSION = 3
 """Raised when the same source is standardised to other rows."""
 
-SCHEMA = pa.schema(
-    {
-        "key": pa.binary(),
-        "source": pa.string(),
-        "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
-    }
-)
-LABELS = ("source", "dataset")
-"""Columns that say where a row is from."""
+LAYOUT = 2
+"""Raised when the same rows are kept in other files."""
 
 Counts = dict[str, dict[str, int]]
 
@@ -45,8 +41,23 @@ class Standardised:
     fingerprint: str
     """What the rows were made from: content of the source, format, version of the standardising."""
 
+    folder: Path
+    """Where it is kept."""
+
     rows: Dataset
     """Columns `key` (16 bytes), `source`, `messages`; memory-mapped."""
+
+    keys: np.ndarray
+    """Shape (rows, 2), uint64: the 128 bits of each key, the higher half first."""
+
+    labels: np.ndarray
+    """Shape (rows), int32: where each row is from, as its place in `names`."""
+
+    names: list[str]
+    """The sources that rows are from, in the order of their names."""
+
+    scores: np.ndarray | None
+    """Shape (rows), float32: the score that each row came with, NaN where it had none; None if no row has one."""
 
     read: int
     """Rows of the source, usable or not."""
@@ -70,56 +81,68 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
         UserError: the source is missing, broken or of an unknown shape.
     """
     made_from = {"source": fingerprint(source, key), "format": str(source.format), "standardise": VERSION}
-    folder = cached_folder(cache, "sources", made_from, lambda target: _build(source, key, target))
+    kept_as = {**made_from, "layout": LAYOUT, "score": source.score}
+    folder = cached_folder(cache, "sources", kept_as, lambda target: _build(source, key, target))
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    identity = "{source}/{format}/v{standardise}".format(**made_from)
-    return Standardised(identity, Dataset.from_file(str(folder / "rows.arrow")), **counts)
-
-
-def text_key(messages: list[formats.Turn]) -> bytes:
-    """Return the 128-bit BLAKE2b hash of a conversation's normalised text."""
-    text = normalised(text for _, text in messages)
-    return blake2b(text.encode(), digest_size=16).digest()
+    scores = folder / "scores.npy"
+    return Standardised(
+        fingerprint="{source}/{format}/v{standardise}".format(**made_from),
+        folder=folder,
+        rows=Dataset.from_file(str(folder / "rows.arrow")),
+        keys=np.load(folder / "keys.npy").view(">u8").astype(np.uint64),
+        labels=np.load(folder / "labels.npy"),
+        names=json.loads((folder / "labels.json").read_text(encoding="utf-8")),
+        scores=np.load(scores) if scores.exists() else None,
+        **counts,
+    )
 
 
 def _build(source: SourceConfig, key: str, folder: Path) -> None:
-    """Write rows.arrow and counts.json."""
+    """Write the files of the folder, a batch at a time."""
     dropped: dict[str, Counter[str]] = {}
     mended: dict[str, Counter[str]] = {}
+    keys, labels, scores = bytearray(), list[np.ndarray](), list[np.ndarray]()
+    names: dict[str, int] = {}
     total = 0
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
-        for batch in read(source, key):
-            rows = list(_rows(batch, source, dropped, mended))
-            total += len(batch.rows)
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
-    counts = {"read": total, "dropped": dropped, "mended": mended}
-    (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+    work = partial(standardised, source=source)
+    with (
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, SCHEMA) as writer,
+        progress(f"{key}: rows standardised") as advance,
+    ):
+        for piece in in_order(work, read(source, key)):
+            rows = piece.rows
+            writer.write_batch(rows)
+            keys += b"".join(rows.column("key").to_pylist())
+            labels.append(_coded(rows.column("source"), names))
+            scores.append(piece.scores)
+            total += piece.read
+            advance(piece.read)
+            for counts, more in ((dropped, piece.dropped), (mended, piece.mended)):
+                for reason, by_source in more.items():
+                    counts.setdefault(reason, Counter()).update(by_source)
+    np.save(folder / "keys.npy", np.frombuffer(keys, dtype=np.uint8).reshape(-1, KEY_BYTES))
+    ordered = sorted(names)
+    places = np.array([ordered.index(name) for name in names], dtype=np.int32)
+    np.save(folder / "labels.npy", places[_joined(labels, np.int32)])
+    (folder / "labels.json").write_text(json.dumps(ordered), encoding="utf-8")
+    score = _joined(scores, np.float32)
+    if not np.isnan(score).all():
+        np.save(folder / "scores.npy", score)
+    (folder / "counts.json").write_text(
+        json.dumps({"read": total, "dropped": dropped, "mended": mended}), encoding="utf-8"
+    )
     log.info("%s: %s rows standardised", key, f"{total:,}")
 
 
-def _rows(
-    batch: Batch, source: SourceConfig, dropped: dict[str, Counter[str]], mended: dict[str, Counter[str]]
-) -> Iterator[dict[str, Any]]:
-    """Yield the standardised rows of a batch and count what was done to them."""
-    read_turns = formats.reader(formats.format_of(batch.rows, source.format, batch.origin))
-    for index, row in enumerate(batch.rows):
-        try:
-            turns, reasons = mend(read_turns(row))
-        except formats.FormatError as error:
-            raise UserError(f"{batch.where(index)}: {error}") from None
-        origin = _origin(row) or source.id or str(source.kind)
-        counts = mended if turns else dropped
-        for reason in reasons:
-            counts.setdefault(reason, Counter())[origin] += 1
-        if turns:
-            messages = [{"role": role, "content": text} for role, text in turns]
-            yield {"key": text_key(turns), "source": origin, "messages": messages}
+def _joined(parts: list[np.ndarray], kind: type) -> np.ndarray:
+    """Concatenate, also nothing."""
+    return np.concatenate([*parts, np.empty(0, dtype=kind)]).astype(kind)
 
 
-def _origin(row: Row) -> str | None:
-    """Return where a row says it is from."""
-    for name in LABELS:
-        label = row.get(name)
-        if isinstance(label, str) and label:
-            return encodable(label)
-    return None
+def _coded(labels: pa.StringArray, names: dict[str, int]) -> np.ndarray:
+    """Return labels as numbers; a new name gets the next one."""
+    encoded = labels.dictionary_encode()
+    places = [names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()]
+    coded: np.ndarray = np.array([*places, -1], dtype=np.int32)[encoded.indices.to_numpy()]
+    return coded

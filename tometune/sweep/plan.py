@@ -112,7 +112,7 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     cache = cache_folder(config)
     run = Run.find(config, fingerprints(config))
     tokenizer = load_tokenizer(config.model, cache)
-    mix = build_mix(config.data, config.seeds.data, cache)
+    mix = build_mix(config.data, config.seeds.data, cache, lambda: tokenizer)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset
     an_epoch = math.ceil(len(rows) / effective_batch(config))

@@ -66,7 +66,7 @@ def _train(folder: Path, on_log: Any) -> dict[str, Any]:
     config = stored_config(folder)
     cache = cache_folder(config)
     tokenizer = load_tokenizer(config.model, cache)
-    mix = build_mix(config.data, config.seeds.data, cache)
+    mix = build_mix(config.data, config.seeds.data, cache, lambda: tokenizer)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     seed_everything(config.seeds.adapter)
     source, revision = source_of(config.model, cache)

@@ -1,0 +1,115 @@
+"""What is wrong with real files: one line that says where, or handled and counted."""
+
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.chatml import chatml_tokenizer
+from tests.data.conftest import conversation, files, write_jsonl
+from tometune.config.data import DataConfig
+from tometune.config.errors import UserError
+from tometune.data.mix import build_mix
+from tometune.data.standardise import standardise
+from tometune.data.tokens import tokenise
+
+
+def write_parquet(path, rows, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, **options)
+    return path
+
+
+def error_of(path, cache):
+    with pytest.raises(UserError) as caught:
+        standardise(files(path), "data.pool", cache)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_shards_of_differing_schema_are_each_read_as_they_are(tmp_path):
+    shards = tmp_path / "shards"
+    write_parquet(shards / "a.parquet", [conversation(1, source="a", score=1.0)])
+    write_parquet(shards / "b.parquet", [conversation(2, dataset="b")])
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    write_parquet(shards / "c.parquet", [{"messages": turns, "score": "high"}])
+    write_jsonl(shards / "d.jsonl", [{"instruction": "i", "output": "o"}])
+    made = standardise(files(shards), "data.pool", tmp_path / "cache")
+    assert (made.names, len(made.rows)) == (["a", "b", "files"], 4)
+    write_parquet(shards / "e.parquet", [{"text": "x"}])
+    error = error_of(shards, tmp_path / "cache")
+    assert error.startswith(f"{shards}/e.parquet: no conversation column among text; a row needs")
+
+
+def test_a_row_of_20_mb(tmp_path):
+    long = conversation("word " * 4_000_000)
+    rows = [conversation(1), long, conversation(2)]
+    one = standardise(files(write_parquet(tmp_path / "x.parquet", rows)), "data.pool", tmp_path / "cache")
+    other = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "data.pool", tmp_path / "cache")
+    assert one.rows["key"][:] == other.rows["key"][:]
+    assert len(one.rows[1]["messages"][0]["content"]) > 20_000_000
+
+
+def test_a_long_row_is_cut_when_it_is_tokenised(tmp_path):
+    rows = [conversation("word " * 200_000), conversation(1)]
+    mix = build_mix(DataConfig(rows=2, base=files(write_jsonl(tmp_path / "x.jsonl", rows))), 0, tmp_path / "cache")
+    counts = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache").counts
+    assert (counts.rows, counts.truncated, counts.without_labels) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("damage", ["cut", "middle"])
+def test_a_parquet_file_that_is_not_whole(tmp_path, damage):
+    file = write_parquet(tmp_path / "x.parquet", [conversation(n) for n in range(20_000)], row_group_size=2_000)
+    content = file.read_bytes()
+    half = len(content) // 2
+    file.write_bytes(content[:half] if damage == "cut" else content[:half] + bytes(5_000) + content[half + 5_000 :])
+    assert error_of(file, tmp_path / "cache").startswith(f"{file}: is not a whole parquet file (")
+    assert list((tmp_path / "cache" / "sources").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"conversations": "text"}], "the conversation is of type str; make it a list of turns"),
+        ([{"conversations": 3}] * 3_000, "the conversation is of type int; make it a list of turns"),
+        ([{"conversations": [{"from": "human", "value": 7}]}], "a turn's text is of type int; make it text"),
+    ],
+)
+def test_another_type_half_way(tmp_path, rows, message):
+    """In other processes than the first batches; the line is right all the same."""
+    good = [conversation(n) for n in range(17_000)]
+    file = write_jsonl(tmp_path / "x.jsonl", [*good, *rows, *good[:2_000]])
+    assert error_of(file, tmp_path / "cache") == f"{file}, line 17001: {message}"
+
+
+def test_a_shard_of_another_type(tmp_path):
+    write_parquet(tmp_path / "in" / "a.parquet", [conversation(1)])
+    shutil.copy(tmp_path / "in" / "a.parquet", tmp_path / "in" / "b.parquet")
+    write_parquet(tmp_path / "in" / "c.parquet", [{"conversations": "x"}])
+    assert "c.parquet: column conversations holds str, not a list" in error_of(tmp_path / "in", tmp_path / "cache")
+
+
+def test_bytes_that_are_no_text_in_parquet(tmp_path):
+    texts = pa.array([b"q", b"a\xff", b"q", b"b"]).view(pa.string())
+    turns = pa.StructArray.from_arrays([pa.array(["human", "gpt"] * 2), texts], names=["from", "value"])
+    labels = pa.array([b"d\xfe", b"d"]).view(pa.string())
+    table = pa.table({"conversations": pa.ListArray.from_arrays([0, 2, 4], turns), "dataset": labels})
+    pq.write_table(table, tmp_path / "x.parquet")
+    made = standardise(files(tmp_path / "x.parquet"), "data.pool", tmp_path / "cache")
+    assert made.mended == {"broken_character_replaced": {"d\N{REPLACEMENT CHARACTER}": 1}}
+    assert made.rows[0]["messages"][1]["content"] == "a\N{REPLACEMENT CHARACTER}"
+
+
+def test_the_verb_says_one_line_and_ends_with_2(tmp_path, run_verb):
+    base = write_jsonl(tmp_path / "base.jsonl", [conversation(n, source="s") for n in range(3)])
+    pool = write_jsonl(tmp_path / "pool.jsonl", [conversation(n, dataset="systemchat-2.0") for n in range(3, 9)])
+    mix = ["model=tiny", "data=files_200k", f"data.base.path={base}", f"data.pool.path={pool}", "data.base.rows=3"]
+    done = run_verb("prepare", *mix, "data.rows=6", "data.pool.weights.systemchat-2.1=0.5")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "data.pool.weights.systemchat-2.1: the pool has no such source; did you mean systemchat-2.0? "
+        "(sources: systemchat-2.0)"
+    )
+    done = run_verb("prepare", *mix, "data.rows=6", "data.pool.weights.systemchat-2.0=1", "data.filters.max_tokens=9")
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,169 @@
+"""Properties of mixes with weights, caps, filters, ranks and near-duplicates on, whatever the data."""
+
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.data.conftest import files, write_jsonl
+from tometune.config.data import DataConfig, PoolOrder
+from tometune.config.errors import UserError
+from tometune.config.filters import FiltersConfig, NearDedupConfig, ScorerConfig, ScorerKind
+from tometune.data import parallel
+from tometune.data.mix import build_mix
+
+SOURCES = ("a", "b", "c-3.2")
+WORDS = [f"w{number}" for number in range(40)]
+
+
+def row(number, source, score=None):
+    """Return a row whose words, but for one, are shared by rows of numbers that are equal but for their last digit."""
+    words = random.Random(number // 10).choices(WORDS, k=25)
+    words[number % 10] = f"x{number}"
+    turns = [{"from": "human", "value": " ".join(words)}, {"from": "gpt", "value": f"answer {number // 10}"}]
+    return {"conversations": turns, "dataset": source, "score": score}
+
+
+ROWS = st.lists(
+    st.builds(row, st.integers(0, 150), st.sampled_from(SOURCES), st.sampled_from([0.5, 1.0, 2.5])),
+    min_size=1,
+    max_size=80,
+)
+WEIGHTS = st.sampled_from([{}, {"a": 0.5}, {"a": 0.25, "c-3.2": 0.1}, {"b": 0.0}, {"a": 0.5, "b": 0.3, "c-3.2": 0.2}])
+CAPS = st.sampled_from([{}, {"a": 5}, {"b": 1, "c-3.2": 3}])
+
+
+def most(mix):
+    """Return the largest mix there is, by what the error of a larger one proposes."""
+    with pytest.raises(UserError) as caught:
+        mix(10_000)
+    return int(str(caught.value).rpartition("data.rows=")[2])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    base=ROWS,
+    pool=ROWS,
+    seed=st.integers(0, 99),
+    weights=WEIGHTS,
+    caps=CAPS,
+    order=st.sampled_from(PoolOrder),
+    threshold=st.sampled_from([None, 0.6]),
+    least=st.sampled_from([None, 1.0]),
+    share=st.floats(0, 1),
+)
+def test_nested_disjoint_exact_and_free_of_files(base, pool, seed, weights, caps, order, threshold, least, share):
+    pool = [*pool, *(row(1000 + number, source, 3.0) for number, source in enumerate(SOURCES))]  # all sources are there
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_jsonl(folder / "base.jsonl", base)
+        write_jsonl(folder / "one" / "pool.jsonl", pool)
+        shuffled = random.Random(seed).sample(pool, len(pool))
+        for part in range(3):
+            write_jsonl(folder / "three" / f"{part}.jsonl", shuffled[part::3])
+
+        def mix(rows, where="one"):
+            config = DataConfig(
+                rows=rows,
+                base=files(folder / "base.jsonl"),
+                pool=files(folder / where, weights=weights, caps=caps, order=order),
+                filters=FiltersConfig(min_score=least),
+                near_dedup=NearDedupConfig(threshold=threshold),
+                scorer=ScorerConfig(kind=ScorerKind.column),
+            )
+            return build_mix(config, seed, folder / "cache")
+
+        largest = most(mix)
+        large = mix(largest)
+        size = len(base) + round(share * (largest - len(base)))
+        small = mix(size)
+        assert (len(large.dataset), len(small.dataset)) == (largest, size)
+        assert large.row_ids[:size] == small.row_ids
+        assert mix(largest, "three").row_ids == large.row_ids
+        assert mix(largest, "three").sources == large.sources
+        added = [row_id.partition(":")[2] for row_id in large.row_ids[len(base) :]]
+        assert len(set(added)) == len(added)
+        assert not set(added) & {row_id.partition(":")[2][:32] for row_id in large.row_ids[: len(base)]}
+        counts = Counter(large.dataset["source"][len(base) :])
+        for source, weight in weights.items():
+            assert abs(counts[source] - weight * len(added)) <= len(weights) + 1
+        assert all(counts[source] <= cap for source, cap in caps.items())
+
+
+def test_any_number_of_cores(tmp_path, monkeypatch):
+    """Three processes, two, or none; in pieces of a few rows, so that there is enough to share out."""
+    monkeypatch.setattr("tometune.data.readers.BATCH", 50)
+    pool = [row(number, SOURCES[number % 3], 1.0) for number in range(2000)]
+    write_jsonl(tmp_path / "pool.jsonl", [*pool, {"conversations": []}])
+    write_jsonl(tmp_path / "base.jsonl", pool[::40])
+    found = []
+    for cores in (1, 2, 3):
+        monkeypatch.setattr(parallel, "cores", lambda cores=cores: cores)
+        config = DataConfig(
+            rows=300,
+            base=files(tmp_path / "base.jsonl"),
+            pool=files(tmp_path / "pool.jsonl", order=PoolOrder.best, weights={"a": 0.5}),
+            near_dedup=NearDedupConfig(threshold=0.9),
+        )
+        mix = build_mix(config, 0, tmp_path / f"cache{cores}")
+        found.append((mix.row_ids, mix.facts, mix.dataset.to_list()))
+    assert found[0] == found[1] == found[2]
+
+
+def test_weights_are_shares_of_the_added_rows(mix_of, tmp_path):
+    pool = [row(number * 10, "a") for number in range(100)]
+    pool += [row(1000 + number * 10, "b") for number in range(100)]
+    pool += [row(2000 + number * 10, "c-3.2") for number in range(50)]
+    base = [row(5000, "base")]
+
+    def sources(rows, **options):
+        config = DataConfig(
+            rows=rows,
+            base=files(write_jsonl(tmp_path / "base.jsonl", base)),
+            pool=files(write_jsonl(tmp_path / "pool.jsonl", pool), **options),
+        )
+        return build_mix(config, 0, tmp_path / "cache").sources
+
+    assert sources(101, weights={"c-3.2": 0.4})["c-3.2"] == 40
+    rest = sources(101, weights={"c-3.2": 0.4})
+    assert rest["a"] + rest["b"] == 60
+    assert 20 <= rest["a"] <= 40  # as many as of b are in the pool
+    assert "a" not in sources(101, weights={"a": 0})
+    assert sources(101, caps={"a": 3})["a"] == 3
+    with pytest.raises(UserError, match=r"weights\.c-3\.1: the pool has no such source; did you mean c-3\.2\?"):
+        sources(101, weights={"c-3.1": 0.4})
+    with pytest.raises(
+        UserError, match=r"126 can be added in these shares, since c-3\.2 has 50 rows, and data.rows=201 "
+    ):
+        sources(201, weights={"c-3.2": 0.4})
+    assert sources(126, weights={"c-3.2": 0.4})["c-3.2"] == 50
+
+
+def test_the_best_rows_are_added(tmp_path):
+    pool = [row(number * 10, "p", score=number % 50) for number in range(100)]
+    config = DataConfig(
+        rows=11,
+        base=files(write_jsonl(tmp_path / "base.jsonl", [row(5000, "base")])),
+        pool=files(write_jsonl(tmp_path / "pool.jsonl", pool), order=PoolOrder.best),
+        scorer=ScorerConfig(kind=ScorerKind.column),
+    )
+    one, other = (build_mix(config, seed, tmp_path / "cache") for seed in (0, 1))
+    assert one.row_ids == other.row_ids  # no draw in it
+    answers = {int(messages[1]["content"].split()[1]) % 50 for messages in one.dataset["messages"][1:]}
+    assert answers == {45, 46, 47, 48, 49}
+
+
+@pytest.mark.parametrize("pool", [[row(10, "a")] * 30, [row(10, "a"), row(20, "b")]])
+def test_a_pool_of_nothing_but_repeats(tmp_path, pool):
+    base = [row(10, "a"), row(20, "a")]
+    config = DataConfig(
+        rows=4,
+        base=files(write_jsonl(tmp_path / "base.jsonl", base)),
+        pool=files(write_jsonl(tmp_path / "pool.jsonl", pool)),
+    )
+    with pytest.raises(UserError, match=r"data\.pool: 0 usable rows of \d+ \(in the base: \d+, .*or set data\.rows=2$"):
+        build_mix(config, 0, tmp_path / "cache")

@@ -1,0 +1,1 @@
+"""What decides beside its text whether a row may be drawn: filters, near-duplicates, scores."""
