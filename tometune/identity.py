@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from tometune.config.identity import in_identity
 from tometune.config.root import Config
 
 MEANING = 1
@@ -31,10 +32,11 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
 
 
 def content_of(value: Any) -> Any:
-    """Turn dataclasses into dicts of the fields that are part of a run's identity (see `NOT_IDENTITY`)."""
+    """Turn dataclasses into dicts of the fields that are part of a run's identity (see `tometune.config.identity`)."""
     if is_dataclass(value):
-        kept = (f.name for f in fields(value) if f.metadata.get("identity", True))
-        return {name: content_of(getattr(value, name)) for name in kept}
+        values = {field: getattr(value, field.name) for field in fields(value)}
+        kept = {f: v for f, v in values.items() if in_identity(f.metadata.get("identity", True), v)}
+        return {field.name: content_of(inner) for field, inner in kept.items()}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):

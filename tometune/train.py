@@ -17,7 +17,7 @@ from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.distributed import agree, connect, first_alone, is_first
 from tometune.identity import plain
 from tometune.imports import quick_imports
-from tometune.inputs import cache_folder, fingerprints
+from tometune.inputs import cache_folder, fingerprints, mix_of
 from tometune.run import Run
 from tometune.sweep import around
 from tometune.sweep.calibration import measured, remember, shape
@@ -153,7 +153,6 @@ def experiment(run: Run, config: Config) -> None:
         UserError: the model, the data or a task does not allow this run.
     """
     with quick_imports():
-        from tometune.data.mix import build_mix
         from tometune.data.tokens import tokenise
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
@@ -173,7 +172,7 @@ def experiment(run: Run, config: Config) -> None:
         with first_alone():  # the other processes of torchrun find it all in the cache
             tasks = load_tasks(config.eval)
             tokenizer = load_tokenizer(config.model, cache)
-            mix = build_mix(config.data, config.seeds.data, cache)
+            mix = mix_of(config, cache)
             tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
         data = {"name": mix.name, "digest": mix.digest, **asdict(tokens.counts)}
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.identity import NOT_IDENTITY
+from tometune.config.identity import NOT_IDENTITY, identity_if
 from tometune.config.rules import at_least, file_name
 
 
@@ -24,6 +24,14 @@ class RowFormat(StrEnum):
     messages = "messages"
     alpaca = "alpaca"
     prompt_completion = "prompt_completion"
+
+
+class Contamination(StrEnum):
+    """What to do about rows that share a run of words with an evaluation example."""
+
+    report = "report"
+    drop = "drop"
+    fail = "fail"
 
 
 @dataclass
@@ -73,6 +81,13 @@ class DataConfig:
 
     pool: SourceConfig | None = None
     """Added rows are drawn from here; first, rows whose normalised text is in the base or earlier in the pool go."""
+
+    contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
+    """What to do about rows that share 13 words in a row with an example of `eval.tasks`, see docs/contamination.md.
+
+    `report` has `prepare` tell how many there are, `drop` draws from the others (so it makes other runs), `fail` stops
+    `prepare` and `train` if there is one in the mix.
+    """
 
 
 def data_problems(data: DataConfig) -> Iterator[str]:

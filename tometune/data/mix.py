@@ -11,7 +11,7 @@ of them by a seeded draw, for trying things out; then too, pool rows whose text 
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
-from tometune.config.data import DataConfig, SourceConfig, SourceKind
+from tometune.config.data import Contamination, DataConfig, SourceConfig, SourceKind
 from tometune.config.errors import UserError
+from tometune.data.contamination.overlaps import HeldOut, overlapping
 from tometune.data.standardise import Standardised, standardise
 from tometune.seeding import stream
 
@@ -50,35 +51,41 @@ class Mix:
     facts: dict[str, Any]
     """What was read, dropped, mended and excluded, for `base` and `pool`."""
 
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By reason, a few of the rows that were left out: `origin`, `source`, `messages`."""
+
     def manifest(self) -> dict[str, Any]:
         """Return what mix.json holds: everything but the texts."""
         counts = {"rows": len(self.row_ids), "sources": self.sources, **self.facts}
         return {"name": self.name, "seed": self.seed, "digest": self.digest, **counts, "row_ids": self.row_ids}
 
 
-def build_mix(config: DataConfig, seed: int, cache: Path) -> Mix:
+def build_mix(config: DataConfig, seed: int, cache: Path, held_out: HeldOut | None = None) -> Mix:
     """Build the mix of a config; the same config, inputs and seed give the same rows on any machine.
 
     Args:
         config: base, pool and the exact number of rows.
         seed: of the draw, `seeds.data`.
         cache: root of the cache; standardised sources are kept there.
+        held_out: the texts of the evaluation, which `data.contamination=drop` cannot do without; see `inputs.mix_of`.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
     """
     base = standardise(config.base, "data.base", cache)
     wanted = config.base.rows if config.base.rows is not None else len(base.rows)
-    _enough(base, wanted, config)
-    base_order = _draw(_keys(base), wanted, seed, "base") if len(base.rows) > wanted else np.arange(wanted)
+    tainted, left_out = _contaminated(base, config, held_out, cache)
+    clean = np.flatnonzero(~tainted)
+    _enough(base, wanted, config, len(clean))
+    base_order = clean[_draw(_keys(base)[clean], wanted, seed, "base")] if len(clean) > wanted else clean
     drawn = [(base, base_order)]
     row_ids = _ids("base", _keys(base)[base_order])
-    facts: dict[str, Any] = {"base": {**_facts(base), "rows": wanted}}
+    facts: dict[str, Any] = {"base": {**_facts(base), **left_out, "rows": wanted}}
     added = config.rows - wanted
     if added < 0:
         raise UserError(f"data.rows={config.rows}: is less than the base's {wanted}; set data.base.rows={config.rows}")
     if added:
-        pool, chosen, facts["pool"] = _add(config, added, base, seed, cache)
+        pool, chosen, facts["pool"] = _add(config, added, base, seed, cache, held_out)
         drawn.append((pool, chosen))
         row_ids += _ids("pool", _keys(pool)[chosen])
     dataset = concatenate_datasets([part.rows.select(order).remove_columns("key") for part, order in drawn])
@@ -87,7 +94,7 @@ def build_mix(config: DataConfig, seed: int, cache: Path) -> Mix:
 
 
 def _add(
-    config: DataConfig, added: int, base: Standardised, seed: int, cache: Path
+    config: DataConfig, added: int, base: Standardised, seed: int, cache: Path, held_out: HeldOut | None
 ) -> tuple[Standardised, np.ndarray, dict[str, Any]]:
     """Draw rows from the pool; returns it, the numbers of the rows and what was counted on the way."""
     if config.pool is None:
@@ -106,23 +113,42 @@ def _add(
     _, first = np.unique(keys, return_index=True)
     in_base = np.isin(keys, _keys(base))
     eligible = first[~in_base[first]]  # np.unique returns them in order of their keys, whatever the files' order
+    tainted, left_out = _contaminated(pool, config, held_out, cache)
+    eligible = eligible[~tainted[eligible]]
     excluded = {"in_base": int(in_base.sum()), "repeats": len(keys) - len(first)}
     if len(eligible) < added:
         raise UserError(
             f"data.pool: {len(eligible):,} usable rows of {pool.read:,} (in the base: {excluded['in_base']:,}, "
-            f"repeats: {excluded['repeats']:,}, dropped: {_total(pool.dropped):,}), but data.rows={config.rows} needs "
+            f"repeats: {excluded['repeats']:,}, dropped: {_total(pool.dropped):,}{_told(left_out)}), but data.rows={config.rows} needs "
             f"{added:,} of them; add rows to the pool, or set data.rows={config.rows - added + len(eligible)}"
         )
     chosen = eligible[stream(seed, "data").permutation(len(eligible))[:added]]
-    facts = {**_facts(pool), "excluded": excluded, "eligible": len(eligible), "rows": added}
+    facts = {**_facts(pool), **left_out, "excluded": excluded, "eligible": len(eligible), "rows": added}
     return pool, chosen, facts
 
 
-def _enough(base: Standardised, wanted: int, config: DataConfig) -> None:
+def _contaminated(
+    source: Standardised, config: DataConfig, held_out: HeldOut | None, cache: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return which rows are to be left out for what they share with the evaluation, and the counts of that."""
+    if config.contamination is not Contamination.drop:
+        return np.zeros(len(source.rows), dtype=bool), {}
+    if held_out is None:
+        raise ValueError("data.contamination=drop needs the texts of the evaluation")
+    tainted, counts = overlapping(source, held_out, cache)
+    return tainted, {"contaminated": counts, "contaminated_rows": int(tainted.sum())}
+
+
+def _told(left_out: dict[str, Any]) -> str:
+    """Say how many rows went for what they share with the evaluation, where any did."""
+    count = left_out.get("contaminated_rows")
+    return f", data.contamination=drop: {count:,}" if count else ""
+
+
+def _enough(base: Standardised, wanted: int, config: DataConfig, found: int) -> None:
     """Check that the base has the rows it should have."""
     _not_empty(base, config.base, "data.base")
-    found = len(base.rows)
-    if found == 0:
+    if len(base.rows) == 0:
         raise UserError(
             f"data.base: none of its {_rows(base.read)} is usable ({_total(base.dropped):,} dropped); {_why(base)}; "
             "a row needs a turn of the user and an answer of the assistant"
@@ -130,8 +156,9 @@ def _enough(base: Standardised, wanted: int, config: DataConfig) -> None:
     if found < wanted:
         alone = config.pool is None and config.base.rows == config.rows
         fix = f"data.rows={found}" if alone else f"data.base.rows={found}"
+        told = _told({"contaminated_rows": len(base.rows) - found})
         raise UserError(
-            f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({_why(base)}); set {fix}"
+            f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({_why(base)}{told}); set {fix}"
         )
 
 
