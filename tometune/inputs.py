@@ -107,8 +107,9 @@ def _refuse(found: "MixOverlaps") -> None:
     if not found.overlapping:
         return
     first = found.shown[0]
+    examples = ", ".join(f"{count:,} examples of {task}" for task, count in found.touched.items())
+    shared = " ".join(first["shared"].split()[:13])
     raise UserError(
-        f"data.contamination=fail: {found.overlapping:,} of {found.rows:,} rows share a run of words with "
-        f"{', '.join(f'{count:,} examples of {task}' for task, count in found.touched.items())}, e.g. {first['source']} "
-        f"with {first['example']}: {' '.join(first['shared'].split()[:13])!r}; leave them out by data.contamination=drop"
+        f"data.contamination=fail: {found.overlapping:,} of {found.rows:,} rows share a run of words with {examples}, "
+        f"e.g. {first['source']} with {first['example']}: {shared!r}; leave them out by data.contamination=drop"
     )

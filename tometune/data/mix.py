@@ -117,9 +117,10 @@ def _add(
     eligible = eligible[~tainted[eligible]]
     excluded = {"in_base": int(in_base.sum()), "repeats": len(keys) - len(first)}
     if len(eligible) < added:
+        told = _told(left_out)
         raise UserError(
             f"data.pool: {len(eligible):,} usable rows of {pool.read:,} (in the base: {excluded['in_base']:,}, "
-            f"repeats: {excluded['repeats']:,}, dropped: {_total(pool.dropped):,}{_told(left_out)}), but data.rows={config.rows} needs "
+            f"repeats: {excluded['repeats']:,}, dropped: {_total(pool.dropped):,}{told}), but data.rows={config.rows} needs "
             f"{added:,} of them; add rows to the pool, or set data.rows={config.rows - added + len(eligible)}"
         )
     chosen = eligible[stream(seed, "data").permutation(len(eligible))[:added]]
@@ -156,9 +157,9 @@ def _enough(base: Standardised, wanted: int, config: DataConfig, found: int) -> 
     if found < wanted:
         alone = config.pool is None and config.base.rows == config.rows
         fix = f"data.rows={found}" if alone else f"data.base.rows={found}"
-        told = _told({"contaminated_rows": len(base.rows) - found})
+        why = _why(base) + _told({"contaminated_rows": len(base.rows) - found})
         raise UserError(
-            f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({_why(base)}{told}); set {fix}"
+            f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({why}); set {fix}"
         )
 
 

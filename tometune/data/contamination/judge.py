@@ -67,7 +67,8 @@ class _Runs:
     def __getitem__(self, text: int) -> np.ndarray:
         """Return the numbers of a text's runs."""
         start, end = np.searchsorted(self._texts, [text, text + 1])
-        return self._runs[start:end]
+        runs: np.ndarray = self._runs[start:end]
+        return runs
 
 
 def _stretches(index: Index, found: Found) -> np.ndarray:
