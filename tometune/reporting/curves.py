@@ -72,8 +72,15 @@ def composition(cells: Sequence[Cell]) -> str | None:
         found = sources(next(iter(cell.runs.values())).folder)
         if found:
             mixes.setdefault(cell.data, found)
-    if not mixes:
-        return None
+    return stacked(mixes) if mixes else None
+
+
+def stacked(mixes: Mapping[str, Mapping[str, int]]) -> str:
+    """Draw the rows by source of several mixes, a bar each.
+
+    Args:
+        mixes: rows by source, by the name of the mix.
+    """
     total: Counter[str] = Counter()
     for counts in mixes.values():
         total.update(counts)
