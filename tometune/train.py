@@ -48,7 +48,10 @@ def after_sweep(jobs: Jobs) -> int:
 @partial(
     verb,
     hooks=Hooks(before_sweep, after_sweep),
-    ignores={"run": "only evaluate reads it; train finds the run of its config by itself"},
+    ignores={
+        "run": "only evaluate reads it; train finds the run of its config by itself",
+        "compare": "only prepare reads it; leave it out",
+    },
 )
 def main(config: Config) -> float | None:
     """Carry the experiment out, or find that it is done, and show what came of it.

@@ -120,8 +120,8 @@ def _add(
         told = _told(left_out)
         raise UserError(
             f"data.pool: {len(eligible):,} usable rows of {pool.read:,} (in the base: {excluded['in_base']:,}, "
-            f"repeats: {excluded['repeats']:,}, dropped: {_total(pool.dropped):,}{told}), but data.rows={config.rows} needs "
-            f"{added:,} of them; add rows to the pool, or set data.rows={config.rows - added + len(eligible)}"
+            f"repeats: {excluded['repeats']:,}, dropped: {_total(pool.dropped):,}{told}), but data.rows={config.rows} "
+            f"needs {added:,} of them; add rows to the pool, or set data.rows={config.rows - added + len(eligible)}"
         )
     chosen = eligible[stream(seed, "data").permutation(len(eligible))[:added]]
     facts = {**_facts(pool), **left_out, "excluded": excluded, "eligible": len(eligible), "rows": added}

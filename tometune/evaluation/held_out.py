@@ -4,14 +4,14 @@ Fields, not prompts: the words of a prompt template are in all of them and in mu
 task count, whatever the limits, so that trying something out with few of them draws the same mix.
 """
 
+import json
 from collections.abc import Iterator
-from dataclasses import replace
 from string import Formatter
 
-from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
+from tometune.config.eval import EvalConfig, TaskConfig
 from tometune.evaluation.sources import Row, read_rows
-from tometune.evaluation.tasks import load_task
-from tometune.evaluation.templates import collect, reach, render
+from tometune.evaluation.tasks import examples_of, rendered
+from tometune.evaluation.templates import collect, reach
 
 Text = tuple[str, str, str]
 """Task, example, text."""
@@ -30,25 +30,22 @@ def held_out_of(name: str, task: TaskConfig) -> list[Text]:
     """Return the texts of one task.
 
     Raises:
-        UserError: the source is missing or broken, a field is unknown, or an example has no reference.
+        UserError: the source is missing or broken, a field is unknown, an example has no reference, or an id is twice.
     """
     key = f"eval.tasks.{name}"
     rows = read_rows(key, task)
-    identifiers = [str(row.fields.get("id", number)) for number, row in enumerate(rows)]
-    wanted = set(identifiers)
-    if task.kind is TaskKind.pydocs:  # the rows of the other part, validation or test, are another task's
-        wanted = {example.id for example in load_task(name, replace(task, limit=None)).examples}
-    return [
-        (name, identifier, text)
-        for identifier, row in zip(identifiers, rows, strict=True)
-        if identifier in wanted
-        for text in _texts(key, task, row)
-    ]
+    examples, order = examples_of(key, task, rows)
+    owner = {json.dumps(example.messages): example.id for example in examples}
+    wanted = {examples[number].id for number in order}
+    found = []
+    for number, row in enumerate(rows):
+        example = owner[json.dumps(rendered(key, task, row, number).messages)]  # rows of one prompt are one example
+        found += [(name, example, text) for text in _texts(key, task, row)] if example in wanted else []
+    return found
 
 
 def _texts(key: str, task: TaskConfig, row: Row) -> Iterator[str]:
     """Yield the fields of a row that its prompt shows, and its references."""
-    render(task.prompt, row.fields, f"{key}.prompt", row.origin)  # tells what is wrong with the template or the row
     for _, name, _, _ in Formatter().parse(task.prompt):
         if name:
             yield ", ".join(reach(row.fields, name))

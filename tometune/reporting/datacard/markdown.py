@@ -13,8 +13,8 @@ def card_markdown(card: Values) -> str:
     """Return the card of a mix."""
     parts = f": {card['base']:,} of the base, {card['pool']:,} of the pool" if card["pool"] else ""
     tokens = f", {much(card['tokens']['sum'])} tokens" if card["tokens"] else ""
-    lines = [f"# {inline(card['name'])}: data card", "", f"{card['rows']:,} conversations{parts}. "
-        f"{much(card['characters']['sum'])} characters{tokens}, {card['turns']['mean']:.1f} turns a row.", ""]  # fmt: skip
+    size = f"{much(card['characters']['sum'])} characters{tokens}, {card['turns']['mean']:.1f} turns a row."
+    lines = [f"# {inline(card['name'])}: data card", "", f"{card['rows']:,} conversations{parts}. {size}", ""]
     prints = [f"{origin} `{print_}`" for origin, print_ in card["fingerprints"].items()]
     lines += [f"seeds.data={card['seed']}, digest `{card['digest']}`, {', '.join(prints)}", ""]
     lines += ["## Sources", "", *_sources(card), ""]
@@ -66,8 +66,10 @@ def _contamination(found: Values) -> list[str]:
         lines += table(("task", "examples", "of them found", "rows", "share of rows", "by source"), rows)
     else:
         lines.append("Not looked for: no text of a task was at hand.")
-    shown = [(entry["task"], entry["example"], f"{entry['origin']}, {entry['source']}", str(entry["words"]), entry["shared"])
-        for entry in found["shown"]]  # fmt: skip
+    shown = [
+        (entry["task"], entry["example"], f"{entry['origin']}, {entry['source']}", str(entry["words"]), entry["shared"])
+        for entry in found["shown"]
+    ]
     lines += ["", *table(("task", "example", "row of", "words", "longest run shared"), shown)] if shown else []
     for task, reason in found["unchecked"].items():
         lines += ["", f"{inline(task)} was not looked for: {inline(reason)}"]
@@ -86,11 +88,13 @@ def compare_markdown(difference: Values) -> str:
     return "\n".join([*lines, *table(head, rows)]) + "\n"
 
 
-def numbers(difference: Values) -> list[tuple[str, str, str, str]]:
+def numbers(difference: Values) -> list[tuple[str, ...]]:
     """Return the numbers of two mixes side by side: what, of the first, of the second, the difference."""
     one, two = difference["sides"]
-    rows = [(name, f"{one[key]:,}", f"{two[key]:,}", f"{one[key] - two[key]:+,}")
-        for name, key in (("rows", "rows"), ("sources", "sources"), ("rows that repeat another", "repeats"))]  # fmt: skip
+    counts = (("rows", "rows"), ("sources", "sources"), ("rows that repeat another", "repeats"))
+    rows: list[tuple[str, ...]] = [
+        (name, f"{one[key]:,}", f"{two[key]:,}", f"{one[key] - two[key]:+,}") for name, key in counts
+    ]
     for name, group, key, form in (
         ("characters", "characters", "sum", ",.0f"),
         ("characters a row, median", "characters", "median", ",.0f"),
