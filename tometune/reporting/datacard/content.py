@@ -20,6 +20,15 @@ WORDS = {
 }
 """Reasons in words; others are shown as they are called."""
 
+SHORT = {
+    "no_assistant_turn": "without an answer",
+    "in_base": "in the base",
+    "repeats": "repeats",
+    "near_duplicates": "near-duplicates",
+    "contaminated": "in the evaluation",
+}
+"""The same where there is little room."""
+
 
 def sources(mix: Profile) -> list[dict[str, Any]]:
     """Return what there is to say of each source, the one with most rows first."""
@@ -35,19 +44,20 @@ def sources(mix: Profile) -> list[dict[str, Any]]:
 
 
 def way(facts: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
-    """Return the way from the rows of a base or pool that were read to those taken: name, rows, whether taken off."""
-    excluded = facts.get("excluded", {})
+    """Return the way from the rows of a base or pool that were read to those taken: name, rows, whether taken off.
+
+    A row that went for two reasons is counted under the first of them.
+    """
+    off = [*facts.get("excluded", {}).items(), *_later(facts)]
     rows = [("read", facts["read"], False)]
-    rows += [(reason, _total(counts), True) for reason, counts in facts["dropped"].items()]
-    taken_off = [(name, count) for name, count in _later(facts) if count]
-    both = 0
-    if "eligible" in facts:  # a row may have gone for two reasons
-        off = sum(excluded.values()) + sum(count for _, count in taken_off)
-        both = off - (facts["usable"] - facts["eligible"])
-    off_rows = [(name, count) for name, count in [*excluded.items(), *taken_off] if count]
-    rows += [(name, count, True) for name, count in off_rows]
+    rows += [(SHORT.get(reason, reason), _total(counts), True) for reason, counts in facts["dropped"].items()]
     if "eligible" in facts:
-        rows.append((f"left to draw from{' (some went for two reasons)' if both else ''}", facts["eligible"], False))
+        twice = sum(count for _, count in off) - (facts["usable"] - facts["eligible"])
+        for place, (name, count) in reversed(list(enumerate(off))):  # a row that went twice counts the first time
+            off[place] = (name, count - min(count, max(twice, 0)))
+            twice -= count - off[place][1]
+    rows += [(SHORT.get(name, name), count, True) for name, count in off if count]
+    rows += [("left to draw from", facts["eligible"], False)] if "eligible" in facts else []
     return [*rows, ("taken", facts["rows"], False)]
 
 

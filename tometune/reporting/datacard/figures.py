@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullLocator
 
 from tometune.data.profile import Profile
 from tometune.reporting.drawing import ACCENTS, GRID, HUES, INK, MUTED, as_svg, panels, styled
@@ -15,7 +16,7 @@ from tometune.reporting.drawing import ACCENTS, GRID, HUES, INK, MUTED, as_svg, 
 NAMED = 12
 """Sources drawn by name; the rest are one."""
 
-LETTERS = 26
+LETTERS = 30
 """Letters of a source's name in a picture."""
 
 BINS = 44
@@ -67,13 +68,18 @@ def composition(mix: Profile) -> str:
         base = int(group.rows.sum()) - pool
         axis.barh(place, base, height=0.66, color=BASE)
         axis.barh(place, pool, left=base, height=0.66, color=POOL)
-        axis.text(base + pool, place, f"  {base + pool:,} ({(base + pool) / len(mix):.1%})", va="center", color=INK)
+        _told(axis, base + pool, place, f"{base + pool:,} ({(base + pool) / len(mix):.1%})")
     _bars(axis, [group.label for group in shown])
     if mix.pool.any():
         handles = [Patch(facecolor=BASE, label="from the base"), Patch(facecolor=POOL, label="from the pool")]
         figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1, handleheight=1)
     told = ", ".join(f"{group.label} {int(group.rows.sum()):,}" for group in shown)
     return as_svg(figure, "composition", f"Rows by source: {told}.")
+
+
+def _told(axis: Axes, end: float, place: int, text: str) -> None:
+    """Write a bar's number behind it."""
+    axis.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
 
 
 def _bars(axis: Axes, names: Sequence[str], margin: float = 0.16) -> None:
@@ -95,14 +101,15 @@ def shapes(mix: Profile, max_length: int | None = None) -> str:
     """
     shown = groups(mix)
     columns: list[tuple[str, np.ndarray]] = [("characters", mix.characters)]
-    columns += [("tokens", mix.tokens)] if mix.tokens is not None else []
+    trained = mix.tokens is not None and (mix.tokens > 0).any()
+    columns += [("tokens", mix.tokens)] if mix.tokens is not None and trained else []
     columns += [("turns", mix.turns)]
     figure, (axes,) = panels(1, len(columns), 9.6, 0.95 + 0.43 * len(shown), sharey=True)
     for axis, (name, values) in zip(axes, columns, strict=True):
         axis.set_title(name)
         draw = _turns if name == "turns" else _lengths
-        draw(axis, [(group.rows, values) for group in shown])
-    if mix.tokens is not None and max_length is not None and (mix.tokens >= max_length).any():
+        draw(axis, [(group.rows & (values > 0), values) for group in shown])
+    if trained and mix.tokens is not None and max_length is not None and (mix.tokens >= max_length).any():
         axes[1].axvline(max_length, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
     axes[0].set_yticks(range(len(shown)), [group.label for group in shown])
     axes[0].set_ylim(len(shown) - 0.7, -1.02)
@@ -119,15 +126,21 @@ def _lengths(axis: Axes, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None
         chosen = np.clip(values[rows], edges[0], edges[-1])
         counts, _ = np.histogram(chosen, edges)
         _line(axis, place, edges, counts)
-        median = float(np.median(chosen))
+        median = float(np.median(chosen)) if len(chosen) else edges[0]
         axis.plot([median, median], [place, place - 0.16], color=INK, linewidth=1.3)
-    axis.set_xscale("log")
     axis.set_xlim(edges[0], edges[-1])
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value < 1000 else f"{value / 1000:g}k")
-    axis.tick_params(axis="x", which="minor", length=0, labelbottom=False)
+    _logarithmic(axis)
     axis.grid(visible=True, axis="x")
     axis.grid(visible=False, axis="y")
     axis.spines["bottom"].set_visible(False)
+
+
+def _logarithmic(axis: Axes) -> None:
+    """Make the x axis logarithmic, with a tick at 1 and 3 of every power of ten."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=12))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value < 1000 else f"{value / 1000:g}k")
 
 
 def _turns(axis: Axes, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -137,6 +150,7 @@ def _turns(axis: Axes, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         counts, _ = np.histogram(np.clip(values[rows], 1, MOST_TURNS), edges)
         _line(axis, place, edges, counts)
     ticks = range(2, MOST_TURNS + 1, 2)
+    axis.set_xlim(edges[0], edges[-1])
     axis.set_xticks(ticks, [f"{tick}+" if tick == MOST_TURNS else str(tick) for tick in ticks])
     axis.grid(visible=False)
     axis.spines["bottom"].set_visible(False)
@@ -164,7 +178,7 @@ def steps(rows: Sequence[tuple[str, int, bool]], name: str) -> str | None:
         start = left - number if off else 0
         left = left - number if off else number
         axis.barh(place, number, left=max(start, 0), height=0.66, color=POOL if off else BASE)
-        axis.text(max(start, 0) + number, place, f"  {'− ' if off else ''}{number:,}", va="center", color=INK)
+        _told(axis, max(start, 0) + number, place, f"{'− ' if off else ''}{number:,}")
     _bars(axis, [label(text) for text, _, _ in rows])
     told = "; ".join(f"{text}: {number:,}" for text, number, _ in rows)
     return as_svg(figure, f"steps-{name}", f"From the rows of the {name} read to those taken. {told}.")
@@ -173,8 +187,8 @@ def steps(rows: Sequence[tuple[str, int, bool]], name: str) -> str | None:
 def overlaid(pair: Mapping[str, Profile]) -> str:
     """Draw the histograms of two mixes over each other: characters, tokens where both have them, turns, scores."""
     columns: list[tuple[str, Callable[[Profile], np.ndarray | None], bool]] = [
-        ("characters", lambda mix: mix.characters, True),
-        ("tokens", lambda mix: mix.tokens, True),
+        ("characters", lambda mix: mix.characters[mix.characters > 0], True),
+        ("tokens", lambda mix: None if mix.tokens is None else mix.tokens[mix.tokens > 0], True),
         ("turns", lambda mix: np.clip(mix.turns, 1, MOST_TURNS), False),
         ("score", lambda mix: None if mix.scores is None else mix.scores[~np.isnan(mix.scores)], False),
     ]
@@ -205,8 +219,6 @@ def _pair(axis: Axes, name: str, values: Sequence[np.ndarray], log: bool) -> Non
         axis.stairs(counts / len(value), edges, fill=True, color=ACCENTS[number], alpha=0.3)
         axis.stairs(counts / len(value), edges, color=ACCENTS[number], linewidth=1.2)
     if log:
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value < 1000 else f"{value / 1000:g}k")
-        axis.tick_params(axis="x", which="minor", length=0, labelbottom=False)
+        _logarithmic(axis)
     axis.set_ylim(0)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

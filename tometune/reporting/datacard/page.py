@@ -33,11 +33,17 @@ def card_page(card: Mapping[str, Any], mix: Profile, max_length: int | None) -> 
         mix: the values of its rows.
         max_length: tokens at which rows were cut.
     """
+    shared = {
+        figures.label(task["task"]): {figures.label(name): count for name, count in task["sources"].items()}
+        for task in card["contamination"]["tasks"]
+        if task["rows"]
+    }
     with figures.drawing():
         steps = {origin: figures.steps(rows, origin) for origin, rows in card["ways"].items()}
         pictures = {
             "composition": Markup(figures.composition(mix)),  # noqa: S704 - drawn by us
             "shapes": Markup(figures.shapes(mix, max_length)),  # noqa: S704
+            "overlaps": Markup(stacked(shared)) if shared else None,  # noqa: S704
             "steps": {origin: svg and Markup(svg) for origin, svg in steps.items()},  # noqa: S704
         }
     return _templates().get_template(CARD).render(card=card, pictures=pictures, max_length=max_length)
