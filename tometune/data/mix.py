@@ -29,6 +29,9 @@ from tometune.seeding import stream
 
 log = logging.getLogger(__name__)
 
+EXAMPLES = 5
+"""Rows that a mix keeps of what was left out for one reason."""
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -74,7 +77,8 @@ def build_mix(config: DataConfig, seed: int, cache: Path, held_out: HeldOut | No
     """
     base = standardise(config.base, "data.base", cache)
     wanted = config.base.rows if config.base.rows is not None else len(base.rows)
-    tainted, left_out = _contaminated(base, config, held_out, cache)
+    examples: dict[str, list[dict[str, Any]]] = {}
+    tainted, left_out = _contaminated(base, "base", config, held_out, cache, examples)
     clean = np.flatnonzero(~tainted)
     _enough(base, wanted, config, len(clean))
     base_order = clean[_draw(_keys(base)[clean], wanted, seed, "base")] if len(clean) > wanted else clean
@@ -85,16 +89,22 @@ def build_mix(config: DataConfig, seed: int, cache: Path, held_out: HeldOut | No
     if added < 0:
         raise UserError(f"data.rows={config.rows}: is less than the base's {wanted}; set data.base.rows={config.rows}")
     if added:
-        pool, chosen, facts["pool"] = _add(config, added, base, seed, cache, held_out)
+        pool, chosen, facts["pool"] = _add(config, added, base, seed, cache, held_out, examples)
         drawn.append((pool, chosen))
         row_ids += _ids("pool", _keys(pool)[chosen])
     dataset = concatenate_datasets([part.rows.select(order).remove_columns("key") for part, order in drawn])
     digest = sha256("\n".join(row_ids).encode()).hexdigest()[:20]
-    return Mix(config.name, seed, dataset, row_ids, digest, _sources(drawn), facts)
+    return Mix(config.name, seed, dataset, row_ids, digest, _sources(drawn), facts, examples)
 
 
 def _add(
-    config: DataConfig, added: int, base: Standardised, seed: int, cache: Path, held_out: HeldOut | None
+    config: DataConfig,
+    added: int,
+    base: Standardised,
+    seed: int,
+    cache: Path,
+    held_out: HeldOut | None,
+    examples: dict[str, list[dict[str, Any]]],
 ) -> tuple[Standardised, np.ndarray, dict[str, Any]]:
     """Draw rows from the pool; returns it, the numbers of the rows and what was counted on the way."""
     if config.pool is None:
@@ -113,7 +123,7 @@ def _add(
     _, first = np.unique(keys, return_index=True)
     in_base = np.isin(keys, _keys(base))
     eligible = first[~in_base[first]]  # np.unique returns them in order of their keys, whatever the files' order
-    tainted, left_out = _contaminated(pool, config, held_out, cache)
+    tainted, left_out = _contaminated(pool, "pool", config, held_out, cache, examples)
     eligible = eligible[~tainted[eligible]]
     excluded = {"in_base": int(in_base.sum()), "repeats": len(keys) - len(first)}
     if len(eligible) < added:
@@ -129,14 +139,27 @@ def _add(
 
 
 def _contaminated(
-    source: Standardised, config: DataConfig, held_out: HeldOut | None, cache: Path
+    source: Standardised,
+    origin: str,
+    config: DataConfig,
+    held_out: HeldOut | None,
+    cache: Path,
+    examples: dict[str, list[dict[str, Any]]],
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return which rows are to be left out for what they share with the evaluation, and the counts of that."""
+    """Return which rows are to be left out for what they share with the evaluation, and the counts of that.
+
+    A few of the rows are added to `examples`.
+    """
     if config.contamination is not Contamination.drop:
         return np.zeros(len(source.rows), dtype=bool), {}
     if held_out is None:
         raise ValueError("data.contamination=drop needs the texts of the evaluation")
     tainted, counts = overlapping(source, held_out, cache)
+    for number in np.flatnonzero(tainted)[:EXAMPLES].tolist():
+        row = source.rows[number]
+        examples.setdefault("contaminated", []).append(
+            {"origin": origin, "source": row["source"], "messages": row["messages"]}
+        )
     return tainted, {"contaminated": counts, "contaminated_rows": int(tainted.sum())}
 
 

@@ -149,11 +149,16 @@ def _turns(axis: Axes, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     for place, (rows, values) in enumerate(parts):
         counts, _ = np.histogram(np.clip(values[rows], 1, MOST_TURNS), edges)
         _line(axis, place, edges, counts)
-    ticks = range(2, MOST_TURNS + 1, 2)
-    axis.set_xlim(edges[0], edges[-1])
-    axis.set_xticks(ticks, [f"{tick}+" if tick == MOST_TURNS else str(tick) for tick in ticks])
+    _counted(axis)
     axis.grid(visible=False)
     axis.spines["bottom"].set_visible(False)
+
+
+def _counted(axis: Axes) -> None:
+    """Mark numbers of turns along x."""
+    ticks = range(2, MOST_TURNS + 1, 2)
+    axis.set_xlim(0.5, MOST_TURNS + 0.5)
+    axis.set_xticks(ticks, [f"{tick}+" if tick == MOST_TURNS else str(tick) for tick in ticks])
 
 
 def _line(axis: Axes, place: int, edges: np.ndarray, counts: np.ndarray) -> None:
@@ -220,5 +225,7 @@ def _pair(axis: Axes, name: str, values: Sequence[np.ndarray], log: bool) -> Non
         axis.stairs(counts / len(value), edges, color=ACCENTS[number], linewidth=1.2)
     if log:
         _logarithmic(axis)
+    if name == "turns":
+        _counted(axis)
     axis.set_ylim(0)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
