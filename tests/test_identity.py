@@ -1,5 +1,6 @@
 import pytest
 
+from tometune.config.data import Contamination
 from tometune.config.eval import EngineKind
 from tometune.config.root import Config
 from tometune.identity import MEANING, content_hash, identity
@@ -15,6 +16,8 @@ INPUTS = {"model": "a", "data.base": "b"}
         ("trainer", "save_steps", 3, False),
         ("lora", "r", 8, True),
         ("seeds", "data", 7, True),
+        ("data", "contamination", Contamination.drop, True),
+        ("data", "contamination", Contamination.fail, False),
         ("eval", "limit", 5, True),
         ("eval", "batch_size", 5, True),
         ("eval", "engine", EngineKind.transformers, True),
@@ -34,3 +37,7 @@ def test_the_hash_covers_the_content_of_inputs_and_not_their_place() -> None:
     assert identity(here, INPUTS) == identity(there, INPUTS)
     assert identity(here, INPUTS) != identity(here, INPUTS | {"data.base": "other"})
     assert identity(here, INPUTS)["meaning"] == MEANING
+
+
+def test_a_report_of_contamination_leaves_the_hash_as_it_was_before_there_was_one() -> None:
+    assert "contamination" not in identity(Config(), INPUTS)["data"]

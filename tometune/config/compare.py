@@ -33,7 +33,7 @@ def compared(config: Config) -> Config:
     Raises:
         UserError: there is no mix of this name, it is the same one, or an override is wrong.
     """
-    name, *own = (config.compare or "").split()
+    name, *own = (config.compare or "").split() or [""]
     hydra = HydraConfig.get()
     given = list(hydra.overrides.task)
     search = [f"hydra.searchpath=[{','.join(_folders(hydra))}]"] if _folders(hydra) else []

@@ -40,14 +40,14 @@ def print_contamination(console: Console, found: MixOverlaps | None, unchecked: 
             words = entry["shared"].split()
             shown = " ".join(words[:WORDS]) + (" …" if entry["words"] > WORDS else "")
             told = f"  {entry['task']} {entry['example']}, {entry['source']}, {entry['words']} words: {shown}"
-            console.print(Text(told), soft_wrap=True)
+            console.print(Text(told))
         if clean:
-            console.print(Text(f"  none with {', '.join(clean)}"), soft_wrap=True)
+            console.print(Text(f"  none with {', '.join(clean)}"))
         if found.too_short:
             short = ", ".join(f"{task} {count:,}" for task, count in found.too_short.items())
-            console.print(Text(f"  not looked for, having fewer than {SHORTEST} words: {short}"), soft_wrap=True)
+            console.print(Text(f"  not looked for, having fewer than {SHORTEST} words: {short}"))
     for task, reason in unchecked.items():
-        console.print(Text(f"! not looked for in {task}: {reason}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"! not looked for in {task}: {reason}", style="yellow"))
 
 
 def print_difference(console: Console, difference: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ def print_difference(console: Console, difference: Mapping[str, Any]) -> None:
 
 def _title(console: Console, text: str) -> None:
     console.print()
-    console.print(Text(text, style="bold"), soft_wrap=True)
+    console.print(Text(text, style="bold"))
 
 
 def _table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
