@@ -46,8 +46,11 @@ def print_contamination(console: Console, found: MixOverlaps | None, unchecked: 
         if found.too_short:
             short = ", ".join(f"{task} {count:,}" for task, count in found.too_short.items())
             console.print(Text(f"  not looked for, having fewer than {SHORTEST} words: {short}"))
+    causes: dict[str, list[str]] = {}
     for task, reason in unchecked.items():
-        console.print(Text(f"! not looked for in {task}: {reason}", style="yellow"))
+        causes.setdefault(reason.partition(": ")[2] or reason, []).append(task)
+    for cause, tasks in causes.items():
+        console.print(Text(f"! evaluation texts not looked for in {', '.join(tasks)}: {cause}", style="yellow"))
 
 
 def print_difference(console: Console, difference: Mapping[str, Any]) -> None:
