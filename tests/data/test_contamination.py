@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.config.data import Contamination, DataConfig
 from tometune.config.errors import UserError
+from tometune.data.contamination import scan as scanning
 from tometune.data.contamination.index import RUN, HeldOutText, index_of
 from tometune.data.contamination.judge import COMMON, STRETCH, judge
 from tometune.data.contamination.overlaps import HeldOut, of_mix, overlaps
@@ -81,8 +82,9 @@ def test_folding_beyond_ascii(text: str, same: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_scan_finds_what_a_plain_search_finds(seed: int) -> None:
-    """With so few different words that runs abound."""
+def test_the_scan_finds_what_a_plain_search_finds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With so few different words that runs abound, and batches of a few rows."""
+    monkeypatch.setattr(scanning, "HEAVY", 5_000)
     random_ = random.Random(seed)
     vocabulary = ["alpha", "b", "extraordinarily-antidisestablishmentarian", "Ünïcode"]
     made = [" ".join(random_.choices(vocabulary[seed : seed + 2], k=random_.randrange(60))) for _ in range(300)]

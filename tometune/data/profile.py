@@ -101,7 +101,7 @@ def _columns(table: pa.Table) -> dict[str, Any]:
     characters = pc.fill_null(pc.utf8_length(pc.struct_field(turns, "content")), 0).to_numpy(zero_copy_only=False)
     spoken = pc.not_equal(pc.struct_field(turns, "role"), "system").to_numpy(zero_copy_only=False)
     found = {
-        "source": pc.fill_null(table.column("source").combine_chunks(), "none"),
+        "source": pc.fill_null(table.column("source").combine_chunks().cast(pa.string()), "none"),
         "characters": np.add.reduceat(characters.astype(np.int64), starts),  # no conversation is without a turn
         "turns": np.add.reduceat(spoken.astype(np.int64), starts),
     }

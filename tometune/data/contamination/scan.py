@@ -14,6 +14,9 @@ from tometune.data.contamination.words import Words, joined_turns, words_of
 ROWS = 2_000
 """Rows looked through at once: their words fit into a processor's cache."""
 
+HEAVY = 2**26
+"""Bytes of which a batch has no more, but for a row that is longer: Arrow's strings end at 2 GB."""
+
 Hits = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Rows, places and runs, as in `Found`."""
 
@@ -61,8 +64,18 @@ def _batches(messages: pa.ChunkedArray) -> Iterator[tuple[int, pa.Array]]:
     start = 0
     for chunk in messages.chunks:
         for offset in range(0, len(chunk), ROWS):
-            yield start + offset, chunk.slice(offset, ROWS)
+            yield from _halved(start + offset, chunk.slice(offset, ROWS))
         start += len(chunk)
+
+
+def _halved(first: int, rows: pa.Array) -> Iterator[tuple[int, pa.Array]]:
+    """Yield the rows in as many parts as their weight asks for."""
+    if rows.nbytes <= HEAVY or len(rows) < 2:
+        yield first, rows
+        return
+    half = len(rows) // 2
+    yield from _halved(first, rows.slice(0, half))
+    yield from _halved(first + half, rows.slice(half))
 
 
 def _scan(index: Index, first: int, messages: pa.Array) -> Hits:

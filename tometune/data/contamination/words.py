@@ -148,6 +148,7 @@ def words_of(texts: pa.Array) -> Words:
         texts: one string a row, without nulls; less than 2 GB together.
     """
     mark = chr(BORDER)
+    texts = texts.cast(pa.string())  # of any string type
     if pc.any(pc.match_substring(texts, mark)).as_py():
         texts = pc.replace_substring(texts, mark, " ")
     plain = pc.string_is_ascii(texts)

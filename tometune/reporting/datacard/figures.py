@@ -136,9 +136,10 @@ def _lengths(axis: Axes, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None
 
 
 def _logarithmic(axis: Axes) -> None:
-    """Make the x axis logarithmic, with a tick at 1 and 3 of every power of ten."""
+    """Make the x axis logarithmic, with ticks that leave each other room."""
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=12))
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1, 3), numticks=12))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value < 1000 else f"{value / 1000:g}k")
 
