@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.config.data import Contamination, DataConfig
 from tometune.config.errors import UserError
+from tometune.data import preview
 from tometune.data.contamination import scan as scanning
 from tometune.data.contamination.index import RUN, HeldOutText, index_of
 from tometune.data.contamination.judge import COMMON, STRETCH, judge
@@ -243,6 +244,11 @@ def test_drop_draws_from_the_others(tmp_path: Path) -> None:
         build_mix(config(tmp_path, Contamination.drop, rows=39), 0, cache, held_out)
     with pytest.raises(UserError, match=r"has 8 usable .* data\.contamination=drop: 2\); set data\.base\.rows=8"):
         build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=9), 0, cache, held_out)
+    steps = {name: number for (_, name), number in preview._steps(mix.facts["pool"]).items()}
+    assert steps["− shares words with the evaluation"] == 8
+    assert steps["usable"] - 8 == steps["left to draw from"], "none of them went for another reason"
+    whole = build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=None), 0, cache, held_out)
+    assert whole.facts["base"]["rows"] == 8, "all that are left"
     with pytest.raises(ValueError, match="needs the texts"):
         build_mix(config(tmp_path, Contamination.drop), 0, cache)
 

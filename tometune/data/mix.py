@@ -76,10 +76,10 @@ def build_mix(config: DataConfig, seed: int, cache: Path, held_out: HeldOut | No
         UserError: a source cannot be read or has too few usable rows; says how many there were.
     """
     base = standardise(config.base, "data.base", cache)
-    wanted = config.base.rows if config.base.rows is not None else len(base.rows)
     examples: dict[str, list[dict[str, Any]]] = {}
     tainted, left_out = _contaminated(base, "base", config, held_out, cache, examples)
     clean = np.flatnonzero(~tainted)
+    wanted = config.base.rows if config.base.rows is not None else len(clean)
     _enough(base, wanted, config, len(clean))
     base_order = clean[_draw(_keys(base)[clean], wanted, seed, "base")] if len(clean) > wanted else clean
     drawn = [(base, base_order)]

@@ -82,18 +82,21 @@ def _origins(mix: Mix) -> RenderableType:
 
 def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
     """Return the rows of a base or pool at each step, and what was taken off on the way; the number is its place."""
-    steps = {(0, "read"): facts["read"], (2, "usable"): facts["usable"], (8, "taken"): facts["rows"]}
+    steps = {(0, "read"): facts["read"], (2, "usable"): facts["usable"], (9, "taken"): facts["rows"]}
     for reason, by_source in facts["dropped"].items():
         steps[1, f"− dropped: {reason}"] = sum(by_source.values())
     for reason, by_source in facts["mended"].items():
         steps[3, f"  of them mended: {reason}"] = sum(by_source.values())
+    shared = facts.get("contaminated_rows", 0)
+    if shared:
+        steps[6, "− shares words with the evaluation"] = shared
     if "excluded" in facts:
         in_base, repeats = facts["excluded"]["in_base"], facts["excluded"]["repeats"]
         steps[4, "− text is in the base"] = in_base
         steps[5, "− text is in an earlier row of the pool"] = repeats
-        if both := in_base + repeats - (facts["usable"] - facts["eligible"]):
-            steps[6, "+ both, so taken off twice"] = both
-        steps[7, "left to draw from"] = facts["eligible"]
+        if both := in_base + repeats + shared - (facts["usable"] - facts["eligible"]):
+            steps[7, f"+ {'several' if shared else 'both'}, so taken off twice"] = both
+        steps[8, "left to draw from"] = facts["eligible"]
     return steps
 
 
