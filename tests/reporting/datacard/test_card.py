@@ -22,7 +22,9 @@ EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bo
 def card_of(mix: Mix) -> tuple[dict[str, Any], str, str]:
     """What the card of a mix says, as values, page and Markdown."""
     values = profile(mix)
-    card = content.card(mix, values, content.contamination(None, {"qa": f"no {EVIL}"}, "report"), samples(mix))
+    card = content.card(
+        mix, values, content.contamination(None, {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}, "report"), samples(mix)
+    )
     return card, card_page(card, values, None), card_markdown(card)
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tometune.data.contamination.index import SHORTEST
 from tometune.data.contamination.overlaps import MixOverlaps
+from tometune.reporting.datacard.content import causes
 from tometune.reporting.datacard.markdown import numbers
 
 MOST_SOURCES = 12
@@ -46,11 +47,8 @@ def print_contamination(console: Console, found: MixOverlaps | None, unchecked: 
         if found.too_short:
             short = ", ".join(f"{task} {count:,}" for task, count in found.too_short.items())
             console.print(Text(f"  not looked for, having fewer than {SHORTEST} words: {short}"))
-    causes: dict[str, list[str]] = {}
-    for task, reason in unchecked.items():
-        causes.setdefault(reason.partition(": ")[2] or reason, []).append(task)
-    for cause, tasks in causes.items():
-        console.print(Text(f"! evaluation texts not looked for in {', '.join(tasks)}: {cause}", style="yellow"))
+    for tasks, cause in causes(unchecked):
+        console.print(Text(f"! evaluation texts not looked for in {tasks}: {cause}", style="yellow"))
 
 
 def print_difference(console: Console, difference: Mapping[str, Any]) -> None:

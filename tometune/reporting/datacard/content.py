@@ -114,10 +114,18 @@ def contamination(found: MixOverlaps | None, unchecked: Mapping[str, str], asked
     return {
         "asked": asked,
         "tasks": rows,
-        "unchecked": dict(unchecked),
+        "unchecked": causes(unchecked),
         "overlapping": 0 if found is None else found.overlapping,
         "shown": [] if found is None else found.shown,
     }
+
+
+def causes(unchecked: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return tasks that could not be looked at, those of one cause together, and the cause without the task's key."""
+    found: dict[str, list[str]] = {}
+    for task, reason in unchecked.items():
+        found.setdefault(reason.partition(": ")[2] or reason, []).append(task)
+    return [(", ".join(tasks), cause) for cause, tasks in found.items()]
 
 
 def card(mix: Mix, values: Profile, found: dict[str, Any], drawn: list[dict[str, Any]]) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def groups(mix: Profile) -> list[Group]:
 def label(name: str) -> str:
     """Return a name as a picture shows it: one line, not too long, nothing in it read as a formula."""
     line = " ".join(name.split())
-    return (line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}…").replace("$", r"\$")
+    half = LETTERS // 2
+    short = line if len(line) <= LETTERS else f"{line[: half - 1]}…{line[-half:]}"  # long names differ at their ends
+    return short.replace("$", r"\$")
 
 
 def composition(mix: Profile) -> str:

@@ -71,8 +71,8 @@ def _contamination(found: Values) -> list[str]:
         for entry in found["shown"]
     ]
     lines += ["", *table(("task", "example", "row of", "words", "longest run shared"), shown)] if shown else []
-    for task, reason in found["unchecked"].items():
-        lines += ["", f"{inline(task)} was not looked for: {inline(reason)}"]
+    for tasks, cause in found["unchecked"]:
+        lines += ["", f"Not looked for in {inline(tasks)}: {inline(cause)}"]
     return lines
 
 
