@@ -276,13 +276,14 @@ def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(tmp_path: P
     assert len([record for record in caplog.records if "looked through" in record.message]) == 2
 
 
-def test_repeats_in_a_base_are_counted_each(tmp_path: Path) -> None:
-    rows = [row(0, copied=True, source="alpha")] * 3
-    data = DataConfig(name="test", rows=3, base=files(write_jsonl(tmp_path / "base.jsonl", rows), rows=3))
+def test_repeats_in_a_base_are_counted_each_and_make_no_stock_phrase(tmp_path: Path) -> None:
+    rows = [row(0, copied=True, source="alpha")] * 30
+    rows[0]["conversations"][0]["value"] = rows[0]["conversations"][0]["value"].replace("ZERO ", "")
+    data = DataConfig(name="test", rows=30, base=files(write_jsonl(tmp_path / "base.jsonl", rows), rows=30))
     mix = build_mix(data, 0, tmp_path / "cache")
     held_out = HeldOut(TEXTS)
     found = {"base": overlaps(standardise(data.base, "data.base", tmp_path / "cache"), held_out, tmp_path / "cache")}
-    assert of_mix(mix.row_ids, found, held_out).counts == {"qa": {"alpha": 3}}
+    assert of_mix(mix.row_ids, found, held_out).counts == {"qa": {"alpha": 30}}
 
 
 def test_the_hash_of_a_run_of_words_is_its_own() -> None:

@@ -4,9 +4,9 @@ A row overlaps an evaluation text if it holds a run of 13 of its words, except t
 not count, where
 
 - more than 3 evaluation texts of more than 3 examples hold it: it is the task's own boilerplate; or
-- more than 10 training rows of the source hold it: "we ignored 13-grams that matched more than 10 training documents,
-  as inspection showed the majority of these to contain common cultural phrases, legal boilerplate, or similar content"
-  (GPT-3's appendix C, https://arxiv.org/abs/2005.14165).
+- more than 10 different training rows of the source hold it: "we ignored 13-grams that matched more than 10 training
+  documents, as inspection showed the majority of these to contain common cultural phrases, legal boilerplate, or similar
+  content" (GPT-3's appendix C, https://arxiv.org/abs/2005.14165).
 
 Two things count all the same, since a copy may be there many times: a row that holds the whole of an evaluation text of
 13 words or more, and, unless it is boilerplate, a stretch of 50 words or more, which is longer than a phrase.
@@ -43,11 +43,17 @@ class Overlap:
     """Its normalised words, at most `SHOWN`."""
 
 
-def judge(index: Index, found: Found) -> list[Overlap]:
-    """Return what is an overlap, by row and text."""
+def judge(index: Index, found: Found, same: np.ndarray | None = None) -> list[Overlap]:
+    """Return what is an overlap, by row and text.
+
+    Args:
+        index: what was looked for.
+        found: where it is.
+        same: for each place, a number that the rows of one text share: they count as one row. None: all differ.
+    """
     if not len(found.rows):
         return []
-    once = np.unique(np.stack([found.runs, found.rows], axis=1), axis=0)
+    once = np.unique(np.stack([found.runs, found.rows if same is None else same], axis=1), axis=0)
     rows_by_run = np.bincount(once[:, 0], minlength=len(index.run_words))
     boilerplate = index.boilerplate[found.runs]
     counted = ~boilerplate & ((rows_by_run[found.runs] <= COMMON) | _stretches(index, found))

@@ -83,10 +83,11 @@ def overlaps(source: Standardised, held_out: HeldOut, cache: Path) -> pa.Table:
 def _build(source: Standardised, index: Index, folder: Path) -> None:
     """Write rows.arrow."""
     start = perf_counter()
-    table = source.rows.data.table if hasattr(source.rows.data, "table") else source.rows.data
-    found = judge(index, scan(index, table.column("messages")))
+    table = source.rows.data
+    found = scan(index, table.column("messages"))
+    keys = _taken(table, "key", pa.array(found.rows)).dictionary_encode()
     longest: dict[tuple[int, str, str], tuple[int, str]] = {}
-    for overlap in found:
+    for overlap in judge(index, found, keys.indices.to_numpy().astype(np.int64)):
         for task, example in index.owners[overlap.text]:
             entry = (overlap.words, overlap.shared)
             longest[overlap.row, task, example] = max(longest.get((overlap.row, task, example), entry), entry)
