@@ -4,7 +4,7 @@ A row overlaps an evaluation text if it holds a run of 13 of its words, except t
 not count, where
 
 - more than 3 evaluation texts of more than 3 examples hold it: it is the task's own boilerplate; or
-- more than 10 different training rows of the source hold it: "we ignored 13-grams that matched more than 10 training
+- more than 10 different rows of the source hold it: "we ignored 13-grams that matched more than 10 training
   documents, as inspection showed the majority of these to contain common cultural phrases, legal boilerplate, or similar
   content" (GPT-3's appendix C, https://arxiv.org/abs/2005.14165).
 
