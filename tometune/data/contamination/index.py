@@ -107,7 +107,7 @@ class Index:
 
 def index_of(texts: Sequence[HeldOutText]) -> Index:
     """Make the index; a text that is too short is counted and left out."""
-    examples = Counter(task for task, _ in {(text.task, text.example) for text in texts})
+    examples = Counter(task for task, _ in dict.fromkeys((text.task, text.example) for text in texts))
     too_short: Counter[str] = Counter()
     owners: dict[bytes, dict[tuple[str, str], None]] = {}
     given = words_of(pa.array([text.text for text in texts], type=pa.string()))

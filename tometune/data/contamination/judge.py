@@ -5,8 +5,8 @@ not count, where
 
 - more than 3 evaluation texts of more than 3 examples hold it: it is the task's own boilerplate; or
 - more than 10 different rows of the source hold it: "we ignored 13-grams that matched more than 10 training
-  documents, as inspection showed the majority of these to contain common cultural phrases, legal boilerplate, or similar
-  content" (GPT-3's appendix C, https://arxiv.org/abs/2005.14165).
+  documents, as inspection showed the majority of these to contain common cultural phrases, legal boilerplate, or
+  similar content" (GPT-3's appendix C, https://arxiv.org/abs/2005.14165).
 
 Two things count all the same, since a copy may be there many times: a row that holds the whole of an evaluation text of
 13 words or more, and, unless it is boilerplate, a stretch of 50 words or more, which is longer than a phrase.
