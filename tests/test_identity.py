@@ -1,6 +1,6 @@
 import pytest
 
-from tometune.config.data import PoolConfig
+from tometune.config.data import Contamination, PoolConfig
 from tometune.config.eval import EngineKind
 from tometune.config.root import Config
 from tometune.identity import MEANING, content_hash, identity
@@ -16,6 +16,8 @@ INPUTS = {"model": "a", "data.base": "b"}
         ("trainer", "save_steps", 3, False),
         ("lora", "r", 8, True),
         ("seeds", "data", 7, True),
+        ("data", "contamination", Contamination.drop, True),
+        ("data", "contamination", Contamination.fail, False),
         ("eval", "limit", 5, True),
         ("eval", "batch_size", 5, True),
         ("eval", "engine", EngineKind.transformers, True),
@@ -50,3 +52,7 @@ def test_a_setting_that_came_later_counts_once_it_is_set() -> None:
     after.data.pool.weights["a"] = 0.5
     assert identity(after, INPUTS)["data"]["pool"]["weights"] == {"a": 0.5}
     assert "weights" not in identity(before, INPUTS)["data"]["pool"]
+
+
+def test_a_report_of_contamination_leaves_the_hash_as_it_was_before_there_was_one() -> None:
+    assert "contamination" not in identity(Config(), INPUTS)["data"]

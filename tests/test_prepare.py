@@ -1,5 +1,6 @@
 """`python -m tometune.prepare`, whole, on small files."""
 
+import json
 import re
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def test_it_prints_the_mix_and_a_row_and_loads_no_model(run_verb: Run, paths: li
     assert 0 < int(told["trainable tokens (answers and their ends)"][0]) < int(told["tokens"][0])
     assert "trained tokens between ⟦ and ⟧" in first.stdout
     assert re.search(r"⟦answer 0<\|\w+\|>⟧", first.stdout)
-    assert not list(tmp_path.glob("outputs*")), "it makes no run"
+    assert not list(tmp_path.rglob("run.json")), "it makes no run"
+    assert "! evaluation texts not looked for in dialogue_summarisation, " in out, "the hub is out of reach"
 
     cache = tmp_path / "home" / "tometune"
     for weights in cache.rglob("*.safetensors"):
@@ -89,3 +91,48 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert "Traceback" not in done.stderr
     assert done.stdout.strip() == ""
     assert not list((tmp_path / "home" / "tometune").glob("*/.*")), "no half-made folder in the cache"
+
+
+TASK = ("eval=files", *(f"~eval.tasks.{name}" for name in ("summarisation", "question_answering", "data_to_text")))
+SHARED = "zero one two three four five six seven eight nine ten eleven twelve"
+
+
+@pytest.fixture
+def task(paths: list[str], tmp_path: Path) -> list[str]:
+    """A task, one example of which is in the last row of the pool's file."""
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text(pool.read_text() + json.dumps(conversation(f"{SHARED} <b>", dataset="beta")) + "\n")
+    examples = [{"id": "e1", "input": SHARED.title(), "references": ["x"]}, {"input": "other", "references": ["y"]}]
+    return [*TASK, f"eval.tasks.instruction_following.path={write_jsonl(tmp_path / 'task.jsonl', examples)}"]
+
+
+@pytest.mark.whole
+def test_it_writes_a_card_finds_overlaps_and_compares(
+    run_verb: Run, paths: list[str], task: list[str], tmp_path: Path
+) -> None:
+    small = [text.replace("data.rows=9", "data.rows=13") for text in SMALL]
+    done = run_verb("prepare", *small, *paths, *task, 'compare="files_100k data.rows=5"', env={"COLUMNS": "100"})
+    assert done.returncode == 0, done.stderr
+    out = " ".join(done.stdout.split())
+    assert "with an evaluation example: 1 task source rows share" in out
+    assert "instruction_following beta 1 7.6923%" in out
+    assert f"instruction_following e1, beta, 13 words: {SHARED}" in out
+    assert "files_300k" not in out
+    assert "files_200k beside files_100k: 5 rows in both, 8 only in files_200k, 0 only in files_100k" in out
+    (page,) = tmp_path.glob("outputs/mixes/files_200k-s0-*/mix.html")
+    assert str(page.relative_to(tmp_path)) in done.stdout
+    assert SHARED in page.read_text(encoding="utf-8")
+    assert SHARED in page.with_suffix(".md").read_text(encoding="utf-8")
+    assert len(list(page.parent.glob("compare-files_100k-*"))) == 2
+
+    failed = run_verb("prepare", *small, *paths, *task, "data.contamination=fail")
+    assert failed.returncode == 2
+    assert "data.contamination=fail: 1 of 13 rows share a run of words" in failed.stderr.splitlines()[-1]
+    dropped = run_verb("prepare", *SMALL, *paths, *task, "data.contamination=drop", "data.rows=12")
+    assert dropped.returncode == 0, dropped.stderr
+    assert "with an evaluation example: 0" in " ".join(dropped.stdout.split())
+    (page,) = {*tmp_path.glob("outputs/mixes/files_200k-s0-*/mix.html")} - {page}
+    assert "shares a run of words with an evaluation example" in page.read_text(encoding="utf-8")
+    lost = run_verb("prepare", *small, *paths, *task[:-1], "eval.tasks.instruction_following.path=nowhere.jsonl")
+    assert lost.returncode == 2
+    assert "eval.tasks.instruction_following.path=nowhere.jsonl: no such file; " in lost.stderr

@@ -24,6 +24,7 @@ IGNORES = {
     ),
     "sweep": "only train and report read it; leave it out",
     "plan": "only train reads it; leave it out",
+    "compare": "only prepare reads it; leave it out",
     "publish": "only report reads it; leave it out",
 }
 """What evaluate cannot obey, and what is said of it."""

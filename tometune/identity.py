@@ -49,7 +49,8 @@ def _counts(entry: Field[Any], owner: Any) -> bool:
     if entry.metadata.get("identity") == SINCE_DEFAULT["identity"]:
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
         return bool(getattr(owner, entry.name) != default)
-    return bool(entry.metadata.get("identity", True))
+    mark = entry.metadata.get("identity", True)
+    return getattr(owner, entry.name) in mark if isinstance(mark, tuple) else bool(mark)
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.distributed import agree, connect, first_alone, is_first
 from tometune.identity import plain
 from tometune.imports import quick_imports
-from tometune.inputs import cache_folder, fingerprints
+from tometune.inputs import cache_folder, fingerprints, mix_of
 from tometune.run import Run
 from tometune.sweep import around
 from tometune.sweep.calibration import measured, remember, shape
@@ -48,7 +48,10 @@ def after_sweep(jobs: Jobs) -> int:
 @partial(
     verb,
     hooks=Hooks(before_sweep, after_sweep),
-    ignores={"run": "only evaluate reads it; train finds the run of its config by itself"},
+    ignores={
+        "run": "only evaluate reads it; train finds the run of its config by itself",
+        "compare": "only prepare reads it; leave it out",
+    },
 )
 def main(config: Config) -> float | None:
     """Carry the experiment out, or find that it is done, and show what came of it.
@@ -161,7 +164,6 @@ def experiment(run: Run, config: Config) -> None:
         if resolve_backend(config.model) is Backend.unsloth and run.record.get("train") is None:
             apart = stack.enter_context(worker(cache))  # its imports take half a minute: first of all
         with quick_imports():
-            from tometune.data.mix import build_mix
             from tometune.data.tokens import tokenise
             from tometune.evaluation.scoring import Scorer
             from tometune.evaluation.tasks import load_tasks
@@ -175,7 +177,7 @@ def experiment(run: Run, config: Config) -> None:
         with first_alone():  # the other processes of torchrun find it all in the cache
             tasks = load_tasks(config.eval)
             tokenizer = load_tokenizer(config.model, cache)
-            mix = build_mix(config.data, config.seeds.data, cache, lambda: tokenizer)
+            mix = mix_of(config, cache)
             tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
         data = {"name": mix.name, "digest": mix.digest, **asdict(tokens.counts)}
 

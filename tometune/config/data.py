@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tometune.config.filters import FiltersConfig, NearDedupConfig, ScorerConfig, filter_problems
-from tometune.config.identity import NOT_IDENTITY, SINCE_DEFAULT
+from tometune.config.identity import NOT_IDENTITY, SINCE_DEFAULT, identity_if
 from tometune.config.rules import at_least, file_name
 
 
@@ -25,6 +25,14 @@ class RowFormat(StrEnum):
     messages = "messages"
     alpaca = "alpaca"
     prompt_completion = "prompt_completion"
+
+
+class Contamination(StrEnum):
+    """What to do about rows that share a run of words with an evaluation example."""
+
+    report = "report"
+    drop = "drop"
+    fail = "fail"
 
 
 @dataclass
@@ -107,6 +115,13 @@ class DataConfig:
 
     scorer: ScorerConfig = field(default_factory=ScorerConfig, metadata=SINCE_DEFAULT)
     """What `data.pool.order=best` ranks by."""
+
+    contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
+    """What to do about rows that share 13 words in a row with an example of `eval.tasks`, see docs/contamination.md.
+
+    `report` has `prepare` tell how many there are, `drop` draws from the others (so it makes other runs), `fail` stops
+    `prepare` and `train` if there is one in the mix.
+    """
 
 
 def data_problems(data: DataConfig) -> Iterator[str]:

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from tometune.config.data import DataConfig, PoolConfig, PoolOrder
+from tometune.config.data import Contamination, DataConfig, PoolConfig, PoolOrder
 from tometune.config.errors import UserError
 from tometune.config.filters import FiltersConfig
 from tometune.data import shortage
 from tometune.data.clean.masks import EXAMPLES, Filtered, Mask, Tokenizer, by_source, examples_of, filters, together
 from tometune.data.clean.near import near_duplicates
 from tometune.data.clean.scorer import scores_of
+from tometune.data.contamination.overlaps import HeldOut, overlapping
 from tometune.data.draw import Short, check_names, in_draw_order, take
 from tometune.data.eligible import eligible
 from tometune.data.standardise import Standardised, standardise
@@ -35,7 +36,7 @@ from tometune.seeding import stream
 
 log = logging.getLogger(__name__)
 
-NEAR = "near_duplicate"
+NEAR, CONTAMINATED = "near_duplicate", "contaminated"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class _Part:
     facts: dict[str, Any]
 
 
-def build_mix(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None = None) -> Mix:
+def build_mix(
+    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None = None, held_out: HeldOut | None = None
+) -> Mix:
     """Build the mix of a config; the same config, inputs and seed give the same rows on any machine.
 
     Args:
@@ -88,18 +91,19 @@ def build_mix(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer |
         seed: of the draw, `seeds.data`.
         cache: root of the cache; standardised sources, and what is worked out of their rows, are kept there.
         tokenizer: loads the model's tokenizer; called only where a filter counts tokens.
+        held_out: the texts of the evaluation, which `data.contamination=drop` cannot do without; see `inputs.mix_of`.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
     """
-    base = _base(config, seed, cache, tokenizer)
+    base = _base(config, seed, cache, tokenizer, held_out)
     parts = {"base": base}
     added = config.rows - len(base.chosen)
     if added < 0:
         wanted = len(base.chosen)
         raise UserError(f"data.rows={config.rows}: is less than the base's {wanted}; set data.base.rows={config.rows}")
     if added:
-        parts["pool"] = _pool(config, added, base.source, seed, cache, tokenizer)
+        parts["pool"] = _pool(config, added, base.source, seed, cache, tokenizer, held_out)
     row_ids = [row_id for name, part in parts.items() for row_id in _ids(name, _hex(part.source.keys[part.chosen]))]
     dataset = concatenate_datasets(
         [part.source.rows.select(part.chosen).remove_columns("key") for part in parts.values()]
@@ -109,22 +113,32 @@ def build_mix(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer |
     return Mix(config.name, seed, dataset, row_ids, digest, _sources(parts), facts, _examples(parts))
 
 
-def _base(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None) -> _Part:
+def _base(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, held_out: HeldOut | None) -> _Part:
     """Return all of the base, or as much as the config wants of it."""
     base = standardise(config.base, "data.base", cache)
     on = config.filters if config.filters.base else FiltersConfig()
     near = config.near_dedup.base and config.near_dedup.threshold is not None
     masks = chain(filters(on, base, cache, tokenizer), [_near_in_base(config, base, cache)] if near else [])
     filtered = together(base, "base", masks)
+    shared = _without_held_out(config, base, "base", filtered, held_out, cache)
     rows = np.flatnonzero(filtered.keep)
     wanted = config.base.rows if config.base.rows is not None else len(rows)
-    shortage.check_base(base, filtered, wanted, config)
+    shortage.check_base(base, filtered, shared.get("contaminated_rows", 0), wanted, config)
     chosen = rows[_draw(_hex(base.keys[rows]), wanted, seed, "base")] if len(rows) > wanted else rows
-    return _Part(base, filtered, chosen, {**_facts(base, filtered), "rows": wanted})
+    facts = {**_facts(base, filtered), **shared, "rows": wanted}
+    if near:
+        facts["near_duplicates"] = facts["filtered"].pop(NEAR)
+    return _Part(base, filtered, chosen, facts)
 
 
 def _pool(
-    config: DataConfig, added: int, base: Standardised, seed: int, cache: Path, tokenizer: Tokenizer | None
+    config: DataConfig,
+    added: int,
+    base: Standardised,
+    seed: int,
+    cache: Path,
+    tokenizer: Tokenizer | None,
+    held_out: HeldOut | None,
 ) -> _Part:
     """Draw rows from the pool."""
     shortage.check_pool(config, added)
@@ -133,11 +147,12 @@ def _pool(
     shortage.not_empty(pool, config.pool, "data.pool")
     check_names(config.pool, pool.names)
     filtered = together(pool, "pool", filters(config.filters, pool, cache, tokenizer))
+    shared = _without_held_out(config, pool, "pool", filtered, held_out, cache)
     scores = scores_of(pool, config.scorer, cache) if config.pool.order is PoolOrder.best else None
-    found = eligible(pool, filtered.keep, base, scores, _by_source(config.pool) or bool(filtered.counts))
+    found = eligible(pool, filtered.keep, base, scores, _by_source(config.pool) or not filtered.keep.all())
     rows, near = _without_near(config, base, pool, found.rows, cache)
     excluded = {"in_base": found.in_base, "repeats": found.repeats}
-    facts = {**_facts(pool, filtered), "excluded": excluded, "eligible": len(rows), "rows": added}
+    facts = {**_facts(pool, filtered), **shared, "excluded": excluded, "eligible": len(rows), "rows": added}
     if near is not None:
         facts["near_duplicates"] = by_source(pool, near)
         filtered.examples[NEAR] = examples_of(pool, "pool", near)
@@ -145,6 +160,25 @@ def _pool(
     if isinstance(chosen, Short):
         raise shortage.of_pool(pool, facts, chosen, added, config)
     return _Part(pool, filtered, chosen, facts)
+
+
+def _without_held_out(
+    config: DataConfig, source: Standardised, origin: str, filtered: Filtered, held_out: HeldOut | None, cache: Path
+) -> dict[str, Any]:
+    """Take out of `filtered` the rows that share a run of words with the evaluation, where they are to be dropped.
+
+    Returns:
+        `contaminated_rows`, of those that the filters left, and `contaminated`: all of them, by task and source.
+    """
+    if config.contamination is not Contamination.drop:
+        return {}
+    if held_out is None:
+        raise ValueError("data.contamination=drop needs the texts of the evaluation")
+    tainted, counts = overlapping(source, held_out, cache)
+    out = np.flatnonzero(tainted & filtered.keep)
+    filtered.examples[CONTAMINATED] = examples_of(source, origin, out)
+    filtered.keep[out] = False
+    return {"contaminated": counts, "contaminated_rows": len(out)}
 
 
 def _by_source(pool: PoolConfig) -> bool:
@@ -208,7 +242,7 @@ def _ids(origin: str, keys: np.ndarray) -> list[str]:
 def _facts(source: Standardised, filtered: Filtered) -> dict[str, Any]:
     """Return what standardising and filtering counted, for the manifest."""
     counts = {"read": source.read, "usable": len(source.rows), "dropped": source.dropped, "mended": source.mended}
-    return {"fingerprint": source.fingerprint, **counts, "filtered": filtered.counts}
+    return {"fingerprint": source.fingerprint, **counts, "filtered": dict(filtered.counts)}
 
 
 def _sources(parts: dict[str, _Part]) -> dict[str, int]:

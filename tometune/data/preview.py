@@ -89,8 +89,10 @@ def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
         steps[3, f"  of them mended: {reason}"] = sum(by_source.values())
     for reason, by_source in facts["filtered"].items():
         steps[4, f"− filtered: {reason}"] = sum(by_source.values())
+    if shared := facts.get("contaminated_rows", 0):
+        steps[4, "− shares words with the evaluation"] = shared
     if "excluded" in facts:
-        left = facts["usable"] - sum(sum(by_source.values()) for by_source in facts["filtered"].values())
+        left = facts["usable"] - sum(sum(by_source.values()) for by_source in facts["filtered"].values()) - shared
         near = sum(facts.get("near_duplicates", {}).values())
         in_base, repeats = facts["excluded"]["in_base"], facts["excluded"]["repeats"]
         steps[5, "− text is in the base"] = in_base

@@ -11,8 +11,8 @@ from tometune.data.standardise import Standardised
 Counts = dict[str, dict[str, int]]
 
 
-def check_base(base: Standardised, filtered: Filtered, wanted: int, config: DataConfig) -> None:
-    """Check that the base has the rows it should have.
+def check_base(base: Standardised, filtered: Filtered, shared: int, wanted: int, config: DataConfig) -> None:
+    """Check that the base has the rows it should have; `shared` of them are in the evaluation, and dropped for that.
 
     Raises:
         UserError: it has fewer, or none.
@@ -25,6 +25,8 @@ def check_base(base: Standardised, filtered: Filtered, wanted: int, config: Data
         )
     found = int(filtered.keep.sum())
     why = "; ".join([_why(base.dropped), *([_why(filtered.counts, "filtered")] if filtered.counts else [])])
+    if shared:
+        why += f"; data.contamination=drop: {shared:,}"
     if not found:
         raise UserError(f"data.base: no row is left ({why}); loosen data.filters, or set data.filters.base=false")
     if found < wanted:
@@ -79,6 +81,8 @@ def of_pool(pool: Standardised, facts: dict[str, Any], short: Short, added: int,
     steps = {"in the base": excluded["in_base"], "repeats": excluded["repeats"], "dropped": _total(pool.dropped)}
     if facts["filtered"]:
         steps["filtered"] = _total(facts["filtered"])
+    if facts.get("contaminated_rows"):
+        steps["data.contamination=drop"] = facts["contaminated_rows"]
     if "near_duplicates" in facts:
         steps["near-duplicates"] = sum(facts["near_duplicates"].values())
     went = ", ".join(f"{what}: {count:,}" for what, count in steps.items())

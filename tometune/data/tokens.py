@@ -23,7 +23,7 @@ from tometune.data.template import Messages, Rendered, Template
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Raised when the same rows are tokenised to other ids or labels."""
 
 IGNORE = -100
@@ -77,6 +77,9 @@ class Tokens:
 
     counts: Counts
 
+    left_out: tuple[int, ...] = ()
+    """Numbers, in the mix, of the rows that are left out."""
+
 
 def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
     """Return the tokens of a mix, from the cache or made now.
@@ -107,7 +110,8 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         raise UserError(f"trainer.max_length={max_length}: no row has an answer left after cutting; raise it")
     if counts.without_labels:
         log.warning("%s rows have nothing to train on after cutting and are left out", f"{counts.without_labels:,}")
-    return Tokens(Dataset.from_file(str(folder / "rows.arrow")), counts)
+    left_out = json.loads((folder / "left_out.json").read_text(encoding="utf-8"))
+    return Tokens(Dataset.from_file(str(folder / "rows.arrow")), counts, tuple(left_out))
 
 
 def _key(mix: Mix, tokenizer: Any, max_length: int) -> dict[str, Any]:
@@ -129,7 +133,8 @@ def _hash(text: str) -> str:
 
 
 def _build(mix: Mix, template: Template, max_length: int, folder: Path) -> None:
-    """Write rows.arrow and counts.json."""
+    """Write rows.arrow, counts.json and left_out.json."""
+    left_out: list[int] = []
     totals = np.zeros(len(asdict(Counts())), dtype=np.int64)
     encoder = Encoder(template)
     checked = set(np.linspace(0, len(mix.dataset) - 1, CHECKED, dtype=int).tolist())
@@ -138,7 +143,8 @@ def _build(mix: Mix, template: Template, max_length: int, folder: Path) -> None:
             for number in checked.intersection(range(start, start + len(encoded))):
                 row = number - start
                 verify(encoder, conversations[row], rendered[row], encoded[row], mix.row_ids[number])
-            batch, counts = _arrow(encoded, max_length)
+            batch, counts, without = _arrow(encoded, max_length)
+            left_out += [start + row for row in without]
             totals += [*counts, sum(bool(row.stand_ins) for row in rendered)]
             writer.write_batch(batch)
             done = start + len(encoded)
@@ -146,6 +152,7 @@ def _build(mix: Mix, template: Template, max_length: int, folder: Path) -> None:
                 log.info("%s of %s rows tokenised", f"{done:,}", f"{len(mix.dataset):,}")
     named = dict(zip(asdict(Counts()), totals.tolist(), strict=True))
     (folder / "counts.json").write_text(json.dumps(named), encoding="utf-8")
+    (folder / "left_out.json").write_text(json.dumps(left_out), encoding="utf-8")
 
 
 def _encoded(
@@ -200,10 +207,11 @@ def _is_answer(template: Template, shown: str, text: str) -> bool:
     return body.startswith(text) and bool(template.special.fullmatch(ending) if template.ends else not ending)
 
 
-def _arrow(encoded: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, list[int]]:
-    """Return the batch with labels, and its counts in the order of `Counts` (but for the last)."""
+def _arrow(encoded: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, list[int], list[int]]:
+    """Return the batch with labels, its counts in the order of `Counts` (but for the last), and the rows left out."""
     # The first token is never predicted, so a label there trains nothing.
-    kept = [row for row in encoded if any(end > 1 and max(start, 1) < max_length for start, end in row[1])]
+    trains = [any(end > 1 and max(start, 1) < max_length for start, end in places) for _, places in encoded]
+    kept = [row for row, trained in zip(encoded, trains, strict=True) if trained]
     lengths = np.array([0, *(min(len(ids), max_length) for ids, _ in kept)], dtype=np.int32)
     offsets = np.cumsum(lengths, dtype=np.int32)
     tokens = np.fromiter(chain.from_iterable(ids[:max_length] for ids, _ in kept), dtype=np.int32, count=offsets[-1])
@@ -216,4 +224,5 @@ def _arrow(encoded: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, lis
     columns = [pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)) for flat in (tokens, labels)]
     trained_tokens = int((labels != IGNORE).sum())
     counts = [len(encoded), len(tokens), trained_tokens, len(cut), sum(cut), len(encoded) - len(kept)]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), counts
+    without = [number for number, trained in enumerate(trains) if not trained]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), counts, without

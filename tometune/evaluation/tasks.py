@@ -78,11 +78,7 @@ def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
         UserError: the source is missing or broken, a field is unknown, an example has no reference, or an id is twice.
     """
     key = f"eval.tasks.{name}"
-    examples = _merge([_example(key, task, row, number) for number, row in enumerate(read_rows(key, task))])
-    _check_ids(key, examples)
-    order = stream(DRAW, "evaluation examples").permutation(len(examples)).tolist()
-    if task.kind is TaskKind.pydocs:
-        order = _part(examples, order, key, task.split)
+    examples, order = examples_of(key, task, read_rows(key, task))
     own = _draw(examples, order, task.limit)
     kept = _draw(examples, order, min((n for n in (task.limit, limit) if n is not None), default=None))
     about = " ".join(part for part in (task.description, f"({task.licence})" if task.licence else "") if part)
@@ -90,7 +86,24 @@ def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
     return Task(name, task, kept, len(kept) < len(own), _digest(task, kept))
 
 
-def _example(key: str, task: TaskConfig, row: Row, number: int) -> Example:
+def examples_of(key: str, task: TaskConfig, rows: list[Row]) -> tuple[list[Example], list[int]]:
+    """Return the examples of rows, and which of them the task has, in the order of which limits take the first.
+
+    Args:
+        key: full key of the task in the config, e.g. `eval.tasks.qa`.
+        task: the task.
+        rows: of its source.
+
+    Raises:
+        UserError: a field is unknown, an example has no reference, or an id is twice.
+    """
+    examples = _merge([rendered(key, task, row, number) for number, row in enumerate(rows)])
+    _check_ids(key, examples)
+    order = stream(DRAW, "evaluation examples").permutation(len(examples)).tolist()
+    return examples, _part(examples, order, key, task.split) if task.kind is TaskKind.pydocs else order
+
+
+def rendered(key: str, task: TaskConfig, row: Row, number: int) -> Example:
     """Render one row; its id is the field `id`, else its number."""
     prompt = render(task.prompt, row.fields, f"{key}.prompt", row.origin)
     if not prompt:

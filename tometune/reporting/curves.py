@@ -72,8 +72,15 @@ def composition(cells: Sequence[Cell]) -> str | None:
         found = sources(next(iter(cell.runs.values())).folder)
         if found:
             mixes.setdefault(cell.data, found)
-    if not mixes:
-        return None
+    return stacked(mixes) if mixes else None
+
+
+def stacked(mixes: Mapping[str, Mapping[str, int]]) -> str:
+    """Draw the rows by source of several mixes, a bar each.
+
+    Args:
+        mixes: rows by source, by the name of the mix.
+    """
     total: Counter[str] = Counter()
     for counts in mixes.values():
         total.update(counts)
@@ -86,9 +93,9 @@ def composition(cells: Sequence[Cell]) -> str | None:
         for hue, (_, count) in zip(HUES, [*shares, ("", rest)] if len(total) > SOURCES else shares, strict=False):
             axis.barh(place, count, left=left, height=0.62, color=hue, edgecolor=PAPER, linewidth=0.8)
             left += count
-        axis.text(left, place, f"  {left:,}", va="center", color=INK)
+        axis.annotate(f"{left:,}", (left, place), (6, 0), textcoords="offset points", va="center", color=INK)
     axis.set_yticks(range(len(mixes)), list(mixes))
-    axis.invert_yaxis()
+    axis.set_ylim(len(mixes) - 0.5, -0.5)
     axis.grid(visible=False)
     axis.set_xticks([])
     axis.margins(x=0.09)

@@ -32,8 +32,8 @@ def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
         grid: its cells.
         table: the content of table.json.
     """
-    environment = _environment()
-    environment.filters |= {
+    templates = environment()
+    templates.filters |= {
         "score": _score,
         "sd": deviation_label,
         "signed": signed,
@@ -41,7 +41,7 @@ def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
         "seeds": seeds_label,
         "data": data_label,
     }
-    text = environment.get_template(TEMPLATE).render(
+    text = templates.get_template(TEMPLATE).render(
         table=table,
         metrics=LABELS,
         limit=LIMIT,
@@ -63,10 +63,10 @@ def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
 
 def picture_page(picture: str) -> str:
     """Return a page that shows one of the pictures and nothing else."""
-    return _environment().get_template(PICTURE).render(picture=picture)
+    return environment().get_template(PICTURE).render(picture=picture)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Return what reads the templates beside this file."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),

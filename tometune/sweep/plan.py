@@ -18,7 +18,7 @@ from tometune.config.root import Config
 from tometune.config.tracking import Tracker
 from tometune.disk import write_json
 from tometune.distributed import processes
-from tometune.inputs import cache_folder, fingerprints
+from tometune.inputs import cache_folder, fingerprints, mix_of
 from tometune.run import Run, read_record
 from tometune.sweep.calibration import Speed, recall, shape
 
@@ -102,7 +102,6 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     Raises:
         UserError: the data or a task does not allow the run.
     """
-    from tometune.data.mix import build_mix
     from tometune.data.packs import pack
     from tometune.data.tokens import tokenise
     from tometune.evaluation.tasks import load_tasks
@@ -112,7 +111,7 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     cache = cache_folder(config)
     run = Run.find(config, fingerprints(config))
     tokenizer = load_tokenizer(config.model, cache)
-    mix = build_mix(config.data, config.seeds.data, cache, lambda: tokenizer)
+    mix = mix_of(config, cache)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset
     an_epoch = math.ceil(len(rows) / effective_batch(config))

@@ -17,7 +17,7 @@ from tometune.config.console import StderrHandler
 from tometune.config.errors import UserError
 from tometune.config.stored import stored_config
 from tometune.disk import SaveError
-from tometune.inputs import cache_folder
+from tometune.inputs import cache_folder, mix_of
 from tometune.logs import log_file
 from tometune.models import unsloth_backend
 from tometune.stopping import told_to_stop
@@ -56,7 +56,6 @@ def main() -> None:
 
 def _train(folder: Path, on_log: Any) -> dict[str, Any]:
     """Train the run of a folder; the data is in the cache, the adapter is the one that PEFT makes of the same seed."""
-    from tometune.data.mix import build_mix
     from tometune.data.tokens import tokenise
     from tometune.models.load import source_of
     from tometune.models.tokenizer import load_tokenizer
@@ -66,7 +65,7 @@ def _train(folder: Path, on_log: Any) -> dict[str, Any]:
     config = stored_config(folder)
     cache = cache_folder(config)
     tokenizer = load_tokenizer(config.model, cache)
-    mix = build_mix(config.data, config.seeds.data, cache, lambda: tokenizer)
+    mix = mix_of(config, cache)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     seed_everything(config.seeds.adapter)
     source, revision = source_of(config.model, cache)

@@ -1,0 +1,86 @@
+"""A mix as columns, and the difference of two, against a plain count."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data.chatml import chatml_tokenizer
+from tests.data.conftest import conversation
+from tometune.data.difference import between
+from tometune.data.mix import Mix
+from tometune.data.profile import Profile, profile, repeats, samples
+from tometune.data.tokens import tokenise
+
+
+def test_each_row_is_measured(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
+    long = conversation("long " * 90, source="alpha")
+    system = {"conversations": [{"from": "system", "value": "be kind"}, *conversation(5)["conversations"] * 2]}
+    base = [*(conversation(n, source="alpha") for n in range(6)), conversation(0, source="alpha"), system, long]
+    mix = mix_of(base, [conversation(f"p{n} é漢字", dataset="beta") for n in range(9)], 15, base_rows=9)
+    tokens = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")
+    assert tokens.left_out == (8,), "of the long one no answer is left"
+    values = profile(mix, tokens)
+    rows = list(mix.dataset)
+    assert len(values) == 15
+    assert [values.names[number] for number in values.sources] == [entry["source"] for entry in rows]
+    assert values.names[:2] == ["alpha", "beta"]
+    assert values.characters.tolist() == [sum(len(turn["content"]) for turn in entry["messages"]) for entry in rows]
+    assert values.turns.tolist() == [sum(turn["role"] != "system" for turn in e["messages"]) for e in rows]
+    assert values.pool.tolist() == [False] * 9 + [True] * 6
+    assert values.tokens is not None
+    kept = [len(entry["input_ids"]) for entry in tokens.dataset]
+    assert values.tokens.tolist() == [*kept[:8], 0, *kept[8:]]
+    assert repeats(values) == {"alpha": 1}
+    assert values.scores is None
+
+
+def test_samples_are_those_of_the_seed(mix_of: Callable[..., Mix]) -> None:
+    mix = mix_of([conversation(number) for number in range(40)], None, 40)
+    drawn = samples(mix)
+    assert drawn == samples(mix)
+    assert len({entry["row_id"] for entry in drawn}) == 10
+    assert all(mix.row_ids[entry["number"]] == entry["row_id"] for entry in drawn)
+    assert len(samples(mix_of([conversation(0)], None, 1))) == 1
+
+
+def of_texts(name: str, rows: list[tuple[str, int]], scores: Any = None) -> Profile:
+    """A mix with these (source, text) rows."""
+    names = list(dict.fromkeys(source for source, _ in rows))
+    ones = np.ones(len(rows), dtype=np.int64)
+    keys = np.array([f"{text:032x}" for _, text in rows], dtype="S32")
+    sources = np.array([names.index(source) for source, _ in rows], dtype=np.int64)
+    return Profile(name, names, sources, ones > 1, keys, ones, ones, None, scores)
+
+
+mixes = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 6)), min_size=1, max_size=25)
+
+
+@given(mixes, mixes)
+@settings(max_examples=100, deadline=None)
+def test_the_difference_counts_texts_as_often_as_they_are_there(
+    first: list[tuple[str, int]], second: list[tuple[str, int]]
+) -> None:
+    found = between(of_texts("one", first), of_texts("two", second), ("one", "two"))
+    counts = [Counter(text for _, text in rows) for rows in (first, second)]
+    both = sum((counts[0] & counts[1]).values())
+    assert found["both"] == both
+    assert found["only"] == [len(first) - both, len(second) - both]
+    assert sum(entry["both"] for entry in found["sources"]) == both
+    for side, rows in enumerate((first, second)):
+        assert sum(entry["only"][side] for entry in found["sources"]) == len(rows) - both
+        assert {e["source"]: e["rows"][side] for e in found["sources"] if e["rows"][side]} == Counter(
+            source for source, _ in rows
+        )
+
+
+def test_scores_are_compared_where_there_are_any() -> None:
+    scored = of_texts("one", [("a", 1), ("a", 2), ("a", 3)], np.array([1.0, 3.0, np.nan]))
+    found = between(scored, of_texts("two", [("a", 1)]), ("one", "two"))
+    assert found["sides"][0]["scores"]["mean"] == 2.0
+    assert found["sides"][0]["scores"]["rows"] == 2
+    assert found["sides"][1]["scores"] is None

@@ -1,0 +1,127 @@
+"""The data card: what it says, that texts stay texts, one source and sixty, in a browser too."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import needs_browser, opened
+from tests.data.conftest import conversation, mix_of  # noqa: F401 - a fixture
+from tometune.data.difference import between
+from tometune.data.mix import Mix
+from tometune.data.profile import profile, samples
+from tometune.reporting.datacard import content
+from tometune.reporting.datacard.markdown import card_markdown, compare_markdown, inline
+from tometune.reporting.datacard.page import KEPT, SHOWN, card_page, compare_page, folded
+
+EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bold** $x^2$ | `c`"
+
+
+def card_of(mix: Mix) -> tuple[dict[str, Any], str, str]:
+    """What the card of a mix says, as values, page and Markdown."""
+    values = profile(mix)
+    card = content.card(
+        mix, values, content.contamination(None, {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}, "report"), samples(mix)
+    )
+    return card, card_page(card, values, None), card_markdown(card)
+
+
+def evil_mix(build: Callable[..., Mix]) -> Mix:
+    rows = [conversation(f"{number} {EVIL}", source=EVIL) for number in range(11)]
+    rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": EVIL})
+    return build(rows, None, 11)
+
+
+def test_texts_and_names_stay_texts(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    _, page, text = card_of(evil_mix(mix_of))
+    assert "<script" not in page
+    assert "<img" not in page
+    assert page.count("&lt;script&gt;alert(1)") >= 20
+    assert "**bold**" in page
+    assert not re.search(r'(?:src|href)\s*=\s*"?(?!#)', re.sub(r"&lt;.*?&gt;", "", page))
+    table = next(line for line in text.splitlines() if line.startswith("| \\<script"))
+    assert "\\*\\*bold" in table
+    assert len(re.findall(r"(?<!\\)\|", table)) == 8
+    assert inline("a\nb|c") == "a b\\|c"
+
+
+def test_a_fence_is_longer_than_any_in_the_text(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    _, _, text = card_of(mix_of([conversation("````` here")], None, 1))
+    assert re.search(r"^`{6}text$", text, re.MULTILINE)
+
+
+def test_long_turns_are_folded_and_end(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    assert folded("a" * SHOWN)["tail"] == ""
+    found = folded("a" * (KEPT + 5))
+    assert (len(found["head"]) + len(found["tail"]), found["cut"]) == (KEPT, 5)
+    _, page, _ = card_of(mix_of([conversation("word " * 100_000)], None, 1))
+    assert len(page) < 150_000
+    assert "characters after that are not on this page" in page
+
+
+def test_what_was_left_out_is_told_with_examples(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    base = [conversation(number, source="alpha") for number in range(5)]
+    pool = [*base[:2], conversation("p1"), conversation("p1"), *base[:1], conversation("p2"), {"conversations": []}]
+    mix = mix_of(base, pool, 6, base_rows=5)
+    example = {"origin": "pool", "source": "gamma", "messages": [{"role": "user", "content": "cut me"}]}
+    mix.facts["pool"] |= {"filtered": {"language": {"gamma": 3, "delta": 1}}, "near_duplicates": {"gamma": 2}}
+    mix.facts["pool"] |= {"contaminated_rows": 2, "contaminated": {"qa": {"gamma": 2}}}
+    mix.examples["language"] = [example]
+    card, page, text = card_of(mix)
+    rows = {(entry["reason"], entry["origin"]): entry for entry in card["left_out"]}
+    assert rows["in_base", "pool"]["rows"] == 3
+    assert rows["language", "pool"]["sources"] == "gamma 3, delta 1"
+    assert rows["near_duplicates", "pool"]["rows"] == 2
+    assert rows["contaminated", "pool"]["sources"] == "qa: gamma 2"
+    assert "cut me" in page
+    assert "cut me" in text
+    way = card["ways"]["pool"]
+    assert way[0] == ("read", 7, False)
+    assert way[-2:] == [("left to draw from", 2, False), ("taken", 1, False)]
+
+
+def test_the_way_counts_a_row_once(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    base = [conversation(number) for number in range(5)]
+    mix = mix_of(base, [*base[:3], base[0], conversation("p1"), conversation("p1"), conversation("p2")], 6, base_rows=5)
+    left = 0
+    for name, number, off in content.way(mix.facts["pool"]):
+        left = left - number if off else left if name == "left to draw from" else number
+        assert name != "left to draw from" or number == left
+
+
+@pytest.mark.parametrize("count", [1, 60])
+def test_one_source_and_sixty(mix_of: Callable[..., Mix], count: int) -> None:  # noqa: F811
+    rows = [conversation(number, source=f"source {number % count:02}") for number in range(240)]
+    card, page, text = card_of(mix_of(rows, None, 240))
+    assert len(card["sources"]) == count
+    drawn = re.findall(r"source \d\d(?: [^<]*)?</text>", page)
+    assert len(drawn) <= 2 * 12
+    assert ("48 others" in page) is (count == 60)
+    assert f"source {count - 1:02}" in text
+
+
+def test_the_page_of_a_difference(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    rows = [conversation(number, source=EVIL if number % 2 else "alpha") for number in range(30)]
+    first, second = (profile(mix_of(rows[:count], None, count)) for count in (30, 20))
+    found = between(first, second, ("one", f"two {EVIL}")) | {"digests": ["d1", "d2"], "seeds": [0, 1]}
+    page, text = compare_page(found, (first, second)), compare_markdown(found)
+    assert "20 rows are in both, 10 only in one, 0 only in two" in page.replace("&lt;", "<")
+    assert "<script" not in page
+    assert "20 rows are in both, 10 only in one, 0 only in" in text
+
+
+@needs_browser
+def test_it_fits_a_phone_and_asks_for_nothing(mix_of: Callable[..., Mix], tmp_path: Path) -> None:  # noqa: F811
+    path = tmp_path / "mix.html"
+    path.write_text(card_of(evil_mix(mix_of))[1], encoding="utf-8")
+    for width in (1200, 400):
+        with opened(f"file://{path}", width=width) as seen:
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+            assert seen.page.locator(".row").count() == 10
+            assert seen.page.locator("main svg").count() == 3
+            shown = seen.page.locator(".turn pre").first.inner_text()
+            assert EVIL in shown
+        assert seen.errors == []
+        assert [url for url in seen.requests if not url.startswith("file:")] == []
