@@ -120,7 +120,10 @@ def _base(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | Non
     wanted = config.base.rows if config.base.rows is not None else len(rows)
     shortage.check_base(base, filtered, wanted, config)
     chosen = rows[_draw(_hex(base.keys[rows]), wanted, seed, "base")] if len(rows) > wanted else rows
-    return _Part(base, filtered, chosen, {**_facts(base, filtered), "rows": wanted})
+    facts = {**_facts(base, filtered), "rows": wanted}
+    if near:
+        facts["near_duplicates"] = facts["filtered"].pop(NEAR)
+    return _Part(base, filtered, chosen, facts)
 
 
 def _pool(
@@ -208,7 +211,7 @@ def _ids(origin: str, keys: np.ndarray) -> list[str]:
 def _facts(source: Standardised, filtered: Filtered) -> dict[str, Any]:
     """Return what standardising and filtering counted, for the manifest."""
     counts = {"read": source.read, "usable": len(source.rows), "dropped": source.dropped, "mended": source.mended}
-    return {"fingerprint": source.fingerprint, **counts, "filtered": filtered.counts}
+    return {"fingerprint": source.fingerprint, **counts, "filtered": dict(filtered.counts)}
 
 
 def _sources(parts: dict[str, _Part]) -> dict[str, int]:

@@ -89,6 +89,8 @@ def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
         steps[3, f"  of them mended: {reason}"] = sum(by_source.values())
     for reason, by_source in facts["filtered"].items():
         steps[4, f"− filtered: {reason}"] = sum(by_source.values())
+    if "near_duplicates" in facts:
+        steps[8, "− nearly the text of a row that is kept"] = sum(facts["near_duplicates"].values())
     if "excluded" in facts:
         left = facts["usable"] - sum(sum(by_source.values()) for by_source in facts["filtered"].values())
         near = sum(facts.get("near_duplicates", {}).values())
@@ -97,8 +99,6 @@ def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
         steps[6, "− text is in an earlier row of the pool"] = repeats
         if both := in_base + repeats - (left - near - facts["eligible"]):
             steps[7, "+ both, so taken off twice"] = both
-        if "near_duplicates" in facts:
-            steps[8, "− nearly the text of a row that is kept"] = near
         steps[9, "left to draw from"] = facts["eligible"]
     return steps
 
