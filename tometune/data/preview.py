@@ -91,6 +91,8 @@ def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
         steps[4, f"− filtered: {reason}"] = sum(by_source.values())
     if shared := facts.get("contaminated_rows", 0):
         steps[4, "− shares words with the evaluation"] = shared
+    if "near_duplicates" in facts:
+        steps[8, "− nearly the text of a row that is kept"] = sum(facts["near_duplicates"].values())
     if "excluded" in facts:
         left = facts["usable"] - sum(sum(by_source.values()) for by_source in facts["filtered"].values()) - shared
         near = sum(facts.get("near_duplicates", {}).values())
@@ -99,8 +101,6 @@ def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
         steps[6, "− text is in an earlier row of the pool"] = repeats
         if both := in_base + repeats - (left - near - facts["eligible"]):
             steps[7, "+ both, so taken off twice"] = both
-        if "near_duplicates" in facts:
-            steps[8, "− nearly the text of a row that is kept"] = near
         steps[9, "left to draw from"] = facts["eligible"]
     return steps
 

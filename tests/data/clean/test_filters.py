@@ -151,7 +151,8 @@ def test_near_duplicates_within_the_base_only_if_asked(pool_of):
     left = pool_of([near(2)], base=base, near_dedup=NearDedupConfig(threshold=0.8))
     assert left.facts["base"]["filtered"] == {}
     mix = pool_of([near(2)], base=base, take=0, near_dedup=NearDedupConfig(threshold=0.8, base=True))
-    assert mix.facts["base"]["filtered"] == {"near_duplicate": {"files": 1}}
+    assert (mix.facts["base"]["filtered"], mix.facts["base"]["near_duplicates"]) == ({}, {"files": 1})
+    assert [example["origin"] for example in mix.examples["near_duplicate"]] == ["base"]
     assert len(mix.row_ids) == 3
 
 

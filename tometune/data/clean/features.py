@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 from tometune.caching import cached_folder
 from tometune.data.clean import text
 from tometune.data.parallel import in_order
-from tometune.data.standardise import Standardised
 from tometune.progress import progress
+
+if TYPE_CHECKING:  # other processes import this module, and need no `datasets`
+    from tometune.data.standardise import Standardised
 
 STEP = 20_000
 """Rows that a process takes at once."""
@@ -34,8 +36,11 @@ class Feature:
     of: Callable[[pa.RecordBatch], np.ndarray]
     """Takes rows with a column `messages`, returns an array with an entry a row."""
 
+    by_arrow: bool = True
+    """Whether Arrow does it, faster than other processes could start; else it is Python's work, for every core."""
 
-def feature(source: Standardised, name: str, cache: Path) -> np.ndarray:
+
+def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
     """Return a feature of every row of a source, from the cache or made now.
 
     Args:
@@ -49,7 +54,8 @@ def feature(source: Standardised, name: str, cache: Path) -> np.ndarray:
         path, rows = source.folder / "rows.arrow", len(source.rows)
         with progress(f"{name} of rows", rows) as advance:
             parts = []
-            for part in in_order(partial(_of_slice, path, name), range(0, rows, STEP)):
+            work, steps = partial(_of_slice, path, name), range(0, rows, STEP)
+            for part in map(work, steps) if FEATURES[name].by_arrow else in_order(work, steps):
                 parts.append(part)
                 advance(len(part))
         np.save(folder / "values.npy", np.concatenate(parts) if parts else np.empty(0, np.float32))
@@ -145,8 +151,7 @@ FEATURES = {
     "turns": Feature(1, _turns),
     "refusal": Feature(1, _refusal),
     "broken_code": Feature(1, _broken_code),
-    "repetition": Feature(1, _repetition),
-    "language": Feature(1, _language),
-    "heuristic": Feature(1, _heuristic),
+    "repetition": Feature(1, _repetition, by_arrow=False),
+    "language": Feature(1, _language, by_arrow=False),
+    "heuristic": Feature(1, _heuristic, by_arrow=False),
 }
-"""Cheap ones by Arrow (millions of rows/s), the last three by Python (docs/data.md says how fast)."""

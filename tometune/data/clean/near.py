@@ -9,7 +9,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from tometune.caching import cached_folder
 from tometune.data.clean.features import slices, turns_of
 from tometune.data.conversations import normalised
 from tometune.data.parallel import in_order
-from tometune.data.standardise import Standardised
 from tometune.progress import progress
+
+if TYPE_CHECKING:  # other processes import this module, and need no `datasets`
+    from tometune.data.standardise import Standardised
 
 VERSION = 1
 """Raised when the same rows give other near-duplicates."""
@@ -39,7 +41,7 @@ STEP = 20_000
 TOLD = 1_000
 """Rows after which the progress is told."""
 
-Rows = tuple[Standardised, np.ndarray]
+Rows = tuple["Standardised", np.ndarray]
 """A source and numbers of its rows, in the order of their keys."""
 
 
@@ -82,7 +84,7 @@ def _found(sources: list[Rows], threshold: float) -> np.ndarray:
     return np.array(near, dtype=bool)
 
 
-def _signatures(source: Standardised, numbers: np.ndarray) -> Iterator[Any]:
+def _signatures(source: "Standardised", numbers: np.ndarray) -> Iterator[Any]:
     """Yield the signature of each row in the given order; they are made in the order in which the rows lie."""
     made = np.sort(numbers)
     edges = np.searchsorted(made, np.arange(0, len(source.rows) + STEP, STEP))
