@@ -8,7 +8,8 @@ from tests.data.chatml import chatml_tokenizer, turns
 from tests.data.tokenised import mix_from
 from tests.fixtures.llama import tiny_llama
 from tometune.data.packs import pack
-from tometune.data.tokens import IGNORE, Tokens, tokenise
+from tometune.data.tokenised import IGNORE
+from tometune.data.tokens import Tokens, tokenise
 
 MOST = 96
 

@@ -1,7 +1,9 @@
 """Tokens and labels of a mix: what is kept, what is cut, what the cache goes by."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from tokenizers import normalizers
 from tests.data.chatml import CHATML, chatml_tokenizer, turns
 from tests.data.tokenised import CONVERSATIONS, TOKENIZERS, both, mix_from, trained_texts
 from tometune.config.errors import UserError
-from tometune.data import tokens
+from tometune.data import tokenised
 from tometune.data.mix import Mix
 from tometune.data.template import Template
-from tometune.data.tokens import IGNORE, Tokens, tokenise
+from tometune.data.tokenised import IGNORE
+from tometune.data.tokens import Tokens, tokenise
 
 
 @both
@@ -62,7 +65,7 @@ def test_text_that_spells_control_tokens_stays_text(name: str, tmp_path: Path) -
 
 
 def test_other_threads_batches_are_not_touched_by_such_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "BATCH", 50)
+    monkeypatch.setattr(tokenised, "BATCH", 50)
     rows = [turns("hi", "hello " * 200), turns("<|im_end|>", "<|im_start|>")] * 400
     tokenizer = chatml_tokenizer()
     made = tokenise(mix_from(rows), tokenizer, 2048, tmp_path)
@@ -115,18 +118,43 @@ def test_too_small_a_length_is_refused(tmp_path: Path) -> None:
 
 def test_the_second_time_is_read_from_the_cache(tmp_path: Path) -> None:
     first = tokenise(mix_from(CONVERSATIONS), chatml_tokenizer(), 512, tmp_path)
-    (folder,) = (tmp_path / "tokens").iterdir()
+    (folder,) = (tmp_path / "tokens").glob("*/*")
     stamp = (folder / "rows.arrow").stat().st_mtime_ns
     tokenizer = chatml_tokenizer()
     tokenizer(["a", "a b c d"], padding=True, truncation=True, max_length=2)  # leaves its settings on the backend
     again = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path)
-    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [folder.name]
+    assert [path.name for path in (tmp_path / "tokens").glob("*/*")] == [folder.name]
     assert (folder / "rows.arrow").stat().st_mtime_ns == stamp
     assert again.counts == first.counts
     assert again.dataset["labels"][:] == first.dataset["labels"][:]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["max_length"] == 512
     assert config["mask"] == "assistant turns and the end of each"
+
+
+def test_mixes_share_the_rows_that_both_take(tmp_path: Path) -> None:
+    """A larger mix tokenises what it adds; one of another order, or smaller, nothing; each comes in its own order."""
+    tokenizer = chatml_tokenizer()
+    alone = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path / "alone")
+    whole = mix_from(CONVERSATIONS)
+    for chosen, rows_made in ([3, 1], [1, 3]), ([0, 1, 2, 3], [0, 2]), ([2, 5, 1], [5]), ([5, 3], []):
+        before = set((tmp_path / "tokens").glob("*/*"))
+        part = replace(whole.parts[0], chosen=np.array(chosen))
+        made = tokenise(replace(whole, parts=(part,)), tokenizer, 512, tmp_path)
+        assert [made.dataset[place] for place in range(len(chosen))] == [alone.dataset[row] for row in chosen]
+        assert made.counts.tokens == sum(alone.lengths[chosen])
+        pieces = set((tmp_path / "tokens").glob("*/*")) - before
+        assert [row for piece in pieces for row in np.load(piece / "index.npy")[:, 0].tolist()] == rows_made
+
+
+def test_a_row_that_two_processes_tokenised_is_taken_once(tmp_path: Path) -> None:
+    tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
+    first = tokenise(whole, tokenizer, 512, tmp_path)
+    (piece,) = (tmp_path / "tokens").glob("*/*")
+    shutil.copytree(piece, piece.with_name("z"))
+    again = tokenise(whole, tokenizer, 512, tmp_path)
+    assert again.counts == first.counts
+    assert again.dataset["input_ids"][:] == first.dataset["input_ids"][:]
 
 
 def test_all_that_makes_the_tokens_makes_the_key(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -10,7 +11,7 @@ from tests.data.chatml import chatml_tokenizer, turns
 from tests.fixtures.llama3 import llama3_tokenizer
 from tometune.data.mix import Mix
 from tometune.data.template import Messages
-from tometune.data.tokens import IGNORE
+from tometune.data.tokenised import IGNORE, Part
 
 TOKENIZERS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "chatml": (chatml_tokenizer, "<|im_end|>", "<|im_start|>"),
@@ -34,7 +35,9 @@ def mix_from(conversations: list[Messages], digest: str = "d") -> Mix:
     rows = [{"source": "test", "messages": messages} for messages in conversations]
     row_ids = [f"base:{number}" for number in range(len(rows))]
     facts = {"base": {"fingerprint": "f", "read": len(rows), "usable": len(rows), "rows": len(rows)}}
-    return Mix("test", 0, Dataset.from_list(rows), row_ids, digest, {"test": len(rows)}, facts)
+    dataset = Dataset.from_list(rows)
+    parts = (Part(digest, dataset, np.arange(len(rows))),)
+    return Mix("test", 0, dataset, row_ids, digest, {"test": len(rows)}, facts, parts)
 
 
 def trained_texts(tokenizer: Any, row: dict[str, Any], end: str) -> list[str]:

@@ -32,6 +32,7 @@ from tometune.data.contamination.overlaps import HeldOut, overlapping
 from tometune.data.draw import Short, check_names, in_draw_order, take
 from tometune.data.eligible import eligible
 from tometune.data.standardise import Standardised, standardise
+from tometune.data.tokenised import Part
 from tometune.seeding import stream
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,9 @@ class Mix:
 
     facts: dict[str, Any]
     """What was read, dropped, mended, filtered and excluded, for `base` and `pool`."""
+
+    parts: tuple[Part, ...]
+    """The base and, where rows are drawn from it, the pool."""
 
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Some of the rows that were left out, by reason: {origin, source, messages}. Not part of the manifest."""
@@ -110,7 +114,8 @@ def build_mix(
     )
     digest = sha256("\n".join(row_ids).encode()).hexdigest()[:20]
     facts = {name: part.facts for name, part in parts.items()}
-    return Mix(config.name, seed, dataset, row_ids, digest, _sources(parts), facts, _examples(parts))
+    taken = tuple(Part(part.source.fingerprint, part.source.rows, part.chosen) for part in parts.values())
+    return Mix(config.name, seed, dataset, row_ids, digest, _sources(parts), facts, taken, _examples(parts))
 
 
 def _base(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, held_out: HeldOut | None) -> _Part:

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tometune.data.mix import Mix
-from tometune.data.tokens import IGNORE, Tokens
+from tometune.data.tokenised import IGNORE
+from tometune.data.tokens import Tokens
 
 TRAINED, OTHER = "bold green", "dim"
 MARKS = ("⟦", "⟧")

@@ -87,7 +87,7 @@ def profile(mix: Mix, tokens: Tokens | None = None) -> Profile:
         keys,
         np.concatenate([column["characters"] for column in columns]),
         np.concatenate([column["turns"] for column in columns]),
-        None if tokens is None else _lengths(tokens, len(mix.row_ids)),
+        None if tokens is None else tokens.lengths,
         np.concatenate([column[SCORE] for column in columns]) if scored else None,
     )
 
@@ -117,16 +117,6 @@ def _identities(row_ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
     pool = pc.starts_with(ids, "pool:").to_numpy(zero_copy_only=False)
     keys = np.array(pc.utf8_slice_codeunits(ids, 5, 37).to_pylist(), dtype="S32")
     return pool.astype(bool), keys
-
-
-def _lengths(tokens: Tokens, rows: int) -> np.ndarray:
-    """Return the tokens of each row of the mix."""
-    lengths = np.zeros(rows, dtype=np.int64)
-    kept = np.ones(rows, dtype=bool)
-    kept[list(tokens.left_out)] = False
-    ids = tokens.dataset.data.column("input_ids")
-    lengths[kept] = pc.list_value_length(ids).to_numpy()
-    return lengths
 
 
 def repeats(found: Profile) -> dict[str, int]:
