@@ -32,11 +32,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 500_000, 1_752_473], help="sizes of the pool")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench_data")
     parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS))
+    parser.add_argument("--mix-only", action="store_true", help="make no tokens")
     parser.add_argument("--job", choices=list(JOBS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.job:
-        print(json.dumps(JOBS[options.job](options.base, options.pool, options.folder)))
+        print(json.dumps(JOBS[options.job](options.base, options.pool, options.folder, options.mix_only)))
         return
     found = []
     for rows in options.rows:
@@ -46,7 +47,7 @@ def main() -> None:
                 work = options.folder / f"{job}_{rows}"
                 if state == "cold":
                     shutil.rmtree(work, ignore_errors=True)
-                found.append({"job": job, "pool": rows, "state": state, **measured(options.base, pool, work, job)})
+                found.append({"job": job, "pool": rows, "state": state, **measured(pool, work, job, options)})
                 print(json.dumps(found[-1]), flush=True)
             shutil.rmtree(options.folder / f"{job}_{rows}", ignore_errors=True)
     (options.folder / "bench_data.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -89,9 +90,10 @@ def perturb(row: dict, draws: random.Random) -> None:
         turn["value"] = f"{text[:cut]} {draws.randrange(10**6)}{text[cut:]}"
 
 
-def measured(base: Path, pool: Path, work: Path, job: str) -> dict:
+def measured(pool: Path, work: Path, job: str, options: argparse.Namespace) -> dict:
     """Run a job in a process of its own; returns its figures with seconds, CPU seconds and peak memory."""
-    command = [sys.executable, __file__, str(base), str(pool), "--folder", str(work), "--job", job]
+    command = [sys.executable, __file__, str(options.base), str(pool), "--folder", str(work), "--job", job]
+    command += ["--mix-only"] if options.mix_only else []
     environment = {
         **os.environ,
         "HF_HOME": str(work / "hf"),
@@ -142,7 +144,7 @@ def tokenizer(cache: Path) -> object:
     return load_tokenizer(ModelConfig(id="HuggingFaceTB/SmolLM2-135M-Instruct"), cache)
 
 
-def ours(base: Path, pool: Path, folder: Path) -> dict:
+def ours(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
     """The mix of the base and 200,000 rows, and the tokens of these."""
     from tometune.config.data import DataConfig, PoolConfig, SourceConfig, SourceKind
     from tometune.data.mix import build_mix
@@ -158,16 +160,17 @@ def ours(base: Path, pool: Path, folder: Path) -> dict:
     began = time.monotonic()
     mix = build_mix(config, SEED, folder / "cache")
     mixed = time.monotonic() - began
-    tokens = tokenise(mix, tokenizer(folder.parent), MAX_LENGTH, folder / "cache")
+    made = None if mix_only else tokenise(mix, tokenizer(folder.parent), MAX_LENGTH, folder / "cache")
+    tokens = made.counts.tokens if made else 0
     return {
         "mix_seconds": round(mixed, 1),
         "rows": len(mix.row_ids),
-        "tokens": tokens.counts.tokens,
+        "tokens": tokens,
         "digest": mix.digest,
     }
 
 
-def plain(base: Path, pool: Path, folder: Path) -> dict:
+def plain(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
     """The same job as one would write it with `datasets`: filter against a set of texts, shuffle, select, map."""
     from datasets import concatenate_datasets, load_dataset
 
@@ -189,11 +192,11 @@ def plain(base: Path, pool: Path, folder: Path) -> dict:
     other = other.select(range(added)).remove_columns([name for name in other.column_names if name != "conversations"])
     mix = concatenate_datasets([first, other])
     mixed = time.monotonic() - began
-    tokens = tokenised(mix, folder)
+    tokens = 0 if mix_only else tokenised(mix, folder)
     return {"mix_seconds": round(mixed, 1), "rows": rows + added, "tokens": tokens}
 
 
-def trl(base: Path, pool: Path, folder: Path) -> dict:
+def trl(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
     """TRL's mixture (`trl.get_dataset`): the first rows of each data set in the shares that are asked for; then map."""
     from trl import DatasetMixtureConfig, get_dataset
     from trl.scripts.utils import DatasetConfig
@@ -206,7 +209,7 @@ def trl(base: Path, pool: Path, folder: Path) -> dict:
     ]
     mix = get_dataset(DatasetMixtureConfig(datasets=sets))["train"]
     mixed = time.monotonic() - began
-    tokens = tokenised(mix, folder)
+    tokens = 0 if mix_only else tokenised(mix, folder)
     return {"mix_seconds": round(mixed, 1), "rows": len(mix), "tokens": tokens}
 
 

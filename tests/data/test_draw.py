@@ -1,5 +1,6 @@
 """Properties of mixes with weights, caps, filters, ranks and near-duplicates on, whatever the data."""
 
+import os
 import random
 import tempfile
 from collections import Counter
@@ -155,6 +156,18 @@ def test_the_best_rows_are_added(tmp_path):
     assert one.row_ids == other.row_ids  # no draw in it
     answers = {int(messages[1]["content"].split()[1]) % 50 for messages in one.dataset["messages"][1:]}
     assert answers == {45, 46, 47, 48, 49}
+
+
+def _ends_itself(item):
+    if item == parallel.ALONE + 3:
+        os._exit(9)
+    return item
+
+
+def test_a_process_that_is_killed_is_told_of(monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    with pytest.raises(parallel.WorkerDiedError, match="one of 2 processes was ended from outside"):
+        list(parallel.in_order(_ends_itself, range(30)))
 
 
 @pytest.mark.parametrize("pool", [[row(10, "a")] * 30, [row(10, "a"), row(20, "b")]])

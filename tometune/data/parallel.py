@@ -17,6 +17,10 @@ WAITING = 3
 """Items a process that wait or are done and not yet taken; bounds the memory."""
 
 
+class WorkerDiedError(RuntimeError):
+    """A process that worked for this one is gone."""
+
+
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -32,6 +36,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         items: read in this process, a few at a time.
 
     Raises:
+        WorkerDiedError: a process was killed.
         Exception: what the function raises, at its item's turn.
     """
     rest = iter(items)
@@ -44,6 +49,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         yield from map(function, rest)
         return
     from joblib.externals.loky import ProcessPoolExecutor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     pool = ProcessPoolExecutor(processes)
     try:
@@ -54,5 +60,10 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except TerminatedWorkerError as error:
+        raise WorkerDiedError(
+            f"one of {processes} processes was ended from outside, most often for want of memory; the same command "
+            "tries again (with fewer cores, e.g. taskset -c 0 …, it takes less)"
+        ) from error
     finally:
         pool.shutdown(kill_workers=True)
