@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from inspect import get_annotations
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -31,7 +32,7 @@ def schema_fields(cls: type = Config) -> Iterator[tuple[type, str]]:
 
 def owner(cls: type, name: str) -> type:
     """Return the class of a field: of one that is inherited, where it is written."""
-    return next(base for base in reversed(cls.__mro__) if name in base.__dict__.get("__annotations__", {}))
+    return next(base for base in reversed(cls.__mro__) if name in get_annotations(base))
 
 
 def test_every_field_has_a_docstring():
