@@ -111,5 +111,5 @@ def test_the_verb_says_one_line_and_ends_with_2(tmp_path, run_verb):
         "data.pool.weights.systemchat-2.1: the pool has no such source; did you mean systemchat-2.0? "
         "(sources: systemchat-2.0)"
     )
-    done = run_verb("prepare", *mix, "data.rows=6", "data.pool.weights.systemchat-2.0=1", "data.filters.max_tokens=9")
+    done = run_verb("prepare", *mix, "data.rows=6", "data.pool.weights.systemchat-2.0=1", "data.filters.max_tokens=100")
     assert done.returncode == 0, done.stderr

@@ -45,7 +45,7 @@ def most(mix):
     return int(str(caught.value).rpartition("data.rows=")[2])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     base=ROWS,
     pool=ROWS,
