@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from tempfile import TemporaryDirectory
 
+from tometune.config.chat import ONLY_CHAT
 from tometune.config.errors import UserError
 from tometune.config.jobs import Jobs
 from tometune.config.main import Hooks, verb
@@ -48,7 +49,7 @@ def after_sweep(jobs: Jobs) -> int:
 @partial(
     verb,
     hooks=Hooks(before_sweep, after_sweep),
-    ignores={"run": "only evaluate reads it; train finds the run of its config by itself"},
+    ignores={"run": "only evaluate reads it; train finds the run of its config by itself", **ONLY_CHAT},
 )
 def main(config: Config) -> float | None:
     """Carry the experiment out, or find that it is done, and show what came of it.
