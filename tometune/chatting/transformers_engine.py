@@ -101,7 +101,9 @@ class TransformersEngine:
         model = self.weights.model
         given = torch.tensor([ids], device=model.device)
         try:
-            logits: torch.Tensor = model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            logits: torch.Tensor = model(
+                input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1
+            ).logits
         except BaseException:  # e.g. out of memory: some layers have the tokens, others have not
             self._memory.forget()
             raise
