@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -80,7 +81,9 @@ def page(names: list[str], loading: Loading, config: Config) -> None:
             time.sleep(GRACE)
             raise loading.error
         log.info("ready after %.1f s", time.monotonic() - start)
-        served.block_thread()
+        threading.Event().wait()
+    except KeyboardInterrupt:  # how a page is ended; nothing broke off
+        log.info("ended")
     finally:
         chat.turns.close()
         served.close(verbose=False)

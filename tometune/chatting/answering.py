@@ -1,4 +1,4 @@
-"""One question to one or two models, with the same settings and seed; both answer at once, a few tokens each in turn."""
+"""One question to one or two models, with the same settings and seed; they answer together, a few tokens each in turn."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -35,9 +35,11 @@ class Answer:
     """What of the conversation did not fit, in words."""
 
     def said(self) -> str:
-        """Return how long and how fast it was, in words."""
+        """Return how long and how fast it was, in words; nothing before there is anything to say."""
+        if not self.tokens:
+            return self.left_out
         speed = f"{self.tokens / self.seconds:.1f} tokens/s" if self.seconds > 0 else ""
-        why = {End.length: "ended by max new tokens or the context", End.stopped: "stopped"}.get(End(self.end), "")
+        why = {str(End.length): "cut at max new tokens", str(End.stopped): "stopped"}.get(self.end or "", "")
         counted = f"{self.tokens} token{'' if self.tokens == 1 else 's'}"
         return " · ".join(filter(None, [counted, speed, f"first after {self.first:.2f} s", why, self.left_out]))
 

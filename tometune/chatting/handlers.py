@@ -70,9 +70,9 @@ class Handlers:
         self.chat = chat
 
     def load(self, kept: str) -> list[Any]:
-        """A tab was opened: session, list, chats."""
+        """A tab was opened: the box, which takes nothing before, the session and what is shown of it."""
         session = Session.read(kept, self.chat.models, self.chat.defaults.system or "")
-        return [session, *self.shown(session)]
+        return [gr.Textbox(interactive=True), session, *self.shown(session)]
 
     def shown(self, session: Session) -> list[Any]:
         """Return the list, the system message, the chats and what stands below them."""
@@ -111,7 +111,7 @@ class Handlers:
         """The button that stops, or a tab that was closed."""
         self.chat.turns.cancel(str(request.session_hash))
 
-    def ask(self, session: Session, text: str, system: str, *drawn: Any, request: gr.Request) -> Iterator[list[Any]]:
+    def ask(self, request: gr.Request, session: Session, text: str, system: str, *drawn: Any) -> Iterator[list[Any]]:
         """Something was written."""
         if not text.strip():
             yield self._step(session, sending=False, text=text)
@@ -120,7 +120,7 @@ class Handlers:
         yield from self._answer(session, session.ask(text, settings(*drawn)), settings(*drawn), request)
 
     def retry(
-        self, session: Session, system: str, *drawn: Any, event: gr.RetryData, request: gr.Request
+        self, request: gr.Request, event: gr.RetryData, session: Session, system: str, *drawn: Any
     ) -> Iterator[list[Any]]:
         """An answer is to be given anew, by the next seed."""
         session.current.system = system
@@ -128,7 +128,7 @@ class Handlers:
         yield from self._answer(session, turn, settings(*drawn), request)
 
     def edit(
-        self, session: Session, system: str, *drawn: Any, event: gr.EditData, request: gr.Request
+        self, request: gr.Request, event: gr.EditData, session: Session, system: str, *drawn: Any
     ) -> Iterator[list[Any]]:
         """A question was changed."""
         session.current.system = system

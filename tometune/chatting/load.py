@@ -1,11 +1,10 @@
 """Loads what was found: each base once, whatever adapters are asked for on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tometune.chatting.engine import Engine, Settings
-from tometune.chatting.loading import Tell
 from tometune.chatting.sides import Side
 from tometune.config.errors import UserError
 from tometune.config.model import ModelConfig
@@ -13,6 +12,9 @@ from tometune.imports import quick_imports
 
 if TYPE_CHECKING:
     from tometune.chatting.transformers_engine import Weights
+
+Tell = Callable[[str], None]
+"""Takes what is begun, in a few words."""
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tometune.chatting.engine import Engine
+from tometune.chatting.load import load_engines, stages
 from tometune.chatting.sides import Side
-
-Tell = Callable[[str], None]
-"""Takes what is begun, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Loading:
         self.error: Exception | None = None
         self._sides, self._cache, self._context = sides, cache, context
         self._over = threading.Event()
-        self._stage, self._done = "starting", 0
+        self._stage, self._done, self._of = "starting", 0, stages(sides)
         self._start = time.monotonic()
 
     def start(self, then: Callable[[], None] = lambda: None) -> None:
@@ -47,9 +45,6 @@ class Loading:
         def work() -> None:
             """Load, and keep what went wrong."""
             try:
-                from tometune.chatting.load import load_engines, stages
-
-                self._of = stages(self._sides)
                 self.engines = load_engines(self._sides, self._cache, self._context, self._tell)
                 then()
             except Exception as error:
@@ -70,8 +65,7 @@ class Loading:
 
     def progress(self) -> Progress:
         """Return how far it is."""
-        of = max(self._done, getattr(self, "_of", 1))
-        return Progress(self._stage, self._done, of, time.monotonic() - self._start)
+        return Progress(self._stage, self._done, self._of, time.monotonic() - self._start)
 
     def _tell(self, stage: str) -> None:
         """Note what is begun."""

@@ -60,6 +60,7 @@ def build(chat: Chat) -> gr.Blocks:
             submit_btn=True,
             max_lines=8,
             autofocus=True,
+            interactive=False,
             elem_id="box",
         )
         _wire(page, handlers, locals())
@@ -75,7 +76,7 @@ def _wire(page: gr.Blocks, handlers: Handlers, parts: dict[str, Any]) -> None:
     stepped = [box, listed, *chats, *below]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
-    page.load(handlers.load, [kept], [session, *shown], js=browser.load(models), **quiet)
+    page.load(handlers.load, [kept], [box, session, *shown], js=browser.load(models), **quiet)
     timer = gr.Timer(0.4)
 
     def tick() -> list[Any]:

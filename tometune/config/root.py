@@ -104,7 +104,7 @@ class Config:
     """Only for `chat`: a page in the browser, or the terminal."""
 
     share: bool = False
-    """Only for `chat`: whether the page can also be reached from elsewhere, with a password, through Gradio's tunnel."""
+    """Only for `chat`: whether the page is also reached from elsewhere, with a password, through Gradio's tunnel."""
 
     publish: Publish | None = None
     """Only for `report`: where the table and the pictures go beside the sweep's folder; null is nowhere."""
