@@ -1,10 +1,10 @@
-"""One question to one or two models, with the same settings and seed; they answer together, a few tokens each in turn."""
+"""One question to one or two models, with the same settings and seed; both answer at once, a few tokens each."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tometune.chatting.conversation import Answer, Conversation, Turn
+from tometune.chatting.conversation import Answer, Turn
 from tometune.chatting.engine import BURST, End, Engine, Message, Piece, Settings, Stopped
 from tometune.chatting.fitting import fit
 
@@ -21,28 +21,26 @@ class Step:
     left_out: str = ""
 
 
-def question(
-    engines: Sequence[Engine], conversation: Conversation, settings: Settings
-) -> Callable[[Stopped], Iterator[Step]]:
-    """Return the job that answers the last question of a conversation, which is read now and not when it is done."""
-    asked = [conversation.messages(side) for side in range(len(engines))]
+def answers(
+    engines: Mapping[int, Engine], asked: Mapping[int, Sequence[Message]], settings: Settings, stopped: Stopped
+) -> Iterator[Step]:
+    """Yield the steps of all answers, a few of each in turn.
 
-    def job(stopped: Stopped) -> Iterator[Step]:
-        """Yield the steps of all answers."""
-        running = {
-            side: _steps(side, engine, messages, settings, stopped)
-            for side, (engine, messages) in enumerate(zip(engines, asked, strict=True))
-        }
-        while running:
-            for side, steps in list(running.items()):
-                for _ in range(BURST if len(running) > 1 else 1):
-                    step = next(steps, None)
-                    if step is None:
-                        del running[side]
-                        break
-                    yield step
-
-    return job
+    Args:
+        engines: by the number of the model.
+        asked: what each of them is given.
+        settings: the same for all of them.
+        stopped: whether the answers are not wanted any more.
+    """
+    running = {side: _steps(side, engine, asked[side], settings, stopped) for side, engine in engines.items()}
+    while running:
+        for side, steps in list(running.items()):
+            for _ in range(BURST if len(running) > 1 else 1):
+                step = next(steps, None)
+                if step is None:
+                    del running[side]
+                    break
+                yield step
 
 
 def _steps(
@@ -66,7 +64,7 @@ def _steps(
 def take(turn: Turn, step: Step) -> None:
     """Add a step to its answer."""
     answer = turn.answers[step.side]
-    answer.text += step.text
+    answer.text = (answer.text + step.text).lstrip()
     answer.left_out = answer.left_out or step.left_out
     if step.tokens:
         answer.tokens, answer.seconds = step.tokens, step.seconds

@@ -31,7 +31,7 @@ def _no_stubs() -> Iterator[None]:
             raise OSError("no stubs")
         return getfile(thing)
 
-    inspect.getfile = without
+    inspect.getfile = without  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -3,15 +3,15 @@
 import html
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
 from tometune.chatting import inert
-from tometune.chatting.answering import Step, finish, question, take
+from tometune.chatting.answering import Step, answers, finish, take
 from tometune.chatting.conversation import Turn
-from tometune.chatting.engine import End, Settings
+from tometune.chatting.engine import End, Settings, Stopped
 from tometune.chatting.loading import Loading
 from tometune.chatting.session import Session
 from tometune.chatting.turns import Turns
@@ -52,7 +52,7 @@ def messages(session: Session, side: int) -> list[dict[str, str]]:
     for turn in session.current.turns:
         answer = turn.answers[side]
         shown.append({"role": "user", "content": inert.markdown(inert.shortened(turn.question))})
-        text = inert.markdown(answer.text.lstrip()) or ("…" if answer.end is None else "*(no text)*")
+        text = inert.markdown(answer.text) or ("…" if answer.end is None else "*(no text)*")
         shown.append({"role": "assistant", "content": text})
     return shown
 
@@ -117,34 +117,36 @@ class Handlers:
             yield self._step(session, sending=False, text=text)
             return
         session.current.system = system
-        yield from self._answer(session, session.ask(text, settings(*drawn)), settings(*drawn), request)
+        yield from self._answer(session, session.ask(text, drawn_by(*drawn)), drawn_by(*drawn), request)
 
     def retry(
         self, request: gr.Request, event: gr.RetryData, session: Session, system: str, *drawn: Any
     ) -> Iterator[list[Any]]:
         """An answer is to be given anew, by the next seed."""
         session.current.system = system
-        turn = session.again(_place(event.index), settings(*drawn))
-        yield from self._answer(session, turn, settings(*drawn), request)
+        turn = session.again(_place(event.index), drawn_by(*drawn))
+        yield from self._answer(session, turn, drawn_by(*drawn), request)
 
     def edit(
         self, request: gr.Request, event: gr.EditData, session: Session, system: str, *drawn: Any
     ) -> Iterator[list[Any]]:
         """A question was changed."""
         session.current.system = system
-        turn = session.edit(_place(event.index), inert.original(str(event.value)), settings(*drawn))
-        yield from self._answer(session, turn, settings(*drawn), request)
+        turn = session.edit(_place(event.index), inert.original(str(event.value)), drawn_by(*drawn))
+        yield from self._answer(session, turn, drawn_by(*drawn), request)
 
     def _answer(self, session: Session, turn: Turn, drawn: Settings, request: gr.Request) -> Iterator[list[Any]]:
         """Show the answers as they come; a reader who leaves ends them."""
         yield self._step(session, sending=True, text="")
         chat = self.chat
-        settings = Settings(drawn.temperature, drawn.top_p, drawn.max_new_tokens, turn.seed)
+        settings = replace(drawn, seed=turn.seed)
 
-        def job(stopped: Any) -> Iterator[Step]:
-            yield from question(chat.loading.engines, conversation, settings)(stopped)
+        asked = {side: session.current.messages(side) for side in range(len(chat.models))}
 
-        conversation = session.current
+        def job(stopped: Stopped) -> Iterator[Step]:
+            """Begun when it is this question's turn: by then the engines are there."""
+            yield from answers(dict(enumerate(chat.loading.engines)), asked, settings, stopped)
+
         ticket = chat.turns.ask(str(request.session_hash), job)
         problem = ""
         try:
@@ -183,7 +185,7 @@ class Handlers:
         return [box, picked, *shown]
 
 
-def settings(temperature: float, top_p: float, max_new_tokens: float, seed: float) -> Settings:
+def drawn_by(temperature: float, top_p: float, max_new_tokens: float, seed: float) -> Settings:
     """Return the settings of the sliders."""
     return Settings(float(temperature), float(top_p), int(max_new_tokens), int(seed or 0))
 

@@ -94,20 +94,19 @@ class TransformersEngine:
                 logits = self._read([token], cache)
         yield Piece(decoder.rest(), most, End.length)
 
-    @torch.inference_mode()
     def _read(self, ids: list[int], cache: Any) -> torch.Tensor:
         """Return the logits after these tokens, [vocabulary]; the cache grows by them."""
         self.weights.use(self.adapter)
         model = self.weights.model
         given = torch.tensor([ids], device=model.device)
         try:
-            logits: torch.Tensor = model(
-                input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits
+            with torch.inference_mode():
+                made = model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
         except BaseException:  # e.g. out of memory: some layers have the tokens, others have not
             self._memory.forget()
             raise
         self._memory.add(ids)
+        logits: torch.Tensor = made.logits
         return logits[0, -1]
 
 
