@@ -1,18 +1,18 @@
 """An engine whose tokens are words, and which says again what it was asked: for what is not about models."""
 
-import threading
+import time
 from collections.abc import Iterator, Sequence
 
 from tometune.chatting.engine import End, Message, Piece, Settings, Stopped
 
 
 class Words:
-    """Counts words; a gate holds it before each token where there is one."""
+    """Counts words, and makes one every `pause` seconds."""
 
-    def __init__(self, start: str = "", context: int = 10_000, gate: threading.Semaphore | None = None) -> None:
+    def __init__(self, start: str = "", context: int = 10_000, pause: float = 0.0) -> None:
         self.start = start
         self.context = context
-        self.gate = gate
+        self.pause = pause
         self.made = 0
 
     def count(self, messages: Sequence[Message]) -> int:
@@ -22,8 +22,7 @@ class Words:
         text = self.start + messages[-1]["content"]
         words = text.split(" ")
         for number, word in enumerate(words):
-            if self.gate is not None:
-                self.gate.acquire()
+            time.sleep(self.pause)
             if stopped():
                 yield Piece("", number, End.stopped)
                 return
