@@ -14,7 +14,7 @@ def storage_key(models: Sequence[str]) -> str:
 
 
 def load(models: Sequence[str]) -> str:
-    """Return the function that gives all kept conversations, the newest first, as a JSON list of texts."""
+    """Return the function that gives all kept conversations, newest first, as a JSON list of texts, and the width."""
     return f"""() => {{
   const prefix = {json.dumps(storage_key(models))}, found = [];
   for (let at = 0; at < localStorage.length; at++) {{
@@ -22,7 +22,7 @@ def load(models: Sequence[str]) -> str:
     if (!name.startsWith(prefix)) continue;
     try {{ const entry = JSON.parse(localStorage.getItem(name)); found.push([entry.time, entry.text]); }} catch {{}}
   }}
-  return JSON.stringify(found.sort((one, two) => two[0] - one[0]).map(entry => entry[1]));
+  return [JSON.stringify(found.sort((one, two) => two[0] - one[0]).map(entry => entry[1])), window.innerWidth];
 }}"""
 
 
@@ -56,13 +56,22 @@ DOWNLOAD = """(text) => {
 """Saves a text as a file; it touches no file on the server."""
 
 CSS = """
-.gradio-container { max-width: 1500px !important; }
-.tm-title h1 { font-size: 1.15rem; margin: 0; font-weight: 600; }
-.tm-title p { margin: .1rem 0 0; font-size: .85rem; color: var(--body-text-color-subdued); }
+.main.fillable { padding: 12px 16px; }
+.sidebar-parent .column { gap: 10px; }
+.block.tm-title { padding: 0 0 0 2rem; min-height: 26px; margin: 0 !important; width: 100% !important; }
+.tm-title h1 { font-size: 1.05rem; margin: 0; font-weight: 600; overflow-wrap: anywhere; }
+.tm-title p { margin: .15rem 0; font-size: .85rem; color: var(--body-text-color-subdued); }
 .tm-title progress { width: 100%; height: .5rem; accent-color: var(--color-accent); }
-.tm-title .tm-wrong { color: var(--error-text-color, #b91c1c); font-weight: 600; }
+.tm-title .tm-wrong { color: #b91c1c; font-weight: 600; }
+.dark .tm-title .tm-wrong { color: #fca5a5; }
 .tm-said { font-size: .8rem; color: var(--body-text-color-subdued); min-height: 1.2rem; padding: 0 .25rem; }
-.tm-side { min-width: 0 !important; }
+.tm-side { min-width: 0 !important; gap: 4px !important; }
 .tm-list label { width: 100%; }
 .tm-list label span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+@media (max-width: 767px) {
+  .row:has(> .tm-side) { flex-wrap: wrap; gap: 6px; }
+  .tm-side { flex: 1 1 100% !important; }
+  .tm-title h1 { font-size: .85rem; }
+  .tm-side:not(:only-child) .tm-chat { height: calc(50dvh - 125px) !important; min-height: 150px; }
+}
 """

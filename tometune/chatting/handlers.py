@@ -18,6 +18,9 @@ from tometune.chatting.turns import Turns
 from tometune.config.chat import ChatConfig
 from tometune.config.errors import UserError
 
+WIDE = 900
+"""Pixels from which on the sidebar is open at first."""
+
 REFRESH = 0.1
 """Seconds between two looks at what is new."""
 
@@ -69,10 +72,10 @@ class Handlers:
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
 
-    def load(self, kept: str) -> list[Any]:
-        """A tab was opened: the box, which takes nothing before, the session and what is shown of it."""
+    def load(self, kept: str, width: float) -> list[Any]:
+        """A tab was opened: the sidebar, open where there is room, the box, the session and what is shown of it."""
         session = Session.read(kept, self.chat.models, self.chat.defaults.system or "")
-        return [gr.Textbox(interactive=True), session, *self.shown(session)]
+        return [gr.Sidebar(open=width >= WIDE), gr.Textbox(interactive=True), session, *self.shown(session)]
 
     def shown(self, session: Session) -> list[Any]:
         """Return the list, the system message, the chats and what stands below them."""

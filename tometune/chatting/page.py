@@ -16,12 +16,13 @@ def build(chat: Chat) -> gr.Blocks:
     """Return the page."""
     handlers = Handlers(chat)
     defaults = chat.defaults
-    with gr.Blocks(title="tometune chat", analytics_enabled=False, fill_height=True) as page:
+    with gr.Blocks(title="tometune chat", analytics_enabled=False, fill_width=True) as page:
         session = gr.State(Session())
         kept = gr.Textbox(visible=False)
         gone = gr.Textbox(visible=False)
         file = gr.Textbox(visible=False)
-        with gr.Sidebar(width=290):
+        width = gr.Number(visible=False)
+        with gr.Sidebar(width=290, open=False) as sidebar:
             new = gr.Button("New conversation", variant="primary", size="sm")
             listed = gr.Radio(choices=[], label="Conversations", elem_classes="tm-list", interactive=True)
             with gr.Row():
@@ -34,15 +35,15 @@ def build(chat: Chat) -> gr.Blocks:
                 gr.Slider(1, LONGEST_ANSWER, defaults.max_new_tokens, step=1, label="Max new tokens"),
                 gr.Number(chat.seed, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
             ]
-        status = gr.HTML(chat.status(), elem_classes="tm-title")
+        status = gr.HTML(chat.status(), elem_classes="tm-title", padding=False)
         chats, below = [], []
-        with gr.Row(equal_height=True, scale=1):
+        with gr.Row():
             for model in chat.models:
                 with gr.Column(min_width=300, scale=1, elem_classes="tm-side"):
                     chats.append(
                         gr.Chatbot(
                             label=model,
-                            height="62vh",
+                            height="calc(100dvh - 185px)",
                             editable="user",
                             buttons=["copy"],
                             allow_tags=False,
@@ -52,7 +53,7 @@ def build(chat: Chat) -> gr.Blocks:
                             elem_classes="tm-chat",
                         )
                     )
-                    below.append(gr.HTML("<div class='tm-said'></div>"))
+                    below.append(gr.HTML("<div class='tm-said'></div>", padding=False))
         box = gr.Textbox(
             placeholder="Ask something (Enter sends, Shift+Enter makes a new line)",
             show_label=False,
@@ -76,7 +77,13 @@ def _wire(page: gr.Blocks, handlers: Handlers, parts: dict[str, Any]) -> None:
     stepped = [box, listed, *chats, *below]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
-    page.load(handlers.load, [kept], [box, session, *shown], js=browser.load(models), **quiet)
+    page.load(
+        handlers.load,
+        [kept, parts["width"]],
+        [parts["sidebar"], box, session, *shown],
+        js=browser.load(models),
+        **quiet,
+    )
     timer = gr.Timer(0.4)
 
     def tick() -> list[Any]:
@@ -89,6 +96,7 @@ def _wire(page: gr.Blocks, handlers: Handlers, parts: dict[str, Any]) -> None:
 
     answers = [box.submit(handlers.ask, [session, box, system, *drawn], stepped, concurrency_limit=None, **quiet)]
     for chat in chats:
+        chat.clear(handlers.new, [session, system], shown, **quiet)
         for event, handler in ((chat.retry, handlers.retry), (chat.edit, handlers.edit)):
             answers.append(event(handler, [session, system, *drawn], stepped, concurrency_limit=None, **quiet))
     for answer in answers:
