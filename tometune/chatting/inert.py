@@ -5,6 +5,9 @@ policy (`serving`), under which the browser asks no other host for anything.
 """
 
 import re
+from functools import lru_cache
+
+from markdown_it import MarkdownIt
 
 JOINER = "\N{WORD JOINER}"
 """Invisible, and no part of a tag's name."""
@@ -12,8 +15,8 @@ JOINER = "\N{WORD JOINER}"
 TAG = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
 """What begins a tag, or a picture, which a browser would fetch."""
 
-FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
-CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
+PARSER = MarkdownIt("commonmark", {"html": True})
+CODE = ("fence", "code_block")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters but tab and line feed, and those that turn the direction of writing."""
 
@@ -21,29 +24,25 @@ LONGEST = 20_000
 """Characters of one message that the page shows."""
 
 
+@lru_cache(maxsize=1024)  # a page shows all messages anew with each token of the last
 def markdown(text: str) -> str:
-    """Return Markdown whose tags and pictures are text; code is left as it is, for Markdown escapes it."""
-    lines, fence = [], ""
-    for line in visible(text).split("\n"):
-        found = FENCE.match(line)
-        if fence:
-            fence = "" if found and found[1].startswith(fence) and not line.strip(" `~") else fence
-            lines.append(line)
-        elif found:
-            fence = found[1]
-            lines.append(line)
-        else:
-            lines.append(_outside(line))
-    return "\n".join(lines)
+    """Return Markdown whose tags and pictures are text; blocks of code are left as they are, for Markdown escapes them.
+
+    What is a block of code, a parser says; and if, in what has become of the text, it still finds a tag, every line is
+    taken for one that may have some.
+    """
+    shown = visible(text)
+    code = {line for block in PARSER.parse(shown) if block.type in CODE and block.map for line in range(*block.map)}
+    lines = (line if number in code else _apart(line) for number, line in enumerate(shown.split("\n")))
+    mended = "\n".join(lines)
+    return mended if _harmless(mended) else _apart(shown)
 
 
-def _outside(line: str) -> str:
-    """Return a line that is not in a block of code."""
-    parts, place = [], 0
-    for found in CODE.finditer(line):
-        parts += [_apart(line[place : found.start()]), found.group()]
-        place = found.end()
-    return "".join([*parts, _apart(line[place:])])
+def _harmless(text: str) -> bool:
+    """Tell whether Markdown finds no tag and no picture in a text."""
+    found = PARSER.parse(text)
+    inside = (child for block in found for child in block.children or ())
+    return not any(token.type in ("html_block", "html_inline", "image") for token in (*found, *inside))
 
 
 def _apart(text: str) -> str:

@@ -1,5 +1,6 @@
 """Markdown in the terminal while it is being written: whole blocks are printed, the last one is drawn anew."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -7,7 +8,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
 
-from tometune.chatting.inert import FENCE, markdown, visible
+from tometune.chatting.inert import markdown, visible
+
+FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
+"""What begins and ends a block of code."""
 
 
 @contextmanager
