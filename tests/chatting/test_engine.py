@@ -30,7 +30,7 @@ def answer(engine, messages, settings, stopped=never):
 def test_it_says_what_is_scored(engine, weights, tokenizer, adapter):
     weights.use(adapter)
     weights.stops = frozenset({tokenizer.eos_token_id})  # scoring goes on where a model begins another turn
-    asked = [[{"role": "user", "content": f"{n} {HELLO[0]['content']}"}] for n in range(6)]
+    asked = [[{"role": "user", "content": f"{n} {HELLO[0]['content']}"}] for n in range(8, 13)]
     scored = generate(weights.model, tokenizer, asked, 24, 1, 512).answers
     ends = set()
     for messages, one in zip(asked, scored, strict=True):

@@ -21,8 +21,8 @@ def import_gradio() -> None:
 def _no_stubs() -> Iterator[None]:
     """Keep Gradio from parsing its sources and writing a stub beside each component on every import.
 
-    That is half of its import, 1.1 of 2.3 s (docs/chat.md). It leaves out components that `inspect` finds no file for;
-    so for the moment it finds none for Gradio's.
+    That is a third of its import, 1.1 of 3.0 s of CPU time (docs/chat.md). It leaves out components that `inspect`
+    finds no file for; so for the moment it finds none for Gradio's.
     """
     getfile = inspect.getfile
 

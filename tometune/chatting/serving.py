@@ -1,5 +1,7 @@
 """Serves the page: on this machine only unless asked, and with headers that keep the browser to this machine too."""
 
+import contextlib
+import io
 import os
 import secrets
 import sys
@@ -84,37 +86,42 @@ def serve(page: gr.Blocks, config: ChatConfig, share: bool) -> str:
         UserError: the port is taken, or the page cannot be shared.
     """
     password = os.environ.get(PASSWORD) or secrets.token_urlsafe(9)
+    said = io.StringIO()  # Gradio's advice where it cannot share
     try:
-        _, local, public = page.queue(default_concurrency_limit=None, api_open=False).launch(
-            server_name=HOST,
-            server_port=config.port,
-            share=share,
-            auth=(USER, password) if share else None,
-            inbrowser=opens(config.inbrowser, share),
-            prevent_thread_lock=True,
-            quiet=True,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            enable_monitoring=False,
-            footer_links=[],
-            allowed_paths=[],
-            max_file_size=1,
-            theme=gr.themes.Base(
-                primary_hue="blue",
-                neutral_hue="slate",
-                font=["system-ui", "sans-serif"],
-                font_mono=["ui-monospace", "monospace"],
-            ),
-            css=CSS,
-            app_kwargs={"middleware": [Middleware(Guard, shared=share)], "docs_url": None, "redoc_url": None},
-        )
+        with contextlib.redirect_stdout(said):
+            _, local, public = page.queue(default_concurrency_limit=None, api_open=False).launch(
+                server_name=HOST,
+                server_port=config.port,
+                share=share,
+                auth=(USER, password) if share else None,
+                inbrowser=opens(config.inbrowser, share),
+                prevent_thread_lock=True,
+                quiet=True,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                enable_monitoring=False,
+                footer_links=[],
+                allowed_paths=[],
+                max_file_size=1,
+                theme=gr.themes.Base(
+                    primary_hue="blue",
+                    neutral_hue="slate",
+                    font=["system-ui", "sans-serif"],
+                    font_mono=["ui-monospace", "monospace"],
+                ),
+                css=CSS,
+                app_kwargs={"middleware": [Middleware(Guard, shared=share)], "docs_url": None, "redoc_url": None},
+            )
     except OSError as error:
         raise UserError(f"chat.port={config.port}: {str(error).splitlines()[0]}; take another, or null") from error
+    if share and not public:
+        page.close(verbose=False)
+        raise UserError(
+            "share=true: Gradio's servers cannot be reached, or its tunnel is not installed; leave share out"
+        )
     print(f"chat page: {local} (Ctrl-C ends it)", flush=True)
     if share:
-        if not public:
-            raise UserError("share=true: Gradio's servers cannot be reached; leave share out")
         print(f"from elsewhere: {public} user {USER}, password {password}", flush=True)
     return str(local)
 
