@@ -40,14 +40,14 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Served]:
 
     running = []
 
-    def start(*engines: Words, load: Callable[..., Any] | None = None, **settings: Any) -> str:
+    def start(*engines: Words, load: Callable[..., Any] | None = None, share: bool = False, **settings: Any) -> str:
         monkeypatch.setattr(module, "load_engines", load or (lambda *_: list(engines)))
         names = ["base", "tuned"][: len(engines)] if len(engines) > 1 else ["tuned"]
         loading = module.Loading([], tmp_path, 1000)
         chat = Chat(names, loading, Turns(), ChatConfig(inbrowser=False, **settings), 0)
         page = build(chat)
         running.append((page, chat))
-        address = serve(page, chat.defaults, share=False)
+        address = serve(page, chat.defaults, share)
         loading.start(then=chat.turns.start)
         return address
 
@@ -240,6 +240,27 @@ def test_how_far_loading_is_and_why_it_failed(served: Served) -> None:
         seen.page.get_by_text("Loading: loading the weights of <b>it</b>").wait_for()
         steps.append(1)
         seen.page.get_by_role("alert").get_by_text("model.id=<i>x</i>: is gated").wait_for()
+
+
+def test_a_shared_page_asks_for_its_password(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    from gradio import networking
+
+    monkeypatch.setattr(networking, "setup_tunnel", lambda **_: "https://some.gradio.live")
+    monkeypatch.setenv("TOMETUNE_CHAT_PASSWORD", "secret words")
+    address = served(Words("echo "), share=True)
+    for path in ("config", "gradio_api/info"):
+        assert httpx.get(f"{address}{path}").status_code == 401
+    assert "tuned" not in httpx.get(address).text
+    wrong = {"username": "chat", "password": "secret"}
+    assert httpx.post(f"{address}login", data=wrong).status_code == 400
+    with opened(address) as seen:
+        seen.page.get_by_label("username").fill("chat")
+        seen.page.get_by_label("password").fill("secret words")
+        seen.page.get_by_role("button", name="Login").click()
+        seen.page.wait_for_selector("#box textarea:enabled")
+        ask(seen.page, "hello")
+        until(lambda: answers(seen.page) == ["echo hello"])
 
 
 def test_no_file_is_served_and_no_other_name_is_answered(served: Served) -> None:

@@ -9,8 +9,10 @@ import pytest
 from tests.chatting.conftest import write_run
 from tometune.chatting.engine import Settings
 from tometune.chatting.load import load_engines, stages
-from tometune.chatting.sides import find_sides
+from tometune.chatting.loading import Loading
+from tometune.chatting.sides import Side, find_sides
 from tometune.config.errors import UserError
+from tometune.config.model import ModelConfig
 
 GREEDY = Settings(temperature=0, max_new_tokens=12)
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -119,3 +121,15 @@ def test_llama_cpp_that_is_not_installed_is_one_command(sides, store, monkeypatc
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'run: pip install "tometune\[gguf\]"$'):
         load_engines(sides("gguf=model.gguf"), store, 256, lambda _: None)
+
+
+def test_what_comes_from_the_hub_is_counted(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    blobs = tmp_path / "models--user--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "there").write_bytes(b"x" * 1_000_000)
+    loading = Loading([Side("it", ModelConfig(id="user/name"))], tmp_path, 256)
+    assert loading.progress().downloaded == 0
+    (blobs / "new.incomplete").write_bytes(b"x" * 3_000_000)
+    assert loading.progress().downloaded == 3_000_000
+    assert "3 MB downloaded" in loading.progress().said()

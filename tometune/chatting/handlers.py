@@ -44,9 +44,8 @@ class Chat:
         if self.loading.ready:
             return f"<h1>{models}</h1>"
         progress = self.loading.progress()
-        step = f"step {progress.done} of {progress.of}, {progress.seconds:.0f} s"
         bar = f"<progress max='{progress.of}' value='{max(progress.done - 1, 0)}'></progress>"
-        return f"<h1>{models}</h1><p role='status'>Loading: {html.escape(progress.stage)} ({step})</p>{bar}"
+        return f"<h1>{models}</h1><p role='status'>Loading: {html.escape(progress.said())}</p>{bar}"
 
 
 def messages(session: Session, side: int) -> list[dict[str, str]]:

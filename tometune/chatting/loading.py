@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,14 @@ class Progress:
     done: int
     of: int
     seconds: float
+
+    downloaded: int = 0
+    """Bytes that came from the hub since loading began."""
+
+    def said(self) -> str:
+        """Return it in words."""
+        got = f", {self.downloaded / 1e6:,.0f} MB downloaded" if self.downloaded >= 1e6 else ""
+        return f"{self.stage} ({self.done} of {self.of}, {self.seconds:.0f} s{got})"
 
 
 class Loading:
@@ -38,6 +47,7 @@ class Loading:
         self._over = threading.Event()
         self._stage, self._done, self._of = "starting", 0, stages(sides)
         self._start = time.monotonic()
+        self._before = on_disk(sides)
 
     def start(self, then: Callable[[], None] = lambda: None) -> None:
         """Begin; `then` is called in the loading thread once all engines are there."""
@@ -65,8 +75,23 @@ class Loading:
 
     def progress(self) -> Progress:
         """Return how far it is."""
-        return Progress(self._stage, self._done, self._of, time.monotonic() - self._start)
+        seconds, downloaded = time.monotonic() - self._start, on_disk(self._sides) - self._before
+        return Progress(self._stage, self._done, self._of, seconds, max(downloaded, 0))
 
     def _tell(self, stage: str) -> None:
         """Note what is begun."""
         self._stage, self._done = stage, self._done + 1
+
+
+def on_disk(sides: Sequence[Side]) -> int:
+    """Return the bytes that the hub's local cache has of the models, half-downloaded files included."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    names = {repo_folder_name(repo_id=side.model.id, repo_type="model") for side in sides if side.model is not None}
+    files = (file for name in names for file in (Path(constants.HF_HUB_CACHE) / name / "blobs").glob("*"))
+    total = 0
+    for file in files:
+        with suppress(OSError):  # renamed this moment
+            total += file.stat().st_size
+    return total

@@ -69,7 +69,7 @@ class Guard:
             """Add the headers."""
             if message["type"] == "http.response.start":
                 added = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
-                added |= {"referrer-policy": "no-referrer"}
+                added |= {"referrer-policy": "no-referrer", "x-robots-tag": "noindex"}
                 message["headers"] = [
                     *message["headers"],
                     *((name.encode(), value.encode()) for name, value in added.items()),
@@ -120,6 +120,7 @@ def serve(page: gr.Blocks, config: ChatConfig, share: bool) -> str:
         raise UserError(
             "share=true: Gradio's servers cannot be reached, or its tunnel is not installed; leave share out"
         )
+    page.share = False  # with it Gradio sends a page whose program comes from a host of its own, not from this one
     print(f"chat page: {local} (Ctrl-C ends it)", flush=True)
     if share:
         print(f"from elsewhere: {public} user {USER}, password {password}", flush=True)

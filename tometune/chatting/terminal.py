@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from tometune.chatting.answering import Step, answers, finish, take
 from tometune.chatting.conversation import Conversation, Turn
@@ -63,8 +64,7 @@ class Talk:
         self.loading.start(then=self.turns.start)
         with self.console.status("loading") as status:
             while not self.loading.wait(0.2):
-                progress = self.loading.progress()
-                status.update(f"{progress.stage} ({progress.done} of {progress.of}, {progress.seconds:.0f} s)")
+                status.update(escape(self.loading.progress().said()))
         if self.loading.error is not None:
             raise self.loading.error
 
