@@ -1,79 +1,107 @@
-"""The engine over llama.cpp: a GGUF file as its users run it, through llama-cpp-python (the extra `gguf`)."""
+"""The engine over llama.cpp: a GGUF file as its users run it, in llama.cpp's own server (the extra `gguf`)."""
 
+import json
 import re
+import secrets
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from tometune.chatting.engine import End, Message, Piece, Settings, Stopped
 from tometune.config.errors import UserError
 from tometune.data.template import PRIVATE
 
 INSTALL = 'pip install "tometune[gguf]"'
+EXAMPLE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+LONGEST = 3600.0
+"""Seconds to wait for the server: a large model on a slow machine is no error."""
+
+NEUTRAL = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "presence_penalty": 0.0}
+"""What the server would otherwise do to an answer by itself."""
 
 
 class LlamaEngine:
-    """A GGUF file, with the chat template and the end of turn that it carries."""
+    """A GGUF file, with the chat template and the end of turn that it carries.
+
+    The server is a process of its own, since llama.cpp ends the process at what it cannot bear; it goes with this one.
+    """
 
     def __init__(self, file: Path, context: int) -> None:
-        """Read the file.
+        """Start the server.
 
         Raises:
-            UserError: llama-cpp-python is not installed, or cannot read it, or it has no chat template.
+            UserError: llama.cpp is not installed, or cannot read the file.
         """
-        if util.find_spec("llama_cpp") is None:
-            raise UserError(f"{file}: talking to a GGUF file needs llama-cpp-python; run: {INSTALL}")
-        import llama_cpp
+        if util.find_spec("xllamacpp") is None:
+            raise UserError(f"{file}: talking to a GGUF file needs llama.cpp; run: {INSTALL}")
+        key = secrets.token_urlsafe(16)
+        command = [sys.executable, "-m", "tometune.chatting.llama_server", str(file), str(context)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._server = subprocess.Popen(command, text=True, **pipes)  # noqa: S603 -- our own module
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(f"{key}\n")
+        self._server.stdin.flush()
+        address = self._server.stdout.readline().strip()
+        if not address:
+            raise UserError(f"{file}: llama.cpp cannot read it; export it again")
+        headers = {"Authorization": f"Bearer {key}"}
+        self._client = httpx.Client(base_url=address, headers=headers, timeout=LONGEST, trust_env=False)
+        self.context = int(self._client.get("/props").json()["default_generation_settings"]["n_ctx"])
+        self._controls = self._delimiters()
 
-        try:
-            self._llama = llama_cpp.Llama(str(file), n_ctx=context, n_gpu_layers=-1, verbose=False)
-        except ValueError as error:
-            raise UserError(f"{file}: llama.cpp cannot read it ({error}); export it again") from error
-        self.context = int(self._llama.n_ctx())
-        vocabulary = self._llama._model.vocab
-        tokens = range(self._llama.n_vocab())
-        controls = [token for token in tokens if llama_cpp.llama_vocab_is_control(vocabulary, token)]
-        self._spelt = {self._spell(token): token for token in controls}
-        ends = (token for token in tokens if llama_cpp.llama_vocab_is_eog(vocabulary, token))
-        self._stops = frozenset([*controls, *ends])
-        self._special = re.compile("|".join(map(re.escape, sorted(filter(None, self._spelt), key=len, reverse=True))))
-        self._template = self._formatter(file)
+    def close(self) -> None:
+        """End the server."""
+        self._client.close()
+        self._server.kill()
+        self._server.communicate()
 
-    def _spell(self, token: int) -> str:
-        """Return a token as text."""
-        return str(self._llama.detokenize([token], special=True).decode("utf-8", "replace"))
+    def _post(self, route: str, **body: Any) -> Any:
+        """Ask the server."""
+        answer = self._client.post(route, json=body)
+        if answer.is_error:
+            raise UserError(f"llama.cpp: {answer.json().get('error', {}).get('message', answer.text)}")
+        return answer.json()
 
-    def _formatter(self, file: Path) -> Any:
-        """Return what turns messages into a prompt.
+    def _tokens(self, text: str, special: bool, first: bool = False) -> list[int]:
+        """Return the tokens of a text; `special` reads control tokens, `first` puts a BOS where the model wants it."""
+        found: list[int] = self._post("/tokenize", content=text, add_special=first, parse_special=special)["tokens"]
+        return found
 
-        Raises:
-            UserError: the file has no chat template.
-        """
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-        template = self._llama.metadata.get("tokenizer.chat_template")
-        if template is None:
-            raise UserError(f"{file}: has no chat template; export an instruct or chat model")
-        begin, end = (self._spell(token) for token in (self._llama.token_bos(), self._llama.token_eos()))
-        return Jinja2ChatFormatter(template, eos_token=end, bos_token=begin)
+    def _delimiters(self) -> frozenset[int]:
+        """Return the control tokens with which the template begins and ends a turn."""
+        prompt = self._post("/apply-template", messages=[*EXAMPLE, EXAMPLE[0]])["prompt"]
+        spelt = {token: self._post("/detokenize", tokens=[token])["content"] for token in {*self._tokens(prompt, True)}}
+        return frozenset(
+            token
+            for token, text in spelt.items()
+            if text and self._tokens(text, True) == [token] != self._tokens(text, False)
+        )
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a prompt, the template's own control tokens among them.
 
         What looks like one in a text stays text, as in training: while the template is applied, a character without a
-        meaning stands for it.
+        meaning stands for that text.
         """
-        stand_ins = {token: chr(PRIVATE.start + number) for number, token in enumerate(self._spelt)}
-        plain = [
-            {**each, "content": self._special.sub(lambda found: stand_ins[found.group()], each["content"])}
-            for each in messages
-        ]
-        prompt: str = self._template(messages=plain).prompt
-        meant = {character: token for token, character in stand_ins.items()}
+        plain, texts = [], {}
+        for number, each in enumerate(messages):
+            text = each["content"]
+            if self._tokens(text, True) != self._tokens(text, False):
+                texts[chr(PRIVATE.start + number)] = text
+                text = chr(PRIVATE.start + number)
+            plain.append({**each, "content": text})
+        prompt: str = self._post("/apply-template", messages=plain)["prompt"]
+        if not texts:
+            return self._tokens(prompt, special=True, first=True)
         ids: list[int] = []
-        for part in re.split(f"([{chr(PRIVATE.start)}-{chr(PRIVATE.stop)}])", prompt):
-            ids += self._llama.tokenize(meant.get(part, part).encode(), add_bos=False, special=part not in meant)
+        for number, part in enumerate(re.split(f"([{''.join(texts)}])", prompt)):
+            ids += self._tokens(texts.get(part, part), special=part not in texts, first=number == 0)
         return ids
 
     def count(self, messages: Sequence[Message]) -> int:
@@ -81,32 +109,25 @@ class LlamaEngine:
         return len(self.encode(messages))
 
     def stream(self, messages: Sequence[Message], settings: Settings, stopped: Stopped) -> Iterator[Piece]:
-        """Yield the answer, one piece a token; llama.cpp keeps the keys of the last conversation by itself."""
+        """Yield the answer, one piece a token; the server keeps the keys of the last conversation by itself."""
         ids = self.encode(messages)
-        most = min(settings.max_new_tokens, self.context - len(ids))
-        self._llama.set_seed(settings.seed)
-        sampler = {"temp": settings.temperature, "top_p": settings.top_p, "top_k": 0, "min_p": 0.0}
-        made, waiting = 0, b""
-        for token in self._llama.generate(ids, **sampler, repeat_penalty=1.0):
-            made += 1
-            if token in self._stops:
-                yield Piece(waiting.decode("utf-8", "replace"), made, End.turn)
-                return
-            text, waiting = _whole(waiting + self._llama.detokenize([token]))
-            yield Piece(text, made)
-            if stopped():
-                yield Piece(waiting.decode("utf-8", "replace"), made, End.stopped)
-                return
-            if made >= most:
-                break
-        yield Piece(waiting.decode("utf-8", "replace"), made, End.length)
-
-
-def _whole(text: bytes) -> tuple[str, bytes]:
-    """Split what ends in the middle of a character before that character."""
-    try:
-        return text.decode(), b""
-    except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data":
-            return text[: error.start].decode("utf-8", "replace"), text[error.start :]
-        return text.decode("utf-8", "replace"), b""
+        drawn = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
+        body = {"prompt": ids, "n_predict": min(settings.max_new_tokens, self.context - len(ids)), **drawn, **NEUTRAL}
+        tokens = 0
+        with self._client.stream("POST", "/completion", json={**body, "stream": True, "return_tokens": True}) as lines:
+            for line in lines.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                said = json.loads(line.removeprefix("data: "))
+                tokens = max(tokens, said.get("tokens_predicted", 0))
+                if self._controls.intersection(said.get("tokens", ())):
+                    yield Piece("", tokens, End.turn)
+                    return
+                if said.get("stop"):
+                    yield Piece(said["content"], tokens, End.length if said["stop_type"] == "limit" else End.turn)
+                    return
+                yield Piece(said["content"], tokens)
+                if stopped():
+                    yield Piece("", tokens, End.stopped)
+                    return
+        raise UserError("llama.cpp ended in the middle of an answer; start chat again")
