@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tometune.config.chat import ONLY_CHAT
 from tometune.config.errors import UserError
 from tometune.config.main import verb
 from tometune.config.root import Config
@@ -26,6 +27,7 @@ IGNORES = {
     "plan": "only train reads it; leave it out",
     "compare": "only prepare reads it; leave it out",
     "publish": "only report reads it; leave it out",
+    **ONLY_CHAT,
 }
 """What evaluate cannot obey, and what is said of it."""
 

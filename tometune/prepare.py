@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tometune.config.chat import ONLY_CHAT
 from tometune.config.compare import compared
 from tometune.config.errors import UserError
 from tometune.config.main import verb
@@ -23,7 +24,7 @@ CARDS = "mixes"
 """Folder of the data cards, below `paths.outputs`: where browsers may read, which a hidden cache often is not."""
 
 
-@partial(verb, ignores={"run": "only evaluate reads it; prepare builds the mix of its own config"})
+@partial(verb, ignores={"run": "only evaluate reads it; prepare builds the mix of its own config", **ONLY_CHAT})
 def main(config: Config) -> None:
     """Build what `train` will train on, print its numbers and one row of it, and write its data card."""
     from rich.console import Console

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from tempfile import TemporaryDirectory
 
+from tometune.config.chat import ONLY_CHAT
 from tometune.config.errors import UserError
 from tometune.config.jobs import Jobs
 from tometune.config.main import Hooks, verb
@@ -51,6 +52,7 @@ def after_sweep(jobs: Jobs) -> int:
     ignores={
         "run": "only evaluate reads it; train finds the run of its config by itself",
         "compare": "only prepare reads it; leave it out",
+        **ONLY_CHAT,
     },
 )
 def main(config: Config) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from tometune.config.chat import chat_problems
 from tometune.config.data import data_problems
 from tometune.config.errors import ConfigError
 from tometune.config.eval import eval_problems
@@ -46,6 +47,7 @@ def _across_fields(config: Config) -> list[str]:
         *trainer_problems(config.trainer),
         *eval_problems(config.eval),
         *tracking_problems(config.tracking),
+        *chat_problems(config.chat),
         *_run_problems(config),
     ]
 

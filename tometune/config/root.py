@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from tometune.config.chat import ChatConfig, Interface
 from tometune.config.data import DataConfig
 from tometune.config.eval import EvalConfig
 from tometune.config.lora import LoraConfig
@@ -74,6 +75,9 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where it is logged."""
 
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    """How one talks to it."""
+
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """Which set of runs it belongs to."""
 
@@ -87,7 +91,20 @@ class Config:
     """Folders."""
 
     run: str | None = None
-    """Only for `evaluate`: a run folder, or a run id under `paths.outputs`."""
+    """Only for `evaluate` and `chat`: a run folder, or a run id under `paths.outputs`."""
+
+    against: str | None = None
+    """Only for `chat`: what answers beside it: `base` (the run's model without its adapter), another run, or a GGUF
+    file."""
+
+    gguf: str | None = None
+    """Only for `chat`: a GGUF file to talk to, in place of a run or a model."""
+
+    ui: Interface = Interface.page
+    """Only for `chat`: a page in the browser, or the terminal."""
+
+    share: bool = False
+    """Only for `chat`: whether the page is also reached from elsewhere, with a password, through Gradio's tunnel."""
 
     publish: Publish | None = None
     """Only for `report`: where the table and the pictures go beside the sweep's folder; null is nowhere."""

@@ -82,6 +82,15 @@ class Template:
         text = self._render([[{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]])[0]
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
+    def prompt(self, messages: Messages) -> Rendered:
+        """Return a conversation up to where the answer begins; nothing in it is trained on.
+
+        Raises:
+            UserError: the template refuses the conversation.
+        """
+        plain, stand_ins = self._without_special(messages)
+        return Rendered(self._render([plain], prompt=True)[0], [], stand_ins)
+
     def render(self, conversations: list[Messages]) -> list[Rendered]:
         """Return each conversation's text and the places that are trained on.
 

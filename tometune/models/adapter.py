@@ -40,8 +40,8 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> peft.PeftModel:
     return peft.get_peft_model(model, config)
 
 
-def load_adapter(model: Any, folder: Path) -> peft.PeftModel:
-    """Return the model with the adapter of a finished training.
+def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftModel:
+    """Return the model with the adapter of a finished training, by a name in the model.
 
     Raises:
         UserError: the folder holds no adapter, or one whose layers are not this model's.
@@ -51,7 +51,7 @@ def load_adapter(model: Any, folder: Path) -> peft.PeftModel:
         raise UserError(f"{folder}: holds no adapter; name a run whose training finished")
     check_targets(model, json.loads(path.read_text(encoding="utf-8"))["target_modules"])
     try:
-        return peft.PeftModel.from_pretrained(model, folder, is_trainable=False)
+        return peft.PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
     except RuntimeError as error:
         if "size mismatch" in str(error):
             raise UserError(f"{folder}: the adapter was made for another base model than this one") from error

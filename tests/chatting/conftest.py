@@ -1,0 +1,122 @@
+"""Engines over a tiny model of random weights, and run folders with adapters that change what it says."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from tests.data.chatml import CHATML, chatml_tokenizer
+from tests.fixtures.llama import tiny_llama
+from tometune.chatting.transformers_engine import TransformersEngine, Weights
+from tometune.config.main import verb
+from tometune.config.root import Config
+from tometune.config.store import conf_dir, register, typed
+from tometune.identity import plain
+from tometune.models import tiny
+from tometune.run import SCHEMA
+
+Engines = Callable[..., TransformersEngine]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return chatml_tokenizer(CHATML)
+
+
+@pytest.fixture
+def weights(tokenizer: PreTrainedTokenizerFast) -> Weights:
+    """Random weights, large enough that greedy answers differ from prompt to prompt and some end by themselves."""
+    model = tiny_llama(tokenizer, seed=3, initializer_range=0.4, max_position_embeddings=1024)
+    return Weights(with_adapter(with_adapter(model, "one", 1), "two", 2), tokenizer)
+
+
+@pytest.fixture
+def engine(weights: Weights) -> Engines:
+    """Return a function that gives an engine over the shared weights."""
+    return lambda adapter=None, context=1024: TransformersEngine(weights, adapter, context)
+
+
+def with_adapter(model: Any, name: str, seed: int) -> peft.PeftModel:
+    """Put a random adapter on a model; large enough to change every answer."""
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "down_proj"])
+    torch.manual_seed(seed)
+    if isinstance(model, peft.PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = peft.get_peft_model(model, config, adapter_name=name)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if f"lora_B.{name}" in key:
+                value.normal_(std=0.5)
+    return model
+
+
+@cache
+def default_config() -> Config:
+    register()
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        return typed(compose("train", overrides=["model=tiny", "tracking=none"]))
+
+
+def write_run(folder: Path, base: Path, seed: int = 1, local: bool = False, **record: Any) -> Path:
+    """Write a finished run: a random adapter on `tiny` (at `base`); `local` names the base by its folder."""
+    from tometune.models.load import fingerprint
+
+    config = default_config()
+    values = plain(config)
+    if local:
+        values["model"] |= {"id": str(base), "name": "mine", "weights": "pretrained"}
+    config = typed(OmegaConf.create(values))
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    model = {"name": config.model.name, "id": config.model.id, "revision": fingerprint(config.model)}
+    said = {"schema": SCHEMA, "run_id": folder.name, "status": "completed", "model": model, **record}
+    (folder / "run.json").write_text(json.dumps(said))
+    adapted = with_adapter(AutoModelForCausalLM.from_pretrained(base), "default", seed)
+    adapted.save_pretrained(folder / "adapter")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with `tiny` in it."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def base(store: Path) -> Path:
+    """The folder of `tiny`."""
+    return tiny.built(store)
+
+
+@pytest.fixture
+def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Return a function that hands a task the config of a command line, in `tmp_path`, and returns what it returned."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(task: Callable[[Config], Any], *overrides: str) -> Any:
+        found: list[Any] = []
+
+        def main(config: Config) -> None:
+            try:
+                found.append(task(config))
+            except Exception as error:
+                found.append(error)
+
+        monkeypatch.setattr(sys, "argv", ["chat", *overrides])
+        verb(main)()
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    return run

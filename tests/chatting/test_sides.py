@@ -1,0 +1,135 @@
+"""What the command line names, found and loaded; and what is refused, in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.chatting.conftest import write_run
+from tometune.chatting.engine import Settings
+from tometune.chatting.load import load_engines, stages
+from tometune.chatting.loading import Loading
+from tometune.chatting.sides import Side, find_sides
+from tometune.config.errors import UserError
+from tometune.config.model import ModelConfig
+
+GREEDY = Settings(temperature=0, max_new_tokens=12)
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture
+def sides(composed, store):
+    return lambda *overrides: composed(find_sides, *overrides, f"paths.cache={store}")
+
+
+def spoken(sides, store):
+    told = []
+    engines = load_engines(sides, store, 256, told.append)
+    assert len(told) == stages(sides)
+    return ["".join(piece.text for piece in engine.stream(HELLO, GREEDY, lambda: False)) for engine in engines], engines
+
+
+def test_a_run_beside_its_base_and_beside_another_share_the_weights(sides, store, base, tmp_path):
+    one = write_run(tmp_path / "outputs" / "one", base, seed=1)
+    write_run(tmp_path / "multirun" / "table" / "two", base, seed=2)
+    before, after = sides("run=one", "against=base")
+    assert (before.label, after.label) == ("tiny (base)", "one")
+    said, engines = spoken([before, after], store)
+    assert len(set(said)) == 2
+    assert engines[0].weights is engines[1].weights
+    beside = sides(f"run={one}", "against=two")
+    assert [side.label for side in beside] == ["one", "two"]
+    both, engines = spoken(beside, store)
+    assert both[0] == said[1]
+    assert len({*both, *said}) == 3
+    assert engines[0].weights is engines[1].weights
+    alone, _ = spoken(sides("model=tiny"), store)
+    assert alone == said[:1]
+
+
+def test_runs_on_two_bases_are_both_loaded(sides, store, base, tmp_path):
+    write_run(tmp_path / "outputs" / "one", base)
+    mine = shutil.copytree(base, tmp_path / "mine")
+    write_run(tmp_path / "outputs" / "other", mine, local=True)
+    said, engines = spoken(sides("run=one", "against=other"), store)
+    assert engines[0].weights is not engines[1].weights
+    assert said[0] == said[1], "the same base under two names, and the same adapter"
+
+
+def local_run(tmp_path, base):
+    mine = shutil.copytree(base, tmp_path / "mine")
+    return mine, write_run(tmp_path / "outputs" / "one", mine, local=True)
+
+
+def test_a_base_that_is_gone_can_be_named_anew(sides, base, tmp_path):
+    mine, _ = local_run(tmp_path, base)
+    moved = mine.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"^run=one: its base model .*mine is gone; .*model\.id="):
+        sides("run=one")
+    (side,) = sides("run=one", f"model.id={moved}")
+    assert side.model is not None
+    assert side.model.id == str(moved)
+
+
+def test_an_adapter_for_another_base(sides, base, tmp_path):
+    mine, _ = local_run(tmp_path, base)
+    weights = mine / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\0")
+    with pytest.raises(UserError, match=r"^run=one: its adapter was made for another base .*model\.id="):
+        sides("run=one")
+
+
+def test_shapes_tell_another_base_too(sides, store, base, tmp_path):
+    run = write_run(tmp_path / "outputs" / "one", base)
+    file = run / "adapter" / "adapter_config.json"
+    said = json.loads(file.read_text()) | {"r": 8}
+    file.write_text(json.dumps(said))
+    with pytest.raises(UserError, match="made for another base model"):
+        spoken(sides("run=one"), store)
+    second = write_run(tmp_path / "outputs" / "two", base)
+    shutil.copy(file, second / "adapter")
+    write_run(tmp_path / "outputs" / "three", base)
+    with pytest.raises(UserError, match="made for another base model"):
+        spoken(sides("run=three", "against=two"), store)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["run=none"], r"^run=none: no such folder, nor a run of that id"),
+        (["run=half"], r"^run=half: holds no adapter \(status running\); finish its training first"),
+        (["model=tiny", "against=base"], r"^against=base: only a run has a base beside it"),
+        (["model.id=./none"], r"^model\.id=\./none: no such folder"),
+        (["gguf=none.gguf"], r"^gguf=none\.gguf: cannot be read \(No such file"),
+        (["gguf=text.gguf"], r"^gguf=text\.gguf: is not a GGUF file"),
+        (["gguf=a.gguf", "run=b"], r"^gguf and run: name one of them"),
+        (["run=one", "seed=3"], r"^seed: the run has its own"),
+    ],
+)
+def test_refused(sides, base, tmp_path, overrides, says):
+    write_run(tmp_path / "outputs" / "one", base)
+    half = write_run(tmp_path / "outputs" / "half", base, status="running")
+    shutil.rmtree(half / "adapter")
+    Path("text.gguf").write_text("no")
+    with pytest.raises(UserError, match=says):
+        sides(*overrides)
+
+
+def test_llama_cpp_that_is_not_installed_is_one_command(sides, store, monkeypatch):
+    Path("model.gguf").write_bytes(b"GGUF and more")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'run: pip install "tometune\[gguf\]"$'):
+        load_engines(sides("gguf=model.gguf"), store, 256, lambda _: None)
+
+
+def test_what_comes_from_the_hub_is_counted(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    blobs = tmp_path / "models--user--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "there").write_bytes(b"x" * 1_000_000)
+    loading = Loading([Side("it", ModelConfig(id="user/name"))], tmp_path, 256)
+    assert loading.progress().downloaded == 0
+    (blobs / "new.incomplete").write_bytes(b"x" * 3_000_000)
+    assert loading.progress().downloaded == 3_000_000
+    assert "3 MB downloaded" in loading.progress().said()

@@ -1,0 +1,28 @@
+"""A process with llama.cpp's server in it, on localhost, until its input ends; its log goes where stderr goes.
+
+Usage: python -m tometune.chatting.llama_server FILE CONTEXT, with a key as the first line of the input; prints its
+address.
+"""
+
+import os
+import sys
+
+import xllamacpp
+
+
+def main(file: str, context: str) -> None:
+    """Serve, to whoever knows the key: without one, any page in a browser could ask."""
+    params = xllamacpp.CommonParams()
+    params.model.path = file
+    params.n_ctx, params.n_parallel = int(context), 1
+    params.api_keys = [sys.stdin.readline().strip()]
+    params.warmup = False
+    if threads := os.environ.get("OMP_NUM_THREADS"):  # llama.cpp has threads of its own, and does not look
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
