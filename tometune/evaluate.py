@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tometune.config.errors import UserError
+from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.imports import quick_imports
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IGNORES = {
+    **ONLY_EXPORT,
     **dict.fromkeys(
         ("data", "lora", "trainer", "seeds.data", "seeds.order", "seeds.adapter"),
         "evaluate trains nothing and does not read it; leave it out",

@@ -2,12 +2,13 @@
 
 from functools import partial
 
+from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.imports import quick_imports
 
 
-@partial(verb, ignores={"run": "only evaluate reads it; prepare builds the mix of its own config"})
+@partial(verb, ignores=ONLY_EXPORT | {"run": "only evaluate reads it; prepare builds the mix of its own config"})
 def main(config: Config) -> None:
     """Build what `train` will train on and print its numbers and one row of it."""
     from rich.console import Console

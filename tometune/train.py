@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from tometune.config.errors import UserError
 from tometune.config.jobs import Jobs
+from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import Hooks, verb
 from tometune.config.model import Backend
 from tometune.config.root import Config
@@ -48,7 +49,7 @@ def after_sweep(jobs: Jobs) -> int:
 @partial(
     verb,
     hooks=Hooks(before_sweep, after_sweep),
-    ignores={"run": "only evaluate reads it; train finds the run of its config by itself"},
+    ignores=ONLY_EXPORT | {"run": "only evaluate reads it; train finds the run of its config by itself"},
 )
 def main(config: Config) -> float | None:
     """Carry the experiment out, or find that it is done, and show what came of it.

@@ -14,7 +14,7 @@ import tometune
 from tometune.config.root import Config
 
 PACKAGE = Path(tometune.__file__).parent
-GROUP_FILES = ("data", "eval", "lora", "model", "root", "tracking", "trainer")
+GROUP_FILES = ("data", "eval", "export", "lora", "model", "root", "tracking", "trainer")
 
 
 def schema_fields(cls: type = Config) -> Iterator[tuple[type, str]]:
