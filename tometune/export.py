@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IGNORES = {
-    **dict.fromkeys(
-        ("model", "data", "lora", "trainer", "eval", "seed", "seeds"), "the run has its own; leave it out"
-    ),
+    **dict.fromkeys(("model", "data", "lora", "trainer", "eval", "seed", "seeds"), "the run has its own; leave it out"),
     "tracking": "export logs nothing to a tracker; leave it out",
     "sweep": "only train and report read it; name the run by run=multirun/<sweep>/<run_id>",
     "plan": "only train reads it; leave it out",

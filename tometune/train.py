@@ -9,8 +9,8 @@ from functools import partial
 from tempfile import TemporaryDirectory
 
 from tometune.config.errors import UserError
-from tometune.config.jobs import Jobs
 from tometune.config.export import ONLY_EXPORT
+from tometune.config.jobs import Jobs
 from tometune.config.main import Hooks, verb
 from tometune.config.model import Backend
 from tometune.config.root import Config

@@ -13,9 +13,7 @@ FORMATS = ("adapter", "merged_16bit", "gguf")
 QUANTS = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
 """Weights of a GGUF file, by llama.cpp's names; the first two are not quantised."""
 
-ONLY_EXPORT = dict.fromkeys(
-    ("format", "quant", "push_to", "private", "export"), "only export reads it; leave it out"
-)
+ONLY_EXPORT = dict.fromkeys(("format", "quant", "push_to", "private", "export"), "only export reads it; leave it out")
 """What the other verbs do not read, and what is said of it."""
 
 

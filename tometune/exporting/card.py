@@ -95,8 +95,8 @@ def _note(finished: Finished) -> str | None:
     """Return what users of the base have to know."""
     if str(finished.record["model"]["revision"]).startswith(f"{smollm2.PACKAGE}=="):
         return (
-            f"Trained on the weights of the package `{smollm2.PACKAGE}`, which are {finished.model.id} in 4 bits (Q4_1), "
-            "read as 16 bits. The merged model and the GGUF hold them; the adapter on the original weights answers "
+            f"Trained on the weights in the package `{smollm2.PACKAGE}`: {finished.model.id} in 4 bits (Q4_1). "
+            " The merged model and the GGUF hold them; the adapter on the original weights answers "
             "somewhat differently."
         )
     return None

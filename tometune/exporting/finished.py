@@ -1,4 +1,4 @@
-"""A finished run, as exports need it: its record, its adapter, the base it was trained on and the one it is merged into."""
+"""A finished run, as exports need it: its record, its adapter, the base it was trained on and the one for merging."""
 
 import json
 from dataclasses import dataclass, replace
@@ -59,14 +59,16 @@ def find_finished(config: Config) -> Finished:
     """Return the run that `run=…` names; writes nothing.
 
     Raises:
-        UserError: there is none, it is not finished, its base is gone or another one now, or no base in 16 bits is known.
+        UserError: there is none, it is not finished, its base is gone or another one now, or none in 16 bits is known.
     """
     if config.run is None:
         raise UserError("run: missing; name a finished run, e.g. run=outputs/<run_id>")
     folder = run_folder(config.run, Path(config.paths.outputs).expanduser())
     record = read_record(folder)
     if record["status"] != "completed":
-        raise UserError(f"{folder}: not finished (status {record['status']}); run its command again, it goes on from there")
+        raise UserError(
+            f"{folder}: not finished (status {record['status']}); run its command again, it goes on from there"
+        )
     stored = stored_config(folder)
     _check_adapter(folder / "adapter")
     model = _as_trained(stored.model, record)

@@ -63,7 +63,7 @@ def hold(engine: Engine, kind: str, reference: Reference, bos: int | None, limit
     try:
         for name, step in steps.items():
             checks[name], problems = step()
-            if problems:  # a wrong template makes other prompts, wrong logits other answers: the first says what is wrong
+            if problems:  # a wrong template makes other prompts, wrong logits other answers: the first is what is wrong
                 break
     except EngineError as error:
         problems = [f"engine: {error}"]
@@ -87,7 +87,9 @@ def _template(engine: Engine, fixed: Sequence[Fixed], bos: int | None) -> tuple[
         elif bos is not None and found[:2] == [bos, bos]:
             problems.append("template: two begin-of-text tokens at the start")
     begins = sum(bos is not None and prompt.ids[:1] == [bos] for prompt in fixed)
-    return {"conversations": len(fixed), "equal": len(fixed) - len(problems), "begin_with_one_bos": begins}, problems[:3]
+    return {"conversations": len(fixed), "equal": len(fixed) - len(problems), "begin_with_one_bos": begins}, problems[
+        :3
+    ]
 
 
 def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfig) -> tuple[dict[str, Any], list[str]]:
@@ -113,7 +115,7 @@ def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfi
         return checks, []
     return checks, [
         f"logits: {values.mean():.4g} nats a token from the adapter, at most {limit:.4g} "
-        f"(export.max_divergence.{kind}={limits.max_divergence[kind]}; the base without it is {reference.moved:.4g} away)"
+        f"(export.max_divergence.{kind}={limits.max_divergence[kind]}; the bare base is {reference.moved:.4g} away)"
     ]
 
 

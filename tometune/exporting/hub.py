@@ -1,4 +1,4 @@
-"""Publishing: a repository a format on the model hub, made, filled in one commit, gone on with where it was broken off."""
+"""Publishing: a repository a format on the model hub, filled in one commit, gone on with where it was broken off."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from tometune.hub import hub_errors
 log = logging.getLogger(__name__)
 
 ENDINGS = {"adapter": "-adapter", "merged_16bit": "", "gguf": "-GGUF"}
-"""What is added to a repository's name where several formats are pushed: one that holds two of them loads as neither."""
+"""What is added to a repository's name where several formats are pushed: one that holds two loads as neither."""
 
 
 def repositories(push_to: str, formats: Sequence[str]) -> dict[str, str]:
@@ -40,8 +40,8 @@ def check_push(finished: Finished, push_to: str, formats: Sequence[str]) -> None
         )
     if "adapter" in formats and is_local(finished.model):
         raise UserError(
-            f"push_to={push_to}: the adapter's base is a folder of this machine ({finished.model.id}), nobody else could "
-            "load it; push format=merged_16bit or gguf"
+            f"push_to={push_to}: the adapter's base is a folder of this machine ({finished.model.id}), which nobody "
+            "else can load; push format=merged_16bit or gguf"
         )
     if not get_token():
         raise UserError("push_to: needs a token that may write; set HF_TOKEN, or run: hf auth login")
@@ -50,8 +50,8 @@ def check_push(finished: Finished, push_to: str, formats: Sequence[str]) -> None
 def push(folders: Sequence[Path], repository: str, private: bool) -> str:
     """Upload folders into a repository in one commit and return its address.
 
-    The hub keeps each large file as soon as it is whole, and asks only for those it has not: after an upload that broke
-    off, the same command goes on with the file it was at. The repository shows all files or none.
+    The hub keeps each large file as soon as it is whole, and asks only for those it has not: after an upload that
+    broke off, the same command goes on with the file it was at. The repository shows all files or none.
 
     Args:
         folders: their files go to the top of the repository; of two of one name the last counts.
@@ -76,7 +76,7 @@ def push(folders: Sequence[Path], repository: str, private: bool) -> str:
 
 @contextmanager
 def upload_errors(repository: str, begun: bool) -> Iterator[None]:
-    """Turn what the hub says to an upload into a `UserError` that names the fix; `begun` once files are on their way."""
+    """Turn what the hub says to an upload into a `UserError` with the fix; `begun` once files are on their way."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:

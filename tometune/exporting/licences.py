@@ -37,20 +37,23 @@ def licence_of(model_id: str) -> Licence:
     if match := LLAMA.search(model_id):
         version = f"3.{match['minor']}" if match["minor"] else "3"
         title = f"Llama {version} Community License"
+        pages = f"https://www.llama.com/llama{version.replace('.', '_')}"
         return Licence(
             f"llama{version}",
             [
-                f"Built with Llama. Whoever passes this model on shows “Built with Llama” prominently beside it.",
-                f"A copy of the {title} goes along: https://www.llama.com/llama{version.replace('.', '_')}/license/",
+                "Built with Llama. Whoever passes this model on shows “Built with Llama” prominently beside it.",
+                f"A copy of the {title} goes along: {pages}/license/",
                 "The name of every model made from it begins with “Llama”.",
                 "The file NOTICE is kept in every copy.",
-                f"Use follows the Acceptable Use Policy: https://www.llama.com/llama{version.replace('.', '_')}/use-policy/",
+                f"Use follows the Acceptable Use Policy: {pages}/use-policy/",
             ],
             f"Llama {version} is licensed under the {title}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
             "Llama",
         )
     if APACHE.search(model_id):
-        return Licence("apache-2.0", ["Apache-2.0: the licence and the base's name go along, changes are stated (this card does)."])
+        return Licence(
+            "apache-2.0", ["Apache-2.0: the licence and the base's name go along, changes are stated (this card does)."]
+        )
     return Licence("other", [f"The licence of {model_id} holds for this model too; it is on the base's own page."])
 
 

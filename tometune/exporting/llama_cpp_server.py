@@ -17,6 +17,9 @@ from tometune.exporting.cores import threads
 AT_ONCE = 8
 """Prompts that are decoded together."""
 
+ANSWER_SECONDS = 3600.0
+"""Longest wait for an answer: a large model on a slow machine is no error."""
+
 
 def serve(path: str, longest: int) -> Any:
     """Start the server for prompts with answers of up to `longest` tokens; it ends with the object."""
@@ -33,7 +36,7 @@ def main(request: dict[str, Any]) -> None:
     prompts = request["prompts"]
     server = serve(request["model"], max(len(prompt["ids"]) + prompt["new"] for prompt in prompts))
     with (
-        httpx.Client(base_url=server.listening_address, timeout=None, trust_env=False) as client,
+        httpx.Client(base_url=server.listening_address, timeout=ANSWER_SECONDS, trust_env=False) as client,
         ThreadPoolExecutor(AT_ONCE) as threads,
     ):
 
@@ -42,7 +45,9 @@ def main(request: dict[str, Any]) -> None:
 
         def rendered(messages: list[dict[str, str]]) -> list[int]:
             text = post("/apply-template", {"messages": messages})["prompt"]
-            tokens: list[int] = post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+            tokens: list[int] = post("/tokenize", {"content": text, "add_special": True, "parse_special": True})[
+                "tokens"
+            ]
             return tokens
 
         def answered(prompt: dict[str, Any]) -> str:

@@ -39,9 +39,7 @@ OLLAMA = """ollama run hf.co/{repository}:{quant}
 ollama create {name} -f Modelfile && ollama run {name}"""
 
 
-def ways_to_load(
-    kind: str, repository: str, finished: Finished, quants: Sequence[str]
-) -> list[tuple[str, str, str]]:
+def ways_to_load(kind: str, repository: str, finished: Finished, quants: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return (library, language, code) for each library that loads this format.
 
     Args:

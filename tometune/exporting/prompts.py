@@ -23,6 +23,8 @@ CONVERSATIONS: tuple[Conversation, ...] = (
     _user("Übersetze ins Englische: „Der schnelle Fuchs – 3,14 × 2 = 6,28 – springt.“ 漢字 🦊"),
     _user("  Keep   these\tspaces,\n\n\nlines, and <b>tags</b> & {{ braces }} {% raw %}.  "),
     _user("Count: 1 22 333 4444 55555 666666 7777777 88888888 999999999."),
-    _user("Summarise in ten words: Return a list of the names of the entries in the given directory, in arbitrary order."),
+    _user(
+        "Summarise in ten words: Return a list of the names of the entries in the given directory, in arbitrary order."
+    ),
 )
 """Each ends with the user's turn; all but one have no system message, so a template's own stands there."""

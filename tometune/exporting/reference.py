@@ -1,4 +1,4 @@
-"""What every export is held against: the adapter on its base, as the run left it, on fixed prompts and the run's examples."""
+"""What every export is held against: the adapter on its base, on fixed prompts and on the run's own examples."""
 
 import json
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ class Reference:
     fixed: list[Fixed]
     examples: list[Example]
     moved: float
-    """Mean KL(adapter || base without it) on the fixed answers, in nats: how far training has moved the model at all."""
+    """Mean KL(adapter || base without it) on the fixed answers, in nats: how far training moved the model."""
 
     model: str
     """What stood for the adapter: `as trained`, or `16-bit base` where this machine cannot hold the 4-bit one."""
@@ -94,7 +94,7 @@ def make_reference(
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int] | None:
-    """Return the tokens of a prompt; None where the template refuses such a conversation (some know no system message)."""
+    """Return the tokens of a prompt; None where the template refuses it (some know no system message)."""
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError:

@@ -12,8 +12,10 @@ LEFT_OUT = ("tracking", "error")
 """Keys of run.json that name folders and accounts of the machine that trained."""
 
 
-def save_together(finished: Finished, tokenizer: PreTrainedTokenizerBase, stops: GenerationConfig, folder: Path) -> None:
-    """Write tokenizer (its template with the date pinned), generation config and run.json into the folder of an export."""
+def save_together(
+    finished: Finished, tokenizer: PreTrainedTokenizerBase, stops: GenerationConfig, folder: Path
+) -> None:
+    """Write tokenizer (the date in its template pinned), generation config and run.json into an export's folder."""
     tokenizer.save_pretrained(folder)
     stops.save_pretrained(folder)
     write_json(folder / "run.json", public(finished))

@@ -1,4 +1,4 @@
-"""Answers and log-probabilities of a model in PyTorch: the adapter through PEFT, the merged model through transformers."""
+"""Answers and log-probabilities of a model in PyTorch, with or without an adapter."""
 
 from collections.abc import Sequence
 from typing import Any
