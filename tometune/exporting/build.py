@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -16,11 +16,12 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from tometune.config.errors import UserError
+from tometune.config.model import ModelConfig, Precision
 from tometune.disk import disk_errors, write_json, write_text
 from tometune.exporting import llama_cpp
 from tometune.exporting.adapter import write_adapter
 from tometune.exporting.card import write_card
-from tometune.exporting.engines import Engine, TorchEngine
+from tometune.exporting.engines import Answering, Engine, TorchEngine
 from tometune.exporting.finished import Finished, stored_in_4_bits
 from tometune.exporting.gate import Outcome, hold
 from tometune.exporting.merged import check_shape, load_base, merge, sixteen_bits, write_merged
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 """Version of gate.json's layout, and of what an export holds."""
+
+MOST_IN_FLOAT32 = 4_000_000_000
+"""Weights of the largest model whose logits are compared in float32, free of the noise of 16-bit arithmetic."""
 
 BATCH = 16
 """Prompts at once where the run's evaluation did not say."""
@@ -77,7 +81,9 @@ class Builder:
         """Take the run, the cache of models, and the folder of the exports."""
         self.finished, self.cache, self.folder = finished, cache, folder
         self.limits = finished.config.export
-        self.batch_size = finished.config.eval.batch_size or BATCH
+        dtype = getattr(torch, str(finished.record["model"]["dtype"]))
+        self.answering = Answering(dtype, finished.config.eval.batch_size or BATCH)
+        self.exact = parameters_of(finished) <= MOST_IN_FLOAT32
         self.tokenizer = load_tokenizer(finished.model, cache)
         self.stops: GenerationConfig | None = None
 
@@ -115,7 +121,7 @@ class Builder:
             model, held = self.finished.base, "16-bit base"
             log.warning("no GPU for the 4-bit base: exports are held against the adapter on the 16-bit one")
         log.info("asking the adapter on %s", model.id)
-        base = load_model(model, self.cache)
+        base = load_model(self._held(model), self.cache)
         tuned = load_adapter(base, self.finished.adapter)
         self.stops = generation_config(base, self.tokenizer)
         self.compute = (base.dtype, base.device)
@@ -126,13 +132,17 @@ class Builder:
             del base, tuned
             free_memory()
 
+    def _held(self, model: ModelConfig) -> ModelConfig:
+        """Return the model in float32 if it is small enough."""
+        return replace(model, precision=Precision.fp32) if self.exact else model
+
     def _adapter(self, export: Export, folder: Path) -> Engine:
         """Write the adapter and load it with PEFT."""
         del export
         write_adapter(self.finished, folder)
         self._save_together(folder)
         model = self.finished.model if self.reference.model == "as trained" else self.finished.base
-        return TorchEngine.of_adapter(folder, model, self.cache, self.batch_size)
+        return TorchEngine.of_adapter(folder, self._held(model), self.cache, self.answering)
 
     def _merged(self, export: Export, folder: Path) -> Engine:
         """Write the merged model and load it with transformers."""
@@ -149,7 +159,7 @@ class Builder:
         del base, merged
         free_memory()
         self._save_together(folder)
-        return TorchEngine.of_merged(folder, *self.compute, self.batch_size)
+        return TorchEngine.of_merged(folder, *self.compute, self.answering)
 
     def _gguf(self, export: Export, folder: Path) -> Engine:
         """Write a GGUF from the merged model and open it in llama.cpp."""

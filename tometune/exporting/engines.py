@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import peft
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tometune.config.model import ModelConfig
@@ -40,24 +42,33 @@ class Engine(Protocol):
         """Return the greedy answers to the examples."""
 
 
+@dataclass(frozen=True)
+class Answering:
+    """How the run's examples were answered when it was scored."""
+
+    dtype: torch.dtype
+    batch_size: int
+
+
 class TorchEngine:
     """PEFT or transformers, on a folder that was just written."""
 
-    def __init__(self, library: str, model: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(self, library: str, model: Any, tokenizer: Any, answering: Answering) -> None:
+        """Take the export, held in float32 where that fits, and how the run's examples were answered."""
         self.name = f"{library} {metadata.version(library)}"
-        self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        self.model, self.tokenizer, self.answering = model.eval(), tokenizer, answering
 
     @classmethod
-    def of_adapter(cls, folder: Path, base: ModelConfig, cache: Path, batch_size: int) -> "TorchEngine":
+    def of_adapter(cls, folder: Path, base: ModelConfig, cache: Path, answering: Answering) -> "TorchEngine":
         """Load an exported adapter onto its base with PEFT."""
         model = peft.PeftModel.from_pretrained(load_model(base, cache), folder, is_trainable=False)
-        return cls("peft", model, AutoTokenizer.from_pretrained(folder), batch_size)
+        return cls("peft", model, AutoTokenizer.from_pretrained(folder), answering)
 
     @classmethod
-    def of_merged(cls, folder: Path, dtype: Any, device: Any, batch_size: int) -> "TorchEngine":
+    def of_merged(cls, folder: Path, dtype: torch.dtype, device: torch.device, answering: Answering) -> "TorchEngine":
         """Load a merged model with transformers; `dtype` is what it computes in, its files hold 16 bits."""
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
-        return cls("transformers", model, AutoTokenizer.from_pretrained(folder), batch_size)
+        return cls("transformers", model, AutoTokenizer.from_pretrained(folder), answering)
 
     def rendered(self, messages: Conversation) -> list[int]:
         """See `Engine`."""
@@ -69,17 +80,20 @@ class TorchEngine:
 
     def greedy(self, fixed: Sequence[Fixed], max_new_tokens: int) -> list[str]:
         """See `Engine`."""
-        found = answer(self.model, self.tokenizer, [prompt.ids for prompt in fixed], max_new_tokens, self.batch_size)
+        found = answer(self.model, self.tokenizer, [prompt.ids for prompt in fixed], max_new_tokens, len(fixed))
         return [text_of(self.tokenizer, ids) for ids in found]
 
     def answers(self, examples: Sequence[Example]) -> list[str]:
-        """See `Engine`."""
+        """See `Engine`; in the run's own arithmetic, from here on."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype is torch.float32 and "lora_" not in name:
+                parameter.data = parameter.data.to(self.answering.dtype)
         groups: dict[int, list[int]] = defaultdict(list)
         for index, example in enumerate(examples):
             groups[example.max_new_tokens].append(index)
         found: dict[int, str] = {}
         for new, indices in groups.items():
             prompts = [examples[index].ids for index in indices]
-            ids = answer(self.model, self.tokenizer, prompts, new, self.batch_size)
+            ids = answer(self.model, self.tokenizer, prompts, new, self.answering.batch_size)
             found |= {index: text_of(self.tokenizer, one) for index, one in zip(indices, ids, strict=True)}
         return [found[index] for index in range(len(examples))]

