@@ -25,7 +25,7 @@ PACKAGES = {"cyllama": "cyllama", "xllamacpp": "xllamacpp", "vendor_llama_cpp_py
 """What a GGUF needs: module and package."""
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
-"""What every process here is told. Threads also wait without spinning (`OMP_WAIT_POLICY`), for the sake of shared cores."""
+"""What every process here is told. By `OMP_WAIT_POLICY` threads wait without spinning, for the sake of shared cores."""
 
 INSTALL = 'pip install "tometune[gguf]"'
 """The one command that brings it: wheels, no compiler."""
