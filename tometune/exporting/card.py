@@ -56,7 +56,7 @@ def card(finished: Finished, kind: str, gates: Sequence[tuple[str, Mapping[str, 
         run_id=record["run_id"],
         gate=failed[0] if failed else gates[0][1],
         gates=gates,
-        quants=[name for name, _ in gates],
+        quants=[name.rpartition("-")[2].upper() for name, _ in gates],
         llama=licence.prefix is not None,
         base=finished.base_name,
         base_url=f"https://huggingface.co/{finished.base_name}" if on_hub else None,
@@ -95,7 +95,7 @@ def _note(finished: Finished) -> str | None:
     """Return what users of the base have to know."""
     if str(finished.record["model"]["revision"]).startswith(f"{smollm2.PACKAGE}=="):
         return (
-            f"Trained on the weights in the package `{smollm2.PACKAGE}`: {finished.model.id} in 4 bits (Q4_1). "
+            f"Trained on the weights in the package `{smollm2.PACKAGE}`: {finished.model.id} in 4 bits (Q4_1)."
             " The merged model and the GGUF hold them; the adapter on the original weights answers "
             "somewhat differently."
         )

@@ -54,7 +54,7 @@ def push(folders: Sequence[Path], repository: str, private: bool) -> str:
     broke off, the same command goes on with the file it was at. The repository shows all files or none.
 
     Args:
-        folders: their files go to the top of the repository; of two of one name the last counts.
+        folders: their files go to the top of the repository, see `files_of`.
         repository: hub id.
         private: whether a repository that is created can be seen by its owner alone; one that is there stays as it is.
 
@@ -64,7 +64,7 @@ def push(folders: Sequence[Path], repository: str, private: bool) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
-    files = {path.name: path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()}
+    files = files_of(folders)
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
     with upload_errors(repository, begun=False):
         url = api.create_repo(repository, private=private, exist_ok=True)
@@ -72,6 +72,22 @@ def push(folders: Sequence[Path], repository: str, private: bool) -> str:
     with upload_errors(repository, begun=True):
         api.create_commit(repository, operations, commit_message="Upload by tometune")
     return str(url)
+
+
+def files_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the files by their name in the repository.
+
+    What several folders have alike is there once; what is a folder's own under the same name, as gate.json and the
+    Modelfile of each quant, carries the folder's last word from the second on: `gate-q4_k_m.json`.
+    """
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(file for file in folder.iterdir() if file.is_file()):
+            name = path.name
+            if name in files and files[name].read_bytes() != path.read_bytes():
+                name = f"{path.stem}-{folder.name.rpartition('-')[2]}{path.suffix}"
+            files.setdefault(name, path)
+    return files
 
 
 @contextmanager
