@@ -45,9 +45,13 @@ def main(config: Config) -> None:
     with quick_imports():
         from tometune.exporting import llama_cpp
         from tometune.exporting.build import Builder, asked_for, parameters_of
+        from tometune.exporting.merged import naming_base
         from tometune.exporting.room import bytes_needed, check_room
+        from tometune.models.load import check_source
 
     wanted = asked_for(formats, quants, folder)
+    with naming_base(config.export.base is not None):
+        check_source(finished.base)
     weights = (finished.adapter / "adapter_model.safetensors").stat().st_size
     check_room(folder, bytes_needed(parameters_of(finished), weights, [(one.format, one.quant) for one in wanted]))
     missing = llama_cpp.missing() if "gguf" in formats else []

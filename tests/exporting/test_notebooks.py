@@ -17,9 +17,7 @@ from tests.whole import environment
 pytestmark = pytest.mark.whole
 FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
 TOKEN = "hf_may_write"
-SETTINGS = " ".join(
-    (*SMOKE, *SHORT, "model.id=tester/base", "model.name=tuned", "model.weights=pretrained", "model.precision=fp32")
-)
+SETTINGS = " ".join((*SMOKE, *SHORT, "model.id=tester/base", "model.name=tuned", "model.weights=pretrained"))
 
 
 def run(name: str, changes: Mapping[str, str], folder: Path, env: Mapping[str, str], monkeypatch) -> list[str]:

@@ -13,6 +13,9 @@ FORMATS = ("adapter", "merged_16bit", "gguf")
 QUANTS = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
 """Weights of a GGUF file, by llama.cpp's names; the first two are not quantised."""
 
+FROM_4_BITS = "from_4_bits"
+"""Key of the limit on what the base in 16 bits changes where it was trained on the one in 4."""
+
 ONLY_EXPORT = dict.fromkeys(("format", "quant", "push_to", "private", "export"), "only export reads it; leave it out")
 """What the other verbs do not read, and what is said of it."""
 
@@ -61,5 +64,5 @@ def export_problems(formats: Any, quants: Any, push_to: str | None, config: Expo
     for name in ("max_divergence", "max_rouge_change"):
         values: dict[str, float] = vars(config)[name]
         for word in values:
-            yield from one_of(f"export.{name}", word, (*FORMATS[:2], *QUANTS))
+            yield from one_of(f"export.{name}", word, (*FORMATS[:2], *QUANTS, FROM_4_BITS))
         yield from at_least(0, {f"export.{name}.{word}": value for word, value in values.items()})

@@ -22,14 +22,15 @@ from tometune.exporting import llama_cpp
 from tometune.exporting.adapter import write_adapter
 from tometune.exporting.card import write_card
 from tometune.exporting.engines import Answering, Engine, TorchEngine
-from tometune.exporting.finished import Finished, stored_in_4_bits
+from tometune.exporting.finished import Finished
 from tometune.exporting.gate import Outcome, hold
 from tometune.exporting.merged import check_shape, load_base, merge, sixteen_bits, write_merged
 from tometune.exporting.modelfile import modelfile
 from tometune.exporting.reference import Reference, make_reference
 from tometune.exporting.together import generation_config, save_together
+from tometune.hub import hub_errors
 from tometune.models.adapter import load_adapter
-from tometune.models.load import check_machine, fingerprint, free_memory, load_model, quantized, source_of
+from tometune.models.load import check_machine, fingerprint, free_memory, quantized, source_of
 from tometune.models.tokenizer import load_tokenizer
 from tometune.run import now
 
@@ -94,7 +95,7 @@ class Builder:
         if found is not None and found["passed"] and found["key"] == key:
             log.info("%s: found, its gate passed on %s", export.folder, found["finished"])
             return found
-        reference = self.reference  # before anything is written: the base may be gone
+        reference = self.reference_for(export)  # before anything is written: the base may be gone
         start = time.perf_counter()
         with self._folder(export) as folder:
             engine = {"adapter": self._adapter, "merged_16bit": self._merged, "gguf": self._gguf}[export.format](
@@ -102,32 +103,51 @@ class Builder:
             )
             made = time.perf_counter() - start
             outcome = hold(engine, export.kind, reference, self.tokenizer.bos_token_id, self.limits)
-            gate = self._gate(export, key, outcome, made)
+            gate = self._gate(export, reference, key, outcome, made)
             write_json(folder / "gate.json", gate)
             write_card(self.finished, export.format, [(export.name, gate)], folder, None)
         del engine
         free_memory()
         return gate
 
+    def reference_for(self, export: Export) -> Reference:
+        """Return what an export is held against: the adapter as trained, or on the 16-bit base it is merged into.
+
+        A base in 4 bits answers otherwise than the same in 16, whatever is merged; how much is in the reference.
+        """
+        if not quantized(self.finished.model):
+            return self.as_trained or self.on_base
+        return self.as_trained or self.on_base if export.format == "adapter" else self.on_base
+
     @cached_property
-    def reference(self) -> Reference:
-        """The adapter's behaviour, on its base as trained if this machine can hold that."""
-        model, held = self.finished.model, "as trained"
+    def as_trained(self) -> Reference | None:
+        """The adapter on its base as trained; None where that is in 4 bits and this machine cannot hold it."""
         try:
-            check_machine(model)
+            check_machine(self.finished.model)
         except UserError:
-            if not quantized(model):
+            if not quantized(self.finished.model):
                 raise
-            model, held = self.finished.base, "16-bit base"
             log.warning("no GPU for the 4-bit base: exports are held against the adapter on the 16-bit one")
+            return None
+        return self._ask(self.finished.model, "as trained", None)
+
+    @cached_property
+    def on_base(self) -> Reference:
+        """The adapter on the base in 16 bits, and how far that is from the adapter as trained."""
+        return self._ask(self.finished.base, "16-bit base", self.as_trained)
+
+    def _ask(self, model: ModelConfig, held: str, trained: Reference | None) -> Reference:
+        """Load a base with the adapter on it and ask it everything."""
+        if model.id != self.finished.model.id:
+            check_shape(self._config(model), self._config(self.finished.model), self.finished)
         log.info("asking the adapter on %s", model.id)
-        base = load_model(self._held(model), self.cache)
+        named = held != "as trained" and self.limits.base is not None
+        base = load_base(self._held(model), self.cache, named)
         tuned = load_adapter(base, self.finished.adapter)
         self.stops = generation_config(base, self.tokenizer)
         self.compute = (base.dtype, base.device)
-        self.trained_shape = base.config
         try:
-            return make_reference(self.finished, self.tokenizer, tuned, held, self.limits.examples)
+            return make_reference(self.finished, self.tokenizer, tuned, held, self.limits.examples, trained)
         finally:
             del base, tuned
             free_memory()
@@ -136,24 +156,26 @@ class Builder:
         """Return the model in float32 if it is small enough."""
         return replace(model, precision=Precision.fp32) if self.exact else model
 
+    def _config(self, model: ModelConfig) -> Any:
+        """Return the config of a base, without its weights."""
+        source, revision = source_of(model, self.cache)
+        with hub_errors("export.base" if model is self.finished.base else "model.id", model.id):
+            return AutoConfig.from_pretrained(source, revision=revision)
+
     def _adapter(self, export: Export, folder: Path) -> Engine:
         """Write the adapter and load it with PEFT."""
         del export
         write_adapter(self.finished, folder)
         self._save_together(folder)
-        model = self.finished.model if self.reference.model == "as trained" else self.finished.base
+        model = self.finished.base if self.as_trained is None else self.finished.model
         return TorchEngine.of_adapter(folder, self._held(model), self.cache, self.answering)
 
     def _merged(self, export: Export, folder: Path) -> Engine:
         """Write the merged model and load it with transformers."""
         del export
-        base_config = self.finished.base
-        source, revision = source_of(base_config, self.cache)
-        published = AutoConfig.from_pretrained(source, revision=revision)
-        if stored_in_4_bits(self.finished.model) or self.limits.base is not None:
-            check_shape(published, self.trained_shape, self.finished)
-        log.info("merging into %s", base_config.id)
-        base = load_base(base_config, self.cache, named=self.limits.base is not None)
+        published = self._config(self.finished.base)
+        log.info("merging into %s", self.finished.base.id)
+        base = load_base(self.finished.base, self.cache, named=self.limits.base is not None)
         merged = merge(base, self.finished.adapter, sixteen_bits(published.dtype or torch.bfloat16))
         write_merged(merged, folder)
         del base, merged
@@ -173,9 +195,11 @@ class Builder:
         self._save_together(folder)
         stops = self.stops.eos_token_id if self.stops else None
         ends = self.tokenizer.convert_ids_to_tokens(stops if isinstance(stops, list) else [stops])
-        context = getattr(self.trained_shape, "max_position_embeddings", 4096)
+        config = AutoConfig.from_pretrained(self.folder / "merged_16bit")
+        context = getattr(config, "max_position_embeddings", 4096)
         write_text(folder / "Modelfile", modelfile(file.name, self.tokenizer, ends, context))
-        return llama_cpp.LlamaCppEngine(file, self.reference.fixed, self.reference.examples)
+        reference = self.reference_for(export)
+        return llama_cpp.LlamaCppEngine(file, reference.fixed, reference.examples)
 
     def _unquantised(self, name: str) -> Path:
         """Return the GGUF in 16 bits that is quantised from; made once, gone with `clean`."""
@@ -224,7 +248,9 @@ class Builder:
             "versions": {name: metadata.version(name) for name in ["torch", *engines[export.format]]},
         }
 
-    def _gate(self, export: Export, key: dict[str, Any], outcome: Outcome, made: float) -> dict[str, Any]:
+    def _gate(
+        self, export: Export, reference: Reference, key: dict[str, Any], outcome: Outcome, made: float
+    ) -> dict[str, Any]:
         """Return the content of gate.json."""
         return {
             "schema": SCHEMA,
@@ -234,7 +260,7 @@ class Builder:
             "passed": outcome.passed,
             "problems": outcome.problems,
             "engine": outcome.engine,
-            "reference": {"model": self.reference.model, "dtype": self.reference.dtype},
+            "reference": {"model": reference.model, "dtype": reference.dtype},
             "checks": outcome.checks,
             "seconds": {"export": round(made, 1), "gate": outcome.seconds},
             "key": key,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tometune.config.export import ExportConfig
+from tometune.config.export import FROM_4_BITS, ExportConfig
 from tometune.evaluation.metrics import score
 from tometune.exporting.engines import Engine, EngineError
 from tometune.exporting.reference import NEW_TOKENS, Example, Fixed, Reference, divergence
@@ -114,6 +114,14 @@ def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfi
         "limit": round(limit, 7),
         "base_without_adapter": round(reference.moved, 7),
     }
+    if reference.from_4_bits is not None:
+        checks["from_4_bits"] = round(reference.from_4_bits, 7)
+        if not reference.from_4_bits <= limits.max_divergence[FROM_4_BITS]:
+            return checks, [
+                f"logits: the adapter on the 16-bit base is {reference.from_4_bits:.4g} nats a token from it as "
+                f"trained, at most {limits.max_divergence[FROM_4_BITS]} (export.max_divergence.{FROM_4_BITS}); is "
+                "export.base the right one?"
+            ]
     if np.isfinite(values).all() and values.mean() <= limit:
         return checks, []
     return checks, [

@@ -1,5 +1,7 @@
 """The export `merged_16bit`: base and adapter as one model, for everything that reads Hugging Face's format."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,15 @@ def load_base(model: ModelConfig, cache: Path, named: bool) -> Any:
     Raises:
         UserError: it cannot be had, or holds no safetensors.
     """
-    try:
+    with naming_base(named):
         return load_model(model, cache)
+
+
+@contextmanager
+def naming_base(named: bool) -> Iterator[None]:
+    """Let an error about a model say `export.base`, where the user named it there."""
+    try:
+        yield
     except UserError as error:
         raise UserError(str(error).replace("model.id=", "export.base=", 1) if named else str(error)) from error
 

@@ -66,9 +66,17 @@ class Reference:
 
     dtype: str
 
+    from_4_bits: float | None = None
+    """Mean KL(adapter as trained || adapter on the 16-bit base), in nats; None where both are the same."""
+
 
 def make_reference(
-    finished: Finished, tokenizer: PreTrainedTokenizerBase, model: Any, held: str, examples: int
+    finished: Finished,
+    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    held: str,
+    examples: int,
+    trained: Reference | None = None,
 ) -> Reference:
     """Ask the adapter.
 
@@ -78,6 +86,7 @@ def make_reference(
         model: the base with the run's adapter on it, a `PeftModel`.
         held: what the base is, see `Reference.model`.
         examples: how many of the run's own.
+        trained: the adapter as trained, where `model` is on another base than that.
     """
     rendered = [(messages, ids) for messages in CONVERSATIONS if (ids := render(tokenizer, messages)) is not None]
     prompts = [ids for _, ids in rendered]
@@ -90,7 +99,12 @@ def make_reference(
         fixed.append(Fixed(messages, ids, new, text_of(tokenizer, new), with_adapter))
     moved = float(np.concatenate(moves).mean())
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return Reference(fixed, read_examples(finished, tokenizer, examples), moved, held, dtype)
+    apart = None
+    if trained is not None:
+        own = [log_probabilities(model, prompt.ids, prompt.answer) for prompt in trained.fixed]
+        pairs = zip(trained.fixed, own, strict=True)
+        apart = float(np.concatenate([divergence(prompt.log_probabilities, found) for prompt, found in pairs]).mean())
+    return Reference(fixed, read_examples(finished, tokenizer, examples), moved, held, dtype, apart)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int] | None:
