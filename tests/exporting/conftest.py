@@ -1,4 +1,4 @@
-"""A run on a small model with SmolLM2's real tokenizer, which llama.cpp's converter knows; trained once a module."""
+"""A run on a small model with SmolLM2's real tokenizer, which llama.cpp's converter knows; trained once a process."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def save_base(folder: Path, seed: int) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """A workplace with one finished run in outputs/, on the model in base/; other/ is a model of the same shape."""
     place = Workplace(tmp_path_factory.mktemp("trained"))

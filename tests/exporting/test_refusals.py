@@ -98,10 +98,11 @@ def find_model(run: Path):
 def test_one_line_each(trained, overrides, says):
     (trained.folder / "FILE").write_text("")
     run = str(trained.run_folder())
+    before = sorted(trained.run_folder().rglob("*"))
     done = trained.verb("export", *(text.replace("RUN", run) for text in overrides))
     assert done.returncode == 2, done.stderr
     assert_one_line(done, says)
-    assert not (trained.run_folder() / "export").exists()
+    assert sorted(trained.run_folder().rglob("*")) == before
 
 
 def test_no_room(tmp_path, monkeypatch):
