@@ -39,7 +39,7 @@ def builder(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Bui
 def held(builder: Builder, folder: Path) -> Outcome:
     """Hold a merged model in another folder at the gate."""
     engine = TorchEngine.of_merged(folder, torch.float32, torch.device("cpu"), Answering(torch.float32, 4))
-    return hold(engine, "merged_16bit", builder.reference, builder.tokenizer.bos_token_id, LIMITS)
+    return hold(engine, "merged_16bit", builder.as_trained, builder.tokenizer.bos_token_id, LIMITS)
 
 
 @pytest.fixture

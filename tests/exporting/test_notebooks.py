@@ -29,11 +29,17 @@ def run(name: str, changes: Mapping[str, str], folder: Path, env: Mapping[str, s
         for was, now in changes.items():
             cell.source = cell.source.replace(was, now)
     here = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    for variable in set(os.environ) - set(env):
+        monkeypatch.delenv(variable)
     for variable, value in {**env, **here}.items():
         monkeypatch.setenv(variable, value)
-    NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(folder)}}).execute()
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
+    try:
+        NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(folder)}}).execute()
+    finally:
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        printed = ["".join(output.get("text", "") for output in cell.get("outputs", [])) for cell in cells]
+        print(*printed, sep="\n---\n")  # pytest shows it where the notebook broke
+    return printed
 
 
 def test_train_publish_and_ask(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
