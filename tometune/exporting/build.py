@@ -195,8 +195,8 @@ class Builder:
         self._save_together(folder)
         stops = self.stops.eos_token_id if self.stops else None
         ends = self.tokenizer.convert_ids_to_tokens(stops if isinstance(stops, list) else [stops])
-        config = AutoConfig.from_pretrained(self.folder / "merged_16bit")
-        context = getattr(config, "max_position_embeddings", 4096)
+        shape = AutoConfig.from_pretrained(self.folder / "merged_16bit")
+        context = getattr(shape, "max_position_embeddings", 4096)
         write_text(folder / "Modelfile", modelfile(file.name, self.tokenizer, ends, context))
         reference = self.reference_for(export)
         return llama_cpp.LlamaCppEngine(file, reference.fixed, reference.examples)
