@@ -15,7 +15,8 @@ from tometune.imports import quick_imports
 from tometune.inputs import cache_folder
 
 if TYPE_CHECKING:
-    from tometune.exporting.build import Builder, Export
+    from tometune.exporting.asked import Export
+    from tometune.exporting.build import Builder
     from tometune.exporting.finished import Finished
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ def main(config: Config) -> None:
         check_push(finished, config.push_to, formats)
     with quick_imports():
         from tometune.exporting import llama_cpp
-        from tometune.exporting.build import Builder, asked_for, parameters_of
+        from tometune.exporting.asked import asked_for, parameters_of
+        from tometune.exporting.build import Builder
         from tometune.exporting.merged import naming_base
         from tometune.exporting.room import bytes_needed, check_room
         from tometune.models.load import check_source
@@ -74,7 +76,7 @@ def make_all(builder: Builder, wanted: list[Export]) -> dict[str, dict[str, Any]
     Raises:
         GateError: one answers differently from the adapter; all were tried.
     """
-    from tometune.exporting.build import asked_for
+    from tometune.exporting.asked import asked_for
     from tometune.exporting.gate import GateError
 
     names = [export.format for export in wanted]

@@ -11,7 +11,8 @@ from tests.whole import Workplace
 from tometune.config.export import ExportConfig
 from tometune.config.main import verb  # noqa: F401 -- registers the resolvers that conf/ needs
 from tometune.config.root import Config, PathsConfig
-from tometune.exporting.build import Builder, asked_for
+from tometune.exporting.asked import asked_for
+from tometune.exporting.build import Builder
 from tometune.exporting.engines import Answering, TorchEngine
 from tometune.exporting.finished import find_finished
 from tometune.exporting.gate import Outcome, hold
@@ -39,7 +40,7 @@ def builder(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Bui
 def held(builder: Builder, folder: Path) -> Outcome:
     """Hold a merged model in another folder at the gate."""
     engine = TorchEngine.of_merged(folder, torch.float32, torch.device("cpu"), Answering(torch.float32, 4))
-    return hold(engine, "merged_16bit", builder.as_trained, builder.tokenizer.bos_token_id, LIMITS)
+    return hold(engine, "merged_16bit", builder.references.as_trained, builder.tokenizer.bos_token_id, LIMITS)
 
 
 @pytest.fixture

@@ -117,3 +117,25 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(room.os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(UserError, match=r"cannot be written to; set export.folder to a folder that can"):
         room.check_room(tmp_path / "export", 1)
+
+
+@pytest.mark.whole
+def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied, tmp_path, monkeypatch):
+    from tometune import export
+    from tometune.config.export import ExportConfig
+    from tometune.exporting import llama_cpp
+
+    limits = {"max_divergence": {"merged_16bit": 0.01}, "max_rouge_change": {"merged_16bit": 0.05}}
+    config = Config(
+        run=str(copied),
+        format="gguf",
+        paths=PathsConfig(cache=str(tmp_path)),
+        export=ExportConfig(examples=2, **limits),
+    )
+    monkeypatch.setattr(llama_cpp, "missing", lambda: ["cyllama"])
+    with pytest.raises(
+        UserError, match=r'format=gguf: needs cyllama; run: pip install "tometune\[gguf\]" and the same'
+    ):
+        export.main.__wrapped__(config)
+    assert (copied / "export" / "merged_16bit" / "model.safetensors").exists()
+    assert not list((copied / "export").glob("gguf*"))
