@@ -20,7 +20,7 @@ IN_16_BITS = 5e-3
 """The same where the arithmetic has 16 bits too and rounds anew in each layer."""
 
 WITHOUT_LOSS = ("adapter", "merged_16bit", "f16", "bf16")
-"""Exports that keep what training did: they are at most a quarter as far from the adapter as its base is."""
+"""Exports that keep what training did: they are at most half as far from the adapter as its base is."""
 
 
 class GateError(RuntimeError):
@@ -105,7 +105,7 @@ def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfi
     values = np.concatenate(rows)
     limit = limits.max_divergence[kind]
     if kind in WITHOUT_LOSS:
-        limit = min(limit, max(reference.moved / 4, ROUNDING.get(reference.dtype, IN_16_BITS)))
+        limit = min(limit, max(reference.moved / 2, ROUNDING.get(reference.dtype, IN_16_BITS)))
     checks = {
         "tokens": len(values),
         "mean_divergence": round(float(values.mean()), 7),
