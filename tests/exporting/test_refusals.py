@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.whole import assert_one_line
 from tometune.config.errors import UserError
@@ -139,3 +140,17 @@ def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied
         export.main.__wrapped__(config)
     assert (copied / "export" / "merged_16bit" / "model.safetensors").exists()
     assert not list((copied / "export").glob("gguf*"))
+
+
+def test_a_base_of_pickles(tmp_path):
+    from tests.data.chatml import chatml_tokenizer
+    from tests.fixtures.llama import tiny_llama
+    from tometune.config.model import ModelConfig, Quantization
+    from tometune.exporting.merged import load_base
+
+    model = tiny_llama(chatml_tokenizer())
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    config = ModelConfig(id=str(tmp_path), quantization=Quantization.none)
+    with pytest.raises(UserError, match=r"^export.base=.*: holds no safetensors weights, and others \(pickles\)"):
+        load_base(config, tmp_path, named=True)
