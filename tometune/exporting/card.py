@@ -30,7 +30,7 @@ def write_card(
         folder: gets the files.
         repository: where it is published; None stands for a place of the reader's.
     """
-    licence = licence_of(finished.base.id)
+    licence = licence_of(finished.merged_into)
     write_text(folder / "README.md", card(finished, kind, gates, repository or f"user/{finished.record['run_id']}"))
     if licence.notice is not None:
         write_text(folder / "NOTICE", licence.notice + "\n")
@@ -38,7 +38,7 @@ def write_card(
 
 def card(finished: Finished, kind: str, gates: Sequence[tuple[str, Mapping[str, Any]]], repository: str) -> str:
     """Return the text of the card."""
-    licence, sources = licence_of(finished.base.id), data_sources(finished)
+    licence, sources = licence_of(finished.merged_into), data_sources(finished)
     failed = [gate for _, gate in gates if not gate["passed"]]
     record, config = finished.record, finished.config
     on_hub = not is_local(finished.model)
@@ -60,7 +60,7 @@ def card(finished: Finished, kind: str, gates: Sequence[tuple[str, Mapping[str, 
         llama=licence.prefix is not None,
         base=finished.base_name,
         base_url=f"https://huggingface.co/{finished.base_name}" if on_hub else None,
-        merge_base=finished.base.id if finished.base.id != finished.model.id and kind != "adapter" else None,
+        merge_base=finished.merged_into if finished.base.id != finished.model.id and kind != "adapter" else None,
         note=_note(finished),
         loading=ways_to_load(kind, repository, finished, [name for name, _ in gates]),
         record=record,
@@ -84,8 +84,9 @@ def _metadata(finished: Finished, kind: str, licence: str, sources: Sequence[Map
     if licence == "other":
         metadata["license_name"] = "that-of-the-base"
         metadata["license_link"] = f"https://huggingface.co/{finished.base_name}"
-    if not is_local(finished.model):
-        metadata["base_model"] = finished.model.id if kind == "adapter" else finished.base.id
+    base = finished.model if kind == "adapter" else finished.base
+    if not is_local(base):
+        metadata["base_model"] = base.id
         metadata["base_model_relation"] = {"adapter": "adapter", "merged_16bit": "finetune"}.get(kind, "quantized")
     datasets = [source["name"] for source in sources if source["hub"]]
     return metadata | ({"datasets": datasets} if datasets else {}) | {"tags": ["tometune", "lora", "sft"]}

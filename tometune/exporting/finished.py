@@ -47,6 +47,11 @@ class Finished:
         """What the adapter's users load as its base: a hub id, or the name of the folder it was."""
         return Path(self.model.id).name if is_local(self.model) else self.model.id
 
+    @property
+    def merged_into(self) -> str:
+        """What the base that is merged into is called: a hub id, or the name of its folder."""
+        return Path(self.base.id).name if is_local(self.base) else self.base.id
+
     def digest(self) -> str:
         """Return the sha256 of the adapter's weights and config."""
         digest = sha256()

@@ -31,11 +31,11 @@ def check_push(finished: Finished, push_to: str, formats: Sequence[str]) -> None
     """
     from huggingface_hub import get_token
 
-    prefix = licence_of(finished.base.id).prefix
+    prefix = licence_of(finished.merged_into).prefix
     user, _, name = push_to.partition("/")
     if prefix is not None and not name.startswith(prefix):
         raise UserError(
-            f"push_to={push_to}: the licence of {finished.base.id} asks for a name that begins with {prefix}; e.g. "
+            f"push_to={push_to}: the licence of {finished.merged_into} asks for a name that begins with {prefix}; e.g. "
             f"push_to={user}/{prefix}-{name}"
         )
     if "adapter" in formats and is_local(finished.model):
