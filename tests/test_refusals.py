@@ -29,7 +29,7 @@ SMOKE = ("+experiment=smoke", "trainer.max_steps=6")
             ["+experiment=smoke", "model.id=./none", "model.weights=pretrained"],
             r"^model\.id=\./none: ",
         ),
-        (["+experiment=smoke", "run=some"], r"^run=some: only evaluate reads it"),
+        (["+experiment=smoke", "run=some"], r"^run=some: only evaluate, export and chat read it"),
         (["+experiment=smoke", "trainer.optim=lion_8bit"], r"^trainer\.optim=lion_8bit: needs bitsandbytes; "),
         (
             ["+experiment=smoke", "model.attn_implementation=flash_attention_2"],

@@ -7,7 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tometune.config.chat import ONLY_CHAT
+from tometune.config.compare import ONLY_PREPARE
 from tometune.config.errors import UserError
+from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.imports import quick_imports
@@ -19,13 +21,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IGNORES = {
+    **ONLY_EXPORT,
     **dict.fromkeys(
         ("data", "lora", "trainer", "seeds.data", "seeds.order", "seeds.adapter"),
         "evaluate trains nothing and does not read it; leave it out",
     ),
     "sweep": "only train and report read it; leave it out",
     "plan": "only train reads it; leave it out",
-    "compare": "only prepare reads it; leave it out",
+    **ONLY_PREPARE,
     "publish": "only report reads it; leave it out",
     **ONLY_CHAT,
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tometune.config.chat import ONLY_CHAT
 from tometune.config.compare import compared
 from tometune.config.errors import UserError
+from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.disk import disk_errors, write_text
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 CARDS = "mixes"
 """Folder of the data cards, below `paths.outputs`: where browsers may read, which a hidden cache often is not."""
 
+RUN = "only evaluate, export and chat read it; prepare builds the mix of its own config"
 
-@partial(verb, ignores={"run": "only evaluate reads it; prepare builds the mix of its own config", **ONLY_CHAT})
+
+@partial(verb, ignores={"run": RUN, **ONLY_CHAT, **ONLY_EXPORT})
 def main(config: Config) -> None:
     """Build what `train` will train on, print its numbers and one row of it, and write its data card."""
     from rich.console import Console

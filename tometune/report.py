@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tometune.config.errors import UserError
+from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.once import once
 from tometune.config.root import Config
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @once
-@verb
+@partial(verb, ignores=ONLY_EXPORT)
 def main(config: Config) -> None:
     """Read the runs of a sweep, pair their scores by example, compare, write it all down; publish it if asked to."""
     from tometune.tracking import check_tracker

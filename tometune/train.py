@@ -9,7 +9,9 @@ from functools import partial
 from tempfile import TemporaryDirectory
 
 from tometune.config.chat import ONLY_CHAT
+from tometune.config.compare import ONLY_PREPARE
 from tometune.config.errors import UserError
+from tometune.config.export import ONLY_EXPORT
 from tometune.config.jobs import Jobs
 from tometune.config.main import Hooks, verb
 from tometune.config.model import Backend
@@ -50,9 +52,10 @@ def after_sweep(jobs: Jobs) -> int:
     verb,
     hooks=Hooks(before_sweep, after_sweep),
     ignores={
-        "run": "only evaluate reads it; train finds the run of its config by itself",
-        "compare": "only prepare reads it; leave it out",
+        "run": "only evaluate, export and chat read it; train finds the run of its config by itself",
+        **ONLY_PREPARE,
         **ONLY_CHAT,
+        **ONLY_EXPORT,
     },
 )
 def main(config: Config) -> float | None:

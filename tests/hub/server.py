@@ -1,6 +1,6 @@
 """The Hugging Face hub's protocol over a folder tree, on localhost: enough for `datasets` and `transformers` to load.
 
-Reading only; https://huggingface.co/docs/hub/api and huggingface_hub's `hf_api.py` are the source of the routes.
+Reading is here, writing in `uploads`. The routes are those of https://huggingface.co/docs/hub/api and `hf_api.py`.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.hub.repository import NotFoundOnHubError, Repository, blob_id
+from tests.hub.uploads import BATCH, OBJECT, Uploads, preupload
 
 API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)(?:/(?P<verb>[^/]+)/(?P<rest>.+))?")
 RESOLVE = re.compile(r"/(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
@@ -34,6 +35,8 @@ class Hub:
 
     Attributes:
         gated: ids whose files need one of `tokens`.
+        private: ids that are only there for those who have one of `tokens`; uploads need one too.
+        uploads: what was uploaded.
         requests: everything that was asked for so far.
         cut_after: bytes of a file after which the connection breaks, from then on; None lets it be.
     """
@@ -41,6 +44,8 @@ class Hub:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.gated: set[str] = set()
+        self.private: set[str] = set()
+        self.uploads = Uploads(root)
         self.tokens: set[str] = set()
         self.requests: list[Request] = []
         self.cut_after: int | None = None
@@ -114,6 +119,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        """Take an LFS object; who has its address may send it."""
+        match = OBJECT.fullmatch(urlsplit(self.path).path)
+        if match is None:
+            return self._error(HTTPStatus.NOT_FOUND, None, self.path)
+        try:
+            return self._send(self.hub.uploads.put(self, match["oid"]), b"", {})
+        except ConnectionError:
+            self.close_connection = True
+
     def _answer(self) -> None:
         """Find the route; errors become the status and headers by which the hub client knows them."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -124,6 +139,14 @@ class Handler(BaseHTTPRequestHandler):
                 self._api(match, query, body)
             elif match := RESOLVE.fullmatch(path):
                 self._resolve(match)
+            elif path == "/api/validate-yaml":
+                self._json({"errors": [], "warnings": []})
+            elif (path == "/api/repos/create" or BATCH.fullmatch(path)) and self._token() not in self.hub.tokens:
+                self._error(HTTPStatus.UNAUTHORIZED, None, "Invalid credentials in Authorization header")
+            elif path == "/api/repos/create":
+                self._create(json.loads(body))
+            elif BATCH.fullmatch(path):
+                self._json(self.hub.uploads.batch(self.hub.url, body))
             elif path == "/api/whoami-v2" and self._token() in self.hub.tokens:
                 self._json({"type": "user", "name": "tester", "orgs": [], "auth": {"type": "access_token"}})
             else:
@@ -136,7 +159,10 @@ class Handler(BaseHTTPRequestHandler):
     def _api(self, match: re.Match[str], query: dict[str, list[str]], body: bytes) -> None:
         """Answer `/api/{models,datasets}/{id}` with nothing, `revision`, `tree` or `paths-info` after it."""
         repository = self.hub.find(match["kind"], match["id"])
+        self._check_private(repository)
         verb, (revision, _, below) = match["verb"], (match["rest"] or "main").partition("/")
+        if verb in ("preupload", "commit"):
+            return self._upload(verb, repository, body)
         if verb not in (None, "revision", "tree", "paths-info"):
             return self._error(HTTPStatus.NOT_FOUND, None, f"no such route: {verb}")
         repository.check(revision)
@@ -153,6 +179,7 @@ class Handler(BaseHTTPRequestHandler):
     def _resolve(self, match: re.Match[str]) -> None:
         """Send a file, or the range of it that was asked for."""
         repository = self.hub.find("datasets" if match["kind"] else "models", match["id"])
+        self._check_private(repository)
         if repository.id in self.hub.gated and self._token() not in self.hub.tokens:
             status = HTTPStatus.UNAUTHORIZED if self._token() is None else HTTPStatus.FORBIDDEN
             return self._error(status, "GatedRepo", f"Access to {repository.id} is restricted")
@@ -167,6 +194,33 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             content, status = content[first : last + 1], HTTPStatus.PARTIAL_CONTENT
         return self._send(status, content, {"Content-Type": "application/octet-stream", **headers})
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        """Create a repository, or say that it is there."""
+        repo_id = f"{asked.get('organization') or 'tester'}/{asked['name']}"
+        made = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id}
+        if (self.hub.root / "models" / repo_id).is_dir():
+            told = json.dumps({"error": "You already created this model repo", **made}).encode()
+            return self._send(HTTPStatus.CONFLICT, told, {"Content-Type": "application/json"})
+        self.hub.add_model(repo_id)
+        if asked.get("visibility") == "private" or asked.get("private"):
+            self.hub.private.add(repo_id)
+        return self._json(made)
+
+    def _upload(self, verb: str, repository: Repository, body: bytes) -> None:
+        """Answer how files are to be sent, or take a commit; both need a token."""
+        if self._token() not in self.hub.tokens:
+            return self._error(HTTPStatus.FORBIDDEN, None, "You don't have the rights to write here")
+        if verb == "preupload":
+            return self._json(preupload(body))
+        self.hub.uploads.commit(repository.folder, body)
+        commit = repository.commit()
+        return self._json({"commitUrl": f"{self.hub.url}/{repository.id}/commit/{commit}", "commitOid": commit})
+
+    def _check_private(self, repository: Repository) -> None:
+        """Hide a private repository from strangers."""
+        if repository.id in self.hub.private and self._token() not in self.hub.tokens:
+            raise NotFoundOnHubError("RepoNotFound", "Repository not found")
 
     def _token(self) -> str | None:
         kind, _, token = self.headers.get("Authorization", "").partition(" ")

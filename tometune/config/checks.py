@@ -12,6 +12,7 @@ from tometune.config.chat import chat_problems
 from tometune.config.data import data_problems
 from tometune.config.errors import ConfigError
 from tometune.config.eval import eval_problems
+from tometune.config.export import export_problems
 from tometune.config.lora import lora_problems
 from tometune.config.model import model_problems
 from tometune.config.root import Config
@@ -48,6 +49,7 @@ def _across_fields(config: Config) -> list[str]:
         *eval_problems(config.eval),
         *tracking_problems(config.tracking),
         *chat_problems(config.chat),
+        *export_problems(config.format, config.quant, config.push_to, config.export),
         *_run_problems(config),
     ]
 

@@ -19,6 +19,9 @@ from tometune.config.store import CONFIG_NAME, conf_dir, typed
 OWN = ("data", "seeds.data")
 """What may be set for the second mix alone."""
 
+ONLY_PREPARE = {"compare": "only prepare reads it; leave it out"}
+"""Said to a user who sets it for another verb."""
+
 NOT_SHARED = ("compare", "data", "data.name", "data.rows")
 """What makes the first mix the one it is; all else on the command line holds for both."""
 

@@ -1,10 +1,12 @@
 """Schema of the whole config: the groups, the seeds, the paths."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tometune.config.chat import ChatConfig, Interface
 from tometune.config.data import DataConfig
 from tometune.config.eval import EvalConfig
+from tometune.config.export import ExportConfig
 from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig
 from tometune.config.tracking import Publish, TrackingConfig
@@ -78,6 +80,9 @@ class Config:
     chat: ChatConfig = field(default_factory=ChatConfig)
     """How one talks to it."""
 
+    export: ExportConfig = field(default_factory=ExportConfig)
+    """How a run's model is exported."""
+
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """Which set of runs it belongs to."""
 
@@ -91,7 +96,7 @@ class Config:
     """Folders."""
 
     run: str | None = None
-    """Only for `evaluate` and `chat`: a run folder, or a run id under `paths.outputs`."""
+    """Only for `evaluate`, `export` and `chat`: a run folder, or a run id under `paths.outputs`."""
 
     against: str | None = None
     """Only for `chat`: what answers beside it: `base` (the run's model without its adapter), another run, or a GGUF
@@ -105,6 +110,18 @@ class Config:
 
     share: bool = False
     """Only for `chat`: whether the page is also reached from elsewhere, with a password, through Gradio's tunnel."""
+
+    format: Any = "merged_16bit"
+    """Only for `export`: `adapter`, `merged_16bit`, `gguf`, or a list of them."""
+
+    quant: Any = "q8_0"
+    """Only for `export`: weights of the GGUF, `f16`, `q8_0`, `q4_k_m` …, or a list of them."""
+
+    push_to: str | None = None
+    """Only for `export`: the hub repository that gets the exports; null keeps them on this machine."""
+
+    private: bool = True
+    """Only for `export`: whether a repository that `push_to` creates can be seen by its owner alone."""
 
     publish: Publish | None = None
     """Only for `report`: where the table and the pictures go beside the sweep's folder; null is nowhere."""

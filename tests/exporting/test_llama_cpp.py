@@ -1,0 +1,56 @@
+"""llama.cpp in its own processes: Llama-3.2's template and tokens, and what breaks it without breaking the command."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.fixtures.llama import tiny_llama
+from tests.fixtures.llama3 import llama3_tokenizer
+from tometune.config.errors import UserError
+from tometune.config.export import ExportConfig
+from tometune.exporting import llama_cpp
+from tometune.exporting.gate import hold
+from tometune.exporting.prompts import CONVERSATIONS
+from tometune.exporting.reference import Fixed, Reference, divergence, render
+from tometune.exporting.torch_engine import log_probabilities
+from tometune.models import tiny
+
+
+def test_llama_3_token_for_token_with_one_begin_of_text(tmp_path: Path) -> None:
+    folder, file = tmp_path / "model", tmp_path / "model.gguf"
+    tokenizer = llama3_tokenizer()
+    tokenizer.save_pretrained(folder)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.4, "max_position_embeddings": 2048}
+    tiny_llama(tokenizer, seed=3, tie_word_embeddings=True, **shape).bfloat16().save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    llama_cpp.convert(folder, file, "bf16", "llama")
+    fixed = []
+    for messages in CONVERSATIONS:
+        ids = render(tokenizer, messages)
+        fixed.append(Fixed(messages, ids, ids[-5:], "", log_probabilities(model, ids, ids[-5:])))
+    engine = llama_cpp.LlamaCppEngine(file, fixed, [])
+    for prompt in fixed:
+        assert engine.rendered(prompt.messages) == prompt.ids
+        assert prompt.ids.count(tokenizer.bos_token_id) == 1
+    for prompt, found in zip(fixed, engine.log_probabilities(fixed), strict=True):
+        assert divergence(prompt.log_probabilities, found).mean() < 0.02
+
+
+def test_a_tokenizer_that_the_converter_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^format=gguf: llama.cpp's converter does not take this model \(.*pre-tokeniz"
+    ):
+        llama_cpp.convert(tiny.built(tmp_path), tmp_path / "x.gguf", "bf16", "tiny")
+
+
+def test_a_broken_file_fails_the_gate_and_not_the_command(tmp_path: Path) -> None:
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF" + b"\xff" * 4096)
+    prompt = Fixed(CONVERSATIONS[0], [1, 2, 3], [4], "", np.zeros((1, 8), np.float32))
+    reference = Reference([prompt], [], 1.0, "as trained", "float32")
+    outcome = hold(llama_cpp.LlamaCppEngine(file, [prompt], []), "q8_0", reference, None, ExportConfig())
+    assert not outcome.passed
+    assert outcome.problems[0].startswith("engine: llama.cpp ended with ")

@@ -1,0 +1,134 @@
+"""Export a finished run as adapter, merged model or GGUF, check each against the adapter, publish it if asked to."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tometune.config.chat import ONLY_CHAT
+from tometune.config.compare import ONLY_PREPARE
+from tometune.config.errors import UserError
+from tometune.config.export import listed
+from tometune.config.main import verb
+from tometune.config.root import Config
+from tometune.imports import quick_imports
+from tometune.inputs import cache_folder
+
+if TYPE_CHECKING:
+    from tometune.exporting.asked import Export
+    from tometune.exporting.build import Builder
+    from tometune.exporting.finished import Finished
+
+log = logging.getLogger(__name__)
+
+IGNORES = {
+    **dict.fromkeys(("model", "data", "lora", "trainer", "eval", "seed", "seeds"), "the run has its own; leave it out"),
+    "tracking": "export logs nothing to a tracker; leave it out",
+    "sweep": "only train and report read it; name the run by run=multirun/<sweep>/<run_id>",
+    "plan": "only train reads it; leave it out",
+    "publish": "only report reads it; to put the model on the hub: push_to=user/name",
+    **ONLY_PREPARE,
+    **ONLY_CHAT,
+}
+"""What export cannot obey, and what is said of it."""
+
+
+@partial(verb, ignores=IGNORES)
+def main(config: Config) -> None:
+    """Find the run, check that all of it can be done, make each export and hold it at the gate, publish."""
+    from tometune.exporting.finished import find_finished
+
+    finished = find_finished(config)
+    formats, quants = listed(config.format), listed(config.quant)
+    folder = Path(config.export.folder).expanduser() if config.export.folder else finished.folder / "export"
+    if config.push_to is not None:
+        from tometune.exporting.hub import check_push
+
+        check_push(finished, config.push_to, formats)
+    with quick_imports():
+        from tometune.exporting import llama_cpp
+        from tometune.exporting.asked import asked_for, parameters_of
+        from tometune.exporting.build import Builder
+        from tometune.exporting.merged import naming_base
+        from tometune.exporting.room import bytes_needed, check_room
+        from tometune.models.load import check_source
+
+    wanted = asked_for(formats, quants, folder)
+    with naming_base(config.export.base is not None):
+        check_source(finished.base)
+    weights = (finished.adapter / "adapter_model.safetensors").stat().st_size
+    check_room(folder, bytes_needed(parameters_of(finished), weights, [(one.format, one.quant) for one in wanted]))
+    missing = llama_cpp.missing() if "gguf" in formats else []
+    builder = Builder(finished, cache_folder(config), folder)
+    gates = make_all(builder, asked_for(sorted({*formats, "merged_16bit"}), [], folder) if missing else wanted)
+    if missing:
+        raise UserError(
+            f"format=gguf: needs {', '.join(missing)}; run: {llama_cpp.INSTALL} and the same command again "
+            f"(the merged model is kept in {folder / 'merged_16bit'})"
+        )
+    if config.push_to is not None:
+        publish(finished, wanted, gates, config.push_to, config.private)
+
+
+def make_all(builder: Builder, wanted: list[Export]) -> dict[str, dict[str, Any]]:
+    """Make each export and print a line on it; return their gate.json by name.
+
+    A GGUF is made of the merged model, which is made first even if it was not asked for.
+
+    Raises:
+        GateError: one answers differently from the adapter; all were tried.
+    """
+    from tometune.exporting.asked import asked_for
+    from tometune.exporting.gate import GateError
+
+    names = [export.format for export in wanted]
+    before = [] if "gguf" not in names or "merged_16bit" in names else asked_for(["merged_16bit"], [], builder.folder)
+    gates: dict[str, dict[str, Any]] = {}
+    try:
+        for export in sorted([*before, *wanted], key=lambda one: one.format == "gguf"):
+            if export.format == "gguf" and not gates["merged_16bit"]["passed"]:
+                continue  # what it is made of is wrong already
+            gates[export.name] = gate = builder.make(export)
+            print(line(export, gate))
+    finally:
+        builder.clean()
+    failed = {name: gate["problems"][0] for name, gate in gates.items() if not gate["passed"]}
+    if failed:
+        raise GateError("; ".join(f"{name} failed its gate: {problem}" for name, problem in failed.items()))
+    return gates
+
+
+def line(export: Export, gate: dict[str, Any]) -> str:
+    """Return one line on an export."""
+    checks, seconds = gate["checks"], gate["seconds"]
+    said = [f"{export.folder}: {'passed' if gate['passed'] else 'FAILED'}"]
+    if "logits" in checks:
+        said.append(f"{checks['logits']['mean_divergence']:.2g} nats a token from the adapter")
+    if "rouge" in checks:
+        rouge = checks["rouge"]
+        said.append(
+            f"ROUGE-L {rouge['adapter']['rougeL']:.3f} → {rouge['export']['rougeL']:.3f}, "
+            f"{rouge['same_answers']} of {rouge['examples']} answers the same"
+        )
+    return f"{', '.join(said)} ({seconds['export']:.0f} s, gate {seconds['gate']:.0f} s)"
+
+
+def publish(
+    finished: Finished, wanted: list[Export], gates: dict[str, dict[str, Any]], push_to: str, private: bool
+) -> None:
+    """Upload each format into its repository, with a card that names it."""
+    from tometune.exporting.card import write_card
+    from tometune.exporting.hub import push, repositories
+
+    for kind, repository in repositories(push_to, list(dict.fromkeys(one.format for one in wanted))).items():
+        exports = [one for one in wanted if one.format == kind]
+        named = [(one.name, gates[one.name]) for one in exports]
+        for export in exports:
+            write_card(finished, kind, named, export.folder, repository)
+        print(f"{kind}: {push([one.folder for one in exports], repository, private)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A finished run, as exports need it: its record, its adapter, the base it was trained on and the one for merging."""
+
+import json
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tometune.config.errors import UserError
+from tometune.config.export import ExportConfig
+from tometune.config.model import ModelConfig, Precision, Quantization, Weights
+from tometune.config.root import Config
+from tometune.config.stored import stored_config
+from tometune.evaluation.subject import run_folder
+from tometune.hub import is_commit
+from tometune.models.load import fingerprint, quantized
+from tometune.run import read_record
+
+FOUR_BITS = ("-unsloth-bnb-4bit", "-bnb-4bit")
+"""Ends of the ids of 4-bit copies; the same id without it is the model in 16 bits."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run whose training and scoring are done."""
+
+    folder: Path
+    record: dict[str, Any]
+    """What run.json says."""
+
+    config: Config
+    """The run's own, with the cache of this command."""
+
+    model: ModelConfig
+    """The base as it was trained on, at the revision that was read then."""
+
+    base: ModelConfig
+    """The base in 16 bits or more, which the adapter is merged into."""
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the adapter."""
+        return self.folder / "adapter"
+
+    @property
+    def base_name(self) -> str:
+        """What the adapter's users load as its base: a hub id, or the name of the folder it was."""
+        return Path(self.model.id).name if is_local(self.model) else self.model.id
+
+    @property
+    def merged_into(self) -> str:
+        """What the base that is merged into is called: a hub id, or the name of its folder."""
+        return Path(self.base.id).name if is_local(self.base) else self.base.id
+
+    def digest(self) -> str:
+        """Return the sha256 of the adapter's weights and config."""
+        digest = sha256()
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            digest.update((self.adapter / name).read_bytes())
+        return digest.hexdigest()
+
+
+def find_finished(config: Config) -> Finished:
+    """Return the run that `run=…` names; writes nothing.
+
+    Raises:
+        UserError: there is none, it is not finished, its base is gone or another one now, or none in 16 bits is known.
+    """
+    if config.run is None:
+        raise UserError("run: missing; name a finished run, e.g. run=outputs/<run_id>")
+    folder = run_folder(config.run, Path(config.paths.outputs).expanduser())
+    record = read_record(folder)
+    if record["status"] != "completed":
+        raise UserError(
+            f"{folder}: not finished (status {record['status']}); run its command again, it goes on from there"
+        )
+    stored = stored_config(folder)
+    _check_adapter(folder / "adapter")
+    model = _as_trained(stored.model, record)
+    stored = replace(stored, paths=config.paths, export=config.export)
+    return Finished(folder, record, stored, model, base_of(model, config.export))
+
+
+def is_local(model: ModelConfig) -> bool:
+    """Tell whether a model is a folder of this machine."""
+    return model.weights is Weights.pretrained and Path(model.id).expanduser().is_dir()
+
+
+def base_of(model: ModelConfig, export: ExportConfig) -> ModelConfig:
+    """Return the base in 16 bits that an adapter trained on `model` is merged into.
+
+    Raises:
+        UserError: it has to be named.
+    """
+    plain = replace(model, quantization=Quantization.none, precision=Precision.auto)
+    if export.base is not None:
+        return replace(plain, id=export.base, revision=export.base_revision)
+    if not stored_in_4_bits(model):
+        return plain
+    for ending in FOUR_BITS:
+        if model.id.endswith(ending) and not is_local(model):
+            return replace(plain, id=model.id.removesuffix(ending), revision=export.base_revision)
+    raise UserError(
+        f"export.base: missing; {model.id} is stored in 4 bits, name the same model in 16 bits, e.g. "
+        "export.base=unsloth/Llama-3.2-3B-Instruct"
+    )
+
+
+def stored_in_4_bits(model: ModelConfig) -> bool:
+    """Tell whether the files of the base hold 4-bit weights, which cannot be merged into."""
+    if is_local(model):
+        config = json.loads((Path(model.id).expanduser() / "config.json").read_text(encoding="utf-8"))
+        return "quantization_config" in config
+    return quantized(model) and model.id.endswith(FOUR_BITS)
+
+
+def _as_trained(model: ModelConfig, record: dict[str, Any]) -> ModelConfig:
+    """Return the base at the revision the run read.
+
+    Raises:
+        UserError: it is a folder or package that is gone, or that holds something else now.
+    """
+    then = str(record["model"]["revision"])
+    if is_commit(then):
+        return replace(model, revision=then)
+    if model.weights is Weights.pretrained and Path(model.id).is_absolute() and not Path(model.id).exists():
+        raise UserError(f"model.id={model.id}: the base of this run is gone; put the folder back where it was")
+    now = fingerprint(model)
+    if now != then:
+        raise UserError(
+            f"model.id={model.id}: not the base this adapter was trained on (that was {then}, this is {now}); put it "
+            "back, or train again"
+        )
+    return model
+
+
+def _check_adapter(folder: Path) -> None:
+    """Check that an adapter's files are there.
+
+    Raises:
+        UserError: they are not, or only as a pickle.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            pickled = (folder / "adapter_model.bin").exists()
+            why = "holds its weights as a pickle, which can run code when it is read" if pickled else f"holds no {name}"
+            raise UserError(f"{folder}: {why}; run the run's command again")
