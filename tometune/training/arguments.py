@@ -69,6 +69,8 @@ def arguments(
         dataloader_num_workers=trainer.dataloader_num_workers,
         dataloader_drop_last=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        # Batches go to the GPU while it works; a copy that waits for it leaves it idle afterwards.
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
         logging_strategy="steps",
         logging_steps=trainer.logging_steps,
         logging_first_step=True,

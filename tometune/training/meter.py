@@ -78,9 +78,10 @@ class Meter:
             padded: tokens that the hardware works on, if more than there are in the inputs.
         """
         labels, given = inputs["labels"], inputs["input_ids"].numel()
-        real = inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(given)
-        counts = [real, torch.tensor(padded or given), (labels != -100).sum()]
-        self._uncounted.append(over_processes(torch.stack([count.to(labels.device) for count in counts])))
+        # Made on the labels' device: a number that is copied to a GPU waits for all it is still to do.
+        real = inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.new_full((), given)
+        counts = [real, labels.new_full((), padded or given), (labels != -100).sum()]
+        self._uncounted.append(over_processes(torch.stack(counts)))
 
     def rates(self) -> dict[str, float]:
         """Return tokens a second since the last call, with and without padding, and the memory's peak in GB."""
