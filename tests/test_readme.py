@@ -40,6 +40,8 @@ COMMANDS = {
         *HUB,
         "data.rows=4",
     ],
+    f"{RUN}train data=mix_300k data.contamination=drop": [*TINY, *HUB, *MIX],
+    f"{RUN}train data=mix_300k_top": [*TINY, *HUB, *MIX],
     f"{RUN}evaluate run=outputs/<run_id> eval=pydocs": ["eval.limit=1"],
     f"{RUN}evaluate model.id=HuggingFaceTB/SmolLM2-360M-Instruct model.quantization=none": ["eval.limit=1", *HUB],
 }
@@ -51,6 +53,12 @@ OTHERS = {
     "bash scripts/setup.sh gpu": "downloads what only a GPU needs",
     "source .venv/bin/activate": "the tests' own environment is active",
     "wandb login": "wants an account",
+    f"{RUN}prepare data=mix_300k compare=mix_100k": "tests/test_prepare.py, over files",
+    f"{RUN}train -m +sweep=random_vs_best": "two of the commands above, with two seeds; tests/config composes it",
+    f"{RUN}chat run=outputs/<run_id> against=base": "tests/chatting, in a browser",
+    f"{RUN}chat run=outputs/<run_id> ui=terminal": "tests/chatting",
+    f"{RUN}export run=outputs/<run_id> format=gguf quant=q4_k_m": "tests/exporting",
+    f"{RUN}export run=outputs/<run_id> push_to=user/name": "tests/exporting",
 }
 
 
