@@ -26,7 +26,7 @@ from tometune.sweep import around
 from tometune.sweep.calibration import measured, remember, shape
 from tometune.sweep.lock import BusyError
 from tometune.sweep.plan import plan_measured
-from tometune.sweep.plan import show as show_plan
+from tometune.sweep.planned import show as show_plan
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from tests.data.chatml import chatml_tokenizer, turns
 from tests.data.tokenised import TOKENIZERS, both, mix_from, trained_texts
 from tometune.data.encoder import Encoder
 from tometune.data.template import Template
-from tometune.data.tokenised import verify
 from tometune.data.tokens import tokenise
+from tometune.data.verify import verify
 
 WORDS = [
     "a",

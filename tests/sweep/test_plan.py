@@ -10,7 +10,7 @@ import pytest
 
 from tests.whole import Workplace, record_of
 from tometune.sweep.calibration import KEPT, Speed, measured, recall, remember
-from tometune.sweep.plan import compare, duration
+from tometune.sweep.planned import compare, duration
 
 SPEED = Speed(train=0.01, evaluation={"base/a": 1.0}, overhead=2.0, start=None, memory=1e9, disk=1e6)
 

@@ -17,7 +17,7 @@ from tometune.distributed import first_alone, is_first
 from tometune.run import Run, runs_folder
 from tometune.sweep.cells import Cell, cell_of, cells_of, list_cells, note_error, read_cells
 from tometune.sweep.lock import owned
-from tometune.sweep.plan import compare
+from tometune.sweep.planned import compare
 from tometune.sweep.states import State, missing, standing
 
 
@@ -63,7 +63,7 @@ def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
     Raises:
         UserError: it is a search, or no run of it can be made.
     """
-    from tometune.sweep import plan
+    from tometune.sweep import plan, planned
 
     if jobs.search:
         raise UserError("plan=true: a search makes up its runs as it goes; plan one of them, without the sweep")
@@ -77,8 +77,8 @@ def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
                 runs.append(plan.plan_measured(job.config, first=all(run.done for run in runs), measure=measure))
             except UserError as error:
                 problems.append(f"{' '.join(cell.overrides)}: {error}")
-        plan.show(runs, problems)
-        plan.keep(folder, runs)
+        planned.show(runs, problems)
+        planned.keep(folder, runs)
 
 
 def check_search(config: Config) -> None:

@@ -2,9 +2,7 @@
 
 import gc
 import logging
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +22,15 @@ from tometune.training.collator import Collator
 from tometune.training.curves import Curves, OnLog
 from tometune.training.fitting import choose_room
 from tometune.training.graph import GraphError, PassGraph, compiled_layers, graphed, most_conversations
-from tometune.training.meter import Meter, peak_memory_bytes
+from tometune.training.meter import Meter
+from tometune.training.outcome import TrainResult, no_room, plan, result_of
 from tometune.training.progress import progress_callbacks
 from tometune.training.room import Room
-from tometune.training.steps import Step, divisors, effective_batch, in_packs, sizes, steps_of
+from tometune.training.steps import Step, divisors, effective_batch, sizes
 from tometune.training.subject import Training
 from tometune.training.trainer import LogLastStep, MeteredTrainer, StopAfterStep
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What run.json says under `train`."""
-
-    steps: int
-    epochs: float
-    effective_batch: int
-    """Rows (packs, or conversations) a step over all processes."""
-
-    micro_batch: int
-    """Of them, in one forward pass."""
-
-    gradient_checkpointing: bool
-    attention: str
-    """The attention that trained: by transformers' name, or `unsloth`."""
-
-    tokens: int
-    padded_tokens: int
-    trained_tokens: int
-    seconds: float
-    tokens_per_second: float
-    """Real tokens, padding not counted."""
-
-    peak_memory_bytes: int
-    estimated_memory_bytes: int | None
-    """Of the GPU, before the start."""
-
-    final_loss: float | None
 
 
 def fit(
@@ -195,48 +164,4 @@ def _train(training: Training, room: Room) -> TrainResult:
     meter.rates()
     if trainer.is_world_process_zero():
         save_adapter(trainer.accelerator.unwrap_model(trainer.model), training.folder / "adapter", config.model.id)
-    return _result(training, room, step, trainer)
-
-
-def _result(training: Training, room: Room, step: Step, trainer: MeteredTrainer) -> TrainResult:
-    """Return what the record says, and hold the estimate of memory against the peak."""
-    totals, peak = trainer.meter.totals, peak_memory_bytes()
-    if room.memory_bytes is not None:
-        log.info("peak memory %.1f GB, %.1f GB were estimated", peak / 1e9, room.memory_bytes / 1e9)
-    return TrainResult(
-        steps=trainer.state.global_step,
-        epochs=round(trainer.state.epoch or 0.0, 4),
-        effective_batch=step.rows,
-        micro_batch=step.micro_batch,
-        gradient_checkpointing=room.gradient_checkpointing,
-        attention=training.attention,
-        tokens=totals.tokens,
-        padded_tokens=totals.padded_tokens,
-        trained_tokens=totals.trained_tokens,
-        seconds=round(totals.seconds, 3),
-        tokens_per_second=round(totals.tokens / totals.seconds, 1) if totals.seconds else 0.0,
-        peak_memory_bytes=peak,
-        estimated_memory_bytes=room.memory_bytes,
-        final_loss=trainer.curves.last_loss,
-    )
-
-
-def plan(training: Training, step: Step, checkpoint: Path | None) -> None:
-    """Log what is about to be done, in derived numbers."""
-    config, counts, rows = training.config, training.tokens.counts, len(training.rows)
-    an_epoch, steps = math.ceil(rows / step.rows), steps_of(config, rows)
-    start = f", goes on from {checkpoint.name}" if checkpoint else ""
-    log.info(
-        "training: %s %s of %s tokens (%s trained), %d a step, %d at a time, %d of %d steps an epoch%s",
-        *(f"{rows:,}", "packs" if in_packs(config.trainer) else "rows", f"{counts.tokens:,}"),
-        *(f"{counts.trainable_tokens:,}", step.rows, step.micro_batch, steps, an_epoch, start),
-    )
-
-
-def no_room(room: Room) -> UserError:
-    """Return the line that names the setting to change where the GPU is too small."""
-    hint = "" if room.gradient_checkpointing else "set trainer.gradient_checkpointing=true, or "
-    return UserError(
-        f"trainer.micro_batch={room.micro_batch}: the GPU ran out of memory while training; {hint}lower "
-        "trainer.max_length; the same command goes on from the last checkpoint"
-    )
+    return result_of(training, room, step, trainer)
