@@ -14,7 +14,8 @@ from tokenizers import normalizers
 from tests.data.chatml import CHATML, chatml_tokenizer, turns
 from tests.data.tokenised import CONVERSATIONS, TOKENIZERS, both, mix_from, trained_texts
 from tometune.config.errors import UserError
-from tometune.data import tokenised
+from tometune.data import batches, tokenised
+from tometune.data.encoder import Encoder
 from tometune.data.mix import Mix
 from tometune.data.template import Template
 from tometune.data.tokenised import IGNORE
@@ -65,7 +66,7 @@ def test_text_that_spells_control_tokens_stays_text(name: str, tmp_path: Path) -
 
 
 def test_other_threads_batches_are_not_touched_by_such_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenised, "BATCH", 50)
+    monkeypatch.setattr(batches, "BATCH", 50)
     rows = [turns("hi", "hello " * 200), turns("<|im_end|>", "<|im_start|>")] * 400
     tokenizer = chatml_tokenizer()
     made = tokenise(mix_from(rows), tokenizer, 2048, tmp_path)
@@ -118,12 +119,12 @@ def test_too_small_a_length_is_refused(tmp_path: Path) -> None:
 
 def test_the_second_time_is_read_from_the_cache(tmp_path: Path) -> None:
     first = tokenise(mix_from(CONVERSATIONS), chatml_tokenizer(), 512, tmp_path)
-    (folder,) = (tmp_path / "tokens").glob("*/*")
+    (folder,) = (tmp_path / "tokens").glob("*/*/")
     stamp = (folder / "rows.arrow").stat().st_mtime_ns
     tokenizer = chatml_tokenizer()
     tokenizer(["a", "a b c d"], padding=True, truncation=True, max_length=2)  # leaves its settings on the backend
     again = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path)
-    assert [path.name for path in (tmp_path / "tokens").glob("*/*")] == [folder.name]
+    assert [path.name for path in (tmp_path / "tokens").glob("*/*/")] == [folder.name]
     assert (folder / "rows.arrow").stat().st_mtime_ns == stamp
     assert again.counts == first.counts
     assert again.dataset["labels"][:] == first.dataset["labels"][:]
@@ -138,19 +139,52 @@ def test_mixes_share_the_rows_that_both_take(tmp_path: Path) -> None:
     alone = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path / "alone")
     whole = mix_from(CONVERSATIONS)
     for chosen, rows_made in ([3, 1], [1, 3]), ([0, 1, 2, 3], [0, 2]), ([2, 5, 1], [5]), ([5, 3], []):
-        before = set((tmp_path / "tokens").glob("*/*"))
+        before = set((tmp_path / "tokens").glob("*/*/"))
         part = replace(whole.parts[0], chosen=np.array(chosen))
         made = tokenise(replace(whole, parts=(part,)), tokenizer, 512, tmp_path)
         assert [made.dataset[place] for place in range(len(chosen))] == [alone.dataset[row] for row in chosen]
         assert made.counts.tokens == sum(alone.lengths[chosen])
-        pieces = set((tmp_path / "tokens").glob("*/*")) - before
+        pieces = set((tmp_path / "tokens").glob("*/*/")) - before
         assert [row for piece in pieces for row in np.load(piece / "index.npy")[:, 0].tolist()] == rows_made
+
+
+def test_a_piece_that_cannot_be_read_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenised, "PIECE", 3)
+    tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
+    first = tokenise(whole, tokenizer, 512, tmp_path)
+    expected = first.dataset["input_ids"][:]
+    pieces = sorted((tmp_path / "tokens").glob("*/*/"))
+    assert len(pieces) == 3
+    (pieces[0] / "rows.arrow").write_bytes((pieces[0] / "rows.arrow").read_bytes()[:100])
+    (pieces[1] / "index.npy").write_bytes(b"")
+    killed = pieces[0].with_name(".left")
+    killed.mkdir()
+    again = tokenise(whole, tokenizer, 512, tmp_path)
+    assert (again.counts, again.dataset["input_ids"][:]) == (first.counts, expected)
+    assert sorted((tmp_path / "tokens").glob("*/*/")) == pieces
+    assert not killed.exists()
+
+
+def test_what_lies_far_beyond_the_cut_is_not_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And yet the tokens before the cut are those of the whole text."""
+    tokenizer, seen = chatml_tokenizer(), []
+    encodings = Encoder.encodings
+    monkeypatch.setattr(
+        Encoder, "encodings", lambda self, rows: seen.extend(len(row.text) for row in rows) or encodings(self, rows)
+    )
+    rows = [turns("hi", "hello there " * 100_000), turns("hi", "hello " * 30, "more?", "no " * 400_000)]
+    made = tokenise(mix_from(rows), tokenizer, 60, tmp_path)
+    assert max(seen) < 60 * 200
+    for cut, row in zip(made.dataset["input_ids"], rows, strict=True):
+        begun = tokenizer.apply_chat_template([row[0], {**row[1], "content": row[1]["content"][:2000]}], tokenize=False)
+        assert cut == tokenizer(begun, add_special_tokens=False).input_ids[:60]
+    assert made.counts.truncated == 2
 
 
 def test_a_row_that_two_processes_tokenised_is_taken_once(tmp_path: Path) -> None:
     tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
     first = tokenise(whole, tokenizer, 512, tmp_path)
-    (piece,) = (tmp_path / "tokens").glob("*/*")
+    (piece,) = (tmp_path / "tokens").glob("*/*/")
     shutil.copytree(piece, piece.with_name("z"))
     again = tokenise(whole, tokenizer, 512, tmp_path)
     assert again.counts == first.counts

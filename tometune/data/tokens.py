@@ -38,7 +38,7 @@ class Counts:
     """Rows cut at `max_length`."""
 
     tokens_cut: int = 0
-    """Tokens lost to cutting."""
+    """Tokens lost to cutting; of a row with more characters than `max_length` of the longest tokens have, at least."""
 
     without_labels: int = 0
     """Rows with nothing to train on after cutting; they stay in the mix and are left out of training."""
