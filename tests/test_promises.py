@@ -11,6 +11,9 @@ import tometune
 
 PACKAGE = Path(tometune.__file__).parent
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+PROCESSES = "joblib.externals.loky"
+"""Processes of this program, as multiprocessing starts them: what they pickle comes from no file."""
+
 CONFIG = re.compile(r"^(self\.)?_?(config|cfg)(\.\w+)*$")
 
 
@@ -19,7 +22,8 @@ def broken(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
-            yield from (f"imports {name}" for name in modules if name.partition(".")[0] in PICKLES)
+            read = [name for name in modules if name.partition(".")[0] in PICKLES and not name.startswith(PROCESSES)]
+            yield from (f"imports {name}" for name in read)
         elif isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) != "False":
             yield "trusts remote code"
         elif isinstance(node, ast.Dict):

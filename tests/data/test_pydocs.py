@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tometune.config.data import DataConfig, SourceConfig, SourceKind
+from tometune.config.data import DataConfig, PoolConfig, SourceConfig, SourceKind
 from tometune.config.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
 from tometune.config.store import conf_dir
@@ -117,7 +117,7 @@ def test_held_out(module, expected):
 def test_mixes_are_nested(tmp_path):
     def rows_of(rows):
         base = SourceConfig(kind=SourceKind.pydocs, filtered=True, rows=1_000)
-        pool = SourceConfig(kind=SourceKind.pydocs) if rows > 1_000 else None
+        pool = PoolConfig(kind=SourceKind.pydocs) if rows > 1_000 else None
         mix = build_mix(DataConfig(name="pydocs", rows=rows, base=base, pool=pool), 0, tmp_path)
         assert mix.facts["base"]["dropped"] == mix.facts["base"]["mended"] == {}
         return set(mix.row_ids)
