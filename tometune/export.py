@@ -52,10 +52,13 @@ def main(config: Config) -> None:
         from tometune.exporting.asked import asked_for, parameters_of
         from tometune.exporting.build import Builder
         from tometune.exporting.merged import naming_base
+        from tometune.exporting.places import check_places
         from tometune.exporting.room import bytes_needed, check_room
         from tometune.models.load import check_source
 
     wanted = asked_for(formats, quants, folder)
+    merged = asked_for(["merged_16bit"] if "gguf" in formats else [], [], folder)
+    check_places(finished, folder, [*wanted, *merged])
     with naming_base(config.export.base is not None):
         check_source(finished.base)
     weights = (finished.adapter / "adapter_model.safetensors").stat().st_size
@@ -103,7 +106,8 @@ def make_all(builder: Builder, wanted: list[Export]) -> dict[str, dict[str, Any]
 def line(export: Export, gate: dict[str, Any]) -> str:
     """Return one line on an export."""
     checks, seconds = gate["checks"], gate["seconds"]
-    said = [f"{export.folder}: {'passed' if gate['passed'] else 'FAILED'}"]
+    where = gate.get("folder", export.folder)
+    said = [f"{where}: {'passed' if gate['passed'] else 'FAILED'}"]
     if "logits" in checks:
         said.append(f"{checks['logits']['mean_divergence']:.2g} nats a token from the adapter")
     if "rouge" in checks:

@@ -3,8 +3,6 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from tometune.disk import disk_errors, write_json, write_text
+from tometune.disk import write_json, write_text
 from tometune.exporting import llama_cpp
 from tometune.exporting.adapter import write_adapter
 from tometune.exporting.asked import SCHEMA, Export, read_gate
@@ -23,6 +21,7 @@ from tometune.exporting.finished import Finished
 from tometune.exporting.gate import Outcome, hold
 from tometune.exporting.merged import load_base, merge, sixteen_bits, write_merged
 from tometune.exporting.modelfile import modelfile
+from tometune.exporting.places import new_folder, recover, settle
 from tometune.exporting.reference import Reference
 from tometune.exporting.references import References
 from tometune.exporting.together import save_together
@@ -51,13 +50,14 @@ class Builder:
     def make(self, export: Export) -> dict[str, Any]:
         """Make an export, or find it made and passed, and return its gate.json."""
         key = self._key(export)
+        recover(export.folder)
         found = read_gate(export.folder)
         if found is not None and found["passed"] and found["key"] == key:
             log.info("%s: found, its gate passed on %s", export.folder, found["finished"])
             return found
         reference = self.references.of(export.format)  # before anything is written: the base may be gone
         start = time.perf_counter()
-        with self._folder(export) as folder:
+        with new_folder(export.folder) as folder:
             engine = {"adapter": self._adapter, "merged_16bit": self._merged, "gguf": self._gguf}[export.format](
                 export, folder
             )
@@ -66,6 +66,7 @@ class Builder:
             gate = self._gate(export, reference, key, outcome, made)
             write_json(folder / "gate.json", gate)
             write_card(self.finished, export.format, [(export.name, gate)], folder, None)
+            gate["folder"] = str(settle(folder, export.folder, gate))
         del engine
         free_memory()
         return gate
@@ -124,20 +125,6 @@ class Builder:
     def _save_together(self, folder: Path) -> None:
         """Write what travels with every export."""
         save_together(self.finished, self.tokenizer, self.references.stops, folder)
-
-    @contextmanager
-    def _folder(self, export: Export) -> Iterator[Path]:
-        """Give a new folder, which takes the place of the export's own when the body is through."""
-        new = self.folder / f".{export.name}"
-        shutil.rmtree(new, ignore_errors=True)
-        try:
-            with disk_errors(self.folder):
-                new.mkdir(parents=True)
-                yield new
-            shutil.rmtree(export.folder, ignore_errors=True)
-            new.replace(export.folder)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
 
     def _key(self, export: Export) -> dict[str, Any]:
         """Return everything that an export and its gate depend on."""
