@@ -7,34 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.whole import Workplace
-from tometune.config.export import ExportConfig
-from tometune.config.main import verb  # noqa: F401 -- registers the resolvers that conf/ needs
-from tometune.config.root import Config, PathsConfig
-from tometune.exporting.asked import asked_for
+from tests.exporting.conftest import LIMITS
 from tometune.exporting.build import Builder
 from tometune.exporting.engines import Answering, TorchEngine
-from tometune.exporting.finished import find_finished
 from tometune.exporting.gate import Outcome, hold
 
 pytestmark = pytest.mark.whole
-LIMITS = ExportConfig(
-    examples=4,
-    max_divergence={"adapter": 0.001, "merged_16bit": 0.01},
-    max_rouge_change={"adapter": 0.02, "merged_16bit": 0.05},
-)
-
-
-@pytest.fixture(scope="module")
-def builder(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Builder:
-    """A builder of the run's exports, of which the adapter and the merged model are made and passed."""
-    folder = tmp_path_factory.mktemp("exports")
-    paths = PathsConfig(outputs=str(trained.folder / "outputs"), cache=str(trained.folder / "cache"))
-    finished = find_finished(Config(run=trained.run_folder().name, paths=paths, export=LIMITS))
-    made = Builder(finished, trained.folder / "cache", folder)
-    for export in asked_for(["adapter", "merged_16bit"], [], folder):
-        assert made.make(export)["passed"]
-    return made
 
 
 def held(builder: Builder, folder: Path) -> Outcome:

@@ -34,7 +34,7 @@ def test_what_is_no_export_of_the_run_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert (target / "weights").read_text() == "second"
     (target / "gate.json").unlink()
-    with pytest.raises(UserError, match="holds no gate.json, so is no export, and would be overwritten"):
+    with pytest.raises(UserError, match=r"holds no gate.json, so is no export, and would be overwritten"):
         make(target, "third", passed=True)
     assert (target / "weights").read_text() == "second"
     shutil.rmtree(target)

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from tometune.exporting.asked import SCHEMA, Export, read_gate
 from tometune.exporting.card import write_card
 from tometune.exporting.engines import Answering, Engine, TorchEngine
 from tometune.exporting.finished import Finished
-from tometune.exporting.gate import Outcome, hold
+from tometune.exporting.gate import Outcome, Step, hold
 from tometune.exporting.merged import load_base, merge, sixteen_bits, write_merged
 from tometune.exporting.modelfile import modelfile
 from tometune.exporting.places import new_folder, recover, settle
 from tometune.exporting.reference import Reference
 from tometune.exporting.references import References
 from tometune.exporting.together import save_together
+from tometune.exporting.weights import check_adapter, check_merged, layers_of
 from tometune.models.load import fingerprint, free_memory
 from tometune.models.tokenizer import load_tokenizer
 from tometune.run import now
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 
 BATCH = 16
 """Prompts at once where the run's evaluation did not say."""
+
+Made = tuple[Engine, Step | None]
+"""An export in its engine, and the check of the numbers in its files."""
 
 
 class Builder:
@@ -58,11 +63,10 @@ class Builder:
         reference = self.references.of(export.format)  # before anything is written: the base may be gone
         start = time.perf_counter()
         with new_folder(export.folder) as folder:
-            engine = {"adapter": self._adapter, "merged_16bit": self._merged, "gguf": self._gguf}[export.format](
-                export, folder
-            )
+            makers = {"adapter": self._adapter, "merged_16bit": self._merged, "gguf": self._gguf}
+            engine, weights = makers[export.format](export, folder)
             made = time.perf_counter() - start
-            outcome = hold(engine, export.kind, reference, self.tokenizer.bos_token_id, self.limits)
+            outcome = hold(engine, export.kind, reference, self.tokenizer.bos_token_id, self.limits, weights)
             gate = self._gate(export, reference, key, outcome, made)
             write_json(folder / "gate.json", gate)
             write_card(self.finished, export.format, [(export.name, gate)], folder, None)
@@ -71,28 +75,33 @@ class Builder:
         free_memory()
         return gate
 
-    def _adapter(self, export: Export, folder: Path) -> Engine:
+    def _adapter(self, export: Export, folder: Path) -> Made:
         """Write the adapter and load it with PEFT."""
         del export
         write_adapter(self.finished, folder)
         self._save_together(folder)
         model = self.finished.base if self.references.as_trained is None else self.finished.model
-        return TorchEngine.of_adapter(folder, self.references.held(model), self.cache, self.answering)
+        engine = TorchEngine.of_adapter(folder, self.references.held(model), self.cache, self.answering)
+        return engine, partial(check_adapter, self.finished.adapter, folder)
 
-    def _merged(self, export: Export, folder: Path) -> Engine:
+    def _merged(self, export: Export, folder: Path) -> Made:
         """Write the merged model and load it with transformers."""
         del export
         published = self.references.config_of(self.finished.base)
         log.info("merging into %s", self.finished.base.id)
         base = load_base(self.finished.base, self.cache, named=self.limits.base is not None)
+        before = {
+            name: base.get_submodule(name).weight.detach().cpu().clone() for name in layers_of(self.finished.adapter)
+        }
         merged = merge(base, self.finished.adapter, sixteen_bits(published.dtype or torch.bfloat16))
         write_merged(merged, folder)
         del base, merged
         free_memory()
         self._save_together(folder)
-        return TorchEngine.of_merged(folder, *self.references.compute, self.answering)
+        engine = TorchEngine.of_merged(folder, *self.references.compute, self.answering)
+        return engine, partial(check_merged, before, self.finished.adapter, folder)
 
-    def _gguf(self, export: Export, folder: Path) -> Engine:
+    def _gguf(self, export: Export, folder: Path) -> Made:
         """Write a GGUF from the merged model and open it in llama.cpp."""
         assert export.quant is not None
         name = self.finished.record["run_id"]
@@ -108,7 +117,7 @@ class Builder:
         context = getattr(shape, "max_position_embeddings", 4096)
         write_text(folder / "Modelfile", modelfile(file.name, self.tokenizer, ends, context))
         reference = self.references.of(export.format)
-        return llama_cpp.LlamaCppEngine(file, reference.fixed, reference.examples)
+        return llama_cpp.LlamaCppEngine(file, reference.fixed, reference.examples), None
 
     def _unquantised(self, name: str) -> Path:
         """Return the GGUF in 16 bits that is quantised from; made once, gone with `clean`."""

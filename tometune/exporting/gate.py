@@ -44,7 +44,18 @@ class Outcome:
         return not self.problems
 
 
-def hold(engine: Engine, kind: str, reference: Reference, bos: int | None, limits: ExportConfig) -> Outcome:
+Step = Callable[[], tuple[dict[str, Any], list[str]]]
+"""A check: what it measured, and what is wrong, one line each."""
+
+
+def hold(
+    engine: Engine,
+    kind: str,
+    reference: Reference,
+    bos: int | None,
+    limits: ExportConfig,
+    weights: Step | None = None,
+) -> Outcome:
     """Hold an export against the adapter.
 
     Args:
@@ -53,11 +64,13 @@ def hold(engine: Engine, kind: str, reference: Reference, bos: int | None, limit
         reference: the adapter's behaviour.
         bos: the token that begins a text, where there is one.
         limits: what may differ.
+        weights: the check of the numbers in its files, which comes first.
     """
     start = time.perf_counter()
     checks: dict[str, Any] = {}
     problems: list[str] = []
-    steps: dict[str, Callable[[], tuple[dict[str, Any], list[str]]]] = {
+    steps: dict[str, Step] = {
+        **({"weights": weights} if weights else {}),
         "template": lambda: _template(engine, reference.fixed, bos),
         "logits": lambda: _logits(engine, kind, reference, limits),
         "greedy": lambda: _greedy(engine, reference.fixed),
