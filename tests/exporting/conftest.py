@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
 def builder_of(run: Path, place: Workplace, folder: Path) -> Builder:
     """Return a builder of a run's exports."""
     paths = PathsConfig(outputs=str(place.folder / "outputs"), cache=str(place.folder / "cache"))
-    finished = find_finished(Config(run=str(run), paths=paths, export=LIMITS))
+    finished = find_finished(Config(run=str(run), paths=paths, export=replace(LIMITS)))
     return Builder(finished, place.folder / "cache", folder)
 
 

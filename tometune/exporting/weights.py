@@ -26,9 +26,6 @@ KEPT, OTHERS = 0.9, 0.02
 """Least share of the numbers that training changed which are as they should be, and most of all that are not: the last
 bit of a sum depends on its order."""
 
-SURE = 3.0
-"""Standard errors from a half: fewer, and the share that a file holds cannot be told from none or all."""
-
 Found = tuple[dict[str, Any], list[str]]
 """What a check measured, and what is wrong, one line each."""
 
