@@ -33,10 +33,10 @@ def check_gguf(file: Path, adapter: Path, merged: Path) -> Found:
             continue  # DoRA's change is no sum; the converter may permute queries and keys
         with tempfile.TemporaryDirectory(dir=file.parent) as place:
             found = read_layers(file, [update.name], Path(place)).get(update.name)
-        change = update.delta.double().numpy()
-        if found is None or found.shape != change.shape:
+        change, source = update.delta.double().numpy(), stored(merged, update.name)
+        if found is None or source is None or found.shape != change.shape:
             continue
-        known = np.stack([stored(merged, update.name).double().numpy() - change, change]).reshape(2, -1)
+        known = np.stack([source.double().numpy() - change, change]).reshape(2, -1)
         told = found.astype(np.float64).ravel()
         squares, products, left = squares + known @ known.T, products + known @ told, left + float(told @ told)
         numbers += told.size

@@ -83,13 +83,12 @@ def updates(adapter: Path) -> Iterator[Update]:
             yield Update(name, scale * (up @ down), magnitude)
 
 
-def stored(folder: Path, name: str) -> torch.Tensor:
-    """Return a layer's weight from a folder in Hugging Face's format, in one file or several."""
+def stored(folder: Path, name: str) -> torch.Tensor | None:
+    """Return a layer's weight from a folder in Hugging Face's format; None where it is saved under another name."""
     key, index = f"{name}.weight", folder / "model.safetensors.index.json"
-    file = json.loads(index.read_text(encoding="utf-8"))["weight_map"][key] if index.exists() else "model.safetensors"
-    with safe_open(folder / file, framework="pt") as weights:
-        found: torch.Tensor = weights.get_tensor(key)
-    return found
+    places = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.exists() else {}
+    with safe_open(folder / places.get(key, next(iter(places.values()), "model.safetensors")), framework="pt") as file:
+        return file.get_tensor(key) if key in set(file.keys()) else None
 
 
 def check_adapter(adapter: Path, folder: Path) -> Found:
@@ -107,16 +106,18 @@ def check_merged(originals: Mapping[str, torch.Tensor], adapter: Path, merged: P
         adapter: folder of the run's adapter.
         merged: folder of the export.
     """
-    numbers = changed = kept = others = 0
+    layers = numbers = changed = kept = others = 0
     trained = False
     for update in updates(adapter):
         found, before = stored(merged, update.name), originals[update.name]
-        should = update.on(before)
+        if found is None or found.shape != before.shape:
+            continue
+        layers, should = layers + 1, update.on(before)
         same, moved = found == should.to(found.dtype), should.to(found.dtype) != before.to(found.dtype)
         trained |= bool((should != before.float()).any())
         numbers, others = numbers + found.numel(), others + int((~same).sum())
         changed, kept = changed + int(moved.sum()), kept + int((moved & same).sum())
-    checks = {"layers": len(layers_of(adapter)), "numbers": numbers, "changed": changed, "kept": kept, "others": others}
+    checks = {"layers": layers, "numbers": numbers, "changed": changed, "kept": kept, "others": others}
     if trained and not changed:
         return checks, ["weights: 16 bits keep nothing of what training changed; train longer or at a higher rate"]
     if kept < KEPT * changed:
