@@ -63,6 +63,7 @@ class Builder:
         self.answering = Answering(dtype, finished.config.eval.batch_size or BATCH)
         self.tokenizer = load_tokenizer(finished.model, cache)
         self.references = References(finished, cache, self.tokenizer)
+        self._before: dict[str, torch.Tensor] | None = None
 
     def make(self, export: Export) -> dict[str, Any]:
         """Make an export, or find it made and passed, and return its gate.json."""
@@ -123,9 +124,7 @@ class Builder:
         published = self.references.config_of(self.finished.base)
         log.info("merging into %s", self.finished.base.id)
         base = load_base(self.finished.base, self.cache, named=self.limits.base is not None)
-        before = {
-            name: base.get_submodule(name).weight.detach().cpu().clone() for name in layers_of(self.finished.adapter)
-        }
+        before = self._before = self._layers(base)
         merged = merge(base, self.finished.adapter, sixteen_bits(published.dtype or torch.bfloat16))
         write_merged(merged, folder)
         del base, merged
@@ -133,6 +132,18 @@ class Builder:
         self._save_together(folder)
         engine = TorchEngine.of_merged(folder, *self.references.compute, self.answering)
         return engine, partial(check_merged, before, self.finished.adapter, folder)
+
+    def _layers(self, base: Any) -> dict[str, torch.Tensor]:
+        """Return copies of the layers of a base that the gate looks at."""
+        names = layers_of(self.finished.adapter)
+        return {name: base.get_submodule(name).weight.detach().cpu().clone() for name in names}
+
+    def _originals(self) -> dict[str, torch.Tensor]:
+        """Return those layers, of the base that was merged into; loaded again where the merged model was found."""
+        if self._before is None:
+            self._before = self._layers(load_base(self.finished.base, self.cache, self.limits.base is not None))
+            free_memory()
+        return self._before
 
     def _gguf(self, export: Export, folder: Path) -> Made:
         """Write a GGUF from the merged model and open it in llama.cpp."""
@@ -151,7 +162,7 @@ class Builder:
         write_text(folder / "Modelfile", modelfile(file.name, self.tokenizer, ends, context))
         reference = self.references.of(export.format)
         engine = llama_cpp.LlamaCppEngine(file, reference.fixed, reference.examples)
-        return engine, partial(check_gguf, file, self.finished.adapter, source)
+        return engine, partial(check_gguf, file, self._originals(), source)
 
     def _unquantised(self, source: Path, name: str) -> Path:
         """Return the GGUF in 16 bits that is quantised from; made once, gone with `clean`."""

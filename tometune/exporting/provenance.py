@@ -4,39 +4,42 @@ Quantising adds noise that does not know what training changed, so the change is
 """
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tometune.exporting.llama_cpp import read_layers
-from tometune.exporting.weights import AS_THEY_ARE, Found, stored, updates
+from tometune.exporting.weights import AS_THEY_ARE, Found, stored
 
 SURE = 3.0
 """Standard errors from a half: with fewer, all of the change cannot be told from none."""
 
 
-def check_gguf(file: Path, adapter: Path, merged: Path) -> Found:
+def check_gguf(file: Path, originals: Mapping[str, torch.Tensor], merged: Path) -> Found:
     """Estimate the share of training's change that a GGUF holds: 1 if made of the merged model, 0 if of the base.
 
-    By least squares over a few layers: numbers = a · base + share · change + noise. The base is merged − change; that
-    the merged model is base and change, its own gate has found.
+    By least squares over a few layers: numbers = a · base + share · change + noise. The change is what the merged model
+    holds of it in 16 bits; that it holds what it should, its own gate has found.
 
     Args:
         file: the GGUF.
-        adapter: folder of the run's adapter.
+        originals: the base's weights by layer.
         merged: folder of the merged model that it was made of.
     """
     squares, products, left, numbers = np.zeros((2, 2)), np.zeros(2), 0.0, 0
-    for update in updates(adapter):
-        if update.magnitude is not None or not update.name.endswith(AS_THEY_ARE):
-            continue  # DoRA's change is no sum; the converter may permute queries and keys
+    for name, before in originals.items():
+        if not name.endswith(AS_THEY_ARE):
+            continue  # the converter may permute queries and keys
         with tempfile.TemporaryDirectory(dir=file.parent) as place:
-            found = read_layers(file, [update.name], Path(place)).get(update.name)
-        change, source = update.delta.double().numpy(), stored(merged, update.name)
-        if found is None or source is None or found.shape != change.shape:
+            found = read_layers(file, [name], Path(place)).get(name)
+        after = stored(merged, name)
+        if found is None or after is None or found.shape != before.shape:
             continue
-        known = np.stack([source.double().numpy() - change, change]).reshape(2, -1)
+        base = before.to(after.dtype).double().numpy()
+        known = np.stack([base, after.double().numpy() - base]).reshape(2, -1)
         told = found.astype(np.float64).ravel()
         squares, products, left = squares + known @ known.T, products + known @ told, left + float(told @ told)
         numbers += told.size
