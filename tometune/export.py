@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tometune.config.chat import ONLY_CHAT
@@ -46,16 +47,19 @@ def main(config: Config) -> None:
     if config.push_to is not None:
         from tometune.exporting.hub import check_push
 
-        check_push(finished, config.push_to, formats)
+        check_push(finished, config.push_to, formats, config.private)
     with quick_imports():
         from tometune.exporting import llama_cpp
         from tometune.exporting.asked import asked_for, parameters_of
         from tometune.exporting.build import Builder
         from tometune.exporting.merged import naming_base
+        from tometune.exporting.places import check_places
         from tometune.exporting.room import bytes_needed, check_room
         from tometune.models.load import check_source
 
     wanted = asked_for(formats, quants, folder)
+    merged = asked_for(["merged_16bit"] if "gguf" in formats else [], [], folder)
+    check_places(finished, folder, [*wanted, *merged])
     with naming_base(config.export.base is not None):
         check_source(finished.base)
     weights = (finished.adapter / "adapter_model.safetensors").stat().st_size
@@ -103,11 +107,14 @@ def make_all(builder: Builder, wanted: list[Export]) -> dict[str, dict[str, Any]
 def line(export: Export, gate: dict[str, Any]) -> str:
     """Return one line on an export."""
     checks, seconds = gate["checks"], gate["seconds"]
-    said = [f"{export.folder}: {'passed' if gate['passed'] else 'FAILED'}"]
+    where = gate.get("folder", export.folder)
+    said = [f"{where}: {'passed' if gate['passed'] else 'FAILED'}"]
     if "logits" in checks:
         said.append(f"{checks['logits']['mean_divergence']:.2g} nats a token from the adapter")
-    if "rouge" in checks:
-        rouge = checks["rouge"]
+    rouge = checks.get("rouge", {})
+    if rouge.get("stored"):
+        said.append(f"the {rouge['examples']} answers that the run was scored on stand")
+    elif rouge:
         said.append(
             f"ROUGE-L {rouge['adapter']['rougeL']:.3f} → {rouge['export']['rougeL']:.3f}, "
             f"{rouge['same_answers']} of {rouge['examples']} answers the same"
@@ -118,16 +125,27 @@ def line(export: Export, gate: dict[str, Any]) -> str:
 def publish(
     finished: Finished, wanted: list[Export], gates: dict[str, dict[str, Any]], push_to: str, private: bool
 ) -> None:
-    """Upload each format into its repository, with a card that names it."""
+    """Upload each format into its repository, with a card that names it.
+
+    Raises:
+        UserError: an export was changed since its gate passed, or the hub does not take it.
+    """
     from tometune.exporting.card import write_card
+    from tometune.exporting.files import changed
     from tometune.exporting.hub import push, repositories
 
+    for export in wanted:
+        if others := changed(export.folder, gates[export.name]):
+            raise UserError(
+                f"{export.folder}: {', '.join(others)} changed since its gate passed, so it is not published; the same "
+                "command makes it again"
+            )
     for kind, repository in repositories(push_to, list(dict.fromkeys(one.format for one in wanted))).items():
         exports = [one for one in wanted if one.format == kind]
-        named = [(one.name, gates[one.name]) for one in exports]
-        for export in exports:
-            write_card(finished, kind, named, export.folder, repository)
-        print(f"{kind}: {push([one.folder for one in exports], repository, private)}")
+        with TemporaryDirectory() as folder:
+            write_card(finished, kind, [(one.name, gates[one.name]) for one in exports], Path(folder), repository)
+            url = push([one.folder for one in exports], Path(folder) / "README.md", repository, private)
+        print(f"{kind}: {url}")
 
 
 if __name__ == "__main__":

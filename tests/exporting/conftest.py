@@ -3,12 +3,19 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.llama import tiny_llama
 from tests.whole import Workplace
+from tometune.config.export import ExportConfig
+from tometune.config.main import verb  # noqa: F401 -- registers the resolvers that conf/ needs
+from tometune.config.root import Config, PathsConfig
+from tometune.exporting.asked import asked_for
+from tometune.exporting.build import Builder
+from tometune.exporting.finished import find_finished
 from tometune.models import smollm2
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048, "initializer_range": 0.4}
@@ -22,6 +29,11 @@ SMOKE = (
 SHORT = tuple(
     f"eval.tasks.{task}.max_new_tokens=8"
     for task in ("summarisation", "question_answering", "data_to_text", "instruction_following")
+)
+LIMITS = ExportConfig(
+    examples=4,
+    max_divergence={"adapter": 0.001, "merged_16bit": 0.01, "q8_0": 0.05},
+    max_rouge_change={"adapter": 0.02, "merged_16bit": 0.05, "q8_0": 1.0},
 )
 
 
@@ -47,6 +59,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     assert made.returncode == 0, made.stderr
     yield place
     place.close()
+
+
+def builder_of(run: Path, place: Workplace, folder: Path) -> Builder:
+    """Return a builder of a run's exports."""
+    paths = PathsConfig(outputs=str(place.folder / "outputs"), cache=str(place.folder / "cache"))
+    finished = find_finished(Config(run=str(run), paths=paths, export=replace(LIMITS)))
+    return Builder(finished, place.folder / "cache", folder)
+
+
+@pytest.fixture(scope="session")
+def builder(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    """A builder of the run's exports, of which the adapter and the merged model are made and passed."""
+    folder = tmp_path_factory.mktemp("exports")
+    made = builder_of(trained.run_folder(), trained, folder)
+    for export in asked_for(["adapter", "merged_16bit"], [], folder):
+        assert made.make(export)["passed"]
+    return made
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from tometune.config.export import ExportConfig
 from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig, Quantization
 from tometune.config.root import Config
-from tometune.exporting.card import card, write_card
+from tometune.exporting.card import card, held_against, write_card, write_licence
 from tometune.exporting.finished import Finished, base_of
 from tometune.exporting.hub import check_push, repositories
-from tometune.exporting.licences import licence_of
+from tometune.exporting.licences import licence_for, licence_of, licence_texts
 
 CHECKOUT = Path(__file__).parents[2]
 STAGE = {"rouge1": 0.4, "rouge2": 0.2, "rougeL": 0.3}
@@ -24,9 +24,10 @@ GATE = {
     "passed": True,
     "problems": [],
     "engine": "llama.cpp",
+    "reference": {"model": "16-bit base", "dtype": "float32"},
     "checks": {
         "template": {"equal": 8, "conversations": 8},
-        "logits": {"mean_divergence": 0.0123, "limit": 0.05},
+        "logits": {"mean_divergence": 0.0123, "limit": 0.05, "from_4_bits": 0.061},
         "rouge": {"same_answers": 40, "examples": 50, "adapter": STAGE, "export": STAGE, "limit": 0.05},
     },
 }
@@ -66,8 +67,13 @@ def llama(tmp_path: Path) -> Finished:
         ("gguf", "quantized", "unsloth/Llama-3.2-3B-Instruct"),
     ],
 )
-def test_metadata_and_text(llama, kind, relation, base, tmp_path):
+def test_metadata_and_text(llama, kind, relation, base, tmp_path, monkeypatch):
+    text = tmp_path / "cache" / "LICENSE.txt"
+    text.parent.mkdir()
+    text.write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(text.parent))
     write_card(llama, kind, [("gguf-q8_0" if kind == "gguf" else kind, GATE)], tmp_path, "me/Llama-3.2-3B-tuned")
+    write_licence(llama, tmp_path)
     found = ModelCard.load(tmp_path / "README.md")
     assert (found.data.license, found.data.base_model, found.data.library_name) == (
         "llama3.2",
@@ -78,7 +84,9 @@ def test_metadata_and_text(llama, kind, relation, base, tmp_path):
     assert found.data.datasets == ["mlabonne/FineTome-100k", "arcee-ai/The-Tome"]
     assert "Built with Llama" in found.text
     assert "Llama 3.2 Community License, Copyright © Meta" in (tmp_path / "NOTICE").read_text()
+    assert (tmp_path / "LICENSE.txt").read_text() == text.read_text()
     for part in (
+        "held against the adapter on the base in 16 bits, which is 0.061 nats a token from the adapter on the 4-bit",
         "`5d3eaeb3`",
         "200,000 rows",
         "| smollm2_135m | pydocs_1k | 3 |",
@@ -104,7 +112,7 @@ def test_a_failed_gate_is_the_first_thing_said(llama):
 
 def test_a_name_that_the_licence_does_not_allow(llama):
     with pytest.raises(UserError, match=r"asks for a name that begins with Llama; e.g. push_to=me/Llama-tuned"):
-        check_push(llama, "me/tuned", ["gguf"])
+        check_push(llama, "me/tuned", ["gguf"], True)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +121,45 @@ def test_a_name_that_the_licence_does_not_allow(llama):
         ("unsloth/Llama-3.2-1B-Instruct", "llama3.2"),
         ("meta-llama/Meta-Llama-3-8B-Instruct", "llama3"),
         ("meta-llama/Llama-3.1-8B", "llama3.1"),
+        ("nvidia/Llama-3_1-Nemotron-51B-Instruct", "llama3.1"),
+        ("meta-llama/Llama-3.3-70B-Instruct", "llama3.3"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "llama3.1"),
+        ("unsloth/DeepSeek-R1-Distill-Llama-70B-bnb-4bit", "llama3.3"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "apache-2.0"),
         ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
+        ("somebody/llama-30b", "other"),
         ("somebody/anything", "other"),
     ],
 )
 def test_licences(name, tag):
     assert licence_of(name).tag == tag
+
+
+def test_llama_3_asks_for_other_words_than_those_after_it():
+    assert (licence_of("me/Llama-3-8B").prefix, licence_of("me/Llama-3.1-8B").prefix) == ("Llama-3", "Llama")
+    assert licence_of("me/Meta-Llama-3-8B").built_with == "Built with Meta Llama 3"
+    assert licence_of("me/Meta-Llama-3-8B").notice.startswith("Meta Llama 3 is licensed under the Meta Llama 3 Commun")
+
+
+@pytest.mark.parametrize("says", ["config", "card"])
+def test_a_folder_is_asked_what_it_was_made_of(llama, tmp_path, says):
+    base = tmp_path / "mine"
+    base.mkdir()
+    config = {"_name_or_path": "meta-llama/Llama-3.2-1B"} if says == "config" else {}
+    (base / "config.json").write_text(json.dumps(config))
+    if says == "card":
+        (base / "README.md").write_text("---\nbase_model:\n- meta-llama/Llama-3.2-1B\n---\n# Mine")
+    (base / "USE_POLICY.md").write_text("policy")
+    local = replace(llama, base=ModelConfig(id=str(base)), model=ModelConfig(id=str(base)))
+    assert licence_for(local).tag == "llama3.2"
+    assert [path.name for path in licence_texts(local)] == ["USE_POLICY.md"]
+
+
+def test_what_an_export_was_held_against_is_said_as_it_was():
+    trained = {"reference": {"model": "as trained", "dtype": "bfloat16"}, "checks": {}}
+    assert held_against(trained) == "the adapter as trained; logits in bfloat16"
+    other = {"reference": {"model": "16-bit base", "dtype": "float32"}, "checks": {}}
+    assert "not on the 4-bit base as trained, which the machine could not hold" in held_against(other)
 
 
 def test_the_16_bit_base_of_a_4_bit_one():

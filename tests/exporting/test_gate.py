@@ -7,34 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.whole import Workplace
-from tometune.config.export import ExportConfig
-from tometune.config.main import verb  # noqa: F401 -- registers the resolvers that conf/ needs
-from tometune.config.root import Config, PathsConfig
+from tests.exporting.conftest import LIMITS, gate_of
+from tometune.exporting import llama_cpp
 from tometune.exporting.asked import asked_for
 from tometune.exporting.build import Builder
-from tometune.exporting.engines import Answering, TorchEngine
-from tometune.exporting.finished import find_finished
+from tometune.exporting.engines import Answering, EngineError, TorchEngine
 from tometune.exporting.gate import Outcome, hold
 
 pytestmark = pytest.mark.whole
-LIMITS = ExportConfig(
-    examples=4,
-    max_divergence={"adapter": 0.001, "merged_16bit": 0.01},
-    max_rouge_change={"adapter": 0.02, "merged_16bit": 0.05},
-)
-
-
-@pytest.fixture(scope="module")
-def builder(trained: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Builder:
-    """A builder of the run's exports, of which the adapter and the merged model are made and passed."""
-    folder = tmp_path_factory.mktemp("exports")
-    paths = PathsConfig(outputs=str(trained.folder / "outputs"), cache=str(trained.folder / "cache"))
-    finished = find_finished(Config(run=trained.run_folder().name, paths=paths, export=LIMITS))
-    made = Builder(finished, trained.folder / "cache", folder)
-    for export in asked_for(["adapter", "merged_16bit"], [], folder):
-        assert made.make(export)["passed"]
-    return made
 
 
 def held(builder: Builder, folder: Path) -> Outcome:
@@ -98,3 +78,25 @@ def test_numbers_that_are_none_fail(builder, merged):
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, path, metadata={"format": "pt"})
     assert held(builder, merged).problems[0].startswith("logits: nan")
+
+
+def test_a_changed_file_is_noticed_and_an_engine_that_breaks_fails_its_export_alone(builder, monkeypatch):
+    export = asked_for(["adapter"], [], builder.folder)[0]
+    made = gate_of(export.folder)
+    assert made["checks"]["rouge"] == {"examples": 4, "stored": True}
+    assert builder.make(export)["finished"] == made["finished"]
+    path = export.folder / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4] + b"\0\0\0\1")
+    assert builder.make(export)["finished"] > made["finished"]
+    assert path.read_bytes() == whole
+
+    def aborted(*_: object) -> None:
+        raise EngineError("llama.cpp ended with signal 6: GGML_ASSERT")
+
+    monkeypatch.setattr(llama_cpp, "quantise", aborted)
+    monkeypatch.setattr(llama_cpp, "convert", lambda *_: None)
+    gates = [builder.make(one) for one in asked_for(["gguf", "merged_16bit"], ["q8_0"], builder.folder)]
+    assert [gate["passed"] for gate in gates] == [True, False]
+    failed = gate_of(builder.folder / "gguf-q8_0")
+    assert failed["problems"] == ["engine: llama.cpp ended with signal 6: GGML_ASSERT"]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,13 +71,64 @@ def test_pushed_broken_off_gone_on_and_loaded_back(trained: Workplace, hub: Hub,
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
 
-def test_a_token_that_may_not_write(trained: Workplace, hub: Hub, tmp_path: Path) -> None:
-    code = "from tometune.exporting.hub import push; push([], 'me/x', True)"
-    done = trained.python("-c", code, env=hub.env(tmp_path / "hf") | {"HF_TOKEN": "hf_may_read"})
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith(
-        "push_to=me/x: the token may not write there; make one with write access (hf auth login)"
-    )
+CHECK = "from tometune.exporting.hub import check_repository; check_repository({!r}, {})"
+PUSH = """
+from pathlib import Path
+from tometune.exporting.hub import push
+folder = Path({!r})
+push([folder / "a", folder / "b", folder / "c"], folder / "README.md", "tester/several", True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("token", "repository", "says"),
+    [
+        ("hf_may_read", "tester/x", "the token may not write there; make one with write access"),
+        (TOKEN, "somebody/x", "the token is tester's and may not write there; make one with write access"),
+        (TOKEN, "tester/seen", "is there already and public, so everybody would see this model; set private=false"),
+    ],
+)
+def test_what_may_not_be_pushed_is_said_before_anything_is_made(trained, hub, tmp_path, token, repository, says):
+    hub.tokens.add(TOKEN)
+    hub.add_model("tester/seen")
+    env = hub.env(tmp_path / "hf") | {"HF_TOKEN": token}
+    done = trained.python("-c", CHECK.format(repository, True), env=env)
+    assert f"push_to={repository}: {says}" in done.stderr.splitlines()[-1]
+
+
+def test_a_repository_that_may_be_written_is_made_at_once(trained: Workplace, hub: Hub, tmp_path: Path) -> None:
+    hub.tokens.add(TOKEN)
+    hub.add_model("tester/seen")
+    env = hub.env(tmp_path / "hf") | {"HF_TOKEN": TOKEN}
+    for repository, private in (("tester/new", True), ("tester/new", True), ("tester/seen", False)):
+        done = trained.python("-c", CHECK.format(repository, private), env=env)
+        assert done.returncode == 0, done.stderr
+    assert hub.private == {"tester/new"}
+
+
+def test_of_several_large_files_only_the_one_that_broke_off_is_sent_again(trained, hub, tmp_path):
+    hub.tokens.add(TOKEN)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.gguf").write_bytes(name.encode() * 300_000)
+    (tmp_path / "README.md").write_text("# Several")
+    env = {**trained.env, **hub.env(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+    hub.uploads.stall = 2
+    code = "from huggingface_hub import HfApi; HfApi().create_repo('tester/several')\n" + PUSH.format(str(tmp_path))
+    broken = subprocess.Popen([sys.executable, "-c", code], env=env, cwd=trained.folder, stderr=subprocess.DEVNULL)
+    assert hub.uploads.stalled.wait(60)
+    deadline = time.monotonic() + 30
+    while len(hub.uploads.received) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    broken.kill()
+    broken.wait()
+    before = list(hub.uploads.received)
+    assert len(before) == 2
+    done = trained.python("-c", PUSH.format(str(tmp_path)), env=env)
+    assert done.returncode == 0, done.stderr
+    assert len(set(hub.uploads.received)) == len(hub.uploads.received) == 3
+    found = {path.name: path.read_bytes() for path in (hub.root / "models" / "tester" / "several").iterdir()}
+    assert found == {"README.md": b"# Several", **{f"{n}.gguf": n.encode() * 300_000 for n in "abc"}}
 
 
 def test_files_of_several_quants_do_not_hide_each_other(tmp_path: Path) -> None:

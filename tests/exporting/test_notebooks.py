@@ -30,7 +30,8 @@ def run(name: str, changes: Mapping[str, str], folder: Path, env: Mapping[str, s
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     for cell in notebook.cells:
         assert not cell.get("outputs"), "outputs do not belong into the repository"
-        cell.source = "\n".join("" if line.startswith("%pip install") else line for line in cell.source.split("\n"))
+        installs = ("%pip install", "!git clone")
+        cell.source = "\n".join("" if line.startswith(installs) else line for line in cell.source.split("\n"))
         for was, now in changes.items():
             cell.source = cell.source.replace(was, now)
     here = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}

@@ -1,7 +1,9 @@
 """What `export` refuses, each in one line, before anything is made."""
 
 import json
+import shlex
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -134,12 +136,19 @@ def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied
         export=ExportConfig(examples=2, **limits),
     )
     monkeypatch.setattr(llama_cpp, "missing", lambda: ["cyllama"])
-    with pytest.raises(
-        UserError, match=r'format=gguf: needs cyllama; run: pip install "tometune\[gguf\]" and the same'
-    ):
+    with pytest.raises(UserError, match=r'format=gguf: needs cyllama; run: pip install "cyllama>=.*" and the same'):
         export.main.__wrapped__(config)
     assert (copied / "export" / "merged_16bit" / "model.safetensors").exists()
     assert not list((copied / "export").glob("gguf*"))
+
+
+def test_the_command_that_is_named_installs_the_extra():
+    """tometune itself is on no package index."""
+    from tometune.exporting import llama_cpp
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extra = project["project"]["optional-dependencies"]["gguf"]
+    assert shlex.split(llama_cpp.INSTALL) == ["pip", "install", *extra]
 
 
 def test_a_base_of_pickles(tmp_path):

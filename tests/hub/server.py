@@ -174,7 +174,11 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(body) if is_json else parse_qs(body.decode())
             paths = asked["paths"]
             return self._json(repository.paths_info([paths] if isinstance(paths, str) else paths))
-        return self._json({**repository.info(), "gated": "auto" if repository.id in self.hub.gated else False})
+        seen = {
+            "gated": "auto" if repository.id in self.hub.gated else False,
+            "private": repository.id in self.hub.private,
+        }
+        return self._json({**repository.info(), **seen})
 
     def _resolve(self, match: re.Match[str]) -> None:
         """Send a file, or the range of it that was asked for."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from tometune.exporting.finished import Finished
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of gate.json's layout, and of what an export holds."""
 
 

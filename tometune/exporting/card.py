@@ -1,6 +1,7 @@
 """The model card: what the model is, how it was made and checked, what its licences ask, how to load it."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tometune.disk import write_text
 from tometune.exporting.finished import Finished, is_local
-from tometune.exporting.licences import data_sources, licence_of
+from tometune.exporting.licences import data_sources, licence_for, licence_texts
 from tometune.exporting.loading import ways_to_load
 from tometune.models import smollm2
 
@@ -21,7 +22,7 @@ LIBRARY = {"adapter": "peft", "merged_16bit": "transformers", "gguf": "gguf"}
 def write_card(
     finished: Finished, kind: str, gates: Sequence[tuple[str, Mapping[str, Any]]], folder: Path, repository: str | None
 ) -> None:
-    """Write README.md, and NOTICE where the base's licence asks for one.
+    """Write README.md.
 
     Args:
         finished: the run.
@@ -30,15 +31,33 @@ def write_card(
         folder: gets the files.
         repository: where it is published; None stands for a place of the reader's.
     """
-    licence = licence_of(finished.merged_into)
     write_text(folder / "README.md", card(finished, kind, gates, repository or f"user/{finished.record['run_id']}"))
-    if licence.notice is not None:
-        write_text(folder / "NOTICE", licence.notice + "\n")
+
+
+def write_licence(finished: Finished, folder: Path) -> None:
+    """Write the texts that the base's licence wants to go along: its own files, and NOTICE where it asks for one."""
+    for text in licence_texts(finished):
+        shutil.copyfile(text, folder / text.name)
+    notice = licence_for(finished).notice
+    if notice is not None:
+        write_text(folder / "NOTICE", notice + "\n")
+
+
+def held_against(gate: Mapping[str, Any]) -> str:
+    """Return what an export was compared with, in words."""
+    model, dtype = gate["reference"]["model"], gate["reference"]["dtype"]
+    told = "the adapter as trained" if model == "as trained" else "the adapter on the base in 16 bits"
+    apart = gate["checks"].get("logits", {}).get("from_4_bits")
+    if apart is not None:
+        told += f", which is {apart:.2g} nats a token from the adapter on the 4-bit base as trained"
+    elif model != "as trained":
+        told += " (not on the 4-bit base as trained, which the machine could not hold)"
+    return f"{told}; logits in {dtype}"
 
 
 def card(finished: Finished, kind: str, gates: Sequence[tuple[str, Mapping[str, Any]]], repository: str) -> str:
     """Return the text of the card."""
-    licence, sources = licence_of(finished.merged_into), data_sources(finished)
+    licence, sources = licence_for(finished), data_sources(finished)
     failed = [gate for _, gate in gates if not gate["passed"]]
     record, config = finished.record, finished.config
     on_hub = not is_local(finished.model)
@@ -57,7 +76,8 @@ def card(finished: Finished, kind: str, gates: Sequence[tuple[str, Mapping[str, 
         gate=failed[0] if failed else gates[0][1],
         gates=gates,
         quants=[name.rpartition("-")[2].upper() for name, _ in gates],
-        llama=licence.prefix is not None,
+        built_with=licence.built_with,
+        held=list(dict.fromkeys(held_against(gate) for _, gate in gates)),
         base=finished.base_name,
         base_url=f"https://huggingface.co/{finished.base_name}" if on_hub else None,
         merge_base=finished.merged_into if finished.base.id != finished.model.id and kind != "adapter" else None,

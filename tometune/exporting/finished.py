@@ -12,6 +12,7 @@ from tometune.config.model import ModelConfig, Precision, Quantization, Weights
 from tometune.config.root import Config
 from tometune.config.stored import stored_config
 from tometune.evaluation.subject import run_folder
+from tometune.exporting.checks import check_adapter, check_examples
 from tometune.hub import is_commit
 from tometune.models.load import fingerprint, quantized
 from tometune.run import read_record
@@ -64,7 +65,8 @@ def find_finished(config: Config) -> Finished:
     """Return the run that `run=…` names; writes nothing.
 
     Raises:
-        UserError: there is none, it is not finished, its base is gone or another one now, or none in 16 bits is known.
+        UserError: there is none, it is not finished, its files are broken, its base is gone or another one now, or none
+            in 16 bits is known.
     """
     if config.run is None:
         raise UserError("run: missing; name a finished run, e.g. run=outputs/<run_id>")
@@ -75,7 +77,8 @@ def find_finished(config: Config) -> Finished:
             f"{folder}: not finished (status {record['status']}); run its command again, it goes on from there"
         )
     stored = stored_config(folder)
-    _check_adapter(folder / "adapter")
+    check_adapter(folder / "adapter")
+    check_examples(folder / "eval" / "tuned", stored.eval.tasks)
     model = _as_trained(stored.model, record)
     stored = replace(stored, paths=config.paths, export=config.export)
     return Finished(folder, record, stored, model, base_of(model, config.export))
@@ -132,16 +135,3 @@ def _as_trained(model: ModelConfig, record: dict[str, Any]) -> ModelConfig:
             "back, or train again"
         )
     return model
-
-
-def _check_adapter(folder: Path) -> None:
-    """Check that an adapter's files are there.
-
-    Raises:
-        UserError: they are not, or only as a pickle.
-    """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            pickled = (folder / "adapter_model.bin").exists()
-            why = "holds its weights as a pickle, which can run code when it is read" if pickled else f"holds no {name}"
-            raise UserError(f"{folder}: {why}; run the run's command again")

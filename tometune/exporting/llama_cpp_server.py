@@ -4,6 +4,7 @@ Usage: python -m tometune.exporting.llama_cpp_server REQUEST.json
 """
 
 import json
+import secrets
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,22 +22,29 @@ ANSWER_SECONDS = 3600.0
 """Longest wait for an answer: a large model on a slow machine is no error."""
 
 
-def serve(path: str, longest: int) -> Any:
-    """Start the server for prompts with answers of up to `longest` tokens; it ends with the object."""
+def serve(path: str, longest: int, key: str) -> Any:
+    """Start the server for prompts with answers of up to `longest` tokens; it ends with the object.
+
+    It answers whoever knows the key: without one, any process or page on this machine could ask.
+    """
     params = xllamacpp.CommonParams()
     params.model.path = path
     params.n_parallel, params.n_ctx = AT_ONCE, AT_ONCE * (longest + 16)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads()
+    params.api_keys = [key]
     params.warmup = False
     return xllamacpp.Server(params)
 
 
 def main(request: dict[str, Any]) -> None:
     """Ask the server what the request wants to know, and write its answers."""
-    prompts = request["prompts"]
-    server = serve(request["model"], max(len(prompt["ids"]) + prompt["new"] for prompt in prompts))
+    prompts, key = request["prompts"], secrets.token_urlsafe(32)
+    server = serve(request["model"], max(len(prompt["ids"]) + prompt["new"] for prompt in prompts), key)
+    known = {"Authorization": f"Bearer {key}"}
     with (
-        httpx.Client(base_url=server.listening_address, timeout=ANSWER_SECONDS, trust_env=False) as client,
+        httpx.Client(
+            base_url=server.listening_address, headers=known, timeout=ANSWER_SECONDS, trust_env=False
+        ) as client,
         ThreadPoolExecutor(AT_ONCE) as threads,
     ):
 

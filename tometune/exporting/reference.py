@@ -37,6 +37,9 @@ class Fixed:
     log_probabilities: np.ndarray
     """float32, [answer tokens, vocabulary]: of each next token, after the prompt and what came before of the answer."""
 
+    base: np.ndarray | None = None
+    """The same of the base without the adapter."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -95,8 +98,9 @@ def make_reference(
     for (messages, ids), new in zip(rendered, answers, strict=True):
         with_adapter = log_probabilities(model, ids, new)
         with model.disable_adapter():
-            moves.append(divergence(with_adapter, log_probabilities(model, ids, new)))
-        fixed.append(Fixed(messages, ids, new, text_of(tokenizer, new), with_adapter))
+            without = log_probabilities(model, ids, new)
+        moves.append(divergence(with_adapter, without))
+        fixed.append(Fixed(messages, ids, new, text_of(tokenizer, new), with_adapter, without))
     moved = float(np.concatenate(moves).mean())
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     apart = None
