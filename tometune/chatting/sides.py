@@ -1,8 +1,7 @@
 """What is asked: a run, a model or a GGUF file, and what answers beside it; found without loading anything."""
 
-import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ from tometune.config.model import ModelConfig, Weights
 from tometune.config.root import Config
 from tometune.config.stored import stored_config, with_command_line
 from tometune.evaluation.subject import run_folder
-from tometune.hub import is_commit
-from tometune.models.load import fingerprint
-from tometune.run import read_record
+from tometune.finished import as_trained, finished_record
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +34,7 @@ def find_sides(config: Config) -> list[Side]:
     """Return what the command line names, one or two.
 
     Raises:
-        UserError: there is no such run or file, the run is unfinished, or its base is gone or another one.
+        UserError: there is no such run or file, the run is unfinished, or its base is gone or another one now.
     """
     if config.gguf is not None and config.run is not None:
         raise UserError("gguf and run: name one of them; to compare them: run=… against=FILE.gguf")
@@ -81,19 +78,12 @@ def _gguf(key: str, name: str) -> Side:
 
 
 def _run(config: Config, key: str, name: str) -> Side:
-    """Return a finished run: its base at the commit it was trained on, and its adapter."""
+    """Return a finished run: its base as it was trained on, and its adapter."""
     folder = _folder(config, key, name)
-    record = read_record(folder)
-    adapter = folder / "adapter"
-    if not (adapter / "adapter_config.json").exists():
-        raise UserError(f"{key}={name}: holds no adapter (status {record['status']}); finish its training first")
+    record = finished_record(folder)
     model = with_command_line(stored_config(folder), config).model
     _check_there(f"{key}={name}", model)
-    _check_same(f"{key}={name}", model, record["model"], adapter)
-    trained_on = record["model"]["revision"]
-    if model.id == record["model"]["id"] and is_commit(trained_on):
-        model = replace(model, revision=trained_on)
-    return Side(record["run_id"], model, adapter)
+    return Side(record["run_id"], _same_base(f"{key}={name}", model, record), folder / "adapter")
 
 
 def _folder(config: Config, key: str, name: str) -> Path:
@@ -128,22 +118,21 @@ def _check_there(where: str, model: ModelConfig) -> None:
         )
 
 
-def _check_same(where: str, model: ModelConfig, trained: dict[str, Any], adapter: Path) -> None:
-    """Check that the adapter belongs to the base.
+def _same_base(where: str, model: ModelConfig, record: dict[str, Any]) -> ModelConfig:
+    """Return the base as the run read it; another one that the command line names must hold the same where that shows.
 
-    The content of a folder is compared; a hub id is another base only where the shapes say so, when it is loaded.
+    A hub id in the place of another is known for another base only where the shapes say so, when it is loaded.
 
     Raises:
-        UserError: it does not.
+        UserError: it is not the base that the adapter was trained on.
     """
-    said = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    made_for = said.get("base_model_name_or_path") or trained["id"]
-    now = fingerprint(model) if Path(model.id).expanduser().is_dir() else trained["revision"]
-    before = str(trained["revision"])
-    if before.startswith(("folder-", "tiny-")) and now.startswith(("folder-", "tiny-")) and now != before:
-        raise UserError(
-            f"{where}: its adapter was made for another base ({made_for}) than {model.id}; put that one back, or name "
-            "it with model.id=…"
-        )
-    if model.id != trained["id"]:
+    trained = record["model"]
+    local = model.weights is Weights.random or Path(model.id).expanduser().is_dir()
+    content = str(trained["revision"]).startswith(("folder-", "tiny-"))
+    if model.id != trained["id"] and not (local and content):
         log.warning("%s: was trained on %s and is put on %s", where, trained["id"], model.id)
+        return model
+    try:
+        return as_trained(model, record)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
