@@ -141,6 +141,10 @@ ATTACKS = [
     "```\n``` <img src=x onerror='window.ran = 9'>\n<img src=x onerror='window.ran = 10'>",
     "<style>body { display: none }</style><form action='http://example.org'><button>send</button></form>",
     "bell \x07, escape \x1b[31mred, null \x00, turned \u202etxet",
+    "```mermaid\ngraph TD\n  A[<img src=x onerror='window.ran = 11'>] --> B\n  click A 'javascript:window.ran=12'\n```",
+    "text\n\n- ```mermaid  \n  <img src=http://example.org/drawn.png>\n  ```\n\n~~~mermaid\ngraph TD; A-->B\n~~~",
+    "$$\n```\n<img src=x onerror='window.ran = 13'><b>bold</b>\n```\n$$",
+    "$$\\href{javascript:window.ran=14}{x} \\includegraphics{http://example.org/tex.png}$$ \\(x^2\\)",
 ]
 
 
@@ -164,6 +168,10 @@ def test_nothing_in_a_text_runs_or_asks_another_host(served: Served) -> None:
         inside = ".tm-chat .message"
         assert page.query_selector_all(f"{inside} script, {inside} iframe, {inside} form, {inside} style") == []
         assert page.query_selector_all(f"{inside} img") == []
+        page.wait_for_timeout(500)  # a drawing would come later than its text
+        for drawing in (".mermaid", "svg[id^=mermaid]", ".katex", ".latex-block"):
+            assert page.query_selector_all(f"{inside} {drawing}") == []
+        assert [text for text in shown if "graph TD" in text and "-->" in text] == [shown[9], shown[10]]
         assert page.evaluate("window.ran") is None
         assert page.is_visible("#box textarea")
         assert dialogs == []
@@ -271,5 +279,22 @@ def test_no_file_is_served_and_no_other_name_is_answered(served: Served) -> None
         assert httpx.get(f"{address}gradio_api/file={path}").status_code in (403, 404)
     assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 421
     assert "default-src 'self'" in httpx.get(address).headers["content-security-policy"]
-    sent = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.txt", b"x" * 100)})
-    assert sent.status_code >= 400
+
+
+def test_nothing_can_be_written_to_the_server(served: Served) -> None:
+    import httpx
+    from gradio.utils import get_upload_folder
+
+    def files() -> set[Path]:
+        return set(Path(get_upload_folder()).rglob("*"))
+
+    address, before = served(Words()), files()
+    for content in (b"", b"x", b"x" * 100):
+        for route in ("upload", "upload/", "process_recording", "component_server"):
+            sent = httpx.post(f"{address}gradio_api/{route}", files={"files": ("a.txt", content)})
+            assert sent.status_code == 405, route
+    for method in ("PUT", "DELETE", "PATCH"):
+        assert httpx.request(method, address).status_code == 405
+    for route in ("vibe-edit/", "vibe-code", "undo-vibe-edit", "profiling/clear", "call/x", "api/x", "stream/x"):
+        assert httpx.post(f"{address}gradio_api/{route}", json={}).status_code == 405, route
+    assert files() == before

@@ -48,6 +48,7 @@ def build(chat: Chat) -> gr.Blocks:
                             buttons=["copy"],
                             allow_tags=False,
                             sanitize_html=True,
+                            latex_delimiters=[],  # KaTeX is given what stands between them as it is, tags included
                             layout="bubble",
                             feedback_options=None,
                             elem_classes="tm-chat",
