@@ -130,6 +130,15 @@ def test_what_does_not_fit_goes_from_the_oldest_turn(turns, data, system):
     assert bool(fitted.said()) == bool(fitted.dropped or fitted.cut)
 
 
+def test_a_long_conversation_is_counted_a_few_times_only(monkeypatch):
+    counted, engine = [], Words(context=200)
+    count = engine.count
+    monkeypatch.setattr(engine, "count", lambda messages: counted.append(1) or count(messages))
+    fitted = fit(engine, conversation_of([5] * 301), 100)
+    assert fitted.dropped == 143
+    assert len(counted) <= 11
+
+
 def test_a_megabyte_loses_its_middle():
     fitted = fit(Words(context=1000), [{"role": "user", "content": "first " + "x " * 500_000 + "last"}], 100)
     content = fitted.messages[0]["content"]

@@ -1,8 +1,9 @@
 """The engine over llama.cpp: a GGUF file as its users run it, in llama.cpp's own server (the extra `gguf`)."""
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx
 
 from tometune.chatting.engine import End, Message, Piece, Settings, Stopped
 from tometune.chatting.llama_process import LlamaProcess
+from tometune.chatting.patience import patiently
 from tometune.config.errors import UserError
 from tometune.data.template import PRIVATE
 
@@ -19,6 +21,9 @@ INSTALL = 'pip install "tometune[gguf]"'
 EXAMPLE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
 LONGEST = 3600.0
 """Seconds to wait for the server: a large model on a slow machine is no error."""
+
+REMEMBERED = 4096
+"""Texts of which it is known whether a control token is spelt in them."""
 
 NEUTRAL = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "presence_penalty": 0.0}
 """What the server would otherwise do to an answer by itself."""
@@ -43,6 +48,8 @@ class LlamaEngine:
         self._client = httpx.Client(base_url=self._server.address, headers=headers, timeout=LONGEST, trust_env=False)
         self.context = int(self._ask("GET", "/props")["default_generation_settings"]["n_ctx"])
         self._controls = self._delimiters()
+        self._plain: dict[str, bool] = {}  # texts, and whether no control token is spelt in them
+        self._last: tuple[Any, list[int]] = (None, [])
 
     def close(self) -> None:
         """End the server."""
@@ -65,8 +72,8 @@ class LlamaEngine:
         except httpx.TransportError as error:
             raise UserError(f"llama.cpp has ended ({self._server.why()}); start chat again") from error
 
-    def _tokens(self, text: str, special: bool, first: bool = False) -> list[int]:
-        """Return the tokens of a text; `special` reads control tokens, `first` puts a BOS where the model wants it."""
+    def _tokens(self, text: str | list[str], special: bool, first: bool = False) -> list[int]:
+        """Return the tokens of texts; `special` reads control tokens, `first` puts a BOS where the model wants it."""
         found: list[int] = self._ask("POST", "/tokenize", content=text, add_special=first, parse_special=special)[
             "tokens"
         ]
@@ -91,10 +98,18 @@ class LlamaEngine:
         What looks like one in a text stays text, as in training: while the template is applied, a character without a
         meaning stands for that text.
         """
+        asked = [(each["role"], each["content"]) for each in messages]
+        if self._last[0] != asked:  # counted a moment ago, and now to be answered
+            self._last = (asked, self._encoded(messages))
+        return self._last[1]
+
+    def _encoded(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens of a prompt; four requests where no control token is spelt in it."""
+        self._look([each["content"] for each in messages])
         plain, texts = [], {}
         for number, each in enumerate(messages):
             text = each["content"]
-            if self._tokens(text, True) != self._tokens(text, False):
+            if not self._plain[text]:
                 texts[chr(PRIVATE.start + number)] = text
                 text = chr(PRIVATE.start + number)
             plain.append({**each, "content": text})
@@ -105,6 +120,20 @@ class LlamaEngine:
         for number, part in enumerate(re.split(f"([{''.join(texts)}])", prompt)):
             ids += self._tokens(texts.get(part, part), special=part not in texts, first=number == 0)
         return ids
+
+    def _look(self, texts: Sequence[str]) -> None:
+        """Learn which texts spell no control token: all that are new at once, and each by itself if one does."""
+        if len(self._plain) > REMEMBERED:
+            self._plain.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self._plain]
+        if new and self._same(new):
+            self._plain |= dict.fromkeys(new, True)
+        else:
+            self._plain |= {text: self._same([text]) for text in new}
+
+    def _same(self, texts: list[str]) -> bool:
+        """Tell whether texts have the same tokens, control tokens read or not; the server takes each by itself."""
+        return self._tokens(texts, True) == self._tokens(texts, False)
 
     def count(self, messages: Sequence[Message]) -> int:
         """Return the tokens of a prompt."""
@@ -133,12 +162,26 @@ class LlamaEngine:
         raise UserError("llama.cpp broke off in the middle of an answer; start chat again")
 
     def _lines(self, body: dict[str, Any]) -> Iterator[str]:
-        """Yield the lines of a streamed answer."""
-        with self._alive(), self._client.stream("POST", "/completion", json=body) as answer:
-            if answer.is_error:
-                answer.read()
-                raise UserError(f"llama.cpp: {_message(answer)}")
-            yield from answer.iter_lines()
+        """Yield the lines of a streamed answer, and an empty one now and then while the server reads the prompt.
+
+        Whoever goes away closes the connection, at which the server stops.
+        """
+
+        async def asked() -> AsyncGenerator[str, None]:
+            """Ask, without waiting for good: the server says nothing before it has read the whole prompt."""
+            kept = {"base_url": self._server.address, "headers": self._client.headers}
+            async with (
+                httpx.AsyncClient(**kept, timeout=LONGEST, trust_env=False) as client,
+                client.stream("POST", "/completion", json=body) as answer,
+            ):
+                if answer.is_error:
+                    await answer.aread()
+                    raise UserError(f"llama.cpp: {_message(answer)}")
+                async for line in answer.aiter_lines():
+                    yield line
+
+        with self._alive(), asyncio.Runner() as runner:
+            yield from patiently(asked(), runner)
 
 
 def _message(answer: httpx.Response) -> str:
