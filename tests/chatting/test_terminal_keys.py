@@ -72,6 +72,9 @@ def children(pid: int) -> list[psutil.Process]:
 def test_ctrl_c_stops_the_answer_and_nothing_else(terminal: Typed) -> None:
     terminal.until("Ctrl-D ends")
     (server,) = children(terminal.pid)
+    terminal.until("> ")
+    terminal.type("not to be asked\x03")  # at the prompt: only the line is given up
+    terminal.until(r"\n> ")
     terminal.type("Count from 1 to 300, all numbers.\n")
     terminal.until(r"\b7\b")
     terminal.type("\x03")
