@@ -199,6 +199,11 @@ def test_conversations_are_kept_by_the_browser_and_saved_as_training_data(served
         ask(page, "the second question")
         until(lambda: answers(page) == ["echo the second question"])
         until(lambda: page.evaluate("localStorage.length") == 2)
+        (name, *_) = page.evaluate("Object.keys(localStorage)")
+        for number, bad in enumerate(["{", "null", '{"time": "x"}', '{"time": 1e999, "text": {"turns": 5}}']):
+            page.evaluate(
+                "([name, bad]) => localStorage.setItem(name, bad)", [f"{name.rpartition('/')[0]}/{number}", bad]
+            )
         page.reload()
         page.wait_for_selector("#box textarea:enabled")
         page.get_by_label("the first question").click()
@@ -213,8 +218,10 @@ def test_conversations_are_kept_by_the_browser_and_saved_as_training_data(served
             {"from": "gpt", "value": "echo the first question"},
         ]
         page.get_by_text("Delete", exact=True).click()
-        until(lambda: page.evaluate("localStorage.length") == 1)
+        until(lambda: page.evaluate("localStorage.length") == 5)
         until(lambda: answers(page) == [])
+        ask(page, "the third question")
+        until(lambda: page.evaluate("localStorage.length") == 6)
 
 
 def test_two_tabs_wait_for_each_other_and_get_their_own_answers(served: Served) -> None:
