@@ -257,13 +257,18 @@ def test_how_far_loading_is_and_why_it_failed(served: Served) -> None:
         seen.page.get_by_role("alert").get_by_text("model.id=<i>x</i>: is gated").wait_for()
 
 
-def test_a_shared_page_asks_for_its_password(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_page_asks_for_its_password(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import httpx
     from gradio import networking
 
     monkeypatch.setattr(networking, "setup_tunnel", lambda **_: "https://some.gradio.live")
     monkeypatch.setenv("TOMETUNE_CHAT_PASSWORD", "secret words")
     address = served(Words("echo "), share=True)
+    said = capsys.readouterr().out
+    assert "https://some.gradio.live user chat, the password of TOMETUNE_CHAT_PASSWORD" in said
+    assert "secret words" not in said
     for path in ("config", "gradio_api/info"):
         assert httpx.get(f"{address}{path}").status_code == 401
     assert "tuned" not in httpx.get(address).text
@@ -276,6 +281,9 @@ def test_a_shared_page_asks_for_its_password(served: Served, monkeypatch: pytest
         seen.page.wait_for_selector("#box textarea:enabled")
         ask(seen.page, "hello")
         until(lambda: answers(seen.page) == ["echo hello"])
+    monkeypatch.delenv("TOMETUNE_CHAT_PASSWORD")
+    served(Words(), share=True)
+    assert re.search(r"user chat, password [\w-]{12}$", capsys.readouterr().out.strip())
 
 
 def test_no_file_is_served_and_no_other_name_is_answered(served: Served) -> None:

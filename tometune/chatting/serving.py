@@ -19,7 +19,7 @@ from tometune.config.errors import UserError
 HOST = "127.0.0.1"
 USER = "chat"
 PASSWORD = "TOMETUNE_CHAT_PASSWORD"  # noqa: S105 -- the name of a variable
-"""Environment variable with the password of a shared page; without one it is made up and printed."""
+"""Environment variable with the password of a shared page; it is not printed, only one that is made up is."""
 
 WRITES = frozenset(["/login", *(f"/gradio_api/{route}" for route in ("queue/join", "run/predict", "cancel", "reset"))])
 """What the page posts to; all else that writes (uploads, recordings, code) is not there."""
@@ -96,7 +96,8 @@ def serve(page: gr.Blocks, config: ChatConfig, share: bool) -> str:
     Raises:
         UserError: the port is taken, or the page cannot be shared.
     """
-    password = os.environ.get(PASSWORD) or secrets.token_urlsafe(9)
+    chosen = os.environ.get(PASSWORD)
+    password = chosen or secrets.token_urlsafe(9)
     said = io.StringIO()  # Gradio's advice where it cannot share
     try:
         with contextlib.redirect_stdout(said):
@@ -134,7 +135,8 @@ def serve(page: gr.Blocks, config: ChatConfig, share: bool) -> str:
     page.share = False  # with it Gradio sends a page whose program comes from a host of its own, not from this one
     print(f"chat page: {local} (Ctrl-C ends it)", flush=True)
     if share:
-        print(f"from elsewhere: {public} user {USER}, password {password}", flush=True)
+        which = f"the password of {PASSWORD}" if chosen else f"password {password}"
+        print(f"from elsewhere: {public} user {USER}, {which}", flush=True)
     return str(local)
 
 
