@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.chatting.conftest import default_config, write_run
+from tometune.chat import page
 from tometune.chatting.engine import Settings
 from tometune.chatting.load import load_engines, stages
 from tometune.chatting.loading import Loading
@@ -148,11 +149,19 @@ def test_refused(sides, base, tmp_path, overrides, says):
         sides(*overrides)
 
 
-def test_llama_cpp_that_is_not_installed_is_one_command(sides, store, monkeypatch):
+def test_a_package_that_is_not_installed_is_one_command(sides, store, monkeypatch, tmp_path):
     Path("model.gguf").write_bytes(b"GGUF and more")
+    found = sides("gguf=model.gguf")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'run: pip install "tometune\[gguf\]"$'):
-        load_engines(sides("gguf=model.gguf"), store, 256, lambda _: None)
+    with pytest.raises(UserError, match=r"run: bash scripts/setup\.sh gguf$"):
+        load_engines(found, store, 256, lambda _: None)
+    with pytest.raises(UserError, match=r"run: bash scripts/setup\.sh chat \(or set ui=terminal\)$"):
+        page([], None, None)
+    monkeypatch.setattr("tometune.__file__", str(tmp_path / "site-packages" / "tometune" / "__init__.py"))
+    with pytest.raises(UserError, match=r"run: pip install xllamacpp$"):
+        load_engines(found, store, 256, lambda _: None)
+    with pytest.raises(UserError, match=r"run: pip install gradio \(or"):
+        page([], None, None)
 
 
 def test_what_comes_from_the_hub_is_counted(monkeypatch, tmp_path):

@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 
 from tometune.chatting.engine import End, Message, Piece, Settings, Stopped
+from tometune.chatting.install import install
 from tometune.chatting.llama_process import LlamaProcess
 from tometune.chatting.patience import patiently
 from tometune.config.errors import UserError
 from tometune.data.template import PRIVATE
 
-INSTALL = 'pip install "tometune[gguf]"'
 EXAMPLE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
 LONGEST = 3600.0
 """Seconds to wait for the server: a large model on a slow machine is no error."""
@@ -42,7 +42,7 @@ class LlamaEngine:
             UserError: llama.cpp is not installed, or cannot read the file.
         """
         if util.find_spec("xllamacpp") is None:
-            raise UserError(f"{file}: talking to a GGUF file needs llama.cpp; run: {INSTALL}")
+            raise UserError(f"{file}: talking to a GGUF file needs llama.cpp; run: {install('gguf', 'xllamacpp')}")
         self._server = LlamaProcess(file, context)
         headers = {"Authorization": f"Bearer {self._server.key}"}
         self._client = httpx.Client(base_url=self._server.address, headers=headers, timeout=LONGEST, trust_env=False)
