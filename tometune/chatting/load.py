@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tometune.chatting.engine import Engine, Settings
+from tometune.chatting.published import fetch
 from tometune.chatting.sides import Side
 from tometune.config.errors import UserError
 from tometune.config.model import ModelConfig
@@ -52,6 +53,8 @@ def load_engines(sides: Sequence[Side], cache: Path, context: int, tell: Tell) -
         if side.adapter is not None:
             adapter = f"side{number}"
             tell(f"adding the adapter of {side.label}")
+            if side.published is not None and not Path(side.published.id).expanduser().is_dir():
+                fetch(side.adapter, side.published.id, side.published.revision)
             add_adapter(bases[key], side.adapter, adapter)
         engines.append(TransformersEngine(bases[key], adapter, context))
     tell("warming up")

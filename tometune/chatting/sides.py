@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tometune.chatting.published import published_adapter
 from tometune.config.errors import UserError
 from tometune.config.model import ModelConfig, Weights
 from tometune.config.root import Config
@@ -27,6 +28,9 @@ class Side:
     """The base; None for a GGUF file, which holds everything."""
 
     adapter: Path | None = None
+    published: ModelConfig | None = None
+    """Where the adapter is from, if from a hub or folder of its own: `model.*` of the command line."""
+
     gguf: Path | None = None
 
 
@@ -43,7 +47,9 @@ def find_sides(config: Config) -> list[Side]:
         return [first]
     if config.against == BASE:
         if first.adapter is None or first.model is None:
-            raise UserError("against=base: only a run has a base beside it; name a run=… or another one in against=…")
+            raise UserError(
+                "against=base: only a run or an adapter has a base beside it; name a run=… or another one in against=…"
+            )
         return [Side(f"{first.model.name} (base)", first.model), first]
     if config.against.endswith(".gguf"):
         return [first, _gguf("against", config.against)]
@@ -57,6 +63,10 @@ def _first(config: Config) -> Side:
     if config.run is not None:
         return _run(config, "run", config.run)
     _check_there("model", config.model)
+    if (found := published_adapter(config.model)) is not None:
+        base, adapter = found
+        _check_there(f"model.id={config.model.id}", base)
+        return Side(config.model.id, base, adapter, published=config.model)
     return Side(config.model.name, config.model)
 
 
@@ -109,7 +119,7 @@ def _check_there(where: str, model: ModelConfig) -> None:
     Raises:
         UserError: it is gone.
     """
-    local = model.id.startswith(("/", "~", ".")) or model.id.count("/") != 1
+    local = model.id.startswith(("/", "~", ".")) or model.id.count("/") > 1
     if model.weights is Weights.pretrained and local and not Path(model.id).expanduser().is_dir():
         raise UserError(
             f"{where}: its base model {model.id} is gone; put it back, or say where it is now with model.id=…"
