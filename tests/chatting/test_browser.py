@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from tests.browser import Seen, needs_browser, opened
+from tests.chatting.conftest import Engines
 from tests.chatting.fake import Words
+from tometune.chatting.engine import Settings
+from tometune.chatting.transformers_engine import TransformersEngine, Weights
 from tometune.config.chat import ChatConfig
 from tometune.config.errors import UserError
 
@@ -235,6 +238,61 @@ def test_two_tabs_wait_for_each_other_and_get_their_own_answers(served: Served) 
         said(other, "waiting: 1 question of others")
         until(lambda: answers(other) == ["echo yours"])
         assert answers(seen.page) == ["echo" + " mine" * 40]
+
+
+@pytest.fixture
+def real(engine: Engines, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> tuple[TransformersEngine, list[int]]:
+    """The engine over transformers, which does not end by itself and takes its time; and the tokens it has read."""
+    weights.stops = frozenset()
+    read: list[int] = []
+    plain = TransformersEngine._read
+
+    def slowly(self: TransformersEngine, ids: list[int], cache: Any) -> Any:
+        time.sleep(0.02)
+        read.append(len(ids))
+        return plain(self, ids, cache)
+
+    monkeypatch.setattr(TransformersEngine, "_read", slowly)
+    return engine("one"), read
+
+
+def test_a_closed_tab_ends_the_answer_of_a_real_engine(
+    served: Served, real: tuple[TransformersEngine, list[int]]
+) -> None:
+    engine, read = real
+    with tab(served(engine, max_new_tokens=900)) as seen:
+        ask(seen.page, "What is it?")
+        until(lambda: len(read) > 10)
+        seen.page.close()
+        made = until(lambda: (before := len(read)) and (time.sleep(0.5) or before == len(read)) and before)
+        assert made < 800
+
+
+def test_two_users_of_a_real_engine_wait_and_get_their_own_answers(
+    served: Served, real: tuple[TransformersEngine, list[int]]
+) -> None:
+    engine, _ = real
+    questions = ["Who are you?", "What is the fox?"]
+    settings = Settings(temperature=0, max_new_tokens=60)
+    alone = [
+        "".join(
+            piece.text for piece in engine.stream([{"role": "user", "content": text}], settings, lambda: False)
+        ).strip()
+        for text in questions
+    ]
+    assert alone[0] != alone[1]
+    with tab(served(engine, max_new_tokens=60, temperature=0)) as seen:
+        other = seen.page.context.browser.new_page()  # a browser of its own: another storage
+        other.goto(seen.page.url)
+        other.wait_for_selector("#box textarea:enabled")
+        ask(seen.page, questions[0])
+        until(lambda: answers(seen.page)[:1] not in ([], ["…"]))
+        ask(other, questions[1])
+        said(other, "waiting: 1 question of others")
+        for page, expected in zip((seen.page, other), alone, strict=True):
+            until(lambda page=page: page.evaluate("localStorage.length") == 1)
+            kept = json.loads(json.loads(page.evaluate("Object.values(localStorage)[0]"))["text"])
+            assert [answer["text"] for turn in kept["turns"] for answer in turn["answers"]] == [expected]
 
 
 def test_a_megabyte_is_answered_and_it_is_said_what_is_left_out(served: Served) -> None:

@@ -91,7 +91,22 @@ def build(chat: Chat) -> gr.Blocks:
             elem_id="box",
         )
         parts = Parts(
-            session, kept, gone, file, width, sidebar, new, listed, save, delete, system, drawn, status, chats, below, box
+            session,
+            kept,
+            gone,
+            file,
+            width,
+            sidebar,
+            new,
+            listed,
+            save,
+            delete,
+            system,
+            drawn,
+            status,
+            chats,
+            below,
+            box,
         )
         _wire(page, handlers, parts)
     return page  # type: ignore[no-any-return]
@@ -137,6 +152,4 @@ def _wire(page: gr.Blocks, handlers: Handlers, parts: Parts) -> None:
     parts.delete.click(handlers.delete, [session], [parts.gone, *shown], **quiet).then(
         None, [parts.gone], None, js=browser.forget(models), **quiet
     )
-    parts.save.click(handlers.export, [session], [file], **quiet).then(
-        None, [file], None, js=browser.DOWNLOAD, **quiet
-    )
+    parts.save.click(handlers.export, [session], [file], **quiet).then(None, [file], None, js=browser.DOWNLOAD, **quiet)
