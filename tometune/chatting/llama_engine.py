@@ -169,9 +169,9 @@ class LlamaEngine:
 
         async def asked() -> AsyncGenerator[str, None]:
             """Ask, without waiting for good: the server says nothing before it has read the whole prompt."""
-            kept = {"base_url": self._server.address, "headers": self._client.headers}
+            address, headers = self._server.address, self._client.headers
             async with (
-                httpx.AsyncClient(**kept, timeout=LONGEST, trust_env=False) as client,
+                httpx.AsyncClient(base_url=address, headers=headers, timeout=LONGEST, trust_env=False) as client,
                 client.stream("POST", "/completion", json=body) as answer,
             ):
                 if answer.is_error:

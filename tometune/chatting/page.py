@@ -109,7 +109,7 @@ def build(chat: Chat) -> gr.Blocks:
             box,
         )
         _wire(page, handlers, parts)
-    return page  # type: ignore[no-any-return]
+    return page
 
 
 def _wire(page: gr.Blocks, handlers: Handlers, parts: Parts) -> None:
