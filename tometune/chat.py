@@ -64,7 +64,9 @@ def page(names: list[str], loading: Loading, config: Config) -> None:
     from importlib import util
 
     if util.find_spec("gradio") is None:
-        raise UserError('the page needs gradio; run: pip install "tometune[chat]" (or set ui=terminal)')
+        from tometune.chatting.install import install
+
+        raise UserError(f"the page needs gradio; run: {install('chat', 'gradio')} (or set ui=terminal)")
     from tometune.chatting.gradio_import import import_gradio
 
     import_gradio()

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from tests.browser import Seen, needs_browser, opened
+from tests.chatting.conftest import Engines
 from tests.chatting.fake import Words
+from tometune.chatting.engine import Settings
+from tometune.chatting.transformers_engine import TransformersEngine, Weights
 from tometune.config.chat import ChatConfig
 from tometune.config.errors import UserError
 
@@ -141,6 +144,10 @@ ATTACKS = [
     "```\n``` <img src=x onerror='window.ran = 9'>\n<img src=x onerror='window.ran = 10'>",
     "<style>body { display: none }</style><form action='http://example.org'><button>send</button></form>",
     "bell \x07, escape \x1b[31mred, null \x00, turned \u202etxet",
+    "```mermaid\ngraph TD\n  A[<img src=x onerror='window.ran = 11'>] --> B\n  click A 'javascript:window.ran=12'\n```",
+    "text\n\n- ```mermaid  \n  <img src=http://example.org/drawn.png>\n  ```\n\n~~~mermaid\ngraph TD; A-->B\n~~~",
+    "$$\n```\n<img src=x onerror='window.ran = 13'><b>bold</b>\n```\n$$",
+    "$$\\href{javascript:window.ran=14}{x} \\includegraphics{http://example.org/tex.png}$$ \\(x^2\\)",
 ]
 
 
@@ -164,6 +171,10 @@ def test_nothing_in_a_text_runs_or_asks_another_host(served: Served) -> None:
         inside = ".tm-chat .message"
         assert page.query_selector_all(f"{inside} script, {inside} iframe, {inside} form, {inside} style") == []
         assert page.query_selector_all(f"{inside} img") == []
+        page.wait_for_timeout(500)  # a drawing would come later than its text
+        for drawing in (".mermaid", "svg[id^=mermaid]", ".katex", ".latex-block"):
+            assert page.query_selector_all(f"{inside} {drawing}") == []
+        assert [text for text in shown if "graph TD" in text and "-->" in text] == [shown[9], shown[10]]
         assert page.evaluate("window.ran") is None
         assert page.is_visible("#box textarea")
         assert dialogs == []
@@ -191,6 +202,11 @@ def test_conversations_are_kept_by_the_browser_and_saved_as_training_data(served
         ask(page, "the second question")
         until(lambda: answers(page) == ["echo the second question"])
         until(lambda: page.evaluate("localStorage.length") == 2)
+        (name, *_) = page.evaluate("Object.keys(localStorage)")
+        for number, bad in enumerate(["{", "null", '{"time": "x"}', '{"time": 1e999, "text": {"turns": 5}}']):
+            page.evaluate(
+                "([name, bad]) => localStorage.setItem(name, bad)", [f"{name.rpartition('/')[0]}/{number}", bad]
+            )
         page.reload()
         page.wait_for_selector("#box textarea:enabled")
         page.get_by_label("the first question").click()
@@ -205,8 +221,10 @@ def test_conversations_are_kept_by_the_browser_and_saved_as_training_data(served
             {"from": "gpt", "value": "echo the first question"},
         ]
         page.get_by_text("Delete", exact=True).click()
-        until(lambda: page.evaluate("localStorage.length") == 1)
+        until(lambda: page.evaluate("localStorage.length") == 5)
         until(lambda: answers(page) == [])
+        ask(page, "the third question")
+        until(lambda: page.evaluate("localStorage.length") == 6)
 
 
 def test_two_tabs_wait_for_each_other_and_get_their_own_answers(served: Served) -> None:
@@ -220,6 +238,61 @@ def test_two_tabs_wait_for_each_other_and_get_their_own_answers(served: Served) 
         said(other, "waiting: 1 question of others")
         until(lambda: answers(other) == ["echo yours"])
         assert answers(seen.page) == ["echo" + " mine" * 40]
+
+
+@pytest.fixture
+def real(engine: Engines, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> tuple[TransformersEngine, list[int]]:
+    """The engine over transformers, which does not end by itself and takes its time; and the tokens it has read."""
+    weights.stops = frozenset()
+    read: list[int] = []
+    plain = TransformersEngine._read
+
+    def slowly(self: TransformersEngine, ids: list[int], cache: Any) -> Any:
+        time.sleep(0.02)
+        read.append(len(ids))
+        return plain(self, ids, cache)
+
+    monkeypatch.setattr(TransformersEngine, "_read", slowly)
+    return engine("one"), read
+
+
+def test_a_closed_tab_ends_the_answer_of_a_real_engine(
+    served: Served, real: tuple[TransformersEngine, list[int]]
+) -> None:
+    engine, read = real
+    with tab(served(engine, max_new_tokens=900)) as seen:
+        ask(seen.page, "What is it?")
+        until(lambda: len(read) > 10)
+        seen.page.close()
+        made = until(lambda: (before := len(read)) and (time.sleep(0.5) or before == len(read)) and before)
+        assert made < 800
+
+
+def test_two_users_of_a_real_engine_wait_and_get_their_own_answers(
+    served: Served, real: tuple[TransformersEngine, list[int]]
+) -> None:
+    engine, _ = real
+    questions = ["Who are you?", "What is the fox?"]
+    settings = Settings(temperature=0, max_new_tokens=60)
+    alone = [
+        "".join(
+            piece.text for piece in engine.stream([{"role": "user", "content": text}], settings, lambda: False)
+        ).strip()
+        for text in questions
+    ]
+    assert alone[0] != alone[1]
+    with tab(served(engine, max_new_tokens=60, temperature=0)) as seen:
+        other = seen.page.context.browser.new_page()  # a browser of its own: another storage
+        other.goto(seen.page.url)
+        other.wait_for_selector("#box textarea:enabled")
+        ask(seen.page, questions[0])
+        until(lambda: answers(seen.page)[:1] not in ([], ["…"]))
+        ask(other, questions[1])
+        said(other, "waiting: 1 question of others")
+        for page, expected in zip((seen.page, other), alone, strict=True):
+            until(lambda page=page: page.evaluate("localStorage.length") == 1)
+            kept = json.loads(json.loads(page.evaluate("Object.values(localStorage)[0]"))["text"])
+            assert [answer["text"] for turn in kept["turns"] for answer in turn["answers"]] == [expected]
 
 
 def test_a_megabyte_is_answered_and_it_is_said_what_is_left_out(served: Served) -> None:
@@ -242,13 +315,18 @@ def test_how_far_loading_is_and_why_it_failed(served: Served) -> None:
         seen.page.get_by_role("alert").get_by_text("model.id=<i>x</i>: is gated").wait_for()
 
 
-def test_a_shared_page_asks_for_its_password(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_page_asks_for_its_password(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import httpx
     from gradio import networking
 
     monkeypatch.setattr(networking, "setup_tunnel", lambda **_: "https://some.gradio.live")
     monkeypatch.setenv("TOMETUNE_CHAT_PASSWORD", "secret words")
     address = served(Words("echo "), share=True)
+    said = capsys.readouterr().out
+    assert "https://some.gradio.live user chat, the password of TOMETUNE_CHAT_PASSWORD" in said
+    assert "secret words" not in said
     for path in ("config", "gradio_api/info"):
         assert httpx.get(f"{address}{path}").status_code == 401
     assert "tuned" not in httpx.get(address).text
@@ -261,6 +339,9 @@ def test_a_shared_page_asks_for_its_password(served: Served, monkeypatch: pytest
         seen.page.wait_for_selector("#box textarea:enabled")
         ask(seen.page, "hello")
         until(lambda: answers(seen.page) == ["echo hello"])
+    monkeypatch.delenv("TOMETUNE_CHAT_PASSWORD")
+    served(Words(), share=True)
+    assert re.search(r"user chat, password [\w-]{12}$", capsys.readouterr().out.strip())
 
 
 def test_no_file_is_served_and_no_other_name_is_answered(served: Served) -> None:
@@ -271,5 +352,22 @@ def test_no_file_is_served_and_no_other_name_is_answered(served: Served) -> None
         assert httpx.get(f"{address}gradio_api/file={path}").status_code in (403, 404)
     assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 421
     assert "default-src 'self'" in httpx.get(address).headers["content-security-policy"]
-    sent = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.txt", b"x" * 100)})
-    assert sent.status_code >= 400
+
+
+def test_nothing_can_be_written_to_the_server(served: Served) -> None:
+    import httpx
+    from gradio.utils import get_upload_folder
+
+    def files() -> set[Path]:
+        return set(Path(get_upload_folder()).rglob("*"))
+
+    address, before = served(Words()), files()
+    for content in (b"", b"x", b"x" * 100):
+        for route in ("upload", "upload/", "process_recording", "component_server"):
+            sent = httpx.post(f"{address}gradio_api/{route}", files={"files": ("a.txt", content)})
+            assert sent.status_code == 405, route
+    for method in ("PUT", "DELETE", "PATCH"):
+        assert httpx.request(method, address).status_code == 405
+    for route in ("vibe-edit/", "vibe-code", "undo-vibe-edit", "profiling/clear", "call/x", "api/x", "stream/x"):
+        assert httpx.post(f"{address}gradio_api/{route}", json={}).status_code == 405, route
+    assert files() == before

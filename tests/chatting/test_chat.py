@@ -128,6 +128,7 @@ LOAD = """
 import json, sys
 from pathlib import Path
 from tometune.chatting.load import load_engines
+from tometune.chatting.published import published_adapter
 from tometune.chatting.sides import Side
 from tometune.config.errors import UserError
 from tometune.config.model import ModelConfig, Quantization
@@ -135,8 +136,10 @@ said = []
 for name in sys.argv[1:]:
     model = ModelConfig(name="it", id=name, quantization=Quantization.none)
     try:
-        load_engines([Side("it", model)], Path("cache"), 256, lambda stage: None)
-        said.append("loaded")
+        base, adapter = published_adapter(model) or (model, None)
+        side = Side("it", base, adapter, published=model if adapter else None)
+        (engine,) = load_engines([side], Path("cache"), 256, lambda stage: None)
+        said.append(f"loaded {engine.adapter}")
     except UserError as error:
         said.append(str(error))
 print(json.dumps(said))
@@ -151,11 +154,19 @@ def test_models_on_the_hub_that_cannot_be_had(run_python: Run, hub: Hub, base: P
     pickled = hub.add_model("some/pickled").folder
     (pickled / "model.safetensors").unlink()
     torch.save({}, pickled / "pytorch_model.bin")
-    names = ["some/missing", "some/gated", "some/pickled", "some/good"]
+    adapters = [write_run(tmp_path / name, base) / "adapter" for name in ("safe", "unsafe")]
+    torch.save({}, adapters[1] / "adapter_model.bin")
+    (adapters[1] / "adapter_model.safetensors").unlink()
+    for name, adapter in zip(("some/adapter", "some/unsafe"), adapters, strict=True):
+        said = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": "some/good"}
+        (adapter / "adapter_config.json").write_text(json.dumps(said))
+        shutil.copytree(adapter, hub.add_model(name).folder, dirs_exist_ok=True)
+    names = ["some/missing", "some/gated", "some/pickled", "some/good", "some/adapter", "some/unsafe"]
     done = run_python("-c", LOAD, *names, env=hub.env(tmp_path / "hf"), timeout=120)
     assert done.returncode == 0, done.stderr
-    missing, gated, pickles, good = json.loads(done.stdout.splitlines()[-1])
+    missing, gated, pickles, good, tuned, unsafe = json.loads(done.stdout.splitlines()[-1])
     assert missing.startswith("model.id=some/missing: no such repository on the hub")
     assert gated.startswith("model.id=some/gated: is gated; accept its terms")
     assert pickles.startswith("model.id=some/pickled: holds no safetensors weights, and others (pickles) can run code")
-    assert good == "loaded"
+    assert (good, tuned) == ("loaded None", "loaded side0")
+    assert unsafe.startswith("model.id=some/unsafe: ")

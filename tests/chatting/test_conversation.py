@@ -65,12 +65,52 @@ def test_what_the_browser_keeps_is_the_same_conversation(questions):
 
 
 @pytest.mark.parametrize(
-    "kept", ["", "{", "[]", "null", '{"turns": []}', '{"models": ["a"], "system": "", "id": "x", "turns": [{}]}']
+    "kept",
+    [
+        "",
+        "[" * 100_000,
+        "{",
+        "[]",
+        "null",
+        '{"turns": []}',
+        '{"models": ["a"], "system": "", "id": "x", "turns": [{}]}',
+    ],
 )
 def test_broken_or_foreign_ones_are_left_out(kept):
     assert Conversation.from_json(kept, ["a"]) is None
     assert Session.read(json.dumps([kept]), ["a"], "").conversations == []
     assert Session.read(kept, ["a"], "").conversations == []
+
+
+ANY = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.just([]),
+    st.just({}),
+    st.just(10**400),
+)
+
+
+@given(st.sampled_from(["turn", "answer", "whole"]), st.data())
+def test_whatever_stands_in_an_entry_the_page_can_show_it_or_leaves_it_out(part, data):
+    made = json.loads(talked(["one", "two"]).to_json())
+    place = {"turn": made["turns"][0], "answer": made["turns"][0]["answers"][1], "whole": made}[part]
+    field = data.draw(st.sampled_from([*place, "new"]))
+    place[field] = data.draw(ANY)
+    session = Session.read(json.dumps([json.dumps(made)]), ["base", "tuned"], "")
+    for kept in session.conversations:
+        session.open(kept.id)
+        assert session.titles()
+        session.again(0, Settings()).seed.to_bytes(8, "big")
+        assert [str(answer.said()) for turn in kept.turns for answer in turn.answers]
+        assert all(isinstance(message["content"], str) for message in kept.messages(1))
+        again = Conversation.from_json(kept.to_json(), kept.models)
+        assert again is not None
+        assert kept.sharegpt()
+    assert session.conversations or field not in ("tokens", "seconds", "first", "seed", "end", "new")
 
 
 def test_another_pair_of_models_has_other_conversations():
@@ -128,6 +168,15 @@ def test_what_does_not_fit_goes_from_the_oldest_turn(turns, data, system):
         more = [*messages[:system], *messages[len(messages) - len(kept) - 2 :]]
         assert engine.count(more) > 60, "no turn is left out without need"
     assert bool(fitted.said()) == bool(fitted.dropped or fitted.cut)
+
+
+def test_a_long_conversation_is_counted_a_few_times_only(monkeypatch):
+    counted, engine = [], Words(context=200)
+    count = engine.count
+    monkeypatch.setattr(engine, "count", lambda messages: counted.append(1) or count(messages))
+    fitted = fit(engine, conversation_of([5] * 301), 100)
+    assert fitted.dropped == 143
+    assert len(counted) <= 11
 
 
 def test_a_megabyte_loses_its_middle():

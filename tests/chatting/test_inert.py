@@ -20,6 +20,8 @@ PIECES = st.lists(
             "``",
             "```",
             "~~~",
+            "```mermaid\n",
+            "$$",
             "\n",
             "\n\n",
             " ",
@@ -41,6 +43,7 @@ def kinds(text):
 @given(PIECES)
 def test_no_html_and_no_picture_is_left_whatever_is_code(text):
     assert not kinds(markdown(text)) & {"html_block", "html_inline", "image"}
+    assert "```mermaid" not in markdown(text)
 
 
 @given(PIECES)

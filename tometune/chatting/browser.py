@@ -20,7 +20,10 @@ def load(models: Sequence[str]) -> str:
   for (let at = 0; at < localStorage.length; at++) {{
     const name = localStorage.key(at);
     if (!name.startsWith(prefix)) continue;
-    try {{ const entry = JSON.parse(localStorage.getItem(name)); found.push([entry.time, entry.text]); }} catch {{}}
+    try {{
+      const entry = JSON.parse(localStorage.getItem(name));
+      found.push([Number(entry.time) || 0, entry.text]);
+    }} catch {{}}
   }}
   return [JSON.stringify(found.sort((one, two) => two[0] - one[0]).map(entry => entry[1])), window.innerWidth];
 }}"""
@@ -31,8 +34,11 @@ def save(models: Sequence[str]) -> str:
     return f"""(text) => {{
   if (!text) return;
   const prefix = {json.dumps(storage_key(models))}, name = prefix + JSON.parse(text).id;
+  const time = other => {{
+    try {{ return Number(JSON.parse(localStorage.getItem(other)).time) || 0; }} catch {{ return 0; }}
+  }};
   const others = () => Object.keys(localStorage).filter(other => other.startsWith(prefix) && other !== name)
-    .sort((one, two) => JSON.parse(localStorage.getItem(one)).time - JSON.parse(localStorage.getItem(two)).time);
+    .sort((one, two) => time(one) - time(two));
   for (const old of others().slice(0, Math.max(0, others().length - {MOST - 1}))) localStorage.removeItem(old);
   for (;;) {{
     try {{ localStorage.setItem(name, JSON.stringify({{time: Date.now(), text}})); return; }}

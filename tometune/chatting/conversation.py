@@ -107,18 +107,40 @@ class Conversation:
         try:
             read = json.loads(text)
             turns = [_turn(entry) for entry in read["turns"]]
-            kept = cls(list(map(str, read["models"])), str(read["system"]), turns, str(read["id"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            kept = cls(list(map(str, read["models"])), encodable(_text(read["system"])), turns, _text(read["id"]))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
         fits = all(len(turn.answers) == len(kept.models) for turn in kept.turns)
         return kept if fits and kept.models == list(models) else None
 
 
 def _turn(entry: Mapping[str, Any]) -> Turn:
-    """Read a kept turn; an answer that had not ended counts as stopped."""
+    """Read a kept turn; an answer that had not ended, or does not say how, counts as stopped.
+
+    Raises:
+        TypeError: a text is none; numbers that are none become 0.
+    """
     answers = []
     for each in entry["answers"]:
-        answer = Answer(**each)
-        answer.end = str(End(answer.end or End.stopped))
-        answers.append(answer)
-    return Turn(str(entry["question"]), answers, int(entry["seed"]))
+        end = each["end"] if each["end"] in list(End) else End.stopped
+        tokens, seconds, first = (_number(each[name]) for name in ("tokens", "seconds", "first"))
+        text, left_out = encodable(_text(each["text"])), encodable(_text(each["left_out"]))
+        answers.append(Answer(text, int(tokens), seconds, first, str(end), left_out))
+    return Turn(encodable(_text(entry["question"])), answers, int(min(_number(entry["seed"]), 2**32 - 1)))
+
+
+def _text(value: Any) -> str:
+    """Return a text that is one.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"not a text: {type(value).__name__}")
+    return value
+
+
+def _number(value: Any) -> float:
+    """Return a number that is one, finite and not negative; else 0."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**53
+    return value if good else 0

@@ -1,5 +1,6 @@
 """What of a conversation fits into the model's context: the oldest turns go first, and it is said that they did."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,10 +51,15 @@ def fit(engine: Engine, messages: Sequence[Message], max_new_tokens: int) -> Fit
     last, cut = turns[-1], len(turns[-1]["content"]) > longest
     if cut:  # counting the tokens of megabytes takes seconds
         last = {**last, "content": _middle_cut(last["content"], longest)}
-    earlier, dropped = turns[:-1], 0
-    while earlier and _too_long([*system, *earlier, last], longest, engine, most):
-        earlier, dropped = earlier[2:], dropped + 1
-    fitted = [*system, *earlier, last]
+    earlier = turns[:-1]
+
+    def fits(dropped: int) -> bool:
+        """Tell whether what is left without the oldest turns has few enough tokens."""
+        return not _too_long([*system, *earlier[2 * dropped :], last], longest, engine, most)
+
+    pairs = (len(earlier) + 1) // 2
+    dropped = 0 if not pairs or fits(0) else bisect_left(range(pairs), True, lo=1, key=fits)
+    fitted = [*system, *earlier[2 * dropped :], last]
     while (count := engine.count(fitted)) > most:
         cut = True
         keep = min(len(last["content"]) * most // count, len(last["content"]) - 8)

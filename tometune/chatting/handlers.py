@@ -150,7 +150,7 @@ class Handlers:
             yield from answers(dict(enumerate(chat.loading.engines)), asked, settings, stopped)
 
         ticket = chat.turns.ask(str(request.session_hash), job)
-        problem = ""
+        problem = waited = ""
         try:
             while not ticket.over:
                 try:
@@ -160,7 +160,10 @@ class Handlers:
                     break
                 for step in steps:
                     take(turn, step)
-                yield self._step(session, sending=True, wait=self._wait(ticket))
+                wait = self._wait(ticket)
+                if steps or wait != waited:  # else nothing is new
+                    yield self._new(session, {step.side for step in steps}, wait)
+                waited = wait
         finally:
             ticket.cancel()
             for answer in turn.answers:
@@ -174,6 +177,14 @@ class Handlers:
             return "waiting for the model to be loaded"
         ahead = self.chat.turns.ahead(ticket)
         return f"waiting: {ahead} question{'s' if ahead > 1 else ''} of others before this one" if ahead else ""
+
+    def _new(self, session: Session, sides: set[int], wait: str) -> list[Any]:
+        """Return what `_step` returns, with nothing in the place of what is as it was."""
+        every = range(len(self.chat.models))
+        shown = [messages(session, side) if side in sides else gr.skip() for side in every]
+        waiting = f"<div class='tm-said' role='status'>{html.escape(inert.visible(wait))}</div>"
+        below = [waiting if wait else said(session, side) for side in every]
+        return [gr.skip(), gr.skip(), *shown, *below]
 
     def _step(self, session: Session, sending: bool, text: str | None = None, wait: str = "") -> list[Any]:
         """Return the box, the list, the chats and what stands below them."""

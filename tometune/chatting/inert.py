@@ -15,6 +15,9 @@ JOINER = "\N{WORD JOINER}"
 TAG = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
 """What begins a tag, or a picture, which a browser would fetch."""
 
+DRAWN = re.compile("```(?=mermaid)")
+"""What begins a block that Gradio would not show as code: it makes a live drawing of it, tags and links included."""
+
 PARSER = MarkdownIt("commonmark", {"html": True})
 CODE = ("fence", "code_block")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -28,10 +31,12 @@ LONGEST = 20_000
 def markdown(text: str) -> str:
     """Return Markdown whose tags and pictures are text; blocks of code are left as they are, for Markdown escapes them.
 
+    Diagrams too are shown as the code they are.
+
     What is a block of code, a parser says; and if, in what has become of the text, it still finds a tag, every line is
     taken for one that may have some.
     """
-    shown = visible(text)
+    shown = DRAWN.sub(f"```{JOINER}", visible(text))
     code = {line for block in PARSER.parse(shown) if block.type in CODE and block.map for line in range(*block.map)}
     lines = (line if number in code else _apart(line) for number, line in enumerate(shown.split("\n")))
     mended = "\n".join(lines)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tometune.chatting.engine import Engine, Settings
+from tometune.chatting.published import fetch
 from tometune.chatting.sides import Side
 from tometune.config.errors import UserError
 from tometune.config.model import ModelConfig
@@ -52,6 +53,8 @@ def load_engines(sides: Sequence[Side], cache: Path, context: int, tell: Tell) -
         if side.adapter is not None:
             adapter = f"side{number}"
             tell(f"adding the adapter of {side.label}")
+            if side.published is not None and not Path(side.published.id).expanduser().is_dir():
+                fetch(side.adapter, side.published.id, side.published.revision)
             add_adapter(bases[key], side.adapter, adapter)
         engines.append(TransformersEngine(bases[key], adapter, context))
     tell("warming up")
@@ -78,12 +81,13 @@ def add_adapter(weights: "Weights", folder: Path, name: str) -> None:
     """Put an adapter on a base, beside those it has.
 
     Raises:
-        UserError: it was made for another base.
+        UserError: it was made for another base, or is a pickle.
     """
     from peft import PeftModel
 
-    from tometune.models.adapter import load_adapter
+    from tometune.models.adapter import check_safetensors, load_adapter
 
+    check_safetensors(folder)
     try:
         if isinstance(weights.model, PeftModel):
             weights.model.load_adapter(folder, adapter_name=name, is_trainable=False)

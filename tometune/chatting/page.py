@@ -1,5 +1,6 @@
 """The page: one or two chats side by side, a box to write in, the conversations and the settings beside them."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,30 @@ from tometune.chatting.session import Session
 
 LONGEST_ANSWER, MOST_TEMPERATURE = 8192, 2.0
 """Ends of the sliders."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is on the page, and what carries values out of sight."""
+
+    session: gr.State
+    kept: gr.Textbox
+    gone: gr.Textbox
+    file: gr.Textbox
+    width: gr.Number
+    sidebar: gr.Sidebar
+    new: gr.Button
+    listed: gr.Radio
+    save: gr.Button
+    delete: gr.Button
+    system: gr.Textbox
+    drawn: list[Any]
+    """Temperature, top-p, max new tokens and seed."""
+
+    status: gr.HTML
+    chats: list[gr.Chatbot]
+    below: list[gr.HTML]
+    box: gr.Textbox
 
 
 def build(chat: Chat) -> gr.Blocks:
@@ -48,6 +73,7 @@ def build(chat: Chat) -> gr.Blocks:
                             buttons=["copy"],
                             allow_tags=False,
                             sanitize_html=True,
+                            latex_delimiters=[],  # KaTeX is given what stands between them as it is, tags included
                             layout="bubble",
                             feedback_options=None,
                             elem_classes="tm-chat",
@@ -64,14 +90,32 @@ def build(chat: Chat) -> gr.Blocks:
             interactive=False,
             elem_id="box",
         )
-        _wire(page, handlers, locals())
-    return page  # type: ignore[no-any-return]
+        parts = Parts(
+            session,
+            kept,
+            gone,
+            file,
+            width,
+            sidebar,
+            new,
+            listed,
+            save,
+            delete,
+            system,
+            drawn,
+            status,
+            chats,
+            below,
+            box,
+        )
+        _wire(page, handlers, parts)
+    return page
 
 
-def _wire(page: gr.Blocks, handlers: Handlers, parts: dict[str, Any]) -> None:
+def _wire(page: gr.Blocks, handlers: Handlers, parts: Parts) -> None:
     """Say what happens when."""
-    session, system, listed, box = (parts[name] for name in ("session", "system", "listed", "box"))
-    chats, below, drawn, kept, file = (parts[name] for name in ("chats", "below", "drawn", "kept", "file"))
+    session, system, listed, box = parts.session, parts.system, parts.listed, parts.box
+    chats, below, drawn, kept, file = parts.chats, parts.below, parts.drawn, parts.kept, parts.file
     models = handlers.chat.models
     shown = [listed, system, *chats, *below]
     stepped = [box, listed, *chats, *below]
@@ -79,8 +123,8 @@ def _wire(page: gr.Blocks, handlers: Handlers, parts: dict[str, Any]) -> None:
 
     page.load(
         handlers.load,
-        [kept, parts["width"]],
-        [parts["sidebar"], box, session, *shown],
+        [kept, parts.width],
+        [parts.sidebar, box, session, *shown],
         js=browser.load(models),
         **quiet,
     )
@@ -90,7 +134,7 @@ def _wire(page: gr.Blocks, handlers: Handlers, parts: dict[str, Any]) -> None:
         """Show how far loading is, until it is over."""
         return [handlers.chat.status(), gr.Timer(active=not handlers.chat.loading.wait(0))]
 
-    timer.tick(tick, None, [parts["status"], timer], **quiet)
+    timer.tick(tick, None, [parts.status, timer], **quiet)
     page.unload(handlers.stop)
     box.stop(handlers.stop, None, None, queue=False, **quiet)
 
@@ -103,11 +147,9 @@ def _wire(page: gr.Blocks, handlers: Handlers, parts: dict[str, Any]) -> None:
         answer.then(handlers.keep, [session], [kept], **quiet).then(
             None, [kept], None, js=browser.save(models), **quiet
         )
-    parts["new"].click(handlers.new, [session, system], shown, **quiet)
+    parts.new.click(handlers.new, [session, system], shown, **quiet)
     listed.input(handlers.open, [session, listed], shown, **quiet)
-    parts["delete"].click(handlers.delete, [session], [parts["gone"], *shown], **quiet).then(
-        None, [parts["gone"]], None, js=browser.forget(models), **quiet
+    parts.delete.click(handlers.delete, [session], [parts.gone, *shown], **quiet).then(
+        None, [parts.gone], None, js=browser.forget(models), **quiet
     )
-    parts["save"].click(handlers.export, [session], [file], **quiet).then(
-        None, [file], None, js=browser.DOWNLOAD, **quiet
-    )
+    parts.save.click(handlers.export, [session], [file], **quiet).then(None, [file], None, js=browser.DOWNLOAD, **quiet)

@@ -19,7 +19,10 @@ from tometune.config.errors import UserError
 HOST = "127.0.0.1"
 USER = "chat"
 PASSWORD = "TOMETUNE_CHAT_PASSWORD"  # noqa: S105 -- the name of a variable
-"""Environment variable with the password of a shared page; without one it is made up and printed."""
+"""Environment variable with the password of a shared page; it is not printed, only one that is made up is."""
+
+WRITES = frozenset(["/login", *(f"/gradio_api/{route}" for route in ("queue/join", "run/predict", "cancel", "reset"))])
+"""What the page posts to; all else that writes (uploads, recordings, code) is not there."""
 
 POLICY = "; ".join(
     [
@@ -43,7 +46,7 @@ Message = MutableMapping[str, Any]
 
 
 class Guard:
-    """Middleware: adds the policy, and answers only to this machine's own names.
+    """Middleware: adds the policy, answers only to this machine's own names, and takes no files.
 
     A page elsewhere can point its own name at 127.0.0.1 (DNS rebinding); its requests carry that name.
     """
@@ -61,8 +64,10 @@ class Guard:
             return
         host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
         if not self.shared and urlsplit(f"//{host}").hostname not in (HOST, "localhost"):
-            await send({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"this page is for this machine: http://127.0.0.1"})
+            await _refuse(send, 421, b"this page is for this machine: http://127.0.0.1")
+            return
+        if scope["method"] not in ("GET", "HEAD") and scope["path"].rstrip("/") not in WRITES:
+            await _refuse(send, 405, b"this page takes nothing of this kind")
             return
 
         async def guarded(message: Message) -> None:
@@ -79,13 +84,20 @@ class Guard:
         await self.app(scope, receive, guarded)
 
 
+async def _refuse(send: Callable[[Message], Awaitable[None]], status: int, why: bytes) -> None:
+    """Answer in the place of the page."""
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": why})
+
+
 def serve(page: gr.Blocks, config: ChatConfig, share: bool) -> str:
     """Serve the page in the background, say where it is, and return its address on this machine.
 
     Raises:
         UserError: the port is taken, or the page cannot be shared.
     """
-    password = os.environ.get(PASSWORD) or secrets.token_urlsafe(9)
+    chosen = os.environ.get(PASSWORD)
+    password = chosen or secrets.token_urlsafe(9)
     said = io.StringIO()  # Gradio's advice where it cannot share
     try:
         with contextlib.redirect_stdout(said):
@@ -123,7 +135,8 @@ def serve(page: gr.Blocks, config: ChatConfig, share: bool) -> str:
     page.share = False  # with it Gradio sends a page whose program comes from a host of its own, not from this one
     print(f"chat page: {local} (Ctrl-C ends it)", flush=True)
     if share:
-        print(f"from elsewhere: {public} user {USER}, password {password}", flush=True)
+        which = f"the password of {PASSWORD}" if chosen else f"password {password}"
+        print(f"from elsewhere: {public} user {USER}, {which}", flush=True)
     return str(local)
 
 

@@ -21,7 +21,7 @@ class Session:
         """Return the conversations that a browser has kept, and a new one in front; broken ones are left out."""
         try:
             texts = [str(text) for text in json.loads(kept or "[]")]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             texts = []
         read = (Conversation.from_json(text, models) for text in texts)
         return cls(list(models), [each for each in read if each], Conversation(list(models), system))

@@ -1,19 +1,17 @@
 """What is asked: a run, a model or a GGUF file, and what answers beside it; found without loading anything."""
 
-import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tometune.chatting.published import published_adapter
 from tometune.config.errors import UserError
 from tometune.config.model import ModelConfig, Weights
 from tometune.config.root import Config
 from tometune.config.stored import stored_config, with_command_line
 from tometune.evaluation.subject import run_folder
-from tometune.hub import is_commit
-from tometune.models.load import fingerprint
-from tometune.run import read_record
+from tometune.finished import as_trained, finished_record
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +28,9 @@ class Side:
     """The base; None for a GGUF file, which holds everything."""
 
     adapter: Path | None = None
+    published: ModelConfig | None = None
+    """Where the adapter is from, if from a hub or folder of its own: `model.*` of the command line."""
+
     gguf: Path | None = None
 
 
@@ -37,7 +38,7 @@ def find_sides(config: Config) -> list[Side]:
     """Return what the command line names, one or two.
 
     Raises:
-        UserError: there is no such run or file, the run is unfinished, or its base is gone or another one.
+        UserError: there is no such run or file, the run is unfinished, or its base is gone or another one now.
     """
     if config.gguf is not None and config.run is not None:
         raise UserError("gguf and run: name one of them; to compare them: run=… against=FILE.gguf")
@@ -46,7 +47,9 @@ def find_sides(config: Config) -> list[Side]:
         return [first]
     if config.against == BASE:
         if first.adapter is None or first.model is None:
-            raise UserError("against=base: only a run has a base beside it; name a run=… or another one in against=…")
+            raise UserError(
+                "against=base: only a run or an adapter has a base beside it; name a run=… or another one in against=…"
+            )
         return [Side(f"{first.model.name} (base)", first.model), first]
     if config.against.endswith(".gguf"):
         return [first, _gguf("against", config.against)]
@@ -60,6 +63,10 @@ def _first(config: Config) -> Side:
     if config.run is not None:
         return _run(config, "run", config.run)
     _check_there("model", config.model)
+    if (found := published_adapter(config.model)) is not None:
+        base, adapter = found
+        _check_there(f"model.id={config.model.id}", base)
+        return Side(config.model.id, base, adapter, published=config.model)
     return Side(config.model.name, config.model)
 
 
@@ -81,19 +88,12 @@ def _gguf(key: str, name: str) -> Side:
 
 
 def _run(config: Config, key: str, name: str) -> Side:
-    """Return a finished run: its base at the commit it was trained on, and its adapter."""
+    """Return a finished run: its base as it was trained on, and its adapter."""
     folder = _folder(config, key, name)
-    record = read_record(folder)
-    adapter = folder / "adapter"
-    if not (adapter / "adapter_config.json").exists():
-        raise UserError(f"{key}={name}: holds no adapter (status {record['status']}); finish its training first")
+    record = finished_record(folder)
     model = with_command_line(stored_config(folder), config).model
     _check_there(f"{key}={name}", model)
-    _check_same(f"{key}={name}", model, record["model"], adapter)
-    trained_on = record["model"]["revision"]
-    if model.id == record["model"]["id"] and is_commit(trained_on):
-        model = replace(model, revision=trained_on)
-    return Side(record["run_id"], model, adapter)
+    return Side(record["run_id"], _same_base(f"{key}={name}", model, record), folder / "adapter")
 
 
 def _folder(config: Config, key: str, name: str) -> Path:
@@ -119,7 +119,7 @@ def _check_there(where: str, model: ModelConfig) -> None:
     Raises:
         UserError: it is gone.
     """
-    local = model.id.startswith(("/", "~", ".")) or model.id.count("/") != 1
+    local = model.id.startswith(("/", "~", ".")) or model.id.count("/") > 1
     if model.weights is Weights.pretrained and local and not Path(model.id).expanduser().is_dir():
         raise UserError(
             f"{where}: its base model {model.id} is gone; put it back, or say where it is now with model.id=…"
@@ -128,22 +128,21 @@ def _check_there(where: str, model: ModelConfig) -> None:
         )
 
 
-def _check_same(where: str, model: ModelConfig, trained: dict[str, Any], adapter: Path) -> None:
-    """Check that the adapter belongs to the base.
+def _same_base(where: str, model: ModelConfig, record: dict[str, Any]) -> ModelConfig:
+    """Return the base as the run read it; another one that the command line names must hold the same where that shows.
 
-    The content of a folder is compared; a hub id is another base only where the shapes say so, when it is loaded.
+    A hub id in the place of another is known for another base only where the shapes say so, when it is loaded.
 
     Raises:
-        UserError: it does not.
+        UserError: it is not the base that the adapter was trained on.
     """
-    said = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    made_for = said.get("base_model_name_or_path") or trained["id"]
-    now = fingerprint(model) if Path(model.id).expanduser().is_dir() else trained["revision"]
-    before = str(trained["revision"])
-    if before.startswith(("folder-", "tiny-")) and now.startswith(("folder-", "tiny-")) and now != before:
-        raise UserError(
-            f"{where}: its adapter was made for another base ({made_for}) than {model.id}; put that one back, or name "
-            "it with model.id=…"
-        )
-    if model.id != trained["id"]:
+    trained = record["model"]
+    local = model.weights is Weights.random or Path(model.id).expanduser().is_dir()
+    content = str(trained["revision"]).startswith(("folder-", "tiny-"))
+    if model.id != trained["id"] and not (local and content):
         log.warning("%s: was trained on %s and is put on %s", where, trained["id"], model.id)
+        return model
+    try:
+        return as_trained(model, record)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

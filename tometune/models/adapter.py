@@ -44,11 +44,12 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftMo
     """Return the model with the adapter of a finished training, by a name in the model.
 
     Raises:
-        UserError: the folder holds no adapter, or one whose layers are not this model's.
+        UserError: the folder holds no adapter, only a pickled one, or one whose layers are not this model's.
     """
     path = folder / "adapter_config.json"
     if not path.exists():
         raise UserError(f"{folder}: holds no adapter; name a run whose training finished")
+    check_safetensors(folder)
     check_targets(model, json.loads(path.read_text(encoding="utf-8"))["target_modules"])
     try:
         return peft.PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
@@ -56,6 +57,21 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftMo
         if "size mismatch" in str(error):
             raise UserError(f"{folder}: the adapter was made for another base model than this one") from error
         raise
+
+
+def check_safetensors(folder: Path) -> None:
+    """Check that an adapter's weights are safetensors; without them PEFT reads a pickle, whatever it is told.
+
+    Raises:
+        UserError: they are not there.
+    """
+    if not (folder / "adapter_model.safetensors").is_file():
+        pickled = (folder / "adapter_model.bin").exists()
+        raise UserError(
+            f"{folder}: holds its weights as a pickle, which can run code when it is read; save it as safetensors"
+            if pickled
+            else f"{folder}: holds no adapter_model.safetensors; name a run whose training finished"
+        )
 
 
 def check_targets(model: nn.Module, targets: list[str]) -> None:
