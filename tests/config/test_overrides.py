@@ -51,8 +51,6 @@ CASES = [
     ("data.base={kind:fils}", "data.base.kind=fils: one of hub, files, pydocs; did you mean files?"),
     ("data.base={knd:files}", "data.base.knd: no such key; did you mean data.base.kind?"),
     ("seeds=1", "seeds=1: a group of keys, not a value; set one of seeds.data, seeds.order"),
-    ("data.pool.weights.x=0.5", "data.pool.weights.x: data.pool is null here; choose a mix that has one, e.g. data="),
-    ("data.pool.path=x", "data.pool.path: data.pool is null here; choose a mix that has one, e.g. data=mix_200k"),
     ("eval.tasks.mine.path=x", "eval.tasks.mine: no such task; to add one: +eval/task@eval.tasks.mine=jsonl"),
     ("+eval.tasks.mine={kind:jsonl}", "eval.tasks.mine: no such task; to add one: +eval/task@eval.tasks.mine=jsonl"),
     ("eval/task=jsonl", "eval/task=jsonl: a task needs a name; write +eval/task@eval.tasks.NAME=jsonl"),
