@@ -14,11 +14,11 @@ class Eligible:
     rows: np.ndarray
     """Row numbers in the order of their keys, which is that of no file."""
 
-    in_base: int
-    """Rows whose text is in the base."""
+    in_base: np.ndarray
+    """Numbers of rows whose text is in the base."""
 
-    repeats: int
-    """Rows whose text is in another row that was before them."""
+    repeats: np.ndarray
+    """Numbers of rows whose text is in another row that was before them; some are in the base too."""
 
 
 def eligible(
@@ -55,7 +55,8 @@ def eligible(
     previous_of_base = np.concatenate([[False], of_base[:-1]])
     first = ~of_base & (begins | previous_of_base)  # of the pool's rows of a text
     taken = numbers[order[first & ~in_base] - len(base.keys)]
-    return Eligible(taken, int((in_base & ~of_base).sum()), len(numbers) - int(first.sum()))
+    out = (in_base & ~of_base, ~of_base & ~first)
+    return Eligible(taken, *(numbers[order[some] - len(base.keys)] for some in out))
 
 
 def _after_base(base: Standardised, values: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from datasets import Dataset, concatenate_datasets
 
 from tometune.config.data import DataConfig
 from tometune.config.errors import UserError
-from tometune.data.clean.masks import EXAMPLES, Tokenizer, by_source
+from tometune.data.clean.masks import Tokenizer, by_source
 from tometune.data.contamination.overlaps import HeldOut
 from tometune.data.taken import Taken, hexadecimal, of_base, of_pool
 from tometune.data.tokenised import Part
@@ -52,7 +52,8 @@ class Mix:
     """The base and, where rows are drawn from it, the pool."""
 
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Some of the rows that were left out, by reason: {origin, source, messages}. Not part of the manifest."""
+    """Some of the rows that were left out, by reason, a few of base and pool each: {origin, source, messages}. Not in
+    the manifest."""
 
     def manifest(self) -> dict[str, Any]:
         """Return what mix.json holds: everything but the texts."""
@@ -121,5 +122,5 @@ def _examples(parts: dict[str, Taken]) -> dict[str, list[dict[str, Any]]]:
     examples: dict[str, list[dict[str, Any]]] = {}
     for part in parts.values():
         for reason, rows in part.filtered.examples.items():
-            examples[reason] = [*examples.get(reason, []), *rows][:EXAMPLES]
+            examples[reason] = [*examples.get(reason, []), *rows]
     return examples
