@@ -17,7 +17,7 @@ from tometune.config.identity import SINCE_DEFAULT
 from tometune.config.root import Config
 from tometune.config.settled import for_identity
 
-MEANING = 1
+MEANING = 2
 """Raised when a release makes the same config give another result, so that old runs are not taken for new ones."""
 
 

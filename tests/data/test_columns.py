@@ -107,8 +107,7 @@ def test_other_shapes_are_left_to_the_rows(column):
 def test_bytes_that_are_no_text_are_replaced_and_counted():
     texts = pa.array([b"q", b"a\xff b", b"q", b"a"]).cast(pa.binary()).view(pa.string())
     turns = pa.StructArray.from_arrays([pa.array(["human", "gpt"] * 2), texts], names=["from", "value"])
-    lists = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), struct)
-    batch = pa.RecordBatch.from_arrays([lists], ["conversations"])
+    batch = pa.RecordBatch.from_arrays([pa.ListArray.from_arrays([0, 2, 4], turns)], names=["conversations"])
     made = standardised(Batch(batch, "x", range(2)), files("x"))
     assert [row["messages"][1]["content"] for row in made.rows.to_pylist()] == ["a\N{REPLACEMENT CHARACTER} b", "a"]
     assert made.mended == {"broken_character_replaced": {"files": 1}}
@@ -137,7 +136,7 @@ def test_other_texts_of_arrow_are_read_as_columns(text, monkeypatch):
 
 
 def test_a_dictionary_with_bytes_that_are_no_text():
-    words = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a\xff", b"b"], pa.binary()).buffers())
+    words = pa.array([b"a\xff", b"b"]).cast(pa.binary()).view(pa.string())
     value = pa.DictionaryArray.from_arrays(pa.array([1, 0], pa.int32()), words)
     struct = pa.StructArray.from_arrays([pa.array(["human", "gpt"]), value], names=["from", "value"])
     lists = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), struct)

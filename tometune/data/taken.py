@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tometune.config.data import Contamination, DataConfig, PoolConfig, PoolOrder
+from tometune.config.data import Contamination, DataConfig, PoolOrder
 from tometune.config.filters import FiltersConfig
 from tometune.data import shortage
 from tometune.data.clean.masks import NEAR, Filtered, Mask, Tokenizer, by_source, examples_of, filters, together
@@ -16,6 +16,7 @@ from tometune.data.clean.scorer import scores_of
 from tometune.data.contamination.overlaps import HeldOut, overlapping
 from tometune.data.draw import Short, check_names, in_draw_order, take
 from tometune.data.eligible import eligible
+from tometune.data.order import in_key_order
 from tometune.data.standardise import Standardised, standardise
 from tometune.seeding import stream
 
@@ -35,17 +36,18 @@ class Taken:
 
 
 def of_base(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, held_out: HeldOut | None) -> Taken:
-    """Return all of the base, or as much as the config wants of it."""
+    """Return all of the base in the order of its keys, or a draw of as many rows as the config wants of it."""
     base = standardise(config.base, "data.base", cache)
     on = config.filters if config.filters.base else FiltersConfig()
     near = config.near_dedup.base and config.near_dedup.threshold is not None
     masks = chain(filters(on, base, cache, tokenizer), [_near_in_base(config, base, cache)] if near else [])
     filtered = together(base, "base", masks)
     shared = _without_held_out(config, base, "base", filtered, held_out, cache)
-    rows = np.flatnonzero(filtered.keep)
+    order = in_key_order(base, cache)
+    rows = order[filtered.keep[order]]
     wanted = config.base.rows if config.base.rows is not None else len(rows)
     shortage.check_base(base, filtered, shared.get("contaminated_rows", 0), wanted, config)
-    chosen = rows[_draw(hexadecimal(base.keys[rows]), wanted, seed, "base")] if len(rows) > wanted else rows
+    chosen = rows[stream(seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
     facts = {**_facts(base, filtered), **shared, "rows": wanted}
     if near:
         facts[NEAR] = facts["filtered"].pop(NEAR)
@@ -70,7 +72,8 @@ def of_pool(
     filtered = together(pool, "pool", filters(config.filters, pool, cache, tokenizer))
     shared = _without_held_out(config, pool, "pool", filtered, held_out, cache)
     scores = scores_of(pool, config.scorer, cache) if config.pool.order is PoolOrder.best else None
-    found = eligible(pool, filtered.keep, base, scores, _by_source(config.pool) or not filtered.keep.all())
+    order = in_key_order(pool, cache)
+    found = eligible(pool, order[filtered.keep[order]], base, scores)
     ranked = found.rows if scores is None else found.rows[np.argsort(-scores[found.rows], kind="stable")]
     rows, near = _without_near(config, base, pool, ranked, cache)
     out = {"in_base": found.in_base, "repeats": found.repeats}
@@ -104,11 +107,6 @@ def _without_held_out(
     filtered.examples[CONTAMINATED] = examples_of(source, origin, out)
     filtered.keep[out] = False
     return {"contaminated": counts, "contaminated_rows": len(out)}
-
-
-def _by_source(pool: PoolConfig) -> bool:
-    """Tell whether it matters which of the rows that share a text is taken."""
-    return bool(pool.weights or pool.caps) or pool.order is PoolOrder.best
 
 
 def _near_in_base(config: DataConfig, base: Standardised, cache: Path) -> Mask:
@@ -149,12 +147,6 @@ def _firsts(base: Standardised) -> np.ndarray:
     begins = np.ones(len(order), dtype=bool)
     begins[1:] = (keys[1:] != keys[:-1]).any(axis=1)
     return order[begins]
-
-
-def _draw(keys: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
-    """Draw row numbers of a base that is larger than asked for, independent of the order of its files."""
-    order = np.argsort(keys, kind="stable")
-    return order[stream(seed, name).permutation(len(order))[:count]]
 
 
 def hexadecimal(keys: np.ndarray) -> np.ndarray:
