@@ -122,6 +122,7 @@ def test_a_sweep_file_takes_several_values(command):
         ["data=mix_200k", "data.pool.revision=x"],
         ["data=mix_200k", "data.pool.weights.infini-instruct-top-500k=0.5"],
         ["data=mix_200k", "data.pool.weights.airoboros-3.2=0.5", "data.pool.caps.airoboros-3.2=10"],
+        ["data=mix_200k", "data.pool.weights.glaive/code-2.0=0.5", "data.pool.caps={glaive/code-2.0: 10}"],
         ["data=mix_200k", "data.pool={revision: x, split: test}"],
         ["+eval/task@eval.tasks.mine=jsonl", "eval.tasks.mine.path=x", "~eval.tasks.mine"],
         ["~eval.tasks.data_to_text", "hydra.job.env_set={}", "~hydra.job.env_set"],
