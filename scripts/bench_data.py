@@ -8,6 +8,7 @@ at once (proportional set size, so that a page that several map counts once), wi
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -41,7 +42,7 @@ def main() -> None:
         return
     found = []
     for rows in options.rows:
-        pool = make_pool(options.pool, options.folder / f"pool_{rows}.parquet", rows)
+        pool = make_pool(options.pool, options.folder / pool_name(options.pool, rows), rows)
         for job in options.only:
             for state in ("cold", "warm"):
                 work = options.folder / f"{job}_{rows}"
@@ -52,6 +53,13 @@ def main() -> None:
             shutil.rmtree(options.folder / f"{job}_{rows}", ignore_errors=True)
     (options.folder / "bench_data.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(table(found))
+
+
+def pool_name(source: Path, rows: int) -> str:
+    """Return a name that holds all that makes a pool."""
+    with source.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return f"pool_{rows}_{digest[:8]}_s{SEED}.parquet"
 
 
 def make_pool(source: Path, target: Path, rows: int) -> Path:

@@ -44,9 +44,9 @@ def test_a_setting_that_came_later_counts_once_it_is_set() -> None:
     before, after = Config(), Config()
     data = identity(before, INPUTS)["data"]
     assert not {"filters", "near_dedup", "scorer"} & set(data)
-    after.data.filters.max_turns = 4
+    after.data.filters.max_turns, after.data.filters.base = 4, True
     assert identity(after, INPUTS)["data"]["filters"]["max_turns"] == 4
-    after.data.filters.max_turns = None
+    after.data.filters.max_turns, after.data.filters.base = None, False
     before.data.pool, after.data.pool = PoolConfig(), PoolConfig()
     assert identity(after, INPUTS) == identity(before, INPUTS)
     after.data.pool.weights["a"] = 0.5

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from tometune.config.identity import SINCE_DEFAULT
 from tometune.config.root import Config
+from tometune.config.settled import for_identity
 
-MEANING = 1
+MEANING = 2
 """Raised when a release makes the same config give another result, so that old runs are not taken for new ones."""
 
 
@@ -27,8 +28,8 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         config: the whole config.
         fingerprints: content of each input by key, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`.
     """
-    groups = {name: content_of(getattr(config, name)) for name in ("model", "data", "lora", "trainer", "eval", "seeds")}
-    return {"meaning": MEANING, **groups, "inputs": dict(fingerprints)}
+    groups = {name: content_of(getattr(config, name)) for name in ("model", "lora", "trainer", "eval", "seeds")}
+    return {"meaning": MEANING, "data": content_of(for_identity(config.data)), **groups, "inputs": dict(fingerprints)}
 
 
 def content_of(value: Any) -> Any:

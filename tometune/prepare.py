@@ -43,6 +43,11 @@ def main(config: Config) -> None:
     other = compared(config) if config.compare is not None else None
     cache = cache_folder(config)
     mix = mix_of(config, cache)
+    beside = mix_of(other, cache) if other is not None else None
+    if beside is not None and beside.digest == mix.digest:
+        raise UserError(
+            f"compare={config.compare}: has the very rows of {mix.name} (digest {mix.digest}); name another"
+        )
     tokenizer = load_tokenizer(config.model, cache)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     console = Console(highlight=False)
@@ -52,12 +57,7 @@ def main(config: Config) -> None:
     _row(console, config, tokens, tokenizer)
     values = profile(mix, tokens)
     folder = _write_card(config, mix, values, found, missing)
-    if other is not None:
-        beside = mix_of(other, cache)
-        if beside.digest == mix.digest:
-            raise UserError(
-                f"compare={config.compare}: has the very rows of {mix.name} (digest {mix.digest}); name another"
-            )
+    if beside is not None:
         tokens_beside = tokenise(beside, tokenizer, config.trainer.max_length, cache)
         _compare(console, config, folder, (mix, beside), (values, profile(beside, tokens_beside)))
     console.print(f"\ndata card: {folder / 'mix.html'}, and as text {folder / 'mix.md'}", soft_wrap=True, markup=False)

@@ -13,8 +13,8 @@ from tometune.evaluation import metrics
 MINE = ("+eval/task@eval.tasks.a=jsonl", "eval.tasks.a.path=x")
 CASES = [
     (["data.rows=5", "data.base.rows=7"], "data.rows=5: below data.base.rows=7, and a mix contains the whole base;"),
-    (["data.base.rows=7"], "data.rows=100000: above data.base.rows=7, and data.pool is null; choose a mix with a pool"),
-    (["data=mix_200k", "data.pool=null"], "data.rows=200000: above data.base.rows=100000, and data.pool is null;"),
+    (["data.base.rows=7"], "data.rows=100000: above data.base.rows=7, and no rows are drawn from a pool; choose a mix"),
+    (["data=mix_200k", "data.pool=null"], "data.rows=200000: above data.base.rows=100000, and no rows are drawn"),
     (["data=files_100k"], "data.base.path: missing, data.base.kind=files reads it; set data.base.path="),
     (["data=files_200k", "data.base.path=x"], "data.pool.path: missing, data.pool.kind=files reads it;"),
     (["data.base.path=x"], "data.base.path=x: not read with data.base.kind=hub; choose a mix over files"),

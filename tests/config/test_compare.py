@@ -72,3 +72,15 @@ def test_what_is_wrong_is_one_line(second, arguments, message):
     status, line = second(*FILES, *arguments)
     assert status == 2
     assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("data=pydocs_3k_top", "data.scorer.kind=column", "compare=pydocs_3k"),
+        ("data=pydocs_3k", "data.filters.refusals=true", "compare=pydocs_1k"),
+    ],
+)
+def test_what_the_second_mix_does_not_read_is_left_out(second, line):
+    config = second(*line)
+    assert config.data == second("data=pydocs_2k", line[-1]).data

@@ -64,7 +64,7 @@ def renamed(folder: Path) -> Path:
 
 
 def reads(folder: Path) -> set[str]:
-    """Return the fields that code outside of `config` reads, as `Class.field`.
+    """Return the fields that code outside of `config` reads, or `config.settled`, as `Class.field`.
 
     By their types: mypy misses each field that was renamed wherever something of its dataclass is asked for it, and
     not where another object has an attribute of that name.
@@ -72,7 +72,9 @@ def reads(folder: Path) -> set[str]:
     options = ["--config-file", PACKAGE.parent / "pyproject.toml", "--cache-dir", folder / "cache", "--no-pretty"]
     command = [sys.executable, "-m", "mypy", *options, "-p", renamed(folder).name]
     told = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
-    missed = re.compile(r"^tometune/(?!config/).*\"(\w+)\"(?: of \".*\")? has no attribute \"(\w+)\"", re.MULTILINE)
+    missed = re.compile(
+        r"^tometune/(?!config/(?!settled)).*\"(\w+)\"(?: of \".*\")? has no attribute \"(\w+)\"", re.MULTILINE
+    )
     inherited = {f"PoolConfig.{field.name}": f"SourceConfig.{field.name}" for field in fields(SourceConfig)}
     found = (f"{owner}.{name}" for owner, name in missed.findall(told))
     return {inherited.get(name, name) for name in found}

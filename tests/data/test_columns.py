@@ -111,3 +111,48 @@ def test_bytes_that_are_no_text_are_replaced_and_counted():
     made = standardised(Batch(batch, "x", range(2)), files("x"))
     assert [row["messages"][1]["content"] for row in made.rows.to_pylist()] == ["a\N{REPLACEMENT CHARACTER} b", "a"]
     assert made.mended == {"broken_character_replaced": {"files": 1}}
+
+
+TURNS = {"from": pa.string(), "value": pa.string()}
+
+
+@pytest.mark.parametrize("text", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_other_texts_of_arrow_are_read_as_columns(text, monkeypatch):
+    """Large, viewed and by dictionary: as plain strings are."""
+    rows = [
+        {"conversations": [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": f"a{n}"}]} for n in range(4)
+    ]
+    plain = pa.RecordBatch.from_pylist(rows, pa.schema({"conversations": pa.list_(pa.struct(TURNS))}))
+    turns = plain.column(0).flatten()
+    values = turns.field("value").cast(text)
+    names = turns.field("from").cast(text)
+    struct = pa.StructArray.from_arrays([names, values], names=["from", "value"])
+    lists = pa.LargeListArray.from_arrays(pa.array([0, 2, 4, 6, 8], pa.int64()), struct)
+    labels = pa.array(["s"] * 4).cast(text)
+    other = pa.RecordBatch.from_arrays([lists, labels], names=["conversations", "source"])
+    expected = standardised(Batch(plain.append_column("source", pa.array(["s"] * 4)), "x", range(4)), files("x"))
+    monkeypatch.setattr("tometune.data.rows._by_row", None)
+    same(standardised(Batch(other, "x", range(4)), files("x")), expected)
+
+
+def test_a_dictionary_with_bytes_that_are_no_text():
+    words = pa.array([b"a\xff", b"b"]).cast(pa.binary()).view(pa.string())
+    value = pa.DictionaryArray.from_arrays(pa.array([1, 0], pa.int32()), words)
+    struct = pa.StructArray.from_arrays([pa.array(["human", "gpt"]), value], names=["from", "value"])
+    lists = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), struct)
+    batch = pa.RecordBatch.from_arrays([lists], ["conversations"])
+    piece = standardised(Batch(batch, "x", range(1)), files("x"))
+    assert piece.rows.column("messages").to_pylist()[0][1]["content"] == "a\ufffd"
+    assert list(piece.mended) == ["broken_character_replaced"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("score", [10**400, 1e300, 2**62, 3])
+def test_scores_of_any_size(score):
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    found = [by_row([{"conversations": turns, "score": score}], files("x")).scores[0]]
+    if score < 10**400:
+        batch = pa.RecordBatch.from_pylist([{"conversations": turns, "score": score}])
+        found.append(standardised(Batch(batch, "x", range(1)), files("x")).scores[0])
+    expected = np.float32(score) if score < 1e30 else np.float32("nan")
+    np.testing.assert_array_equal(found, expected)

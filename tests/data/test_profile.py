@@ -10,11 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.chatml import chatml_tokenizer
-from tests.data.conftest import conversation
+from tests.data.conftest import conversation, files, write_jsonl
+from tometune.config.data import DataConfig, PoolOrder
+from tometune.config.filters import ScorerConfig, ScorerKind
 from tometune.data.difference import between
-from tometune.data.mix import Mix
+from tometune.data.mix import Mix, build_mix
 from tometune.data.profile import Profile, profile, repeats, samples
 from tometune.data.tokens import tokenise
+
+
+def long_one(mix: Mix) -> int:
+    """The row of the mix with the longest text."""
+    sizes = [sum(len(turn["content"]) for turn in messages) for messages in mix.dataset["messages"]]
+    return sizes.index(max(sizes))
 
 
 def test_each_row_is_measured(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
@@ -23,7 +31,7 @@ def test_each_row_is_measured(mix_of: Callable[..., Mix], tmp_path: Path) -> Non
     base = [*(conversation(n, source="alpha") for n in range(6)), conversation(0, source="alpha"), system, long]
     mix = mix_of(base, [conversation(f"p{n} é漢字", dataset="beta") for n in range(9)], 15, base_rows=9)
     tokens = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")
-    assert np.flatnonzero(tokens.lengths == 0).tolist() == [8], "of the long one no answer is left"
+    assert np.flatnonzero(tokens.lengths == 0).tolist() == [long_one(mix)], "of the long one no answer is left"
     values = profile(mix, tokens)
     rows = list(mix.dataset)
     assert len(values) == 15
@@ -34,7 +42,8 @@ def test_each_row_is_measured(mix_of: Callable[..., Mix], tmp_path: Path) -> Non
     assert values.pool.tolist() == [False] * 9 + [True] * 6
     assert values.tokens is not None
     kept = [len(entry["input_ids"]) for entry in tokens.dataset]
-    assert values.tokens.tolist() == [*kept[:8], 0, *kept[8:]]
+    kept.insert(long_one(mix), 0)
+    assert values.tokens.tolist() == kept
     assert repeats(values) == {"alpha": 1}
     assert values.scores is None
 
@@ -84,3 +93,30 @@ def test_scores_are_compared_where_there_are_any() -> None:
     assert found["sides"][0]["scores"]["mean"] == 2.0
     assert found["sides"][0]["scores"]["rows"] == 2
     assert found["sides"][1]["scores"] is None
+
+
+def test_scores_are_those_of_the_column_or_of_the_scorer(tmp_path: Path) -> None:
+    """Of real mixes, into the difference that `compare` shows; a row without a score has none."""
+    base = write_jsonl(tmp_path / "base.jsonl", [conversation(number) for number in range(3)])
+    rows = [conversation(f"p{number} " * number, score=number / 2) for number in range(1, 9)]
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+
+    def built(order: PoolOrder = PoolOrder.random, kind: ScorerKind = ScorerKind.heuristic) -> Mix:
+        config = DataConfig(rows=7, base=files(base), pool=files(pool, order=order), scorer=ScorerConfig(kind=kind))
+        return build_mix(config, 0, tmp_path / "cache")
+
+    found = [profile(built()), profile(built(PoolOrder.best, ScorerKind.column)), profile(built(PoolOrder.best))]
+    drawn, best, ranked = (values.scores for values in found)
+    assert drawn is not None
+    assert best is not None
+    assert ranked is not None
+    assert np.isnan(drawn[:3]).all()
+    asked = {entry["messages"][0]["content"]: entry for entry in built().dataset.to_list()[3:]}
+    expected = {row["conversations"][0]["value"]: row["score"] for row in rows}
+    assert drawn[3:].tolist() == [expected[text] for text in asked]
+    assert best[3:].tolist() == [4.0, 3.5, 3.0, 2.5]
+    assert not np.isnan(ranked).any()
+    assert (np.diff(ranked[3:]) <= 0).all()
+    sides = between(found[0], found[1], ("a", "b"))["sides"]
+    assert [side["scores"]["rows"] for side in sides] == [4, 4]
+    assert sides[1]["scores"]["mean"] == 3.25 > sides[0]["scores"]["mean"]

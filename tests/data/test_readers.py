@@ -51,6 +51,8 @@ def test_no_rows(tmp_path, content):
         ("x.jsonl", b'{"n": 1}\n\n\n\n\n\n{', ", line 7: is not JSON (Expecting property name"),
         ("x.jsonl", b'{"n": 1}\n[1]', ", line 2: is not an object {…}; mend or remove the line"),
         ("x.jsonl", b'{"n": "\xff"}', ", line 1: is not UTF-8 (invalid start byte at byte 7); mend or remove the line"),
+        ("x.jsonl", '{"n": 1}\n'.encode("utf-16"), ", line 1: is not UTF-8 (invalid start byte at byte 0); mend or"),
+        ("x.jsonl", b'{"n": ' + b"1" * 5_000 + b"}", ", line 1: cannot be read (Exceeds the limit (4300 digits)"),
         ("x.jsonl", b'{"n": ' + b"[" * 200_000, ", line 1: is nested too deeply; mend or remove the line"),
         ("x.json", b'[{"n": 1},\n{"n"]', ": is not JSON (Expecting ':' delimiter, line 2, column 5); mend it"),
         ("x.json", b'[{"n": 1}, 2]', ", row 1 (the first is 0): is not an object {…}; mend or remove it"),

@@ -8,7 +8,7 @@ import pytest
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.config.data import SourceConfig
 from tometune.config.errors import UserError
-from tometune.data.sources import files_of, fingerprint, read
+from tometune.data.sources import content_digest, files_of, fingerprint, read
 
 CODE = """
 import sys
@@ -147,3 +147,17 @@ def test_a_folder_with_a_file_that_is_gone(tmp_path):
     (tmp_path / "lost.jsonl").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"lost\.jsonl: cannot be read \(No such file or directory\)"):
         fingerprint(files(tmp_path), "data.base")
+
+
+def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
+    file = tmp_path / "a.jsonl"
+    file.write_text("1")
+    opened = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *mode: opened.append(self) or real(self, *mode))
+    first = content_digest(file)
+    assert content_digest(file) == first
+    assert len(opened) == 1
+    with real(file, "w") as target:
+        target.write("22")
+    assert content_digest(file) != first

@@ -78,7 +78,7 @@ def with_plus(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the pluses by which Hydra lets a new key into a dict whose keys are the user's own.
 
     `data.pool.weights.NAME=0.5` becomes `++data.pool.weights.NAME=0.5`, and with a name that holds dots
-    `++data.pool.weights={NAME: 0.5}`, since dots would make it nested.
+    or slashes `++data.pool.weights={NAME: 0.5}`: dots would make it nested, and a key with slashes is a group.
     """
     return [_with_plus(argument) for argument in arguments]
 
@@ -91,7 +91,7 @@ def _with_plus(argument: str) -> str:
     key, name, value = found.groups()
     if name is None:
         return f"++{argument.lstrip('+')}" if value.strip("{} ") else argument
-    return f"++{key}={{{name}: {value}}}" if "." in name else f"++{key}.{name}={value}"
+    return f"++{key}.{name}={value}" if re.fullmatch(r"[\w-]+", name) else f"++{key}={{{name}: {value}}}"
 
 
 def parsed(texts: Sequence[str]) -> Iterator[Override]:

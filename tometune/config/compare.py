@@ -14,6 +14,7 @@ from tometune.config.command_line import parsed
 from tometune.config.errors import ConfigError, UserError, did_you_mean
 from tometune.config.messages import COMPOSITION_ERRORS, explain
 from tometune.config.root import Config
+from tometune.config.settled import settled
 from tometune.config.store import CONFIG_NAME, conf_dir, typed
 
 OWN = ("data", "seeds.data")
@@ -22,7 +23,7 @@ OWN = ("data", "seeds.data")
 ONLY_PREPARE = {"compare": "only prepare reads it; leave it out"}
 """Said to a user who sets it for another verb."""
 
-NOT_SHARED = ("compare", "data", "data.name", "data.rows")
+NOT_SHARED = ("compare", "data", "data.name", "data.rows", "data.pool.draw")
 """What makes the first mix the one it is; all else on the command line holds for both."""
 
 
@@ -30,8 +31,8 @@ def compared(config: Config) -> Config:
     """Return the config of the mix that `compare` names.
 
     What the command line sets holds for both mixes, e.g. the paths of base and pool; not `data.name` and `data.rows`,
-    and of the pool nothing where the second mix has none. After the name may stand overrides for the second alone:
-    `'compare="files_300k seeds.data=1"'`.
+    and not what the second mix does not read, e.g. of a pool where it has none. After the name may stand overrides for
+    the second alone: `'compare="files_300k seeds.data=1"'`.
 
     Raises:
         UserError: there is no mix of this name, it is the same one, or an override is wrong.
@@ -53,6 +54,7 @@ def compared(config: Config) -> Config:
         plain = _composed([*search, f"data={name}"])
         shared = _shared(given, has_pool=plain.data.pool is not None)
         made = typed(_composed([*search, *shared, f"data={name}", *own]))
+    made.data = settled(made.data)
     try:
         check(made)
     except ConfigError as error:

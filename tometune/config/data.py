@@ -81,6 +81,9 @@ class PoolOrder(StrEnum):
 class PoolConfig(SourceConfig):
     """A set of conversations of which a mix takes some."""
 
+    draw: bool = field(default=True, metadata=NOT_IDENTITY)
+    """Whether rows are drawn from it; where not, the mix is the base alone, and it is as if `pool` were null."""
+
     order: PoolOrder = field(default=PoolOrder.random, metadata=SINCE_DEFAULT)
     """`random` draws by `seeds.data`; `best` takes those that `data.scorer` puts highest."""
 
@@ -148,7 +151,7 @@ def data_problems(data: DataConfig) -> Iterator[str]:
         )
     if base_rows < data.rows and data.pool is None:
         yield (
-            f"data.rows={data.rows}: above data.base.rows={base_rows}, and data.pool is null; "
+            f"data.rows={data.rows}: above data.base.rows={base_rows}, and no rows are drawn from a pool; "
             f"choose a mix with a pool, e.g. data=mix_200k or files_200k, or set data.rows={base_rows}"
         )
 

@@ -21,6 +21,7 @@ from tometune.config.command_line import CommandLine
 from tometune.config.errors import ConfigError, UserError
 from tometune.config.messages import explain
 from tometune.config.root import Config
+from tometune.config.settled import check_pool_is_drawn, settled, without_undrawn_pool
 from tometune.config.store import ADHOC, CONFIG_NAME, conf_dir, typed
 
 
@@ -110,14 +111,14 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
     """Turn what Hydra composed for one run into dataclasses.
 
     A model whose id was set on the command line, but not its name, is named by the last part of its id; the jobs of
-    a sweep without a name share the name `adhoc`.
+    a sweep without a name share the name `adhoc`. What a mix does not read is at its default in the jobs of a sweep.
 
     Args:
         composed: the config without its `hydra` node.
         hydra_node: that node.
 
     Raises:
-        ConfigError: a value cannot be resolved.
+        ConfigError: a value cannot be resolved, or the keys of a pool are set for a single run that draws from none.
     """
     try:
         config = typed(composed)
@@ -127,8 +128,12 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
     keys = {override.key_or_group for override in parser.parse_overrides(list(hydra_node.overrides.task))}
     if "model.id" in keys and "model.name" not in keys:
         config.model.name = slug(config.model.id)
-    if hydra_node.mode == RunMode.MULTIRUN and config.sweep.name is None:
-        config.sweep.name = ADHOC
+    if hydra_node.mode == RunMode.MULTIRUN:
+        config.sweep.name = ADHOC if config.sweep.name is None else config.sweep.name
+        config.data = settled(config.data)
+    else:
+        check_pool_is_drawn(config.data, keys)
+        config.data = without_undrawn_pool(config.data)
     return config
 
 

@@ -20,6 +20,7 @@ from tometune.config.command_line import CommandLine, parsed
 from tometune.config.errors import ConfigError, did_you_mean
 from tometune.config.messages import COMPOSITION_ERRORS, TASKS, explain, flatten
 from tometune.config.plugins import missing_plugin
+from tometune.config.settled import settled
 from tometune.config.store import CONFIG_NAME, conf_dir, typed
 from tometune.config.values import check_value, deletes_a_setting, is_empty, not_of_the_grammar, several_values
 
@@ -88,7 +89,9 @@ class _Examination:
         with open_dict(config):
             del config["hydra"]
         try:
-            check(typed(config))
+            job = typed(config)
+            job.data = settled(job.data)
+            check(job)
         except ConfigError as error:
             return error.problems
         return []

@@ -14,38 +14,30 @@ class Eligible:
     rows: np.ndarray
     """Row numbers in the order of their keys, which is that of no file."""
 
-    in_base: int
-    """Rows whose text is in the base."""
+    in_base: np.ndarray
+    """Numbers of rows whose text is in the base."""
 
-    repeats: int
-    """Rows whose text is in another row that was before them."""
+    repeats: np.ndarray
+    """Numbers of rows whose text is in another row that was before them; some are in the base too."""
 
 
-def eligible(
-    pool: Standardised, keep: np.ndarray, base: Standardised, scores: np.ndarray | None, by_source: bool
-) -> Eligible:
+def eligible(pool: Standardised, numbers: np.ndarray, base: Standardised, scores: np.ndarray | None) -> Eligible:
     """Return one row of the pool for each text that is not in the base.
 
-    Of rows that share a text the first is taken. Where it matters which one it is, since sources are told apart or rows
-    are filtered or ranked one by one, it is the one of the source that comes first by name, then of the best score:
-    that does not depend on the order of files.
+    Of rows that share a text it is the one of the source that comes first by name, then of the best score, then the
+    first of the given order.
 
     Args:
         pool: its rows.
-        keep: shape (rows of the pool): those that no mask leaves out.
+        numbers: of those that no mask leaves out, in the order of `in_key_order`.
         base: its rows; all of them count.
         scores: shape (rows of the pool), where rows are ranked.
-        by_source: whether it matters which of the rows that share a text is taken.
     """
-    numbers = np.flatnonzero(keep)
     keys = np.concatenate([base.keys, pool.keys[numbers]])
     sorting = [keys[:, 1], keys[:, 0]]  # np.lexsort sorts by the last one first
-    if by_source:
-        labels = pool.labels[numbers]
-        ranks = np.zeros(len(numbers)) if scores is None else -scores[numbers]
-        before = [_after_base(base, values) for values in (ranks, labels)]
-        sorting = [*before, *sorting]
-    order = np.lexsort(sorting)  # stable, so the base's rows come first, then the pool's as they lie
+    if scores is not None:
+        sorting = [*(_after_base(base, values) for values in (-scores[numbers], pool.labels[numbers])), *sorting]
+    order = np.lexsort(sorting)  # stable, so the base's rows come first, then the pool's as they are given
     ordered = keys[order]
     begins = np.ones(len(order), dtype=bool)
     begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
@@ -55,7 +47,8 @@ def eligible(
     previous_of_base = np.concatenate([[False], of_base[:-1]])
     first = ~of_base & (begins | previous_of_base)  # of the pool's rows of a text
     taken = numbers[order[first & ~in_base] - len(base.keys)]
-    return Eligible(taken, int((in_base & ~of_base).sum()), len(numbers) - int(first.sum()))
+    out = (in_base & ~of_base, ~of_base & ~first)
+    return Eligible(taken, *(numbers[order[some] - len(base.keys)] for some in out))
 
 
 def _after_base(base: Standardised, values: np.ndarray) -> np.ndarray:

@@ -3,11 +3,12 @@
 For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put in one seeded order, of which a larger mix takes a
 longer beginning. Left out before that: pool rows that a filter leaves out, whose normalised text is in the base, all
 but the first of pool rows that share it, and near-duplicates where they are asked for. Rows are put in the order of
-their keys before the seeded one, so neither the names of the pool's files nor how its rows are spread over them change
-which texts are drawn.
+their keys before the seeded one (of equal keys, by source, then by what was said letter by letter), so neither the
+names of files nor how rows are spread over them change which texts are drawn, or in which order.
 
-A base is taken as it is, with the rows that repeat each other. One with more rows than `data.base.rows` gives that many
-of them by a seeded draw, for trying things out; then too, pool rows whose text is anywhere in the base are left out.
+A base is taken whole, with the rows that repeat each other, in the order of keys. One with more rows than
+`data.base.rows` gives that many of them by a seeded draw, for trying things out; then too, pool rows whose text is
+anywhere in the base are left out.
 """
 
 from collections import Counter
@@ -19,9 +20,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from tometune.config.data import DataConfig
+from tometune.config.data import DataConfig, PoolOrder
 from tometune.config.errors import UserError
-from tometune.data.clean.masks import EXAMPLES, Tokenizer, by_source
+from tometune.config.filters import ScorerKind
+from tometune.data.clean.masks import Tokenizer, by_source
+from tometune.data.clean.scorer import scores_of
 from tometune.data.contamination.overlaps import HeldOut
 from tometune.data.taken import Taken, hexadecimal, of_base, of_pool
 from tometune.data.tokenised import Part
@@ -52,7 +55,11 @@ class Mix:
     """The base and, where rows are drawn from it, the pool."""
 
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Some of the rows that were left out, by reason: {origin, source, messages}. Not part of the manifest."""
+    """Some of the rows that were left out, by reason, a few of base and pool each: {origin, source, messages}. Not in
+    the manifest."""
+
+    scores: np.ndarray | None = None
+    """Quality scores, shape (rows), float32, NaN where a row has none; None where no row has one. Not in mix.json."""
 
     def manifest(self) -> dict[str, Any]:
         """Return what mix.json holds: everything but the texts."""
@@ -92,7 +99,8 @@ def build_mix(
     digest = sha256("\n".join(row_ids).encode()).hexdigest()[:20]
     facts = {name: part.facts for name, part in parts.items()}
     taken = tuple(Part(part.source.fingerprint, part.source.rows, part.chosen) for part in parts.values())
-    return Mix(config.name, seed, dataset, row_ids, digest, _sources(parts), facts, taken, _examples(parts))
+    scores = _scores(config, parts, cache)
+    return Mix(config.name, seed, dataset, row_ids, digest, _sources(parts), facts, taken, _examples(parts), scores)
 
 
 def _ids(origin: str, keys: np.ndarray) -> list[str]:
@@ -108,6 +116,26 @@ def _ids(origin: str, keys: np.ndarray) -> list[str]:
     return ids
 
 
+def _scores(config: DataConfig, parts: dict[str, Taken], cache: Path) -> np.ndarray | None:
+    """Return the scores that the rows came with, or where the pool is ranked those it is ranked by.
+
+    The base gets these too where they are cheap; a classifier is not shown rows that it has nothing to decide about.
+    """
+    ranked = "pool" in parts and config.pool is not None and config.pool.order is PoolOrder.best
+    kind = config.scorer.kind if ranked else ScorerKind.column
+    found = []
+    for name, part in parts.items():
+        scores = part.source.scores
+        if kind is ScorerKind.heuristic or (kind is ScorerKind.fineweb_edu and name == "pool"):
+            scores = scores_of(part.source, config.scorer, cache)
+        elif kind is ScorerKind.fineweb_edu:
+            scores = None  # of another scale
+        found.append(np.full(len(part.chosen), np.nan, np.float32) if scores is None else scores[part.chosen])
+    together: np.ndarray = np.concatenate(found)
+    together[np.isinf(together)] = np.nan  # has no mean
+    return None if np.isnan(together).all() else together
+
+
 def _sources(parts: dict[str, Taken]) -> dict[str, int]:
     """Count the rows by source."""
     total: Counter[str] = Counter()
@@ -121,5 +149,5 @@ def _examples(parts: dict[str, Taken]) -> dict[str, list[dict[str, Any]]]:
     examples: dict[str, list[dict[str, Any]]] = {}
     for part in parts.values():
         for reason, rows in part.filtered.examples.items():
-            examples[reason] = [*examples.get(reason, []), *rows][:EXAMPLES]
+            examples[reason] = [*examples.get(reason, []), *rows]
     return examples

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tometune.data.clean.masks import NEAR
 from tometune.data.mix import Mix
 from tometune.data.tokenised import IGNORE
 from tometune.data.tokens import Tokens
@@ -92,11 +93,11 @@ def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
         steps[4, f"− filtered: {reason}"] = sum(by_source.values())
     if shared := facts.get("contaminated_rows", 0):
         steps[4, "− shares words with the evaluation"] = shared
-    if "near_duplicates" in facts:
-        steps[8, "− nearly the text of a row that is kept"] = sum(facts["near_duplicates"].values())
+    if NEAR in facts:
+        steps[8, "− nearly the text of a row that is kept"] = sum(facts[NEAR].values())
     if "excluded" in facts:
         left = facts["usable"] - sum(sum(by_source.values()) for by_source in facts["filtered"].values()) - shared
-        near = sum(facts.get("near_duplicates", {}).values())
+        near = sum(facts.get(NEAR, {}).values())
         in_base, repeats = facts["excluded"]["in_base"], facts["excluded"]["repeats"]
         steps[5, "− text is in the base"] = in_base
         steps[6, "− text is in an earlier row of the pool"] = repeats

@@ -17,9 +17,6 @@ BATCH = 10_000
 SAMPLES = 10
 """Rows that a card shows as chats."""
 
-SCORE = "score"
-"""Column of a quality score, where the mix has one."""
-
 
 @dataclass(frozen=True)
 class Profile:
@@ -50,7 +47,7 @@ class Profile:
     """Tokens after cutting; 0 for a row that is left out since nothing in it is trained on. None: not tokenised."""
 
     scores: np.ndarray | None
-    """Quality scores, nan where a row has none; None where the mix has no such column."""
+    """Quality scores, nan where a row has none; None where no row has one."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -78,7 +75,6 @@ def profile(mix: Mix, tokens: Tokens | None = None) -> Profile:
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     origins, keys = _identities(mix.row_ids)
-    scored = SCORE in mix.dataset.column_names
     return Profile(
         mix.name,
         [found[number] for number in order],
@@ -88,7 +84,7 @@ def profile(mix: Mix, tokens: Tokens | None = None) -> Profile:
         np.concatenate([column["characters"] for column in columns]),
         np.concatenate([column["turns"] for column in columns]),
         None if tokens is None else tokens.lengths,
-        np.concatenate([column[SCORE] for column in columns]) if scored else None,
+        mix.scores,
     )
 
 
@@ -100,15 +96,11 @@ def _columns(table: pa.Table) -> dict[str, Any]:
     starts = np.cumsum(counts) - counts
     characters = pc.fill_null(pc.utf8_length(pc.struct_field(turns, "content")), 0).to_numpy(zero_copy_only=False)
     spoken = pc.not_equal(pc.struct_field(turns, "role"), "system").to_numpy(zero_copy_only=False)
-    found = {
+    return {
         "source": pc.fill_null(table.column("source").combine_chunks().cast(pa.string()), "none"),
         "characters": np.add.reduceat(characters.astype(np.int64), starts),  # no conversation is without a turn
         "turns": np.add.reduceat(spoken.astype(np.int64), starts),
     }
-    if SCORE in table.column_names:
-        scores = pc.cast(table.column(SCORE).combine_chunks(), pa.float64())
-        found[SCORE] = scores.to_numpy(zero_copy_only=False)
-    return found
 
 
 def _identities(row_ids: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ A batch holds its rows as they came, Arrow or lines; Python objects are made of 
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,38 @@ def plain(batch: "pa.RecordBatch") -> list[Row]:
     return rows
 
 
+def simplified(batch: "pa.RecordBatch") -> "pa.RecordBatch":
+    """Return the batch with its texts and lists as plain strings and lists: no dictionaries, views, 64-bit offsets.
+
+    A column that cannot be cast stays as it is. Bytes that are not UTF-8 stay what they are.
+    """
+    import pyarrow as pa
+
+    fields, columns = [], []
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            column = column.cast(_simple_type(field.type)) if _simple_type(field.type) != field.type else column
+        fields.append(pa.field(field.name, column.type))
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _simple_type(kind: "pa.DataType") -> "pa.DataType":
+    """Return the plain type, at any depth."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return _simple_type(kind.value_type)
+    if types.is_large_string(kind) or types.is_string_view(kind):
+        return pa.string()
+    if types.is_list(kind) or types.is_large_list(kind):
+        return pa.list_(_simple_type(kind.value_type))
+    if types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _simple_type(field.type)) for field in kind])
+    return kind
+
+
 def _binary(batch: "pa.RecordBatch") -> "pa.RecordBatch":
     """Return the batch with its texts as bytes, which costs no copy."""
     import pyarrow as pa
@@ -191,14 +224,16 @@ def _object(line: bytes, where: str) -> Row:
 
 
 def _loads(content: bytes, where: str, fix: str) -> Any:
-    """Parse JSON in UTF-8, with or without a byte order mark."""
+    """Parse JSON in UTF-8, with or without a byte order mark; `json` would guess at other encodings."""
     try:
-        return json.loads(content)
+        return json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{where}: is not JSON ({error.msg}, {place}); {fix}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: is not UTF-8 ({error.reason} at byte {error.start}); {fix}") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise UserError(f"{where}: cannot be read ({str(error).partition(';')[0]}); {fix}") from None
     except RecursionError:
         raise UserError(f"{where}: is nested too deeply; {fix}") from None
 

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -16,7 +16,7 @@ from tometune.config.errors import UserError
 from tometune.data import formats
 from tometune.data.columns import MESSAGES, Conversations, conversations
 from tometune.data.conversations import encodable, mend, normalised
-from tometune.data.readers import Batch, Row, plain
+from tometune.data.readers import Batch, Row, plain, simplified
 
 SCHEMA = pa.schema({"key": pa.binary(), "source": pa.string(), "messages": MESSAGES})
 
@@ -57,6 +57,8 @@ def standardised(batch: Batch, source: SourceConfig) -> Piece:
     """
     fallback = source.id or str(source.kind)
     if isinstance(batch.content, pa.RecordBatch):
+        batch = replace(batch, content=simplified(batch.content))
+        assert isinstance(batch.content, pa.RecordBatch)
         columns = conversations(batch.content, source.format)
         labels = _labels(batch.content, fallback)
         if columns is not None and labels is not None:
@@ -116,7 +118,7 @@ def _by_row(batch: Batch, source: SourceConfig, form: RowFormat, places: np.ndar
             scores.append(_score(row.get(source.score)))
             kept.append(index)
     rows = pa.RecordBatch.from_pylist(usable, schema=SCHEMA)
-    return Piece(rows, np.array(scores, np.float32), places[kept], len(batch), dropped, mended)
+    return Piece(rows, _as_float32(np.array(scores, np.float64)), places[kept], len(batch), dropped, mended)
 
 
 def text_key(texts: Iterable[str]) -> bytes:
@@ -155,11 +157,21 @@ def _scores(batch: pa.RecordBatch, name: str) -> np.ndarray:
     if name in batch.schema.names:
         column = batch.column(name)
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-            numbers: np.ndarray = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-            return numbers.astype(np.float32)  # null is NaN
+            return _as_float32(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))  # null is NaN
     return np.full(len(batch), np.nan, dtype=np.float32)
 
 
 def _score(value: Any) -> float:
-    """Return a row's score; NaN for what is no number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    """Return a row's score; NaN for what is no number, or one too large."""
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
+
+
+def _as_float32(numbers: np.ndarray) -> np.ndarray:
+    """Return scores as float32; NaN for what is too large to be one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        small: np.ndarray = numbers.astype(np.float32)
+    small[np.isinf(small) & np.isfinite(numbers)] = np.nan
+    return small

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tometune.config.data import SourceConfig
+from tometune.disk import write_json
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def shards_of(source: SourceConfig, commit: str) -> list[str] | None:
     shards = paths if paths and len(paths) == len(named) else None
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(shards), encoding="utf-8")
+        write_json(note, shards)
     return shards
 
 

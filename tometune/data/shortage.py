@@ -4,7 +4,7 @@ from typing import Any
 
 from tometune.config.data import DataConfig, SourceConfig, SourceKind
 from tometune.config.errors import UserError
-from tometune.data.clean.masks import Filtered
+from tometune.data.clean.masks import NEAR, Filtered
 from tometune.data.draw import Short
 from tometune.data.standardise import Standardised
 
@@ -83,8 +83,8 @@ def of_pool(pool: Standardised, facts: dict[str, Any], short: Short, added: int,
         steps["filtered"] = _total(facts["filtered"])
     if facts.get("contaminated_rows"):
         steps["data.contamination=drop"] = facts["contaminated_rows"]
-    if "near_duplicates" in facts:
-        steps["near-duplicates"] = sum(facts["near_duplicates"].values())
+    if NEAR in facts:
+        steps["near-duplicates"] = sum(facts[NEAR].values())
     went = ", ".join(f"{what}: {count:,}" for what, count in steps.items())
     fewer = config.rows - added + short.rows
     limit = f"{short.rows:,} can be added {short.reason} " if short.reason else ""

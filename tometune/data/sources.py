@@ -4,6 +4,7 @@ import glob
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -88,18 +89,25 @@ def _digest(file: Path) -> bytes:
 
 
 def content_digest(file: Path) -> bytes:
-    """Return the sha256 of a file's content, read a piece at a time.
+    """Return the sha256 of a file's content, read a piece at a time, and anew where its size or time has changed.
 
     Raises:
         UserError: the file cannot be read.
     """
-    digest = sha256()
     try:
-        with file.open("rb") as content:
-            while chunk := content.read(2**20):
-                digest.update(chunk)
+        found = file.stat()
+        return _content_digest(file.resolve(), found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise unreadable(file, error) from error
+
+
+@lru_cache(4096)
+def _content_digest(file: Path, _size: int, _changed: int) -> bytes:
+    """Hash a file once a process: identity, the cache's key and the order of files all ask for it."""
+    digest = sha256()
+    with file.open("rb") as content:
+        while chunk := content.read(2**20):
+            digest.update(chunk)
     return digest.digest()
 
 

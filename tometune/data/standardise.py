@@ -25,7 +25,7 @@ from tometune.progress import progress
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Raised when the same source is standardised to other rows."""
 
 LAYOUT = 2

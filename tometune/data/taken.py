@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from tometune.config.data import Contamination, DataConfig, PoolConfig, PoolOrder
+from tometune.config.data import Contamination, DataConfig, PoolOrder
 from tometune.config.filters import FiltersConfig
 from tometune.data import shortage
-from tometune.data.clean.masks import Filtered, Mask, Tokenizer, by_source, examples_of, filters, together
+from tometune.data.clean.masks import NEAR, Filtered, Mask, Tokenizer, by_source, examples_of, filters, together
 from tometune.data.clean.near import near_duplicates
 from tometune.data.clean.scorer import scores_of
 from tometune.data.contamination.overlaps import HeldOut, overlapping
 from tometune.data.draw import Short, check_names, in_draw_order, take
 from tometune.data.eligible import eligible
+from tometune.data.order import in_key_order
 from tometune.data.standardise import Standardised, standardise
 from tometune.seeding import stream
 
-NEAR, CONTAMINATED = "near_duplicate", "contaminated"
+CONTAMINATED = "contaminated"
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,21 @@ class Taken:
 
 
 def of_base(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, held_out: HeldOut | None) -> Taken:
-    """Return all of the base, or as much as the config wants of it."""
+    """Return all of the base in the order of its keys, or a draw of as many rows as the config wants of it."""
     base = standardise(config.base, "data.base", cache)
     on = config.filters if config.filters.base else FiltersConfig()
     near = config.near_dedup.base and config.near_dedup.threshold is not None
     masks = chain(filters(on, base, cache, tokenizer), [_near_in_base(config, base, cache)] if near else [])
     filtered = together(base, "base", masks)
     shared = _without_held_out(config, base, "base", filtered, held_out, cache)
-    rows = np.flatnonzero(filtered.keep)
+    order = in_key_order(base, cache)
+    rows = order[filtered.keep[order]]
     wanted = config.base.rows if config.base.rows is not None else len(rows)
     shortage.check_base(base, filtered, shared.get("contaminated_rows", 0), wanted, config)
-    chosen = rows[_draw(hexadecimal(base.keys[rows]), wanted, seed, "base")] if len(rows) > wanted else rows
+    chosen = rows[stream(seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
     facts = {**_facts(base, filtered), **shared, "rows": wanted}
     if near:
-        facts["near_duplicates"] = facts["filtered"].pop(NEAR)
+        facts[NEAR] = facts["filtered"].pop(NEAR)
     return Taken(base, filtered, chosen, facts)
 
 
@@ -70,13 +72,18 @@ def of_pool(
     filtered = together(pool, "pool", filters(config.filters, pool, cache, tokenizer))
     shared = _without_held_out(config, pool, "pool", filtered, held_out, cache)
     scores = scores_of(pool, config.scorer, cache) if config.pool.order is PoolOrder.best else None
-    found = eligible(pool, filtered.keep, base, scores, _by_source(config.pool) or not filtered.keep.all())
-    rows, near = _without_near(config, base, pool, found.rows, cache)
-    excluded = {"in_base": found.in_base, "repeats": found.repeats}
-    facts = {**_facts(pool, filtered), **shared, "excluded": excluded, "eligible": len(rows), "rows": added}
+    order = in_key_order(pool, cache)
+    found = eligible(pool, order[filtered.keep[order]], base, scores)
+    ranked = found.rows if scores is None else found.rows[np.argsort(-scores[found.rows], kind="stable")]
+    rows, near = _without_near(config, base, pool, ranked, cache)
+    out = {"in_base": found.in_base, "repeats": found.repeats}
+    excluded = {reason: len(some) for reason, some in out.items()}
+    sources = {reason: by_source(pool, some) for reason, some in out.items()}
+    facts = {**_facts(pool, filtered), **shared, "excluded": excluded, "excluded_sources": sources}
+    facts |= {"eligible": len(rows), "rows": added}
     if near is not None:
-        facts["near_duplicates"] = by_source(pool, near)
-        filtered.examples[NEAR] = examples_of(pool, "pool", near)
+        facts[NEAR], facts["near_base"] = (by_source(pool, some) for some in near)
+        filtered.examples[NEAR] = examples_of(pool, "pool", near[0])
     chosen = take(in_draw_order(rows, scores, config.pool, seed), added, pool, config.pool)
     if isinstance(chosen, Short):
         raise shortage.of_pool(pool, facts, chosen, added, config)
@@ -102,16 +109,11 @@ def _without_held_out(
     return {"contaminated": counts, "contaminated_rows": len(out)}
 
 
-def _by_source(pool: PoolConfig) -> bool:
-    """Tell whether it matters which of the rows that share a text is taken."""
-    return bool(pool.weights or pool.caps) or pool.order is PoolOrder.best
-
-
 def _near_in_base(config: DataConfig, base: Standardised, cache: Path) -> Mask:
     """Return the mask of base rows that are no near-duplicates of others; rows of one text are not compared."""
     assert config.near_dedup.threshold is not None
     rows = _firsts(base)
-    near, _ = near_duplicates((base, rows), (base, rows[:0]), config.near_dedup.threshold, cache)
+    near, _ = near_duplicates((base, rows[:0]), (base, rows), config.near_dedup.threshold, cache)
     keep = np.ones(len(base.rows), dtype=bool)
     keep[rows[near]] = False
     return Mask(NEAR, keep)
@@ -119,12 +121,23 @@ def _near_in_base(config: DataConfig, base: Standardised, cache: Path) -> Mask:
 
 def _without_near(
     config: DataConfig, base: Standardised, pool: Standardised, rows: np.ndarray, cache: Path
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the pool's rows without near-duplicates, and those; None where they are not looked for."""
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """Return the pool's rows without near-duplicates; and those, and which of them are near the base's, or None.
+
+    Args:
+        config: of the mix.
+        base: all its rows count, but for those that are near-duplicates of others and left out for that.
+        pool: the other source.
+        rows: numbers of its rows; of those that are alike the first stays.
+        cache: root of the cache.
+    """
     if config.near_dedup.threshold is None:
         return rows, None
-    _, near = near_duplicates((base, _firsts(base)), (pool, rows), config.near_dedup.threshold, cache)
-    return rows[~near], rows[near]
+    fixed = _firsts(base)
+    if config.near_dedup.base:
+        fixed = fixed[_near_in_base(config, base, cache).keep[fixed]]
+    near, of_base = near_duplicates((base, fixed), (pool, rows), config.near_dedup.threshold, cache)
+    return rows[~near], (rows[near], rows[of_base])
 
 
 def _firsts(base: Standardised) -> np.ndarray:
@@ -134,12 +147,6 @@ def _firsts(base: Standardised) -> np.ndarray:
     begins = np.ones(len(order), dtype=bool)
     begins[1:] = (keys[1:] != keys[:-1]).any(axis=1)
     return order[begins]
-
-
-def _draw(keys: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
-    """Draw row numbers of a base that is larger than asked for, independent of the order of its files."""
-    order = np.argsort(keys, kind="stable")
-    return order[stream(seed, name).permutation(len(order))[:count]]
 
 
 def hexadecimal(keys: np.ndarray) -> np.ndarray:

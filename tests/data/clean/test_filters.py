@@ -139,7 +139,7 @@ def test_near_duplicates_go_the_base_wins(pool_of):
     mix = pool_of([*pool, near(2)], base=[near(0)], take=2, near_dedup=NearDedupConfig(threshold=0.8))
     assert mix.facts["pool"]["near_duplicates"] == {"a": 1, "b": 1}
     assert mix.facts["pool"]["eligible"] == 2
-    assert {example["source"] for example in mix.examples["near_duplicate"]} == {"a", "b"}
+    assert {example["source"] for example in mix.examples["near_duplicates"]} == {"a", "b"}
     with pytest.raises(
         UserError, match=r"2 usable rows of 4 \(in the base: 0, repeats: 0, dropped: 0, near-duplicates: 2\)"
     ):
@@ -152,8 +152,41 @@ def test_near_duplicates_within_the_base_only_if_asked(pool_of):
     assert left.facts["base"]["filtered"] == {}
     mix = pool_of([near(2)], base=base, take=0, near_dedup=NearDedupConfig(threshold=0.8, base=True))
     assert (mix.facts["base"]["filtered"], mix.facts["base"]["near_duplicates"]) == ({}, {"files": 1})
-    assert [example["origin"] for example in mix.examples["near_duplicate"]] == ["base"]
+    assert [example["origin"] for example in mix.examples["near_duplicates"]] == ["base"]
     assert len(mix.row_ids) == 3
+
+
+def test_each_base_row_counts_though_it_is_near_another_one(pool_of):
+    """One that is near both, or only near a base row that is itself near an earlier one, goes."""
+    words = [f"w{n}" for n in range(100)]
+
+    def changed(count):
+        return chat(" ".join([*words[: 100 - count], *(f"x{n}" for n in range(count))]), "so")
+
+    base, pool = [changed(0), changed(8)], [changed(16), chat(PROSE, PROSE)]
+    near = NearDedupConfig(threshold=0.8)
+    facts = pool_of(pool, base=base, near_dedup=near).facts["pool"]
+    assert facts["near_duplicates"] == {"files": 1}
+
+
+def test_the_better_one_of_two_near_duplicates_stays(pool_of):
+    rows = [near(0, f"changed {n}") | {"score": float(n)} for n in range(6)]
+    mix = pool_of(
+        [*rows, near(1) | {"score": 0.5}],
+        order=PoolOrder.best,
+        scorer=ScorerConfig(kind=ScorerKind.column),
+        near_dedup=NearDedupConfig(threshold=0.8),
+    )
+    assert mix.facts["pool"]["eligible"] == 2
+    assert "changed 5" in mix.dataset[1]["messages"][0]["content"]
+
+
+def test_examples_are_some_of_each_origin(pool_of):
+    short = [chat("a", str(n)) for n in range(9)]
+    filters = FiltersConfig(base=True, min_characters=5)
+    mix = pool_of([*short, chat("long", "enough")], base=[*short, chat("longer", "enough")], take=-8, filters=filters)
+    origins = [example["origin"] for example in mix.examples["too_few_characters"]]
+    assert (origins.count("base"), origins.count("pool")) == (5, 5)
 
 
 def test_a_classifier_ranks_the_pool(pool_of, tmp_path, caplog):

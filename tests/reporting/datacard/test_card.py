@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from tests.browser import needs_browser, opened
-from tests.data.conftest import conversation, mix_of  # noqa: F401 - a fixture
+from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
+from tometune.config.data import DataConfig
+from tometune.config.filters import NearDedupConfig
 from tometune.data.difference import between
-from tometune.data.mix import Mix
+from tometune.data.mix import Mix, build_mix
 from tometune.data.profile import profile, samples
 from tometune.reporting.datacard import content
 from tometune.reporting.datacard.markdown import card_markdown, compare_markdown, inline
@@ -66,20 +68,44 @@ def test_what_was_left_out_is_told_with_examples(mix_of: Callable[..., Mix]) -> 
     pool = [*base[:2], conversation("p1"), conversation("p1"), *base[:1], conversation("p2"), {"conversations": []}]
     mix = mix_of(base, pool, 6, base_rows=5)
     example = {"origin": "pool", "source": "gamma", "messages": [{"role": "user", "content": "cut me"}]}
-    mix.facts["pool"] |= {"filtered": {"language": {"gamma": 3, "delta": 1}}, "near_duplicates": {"gamma": 2}}
+    mix.facts["pool"] |= {
+        "filtered": {"language": {"gamma": 3, "delta": 1}},
+        "near_duplicates": {"gamma": 2},
+        "near_base": {"gamma": 1},
+    }
     mix.facts["pool"] |= {"contaminated_rows": 2, "contaminated": {"qa": {"gamma": 2}}}
     mix.examples["language"] = [example]
     card, page, text = card_of(mix)
     rows = {(entry["reason"], entry["origin"]): entry for entry in card["left_out"]}
-    assert rows["in_base", "pool"]["rows"] == 3
+    assert (rows["in_base", "pool"]["rows"], rows["in_base", "pool"]["sources"]) == (3, "alpha 3")
+    assert rows["repeats", "pool"]["sources"] == "alpha 1, files 1"
     assert rows["language", "pool"]["sources"] == "gamma 3, delta 1"
     assert rows["near_duplicates", "pool"]["rows"] == 2
+    assert rows["near_duplicates", "pool"]["text"].endswith("(1 of them as one of the base)")
     assert rows["contaminated", "pool"]["sources"] == "qa: gamma 2"
     assert "cut me" in page
     assert "cut me" in text
     way = card["ways"]["pool"]
     assert way[0] == ("read", 7, False)
     assert way[-2:] == [("left to draw from", 2, False), ("taken", 1, False)]
+
+
+def test_near_duplicates_are_shown(tmp_path: Path) -> None:
+    """Of a real mix: five of the base, five of the pool, and how many of these are near the base."""
+
+    def near(number: int, other: int) -> dict[str, Any]:
+        return conversation(" ".join(f"w{number}x{n}" for n in range(60)) + f" last {other}")
+
+    base = write_jsonl(tmp_path / "base.jsonl", [near(0, other) for other in range(8)])
+    pool = write_jsonl(tmp_path / "pool.jsonl", [near(0, 9), *(near(1, other) for other in range(8))])
+    config = DataConfig(rows=2, base=files(base), pool=files(pool), near_dedup=NearDedupConfig(0.8, base=True))
+    card, page, _ = card_of(build_mix(config, 0, tmp_path / "cache"))
+    found = {entry["origin"]: entry for entry in card["left_out"] if entry["reason"] == "near_duplicates"}
+    assert {origin: (entry["rows"], len(entry["examples"])) for origin, entry in found.items()} == {
+        "base": (7, 5),
+        "pool": (8, 5),
+    }
+    assert "nearly the same as another row (1 of them as one of the base)" in page
 
 
 def test_the_way_counts_a_row_once(mix_of: Callable[..., Mix]) -> None:  # noqa: F811

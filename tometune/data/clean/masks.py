@@ -19,6 +19,9 @@ from tometune.progress import progress
 Tokenizer = Callable[[], Any]
 """Loads the model's tokenizer; called only where tokens are asked for."""
 
+NEAR = "near_duplicates"
+"""The reason of what is nearly another row."""
+
 EXAMPLES = 5
 """Dropped rows that are kept as examples of a reason."""
 

@@ -1,10 +1,10 @@
-"""Near-duplicates: MinHash over runs of words (rensa), base rows first, then pool rows in the order of their keys.
+"""Near-duplicates: MinHash over runs of words (rensa), base rows first, then the pool's rows in a given order.
 
 A row is left out if its estimated Jaccard similarity to a row that is kept reaches the threshold. The order is that of
-the keys, so the same rows are left out whatever files they came in.
+keys, or of scores and then keys, so the same rows are left out whatever files they came in. Signatures, 512 bytes
+a row, are a file that is mapped, and goes when the rows are compared.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from hashlib import sha256
 from itertools import pairwise
@@ -15,6 +15,7 @@ import numpy as np
 
 from tometune.caching import cached_folder
 from tometune.data.clean.features import slices, turns_of
+from tometune.data.clean.lsh import NOBODY, like_an_earlier
 from tometune.data.conversations import normalised
 from tometune.data.parallel import in_order
 from tometune.progress import progress
@@ -22,7 +23,7 @@ from tometune.progress import progress
 if TYPE_CHECKING:  # other processes import this module, and need no `datasets`
     from tometune.data.standardise import Standardised
 
-VERSION = 1
+VERSION = 2
 """Raised when the same rows give other near-duplicates."""
 
 PERMUTATIONS = 128
@@ -38,66 +39,66 @@ SEED = 42
 STEP = 20_000
 """Rows that a process takes at once."""
 
-TOLD = 1_000
-"""Rows after which the progress is told."""
+PIECE = 1_000
+"""Rows whose signatures are Python numbers at once."""
 
 Rows = tuple["Standardised", np.ndarray]
-"""A source and numbers of its rows, in the order of their keys."""
+"""A source and numbers of its rows, in the order in which they are compared."""
 
 
-def near_duplicates(base: Rows, pool: Rows, threshold: float, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of the given base and pool rows are near-duplicates of one before them, shapes (rows), bool.
+def near_duplicates(fixed: Rows, rows: Rows, threshold: float, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows are near-duplicates, and which of them of a fixed row; both of shape (rows), bool.
+
+    A row is one if it is like a fixed row, or like a row before it that is none.
 
     Args:
-        base: come first; a base row is compared with base rows alone.
-        pool: with what is eligible, and no two rows of one text.
+        fixed: rows that stay, whatever they are like.
+        rows: what may go; no two rows of one text.
         threshold: of the similarity.
         cache: root of the cache.
     """
     key: dict[str, Any] = {"version": VERSION, "threshold": threshold}
-    for name, (source, numbers) in (("base", base), ("pool", pool)):
+    for name, (source, numbers) in (("fixed", fixed), ("rows", rows)):
         key[name] = {"source": source.fingerprint, "rows": sha256(source.keys[numbers].tobytes()).hexdigest()[:20]}
 
     def build(folder: Path) -> None:
-        np.save(folder / "near.npy", _found([base, pool], threshold))
+        path = folder / "signatures.npy"
+        signatures = _signatures([fixed, rows], path)
+        with progress("rows compared for near-duplicates", len(signatures)) as advance:
+            found = like_an_earlier(signatures, len(fixed[1]), threshold, BANDS, advance)
+        np.save(folder / "near.npy", found[len(fixed[1]) :])
+        del signatures
+        path.unlink()
 
     found = np.load(cached_folder(cache, "near", key, build) / "near.npy")
-    return found[: len(base[1])], found[len(base[1]) :]
+    return found != NOBODY, (found != NOBODY) & (found < len(fixed[1]))
 
 
-def _found(sources: list[Rows], threshold: float) -> np.ndarray:
-    """Compare each row with the kept ones that share a band of its signature."""
-    from rensa import RMinHashLSH
-
-    index = RMinHashLSH(threshold, PERMUTATIONS, BANDS)
-    kept: list[Any] = []
-    near = []
-    with progress("rows compared for near-duplicates", sum(len(numbers) for _, numbers in sources)) as advance:
-        for signature in (signature for rows in sources for signature in _signatures(*rows)):
-            duplicate = any(signature.jaccard(kept[other]) >= threshold for other in index.query(signature))
-            near.append(duplicate)
-            if not duplicate:
-                index.insert(len(kept), signature)
-                kept.append(signature)
-            if len(near) % TOLD == 0:
-                advance(TOLD)
-    return np.array(near, dtype=bool)
-
-
-def _signatures(source: "Standardised", numbers: np.ndarray) -> Iterator[Any]:
-    """Yield the signature of each row in the given order; they are made in the order in which the rows lie."""
-    made = np.sort(numbers)
-    edges = np.searchsorted(made, np.arange(0, len(source.rows) + STEP, STEP))
-    parts = [made[start:end] for start, end in pairwise(edges) if end > start]
-    signatures: list[Any] = []
-    for part in in_order(partial(_of_rows, source.folder / "rows.arrow"), parts):
-        signatures += part
-    for place in np.searchsorted(made, numbers).tolist():
-        yield signatures[place]
+def _signatures(sources: list[Rows], path: Path) -> np.ndarray:
+    """Return the signature of each row in the given order; they are made in the order in which the rows lie."""
+    total = sum(len(numbers) for _, numbers in sources)
+    if not total:
+        path.touch()  # an empty file cannot be mapped
+        return np.empty((0, PERMUTATIONS), dtype=np.uint32)
+    signatures = np.lib.format.open_memmap(path, "w+", np.uint32, (total, PERMUTATIONS))
+    first = 0
+    with progress("rows signed for near-duplicates", total) as advance:
+        for source, numbers in sources:
+            order = np.argsort(numbers, kind="stable")
+            made = numbers[order]
+            edges = np.searchsorted(made, np.arange(0, len(source.rows) + STEP, STEP))
+            parts = [(start, end) for start, end in pairwise(edges.tolist()) if end > start]
+            work = partial(_of_rows, source.folder / "rows.arrow")
+            done = in_order(work, (made[start:end] for start, end in parts))
+            for (start, end), part in zip(parts, done, strict=True):
+                signatures[first + order[start:end]] = part
+                advance(end - start)
+            first += len(numbers)
+    return signatures
 
 
-def _of_rows(path: Path, numbers: np.ndarray) -> list[Any]:
-    """Return the signatures of some rows, in any process."""
+def _of_rows(path: Path, numbers: np.ndarray) -> np.ndarray:
+    """Return the signatures of some rows, shape (rows, PERMUTATIONS), uint32; in any process."""
     from rensa import RMinHash
 
     runs: list[list[str]] = []
@@ -112,7 +113,10 @@ def _of_rows(path: Path, numbers: np.ndarray) -> list[Any]:
             if place in wanted:
                 runs.append(runs_of(normalised(said[start:end])))
             place += 1
-    signatures: list[Any] = RMinHash.from_token_sets(runs, PERMUTATIONS, SEED)
+    signatures = np.empty((len(runs), PERMUTATIONS), dtype=np.uint32)
+    for start in range(0, len(runs), PIECE):  # as Python numbers they take 4 KB a row
+        piece = RMinHash.digests_from_token_sets(runs[start : start + PIECE], PERMUTATIONS, SEED)
+        signatures[start : start + len(piece)] = piece
     return signatures
 
 

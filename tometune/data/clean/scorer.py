@@ -2,7 +2,6 @@
 
 import logging
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 from tometune.caching import cached_folder
 from tometune.config.errors import UserError
 from tometune.config.filters import ScorerConfig, ScorerKind
-from tometune.data.clean.features import feature, slices, turns_of
+from tometune.data.clean.features import feature
+from tometune.data.order import in_key_order
 from tometune.data.sources import content_digest
 from tometune.data.standardise import Standardised
 from tometune.hub import hub_errors, pinned
@@ -19,8 +19,8 @@ from tometune.progress import progress
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Raised when the classifier is shown other texts, and so gives other scores."""
+VERSION = 2
+"""Raised when the classifier is shown other texts, or other texts together, and so gives other scores."""
 
 BATCH = 64
 """Rows that the classifier is shown at once."""
@@ -84,14 +84,18 @@ def _classified(source: Standardised, config: ScorerConfig, cache: Path) -> np.n
     key = {"source": source.fingerprint, "classifier": made_by, "version": VERSION}
 
     def build(folder: Path) -> None:
-        np.save(folder / "values.npy", _classify(source, *_where(config)))
+        np.save(folder / "values.npy", _classify(source, in_key_order(source, cache), *_where(config)))
 
     values: np.ndarray = np.load(cached_folder(cache, "features", key, build) / "values.npy")
     return values
 
 
-def _classify(source: Standardised, name: str, revision: str | None) -> np.ndarray:
-    """Show every row to the classifier, rows of like length together."""
+def _classify(source: Standardised, rows: np.ndarray, name: str, revision: str | None) -> np.ndarray:
+    """Show every row to the classifier, rows of like length together.
+
+    Which rows are together, and so padded to one length, can change the last digits: it goes by the order of `rows`,
+    which is that of no file.
+    """
     import torch
 
     tokenizer, model = _load(name, revision)
@@ -102,25 +106,23 @@ def _classify(source: Standardised, name: str, revision: str | None) -> np.ndarr
     scores = np.empty(len(source.rows), dtype=np.float32)
     with torch.inference_mode(), progress("rows scored", len(source.rows)) as advance:
         for start in range(0, len(source.rows), STEP):
-            batches = slices(source.folder / "rows.arrow", start, start + STEP)
-            texts = [text for batch in batches for text in _texts(batch)]
+            numbers = rows[start : start + STEP]
+            texts = _texts(source, numbers)
             order = np.argsort([len(text) for text in texts], kind="stable")
             for first in range(0, len(order), BATCH):
-                rows = order[first : first + BATCH]
+                some = order[first : first + BATCH]
                 shown = tokenizer(
-                    [texts[row] for row in rows], return_tensors="pt", padding=True, truncation=True, max_length=LONGEST
+                    [texts[row] for row in some], return_tensors="pt", padding=True, truncation=True, max_length=LONGEST
                 )
-                scores[start + rows] = model(**shown.to(device)).logits[:, -1].float().cpu().numpy()
+                scores[numbers[some]] = model(**shown.to(device)).logits[:, -1].float().cpu().numpy()
             advance(len(texts))
     return scores
 
 
-def _texts(batch: Any) -> list[str]:
-    """Return the texts of each row's turns, one below the other."""
-    rows, _, texts = turns_of(batch)
-    edges = np.searchsorted(rows, np.arange(len(batch) + 1)).tolist()
-    said = texts.to_pylist()
-    return ["\n\n".join(said[start:end]) for start, end in pairwise(edges)]
+def _texts(source: Standardised, numbers: np.ndarray) -> list[str]:
+    """Return the texts of the turns of some rows, one below the other."""
+    taken = source.rows.select_columns("messages")[numbers]
+    return ["\n\n".join(turn["content"] for turn in messages) for messages in taken["messages"]]
 
 
 def _load(name: str, revision: str | None) -> tuple[Any, Any]:

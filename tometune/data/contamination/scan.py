@@ -1,6 +1,5 @@
 """Looks through the rows of a source for the runs of an index, on every core."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from tometune.data.contamination.index import Index
 from tometune.data.contamination.words import Words, joined_turns, words_of
+from tometune.data.parallel import cores
 
 ROWS = 2_000
 """Rows looked through at once: their words fit into a processor's cache."""
@@ -47,16 +47,11 @@ def scan(index: Index, messages: pa.ChunkedArray) -> Found:
         index: what is looked for.
         messages: a list of {role, content} a row; may be memory-mapped, of which a few batches at a time are read.
     """
-    with ThreadPoolExecutor(_cores()) as threads:
+    with ThreadPoolExecutor(cores()) as threads:
         parts = [NOTHING, *threads.map(lambda batch: _scan(index, *batch), _batches(messages))]
     rows, places, runs = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(rows, kind="stable")
     return Found(rows[order], places[order], runs[order])
-
-
-def _cores() -> int:
-    """Return the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _batches(messages: pa.ChunkedArray) -> Iterator[tuple[int, pa.Array]]:

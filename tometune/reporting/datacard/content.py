@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tometune.data.clean.masks import NEAR
 from tometune.data.contamination.overlaps import MixOverlaps
 from tometune.data.mix import Mix
 from tometune.data.profile import Profile, described, repeats
@@ -15,7 +16,7 @@ WORDS = {
     "no_assistant_turn": "no answer of the assistant in it",
     "in_base": "its text is in the base",
     "repeats": "its text is in an earlier row of the pool",
-    "near_duplicates": "nearly the same as another row",
+    NEAR: "nearly the same as another row",
     "contaminated": "shares a run of words with an evaluation example",
 }
 """Reasons in words; others are shown as they are called."""
@@ -24,7 +25,7 @@ SHORT = {
     "no_assistant_turn": "without an answer",
     "in_base": "in the base",
     "repeats": "repeats",
-    "near_duplicates": "near-duplicates",
+    NEAR: "near-duplicates",
     "contaminated": "in the evaluation",
 }
 """The same where there is little room."""
@@ -64,8 +65,8 @@ def way(facts: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
 def _later(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Return what filters, near-duplicates and contamination took off, where the mix tells it."""
     rows = [(reason, _total(counts)) for reason, counts in facts.get("filtered", {}).items()]
-    if "near_duplicates" in facts:
-        rows.append(("near_duplicates", _total(facts["near_duplicates"])))
+    if NEAR in facts:
+        rows.append((NEAR, _total(facts[NEAR])))
     if "contaminated_rows" in facts:
         rows.append(("contaminated", facts["contaminated_rows"]))
     return rows
@@ -81,13 +82,17 @@ def left_out(mix: Mix) -> Reasons:
     found: Reasons = []
     for origin, facts in mix.facts.items():
         by_source: dict[str, Any] = {**facts["dropped"], **facts.get("filtered", {})}
-        by_source |= {"near_duplicates": facts["near_duplicates"]} if facts.get("near_duplicates") else {}
+        by_source |= {NEAR: facts[NEAR]} if facts.get(NEAR) else {}
         found += [_reason(reason, origin, _total(counts), counts) for reason, counts in by_source.items()]
-        found += [_reason(reason, origin, count) for reason, count in facts.get("excluded", {}).items() if count]
+        sources = facts.get("excluded_sources", {})
+        excluded = facts.get("excluded", {}).items()
+        found += [_reason(reason, origin, count, sources.get(reason)) for reason, count in excluded if count]
         if facts.get("contaminated_rows"):
             of_tasks = {f"{task}: {name}": n for task, by in facts["contaminated"].items() for name, n in by.items()}
             found.append(_reason("contaminated", origin, facts["contaminated_rows"], of_tasks))
     for entry in found:
+        of_base = _total(mix.facts[entry["origin"]].get("near_base", {})) if entry["reason"] == NEAR else 0
+        entry["text"] += f" ({of_base:,} of them as one of the base)" if of_base else ""
         given = [row for row in mix.examples.get(entry["reason"], []) if row["origin"] == entry["origin"]]
         entry["examples"] = given
     return sorted(found, key=lambda entry: -entry["rows"])
