@@ -5,7 +5,7 @@ from typing import Any
 
 from tometune.config.errors import UserError
 from tometune.exporting.finished import _as_trained as as_trained
-from tometune.exporting.finished import _check_adapter as check_adapter
+from tometune.exporting.finished import check_adapter
 from tometune.run import read_record
 
 __all__ = ["as_trained", "check_adapter", "finished_record"]
