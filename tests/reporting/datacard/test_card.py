@@ -108,6 +108,13 @@ def test_near_duplicates_are_shown(tmp_path: Path) -> None:
     assert "nearly the same as another row (1 of them as one of the base)" in page
 
 
+def test_scores_that_rows_came_with_are_on_the_card(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    rows = [conversation(number, **({"score": number} if number else {})) for number in range(4)]
+    _, page, text = card_of(mix_of(rows, None, 4))
+    for shown in (page, text):
+        assert "Quality score of 3 rows: mean 2.000, median 2.000." in shown
+
+
 def test_the_way_counts_a_row_once(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
     base = [conversation(number) for number in range(5)]
     mix = mix_of(base, [*base[:3], base[0], conversation("p1"), conversation("p1"), conversation("p2")], 6, base_rows=5)

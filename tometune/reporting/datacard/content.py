@@ -154,7 +154,7 @@ def card(mix: Mix, values: Profile, found: dict[str, Any], drawn: list[dict[str,
         "characters": described(values.characters),
         "turns": described(values.turns),
         "tokens": None if values.tokens is None else described(values.tokens),
-        "scores": None if values.scores is None else described(values.scores[~np.isnan(values.scores)]),
+        "scores": _scores(values),
         "sources": sources(values),
         "ways": {origin: way(facts) for origin, facts in mix.facts.items()},
         "left_out": left_out(mix),
@@ -163,6 +163,14 @@ def card(mix: Mix, values: Profile, found: dict[str, Any], drawn: list[dict[str,
         "contamination": found,
         "samples": drawn,
     }
+
+
+def _scores(values: Profile) -> dict[str, float] | None:
+    """Return what there is to say of the quality scores, and how many rows have one."""
+    if values.scores is None:
+        return None
+    known = values.scores[~np.isnan(values.scores)]
+    return {**described(known), "rows": len(known)}
 
 
 def _mended(mix: Mix) -> list[dict[str, Any]]:

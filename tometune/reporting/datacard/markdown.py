@@ -14,6 +14,8 @@ def card_markdown(card: Values) -> str:
     parts = f": {card['base']:,} of the base, {card['pool']:,} of the pool" if card["pool"] else ""
     tokens = f", {much(card['tokens']['sum'])} tokens" if card["tokens"] else ""
     size = f"{much(card['characters']['sum'])} characters{tokens}, {card['turns']['mean']:.1f} turns a row."
+    if scores := card["scores"]:
+        size += f" Quality score of {scores['rows']:,} rows: mean {scores['mean']:.3f}, median {scores['median']:.3f}."
     lines = [f"# {inline(card['name'])}: data card", "", f"{card['rows']:,} conversations{parts}. {size}", ""]
     prints = [f"{origin} `{print_}`" for origin, print_ in card["fingerprints"].items()]
     lines += [f"seeds.data={card['seed']}, digest `{card['digest']}`, {', '.join(prints)}", ""]
