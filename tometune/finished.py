@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from tometune.config.errors import UserError
+from tometune.exporting.checks import check_adapter
 from tometune.exporting.finished import _as_trained as as_trained
-from tometune.exporting.finished import check_adapter
 from tometune.run import read_record
 
 __all__ = ["as_trained", "check_adapter", "finished_record"]
