@@ -231,23 +231,23 @@ def test_drop_draws_from_the_others(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     kept = build_mix(config(tmp_path, Contamination.report, rows=46), 0, cache)
     assert copied(kept) > 8
-    mix = build_mix(config(tmp_path, Contamination.drop, rows=38), 0, cache, held_out)
+    mix = build_mix(config(tmp_path, Contamination.drop, rows=38), 0, cache, held_out=held_out)
     assert (len(mix.row_ids), copied(mix)) == (38, 0)
     assert mix.facts["base"]["contaminated"] == {"qa": {"alpha": 2}}
     assert mix.facts["pool"]["contaminated"] == {"qa": {"beta": 8}}
     assert mix.facts["pool"]["contaminated_rows"] == 8
     assert mix.facts["pool"]["eligible"] == 32
     assert [entry["origin"] for entry in mix.examples["contaminated"]] == ["base"] * 2 + ["pool"] * 5
-    smaller = build_mix(config(tmp_path, Contamination.drop, rows=20), 0, cache, held_out)
+    smaller = build_mix(config(tmp_path, Contamination.drop, rows=20), 0, cache, held_out=held_out)
     assert smaller.row_ids == mix.row_ids[:20], "mixes stay nested"
     with pytest.raises(UserError, match=r"data\.pool: 32 usable .* data\.contamination=drop: 8\), but"):
-        build_mix(config(tmp_path, Contamination.drop, rows=39), 0, cache, held_out)
+        build_mix(config(tmp_path, Contamination.drop, rows=39), 0, cache, held_out=held_out)
     with pytest.raises(UserError, match=r"has 8 usable .* data\.contamination=drop: 2\); set data\.base\.rows=8"):
-        build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=9), 0, cache, held_out)
+        build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=9), 0, cache, held_out=held_out)
     steps = {name: number for (_, name), number in preview._steps(mix.facts["pool"]).items()}
     assert steps["− shares words with the evaluation"] == 8
     assert steps["usable"] - 8 == steps["left to draw from"], "none of them went for another reason"
-    whole = build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=None), 0, cache, held_out)
+    whole = build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=None), 0, cache, held_out=held_out)
     assert whole.facts["base"]["rows"] == 8, "all that are left"
     with pytest.raises(ValueError, match="needs the texts"):
         build_mix(config(tmp_path, Contamination.drop), 0, cache)
