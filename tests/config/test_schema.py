@@ -16,7 +16,7 @@ from tometune.config.data import SourceConfig
 from tometune.config.root import Config
 
 PACKAGE = Path(tometune.__file__).parent
-GROUP_FILES = ("data", "eval", "export", "filters", "lora", "model", "root", "tracking", "trainer")
+GROUP_FILES = ("chat", "data", "eval", "export", "filters", "lora", "model", "root", "tracking", "trainer")
 
 
 def schema_fields(cls: type = Config) -> Iterator[tuple[type, str]]:
