@@ -75,12 +75,9 @@ def test_metadata_and_text(llama, kind, relation, base, tmp_path, monkeypatch):
     write_card(llama, kind, [("gguf-q8_0" if kind == "gguf" else kind, GATE)], tmp_path, "me/Llama-3.2-3B-tuned")
     write_licence(llama, tmp_path)
     found = ModelCard.load(tmp_path / "README.md")
-    assert (found.data.license, found.data.base_model, found.data.library_name) == (
-        "llama3.2",
-        base,
-        {"adapter": "peft", "merged_16bit": "transformers", "gguf": "gguf"}[kind],
-    )
-    assert found.data.to_dict()["base_model_relation"] == relation
+    told = found.data.to_dict()
+    assert (told["license"], told["base_model"], told["base_model_relation"]) == ("llama3.2", base, relation)
+    assert told["library_name"] == {"adapter": "peft", "merged_16bit": "transformers", "gguf": "gguf"}[kind]
     assert found.data.datasets == ["mlabonne/FineTome-100k", "arcee-ai/The-Tome"]
     assert "Built with Llama" in found.text
     assert "Llama 3.2 Community License, Copyright © Meta" in (tmp_path / "NOTICE").read_text()
