@@ -57,6 +57,8 @@ def starts(what: str, arguments: list[str]) -> Iterator[tuple[float, float]]:
         try:
             if what == "command to page":
                 while not answers(f"http://127.0.0.1:{port}/"):
+                    if started.poll() is not None:
+                        sys.exit(started.communicate()[1])
                     time.sleep(0.01)
             else:
                 assert started.stderr is not None
