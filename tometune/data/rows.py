@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from tometune.config.data import RowFormat, SourceConfig
 from tometune.config.errors import UserError
 from tometune.data import formats
+from tometune.data.arrow import Row, plain, simplified
 from tometune.data.columns import MESSAGES, Conversations, conversations
 from tometune.data.conversations import encodable, mend, normalised
-from tometune.data.readers import Batch, Row, plain, simplified
+from tometune.data.readers import Batch
 
 SCHEMA = pa.schema({"key": pa.binary(), "source": pa.string(), "messages": MESSAGES})
 
