@@ -1,6 +1,7 @@
 """Work on every core, in order: what comes out does not depend on how many there are."""
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -51,6 +52,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     from joblib.externals.loky import ProcessPoolExecutor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    # loky replaces a process whose memory grew, which is nothing that a user could do something about.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
     pool = ProcessPoolExecutor(processes)
     try:
         waiting = deque([pool.submit(function, ahead.pop())])
