@@ -8,7 +8,7 @@ from typing import Any
 
 from tometune.config.errors import UserError
 from tometune.config.export import ExportConfig
-from tometune.config.model import ModelConfig, Precision, Quantization, Weights
+from tometune.config.model import FOUR_BITS, ModelConfig, Precision, Quantization, Weights
 from tometune.config.root import Config
 from tometune.config.stored import stored_config
 from tometune.evaluation.subject import run_folder
@@ -16,9 +16,6 @@ from tometune.exporting.checks import check_adapter, check_examples
 from tometune.hub import is_commit
 from tometune.models.load import fingerprint, quantized
 from tometune.run import read_record
-
-FOUR_BITS = ("-unsloth-bnb-4bit", "-bnb-4bit")
-"""Ends of the ids of 4-bit copies; the same id without it is the model in 16 bits."""
 
 
 @dataclass(frozen=True)
