@@ -242,10 +242,11 @@ def trained(
     Raises:
         UserError: the model or the machine does not allow it, or the loss is no longer a number.
     """
-    from tometune.models.adapter import add_adapter
-    from tometune.models.load import free_memory
-    from tometune.models.whole import load_to_train, tuned
-    from tometune.training.sft import fit
+    with quick_imports():
+        from tometune.models.adapter import add_adapter
+        from tometune.models.load import free_memory
+        from tometune.models.whole import load_to_train, tuned
+        from tometune.training.sft import fit
 
     cache = cache_folder(config)
     if run.record["train"] is not None:

@@ -18,7 +18,9 @@ SURE = 3.0
 """Standard errors from a half: with fewer, all of the change cannot be told from none."""
 
 
-def check_gguf(file: Path, originals: Mapping[str, torch.Tensor], merged: Path) -> Found:
+def check_gguf(
+    file: Path, originals: Mapping[str, torch.Tensor], merged: Path, before: str = "the base without the adapter"
+) -> Found:
     """Estimate the share of training's change that a GGUF holds: 1 if made of the merged model, 0 if of the base.
 
     By least squares over a few layers: numbers = a · base + share · change + noise. The change is what the merged model
@@ -28,6 +30,7 @@ def check_gguf(file: Path, originals: Mapping[str, torch.Tensor], merged: Path) 
         file: the GGUF.
         originals: the base's weights by layer.
         merged: folder of the merged model that it was made of.
+        before: what it is called that training began with.
     """
     squares, products, left, numbers = np.zeros((2, 2)), np.zeros(2), 0.0, 0
     for name, before in originals.items():
@@ -43,10 +46,10 @@ def check_gguf(file: Path, originals: Mapping[str, torch.Tensor], merged: Path) 
         told = found.astype(np.float64).ravel()
         squares, products, left = squares + known @ known.T, products + known @ told, left + float(told @ told)
         numbers += told.size
-    return _verdict(squares, products, left, numbers)
+    return _verdict(squares, products, left, numbers, before)
 
 
-def _verdict(squares: np.ndarray, products: np.ndarray, left: float, numbers: int) -> Found:
+def _verdict(squares: np.ndarray, products: np.ndarray, left: float, numbers: int, before: str) -> Found:
     """Solve, and say which it is where that is sure."""
     checks: dict[str, Any] = {"numbers": numbers, "verdict": "cannot tell"}
     if not numbers or not squares[1, 1] or np.linalg.cond(squares) > 1e15:
@@ -61,7 +64,4 @@ def _verdict(squares: np.ndarray, products: np.ndarray, left: float, numbers: in
     checks["verdict"] = "adapter" if share > 0.5 else "base"
     if share > 0.5:
         return checks, []
-    return checks, [
-        f"weights: the file holds {share:.0%} (± {error:.0%}) of what training changed; it is the base without the "
-        "adapter"
-    ]
+    return checks, [f"weights: the file holds {share:.0%} (± {error:.0%}) of what training changed; it is {before}"]

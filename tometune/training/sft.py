@@ -28,6 +28,7 @@ from tometune.training.outcome import TrainResult, no_room, plan, result_of
 from tometune.training.progress import progress_callbacks
 from tometune.training.room import Room
 from tometune.training.steps import Step, divisors, effective_batch, sizes
+from tometune.training.storage import check_disk
 from tometune.training.subject import Training
 from tometune.training.trainer import LogLastStep, MeteredTrainer, StopAfterStep
 
@@ -163,6 +164,7 @@ def _train(training: Training, room: Room) -> TrainResult:
         if is_first():
             trainer.curves.rewind(step_of(checkpoint) if checkpoint else 0)
         plan(training, step, checkpoint)
+        by_first(lambda: check_disk(training))
         meter.start()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.signal:
