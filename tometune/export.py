@@ -110,9 +110,8 @@ def line(export: Export, gate: dict[str, Any]) -> str:
     where = gate.get("folder", export.folder)
     said = [f"{where}: {'passed' if gate['passed'] else 'FAILED'}"]
     if "logits" in checks:
-        said.append(
-            f"{checks['logits']['mean_divergence']:.2g} nats a token from {gate['reference'].get('tuned', 'the adapter')}"
-        )
+        tuned = gate["reference"].get("tuned", "the adapter")
+        said.append(f"{checks['logits']['mean_divergence']:.2g} nats a token from {tuned}")
     rouge = checks.get("rouge", {})
     if rouge.get("stored"):
         said.append(f"the {rouge['examples']} answers that the run was scored on stand")

@@ -1,4 +1,4 @@
-"""Room on the disk for what a training of every weight saves: tens of bytes a weight, where an adapter's are nothing."""
+"""Room on the disk for what a training of every weight saves: tens of bytes a weight, of which an adapter has few."""
 
 import shutil
 
