@@ -55,7 +55,9 @@ def find_sides(config: Config) -> list[Side]:
                 "against=base: only a run or an adapter has a base beside it; name a run=… or another one in against=…"
             )
         if first.before is not None:
-            base = _same_base(f"run={config.run}", base, finished_record(_folder(config, "run", str(config.run))))
+            where = f"run={config.run}"
+            _check_there(where, base)
+            base = _same_base(where, base, finished_record(_folder(config, "run", str(config.run))))
         return [Side(f"{base.name} (base)", base), first]
     if config.against.endswith(".gguf"):
         return [first, _gguf("against", config.against)]
