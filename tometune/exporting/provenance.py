@@ -33,15 +33,15 @@ def check_gguf(
         before: what it is called that training began with.
     """
     squares, products, left, numbers = np.zeros((2, 2)), np.zeros(2), 0.0, 0
-    for name, before in originals.items():
+    for name, original in originals.items():
         if not name.endswith(AS_THEY_ARE):
             continue  # the converter may permute queries and keys
         with tempfile.TemporaryDirectory(dir=file.parent) as place:
             found = read_layers(file, [name], Path(place)).get(name)
         after = stored(merged, name)
-        if found is None or after is None or found.shape != before.shape:
+        if found is None or after is None or found.shape != original.shape:
             continue
-        base = before.to(after.dtype).double().numpy()
+        base = original.to(after.dtype).double().numpy()
         known = np.stack([base, after.double().numpy() - base]).reshape(2, -1)
         told = found.astype(np.float64).ravel()
         squares, products, left = squares + known @ known.T, products + known @ told, left + float(told @ told)

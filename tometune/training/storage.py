@@ -16,7 +16,8 @@ def bytes_saved(training: Training) -> int:
     trainer, weights = training.config.trainer, trainable(training.model)
     checkpoint = 4 * weights + state_bytes(trainer.optim, weights)
     at_once = checkpoints_kept(trainer, steps_of(training.config, len(training.rows))) + 1
-    return at_once * checkpoint + training.dtype.itemsize * weights
+    model: int = training.dtype.itemsize * weights
+    return at_once * checkpoint + model
 
 
 def check_disk(training: Training) -> None:
