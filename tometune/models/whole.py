@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig, GenerationConfig
+
 from tometune.config.errors import UserError
 from tometune.config.model import ModelConfig, Precision
 from tometune.config.root import Config
+from tometune.hub import hub_errors
 from tometune.models.adapter import load_adapter
-from tometune.models.load import load_model
+from tometune.models.load import load_model, source_of
 from tometune.models.saved import ADAPTER, as_saved
 
 
@@ -24,6 +27,21 @@ def load_to_train(model: ModelConfig, cache: Path) -> Any:
     loaded = load_model(replace(model, precision=Precision.fp32), cache)
     check_trainable(loaded, model.id)
     return loaded.requires_grad_(True)
+
+
+def published(model: ModelConfig, cache: Path) -> tuple[Any, Any]:
+    """Return the config and the generation config of the model before training, as its author wrote them.
+
+    Raises:
+        UserError: the hub does not give them.
+    """
+    source, revision = source_of(model, cache)
+    with hub_errors("model.id", model.id):
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        try:
+            return config, GenerationConfig.from_pretrained(source, revision=revision)
+        except OSError:  # few models have none
+            return config, GenerationConfig.from_model_config(config)
 
 
 def check_trainable(model: Any, name: str) -> None:

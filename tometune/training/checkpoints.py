@@ -78,7 +78,7 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
         named.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save_whole(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, as_loaded: tuple[Any, Any]) -> None:
+def save_whole(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, published: tuple[Any, Any]) -> None:
     """Write a whole model as safetensors, with its tokenizer, so that the folder is whole if it is there.
 
     Args:
@@ -86,11 +86,12 @@ def save_whole(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, as_
         tokenizer: its tokenizer.
         folder: where to.
         dtype: what the weights are rounded to: that of the arithmetic they were trained in, and are scored in.
-        as_loaded: the model's config and generation config before the trainer set what it needs in them.
+        published: the model's config and generation config as its author wrote them; the trainer and Unsloth set what
+            they need in the model's own.
     """
     with _at_once(folder) as temporary:
         model.to(dtype)
-        model.config, model.generation_config = as_loaded
+        model.config, model.generation_config = published
         model.config.dtype = dtype
         model.save_pretrained(temporary, max_shard_size=SHARD)
         tokenizer.save_pretrained(temporary)

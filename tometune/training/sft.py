@@ -15,6 +15,7 @@ from tometune.data.tokens import Tokens
 from tometune.distributed import by_first, is_first
 from tometune.models.attention import training_attention
 from tometune.models.saved import ADAPTER, WHOLE
+from tometune.models.whole import published
 from tometune.seeding import seed_everything
 from tometune.stopping import Stopped, told_to_stop
 from tometune.training.arguments import arguments
@@ -69,6 +70,8 @@ def fit(
         UserError: the loss is no longer a number, or not even one row fits into the GPU.
     """
     training = Training(model, tokenizer, tokens, config, folder, on_log, unsloth)
+    if training.whole:  # before hours of training: the hub can be gone after them
+        training.published = published(config.model, cache)
     with training_attention(model, None if unsloth else training.attention):
         training.graphed = graphed(training)
         if training.graphed:
@@ -178,6 +181,6 @@ def _train(training: Training, room: Room) -> TrainResult:
 def _save(training: Training, model: Any) -> None:
     """Save the adapter, or the whole model."""
     if training.whole:
-        save_whole(model, training.tokenizer, training.folder / WHOLE, training.dtype, training.as_loaded)
+        save_whole(model, training.tokenizer, training.folder / WHOLE, training.dtype, training.published)
     else:
         save_adapter(model, training.folder / ADAPTER, training.config.model.id)

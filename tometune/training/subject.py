@@ -1,7 +1,6 @@
 """What is trained on what: the packs or rows, and the attention over them."""
 
 import logging
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,8 @@ class Training:
     packed: Packed = field(init=False)
     dtype: torch.dtype = field(init=False)
     """Of the arithmetic; that of the weights themselves where only an adapter is trained."""
-    as_loaded: tuple[Any, Any] = field(init=False)
-    """Of a whole model: its config and generation config, in which the trainer sets what it needs."""
+    published: tuple[Any, Any] = (None, None)
+    """Of a whole model: config and generation config as its author wrote them, to be saved with it."""
 
     graphed: bool = False
     """Whether passes are made as a CUDA graph (`tometune.training.graph`)."""
@@ -46,7 +45,6 @@ class Training:
         """Make the packs, pick the attention and say which."""
         trainer = self.config.trainer
         self.dtype = compute_dtype(self.config.model.precision) if self.whole else self.model.dtype
-        self.as_loaded = deepcopy((self.model.config, self.model.generation_config)) if self.whole else (None, None)
         self.rows = pack(self.tokens.dataset, trainer.max_length) if in_packs(trainer) else self.tokens.dataset
         wanted = self.config.model.attn_implementation
         self.attention, self.packed = ("unsloth", Packed.unsloth) if self.unsloth else (wanted, Packed.positions)
