@@ -56,8 +56,12 @@ def test_full_fine_tuning_is_a_cell_beside_adapters(tmp_path):
     assert pairs(found) == [(1, 0)]
     write_run(tmp_path / "ranks", settings={"lora.r": 8})
     write_run(tmp_path / "ranks", settings={"lora.enabled": False, "lora.r": 8})
-    labels = [cell.label for cell in grid(tmp_path / "ranks").cells]
-    assert labels == ["pydocs_1k lora=adapter lora.r=8", "pydocs_1k lora=full lora.r=16"], "16 is what nothing reads"
+    write_run(tmp_path / "ranks", settings={"lora.r": 4})
+    found = grid(tmp_path / "ranks").cells
+    assert [cell.label for cell in found] == [
+        *("pydocs_1k lora=adapter lora.r=4", "pydocs_1k lora=adapter lora.r=8", "pydocs_1k lora=full"),
+    ]
+    assert pairs(found) == [(1, 0), (2, 0), (2, 1)]
 
 
 def test_a_setting_that_goes_along_with_the_data_is_told(tmp_path):
