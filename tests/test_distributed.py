@@ -100,6 +100,20 @@ def test_told_to_stop_or_killed_it_goes_on_and_ends_the_same(place: Workplace, t
     assert scores_of(run) == scores_of(two[0])
 
 
+def test_every_weight_in_two_processes(place: Workplace) -> None:
+    full = ("lora=none", "trainer.learning_rate=1e-3", "trainer.max_steps=6", "eval.base=false")
+    process = start(place, TWO, *full, "paths.outputs=two_full")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    status, stderr = place.train(*RUN, ONE, *full, "paths.outputs=one_full")
+    assert status == 0, stderr
+    both, one = place.run_folder("two_full"), place.run_folder("one_full")
+    losses = [[loss for _, loss in curve_of(run)] for run in (both, one)]
+    assert losses[0] == pytest.approx(losses[1], abs=TOLERANCE)
+    assert record_of(both)["train"]["kind"] == "full"
+    assert (both / "model" / "model.safetensors").exists()
+
+
 def wait_for(place: Workplace, outputs: str, step: int) -> Path:
     """Wait until the checkpoint of a step, or a later one, is being written; returns the run's folder."""
     end = time.monotonic() + 120

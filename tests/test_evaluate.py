@@ -145,13 +145,13 @@ def test_what_is_refused(trained, overrides, line):
 
 def test_a_run_without_an_adapter_or_with_a_broken_config(trained, tmp_path):
     run = Path(shutil.copytree(run_of(trained), tmp_path / "run"))
-    (run / "config.yaml").write_text("modle: {}\n")
-    done = verb(trained, "evaluate", f"run={run}")
-    assert done.returncode == 2
-    assert f"{run}/config.yaml: not a config of this version" in done.stderr
     shutil.rmtree(run / "adapter")
     done = verb(trained, "evaluate", f"run={run}")
     assert (done.returncode, done.stderr) == (
         2,
         f"{run}: holds no adapter (status completed); finish its training first\n",
     )
+    (run / "config.yaml").write_text("modle: {}\n")
+    done = verb(trained, "evaluate", f"run={run}")
+    assert done.returncode == 2
+    assert f"{run}/config.yaml: not a config of this version" in done.stderr

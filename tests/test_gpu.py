@@ -80,6 +80,24 @@ def test_what_is_learned_does_not_depend_on_the_backend(
     assert record_of(plain)["train"]["tokens"] == record_of(fast)["train"]["tokens"]
 
 
+@pytest.mark.skipif(not installed(), reason="Unsloth is not installed")
+def test_every_weight_learns_the_same_in_both(place: Workplace, model: Path) -> None:
+    which = (f"model.id={model}", "model.quantization=none", "lora=none", "trainer.learning_rate=1e-4")
+    plain, fast = (
+        run(place, f"full-{backend}", *which, f"model.backend={backend}") for backend in ("transformers", "unsloth")
+    )
+    for (_, theirs), (_, ours) in zip(curve_of(plain), curve_of(fast), strict=True):
+        assert ours == pytest.approx(theirs, rel=0.01)
+    assert record_of(fast)["train"]["trainable_parameters"] == record_of(plain)["model"]["parameters"]
+    assert record_of(plain)["train"]["attention"] in ("varlen", "flash_attention_2")
+
+
+def test_memory_of_every_weight_is_foretold(place: Workplace, model: Path) -> None:
+    which = (f"model.id={model}", "model.quantization=none", "model.backend=transformers", "lora=none")
+    train = record_of(run(place, "full-auto", *which, "trainer.micro_batch=auto"))["train"]
+    assert train["peak_memory_bytes"] == pytest.approx(train["estimated_memory_bytes"], rel=0.25)
+
+
 def test_lengths_keep_conversations_apart_as_a_mask_does(place: Workplace, model: Path) -> None:
     which = (f"model.id={model}", "model.quantization=none", "model.backend=transformers")
     by_lengths = run(place, "lengths", *which)

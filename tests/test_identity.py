@@ -15,6 +15,7 @@ INPUTS = {"model": "a", "data.base": "b"}
         ("trainer", "max_steps", 3, True),
         ("trainer", "save_steps", 3, False),
         ("lora", "r", 8, True),
+        ("lora", "enabled", False, True),
         ("seeds", "data", 7, True),
         ("data", "contamination", Contamination.drop, True),
         ("data", "contamination", Contamination.fail, False),
@@ -52,6 +53,12 @@ def test_a_setting_that_came_later_counts_once_it_is_set() -> None:
     after.data.pool.weights["a"] = 0.5
     assert identity(after, INPUTS)["data"]["pool"]["weights"] == {"a": 0.5}
     assert "weights" not in identity(before, INPUTS)["data"]["pool"]
+
+
+def test_an_adapter_is_what_it_was_before_there_was_a_choice() -> None:
+    assert set(identity(Config(), INPUTS)["lora"]) == {
+        *("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora"),
+    }
 
 
 def test_a_report_of_contamination_leaves_the_hash_as_it_was_before_there_was_one() -> None:

@@ -37,7 +37,7 @@ IGNORES = {
 
 @partial(verb, ignores=IGNORES)
 def main(config: Config) -> None:
-    """Find what is to be scored, score it before and after its adapter, and show the table."""
+    """Find what is to be scored, score it before and after its training, and show the table."""
     from tometune.evaluation.subject import find_subject
     from tometune.evaluation.table import print_run
     from tometune.models.load import check_machine
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
 
 
 def evaluate(subject: Subject) -> None:
-    """Score the model and, where there is one, the adapter on top of it; what is scored already is not done again.
+    """Score the model and, of a run, what training made of it; what is scored already is not done again.
 
     Raises:
         UserError: the machine, the model or a task does not allow it.
@@ -66,9 +66,9 @@ def evaluate(subject: Subject) -> None:
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
         from tometune.identity import plain
-        from tometune.models.adapter import load_adapter
-        from tometune.models.load import check_machine, describe, load_model
+        from tometune.models.load import check_machine, describe, free_memory, load_model
         from tometune.models.tokenizer import load_tokenizer
+        from tometune.models.whole import tuned
         from tometune.seeding import seed_everything
         from tometune.tracking import check_tracker, start_tracker
 
@@ -93,10 +93,13 @@ def evaluate(subject: Subject) -> None:
         ) as tracker,
     ):
         scorer = Scorer(tokenizer, tasks, config.eval, subject.folder, config.seeds.generation)
-        if config.eval.base or subject.adapter is None:
+        if config.eval.base or subject.run is None:
             subject.add_scores("base", scorer.stage("base", model))
-        if subject.adapter is not None:
-            subject.add_scores("tuned", scorer.stage("tuned", load_adapter(model, subject.adapter)))
+        if subject.run is not None:
+            if not config.lora.enabled:
+                model = None  # the trained model takes its place
+                free_memory()
+            subject.add_scores("tuned", scorer.stage("tuned", tuned(model, config, subject.run, cache)))
         tracker.results(subject.record, subject.folder)
         subject.add_tracking(tracker.describe())
 

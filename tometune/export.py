@@ -1,4 +1,4 @@
-"""Export a finished run as adapter, merged model or GGUF, check each against the adapter, publish it if asked to."""
+"""Export a finished run as adapter, merged model or GGUF, check each against what was trained, publish it if asked."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def main(config: Config) -> None:
     check_places(finished, folder, [*wanted, *merged])
     with naming_base(config.export.base is not None):
         check_source(finished.base)
-    weights = (finished.adapter / "adapter_model.safetensors").stat().st_size
+    weights = (finished.adapter / "adapter_model.safetensors").stat().st_size if finished.whole is None else 0
     check_room(folder, bytes_needed(parameters_of(finished), weights, [(one.format, one.quant) for one in wanted]))
     missing = llama_cpp.missing() if "gguf" in formats else []
     builder = Builder(finished, cache_folder(config), folder)
@@ -82,7 +82,7 @@ def make_all(builder: Builder, wanted: list[Export]) -> dict[str, dict[str, Any]
     A GGUF is made of the merged model, which is made first even if it was not asked for.
 
     Raises:
-        GateError: one answers differently from the adapter; all were tried.
+        GateError: one answers differently from what was trained; all were tried.
     """
     from tometune.exporting.asked import asked_for
     from tometune.exporting.gate import GateError
@@ -110,7 +110,8 @@ def line(export: Export, gate: dict[str, Any]) -> str:
     where = gate.get("folder", export.folder)
     said = [f"{where}: {'passed' if gate['passed'] else 'FAILED'}"]
     if "logits" in checks:
-        said.append(f"{checks['logits']['mean_divergence']:.2g} nats a token from the adapter")
+        tuned = gate["reference"].get("tuned", "the adapter")
+        said.append(f"{checks['logits']['mean_divergence']:.2g} nats a token from {tuned}")
     rouge = checks.get("rouge", {})
     if rouge.get("stored"):
         said.append(f"the {rouge['examples']} answers that the run was scored on stand")

@@ -14,6 +14,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from tometune.config.identity import SINCE_DEFAULT
+from tometune.config.lora import settled_lora
 from tometune.config.root import Config
 from tometune.config.settled import for_identity
 
@@ -28,8 +29,9 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         config: the whole config.
         fingerprints: content of each input by key, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`.
     """
-    groups = {name: content_of(getattr(config, name)) for name in ("model", "lora", "trainer", "eval", "seeds")}
-    return {"meaning": MEANING, "data": content_of(for_identity(config.data)), **groups, "inputs": dict(fingerprints)}
+    groups = {name: content_of(getattr(config, name)) for name in ("model", "trainer", "eval", "seeds")}
+    read = {"data": content_of(for_identity(config.data)), "lora": content_of(settled_lora(config.lora))}
+    return {"meaning": MEANING, **read, **groups, "inputs": dict(fingerprints)}
 
 
 def content_of(value: Any) -> Any:

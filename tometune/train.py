@@ -1,5 +1,7 @@
 """Mix, fine-tune, score before and after, record: one cell of the table, in one command."""
 
+from __future__ import annotations
+
 import logging
 import sys
 import time
@@ -7,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from tometune.config.chat import ONLY_CHAT
 from tometune.config.compare import ONLY_PREPARE
@@ -27,6 +30,11 @@ from tometune.sweep.calibration import measured, remember, shape
 from tometune.sweep.lock import BusyError
 from tometune.sweep.plan import plan_measured
 from tometune.sweep.planned import show as show_plan
+
+if TYPE_CHECKING:
+    from tometune.data.tokens import Tokens
+    from tometune.training.apart import Apart
+    from tometune.training.curves import OnLog
 
 log = logging.getLogger(__name__)
 
@@ -172,12 +180,12 @@ def experiment(run: Run, config: Config) -> None:
             from tometune.data.tokens import tokenise
             from tometune.evaluation.scoring import Scorer
             from tometune.evaluation.tasks import load_tasks
-            from tometune.models.adapter import add_adapter, check_targets, load_adapter
+            from tometune.models.adapter import check_targets
             from tometune.models.load import describe, free_memory, load_model
             from tometune.models.tokenizer import load_tokenizer
+            from tometune.models.whole import check_trainable
             from tometune.seeding import seed_everything
             from tometune.tracking import start_tracker
-            from tometune.training.sft import fit
 
         with first_alone():  # the other processes of torchrun find it all in the cache
             tasks = load_tasks(config.eval)
@@ -188,7 +196,10 @@ def experiment(run: Run, config: Config) -> None:
 
         seed_everything(config.seeds.adapter)
         model = load_model(config.model, cache)
-        check_targets(model, config.lora.target_modules)
+        if config.lora.enabled:
+            check_targets(model, config.lora.target_modules)
+        else:
+            check_trainable(model, config.model.id)
         facts = {"model": describe(config.model, model), "data": data}
         stack.enter_context(run.recording(config, facts, mix.manifest()))
         tracker = stack.enter_context(
@@ -205,21 +216,53 @@ def experiment(run: Run, config: Config) -> None:
         scorer = Scorer(tokenizer, tasks, config.eval, run.folder, config.seeds.generation)
         if config.eval.base:
             run.add_scores("base", scorer.stage("base", model))
-        if run.record["train"] is None and apart is None:
-            model = add_adapter(model, config.lora, config.seeds.adapter)
-            run.update(train=asdict(fit(model, tokenizer, tokens, config, run.folder, tracker.log, cache)))
-            run.save()
-        elif apart is not None:
-            del model  # the GPU is the training's alone
+        if run.record["train"] is None and not (apart is None and config.lora.enabled):
+            model = None  # the memory is the training's alone
             free_memory()
-            run.update(train=apart.fit(run.folder, tracker.log))
-            run.save()
-            model = load_adapter(load_model(config.model, cache), run.folder / "adapter")
-        else:  # a run broken off after its training: the saved adapter is the trained one
-            model = load_adapter(model, run.folder / "adapter")
+        model = trained(run, config, model, tokenizer, tokens, tracker.log, apart)
         run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder)
         run.update(tracking=tracker.describe())
+
+
+def trained(
+    run: Run, config: Config, model: Any, tokenizer: Any, tokens: Tokens, on_log: OnLog, apart: Apart | None
+) -> Any:
+    """Train, unless a broken run was through with it, record what came of it, and return the trained model.
+
+    Args:
+        run: whose folder gets what is trained.
+        config: of the run.
+        model: before training; None where another one is loaded, to be trained apart or as a whole.
+        tokenizer: its tokenizer.
+        tokens: rows with labels.
+        on_log: takes the metrics of each logging step.
+        apart: the process that trains, if it is another.
+
+    Raises:
+        UserError: the model or the machine does not allow it, or the loss is no longer a number.
+    """
+    with quick_imports():
+        from tometune.models.adapter import add_adapter
+        from tometune.models.load import free_memory
+        from tometune.models.whole import load_to_train, tuned
+        from tometune.training.sft import fit
+
+    cache = cache_folder(config)
+    if run.record["train"] is not None:
+        return tuned(model, config, run.folder, cache)
+    if apart is not None:
+        run.update(train=apart.fit(run.folder, on_log))
+    elif model is not None:
+        model = add_adapter(model, config.lora, config.seeds.adapter)
+        run.update(train=asdict(fit(model, tokenizer, tokens, config, run.folder, on_log, cache)))
+    else:
+        whole = load_to_train(config.model, cache)
+        run.update(train=asdict(fit(whole, tokenizer, tokens, config, run.folder, on_log, cache)))
+        del whole
+        free_memory()
+    run.save()
+    return tuned(None, config, run.folder, cache) if model is None else model
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Engines over a tiny model of random weights, and run folders with adapters that change what it says."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -83,6 +84,19 @@ def write_run(folder: Path, base: Path, seed: int = 1, local: bool = False, **re
     (folder / "run.json").write_text(json.dumps(said))
     adapted = with_adapter(AutoModelForCausalLM.from_pretrained(base), "default", seed)
     adapted.save_pretrained(folder / "adapter")
+    return folder
+
+
+def write_whole(folder: Path, base: Path) -> Path:
+    """Write a finished run of `lora=none`: the model of a random adapter, as a whole and in the adapter's place."""
+    write_run(folder, base)
+    adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder / "adapter")
+    adapted.merge_and_unload().save_pretrained(folder / "model")
+    PreTrainedTokenizerFast.from_pretrained(base).save_pretrained(folder / "model")
+    shutil.rmtree(folder / "adapter")
+    config = OmegaConf.load(folder / "config.yaml")
+    config.lora.enabled = False
+    OmegaConf.save(config, folder / "config.yaml")
     return folder
 
 

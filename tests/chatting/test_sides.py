@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from tests.chatting.conftest import default_config, write_run
+from tests.chatting.conftest import default_config, write_run, write_whole
 from tometune.chat import page
 from tometune.chatting.engine import Settings
 from tometune.chatting.load import load_engines, stages
@@ -59,6 +60,30 @@ def test_runs_on_two_bases_are_both_loaded(sides, store, base, tmp_path):
     said, engines = spoken(sides("run=one", "against=other"), store)
     assert engines[0].weights is not engines[1].weights
     assert said[0] == said[1], "the same base under two names, and the same adapter"
+
+
+def test_a_whole_model_answers_by_itself_and_its_base_beside_it(sides, store, base, tmp_path):
+    one = write_run(tmp_path / "outputs" / "one", base)
+    mine = Path(shutil.copytree(base, tmp_path / "mine"))
+    whole = write_whole(tmp_path / "outputs" / "whole", base)
+    adapted, _ = spoken(sides("run=one"), store)
+    both = sides("run=whole", "against=base")
+    assert [side.label for side in both] == ["tiny (base)", "whole"]
+    said, engines = spoken(both, store)
+    assert said == [*spoken(sides("model=tiny"), store)[0], *adapted]
+    assert engines[0].weights is not engines[1].weights
+    beside = sides(f"run={one}", "against=whole")
+    assert spoken(beside, store)[0] == [*adapted, *adapted]
+    config = OmegaConf.load(whole / "config.yaml")
+    config.model.id, config.model.weights = str(mine), "pretrained"
+    OmegaConf.save(config, whole / "config.yaml")
+    shutil.rmtree(mine)
+    assert spoken(sides("run=whole"), store)[0] == adapted, "it needs its base for nothing"
+    with pytest.raises(UserError, match=r"^run=whole: its base model .*mine is gone"):
+        sides("run=whole", "against=base")
+    (whole / "model" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model: holds no model\.safetensors; run the run's command again"):
+        sides("run=whole")
 
 
 PLAIN = "model.quantization=none"

@@ -53,6 +53,20 @@ CASES = [
     (["model.attn_implementation=spda"], "model.attn_implementation=spda: one of sdpa, eager,"),
     (["model.weights=random"], "model.quantization=nf4: model.weights=random has nothing to quantise;"),
     (["lora.r=0"], "lora.r=0: not 1 or more"),
+    (
+        ["lora=none"],
+        "lora.enabled=false: trains every weight, and those in 4 bits cannot be; set "
+        "model.id=unsloth/Llama-3.2-3B-Instruct (the weights in 16 bits) and model.quantization=none",
+    ),
+    (
+        ["lora=none", "model.quantization=none"],
+        "lora.enabled=false: trains every weight, and those in 4 bits cannot be",
+    ),
+    (
+        ["lora=none", "model=smollm2_135m", "model.quantization=nf4"],
+        "lora.enabled=false: trains every weight, and those in 4 bits cannot be; set model.quantization=none",
+    ),
+    (["lora=none", "model=tiny", "lora.r=8"], "lora.r: every weight is trained and no adapter, so it is not read;"),
     (["lora.lora_dropout=1"], "lora.lora_dropout=1.0: not from 0 to below 1"),
     (["lora.target_modules=[]"], "lora.target_modules: empty;"),
     (["trainer.optim=adam"], "trainer.optim=adam: one of adamw_torch,"),

@@ -18,6 +18,7 @@ PATHS = {
         f"eval.tasks.{task}.path={task}.jsonl"
         for task in ("summarisation", "question_answering", "data_to_text", "instruction_following")
     ],
+    "lora/none": ["model=smollm2_135m"],
     "eval/task/jsonl": ["eval.tasks.mine.path=mine.jsonl"],
 }
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))

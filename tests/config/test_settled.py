@@ -4,6 +4,7 @@ import pytest
 
 from tometune.config.data import PoolConfig, PoolOrder
 from tometune.config.filters import FiltersConfig, ScorerConfig, ScorerKind
+from tometune.config.lora import LoraConfig
 from tometune.config.root import Config
 from tometune.identity import content_hash, identity
 
@@ -56,6 +57,15 @@ def test_for_a_single_mix_it_is_an_error(command, overrides, message):
     assert outcome.status == 2
     assert outcome.errors[0].startswith(message)
     assert len(outcome.errors) == 1
+
+
+def test_without_an_adapter_nothing_else_of_it_counts(command):
+    outcome = command("-m", "model=tiny", "lora=none,default", "lora.r=8,16")
+    assert outcome.status == 0, outcome.errors
+    found = hashes(outcome.configs)
+    assert len(found) == 4
+    assert len(set(found)) == 3, "r is an adapter's"
+    assert {config.lora.r for config in outcome.configs if not config.lora.enabled} == {LoraConfig().r}
 
 
 def test_a_base_alone_can_be_given_a_pool(command):

@@ -60,3 +60,21 @@ def test_the_models_own_attention_comes_back() -> None:
     with training_attention(model, VARLEN):
         assert model.config._attn_implementation == VARLEN
     assert model.config._attn_implementation == before
+
+
+def test_float32_weights_under_autocast_reach_the_kernel_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary embeddings make float32 of queries and keys, and autocast does not know the kernel."""
+    seen: list[torch.dtype] = []
+
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        seen.extend(part.dtype for part in (query, key, value))
+        return query
+
+    monkeypatch.setattr(attention, "_varlen", lambda: kernel)
+    monkeypatch.setattr(attention, "_names_groups", lambda: False)
+    parts = (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4, dtype=torch.bfloat16))
+    ends = torch.tensor([0, 3], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attention.varlen_forward(torch.nn.Identity(), *parts, None, cu_seq_lens_q=ends, max_length_q=3)
+    assert seen == [torch.bfloat16] * 3
+    assert found.shape == (1, 3, 2, 4)

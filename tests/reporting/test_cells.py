@@ -46,6 +46,24 @@ def test_hyperparameters_that_differ_name_the_cell(tmp_path):
     assert ("d2000 lora.r=16", "d1000 lora.r=4") not in named, "two things differ"
 
 
+def test_full_fine_tuning_is_a_cell_beside_adapters(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / "s", seed=seed)
+        write_run(tmp_path / "s", seed=seed, settings={"lora.enabled": False})
+    found = grid(tmp_path / "s").cells
+    assert [cell.label for cell in found] == ["pydocs_1k lora=adapter", "pydocs_1k lora=full"]
+    assert [sorted(cell.runs) for cell in found] == [[0, 1], [0, 1]]
+    assert pairs(found) == [(1, 0)]
+    write_run(tmp_path / "ranks", settings={"lora.r": 8})
+    write_run(tmp_path / "ranks", settings={"lora.enabled": False, "lora.r": 8})
+    write_run(tmp_path / "ranks", settings={"lora.r": 4})
+    found = grid(tmp_path / "ranks").cells
+    assert [cell.label for cell in found] == [
+        *("pydocs_1k lora=adapter lora.r=4", "pydocs_1k lora=adapter lora.r=8", "pydocs_1k lora=full"),
+    ]
+    assert pairs(found) == [(1, 0), (2, 0), (2, 1)]
+
+
 def test_a_setting_that_goes_along_with_the_data_is_told(tmp_path):
     for rows in (1_000, 2_000):
         write_run(tmp_path / "s", f"d{rows}", rows, settings={"trainer.max_steps": rows // 10})

@@ -35,6 +35,9 @@ def test_a_broken_calibration_is_as_good_as_none(tmp_path: Path, text: str) -> N
 
 def test_what_a_run_took(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
+    for step, size in ((2, 30), (4, 40)):
+        (tmp_path / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"checkpoint-{step}" / "weights").write_bytes(b"0" * size)
     task = {"seconds": 4.0, "examples": 2}
     record = {
         "attempts": 1,
@@ -42,7 +45,7 @@ def test_what_a_run_took(tmp_path: Path) -> None:
         "eval": {"base": {"tasks": {"a": task}}, "tuned": {"tasks": {"a": task}}},
     }
     found = measured(record, 20.0, False, tmp_path)
-    assert found == Speed(0.1, {"base/a": 2.0, "tuned/a": 2.0}, 2.0, None, 7, 5)
+    assert found == Speed(0.1, {"base/a": 2.0, "tuned/a": 2.0}, 2.0, None, 7, 5, 40)
     assert measured(record | {"attempts": 2}, 20.0, False, tmp_path) is None
 
 

@@ -19,6 +19,7 @@ from tometune.data.tokens import Tokens, tokenise
 from tometune.models.adapter import add_adapter
 from tometune.models.load import load_model
 from tometune.models.tokenizer import load_tokenizer
+from tometune.models.whole import load_to_train
 from tometune.seeding import seed_everything
 from tometune.training import sft
 from tometune.training.sft import TrainResult, fit
@@ -127,7 +128,10 @@ def train(monkeypatch: pytest.MonkeyPatch, cache: Path, data: DataConfig) -> Tra
         tokenizer = load_tokenizer(config.model, cache)
         tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
         seed_everything(config.seeds.adapter)
-        model = add_adapter(load_model(config.model, cache), config.lora, config.seeds.adapter)
+        if config.lora.enabled:
+            model = add_adapter(load_model(config.model, cache), config.lora, config.seeds.adapter)
+        else:
+            model = load_to_train(config.model, cache)
         result = fit(model, tokenizer, tokens, config, folder, on_log, cache)
         return Fitted(result, folder, mix, tokens, kept[-1], list(batches))
 

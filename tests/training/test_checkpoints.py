@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from tometune.training.checkpoints import FILES, STATE, last_checkpoint
+from tometune.training.checkpoints import FILES, STATE, WEIGHTS, last_checkpoint
 
 
-def checkpoint(folder: Path, step: int) -> Path:
+def checkpoint(folder: Path, step: int, weights: str = WEIGHTS[0]) -> Path:
     made = folder / f"checkpoint-{step}"
     made.mkdir(parents=True)
-    for name in (*FILES, "rng_state.pth"):
+    for name in (*FILES, weights, "rng_state.pth"):
         (made / name).write_text("something")
     (made / STATE).write_text(json.dumps({"global_step": step}))
     return made
@@ -29,7 +29,13 @@ def test_where_there_is_none_training_starts_anew(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("name", [*FILES, "rng_state.pth"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_an_adapter_or_a_whole_model_is_in_it(tmp_path: Path, weights: str) -> None:
+    made = checkpoint(tmp_path, 2, weights)
+    assert last_checkpoint(tmp_path) == made
+
+
+@pytest.mark.parametrize("name", [*FILES, WEIGHTS[0], "rng_state.pth"])
 @pytest.mark.parametrize("harm", ["missing", "empty"])
 def test_one_without_a_file_or_its_content_is_deleted(
     tmp_path: Path, name: str, harm: str, caplog: pytest.LogCaptureFixture

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.whole import Workplace, curve_of, record_of
 from tometune.config.errors import UserError
@@ -57,6 +58,33 @@ def test_what_is_learned_does_not_depend_on_the_backend(place: Workplace, precis
     assert not (place.folder / "unsloth_compiled_cache").exists()
     config = json.loads((fast / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny"
+
+
+@needed
+@pytest.mark.whole
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.005), ("fp32", 1e-4)])
+def test_every_weight_learns_the_same_in_both(place: Workplace, precision: str, tolerance: float) -> None:
+    packs = ("trainer.packing=true", "trainer.conversations_per_step=null", "trainer.tokens_per_step=512")
+    full = (*RUN, *packs, "lora=none", "trainer.learning_rate=1e-3", f"model.precision={precision}", "eval.base=false")
+    for backend in ("transformers", "unsloth"):
+        done = place.verb("train", *full, f"model.backend={backend}", f"paths.outputs=full-{backend}-{precision}")
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    plain, fast = (place.run_folder(f"full-{backend}-{precision}") for backend in ("transformers", "unsloth"))
+    assert curve_of(fast)[-1][1] < 0.995 * curve_of(fast)[0][1], "it learns"
+    assert len(curve_of(plain)) == len(curve_of(fast)) == STEPS
+    for (_, theirs), (_, ours) in zip(curve_of(plain), curve_of(fast), strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance)
+    mine, other = record_of(fast), record_of(plain)
+    assert (mine["model"]["backend"], mine["train"]["kind"]) == ("unsloth", "full")
+    assert mine["train"]["trainable_parameters"] == other["train"]["trainable_parameters"]
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (fast, plain))
+    assert {name: weight.dtype for name, weight in ours.items()} == {
+        name: weight.dtype for name, weight in theirs.items()
+    }
+    assert json.loads((fast / "model" / "config.json").read_text()) == json.loads(
+        (plain / "model" / "config.json").read_text()
+    )
 
 
 def start(place: Workplace, outputs: str) -> "subprocess.Popen[str]":

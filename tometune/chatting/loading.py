@@ -88,7 +88,8 @@ def on_disk(sides: Sequence[Side]) -> int:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    names = {repo_folder_name(repo_id=side.model.id, repo_type="model") for side in sides if side.model is not None}
+    ids = (side.model.id for side in sides if side.model is not None)
+    names = {repo_folder_name(repo_id=one, repo_type="model") for one in ids if not Path(one).expanduser().is_dir()}
     files = (file for name in names for file in (Path(constants.HF_HUB_CACHE) / name / "blobs").glob("*"))
     total = 0
     for file in files:

@@ -1,7 +1,7 @@
 """What is asked: a run, a model or a GGUF file, and what answers beside it; found without loading anything."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tometune.config.root import Config
 from tometune.config.stored import stored_config, with_command_line
 from tometune.evaluation.subject import run_folder
 from tometune.finished import as_trained, finished_record
+from tometune.models.saved import as_saved
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +26,15 @@ class Side:
 
     label: str
     model: ModelConfig | None = None
-    """The base; None for a GGUF file, which holds everything."""
+    """The base, or a whole model that was trained; None for a GGUF file, which holds everything."""
 
     adapter: Path | None = None
     published: ModelConfig | None = None
     """Where the adapter is from, if from a hub or folder of its own: `model.*` of the command line."""
 
     gguf: Path | None = None
+    before: ModelConfig | None = None
+    """What a whole model was before its training."""
 
 
 def find_sides(config: Config) -> list[Side]:
@@ -46,11 +49,16 @@ def find_sides(config: Config) -> list[Side]:
     if config.against is None:
         return [first]
     if config.against == BASE:
-        if first.adapter is None or first.model is None:
+        base = first.model if first.adapter is not None else first.before
+        if base is None:
             raise UserError(
                 "against=base: only a run or an adapter has a base beside it; name a run=… or another one in against=…"
             )
-        return [Side(f"{first.model.name} (base)", first.model), first]
+        if first.before is not None:
+            where = f"run={config.run}"
+            _check_there(where, base)
+            base = _same_base(where, base, finished_record(_folder(config, "run", str(config.run))))
+        return [Side(f"{base.name} (base)", base), first]
     if config.against.endswith(".gguf"):
         return [first, _gguf("against", config.against)]
     return [first, _run(config, "against", config.against)]
@@ -88,10 +96,14 @@ def _gguf(key: str, name: str) -> Side:
 
 
 def _run(config: Config, key: str, name: str) -> Side:
-    """Return a finished run: its base as it was trained on, and its adapter."""
+    """Return a finished run: its base as it was trained on, and its adapter; or the whole model that it trained."""
     folder = _folder(config, key, name)
     record = finished_record(folder)
-    model = with_command_line(stored_config(folder), config).model
+    stored = with_command_line(stored_config(folder), config)
+    model = stored.model
+    if not stored.lora.enabled:  # needs its base only where that is to answer beside it
+        whole = replace(as_saved(model, folder), name=record["run_id"])
+        return Side(record["run_id"], whole, before=model)
     _check_there(f"{key}={name}", model)
     return Side(record["run_id"], _same_base(f"{key}={name}", model, record), folder / "adapter")
 

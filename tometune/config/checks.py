@@ -14,7 +14,7 @@ from tometune.config.errors import ConfigError
 from tometune.config.eval import eval_problems
 from tometune.config.export import export_problems
 from tometune.config.lora import lora_problems
-from tometune.config.model import model_problems
+from tometune.config.model import FOUR_BITS, Quantization, model_problems
 from tometune.config.root import Config
 from tometune.config.rules import file_name, folder
 from tometune.config.tracking import tracking_problems
@@ -45,6 +45,7 @@ def _across_fields(config: Config) -> list[str]:
         *model_problems(config.model),
         *data_problems(config.data),
         *lora_problems(config.lora),
+        *_full_problems(config),
         *trainer_problems(config.trainer),
         *eval_problems(config.eval),
         *tracking_problems(config.tracking),
@@ -52,6 +53,16 @@ def _across_fields(config: Config) -> list[str]:
         *export_problems(config.format, config.quant, config.push_to, config.export),
         *_run_problems(config),
     ]
+
+
+def _full_problems(config: Config) -> Iterator[str]:
+    """Yield what keeps every weight of the model from being trained: 4 bits hold no small steps, and no gradient."""
+    model = config.model
+    stored = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")
+    if config.lora.enabled or not (stored or model.quantization is Quantization.nf4):
+        return
+    whole = f"model.id={model.id.removesuffix(stored)} (the weights in 16 bits) and " if stored else ""
+    yield f"lora.enabled=false: trains every weight, and those in 4 bits cannot be; set {whole}model.quantization=none"
 
 
 def _not_finite(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

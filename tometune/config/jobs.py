@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tometune.config.checks import check
 from tometune.config.command_line import CommandLine
 from tometune.config.errors import ConfigError, UserError
+from tometune.config.lora import check_adapter_is_trained, settled_lora
 from tometune.config.messages import explain
 from tometune.config.root import Config
 from tometune.config.settled import check_pool_is_drawn, settled, without_undrawn_pool
@@ -111,14 +112,15 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
     """Turn what Hydra composed for one run into dataclasses.
 
     A model whose id was set on the command line, but not its name, is named by the last part of its id; the jobs of
-    a sweep without a name share the name `adhoc`. What a mix does not read is at its default in the jobs of a sweep.
+    a sweep without a name share the name `adhoc`. What a run does not read is at its default in the jobs of a sweep.
 
     Args:
         composed: the config without its `hydra` node.
         hydra_node: that node.
 
     Raises:
-        ConfigError: a value cannot be resolved, or the keys of a pool are set for a single run that draws from none.
+        ConfigError: a value cannot be resolved, or the keys of a pool or an adapter are set for a single run that has
+            none.
     """
     try:
         config = typed(composed)
@@ -130,9 +132,10 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
         config.model.name = slug(config.model.id)
     if hydra_node.mode == RunMode.MULTIRUN:
         config.sweep.name = ADHOC if config.sweep.name is None else config.sweep.name
-        config.data = settled(config.data)
+        config.data, config.lora = settled(config.data), settled_lora(config.lora)
     else:
         check_pool_is_drawn(config.data, keys)
+        check_adapter_is_trained(config.lora, keys)
         config.data = without_undrawn_pool(config.data)
     return config
 

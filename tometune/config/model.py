@@ -7,6 +7,9 @@ from enum import StrEnum
 from tometune.config.identity import NOT_IDENTITY
 from tometune.config.rules import file_name, one_of
 
+FOUR_BITS = ("-unsloth-bnb-4bit", "-bnb-4bit")
+"""Ends of the ids of 4-bit copies; the same id without it is the model in 16 bits."""
+
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 """Attention kernels of transformers."""
 
@@ -27,7 +30,7 @@ class Quantization(StrEnum):
 
 
 class Precision(StrEnum):
-    """Floating point type of the unquantised weights and of the arithmetic."""
+    """Floating point type of the unquantised weights and of the arithmetic; weights that are trained are in float32."""
 
     auto = "auto"
     bf16 = "bf16"

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tometune.config.checks import check
 from tometune.config.command_line import CommandLine, parsed
 from tometune.config.errors import ConfigError, did_you_mean
+from tometune.config.lora import settled_lora
 from tometune.config.messages import COMPOSITION_ERRORS, TASKS, explain, flatten
 from tometune.config.plugins import missing_plugin
 from tometune.config.settled import settled
@@ -90,7 +91,7 @@ class _Examination:
             del config["hydra"]
         try:
             job = typed(config)
-            job.data = settled(job.data)
+            job.data, job.lora = settled(job.data), settled_lora(job.lora)
             check(job)
         except ConfigError as error:
             return error.problems

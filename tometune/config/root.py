@@ -66,7 +66,7 @@ class Config:
     """What it is trained on."""
 
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """The adapter."""
+    """The adapter, or that every weight is trained."""
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """How it is trained."""
@@ -99,7 +99,7 @@ class Config:
     """Only for `evaluate`, `export` and `chat`: a run folder, or a run id under `paths.outputs`."""
 
     against: str | None = None
-    """Only for `chat`: what answers beside it: `base` (the run's model without its adapter), another run, or a GGUF
+    """Only for `chat`: what answers beside it: `base` (the run's model before training), another run, or a GGUF
     file."""
 
     gguf: str | None = None

@@ -53,7 +53,7 @@ class TrackingConfig:
     """Free labels."""
 
     log_adapter: bool = True
-    """Store the adapter as an artifact of the run (a few MB to 100 MB)."""
+    """Store the adapter as an artifact of the run (a few MB to 100 MB); a whole model is not stored."""
 
     prediction_rows: int = 50
     """Examples a task in the table of predictions; 0 logs none."""

@@ -1,4 +1,4 @@
-"""What `evaluate` scores: a run's model with its adapter, or a model by itself; and where the scores are kept."""
+"""What `evaluate` scores: a run's model before and after training, or a model by itself; and where scores are kept."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ from tometune.config.stored import stored_config, with_command_line
 from tometune.disk import write_json, write_text
 from tometune.identity import MEANING, content_hash, content_of, plain
 from tometune.inputs import evaluation_fingerprints
+from tometune.models.saved import WHOLE
 from tometune.provenance import git_state, versions
 from tometune.run import SCHEMA, now, read_record
 
@@ -34,8 +35,8 @@ class Subject:
     config: Config
     """The model and the tasks."""
 
-    adapter: Path | None
-    """The run's adapter; None for a model by itself."""
+    run: Path | None
+    """Folder of the run whose training is scored; None for a model by itself."""
 
     record: dict[str, Any]
     """What `file` says."""
@@ -56,7 +57,8 @@ class Subject:
                 "run_id": self.id,
                 "status": "running",
                 "model": dict(model),
-                "adapter": str(self.adapter) if self.adapter else None,
+                "adapter": str(self.run / "adapter") if self.run and self.config.lora.enabled else None,
+                "whole_model": str(self.run / WHOLE) if self.run and not self.config.lora.enabled else None,
                 "eval": {},
                 "tracking": None,
                 "versions": versions(),
@@ -83,21 +85,22 @@ def find_subject(config: Config) -> Subject:
     """Return what the command line names; writes nothing.
 
     Raises:
-        UserError: there is no such run, it has no adapter, or the command line changes what made it.
+        UserError: there is no such run, it is not trained yet, or the command line changes what made it.
     """
     if config.run is None:
         return _model(config)
     folder = run_folder(config.run, Path(config.paths.outputs).expanduser())
     record = read_record(folder)
-    if not (folder / "adapter" / "adapter_config.json").exists():
-        raise UserError(f"{folder}: holds no adapter (status {record['status']}); finish its training first")
     stored = stored_config(folder)
+    what, file = ("adapter", "adapter/adapter_config.json") if stored.lora.enabled else (WHOLE, f"{WHOLE}/config.json")
+    if not (folder / file).exists():
+        raise UserError(f"{folder}: holds no {what} (status {record['status']}); finish its training first")
     asked = with_command_line(stored, config)
     digest = _digest(asked)
     if digest == _digest(stored):
-        return Subject(record["run_id"], folder, folder / "run.json", asked, folder / "adapter", record)
+        return Subject(record["run_id"], folder, folder / "run.json", asked, folder, record)
     name = f"{asked.eval.name}-{digest[:8]}"
-    return _separate(f"{record['run_id']}-{name}", folder / "evaluations" / name, asked, folder / "adapter")
+    return _separate(f"{record['run_id']}-{name}", folder / "evaluations" / name, asked, folder)
 
 
 def run_folder(run: str, outputs: Path) -> Path:
@@ -118,14 +121,14 @@ def _model(config: Config) -> Subject:
     return _separate(name, Path(config.paths.outputs).expanduser() / name, config, None)
 
 
-def _separate(name: str, folder: Path, config: Config, adapter: Path | None) -> Subject:
+def _separate(name: str, folder: Path, config: Config, run: Path | None) -> Subject:
     """Return a subject whose scores have a folder of their own."""
     file = folder / "evaluation.json"
     record = read_record(folder, file.name) if file.exists() else {}
-    return Subject(name, folder, file, config, adapter, record)
+    return Subject(name, folder, file, config, run, record)
 
 
 def _digest(config: Config) -> str:
-    """Hash what can change the scores of a given adapter."""
+    """Hash what can change the scores of a given run."""
     content = {"meaning": MEANING, "model": content_of(config.model), "eval": content_of(config.eval)}
     return content_hash({**content, "seed": config.seeds.generation, "inputs": evaluation_fingerprints(config)})

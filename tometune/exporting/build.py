@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from tometune.config.errors import UserError
 from tometune.config.export import FROM_4_BITS
+from tometune.config.model import ModelConfig, Precision
 from tometune.disk import SaveError, disk_errors, write_json, write_text
 from tometune.exporting import llama_cpp
 from tometune.exporting.adapter import write_adapter
@@ -31,8 +32,8 @@ from tometune.exporting.provenance import check_gguf
 from tometune.exporting.reference import Reference
 from tometune.exporting.references import References
 from tometune.exporting.together import save_together
-from tometune.exporting.weights import check_adapter, check_merged, layers_of
-from tometune.models.load import fingerprint, free_memory
+from tometune.exporting.weights import check_adapter, check_merged, check_rounded, layers_of, linear_layers, spread
+from tometune.models.load import fingerprint, free_memory, load_model
 from tometune.models.tokenizer import load_tokenizer
 from tometune.run import now
 
@@ -121,6 +122,8 @@ class Builder:
     def _merged(self, export: Export, folder: Path) -> Made:
         """Write the merged model and load it with transformers."""
         del export
+        if self.finished.whole is not None:
+            return self._whole(self.finished.whole, folder)
         published = self.references.config_of(self.finished.base)
         log.info("merging into %s", self.finished.base.id)
         base = load_base(self.finished.base, self.cache, named=self.limits.base is not None)
@@ -133,9 +136,21 @@ class Builder:
         engine = TorchEngine.of_merged(folder, *self.references.compute, self.answering)
         return engine, partial(check_merged, before, self.finished.adapter, folder)
 
+    def _whole(self, whole: ModelConfig, folder: Path) -> Made:
+        """Write the whole model that was trained, in 16 bits, and load it with transformers."""
+        saved, published = (self.references.config_of(model).dtype for model in (whole, self.finished.base))
+        exact = {torch.bfloat16: Precision.bf16, torch.float16: Precision.fp16}.get(saved, Precision.fp32)
+        model = load_model(replace(whole, precision=exact), self.cache)
+        write_merged(model if exact is not Precision.fp32 else model.to(sixteen_bits(published)), folder)
+        del model
+        free_memory()
+        self._save_together(folder)
+        engine = TorchEngine.of_merged(folder, *self.references.compute, self.answering)
+        return engine, partial(check_rounded, Path(whole.id), folder)
+
     def _layers(self, base: Any) -> dict[str, torch.Tensor]:
         """Return copies of the layers of a base that the gate looks at."""
-        names = layers_of(self.finished.adapter)
+        names = layers_of(self.finished.adapter) if self.finished.whole is None else spread(linear_layers(base))
         return {name: base.get_submodule(name).weight.detach().cpu().clone() for name in names}
 
     def _originals(self) -> dict[str, torch.Tensor]:
@@ -162,7 +177,7 @@ class Builder:
         write_text(folder / "Modelfile", modelfile(file.name, self.tokenizer, ends, context))
         reference = self.references.of(export.format)
         engine = llama_cpp.LlamaCppEngine(file, reference.fixed, reference.examples)
-        return engine, partial(check_gguf, file, self._originals(), source)
+        return engine, partial(check_gguf, file, self._originals(), source, self.finished.before)
 
     def _unquantised(self, source: Path, name: str) -> Path:
         """Return the GGUF in 16 bits that is quantised from; made once, gone with `clean`."""
@@ -234,7 +249,7 @@ class Builder:
             "passed": outcome.passed,
             "problems": outcome.problems,
             "engine": outcome.engine,
-            "reference": {"model": reference.model, "dtype": reference.dtype},
+            "reference": {"model": reference.model, "dtype": reference.dtype, "tuned": reference.tuned},
             "checks": outcome.checks,
             "seconds": {"export": round(made, 1), "gate": outcome.seconds},
             "key": key,

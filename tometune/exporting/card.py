@@ -46,7 +46,8 @@ def write_licence(finished: Finished, folder: Path) -> None:
 def held_against(gate: Mapping[str, Any]) -> str:
     """Return what an export was compared with, in words."""
     model, dtype = gate["reference"]["model"], gate["reference"]["dtype"]
-    told = "the adapter as trained" if model == "as trained" else "the adapter on the base in 16 bits"
+    tuned = gate["reference"].get("tuned", "the adapter")
+    told = f"{tuned} as trained" if model == "as trained" else f"{tuned} on the base in 16 bits"
     apart = gate["checks"].get("logits", {}).get("from_4_bits")
     if apart is not None:
         told += f", which is {apart:.2g} nats a token from the adapter on the 4-bit base as trained"
@@ -87,6 +88,7 @@ def card(finished: Finished, kind: str, gates: Sequence[tuple[str, Mapping[str, 
         data=record["data"],
         composition=_composition(finished),
         lora=config.lora,
+        tuned="adapter" if config.lora.enabled else "run",
         trainer=config.trainer,
         date=finished.model.date_string,
         versions=", ".join(f"{name} {version}" for name, version in record["versions"].items()),
@@ -108,8 +110,9 @@ def _metadata(finished: Finished, kind: str, licence: str, sources: Sequence[Map
     if not is_local(base):
         metadata["base_model"] = base.id
         metadata["base_model_relation"] = {"adapter": "adapter", "merged_16bit": "finetune"}.get(kind, "quantized")
+    how = "lora" if finished.config.lora.enabled else "full-fine-tuning"
     datasets = [source["name"] for source in sources if source["hub"]]
-    return metadata | ({"datasets": datasets} if datasets else {}) | {"tags": ["tometune", "lora", "sft"]}
+    return metadata | ({"datasets": datasets} if datasets else {}) | {"tags": ["tometune", how, "sft"]}
 
 
 def _note(finished: Finished) -> str | None:
@@ -119,6 +122,8 @@ def _note(finished: Finished) -> str | None:
             f"Trained on the weights in the package `{smollm2.PACKAGE}`: {finished.model.id} in 4 bits (Q4_1)."
             " The merged model and the GGUF hold them; the adapter on the original weights answers "
             "somewhat differently."
+            if finished.whole is None
+            else f"Trained from the weights in the package `{smollm2.PACKAGE}`: {finished.model.id} in 4 bits (Q4_1)."
         )
     return None
 

@@ -1,4 +1,4 @@
-"""A finished run, as exports need it: its record, its adapter, the base it was trained on and the one for merging."""
+"""A finished run, as exports need it: its record, what it trained, the base it had and the one that is exported."""
 
 import json
 from dataclasses import dataclass, replace
@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from tometune.config.errors import UserError
-from tometune.config.export import ExportConfig
-from tometune.config.model import ModelConfig, Precision, Quantization, Weights
+from tometune.config.export import ExportConfig, listed
+from tometune.config.model import FOUR_BITS, ModelConfig, Precision, Quantization, Weights
 from tometune.config.root import Config
 from tometune.config.stored import stored_config
 from tometune.evaluation.subject import run_folder
-from tometune.exporting.checks import check_adapter, check_examples
+from tometune.exporting.checks import check_examples, check_trained
 from tometune.hub import is_commit
 from tometune.models.load import fingerprint, quantized
+from tometune.models.saved import ADAPTER, as_saved
 from tometune.run import read_record
-
-FOUR_BITS = ("-unsloth-bnb-4bit", "-bnb-4bit")
-"""Ends of the ids of 4-bit copies; the same id without it is the model in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,27 @@ class Finished:
     """The base as it was trained on, at the revision that was read then."""
 
     base: ModelConfig
-    """The base in 16 bits or more, which the adapter is merged into."""
+    """The base in 16 bits or more, which the adapter is merged into; of a whole model, what it was before."""
 
     @property
     def adapter(self) -> Path:
         """The folder of the adapter."""
-        return self.folder / "adapter"
+        return self.folder / ADAPTER
+
+    @property
+    def whole(self) -> ModelConfig | None:
+        """The whole model that was trained, to be loaded as any other; None where an adapter was trained."""
+        return None if self.config.lora.enabled else as_saved(self.model, self.folder)
+
+    @property
+    def tuned(self) -> str:
+        """What exports are held against, in words."""
+        return "the adapter" if self.whole is None else "the run's model"
+
+    @property
+    def before(self) -> str:
+        """What was there before training, in words."""
+        return "the base without the adapter" if self.whole is None else "the model before training"
 
     @property
     def base_name(self) -> str:
@@ -54,7 +67,9 @@ class Finished:
         return Path(self.base.id).name if is_local(self.base) else self.base.id
 
     def digest(self) -> str:
-        """Return the sha256 of the adapter's weights and config."""
+        """Return the sha256 of the adapter's weights and config; of a whole model, what identifies its files."""
+        if self.whole is not None:
+            return fingerprint(self.whole)
         digest = sha256()
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             digest.update((self.adapter / name).read_bytes())
@@ -77,11 +92,29 @@ def find_finished(config: Config) -> Finished:
             f"{folder}: not finished (status {record['status']}); run its command again, it goes on from there"
         )
     stored = stored_config(folder)
-    check_adapter(folder / "adapter")
+    check_trained(folder, stored.lora.enabled)
     check_examples(folder / "eval" / "tuned", stored.eval.tasks)
     model = _as_trained(stored.model, record)
     stored = replace(stored, paths=config.paths, export=config.export)
+    if not stored.lora.enabled:
+        check_asked_of_whole(config, folder)
     return Finished(folder, record, stored, model, base_of(model, config.export))
+
+
+def check_asked_of_whole(config: Config, folder: Path) -> None:
+    """Check that nothing of an adapter is asked for of a run that trained every weight.
+
+    Raises:
+        UserError: it is.
+    """
+    if ADAPTER in listed(config.format):
+        raise UserError(
+            f"format=adapter: {folder.name} was trained with lora=none and has none; export format=merged_16bit or gguf"
+        )
+    if config.export.base is not None:
+        raise UserError(
+            f"export.base={config.export.base}: {folder.name} is a whole model and is merged into none; leave it out"
+        )
 
 
 def is_local(model: ModelConfig) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from tometune.config.export import FROM_4_BITS, ExportConfig
 from tometune.evaluation.metrics import score
 from tometune.exporting.engines import Engine, EngineError
-from tometune.exporting.reference import NEW_TOKENS, Example, Fixed, Reference, divergence
+from tometune.exporting.reference import NEW_TOKENS, Fixed, Reference, divergence
 
 ROUNDING = {"float32": 5e-4}
 """Nats a token that a rounding to 16 bits may cost, by the type logits are computed in; less is asked of no export."""
@@ -24,8 +24,6 @@ WITHOUT_LOSS = ("adapter", "merged_16bit", "f16", "bf16")
 
 SURE = 3.0
 """Standard errors from zero at which two distances are told apart."""
-
-NEARER = "logits: nearer to the base without the adapter than to the adapter"
 
 
 class GateError(RuntimeError):
@@ -79,9 +77,7 @@ def hold(
         "template": lambda: _template(engine, reference.fixed, bos),
         "logits": lambda: _logits(engine, kind, reference, limits),
         "greedy": lambda: _greedy(engine, reference.fixed),
-        "rouge": lambda: (
-            _stored(reference) if _is_the_run(checks) else _rouge(engine, kind, reference.examples, limits)
-        ),
+        "rouge": lambda: _stored(reference) if _is_the_run(checks) else _rouge(engine, kind, reference, limits),
     }
     try:
         for name, step in steps.items():
@@ -149,9 +145,10 @@ def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfi
         if kind in WITHOUT_LOSS:
             return checks, []
         checks["nearer_to"] = nearer_to(reference.fixed, logits)
-        return checks, [NEARER] if checks["nearer_to"] == "base" else []
+        nearer = f"logits: nearer to {reference.before} than to {reference.tuned}"
+        return checks, [nearer] if checks["nearer_to"] == "base" else []
     return checks, [
-        f"logits: {values.mean():.4g} nats a token from the adapter, at most {limit:.4g} "
+        f"logits: {values.mean():.4g} nats a token from {reference.tuned}, at most {limit:.4g} "
         f"(export.max_divergence.{kind}={limits.max_divergence[kind]}; the bare base is {reference.moved:.4g} away)"
     ]
 
@@ -194,10 +191,9 @@ def _stored(reference: Reference) -> tuple[dict[str, Any], list[str]]:
     return {"examples": len(reference.examples), "stored": True}, []
 
 
-def _rouge(
-    engine: Engine, kind: str, examples: Sequence[Example], limits: ExportConfig
-) -> tuple[dict[str, Any], list[str]]:
+def _rouge(engine: Engine, kind: str, reference: Reference, limits: ExportConfig) -> tuple[dict[str, Any], list[str]]:
     """Score the answers to the run's own examples as the run was scored."""
+    examples = reference.examples
     found = engine.answers(examples)
     targets = [example.references for example in examples]
     stored = [example.prediction for example in examples]
@@ -216,6 +212,6 @@ def _rouge(
     if abs(change) <= limit:
         return checks, []
     return checks, [
-        f"rouge: ROUGE-L {fmean(export['rougeL']):.3f} on {len(examples)} examples, the adapter's is "
+        f"rouge: ROUGE-L {fmean(export['rougeL']):.3f} on {len(examples)} examples, that of {reference.tuned} is "
         f"{fmean(adapter['rougeL']):.3f}; at most {limit} apart (export.max_rouge_change.{kind})"
     ]

@@ -1,4 +1,4 @@
-"""The export `merged_16bit`: base and adapter as one model, for everything that reads Hugging Face's format."""
+"""The export `merged_16bit`: one model in 16 bits, for everything that reads Hugging Face's format."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,9 +87,9 @@ def merge(base: Any, adapter: Path, dtype: torch.dtype) -> Any:
     return model.base_model.unload().to(dtype)
 
 
-def sixteen_bits(dtype: torch.dtype) -> torch.dtype:
+def sixteen_bits(dtype: torch.dtype | None) -> torch.dtype:
     """Return the type a base is published in where that has 16 bits, else bfloat16, which keeps float32's range."""
-    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    return torch.float16 if dtype is torch.float16 else torch.bfloat16
 
 
 def write_merged(model: Any, folder: Path) -> None:

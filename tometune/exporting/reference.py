@@ -1,8 +1,12 @@
-"""What every export is held against: the adapter on its base, on fixed prompts and on the run's own examples."""
+"""What every export is held against: the adapter on its base, or the whole model that was trained.
+
+Both are asked fixed prompts, and have answered the run's own examples. In what follows "the adapter" stands for either.
+"""
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -72,6 +76,12 @@ class Reference:
     from_4_bits: float | None = None
     """Mean KL(adapter as trained || adapter on the 16-bit base), in nats; None where both are the same."""
 
+    tuned: str = "the adapter"
+    """What it is, in words (`Finished.tuned`)."""
+
+    before: str = "the base without the adapter"
+    """What there was before training, in words (`Finished.before`)."""
+
 
 def make_reference(
     finished: Finished,
@@ -86,7 +96,8 @@ def make_reference(
     Args:
         finished: the run.
         tokenizer: of the run, its template's date pinned.
-        model: the base with the run's adapter on it, a `PeftModel`.
+        model: the base with the run's adapter on it, a `PeftModel`; or the whole model, whose base is asked by itself
+            (`beside_base`).
         held: what the base is, see `Reference.model`.
         examples: how many of the run's own.
         trained: the adapter as trained, where `model` is on another base than that.
@@ -94,21 +105,31 @@ def make_reference(
     rendered = [(messages, ids) for messages in CONVERSATIONS if (ids := render(tokenizer, messages)) is not None]
     prompts = [ids for _, ids in rendered]
     answers = answer(model, tokenizer, prompts, NEW_TOKENS, batch_size=len(prompts), keep_end=True)
-    fixed, moves = [], []
-    for (messages, ids), new in zip(rendered, answers, strict=True):
-        with_adapter = log_probabilities(model, ids, new)
-        with model.disable_adapter():
-            without = log_probabilities(model, ids, new)
-        moves.append(divergence(with_adapter, without))
-        fixed.append(Fixed(messages, ids, new, text_of(tokenizer, new), with_adapter, without))
-    moved = float(np.concatenate(moves).mean())
+    fixed = [
+        Fixed(messages, ids, new, text_of(tokenizer, new), log_probabilities(model, ids, new))
+        for (messages, ids), new in zip(rendered, answers, strict=True)
+    ]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     apart = None
     if trained is not None:
-        own = [log_probabilities(model, prompt.ids, prompt.answer) for prompt in trained.fixed]
-        pairs = zip(trained.fixed, own, strict=True)
+        here = [log_probabilities(model, prompt.ids, prompt.answer) for prompt in trained.fixed]
+        pairs = zip(trained.fixed, here, strict=True)
         apart = float(np.concatenate([divergence(prompt.log_probabilities, found) for prompt, found in pairs]).mean())
-    return Reference(fixed, read_examples(finished, tokenizer, examples), moved, held, dtype, apart)
+    own = read_examples(finished, tokenizer, examples)
+    reference = Reference(fixed, own, math.nan, held, dtype, apart, finished.tuned, finished.before)
+    if finished.whole is not None:
+        return reference
+    with model.disable_adapter():
+        return beside_base(reference, model)
+
+
+def beside_base(reference: Reference, base: Any) -> Reference:
+    """Return a reference that also knows what the base, asked now, makes of the same answers."""
+    found = [log_probabilities(base, prompt.ids, prompt.answer) for prompt in reference.fixed]
+    pairs = list(zip(reference.fixed, found, strict=True))
+    moves = [divergence(prompt.log_probabilities, without) for prompt, without in pairs]
+    fixed = [replace(prompt, base=without) for prompt, without in pairs]
+    return replace(reference, fixed=fixed, moved=float(np.concatenate(moves).mean()))
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int] | None:

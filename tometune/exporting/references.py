@@ -1,4 +1,4 @@
-"""The adapter's behaviour on the bases that exports of a run are made from; each is loaded once, when it is needed."""
+"""How the trained model behaves, on the bases that exports are made from; each is loaded once, when it is needed."""
 
 import logging
 from dataclasses import replace
@@ -14,11 +14,11 @@ from tometune.config.model import ModelConfig, Precision
 from tometune.exporting.asked import parameters_of
 from tometune.exporting.finished import Finished
 from tometune.exporting.merged import check_shape, load_base
-from tometune.exporting.reference import Reference, make_reference
+from tometune.exporting.reference import Reference, beside_base, make_reference
 from tometune.exporting.together import generation_config
 from tometune.hub import hub_errors
 from tometune.models.adapter import load_adapter
-from tometune.models.load import check_machine, free_memory, quantized, source_of
+from tometune.models.load import check_machine, free_memory, load_model, quantized, source_of
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +69,11 @@ class References:
         return self._ask(self.finished.base, "16-bit base", self.as_trained)
 
     def _ask(self, model: ModelConfig, held: str, trained: Reference | None) -> Reference:
-        """Load a base with the adapter on it and ask it everything."""
+        """Load a base with the adapter on it, or the whole model, and ask it everything."""
         if model.id != self.finished.model.id:
             check_shape(self.config_of(model), self.config_of(self.finished.model), self.finished)
+        if self.finished.whole is not None:
+            return self._ask_whole(self.finished.whole, model, held)
         log.info("asking the adapter on %s", model.id)
         named = held != "as trained" and self.limits.base is not None
         base = load_base(self.held(model), self.cache, named)
@@ -82,6 +84,22 @@ class References:
             return make_reference(self.finished, self.tokenizer, tuned, held, self.limits.examples, trained)
         finally:
             del base, tuned
+            free_memory()
+
+    def _ask_whole(self, whole: ModelConfig, before: ModelConfig, held: str) -> Reference:
+        """Ask the whole model, and then what it was before, one after the other: memory holds one of them."""
+        log.info("asking the run's model, and %s", before.id)
+        tuned = load_model(self.held(whole), self.cache)
+        self.stops = generation_config(tuned, self.tokenizer)
+        self.compute = (tuned.dtype, tuned.device)
+        reference = make_reference(self.finished, self.tokenizer, tuned, held, self.limits.examples)
+        del tuned
+        free_memory()
+        base = load_base(self.held(before), self.cache, named=False)
+        try:
+            return beside_base(reference, base)
+        finally:
+            del base
             free_memory()
 
     def held(self, model: ModelConfig) -> ModelConfig:

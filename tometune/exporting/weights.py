@@ -7,7 +7,7 @@ s = alpha / r, or alpha / √r with rsLoRA; DoRA scales its rows to a length tha
 import filecmp
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 LAYERS = 6
 """Layers that are looked at."""
@@ -55,7 +56,17 @@ def layers_of(adapter: Path) -> list[str]:
     """Return the names of the layers that are looked at."""
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
         keys = [key for key in list(file.keys()) if key.endswith(".lora_A.weight")]
-    names = [key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for key in keys]
+    return spread([key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for key in keys])
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Return the names of a model's linear layers but for its head, which may be the embedding."""
+    layers = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return [name for name in layers if not name.endswith("lm_head")]
+
+
+def spread(names: Sequence[str]) -> list[str]:
+    """Return a few of these layers, of each kind and from all over the model."""
     plain = sorted(name for name in names if name.endswith(AS_THEY_ARE)) or sorted(names)
     by_kind: dict[str, list[str]] = {}
     for name in sorted(plain, key=lambda name: [int(part) for part in name.split(".") if part.isdigit()]):
@@ -96,6 +107,43 @@ def check_adapter(adapter: Path, folder: Path) -> Found:
     name = "adapter_model.safetensors"
     same = filecmp.cmp(adapter / name, folder / name, shallow=False)
     return {"same_bytes": same}, [] if same else [f"weights: {name} is not the run's"]
+
+
+def check_rounded(run: Path, exported: Path) -> Found:
+    """Compare every number of an exported whole model with the run's, rounded as the export's are.
+
+    Args:
+        run: folder of the model that was trained.
+        exported: folder of the export.
+    """
+    numbers = others = 0
+    names = _names(run)
+    missing = sorted(names.keys() ^ _names(exported).keys())
+    for name in names.keys() - set(missing):
+        found, should = (_tensor(folder, name) for folder in (exported, run))
+        numbers += found.numel()
+        others += found.numel() if found.shape != should.shape else int((found != should.to(found.dtype)).sum())
+    checks = {"tensors": len(names), "numbers": numbers, "others": others}
+    if missing:
+        return checks, [f"weights: {missing[0]} is not in both the run's model and the export"]
+    return checks, [f"weights: {others:,} of {numbers:,} numbers are not the run's, rounded"] if others else []
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """Return the file of each tensor of a model in Hugging Face's format."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return places
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return dict.fromkeys(list(file.keys()), "model.safetensors")
+
+
+def _tensor(folder: Path, name: str) -> torch.Tensor:
+    """Read a tensor of such a model."""
+    with safe_open(folder / _names(folder)[name], framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
 
 
 def check_merged(originals: Mapping[str, torch.Tensor], adapter: Path, merged: Path) -> Found:

@@ -128,6 +128,8 @@ def varlen_forward(
     """
     if cu_seq_lens_q is None or max_length_q is None or dropout:
         raise ValueError("the attention varlen needs the lengths of a pack's conversations, and has no dropout")
+    if query.dtype is torch.float32:  # of float32 weights under autocast, which does not know this kernel
+        query, key, value = (part.to(torch.get_autocast_dtype(part.device.type)) for part in (query, key, value))
     rows = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
     grouped = {"enable_gqa": True} if _names_groups() else {}  # before PyTorch 2.12 the kernel sees it by itself
     found = _varlen()(

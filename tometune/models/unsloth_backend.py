@@ -121,7 +121,7 @@ def _name_groups() -> None:
     varlen.varlen_attn = varlen_attn  # type: ignore[assignment]
 
 
-def load(model: ModelConfig, source: str, revision: str | None, max_length: int) -> Any:
+def load(model: ModelConfig, source: str, revision: str | None, max_length: int, whole: bool = False) -> Any:
     """Load a causal language model under Unsloth's kernels.
 
     Args:
@@ -129,29 +129,39 @@ def load(model: ModelConfig, source: str, revision: str | None, max_length: int)
         source: hub id or folder.
         revision: of the hub id.
         max_length: longest row; RoPE is scaled if the model's own context is shorter.
+        whole: whether every weight is trained; they are float32 then, and the arithmetic is as `model.precision` says.
 
     Raises:
-        UserError: the hub does not give it.
+        UserError: the hub does not give it, or what is to be trained is quantised.
     """
     import torch
     from unsloth import FastLanguageModel
 
     from tometune.hub import hub_errors
     from tometune.models.transformers_backend import compute_dtype
+    from tometune.models.whole import check_trainable
 
+    dtype, full = compute_dtype(model.precision), {}
+    if whole and torch.cuda.is_available():
+        full = {"full_finetuning": True, "float32_mixed_precision": True}
+    elif whole:  # the CPU backend trains in the type that it is given, under the trainer's autocast
+        dtype, full = torch.float32, {"full_finetuning": True}
     four_bits = model.quantization is Quantization.nf4 or model.id.endswith("-bnb-4bit")
     with hub_errors("model.id", model.id), quiet():
         loaded, _ = FastLanguageModel.from_pretrained(
             source,
             revision=revision,
             max_seq_length=max_length,
-            dtype=compute_dtype(model.precision),
+            dtype=dtype,
             load_in_4bit=four_bits,
             use_gradient_checkpointing=False,
             use_exact_model_name=True,
             trust_remote_code=False,
+            **full,
             **({"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}),
         )
+    if whole:
+        check_trainable(loaded, model.id)
     return loaded
 
 

@@ -89,7 +89,10 @@ def factors(table: Table) -> list[str]:
     rows = [row for row in table["rows"] if row["stage"] == "tuned"]
     settings = dict.fromkeys(key for row in rows for key in row["settings"])
     several = len({row["data"] for row in rows}) > 1
-    return [*(["data.name"] if several or not settings else []), *settings]
+    keys = (
+        "lora.enabled" if key == "lora" else key for key in settings
+    )  # of a group only its fields can be grouped by
+    return [*(["data.name"] if several or not settings else []), *keys]
 
 
 def _scores(table: Table) -> list[Any]:

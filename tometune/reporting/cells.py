@@ -58,7 +58,9 @@ def group(sweep: Sweep) -> Grid:
     several = len({_model(run) for run in sweep.runs}) > 1
     ordered = sorted(grouped.items(), key=lambda entry: (*entry[0][:3], [_rank(value) for _, value in entry[0][3]]))
     cells = []
-    for (model, rows, data, own), runs in ordered:
+    for (model, rows, data, every), runs in ordered:
+        full = ("lora", "full") in every  # of an adapter it reads nothing
+        own = tuple((key, value) for key, value in every if not (full and key.startswith("lora.")))
         label = " ".join([*([model] if several else []), data, *(f"{key}={value}" for key, value in own)])
         replicates, apart = _replicates(runs, varied)
         cells.append(Cell(label, model, data, rows, dict(own), replicates, apart))

@@ -127,8 +127,14 @@ def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
     groups = identity(config, {})
     for name in ("meaning", "inputs", "seeds"):
         del groups[name]
+    groups["lora"].pop("enabled", None)
     loaded = {f"model.{key}": record["model"].get(key) for key in ("id", "revision", "backend", "quantization")}
-    return {**_flat(groups), **loaded}
+    return {**_flat(groups), "lora": _lora(config.lora.enabled), **loaded}
+
+
+def _lora(enabled: bool) -> str:
+    """Return what was trained, in one word: by it cells of full fine-tuning are told apart."""
+    return "adapter" if enabled else "full"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -151,6 +157,7 @@ def _missing(folder: Path, name: str, reason: str, cell: Mapping[str, Any]) -> M
         told |= {**_flat(written), "model": written["model"]["name"], "data": written["data"]["name"]}
     except Exception:  # noqa: S110 - a run that never got so far has none
         pass
+    told["lora"] = _lora(told.get("lora") != "none" and str(told.get("lora.enabled")).lower() != "false")
     seed = str(told.get("seed"))
     return Missing(
         run_id=name,

@@ -41,7 +41,10 @@ class Speed:
     """Bytes at the peak."""
 
     disk: float
-    """Bytes of the run's folder."""
+    """Bytes of the run's folder, without its checkpoints."""
+
+    checkpoint: float = 0.0
+    """Bytes of one checkpoint."""
 
 
 def shape(config: Config) -> str:
@@ -51,12 +54,13 @@ def shape(config: Config) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     model, trainer, lora = config.model, config.trainer, config.lora
     at_once = config.eval.batch_size or "by memory"
+    trained = f"r {lora.r}" if lora.enabled else "every weight"
     parts = {
         "model": f"{model.id} {model.quantization} {model.precision}",
         "backend": f"{resolve_backend(model)} {model.attn_implementation}",
         "device": f"{processes()} x {device}, {torch.get_num_threads()} threads",
         "rows": f"{trainer.micro_batch} x {trainer.max_length}, packing {trainer.packing}",
-        "step": f"checkpointing {trainer.gradient_checkpointing}, {trainer.loss_type}, {trainer.optim}, r {lora.r}",
+        "step": f"checkpointing {trainer.gradient_checkpointing}, {trainer.loss_type}, {trainer.optim}, {trained}",
         "answers": f"{config.eval.engine}, batch {at_once}, prompts of {config.eval.max_prompt_tokens}",
     }
     return "; ".join(f"{name}: {value}" for name, value in parts.items())
@@ -83,8 +87,14 @@ def measured(record: Mapping[str, Any], seconds: float, first: bool, folder: Pat
         overhead=None if first else max(0.0, seconds - spent),
         start=max(0.0, seconds - spent) if first else None,
         memory=record["train"]["peak_memory_bytes"],
-        disk=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        disk=_bytes(folder) - _bytes(folder / "checkpoints"),
+        checkpoint=max((_bytes(path) for path in folder.glob("checkpoints/checkpoint-*")), default=0),
     )
+
+
+def _bytes(folder: Path) -> int:
+    """Return the size of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def remember(cache: Path, key: str, speed: Speed) -> None:
@@ -111,6 +121,7 @@ def recall(cache: Path, key: str) -> Speed | None:
         start=_middle([run.start for run in runs]),
         memory=max(run.memory for run in runs),
         disk=median(run.disk for run in runs),
+        checkpoint=median(run.checkpoint for run in runs),
     )
 
 

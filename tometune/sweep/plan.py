@@ -95,7 +95,7 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     from tometune.data.tokens import tokenise
     from tometune.evaluation.tasks import load_tasks
     from tometune.models.tokenizer import load_tokenizer
-    from tometune.training.steps import effective_batch, in_packs, steps_of
+    from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of
 
     cache = cache_folder(config)
     run = Run.find(config, fingerprints(config))
@@ -118,7 +118,7 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
         done=run.completed,
         seconds=_seconds(speed, trained, examples, first),
         memory=speed.memory if speed else None,
-        disk=speed.disk if speed else None,
+        disk=speed.disk + speed.checkpoint * checkpoints_kept(config.trainer, steps) if speed else None,
     )
 
 

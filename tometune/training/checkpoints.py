@@ -1,14 +1,21 @@
-"""Checkpoints: which one is whole, what a run broken off goes on from; and the adapter at the end."""
+"""Checkpoints: which one is whole, what a run broken off goes on from; and the adapter or the model at the end."""
 
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tometune.disk import disk_errors, temporary_for
 
 log = logging.getLogger(__name__)
+
+SHARD = "5GB"
+"""Largest file of a whole model's weights."""
 
 STATE = "trainer_state.json"
 """Written last by transformers' Trainer: a checkpoint that has it, whole, is whole."""
@@ -16,7 +23,9 @@ STATE = "trainer_state.json"
 METER = "meter.json"
 """Seconds and tokens up to the checkpoint."""
 
-FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", METER, STATE)
+FILES = ("optimizer.pt", "scheduler.pt", METER, STATE)
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+"""One of them: an adapter, a whole model, or one in several files."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -40,9 +49,11 @@ def step_of(checkpoint: Path) -> int:
 
 def _whole(checkpoint: Path) -> bool:
     """Tell whether every file is there and the one written last can be read."""
-    files = [*(checkpoint / name for name in FILES), *checkpoint.glob("rng_state*.pth")]
+    weights = [checkpoint / name for name in WEIGHTS if (checkpoint / name).exists()]
+    generators = list(checkpoint.glob("rng_state*.pth"))
+    files = [*(checkpoint / name for name in FILES), *weights, *generators]
     # A power cut, other than a kill, can leave the names of files without their content.
-    if len(files) == len(FILES) or not all(file.is_file() and file.stat().st_size for file in files):
+    if not weights or not generators or not all(file.is_file() and file.stat().st_size for file in files):
         return False
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
@@ -59,16 +70,43 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
         folder: where to.
         base: what the adapter names as its base model: the hub id, not the folder of a copy in the cache.
     """
-    temporary = temporary_for(folder)
-    try:
-        with disk_errors(folder):
-            model.save_pretrained(temporary, safe_serialization=True)
+    with _at_once(folder) as temporary:
+        model.save_pretrained(temporary, safe_serialization=True)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         named = temporary / "adapter_config.json"
         settings = json.loads(named.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
         named.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        weights = temporary / "adapter_model.safetensors"
-        weights.chmod(named.stat().st_mode)  # safetensors lets only its owner read it
+
+
+def save_whole(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, published: tuple[Any, Any]) -> None:
+    """Write a whole model as safetensors, with its tokenizer, so that the folder is whole if it is there.
+
+    Args:
+        model: the trained model, in float32; afterwards in `dtype`.
+        tokenizer: its tokenizer.
+        folder: where to.
+        dtype: what the weights are rounded to: that of the arithmetic they were trained in, and are scored in.
+        published: the model's config and generation config as its author wrote them; the trainer and Unsloth set what
+            they need in the model's own.
+    """
+    with _at_once(folder) as temporary:
+        model.to(dtype)
+        model.config, model.generation_config = published
+        model.config.dtype = dtype
+        model.save_pretrained(temporary, max_shard_size=SHARD)
+        tokenizer.save_pretrained(temporary)
+
+
+@contextmanager
+def _at_once(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of `folder` once the body is through."""
+    temporary = temporary_for(folder)
+    try:
+        with disk_errors(folder):
+            yield temporary
+        mode = next(temporary.glob("*.json")).stat().st_mode
+        for weights in temporary.glob("*.safetensors"):
+            weights.chmod(mode)  # safetensors lets only its owner read it
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tometune.distributed import agree, processes
+from tometune.training.optimiser import trainable, with_optimiser
 from tometune.training.room import ON_CPU, Room, find_room, free_bytes, key_of, remember, remembered
 from tometune.training.steps import Step, effective_batch
 from tometune.training.subject import Training
@@ -56,8 +57,10 @@ def _parts(training: Training, sizes: Sequence[int]) -> dict[str, Any]:
     """Return all that memory depends on beside the GPU."""
     model, lora, trainer = training.config.model, training.config.lora, training.config.trainer
     return {
-        "model": f"{model.id} {model.quantization} {training.model.dtype}",
-        "adapter": f"{lora.r} {sorted(lora.target_modules)} {lora.use_dora} {lora.lora_dropout}",
+        "model": f"{model.id} {model.quantization} {training.dtype}",
+        "adapter": f"{lora.r} {sorted(lora.target_modules)} {lora.use_dora} {lora.lora_dropout}"
+        if lora.enabled
+        else "none, every weight is trained",
         "rows": f"{trainer.max_length} {trainer.packing} {list(sizes)}",
         "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}"
         f"{' graph' if training.graphed else ''}",
@@ -77,8 +80,8 @@ def _measure(build: Build, training: Training, size: int, again: bool) -> int:
     trainer = build(Step(effective_batch(training.config), size), again)
     try:
         trainer.full_pass(_full_rows(training, size))
-        optimiser: int = 2 * sum(4 * weight.numel() for weight in training.model.parameters() if weight.requires_grad)
-        return int(torch.cuda.max_memory_allocated()) + optimiser
+        peak, held = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+        return with_optimiser(peak, held, training.config.trainer.optim, trainable(training.model))
     finally:
         training.model.zero_grad(set_to_none=True)
 

@@ -29,6 +29,9 @@ WARM_UP = 3
 """Passes before the capture: they compile, and let libraries choose their kernels."""
 
 
+AN_ADAPTER = "an adapter (lora=default), since weights that are trained are cast anew in each pass"
+"""What it lacks where every weight is trained."""
+
 SMALL = 1e9
 """Parameters below which `auto` takes the graph: in larger models a kernel takes longer than its start."""
 
@@ -42,6 +45,7 @@ def graphed(training: Training) -> bool:
     config, model = training.config, training.model
     wanted = config.trainer.cuda_graph
     lacks = {
+        AN_ADAPTER: training.whole,
         "a GPU": model.device.type != "cuda",
         "model.backend=transformers": training.unsloth,
         "trainer.packing=true with trainer.tokens_per_step": not in_packs(config.trainer),
@@ -51,11 +55,13 @@ def graphed(training: Training) -> bool:
         "one process": processes() > 1,
         "trainer.gradient_checkpointing=auto or false": config.trainer.gradient_checkpointing is True,
         "model.quantization=none": quantized(config.model),
-        "a model whose decoder has layers": not layers_of(model),
+        "a model whose decoder has layers": not training.whole and not layers_of(model),
     }
     missing = [need for need, lacking in lacks.items() if lacking]
     if wanted is True and missing:
         raise UserError(f"trainer.cuda_graph=true: needs {missing[0]}; set trainer.cuda_graph=auto")
+    if wanted == "auto" and missing == [AN_ADAPTER]:
+        log.info("trainer.cuda_graph=auto: kernel by kernel, for a graph needs %s", AN_ADAPTER)
     return not missing and (wanted is True or (wanted == "auto" and model.num_parameters() < SMALL))
 
 

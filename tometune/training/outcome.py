@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tometune.config.errors import UserError
 from tometune.training.meter import peak_memory_bytes
+from tometune.training.optimiser import trainable
 from tometune.training.room import Room
 from tometune.training.steps import Step, in_packs, steps_of
 from tometune.training.subject import Training
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 class TrainResult:
     """What run.json says under `train`."""
 
+    kind: str
+    """`lora`, or `full` where every weight was trained."""
+
+    trainable_parameters: int
     steps: int
     epochs: float
     effective_batch: int
@@ -51,6 +56,8 @@ def result_of(training: Training, room: Room, step: Step, trainer: MeteredTraine
     if room.memory_bytes is not None:
         log.info("peak memory %.1f GB, %.1f GB were estimated", peak / 1e9, room.memory_bytes / 1e9)
     return TrainResult(
+        kind="full" if training.whole else "lora",
+        trainable_parameters=trainable(training.model),
         steps=trainer.state.global_step,
         epochs=round(trainer.state.epoch or 0.0, 4),
         effective_batch=step.rows,
@@ -72,6 +79,8 @@ def plan(training: Training, step: Step, checkpoint: Path | None) -> None:
     """Log what is about to be done, in derived numbers."""
     config, counts, rows = training.config, training.tokens.counts, len(training.rows)
     an_epoch, steps = math.ceil(rows / step.rows), steps_of(config, rows)
+    if training.whole:
+        log.info("every weight is trained: %s, in float32", f"{trainable(training.model):,}")
     start = f", goes on from {checkpoint.name}" if checkpoint else ""
     log.info(
         "training: %s %s of %s tokens (%s trained), %d a step, %d at a time, %d of %d steps an epoch%s",

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the loop over TRL's trainer, the resume, the adapter that comes of it."""
+"""Supervised fine-tuning: the loop over TRL's trainer, the resume, the adapter or the model that comes of it."""
 
 import gc
 import logging
@@ -14,10 +14,12 @@ from tometune.config.root import Config
 from tometune.data.tokens import Tokens
 from tometune.distributed import by_first, is_first
 from tometune.models.attention import training_attention
+from tometune.models.saved import ADAPTER, WHOLE
+from tometune.models.whole import published
 from tometune.seeding import seed_everything
 from tometune.stopping import Stopped, told_to_stop
 from tometune.training.arguments import arguments
-from tometune.training.checkpoints import last_checkpoint, save_adapter, step_of
+from tometune.training.checkpoints import last_checkpoint, save_adapter, save_whole, step_of
 from tometune.training.collator import Collator
 from tometune.training.curves import Curves, OnLog
 from tometune.training.fitting import choose_room
@@ -27,6 +29,7 @@ from tometune.training.outcome import TrainResult, no_room, plan, result_of
 from tometune.training.progress import progress_callbacks
 from tometune.training.room import Room
 from tometune.training.steps import Step, divisors, effective_batch, sizes
+from tometune.training.storage import check_disk
 from tometune.training.subject import Training
 from tometune.training.trainer import LogLastStep, MeteredTrainer, StopAfterStep
 
@@ -43,17 +46,20 @@ def fit(
     cache: Path,
     unsloth: bool = False,
 ) -> TrainResult:
-    """Train the adapter, from the last whole checkpoint if there is one, and save it under `folder/adapter`.
+    """Train what is trainable, from the last whole checkpoint if there is one, and save it.
+
+    An adapter is saved under `folder/adapter`. With `lora=none` the whole model is saved under `folder/model`, in the
+    type of the arithmetic.
 
     Where the GPU runs out of memory although the micro-batch was measured to fit, the training goes on once from its
     last checkpoint with half the micro-batch; what a step is stays the same.
 
     Args:
-        model: a `PeftModel` whose adapter was just made from its seed.
+        model: a `PeftModel` whose adapter was just made from its seed; with `lora=none` a model in float32.
         tokenizer: for padding.
         tokens: rows with labels.
         config: `trainer`, and `seeds.order` and `seeds.adapter` (dropout).
-        folder: the run's folder; gets `checkpoints/`, `metrics.jsonl`, `adapter/`.
+        folder: the run's folder; gets `checkpoints/`, `metrics.jsonl`, `adapter/` or `model/`.
         on_log: takes the metrics of each logging step.
         cache: remembers what fits.
         unsloth: whether the model is Unsloth's.
@@ -64,6 +70,8 @@ def fit(
         UserError: the loss is no longer a number, or not even one row fits into the GPU.
     """
     training = Training(model, tokenizer, tokens, config, folder, on_log, unsloth)
+    if training.whole:  # before hours of training: the hub can be gone after them
+        training.published = published(config.model, cache)
     with training_attention(model, None if unsloth else training.attention):
         training.graphed = graphed(training)
         if training.graphed:
@@ -81,7 +89,10 @@ def fit(
 def _fit(training: Training, cache: Path) -> TrainResult:
     """Find what fits and train; once more with half of it where it did not fit after all."""
     model, config = training.model, training.config
-    fresh = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    fresh = {}
+    if not training.whole or model.device.type == "cuda":  # a CPU does not say that it is full; a copy would fill it
+        trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+        fresh = {name: weight.detach().cpu().clone() for name, weight in trained}
     room = choose_room(lambda step, again: _trainer(training, step, again), training, sizes(config), cache)
     try:
         return _train(training, room)
@@ -97,7 +108,7 @@ def _fit(training: Training, cache: Path) -> TrainResult:
 
 
 def _smaller(training: Training, room: Room, fresh: Mapping[str, torch.Tensor]) -> Room:
-    """Return room for half the micro-batch, or the next below that makes a whole step, with the adapter as it was."""
+    """Return room for half the micro-batch, or the next below that makes a whole step; weights are as they were."""
     gc.collect()
     torch.cuda.empty_cache()
     size = next(size for size in divisors(training.config) if size <= room.micro_batch // 2)
@@ -112,13 +123,13 @@ def _smaller(training: Training, room: Room, fresh: Mapping[str, torch.Tensor]) 
 def _trainer(
     training: Training, step: Step, checkpointing: bool, meter: Meter | None = None, stop: Any = None
 ) -> MeteredTrainer:
-    """Return TRL's trainer over this training, with the adapter's weights as they were."""
+    """Return TRL's trainer over this training, with the trained weights as they were."""
     model, config = training.model, training.config
     held = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     meter = meter or Meter()
     trainer = MeteredTrainer(
         model=model,
-        args=arguments(config, model.dtype, training.checkpoints, step, checkpointing, training.unsloth),
+        args=arguments(config, training.dtype, training.checkpoints, step, checkpointing, training.unsloth),
         train_dataset=training.rows,
         data_collator=Collator(
             training.tokenizer.pad_token_id, padding_free=config.trainer.packing, packed=training.packed
@@ -144,7 +155,7 @@ def _graph(training: Training, step: Step) -> PassGraph:
 
 
 def _train(training: Training, room: Room) -> TrainResult:
-    """Run the loop with what fits, and save the adapter."""
+    """Run the loop with what fits, and save what was trained."""
     config = training.config
     checkpoint = by_first(lambda: last_checkpoint(training.checkpoints))
     meter = Meter.load(checkpoint) if checkpoint else Meter()
@@ -156,12 +167,20 @@ def _train(training: Training, room: Room) -> TrainResult:
         if is_first():
             trainer.curves.rewind(step_of(checkpoint) if checkpoint else 0)
         plan(training, step, checkpoint)
+        by_first(lambda: check_disk(training))
         meter.start()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.signal:
             log.warning("told to stop: step %d is saved", trainer.state.global_step)
             raise Stopped(stop.signal)
     meter.rates()
-    if trainer.is_world_process_zero():
-        save_adapter(trainer.accelerator.unwrap_model(trainer.model), training.folder / "adapter", config.model.id)
+    by_first(lambda: _save(training, trainer.accelerator.unwrap_model(trainer.model)))  # all of them read it next
     return result_of(training, room, step, trainer)
+
+
+def _save(training: Training, model: Any) -> None:
+    """Save the adapter, or the whole model."""
+    if training.whole:
+        save_whole(model, training.tokenizer, training.folder / WHOLE, training.dtype, training.published)
+    else:
+        save_adapter(model, training.folder / ADAPTER, training.config.model.id)

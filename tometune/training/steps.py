@@ -31,6 +31,11 @@ class Step:
         return self.rows // (self.micro_batch * processes())
 
 
+def checkpoints_kept(trainer: TrainerConfig, steps: int) -> int:
+    """Return the checkpoints that are there at the end of so many steps; while one is saved there is one more."""
+    return min(trainer.save_total_limit, math.ceil(steps / trainer.save_steps))
+
+
 def in_packs(trainer: TrainerConfig) -> bool:
     """Tell whether rows are joined to packs of `max_length` tokens, and steps are counted in those."""
     return trainer.packing and trainer.conversations_per_step is None

@@ -72,7 +72,8 @@ class MeteredTrainer(SFTTrainer):
             if self.graph is not None:
                 self.graph.once(inputs, count)
                 return
-            with torch.autocast(self.args.device.type, self.model.dtype, enabled=self.args.bf16 or self.args.fp16):
+            dtype = torch.float16 if self.args.fp16 else torch.bfloat16
+            with torch.autocast(self.args.device.type, dtype, enabled=self.args.bf16 or self.args.fp16):
                 loss = self.compute_loss(self.model, inputs, num_items_in_batch=count)
             loss.backward()
         finally:

@@ -69,8 +69,10 @@ def _train(folder: Path, on_log: Any) -> dict[str, Any]:
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     seed_everything(config.seeds.adapter)
     source, revision = source_of(config.model, cache)
-    model = unsloth_backend.load(config.model, source, revision, config.trainer.max_length)
-    model = unsloth_backend.add_adapter(model, config.lora, config.seeds.adapter)
+    whole = not config.lora.enabled
+    model = unsloth_backend.load(config.model, source, revision, config.trainer.max_length, whole)
+    if not whole:
+        model = unsloth_backend.add_adapter(model, config.lora, config.seeds.adapter)
     return asdict(fit(model, tokenizer, tokens, config, folder, on_log, cache, unsloth=True))
 
 

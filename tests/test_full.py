@@ -1,0 +1,154 @@
+"""Full fine-tuning (`lora=none`) through the verbs: trained, broken off, scored again, talked to, exported."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.exporting.conftest import SHORT, gate_of, save_base
+from tests.exporting.conftest import SMOKE as PEAKED
+from tests.whole import Workplace, answers_of, assert_one_line, curve_of, record_of, scores_of
+
+pytestmark = pytest.mark.whole
+FULL = ("lora=none", "trainer.learning_rate=2e-3")
+SMOKE = ("+experiment=smoke", *FULL, "trainer.max_steps=6", "trainer.save_steps=2", "eval.base=true")
+STEP = "tometune.training.trainer:MeteredTrainer.training_step"
+DEATHS = {
+    "in training": (STEP, 3, "SIGKILL"),
+    "after the last step": ("tometune.training.sft:save_whole", 1, "SIGKILL"),
+    "before the record of the training": ("tometune.run:Run.save", 3, "SIGKILL"),
+    "in the tuned evaluation": ("tometune.evaluation.scoring:write_result", 2, "SIGKILL"),
+}
+
+
+def model_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    """A workplace with one finished run."""
+    made = Workplace(tmp_path_factory.mktemp("full"))
+    done = made.verb("train", *SMOKE)
+    assert done.returncode == 0, done.stderr
+    assert "every weight is trained: " in done.stderr
+    yield made
+    made.close()
+
+
+def test_the_record_says_what_was_trained(trained: Workplace) -> None:
+    run = trained.run_folder()
+    record = record_of(run)
+    assert record["train"]["kind"] == "full"
+    assert record["train"]["trainable_parameters"] == record["model"]["parameters"]
+    assert not (run / "adapter").exists()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (run / "model").iterdir()}
+    assert curve_of(run)[-1][1] < curve_of(run)[0][1]
+    assert "enabled: false" in (run / "config.yaml").read_text()
+    texts = [path.read_text() for path in (run / "model").glob("*.json")]
+    assert not [text for text in texts if str(trained.folder) in text], "a path of this machine"
+
+
+def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(trained: Workplace) -> None:
+    outputs = (*SMOKE, "paths.outputs=broken")
+    for where, moment in DEATHS.items():
+        status, stderr = trained.train(*outputs, moment=moment)
+        assert status == -9, f"{where}: {stderr}"
+    done = trained.verb("train", *outputs)
+    assert done.returncode == 0, done.stderr
+    run, unbroken = trained.run_folder("broken"), trained.run_folder()
+    assert run.name == unbroken.name
+    assert (run / "model" / "model.safetensors").read_bytes() == (unbroken / "model" / "model.safetensors").read_bytes()
+    assert curve_of(run) == curve_of(unbroken)
+    assert scores_of(run) == scores_of(unbroken)
+    assert answers_of(run) == answers_of(unbroken)
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_evaluate_scores_the_saved_model_again(trained: Workplace, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained.run_folder(), tmp_path / "run"))
+    kept = answers_of(run)
+    for path in run.glob("eval/*/*.jsonl"):
+        path.unlink()
+    done = trained.verb("evaluate", f"run={run}", "tracking=none")
+    assert done.returncode == 0, done.stderr
+    assert answers_of(run) == kept
+    done = trained.verb("evaluate", f"run={run}", "eval.limit=1", "tracking=none")
+    assert done.returncode == 0, done.stderr
+    (found,) = run.glob("evaluations/*/evaluation.json")
+    record = json.loads(found.read_text())
+    assert (record["adapter"], record["whole_model"]) == (None, str(run / "model"))
+    shutil.rmtree(run / "model")
+    assert_one_line(trained.verb("evaluate", f"run={run}"), r"holds no model \(status completed\); finish its training")
+
+
+def test_it_answers_in_the_terminal_and_its_base_beside_it(trained: Workplace) -> None:
+    run = trained.run_folder().name
+    done = subprocess.run(
+        [sys.executable, "-m", "tometune.chat", f"run={run}", "against=base", "ui=terminal", "chat.max_new_tokens=8"],
+        env=trained.env,
+        cwd=trained.folder,
+        input="the quick brown fox\n",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("tiny (base)") < done.stdout.index(run)
+
+
+def test_what_a_whole_model_has_not_is_told_in_one_line(trained: Workplace) -> None:
+    run = f"run={trained.run_folder().name}"
+    wrong = {
+        (
+            "format=adapter",
+        ): r"^format=adapter: tiny-.* was trained with lora=none and has none; export format=merged_16",
+        ("format=[adapter,gguf]",): r"^format=adapter: tiny-.* was trained with lora=none",
+        ("export.base=x",): r"^export\.base=x: tiny-.* is a whole model and is merged into none; leave it out",
+    }
+    for overrides, says in wrong.items():
+        done = trained.verb("export", run, *overrides)
+        assert done.returncode == 2
+        assert_one_line(done, says)
+
+
+@pytest.fixture(scope="module")
+def peaked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    """A workplace with a run on a base in bfloat16 whose answers differ from prompt to prompt, trained in float32."""
+    place = Workplace(tmp_path_factory.mktemp("peaked"))
+    base = save_base(place.folder / "base", seed=3)
+    made = place.verb("train", *PEAKED, *SHORT, *FULL, f"model.id={base}", "model.weights=pretrained")
+    assert made.returncode == 0, made.stderr
+    yield place
+    place.close()
+
+
+def test_exports_are_the_model_itself(peaked: Workplace) -> None:
+    run = peaked.run_folder()
+    limits = ("export.max_divergence.q4_k_m=2",)
+    done = peaked.verb("export", f"run={run.name}", "format=[merged_16bit,gguf]", "quant=[q8_0]", *limits)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": passed") == 2
+    assert "nats a token from the run's model" in done.stdout
+    merged = run / "export" / "merged_16bit"
+    exported = load_file(merged / "model.safetensors")
+    assert {weight.dtype for weight in exported.values()} == {torch.bfloat16}
+    assert all(torch.equal(weight.bfloat16(), exported[name]) for name, weight in model_of(run).items())
+    gate = gate_of(merged)
+    assert gate["checks"]["weights"]["others"] == 0
+    assert gate["checks"]["logits"]["base_without_adapter"] > 0.01, "training moved nothing: the gate could not tell"
+    assert gate_of(run / "export" / "gguf-q8_0")["checks"]["weights"]["verdict"] == "adapter"
+    card = (merged / "README.md").read_text()
+    assert "fine-tuned in full on the mix" in card
+    assert "| trained | every weight, " in card
+    assert "LoRA" not in card
+    assert "the run's model as trained" in card
+    again = peaked.verb("export", f"run={run.name}")
+    assert again.returncode == 0, again.stderr
+    assert "its gate passed on" in again.stderr

@@ -1,0 +1,171 @@
+"""`lora=none`: every weight is trained, in float32 whatever the arithmetic, and goes on bit for bit."""
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.training.conftest import Fitted, Train, packs, settings
+from tometune.config.errors import UserError
+from tometune.config.lora import LoraConfig
+from tometune.config.model import Precision
+from tometune.config.root import Config
+from tometune.models.load import load_model
+from tometune.models.tokenizer import load_tokenizer
+from tometune.models.whole import as_saved, check_trainable, load_to_train
+from tometune.training import graph, storage
+from tometune.training.optimiser import state_bytes, with_optimiser
+
+WEIGHTS = "model.safetensors"
+
+
+def whole(precision: Precision = Precision.fp32, **trainer: Any) -> Config:
+    """Return the tests' settings without an adapter."""
+    config = settings(**{"learning_rate": 1e-3} | trainer)
+    return replace(config, lora=LoraConfig(enabled=False), model=replace(config.model, precision=precision))
+
+
+def saved(fitted: Fitted) -> dict[str, torch.Tensor]:
+    return load_file(fitted.folder / "model" / WEIGHTS)
+
+
+def test_every_weight_changes_and_the_loss_falls(train: Train, tmp_path: Path, cache: Path) -> None:
+    config = whole(max_steps=40, save_steps=40, num_train_epochs=9)
+    before = {name: weight.clone() for name, weight in load_model(config.model, cache).named_parameters()}
+    fitted = train(tmp_path, config)
+    assert fitted.curve[-1]["loss"] < 0.9 * fitted.curve[0]["loss"]
+    after = saved(fitted)
+    assert after.keys() == before.keys() - {"lm_head.weight"}, "the head is the embedding"
+    assert not [name for name, weight in after.items() if torch.equal(weight, before[name])]
+    assert fitted.result.kind == "full"
+    assert fitted.result.trainable_parameters == sum(weight.numel() for weight in before.values())
+    assert not (tmp_path / "adapter").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_first_loss_is_that_of_a_fresh_adapter(train: Train, tmp_path: Path) -> None:
+    for name, trainer in (("rows", {}), ("packs", packs(96, 2))):
+        adapter = train(tmp_path / f"lora-{name}", settings(max_steps=1, **trainer))
+        full = train(tmp_path / f"full-{name}", whole(max_steps=1, **trainer))
+        assert adapter.result.kind == "lora"
+        assert adapter.result.trainable_parameters < full.result.trainable_parameters
+        assert full.curve[0]["loss"] == pytest.approx(adapter.curve[0]["loss"], abs=1e-6)
+        assert full.curve[0]["grad_norm"] > adapter.curve[0]["grad_norm"] > 0
+
+
+def test_what_is_saved_is_the_model_with_its_tokenizer(train: Train, tmp_path: Path, cache: Path) -> None:
+    fitted = train(tmp_path, whole())
+    folder = tmp_path / "model"
+    config = as_saved(whole().model, tmp_path)
+    model, tokenizer = load_model(config, cache), load_tokenizer(config, cache)
+    trained = dict(fitted.trainer.model.named_parameters())
+    assert all(torch.equal(weight, trained[name]) for name, weight in model.named_parameters())
+    assert tokenizer.chat_template == load_tokenizer(whole().model, cache).chat_template
+    base = Path(load_model(whole().model, cache).config._name_or_path)
+    for name in ("config.json", "generation_config.json"):
+        said, was = (json.loads((place / name).read_text()) for place in (folder, base))
+        assert said == was, "the trainer's own settings are not the model's"
+    assert {path.stat().st_mode for path in folder.glob("*.json")} == {(folder / WEIGHTS).stat().st_mode}
+
+
+def test_weights_are_float32_under_16_bit_arithmetic_and_saved_in_16(train: Train, tmp_path: Path) -> None:
+    """In bfloat16 itself a step of 1e-5 of a weight would be rounded away."""
+    config = whole(Precision.bf16, learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0)
+    fitted = train(tmp_path / "bf16", config)
+    exact = train(tmp_path / "fp32", whole(learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0))
+    assert fitted.trainer.args.bf16
+    kept = load_file(tmp_path / "bf16" / "checkpoints" / "checkpoint-6" / WEIGHTS)
+    assert {weight.dtype for weight in kept.values()} == {torch.float32}
+    assert {weight.dtype for weight in saved(fitted).values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "bf16" / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+    for name, weight in saved(fitted).items():
+        assert torch.equal(weight, kept[name].bfloat16())
+    for mine, theirs in zip(fitted.curve, exact.curve, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=5e-3)
+        assert mine["loss"] != theirs["loss"], "in other arithmetic"
+
+
+@pytest.mark.parametrize("trainer", [{}, packs(96, 2)], ids=["rows", "packs"])
+def test_it_goes_on_bit_for_bit(train: Train, tmp_path: Path, trainer: dict[str, Any]) -> None:
+    config = whole(save_total_limit=9, **trainer)
+    unbroken = train(tmp_path / "unbroken", config)
+    broken = tmp_path / "broken"
+    for name in ("checkpoints", "metrics.jsonl"):
+        source = tmp_path / "unbroken" / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, broken.joinpath(name))
+        broken.mkdir(exist_ok=True)
+    (broken / "checkpoints" / "checkpoint-6" / WEIGHTS).unlink()  # killed while it was saved
+    again = train(broken, config)
+    assert len(again.batches) < len(unbroken.batches)
+    assert (broken / "model" / WEIGHTS).read_bytes() == (tmp_path / "unbroken" / "model" / WEIGHTS).read_bytes()
+    assert [line["loss"] for line in again.curve] == [line["loss"] for line in unbroken.curve]
+
+
+def test_packs_keep_conversations_apart(train: Train, tmp_path: Path) -> None:
+    """Over one epoch rows alone and rows in packs give the same mean loss, and nearly the same weights."""
+    alone = train(tmp_path / "alone", whole(max_steps=1, conversations_per_step=20, micro_batch=4))
+    together = train(tmp_path / "together", whole(max_steps=1, **packs(64, 20)))
+    assert together.result.trained_tokens == alone.result.trained_tokens
+    assert together.curve[0]["loss"] == pytest.approx(alone.curve[0]["loss"], rel=1e-5)
+    assert together.curve[0]["grad_norm"] == pytest.approx(alone.curve[0]["grad_norm"], rel=1e-4)
+
+
+def test_the_graph_is_left_out_with_a_reason_and_refused_where_it_is_asked_for(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError, match=r"trainer\.cuda_graph=true: needs an adapter \(lora=default\)"):
+        train(tmp_path / "asked", whole(cuda_graph=True, **packs(96, 2)))
+
+    # A GPU as far as it is looked at: nothing is lacking but the adapter.
+    model = SimpleNamespace(device=torch.device("cuda"), num_parameters=lambda: 1000)
+    config = whole(**packs(96, 2))
+    gpu: Any = SimpleNamespace(config=config, model=model, whole=True, unsloth=False, packed=graph.Packed.lengths)
+    with caplog.at_level(logging.INFO, "tometune"):
+        assert not graph.graphed(gpu)
+    assert "trainer.cuda_graph=auto: kernel by kernel, for a graph needs an adapter (lora=default)" in caplog.text
+
+
+def test_quantised_files_are_refused() -> None:
+    class Quantised:
+        hf_quantizer = object()
+
+    with pytest.raises(UserError, match=r"model\.id=mine: its files hold quantised weights, which lora=none cannot"):
+        check_trainable(Quantised(), "mine")
+    check_trainable(nn.Linear(2, 2), "mine")
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_first_step(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    weights = sum(weight.numel() for weight in load_to_train(whole().model, cache).parameters())
+    needed = 3 * 12 * weights + 4 * weights  # two checkpoints, one more while it is saved, and the model
+
+    def disk(free: int) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage)
+
+    disk(needed - 1)
+    with pytest.raises(UserError, match=r"trainer\.save_total_limit=2: checkpoints of every weight .* take about 0\.0"):
+        train(tmp_path / "small", whole())
+    assert not list((tmp_path / "small" / "checkpoints").iterdir())
+    train(tmp_path / "lora", settings())
+    disk(needed)
+    train(tmp_path / "enough", whole())
+    taken = sum(path.stat().st_size for path in (tmp_path / "enough").rglob("*.*t*") if path.is_file())
+    assert taken < 1.1 * needed
+
+
+def test_memory_counts_the_states_of_every_weight() -> None:
+    assert state_bytes("adamw_torch", 10) == 80
+    assert state_bytes("paged_adamw_8bit", 10) == 20
+    assert with_optimiser(1000, 80, "adamw_torch", 10) == 1000 + 80, "a pass with many activations"
+    assert with_optimiser(100, 80, "adamw_torch", 10) == 80 + 40 + 80, "the optimiser's step takes more"
+    assert with_optimiser(100, 80, "adamw_8bit", 10) == 100 + 20

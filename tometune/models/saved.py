@@ -1,0 +1,21 @@
+"""Where a run keeps what it trained: `adapter/`, or the whole model with `lora=none`; imports nothing heavy."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from tometune.config.model import ModelConfig, Quantization, Weights
+
+ADAPTER = "adapter"
+WHOLE = "model"
+"""The folder of a whole model, in Hugging Face's format, with its tokenizer."""
+
+
+def as_saved(model: ModelConfig, run: Path) -> ModelConfig:
+    """Return the config of the whole model that a run left behind; it is loaded, and tokenised for, as any other.
+
+    Args:
+        model: the model that was trained.
+        run: folder of the run.
+    """
+    folder = str((run / WHOLE).absolute())
+    return replace(model, id=folder, revision="main", weights=Weights.pretrained, quantization=Quantization.none)

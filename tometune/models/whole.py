@@ -1,0 +1,74 @@
+"""A model whose every weight is trained (`lora=none`): how it is loaded for that, and how it is read back."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from tometune.config.errors import UserError
+from tometune.config.model import ModelConfig, Precision
+from tometune.config.root import Config
+from tometune.hub import hub_errors
+from tometune.models.adapter import load_adapter
+from tometune.models.load import load_model, source_of
+from tometune.models.saved import ADAPTER, as_saved
+
+
+def load_to_train(model: ModelConfig, cache: Path) -> Any:
+    """Return the model with all weights trainable, in float32.
+
+    The arithmetic of training may have 16 bits all the same (autocast): a weight in bfloat16 keeps 8 significant bits,
+    which a step of a usual learning rate is lost in (Micikevicius et al. 2018, arXiv:1710.03740).
+
+    Raises:
+        UserError: the hub does not give it, it holds no safetensors, or its files hold quantised weights.
+    """
+    loaded = load_model(replace(model, precision=Precision.fp32), cache)
+    check_trainable(loaded, model.id)
+    return loaded.requires_grad_(True)
+
+
+def published(model: ModelConfig, cache: Path) -> tuple[Any, Any]:
+    """Return the config and the generation config of the model before training, as its author wrote them.
+
+    Raises:
+        UserError: the hub does not give them.
+    """
+    source, revision = source_of(model, cache)
+    with hub_errors("model.id", model.id):
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        try:
+            return config, GenerationConfig.from_pretrained(source, revision=revision)
+        except OSError:  # few models have none
+            return config, GenerationConfig.from_model_config(config)
+
+
+def check_trainable(model: Any, name: str) -> None:
+    """Check that a model's weights are numbers that can be trained; a folder's name does not tell that they are not.
+
+    Raises:
+        UserError: they are quantised.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise UserError(
+            f"model.id={name}: its files hold quantised weights, which lora=none cannot train; name the same model in "
+            "16 bits, or choose lora=default"
+        )
+
+
+def tuned(model: Any, config: Config, run: Path, cache: Path) -> Any:
+    """Return the model that a run's training left behind: the base with its adapter, or the whole model.
+
+    Args:
+        model: before training, which the adapter is put on; None loads it.
+        config: of the run.
+        run: its folder.
+        cache: of models.
+
+    Raises:
+        UserError: there is none in the folder, or it was made for another base.
+    """
+    if config.lora.enabled:
+        return load_adapter(load_model(config.model, cache) if model is None else model, run / ADAPTER)
+    return load_model(as_saved(config.model, run), cache)

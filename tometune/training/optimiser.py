@@ -1,0 +1,41 @@
+"""What an optimiser keeps of each weight that is trained: little for an adapter, much for a whole model."""
+
+from typing import Any
+
+from tometune.distributed import processes
+
+STATES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "adafactor": 1, "lion_8bit": 1, "lion_32bit": 4, "sgd": 0}
+"""Bytes a weight; AdamW, and what is not named here, has two numbers in float32."""
+
+ADAMW = 8
+IN_BETWEEN = 4
+"""Bytes a weight that AdamW takes while it makes its step, for all weights at once (PyTorch's `foreach`)."""
+
+
+def trainable(model: Any) -> int:
+    """Return the number of weights that are trained."""
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def state_bytes(optim: str, weights: int) -> int:
+    """Return the bytes that an optimiser keeps for so many weights.
+
+    Args:
+        optim: its name in transformers; `paged_` ones lie in the same memory while there is room.
+        weights: that are trained.
+    """
+    return weights * STATES.get(optim.removeprefix("paged_"), ADAMW)
+
+
+def with_optimiser(peak: int, held: int, optim: str, weights: int) -> int:
+    """Return the peak of a training in bytes: in a pass, or where the optimiser makes its step.
+
+    Args:
+        peak: of a forward and a backward pass.
+        held: after it: the weights and their gradients.
+        optim: the optimiser's name in transformers.
+        weights: that are trained.
+    """
+    copies = 4 * weights if processes() > 1 else 0  # gradients once more, in the buckets that are sent
+    between = IN_BETWEEN * weights if optim == "adamw_torch" else 0
+    return max(peak, held + between) + copies + state_bytes(optim, weights)
