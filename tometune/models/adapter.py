@@ -9,6 +9,7 @@ from torch import nn
 
 from tometune.config.errors import UserError, did_you_mean
 from tometune.config.lora import LoraConfig
+from tometune.models.rounding import round_once
 from tometune.seeding import seed_everything
 
 
@@ -37,7 +38,9 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> peft.PeftModel:
         bias="none",
     )
     seed_everything(seed)
-    return peft.get_peft_model(model, config)
+    made = peft.get_peft_model(model, config)
+    round_once(made)
+    return made
 
 
 def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftModel:
@@ -52,11 +55,13 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftMo
     check_safetensors(folder)
     check_targets(model, json.loads(path.read_text(encoding="utf-8"))["target_modules"])
     try:
-        return peft.PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
+        loaded = peft.PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
     except RuntimeError as error:
         if "size mismatch" in str(error):
             raise UserError(f"{folder}: the adapter was made for another base model than this one") from error
         raise
+    round_once(loaded)
+    return loaded
 
 
 def check_safetensors(folder: Path) -> None:
