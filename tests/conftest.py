@@ -18,6 +18,12 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that hold whole runs, so that no core is idle at the end while another has one left."""
+    long = {item.path for item in items if item.get_closest_marker("whole")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture
 def clean_env(tmp_path: Path) -> dict[str, str]:
     """Environment with its home under `tmp_path`."""
