@@ -9,6 +9,7 @@ from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig
 from tometune.models.adapter import add_adapter, load_adapter
 from tometune.models.load import load_model
+from tometune.models.rounding import RoundedOnce
 
 
 def adapter(tiny_config: ModelConfig, cache: Path, seed: int) -> dict[str, torch.Tensor]:
@@ -28,6 +29,13 @@ def test_the_adapter_is_float32_over_a_bfloat16_base(tiny_config: ModelConfig, c
     model = add_adapter(load_model(tiny_config, cache).to(torch.bfloat16), LoraConfig(), 0)
     assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
     assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
+
+
+def test_its_sum_is_rounded_once_made_or_read_back(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
+    made = add_adapter(load_model(tiny_config, cache), LoraConfig(), 0)
+    made.save_pretrained(tmp_path)
+    for model in (made, load_adapter(load_model(tiny_config, cache), tmp_path)):
+        assert sum(isinstance(module, RoundedOnce) for module in model.modules()) == 2 * 7
 
 
 def test_a_wrong_layer_name_is_told(tiny_config: ModelConfig, cache: Path) -> None:

@@ -86,11 +86,13 @@ def add_adapter(weights: "Weights", folder: Path, name: str) -> None:
     from peft import PeftModel
 
     from tometune.models.adapter import check_safetensors, load_adapter
+    from tometune.models.rounding import round_once
 
     check_safetensors(folder)
     try:
         if isinstance(weights.model, PeftModel):
             weights.model.load_adapter(folder, adapter_name=name, is_trainable=False)
+            round_once(weights.model)  # layers that no adapter before it had
         else:
             weights.model = load_adapter(weights.model, folder, name)
     except (RuntimeError, ValueError) as error:

@@ -3,7 +3,8 @@
 PEFT adds the adapter's part to the base's product when that is a number of 8 significant bits already (bfloat16).
 Whatever is less than half of the last bit is lost then, always in the same direction: of changes of a thousandth, as
 they are at the beginning of a training, nearly half (docs/footguns.md). `torch.addmm` takes the adapter's part along
-into the matrix product, which adds in float32 and rounds at its end; it takes no longer.
+into the matrix product, which adds in float32 and rounds at its end; on a CPU it takes no longer. A bias comes after
+that, and DoRA, several adapters at once and float32 are PEFT's own.
 """
 
 from typing import Any

@@ -89,9 +89,8 @@ def factors(table: Table) -> list[str]:
     rows = [row for row in table["rows"] if row["stage"] == "tuned"]
     settings = dict.fromkeys(key for row in rows for key in row["settings"])
     several = len({row["data"] for row in rows}) > 1
-    keys = (
-        "lora.enabled" if key == "lora" else key for key in settings
-    )  # of a group only its fields can be grouped by
+    # Of a group only its fields can be grouped by.
+    keys = ("lora.enabled" if key == "lora" else key for key in settings)
     return [*(["data.name"] if several or not settings else []), *keys]
 
 
