@@ -6,7 +6,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from tometune.models.rounding import RoundedOnce, round_once
+from tometune.models.rounding import RoundedOnce, round_once, summed
 
 
 def layer(dtype: torch.dtype, bias: bool = False, kind: type[nn.Linear] = nn.Linear, **lora: object) -> nn.Module:
@@ -27,11 +27,12 @@ def inside(model: nn.Module) -> Linear:
     return found
 
 
-def arrives(model: nn.Module, x: torch.Tensor) -> float:
+def arrives(model: nn.Module, x: torch.Tensor, training: bool, autocast: bool = True) -> float:
     """The share of the adapter's change that is in what comes out, by regression on the exact one."""
     lora = inside(model)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=x.dtype is torch.bfloat16):
-        found = lora(x).double()
+    with torch.set_grad_enabled(training), torch.autocast("cpu", x.dtype, enabled=autocast):
+        found = lora(x).detach().double()
+    with torch.no_grad():
         weight, bias = lora.base_layer.weight.double(), lora.base_layer.bias
         before = x.double() @ weight.T + (0 if bias is None else bias.double())
         a, b = lora.lora_A["default"].weight.double(), lora.lora_B["default"].weight.double()
@@ -39,13 +40,49 @@ def arrives(model: nn.Module, x: torch.Tensor) -> float:
         return float(((found - before) * change).sum() / (change**2).sum())
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_small_changes_arrive(bias: bool) -> None:
-    model = layer(torch.bfloat16, bias)
-    x = torch.randn(8, 1024, 64).bfloat16()
-    assert arrives(model, x) < 0.8, "what this is for"
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("bias", "dtype", "autocast"), [(False, "bfloat16", True), (True, "bfloat16", False)])
+def test_small_changes_arrive(training: bool, bias: bool, dtype: str, autocast: bool) -> None:
+    model = layer(getattr(torch, dtype), bias)
+    x = torch.randn(8, 1024, 64).to(getattr(torch, dtype))
+    assert arrives(model, x, training, autocast) < 0.8, "what this is for"
     round_once(model)
-    assert arrives(model, x) == pytest.approx(1, abs=0.03)
+    assert arrives(model, x, training, autocast) == pytest.approx(1, abs=0.03)
+
+
+def test_half_precision_loses_less_and_nothing_with_one_rounding() -> None:
+    model = layer(torch.float16)
+    with torch.no_grad():
+        inside(model).lora_B["default"].weight.mul_(0.1)
+    x = torch.randn(8, 1024, 64).half()
+    assert arrives(model, x, training=True) < 0.9
+    round_once(model)
+    assert arrives(model, x, training=True) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gpu_rounds_once_too(training: bool) -> None:
+    torch.manual_seed(0)
+    x, weight = (torch.randn(rows, 576, device="cuda").bfloat16() for rows in (16384, 1536))
+    low, b = torch.randn(16384, 16, device="cuda").bfloat16(), (torch.randn(1536, 16, device="cuda") * 6e-3).bfloat16()
+    with torch.set_grad_enabled(training):
+        found = summed(x, weight, low, b).double()
+    change = low.double() @ b.double().t()
+    share = ((found - x.double() @ weight.double().t()) * change).sum() / (change**2).sum()
+    assert float(share) == pytest.approx(1, abs=0.03)
+
+
+def test_one_product_has_the_gradients_of_two() -> None:
+    torch.manual_seed(0)
+    parts = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 8), (5, 2), (6, 2))]
+    weight, aim = torch.randn(6, 8, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
+    x, low, b = parts
+    one = torch.autograd.grad((summed(x, weight, low, b) * aim).sum(), parts)
+    two = torch.autograd.grad(((x @ weight.t() + low @ b.t()) * aim).sum(), parts)
+    for mine, theirs in zip(one, two, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_gradients_are_those_of_float32() -> None:
@@ -63,9 +100,10 @@ def test_gradients_are_those_of_float32() -> None:
         assert (found[torch.bfloat16][name] - expected).norm() < 0.02 * expected.norm()
 
 
-@pytest.mark.parametrize("how", ["float32", "disabled", "dora", "merged", "two"])
+@pytest.mark.parametrize("how", ["float32", "disabled", "dora", "merged", "two", "hooked", "lora_bias"])
 def test_all_else_is_pefts(how: str) -> None:
-    model = layer(torch.float32 if how == "float32" else torch.bfloat16, use_dora=how == "dora")
+    bias = {"bias": True, "lora_bias": True} if how == "lora_bias" else {}
+    model = layer(torch.float32 if how == "float32" else torch.bfloat16, use_dora=how == "dora", **bias)
     lora = inside(model)
     if how == "two":
         model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
@@ -74,11 +112,29 @@ def test_all_else_is_pefts(how: str) -> None:
         lora.enable_adapters(False)
     elif how == "merged":
         lora.merge()
+    elif how == "hooked":
+        lora.base_layer.register_forward_hook(lambda _, __, out: out * 2)
     x = torch.randn(5, 64).to(lora.base_layer.weight.dtype)
     expected = Linear.forward(lora, x)
     round_once(model)
     assert type(lora) is RoundedOnce
     assert torch.equal(lora(x), expected)
+
+
+def test_merging_and_back_again_changes_nothing() -> None:
+    model = layer(torch.bfloat16)
+    round_once(model)
+    lora, x = inside(model), torch.randn(512, 64).bfloat16()
+    with torch.no_grad():
+        before = lora(x)
+        lora.merge()
+        merged = lora(x)
+        lora.unmerge()
+        lora.enable_adapters(False)
+        assert torch.equal(lora(x), lora.base_layer(x))
+        lora.enable_adapters(True)
+        torch.testing.assert_close(merged, before, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(lora(x), before, rtol=0.02, atol=0.02)
 
 
 def test_other_layers_stay_as_they_are() -> None:

@@ -48,7 +48,10 @@ def write_stage(
             for example in range(examples)
         ]
         (where / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        tasks[task] = {metric: float(values[metric].mean()) for metric in METRICS} | {"examples": examples}
+        tasks[task] = {metric: float(values[metric].mean()) for metric in METRICS} | {
+            "examples": examples,
+            "tokens": 20 * examples,
+        }
     means = {metric: float(np.mean([task[metric] for task in tasks.values()])) for metric in METRICS}
     return {**means, "tasks": tasks, "limited": False}
 

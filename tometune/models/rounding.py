@@ -2,9 +2,9 @@
 
 PEFT adds the adapter's part to the base's product when that is a number of 8 significant bits already (bfloat16).
 Whatever is less than half of the last bit is lost then, always in the same direction: of changes of a thousandth, as
-they are at the beginning of a training, nearly half (docs/footguns.md). `torch.addmm` takes the adapter's part along
-into the matrix product, which adds in float32 and rounds at its end; on a CPU it takes no longer. A bias comes after
-that, and DoRA, several adapters at once and float32 are PEFT's own.
+they are at the beginning of a training, nearly half (docs/footguns.md). `torch.addmm` does not help on a GPU, where it
+rounds twice as well. So the adapter's columns are put beside the weight's and one product adds over all of them, which
+a matrix product does in float32. A bias comes after that, and DoRA, several adapters at once and float32 are PEFT's.
 """
 
 from typing import Any
@@ -12,6 +12,32 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
+from torch.autograd.function import FunctionCtx
+
+
+class Joined(torch.autograd.Function):
+    """`x @ weight.T + low @ b.T` as one product, for a weight that is not trained."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Return [rows, out] of x [rows, in], weight [out, in], low [rows, r] and b [out, r], all of one type."""
+        ctx.save_for_backward(weight, low, b)
+        return torch.cat((x, low), 1) @ torch.cat((weight, b), 1).t()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x, low and b."""
+        (gradient,), (weight, low, b) = gradients, ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient @ weight, None, gradient @ b, gradient.t() @ low
+
+
+def summed(x: torch.Tensor, weight: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return what `Joined` does; without gradients by the way that does not copy the weight for a few rows."""
+    if torch.is_grad_enabled() or x.device.type not in ("cpu", "cuda"):
+        return Joined.apply(x, weight, low, b)  # type: ignore[no-any-return]
+    if x.device.type == "cpu":
+        return torch.addmm(low @ b.t(), x, weight.t())
+    return (torch.mm(x, weight.t(), out_dtype=torch.float32) + low @ b.t()).to(x.dtype)
 
 
 class RoundedOnce(Linear):
@@ -21,15 +47,22 @@ class RoundedOnce(Linear):
         """Return base and adapter of `x` [..., in features], in the base's type."""
         base, active = self.base_layer, [name for name in self.active_adapters if name in self.lora_A]
         plain = len(active) == 1 and active[0] not in self.lora_variant and not (args or kwargs)
-        if not plain or self.disable_adapters or self.merged or base.weight.dtype.itemsize != 2:
+        if not plain or self.disable_adapters or self.merged or not _only_multiplies(base, self.lora_B[active[0]]):
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         lora_a, lora_b = self.lora_A[active[0]], self.lora_B[active[0]]
         given = self.lora_dropout[active[0]](self._cast_input_dtype(x, lora_a.weight.dtype))
-        change = lora_b(lora_a(given)) * self.scaling[active[0]]
-        rows = x.to(base.weight.dtype).reshape(-1, base.in_features)
-        found = torch.addmm(change.to(rows.dtype).reshape(-1, base.out_features), rows, base.weight.t())
+        low = lora_a(given) * self.scaling[active[0]]
+        as_base = [part.to(base.weight.dtype) for part in (x, low, lora_b.weight)]
+        rows, low = (part.reshape(-1, part.shape[-1]) for part in as_base[:2])
+        found = summed(rows, base.weight, low, as_base[2])
         found = found if base.bias is None else found + base.bias
         return found.view(*x.shape[:-1], base.out_features)
+
+
+def _only_multiplies(base: nn.Linear, lora_b: nn.Linear) -> bool:
+    """Tell whether a layer is in 16 bits and frozen, nothing is hooked to it, and its adapter adds no bias."""
+    hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__
+    return base.weight.dtype.itemsize == 2 and not base.weight.requires_grad and not hooked and lora_b.bias is None
 
 
 def round_once(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from tometune.evaluation.comparison import estimate
 from tometune.reporting.cells import Cell, expected_seeds
+from tometune.reporting.lengths import answer_tokens
 from tometune.reporting.resampled import Resampled, interval, rounded
 from tometune.reporting.scores import METRICS, before
 from tometune.reporting.sweep import Missing, SweepRun
@@ -29,6 +30,7 @@ def make_rows(
                     "seeds": 0,
                     "seeds_expected": 0,
                     **_scores([untuned], tasks, resampled),
+                    "answer_tokens": answer_tokens([run.record for run in cell.runs.values()][:1], "base", tasks),
                     "gain": None,
                     "runs": [],
                 }
@@ -36,6 +38,7 @@ def make_rows(
         names = [run.id for run in cell.runs.values()]
         head = {"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows}
         head |= {"settings": cell.settings, "seeds": len(names), "seeds_expected": expected_seeds(cell, missing)}
+        head["answer_tokens"] = answer_tokens([run.record for run in cell.runs.values()], "tuned", tasks)
         gain = _gain(names, untuned, resampled) if untuned in resampled.columns else None
         rows.append({**head, **_scores(names, tasks, resampled), "gain": gain, "runs": _runs(cell, tasks, resampled)})
     return rows

@@ -94,8 +94,9 @@ def print_report(table: Values, console: Console | None = None) -> None:
         title=f"{mark}{table['sweep']}",
         box=SIMPLE_HEAD,
         caption=table["family"],
-        padding=(0, 1, 0, 0),  # a model's name of 12 letters fits into 80 columns
+        padding=(0, 1, 0, 0),  # names of 12 and 10 letters fit into 80 columns
         pad_edge=False,
+        show_edge=False,
     )
     for number, name in enumerate(COLUMNS):
         left = number < 2

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tometune.reporting import lengths
 from tometune.reporting.phrases import LABELS, between, count, listed, p_value, signed
 from tometune.reporting.published import published_comparisons
 
@@ -169,4 +170,4 @@ def cautions(table: Table) -> list[str]:
         told.append(f"Between seeds only this varies: {listed(vary)}.")
     if any(not entry["paired"] for entry in table["comparisons"]):
         told.append("Arms with different seeds are compared as independent samples.")
-    return [*told, *table["notes"]]
+    return [*told, *lengths.told(table, headline(table)), *table["notes"]]
