@@ -94,7 +94,8 @@ def _cells(axis: Axes, table: Mapping[str, Any], metric: str, task: str | None =
     bases = [
         (names.index(row["model"]), _values(row, metric, task)["mean"]) for row in table["rows"] if not row["runs"]
     ]
-    low, high = _before(axis, bases, low, high)
+    first = [_values(row, metric, task)["ci_low"] for row in tuned if data_label(row) == labels[0]]
+    low, high = _before(axis, bases, low, high, min(first))
     axis.set_ylim(low, high)
     axis.set_xlim(-0.6, len(labels) - 0.4)
     shown = short_labels(tuned, small=task is not None)
@@ -115,8 +116,13 @@ def _mark(axis: Axes, place: float, values: Row, dots: Sequence[float], colour: 
     axis.plot([place + 0.16] * len(dots), dots, "o", color=colour, markersize=3.4, alpha=0.75, markeredgewidth=0)
 
 
-def _before(axis: Axes, bases: Sequence[tuple[int, float]], low: float, high: float) -> tuple[float, float]:
-    """Draw the untuned models as lines where they are near, else say where they are; returns the axis' ends."""
+def _before(
+    axis: Axes, bases: Sequence[tuple[int, float]], low: float, high: float, first: float
+) -> tuple[float, float]:
+    """Draw the untuned models as lines where they are near, else say where they are; returns the axis' ends.
+
+    A line's name stands above it on the left, or below it where the interval of the first cell, from `first`, begins.
+    """
     for number, value in bases:
         colour = ACCENTS[number % len(ACCENTS)] if len(bases) > 1 else MUTED
         reach = max(high, value) - min(low, value)
@@ -130,8 +136,10 @@ def _before(axis: Axes, bases: Sequence[tuple[int, float]], low: float, high: fl
         margin = 0.06 * reach
         low, high = min(low, value - margin), max(high, value + margin)
         axis.axhline(value, color=colour, linewidth=1.1, linestyle=(0, (3, 3)))
-        axis.annotate(f"before {value:.3f}", (0.01, value), (0, 3), xycoords=("axes fraction", "data"),
-            textcoords="offset points", color=colour, fontsize=8.5)  # fmt: skip
+        line = 0.12 * (high - low)
+        below = value <= first < value + line and value - line > low
+        axis.annotate(f"before {value:.3f}", (0.01, value), (0, -3 if below else 3), xycoords=("axes fraction", "data"),
+            textcoords="offset points", color=colour, fontsize=8.5, va="top" if below else "bottom")  # fmt: skip
     return low, high
 
 
