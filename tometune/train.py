@@ -216,8 +216,8 @@ def experiment(run: Run, config: Config) -> None:
         scorer = Scorer(tokenizer, tasks, config.eval, run.folder, config.seeds.generation)
         if config.eval.base:
             run.add_scores("base", scorer.stage("base", model))
-        if run.record["train"] is None and not (apart is None and config.lora.enabled):
-            model = None  # the memory is the training's alone
+        if not config.lora.enabled or (apart is not None and run.record["train"] is None):
+            model = None  # the memory is the training's alone, or the whole model's that it left
             free_memory()
         model = trained(run, config, model, tokenizer, tokens, tracker.log, apart)
         run.add_scores("tuned", scorer.stage("tuned", model))

@@ -12,6 +12,11 @@ def checkpoint(folder: Path, step: int, weights: str = WEIGHTS[0]) -> Path:
     for name in (*FILES, weights, "rng_state.pth"):
         (made / name).write_text("something")
     (made / STATE).write_text(json.dumps({"global_step": step}))
+    if weights.endswith("index.json"):
+        shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+        (made / weights).write_text(json.dumps({"weight_map": dict(zip("abc", [*shards, shards[0]], strict=True))}))
+        for shard in shards:
+            (made / shard).write_text("something")
     return made
 
 
@@ -33,6 +38,19 @@ def test_where_there_is_none_training_starts_anew(tmp_path: Path) -> None:
 def test_an_adapter_or_a_whole_model_is_in_it(tmp_path: Path, weights: str) -> None:
     made = checkpoint(tmp_path, 2, weights)
     assert last_checkpoint(tmp_path) == made
+
+
+@pytest.mark.parametrize("harm", ["shard", "empty shard", "index"])
+def test_a_whole_model_without_one_of_its_files_is_deleted(tmp_path: Path, harm: str) -> None:
+    whole, broken = (checkpoint(tmp_path, step, WEIGHTS[-1]) for step in (2, 4))
+    if harm == "shard":
+        (broken / "model-00002-of-00002.safetensors").unlink()
+    elif harm == "empty shard":
+        (broken / "model-00001-of-00002.safetensors").write_bytes(b"")
+    else:
+        (broken / WEIGHTS[-1]).write_text('{"weight_map": {"a": ')
+    assert last_checkpoint(tmp_path) == whole
+    assert not broken.exists()
 
 
 @pytest.mark.parametrize("name", [*FILES, WEIGHTS[0], "rng_state.pth"])

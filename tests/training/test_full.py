@@ -16,13 +16,13 @@ from torch import nn
 from tests.training.conftest import Fitted, Train, packs, settings
 from tometune.config.errors import UserError
 from tometune.config.lora import LoraConfig
-from tometune.config.model import Precision
+from tometune.config.model import Precision, Weights
 from tometune.config.root import Config
 from tometune.models.load import load_model
 from tometune.models.tokenizer import load_tokenizer
-from tometune.models.whole import as_saved, check_trainable, load_to_train
+from tometune.models.whole import as_saved, check_trainable, load_to_train, published
 from tometune.training import graph, storage
-from tometune.training.optimiser import state_bytes, with_optimiser
+from tometune.training.optimiser import embedded, state_bytes, trainable, with_optimiser
 
 WEIGHTS = "model.safetensors"
 
@@ -133,6 +133,16 @@ def test_the_graph_is_left_out_with_a_reason_and_refused_where_it_is_asked_for(
     assert "trainer.cuda_graph=auto: kernel by kernel, for a graph needs an adapter (lora=default)" in caplog.text
 
 
+def test_what_could_not_be_saved_at_the_end_is_refused_at_the_start(tmp_path: Path, cache: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(load_model(whole().model, cache).config._name_or_path, mine)
+    model = replace(whole().model, id=str(mine), weights=Weights.pretrained)
+    assert published(model, cache)[0].vocab_size > 0
+    (mine / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
+    with pytest.raises(UserError, match=r"model\.id=.*mine: lora=none saves .* `temperature`.*mend that file"):
+        published(model, cache)
+
+
 def test_quantised_files_are_refused() -> None:
     class Quantised:
         hf_quantizer = object()
@@ -166,6 +176,12 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_step(
 def test_memory_counts_the_states_of_every_weight() -> None:
     assert state_bytes("adamw_torch", 10) == 80
     assert state_bytes("paged_adamw_8bit", 10) == 20
+    assert state_bytes("adamw_8bit", 10, embeddings=4) == 6 * 2 + 4 * 8
+    assert state_bytes("adamw_torch", 10, embeddings=4) == 80
+    assert state_bytes("paged_ademamix_32bit", 10) == 120
+    tied = nn.ModuleDict({"table": nn.Embedding(5, 2), "head": nn.Linear(2, 5, bias=False)})
+    tied["head"].weight = tied["table"].weight
+    assert embedded(tied) == trainable(tied) == 10
     assert with_optimiser(1000, 80, "adamw_torch", 10) == 1000 + 80, "a pass with many activations"
     assert with_optimiser(100, 80, "adamw_torch", 10) == 80 + 40 + 80, "the optimiser's step takes more"
     assert with_optimiser(100, 80, "adamw_8bit", 10) == 100 + 20

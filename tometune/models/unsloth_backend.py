@@ -171,11 +171,17 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
     Raises:
         UserError: a name in `lora.target_modules` matches no linear layer.
     """
+    import torch
     from unsloth import FastLanguageModel
 
     from tometune.models.adapter import check_targets
 
     check_targets(model, lora.target_modules)
+    if not getattr(model, "is_loaded_in_4bit", False) and model.dtype is not torch.float32:
+        log.warning(
+            "model.backend=unsloth: in 16 bits its sum rounds an adapter's smallest changes away; "
+            "model.backend=transformers keeps them (docs/footguns.md)"
+        )
     with quiet():
         return FastLanguageModel.get_peft_model(
             model,

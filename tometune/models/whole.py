@@ -33,15 +33,24 @@ def published(model: ModelConfig, cache: Path) -> tuple[Any, Any]:
     """Return the config and the generation config of the model before training, as its author wrote them.
 
     Raises:
-        UserError: the hub does not give them.
+        UserError: the hub does not give them, or transformers would refuse to save the model with them.
     """
     source, revision = source_of(model, cache)
     with hub_errors("model.id", model.id):
         config = AutoConfig.from_pretrained(source, revision=revision)
         try:
-            return config, GenerationConfig.from_pretrained(source, revision=revision)
+            generation = GenerationConfig.from_pretrained(source, revision=revision)
         except OSError:  # few models have none
-            return config, GenerationConfig.from_model_config(config)
+            generation = GenerationConfig.from_model_config(config)
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        why = next((line.strip("- ") for line in str(error).splitlines()[1:]), str(error))
+        raise UserError(
+            f"model.id={model.id}: lora=none saves the whole model, which transformers refuses to do with its "
+            f"generation_config.json ({why}); mend that file in a copy of the model and name its folder"
+        ) from error
+    return config, generation
 
 
 def check_trainable(model: Any, name: str) -> None:

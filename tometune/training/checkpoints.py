@@ -50,6 +50,7 @@ def step_of(checkpoint: Path) -> int:
 def _whole(checkpoint: Path) -> bool:
     """Tell whether every file is there and the one written last can be read."""
     weights = [checkpoint / name for name in WEIGHTS if (checkpoint / name).exists()]
+    weights += _shards(checkpoint / WEIGHTS[-1])
     generators = list(checkpoint.glob("rng_state*.pth"))
     files = [*(checkpoint / name for name in FILES), *weights, *generators]
     # A power cut, other than a kill, can leave the names of files without their content.
@@ -60,6 +61,17 @@ def _whole(checkpoint: Path) -> bool:
     except ValueError:
         return False
     return isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)
+
+
+def _shards(index: Path) -> list[Path]:
+    """Return the files of a whole model that is saved in several; one that is not there where the index is broken."""
+    if not index.is_file():
+        return []
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (ValueError, KeyError, TypeError):
+        names = ["unknown"]
+    return [index.with_name(name) for name in sorted(set(names))]
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tometune.distributed import agree, processes
-from tometune.training.optimiser import trainable, with_optimiser
+from tometune.training.optimiser import embedded, trainable, with_optimiser
 from tometune.training.room import ON_CPU, Room, find_room, free_bytes, key_of, remember, remembered
 from tometune.training.steps import Step, effective_batch
 from tometune.training.subject import Training
@@ -81,7 +81,8 @@ def _measure(build: Build, training: Training, size: int, again: bool) -> int:
     try:
         trainer.full_pass(_full_rows(training, size))
         peak, held = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
-        return with_optimiser(peak, held, training.config.trainer.optim, trainable(training.model))
+        weights, embeddings = trainable(training.model), embedded(training.model)
+        return with_optimiser(peak, held, training.config.trainer.optim, weights, embeddings)
     finally:
         training.model.zero_grad(set_to_none=True)
 

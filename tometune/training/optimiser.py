@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from torch import nn
+
 from tometune.distributed import processes
 
-STATES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "adafactor": 1, "lion_8bit": 1, "lion_32bit": 4, "sgd": 0}
+STATES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "ademamix_8bit": 3, "adafactor": 1, "lion_8bit": 1, "lion_32bit": 4}
 """Bytes a weight; AdamW, and what is not named here, has two numbers in float32."""
 
+STATES |= {"ademamix": 12, "ademamix_32bit": 12, "sgd": 0}
 ADAMW = 8
 IN_BETWEEN = 4
 """Bytes a weight that AdamW takes while it makes its step, for all weights at once (PyTorch's `foreach`)."""
@@ -17,17 +20,26 @@ def trainable(model: Any) -> int:
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
-def state_bytes(optim: str, weights: int) -> int:
+def embedded(model: Any) -> int:
+    """Return how many of the trained weights are embeddings."""
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    return sum(table.numel() for table in tables if table.requires_grad)
+
+
+def state_bytes(optim: str, weights: int, embeddings: int = 0) -> int:
     """Return the bytes that an optimiser keeps for so many weights.
 
     Args:
         optim: its name in transformers; `paged_` ones lie in the same memory while there is room.
         weights: that are trained.
+        embeddings: among them; transformers has 8-bit optimisers keep these in 32 bits.
     """
-    return weights * STATES.get(optim.removeprefix("paged_"), ADAMW)
+    name = optim.removeprefix("paged_")
+    each = STATES.get(name, ADAMW)
+    return each * weights + (3 * each * embeddings if name.endswith("8bit") else 0)
 
 
-def with_optimiser(peak: int, held: int, optim: str, weights: int) -> int:
+def with_optimiser(peak: int, held: int, optim: str, weights: int, embeddings: int = 0) -> int:
     """Return the peak of a training in bytes: in a pass, or where the optimiser makes its step.
 
     Args:
@@ -35,7 +47,8 @@ def with_optimiser(peak: int, held: int, optim: str, weights: int) -> int:
         held: after it: the weights and their gradients.
         optim: the optimiser's name in transformers.
         weights: that are trained.
+        embeddings: among them.
     """
     copies = 4 * weights if processes() > 1 else 0  # gradients once more, in the buckets that are sent
     between = IN_BETWEEN * weights if optim == "adamw_torch" else 0
-    return max(peak, held + between) + copies + state_bytes(optim, weights)
+    return max(peak, held + between) + copies + state_bytes(optim, weights, embeddings)

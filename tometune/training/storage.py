@@ -3,7 +3,7 @@
 import shutil
 
 from tometune.config.errors import UserError
-from tometune.training.optimiser import state_bytes, trainable
+from tometune.training.optimiser import embedded, state_bytes, trainable
 from tometune.training.steps import checkpoints_kept, steps_of
 from tometune.training.subject import Training
 
@@ -14,7 +14,7 @@ def bytes_saved(training: Training) -> int:
     A checkpoint holds the weights in float32 and the optimiser's states; while one is saved, the oldest is still there.
     """
     trainer, weights = training.config.trainer, trainable(training.model)
-    checkpoint = 4 * weights + state_bytes(trainer.optim, weights)
+    checkpoint = 4 * weights + state_bytes(trainer.optim, weights, embedded(training.model))
     at_once = checkpoints_kept(trainer, steps_of(training.config, len(training.rows))) + 1
     model: int = training.dtype.itemsize * weights
     return at_once * checkpoint + model
