@@ -6,7 +6,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from tometune.models.rounding import RoundedOnce, round_once, summed
+from tometune.models.rounding import Joined, RoundedOnce, round_once, summed
 
 
 def layer(dtype: torch.dtype, bias: bool = False, kind: type[nn.Linear] = nn.Linear, **lora: object) -> nn.Module:
@@ -79,25 +79,21 @@ def test_one_product_has_the_gradients_of_two() -> None:
     parts = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 8), (5, 2), (6, 2))]
     weight, aim = torch.randn(6, 8, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
     x, low, b = parts
-    one = torch.autograd.grad((summed(x, weight, low, b) * aim).sum(), parts)
     two = torch.autograd.grad(((x @ weight.t() + low @ b.t()) * aim).sum(), parts)
-    for mine, theirs in zip(one, two, strict=True):
-        torch.testing.assert_close(mine, theirs)
+    for way in (summed, Joined.apply):
+        one = torch.autograd.grad((way(x, weight, low, b) * aim).sum(), parts)
+        for mine, theirs in zip(one, two, strict=True):
+            torch.testing.assert_close(mine, theirs)
 
 
-def test_gradients_are_those_of_float32() -> None:
-    found = {}
-    x = torch.randn(2, 256, 64).bfloat16()
-    for dtype in (torch.float32, torch.bfloat16):
-        model = layer(dtype)
-        round_once(model)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            out = model(x.to(dtype))
-        out.float().pow(2).mean().backward()
-        found[dtype] = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
-    assert len(found[torch.float32]) == 2
-    for name, expected in found[torch.float32].items():
-        assert (found[torch.bfloat16][name] - expected).norm() < 0.02 * expected.norm()
+def test_columns_put_beside_the_weights_arrive() -> None:
+    torch.manual_seed(0)
+    x, weight, low = (torch.randn(rows, size).bfloat16() for rows, size in ((4096, 64), (96, 64), (4096, 4)))
+    b = (torch.randn(96, 4) * 2e-2).bfloat16()
+    change = low.double() @ b.double().t()
+    before = x.double() @ weight.double().t()
+    share = ((Joined.apply(x, weight, low, b).double() - before) * change).sum() / (change**2).sum()
+    assert float(share) == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize("how", ["float32", "disabled", "dora", "merged", "two", "hooked", "lora_bias"])

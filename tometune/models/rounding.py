@@ -2,9 +2,9 @@
 
 PEFT adds the adapter's part to the base's product when that is a number of 8 significant bits already (bfloat16).
 Whatever is less than half of the last bit is lost then, always in the same direction: of changes of a thousandth, as
-they are at the beginning of a training, nearly half (docs/footguns.md). `torch.addmm` does not help on a GPU, where it
-rounds twice as well. So the adapter's columns are put beside the weight's and one product adds over all of them, which
-a matrix product does in float32. A bias comes after that, and DoRA, several adapters at once and float32 are PEFT's.
+they are at the beginning of a training, nearly half (docs/footguns.md). On a CPU `torch.addmm` adds before rounding;
+on a GPU it rounds twice as well. There the adapter's columns are put beside the weight's and one product adds over all
+of them, in float32. A bias comes after that, and DoRA, several adapters at once and float32 are PEFT's.
 """
 
 from typing import Any
@@ -32,12 +32,12 @@ class Joined(torch.autograd.Function):
 
 
 def summed(x: torch.Tensor, weight: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return what `Joined` does; without gradients by the way that does not copy the weight for a few rows."""
-    if torch.is_grad_enabled() or x.device.type not in ("cpu", "cuda"):
-        return Joined.apply(x, weight, low, b)  # type: ignore[no-any-return]
+    """Return what `Joined` does, by the cheapest way that rounds once here; an answer's few rows copy no weight."""
     if x.device.type == "cpu":
         return torch.addmm(low @ b.t(), x, weight.t())
-    return (torch.mm(x, weight.t(), out_dtype=torch.float32) + low @ b.t()).to(x.dtype)
+    if x.device.type == "cuda" and not torch.is_grad_enabled():
+        return (torch.mm(x, weight.t(), out_dtype=torch.float32) + low @ b.t()).to(x.dtype)
+    return Joined.apply(x, weight, low, b)  # type: ignore[no-any-return]
 
 
 class RoundedOnce(Linear):
