@@ -9,15 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tometune.reporting.drawing import ACCENTS, MUTED, PAPER, as_svg, panels
+from tometune.reporting.drawing import ACCENTS, PAPER, as_svg, panels
 from tometune.reporting.phrases import LABELS
 from tometune.reporting.scores import METRICS
 from tometune.reporting.tables import data_label
+from tometune.reporting.untuned import before_lines
 
 Row = Mapping[str, Any]
-
-FAR = 1.6
-"""The untuned model's score is drawn if the axis grows by no more than this factor; else it is written at the edge."""
 
 ACROSS = 4
 """Tasks beside each other; of more, each has a line of its own."""
@@ -94,8 +92,8 @@ def _cells(axis: Axes, table: Mapping[str, Any], metric: str, task: str | None =
     bases = [
         (names.index(row["model"]), _values(row, metric, task)["mean"]) for row in table["rows"] if not row["runs"]
     ]
-    first = [_values(row, metric, task)["ci_low"] for row in tuned if data_label(row) == labels[0]]
-    low, high = _before(axis, bases, low, high, min(first))
+    ends = [_values(row, metric, task) for row in tuned if data_label(row) in (labels[0], labels[-1])]
+    low, high = before_lines(axis, bases, low, high, [(end["ci_low"], end["ci_high"]) for end in ends])
     axis.set_ylim(low, high)
     axis.set_xlim(-0.6, len(labels) - 0.4)
     shown = short_labels(tuned, small=task is not None)
@@ -114,33 +112,6 @@ def _mark(axis: Axes, place: float, values: Row, dots: Sequence[float], colour: 
     axis.plot([place, place], ends, color=colour, linewidth=2, alpha=0.45)
     axis.plot([place], [values["mean"]], "o", color=colour, markersize=7, markeredgecolor=PAPER, markeredgewidth=1.2)
     axis.plot([place + 0.16] * len(dots), dots, "o", color=colour, markersize=3.4, alpha=0.75, markeredgewidth=0)
-
-
-def _before(
-    axis: Axes, bases: Sequence[tuple[int, float]], low: float, high: float, first: float
-) -> tuple[float, float]:
-    """Draw the untuned models as lines where they are near, else say where they are; returns the axis' ends.
-
-    A line's name stands above it on the left, or below it where the interval of the first cell, from `first`, begins.
-    """
-    for number, value in bases:
-        colour = ACCENTS[number % len(ACCENTS)] if len(bases) > 1 else MUTED
-        reach = max(high, value) - min(low, value)
-        if reach > FAR * (high - low):
-            below, room = value < low, 0.11 * (high - low)
-            low, high = (low - room, high) if below else (low, high + room)
-            height, side = (low + room / 4, "bottom") if below else (high - room / 4, "top")
-            text = f"before {value:.3f} {'↓' if below else '↑'}"
-            axis.text(-0.55, height, text, color=colour, fontsize=8.5, va=side)
-            continue
-        margin = 0.06 * reach
-        low, high = min(low, value - margin), max(high, value + margin)
-        axis.axhline(value, color=colour, linewidth=1.1, linestyle=(0, (3, 3)))
-        line = 0.12 * (high - low)
-        below = value <= first < value + line and value - line > low
-        axis.annotate(f"before {value:.3f}", (0.01, value), (0, -3 if below else 3), xycoords=("axes fraction", "data"),
-            textcoords="offset points", color=colour, fontsize=8.5, va="top" if below else "bottom")  # fmt: skip
-    return low, high
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from tometune.reporting.phrases import listed
+
 MUCH = 2.0
 """Times as long as another cell's answers: then it is told."""
 
@@ -16,7 +18,8 @@ def answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, tasks: Seque
         stage: `base` or `tuned`.
         tasks: their names.
     """
-    return {task: _mean([record["eval"][stage]["tasks"][task] for record in records]) for task in tasks}
+    scored = [record["eval"][stage]["tasks"] for record in records if stage in record["eval"]]
+    return {task: _mean([each.get(task, {}) for each in scored]) for task in tasks}
 
 
 def _mean(scored: Sequence[Mapping[str, Any]]) -> float | None:
@@ -25,21 +28,23 @@ def _mean(scored: Sequence[Mapping[str, Any]]) -> float | None:
     return round(fmean(known), 2) if known and len(known) == len(scored) else None
 
 
-def told(table: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Say of which tasks the answers of two compared cells differ much in length.
+def told(table: Mapping[str, Any]) -> list[str]:
+    """Say of which tasks the answers of a model's cells differ much in length.
 
     Args:
         table: the content of table.json.
-        pairs: the cells that are asked about.
     """
-    rows = {row["cell"]: row["answer_tokens"] for row in table["rows"]}
+    tuned = [row for row in table["rows"] if row["stage"] == "tuned"]
     found = []
-    for a, b in pairs:
+    for model in dict.fromkeys(row["model"] for row in tuned):
+        cells = [row for row in tuned if row["model"] == model]
         for task in table["tasks"]:
-            one, other = rows[a][task], rows[b][task]
-            if one is not None and other is not None and max(one, other) > MUCH * max(min(one, other), 0.5):
+            tokens = {row["cell"]: row["answer_tokens"][task] for row in cells}
+            known = [value for value in tokens.values() if value is not None]
+            if known and max(known) > MUCH * max(min(known), 0.5):
+                each = listed([f"{value:.1f} after {cell}" for cell, value in tokens.items() if value is not None])
                 found.append(
-                    f"Length: an answer of {task} has {one:.0f} tokens after {a} and {other:.0f} after {b}; "
+                    f"Length: tokens of an answer of {task}: {each}. "
                     "ROUGE falls with answers much shorter or longer than the references, whatever they say."
                 )
     return found

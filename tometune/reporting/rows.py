@@ -30,7 +30,7 @@ def make_rows(
                     "seeds": 0,
                     "seeds_expected": 0,
                     **_scores([untuned], tasks, resampled),
-                    "answer_tokens": answer_tokens([run.record for run in cell.runs.values()][:1], "base", tasks),
+                    "answer_tokens": answer_tokens(_records(cells, cell.model), "base", tasks),
                     "gain": None,
                     "runs": [],
                 }
@@ -42,6 +42,11 @@ def make_rows(
         gain = _gain(names, untuned, resampled) if untuned in resampled.columns else None
         rows.append({**head, **_scores(names, tasks, resampled), "gain": gain, "runs": _runs(cell, tasks, resampled)})
     return rows
+
+
+def _records(cells: Sequence[Cell], model: str) -> list[Values]:
+    """Return run.json of all of a model's runs."""
+    return [dict(run.record) for cell in cells if cell.model == model for run in cell.runs.values()]
 
 
 def _gain(names: Sequence[str], untuned: str, resampled: Resampled) -> Values:

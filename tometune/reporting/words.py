@@ -170,4 +170,4 @@ def cautions(table: Table) -> list[str]:
         told.append(f"Between seeds only this varies: {listed(vary)}.")
     if any(not entry["paired"] for entry in table["comparisons"]):
         told.append("Arms with different seeds are compared as independent samples.")
-    return [*told, *lengths.told(table, headline(table)), *table["notes"]]
+    return [*told, *lengths.told(table), *table["notes"]]
