@@ -6,10 +6,12 @@ from torch import nn
 
 from tometune.distributed import processes
 
-STATES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "ademamix_8bit": 3, "adafactor": 1, "lion_8bit": 1, "lion_32bit": 4}
+STATES = {
+    **{"adamw_8bit": 2, "adamw_bnb_8bit": 2, "ademamix_8bit": 3, "lion_8bit": 1},
+    **{"ademamix": 12, "ademamix_32bit": 12, "lion_32bit": 4, "adafactor": 1, "sgd": 0},
+}
 """Bytes a weight; AdamW, and what is not named here, has two numbers in float32."""
 
-STATES |= {"ademamix": 12, "ademamix_32bit": 12, "sgd": 0}
 ADAMW = 8
 IN_BETWEEN = 4
 """Bytes a weight that AdamW takes while it makes its step, for all weights at once (PyTorch's `foreach`)."""
