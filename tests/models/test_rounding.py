@@ -6,7 +6,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from tometune.models.rounding import Joined, RoundedOnce, round_once, summed
+from tometune.models.rounding import Joined, RoundedOnce, added, round_once
 
 
 def layer(dtype: torch.dtype, bias: bool = False, kind: type[nn.Linear] = nn.Linear, **lora: object) -> nn.Module:
@@ -69,13 +69,14 @@ def test_a_gpu_rounds_once_too(how: str, dtype: torch.dtype, size: float) -> Non
     torch.manual_seed(0)
     x, weight = (torch.randn(rows, 576, device="cuda").to(dtype) for rows in (16384, 1536))
     low, b = torch.randn(16384, 12, device="cuda").to(dtype), (torch.randn(1536, 12, device="cuda") * size).to(dtype)
-    run = torch.compile(summed) if how == "compiled" else summed
-    with torch.set_grad_enabled(how in ("training", "compiled")):
-        found = run(x, weight, low, b)
+    trains = how in ("training", "compiled")
+    run = torch.compile(Joined.apply) if how == "compiled" else Joined.apply
+    with torch.set_grad_enabled(trains):
+        found = run(x, weight, low, b) if trains else added(x, weight, low.float() @ b.float().t())
         if how == "captured":
-            captured = torch.cuda.CUDAGraph()
+            change, captured = low.float() @ b.float().t(), torch.cuda.CUDAGraph()
             with torch.cuda.graph(captured):
-                found = run(x, weight, low, b)
+                found = added(x, weight, change)
             captured.replay()
         found = found.double()
     change = low.double() @ b.double().t()
@@ -89,10 +90,19 @@ def test_one_product_has_the_gradients_of_two() -> None:
     weight, aim = torch.randn(6, 8, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
     x, low, b = parts
     two = torch.autograd.grad(((x @ weight.t() + low @ b.t()) * aim).sum(), parts)
-    for way in (summed, Joined.apply):  # the ranks' columns are filled up with zeros
-        one = torch.autograd.grad((way(x, weight, low, b) * aim).sum(), parts)
-        for mine, theirs in zip(one, two, strict=True):
-            torch.testing.assert_close(mine, theirs)
+    one = torch.autograd.grad((Joined.apply(x, weight, low, b) * aim).sum(), parts)  # filled up with zero columns
+    for mine, theirs in zip(one, two, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_an_answer_is_computed_with_the_adapter_in_float32() -> None:
+    model = layer(torch.bfloat16)
+    round_once(model)
+    lora, x = inside(model), torch.randn(512, 64).bfloat16()
+    with torch.no_grad():
+        change = lora.lora_B["default"](lora.lora_A["default"](x.float())) * lora.scaling["default"]
+        assert change.dtype is torch.float32
+        assert torch.equal(lora(x), torch.addmm(change.bfloat16(), x, lora.base_layer.weight.t()))
 
 
 def test_columns_put_beside_the_weights_arrive() -> None:

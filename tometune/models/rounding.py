@@ -38,13 +38,14 @@ class Joined(torch.autograd.Function):
         return before, None, gradient @ b, gradient.t() @ low
 
 
-def summed(x: torch.Tensor, weight: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return what `Joined` does, by the cheapest way that rounds once here; an answer's few rows copy no weight."""
+def added(x: torch.Tensor, weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Return `x @ weight.T + change` [rows, out], added before rounding; on a GPU without gradients.
+
+    Unlike `Joined` it copies no weight, which an answer's few rows would not be worth.
+    """
     if x.device.type == "cpu":
-        return torch.addmm(low @ b.t(), x, weight.t())
-    if x.device.type == "cuda" and not torch.is_grad_enabled():
-        return torch.mm(x, weight.t(), out_dtype=torch.float32).add_(low @ b.t()).to(x.dtype)
-    return Joined.apply(x, weight, low, b)  # type: ignore[no-any-return]
+        return torch.addmm(change.to(x.dtype), x, weight.t())
+    return torch.mm(x, weight.t(), out_dtype=torch.float32).add_(change).to(x.dtype)
 
 
 class RoundedOnce(Linear):
@@ -58,10 +59,13 @@ class RoundedOnce(Linear):
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         lora_a, lora_b = self.lora_A[active[0]], self.lora_B[active[0]]
         given = self.lora_dropout[active[0]](self._cast_input_dtype(x, lora_a.weight.dtype))
-        low = lora_a(given) * self.scaling[active[0]]
-        as_base = [part.to(base.weight.dtype) for part in (x, low, lora_b.weight)]
-        rows, low = (part.reshape(-1, part.shape[-1]) for part in as_base[:2])
-        found = summed(rows, base.weight, low, as_base[2])
+        rows, narrow = x.to(base.weight.dtype).reshape(-1, base.in_features), lora_a(given)
+        if x.device.type == "cpu" or (x.device.type == "cuda" and not torch.is_grad_enabled()):
+            change = lora_b(narrow) * self.scaling[active[0]]
+            found = added(rows, base.weight, change.reshape(-1, base.out_features))
+        else:
+            low = (narrow * self.scaling[active[0]]).to(rows.dtype).reshape(len(rows), -1)
+            found = Joined.apply(rows, base.weight, low, lora_b.weight.to(rows.dtype))
         found = found if base.bias is None else found + base.bias
         return found.view(*x.shape[:-1], base.out_features)
 
