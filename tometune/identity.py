@@ -18,7 +18,7 @@ from tometune.config.lora import settled_lora
 from tometune.config.root import Config
 from tometune.config.settled import for_identity
 
-MEANING = 3
+MEANING = 4
 """Raised when a release makes the same config give another result, so that old runs are not taken for new ones."""
 
 

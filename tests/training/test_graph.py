@@ -1,14 +1,17 @@
 """A pass over buffers of one shape gives the loss and the gradients of the batch alone."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from tests.training.conftest import Fitted, Train, packs, settings
 from tometune.config.errors import UserError
-from tometune.training.graph import PassGraph, compiled_layers, layers_of
+from tometune.training.graph import compiled_layers, layers_of, trained_tokens
+from tometune.training.pass_graph import PassGraph
 
 SETTINGS = packs(96, 2) | {"max_steps": 4, "num_train_epochs": 9}
 gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -24,7 +27,7 @@ def with_lengths(batch: dict[str, Any]) -> dict[str, Any]:
     starts = (batch["position_ids"][0] == 0).nonzero().flatten()
     end = torch.tensor([batch["input_ids"].numel()], device=starts.device)
     ends = torch.cat([starts, end]).to(torch.int32)
-    return batch | {"cu_seq_lens_q": ends}
+    return batch | {"cu_seq_lens_q": ends, "trained": int((batch["labels"][0, 1:] != -100).sum())}
 
 
 def gradients(fitted: Fitted) -> dict[str, torch.Tensor]:
@@ -50,8 +53,8 @@ def test_padding_changes_neither_loss_nor_gradients(fitted: Fitted) -> None:
     batch = with_lengths(fitted.batches[0])
     items = int((batch["labels"] != -100).sum())
     loss, expected = by_the_trainer(fitted, fitted.batches[0], items)
-    for pieces in (2, 5):  # 5: three packs and more of padding alone
-        graph = PassGraph(fitted.trainer.model, pieces, 96, 30, capture=False)
+    for pieces, trained in ((2, 192), (5, 480), (2, items), (2, items - 1), (2, items // 3), (5, 11)):
+        graph = PassGraph(fitted.trainer.model, pieces, 96, 30, trained, capture=False)  # 5: three packs of padding
         assert batch["input_ids"].numel() < graph.tokens
         fitted.trainer.model.zero_grad()
         assert float(graph(batch, items)) == pytest.approx(loss, abs=1e-6)
@@ -60,13 +63,24 @@ def test_padding_changes_neither_loss_nor_gradients(fitted: Fitted) -> None:
 
 def test_passes_of_a_step_add_up_and_the_next_step_starts_from_nothing(fitted: Fitted) -> None:
     first, second = (with_lengths(batch) for batch in fitted.batches[:2])
-    graph = PassGraph(fitted.trainer.model, 2, 96, 30, capture=False)
+    graph = PassGraph(fitted.trainer.model, 2, 96, 30, 100, capture=False)
     alone = [by_the_trainer(fitted, batch, 50)[1] for batch in fitted.batches[:2]]
     for _ in range(2):
         fitted.trainer.model.zero_grad()
         graph(first, 50)
         graph(second, torch.tensor(50))
         same(gradients(fitted), {name: alone[0][name] + alone[1][name] for name in alone[0]})
+
+
+def test_a_pass_has_room_for_the_labels_of_nearly_every_batch() -> None:
+    rows = Dataset.from_dict({"labels": [[-100] * (1000 - 10 * n) + [1] * (24 + 10 * n) for n in range(100)]})
+    training = SimpleNamespace(rows=rows, config=settings(**packs(1024, 8)))
+    room = trained_tokens(training, 8)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    sums = torch.randint(100, (20_000, 8)).mul(10).add(24).sum(dim=1)
+    assert float((sums > room).float().mean()) < 1e-3
+    assert room == 7680, "of 8,192 tokens"
+    assert trained_tokens(training, 1) == 1024  # type: ignore[arg-type]
 
 
 def test_layers_are_compiled_only_while_they_train(fitted: Fitted) -> None:

@@ -7,6 +7,7 @@ them, and only the process that trains calls it (`tometune.training.worker`). Se
 import inspect
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -177,13 +178,8 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
     from tometune.models.adapter import check_targets
 
     check_targets(model, lora.target_modules)
-    if not getattr(model, "is_loaded_in_4bit", False) and model.dtype is not torch.float32:
-        log.warning(
-            "model.backend=unsloth: in 16 bits its sum rounds an adapter's smallest changes away; "
-            "model.backend=transformers keeps them (docs/footguns.md)"
-        )
     with quiet():
-        return FastLanguageModel.get_peft_model(
+        made = FastLanguageModel.get_peft_model(
             model,
             r=lora.r,
             target_modules=list(lora.target_modules),
@@ -195,3 +191,27 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
             use_gradient_checkpointing=False,
             random_state=seed,
         )
+    if not getattr(model, "is_loaded_in_4bit", False) and model.dtype is not torch.float32:
+        _sum_as_transformers(made)
+    return made
+
+
+def _sum_as_transformers(model: Any) -> None:
+    """Let the LoRA layers of a model in 16 bits round once, as the other backend's, without Unsloth's fused kernels.
+
+    The kernels add the adapter's part to a product that has been rounded already, so its smallest changes are lost
+    (docs/footguns.md). Unsloth itself takes them out under FSDP; on a CPU it puts none in.
+    """
+    from tometune.models.rounding import round_once
+
+    kernels = sys.modules.get("unsloth.models.llama")  # on a CPU it is not imported
+    decline = getattr(kernels, "_decline_fused_lora_for_fsdp", None)
+    if kernels and not decline:
+        log.warning(
+            "model.backend=unsloth: in 16 bits this version's sum rounds an adapter's smallest changes away; "
+            "model.backend=transformers keeps them (docs/footguns.md)"
+        )
+        return
+    if decline:
+        decline(model, reason="small changes are to arrive")
+    round_once(model)

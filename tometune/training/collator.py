@@ -8,6 +8,7 @@ import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tometune.models.attention import Packed
+from tometune.training.pass_graph import IGNORED
 
 
 @dataclass
@@ -17,10 +18,13 @@ class Collator(DataCollatorForLanguageModeling):
     End to end (`padding_free`), a batch is one row of all its tokens, [1, tokens]; position ids start again with every
     conversation, and its first token has no label. What is added depends on who reads it:
     `cu_seq_lens_q`, `cu_seq_lens_k` [conversations + 1] and `max_length_q`, `max_length_k` for transformers' attention
-    functions, `packed_seq_lengths` [conversations] for Unsloth's; nothing where position ids say it all.
+    functions, `packed_seq_lengths` [conversations] for Unsloth's; nothing where position ids say it all. A graph is
+    told `trained`, the number of tokens that are foretold, before they are on the GPU.
     """
 
     packed: Packed = Packed.positions
+    counts: bool = False
+    """Whether a graph reads the batches."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows of `input_ids`, `labels` and, if they are packs, `seq_lengths`."""
@@ -38,4 +42,6 @@ class Collator(DataCollatorForLanguageModeling):
             "max_length_q": max(lengths),
             "max_length_k": max(lengths),
         }
+        if self.counts:
+            batch["trained"] = int((batch["labels"][0, 1:] != IGNORED).sum())
         return batch

@@ -16,7 +16,7 @@ from tometune.disk import write_json
 log = logging.getLogger(__name__)
 
 NAME = "micro_batch.json"
-SCHEMA = 1
+SCHEMA = 2
 SPARE = 0.08
 """Share of the GPU's memory that is left free: longer conversations, fragmentation, the desktop."""
 

@@ -13,8 +13,8 @@ from trl import SFTConfig, SFTTrainer
 from tometune.disk import SaveError, disk_errors
 from tometune.distributed import gather
 from tometune.training.curves import Curves
-from tometune.training.graph import PassGraph
 from tometune.training.meter import Meter
+from tometune.training.pass_graph import PassGraph
 
 
 class Arguments(SFTConfig):

@@ -4,17 +4,15 @@ A step of a 3B model starts about 1,200 kernels that take microseconds each. Sta
 times as long as the GPU needs; a CUDA graph starts all of them at once (pytorch.org/docs, "CUDA Graphs").
 """
 
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from tometune.evaluation.engines.base import UnsupportedError
+from tometune.evaluation.engines.capture import captured
 from tometune.evaluation.engines.decoder import Choose, Decoder, slots_for
 from tometune.evaluation.engines.ragged import RaggedCache, ragged_attention
-
-log = logging.getLogger(__name__)
 
 LOOK_EVERY = 16
 """Steps between two looks at whether all rows have ended: each look waits for the GPU."""
@@ -107,41 +105,12 @@ class CudaGraph:
                 if not noisy:
                     decoder.advance(_greedy)
 
-            self._steps[noisy, *key] = _captured(run, decoder) if self.capture else run
+            self._steps[noisy, *key] = captured(run, decoder) if self.capture else run
         return decoder, self._steps[noisy, *key]
 
     def _new_cache(self, slots: int) -> RaggedCache:
         """Return an empty cache for this model."""
         return RaggedCache(self.model.config.get_text_config().num_hidden_layers, slots)
-
-
-def _captured(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
-    """Capture a step of idle rows; where that fails, say why and return the step itself."""
-    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):  # libraries allocate their workspaces now, not in the graph
-        for _ in range(2):
-            decoder.idle()
-            run()
-    current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a tracker's threads may use the GPU
-            run()
-    except RuntimeError as error:
-        torch.cuda.set_stream(current)  # a broken capture leaves its own behind
-        torch.cuda.synchronize()
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        reason = str(error).splitlines()[0]
-        log.warning(
-            "cuda_graph: a step of %d rows cannot be captured (%s); it runs without a graph, slower",
-            decoder.rows,
-            reason,
-        )
-        return run
-    replay: Callable[[], None] = graph.replay
-    return replay
 
 
 def _greedy(logits: torch.Tensor) -> torch.Tensor:
