@@ -9,9 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from importlib import util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +121,12 @@ def generation(how: str, settings: Result) -> Result:
     model = AutoModelForCausalLM.from_pretrained(settings["model"], attn_implementation="sdpa", **loading).eval()
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     asked = [row["messages"][:1] for row in read_rows(settings) if row["messages"][0]["role"] == "user"]
-    runs = []
+    new: int = settings["new_tokens"]
+    runs: list[Result] = []
     for batch in settings["batches"]:
         try:
-            speeds = [_generate(how, model, tokenizer, asked[:batch], settings["new_tokens"]) for _ in range(2)]
+            with (_tometune_answers if how == "tometune" else _plain_answers)(model, tokenizer, new) as answer:
+                speeds = [answer(asked[:batch]) for _ in range(2)]
             peak = torch.cuda.max_memory_allocated() / 1e9 if settings["gpu"] else 0.0
             runs.append({"batch": batch, "tokens_per_second": speeds[1], "first": speeds[0], "peak_memory_gb": peak})
         except (RuntimeError, ValueError) as error:
@@ -133,41 +134,43 @@ def generation(how: str, settings: Result) -> Result:
     return {"runs": runs}
 
 
-def _generate(how: str, model: Any, tokenizer: Any, asked: list[Any], new: int) -> float:
-    """Answer once; returns tokens a second."""
+@contextmanager
+def _plain_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable[[list[Any]], float]]:
+    """Give what answers by `generate`, padded, and returns tokens a second."""
     import torch
 
-    if how == "tometune":
-        return _tometune_answers(model, tokenizer, asked, new)
     tokenizer.padding_side = "left"
-    shown = [tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False) for each in asked]
-    inputs = tokenizer(shown, return_tensors="pt", padding=True, truncation=True, max_length=LONGEST_PROMPT).to(
-        model.device
-    )
-    began = time.perf_counter()
-    with torch.inference_mode():
-        model.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return len(asked) * new / (time.perf_counter() - began)
+
+    def answer(asked: list[Any]) -> float:
+        shown = [tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False) for each in asked]
+        how = {"return_tensors": "pt", "padding": True, "truncation": True, "max_length": LONGEST_PROMPT}
+        inputs = tokenizer(shown, **how).to(model.device)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return len(asked) * new / (time.perf_counter() - began)
+
+    yield answer
 
 
-def _tometune_answers(model: Any, tokenizer: Any, asked: list[Any], new: int) -> float:
-    """Answer once as the evaluation does, with the engine that it would pick; returns tokens a second."""
+@contextmanager
+def _tometune_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable[[list[Any]], float]]:
+    """Give what answers as the evaluation does: with the engine that it would pick, made once for all batches."""
+    from tometune.config.eval import EngineKind
+    from tometune.evaluation.engines.choose import engine_for
     from tometune.evaluation.generation import generate
 
-    with ExitStack() as stack:
-        more: Result = {}
-        if util.find_spec("tometune.evaluation.engines"):  # older versions have one way only
-            from tometune.config.eval import EngineKind
-            from tometune.evaluation.engines.choose import engine_for
+    with engine_for(EngineKind("auto"), model, tokenizer, LONGEST_PROMPT + new) as engine:
+        print("engine:", engine.name, file=sys.stderr)
 
-            longest = LONGEST_PROMPT + new
-            more["engine"] = stack.enter_context(engine_for(EngineKind("auto"), model, tokenizer, longest))
-            print("engine:", more["engine"].name, file=sys.stderr)
-        began = time.perf_counter()
-        done = generate(model, tokenizer, asked, new, len(asked), LONGEST_PROMPT, **more)
-        return done.tokens / (time.perf_counter() - began)
+        def answer(asked: list[Any]) -> float:
+            began = time.perf_counter()
+            done = generate(model, tokenizer, asked, new, len(asked), LONGEST_PROMPT, engine=engine)
+            return done.tokens / (time.perf_counter() - began)
+
+        yield answer
 
 
 def build(settings: Result) -> Result:

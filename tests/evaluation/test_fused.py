@@ -63,7 +63,7 @@ def test_many_rows_answer_the_same_compiled(adapted, monkeypatch, tokenizer, cap
     for rows in (10**6, 64):
         monkeypatch.setattr(capture, "FUSED_ROWS", rows)
         answers.append(CudaGraph(model, 200).answer(prompts, config, []))
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("tometune")]
     equal = sum(one == two for one, two in zip(*answers, strict=True))
     print(f"{equal} of {len(prompts)} answers are the same")
     assert equal >= 0.9 * len(prompts)

@@ -7,6 +7,7 @@ https://docs.pytorch.org/tutorials/recipes/regional_compilation.html.
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +40,9 @@ def fused(model: Any) -> Iterator[None]:
             part.compile(**COMPILING)
         for home, rotary in before.items():
             homes[home][ROTARY] = torch.compile(rotary, **COMPILING)
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TensorFloat32")  # an adapter's products are meant to be float32
+            yield
     finally:
         for part in parts:
             part._compiled_call_impl = None
