@@ -1,6 +1,7 @@
-"""Compiled parts round as the model does, one compilation serves all layers, and nothing of it stays."""
+"""Compiled parts compute what the model does, one compilation serves all layers, and nothing of it stays."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tometune.evaluation.engines import capture
+from tometune.evaluation.engines import capture, fused
 from tometune.evaluation.engines.cuda_graph import CudaGraph
-from tometune.evaluation.engines.fused import ROTARY, fused
+from tometune.evaluation.engines.fused import ROTARY, Parts
 from tometune.evaluation.generation import greedy
 from tometune.models.rounding import round_once
 
@@ -27,25 +28,60 @@ def llama(layers, hidden=64, **more):
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_logits_are_the_same_bit_for_bit(adapted):
+def test_one_compilation_serves_all_layers_and_lengths(adapted):
     torch._dynamo.reset()
-    model, rotary = llama(3), vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY]
+    model, rotary = llama(3, hidden=96), vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY]
     if adapted:
         lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
         model = get_peft_model(model, lora)
         round_once(model)
-    ids, before = torch.randint(0, 400, (4, 7)), counters["stats"]["unique_graphs"]
-    with torch.no_grad():
-        expected = model(ids).logits
-        with fused(model):
-            found = model(ids).logits
-        assert torch.equal(found, expected)
-        assert counters["stats"]["unique_graphs"] - before == 3 + adapted, (
-            "norm, rotary, MLP and q_proj, for all layers"
-        )
-        assert torch.equal(model(ids).logits, expected)
+    before = counters["stats"]["unique_graphs"]
+    parts = Parts(model)
+    for rows in (100, 200):
+        ids = torch.randint(0, 400, (1, rows))
+        with torch.no_grad():
+            expected = model(ids).logits
+            with parts.compiled(rows):
+                torch.testing.assert_close(model(ids).logits, expected, rtol=0.02, atol=0.02)
+                assert vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY] is not rotary
+            assert torch.equal(model(ids).logits, expected)
+        assert counters["stats"]["unique_graphs"] - before == 3 + adapted, "norm, rotary, MLP, and q_proj by itself"
     assert vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY] is rotary
     assert not any(part._compiled_call_impl for part in model.modules())
+
+
+def test_few_rows_are_not_worth_it():
+    model = llama(1)
+    for rows, works in ((63, True), (999, False)):
+        parts = Parts(model)
+        parts.works = works
+        with parts.compiled(rows):
+            assert not any(part._compiled_call_impl for part in model.modules())
+
+
+def test_where_compiling_fails_a_step_is_captured_without(monkeypatch, caplog):
+    """And the engine does not try again; where it cannot be captured at all, the step itself is returned."""
+    broken, parts = [RuntimeError("no compiler\nmore"), None, RuntimeError("")], Parts(llama(1))
+
+    def graph_of(run, decoder):
+        if error := broken.pop(0):
+            raise error
+        return "captured"
+
+    monkeypatch.setattr(capture, "_graph_of", graph_of)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    decoder = SimpleNamespace(rows=64)
+    assert capture.captured(None, decoder, parts) == "captured"
+    assert not parts.works
+    assert capture.captured("run", decoder, parts) == "run"
+    assert [record.getMessage() for record in caplog.records] == [
+        "cuda_graph: a step of 64 rows cannot be captured with compiled parts (no compiler); "
+        "it runs without them, slower",
+        "cuda_graph: a step of 64 rows cannot be captured (RuntimeError); it runs kernel by kernel, slower",
+    ]
+    broken[:] = [torch.OutOfMemoryError("full")]
+    with pytest.raises(torch.OutOfMemoryError):
+        capture.captured("run", decoder, Parts(llama(1)))
 
 
 @pytest.mark.gpu
@@ -61,7 +97,7 @@ def test_many_rows_answer_the_same_compiled(adapted, monkeypatch, tokenizer, cap
     prompts = [[(7 * row + token) % 400 for token in range(5 + row)] for row in range(96)]
     answers = []
     for rows in (10**6, 64):
-        monkeypatch.setattr(capture, "FUSED_ROWS", rows)
+        monkeypatch.setattr(fused, "ROWS", rows)
         answers.append(CudaGraph(model, 200).answer(prompts, config, []))
     assert not [record for record in caplog.records if record.name.startswith("tometune")]
     equal = sum(one == two for one, two in zip(*answers, strict=True))

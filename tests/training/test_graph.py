@@ -10,7 +10,8 @@ from datasets import Dataset
 
 from tests.training.conftest import Fitted, Train, packs, settings
 from tometune.config.errors import UserError
-from tometune.training.graph import compiled_layers, layers_of, trained_tokens
+from tometune.training.graph import compiled_layers, graph_for, layers_of
+from tometune.training.parts import Fits, parts
 from tometune.training.pass_graph import PassGraph
 
 SETTINGS = packs(96, 2) | {"max_steps": 4, "num_train_epochs": 9}
@@ -22,12 +23,12 @@ def fitted(train: Train, tmp_path: Path) -> Fitted:
     return train(tmp_path, settings(**SETTINGS))
 
 
-def with_lengths(batch: dict[str, Any]) -> dict[str, Any]:
-    """Add what the collator adds for attentions over lengths."""
+def with_lengths(batch: dict[str, Any], fits: Fits) -> dict[str, Any]:
+    """Add what the collator adds for attentions over lengths, and for a graph."""
     starts = (batch["position_ids"][0] == 0).nonzero().flatten()
     end = torch.tensor([batch["input_ids"].numel()], device=starts.device)
     ends = torch.cat([starts, end]).to(torch.int32)
-    return batch | {"cu_seq_lens_q": ends, "trained": int((batch["labels"][0, 1:] != -100).sum())}
+    return batch | {"cu_seq_lens_q": ends, "parts": parts(ends.diff().tolist(), batch["labels"][0].cpu(), fits)}
 
 
 def gradients(fitted: Fitted) -> dict[str, torch.Tensor]:
@@ -50,11 +51,18 @@ def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None
 
 
 def test_padding_changes_neither_loss_nor_gradients(fitted: Fitted) -> None:
-    batch = with_lengths(fitted.batches[0])
-    items = int((batch["labels"] != -100).sum())
+    items = int((fitted.batches[0]["labels"] != -100).sum())
     loss, expected = by_the_trainer(fitted, fitted.batches[0], items)
-    for pieces, trained in ((2, 192), (5, 480), (2, items), (2, items - 1), (2, items // 3), (5, 11)):
-        graph = PassGraph(fitted.trainer.model, pieces, 96, 30, trained, capture=False)  # 5: three packs of padding
+    for packs_, longest, fits in (
+        (2, 96, Fits(30, 192)),
+        (5, 96, Fits(30, 480)),  # three packs and more of padding alone
+        (5, 60, Fits(30, items)),
+        (2, 96, Fits(30, items - 1)),
+        (2, 96, Fits(3, 96)),
+        (3, 96, Fits(1, 96)),
+    ):
+        graph = PassGraph(fitted.trainer.model, 96 * packs_, longest, fits, capture=False)
+        batch = with_lengths(fitted.batches[0], fits)
         assert batch["input_ids"].numel() < graph.tokens
         fitted.trainer.model.zero_grad()
         assert float(graph(batch, items)) == pytest.approx(loss, abs=1e-6)
@@ -62,8 +70,9 @@ def test_padding_changes_neither_loss_nor_gradients(fitted: Fitted) -> None:
 
 
 def test_passes_of_a_step_add_up_and_the_next_step_starts_from_nothing(fitted: Fitted) -> None:
-    first, second = (with_lengths(batch) for batch in fitted.batches[:2])
-    graph = PassGraph(fitted.trainer.model, 2, 96, 30, 100, capture=False)
+    fits = Fits(30, 100)
+    first, second = (with_lengths(batch, fits) for batch in fitted.batches[:2])
+    graph = PassGraph(fitted.trainer.model, 192, 96, fits, capture=False)
     alone = [by_the_trainer(fitted, batch, 50)[1] for batch in fitted.batches[:2]]
     for _ in range(2):
         fitted.trainer.model.zero_grad()
@@ -72,15 +81,38 @@ def test_passes_of_a_step_add_up_and_the_next_step_starts_from_nothing(fitted: F
         same(gradients(fitted), {name: alone[0][name] + alone[1][name] for name in alone[0]})
 
 
-def test_a_pass_has_room_for_the_labels_of_nearly_every_batch() -> None:
-    rows = Dataset.from_dict({"labels": [[-100] * (1000 - 10 * n) + [1] * (24 + 10 * n) for n in range(100)]})
-    training = SimpleNamespace(rows=rows, config=settings(**packs(1024, 8)))
-    room = trained_tokens(training, 8)  # type: ignore[arg-type]
+def test_a_batch_is_cut_between_conversations_and_only_where_it_must_be() -> None:
+    lengths, labels = [4, 3, 5, 2], torch.tensor([-100, 1, 1, 1, *[-100] * 3, -100, 1, 1, 1, 1, -100, 1])
+
+    def cut(conversations: int, trained: int) -> list[tuple[int, int, int, int]]:
+        found = parts(lengths, labels, Fits(conversations, trained))
+        return [(part.tokens.start, part.tokens.stop, part.ends.start, part.ends.stop) for part in found]
+
+    assert cut(4, 8) == [(0, 14, 0, 5)]
+    assert cut(3, 8) == [(0, 12, 0, 4), (12, 14, 3, 5)]
+    assert cut(4, 7) == [(0, 12, 0, 4), (12, 14, 3, 5)]
+    assert cut(4, 4) == [(0, 7, 0, 3), (7, 12, 2, 4), (12, 14, 3, 5)]
+    assert cut(1, 99) == [(0, 4, 0, 2), (4, 7, 1, 3), (7, 12, 2, 4), (12, 14, 3, 5)]
+
+
+def test_a_pass_has_room_for_nearly_every_batch() -> None:
+    rows = Dataset.from_dict(
+        {
+            "labels": [[-100] * (1000 - 10 * n) + [1] * (24 + 10 * n) for n in range(100)],
+            "seq_lengths": [[n + 300, *[1] * (n % 20), 724 - n - n % 20] for n in range(100)],
+        }
+    )
+    training = SimpleNamespace(rows=rows, config=settings(**packs(1024, 8)), model=torch.nn.Linear(2, 2))
+    training.model.device = torch.device("cpu")
+    graph = graph_for(training, 8)  # type: ignore[arg-type]
+    assert (graph.tokens, graph.longest) == (8192, 724)
+    assert graph.fits.trained == 6656, "of 8,192 tokens"
     torch.manual_seed(0)
-    sums = torch.randint(100, (20_000, 8)).mul(10).add(24).sum(dim=1)
-    assert float((sums > room).float().mean()) < 1e-3
-    assert room == 7680, "of 8,192 tokens"
-    assert trained_tokens(training, 1) == 1024  # type: ignore[arg-type]
+    drawn = torch.randint(100, (20_000, 8))
+    assert float((drawn.mul(10).add(24).sum(dim=1) > graph.fits.trained).float().mean()) < 3e-3
+    assert float((drawn.remainder(20).add(2).sum(dim=1) > graph.fits.conversations).float().mean()) < 3e-3
+    assert graph.fits.conversations < 8 * 21
+    assert graph_for(training, 1).fits.trained == 1024  # type: ignore[arg-type]
 
 
 def test_layers_are_compiled_only_while_they_train(fitted: Fitted) -> None:

@@ -8,7 +8,7 @@ import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tometune.models.attention import Packed
-from tometune.training.pass_graph import IGNORED
+from tometune.training.parts import Fits, parts
 
 
 @dataclass
@@ -19,12 +19,12 @@ class Collator(DataCollatorForLanguageModeling):
     conversation, and its first token has no label. What is added depends on who reads it:
     `cu_seq_lens_q`, `cu_seq_lens_k` [conversations + 1] and `max_length_q`, `max_length_k` for transformers' attention
     functions, `packed_seq_lengths` [conversations] for Unsloth's; nothing where position ids say it all. A graph is
-    told `trained`, the number of tokens that are foretold, before they are on the GPU.
+    told the `parts` in which it has room for the batch.
     """
 
     packed: Packed = Packed.positions
-    counts: bool = False
-    """Whether a graph reads the batches."""
+    fits: Fits | None = None
+    """What the graph that reads the batches has room for, if one does."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows of `input_ids`, `labels` and, if they are packs, `seq_lengths`."""
@@ -42,6 +42,6 @@ class Collator(DataCollatorForLanguageModeling):
             "max_length_q": max(lengths),
             "max_length_k": max(lengths),
         }
-        if self.counts:
-            batch["trained"] = int((batch["labels"][0, 1:] != IGNORED).sum())
+        if self.fits:
+            batch["parts"] = parts(lengths, batch["labels"][0], self.fits)
         return batch

@@ -14,7 +14,8 @@ from tometune.config.errors import UserError
 from tometune.distributed import processes
 from tometune.models.attention import Packed
 from tometune.models.load import quantized
-from tometune.training.pass_graph import IGNORED
+from tometune.training.parts import IGNORED, Fits
+from tometune.training.pass_graph import PassGraph
 from tometune.training.steps import in_packs
 from tometune.training.subject import Training
 
@@ -59,24 +60,40 @@ def graphed(training: Training) -> bool:
     return not missing and (wanted is True or (wanted == "auto" and model.num_parameters() < SMALL))
 
 
-def most_conversations(training: Training, packs: int) -> int:
-    """Return how many conversations so many packs can hold at most."""
-    counts = pc.list_value_length(training.rows.with_format("arrow")["seq_lengths"].combine_chunks()).to_numpy()
-    return max(4 * packs, int(sum(sorted(counts)[-packs:])))  # a pack that measures memory has four
+def graph_for(training: Training, packs: int) -> PassGraph:
+    """Return the pass over so many packs as a graph that is yet to be captured."""
+    length = training.config.trainer.max_length
+    counts, longest = _conversations(training)
+    longest = max(longest, length // 4)  # a pack that measures memory has four conversations
+    fits = Fits(
+        max(4 * packs, _enough(counts, packs)), max(length, 512 * math.ceil(_enough(_labels(training), packs) / 512))
+    )
+    return PassGraph(training.model, packs * length, longest, fits)
 
 
-def trained_tokens(training: Training, packs: int) -> int:
-    """Return how many tokens with a label so many packs hold, but for one time in ten thousand; a multiple of 512.
+def _enough(counts: np.ndarray, packs: int) -> int:
+    """Return what so many packs hold of something, but for one time in seven hundred.
 
-    The logits of the other tokens are not needed, and where a model is small its vocabulary is most of the work. A
-    sample of the packs tells: their sum is about normal, and lies below four deviations above its mean.
+    Their sum is about normal, and seldom more than three deviations above its mean. The most that there can be would be
+    several times as much, and room costs time: kernels look at each conversation that could be there, and the
+    vocabulary is much of a small model's work. What does not fit costs a second pass.
     """
+    enough: float = packs * counts.mean() + 3 * math.sqrt(packs) * counts.std()
+    return math.ceil(enough)
+
+
+def _conversations(training: Training) -> tuple[np.ndarray, int]:
+    """Return how many conversations each pack has, and the tokens of the longest."""
+    lengths = training.rows.with_format("arrow")["seq_lengths"].combine_chunks()
+    return np.diff(lengths.offsets.to_numpy()), int(pc.max(lengths.values).as_py())
+
+
+def _labels(training: Training) -> np.ndarray:
+    """Return how many tokens with a label packs have, in a sample."""
     sample = np.linspace(0, len(training.rows) - 1, min(SAMPLED, len(training.rows)), dtype=np.int64)
     labels = training.rows.with_format("arrow")[sample.tolist()]["labels"].combine_chunks()
     trained = np.cumsum(np.append(0, labels.values.to_numpy() != IGNORED))
-    counts = np.diff(trained[labels.offsets.to_numpy()])
-    enough = float(packs * counts.mean() + 4 * math.sqrt(packs) * counts.std())
-    return min(packs * training.config.trainer.max_length, 512 * math.ceil((enough + 1) / 512))
+    return np.diff(trained[labels.offsets.to_numpy()])
 
 
 def layers_of(model: Any) -> list[nn.Module]:

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-log = logging.getLogger(__name__)
+from tometune.training.parts import IGNORED, Fits, Part
 
-IGNORED = -100
-"""Label of a token that is not trained on."""
+log = logging.getLogger(__name__)
 
 WARM_UP = 3
 """Passes before the capture: they compile, and let libraries choose their kernels."""
@@ -42,31 +41,28 @@ def _failing_as_graph() -> Iterator[None]:
 class PassGraph:
     """The pass over one micro-batch, always of the same shape: what is missing in a batch is filled with padding.
 
-    Padding is a conversation of its own without labels, so it changes neither the loss nor any gradient. Logits are
-    computed of `trained` tokens only, those that foretell one with a label first; where a batch has more of them, the
-    pass is made again for the rest, and its gradients are added.
+    Padding is conversations of their own without labels, so it changes neither the loss nor any gradient. Logits are
+    computed where a next token is trained, and of as many others as that leaves room for. A batch that does not fit is
+    made in parts, whose gradients are added.
     """
 
-    def __init__(
-        self, model: Any, packs: int, max_length: int, conversations: int, trained: int, capture: bool = True
-    ) -> None:
+    def __init__(self, model: Any, tokens: int, longest: int, fits: Fits, capture: bool = True) -> None:
         """Make the buffers.
 
         Args:
             model: a `PeftModel` whose attention reads lengths (`tometune.models.attention`).
-            packs: of one pass.
-            max_length: tokens of a pack.
-            conversations: in so many packs, at most.
-            trained: tokens with a label that one pass learns.
+            tokens: of one pass.
+            longest: tokens of a conversation, at most.
+            fits: what it has room for, but for padding.
             capture: False runs the same pass without graph, on any device.
         """
-        self.model, self.max_length, self.capture = model, max_length, capture
-        total, ends = packs * max_length, conversations + packs + 1
-        self.tokens, self.trained = total, min(trained, total)
+        self.model, self.tokens, self.longest, self.capture = model, tokens, longest, capture
+        self.fits = Fits(fits.conversations, min(fits.trained, tokens))
         long = {"dtype": torch.long, "device": model.device}
-        self._ids, self._positions = torch.zeros(1, total, **long), torch.zeros(1, total, **long)
-        self._next, self._order = torch.full((total,), IGNORED, **long), torch.zeros(total, **long)
-        self._kept, self._labels = torch.zeros(self.trained, **long), torch.zeros(self.trained, **long)
+        self._ids, self._positions = torch.zeros(1, tokens, **long), torch.zeros(1, tokens, **long)
+        self._next = torch.full((tokens,), IGNORED, **long)
+        self._kept, self._labels = (torch.zeros(self.fits.trained, **long) for _ in range(2))
+        ends = fits.conversations + math.ceil(tokens / longest) + 1
         self._ends = torch.zeros(ends, dtype=torch.int32, device=model.device)
         self._items = torch.ones((), device=model.device)
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -80,17 +76,15 @@ class PassGraph:
         """Add the gradients of a batch to the weights' `grad`, and return its loss.
 
         Args:
-            inputs: `input_ids`, `labels`, `position_ids` [1, tokens], `cu_seq_lens_q` [conversations + 1], and
-                `trained`, the number of tokens with a label but the first, known without asking the GPU.
+            inputs: `input_ids`, `labels`, `position_ids` [1, tokens], `cu_seq_lens_q` [conversations + 1], and `parts`.
             items: trained tokens of the whole step, by which the sum of losses is divided.
 
         Raises:
             GraphError: the first time, where the pass cannot be compiled or captured.
         """
-        self._fill(inputs, items)
         losses = []
-        for piece in range(max(1, math.ceil(inputs["trained"] / self.trained))):
-            self._keep(piece)
+        for part in inputs["parts"]:
+            self._fill(inputs, part, items)
             (self._play if self.capture else self._pass)()
             losses.append(self._loss.clone())
         return torch.stack(losses).sum()
@@ -102,34 +96,28 @@ class PassGraph:
             torch.OutOfMemoryError: the GPU ran out.
             GraphError: the pass cannot be compiled.
         """
-        self._fill(inputs, items)
-        self._keep(0)
+        self._fill(inputs, inputs["parts"][0], items)
         with _failing_as_graph():
             self._pass()
 
-    def _fill(self, inputs: Mapping[str, Any], items: torch.Tensor | int) -> None:
-        """Copy a batch into the buffers, labels a place ahead, and padding behind it; nothing waits for the GPU."""
-        count, ends = inputs["input_ids"].shape[1], inputs["cu_seq_lens_q"]
-        total, rest = self._ids.shape[1], len(self._ends) - len(ends)
-        self._ids[:, :count].copy_(inputs["input_ids"])
-        self._positions[:, :count].copy_(inputs["position_ids"])
-        self._next[: count - 1].copy_(inputs["labels"][0, 1:])
+    def _fill(self, inputs: Mapping[str, Any], part: Part, items: torch.Tensor | int) -> None:
+        """Copy part of a batch into the buffers, and padding behind it; nothing here waits for the GPU."""
+        ids, positions, labels = (inputs[name][:, part.tokens] for name in ("input_ids", "position_ids", "labels"))
+        ends = inputs["cu_seq_lens_q"][part.ends] - part.tokens.start
+        count, rest = ids.shape[1], len(self._ends) - len(ends)
+        self._ids[:, :count].copy_(ids)
         self._ids[:, count:] = 0
+        self._positions[:, :count].copy_(positions)
+        self._positions[:, count:] = torch.arange(self.tokens - count, device=ids.device) % self.longest
+        self._next[: count - 1].copy_(labels[0, 1:])
         self._next[count - 1 :] = IGNORED
-        self._order.copy_((self._next == IGNORED).to(torch.int8).argsort(stable=True))
-        self._positions[:, count:] = torch.arange(total - count, device=self._ids.device) % self.max_length
-        self._ends[: len(ends)].copy_(ends)
-        steps = torch.arange(1, rest + 1, dtype=torch.int32, device=self._ends.device)
-        self._ends[len(ends) :] = (count + steps * self.max_length).clamp(max=total)
-        self._items.fill_(items) if isinstance(items, int) else self._items.copy_(items)
-
-    def _keep(self, piece: int) -> None:
-        """Choose the tokens whose logits are computed: of those to be trained, the next `trained`."""
-        done = piece * self.trained
-        first = min(done, self.tokens - self.trained)
-        self._kept.copy_(self._order[first : first + self.trained])
+        trained_first = (self._next == IGNORED).to(torch.int8).argsort(stable=True)
+        self._kept.copy_(trained_first[: self.fits.trained])
         self._labels.copy_(self._next[self._kept])
-        self._labels[: done - first] = IGNORED  # were learned by the piece before
+        self._ends[: len(ends)].copy_(ends)
+        steps = torch.arange(1, rest + 1, dtype=torch.int32, device=ends.device)
+        self._ends[len(ends) :] = (count + steps * self.longest).clamp(max=self.tokens)
+        self._items.fill_(items) if isinstance(items, int) else self._items.copy_(items)
 
     def _play(self) -> None:
         """Play the graph back, which is captured the first time, and add its gradients to those of the step so far."""
@@ -150,7 +138,7 @@ class PassGraph:
         """Make a forward and a backward pass over the buffers."""
         base = self.model.get_base_model()
         lengths = {f"cu_seq_lens_{part}": self._ends for part in "qk"}
-        longest = {f"max_length_{part}": self.max_length for part in "qk"}
+        longest = {f"max_length_{part}": self.longest for part in "qk"}
         what = {"input_ids": self._ids, "position_ids": self._positions, "logits_to_keep": self._kept}
         with torch.autocast(self.model.device.type, self.model.dtype, enabled=self.model.dtype is not torch.float32):
             # The class's own forward: TRL puts another in the instance, whose loss waits for the GPU.

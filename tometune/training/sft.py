@@ -23,10 +23,10 @@ from tometune.training.checkpoints import last_checkpoint, save_adapter, save_wh
 from tometune.training.collator import Collator
 from tometune.training.curves import Curves, OnLog
 from tometune.training.fitting import choose_room
-from tometune.training.graph import compiled_layers, graphed, most_conversations, trained_tokens
+from tometune.training.graph import compiled_layers, graph_for, graphed
 from tometune.training.meter import Meter
 from tometune.training.outcome import TrainResult, no_room, plan, result_of
-from tometune.training.pass_graph import GraphError, PassGraph
+from tometune.training.pass_graph import GraphError
 from tometune.training.progress import progress_callbacks
 from tometune.training.room import Room
 from tometune.training.steps import Step, divisors, effective_batch, sizes
@@ -128,7 +128,7 @@ def _trainer(
     model, config = training.model, training.config
     held = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     meter = meter or Meter()
-    graph = _graph(training, step) if training.graphed and not checkpointing else None
+    graph = graph_for(training, step.micro_batch) if training.graphed and not checkpointing else None
     trainer = MeteredTrainer(
         model=model,
         args=arguments(config, training.dtype, training.checkpoints, step, checkpointing, training.unsloth),
@@ -137,7 +137,7 @@ def _trainer(
             training.tokenizer.pad_token_id,
             padding_free=config.trainer.packing,
             packed=training.packed,
-            counts=graph is not None,
+            fits=graph.fits if graph else None,
         ),
         processing_class=training.tokenizer,
         callbacks=[*([stop] if stop else []), LogLastStep(), *progress_callbacks()],
@@ -151,13 +151,6 @@ def _trainer(
         if name in held:  # rounds AdamW's small steps away and cannot be trained in fp16
             weight.data = held[name]
     return trainer
-
-
-def _graph(training: Training, step: Step) -> PassGraph:
-    """Return the pass over a micro-batch as a graph that is yet to be captured."""
-    packs, length = step.micro_batch, training.config.trainer.max_length
-    most, trained = most_conversations(training, packs), trained_tokens(training, packs)
-    return PassGraph(training.model, packs, length, most, trained)
 
 
 def _train(training: Training, room: Room) -> TrainResult:

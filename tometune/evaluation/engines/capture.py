@@ -6,27 +6,29 @@ from collections.abc import Callable
 import torch
 
 from tometune.evaluation.engines.decoder import Decoder
-from tometune.evaluation.engines.fused import fused
+from tometune.evaluation.engines.fused import Parts
 
 log = logging.getLogger(__name__)
 
-FUSED_ROWS = 64
-"""From so many rows on there are enough answers to earn the seconds that compiling takes."""
 
-
-def captured(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
+def captured(run: Callable[[], None], decoder: Decoder, parts: Parts) -> Callable[[], None]:
     """Capture a step of idle rows, of many rows with compiled parts; where that fails, say why and do without."""
-    if decoder.rows >= FUSED_ROWS:
+    while True:
+        compiles = parts.serve(decoder.rows)
         try:
-            with fused(decoder.model):
+            with parts.compiled(decoder.rows):
                 return _graph_of(run, decoder)
         except RuntimeError as error:
-            _after(error, decoder, "with compiled parts", "it runs without, slower")
-    try:
-        return _graph_of(run, decoder)
-    except RuntimeError as error:
-        _after(error, decoder, "as a graph", "it runs kernel by kernel, slower")
-        return run
+            torch.cuda.synchronize()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            what = f"a step of {decoder.rows} rows cannot be captured"
+            if not compiles:
+                log.warning("cuda_graph: %s (%s); it runs kernel by kernel, slower", what, reason)
+                return run
+            log.warning("cuda_graph: %s with compiled parts (%s); it runs without them, slower", what, reason)
+            parts.works = False
 
 
 def _graph_of(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
@@ -50,12 +52,3 @@ def _graph_of(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
         torch.cuda.set_stream(current)  # a broken capture leaves its own behind
     replay: Callable[[], None] = graph.replay
     return replay
-
-
-def _after(error: RuntimeError, decoder: Decoder, how: str, instead: str) -> None:
-    """Clean up and say what does not work; a GPU that is full stays an error."""
-    torch.cuda.synchronize()
-    if isinstance(error, torch.OutOfMemoryError):
-        raise error
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    log.warning("cuda_graph: a step of %d rows cannot be captured %s (%s); %s", decoder.rows, how, reason, instead)

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from tometune.evaluation.engines.base import UnsupportedError
 from tometune.evaluation.engines.capture import captured
 from tometune.evaluation.engines.decoder import Choose, Decoder, slots_for
+from tometune.evaluation.engines.fused import Parts
 from tometune.evaluation.engines.ragged import RaggedCache, ragged_attention
 
 LOOK_EVERY = 16
@@ -35,6 +36,7 @@ class CudaGraph:
             capture: False runs the same steps without graphs, on any device.
         """
         self.model, self.longest_row, self.capture = model, longest_row, capture
+        self._parts = Parts(model)
         self._cache: RaggedCache | None = None
         self._decoders: dict[tuple[int, ...], Decoder] = {}
         self._steps: dict[tuple[int, ...], Callable[[], None]] = {}
@@ -61,7 +63,8 @@ class CudaGraph:
         choose = _noisy(noise[0], len(prompts)) if noise else _greedy
         with torch.no_grad(), ragged_attention(self.model):
             decoder, step = self._prepared(prompts, config, bool(noise))
-            decoder.start(prompts, config.max_new_tokens, choose)
+            with self._parts.compiled(decoder.rows if self.capture else 0):
+                decoder.start(prompts, config.max_new_tokens, choose)
             done = 1
             while done < config.max_new_tokens:
                 if done % LOOK_EVERY == 0 and bool(decoder.ended.all()):
@@ -105,7 +108,7 @@ class CudaGraph:
                 if not noisy:
                     decoder.advance(_greedy)
 
-            self._steps[noisy, *key] = captured(run, decoder) if self.capture else run
+            self._steps[noisy, *key] = captured(run, decoder, self._parts) if self.capture else run
         return decoder, self._steps[noisy, *key]
 
     def _new_cache(self, slots: int) -> RaggedCache:

@@ -1,7 +1,7 @@
-"""A model's norms, rotary embedding and MLPs compiled, so that a step of many rows starts a third of the kernels.
+"""A model's norms, rotary embedding and MLPs compiled, so that many rows take a third of the kernels.
 
-Between two matrix products of a layer lie some thirty kernels over a few rows, each of which takes microseconds however
-little it computes. `torch.compile` makes one of several; what stands between them is rounded as before
+Between two matrix products of a layer lie some thirty kernels, each of which reads and writes all rows, or takes
+microseconds however few there are. `torch.compile` makes one of several; what stands between them is rounded as before
 (`emulate_precision_casts`). Figures are in docs/benchmarks.md; see
 https://docs.pytorch.org/tutorials/recipes/regional_compilation.html.
 """
@@ -17,37 +17,61 @@ from torch import nn
 
 from tometune.models.rounding import RoundedOnce
 
+ROWS = 64
+"""From so many rows on there are enough answers to earn the seconds that compiling takes."""
+
 ROTARY = "apply_rotary_pos_emb"
 """Under this name transformers' files of models turn queries and keys."""
 
-COMPILING: dict[str, Any] = {"dynamic": False, "options": {"emulate_precision_casts": True}}
+COMPILING: dict[str, Any] = {"dynamic": True, "options": {"emulate_precision_casts": True}}
+"""Of one compilation for prompts and for steps of any number of rows."""
 
 
-@contextmanager
-def fused(model: Any) -> Iterator[None]:
-    """Compile a decoder's small parts while the body runs; a part of one kind and shape is compiled once.
+class Parts:
+    """The small parts of a decoder's layers, compiled; those of one kind and size are compiled once for all layers."""
 
-    Args:
-        model: a causal language model of transformers, with or without an adapter; what it lacks stays as it is.
-    """
-    layers: list[nn.Module] = list(getattr(model.get_decoder(), "layers", []))
-    inside = [part for layer in layers for part in layer.modules()]
-    parts = [part for part in inside if _is_small(part)]
-    homes = {type(part).__module__: vars(sys.modules[type(part).__module__]) for part in inside}
-    before: dict[str, Callable[..., Any]] = {home: names[ROTARY] for home, names in homes.items() if ROTARY in names}
-    try:
-        for part in parts:
+    def __init__(self, model: Any) -> None:
+        """Find them; nothing is compiled before it is first used.
+
+        Args:
+            model: a causal language model of transformers, with or without an adapter; what it lacks stays as it is.
+        """
+        layers: list[nn.Module] = list(getattr(model.get_decoder(), "layers", []))
+        inside = [part for layer in layers for part in layer.modules()]
+        homes = {type(part).__module__: vars(sys.modules[type(part).__module__]) for part in inside}
+        self.works = True
+        """False once compiling has failed."""
+        self._homes = {home: names for home, names in homes.items() if ROTARY in names}
+        self._rotary = {home: torch.compile(names[ROTARY], **COMPILING) for home, names in self._homes.items()}
+        self._calls: dict[nn.Module, Any] = {}
+        for part in filter(_is_small, inside):
             part.compile(**COMPILING)
-        for home, rotary in before.items():
-            homes[home][ROTARY] = torch.compile(rotary, **COMPILING)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="TensorFloat32")  # an adapter's products are meant to be float32
+            self._calls[part], part._compiled_call_impl = part._compiled_call_impl, None
+
+    def serve(self, rows: int) -> bool:
+        """Tell whether passes over so many rows use them."""
+        return self.works and rows >= ROWS
+
+    @contextmanager
+    def compiled(self, rows: int) -> Iterator[None]:
+        """Use them while the body runs, if there are many rows and compiling works."""
+        if not self.serve(rows):
             yield
-    finally:
-        for part in parts:
-            part._compiled_call_impl = None
-        for home, rotary in before.items():
-            homes[home][ROTARY] = rotary
+            return
+        before: dict[str, Callable[..., Any]] = {home: names[ROTARY] for home, names in self._homes.items()}
+        try:
+            for part, call in self._calls.items():
+                part._compiled_call_impl = call
+            for home, rotary in self._rotary.items():
+                self._homes[home][ROTARY] = rotary
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="TensorFloat32")  # an adapter's products are to be float32
+                yield
+        finally:
+            for part in self._calls:
+                part._compiled_call_impl = None
+            for home, rotary in before.items():
+                self._homes[home][ROTARY] = rotary
 
 
 def _is_small(part: nn.Module) -> bool:
