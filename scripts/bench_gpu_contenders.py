@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bench_gpu_model import data_overrides, make_model, make_rows, read_rows
 from bench_gpu_recipes import RECIPES, train
 
 Result = dict[str, Any]
+Answers = Callable[[Any, Any, int], AbstractContextManager[Callable[[list[Any]], float]]]
 
 TOMETUNE = {"tometune_unsloth": "unsloth", "tometune_transformers": "transformers"}
 """The contenders that are tometune itself, and their backends."""
@@ -112,7 +114,7 @@ def matmul(_: Result) -> Result:
     return {"matmul_flops": 2 * size**3 / sorted(seconds[10:])[10], "gpu": torch.cuda.get_device_name()}
 
 
-def generation(how: str, settings: Result) -> Result:
+def generation(answers: Answers, settings: Result) -> Result:
     """Measure generated tokens/s, in bfloat16, batch by batch; the second of two rounds counts."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -125,7 +127,7 @@ def generation(how: str, settings: Result) -> Result:
     runs: list[Result] = []
     for batch in settings["batches"]:
         try:
-            with (_tometune_answers if how == "tometune" else _plain_answers)(model, tokenizer, new) as answer:
+            with answers(model, tokenizer, new) as answer:
                 speeds = [answer(asked[:batch]) for _ in range(2)]
             peak = torch.cuda.max_memory_allocated() / 1e9 if settings["gpu"] else 0.0
             runs.append({"batch": batch, "tokens_per_second": speeds[1], "first": speeds[0], "peak_memory_gb": peak})
@@ -156,13 +158,15 @@ def _plain_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable[[l
 
 
 @contextmanager
-def _tometune_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable[[list[Any]], float]]:
+def _tometune_answers(
+    model: Any, tokenizer: Any, new: int, compiles: bool = False
+) -> Iterator[Callable[[list[Any]], float]]:
     """Give what answers as the evaluation does: with the engine that it would pick, made once for all batches."""
     from tometune.config.eval import EngineKind
     from tometune.evaluation.engines.choose import engine_for
     from tometune.evaluation.generation import generate
 
-    with engine_for(EngineKind("auto"), model, tokenizer, LONGEST_PROMPT + new) as engine:
+    with engine_for(EngineKind("auto"), model, tokenizer, LONGEST_PROMPT + new, compiles) as engine:
         print("engine:", engine.name, file=sys.stderr)
 
         def answer(asked: list[Any]) -> float:
@@ -183,8 +187,9 @@ WORK: dict[str, Callable[[Result], Result]] = {
     "model": build,
     "rows": make_rows,
     "matmul": matmul,
-    "generate_tometune": lambda settings: generation("tometune", settings),
-    "generate_plain": lambda settings: generation("plain", settings),
+    "generate_tometune": lambda settings: generation(_tometune_answers, settings),
+    "generate_tometune_compiled": lambda settings: generation(partial(_tometune_answers, compiles=True), settings),
+    "generate_plain": lambda settings: generation(_plain_answers, settings),
     **{name: lambda settings, backend=backend: tometune(backend, settings) for name, backend in TOMETUNE.items()},  # type: ignore[misc]
     **{name: lambda settings, name=name: train(name, settings) for name in RECIPES},  # type: ignore[misc]
 }

@@ -96,6 +96,8 @@ CASES = [
     (["eval.confidence=95"], "eval.confidence=95.0: not between 0 and 1"),
     (["eval.limit=0"], "eval.limit=0: not 1 or more"),
     (["eval.batch_size=0"], "eval.batch_size=0: not 1 or more"),
+    (["eval.compile=maybe"], "eval.compile=maybe: one of auto, true, false"),
+    (["eval.compile=true", "eval.engine=transformers"], "eval.compile=true: eval.engine=transformers compiles nothing"),
     (["eval.engine=vllm", "eval.temperature=0.7"], "eval.temperature=0.7: eval.engine=vllm answers greedily only"),
     (["+eval/task@eval.tasks.a=jsonl"], "eval.tasks.a.path: missing, eval.tasks.a.kind=jsonl reads it;"),
     ([*MINE, "eval.tasks.a.metrics=[rogue]"], "eval.tasks.a.metrics=rogue:"),

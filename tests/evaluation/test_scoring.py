@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tometune.config.eval import EvalConfig
+from tometune.evaluation import scoring
 from tometune.evaluation.scoring import Scorer, weights_digest
 from tometune.evaluation.tasks import load_tasks
 
@@ -127,6 +128,23 @@ def test_a_limit_shouts(model, tokenizer, config, tmp_path, caplog):
         scores = stage(model, tokenizer, config, tmp_path)
     assert scores["limited"] is True
     assert "LIMIT: eval.limit leaves only some examples (one 5)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "many", "compiles"), [("auto", 11, False), ("auto", 10, True), (True, 11, True), (False, 1, False)]
+)
+def test_many_answers_are_compiled_for(model, tokenizer, config, tmp_path, monkeypatch, wanted, many, compiles):
+    asked, engine_for = [], scoring.engine_for
+
+    def watched(*arguments):
+        asked.append(arguments[-1])
+        return engine_for(*arguments)
+
+    monkeypatch.setattr(scoring, "engine_for", watched)
+    monkeypatch.setattr(scoring, "MANY", many)
+    config.compile = wanted
+    stage(model, tokenizer, config, tmp_path)
+    assert asked == [compiles]
 
 
 def test_engine_and_batch_are_kept_with_the_scores(model, tokenizer, config, tmp_path, caplog, monkeypatch):

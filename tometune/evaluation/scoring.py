@@ -27,6 +27,9 @@ from tometune.evaluation.tasks import Task
 
 log = logging.getLogger(__name__)
 
+MANY = 4096
+"""Answers that earn the seconds that compiling takes (`eval.compile=auto`)."""
+
 Progress = Callable[[str, int, int], None]
 """Called with a task's name, its answers so far and its number of examples."""
 
@@ -73,9 +76,11 @@ class Scorer:
         weights = weights_digest(model)
         results: dict[str, TaskResult] = {}
         longest_row = self.config.max_prompt_tokens + max(task.config.max_new_tokens for task in self.tasks)
+        many = sum(len(task.examples) for task in self.tasks) >= MANY
+        compiles = self.config.compile is True or (self.config.compile == "auto" and many)
         with (
             answers_bar(name, self.progress) as tell,
-            engine_for(self.config.engine, model, self.tokenizer, longest_row) as engine,
+            engine_for(self.config.engine, model, self.tokenizer, longest_row, compiles) as engine,
         ):
             sizes = self._batch_sizes(model, engine)
             for task in self.tasks:

@@ -18,7 +18,11 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def engine_for(
-    wanted: EngineKind, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest_row: int
+    wanted: EngineKind,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    longest_row: int,
+    compiles: bool = False,
 ) -> Iterator[Engine]:
     """Give the engine for a model for a while, and log which it is and why.
 
@@ -27,6 +31,7 @@ def engine_for(
         model: a causal language model, with or without an adapter; its weights are not touched.
         tokenizer: its tokenizer.
         longest_row: tokens of a prompt and its answer, at most.
+        compiles: whether `cuda_graph` compiles parts of the model.
 
     Raises:
         UserError: the engine that is asked for cannot run this model here.
@@ -40,18 +45,18 @@ def engine_for(
     elif wanted is EngineKind.transformers:
         engine = Plain(model)
     else:
-        engine = _fastest(wanted, model, longest_row)
+        engine = _fastest(wanted, model, longest_row, compiles)
     try:
         yield engine
     finally:
         engine.release()
 
 
-def _fastest(wanted: EngineKind, model: PreTrainedModel, longest_row: int) -> Engine:
+def _fastest(wanted: EngineKind, model: PreTrainedModel, longest_row: int, compiles: bool) -> Engine:
     """Return `cuda_graph` if it runs this model here; else, unless it was asked for, `transformers`."""
     reason = lacking()
     if not reason:
-        engine = CudaGraph(model, longest_row)
+        engine = CudaGraph(model, longest_row, compiles=compiles)
         training = model.training
         model.eval()
         try:
@@ -59,7 +64,7 @@ def _fastest(wanted: EngineKind, model: PreTrainedModel, longest_row: int) -> En
         except UnsupportedError as error:
             reason = f"this model cannot go there: {error}"
         else:
-            log.info("eval.engine=%s: cuda_graph, for there is a GPU and the model attends in 16 bits", wanted)
+            log.info("eval.engine=%s: %s, for there is a GPU and the model attends in 16 bits", wanted, engine.name)
             return engine
         finally:
             model.train(training)

@@ -25,18 +25,18 @@ SLOTS = 1024
 class CudaGraph:
     """Keeps one cache, and a captured step for each number of rows (a power of two)."""
 
-    name = "cuda_graph"
-
-    def __init__(self, model: PreTrainedModel, longest_row: int, capture: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, longest_row: int, capture: bool = True, compiles: bool = False) -> None:
         """Take a causal language model, with or without an adapter, as it is.
 
         Args:
             model: in eval mode whenever this engine answers.
             longest_row: tokens of a prompt and its answer, at most.
             capture: False runs the same steps without graphs, on any device.
+            compiles: whether parts of the model are compiled for many rows.
         """
+        self.name = "cuda_graph, compiled" if compiles else "cuda_graph"
         self.model, self.longest_row, self.capture = model, longest_row, capture
-        self._parts = Parts(model)
+        self._parts = Parts(model, compiles)
         self._cache: RaggedCache | None = None
         self._decoders: dict[tuple[int, ...], Decoder] = {}
         self._steps: dict[tuple[int, ...], Callable[[], None]] = {}
@@ -63,7 +63,7 @@ class CudaGraph:
         choose = _noisy(noise[0], len(prompts)) if noise else _greedy
         with torch.no_grad(), ragged_attention(self.model):
             decoder, step = self._prepared(prompts, config, bool(noise))
-            with self._parts.compiled(decoder.rows if self.capture else 0):
+            with self._parts.compiled(decoder.rows):
                 decoder.start(prompts, config.max_new_tokens, choose)
             done = 1
             while done < config.max_new_tokens:

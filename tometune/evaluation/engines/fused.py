@@ -18,7 +18,7 @@ from torch import nn
 from tometune.models.rounding import RoundedOnce
 
 ROWS = 64
-"""From so many rows on there are enough answers to earn the seconds that compiling takes."""
+"""Fewer rows wait for Python and for memory rather than for kernels between products."""
 
 ROTARY = "apply_rotary_pos_emb"
 """Under this name transformers' files of models turn queries and keys."""
@@ -30,17 +30,18 @@ COMPILING: dict[str, Any] = {"dynamic": True, "options": {"emulate_precision_cas
 class Parts:
     """The small parts of a decoder's layers, compiled; those of one kind and size are compiled once for all layers."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, wanted: bool = True) -> None:
         """Find them; nothing is compiled before it is first used.
 
         Args:
             model: a causal language model of transformers, with or without an adapter; what it lacks stays as it is.
+            wanted: False finds none.
         """
-        layers: list[nn.Module] = list(getattr(model.get_decoder(), "layers", []))
+        layers: list[nn.Module] = list(getattr(model.get_decoder(), "layers", [])) if wanted else []
         inside = [part for layer in layers for part in layer.modules()]
         homes = {type(part).__module__: vars(sys.modules[type(part).__module__]) for part in inside}
-        self.works = True
-        """False once compiling has failed."""
+        self.works = wanted
+        """False as well once compiling has failed."""
         self._homes = {home: names for home, names in homes.items() if ROTARY in names}
         self._rotary = {home: torch.compile(names[ROTARY], **COMPILING) for home, names in self._homes.items()}
         self._calls: dict[nn.Module, Any] = {}
