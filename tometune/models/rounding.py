@@ -82,7 +82,7 @@ def _only_multiplies(base: nn.Linear, lora_b: nn.Linear) -> bool:
 def round_once(model: nn.Module) -> None:
     """Make the LoRA layers of a model round once, where they stand on plain linear layers.
 
-    Layers in 4 bits and those of other backends stay as they are: their kernels give a rounded product.
+    Layers in 4 bits stay as they are: their kernels give a rounded product.
     """
     for module in model.modules():
         if type(module) is Linear and type(module.base_layer) is nn.Linear:

@@ -29,12 +29,15 @@ class GraphError(RuntimeError):
 
 @contextmanager
 def _failing_as_graph() -> Iterator[None]:
-    """Turn what compiling and capturing raise into a `GraphError`; a GPU that is full stays one."""
+    """Turn what compiling, capturing and a model without `logits_to_keep` raise into a `GraphError`.
+
+    A GPU that is full stays one.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise GraphError(next(iter(str(error).strip().splitlines()), type(error).__name__)) from error
 
 
