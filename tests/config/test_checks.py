@@ -97,6 +97,10 @@ CASES = [
     (["eval.limit=0"], "eval.limit=0: not 1 or more"),
     (["eval.batch_size=0"], "eval.batch_size=0: not 1 or more"),
     (["eval.compile=maybe"], "eval.compile=maybe: one of auto, true, false"),
+    (
+        ["eval.compile=true", "eval.batch_size=32"],
+        "eval.compile=true: eval.batch_size=32 is too small; set more than 32",
+    ),
     (["eval.compile=true", "eval.engine=transformers"], "eval.compile=true: eval.engine=transformers compiles nothing"),
     (["eval.engine=vllm", "eval.temperature=0.7"], "eval.temperature=0.7: eval.engine=vllm answers greedily only"),
     (["+eval/task@eval.tasks.a=jsonl"], "eval.tasks.a.path: missing, eval.tasks.a.kind=jsonl reads it;"),

@@ -129,6 +129,9 @@ def test_without_a_gpu_auto_is_transformers(model, tokenizer, caplog, monkeypatc
     ]
     with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: there is no NVIDIA GPU; set eval.engine=auto"):
         check_engine(EngineKind.cuda_graph)
+    check_engine(EngineKind.auto)
+    with pytest.raises(UserError, match=r"^eval.compile=true: there is no NVIDIA GPU; set eval.compile=auto"):
+        check_engine(EngineKind.auto, must_compile=True)
 
 
 def test_an_old_gpu_is_named(monkeypatch):

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tometune.evaluation.engines import capture
 from tometune.evaluation.engines.cuda_graph import CudaGraph
-from tometune.evaluation.engines.fused import ROTARY, Parts
+from tometune.evaluation.engines.fused import ROTARY, SmallParts
 from tometune.evaluation.generation import greedy
 from tometune.models.rounding import round_once
 
@@ -36,7 +36,7 @@ def test_one_compilation_serves_all_layers_and_lengths(adapted):
         model = get_peft_model(model, lora)
         round_once(model)
     before = counters["stats"]["unique_graphs"]
-    parts = Parts(model)
+    parts = SmallParts(model)
     for rows in (100, 200):
         ids = torch.randint(0, 400, (1, rows))
         with torch.no_grad():
@@ -52,16 +52,23 @@ def test_one_compilation_serves_all_layers_and_lengths(adapted):
 
 def test_few_rows_are_not_worth_it():
     model = llama(1)
-    for rows, works in ((63, True), (999, False)):
-        parts = Parts(model)
+    for rows, works in ((32, True), (999, False)):
+        parts = SmallParts(model)
         parts.works = works
         with parts.compiled(rows):
             assert not any(part._compiled_call_impl for part in model.modules())
 
 
+def test_scores_are_kept_with_what_was_compiled():
+    engine = CudaGraph(llama(1), 100, capture=False, compiles=True)
+    assert [engine.kind(rows) for rows in (32, 33)] == ["cuda_graph", "cuda_graph, compiled"]
+    engine._parts.works = False
+    assert engine.kind(33) == CudaGraph(llama(1), 100, capture=False).kind(33) == "cuda_graph"
+
+
 def test_where_compiling_fails_a_step_is_captured_without(monkeypatch, caplog):
     """And the engine does not try again; where it cannot be captured at all, the step itself is returned."""
-    broken, parts = [RuntimeError("no compiler\nmore"), None, RuntimeError("")], Parts(llama(1))
+    broken, parts = [RuntimeError("no compiler\nmore"), None, RuntimeError("")], SmallParts(llama(1))
 
     def graph_of(run, decoder):
         if error := broken.pop(0):
@@ -81,7 +88,7 @@ def test_where_compiling_fails_a_step_is_captured_without(monkeypatch, caplog):
     ]
     broken[:] = [torch.OutOfMemoryError("full")]
     with pytest.raises(torch.OutOfMemoryError):
-        capture.captured("run", decoder, Parts(llama(1)))
+        capture.captured("run", decoder, SmallParts(llama(1)))
 
 
 @pytest.mark.gpu
@@ -93,6 +100,9 @@ def test_many_rows_answer_the_same_compiled(adapted, tokenizer, caplog):
     if adapted:
         model = get_peft_model(model, LoraConfig(r=8, task_type="CAUSAL_LM", target_modules="all-linear"))
         round_once(model)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1)
     config = greedy(model, tokenizer, 24)
     prompts = [[(7 * row + token) % 400 for token in range(5 + row)] for row in range(96)]
     answers = []

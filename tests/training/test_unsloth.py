@@ -9,13 +9,18 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from peft.tuners.lora.layer import Linear
 from safetensors.torch import load_file
 
+from tests.models.test_rounding import inside, layer
 from tests.whole import Workplace, curve_of, record_of
 from tometune.config.errors import UserError
 from tometune.models import unsloth_backend
+from tometune.models.rounding import RoundedOnce
 from tometune.models.unsloth_backend import check_installed, installed
 
 needed = pytest.mark.skipif(not installed(), reason="Unsloth is not installed")
@@ -170,6 +175,24 @@ def test_versions_that_do_not_belong_together_are_named(monkeypatch: pytest.Monk
     monkeypatch.setattr(metadata, "version", versions.__getitem__)
     with pytest.raises(UserError, match=r"unsloth 2026\.10\.9 and unsloth_zoo 2025\.1\.1 do not belong together"):
         check_installed()
+
+
+@pytest.mark.parametrize("version", ["without kernels", "this", "another", "forced"])
+def test_16_bit_layers_round_once_where_the_fused_kernels_can_be_taken_out(
+    version: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = layer(torch.bfloat16)
+    declined: list[object] = []
+    if version != "without kernels":
+        known = {"_decline_fused_lora_for_fsdp": lambda of, reason: declined.append(of)} if version != "another" else {}
+        monkeypatch.setitem(sys.modules, "unsloth.models.llama", SimpleNamespace(**known))  # type: ignore[misc]
+    if version == "forced":
+        monkeypatch.setenv("UNSLOTH_FORCE_FUSED_LORA", "1")
+    unsloth_backend._sum_as_transformers(model)
+    assert declined == ([model] if version == "this" else [])
+    stays = version in ("another", "forced")
+    assert type(inside(model)) is (Linear if stays else RoundedOnce)
+    assert ("its fused kernels stay" in caplog.text) == stays
 
 
 @needed

@@ -27,7 +27,7 @@ from tometune.evaluation.tasks import Task
 
 log = logging.getLogger(__name__)
 
-MANY = 4096
+MANY = 16_384
 """Answers that earn the seconds that compiling takes (`eval.compile=auto`)."""
 
 Progress = Callable[[str, int, int], None]
@@ -106,7 +106,7 @@ class Scorer:
 
     def _key(self, task: Task, weights: str, engine: Engine, batch_size: int) -> dict[str, Any]:
         """Return everything that the scores of a task depend on."""
-        key: dict[str, Any] = {"task": task.digest, "weights": weights, "engine": engine.name}
+        key: dict[str, Any] = {"task": task.digest, "weights": weights, "engine": engine.kind(batch_size)}
         key |= {"max_prompt_tokens": self.config.max_prompt_tokens, "batch_size": batch_size}
         drawn = {"temperature": self.config.temperature, "seed": self.seed}
         return key | drawn if self.config.temperature else key
@@ -156,10 +156,11 @@ class Scorer:
             tokens=generations.tokens,
             shortened=generations.shortened,
             unended=sum(not answer.ended for answer in generations.answers),
-            engine=engine.name,
+            engine=engine.kind(generations.batch_size),
             batch_size=generations.batch_size,
         )
         if is_first():
+            key |= {"engine": engine.kind(batch_size)}  # compiling may have failed
             write_result(path, key, _lines(task, generations, columns), result)
         return result
 

@@ -206,9 +206,9 @@ def _sum_as_transformers(model: Any) -> None:
 
     kernels = sys.modules.get("unsloth.models.llama")  # on a CPU it is not imported
     decline = getattr(kernels, "_decline_fused_lora_for_fsdp", None)
-    if kernels and not decline:
+    if kernels and (not decline or os.environ.get("UNSLOTH_FORCE_FUSED_LORA") == "1"):
         log.warning(
-            "model.backend=unsloth: in 16 bits this version's sum rounds an adapter's smallest changes away; "
+            "model.backend=unsloth: in 16 bits its fused kernels stay, which round an adapter's smallest changes away; "
             "model.backend=transformers keeps them (docs/footguns.md)"
         )
         return

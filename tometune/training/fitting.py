@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tometune.distributed import agree, processes
+from tometune.training.graph import fits_of
 from tometune.training.optimiser import embedded, trainable, with_optimiser
 from tometune.training.room import ON_CPU, Room, find_room, free_bytes, key_of, remember, remembered
 from tometune.training.steps import Step, effective_batch
@@ -63,14 +64,15 @@ def _parts(training: Training, sizes: Sequence[int]) -> dict[str, Any]:
         else "none, every weight is trained",
         "rows": f"{trainer.max_length} {trainer.packing} {list(sizes)}",
         "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}"
-        f"{' graph' if training.graphed else ''}",
+        f"{f' graph {fits_of(training, sizes[0])}' if training.graphed else ''}",
     }
 
 
 def _measure(build: Build, training: Training, size: int, again: bool) -> int:
     """Return the peak in bytes of a pass over so many full rows; of none, what is taken already.
 
-    The rows are as long as they can be and every token has a label, so no batch of the data takes more.
+    The rows are as long as they can be and every token has a label, so no batch of the data takes more; a graph has
+    room for the labels that this data has (`fits_of`).
     """
     gc.collect()
     torch.cuda.empty_cache()

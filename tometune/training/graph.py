@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 from torch import nn
 
 from tometune.config.errors import UserError
@@ -47,6 +48,7 @@ def graphed(training: Training) -> bool:
         "an attention over lengths (16 bits, compute capability 8.0 and PyTorch 2.11)": (
             training.packed is not Packed.lengths
         ),
+        "model.precision=bf16, since fp16 scales its loss": training.dtype is torch.float16,
         "one process": processes() > 1,
         "trainer.gradient_checkpointing=auto or false": config.trainer.gradient_checkpointing is True,
         "model.quantization=none": quantized(config.model),
@@ -63,16 +65,20 @@ def graphed(training: Training) -> bool:
 def graph_for(training: Training, packs: int) -> PassGraph:
     """Return the pass over so many packs as a graph that is yet to be captured."""
     length = training.config.trainer.max_length
-    counts, longest = _conversations(training)
-    longest = max(longest, length // 4)  # a pack that measures memory has four conversations
-    fits = Fits(
-        max(4 * packs, _enough(counts, packs)), max(length, 512 * math.ceil(_enough(_labels(training), packs) / 512))
-    )
-    return PassGraph(training.model, packs * length, longest, fits)
+    _, longest = _conversations(training)
+    longest = max(longest, length - 3 * (length // 4))  # a pack that measures memory has four conversations
+    return PassGraph(training.model, packs * length, longest, fits_of(training, packs))
+
+
+def fits_of(training: Training, packs: int) -> Fits:
+    """Return what a pass over so many packs has room for: nearly every batch of this data."""
+    counts, _ = _conversations(training)
+    trained = 512 * math.ceil(_enough(_labels(training), packs) / 512)
+    return Fits(max(4 * packs, _enough(counts, packs)), max(training.config.trainer.max_length, trained))
 
 
 def _enough(counts: np.ndarray, packs: int) -> int:
-    """Return what so many packs hold of something, but for one time in seven hundred.
+    """Return what so many packs hold of something, but for about one time in seven hundred.
 
     Their sum is about normal, and seldom more than three deviations above its mean. The most that there can be would be
     several times as much, and room costs time: kernels look at each conversation that could be there, and the

@@ -35,7 +35,7 @@ def _failing_as_graph() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, GraphError):
         raise
     except (RuntimeError, TypeError, ValueError) as error:
         raise GraphError(next(iter(str(error).strip().splitlines()), type(error).__name__)) from error
@@ -115,7 +115,7 @@ class PassGraph:
         self._next[: count - 1].copy_(labels[0, 1:])
         self._next[count - 1 :] = IGNORED
         trained_first = (self._next == IGNORED).to(torch.int8).argsort(stable=True)
-        self._kept.copy_(trained_first[: self.fits.trained])
+        self._kept.copy_(trained_first[: self.fits.trained].sort().values)
         self._labels.copy_(self._next[self._kept])
         self._ends[: len(ends)].copy_(ends)
         steps = torch.arange(1, rest + 1, dtype=torch.int32, device=ends.device)
@@ -165,6 +165,8 @@ class PassGraph:
             with torch.cuda.graph(graph):
                 self._pass()
         self._gradients = [weight.grad for weight in self._weights if weight.grad is not None]
+        if len(self._gradients) < len(self._weights):
+            raise GraphError("a trained weight gets no gradient")
         for weight in self._weights:
             weight.grad = None
         log.info("a pass is one CUDA graph (trainer.cuda_graph)")

@@ -44,7 +44,7 @@ class MeteredTrainer(SFTTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """Count the batch, of all processes, then make its pass: forward, backward; returns the loss."""
-        padded = None if self.graph is None else self.graph.tokens
+        padded = None if self.graph is None else self.graph.tokens * len(inputs["parts"])
         self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)), padded)
         if self.graph is None:
             return super().training_step(model, inputs, num_items_in_batch)

@@ -16,6 +16,9 @@ class Engine(Protocol):
     name: str
     """As in `eval.engine`: transformers, cuda_graph or vllm."""
 
+    def kind(self, rows: int) -> str:
+        """Return what scores are kept with: the name, and whether batches of so many rows use compiled parts."""
+
     def answer(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
     ) -> list[list[int]]:

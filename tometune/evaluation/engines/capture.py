@@ -6,12 +6,12 @@ from collections.abc import Callable
 import torch
 
 from tometune.evaluation.engines.decoder import Decoder
-from tometune.evaluation.engines.fused import Parts
+from tometune.evaluation.engines.fused import SmallParts
 
 log = logging.getLogger(__name__)
 
 
-def captured(run: Callable[[], None], decoder: Decoder, parts: Parts) -> Callable[[], None]:
+def captured(run: Callable[[], None], decoder: Decoder, parts: SmallParts) -> Callable[[], None]:
     """Capture a step of idle rows, of many rows with compiled parts; where that fails, say why and do without."""
     while True:
         compiles = parts.serve(decoder.rows)

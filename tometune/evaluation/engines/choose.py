@@ -64,7 +64,8 @@ def _fastest(wanted: EngineKind, model: PreTrainedModel, longest_row: int, compi
         except UnsupportedError as error:
             reason = f"this model cannot go there: {error}"
         else:
-            log.info("eval.engine=%s: %s, for there is a GPU and the model attends in 16 bits", wanted, engine.name)
+            why = "for there is a GPU and the model attends in 16 bits"
+            log.info("eval.engine=%s: cuda_graph%s, %s", wanted, ", compiled" if compiles else "", why)
             return engine
         finally:
             model.train(training)

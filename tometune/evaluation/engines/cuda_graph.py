@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from tometune.evaluation.engines.base import UnsupportedError
 from tometune.evaluation.engines.capture import captured
 from tometune.evaluation.engines.decoder import Choose, Decoder, slots_for
-from tometune.evaluation.engines.fused import Parts
+from tometune.evaluation.engines.fused import SmallParts
 from tometune.evaluation.engines.ragged import RaggedCache, ragged_attention
 
 LOOK_EVERY = 16
@@ -25,6 +25,8 @@ SLOTS = 1024
 class CudaGraph:
     """Keeps one cache, and a captured step for each number of rows (a power of two)."""
 
+    name = "cuda_graph"
+
     def __init__(self, model: PreTrainedModel, longest_row: int, capture: bool = True, compiles: bool = False) -> None:
         """Take a causal language model, with or without an adapter, as it is.
 
@@ -34,12 +36,15 @@ class CudaGraph:
             capture: False runs the same steps without graphs, on any device.
             compiles: whether parts of the model are compiled for many rows.
         """
-        self.name = "cuda_graph, compiled" if compiles else "cuda_graph"
         self.model, self.longest_row, self.capture = model, longest_row, capture
-        self._parts = Parts(model, compiles)
+        self._parts = SmallParts(model, compiles)
         self._cache: RaggedCache | None = None
         self._decoders: dict[tuple[int, ...], Decoder] = {}
         self._steps: dict[tuple[int, ...], Callable[[], None]] = {}
+
+    def kind(self, rows: int) -> str:
+        """Return the name, and whether so many rows use compiled parts; see `Engine`."""
+        return f"{self.name}, compiled" if self._parts.serve(_slots(rows)) else self.name
 
     def probe(self) -> None:
         """Try a step and a prompt, without a graph.
@@ -95,7 +100,7 @@ class CudaGraph:
         if self._cache is None or self._cache.slots < need:
             self.release()
             self._cache = self._new_cache(-(-need // SLOTS) * SLOTS)
-        rows = 1 << (len(prompts) - 1).bit_length()
+        rows = _slots(len(prompts))
         key = (rows, config.pad_token_id, *sorted(config.eos_token_id))
         if key not in self._decoders:
             stops, pad = config.eos_token_id, config.pad_token_id
@@ -114,6 +119,11 @@ class CudaGraph:
     def _new_cache(self, slots: int) -> RaggedCache:
         """Return an empty cache for this model."""
         return RaggedCache(self.model.config.get_text_config().num_hidden_layers, slots)
+
+
+def _slots(rows: int) -> int:
+    """Return the power of two that so many rows are answered in."""
+    return 1 << (rows - 1).bit_length()
 
 
 def _greedy(logits: torch.Tensor) -> torch.Tensor:

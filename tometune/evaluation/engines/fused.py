@@ -1,8 +1,8 @@
-"""A model's norms, rotary embedding and MLPs compiled, so that many rows take a third of the kernels.
+"""A model's norms, rotary embedding, MLPs and LoRA layers compiled, so that a step starts half as many kernels.
 
-Between two matrix products of a layer lie some thirty kernels, each of which reads and writes all rows, or takes
-microseconds however few there are. `torch.compile` makes one of several; what stands between them is rounded as before
-(`emulate_precision_casts`). Figures are in docs/benchmarks.md; see
+Between the matrix products of a layer lie some thirty kernels, each of which reads and writes all rows, or takes
+microseconds however few there are. `torch.compile` makes one of several; what it leaves out in between is rounded all
+the same (`emulate_precision_casts`), but sums over a row are made in another order. Figures: docs/benchmarks.md; see
 https://docs.pytorch.org/tutorials/recipes/regional_compilation.html.
 """
 
@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tometune.config.eval import FEW
 from tometune.models.rounding import RoundedOnce
-
-ROWS = 64
-"""Fewer rows wait for Python and for memory rather than for kernels between products."""
 
 ROTARY = "apply_rotary_pos_emb"
 """Under this name transformers' files of models turn queries and keys."""
@@ -27,7 +25,7 @@ COMPILING: dict[str, Any] = {"dynamic": True, "options": {"emulate_precision_cas
 """Of one compilation for prompts and for steps of any number of rows."""
 
 
-class Parts:
+class SmallParts:
     """The small parts of a decoder's layers, compiled; those of one kind and size are compiled once for all layers."""
 
     def __init__(self, model: Any, wanted: bool = True) -> None:
@@ -51,7 +49,7 @@ class Parts:
 
     def serve(self, rows: int) -> bool:
         """Tell whether passes over so many rows use them."""
-        return self.works and rows >= ROWS
+        return self.works and rows > FEW
 
     @contextmanager
     def compiled(self, rows: int) -> Iterator[None]:

@@ -15,6 +15,10 @@ class Plain:
         """Take a causal language model, with or without an adapter."""
         self.model = model
 
+    def kind(self, rows: int) -> str:  # noqa: ARG002 -- all are the same
+        """Return the name; see `Engine`."""
+        return self.name
+
     def answer(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
     ) -> list[list[int]]:

@@ -9,8 +9,8 @@ CAPABILITY = (8, 0)
 """Compute capability that torch's FlashAttention kernel needs."""
 
 
-def check_engine(wanted: EngineKind) -> None:
-    """Check that this machine has what the engine needs.
+def check_engine(wanted: EngineKind, must_compile: bool = False) -> None:
+    """Check that this machine has what the engine needs; with `eval.compile=true` that must be `cuda_graph`.
 
     Raises:
         UserError: it has not; the line names what to do.
@@ -19,6 +19,8 @@ def check_engine(wanted: EngineKind) -> None:
         raise UserError("eval.engine=vllm: not installed; run: pip install vllm (or set eval.engine=auto)")
     if wanted is EngineKind.cuda_graph and (reason := lacking()):
         raise UserError(f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers")
+    if must_compile and (reason := lacking()):
+        raise UserError(f"eval.compile=true: {reason}; set eval.compile=auto")
 
 
 def lacking() -> str | None:

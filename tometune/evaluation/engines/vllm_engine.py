@@ -40,6 +40,10 @@ class Vllm:
         self._adapter: Any = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
+    def kind(self, rows: int) -> str:  # noqa: ARG002 -- all are the same
+        """Return the name; see `Engine`."""
+        return self.name
+
     def answer(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
     ) -> list[list[int]]:
