@@ -165,10 +165,10 @@ class PassGraph:
             with torch.cuda.graph(graph):
                 self._pass()
         self._gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        if len(self._gradients) < len(self._weights):
-            raise GraphError("a trained weight gets no gradient")
         for weight in self._weights:
             weight.grad = None
+        if len(self._gradients) < len(self._weights):
+            raise GraphError("a trained weight gets no gradient")
         log.info("a pass is one CUDA graph (trainer.cuda_graph)")
         replay: Callable[[], None] = graph.replay
         return replay
