@@ -127,7 +127,8 @@ def test_the_graph_is_left_out_with_a_reason_and_refused_where_it_is_asked_for(
     # A GPU as far as it is looked at: nothing is lacking but the adapter.
     model = SimpleNamespace(device=torch.device("cuda"), num_parameters=lambda: 1000)
     config = whole(**packs(96, 2))
-    gpu: Any = SimpleNamespace(config=config, model=model, whole=True, unsloth=False, packed=graph.Packed.lengths)
+    kind = {"whole": True, "unsloth": False, "packed": graph.Packed.lengths, "dtype": torch.bfloat16}
+    gpu: Any = SimpleNamespace(config=config, model=model, **kind)
     with caplog.at_level(logging.INFO, "tometune"):
         assert not graph.graphed(gpu)
     assert "trainer.cuda_graph=auto: kernel by kernel, for a graph needs an adapter (lora=default)" in caplog.text
