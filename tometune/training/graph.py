@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from tometune.config.errors import UserError
+from tometune.data.tokenised import IGNORE
 from tometune.distributed import processes
 from tometune.models.attention import Packed
 from tometune.models.load import quantized
-from tometune.training.parts import IGNORED, Fits
+from tometune.training.parts import Fits
 from tometune.training.pass_graph import PassGraph
 from tometune.training.steps import in_packs
 from tometune.training.subject import Training
@@ -98,7 +99,7 @@ def _labels(training: Training) -> np.ndarray:
     """Return how many tokens with a label packs have, in a sample."""
     sample = np.linspace(0, len(training.rows) - 1, min(SAMPLED, len(training.rows)), dtype=np.int64)
     labels = training.rows.with_format("arrow")[sample.tolist()]["labels"].combine_chunks()
-    trained = np.cumsum(np.append(0, labels.values.to_numpy() != IGNORED))
+    trained = np.cumsum(np.append(0, labels.values.to_numpy() != IGNORE))
     return np.diff(trained[labels.offsets.to_numpy()])
 
 

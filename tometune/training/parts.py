@@ -6,8 +6,7 @@ from itertools import accumulate
 
 import torch
 
-IGNORED = -100
-"""Label of a token that is not trained on."""
+from tometune.data.tokenised import IGNORE
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def parts(lengths: Sequence[int], labels: torch.Tensor, fits: Fits) -> list[Part
         fits: what a part may hold.
     """
     starts = [0, *accumulate(lengths)]
-    trained = [0, *torch.cumsum(labels != IGNORED, 0).tolist()]
+    trained = [0, *torch.cumsum(labels != IGNORE, 0).tolist()]
     begins = [0]
     for last in range(1, len(lengths)):
         begin = begins[-1]

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tometune.training.parts import IGNORED, Fits, Part
+from tometune.data.tokenised import IGNORE
+from tometune.training.parts import Fits, Part
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class PassGraph:
         self.fits = Fits(fits.conversations, min(fits.trained, tokens))
         long = {"dtype": torch.long, "device": model.device}
         self._ids, self._positions = torch.zeros(1, tokens, **long), torch.zeros(1, tokens, **long)
-        self._next = torch.full((tokens,), IGNORED, **long)
+        self._next = torch.full((tokens,), IGNORE, **long)
         self._kept, self._labels = (torch.zeros(self.fits.trained, **long) for _ in range(2))
         ends = fits.conversations + math.ceil(tokens / longest) + 1
         self._ends = torch.zeros(ends, dtype=torch.int32, device=model.device)
@@ -113,8 +114,8 @@ class PassGraph:
         self._positions[:, :count].copy_(positions)
         self._positions[:, count:] = torch.arange(self.tokens - count, device=ids.device) % self.longest
         self._next[: count - 1].copy_(labels[0, 1:])
-        self._next[count - 1 :] = IGNORED
-        trained_first = (self._next == IGNORED).to(torch.int8).argsort(stable=True)
+        self._next[count - 1 :] = IGNORE
+        trained_first = (self._next == IGNORE).to(torch.int8).argsort(stable=True)
         self._kept.copy_(trained_first[: self.fits.trained].sort().values)
         self._labels.copy_(self._next[self._kept])
         self._ends[: len(ends)].copy_(ends)
@@ -176,4 +177,4 @@ class PassGraph:
 
 def _summed(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the sum of cross-entropies; logits [1, trained, vocabulary] and the tokens they foretell [trained]."""
-    return functional.cross_entropy(logits[0].float(), labels, ignore_index=IGNORED, reduction="sum")
+    return functional.cross_entropy(logits[0].float(), labels, ignore_index=IGNORE, reduction="sum")
