@@ -19,7 +19,7 @@ from statistics import median
 
 import httpx
 
-from tometune.provenance import git_state, versions
+from tometune.runs.provenance import git_state, versions
 
 PROMPTS = [
     f"{number}. Explain in a few sentences what the Python function os.path.join does." for number in range(1, 6)
@@ -96,7 +96,7 @@ def engines() -> None:
     from tometune.chatting.sides import find_sides
     from tometune.config.main import verb
     from tometune.config.root import Config
-    from tometune.inputs import cache_folder
+    from tometune.runs.inputs import cache_folder
 
     def measure(config: Config) -> None:
         """Print the medians."""

@@ -72,8 +72,8 @@ def fresh(cache: Path) -> None:
 
 def ready(model: str) -> Result:
     """Put the model into the cache; converting SmolLM2 once takes half a minute, which is not measured."""
-    from tometune.inputs import cache_folder
     from tometune.models.load import source_of
+    from tometune.runs.inputs import cache_folder
 
     config = config_of(f"model={model}")
     return {"source": source_of(config.model, cache_folder(config))[0]}
@@ -83,8 +83,8 @@ def prepare(model: str, base: str, rows: str) -> Result:
     """Time reading, standardising, templates and tokens of a base, from the file to the cache."""
     from tometune.data.mix import build_mix
     from tometune.data.tokens import tokenise
-    from tometune.inputs import cache_folder
     from tometune.models.tokenizer import load_tokenizer
+    from tometune.runs.inputs import cache_folder
 
     config = config_of(f"model={model}", *mix_of(base, "", rows))
     cache = cache_folder(config)

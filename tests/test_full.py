@@ -22,7 +22,7 @@ STEP = "tometune.training.trainer:MeteredTrainer.training_step"
 DEATHS = {
     "in training": (STEP, 3, "SIGKILL"),
     "after the last step": ("tometune.training.sft:save_whole", 1, "SIGKILL"),
-    "before the record of the training": ("tometune.run:Run.save", 3, "SIGKILL"),
+    "before the record of the training": ("tometune.runs.run:Run.save", 3, "SIGKILL"),
     "in the tuned evaluation": ("tometune.evaluation.scoring:write_result", 2, "SIGKILL"),
 }
 

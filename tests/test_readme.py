@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.common.test_hub import CARD, FINETOME, parquet
 from tests.data.conftest import conversation, write_jsonl
 from tests.evaluation.test_hub_tasks import TASKS, write_sets
 from tests.hub import Hub
-from tests.hub.test_hub import CARD, FINETOME, parquet
 from tometune.models import tiny
 
 CHECKOUT = Path(__file__).parents[1]

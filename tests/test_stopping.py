@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.whole import Workplace, record_of
-from tometune.stopping import Stopped, told_to_stop
+from tometune.common.signals import Stopped, told_to_stop
 
 TOLD = "the same command goes on from what was saved"
 MODEL = ("model=tiny", "eval=pydocs", "eval.limit=24", "tracking=none")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tometune
-from tometune.config.errors import did_you_mean
+from tometune.common.errors import did_you_mean
 
 USAGE = "usage: tometune VERB [group=option …] [key=value …]"
 

@@ -8,13 +8,13 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tometune.common.errors import UserError
 from tometune.config.chat import Interface
 from tometune.config.compare import ONLY_PREPARE
-from tometune.config.errors import UserError
 from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.root import Config
-from tometune.inputs import cache_folder
+from tometune.runs.inputs import cache_folder
 
 if TYPE_CHECKING:
     from tometune.chatting.loading import Loading

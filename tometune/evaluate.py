@@ -6,17 +6,17 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tometune.common.errors import UserError
+from tometune.common.imports import quick_imports
 from tometune.config.chat import ONLY_CHAT
 from tometune.config.compare import ONLY_PREPARE
-from tometune.config.errors import UserError
 from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.root import Config
-from tometune.imports import quick_imports
-from tometune.inputs import cache_folder
+from tometune.runs.inputs import cache_folder
 
 if TYPE_CHECKING:
-    from tometune.evaluation.subject import Subject
+    from tometune.runs.scored import Subject
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ IGNORES = {
 @partial(verb, ignores=IGNORES)
 def main(config: Config) -> None:
     """Find what is to be scored, score it before and after its training, and show the table."""
-    from tometune.evaluation.subject import find_subject
     from tometune.evaluation.table import print_run
     from tometune.models.load import check_machine
+    from tometune.runs.scored import find_subject
 
     try:
         subject = find_subject(config)
@@ -62,14 +62,14 @@ def evaluate(subject: Subject) -> None:
         UserError: the machine, the model or a task does not allow it.
     """
     with quick_imports():
+        from tometune.common.seeding import seed_everything
         from tometune.evaluation.engines.requirements import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
-        from tometune.identity import plain
         from tometune.models.load import check_machine, describe, free_memory, load_model
         from tometune.models.tokenizer import load_tokenizer
         from tometune.models.whole import tuned
-        from tometune.seeding import seed_everything
+        from tometune.runs.identity import plain
         from tometune.tracking import check_tracker, start_tracker
 
     config = subject.config

@@ -8,19 +8,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tometune.common.errors import UserError
+from tometune.common.imports import quick_imports
 from tometune.config.chat import ONLY_CHAT
 from tometune.config.compare import ONLY_PREPARE
-from tometune.config.errors import UserError
 from tometune.config.export import listed
 from tometune.config.main import verb
 from tometune.config.root import Config
-from tometune.imports import quick_imports
-from tometune.inputs import cache_folder
+from tometune.runs.inputs import cache_folder
 
 if TYPE_CHECKING:
     from tometune.exporting.asked import Export
     from tometune.exporting.build import Builder
-    from tometune.exporting.finished import Finished
+    from tometune.runs.finished import Finished
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ IGNORES = {
 @partial(verb, ignores=IGNORES)
 def main(config: Config) -> None:
     """Find the run, check that all of it can be done, make each export and hold it at the gate, publish."""
-    from tometune.exporting.finished import find_finished
+    from tometune.runs.finished import find_finished
 
     finished = find_finished(config)
     formats, quants = listed(config.format), listed(config.quant)

@@ -4,14 +4,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tometune.common.errors import UserError
+from tometune.common.files import disk_errors, write_text
+from tometune.common.imports import quick_imports
 from tometune.config.chat import ONLY_CHAT
 from tometune.config.compare import compared
-from tometune.config.errors import UserError
 from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.root import Config
-from tometune.disk import disk_errors, write_text
-from tometune.imports import quick_imports
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,9 +36,9 @@ def main(config: Config) -> None:
         from tometune.data import preview
         from tometune.data.profile import profile
         from tometune.data.tokens import tokenise
-        from tometune.inputs import cache_folder, mix_of
         from tometune.models.tokenizer import load_tokenizer
         from tometune.reporting.datacard import console as told
+        from tometune.runs.inputs import cache_folder, mix_of
 
     other = compared(config) if config.compare is not None else None
     cache = cache_folder(config)
@@ -78,7 +78,7 @@ def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object
 
 def _contamination(config: Config, mix: "Mix", cache: Path) -> tuple["MixOverlaps | None", dict[str, str]]:
     """Return what the mix shares with the evaluation, and why a task could not be looked at."""
-    from tometune.inputs import contamination_of, held_out_where_reached
+    from tometune.runs.inputs import contamination_of, held_out_where_reached
 
     held_out, missing = held_out_where_reached(config)
     return contamination_of(config, mix, held_out, cache) if held_out.texts else None, missing

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.once import once
@@ -61,7 +61,7 @@ def sweep_folder(config: Config) -> Path:
     Raises:
         UserError: none was named; says which there are.
     """
-    from tometune.run import runs_folder
+    from tometune.runs.run import runs_folder
 
     if config.sweep.name is None:
         folder = Path(config.paths.multirun).expanduser()
@@ -81,8 +81,8 @@ def publish(report: Report, config: Config) -> None:
     Raises:
         UserError: the tracker was told to be online and cannot be.
     """
-    from tometune.publishing.save import save
-    from tometune.publishing.summary import JOB_TYPE, facts, log_report, not_there, run_id
+    from tometune.reporting.publish import save
+    from tometune.reporting.summary import JOB_TYPE, facts, log_report, not_there, run_id
     from tometune.tracking import start_tracker
 
     tracking = publisher(config)

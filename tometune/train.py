@@ -11,23 +11,23 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tometune.common.distributed import agree, connect, first_alone, is_first
+from tometune.common.errors import UserError
+from tometune.common.imports import quick_imports
 from tometune.config.chat import ONLY_CHAT
 from tometune.config.compare import ONLY_PREPARE
-from tometune.config.errors import UserError
 from tometune.config.export import ONLY_EXPORT
 from tometune.config.jobs import Jobs
 from tometune.config.main import Hooks, verb
 from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
-from tometune.distributed import agree, connect, first_alone, is_first
-from tometune.identity import plain
-from tometune.imports import quick_imports
-from tometune.inputs import cache_folder, fingerprints, mix_of
-from tometune.run import Run
+from tometune.runs.identity import plain
+from tometune.runs.inputs import cache_folder, fingerprints, mix_of
+from tometune.runs.lock import BusyError
+from tometune.runs.run import Run
 from tometune.sweep import around
 from tometune.sweep.calibration import measured, remember, shape
-from tometune.sweep.lock import BusyError
 from tometune.sweep.plan import plan_measured
 from tometune.sweep.planned import show as show_plan
 
@@ -177,6 +177,7 @@ def experiment(run: Run, config: Config) -> None:
         if resolve_backend(config.model) is Backend.unsloth and run.record.get("train") is None:
             apart = stack.enter_context(worker(cache))  # its imports take half a minute: first of all
         with quick_imports():
+            from tometune.common.seeding import seed_everything
             from tometune.data.tokens import tokenise
             from tometune.evaluation.scoring import Scorer
             from tometune.evaluation.tasks import load_tasks
@@ -184,7 +185,6 @@ def experiment(run: Run, config: Config) -> None:
             from tometune.models.load import describe, free_memory, load_model
             from tometune.models.tokenizer import load_tokenizer
             from tometune.models.whole import check_trainable
-            from tometune.seeding import seed_everything
             from tometune.tracking import start_tracker
 
         with first_alone():  # the other processes of torchrun find it all in the cache

@@ -21,9 +21,9 @@ from tometune.chatting.transformers_engine import TransformersEngine, Weights
 from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.config.store import conf_dir, register, typed
-from tometune.identity import plain
 from tometune.models import tiny
-from tometune.run import SCHEMA
+from tometune.runs.identity import plain
+from tometune.runs.run import SCHEMA
 
 Engines = Callable[..., TransformersEngine]
 

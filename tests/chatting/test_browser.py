@@ -15,8 +15,8 @@ from tests.chatting.conftest import Engines
 from tests.chatting.fake import Words
 from tometune.chatting.engine import Settings
 from tometune.chatting.transformers_engine import TransformersEngine, Weights
+from tometune.common.errors import UserError
 from tometune.config.chat import ChatConfig
-from tometune.config.errors import UserError
 
 pytest.importorskip("gradio")
 pytestmark = needs_browser

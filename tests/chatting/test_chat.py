@@ -130,7 +130,7 @@ from pathlib import Path
 from tometune.chatting.load import load_engines
 from tometune.chatting.published import published_adapter
 from tometune.chatting.sides import Side
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Quantization
 said = []
 for name in sys.argv[1:]:

@@ -12,8 +12,8 @@ from tometune.chatting.conversation import Answer, Conversation
 from tometune.chatting.engine import End, Settings
 from tometune.chatting.fitting import GAP, fit
 from tometune.chatting.session import Session
+from tometune.common.errors import UserError
 from tometune.config.data import RowFormat
-from tometune.config.errors import UserError
 from tometune.data.formats import format_of, reader
 from tometune.data.readers import read_file
 

@@ -10,7 +10,7 @@ import pytest
 from tometune.chatting.engine import End, Piece, Settings
 from tometune.chatting.fitting import fit
 from tometune.chatting.llama_engine import LlamaEngine
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.models import smollm2
 
 GREEDY = Settings(temperature=0, max_new_tokens=40)

@@ -15,7 +15,7 @@ from tometune.chatting.engine import Settings
 from tometune.chatting.load import load_engines, stages
 from tometune.chatting.loading import Loading
 from tometune.chatting.sides import Side, find_sides
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig
 
 GREEDY = Settings(temperature=0, max_new_tokens=12)

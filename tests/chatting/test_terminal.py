@@ -11,8 +11,8 @@ from tests.chatting.fake import Words
 from tometune.chatting import loading as module
 from tometune.chatting.printing import last_block, printing
 from tometune.chatting.terminal import Talk, talk
+from tometune.common.errors import UserError
 from tometune.config.chat import ChatConfig
-from tometune.config.errors import UserError
 
 
 @pytest.fixture

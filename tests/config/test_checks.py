@@ -4,8 +4,8 @@ import pytest
 import transformers
 from transformers.training_args import OptimizerNames
 
+from tometune.common.errors import ConfigError
 from tometune.config.checks import check
-from tometune.config.errors import ConfigError
 from tometune.config.eval import METRICS
 from tometune.config.trainer import OPTIMISERS, SCHEDULES
 from tometune.evaluation import metrics

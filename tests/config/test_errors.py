@@ -1,6 +1,6 @@
 """Nearest names."""
 
-from tometune.config.errors import did_you_mean, nearest
+from tometune.common.errors import did_you_mean, nearest
 
 
 def test_nearest_first_and_ties_in_order():

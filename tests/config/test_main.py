@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from tometune.__main__ import verbs
+from tometune.common.errors import UserError
+from tometune.common.signals import Stopped
 from tometune.config.endings import report
-from tometune.config.errors import UserError
 from tometune.config.jobs import slug
 from tometune.config.main import RESUMED, name_of
 from tometune.config.model import Backend
 from tometune.config.root import Config
-from tometune.stopping import Stopped
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "evaluate", "wandb", "accelerate")
 WATCH = f"""

@@ -6,7 +6,7 @@ from tometune.config.data import PoolConfig, PoolOrder
 from tometune.config.filters import FiltersConfig, ScorerConfig, ScorerKind
 from tometune.config.lora import LoraConfig
 from tometune.config.root import Config
-from tometune.identity import content_hash, identity
+from tometune.runs.identity import content_hash, identity
 
 PATHS = ("data.base.path=base.jsonl", "data.pool.path=pool.jsonl")
 FILES = ("data=files_100k,files_200k,files_300k", *PATHS)

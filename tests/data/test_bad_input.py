@@ -8,8 +8,8 @@ import pytest
 
 from tests.data.chatml import chatml_tokenizer
 from tests.data.conftest import conversation, files, write_jsonl
+from tometune.common.errors import UserError
 from tometune.config.data import DataConfig
-from tometune.config.errors import UserError
 from tometune.data.mix import build_mix
 from tometune.data.standardise import standardise
 from tometune.data.tokens import tokenise

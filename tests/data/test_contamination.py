@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import conversation, files, write_jsonl
+from tometune.common.errors import UserError
 from tometune.config.data import Contamination, DataConfig
-from tometune.config.errors import UserError
 from tometune.data import preview
 from tometune.data.contamination import scan as scanning
 from tometune.data.contamination.index import RUN, HeldOutText, index_of

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tometune.common.errors import UserError
 from tometune.config.data import RowFormat
-from tometune.config.errors import UserError
 from tometune.data.formats import ROLES, FormatError, format_of, reader
 
 COLUMNS = ("conversations", "messages", "instruction", "input", "output", "prompt", "completion", "system")

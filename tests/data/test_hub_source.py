@@ -19,7 +19,7 @@ CODE = """
 import json, sys, time
 from pathlib import Path
 from tometune.config.data import SourceConfig
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.data.standardise import standardise
 
 answers = []

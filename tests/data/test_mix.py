@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import conversation, files, write_jsonl
+from tometune.common.errors import UserError
 from tometune.config.data import DataConfig
-from tometune.config.errors import UserError
 from tometune.data.mix import build_mix
 
 BASE = [conversation(number, source="b") for number in range(10)]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, PoolConfig, SourceConfig, SourceKind
-from tometune.config.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
 from tometune.config.store import conf_dir
 from tometune.data import pydocs

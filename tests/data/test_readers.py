@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.conftest import write_jsonl
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.data.readers import BATCH, read_file
 
 ROWS = [{"n": n, "text": f"é {n}"} for n in range(BATCH + 3)]

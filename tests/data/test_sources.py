@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import conversation, files, write_jsonl
+from tometune.common.errors import UserError
 from tometune.config.data import SourceConfig
-from tometune.config.errors import UserError
 from tometune.data.sources import content_digest, files_of, fingerprint, read
 
 CODE = """

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.conftest import conversation, files, write_jsonl
+from tometune.common.errors import UserError
 from tometune.config.data import RowFormat
-from tometune.config.errors import UserError
 from tometune.data.rows import text_key
 from tometune.data.standardise import standardise
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from tests.data.chatml import CHATML, DEFAULT_SYSTEM, chatml_tokenizer, turns
 from tests.fixtures.llama3 import TEMPLATES, llama3_tokenizer
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.data.template import Messages, Template
 
 NEED_PARTS = {"idefics3", "idefics3_training", "llava_next", "llava_next_training"}

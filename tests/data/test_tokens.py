@@ -13,7 +13,7 @@ from tokenizers import normalizers
 
 from tests.data.chatml import CHATML, chatml_tokenizer, turns
 from tests.data.tokenised import CONVERSATIONS, TOKENIZERS, both, mix_from, trained_texts
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.data import batches, tokenised
 from tometune.data.encoder import Encoder
 from tometune.data.mix import Mix

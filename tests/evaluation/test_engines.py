@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from tests.evaluation.test_generation import TALKS, THINGS
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 from tometune.config.model import ModelConfig, Precision, Quantization
 from tometune.evaluation.engines import cuda_graph, decoder, ragged

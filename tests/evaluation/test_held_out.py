@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
 from tometune.evaluation.held_out import held_out_of, held_out_texts
 

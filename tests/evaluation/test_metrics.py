@@ -1,7 +1,7 @@
 import pytest
 import sacrebleu
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.evaluation.metrics import METRICS, score, squad
 
 PREDICTIONS = ["The cat sat on the mat.", "", "Paris", "The 3 dogs!"]

@@ -1,6 +1,6 @@
 import pytest
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.evaluation.prompts import GAP, encode
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.hub import Hub
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
 from tometune.evaluation.sources import fingerprint, read_rows
 
@@ -66,7 +66,7 @@ def test_fingerprint_imports_nothing_heavy():
 
 HUB = """
 import json, sys
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
 from tometune.evaluation.sources import read_rows
 settings = json.loads(sys.argv[1])

@@ -5,7 +5,7 @@ import re
 import pytest
 from rich.console import Console
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.table import print_run
 

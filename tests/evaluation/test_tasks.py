@@ -1,6 +1,6 @@
 import pytest
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.eval import METRICS as CHECKED
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.metrics import METRICS

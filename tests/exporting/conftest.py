@@ -15,8 +15,8 @@ from tometune.config.main import verb  # noqa: F401 -- registers the resolvers t
 from tometune.config.root import Config, PathsConfig
 from tometune.exporting.asked import asked_for
 from tometune.exporting.build import Builder
-from tometune.exporting.finished import find_finished
 from tometune.models import smollm2
+from tometune.runs.finished import find_finished
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048, "initializer_range": 0.4}
 SMOKE = (

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, SourceConfig, SourceKind
-from tometune.config.errors import UserError
 from tometune.config.export import ExportConfig
 from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig, Quantization
 from tometune.config.root import Config
 from tometune.exporting.card import card, held_against, write_card, write_licence
-from tometune.exporting.finished import Finished, base_of
 from tometune.exporting.hub import check_push, repositories
 from tometune.exporting.licences import licence_for, licence_of, licence_texts
+from tometune.runs.finished import Finished, base_of
 
 CHECKOUT = Path(__file__).parents[2]
 STAGE = {"rouge1": 0.4, "rouge2": 0.2, "rougeL": 0.3}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tometune.config.errors import UserError
-from tometune.exporting.checks import check_adapter, check_examples
+from tometune.common.errors import UserError
 from tometune.exporting.files import changed, listing
+from tometune.runs.finished import check_adapter, check_examples
 
 
 def test_every_change_of_an_export_is_found(tmp_path):

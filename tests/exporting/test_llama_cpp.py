@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.fixtures.llama import tiny_llama
 from tests.fixtures.llama3 import llama3_tokenizer
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.export import ExportConfig
 from tometune.exporting import llama_cpp
 from tometune.exporting.gate import hold

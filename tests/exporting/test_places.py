@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.whole import Workplace
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.exporting import places
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.whole import assert_one_line
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.root import Config, PathsConfig
 from tometune.exporting import room
-from tometune.exporting.finished import find_finished
+from tometune.runs.finished import find_finished
 
 
 def find(run: Path, tmp_path: Path, **settings: object):
@@ -75,7 +75,7 @@ def test_a_base_that_is_gone_or_another_one(copied, trained, tmp_path):
 
 def find_model(run: Path):
     """Return the model group of a run's config."""
-    from tometune.config.stored import stored_config
+    from tometune.runs.stored import stored_config
 
     return stored_config(run).model
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig
 from tometune.models.adapter import add_adapter, load_adapter

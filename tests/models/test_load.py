@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Precision, Quantization
 from tometune.models.load import check_machine, check_source, describe, fingerprint, load_model
 

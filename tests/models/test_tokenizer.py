@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Quantization
 from tometune.models.load import source_of
 from tometune.models.tokenizer import load_tokenizer, pin_date

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.reporting.sweeps import write_table
-from tometune.reporting.report import Report, build
+from tometune.reporting.report import Report, build, write
 
 RESAMPLES = 1_000
 
@@ -26,3 +26,11 @@ def report():
         return build(folder, RESAMPLES, 0.95)
 
     return make
+
+
+@pytest.fixture
+def written_report(sweep: Path) -> Report:
+    """Return the report of the 3 × 3 table, written to its folder."""
+    made = build(sweep, RESAMPLES, 0.95)
+    write(made)
+    return made

@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from tometune.config.root import Config
-from tometune.identity import plain
+from tometune.runs.identity import plain
 
 TASKS = ("data_to_text", "instruction_following", "question_answering", "summarisation")
 METRICS = {"rouge1": 0.0, "rouge2": -0.22, "rougeL": -0.08}

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.reporting.sweeps import edit, write_run, write_table
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.reporting.cells import expected_seeds, group, one_factor, pairs
 from tometune.reporting.sweep import read_sweep
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.reporting.sweeps import edit, write_run, write_table
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.reporting.page import page
 from tometune.reporting.untuned import spot
 

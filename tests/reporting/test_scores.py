@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.reporting.sweeps import TASKS, edit, write_table
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.reporting.scores import load_scores, read_task
 from tometune.reporting.sweep import read_sweep
 

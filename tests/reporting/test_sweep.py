@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tests.reporting.sweeps import edit, write_run, write_table
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.reporting.sweep import read_sweep
 
 

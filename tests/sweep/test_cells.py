@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.jobs import jobs_of
 from tometune.config.overrides import CommandLine
 from tometune.config.store import register

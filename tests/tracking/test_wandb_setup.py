@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.tracking.offline import KEY
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
 from tometune.tracking import check_tracker
 

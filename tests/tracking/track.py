@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.tracking.test_base import write_predictions
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig, TrackingMode
 from tometune.tracking import start_tracker
 

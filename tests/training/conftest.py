@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.data.conftest import files, write_jsonl
+from tometune.common.seeding import seed_everything
 from tometune.config.data import DataConfig
 from tometune.config.model import ModelConfig, Precision, Quantization, Weights
 from tometune.config.root import Config, SeedsConfig
@@ -20,7 +21,6 @@ from tometune.models.adapter import add_adapter
 from tometune.models.load import load_model
 from tometune.models.tokenizer import load_tokenizer
 from tometune.models.whole import load_to_train
-from tometune.seeding import seed_everything
 from tometune.training import sft
 from tometune.training.sft import TrainResult, fit
 from tometune.training.trainer import MeteredTrainer

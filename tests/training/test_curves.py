@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.training.curves import Curves
 from tometune.training.meter import Meter
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.training.conftest import Fitted, Train, packs, settings
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
 from tometune.config.model import Precision, Weights
 from tometune.config.root import Config

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from tests.training.conftest import Fitted, Train, packs, settings
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.models.attention import Packed
 from tometune.training.graph import compiled_layers, graph_for, graphed, layers_of
 from tometune.training.parts import Fits, parts

@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer
 
 from tests.training.conftest import Train, settings
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 
 def test_out_of_memory_in_training_goes_on_at_half_the_micro_batch(

@@ -9,7 +9,7 @@ import sys
 CODE = """
 import logging, time
 from types import SimpleNamespace
-from tometune.config.console import StderrHandler
+from tometune.common.logs import StderrHandler
 from tometune.training.progress import progress_callbacks
 logging.basicConfig(level=logging.INFO, handlers=[StderrHandler()], format="%(message)s")
 (bar,) = progress_callbacks()

@@ -23,7 +23,7 @@ DEATHS = {
     "in training": ((STEP, draw.randint(2, 3), "SIGKILL"), -9),
     "in training, told to stop": ((STEP, 2, "SIGTERM"), 143),
     "after the last step": (("tometune.training.sft:save_adapter", 1, "SIGKILL"), -9),
-    "before the record of the training": (("tometune.run:Run.save", 3, "SIGKILL"), -9),
+    "before the record of the training": (("tometune.runs.run:Run.save", 3, "SIGKILL"), -9),
     "in the tuned evaluation": ((ANSWERS, draw.randint(2, 4), "SIGKILL"), -9),
 }
 """One after the other, in the life of one run."""

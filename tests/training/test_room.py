@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.training import room
 from tometune.training.room import Room, find_room
 

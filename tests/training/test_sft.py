@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tests.data.conftest import files, write_jsonl
 from tests.training import conftest
 from tests.training.conftest import MOST, Fitted, Train, settings, talk
+from tometune.common.errors import UserError
 from tometune.config.data import DataConfig
-from tometune.config.errors import UserError
 from tometune.models.adapter import add_adapter
 
 

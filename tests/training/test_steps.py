@@ -3,7 +3,7 @@
 import pytest
 
 from tests.training.conftest import settings
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.training.steps import Step, effective_batch, in_packs, sizes, steps_of
 
 PACKS = {"packing": True, "conversations_per_step": None, "tokens_per_step": 512}

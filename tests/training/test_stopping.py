@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.training.conftest import Fitted, Train, packs, settings
+from tometune.common.files import temporary_for
+from tometune.common.signals import Stopped
 from tometune.config.root import Config
-from tometune.disk import temporary_for
-from tometune.stopping import Stopped
 from tometune.training import sft
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests.models.test_rounding import inside, layer
 from tests.whole import Workplace, curve_of, record_of
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.models import unsloth_backend
 from tometune.models.rounding import RoundedOnce
 from tometune.models.unsloth_backend import check_installed, installed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tometune.chatting.conversation import Conversation
 from tometune.chatting.lines import SEVERAL
-from tometune.config.errors import did_you_mean
+from tometune.common.errors import did_you_mean
 
 if TYPE_CHECKING:
     from tometune.chatting.terminal import Talk

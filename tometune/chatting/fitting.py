@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tometune.chatting.engine import Engine, Message
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 GAP = "\n…\n"
 """Stands where the middle of a message was."""

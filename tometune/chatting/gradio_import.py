@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from tometune.imports import quick_imports
+from tometune.common.imports import quick_imports
 
 
 def import_gradio() -> None:

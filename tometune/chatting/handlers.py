@@ -15,8 +15,8 @@ from tometune.chatting.engine import End, Settings, Stopped
 from tometune.chatting.loading import Loading
 from tometune.chatting.session import Session
 from tometune.chatting.turns import Turns
+from tometune.common.errors import UserError
 from tometune.config.chat import ChatConfig
-from tometune.config.errors import UserError
 
 WIDE = 900
 """Pixels from which on the sidebar is open at first."""

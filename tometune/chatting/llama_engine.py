@@ -15,7 +15,7 @@ from tometune.chatting.engine import End, Message, Piece, Settings, Stopped
 from tometune.chatting.install import install
 from tometune.chatting.llama_process import LlamaProcess
 from tometune.chatting.patience import patiently
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.data.template import PRIVATE
 
 EXAMPLE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 ERROR = re.compile(r"^(?:[\d.]+ )?E (?:\w+ +)?(.+)$")
 """A line of llama.cpp's log that says what is wrong; the first one says the most."""

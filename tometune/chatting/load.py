@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from tometune.chatting.engine import Engine, Settings
 from tometune.chatting.published import fetch
 from tometune.chatting.sides import Side
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.imports import quick_imports
 from tometune.config.model import ModelConfig
-from tometune.imports import quick_imports
 
 if TYPE_CHECKING:
     from tometune.chatting.transformers_engine import Weights

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.hub import commit_of, hub_errors
 from tometune.config.model import ModelConfig, Weights
-from tometune.hub import commit_of, hub_errors
 from tometune.models import smollm2
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

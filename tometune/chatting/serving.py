@@ -13,8 +13,8 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from tometune.chatting.browser import CSS
+from tometune.common.errors import UserError
 from tometune.config.chat import ChatConfig
-from tometune.config.errors import UserError
 
 HOST = "127.0.0.1"
 USER = "chat"

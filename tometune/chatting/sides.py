@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from tometune.chatting.published import published_adapter
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Weights
 from tometune.config.root import Config
-from tometune.config.stored import stored_config, with_command_line
-from tometune.evaluation.subject import run_folder
-from tometune.finished import as_trained, finished_record
 from tometune.models.saved import as_saved
+from tometune.runs.finished import as_trained, finished_record
+from tometune.runs.scored import run_folder
+from tometune.runs.stored import stored_config, with_command_line
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from tometune.chatting.lines import lines
 from tometune.chatting.loading import Loading
 from tometune.chatting.printing import printing
 from tometune.chatting.turns import Ticket, Turns
+from tometune.common.errors import UserError
 from tometune.config.chat import ChatConfig
-from tometune.config.errors import UserError
 
 USER = "terminal"
 """Whose questions these are."""

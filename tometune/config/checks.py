@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from tometune.common.errors import ConfigError
 from tometune.config.chat import chat_problems
 from tometune.config.data import data_problems
-from tometune.config.errors import ConfigError
 from tometune.config.eval import eval_problems
 from tometune.config.export import export_problems
 from tometune.config.lora import lora_problems

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.store import conf_dir
 
 OWN_KEYS = ("data.pool.weights", "data.pool.caps")

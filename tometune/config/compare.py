@@ -9,9 +9,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from tometune.common.errors import ConfigError, UserError, did_you_mean
 from tometune.config.checks import check
 from tometune.config.command_line import parsed
-from tometune.config.errors import ConfigError, UserError, did_you_mean
 from tometune.config.messages import COMPOSITION_ERRORS, explain
 from tometune.config.root import Config
 from tometune.config.settled import settled

@@ -6,10 +6,10 @@ import signal
 import sys
 import traceback
 
-from tometune.config.errors import UserError
+from tometune.common.distributed import is_first
+from tometune.common.errors import UserError
+from tometune.common.signals import Stopped
 from tometune.config.messages import one_line
-from tometune.distributed import is_first
-from tometune.stopping import Stopped
 
 log = logging.getLogger(__name__)
 

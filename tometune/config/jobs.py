@@ -16,9 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from tometune.common.errors import ConfigError, UserError
 from tometune.config.checks import check
 from tometune.config.command_line import CommandLine
-from tometune.config.errors import ConfigError, UserError
 from tometune.config.lora import check_adapter_is_trained, settled_lora
 from tometune.config.messages import explain
 from tometune.config.root import Config

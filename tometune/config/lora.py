@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tometune.config.errors import ConfigError
+from tometune.common.errors import ConfigError
 from tometune.config.identity import SINCE_DEFAULT
 from tometune.config.rules import at_least
 

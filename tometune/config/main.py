@@ -12,17 +12,17 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from tometune.common.distributed import processes
+from tometune.common.errors import ConfigError, UserError
+from tometune.common.signals import Stopped, told_to_stop
 from tometune.config.checks import check
 from tometune.config.command_line import CommandLine, read_command_line, unread, with_plus
 from tometune.config.endings import DONE, FAILED, FULL_ERROR, WRONG_INPUT, report
-from tometune.config.errors import ConfigError, UserError
 from tometune.config.jobs import Jobs, jobs_of, to_config
 from tometune.config.messages import COMPOSITION_ERRORS, explain
 from tometune.config.overrides import find_problems, passes_unseen
 from tometune.config.root import Config
 from tometune.config.store import CONFIG_NAME, conf_dir, register
-from tometune.distributed import processes
-from tometune.stopping import Stopped, told_to_stop
 
 RESUMED = ("train", "prepare", "evaluate")
 """The verbs whose command, given again after it was stopped, goes on from what was saved."""

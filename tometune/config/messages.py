@@ -21,7 +21,7 @@ from omegaconf.errors import (
 )
 from yaml import MarkedYAMLError, YAMLError
 
-from tometune.config.errors import did_you_mean, nearest
+from tometune.common.errors import did_you_mean, nearest
 from tometune.config.plugins import missing_plugin
 from tometune.config.root import Config
 

@@ -15,9 +15,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from tometune.common.errors import ConfigError, did_you_mean
 from tometune.config.checks import check
 from tometune.config.command_line import CommandLine, parsed
-from tometune.config.errors import ConfigError, did_you_mean
 from tometune.config.lora import settled_lora
 from tometune.config.messages import COMPOSITION_ERRORS, TASKS, explain, flatten
 from tometune.config.plugins import missing_plugin

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tometune.config.errors import did_you_mean
+from tometune.common.errors import did_you_mean
 
 
 def file_name(key: str, name: str) -> Iterator[str]:

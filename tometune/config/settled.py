@@ -8,8 +8,8 @@ nor part of the run's identity. For a single mix it is an error, since whoever s
 from dataclasses import replace
 from typing import TypeVar
 
+from tometune.common.errors import ConfigError
 from tometune.config.data import DataConfig, PoolOrder, SourceConfig
-from tometune.config.errors import ConfigError
 from tometune.config.filters import FiltersConfig, NearDedupConfig, ScorerConfig, ScorerKind
 
 POOL = "data.pool"

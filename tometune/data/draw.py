@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tometune.common.errors import UserError, did_you_mean
+from tometune.common.seeding import stream
 from tometune.config.data import PoolConfig, PoolOrder
-from tometune.config.errors import UserError, did_you_mean
 from tometune.data.standardise import Standardised
-from tometune.seeding import stream
 
 OTHERS = "all other sources"
 

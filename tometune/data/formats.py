@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from tometune.common.errors import UserError, did_you_mean
 from tometune.config.data import RowFormat
-from tometune.config.errors import UserError, did_you_mean
 
 Turn = tuple[str, str]
 

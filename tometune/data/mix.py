@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, PoolOrder
-from tometune.config.errors import UserError
 from tometune.config.filters import ScorerKind
 from tometune.data.clean.masks import Tokenizer, by_source
-from tometune.data.clean.scorer import scores_of
 from tometune.data.contamination.overlaps import HeldOut
 from tometune.data.taken import Taken, hexadecimal, of_base, of_pool
 from tometune.data.tokenised import Part
+from tometune.models.quality_scorer import scores_of
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tometune.caching import cached_folder
+from tometune.common.cache import cached_folder
 from tometune.data.standardise import Standardised
 
 VERSION = 1

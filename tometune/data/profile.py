@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tometune.common.seeding import stream
 from tometune.data.mix import Mix
 from tometune.data.tokens import Tokens
-from tometune.seeding import stream
 
 BATCH = 10_000
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.data.arrow import Row, plain
 
 BATCH = 2_000

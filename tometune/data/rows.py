@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tometune.common.errors import UserError
 from tometune.config.data import RowFormat, SourceConfig
-from tometune.config.errors import UserError
 from tometune.data import formats
 from tometune.data.arrow import Row, plain, simplified
 from tometune.data.columns import MESSAGES, Conversations, conversations

@@ -10,8 +10,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from tometune.common.files import write_json
 from tometune.config.data import SourceConfig
-from tometune.disk import write_json
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, SourceConfig, SourceKind
-from tometune.config.errors import UserError
 from tometune.data.clean.masks import NEAR, Filtered
 from tometune.data.draw import Short
 from tometune.data.standardise import Standardised

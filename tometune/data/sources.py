@@ -8,10 +8,10 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
+from tometune.common.errors import UserError
+from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
-from tometune.config.errors import UserError
 from tometune.data.readers import BATCH, SUFFIXES, Batch, batches, read_file, unreadable
-from tometune.hub import commit_of, hub_errors, pinned
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from tometune.caching import cached_folder
+from tometune.common.cache import cached_folder
+from tometune.common.progress import progress
 from tometune.config.data import SourceConfig
 from tometune.data.parallel import in_order
 from tometune.data.rows import KEY_BYTES, SCHEMA, standardised
 from tometune.data.sources import fingerprint, read
-from tometune.progress import progress
 
 log = logging.getLogger(__name__)
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from tometune.common.seeding import stream
 from tometune.config.data import Contamination, DataConfig, PoolOrder
 from tometune.config.filters import FiltersConfig
 from tometune.data import shortage
 from tometune.data.clean.masks import NEAR, Filtered, Mask, Tokenizer, by_source, examples_of, filters, together
 from tometune.data.clean.near import near_duplicates
-from tometune.data.clean.scorer import scores_of
 from tometune.data.contamination.overlaps import HeldOut, overlapping
 from tometune.data.draw import Short, check_names, in_draw_order, take
 from tometune.data.eligible import eligible
 from tometune.data.order import in_key_order
 from tometune.data.standardise import Standardised, standardise
-from tometune.seeding import stream
+from tometune.models.quality_scorer import scores_of
 
 CONTAMINATED = "contaminated"
 

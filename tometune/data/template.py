@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 Messages = list[dict[str, str]]
 Span = tuple[int, int]

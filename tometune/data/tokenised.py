@@ -20,7 +20,7 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 from filelock import FileLock
 
-from tometune.caching import cached_folder
+from tometune.common.cache import cached_folder
 from tometune.data.batches import encoded
 from tometune.data.encoder import Encoded, Encoder
 from tometune.data.template import Template

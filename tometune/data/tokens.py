@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.data.encoder import settled
 from tometune.data.mix import Mix
 from tometune.data.template import Template

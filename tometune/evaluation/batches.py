@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from transformers import GenerationConfig
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.evaluation.engines.base import Engine
 from tometune.evaluation.sampling import GumbelNoise
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tometune.distributed import gather, processes, rank
+from tometune.common.distributed import gather, processes, rank
 from tometune.evaluation.batches import Batches, noise_of
 from tometune.evaluation.engines.base import Engine
 from tometune.evaluation.engines.plain import Plain

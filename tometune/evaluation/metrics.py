@@ -5,7 +5,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from tometune.config.errors import UserError, did_you_mean
+from tometune.common.errors import UserError, did_you_mean
 
 Scores = dict[str, list[float]]
 """Scores by example, by column; a metric can have several columns."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 GAP = " … "
 """Stands where the middle of a message was."""

@@ -7,8 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tometune.config.errors import UserError
-from tometune.disk import write_json, write_text
+from tometune.common.errors import UserError
+from tometune.common.files import write_json, write_text
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 from transformers import LogitsProcessor
 
-from tometune.seeding import stream
+from tometune.common.seeding import stream
 
 
 class GumbelNoise(LogitsProcessor):

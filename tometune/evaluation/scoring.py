@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tometune.common.distributed import by_first, gather, is_first
 from tometune.config.eval import EvalConfig
-from tometune.distributed import by_first, gather, is_first
 from tometune.evaluation.engines.base import Engine
 from tometune.evaluation.engines.choose import engine_for
 from tometune.evaluation.engines.decoder import PREFILL_TOKENS

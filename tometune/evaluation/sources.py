@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from tometune.common.errors import UserError
+from tometune.common.hub import pinned
 from tometune.config.data import SourceConfig, SourceKind
-from tometune.config.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
 from tometune.data.readers import Batch, batches
 from tometune.data.sources import content_digest, files_of, read
-from tometune.hub import pinned
 
 
 @dataclass(frozen=True)

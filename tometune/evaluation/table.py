@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.results import read_scores
 from tometune.evaluation.statistics import Interval, mean_interval, paired_difference

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.seeding import stream
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
 from tometune.evaluation.sources import Row, fingerprint, read_rows
 from tometune.evaluation.templates import collect, render
-from tometune.seeding import stream
 
 __all__ = ["Example", "Task", "fingerprint", "load_task", "load_tasks"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from string import Formatter
 from typing import Any
 
-from tometune.config.errors import UserError, did_you_mean
+from tometune.common.errors import UserError, did_you_mean
 
 ROLES = ("system", "user", "assistant")
 """In a list of messages, a role reaches into the first message of that role."""

@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from tometune.disk import write_json
-from tometune.exporting.finished import Finished
+from tometune.common.files import write_json
+from tometune.runs.finished import Finished
 
 
 def write_adapter(finished: Finished, folder: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tometune.exporting.finished import Finished
+from tometune.runs.finished import Finished
 
 SCHEMA = 2
 """Version of gate.json's layout, and of what an export holds."""

@@ -13,17 +13,16 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.files import SaveError, disk_errors, write_json, write_text
 from tometune.config.export import FROM_4_BITS
 from tometune.config.model import ModelConfig, Precision
-from tometune.disk import SaveError, disk_errors, write_json, write_text
 from tometune.exporting import llama_cpp
 from tometune.exporting.adapter import write_adapter
 from tometune.exporting.asked import SCHEMA, Export, read_gate
 from tometune.exporting.card import write_card, write_licence
 from tometune.exporting.engines import Answering, Engine, EngineError, TorchEngine
 from tometune.exporting.files import GATE, changed, listing, sha256_of
-from tometune.exporting.finished import Finished
 from tometune.exporting.gate import Outcome, Step, hold
 from tometune.exporting.merged import load_base, merge, sixteen_bits, write_merged
 from tometune.exporting.modelfile import modelfile
@@ -35,7 +34,8 @@ from tometune.exporting.together import save_together
 from tometune.exporting.weights import check_adapter, check_merged, check_rounded, layers_of, linear_layers, spread
 from tometune.models.load import fingerprint, free_memory, load_model
 from tometune.models.tokenizer import load_tokenizer
-from tometune.run import now
+from tometune.runs.finished import Finished
+from tometune.runs.run import now
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tometune.disk import write_text
-from tometune.exporting.finished import Finished, is_local
+from tometune.common.files import write_text
 from tometune.exporting.licences import data_sources, licence_for, licence_texts
 from tometune.exporting.loading import ways_to_load
 from tometune.models import smollm2
+from tometune.runs.finished import Finished, is_local
 
 LIBRARY = {"adapter": "peft", "merged_16bit": "transformers", "gguf": "gguf"}
 """The hub's name of what loads a format."""

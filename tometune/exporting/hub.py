@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tometune.config.errors import UserError
-from tometune.exporting.finished import Finished, is_local
+from tometune.common.errors import UserError
+from tometune.common.hub import hub_errors
 from tometune.exporting.licences import licence_for
-from tometune.hub import hub_errors
+from tometune.runs.finished import Finished, is_local
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from tometune.config.model import ModelConfig
-from tometune.exporting.finished import Finished, is_local
 from tometune.models import smollm2
+from tometune.runs.finished import Finished, is_local
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.exporting.engines import EngineError
 from tometune.exporting.prompts import Conversation
 from tometune.exporting.reference import NEW_TOKENS, Example, Fixed

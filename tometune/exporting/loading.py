@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tometune.exporting.finished import Finished
+from tometune.runs.finished import Finished
 
 ASK = """messages = [{"role": "user", "content": "What is the capital of France?"}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)

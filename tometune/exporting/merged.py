@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig
-from tometune.exporting.finished import Finished
 from tometune.models.adapter import load_adapter
 from tometune.models.load import load_model
+from tometune.runs.finished import Finished
 
 SHAPE = (
     *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),

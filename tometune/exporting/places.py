@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tometune.config.errors import UserError
-from tometune.disk import disk_errors
+from tometune.common.errors import UserError
+from tometune.common.files import disk_errors
 from tometune.exporting.asked import Export
-from tometune.exporting.finished import Finished
+from tometune.runs.finished import Finished
 
 NEW, OLD, FAILED = ".tometune-new-", ".tometune-old-", "-failed"
 """What a folder is called while it is made, while the next one takes its place, and beside one that passed."""

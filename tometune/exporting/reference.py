@@ -15,10 +15,10 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from tometune.config.errors import UserError
-from tometune.exporting.finished import Finished
+from tometune.common.errors import UserError
 from tometune.exporting.prompts import CONVERSATIONS, Conversation
 from tometune.exporting.torch_engine import answer, log_probabilities, text_of
+from tometune.runs.finished import Finished
 
 NEW_TOKENS = 24
 """Longest answer to a fixed prompt; its tokens are what logits are compared on."""

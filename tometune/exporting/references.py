@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.hub import hub_errors
 from tometune.config.model import ModelConfig, Precision
 from tometune.exporting.asked import parameters_of
-from tometune.exporting.finished import Finished
 from tometune.exporting.merged import check_shape, load_base
 from tometune.exporting.reference import Reference, beside_base, make_reference
 from tometune.exporting.together import generation_config
-from tometune.hub import hub_errors
 from tometune.models.adapter import load_adapter
 from tometune.models.load import check_machine, free_memory, load_model, quantized, source_of
+from tometune.runs.finished import Finished
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q3_k_m": 4.0}
 """Bits a weight of a GGUF file, about; small models keep more tensors at higher precision."""

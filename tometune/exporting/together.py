@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from tometune.disk import write_json
-from tometune.exporting.finished import Finished, is_local
+from tometune.common.files import write_json
+from tometune.runs.finished import Finished, is_local
 
 LEFT_OUT = ("tracking", "error")
 """Keys of run.json that name folders and accounts of the machine that trained."""

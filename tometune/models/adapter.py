@@ -7,10 +7,10 @@ from typing import Any
 import peft
 from torch import nn
 
-from tometune.config.errors import UserError, did_you_mean
+from tometune.common.errors import UserError, did_you_mean
+from tometune.common.seeding import seed_everything
 from tometune.config.lora import LoraConfig
 from tometune.models.rounding import round_once
-from tometune.seeding import seed_everything
 
 
 def add_adapter(model: Any, lora: LoraConfig, seed: int) -> peft.PeftModel:

@@ -7,10 +7,10 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from tometune.config.errors import UserError
+from tometune.common.distributed import processes
+from tometune.common.errors import UserError
+from tometune.common.hub import HERE, commit_of, pinned
 from tometune.config.model import Backend, ModelConfig, Precision, Quantization, Weights
-from tometune.distributed import processes
-from tometune.hub import HERE, commit_of, pinned
 from tometune.models import smollm2, tiny, unsloth_backend
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from tometune.caching import cached_folder
-from tometune.config.errors import UserError
+from tometune.common.cache import cached_folder
+from tometune.common.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tometune.caching import cached_folder
+from tometune.common.cache import cached_folder
 
 VERSION = 1
 """Raised when the weights or the tokenizer change."""

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.hub import hub_errors
 from tometune.config.model import ModelConfig
-from tometune.hub import hub_errors
 from tometune.models.load import source_of
 
 

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.hub import hub_errors
 from tometune.config.model import ModelConfig, Precision, Quantization
-from tometune.hub import hub_errors
 
 log = logging.getLogger(__name__)
 

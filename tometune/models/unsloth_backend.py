@@ -15,7 +15,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig, Quantization
 
@@ -138,7 +138,7 @@ def load(model: ModelConfig, source: str, revision: str | None, max_length: int,
     import torch
     from unsloth import FastLanguageModel
 
-    from tometune.hub import hub_errors
+    from tometune.common.hub import hub_errors
     from tometune.models.transformers_backend import compute_dtype
     from tometune.models.whole import check_trainable
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.hub import hub_errors
 from tometune.config.model import ModelConfig, Precision
 from tometune.config.root import Config
-from tometune.hub import hub_errors
 from tometune.models.adapter import load_adapter
 from tometune.models.load import load_model, source_of
 from tometune.models.saved import ADAPTER, as_saved

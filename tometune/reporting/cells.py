@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.reporting.sweep import Missing, Sweep, SweepRun
 
 STREAMS = {"data": "data sample", "order": "order", "adapter": "adapter", "generation": "generation"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.patches import Patch
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.reporting.cells import Cell
 from tometune.reporting.drawing import ACCENTS, HUES, INK, MUTED, PAPER, as_svg, panels
 from tometune.reporting.sweep import SweepRun

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tometune.config.errors import UserError
-from tometune.run import SCHEMA
+from tometune.common.errors import UserError
+from tometune.runs.run import SCHEMA
 
 EXPECTED = "sweep.json"
 """Names the cells that should be there: `{"schema": 1, "cells": [{"run_id", "overrides", "error"}]}`."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tometune.disk import write_json, write_text
+from tometune.common.files import write_json, write_text
 from tometune.reporting.analysis import analyse
 from tometune.reporting.cells import Grid, group
 from tometune.reporting.scores import load_scores

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.evaluation.comparison import Floats
 from tometune.reporting.sweep import SweepRun
 

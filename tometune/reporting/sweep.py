@@ -7,10 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tometune.config.errors import UserError, did_you_mean
+from tometune.common.errors import UserError, did_you_mean
 from tometune.config.root import Config
 from tometune.config.store import typed
-from tometune.identity import identity
 from tometune.reporting.records import (
     EXPECTED,
     check_schemas,
@@ -19,6 +18,7 @@ from tometune.reporting.records import (
     read_record,
     reason_missing,
 )
+from tometune.runs.identity import identity
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from tometune.config.errors import UserError
+from tometune.common.distributed import first_alone, is_first
+from tometune.common.errors import UserError
 from tometune.config.jobs import Jobs
 from tometune.config.root import Config
-from tometune.distributed import first_alone, is_first
-from tometune.run import Run, runs_folder
+from tometune.runs.lock import owned
+from tometune.runs.run import Run, runs_folder
 from tometune.sweep.cells import Cell, cell_of, cells_of, list_cells, note_error, read_cells
-from tometune.sweep.lock import owned
 from tometune.sweep.planned import compare
 from tometune.sweep.states import State, missing, standing
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from tometune.common.distributed import processes
+from tometune.common.files import write_json
 from tometune.config.root import Config
-from tometune.disk import write_json
-from tometune.distributed import processes
 from tometune.models.load import resolve_backend
 
 NAME = "calibration.json"

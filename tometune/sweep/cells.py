@@ -14,12 +14,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.files import write_json
 from tometune.config.jobs import Job
 from tometune.config.root import Config
-from tometune.disk import write_json
-from tometune.inputs import fingerprints
-from tometune.run import name_of, runs_folder
+from tometune.runs.inputs import fingerprints
+from tometune.runs.run import name_of, runs_folder
 
 NAME = "sweep.json"
 LOCK = ".sweep.lock"

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tometune.config.errors import UserError
+from tometune.common.distributed import processes
+from tometune.common.errors import UserError
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker
-from tometune.distributed import processes
-from tometune.inputs import cache_folder, fingerprints, mix_of
-from tometune.run import Run
+from tometune.runs.inputs import cache_folder, fingerprints, mix_of
+from tometune.runs.run import Run
 from tometune.sweep.calibration import Speed, recall, shape
 
 STEPS = 12

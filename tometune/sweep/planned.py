@@ -13,9 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tometune.config.errors import UserError
-from tometune.disk import write_json
-from tometune.run import read_record
+from tometune.common.errors import UserError
+from tometune.common.files import write_json
+from tometune.runs.run import read_record
 from tometune.sweep.plan import PlannedRun
 
 NAME = "plan.json"

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from tometune.config.errors import UserError
-from tometune.run import read_record
+from tometune.common.errors import UserError
+from tometune.runs.lock import owner_of
+from tometune.runs.run import read_record
 from tometune.sweep.cells import Cell
-from tometune.sweep.lock import owner_of
 
 
 class State(StrEnum):

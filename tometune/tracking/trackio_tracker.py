@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
 from tometune.tracking.base import RunLabels, RunTracker
 from tometune.tracking.program import program

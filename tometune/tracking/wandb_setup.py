@@ -10,7 +10,7 @@ import wandb
 from pydantic import ValidationError
 from wandb.errors import AuthenticationError, UsageError
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
 from tometune.tracking.program import program
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.tracking import TrackingConfig
 from tometune.tracking.base import RunLabels, RunTracker, sanitise
 from tometune.tracking.program import program

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tometune.config.errors import UserError
-from tometune.disk import SaveError
-from tometune.stopping import Stopped, told_to_stop
+from tometune.common.errors import UserError
+from tometune.common.files import SaveError
+from tometune.common.signals import Stopped, told_to_stop
 from tometune.training.curves import OnLog
 from tometune.training.worker import GO
 

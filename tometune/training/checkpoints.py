@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tometune.disk import disk_errors, temporary_for
+from tometune.common.files import disk_errors, temporary_for
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tometune.config.errors import UserError
-from tometune.disk import write_text
+from tometune.common.errors import UserError
+from tometune.common.files import write_text
 from tometune.training.meter import Meter
 
 log = logging.getLogger(__name__)

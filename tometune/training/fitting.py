@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tometune.distributed import agree, processes
+from tometune.common.distributed import agree, processes
 from tometune.training.graph import fits_of
 from tometune.training.optimiser import embedded, trainable, with_optimiser
 from tometune.training.room import ON_CPU, Room, find_room, free_bytes, key_of, remember, remembered

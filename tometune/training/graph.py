@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from tometune.config.errors import UserError
+from tometune.common.distributed import processes
+from tometune.common.errors import UserError
 from tometune.data.tokenised import IGNORE
-from tometune.distributed import processes
 from tometune.models.attention import Packed
 from tometune.models.load import quantized
 from tometune.training.parts import Fits

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from tometune.distributed import processes
+from tometune.common.distributed import processes
 
 STATES = {
     **{"adamw_8bit": 2, "adamw_bnb_8bit": 2, "ademamix_8bit": 3, "lion_8bit": 1},

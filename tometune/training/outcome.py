@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.training.meter import peak_memory_bytes
 from tometune.training.optimiser import trainable
 from tometune.training.room import Room

@@ -2,7 +2,7 @@
 
 from importlib import util
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.trainer import TrainerConfig
 
 BITSANDBYTES = ("adamw_8bit", "adamw_bnb_8bit", "paged_", "ademamix", "lion_")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from tometune.config.errors import UserError
-from tometune.disk import write_json
+from tometune.common.errors import UserError
+from tometune.common.files import write_json
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from tometune.config.errors import UserError
+from tometune.common.distributed import by_first, is_first
+from tometune.common.errors import UserError
+from tometune.common.seeding import seed_everything
+from tometune.common.signals import Stopped, told_to_stop
 from tometune.config.root import Config
 from tometune.data.tokens import Tokens
-from tometune.distributed import by_first, is_first
 from tometune.models.attention import training_attention
 from tometune.models.saved import ADAPTER, WHOLE
 from tometune.models.whole import published
-from tometune.seeding import seed_everything
-from tometune.stopping import Stopped, told_to_stop
 from tometune.training.arguments import arguments
 from tometune.training.checkpoints import last_checkpoint, save_adapter, save_whole, step_of
 from tometune.training.collator import Collator

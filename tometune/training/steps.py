@@ -7,10 +7,10 @@ processes, whatever fits into one forward pass: that only decides in how many pa
 import math
 from dataclasses import dataclass
 
-from tometune.config.errors import UserError
+from tometune.common.distributed import processes
+from tometune.common.errors import UserError
 from tometune.config.root import Config
 from tometune.config.trainer import TrainerConfig
-from tometune.distributed import processes
 
 AUTO = "auto"
 

@@ -2,7 +2,7 @@
 
 import shutil
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.training.optimiser import embedded, state_bytes, trainable
 from tometune.training.steps import checkpoints_kept, steps_of
 from tometune.training.subject import Training

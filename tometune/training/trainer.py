@@ -10,8 +10,8 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from tometune.disk import SaveError, disk_errors
-from tometune.distributed import gather
+from tometune.common.distributed import gather
+from tometune.common.files import SaveError, disk_errors
 from tometune.training.curves import Curves
 from tometune.training.meter import Meter
 from tometune.training.pass_graph import PassGraph

@@ -13,14 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tometune.config.console import StderrHandler
-from tometune.config.errors import UserError
-from tometune.config.stored import stored_config
-from tometune.disk import SaveError
-from tometune.inputs import cache_folder, mix_of
-from tometune.logs import log_file
+from tometune.common.errors import UserError
+from tometune.common.files import SaveError
+from tometune.common.logs import StderrHandler, log_file
+from tometune.common.signals import told_to_stop
 from tometune.models import unsloth_backend
-from tometune.stopping import told_to_stop
+from tometune.runs.inputs import cache_folder, mix_of
+from tometune.runs.stored import stored_config
 
 GO = "go"
 """The line on stdin that begins the training, with the run's folder after it."""
@@ -56,10 +55,10 @@ def main() -> None:
 
 def _train(folder: Path, on_log: Any) -> dict[str, Any]:
     """Train the run of a folder; the data is in the cache, the adapter is the one that PEFT makes of the same seed."""
+    from tometune.common.seeding import seed_everything
     from tometune.data.tokens import tokenise
     from tometune.models.load import source_of
     from tometune.models.tokenizer import load_tokenizer
-    from tometune.seeding import seed_everything
     from tometune.training.sft import fit
 
     config = stored_config(folder)

@@ -5,8 +5,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from tests.data.conftest import conversation, files, write_jsonl
+from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, PoolOrder
-from tometune.config.errors import UserError
 from tometune.config.filters import FiltersConfig, NearDedupConfig, ScorerConfig, ScorerKind
 from tometune.data.clean import text
 from tometune.data.mix import build_mix

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tometune.caching import cached_folder
+from tometune.common.cache import cached_folder
+from tometune.common.progress import progress
 from tometune.data.clean import text
 from tometune.data.parallel import in_order
-from tometune.progress import progress
 
 if TYPE_CHECKING:  # other processes import this module, and need no `datasets`
     from tometune.data.standardise import Standardised

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from tometune.caching import cached_folder
-from tometune.config.errors import UserError
+from tometune.common.cache import cached_folder
+from tometune.common.errors import UserError
+from tometune.common.progress import progress
 from tometune.config.filters import FiltersConfig
 from tometune.data.clean.features import STEP, feature, slices, turns_of
 from tometune.data.encoder import settled
 from tometune.data.standardise import Standardised
-from tometune.progress import progress
 
 Tokenizer = Callable[[], Any]
 """Loads the model's tokenizer; called only where tokens are asked for."""

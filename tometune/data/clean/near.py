@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tometune.caching import cached_folder
+from tometune.common.cache import cached_folder
+from tometune.common.progress import progress
 from tometune.data.clean.features import slices, turns_of
 from tometune.data.clean.lsh import NOBODY, like_an_earlier
 from tometune.data.conversations import normalised
 from tometune.data.parallel import in_order
-from tometune.progress import progress
 
 if TYPE_CHECKING:  # other processes import this module, and need no `datasets`
     from tometune.data.standardise import Standardised

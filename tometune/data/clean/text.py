@@ -5,7 +5,7 @@ import re
 from functools import cache
 from typing import Any
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 REFUSES_WITHIN = 400
 """Characters from the start of an answer in which a refusal is looked for."""

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tometune.caching import cached_folder
+from tometune.common.cache import cached_folder
 from tometune.data.contamination.index import HeldOutText, Index, index_of
 from tometune.data.contamination.judge import judge
 from tometune.data.contamination.scan import scan

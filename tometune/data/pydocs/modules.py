@@ -12,7 +12,7 @@ import sysconfig
 from hashlib import sha256
 from pathlib import Path
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 VERSION = 1
 """Raised whenever the same library gives other rows or examples."""

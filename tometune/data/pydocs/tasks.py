@@ -4,7 +4,7 @@ import functools
 from collections import Counter
 from typing import Any
 
-from tometune.config.errors import UserError, did_you_mean
+from tometune.common.errors import UserError, did_you_mean
 from tometune.data.pydocs import TOPICS
 from tometune.data.pydocs.entries import entries
 from tometune.data.pydocs.items import Item, items

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 from tometune.evaluation.engines.base import Engine, UnsupportedError
 from tometune.evaluation.engines.cuda_graph import CudaGraph

@@ -2,7 +2,7 @@
 
 from importlib import util
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 
 CAPABILITY = (8, 0)

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 SHARE = 0.9
 """Of the free GPU memory."""

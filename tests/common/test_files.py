@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tometune.disk import SaveError, disk_errors, write_text
+from tometune.common.files import SaveError, disk_errors, write_text
 
 
 def test_write_text_never_leaves_a_half(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tometune.common.errors import UserError
 from tometune.config.data import Contamination, PoolOrder
-from tometune.config.errors import UserError
 from tometune.config.eval import TaskKind
 from tometune.config.root import Config
 
@@ -32,9 +32,9 @@ def fingerprints(config: Config) -> dict[str, str]:
     if config.data.pool is not None:
         found["data.pool"] = sources.fingerprint(config.data.pool, "data.pool")
         if config.data.pool.order is PoolOrder.best:
-            from tometune.data.clean import scorer
+            from tometune.models import quality_scorer
 
-            found["data.scorer"] = scorer.fingerprint(config.data.scorer)
+            found["data.scorer"] = quality_scorer.fingerprint(config.data.scorer)
     return found | evaluation_fingerprints(config)
 
 

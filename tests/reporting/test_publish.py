@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.publishing.test_panels import grids
+from tests.reporting.test_panels import grids
 from tests.tracking.offline import WANDB
 from tests.tracking.server import WandbServer
 from tests.tracking.test_wandb_tracker import DOWN, KEY, inspect, records
@@ -13,8 +13,8 @@ ASK = ("report", "sweep.name=table", "eval.resamples=200", "publish=wandb")
 
 
 @pytest.fixture
-def folder(report):
-    return report.sweep.folder
+def folder(written_report):
+    return written_report.sweep.folder
 
 
 def attempts(folder):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tometune.caching import cached_folder
-from tometune.disk import SaveError
+from tometune.common.cache import cached_folder
+from tometune.common.files import SaveError
 
 
 def test_built_once_and_keyed_by_everything(tmp_path: Path) -> None:

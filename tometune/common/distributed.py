@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 PATIENCE = timedelta(days=7)
 """How long processes wait for each other: the first may build data for hours, another answer the longest prompts."""

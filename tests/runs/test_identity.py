@@ -3,7 +3,7 @@ import pytest
 from tometune.config.data import Contamination, PoolConfig
 from tometune.config.eval import EngineKind
 from tometune.config.root import Config
-from tometune.identity import MEANING, content_hash, identity
+from tometune.runs.identity import MEANING, content_hash, identity
 
 INPUTS = {"model": "a", "data.base": "b"}
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tometune.disk import disk_errors, temporary_for
+from tometune.common.files import disk_errors, temporary_for
 
 
 def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 
 HERE = "python -m tometune.train +experiment=quickstart"
 """The command that needs neither a GPU nor the hub."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tometune.tracking.wandb_setup  # noqa: F401 - before wandb, whose error reporting it turns off
-from tometune.publishing.summary import COMPARISONS, PAGE, TABLE, run_id
 from tometune.reporting.phrases import LABELS
+from tometune.reporting.summary import COMPARISONS, PAGE, TABLE, run_id
 from tometune.reporting.tables import markdown_rows
 from tometune.reporting.words import LIMIT, answers, cautions
 from tometune.tracking.base import sanitise

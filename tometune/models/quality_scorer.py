@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from tometune.caching import cached_folder
-from tometune.config.errors import UserError
+from tometune.common.cache import cached_folder
+from tometune.common.errors import UserError
+from tometune.common.hub import hub_errors, pinned
+from tometune.common.progress import progress
 from tometune.config.filters import ScorerConfig, ScorerKind
 from tometune.data.clean.features import feature
 from tometune.data.order import in_key_order
 from tometune.data.sources import content_digest
 from tometune.data.standardise import Standardised
-from tometune.hub import hub_errors, pinned
-from tometune.progress import progress
 
 log = logging.getLogger(__name__)
 

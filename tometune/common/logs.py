@@ -1,9 +1,11 @@
-"""The log of a run, in its folder."""
+"""Logging: to stderr beside a progress bar, and to a file in the run's folder."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 
 @contextmanager
@@ -26,3 +28,18 @@ class QuietFileHandler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- the name logging calls
         """Leave the line out of the file; stderr has it too."""
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the moment: rich's progress bars put themselves in its place.
+
+    logging's own handler keeps the stream that it was made with, and its lines would end up in the middle of the bar.
+    """
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # not StreamHandler's, which sets the stream
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Return the stream of this moment."""
+        return sys.stderr

@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 
 def git_state() -> dict[str, str | bool | None]:
     """Return the commit of the code and whether it has uncommitted changes; None where it is not a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     if not (package.parent / ".git").exists():  # installed: a repository further up is not ours
         return {"commit": None, "dirty": None}
     try:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
 from tometune.config.root import Config
 from tometune.config.store import typed
 

@@ -1,6 +1,6 @@
 """Run folder and run.json.
 
-A run is named by its content: `run_id = <model>-<data>-s<seed>-<hash8>`, see `tometune.identity`.
+A run is named by its content: `run_id = <model>-<data>-s<seed>-<hash8>`, see `tometune.runs.identity`.
 """
 
 import json
@@ -14,13 +14,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tometune.config.errors import UserError
+from tometune.common.distributed import is_first
+from tometune.common.errors import UserError
+from tometune.common.files import disk_errors, write_json, write_text
+from tometune.common.logs import log_file
 from tometune.config.root import Config
-from tometune.disk import disk_errors, write_json, write_text
-from tometune.distributed import is_first
-from tometune.identity import content_hash, identity, plain
-from tometune.logs import log_file
-from tometune.provenance import git_state, versions
+from tometune.runs.identity import content_hash, identity, plain
+from tometune.runs.provenance import git_state, versions
 
 SCHEMA = 1
 """Version of run.json's layout."""

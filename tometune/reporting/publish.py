@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tometune.disk import write_json
-from tometune.publishing import panels
+from tometune.common.files import write_json
+from tometune.reporting import panels
 from tometune.reporting.report import Report
 from tometune.tracking.wandb_setup import one_line  # before wandb, whose error reporting it turns off
 

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from tometune.seeding import seed_everything, stream
+from tometune.common.seeding import seed_everything, stream
 
 
 def draws() -> tuple[float, float, float]:

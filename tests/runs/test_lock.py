@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tometune.sweep.lock import BusyError, owned, owner_of
+from tometune.runs.lock import BusyError, owned, owner_of
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from tometune.sweep.lock import owned
+from tometune.runs.lock import owned
 with owned(Path(sys.argv[1])):
     if "child" in sys.argv:
         if os.fork() == 0:
@@ -122,7 +122,7 @@ def test_of_many_at_once_one_has_it_at_a_time(tmp_path: Path) -> None:
     code = """
 import os, sys, time
 from pathlib import Path
-from tometune.sweep.lock import BusyError, owned, owner_of
+from tometune.runs.lock import BusyError, owned, owner_of
 folder, done = Path(sys.argv[1]), 0
 while done < 20:
     try:

@@ -8,15 +8,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.files import write_json, write_text
 from tometune.config.root import Config
-from tometune.config.stored import stored_config, with_command_line
-from tometune.disk import write_json, write_text
-from tometune.identity import MEANING, content_hash, content_of, plain
-from tometune.inputs import evaluation_fingerprints
 from tometune.models.saved import WHOLE
-from tometune.provenance import git_state, versions
-from tometune.run import SCHEMA, now, read_record
+from tometune.runs.identity import MEANING, content_hash, content_of, plain
+from tometune.runs.inputs import evaluation_fingerprints
+from tometune.runs.provenance import git_state, versions
+from tometune.runs.run import SCHEMA, now, read_record
+from tometune.runs.stored import stored_config, with_command_line
 
 
 @dataclass

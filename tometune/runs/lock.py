@@ -11,9 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tometune.config.errors import UserError
-from tometune.disk import is_alive
-from tometune.run import now
+from tometune.common.errors import UserError
+from tometune.common.files import is_alive
+from tometune.runs.run import now
 
 NAME = ".lock"
 """The lock's file in the run's folder; there while a process is at the run, or was when it was killed."""

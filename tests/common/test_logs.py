@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tometune.logs import log_file
+from tometune.common.logs import log_file
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from tometune.config.errors import UserError
+from tometune.common.errors import UserError
+from tometune.common.files import SaveError
 from tometune.config.root import Config
-from tometune.disk import SaveError
-from tometune.run import Run, read_record
+from tometune.runs.run import Run, read_record
 
 INPUTS = {"model": "a", "data.base": "b"}
 
@@ -97,7 +97,7 @@ def test_where_not_even_the_record_can_be_written_the_error_is_still_told(tmp_pa
     made = config(tmp_path)
     run = Run.find(made, INPUTS)
     with pytest.raises(SaveError, match="no room left"), run.recording(made, {}, {}):  # noqa: PT012
-        monkeypatch.setattr("tometune.disk.write_text", lambda path, text: Path("/dev/full").write_text(text))
+        monkeypatch.setattr("tometune.common.files.write_text", lambda path, text: Path("/dev/full").write_text(text))
         Path("/dev/full").write_text("x")
     assert read_record(run.folder)["status"] == "running"
 

@@ -1,0 +1,1 @@
+"""Shared helpers that know nothing of models, data or runs: errors, files, cache, hub, processes, signals, logs."""
