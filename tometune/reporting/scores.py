@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tometune.common.errors import UserError
-from tometune.evaluation.comparison import Estimate, Floats, resampled_means
+from tometune.evaluation.statistics import Estimate, Floats, resampled_means
 from tometune.reporting.sweep import SweepRun
 
 METRICS = ("rouge1", "rouge2", "rougeL")

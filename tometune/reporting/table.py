@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tometune.evaluation.comparison import (
+from tometune.evaluation.statistics import (
     Floats,
     deviation_interval,
     estimate,
