@@ -24,9 +24,9 @@ from tometune.config.jobs import jobs_of, to_config
 from tometune.config.root import Config
 from tometune.config.store import conf_dir, register
 from tometune.data import pydocs
-from tometune.identity import identity
-from tometune.inputs import cache_folder, fingerprints, mix_of
-from tometune.run import name_of
+from tometune.runs.identity import identity
+from tometune.runs.inputs import cache_folder, fingerprints, mix_of
+from tometune.runs.run import name_of
 
 HERE = Path(__file__).parent
 OURS = ("HF_", "HUGGINGFACE_", "WANDB_", "TRACKIO_", "TRANSFORMERS_", "TOMETUNE_", "HYDRA_")
@@ -127,6 +127,7 @@ def tokens(folder: Path) -> str:
     """Return counts and the sha256 of token ids and labels, for each tokenizer."""
     from tests.fixtures.llama3 import llama3_tokenizer
     from tometune.data.tokens import tokenise
+    from tometune.models.source import locate
     from tometune.models.tokenizer import load_tokenizer
 
     rows = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in cases.CONVERSATIONS]
@@ -136,7 +137,9 @@ def tokens(folder: Path) -> str:
         model = "tiny" if name == "llama3" else name
         config = config_of(f"model={model} data=files_100k data.rows={len(rows)} data.base.path=turns.jsonl")
         cache = cache_folder(config)
-        tokenizer = llama3_tokenizer() if name == "llama3" else load_tokenizer(config.model, cache)
+        tokenizer = (
+            llama3_tokenizer() if name == "llama3" else load_tokenizer(locate(config.model, cache, weights=False))
+        )
         result = tokenise(mix_of(config, cache), tokenizer, 120, cache)
         columns = {key: [list(map(int, ids)) for ids in result.dataset[key]] for key in ("input_ids", "labels")}
         made[name] = {key: sha256(json.dumps(ids).encode()).hexdigest() for key, ids in columns.items()}
