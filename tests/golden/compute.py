@@ -25,7 +25,7 @@ from tometune.config.root import Config
 from tometune.config.store import conf_dir, register
 from tometune.data import pydocs
 from tometune.runs.identity import identity
-from tometune.runs.inputs import cache_folder, fingerprints, mix_of
+from tometune.runs.inputs import RunInputs, cache_folder, fingerprints
 from tometune.runs.run import name_of
 
 HERE = Path(__file__).parent
@@ -116,7 +116,7 @@ def mixes(folder: Path) -> str:
     lines = []
     for line in commands("mixes.txt"):
         config = config_of(line)
-        manifest = mix_of(config, cache_folder(config)).manifest()
+        manifest = RunInputs.resolve(config).mix.manifest()
         parts = [row_id.split(":") for row_id in manifest.pop("row_ids")]
         ids = [f"{origin[0]}:{key[:8]}" for origin, key in parts]
         lines += [f"$ {line}", json.dumps(manifest), *(" ".join(ids[n : n + 10]) for n in range(0, len(ids), 10))]
@@ -140,7 +140,7 @@ def tokens(folder: Path) -> str:
         tokenizer = (
             llama3_tokenizer() if name == "llama3" else load_tokenizer(locate(config.model, cache, weights=False))
         )
-        result = tokenise(mix_of(config, cache), tokenizer, 120, cache)
+        result = tokenise(RunInputs.resolve(config).mix, tokenizer, 120, cache)
         columns = {key: [list(map(int, ids)) for ids in result.dataset[key]] for key in ("input_ids", "labels")}
         made[name] = {key: sha256(json.dumps(ids).encode()).hexdigest() for key, ids in columns.items()}
         made[name] |= vars(result.counts)

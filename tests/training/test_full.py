@@ -21,7 +21,7 @@ from tometune.config.root import Config
 from tometune.models.load import load_model
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
-from tometune.models.whole import as_saved, check_trainable, load_to_train, published
+from tometune.models.whole import as_saved, check_unquantised, load_to_train, published
 from tometune.training import graph, storage
 from tometune.training.optimiser import embedded, state_bytes, trainable, with_optimiser
 
@@ -150,8 +150,8 @@ def test_quantised_files_are_refused() -> None:
         hf_quantizer = object()
 
     with pytest.raises(UserError, match=r"model\.id=mine: its files hold quantised weights, which lora=none cannot"):
-        check_trainable(Quantised(), "mine")
-    check_trainable(nn.Linear(2, 2), "mine")
+        check_unquantised(Quantised(), "mine")
+    check_unquantised(nn.Linear(2, 2), "mine")
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_first_step(

@@ -138,7 +138,7 @@ def load(source: ModelSource, max_length: int, whole: bool = False) -> Any:
 
     from tometune.common.hub import hub_errors
     from tometune.models.transformers_backend import compute_dtype
-    from tometune.models.whole import check_trainable
+    from tometune.models.whole import check_unquantised
 
     model = source.config
     dtype, full = compute_dtype(model.precision), {}
@@ -160,7 +160,7 @@ def load(source: ModelSource, max_length: int, whole: bool = False) -> Any:
             **({"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}),
         )
     if whole:
-        check_trainable(loaded, model.id)
+        check_unquantised(loaded, model.id)
     return loaded
 
 

@@ -18,7 +18,7 @@ from tometune.common.files import SaveError
 from tometune.common.logs import StderrHandler, log_file
 from tometune.common.signals import told_to_stop
 from tometune.models import unsloth_backend
-from tometune.runs.inputs import cache_folder, mix_of
+from tometune.runs.inputs import RunInputs
 from tometune.runs.stored import stored_config
 
 GO = "go"
@@ -56,23 +56,16 @@ def main() -> None:
 def _train(folder: Path, on_log: Any) -> dict[str, Any]:
     """Train the run of a folder; the data is in the cache, the adapter is the one that PEFT makes of the same seed."""
     from tometune.common.seeding import seed_everything
-    from tometune.data.tokens import tokenise
-    from tometune.models.source import locate
-    from tometune.models.tokenizer import load_tokenizer
     from tometune.training.sft import fit
 
     config = stored_config(folder)
-    cache = cache_folder(config)
-    source = locate(config.model, cache)
-    tokenizer = load_tokenizer(source)
-    mix = mix_of(config, cache)
-    tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
+    inputs = RunInputs.resolve(config)
     seed_everything(config.seeds.adapter)
     whole = not config.lora.enabled
-    model = unsloth_backend.load(source, config.trainer.max_length, whole)
+    model = unsloth_backend.load(inputs.model, config.trainer.max_length, whole)
     if not whole:
         model = unsloth_backend.add_adapter(model, config.lora, config.seeds.adapter)
-    return asdict(fit(model, tokenizer, tokens, config, folder, on_log, cache, unsloth=True))
+    return asdict(fit(model, inputs.tokenizer, inputs.tokens, config, folder, on_log, inputs.cache, unsloth=True))
 
 
 def _end_with_the_parent() -> None:

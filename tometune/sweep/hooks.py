@@ -164,7 +164,7 @@ def attempt(run: Run, config: Config) -> Iterator[None]:
             raise
 
 
-def left_alone(run: Run, config: Config) -> str | None:
+def skip_reason(run: Run, config: Config) -> str | None:
     """Return why a run of a sweep is not tried again; None where it is."""
     if config.sweep.name is None or config.sweep.retry_failed:
         return None
