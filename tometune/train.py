@@ -33,8 +33,8 @@ from tometune.sweep.planned import show as show_plan
 
 if TYPE_CHECKING:
     from tometune.data.tokens import Tokens
-    from tometune.training.apart import Apart
-    from tometune.training.curves import OnLog
+    from tometune.training.metrics import OnLog
+    from tometune.training.unsloth_process import Apart
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def check(config: Config) -> None:
     from tometune.models.load import check_machine
     from tometune.models.source import check_source
     from tometune.tracking import check_tracker
-    from tometune.training.requirements import check_optimiser
+    from tometune.training.optimisers import check_optimiser
 
     check_machine(config.model)
     check_optimiser(config.trainer)
@@ -170,7 +170,7 @@ def experiment(run: Run, config: Config) -> None:
         UserError: the model, the data or a task does not allow this run.
     """
     from tometune.models.load import resolve_backend
-    from tometune.training.apart import worker
+    from tometune.training.unsloth_process import worker
 
     cache = cache_folder(config)
     with ExitStack() as stack:
@@ -183,10 +183,10 @@ def experiment(run: Run, config: Config) -> None:
             from tometune.evaluation.scoring import Scorer
             from tometune.evaluation.tasks import load_tasks
             from tometune.models.adapter import check_targets
+            from tometune.models.full import check_trainable
             from tometune.models.load import describe, free_memory, load_model
             from tometune.models.source import locate
             from tometune.models.tokenizer import load_tokenizer
-            from tometune.models.whole import check_trainable
             from tometune.tracking import start_tracker
 
         with first_alone():  # the other processes of torchrun find it all in the cache
@@ -247,9 +247,9 @@ def trained(
     """
     with quick_imports():
         from tometune.models.adapter import add_adapter
+        from tometune.models.full import load_to_train, tuned
         from tometune.models.load import free_memory
         from tometune.models.source import locate
-        from tometune.models.whole import load_to_train, tuned
         from tometune.training.sft import fit
 
     cache = cache_folder(config)
