@@ -64,10 +64,10 @@ def evaluate(subject: Subject) -> None:
         from tometune.evaluation.engines.requirements import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
+        from tometune.models.full import tuned
         from tometune.models.load import check_machine, describe, free_memory, load_model
         from tometune.models.source import locate
         from tometune.models.tokenizer import load_tokenizer
-        from tometune.models.whole import tuned
         from tometune.runs.identity import plain
         from tometune.tracking import check_tracker, start_tracker
 

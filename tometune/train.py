@@ -116,7 +116,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         UserError: the machine, the model, the data or a task does not allow this run.
     """
     from tometune.models.load import resolve_backend
-    from tometune.training.apart import worker
+    from tometune.training.unsloth_process import worker
 
     config = inputs.config
     check_requirements(config)
@@ -127,8 +127,8 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         with quick_imports():
             from tometune.common.seeding import seed_everything
             from tometune.evaluation.scoring import Scorer
+            from tometune.models.full import check_trainable
             from tometune.models.load import describe, load_model
-            from tometune.models.whole import check_trainable
             from tometune.tracking import start_tracker
             from tometune.training.tuned_model import tuned_model
 
@@ -170,7 +170,7 @@ def check_requirements(config: Config) -> None:
     from tometune.models.load import check_machine
     from tometune.models.source import check_source
     from tometune.tracking import check_tracker
-    from tometune.training.requirements import check_optimiser
+    from tometune.training.optimisers import check_optimiser
 
     check_machine(config.model)
     check_optimiser(config.trainer)

@@ -87,7 +87,7 @@ def add_adapter(weights: "Weights", folder: Path, name: str) -> None:
     from peft import PeftModel
 
     from tometune.models.adapter import check_safetensors, load_adapter
-    from tometune.models.rounding import round_once
+    from tometune.models.lora_rounding import round_once
 
     check_safetensors(folder)
     try:

@@ -6,8 +6,8 @@ from typing import Any
 from tometune.common.imports import quick_imports
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
-from tometune.training.apart import Apart
-from tometune.training.curves import OnLog
+from tometune.training.metrics import OnLog
+from tometune.training.unsloth_process import Apart
 
 
 def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process: Apart | None) -> Any:
@@ -26,8 +26,8 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
     """
     with quick_imports():
         from tometune.models.adapter import add_adapter
+        from tometune.models.full import load_to_train, tuned
         from tometune.models.load import free_memory
-        from tometune.models.whole import load_to_train, tuned
         from tometune.training.sft import fit
 
     config = inputs.config

@@ -1,19 +1,27 @@
-"""Training in a process of its own, as Unsloth wants it: start early, say when, follow, and bring the result back."""
+"""Training in a process of its own, as Unsloth needs it."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tometune.common.errors import UserError
 from tometune.common.files import SaveError
+from tometune.common.logs import StderrHandler, log_file
 from tometune.common.signals import Stopped, told_to_stop
-from tometune.training.curves import OnLog
-from tometune.training.worker import GO
+from tometune.models import unsloth_backend
+from tometune.runs.inputs import RunInputs
+from tometune.runs.stored import stored_config
+
+if TYPE_CHECKING:
+    from tometune.training.metrics import OnLog
 
 
 class WorkerError(RuntimeError):
@@ -27,7 +35,7 @@ class Apart:
         self.process = process
         self.pipe = pipe
 
-    def fit(self, folder: Path, on_log: OnLog) -> dict[str, Any]:
+    def fit(self, folder: Path, on_log: "OnLog") -> dict[str, Any]:
         """Let it train, and return what run.json says under `train`.
 
         Args:
@@ -79,7 +87,7 @@ def worker(cache: Path) -> Iterator[Apart]:
     """
     ours, theirs = os.pipe()
     process = subprocess.Popen(  # noqa: S603 -- this program
-        [sys.executable, "-m", "tometune.training.worker", str(cache), str(theirs)],
+        [sys.executable, "-m", "tometune.training.unsloth_process", str(cache), str(theirs)],
         stdin=subprocess.PIPE,
         stdout=sys.stderr,  # what the verb prints on stdout is its result
         text=True,
@@ -97,3 +105,60 @@ def worker(cache: Path) -> Iterator[Apart]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+GO = "go"
+"""The line on stdin that begins the training, with the run's folder after it."""
+
+
+def main() -> None:
+    """Import Unsloth, wait for the word, train, and send what came of it through the pipe, a JSON object a line."""
+    cache, pipe = Path(sys.argv[1]), int(sys.argv[2])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[StderrHandler()])
+    logging.getLogger("tometune").setLevel(logging.INFO)
+    with told_to_stop(), os.fdopen(pipe, "w", encoding="utf-8", buffering=1) as file:
+
+        def send(**message: Any) -> None:
+            file.write(json.dumps(message) + "\n")
+
+        try:
+            unsloth_backend.prepare(cache)
+            word, _, folder = sys.stdin.readline().strip().partition(" ")
+            if word != GO:
+                return
+            threading.Thread(target=_end_with_the_parent, daemon=True).start()
+            with log_file(Path(folder) / "train.log"), unsloth_backend.quiet():
+                send(trained=_train(Path(folder), lambda metrics, step: send(log=metrics, step=step)))
+        except UserError as error:
+            send(wrong=str(error))
+            sys.exit(2)
+        except SaveError as error:
+            send(full=str(error))
+            sys.exit(1)
+        except KeyboardInterrupt:  # the parent says what there is to say
+            sys.exit(130)
+
+
+def _train(folder: Path, on_log: Any) -> dict[str, Any]:
+    """Train the run of a folder; the data is in the cache, the adapter is the one that PEFT makes of the same seed."""
+    from tometune.common.seeding import seed_everything
+    from tometune.training.sft import fit
+
+    config = stored_config(folder)
+    inputs = RunInputs.resolve(config)
+    seed_everything(config.seeds.adapter)
+    whole = not config.lora.enabled
+    model = unsloth_backend.load(inputs.model, config.trainer.max_length, whole)
+    if not whole:
+        model = unsloth_backend.add_adapter(model, config.lora, config.seeds.adapter)
+    return asdict(fit(model, inputs.tokenizer, inputs.tokens, config, folder, on_log, inputs.cache, unsloth=True))
+
+
+def _end_with_the_parent() -> None:
+    """End at once when the parent has gone (its end of stdin closes): another may be about to take the run over."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tometune.models import attention
-from tometune.models.attention import VARLEN, Packed, kernel, packed_by, training_attention, varlen_forward
+from tometune.models import packed_attention
+from tometune.models.packed_attention import VARLEN, Packed, kernel, packed_by, training_attention, varlen_forward
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -32,8 +32,8 @@ def test_the_best_that_is_there_is_picked_and_said(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(attention.util, "find_spec", lambda _: object() if flash else None)
-    monkeypatch.setattr(attention, "_varlen", lambda: object() if varlen else None)
+    monkeypatch.setattr(packed_attention.util, "find_spec", lambda _: object() if flash else None)
+    monkeypatch.setattr(packed_attention, "_varlen", lambda: object() if varlen else None)
     found, reason = kernel(dtype, "sdpa")
     assert found == picked
     assert why in reason
@@ -70,11 +70,13 @@ def test_float32_weights_under_autocast_reach_the_kernel_in_16_bits(monkeypatch:
         seen.extend(part.dtype for part in (query, key, value))
         return query
 
-    monkeypatch.setattr(attention, "_varlen", lambda: kernel)
-    monkeypatch.setattr(attention, "_names_groups", lambda: False)
+    monkeypatch.setattr(packed_attention, "_varlen", lambda: kernel)
+    monkeypatch.setattr(packed_attention, "_names_groups", lambda: False)
     parts = (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4, dtype=torch.bfloat16))
     ends = torch.tensor([0, 3], dtype=torch.int32)
     with torch.autocast("cpu", torch.bfloat16):
-        found, _ = attention.varlen_forward(torch.nn.Identity(), *parts, None, cu_seq_lens_q=ends, max_length_q=3)
+        found, _ = packed_attention.varlen_forward(
+            torch.nn.Identity(), *parts, None, cu_seq_lens_q=ends, max_length_q=3
+        )
     assert seen == [torch.bfloat16] * 3
     assert found.shape == (1, 3, 2, 4)

@@ -6,7 +6,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from tometune.models.rounding import Joined, RoundedOnce, added, round_once
+from tometune.models.lora_rounding import Joined, RoundedOnce, added, round_once
 
 
 def layer(dtype: torch.dtype, bias: bool = False, kind: type[nn.Linear] = nn.Linear, **lora: object) -> nn.Module:
