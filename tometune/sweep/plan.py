@@ -91,7 +91,7 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     Raises:
         UserError: the data or a task does not allow the run.
     """
-    from tometune.data.packs import pack
+    from tometune.data.packing import pack
     from tometune.data.tokens import tokenise
     from tometune.evaluation.tasks import load_tasks
     from tometune.models.tokenizer import load_tokenizer

@@ -13,7 +13,7 @@ from torch import nn
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
-from tometune.data.tokenised import IGNORE
+from tometune.data.labels import IGNORE
 from tometune.models.attention import Packed
 from tometune.models.load import quantized
 from tometune.training.parts import Fits

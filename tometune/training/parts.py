@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import torch
 
-from tometune.data.tokenised import IGNORE
+from tometune.data.labels import IGNORE
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tometune.data.tokenised import IGNORE
+from tometune.data.labels import IGNORE
 from tometune.training.parts import Fits, Part
 
 log = logging.getLogger(__name__)

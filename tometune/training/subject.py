@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from tometune.config.root import Config
-from tometune.data.packs import pack
+from tometune.data.packing import pack
 from tometune.data.tokens import Tokens
 from tometune.models.attention import Packed, kernel, packed_by
 from tometune.models.transformers_backend import compute_dtype
