@@ -55,7 +55,7 @@ def main(config: Config) -> None:
         from tometune.exporting.merged import naming_base
         from tometune.exporting.places import check_places
         from tometune.exporting.room import bytes_needed, check_room
-        from tometune.models.load import check_source
+        from tometune.models.source import check_source
 
     wanted = asked_for(formats, quants, folder)
     merged = asked_for(["merged_16bit"] if "gguf" in formats else [], [], folder)

@@ -36,6 +36,7 @@ def main(config: Config) -> None:
         from tometune.data import preview
         from tometune.data.profile import profile
         from tometune.data.tokens import tokenise
+        from tometune.models.source import locate
         from tometune.models.tokenizer import load_tokenizer
         from tometune.reporting.datacard import console as told
         from tometune.runs.inputs import cache_folder, mix_of
@@ -48,7 +49,7 @@ def main(config: Config) -> None:
         raise UserError(
             f"compare={config.compare}: has the very rows of {mix.name} (digest {mix.digest}); name another"
         )
-    tokenizer = load_tokenizer(config.model, cache)
+    tokenizer = load_tokenizer(locate(config.model, cache, weights=False))
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     console = Console(highlight=False)
     console.print(preview.summary(mix, tokens, config.trainer.max_length))

@@ -149,7 +149,8 @@ def check(config: Config) -> None:
         UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
     """
     from tometune.evaluation.engines.requirements import check_engine
-    from tometune.models.load import check_machine, check_source
+    from tometune.models.load import check_machine
+    from tometune.models.source import check_source
     from tometune.tracking import check_tracker
     from tometune.training.requirements import check_optimiser
 
@@ -183,19 +184,21 @@ def experiment(run: Run, config: Config) -> None:
             from tometune.evaluation.tasks import load_tasks
             from tometune.models.adapter import check_targets
             from tometune.models.load import describe, free_memory, load_model
+            from tometune.models.source import locate
             from tometune.models.tokenizer import load_tokenizer
             from tometune.models.whole import check_trainable
             from tometune.tracking import start_tracker
 
         with first_alone():  # the other processes of torchrun find it all in the cache
             tasks = load_tasks(config.eval)
-            tokenizer = load_tokenizer(config.model, cache)
+            source = locate(config.model, cache)
+            tokenizer = load_tokenizer(source)
             mix = mix_of(config, cache)
             tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
         data = {"name": mix.name, "digest": mix.digest, **asdict(tokens.counts)}
 
         seed_everything(config.seeds.adapter)
-        model = load_model(config.model, cache)
+        model = load_model(source)
         if config.lora.enabled:
             check_targets(model, config.lora.target_modules)
         else:
@@ -245,24 +248,26 @@ def trained(
     with quick_imports():
         from tometune.models.adapter import add_adapter
         from tometune.models.load import free_memory
+        from tometune.models.source import locate
         from tometune.models.whole import load_to_train, tuned
         from tometune.training.sft import fit
 
     cache = cache_folder(config)
+    source = locate(config.model, cache)
     if run.record["train"] is not None:
-        return tuned(model, config, run.folder, cache)
+        return tuned(model, source, config.lora, run.folder)
     if apart is not None:
         run.update(train=apart.fit(run.folder, on_log))
     elif model is not None:
         model = add_adapter(model, config.lora, config.seeds.adapter)
         run.update(train=asdict(fit(model, tokenizer, tokens, config, run.folder, on_log, cache)))
     else:
-        whole = load_to_train(config.model, cache)
+        whole = load_to_train(source)
         run.update(train=asdict(fit(whole, tokenizer, tokens, config, run.folder, on_log, cache)))
         del whole
         free_memory()
     run.save()
-    return tuned(None, config, run.folder, cache) if model is None else model
+    return tuned(None, source, config.lora, run.folder) if model is None else model
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tometune.data.mix import Mix, build_mix
 from tometune.data.tokens import Tokens, tokenise
 from tometune.models.adapter import add_adapter
 from tometune.models.load import load_model
+from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.models.whole import load_to_train
 from tometune.training import sft
@@ -125,11 +126,11 @@ def train(monkeypatch: pytest.MonkeyPatch, cache: Path, data: DataConfig) -> Tra
         batches.clear()
         folder.mkdir(parents=True, exist_ok=True)
         mix = build_mix(data, config.seeds.data, cache)
-        tokenizer = load_tokenizer(config.model, cache)
+        tokenizer = load_tokenizer(locate(config.model, cache))
         tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
         seed_everything(config.seeds.adapter)
         if config.lora.enabled:
-            model = add_adapter(load_model(config.model, cache), config.lora, config.seeds.adapter)
+            model = add_adapter(load_model(locate(config.model, cache)), config.lora, config.seeds.adapter)
         else:
             model = load_to_train(config.model, cache)
         result = fit(model, tokenizer, tokens, config, folder, on_log, cache)

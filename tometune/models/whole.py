@@ -8,14 +8,15 @@ from transformers import AutoConfig, GenerationConfig
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
-from tometune.config.model import ModelConfig, Precision
-from tometune.config.root import Config
+from tometune.config.lora import LoraConfig
+from tometune.config.model import Precision
 from tometune.models.adapter import load_adapter
-from tometune.models.load import load_model, source_of
+from tometune.models.load import load_model
 from tometune.models.saved import ADAPTER, as_saved
+from tometune.models.source import ModelSource
 
 
-def load_to_train(model: ModelConfig, cache: Path) -> Any:
+def load_to_train(source: ModelSource) -> Any:
     """Return the model with all weights trainable, in float32.
 
     The arithmetic of training may have 16 bits all the same (autocast): a weight in bfloat16 keeps 8 significant bits,
@@ -24,22 +25,22 @@ def load_to_train(model: ModelConfig, cache: Path) -> Any:
     Raises:
         UserError: the hub does not give it, it holds no safetensors, or its files hold quantised weights.
     """
-    loaded = load_model(replace(model, precision=Precision.fp32), cache)
-    check_trainable(loaded, model.id)
+    loaded = load_model(replace(source, config=replace(source.config, precision=Precision.fp32)))
+    check_trainable(loaded, source.config.id)
     return loaded.requires_grad_(True)
 
 
-def published(model: ModelConfig, cache: Path) -> tuple[Any, Any]:
+def published(source: ModelSource) -> tuple[Any, Any]:
     """Return the config and the generation config of the model before training, as its author wrote them.
 
     Raises:
         UserError: the hub does not give them, or transformers would refuse to save the model with them.
     """
-    source, revision = source_of(model, cache)
-    with hub_errors("model.id", model.id):
-        config = AutoConfig.from_pretrained(source, revision=revision)
+    name, revision = source.location, source.revision
+    with hub_errors("model.id", source.config.id):
+        config = AutoConfig.from_pretrained(name, revision=revision)
         try:
-            generation = GenerationConfig.from_pretrained(source, revision=revision)
+            generation = GenerationConfig.from_pretrained(name, revision=revision)
         except OSError:  # few models have none
             generation = GenerationConfig.from_model_config(config)
     try:
@@ -47,7 +48,7 @@ def published(model: ModelConfig, cache: Path) -> tuple[Any, Any]:
     except ValueError as error:
         why = next((line.strip("- ") for line in str(error).splitlines()[1:]), str(error))
         raise UserError(
-            f"model.id={model.id}: lora=none saves the whole model, which transformers refuses to do with its "
+            f"model.id={source.config.id}: lora=none saves the whole model, which transformers refuses to do with its "
             f"generation_config.json ({why}); mend that file in a copy of the model and name its folder"
         ) from error
     return config, generation
@@ -66,18 +67,19 @@ def check_trainable(model: Any, name: str) -> None:
         )
 
 
-def tuned(model: Any, config: Config, run: Path, cache: Path) -> Any:
-    """Return the model that a run's training left behind: the base with its adapter, or the whole model.
+def tuned(model: Any, source: ModelSource, lora: LoraConfig, run: Path) -> Any:
+    """Return the model that a run trained: the base model with its adapter, or the whole model.
 
     Args:
-        model: before training, which the adapter is put on; None loads it.
-        config: of the run.
+        model: the base model, which gets the adapter; None loads it.
+        source: of the base model.
+        lora: of the run.
         run: its folder.
-        cache: of models.
 
     Raises:
-        UserError: there is none in the folder, or it was made for another base.
+        UserError: the folder holds no trained model, or one for another base model.
     """
-    if config.lora.enabled:
-        return load_adapter(load_model(config.model, cache) if model is None else model, run / ADAPTER)
-    return load_model(as_saved(config.model, run), cache)
+    if lora.enabled:
+        return load_adapter(load_model(source) if model is None else model, run / ADAPTER)
+    saved = as_saved(source.config, run)
+    return load_model(ModelSource(saved, saved.id, None))

@@ -45,9 +45,9 @@ def evaluation_fingerprints(config: Config) -> dict[str, str]:
         UserError: a file or folder is missing.
     """
     from tometune.evaluation import sources
-    from tometune.models import load
+    from tometune.models import source
 
-    found = {"model": load.fingerprint(config.model)}
+    found = {"model": source.fingerprint(config.model)}
     for name, task in config.eval.tasks.items():
         found[f"eval.tasks.{name}"] = sources.fingerprint(task, f"eval.tasks.{name}")
     return found
@@ -62,11 +62,18 @@ def mix_of(config: Config, cache: Path) -> "Mix":
     from tometune.data.contamination.overlaps import HeldOut
     from tometune.data.mix import build_mix
     from tometune.evaluation.held_out import held_out_texts
+    from tometune.models.source import locate
     from tometune.models.tokenizer import load_tokenizer
 
     report = config.data.contamination is Contamination.report
     held_out = None if report else HeldOut(held_out_texts(config.eval))
-    mix = build_mix(config.data, config.seeds.data, cache, lambda: load_tokenizer(config.model, cache), held_out)
+    mix = build_mix(
+        config.data,
+        config.seeds.data,
+        cache,
+        lambda: load_tokenizer(locate(config.model, cache, weights=False)),
+        held_out,
+    )
     if held_out is not None and config.data.contamination is Contamination.fail:
         _refuse(contamination_of(config, mix, held_out, cache))
     return mix

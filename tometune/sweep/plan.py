@@ -94,12 +94,13 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     from tometune.data.packing import pack
     from tometune.data.tokens import tokenise
     from tometune.evaluation.tasks import load_tasks
+    from tometune.models.source import locate
     from tometune.models.tokenizer import load_tokenizer
     from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of
 
     cache = cache_folder(config)
     run = Run.find(config, fingerprints(config))
-    tokenizer = load_tokenizer(config.model, cache)
+    tokenizer = load_tokenizer(locate(config.model, cache, weights=False))
     mix = mix_of(config, cache)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset

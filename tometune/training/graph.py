@@ -15,7 +15,7 @@ from tometune.common.distributed import processes
 from tometune.common.errors import UserError
 from tometune.data.labels import IGNORE
 from tometune.models.attention import Packed
-from tometune.models.load import quantized
+from tometune.models.source import quantized
 from tometune.training.parts import Fits
 from tometune.training.pass_graph import PassGraph
 from tometune.training.steps import in_packs

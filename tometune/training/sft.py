@@ -17,6 +17,7 @@ from tometune.config.root import Config
 from tometune.data.tokens import Tokens
 from tometune.models.attention import training_attention
 from tometune.models.saved import ADAPTER, WHOLE
+from tometune.models.source import locate
 from tometune.models.whole import published
 from tometune.training.arguments import arguments
 from tometune.training.checkpoints import last_checkpoint, save_adapter, save_whole, step_of
@@ -72,7 +73,7 @@ def fit(
     """
     training = Training(model, tokenizer, tokens, config, folder, on_log, unsloth)
     if training.whole:  # before hours of training: the hub can be gone after them
-        training.published = published(config.model, cache)
+        training.published = published(locate(config.model, cache))
     with training_attention(model, None if unsloth else training.attention):
         training.graphed = graphed(training)
         if training.graphed:

@@ -57,19 +57,19 @@ def _train(folder: Path, on_log: Any) -> dict[str, Any]:
     """Train the run of a folder; the data is in the cache, the adapter is the one that PEFT makes of the same seed."""
     from tometune.common.seeding import seed_everything
     from tometune.data.tokens import tokenise
-    from tometune.models.load import source_of
+    from tometune.models.source import locate
     from tometune.models.tokenizer import load_tokenizer
     from tometune.training.sft import fit
 
     config = stored_config(folder)
     cache = cache_folder(config)
-    tokenizer = load_tokenizer(config.model, cache)
+    source = locate(config.model, cache)
+    tokenizer = load_tokenizer(source)
     mix = mix_of(config, cache)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     seed_everything(config.seeds.adapter)
-    source, revision = source_of(config.model, cache)
     whole = not config.lora.enabled
-    model = unsloth_backend.load(config.model, source, revision, config.trainer.max_length, whole)
+    model = unsloth_backend.load(source, config.trainer.max_length, whole)
     if not whole:
         model = unsloth_backend.add_adapter(model, config.lora, config.seeds.adapter)
     return asdict(fit(model, tokenizer, tokens, config, folder, on_log, cache, unsloth=True))
