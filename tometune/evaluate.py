@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
 from tometune.config.chat import ONLY_CHAT
-from tometune.config.compare import ONLY_PREPARE
 from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.root import Config
@@ -28,7 +27,6 @@ IGNORES = {
     ),
     "sweep": "only train and report read it; leave it out",
     "plan": "only train reads it; leave it out",
-    **ONLY_PREPARE,
     "publish": "only report reads it; leave it out",
     **ONLY_CHAT,
 }

@@ -8,7 +8,6 @@ from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_text
 from tometune.common.imports import quick_imports
 from tometune.config.chat import ONLY_CHAT
-from tometune.config.compare import compared
 from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.root import Config
@@ -41,14 +40,8 @@ def main(config: Config) -> None:
         from tometune.reporting.datacard import console as told
         from tometune.runs.inputs import cache_folder, mix_of
 
-    other = compared(config) if config.compare is not None else None
     cache = cache_folder(config)
     mix = mix_of(config, cache)
-    beside = mix_of(other, cache) if other is not None else None
-    if beside is not None and beside.digest == mix.digest:
-        raise UserError(
-            f"compare={config.compare}: has the very rows of {mix.name} (digest {mix.digest}); name another"
-        )
     tokenizer = load_tokenizer(locate(config.model, cache, weights=False))
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     console = Console(highlight=False)
@@ -58,9 +51,6 @@ def main(config: Config) -> None:
     _row(console, config, tokens, tokenizer)
     values = profile(mix, tokens)
     folder = _write_card(config, mix, values, found, missing)
-    if beside is not None:
-        tokens_beside = tokenise(beside, tokenizer, config.trainer.max_length, cache)
-        _compare(console, config, folder, (mix, beside), (values, profile(beside, tokens_beside)))
     console.print(f"\ndata card: {folder / 'mix.html'}, and as text {folder / 'mix.md'}", soft_wrap=True, markup=False)
     console.print(f"kept in {cache}; train reads it from there", soft_wrap=True, markup=False)
 
@@ -100,26 +90,6 @@ def _write_card(
     _write(folder, "mix.html", card_page(card, values, config.trainer.max_length))
     _write(folder, "mix.md", card_markdown(card))
     return folder
-
-
-def _compare(
-    console: "Console", config: Config, folder: Path, mixes: tuple["Mix", "Mix"], pair: tuple["Profile", "Profile"]
-) -> None:
-    """Print the difference of two mixes and write it beside the first one's card."""
-    from tometune.data.difference import between
-    from tometune.reporting.datacard import console as told
-    from tometune.reporting.datacard.markdown import compare_markdown
-    from tometune.reporting.datacard.page import compare_page
-
-    first, second = mixes
-    names = (first.name, second.name if second.name != first.name else f"{second.name} ({config.compare})")
-    difference = between(*pair, names)
-    difference |= {"digests": [mix.digest for mix in mixes], "seeds": [mix.seed for mix in mixes]}
-    name = f"compare-{second.name}-s{second.seed}-{second.digest[:8]}"
-    _write(folder, f"{name}.html", compare_page(difference, pair))
-    _write(folder, f"{name}.md", compare_markdown(difference))
-    told.print_difference(console, difference)
-    console.print(f"\nthe difference as a page: {folder / f'{name}.html'}", soft_wrap=True, markup=False)
 
 
 def _write(folder: Path, name: str, text: str) -> None:

@@ -15,7 +15,6 @@ from tometune.common.distributed import agree, connect, first_alone, is_first
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
 from tometune.config.chat import ONLY_CHAT
-from tometune.config.compare import ONLY_PREPARE
 from tometune.config.export import ONLY_EXPORT
 from tometune.config.jobs import Jobs
 from tometune.config.main import Hooks, verb
@@ -61,7 +60,6 @@ def after_sweep(jobs: Jobs) -> int:
     hooks=Hooks(before_sweep, after_sweep),
     ignores={
         "run": "only evaluate, export and chat read it; train finds the run of its config by itself",
-        **ONLY_PREPARE,
         **ONLY_CHAT,
         **ONLY_EXPORT,
     },
