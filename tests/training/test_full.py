@@ -18,7 +18,7 @@ from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
 from tometune.config.model import Precision, Weights
 from tometune.config.root import Config
-from tometune.models.full import as_saved, load_to_train, published
+from tometune.models.full import as_saved, check_unquantised, load_to_train, published
 from tometune.models.load import load_model
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer

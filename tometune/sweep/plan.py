@@ -91,7 +91,7 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     Raises:
         UserError: the data or a task does not allow the run.
     """
-    from tometune.data.packs import pack
+    from tometune.data.packing import pack
     from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of
 
     inputs = RunInputs.resolve(config)

@@ -12,8 +12,8 @@ from datasets import Dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tometune.config.root import Config
-from tometune.data.packs import pack
-from tometune.data.tokenised import IGNORE
+from tometune.data.labels import IGNORE
+from tometune.data.packing import pack
 from tometune.data.tokens import Tokens
 from tometune.models.packed_attention import Packed, kernel, packed_by
 from tometune.models.transformers_backend import compute_dtype

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rensa import RMinHash, RMinHashLSH
 
-from tometune.data.clean.lsh import NOBODY, like_an_earlier
+from tometune.data.near_duplicates import NOBODY, like_an_earlier
 
 texts = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8), max_size=25)
 

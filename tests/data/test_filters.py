@@ -8,7 +8,7 @@ from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, PoolOrder
 from tometune.config.filters import FiltersConfig, NearDedupConfig, ScorerConfig, ScorerKind
-from tometune.data.clean import text
+from tometune.data import features
 from tometune.data.mix import build_mix
 
 PROSE = "The harbour was quiet that morning, and the boats lay still while we waited for the tide to turn. "
@@ -119,15 +119,15 @@ def test_a_score_that_is_not_there(pool_of):
     ],
 )
 def test_refusals(answer, refuses):
-    found = pc.match_substring_regex(pa.array([answer]), text.REFUSAL, ignore_case=True)
+    found = pc.match_substring_regex(pa.array([answer]), features.REFUSAL, ignore_case=True)
     assert found[0].as_py() is (refuses or answer == "I cannot fulfil this.")
 
 
 def test_the_heuristic_prefers_long_varied_finished_answers():
-    assert 5 >= text.heuristic_score([PROSE]) > text.heuristic_score(["Yes, it was quiet."]) > 0
-    assert text.heuristic_score([PROSE.strip()]) > text.heuristic_score([PROSE.strip(" .")])
-    assert text.heuristic_score([PROSE]) > text.heuristic_score([PROSE * 5])
-    assert text.heuristic_score(["…"]) == 0
+    assert 5 >= features.heuristic_score([PROSE]) > features.heuristic_score(["Yes, it was quiet."]) > 0
+    assert features.heuristic_score([PROSE.strip()]) > features.heuristic_score([PROSE.strip(" .")])
+    assert features.heuristic_score([PROSE]) > features.heuristic_score([PROSE * 5])
+    assert features.heuristic_score(["…"]) == 0
 
 
 def near(number, changed=""):

@@ -5,6 +5,7 @@ keys, or of scores and then keys, so the same rows are left out whatever files t
 a row, are a file that is mapped, and goes when the rows are compared.
 """
 
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from itertools import pairwise
@@ -15,12 +16,11 @@ import numpy as np
 
 from tometune.common.cache import cached_folder
 from tometune.common.progress import progress
-from tometune.data.clean.features import slices, turns_of
-from tometune.data.clean.lsh import NOBODY, like_an_earlier
 from tometune.data.conversations import normalised
+from tometune.data.features import slices, turns_of
 from tometune.data.parallel import in_order
 
-if TYPE_CHECKING:  # other processes import this module, and need no `datasets`
+if TYPE_CHECKING:
     from tometune.data.standardise import Standardised
 
 VERSION = 2
@@ -124,3 +124,85 @@ def runs_of(text: str) -> list[str]:
     """Return the runs of `WORDS` words of a normalised text; of a shorter one, its words."""
     words = text.split(" ")
     return [" ".join(run) for run in zip(*(words[shift:] for shift in range(WORDS)), strict=False)] or words
+
+
+NOBODY = -1
+
+
+def like_an_earlier(
+    signatures: np.ndarray, fixed: int, threshold: float, bands: int, advance: Callable[[int], None] = lambda _: None
+) -> np.ndarray:
+    """Return for each row the first kept row before it that it is similar to, shape (rows), int32; none: NOBODY.
+
+    Args:
+        signatures: shape (rows, permutations), uint32; may be memory-mapped.
+        fixed: rows at the beginning that are kept whatever they are like.
+        threshold: least share of a signature that two similar rows have in common.
+        bands: how many; they divide the permutations.
+        advance: told how many rows are done.
+    """
+    groups = _groups(signatures, bands)
+    last = np.full(int(groups.max(initial=NOBODY)) + 1, NOBODY, dtype=np.int32)  # of each group, the last kept row
+    before = np.full(groups.shape, NOBODY, dtype=np.int32)  # of each row and band, the kept row before it in its group
+    like = np.full(len(signatures), NOBODY, dtype=np.int32)
+    shared = np.flatnonzero((groups != NOBODY).any(axis=1))
+    least = threshold * signatures.shape[1] - 1e-9
+    done = 0
+    for row in shared.tolist():
+        mine = groups[row]
+        within = mine != NOBODY
+        heads = last[mine[within]]
+        if row >= fixed:
+            like[row] = _first_like(signatures, row, _chained(heads, np.flatnonzero(within), before), least)
+        if like[row] == NOBODY:
+            before[row, within] = heads
+            last[mine[within]] = row
+        advance(row + 1 - done)
+        done = row + 1
+    advance(len(signatures) - done)
+    return like
+
+
+def _groups(signatures: np.ndarray, bands: int) -> np.ndarray:
+    """Return for each row and band the number of the rows that share it, shape (rows, bands), int32; alone: NOBODY.
+
+    Bands are told apart by a 64-bit hash; two that share one by chance are compared in vain, no more.
+    """
+    rows, permutations = signatures.shape
+    width = permutations // bands
+    odd = np.random.Generator(np.random.PCG64(0)).integers(0, 2**63, width, dtype=np.uint64) * np.uint64(2) + np.uint64(
+        1
+    )
+    groups = np.full((rows, bands), NOBODY, dtype=np.int32)
+    found = 0
+    for band in range(bands):
+        hashes = np.zeros(rows, dtype=np.uint64)
+        for place in range(width):
+            hashes += signatures[:, band * width + place].astype(np.uint64) * odd[place]
+            hashes ^= hashes >> np.uint64(29)
+        order = np.argsort(hashes, kind="stable")
+        same = hashes[order[1:]] == hashes[order[:-1]]
+        member = np.concatenate([same, [False]]) | np.concatenate([[False], same]) if rows else np.zeros(0, bool)
+        begins = member & ~np.concatenate([[False], same]) if rows else member
+        numbers = np.cumsum(begins) - 1 + found
+        groups[order[member], band] = numbers[member]
+        found += int(begins.sum())
+    return groups
+
+
+def _chained(heads: np.ndarray, bands: np.ndarray, before: np.ndarray) -> list[int]:
+    """Return the kept rows that share a band, each once."""
+    found: set[int] = set()
+    for row, band in zip(heads.tolist(), bands.tolist(), strict=True):
+        while row != NOBODY:
+            found.add(row)
+            row = int(before[row, band])
+    return sorted(found)
+
+
+def _first_like(signatures: np.ndarray, row: int, others: list[int], least: float) -> int:
+    """Return the first of the others whose signature has as much in common with that of a row, or NOBODY."""
+    if not others:
+        return NOBODY
+    alike = (signatures[others] == signatures[row]).sum(axis=1) >= least
+    return others[int(alike.argmax())] if alike.any() else NOBODY

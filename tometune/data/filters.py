@@ -12,8 +12,8 @@ from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
 from tometune.config.filters import FiltersConfig
-from tometune.data.clean.features import STEP, feature, slices, turns_of
 from tometune.data.encoder import settled
+from tometune.data.features import STEP, feature, slices, turns_of
 from tometune.data.standardise import Standardised
 
 Tokenizer = Callable[[], Any]

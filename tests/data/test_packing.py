@@ -7,8 +7,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from tests.data.chatml import chatml_tokenizer, turns
 from tests.data.tokenised import mix_from
 from tests.fixtures.llama import tiny_llama
-from tometune.data.packs import pack
-from tometune.data.tokenised import IGNORE
+from tometune.data.labels import IGNORE
+from tometune.data.packing import pack
 from tometune.data.tokens import Tokens, tokenise
 
 MOST = 96
