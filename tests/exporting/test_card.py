@@ -11,7 +11,7 @@ from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, SourceConfig, SourceKind
 from tometune.config.export import ExportConfig
 from tometune.config.lora import LoraConfig
-from tometune.config.model import ModelConfig, Quantization
+from tometune.config.model import ModelConfig
 from tometune.config.root import Config
 from tometune.exporting.card import card, held_against, write_card, write_licence
 from tometune.exporting.hub import check_push, repositories
@@ -157,17 +157,6 @@ def test_what_an_export_was_held_against_is_said_as_it_was():
     assert held_against(trained) == "the adapter as trained; logits in bfloat16"
     other = {"reference": {"model": "16-bit base", "dtype": "float32"}, "checks": {}}
     assert "not on the 4-bit base as trained, which the machine could not hold" in held_against(other)
-
-
-def test_the_16_bit_base_of_a_4_bit_one():
-    for ending in ("-bnb-4bit", "-unsloth-bnb-4bit"):
-        model = ModelConfig(id=f"unsloth/Llama-3.2-3B-Instruct{ending}", revision="0" * 40)
-        base = base_of(model, ExportConfig())
-        assert (base.id, base.revision) == ("unsloth/Llama-3.2-3B-Instruct", "main")
-        assert base.quantization is Quantization.none
-    on_the_fly = ModelConfig(id="me/model", revision="abc")
-    assert base_of(on_the_fly, ExportConfig()).id == "me/model"
-    assert base_of(on_the_fly, ExportConfig(base="me/other", base_revision="v2")).revision == "v2"
 
 
 def test_a_repository_a_format():
