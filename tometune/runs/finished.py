@@ -118,16 +118,6 @@ class Finished:
         """The base of the merged model: a hub id, or the name of a local folder."""
         return Path(self.base.id).name if is_local(self.base) else self.base.id
 
-    @property
-    def tuned(self) -> str:
-        """What exports are compared with, in words."""
-        return "the adapter" if self.whole is None else "the run's model"
-
-    @property
-    def before(self) -> str:
-        """The model before training, in words."""
-        return "the base without the adapter" if self.whole is None else "the model before training"
-
     def digest(self) -> str:
         """Return the sha256 of the adapter's files; for a whole model, its fingerprint."""
         if self.whole is not None:
