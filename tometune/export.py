@@ -8,7 +8,6 @@ from pathlib import Path
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
 from tometune.config.chat import ONLY_CHAT
-from tometune.config.compare import ONLY_PREPARE
 from tometune.config.export import listed
 from tometune.config.main import verb
 from tometune.config.root import Config
@@ -20,7 +19,6 @@ IGNORES = {
     "sweep": "only train and report read it; name the run by run=multirun/<sweep>/<run_id>",
     "plan": "only train reads it; leave it out",
     "publish": "only report reads it; to put the model on the hub: push_to=user/name",
-    **ONLY_PREPARE,
     **ONLY_CHAT,
 }
 """Settings that export does not read, and the error for each."""
@@ -44,7 +42,7 @@ def main(config: Config) -> None:
         from tometune.exporting.folders import check_places, check_space
         from tometune.exporting.hub import publish
         from tometune.exporting.merge import naming_base
-        from tometune.models.load import check_source
+        from tometune.models.source import check_source
 
     exports = exports_of(formats, listed(config.quant), folder)
     merged = exports_of(["merged_16bit"], [], folder)

@@ -54,9 +54,7 @@ def test_another_base_of_the_same_shape_fails(trained):
     done = trained.verb("export", run, "export.base=other", f"export.folder={folder}", "format=[merged_16bit,gguf]")
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
-    assert re.match(
-        r"GateError: merged_16bit failed its checks: logits: differ from the adapter by ", error
-    )
+    assert re.match(r"GateError: merged_16bit failed its checks: logits: differ from the adapter by ", error)
     assert not gate_of(folder / "merged_16bit")["passed"]
     assert "This export failed its checks" in (folder / "merged_16bit" / "README.md").read_text()
     assert not list(folder.glob("gguf*"))

@@ -71,9 +71,7 @@ def test_a_merged_model_without_the_adapter_fails_however_little_was_trained(cop
     export = exports_of(["merged_16bit"], [], builder.folder)[0]
     monkeypatch.setattr(build, "merge", lambda base, _, dtype: base.to(dtype))
     gate = builder.make(export)
-    assert gate["problems"][0].startswith(
-        "weights: 16 bits hold 0.0% of what training changed, less than 10% ("
-    )
+    assert gate["problems"][0].startswith("weights: 16 bits hold 0.0% of what training changed, less than 10% (")
     monkeypatch.undo()
     gate = builder.make(export)
     assert gate["passed"], gate["problems"]

@@ -26,7 +26,8 @@ from tometune.exporting.merge import load_base, merge, share_of_change, sixteen_
 from tometune.exporting.model_card import write_card, write_licence
 from tometune.exporting.modelfile import modelfile
 from tometune.exporting.reference import References, TorchEngine
-from tometune.models.load import fingerprint, free_memory, load_model
+from tometune.models.load import free_memory, load_model
+from tometune.models.source import fingerprint, locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.runs.finished import Finished, is_local
 from tometune.runs.run import now
@@ -79,7 +80,7 @@ class Builder:
         """Take the run, the cache of models, and the folder of the exports."""
         self.finished, self.cache, self.folder = finished, cache, folder
         self.limits = finished.config.export
-        self.tokenizer = load_tokenizer(finished.model, cache)
+        self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))
         self.references = References(finished, cache, self.tokenizer)
         self.run_dtype = getattr(torch, str(finished.record["model"]["dtype"]))
 
@@ -186,7 +187,7 @@ class Builder:
         write_json(folder / "adapter_config.json", config)
         self._add_common_files(folder)
         base = finished.base if self.references.as_trained is None else finished.model
-        loaded = load_model(self.references.exact(base), self.cache)
+        loaded = load_model(locate(self.references.exact(base), self.cache))
         model = PeftModel.from_pretrained(loaded, folder, is_trainable=False)
         return TorchEngine("peft", model, AutoTokenizer.from_pretrained(folder), self.run_dtype), None
 
@@ -205,7 +206,7 @@ class Builder:
         else:
             saved = self.references.config_of(whole).dtype
             exact = {torch.bfloat16: Precision.bf16, torch.float16: Precision.fp16}.get(saved, Precision.fp32)
-            model = load_model(replace(whole, precision=exact), self.cache)
+            model = load_model(locate(replace(whole, precision=exact), self.cache))
             write_merged(model.to(sixteen_bits(published)) if exact is Precision.fp32 else model, folder)
             del model
         free_memory()

@@ -15,13 +15,7 @@ from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig
 from tometune.models.adapter import load_adapter
 from tometune.models.load import load_model
-from tometune.runs.finished import Finished
-
-SHAPE = (
-    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings"),
-)
-"""Settings that a base in 16 bits shares with its 4-bit copy."""
+from tometune.models.source import locate
 
 SHARD = "5GB"
 """Largest weight file: an interrupted upload resumes with the file it was at."""
@@ -34,7 +28,7 @@ def load_base(model: ModelConfig, cache: Path, named: bool) -> Any:
         UserError: it cannot be downloaded, or has no safetensors weights.
     """
     with naming_base(named):
-        return load_model(model, cache)
+        return load_model(locate(model, cache))
 
 
 @contextmanager
@@ -44,21 +38,6 @@ def naming_base(named: bool) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(str(error).replace("model.id=", "export.base=", 1) if named else str(error)) from error
-
-
-def check_shape(base: Any, trained: Any, finished: Finished) -> None:
-    """Check that the config of a 16-bit base has the shape of the base that was trained on.
-
-    Raises:
-        UserError: it is a different model.
-    """
-    for name in SHAPE:
-        expected, found = getattr(trained, name, None), getattr(base, name, None)
-        if found != expected:
-            raise UserError(
-                f"export.base={finished.base.id}: not the model that was trained, {finished.model.id}: {name} is "
-                f"{found} instead of {expected}; name the same model in 16 bits"
-            )
 
 
 def merge(base: Any, adapter: Path, dtype: torch.dtype) -> Any:

@@ -21,9 +21,10 @@ from tometune.common.hub import hub_errors
 from tometune.config.model import ModelConfig, Precision
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import CONVERSATIONS, NEW_TOKENS, Example, Prompt, Reference, divergence
-from tometune.exporting.merge import check_shape, load_base
+from tometune.exporting.merge import load_base
 from tometune.models.adapter import load_adapter
-from tometune.models.load import check_machine, free_memory, load_model, quantized, source_of
+from tometune.models.load import check_machine, free_memory, load_model
+from tometune.models.source import locate, quantized
 from tometune.runs.finished import REPEAT, Finished
 
 log = logging.getLogger(__name__)
@@ -78,13 +79,11 @@ class References:
         """Load the tuned model and record its behaviour."""
         finished, whole = self.finished, self.finished.whole
         log.info("asking %s", f"the adapter on {base.id}" if whole is None else "the run's model")
-        if base.id != finished.model.id:
-            check_shape(self.config_of(base), self.config_of(finished.model), finished)
         if whole is None:
             named = label != "as trained" and finished.config.export.base is not None
             model = load_adapter(load_base(self.exact(base), self.cache, named), finished.adapter)
         else:
-            model = load_model(self.exact(whole), self.cache)
+            model = load_model(locate(self.exact(whole), self.cache))
         self.compute = (next(model.parameters()).dtype, model.device)
         self.generation = GenerationConfig.from_dict(model.generation_config.to_dict())
         stops = greedy(model, self.tokenizer, NEW_TOKENS).eos_token_id
@@ -141,9 +140,9 @@ class References:
 
     def config_of(self, model: ModelConfig) -> Any:
         """Return the config of a model without loading its weights."""
-        source, revision = source_of(model, self.cache)
+        source = locate(model, self.cache)
         with hub_errors("export.base" if model is self.finished.base else "model.id", model.id):
-            return AutoConfig.from_pretrained(source, revision=revision)
+            return AutoConfig.from_pretrained(source.location, revision=source.revision)
 
 
 class TorchEngine:

@@ -118,4 +118,6 @@ def _separate(name: str, folder: Path, config: Config, run: Path | None) -> Subj
 def _digest(config: Config) -> str:
     """Hash everything that can change the scores of a given model."""
     content = {"meaning": MEANING, "model": content_of(config.model), "eval": content_of(config.eval)}
-    return content_hash({**content, "seed": config.seeds.generation, "inputs": evaluation_fingerprints(config)})
+    return content_hash(
+        {**content, "seed": config.seeds.generation, "inputs": evaluation_fingerprints(config.model, config.eval)}
+    )

@@ -98,8 +98,9 @@ def with_command_line(stored: Config, composed: Config) -> Config:
     settings = []
     for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
         key = override.key_or_group
-        added = key == "eval/task" and override.package  # e.g. +eval/task@eval.tasks.mine=jsonl
-        settings.append((override.package if added else key, override.is_delete()))
+        if key == "eval/task" and override.package:  # e.g. +eval/task@eval.tasks.mine=jsonl
+            key = override.package
+        settings.append((key, override.is_delete()))
     for key, deleted in sorted(settings, key=lambda setting: "." in setting[0]):  # whole groups come first
         group = key.partition(".")[0]
         if key in OF_THE_RUN:
