@@ -104,11 +104,9 @@ def test_it_answers_in_the_terminal_and_its_base_beside_it(trained: Workplace) -
 def test_what_a_whole_model_has_not_is_told_in_one_line(trained: Workplace) -> None:
     run = f"run={trained.run_folder().name}"
     wrong = {
-        (
-            "format=adapter",
-        ): r"^format=adapter: tiny-.* was trained with lora=none and has none; export format=merged_16",
+        ("format=adapter",): r"^format=adapter: tiny-.* was trained with lora=none and has none; use merged_16",
         ("format=[adapter,gguf]",): r"^format=adapter: tiny-.* was trained with lora=none",
-        ("export.base=x",): r"^export\.base=x: tiny-.* is a whole model and is merged into none; leave it out",
+        ("export.base=x",): r"^export\.base=x: tiny-.* is a whole model, which is not merged; leave it out",
     }
     for overrides, says in wrong.items():
         done = trained.verb("export", run, *overrides)

@@ -1,4 +1,4 @@
-"""The config of an earlier run, with what the command line changes about it."""
+"""The folder and config of an earlier run, and the settings that a command line changes in it."""
 
 import logging
 from dataclasses import is_dataclass
@@ -20,6 +20,18 @@ log = logging.getLogger(__name__)
 
 OF_THE_RUN = ("seed", "model", "experiment")
 """Choices that made the run and cannot be changed when it is scored again. (evaluate rejects data, lora, trainer.)"""
+
+
+def run_folder(run: str, outputs: Path) -> Path:
+    """Return the folder of a run that is named by a path or by an id under `outputs`.
+
+    Raises:
+        UserError: neither exists.
+    """
+    for folder in (Path(run).expanduser(), outputs / run):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"run={run}: no such folder, nor {outputs / run}; name a run folder, e.g. run=outputs/<run_id>")
 
 
 def stored_config(folder: Path) -> Config:
@@ -72,44 +84,32 @@ def _warn_once(keys: str, path: str) -> None:
 
 
 def with_command_line(stored: Config, composed: Config) -> Config:
-    """Return the stored config with the command line's tracking and paths, and its choices of `model.*` and `eval`.
+    """Return a run's config with the tracking, paths, `model.*` and `eval` settings of the command line.
 
-    Choosing `eval=…` takes the whole group from the command line; adding a task adds it to the run's own, and
-    `eval.limit=…` changes that value.
+    `eval=…` replaces the whole group, an added task joins the run's own tasks, and `eval.limit=…` changes that value.
 
     Raises:
-        UserError: a key is set that made the run.
+        UserError: the command line chooses something that made the run.
     """
     target = OmegaConf.structured(stored)
     source = OmegaConf.structured(composed)
     for group in ("tracking", "paths", "run"):
         OmegaConf.update(target, group, OmegaConf.select(source, group), merge=False)
-    for key, removed in _set_keys():
-        whole = key.partition(".")[0]
-        if key in OF_THE_RUN:
-            raise UserError(f"{key}: the run has its own; leave it out, or score a model by itself with model.id=…")
-        if removed:
-            _remove(target, key)
-        elif whole == "eval":
-            OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False, force_add=True)
-        elif whole == "model" or key == "seeds.generation":
-            OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False)
-    return typed(target)
-
-
-def _set_keys() -> list[tuple[str, bool]]:
-    """Return keys and groups of the command line, and whether it removes them; whole groups come first."""
-    keys = []
+    settings = []
     for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
         key = override.key_or_group
-        added = override.package if key == "eval/task" and override.package else key  # +eval/task@eval.tasks.mine=jsonl
-        keys.append((added, override.is_delete()))
-    return sorted(keys, key=lambda entry: "." in entry[0])
-
-
-def _remove(target: DictConfig, key: str) -> None:
-    """Remove a task, unless the choice of a group has done so."""
-    parent, _, last = key.rpartition(".")
-    tasks = OmegaConf.select(target, parent)
-    if last in tasks:
-        del tasks[last]
+        if key == "eval/task" and override.package:  # e.g. +eval/task@eval.tasks.mine=jsonl
+            key = override.package
+        settings.append((key, override.is_delete()))
+    for key, deleted in sorted(settings, key=lambda setting: "." in setting[0]):  # whole groups come first
+        group = key.partition(".")[0]
+        if key in OF_THE_RUN:
+            raise UserError(f"{key}: the run has its own; leave it out, or score a model by itself with model.id=…")
+        if deleted:
+            parent, _, last = key.rpartition(".")
+            OmegaConf.select(target, parent).pop(last, None)  # choosing another group may have removed the task already
+        elif group == "eval":
+            OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False, force_add=True)
+        elif group == "model" or key == "seeds.generation":
+            OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False)
+    return typed(target)

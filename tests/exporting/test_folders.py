@@ -1,4 +1,4 @@
-"""Exports take the place of exports alone, and of one that passed only if they passed too; a kill loses none."""
+"""Exports replace only exports, and a passing one only if they pass too; a kill loses none; changes are found."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 from tests.whole import Workplace
 from tometune.common.errors import UserError
-from tometune.exporting import places
+from tometune.exporting import folders
 
 
 def export(folder: Path, word: str, passed: bool, run_id: str = "a") -> dict:
@@ -22,19 +22,19 @@ def export(folder: Path, word: str, passed: bool, run_id: str = "a") -> dict:
 
 def make(target: Path, word: str, passed: bool) -> Path:
     """Make an export as the builder does."""
-    with places.new_folder(target) as new:
+    with folders.new_folder(target) as new:
         new.rmdir()
-        return places.settle(new, target, export(new, word, passed))
+        return folders.move_to(target, new, export(new, word, passed))
 
 
-def test_what_is_no_export_of_the_run_is_left_alone(tmp_path):
+def test_only_exports_of_the_run_are_replaced(tmp_path):
     target = tmp_path / "adapter"
     make(target, "first", passed=True)
     make(target, "second", passed=True)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert (target / "weights").read_text() == "second"
     (target / "gate.json").unlink()
-    with pytest.raises(UserError, match=r"holds no gate.json, so is no export, and would be overwritten"):
+    with pytest.raises(UserError, match=r"is not an export \(no gate.json\), and would be overwritten"):
         make(target, "third", passed=True)
     assert (target / "weights").read_text() == "second"
     shutil.rmtree(target)
@@ -43,7 +43,7 @@ def test_what_is_no_export_of_the_run_is_left_alone(tmp_path):
         make(target, "third", passed=True)
 
 
-def test_one_that_fails_stands_beside_one_that_passed(tmp_path):
+def test_a_failed_export_does_not_replace_a_passing_one(tmp_path):
     target = tmp_path / "adapter"
     assert make(target, "bad", passed=False) == target
     assert make(target, "good", passed=True) == target
@@ -54,7 +54,7 @@ def test_one_that_fails_stands_beside_one_that_passed(tmp_path):
 
 
 @pytest.mark.parametrize("moment", [1, 2])
-def test_a_kill_while_places_are_changed_loses_nothing(tmp_path, monkeypatch, moment):
+def test_a_kill_while_folders_are_renamed_loses_nothing(tmp_path, monkeypatch, moment):
     target, calls, replace = tmp_path / "adapter", [], Path.replace
     make(target, "good", passed=True)
 
@@ -68,15 +68,28 @@ def test_a_kill_while_places_are_changed_loses_nothing(tmp_path, monkeypatch, mo
         patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             make(target, "new", passed=True)
-    places.recover(target)
+    folders.recover(target)
     assert (target / "weights").read_text() == "good"
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_every_change_of_an_export_is_found(tmp_path):
+    for name in ("model.safetensors", "tokenizer.json", "run.json"):
+        (tmp_path / name).write_text(name)
+    gate = {"files": folders.listing(tmp_path)}
+    (tmp_path / "gate.json").write_text(json.dumps(gate))
+    assert folders.changed(tmp_path, gate) == []
+    (tmp_path / "model.safetensors").write_text("MODEL.safetensors")  # of the same size
+    assert folders.changed(tmp_path, gate) == ["model.safetensors"]
+    (tmp_path / "more").write_text("")
+    (tmp_path / "run.json").unlink()
+    assert folders.changed(tmp_path, gate) == ["more", "run.json"]
 
 
 @pytest.mark.whole
 def test_the_run_s_own_adapter_survives(trained: Workplace, copied: Path, tmp_path: Path):
     own = {path: path.read_bytes() for path in (copied / "adapter").iterdir() if path.is_file()}
-    for folder, says in ((copied, "inside the run, beside what training left"), (tmp_path / "x", "would be overwrit")):
+    for folder, says in ((copied, "inside the run, among its own files"), (tmp_path / "x", "would be overwrit")):
         (tmp_path / "x" / "adapter").mkdir(parents=True, exist_ok=True)
         (tmp_path / "x" / "adapter" / "mine").write_text("mine")
         done = trained.verb("export", f"run={copied}", "format=adapter", f"export.folder={folder}")

@@ -11,11 +11,11 @@ from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, SourceConfig, SourceKind
 from tometune.config.export import ExportConfig
 from tometune.config.lora import LoraConfig
-from tometune.config.model import ModelConfig, Quantization
+from tometune.config.model import ModelConfig
 from tometune.config.root import Config
-from tometune.exporting.card import card, held_against, write_card, write_licence
 from tometune.exporting.hub import check_push, repositories
 from tometune.exporting.licences import licence_for, licence_of, licence_texts
+from tometune.exporting.model_card import _reference, card, write_card, write_licence
 from tometune.runs.finished import Finished, base_of
 
 CHECKOUT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ GATE = {
     "passed": True,
     "problems": [],
     "engine": "llama.cpp",
-    "reference": {"model": "16-bit base", "dtype": "float32"},
+    "reference": {"model": "16-bit base", "dtype": "float32", "tuned": "the adapter"},
     "checks": {
         "template": {"equal": 8, "conversations": 8},
         "logits": {"mean_divergence": 0.0123, "limit": 0.05, "from_4_bits": 0.061},
@@ -75,21 +75,23 @@ def test_metadata_and_text(llama, kind, relation, base, tmp_path, monkeypatch):
     write_card(llama, kind, [("gguf-q8_0" if kind == "gguf" else kind, GATE)], tmp_path, "me/Llama-3.2-3B-tuned")
     write_licence(llama, tmp_path)
     found = ModelCard.load(tmp_path / "README.md")
-    told = found.data.to_dict()
-    assert (told["license"], told["base_model"], told["base_model_relation"]) == ("llama3.2", base, relation)
-    assert told["library_name"] == {"adapter": "peft", "merged_16bit": "transformers", "gguf": "gguf"}[kind]
+    data = found.data.to_dict()
+    assert (data["license"], data["base_model"], data["base_model_relation"]) == ("llama3.2", base, relation)
+    assert data["library_name"] == {"adapter": "peft", "merged_16bit": "transformers", "gguf": "gguf"}[kind]
     assert found.data.datasets == ["mlabonne/FineTome-100k", "arcee-ai/The-Tome"]
     assert "Built with Llama" in found.text
     assert "Llama 3.2 Community License, Copyright © Meta" in (tmp_path / "NOTICE").read_text()
     assert (tmp_path / "LICENSE.txt").read_text() == text.read_text()
     for part in (
-        "held against the adapter on the base in 16 bits, which is 0.061 nats a token from the adapter on the 4-bit",
+        "compared with the adapter on the base in 16 bits, which differs from the adapter on the 4-bit base, as "
+        "trained, by 0.061 nats per token; logits in float32",
         "`5d3eaeb3`",
         "200,000 rows",
         "| smollm2_135m | pydocs_1k | 3 |",
         "| qa | 24 |",
         "0.012 (0.05)",
         "r 16",
+        "nats per token",
     ):
         assert part in found.text
     assert str(llama.folder.parent) not in found.content
@@ -101,14 +103,14 @@ def test_metadata_and_text(llama, kind, relation, base, tmp_path, monkeypatch):
     assert all(part in found.text for part in loads)
 
 
-def test_a_failed_gate_is_the_first_thing_said(llama):
+def test_a_failed_export_says_so_at_the_top(llama):
     failed = {**GATE, "passed": False, "problems": ["logits: too far"]}
     text = card(llama, "gguf", [("gguf-q8_0", GATE), ("gguf-q4_k_m", failed)], "me/Llama-x")
-    assert "**This export failed its gate; do not use it.** logits: too far" in text[:900]
+    assert "**This export failed its checks; do not use it.** logits: too far" in text[:900]
 
 
 def test_a_name_that_the_licence_does_not_allow(llama):
-    with pytest.raises(UserError, match=r"asks for a name that begins with Llama; e.g. push_to=me/Llama-tuned"):
+    with pytest.raises(UserError, match=r"requires a name that begins with Llama; e.g. push_to=me/Llama-tuned"):
         check_push(llama, "me/tuned", ["gguf"], True)
 
 
@@ -152,25 +154,14 @@ def test_a_folder_is_asked_what_it_was_made_of(llama, tmp_path, says):
     assert [path.name for path in licence_texts(local)] == ["USE_POLICY.md"]
 
 
-def test_what_an_export_was_held_against_is_said_as_it_was():
-    trained = {"reference": {"model": "as trained", "dtype": "bfloat16"}, "checks": {}}
-    assert held_against(trained) == "the adapter as trained; logits in bfloat16"
-    other = {"reference": {"model": "16-bit base", "dtype": "float32"}, "checks": {}}
-    assert "not on the 4-bit base as trained, which the machine could not hold" in held_against(other)
+def test_what_an_export_was_compared_with():
+    trained = {"reference": {"model": "as trained", "dtype": "bfloat16", "tuned": "the adapter"}, "checks": {}}
+    assert _reference(trained) == "the adapter as trained; logits in bfloat16"
+    other = {"reference": {"model": "16-bit base", "dtype": "float32", "tuned": "the adapter"}, "checks": {}}
+    assert "(this machine could not load the 4-bit base that was trained)" in _reference(other)
 
 
-def test_the_16_bit_base_of_a_4_bit_one():
-    for ending in ("-bnb-4bit", "-unsloth-bnb-4bit"):
-        model = ModelConfig(id=f"unsloth/Llama-3.2-3B-Instruct{ending}", revision="0" * 40)
-        base = base_of(model, ExportConfig())
-        assert (base.id, base.revision) == ("unsloth/Llama-3.2-3B-Instruct", "main")
-        assert base.quantization is Quantization.none
-    on_the_fly = ModelConfig(id="me/model", revision="abc")
-    assert base_of(on_the_fly, ExportConfig()).id == "me/model"
-    assert base_of(on_the_fly, ExportConfig(base="me/other", base_revision="v2")).revision == "v2"
-
-
-def test_a_repository_a_format():
+def test_one_repository_per_format():
     assert repositories("me/x", ["gguf"]) == {"gguf": "me/x"}
     assert repositories("me/x", ["adapter", "merged_16bit", "gguf"]) == {
         "adapter": "me/x-adapter",
