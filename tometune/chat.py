@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
 from tometune.config.chat import Interface
-from tometune.config.compare import ONLY_PREPARE
 from tometune.config.export import ONLY_EXPORT
 from tometune.config.main import verb
 from tometune.config.root import Config
@@ -29,7 +28,6 @@ IGNORES = {
     "sweep": "only train and report read it; leave it out",
     "plan": "only train reads it; leave it out",
     "publish": "only report reads it; leave it out",
-    **ONLY_PREPARE,
     **ONLY_EXPORT,
 }
 """What chat cannot obey, and what is said of it."""

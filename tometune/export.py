@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
 from tometune.config.chat import ONLY_CHAT
-from tometune.config.compare import ONLY_PREPARE
 from tometune.config.export import listed
 from tometune.config.main import verb
 from tometune.config.root import Config
@@ -30,7 +29,6 @@ IGNORES = {
     "sweep": "only train and report read it; name the run by run=multirun/<sweep>/<run_id>",
     "plan": "only train reads it; leave it out",
     "publish": "only report reads it; to put the model on the hub: push_to=user/name",
-    **ONLY_PREPARE,
     **ONLY_CHAT,
 }
 """What export cannot obey, and what is said of it."""
@@ -55,7 +53,7 @@ def main(config: Config) -> None:
         from tometune.exporting.merged import naming_base
         from tometune.exporting.places import check_places
         from tometune.exporting.room import bytes_needed, check_room
-        from tometune.models.load import check_source
+        from tometune.models.source import check_source
 
     wanted = asked_for(formats, quants, folder)
     merged = asked_for(["merged_16bit"] if "gguf" in formats else [], [], folder)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,15 +49,14 @@ def save_base(folder: Path, seed: int) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace with one finished run in outputs/, on the model in base/; other/ is a model of the same shape."""
     place = Workplace(tmp_path_factory.mktemp("trained"))
     base = save_base(place.folder / "base", seed=3)
     save_base(place.folder / "other", seed=4)
     made = place.verb("train", *SMOKE, *SHORT, f"model.id={base}", "model.weights=pretrained")
     assert made.returncode == 0, made.stderr
-    yield place
-    place.close()
+    return place
 
 
 def builder_of(run: Path, place: Workplace, folder: Path) -> Builder:

@@ -61,7 +61,7 @@ def test_a_base_that_is_gone_or_another_one(copied, trained, tmp_path):
     try:
         change(config, quantization_config={"load_in_4bit": True})
         record = json.loads((copied / "run.json").read_text())
-        from tometune.models.load import fingerprint
+        from tometune.models.source import fingerprint
 
         record["model"]["revision"] = fingerprint(find_model(copied))
         (copied / "run.json").write_text(json.dumps(record))

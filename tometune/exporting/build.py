@@ -32,7 +32,8 @@ from tometune.exporting.reference import Reference
 from tometune.exporting.references import References
 from tometune.exporting.together import save_together
 from tometune.exporting.weights import check_adapter, check_merged, check_rounded, layers_of, linear_layers, spread
-from tometune.models.load import fingerprint, free_memory, load_model
+from tometune.models.load import free_memory, load_model
+from tometune.models.source import fingerprint, locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.runs.finished import Finished
 from tometune.runs.run import now
@@ -62,7 +63,7 @@ class Builder:
         self.limits = finished.config.export
         dtype = getattr(torch, str(finished.record["model"]["dtype"]))
         self.answering = Answering(dtype, finished.config.eval.batch_size or BATCH)
-        self.tokenizer = load_tokenizer(finished.model, cache)
+        self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))
         self.references = References(finished, cache, self.tokenizer)
         self._before: dict[str, torch.Tensor] | None = None
 
@@ -140,7 +141,7 @@ class Builder:
         """Write the whole model that was trained, in 16 bits, and load it with transformers."""
         saved, published = (self.references.config_of(model).dtype for model in (whole, self.finished.base))
         exact = {torch.bfloat16: Precision.bf16, torch.float16: Precision.fp16}.get(saved, Precision.fp32)
-        model = load_model(replace(whole, precision=exact), self.cache)
+        model = load_model(locate(replace(whole, precision=exact), self.cache))
         write_merged(model if exact is not Precision.fp32 else model.to(sixteen_bits(published)), folder)
         del model
         free_memory()

@@ -17,6 +17,7 @@ from tometune.exporting.prompts import Conversation
 from tometune.exporting.reference import Example, Fixed, render
 from tometune.exporting.torch_engine import answer, log_probabilities, text_of
 from tometune.models.load import load_model
+from tometune.models.source import locate
 
 
 class EngineError(RuntimeError):
@@ -61,7 +62,7 @@ class TorchEngine:
     @classmethod
     def of_adapter(cls, folder: Path, base: ModelConfig, cache: Path, answering: Answering) -> "TorchEngine":
         """Load an exported adapter onto its base with PEFT."""
-        model = peft.PeftModel.from_pretrained(load_model(base, cache), folder, is_trainable=False)
+        model = peft.PeftModel.from_pretrained(load_model(locate(base, cache)), folder, is_trainable=False)
         return cls("peft", model, AutoTokenizer.from_pretrained(folder), answering)
 
     @classmethod

@@ -12,6 +12,7 @@ from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig
 from tometune.models.adapter import load_adapter
 from tometune.models.load import load_model
+from tometune.models.source import locate
 from tometune.runs.finished import Finished
 
 SHAPE = (
@@ -31,7 +32,7 @@ def load_base(model: ModelConfig, cache: Path, named: bool) -> Any:
         UserError: it cannot be had, or holds no safetensors.
     """
     with naming_base(named):
-        return load_model(model, cache)
+        return load_model(locate(model, cache))
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from tometune.exporting.merged import check_shape, load_base
 from tometune.exporting.reference import Reference, beside_base, make_reference
 from tometune.exporting.together import generation_config
 from tometune.models.adapter import load_adapter
-from tometune.models.load import check_machine, free_memory, load_model, quantized, source_of
+from tometune.models.load import check_machine, free_memory, load_model
+from tometune.models.source import locate, quantized
 from tometune.runs.finished import Finished
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class References:
     def _ask_whole(self, whole: ModelConfig, before: ModelConfig, held: str) -> Reference:
         """Ask the whole model, and then what it was before, one after the other: memory holds one of them."""
         log.info("asking the run's model, and %s", before.id)
-        tuned = load_model(self.held(whole), self.cache)
+        tuned = load_model(locate(self.held(whole), self.cache))
         self.stops = generation_config(tuned, self.tokenizer)
         self.compute = (tuned.dtype, tuned.device)
         reference = make_reference(self.finished, self.tokenizer, tuned, held, self.limits.examples)
@@ -108,6 +109,6 @@ class References:
 
     def config_of(self, model: ModelConfig) -> Any:
         """Return the config of a base, without its weights."""
-        source, revision = source_of(model, self.cache)
+        source = locate(model, self.cache)
         with hub_errors("export.base" if model is self.finished.base else "model.id", model.id):
-            return AutoConfig.from_pretrained(source, revision=revision)
+            return AutoConfig.from_pretrained(source.location, revision=source.revision)

@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from tometune.common.errors import UserError, did_you_mean
 from tometune.config.root import Config
-from tometune.config.store import typed
 from tometune.reporting.records import (
     EXPECTED,
     check_schemas,
@@ -19,6 +18,7 @@ from tometune.reporting.records import (
     reason_missing,
 )
 from tometune.runs.identity import identity
+from tometune.runs.stored import stored_config
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,7 @@ def read_sweep(folder: Path) -> Sweep:
 
 def _completed(folder: Path, record: dict[str, Any]) -> SweepRun:
     """Read the settings of a completed run."""
-    path = folder / "config.yaml"
-    try:
-        loaded = OmegaConf.load(path)
-        assert isinstance(loaded, DictConfig)
-        config = typed(loaded)
-    except Exception as error:  # YAML, OmegaConf and the schema each have their own
-        problem = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not the config of a run ({problem}); move the run away or make it again") from None
+    config = stored_config(folder)
     return SweepRun(folder.name, folder, record, _settings(config, record), asdict(config.seeds))
 
 

@@ -131,4 +131,6 @@ def _separate(name: str, folder: Path, config: Config, run: Path | None) -> Subj
 def _digest(config: Config) -> str:
     """Hash what can change the scores of a given run."""
     content = {"meaning": MEANING, "model": content_of(config.model), "eval": content_of(config.eval)}
-    return content_hash({**content, "seed": config.seeds.generation, "inputs": evaluation_fingerprints(config)})
+    return content_hash(
+        {**content, "seed": config.seeds.generation, "inputs": evaluation_fingerprints(config.model, config.eval)}
+    )

@@ -1,6 +1,10 @@
 """The config of an earlier run, with what the command line changes about it."""
 
+import logging
+from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,26 +16,59 @@ from tometune.common.errors import UserError
 from tometune.config.root import Config
 from tometune.config.store import typed
 
+log = logging.getLogger(__name__)
+
 OF_THE_RUN = ("seed", "model", "experiment")
-"""What made the run, beside what evaluate never reads: not to be chosen anew when it is scored."""
+"""Choices that made the run and cannot be changed when it is scored again. (evaluate rejects data, lora, trainer.)"""
 
 
 def stored_config(folder: Path) -> Config:
-    """Return the config of a run folder.
+    """Return the config of a run folder, which an older or newer version may have written.
+
+    Settings that this version lacks are ignored with one warning; settings that the file lacks take their defaults.
 
     Raises:
-        UserError: config.yaml is missing, broken, or of another version.
+        UserError: config.yaml is missing or broken, or holds a value that its setting cannot take.
     """
     path = folder / "config.yaml"
     try:
         loaded = OmegaConf.create(path.read_text(encoding="utf-8"))
         assert isinstance(loaded, DictConfig), "not keys and values"
-        return typed(loaded)
+        unknown: list[str] = []
+        known = _known_settings(OmegaConf.to_container(loaded), Config, "", unknown)
+        config = typed(OmegaConf.create(known))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a run folder, e.g. run=outputs/<run_id>") from None
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: not a config of this version ({reason}); run its command again") from None
+        raise UserError(
+            f"{path}: cannot be read as a config ({reason}); repeat the command that made this run"
+        ) from None
+    if unknown:
+        _warn_once(", ".join(unknown), str(path))
+    return config
+
+
+def _known_settings(values: Any, schema: Any, prefix: str, unknown: list[str]) -> Any:
+    """Return `values` without the keys that `schema` (a type annotation) does not have; add those to `unknown`."""
+    if not isinstance(values, dict):
+        return values
+    types = (schema, *get_args(schema))  # a field may be optional: `PoolConfig | None`
+    group = next((each for each in types if is_dataclass(each)), None)
+    if get_origin(schema) is dict:  # e.g. `dict[str, TaskConfig]`: any key, each value a group
+        return {key: _known_settings(value, types[-1], f"{prefix}{key}.", unknown) for key, value in values.items()}
+    if group is None:
+        return values
+    hints = get_type_hints(group)
+    unknown += [f"{prefix}{key}" for key in values if key not in hints]
+    kept = {key: value for key, value in values.items() if key in hints}
+    return {key: _known_settings(value, hints[key], f"{prefix}{key}.", unknown) for key, value in kept.items()}
+
+
+@cache
+def _warn_once(keys: str, path: str) -> None:
+    """Warn about unknown settings of a run, once per process however often its config is read."""
+    log.warning("%s: this version has no settings %s; they are ignored", path, keys)
 
 
 def with_command_line(stored: Config, composed: Config) -> Config:

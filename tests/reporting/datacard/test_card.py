@@ -11,12 +11,11 @@ from tests.browser import needs_browser, opened
 from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
 from tometune.config.data import DataConfig
 from tometune.config.filters import NearDedupConfig
-from tometune.data.difference import between
 from tometune.data.mix import Mix, build_mix
 from tometune.data.profile import profile, samples
 from tometune.reporting.datacard import content
-from tometune.reporting.datacard.markdown import card_markdown, compare_markdown, inline
-from tometune.reporting.datacard.page import KEPT, SHOWN, card_page, compare_page, folded
+from tometune.reporting.datacard.markdown import card_markdown, inline
+from tometune.reporting.datacard.page import KEPT, SHOWN, card_page, folded
 
 EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bold** $x^2$ | `c`"
 
@@ -133,16 +132,6 @@ def test_one_source_and_sixty(mix_of: Callable[..., Mix], count: int) -> None:  
     assert len(drawn) <= 2 * 12
     assert ("48 others" in page) is (count == 60)
     assert f"source {count - 1:02}" in text
-
-
-def test_the_page_of_a_difference(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
-    rows = [conversation(number, source=EVIL if number % 2 else "alpha") for number in range(30)]
-    first, second = (profile(mix_of(rows[:count], None, count)) for count in (30, 20))
-    found = between(first, second, ("one", f"two {EVIL}")) | {"digests": ["d1", "d2"], "seeds": [0, 1]}
-    page, text = compare_page(found, (first, second)), compare_markdown(found)
-    assert "20 rows are in both, 10 only in one, 0 only in two" in page.replace("&lt;", "<")
-    assert "<script" not in page
-    assert "20 rows are in both, 10 only in one, 0 only in" in text
 
 
 @needs_browser

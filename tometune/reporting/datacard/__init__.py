@@ -1,1 +1,1 @@
-"""The data card of a mix, and the page of the difference of two: HTML of one file each, and Markdown."""
+"""The data card of a mix: an HTML page of one file, and Markdown."""

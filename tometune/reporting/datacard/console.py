@@ -1,7 +1,6 @@
-"""What `prepare` prints of contamination and of the difference of two mixes."""
+"""What `prepare` prints of contamination."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,7 +10,6 @@ from rich.text import Text
 from tometune.data.contamination.index import SHORTEST
 from tometune.data.contamination.overlaps import MixOverlaps
 from tometune.reporting.datacard.content import causes
-from tometune.reporting.datacard.markdown import numbers
 
 MOST_SOURCES = 12
 WORDS = 24
@@ -51,22 +49,6 @@ def print_contamination(console: Console, found: MixOverlaps | None, unchecked: 
         console.print(Text(f"! evaluation texts not looked for in {tasks}: {cause}", style="yellow"))
 
 
-def print_difference(console: Console, difference: Mapping[str, Any]) -> None:
-    """Print what two mixes share and how they differ."""
-    first, second = difference["names"]
-    only = difference["only"]
-    told = f"{difference['both']:,} rows in both, {only[0]:,} only in {first}, {only[1]:,} only in {second}"
-    _title(console, f"{first} beside {second}: {told}")
-    _table(console, ("what", first, second, "difference"), numbers(difference))
-    rows = [
-        (entry["source"], f"{entry['both']:,}", *(f"{count:,}" for count in entry["only"]))
-        for entry in difference["sources"][:MOST_SOURCES]
-    ]
-    more = len(difference["sources"]) - len(rows)
-    _title(console, f"sources{f', without {more} more' if more else ''}")
-    _table(console, ("source", "in both", f"only in {first}", f"only in {second}"), rows)
-
-
 def _title(console: Console, text: str) -> None:
     console.print()
     console.print(Text(text, style="bold"))
@@ -76,7 +58,7 @@ def _table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]])
     """Print a table, numbers at the right."""
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     for name in head:
-        left = name in ("task", "source", "what")
+        left = name in ("task", "source")
         table.add_column(Text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in rows:
         table.add_row(*(Text(" ".join(text.split())) for text in row))

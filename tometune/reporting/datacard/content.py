@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tometune.data.clean.masks import NEAR
 from tometune.data.contamination.overlaps import MixOverlaps
+from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
 from tometune.data.profile import Profile, described, repeats
 

@@ -1,7 +1,7 @@
 """The pictures of a data card: what a mix is made of, how long its rows are, what was left out on the way to it."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tometune.data.profile import Profile
-from tometune.reporting.drawing import ACCENTS, GRID, HUES, INK, MUTED, as_svg, panels, styled
+from tometune.reporting.drawing import GRID, HUES, INK, MUTED, as_svg, panels, styled
 
 NAMED = 12
 """Sources drawn by name; the rest are one."""
@@ -190,45 +190,3 @@ def steps(rows: Sequence[tuple[str, int, bool]], name: str) -> str | None:
     _bars(axis, [label(text) for text, _, _ in rows])
     told = "; ".join(f"{text}: {number:,}" for text, number, _ in rows)
     return as_svg(figure, f"steps-{name}", f"From the rows of the {name} read to those taken. {told}.")
-
-
-def overlaid(pair: Mapping[str, Profile]) -> str:
-    """Draw the histograms of two mixes over each other: characters, tokens where both have them, turns, scores."""
-    columns: list[tuple[str, Callable[[Profile], np.ndarray | None], bool]] = [
-        ("characters", lambda mix: mix.characters[mix.characters > 0], True),
-        ("tokens", lambda mix: None if mix.tokens is None else mix.tokens[mix.tokens > 0], True),
-        ("turns", lambda mix: np.clip(mix.turns, 1, MOST_TURNS), False),
-        ("score", lambda mix: None if mix.scores is None else mix.scores[~np.isnan(mix.scores)], False),
-    ]
-    shown = [(name, [of(mix) for mix in pair.values()], log) for name, of, log in columns]
-    full = [(name, values, log) for name, values, log in shown if all(v is not None and len(v) for v in values)]
-    figure, (axes,) = panels(1, len(full), 9.6, 2.9)
-    for axis, (name, values, log) in zip(axes, full, strict=True):
-        axis.set_title(name)
-        _pair(axis, name, [value for value in values if value is not None], log)
-    handles = [Patch(facecolor=ACCENTS[n], alpha=0.55, label=label(name)) for n, name in enumerate(pair)]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1, handleheight=1)
-    return as_svg(
-        figure, "overlaid", f"Histograms of {', '.join(name for name, _, _ in full)} of {' and '.join(pair)}."
-    )
-
-
-def _pair(axis: Axes, name: str, values: Sequence[np.ndarray], log: bool) -> None:
-    """Draw two histograms in shares of the rows."""
-    everything = np.concatenate(values)
-    if name == "turns":
-        edges = np.arange(0.5, MOST_TURNS + 1.5)
-    else:
-        low, high = np.percentile(everything, [0.1, 99.9])
-        low, high = (max(low, 1), max(high, 2)) if log else (low, high if high > low else low + 1)
-        edges = np.geomspace(low, high, BINS + 1) if log else np.linspace(low, high, BINS + 1)
-    for number, value in enumerate(values):
-        counts, _ = np.histogram(np.clip(value, edges[0], edges[-1]), edges)
-        axis.stairs(counts / len(value), edges, fill=True, color=ACCENTS[number], alpha=0.3)
-        axis.stairs(counts / len(value), edges, color=ACCENTS[number], linewidth=1.2)
-    if log:
-        _logarithmic(axis)
-    if name == "turns":
-        _counted(axis)
-    axis.set_ylim(0)
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -1,4 +1,4 @@
-"""mix.md and compare.md: the same as the pages, without pictures, in Markdown that shows texts as they are."""
+"""mix.md: the same as the page, without pictures, in Markdown that shows texts as they are."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,42 +76,6 @@ def _contamination(found: Values) -> list[str]:
     for tasks, cause in found["unchecked"]:
         lines += ["", f"Not looked for in {inline(tasks)}: {inline(cause)}"]
     return lines
-
-
-def compare_markdown(difference: Values) -> str:
-    """Return the difference of two mixes."""
-    first, second = difference["names"]
-    lines = [f"# {inline(first)} beside {inline(second)}", ""]
-    lines += [f"{difference['both']:,} rows are in both, {difference['only'][0]:,} only in {inline(first)}, "
-        f"{difference['only'][1]:,} only in {inline(second)}.", ""]  # fmt: skip
-    lines += [*table(("", first, second, "difference"), numbers(difference)), "", "## Sources", ""]
-    head = ("source", "in both", f"only in {first}", f"only in {second}")
-    rows = [(e["source"], f"{e['both']:,}", f"{e['only'][0]:,}", f"{e['only'][1]:,}") for e in difference["sources"]]
-    return "\n".join([*lines, *table(head, rows)]) + "\n"
-
-
-def numbers(difference: Values) -> list[tuple[str, ...]]:
-    """Return the numbers of two mixes side by side: what, of the first, of the second, the difference."""
-    one, two = difference["sides"]
-    counts = (("rows", "rows"), ("sources", "sources"), ("rows that repeat another", "repeats"))
-    rows: list[tuple[str, ...]] = [
-        (name, f"{one[key]:,}", f"{two[key]:,}", f"{one[key] - two[key]:+,}") for name, key in counts
-    ]
-    for name, group, key, form in (
-        ("characters", "characters", "sum", ",.0f"),
-        ("characters a row, median", "characters", "median", ",.0f"),
-        ("turns a row, mean", "turns", "mean", ",.2f"),
-        ("tokens", "tokens", "sum", ",.0f"),
-        ("tokens a row, median", "tokens", "median", ",.0f"),
-        ("rows with a quality score", "scores", "rows", ",d"),
-        ("quality score, mean", "scores", "mean", ",.3f"),
-    ):
-        values = [side[group] and side[group][key] for side in (one, two)]
-        if any(value is not None for value in values):
-            told = [format(value, form) if value is not None else "–" for value in values]
-            both = format(values[0] - values[1], f"+{form}") if None not in values else "–"
-            rows.append((name, *told, both))
-    return rows
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

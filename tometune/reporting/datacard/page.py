@@ -1,10 +1,10 @@
-"""mix.html and compare.html: one file each, without a script or any reference outside of itself.
+"""mix.html: one file, without a script or any reference outside of itself.
 
 Texts of rows are data of others: they are escaped, Markdown stays text, and the page forbids itself to load or run
 anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment
@@ -16,7 +16,6 @@ from tometune.reporting.datacard import figures
 from tometune.reporting.page import environment
 
 CARD = "datacard/card.html.jinja"
-COMPARE = "datacard/compare.html.jinja"
 
 SHOWN = 700
 """Characters of a turn that are shown unasked."""
@@ -47,24 +46,6 @@ def card_page(card: Mapping[str, Any], mix: Profile, max_length: int | None) -> 
             "steps": {origin: svg and Markup(svg) for origin, svg in steps.items()},  # noqa: S704
         }
     return _templates().get_template(CARD).render(card=card, pictures=pictures, max_length=max_length)
-
-
-def compare_page(difference: Mapping[str, Any], pair: Sequence[Profile]) -> str:
-    """Return the page of the difference of two mixes.
-
-    Args:
-        difference: `difference.between`.
-        pair: the values of both.
-    """
-    named = dict(zip(difference["names"], pair, strict=True))
-    mixes = {name: {source: int(rows.sum()) for source, rows in mix.by_source()} for name, mix in named.items()}
-    labels = {figures.label(name): {figures.label(s): n for s, n in by.items()} for name, by in mixes.items()}
-    with figures.drawing():
-        pictures = {
-            "sources": Markup(stacked(labels)),  # noqa: S704 - drawn by us
-            "overlaid": Markup(figures.overlaid(named)),  # noqa: S704
-        }
-    return _templates().get_template(COMPARE).render(difference=difference, pictures=pictures)
 
 
 def _templates() -> Environment:
