@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +31,13 @@ def model_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace with one finished run."""
     made = Workplace(tmp_path_factory.mktemp("full"))
     done = made.verb("train", *SMOKE)
     assert done.returncode == 0, done.stderr
     assert "every weight is trained: " in done.stderr
-    yield made
-    made.close()
+    return made
 
 
 def test_the_record_says_what_was_trained(trained: Workplace) -> None:
@@ -106,11 +104,9 @@ def test_it_answers_in_the_terminal_and_its_base_beside_it(trained: Workplace) -
 def test_what_a_whole_model_has_not_is_told_in_one_line(trained: Workplace) -> None:
     run = f"run={trained.run_folder().name}"
     wrong = {
-        (
-            "format=adapter",
-        ): r"^format=adapter: tiny-.* was trained with lora=none and has none; export format=merged_16",
+        ("format=adapter",): r"^format=adapter: tiny-.* was trained with lora=none and has none; use merged_16",
         ("format=[adapter,gguf]",): r"^format=adapter: tiny-.* was trained with lora=none",
-        ("export.base=x",): r"^export\.base=x: tiny-.* is a whole model and is merged into none; leave it out",
+        ("export.base=x",): r"^export\.base=x: tiny-.* is a whole model, which is not merged; leave it out",
     }
     for overrides, says in wrong.items():
         done = trained.verb("export", run, *overrides)
@@ -119,14 +115,13 @@ def test_what_a_whole_model_has_not_is_told_in_one_line(trained: Workplace) -> N
 
 
 @pytest.fixture(scope="module")
-def peaked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def peaked(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace with a run on a base in bfloat16 whose answers differ from prompt to prompt, trained in float32."""
     place = Workplace(tmp_path_factory.mktemp("peaked"))
     base = save_base(place.folder / "base", seed=3)
     made = place.verb("train", *PEAKED, *SHORT, *FULL, f"model.id={base}", "model.weights=pretrained")
     assert made.returncode == 0, made.stderr
-    yield place
-    place.close()
+    return place
 
 
 def test_exports_are_the_model_itself(peaked: Workplace) -> None:

@@ -34,24 +34,20 @@ def main(config: Config) -> None:
     with quick_imports():
         from tometune.data import preview
         from tometune.data.profile import profile
-        from tometune.data.tokens import tokenise
-        from tometune.models.tokenizer import load_tokenizer
         from tometune.reporting.data_card import print_contamination
-        from tometune.runs.inputs import cache_folder, mix_of
+        from tometune.runs.inputs import RunInputs
 
-    cache = cache_folder(config)
-    mix = mix_of(config, cache)
-    tokenizer = load_tokenizer(config.model, cache)
-    tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
+    inputs = RunInputs.resolve(config)
+    mix, tokens = inputs.mix, inputs.tokens
     console = Console(highlight=False)
     console.print(preview.summary(mix, tokens, config.trainer.max_length))
-    found, missing = _contamination(config, mix, cache)
+    found, missing = inputs.contamination()
     print_contamination(console, found, missing)
-    _row(console, config, tokens, tokenizer)
+    _row(console, config, tokens, inputs.tokenizer)
     values = profile(mix, tokens)
     folder = _write_card(config, mix, values, found, missing)
     console.print(f"\ndata card: {folder / 'mix.html'}, and as text {folder / 'mix.md'}", soft_wrap=True, markup=False)
-    console.print(f"kept in {cache}; train reads it from there", soft_wrap=True, markup=False)
+    console.print(f"cached in {inputs.cache}; train will reuse it", soft_wrap=True, markup=False)
 
 
 def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object) -> None:
@@ -64,14 +60,6 @@ def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object
     again = f"another: seed={number + 1} seeds.data={config.seeds.data}"
     console.print(f"\nrow {number} as the model sees it, trained tokens {where} ({again}):\n", markup=False)
     console.print(preview.row(tokens, tokenizer, number, marks), soft_wrap=True)
-
-
-def _contamination(config: Config, mix: "Mix", cache: Path) -> tuple["MixOverlaps | None", dict[str, str]]:
-    """Return what the mix shares with the evaluation, and why a task could not be looked at."""
-    from tometune.runs.inputs import contamination_of, held_out_where_reached
-
-    held_out, missing = held_out_where_reached(config)
-    return contamination_of(config, mix, held_out, cache) if held_out.texts else None, missing
 
 
 def _write_card(

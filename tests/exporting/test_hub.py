@@ -57,7 +57,7 @@ def test_pushed_broken_off_gone_on_and_loaded_back(trained: Workplace, hub: Hub,
 
     done = trained.verb(*command, env=env)
     assert done.returncode == 0, done.stderr
-    assert "found, its gate passed" in done.stderr
+    assert "exists and passed its checks" in done.stderr
     assert f"{hub.url}/tester/tuned" in done.stdout
     assert len(hub.uploads.received) == 1
     assert "tester/tuned" in hub.private
@@ -84,8 +84,8 @@ push([folder / "a", folder / "b", folder / "c"], folder / "README.md", "tester/s
     ("token", "repository", "says"),
     [
         ("hf_may_read", "tester/x", "the token may not write there; make one with write access"),
-        (TOKEN, "somebody/x", "the token is tester's and may not write there; make one with write access"),
-        (TOKEN, "tester/seen", "is there already and public, so everybody would see this model; set private=false"),
+        (TOKEN, "somebody/x", "the token of tester may not write there; make one with write access"),
+        (TOKEN, "tester/seen", "exists and is public, so everybody would see this model; set private=false"),
     ],
 )
 def test_what_may_not_be_pushed_is_said_before_anything_is_made(trained, hub, tmp_path, token, repository, says):

@@ -1,7 +1,6 @@
 """A search: three trials on tiny weights, led by validation examples that are in no test task."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import yaml
@@ -24,10 +23,9 @@ SEARCH = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     made = Workplace(tmp_path_factory.mktemp("search"))
-    yield made
-    made.close()
+    return made
 
 
 @needs_optuna

@@ -9,22 +9,19 @@ from transformers.utils import logging as transformers_logging
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
-from tometune.config.model import ModelConfig, Precision, Quantization
+from tometune.config.model import Precision, Quantization
+from tometune.models.source import ModelSource
 
 log = logging.getLogger(__name__)
 
 
-def load(model: ModelConfig, source: str, revision: str | None) -> PreTrainedModel:
+def load(source: ModelSource) -> PreTrainedModel:
     """Load a causal language model onto the machine's device.
-
-    Args:
-        model: precision, quantisation, attention.
-        source: hub id or folder.
-        revision: of the hub id.
 
     Raises:
         UserError: the hub does not give it, or it holds no safetensors.
     """
+    model = source.config
     transformers_logging.disable_progress_bar()
     dtype = compute_dtype(model.precision)
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
@@ -34,7 +31,9 @@ def load(model: ModelConfig, source: str, revision: str | None) -> PreTrainedMod
         arguments["device_map"] = {"": torch.cuda.current_device()}
     with hub_errors("model.id", model.id):
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(source, revision=revision, use_safetensors=True, **arguments)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                source.location, revision=source.revision, use_safetensors=True, **arguments
+            )
         except OSError as error:
             if "safetensors" in str(error):
                 raise UserError(

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tometune.data.clean.masks import NEAR
 from tometune.data.contamination.index import SHORTEST
 from tometune.data.contamination.overlaps import MixOverlaps
+from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
 from tometune.data.profile import Profile, described, repeats
 from tometune.reporting import card_figures

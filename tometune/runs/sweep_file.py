@@ -27,10 +27,10 @@ class Cell:
     overrides: list[str]
     """Settings of this cell from the command line and the sweep's preset."""
 
-    model: str
-    data: str
-    rows: int
-    seed: int
+    model: str | None = None
+    data: str | None = None
+    rows: int | None = None
+    seed: int | None = None
     error: str | None = None
     """Why its last attempt ended without a run.json, in one line."""
 
