@@ -2,15 +2,15 @@ import pytest
 
 from tests.reporting.sweeps import edit, write_run
 from tometune.config.tracking import TrackingConfig
-from tometune.reporting.publish import key, log_report, not_there
+from tometune.reporting.conclusions import NOTHING_TO_COMPARE
+from tometune.reporting.publish import key, log_report, runs_elsewhere
 from tometune.reporting.report import build, write
 from tometune.reporting.sweep import read_sweep
 from tometune.reporting.wandb_report import run_id
-from tometune.tracking.base import RunLabels
-from tometune.tracking.none import NoTracker
+from tometune.tracking.tracker import RunLabels, RunTracker
 
 
-class Kept(NoTracker):
+class Kept(RunTracker):
     """Keeps what it is told."""
 
     def __init__(self, folder):
@@ -86,10 +86,10 @@ def test_what_the_panels_will_lack(table_report):
         edit(run, tracking={"tracker": "wandb", "path": "me/tometune/x"})
     edit(runs[0], tracking={"tracker": "wandb", "path": "other/x"})
     sweep = read_sweep(table_report.sweep.folder)
-    assert not_there(sweep, "tometune") == [
-        "1 of 9 runs were not logged to W&B: its panels are without them",
+    assert runs_elsewhere(sweep, "tometune") == [
+        "1 of 9 runs were not logged to W&B, so its panels lack them",
         "runs were logged to project other, not tometune: set tracking.project",
     ]
     edit(runs[0], tracking={"tracker": "wandb", "path": "tometune/x"})
     edit(runs[-1], tracking={"tracker": "wandb", "path": "me/tometune/x"})
-    assert not_there(read_sweep(table_report.sweep.folder), "tometune") == []
+    assert runs_elsewhere(read_sweep(table_report.sweep.folder), "tometune") == []

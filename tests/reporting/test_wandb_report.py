@@ -8,7 +8,7 @@ import wandb_workspaces.reports.v2 as wr
 from tests.reporting.sweeps import write_run, write_table
 from tometune.reporting.report import build as build_report
 from tometune.reporting.wandb_report import build, factors, spec
-from tometune.tracking.base import sanitise
+from tometune.tracking.tracker import sanitise
 
 
 @pytest.fixture

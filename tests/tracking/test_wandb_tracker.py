@@ -16,10 +16,9 @@ START = """
 import logging
 from pathlib import Path
 from tometune.config.tracking import TrackingConfig
-from tometune.tracking import start_tracker
+from tometune.tracking import RunLabels, start_tracker
 logging.basicConfig(level=logging.WARNING)
-labels = {"run_id": "x", "job_type": "train", "group": "g", "folder": Path("outputs/run"), "run_config": {}}
-tracker = start_tracker(TrackingConfig(), **labels)
+tracker = start_tracker(TrackingConfig(), RunLabels("x", "train", "g", Path("outputs/run"), {}))
 """
 
 
