@@ -37,13 +37,7 @@ def missing() -> list[str]:
 
 
 def convert(merged: Path, file: Path, outtype: str, name: str) -> None:
-    """Write a merged model as a GGUF with 16 bits per weight, by llama.cpp's own converter.
-
-    Args:
-        merged: folder in Hugging Face's format.
-        file: the GGUF.
-        outtype: `f16` or `bf16`.
-        name: of the model, in the file's metadata.
+    """Write the model in the folder `merged` as a GGUF of `outtype` f16 or bf16, by llama.cpp's own converter.
 
     Raises:
         UserError: the converter does not know this architecture or tokenizer.
