@@ -143,7 +143,8 @@ def test_a_folder_that_cannot_be_written(large, tmp_path, monkeypatch):
 
 
 @pytest.mark.whole
-def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied, tmp_path, monkeypatch):
+def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied, exported, tmp_path, monkeypatch):
+    shutil.copytree(exported / "merged_16bit", copied / "export" / "merged_16bit")
     config = Config(run=str(copied), format="gguf", paths=PathsConfig(cache=str(tmp_path)), export=LIMITS)
     monkeypatch.setattr(gguf, "missing", lambda: ["cyllama"])
     with pytest.raises(UserError, match=r'format=gguf: needs cyllama; run: pip install "cyllama>=.*" and the same'):
