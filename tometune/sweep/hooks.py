@@ -16,7 +16,8 @@ from tometune.config.jobs import Jobs
 from tometune.config.root import Config
 from tometune.runs.lock import run_lock
 from tometune.runs.run import Run, runs_folder
-from tometune.sweep.cells import Cell, cell_of, cells_of, list_cells, note_error, read_cells
+from tometune.runs.sweep_file import Cell, read_cells
+from tometune.sweep.cells import cell_of, cells_of, list_cells, note_error
 from tometune.sweep.planned import compare
 from tometune.sweep.states import State, missing, standing
 
