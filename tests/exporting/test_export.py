@@ -28,7 +28,6 @@ def test_each_export_passed_in_the_engine_of_its_users(exported):
         assert ("share_of_change" in checks) == (name == "merged_16bit")
     adapter = gate_of(exported / "adapter")["checks"]
     assert adapter["logits"]["mean_divergence"] == 0
-    assert adapter["greedy"]["equal"] == 8
     assert adapter["rouge"] == {"examples": 8, "stored": True}
     assert gate_of(exported / "merged_16bit")["checks"]["share_of_change"] == pytest.approx(1, abs=0.05)
 

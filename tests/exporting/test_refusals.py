@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.exporting.conftest import LIMITS
 from tests.whole import assert_one_line
+from tometune import export
 from tometune.common.errors import UserError
+from tometune.config.export import ExportConfig, export_problems
 from tometune.config.model import ModelConfig
 from tometune.config.root import Config, PathsConfig
-from tometune.exporting import folders
+from tometune.exporting import folders, gguf
+from tometune.models.source import fingerprint
 from tometune.runs.finished import Finished, find_finished
+from tometune.runs.stored import stored_config
 
 
 def find(run: Path, tmp_path: Path, **settings: object):
@@ -54,10 +59,7 @@ def test_a_base_that_is_gone_or_another_one(copied, trained, tmp_path):
     try:
         change(config, quantization_config={"load_in_4bit": True})
         record = json.loads((copied / "run.json").read_text())
-        from tometune.models.source import fingerprint
-
-        record["model"]["revision"] = fingerprint(find_model(copied))
-        (copied / "run.json").write_text(json.dumps(record))
+        change(copied / "run.json", model=record["model"] | {"revision": fingerprint(stored_config(copied).model)})
         with pytest.raises(
             UserError, match=r"^export.base: missing; .* is stored in 4 bits, so name the same model in 16"
         ):
@@ -66,36 +68,53 @@ def test_a_base_that_is_gone_or_another_one(copied, trained, tmp_path):
         config.write_text(before)
 
 
-def find_model(run: Path):
-    """Return the model group of a run's config."""
-    from tometune.runs.stored import stored_config
-
-    return stored_config(run).model
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"formats": "ggml"}, "format=ggml: one of adapter, merged_16bit, gguf"),
+        ({"quants": ["q8_0", "q4"]}, "quant=q4: one of f16"),
+        ({"formats": []}, "format: empty; name one or more of adapter"),
+        ({"push_to": "name"}, "push_to=name: not the id of a repository; write push_to=user/name"),
+        (
+            {"config": ExportConfig(folder=__file__ + "/x")},
+            f"export.folder={__file__}/x: {__file__} is a file; give an",
+        ),
+        ({"config": ExportConfig(min_share=-1)}, "export.min_share=-1: not 0 or more"),
+        ({"config": ExportConfig(max_divergence={"q4": 1})}, "export.max_divergence=q4: one of adapter"),
+    ],
+)
+def test_wrong_settings(given, line):
+    settings = {"formats": "gguf", "quants": "q8_0", "push_to": None, "config": ExportConfig()} | given
+    assert next(export_problems(**settings)).startswith(line)
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("settings", "says"),
     [
-        ((), r"^run: missing; name a finished run"),
-        (("run=RUN", "format=ggml"), r"^format=ggml: one of adapter, merged_16bit, gguf"),
-        (("run=RUN", "quant=[q8_0,q4]"), r"^quant=q4: one of f16"),
-        (("run=RUN", "push_to=name"), r"^push_to=name: not the id of a repository; write push_to=user/name"),
-        (("run=RUN", "format=gguf", "push_to=user/name"), r"^push_to: needs a token with write access; set HF_TOKEN"),
-        (
-            ("run=RUN", "push_to=user/name", "format=adapter"),
-            r"base is a folder on this machine .* nobody else can load",
-        ),
-        (("run=RUN", "lora.r=4"), r"^lora.r=4: the run has its own; leave it out"),
-        (("run=RUN", "export.folder=FILE/x"), r"FILE is a file|is a file; give another folder"),
-        (("run=RUN", "export.base=nobody/nothing"), r"^export.base=nobody/nothing: the model hub cannot be reached"),
+        ({"run": None}, r"^run: missing; name a finished run"),
+        ({"push_to": "user/name", "format": "gguf"}, r"^push_to: needs a token with write access; set HF_TOKEN"),
+        ({"push_to": "user/name", "format": "adapter"}, r"base is a folder on this machine .* nobody else can load"),
     ],
 )
-def test_one_line_each(trained, overrides, says):
-    (trained.folder / "FILE").write_text("")
-    run = str(trained.run_folder())
+def test_what_cannot_be_done(trained, tmp_path, monkeypatch, settings, says):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    paths = PathsConfig(cache=str(tmp_path))
+    with pytest.raises(UserError, match=says):
+        export.main.__wrapped__(Config(**{"run": str(trained.run_folder()), "paths": paths} | settings))
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lora.r=4", r"^lora.r=4: the run has its own; leave it out"),
+        ("export.base=nobody/nothing", r"^export.base=nobody/nothing: the model hub cannot be reached"),
+    ],
+)
+def test_nothing_is_written(trained, override, says):
     before = sorted(trained.run_folder().rglob("*"))
-    done = trained.verb("export", *(text.replace("RUN", run) for text in overrides))
+    done = trained.verb("export", f"run={trained.run_folder()}", override)
     assert done.returncode == 2, done.stderr
     assert_one_line(done, says)
     assert sorted(trained.run_folder().rglob("*")) == before
@@ -125,17 +144,7 @@ def test_a_folder_that_cannot_be_written(large, tmp_path, monkeypatch):
 
 @pytest.mark.whole
 def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied, tmp_path, monkeypatch):
-    from tometune import export
-    from tometune.config.export import ExportConfig
-    from tometune.exporting import gguf
-
-    limits = {"max_divergence": {"merged_16bit": 0.01}, "max_rouge_change": {"merged_16bit": 0.05}}
-    config = Config(
-        run=str(copied),
-        format="gguf",
-        paths=PathsConfig(cache=str(tmp_path)),
-        export=ExportConfig(examples=2, **limits),
-    )
+    config = Config(run=str(copied), format="gguf", paths=PathsConfig(cache=str(tmp_path)), export=LIMITS)
     monkeypatch.setattr(gguf, "missing", lambda: ["cyllama"])
     with pytest.raises(UserError, match=r'format=gguf: needs cyllama; run: pip install "cyllama>=.*" and the same'):
         export.main.__wrapped__(config)
@@ -145,8 +154,6 @@ def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied
 
 def test_the_command_that_is_named_installs_the_extra():
     """tometune itself is on no package index."""
-    from tometune.exporting import gguf
-
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     extra = project["project"]["optional-dependencies"]["gguf"]
     assert shlex.split(gguf.INSTALL) == ["pip", "install", *extra]

@@ -25,10 +25,12 @@ BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m"
 
 def listing(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size in bytes and sha256 of each file of an export except gate.json."""
+    return {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in _files(folder).items()}
+
+
+def _files(folder: Path) -> dict[str, Path]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / GATE)
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
-    }
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def sha256_of(path: Path) -> str:
@@ -40,8 +42,7 @@ def sha256_of(path: Path) -> str:
 def changed(folder: Path, gate: Mapping[str, Any]) -> list[str]:
     """Return the files of an export that were added, removed or changed since its gate; sizes are compared first."""
     then: Mapping[str, Mapping[str, Any]] = gate["files"]
-    now = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    now.pop(GATE, None)
+    now = _files(folder)
     different = sorted({*then} ^ {*now})
     different += [name for name in {*then} & {*now} if now[name].stat().st_size != then[name]["size"]]
     return different or sorted(name for name, path in now.items() if sha256_of(path) != then[name]["sha256"])

@@ -78,11 +78,8 @@ def _llama(version: str) -> Licence:
     """Return the licence of Llama 3 (sections 1.b.i and 1.b.iii, which later versions word differently)."""
     first = version == "3"
     subject = "Meta Llama 3" if first else f"Llama {version}"
-    title, built_with, prefix = (
-        f"{subject} Community License",
-        "Built with Meta Llama 3" if first else "Built with Llama",
-        "Llama-3" if first else "Llama",
-    )
+    built_with, prefix = ("Built with Meta Llama 3", "Llama-3") if first else ("Built with Llama", "Llama")
+    title = f"{subject} Community License"
     page = f"https://www.llama.com/llama{version.replace('.', '_')}"
     return Licence(
         f"llama{version}",
