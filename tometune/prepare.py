@@ -34,7 +34,7 @@ def main(config: Config) -> None:
     with quick_imports():
         from tometune.data import preview
         from tometune.data.profile import profile
-        from tometune.reporting.datacard import console as told
+        from tometune.reporting.data_card import print_contamination
         from tometune.runs.inputs import RunInputs
 
     inputs = RunInputs.resolve(config)
@@ -42,7 +42,7 @@ def main(config: Config) -> None:
     console = Console(highlight=False)
     console.print(preview.summary(mix, tokens, config.trainer.max_length))
     found, missing = inputs.contamination()
-    told.print_contamination(console, found, missing)
+    print_contamination(console, found, missing)
     _row(console, config, tokens, inputs.tokenizer)
     values = profile(mix, tokens)
     folder = _write_card(config, mix, values, found, missing)
@@ -67,12 +67,11 @@ def _write_card(
 ) -> Path:
     """Write mix.html and mix.md; returns their folder."""
     from tometune.data.profile import samples
-    from tometune.reporting.datacard import content
-    from tometune.reporting.datacard.markdown import card_markdown
-    from tometune.reporting.datacard.page import card_page
+    from tometune.reporting import data_card
+    from tometune.reporting.data_card import card_markdown, card_page
 
-    shared = content.contamination(found, missing, str(config.data.contamination))
-    card = content.card(mix, values, shared, samples(mix))
+    shared = data_card.contamination(found, missing, str(config.data.contamination))
+    card = data_card.card(mix, values, shared, samples(mix))
     folder = Path(config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
     _write(folder, "mix.html", card_page(card, values, config.trainer.max_length))
     _write(folder, "mix.md", card_markdown(card))

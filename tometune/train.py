@@ -24,6 +24,7 @@ from tometune.runs.identity import plain
 from tometune.runs.inputs import RunInputs
 from tometune.runs.lock import BusyError
 from tometune.runs.run import Run
+from tometune.runs.stored import run_of_older_version
 from tometune.sweep import hooks
 from tometune.sweep.calibration import measured, remember, shape
 from tometune.sweep.plan import plan_measured
@@ -78,6 +79,7 @@ def main(config: Config) -> float | None:
         try:
             with hooks.attempt(run, config):
                 if not run.completed:  # another process may have finished it in the meantime
+                    log_older_version(run, config)
                     timed_experiment(run, inputs)
         except BusyError as busy:
             if config.sweep.name is None:
@@ -158,6 +160,13 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder)
         run.update(tracking=tracker.describe())
+
+
+def log_older_version(run: Run, config: Config) -> None:
+    """Log it if a new run repeats one that an older version of tometune made."""
+    older = None if run.record else run_of_older_version(config, run.id)
+    if older is not None:
+        log.info("%s: made by an older version, whose results can differ; starting a new run", older)
 
 
 def check_requirements(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Sources: hub datasets, local files and Python's own documentation, read as batches of plain rows."""
+"""Sources: hub datasets, local files and the embedded documentation, read as batches of plain rows."""
 
 import glob
 import json

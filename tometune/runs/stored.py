@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import is_dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -14,6 +15,8 @@ from yaml import YAMLError
 from tometune.common.errors import UserError
 from tometune.config.root import Config
 from tometune.config.store import typed
+from tometune.runs.identity import MEANING, identity
+from tometune.runs.run import HASH_LETTERS, read_record, runs_folder
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,23 @@ def _known_settings(values: Any, schema: Any, prefix: str, unknown: list[str]) -
     unknown += [f"{prefix}{key}" for key in values if key not in hints]
     kept = {key: value for key, value in values.items() if key in hints}
     return {key: _known_settings(value, hints[key], f"{prefix}{key}.", unknown) for key, value in kept.items()}
+
+
+def run_of_older_version(config: Config, run_id: str) -> Path | None:
+    """Return the folder of a run with the settings of `config` that an older version of tometune made, if there is one.
+
+    Its results may differ from those of this version (`MEANING`), so it is not reused. Its inputs are not compared.
+    """
+    wanted = identity(config, {})
+    siblings = runs_folder(config).glob(f"{escape(run_id[:-HASH_LETTERS])}*/run.json")
+    for path in sorted(siblings):
+        try:
+            older = read_record(path.parent).get("meaning", MEANING - 1) < MEANING
+            if older and identity(stored_config(path.parent), {}) == wanted:
+                return path.parent
+        except UserError:  # a broken record is not the subject here
+            continue
+    return None
 
 
 def with_command_line(stored: Config, composed: Config) -> Config:
