@@ -42,30 +42,20 @@ def test_runs_that_cannot_be_exported(copied, trained, tmp_path):
 
 @pytest.mark.whole
 def test_a_base_that_is_gone_or_another_one(copied, trained, tmp_path):
-    base = trained.folder / "base"
-    moved = base.rename(trained.folder / "moved")
-    try:
-        with pytest.raises(UserError, match=r"model.id=.*base: the base of this run is gone"):
-            find(copied, tmp_path)
-        shutil.copytree(trained.folder / "other", base)
-        with pytest.raises(UserError, match="not the base that this run was trained on"):
-            find(copied, tmp_path)
-        shutil.rmtree(base)
-    finally:
-        moved.rename(base)
-    config = base / "config.json"
-    before = config.read_text()
+    base = Path(shutil.copytree(trained.folder / "base", tmp_path / "base"))
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(config.replace(str(trained.folder / "base"), str(base)))
     assert find(copied, tmp_path).model.id == str(base)
-    try:
-        change(config, quantization_config={"load_in_4bit": True})
-        record = json.loads((copied / "run.json").read_text())
-        change(copied / "run.json", model=record["model"] | {"revision": fingerprint(stored_config(copied).model)})
-        with pytest.raises(
-            UserError, match=r"^export.base: missing; .* is stored in 4 bits, so name the same model in 16"
-        ):
-            find(copied, tmp_path)
-    finally:
-        config.write_text(before)
+    change(base / "config.json", quantization_config={"load_in_4bit": True})
+    with pytest.raises(UserError, match="not the base that this run was trained on"):
+        find(copied, tmp_path)
+    record = json.loads((copied / "run.json").read_text())
+    change(copied / "run.json", model=record["model"] | {"revision": fingerprint(stored_config(copied).model)})
+    with pytest.raises(UserError, match=r"^export.base: missing; .* is stored in 4 bits, so name the same model in 16"):
+        find(copied, tmp_path)
+    shutil.rmtree(base)
+    with pytest.raises(UserError, match=r"model.id=.*base: the base of this run is gone"):
+        find(copied, tmp_path)
 
 
 @pytest.mark.parametrize(
