@@ -56,7 +56,6 @@ def save_base(folder: Path, seed: int) -> Path:
 @contextmanager
 def made_once(folder: Path, name: str) -> Iterator[bool]:
     """Yield whether this worker is the one that has to make something in the folder; the others wait for it."""
-    folder.mkdir(exist_ok=True)
     with (folder / f"{name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = folder / f"{name}.done"
@@ -68,7 +67,9 @@ def made_once(folder: Path, name: str) -> Iterator[bool]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace with one finished run in outputs/, on the model in base/; other/ is a model of the same shape."""
     root = tmp_path_factory.getbasetemp()
-    place = Workplace((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "trained")
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "trained"
+    folder.mkdir(exist_ok=True)
+    place = Workplace(folder)
     with made_once(place.folder, "trained") as wanted:
         if wanted:
             base = save_base(place.folder / "base", seed=3)
