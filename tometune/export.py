@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.compare import ONLY_PREPARE
+from tometune.config.app import verb
 from tometune.config.export import listed
-from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.runs.inputs import cache_folder
 
@@ -24,19 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IGNORES = {
-    **dict.fromkeys(("model", "data", "lora", "trainer", "eval", "seed", "seeds"), "the run has its own; leave it out"),
-    "tracking": "export logs nothing to a tracker; leave it out",
-    "sweep": "only train and report read it; name the run by run=multirun/<sweep>/<run_id>",
-    "plan": "only train reads it; leave it out",
-    "publish": "only report reads it; to put the model on the hub: push_to=user/name",
-    **ONLY_PREPARE,
-    **ONLY_CHAT,
-}
-"""What export cannot obey, and what is said of it."""
 
-
-@partial(verb, ignores=IGNORES)
+@verb
 def main(config: Config) -> None:
     """Find the run, check that all of it can be done, make each export and hold it at the gate, publish."""
     from tometune.runs.finished import find_finished

@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tometune.common.distributed import agree, connect, first_alone, is_first
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.compare import ONLY_PREPARE
-from tometune.config.export import ONLY_EXPORT
+from tometune.config.app import Hooks, verb
 from tometune.config.jobs import Jobs
-from tometune.config.main import Hooks, verb
 from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
@@ -56,16 +53,7 @@ def after_sweep(jobs: Jobs) -> int:
     return around.end(jobs)
 
 
-@partial(
-    verb,
-    hooks=Hooks(before_sweep, after_sweep),
-    ignores={
-        "run": "only evaluate, export and chat read it; train finds the run of its config by itself",
-        **ONLY_PREPARE,
-        **ONLY_CHAT,
-        **ONLY_EXPORT,
-    },
-)
+@partial(verb, hooks=Hooks(before_sweep, after_sweep))
 def main(config: Config) -> float | None:
     """Carry the experiment out, or find that it is done, and show what came of it.
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from tometune.config.app import verb
 from tometune.config.compare import compared
-from tometune.config.main import verb
 from tometune.config.root import Config
 
 

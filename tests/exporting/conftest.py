@@ -10,8 +10,8 @@ import pytest
 
 from tests.fixtures.llama import tiny_llama
 from tests.whole import Workplace
+from tometune.config.app import verb  # noqa: F401 -- registers the resolvers that conf/ needs
 from tometune.config.export import ExportConfig
-from tometune.config.main import verb  # noqa: F401 -- registers the resolvers that conf/ needs
 from tometune.config.root import Config, PathsConfig
 from tometune.exporting.asked import asked_for
 from tometune.exporting.build import Builder

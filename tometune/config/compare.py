@@ -11,17 +11,14 @@ from omegaconf import DictConfig
 
 from tometune.common.errors import ConfigError, UserError, did_you_mean
 from tometune.config.checks import check
-from tometune.config.command_line import parsed
-from tometune.config.messages import COMPOSITION_ERRORS, explain
+from tometune.config.command_line import parse
+from tometune.config.messages import composition_errors
 from tometune.config.root import Config
 from tometune.config.settled import settled
 from tometune.config.store import CONFIG_NAME, conf_dir, typed
 
 OWN = ("data", "seeds.data")
 """What may be set for the second mix alone."""
-
-ONLY_PREPARE = {"compare": "only prepare reads it; leave it out"}
-"""Said to a user who sets it for another verb."""
 
 NOT_SHARED = ("compare", "data", "data.name", "data.rows", "data.pool.draw")
 """What makes the first mix the one it is; all else on the command line holds for both."""
@@ -48,7 +45,7 @@ def compared(config: Config) -> Config:
         if not own and name == hydra.runtime.choices.get("data"):
             raise UserError(f"compare={name}: is the mix of data={name} itself; name another, or what differs, "
                 f"""e.g. 'compare="{name} seeds.data=1"'""")  # fmt: skip
-        for override in parsed(own):
+        for override in parse(own):
             if not f"{override.key_or_group}.".startswith(tuple(f"{key}." for key in OWN)):
                 raise UserError(f"compare: {override.input_line} is not about the mix; set {' or '.join(OWN)} there")
         plain = _composed([*search, f"data={name}"])
@@ -66,7 +63,7 @@ def _shared(given: Sequence[str], has_pool: bool) -> list[str]:
     """Return the overrides of the command line that hold for both mixes."""
     return [
         override.input_line or ""
-        for override in parsed(given)
+        for override in parse(given)
         if override.key_or_group not in NOT_SHARED
         and (has_pool or not f"{override.key_or_group}.".startswith("data.pool."))
     ]
@@ -85,9 +82,10 @@ def _composed(overrides: list[str]) -> DictConfig:
         ConfigError: an override is wrong.
     """
     try:
-        return compose(CONFIG_NAME, overrides=overrides)
-    except COMPOSITION_ERRORS as error:
-        raise ConfigError([f"compare: {explain(error, [conf_dir()])}"]) from error
+        with composition_errors([conf_dir()]):
+            return compose(CONFIG_NAME, overrides=overrides)
+    except ConfigError as error:
+        raise ConfigError([f"compare: {problem}" for problem in error.problems]) from error
 
 
 @contextmanager

@@ -16,9 +16,6 @@ QUANTS = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
 FROM_4_BITS = "from_4_bits"
 """Key of the limit on what the base in 16 bits changes where it was trained on the one in 4."""
 
-ONLY_EXPORT = dict.fromkeys(("format", "quant", "push_to", "private", "export"), "only export reads it; leave it out")
-"""What the other verbs do not read, and what is said of it."""
-
 
 @dataclass
 class ExportConfig:
