@@ -48,9 +48,10 @@ def evaluate(subject: Subject) -> None:
         from tometune.evaluation.engines.requirements import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
+        from tometune.models.full import tuned
         from tometune.models.load import check_machine, describe, free_memory, load_model
+        from tometune.models.source import locate
         from tometune.models.tokenizer import load_tokenizer
-        from tometune.models.whole import tuned
         from tometune.runs.identity import plain
         from tometune.tracking import check_tracker, start_tracker
 
@@ -58,11 +59,11 @@ def evaluate(subject: Subject) -> None:
     check_machine(config.model)
     check_engine(config.eval.engine, config.eval.compile is True)
     check_tracker(config.tracking)
-    cache = cache_folder(config)
-    tokenizer = load_tokenizer(config.model, cache)
+    source = locate(config.model, cache_folder(config))
+    tokenizer = load_tokenizer(source)
     tasks = load_tasks(config.eval)
     seed_everything(config.seeds.generation)
-    model = load_model(config.model, cache)
+    model = load_model(source)
     with (
         subject.recording(describe(config.model, model)),
         start_tracker(
@@ -81,7 +82,7 @@ def evaluate(subject: Subject) -> None:
             if not config.lora.enabled:
                 model = None  # the trained model takes its place
                 free_memory()
-            subject.add_scores("tuned", scorer.stage("tuned", tuned(model, config, subject.run, cache)))
+            subject.add_scores("tuned", scorer.stage("tuned", tuned(model, source, config.lora, subject.run)))
         tracker.results(subject.record, subject.folder)
         subject.add_tracking(tracker.describe())
 

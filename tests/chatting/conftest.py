@@ -70,7 +70,7 @@ def default_config() -> Config:
 
 def write_run(folder: Path, base: Path, seed: int = 1, local: bool = False, **record: Any) -> Path:
     """Write a finished run: a random adapter on `tiny` (at `base`); `local` names the base by its folder."""
-    from tometune.models.load import fingerprint
+    from tometune.models.source import fingerprint
 
     config = default_config()
     values = plain(config)

@@ -12,7 +12,7 @@ from tests.data.conftest import files
 from tometune.config.data import RowFormat
 from tometune.data.columns import conversations
 from tometune.data.readers import Batch
-from tometune.data.rows import standardised
+from tometune.data.standardise import standardised
 
 TEXTS = st.one_of(
     st.none(), st.sampled_from(["", " ", "\n\x1c", "\u3000", "\u200b", "ﬁ", "İ", "ß A"]), st.text(max_size=5)
@@ -131,7 +131,7 @@ def test_other_texts_of_arrow_are_read_as_columns(text, monkeypatch):
     labels = pa.array(["s"] * 4).cast(text)
     other = pa.RecordBatch.from_arrays([lists, labels], names=["conversations", "source"])
     expected = standardised(Batch(plain.append_column("source", pa.array(["s"] * 4)), "x", range(4)), files("x"))
-    monkeypatch.setattr("tometune.data.rows._by_row", None)
+    monkeypatch.setattr("tometune.data.standardise._by_row", None)
     same(standardised(Batch(other, "x", range(4)), files("x")), expected)
 
 

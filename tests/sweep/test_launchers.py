@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -33,10 +32,9 @@ PRESETS = sorted(path.stem for path in (conf_dir() / "hydra" / "launcher").glob(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     made = Workplace(tmp_path_factory.mktemp("launchers"))
-    yield made
-    made.close()
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -66,15 +66,16 @@ def load_engines(sides: Sequence[Side], cache: Path, context: int, tell: Tell) -
 def _base(model: ModelConfig, cache: Path, tell: Tell) -> "Weights":
     """Load a base and its tokenizer."""
     from tometune.chatting.transformers_engine import Weights
-    from tometune.models.load import check_machine, check_source, load_model
+    from tometune.models.load import check_machine, load_model
+    from tometune.models.source import check_source, locate
     from tometune.models.tokenizer import load_tokenizer
 
     check_machine(model)
     check_source(model)
     tell(f"reading the tokenizer of {model.name}")
-    tokenizer = load_tokenizer(model, cache)
+    tokenizer = load_tokenizer(locate(model, cache, weights=False))
     tell(f"loading the weights of {model.name} (downloading or converting them the first time)")
-    return Weights(load_model(model, cache), tokenizer)
+    return Weights(load_model(locate(model, cache)), tokenizer)
 
 
 def add_adapter(weights: "Weights", folder: Path, name: str) -> None:
@@ -86,7 +87,7 @@ def add_adapter(weights: "Weights", folder: Path, name: str) -> None:
     from peft import PeftModel
 
     from tometune.models.adapter import check_safetensors, load_adapter
-    from tometune.models.rounding import round_once
+    from tometune.models.lora_rounding import round_once
 
     check_safetensors(folder)
     try:

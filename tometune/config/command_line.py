@@ -80,7 +80,7 @@ def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine:
     folder = Path(options.config_dir).resolve() if options.config_dir else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"--config-dir={options.config_dir}: no such folder")
-    overrides = [_with_plus(text) for text in options.overrides]
+    overrides = with_plus(options.overrides)
     if problems := [*_without_effect(overrides)]:
         raise ConfigError(problems)
     return CommandLine(overrides, options.multirun, folder, options)
@@ -125,16 +125,20 @@ def _without_effect(overrides: Sequence[str]) -> Iterator[str]:
             yield f"{text}: an empty dict changes nothing; name the keys to change, or delete a task: ~eval.tasks.NAME"
 
 
-def _with_plus(argument: str) -> str:
-    """Return an argument with the pluses with which Hydra accepts a new key in a dict whose keys are the user's own.
+def with_plus(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the pluses with which Hydra accepts a new key in a dict whose keys are the user's own.
 
     `data.pool.weights.NAME=0.5` becomes `++data.pool.weights.NAME=0.5`, and with a name that holds dots
     or slashes `++data.pool.weights={NAME: 0.5}`: dots would make it nested, and a key with slashes is a group.
     """
-    found = re.fullmatch(rf"\+{{0,2}}({'|'.join(map(re.escape, OWN_KEYS))})(?:\.([^=]+))?=(.*)", argument, re.DOTALL)
-    if found is None:
-        return argument
-    key, name, value = found.groups()
-    if name is None:
-        return f"++{argument.lstrip('+')}" if value.strip("{} ") else argument
-    return f"++{key}.{name}={value}" if re.fullmatch(r"[\w-]+", name) else f"++{key}={{{name}: {value}}}"
+    pattern = re.compile(rf"\+{{0,2}}({'|'.join(map(re.escape, OWN_KEYS))})(?:\.([^=]+))?=(.*)", re.DOTALL)
+    changed = []
+    for argument in arguments:
+        if found := pattern.fullmatch(argument):
+            key, name, value = found.groups()
+            if name is not None:
+                argument = f"++{key}.{name}={value}" if re.fullmatch(r"[\w-]+", name) else f"++{key}={{{name}: {value}}}"
+            elif value.strip("{} "):
+                argument = f"++{argument.lstrip('+')}"
+        changed.append(argument)
+    return changed

@@ -11,7 +11,7 @@ from tometune.config.root import Config
 
 READS = {
     "train": ("model", "data", "lora", "trainer", "eval", "tracking", "sweep", "seed", "seeds", "paths", "plan"),
-    "prepare": ("model", "data", "trainer.max_length", "eval", "sweep", "seed", "seeds.data", "paths", "compare"),
+    "prepare": ("model", "data", "trainer.max_length", "eval", "sweep", "seed", "seeds.data", "paths"),
     "evaluate": ("model", "eval", "tracking", "seed", "seeds.generation", "paths", "run"),
     "report": ("eval.resamples", "eval.confidence", "tracking", "sweep", "paths", "publish"),
     "export": ("export", "paths", "run", "format", "quant", "push_to", "private"),

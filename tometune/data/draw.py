@@ -1,18 +1,112 @@
-"""The draw: the eligible rows of a pool in one order, of which a mix takes a beginning, a larger one a longer one.
+"""The one order of a source's rows, however they are spread over files: by key, then by source and what was said."""
 
-Weights: each weighted source, and all others together, is a queue of its rows. The k-th row of a queue of weight w is
-put at (k − ½) / w, and the queues are merged by these numbers, ties in the draw's order. Every beginning of the merged
-order has each share to within a row or so. What weights do not name is drawn as its rows are in the pool.
-"""
-
+import json
 from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError, did_you_mean
 from tometune.common.seeding import stream
-from tometune.config.data import PoolConfig, PoolOrder
+from tometune.config.data import DataConfig, PoolConfig, PoolOrder, SourceConfig, SourceKind
+from tometune.data.filters import NEAR, Filtered
 from tometune.data.standardise import Standardised
+
+VERSION = 1
+"""Raised when the same rows come in another order."""
+
+
+def in_key_order(source: Standardised, cache: Path) -> np.ndarray:
+    """Return the numbers of all rows by key; of equal keys by the name of their source, then by a hash of the messages.
+
+    Rows that are still equal are the same text of the same source, letter by letter. Only rows that share a key and a
+    source are hashed; what comes out is cached.
+
+    Args:
+        source: standardised rows.
+        cache: root of the cache.
+    """
+
+    def build(folder: Path) -> None:
+        np.save(folder / "order.npy", _ordered(source))
+
+    key = {"source": source.fingerprint, "version": VERSION}
+    order: np.ndarray = np.load(cached_folder(cache, "order", key, build) / "order.npy")
+    return order
+
+
+def _ordered(source: Standardised) -> np.ndarray:
+    """Sort the rows, then the runs of equal ones among themselves."""
+    order = np.lexsort((source.labels, source.keys[:, 1], source.keys[:, 0]))
+    keys, labels = source.keys[order], source.labels[order]
+    same = np.concatenate([(keys[1:] == keys[:-1]).all(axis=1) & (labels[1:] == labels[:-1]), [False]])
+    member = same | np.concatenate([[False], same[:-1]])
+    places = np.flatnonzero(member)
+    if not len(places):
+        return order
+    run = np.cumsum(~np.concatenate([[False], same[:-1]]))[places]
+    rows = order[places]
+    hashes = np.empty(len(rows), dtype="S32")
+    lying = np.argsort(rows)  # the texts are read as they lie
+    for place in lying.tolist():
+        said = json.dumps(source.rows[int(rows[place])]["messages"])
+        hashes[place] = blake2b(said.encode(), digest_size=16).hexdigest().encode()
+    order[places] = rows[np.lexsort((hashes, run))]
+    return order
+
+
+@dataclass(frozen=True)
+class Eligible:
+    """The rows of a pool, one for each text."""
+
+    rows: np.ndarray
+    """Row numbers in the order of their keys, which is that of no file."""
+
+    in_base: np.ndarray
+    """Numbers of rows whose text is in the base."""
+
+    repeats: np.ndarray
+    """Numbers of rows whose text is in another row that was before them; some are in the base too."""
+
+
+def eligible(pool: Standardised, numbers: np.ndarray, base: Standardised, scores: np.ndarray | None) -> Eligible:
+    """Return one row of the pool for each text that is not in the base.
+
+    Of rows that share a text it is the one of the source that comes first by name, then of the best score, then the
+    first of the given order.
+
+    Args:
+        pool: its rows.
+        numbers: of those that no mask leaves out, in the order of `in_key_order`.
+        base: its rows; all of them count.
+        scores: shape (rows of the pool), where rows are ranked.
+    """
+    keys = np.concatenate([base.keys, pool.keys[numbers]])
+    sorting = [keys[:, 1], keys[:, 0]]  # np.lexsort sorts by the last one first
+    if scores is not None:
+        sorting = [*(_after_base(base, values) for values in (-scores[numbers], pool.labels[numbers])), *sorting]
+    order = np.lexsort(sorting)  # stable, so the base's rows come first, then the pool's as they are given
+    ordered = keys[order]
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    starts = np.flatnonzero(begins)
+    of_base = order < len(base.keys)
+    in_base = np.logical_or.reduceat(of_base, starts)[np.cumsum(begins) - 1] if len(order) else of_base
+    previous_of_base = np.concatenate([[False], of_base[:-1]])
+    first = ~of_base & (begins | previous_of_base)  # of the pool's rows of a text
+    taken = numbers[order[first & ~in_base] - len(base.keys)]
+    out = (in_base & ~of_base, ~of_base & ~first)
+    return Eligible(taken, *(numbers[order[some] - len(base.keys)] for some in out))
+
+
+def _after_base(base: Standardised, values: np.ndarray) -> np.ndarray:
+    """Put something below every value in front, so that the base's rows stay first."""
+    lowest = np.full(len(base.keys), -np.inf)
+    return np.concatenate([lowest, np.nan_to_num(values.astype(np.float64), neginf=np.finfo(np.float64).min)])
+
 
 OTHERS = "all other sources"
 
@@ -111,3 +205,105 @@ def _count(name: str, labels: np.ndarray, source: Standardised, config: PoolConf
     """Return the rows of a queue, in words."""
     members = next(member for queue, _, member in _queues(labels, source, config) if queue == name)
     return f"{int(members.sum()):,} rows"
+
+
+Counts = dict[str, dict[str, int]]
+
+
+def check_base(base: Standardised, filtered: Filtered, shared: int, wanted: int, config: DataConfig) -> None:
+    """Check that the base has the rows it should have; `shared` of them are in the evaluation, and dropped for that.
+
+    Raises:
+        UserError: it has fewer, or none.
+    """
+    not_empty(base, config.base, "data.base")
+    if not len(base.rows):
+        raise UserError(
+            f"data.base: none of its {_rows(base.read)} is usable ({_total(base.dropped):,} dropped); "
+            f"{_why(base.dropped)}; a row needs a turn of the user and an answer of the assistant"
+        )
+    found = int(filtered.keep.sum())
+    why = "; ".join([_why(base.dropped), *([_why(filtered.counts, "filtered")] if filtered.counts else [])])
+    if shared:
+        why += f"; data.contamination=drop: {shared:,}"
+    if not found:
+        raise UserError(f"data.base: no row is left ({why}); loosen data.filters, or set data.filters.base=false")
+    if found < wanted:
+        alone = config.pool is None and config.base.rows == config.rows
+        fix = f"data.rows={found}" if alone else f"data.base.rows={found}"
+        raise UserError(
+            f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({why}); set {fix}"
+        )
+
+
+def check_pool(config: DataConfig, added: int) -> None:
+    """Check that there is a pool to draw from, and one number of rows.
+
+    Raises:
+        UserError: there is none, or there are two.
+    """
+    if config.pool is None:
+        raise UserError(
+            f"data.rows={config.rows}: the base gives {config.rows - added} and there is no pool for the other {added}"
+            f"; set data.pool, or data.rows={config.rows - added}"
+        )
+    if config.pool.rows is not None:
+        raise UserError(
+            f"data.pool.rows={config.pool.rows}: is not read, data.rows={config.rows} says how many rows are drawn; "
+            "set data.pool.rows=null"
+        )
+
+
+def not_empty(source: Standardised, config: SourceConfig, key: str) -> None:
+    """Check that there was a row at all to read.
+
+    Raises:
+        UserError: there was none.
+    """
+    if source.read:
+        return
+    place = f"{key}.path={config.path}" if config.kind is SourceKind.files else f"{key}.id={config.id}"
+    raise UserError(f"{place}: is empty, there is no row in it; name one that holds conversations")
+
+
+def too_few(pool: Standardised, facts: dict[str, Any], short: Short, added: int, config: DataConfig) -> UserError:
+    """Return the error for a pool that has too few rows.
+
+    Args:
+        pool: its rows.
+        facts: what was counted on the way to the eligible ones.
+        short: what runs out.
+        added: rows that are wanted of it.
+        config: of the mix.
+    """
+    excluded = facts["excluded"]
+    steps = {"in the base": excluded["in_base"], "repeats": excluded["repeats"], "dropped": _total(pool.dropped)}
+    if facts["filtered"]:
+        steps["filtered"] = _total(facts["filtered"])
+    if facts.get("contaminated_rows"):
+        steps["data.contamination=drop"] = facts["contaminated_rows"]
+    if NEAR in facts:
+        steps["near-duplicates"] = sum(facts[NEAR].values())
+    went = ", ".join(f"{what}: {count:,}" for what, count in steps.items())
+    fewer = config.rows - added + short.rows
+    limit = f"{short.rows:,} can be added {short.reason} " if short.reason else ""
+    return UserError(
+        f"data.pool: {facts['eligible']:,} usable rows of {pool.read:,} ({went}), but {limit}data.rows={config.rows} "
+        f"needs {added:,} of them; add rows to the pool, or set data.rows={fewer}"
+    )
+
+
+def _rows(count: int) -> str:
+    """Return a number of rows in words."""
+    return f"{count:,} row{'s' if count != 1 else ''}"
+
+
+def _why(counts: Counts, what: str = "dropped") -> str:
+    """Say what was dropped and why."""
+    reasons = {reason: sum(by_source.values()) for reason, by_source in counts.items()}
+    return f"{what}: " + (", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none")
+
+
+def _total(counts: Counts) -> int:
+    """Return the sum over reasons and sources."""
+    return sum(sum(by_source.values()) for by_source in counts.values())

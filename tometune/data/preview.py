@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tometune.data.clean.masks import NEAR
+from tometune.data.filters import NEAR
+from tometune.data.labels import IGNORE
 from tometune.data.mix import Mix
-from tometune.data.tokenised import IGNORE
 from tometune.data.tokens import Tokens
 
 TRAINED, OTHER = "bold green", "dim"
