@@ -30,7 +30,12 @@ SHORT = {
 }
 """Words that stand for several overrides in the command lines of the golden files."""
 
-SMOKE_RUNS = ["SMOKE", "SMOKE PACKED", "SMOKE lora.lora_dropout=0.2 seed=1", "SMOKE trainer.learning_rate=1e-3 lora=none"]
+SMOKE_RUNS = [
+    "SMOKE",
+    "SMOKE PACKED",
+    "SMOKE lora.lora_dropout=0.2 seed=1",
+    "SMOKE trainer.learning_rate=1e-3 lora=none",
+]
 
 TOKENIZERS = ("tiny", "smollm2_135m", "llama3")
 """Two models of `conf/model`, and the tokenizer of the wheel `llama-models`."""
