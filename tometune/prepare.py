@@ -1,16 +1,13 @@
 """Build and tokenise the mix and show what is in it; no model is loaded."""
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_text
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.export import ONLY_EXPORT
-from tometune.config.main import verb
+from tometune.config.app import verb
 from tometune.config.root import Config
 
 if TYPE_CHECKING:
@@ -25,10 +22,8 @@ log = logging.getLogger(__name__)
 CARDS = "mixes"
 """Folder of the data cards below `paths.outputs`: many browsers may not read a hidden cache folder."""
 
-RUN = "only evaluate, export and chat read it; prepare builds the mix of its own config"
 
-
-@partial(verb, ignores={"run": RUN, **ONLY_CHAT, **ONLY_EXPORT})
+@verb
 def main(config: Config) -> None:
     """Build the data that `train` will use, print its numbers and one of its rows, and write its data card."""
     from rich.console import Console

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.tracking.test_base import write_predictions
+from tests.tracking.test_tracker import write_predictions
 from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig, TrackingMode
 from tometune.tracking import RunLabels, start_tracker
