@@ -71,7 +71,7 @@ def test_too_few_resamples_are_told(sweep):
 def test_too_few_examples_are_told(tmp_path, report):
     write_table(tmp_path / "s", examples=8, noise=0.2)
     (answer,) = answers(report(tmp_path / "s").table)
-    assert "cannot be detected with any number of seeds" in " ".join(answer.sentences)
+    assert "cannot be detected reliably with any number of seeds" in " ".join(answer.sentences)
 
 
 def test_the_published_table_cannot_tell():

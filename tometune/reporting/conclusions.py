@@ -96,7 +96,7 @@ def _answer(pair: tuple[str, str], found: Sequence[Table], table: Table) -> Answ
     if smallest > floor["seeds_needed"]["difference"]:
         sentences.append(
             f"With this number of examples, differences below {smallest:.3f} ({label(floor['metric'])}) cannot be "
-            "detected with any number of seeds; score more examples."
+            "detected reliably with any number of seeds; score more examples."
         )
     return Answer(question, _verdict(found, table), sentences)
 
