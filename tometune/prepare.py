@@ -1,15 +1,12 @@
 """Build the mix and its tokens, show what is in it, load no model."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_text
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.export import ONLY_EXPORT
-from tometune.config.main import verb
+from tometune.config.app import verb
 from tometune.config.root import Config
 
 if TYPE_CHECKING:
@@ -23,10 +20,8 @@ if TYPE_CHECKING:
 CARDS = "mixes"
 """Folder of the data cards, below `paths.outputs`: where browsers may read, which a hidden cache often is not."""
 
-RUN = "only evaluate, export and chat read it; prepare builds the mix of its own config"
 
-
-@partial(verb, ignores={"run": RUN, **ONLY_CHAT, **ONLY_EXPORT})
+@verb
 def main(config: Config) -> None:
     """Build what `train` will train on, print its numbers and one row of it, and write its data card."""
     from rich.console import Console

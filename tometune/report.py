@@ -8,15 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from tometune.common.errors import UserError
-from tometune.config.export import ONLY_EXPORT
-from tometune.config.main import verb
-from tometune.config.once import once
+from tometune.config.app import verb
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
 
 
-@once
-@partial(verb, ignores=ONLY_EXPORT)
+@partial(verb, whole_sweep=True)
 def main(config: Config) -> None:
     """Read the runs of a sweep, pair their scores by example, compare, write it all down; publish it if asked to."""
     from tometune.tracking import check_tracker

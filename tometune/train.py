@@ -13,10 +13,8 @@ from tempfile import TemporaryDirectory
 from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.export import ONLY_EXPORT
+from tometune.config.app import Hooks, verb
 from tometune.config.jobs import Jobs
-from tometune.config.main import Hooks, verb
 from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
@@ -47,15 +45,7 @@ def after_sweep(jobs: Jobs) -> int:
     return hooks.end(jobs)
 
 
-@partial(
-    verb,
-    hooks=Hooks(before_sweep, after_sweep),
-    ignores={
-        "run": "only evaluate, export and chat read it; train finds the run of its config by itself",
-        **ONLY_CHAT,
-        **ONLY_EXPORT,
-    },
-)
+@partial(verb, hooks=Hooks(before_sweep, after_sweep))
 def main(config: Config) -> float | None:
     """Make the run of a config, or find it finished, and print its scores.
 

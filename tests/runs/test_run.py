@@ -90,17 +90,17 @@ def test_a_broken_record_is_an_error_of_one_line(tmp_path: Path, text: str, says
 def test_a_full_disk_is_told_in_one_line_and_recorded(tmp_path: Path) -> None:
     made = config(tmp_path)
     run = Run.find(made, INPUTS)
-    with pytest.raises(SaveError, match="no room left"), run.recording(made, {}, {}):
+    with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):
         Path("/dev/full").write_text("x")
     record = read_record(run.folder)
     assert record["status"] == "failed"
-    assert record["error"].startswith(f"SaveError: {run.folder}: no room left")
+    assert record["error"].startswith(f"SaveError: {run.folder}: no space left")
 
 
 def test_where_not_even_the_record_can_be_written_the_error_is_still_told(tmp_path: Path, monkeypatch) -> None:
     made = config(tmp_path)
     run = Run.find(made, INPUTS)
-    with pytest.raises(SaveError, match="no room left"), run.recording(made, {}, {}):  # noqa: PT012
+    with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):  # noqa: PT012
         monkeypatch.setattr("tometune.common.files.write_text", lambda path, text: Path("/dev/full").write_text(text))
         Path("/dev/full").write_text("x")
     assert read_record(run.folder)["status"] == "running"

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from tometune.common.errors import UserError
-from tometune.common.files import write_json
+from tometune.common.files import disk_errors, write_json
 from tometune.config.jobs import Job
 from tometune.config.root import Config
 from tometune.runs.inputs import fingerprints
@@ -39,7 +39,8 @@ def cells_of(jobs: Iterable[Job]) -> dict[Path, list[Cell]]:
     """Return the cells of a command by the folder of their sweep (one, unless its name is what differs)."""
     found: dict[Path, list[Cell]] = {}
     for job in jobs:
-        found.setdefault(runs_folder(job.config), []).append(cell_of(job.config, job.overrides, job.problem))
+        cell = cell_of(job.config, job.overrides, " ".join(job.problems) or None)
+        found.setdefault(runs_folder(job.config), []).append(cell)
     return found
 
 
@@ -49,7 +50,7 @@ def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
     Raises:
         UserError: sweep.json is broken, or the folder cannot be written to.
     """
-    try:
+    with disk_errors(folder, "paths.multirun"):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK):
             listed = read_cells(folder)
@@ -57,8 +58,6 @@ def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
             if merged != listed or not (folder / NAME).exists():
                 content = {"schema": SCHEMA, "cells": [cell.listed() for cell in merged]}
                 write_json(folder / NAME, content)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}); set paths.multirun to a folder") from error
 
 
 def note_error(folder: Path, cell: Cell, error: str, exit_status: int) -> None:
