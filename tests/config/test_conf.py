@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tometune.config.store import conf_dir
+from tometune.config.root import conf_dir
 
 CONF = conf_dir()
 PATHS = {

@@ -7,8 +7,7 @@ import pytest
 
 from tometune.__main__ import verbs
 from tometune.common.errors import ConfigError
-from tometune.config.root import Config
-from tometune.config.store import conf_dir
+from tometune.config.root import Config, conf_dir
 from tometune.config.verbs import GROUPS, READS, check_keys, reads
 
 HINTS = get_type_hints(Config)

@@ -16,8 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from tometune.common.errors import ConfigError, UserError
-from tometune.config.root import Config
-from tometune.config.store import CONFIG_NAME, conf_dir
+from tometune.config.root import CONFIG_NAME, Config, conf_dir
 
 OWN_KEYS = ("data.pool.weights", "data.pool.caps")
 """Dicts whose keys are names in the user's data."""
