@@ -27,14 +27,14 @@ def main(config: Config) -> None:
     with quick_imports():
         from tometune.exporting import gguf
         from tometune.exporting.build import Builder, exports_of
-        from tometune.exporting.folders import check_places, check_space
+        from tometune.exporting.folders import check_folders, check_space
         from tometune.exporting.hub import publish
         from tometune.exporting.merge import naming_base
         from tometune.models.source import check_source
 
     exports = exports_of(formats, listed(config.quant), folder)
     merged = exports_of(["merged_16bit"], [], folder)
-    check_places(finished, folder, [one.folder for one in [*exports, *(merged if "gguf" in formats else [])]])
+    check_folders(finished, folder, [one.folder for one in [*exports, *(merged if "gguf" in formats else [])]])
     with naming_base(config.export.base is not None):
         check_source(finished.base)
     check_space(finished, folder, [(one.format, one.quant) for one in exports])

@@ -144,7 +144,14 @@ def test_a_folder_below_a_file(command, tmp_path, name, more):
 def test_all_problems_at_once(command):
     outcome = command("data=files_200k", "lora.r=0", "trainer.max_steps=0", "eval.confidence=2", "sweep.name='a b'")
     assert outcome.status == 2
-    starts = ["data.base.path is", "data.pool.path is", "lora.r=", "trainer.max_steps=", "eval.confidence=", "sweep.name="]
+    starts = [
+        "data.base.path is",
+        "data.pool.path is",
+        "lora.r=",
+        "trainer.max_steps=",
+        "eval.confidence=",
+        "sweep.name=",
+    ]
     assert len(outcome.errors) >= len(starts)
     assert all(any(line.startswith(start) for line in outcome.errors) for start in starts)
 

@@ -38,7 +38,9 @@ def answers(trained: Workplace, model: str, env: dict[str, str]) -> list[list[in
     return found
 
 
-def test_pushed_broken_off_gone_on_and_loaded_back(trained: Workplace, hub: Hub, tmp_path: Path) -> None:
+def test_pushed_broken_off_gone_on_and_loaded_back(
+    trained: Workplace, exported: Path, hub: Hub, tmp_path: Path
+) -> None:
     hub.tokens.add(TOKEN)
     env = hub.env(tmp_path / "hf") | {"HF_TOKEN": TOKEN}
     command = ["export", f"run={trained.run_folder()}", "format=merged_16bit", "push_to=tester/tuned"]
@@ -65,7 +67,7 @@ def test_pushed_broken_off_gone_on_and_loaded_back(trained: Workplace, hub: Hub,
     assert {"model.safetensors", "tokenizer.json", "README.md", "run.json", "gate.json"} <= names
     assert 'from_pretrained("tester/tuned")' in (repository / "README.md").read_text()
 
-    local = answers(trained, str(trained.run_folder() / "export" / "merged_16bit"), {})
+    local = answers(trained, str(exported / "merged_16bit"), {})
     assert answers(trained, "tester/tuned", hub.env(tmp_path / "other") | {"HF_TOKEN": TOKEN}) == local
     written = [path for path in trained.folder.rglob("*") if path.is_file() and path.stat().st_size < 1_000_000]
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]

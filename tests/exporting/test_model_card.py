@@ -88,7 +88,7 @@ def test_metadata_and_text(llama, kind, relation, base, tmp_path, monkeypatch):
         "`5d3eaeb3`",
         "200,000 rows",
         "| smollm2_135m | pydocs_1k | 3 |",
-        "| qa | 24 |",
+        "| qa | 24 | 0.400 | 0.400 | 0.200 | 0.200 | 0.300 | 0.300 |\n| mean of tasks | | 0.400 | 0.400 |",
         "0.012 (0.05)",
         "r 16",
         "nats per token",

@@ -42,30 +42,20 @@ def test_runs_that_cannot_be_exported(copied, trained, tmp_path):
 
 @pytest.mark.whole
 def test_a_base_that_is_gone_or_another_one(copied, trained, tmp_path):
-    base = trained.folder / "base"
-    moved = base.rename(trained.folder / "moved")
-    try:
-        with pytest.raises(UserError, match=r"model.id=.*base: the base of this run is gone"):
-            find(copied, tmp_path)
-        shutil.copytree(trained.folder / "other", base)
-        with pytest.raises(UserError, match="not the base that this run was trained on"):
-            find(copied, tmp_path)
-        shutil.rmtree(base)
-    finally:
-        moved.rename(base)
-    config = base / "config.json"
-    before = config.read_text()
+    base = Path(shutil.copytree(trained.folder / "base", tmp_path / "base"))
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(config.replace(str(trained.folder / "base"), str(base)))
     assert find(copied, tmp_path).model.id == str(base)
-    try:
-        change(config, quantization_config={"load_in_4bit": True})
-        record = json.loads((copied / "run.json").read_text())
-        change(copied / "run.json", model=record["model"] | {"revision": fingerprint(stored_config(copied).model)})
-        with pytest.raises(
-            UserError, match=r"^export.base: missing; .* is stored in 4 bits, so name the same model in 16"
-        ):
-            find(copied, tmp_path)
-    finally:
-        config.write_text(before)
+    change(base / "config.json", quantization_config={"load_in_4bit": True})
+    with pytest.raises(UserError, match="not the base that this run was trained on"):
+        find(copied, tmp_path)
+    record = json.loads((copied / "run.json").read_text())
+    change(copied / "run.json", model=record["model"] | {"revision": fingerprint(stored_config(copied).model)})
+    with pytest.raises(UserError, match=r"^export.base: missing; .* is stored in 4 bits, so name the same model in 16"):
+        find(copied, tmp_path)
+    shutil.rmtree(base)
+    with pytest.raises(UserError, match=r"model.id=.*base: the base of this run is gone"):
+        find(copied, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +113,6 @@ def test_nothing_is_written(trained, override, says):
 @pytest.fixture
 def large(tmp_path: Path) -> Finished:
     """A run of a model with 3.2 billion parameters."""
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_model.safetensors").write_text("")
     record = {"model": {"parameters": 3_210_000_000}}
     return Finished(tmp_path, record, Config(), ModelConfig(), ModelConfig())
 
@@ -132,7 +120,7 @@ def large(tmp_path: Path) -> Finished:
 def test_a_full_disk(large, tmp_path, monkeypatch):
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(30e9, 29e9, 1e9))
     exports = [("adapter", None), ("merged_16bit", None), ("gguf", "q8_0")]
-    with pytest.raises(UserError, match=r"the exports need about 18\.\d GB, 1\.0 GB are free; free some space, or set"):
+    with pytest.raises(UserError, match=r"the exports need about 18\.\d GB, 1\.0 GB are free; free space, or set"):
         folders.check_space(large, tmp_path / "export", exports)
 
 
@@ -143,7 +131,8 @@ def test_a_folder_that_cannot_be_written(large, tmp_path, monkeypatch):
 
 
 @pytest.mark.whole
-def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied, tmp_path, monkeypatch):
+def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied, exported, tmp_path, monkeypatch):
+    shutil.copytree(exported / "merged_16bit", copied / "export" / "merged_16bit")
     config = Config(run=str(copied), format="gguf", paths=PathsConfig(cache=str(tmp_path)), export=LIMITS)
     monkeypatch.setattr(gguf, "missing", lambda: ["cyllama"])
     with pytest.raises(UserError, match=r'format=gguf: needs cyllama; run: pip install "cyllama>=.*" and the same'):

@@ -68,20 +68,18 @@ def check_space(finished: Finished, folder: Path, wanted: Sequence[tuple[str, st
         raise UserError(f"{nearest}: is a file, so {folder} cannot be created; set export.folder to a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{nearest}: not writable; set export.folder to a folder that is")
-    weights, formats = int(finished.record["model"]["parameters"]), {kind for kind, _ in wanted}
-    needed = (finished.adapter / "adapter_model.safetensors").stat().st_size if "adapter" in formats else 0.0
-    needed += 2 * weights * len(formats & {"merged_16bit"} or formats & {"gguf"})
-    needed += 2 * weights * ("gguf" in formats)  # the file that is quantised
-    needed += sum(weights * BITS[quant] / 8 for _, quant in wanted if quant is not None)
-    free = shutil.disk_usage(nearest).free
-    if free < 1.15 * needed:
+    quants = [quant for _, quant in wanted if quant is not None]
+    bits = sum(BITS[quant] for quant in quants) + (16 if quants else 0)  # with the file that is quantised
+    bits += 16 if quants or ("merged_16bit", None) in wanted else 0  # an adapter is small
+    needed, free = 1.15 * bits / 8 * finished.record["model"]["parameters"], shutil.disk_usage(nearest).free
+    if free < needed:
         raise UserError(
-            f"{folder}: the exports need about {1.15 * needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free some "
-            "space, or set export.folder to another disk"
+            f"{folder}: the exports need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free space, or "
+            "set export.folder to another disk"
         )
 
 
-def check_places(finished: Finished, folder: Path, targets: Sequence[Path]) -> None:
+def check_folders(finished: Finished, folder: Path, targets: Sequence[Path]) -> None:
     """Check that exports would replace nothing but earlier exports of this run.
 
     Raises:
@@ -92,10 +90,10 @@ def check_places(finished: Finished, folder: Path, targets: Sequence[Path]) -> N
         raise UserError(f"export.folder={folder}: inside the run, among its own files; leave it out ({own / 'export'})")
     for target in targets:
         for path in (target, failed(target)):
-            check_place(path, str(finished.record["run_id"]))
+            check_folder(path, str(finished.record["run_id"]))
 
 
-def check_place(target: Path, run_id: str) -> None:
+def check_folder(target: Path, run_id: str) -> None:
     """Check that a folder does not exist, is empty, or holds an export of the run."""
     if not target.exists() and not target.is_symlink():
         return
@@ -147,7 +145,7 @@ def move_to(target: Path, new: Path, gate: Mapping[str, Any]) -> Path:
     """
     existing = read_gate(target)
     place = failed(target) if existing and existing["passed"] and not gate["passed"] else target
-    check_place(place, gate["run_id"])
+    check_folder(place, gate["run_id"])
     old = place.with_name(OLD + place.name)
     if place.exists():
         place.replace(old)

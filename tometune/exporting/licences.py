@@ -42,7 +42,7 @@ class Licence:
     """The hub's name for it, e.g. `llama3.2`; `other` if it is not known here."""
 
     obligations: list[str]
-    """Duties of whoever passes the model on."""
+    """Duties of everyone who passes the model on, one sentence each."""
 
     notice: str | None = None
     """Text of the file NOTICE that has to be included."""
@@ -84,11 +84,11 @@ def _llama(version: str) -> Licence:
     return Licence(
         f"llama{version}",
         [
-            f"{built_with}. Whoever passes this model on displays “{built_with}” prominently.",
-            f"A copy of the {title} is included: {page}/license/",
-            f"The name of every model made from it begins with “{prefix}”.",
-            "The file NOTICE is kept in every copy.",
-            f"Use follows the Acceptable Use Policy: {page}/use-policy/",
+            f"Display “{built_with}” prominently wherever you pass this model on.",
+            f"Include a copy of the {title}: {page}/license/",
+            f"Begin the name of every model made from it with “{prefix}”.",
+            "Keep the file NOTICE in every copy.",
+            f"Follow the Acceptable Use Policy: {page}/use-policy/",
         ],
         f"{subject} is licensed under the {title}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
         prefix,

@@ -40,10 +40,7 @@ def merge(base: Any, adapter: Path, dtype: torch.dtype) -> Any:
     """Return the base with the adapter added into its weights.
 
     Each layer is added in float32 and rounded once to `dtype`; PEFT's `merge_and_unload` would round the change first.
-
-    Args:
-        base: a causal language model, not quantised; it is modified.
-        adapter: folder of the adapter.
+    `base` is modified; it must not be quantised.
 
     Raises:
         UserError: the adapter was made for another base.

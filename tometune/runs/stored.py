@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import is_dataclass
-from functools import cache
 from glob import escape
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -19,6 +18,8 @@ from tometune.runs.identity import MEANING, identity
 from tometune.runs.run import HASH_LETTERS, read_record, runs_folder
 
 log = logging.getLogger(__name__)
+
+_warned: set[str] = set()
 
 OF_THE_RUN = ("seed", "model", "experiment")
 """Choices that made the run and cannot be changed when it is scored again. (evaluate rejects data, lora, trainer.)"""
@@ -58,8 +59,10 @@ def stored_config(folder: Path) -> Config:
         raise UserError(
             f"{path}: cannot be read as a config ({reason}); repeat the command that made this run"
         ) from None
-    if unknown:
-        _warn_once(", ".join(unknown), str(path))
+    keys = ", ".join(unknown)
+    if unknown and keys not in _warned:  # once per process: a sweep has many runs of the same version
+        _warned.add(keys)
+        log.warning("%s: ignoring settings that this version does not have: %s", path, keys)
     return config
 
 
@@ -77,12 +80,6 @@ def _known_settings(values: Any, schema: Any, prefix: str, unknown: list[str]) -
     unknown += [f"{prefix}{key}" for key in values if key not in hints]
     kept = {key: value for key, value in values.items() if key in hints}
     return {key: _known_settings(value, hints[key], f"{prefix}{key}.", unknown) for key, value in kept.items()}
-
-
-@cache
-def _warn_once(keys: str, path: str) -> None:
-    """Warn about unknown settings of a run, once per process however often its config is read."""
-    log.warning("%s: this version has no settings %s; they are ignored", path, keys)
 
 
 def run_of_older_version(config: Config, run_id: str) -> Path | None:
