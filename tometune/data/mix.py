@@ -25,7 +25,7 @@ from tometune.common.errors import UserError
 from tometune.common.seeding import stream
 from tometune.config.data import Contamination, DataConfig, PoolOrder
 from tometune.config.filters import FiltersConfig, ScorerKind
-from tometune.data.contamination.overlaps import HeldOut, overlapping
+from tometune.data.contamination import EvaluationTexts, overlapping_rows
 from tometune.data.draw import (
     Short,
     check_base,
@@ -108,7 +108,11 @@ class Mix:
 
 
 def build_mix(
-    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None = None, held_out: HeldOut | None = None
+    config: DataConfig,
+    seed: int,
+    cache: Path,
+    tokenizer: Tokenizer | None = None,
+    held_out: EvaluationTexts | None = None,
 ) -> Mix:
     """Build the mix of a config; the same config, inputs and seed give the same rows on any machine.
 
@@ -196,7 +200,9 @@ def _examples(parts: dict[str, Taken]) -> dict[str, list[dict[str, Any]]]:
 CONTAMINATED = "contaminated"
 
 
-def of_base(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, held_out: HeldOut | None) -> Taken:
+def of_base(
+    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, held_out: EvaluationTexts | None
+) -> Taken:
     """Return all of the base in the order of its keys, or a draw of as many rows as the config wants of it."""
     base = standardise(config.base, "data.base", cache)
     on = config.filters if config.filters.base else FiltersConfig()
@@ -222,7 +228,7 @@ def of_pool(
     seed: int,
     cache: Path,
     tokenizer: Tokenizer | None,
-    held_out: HeldOut | None,
+    held_out: EvaluationTexts | None,
 ) -> Taken:
     """Draw rows from the pool."""
     check_pool(config, added)
@@ -252,7 +258,12 @@ def of_pool(
 
 
 def _without_held_out(
-    config: DataConfig, source: Standardised, origin: str, filtered: Filtered, held_out: HeldOut | None, cache: Path
+    config: DataConfig,
+    source: Standardised,
+    origin: str,
+    filtered: Filtered,
+    held_out: EvaluationTexts | None,
+    cache: Path,
 ) -> dict[str, Any]:
     """Take out of `filtered` the rows that share a run of words with the evaluation, where they are to be dropped.
 
@@ -263,7 +274,7 @@ def _without_held_out(
         return {}
     if held_out is None:
         raise ValueError("data.contamination=drop needs the texts of the evaluation")
-    tainted, counts = overlapping(source, held_out, cache)
+    tainted, counts = overlapping_rows(source, held_out, cache)
     out = np.flatnonzero(tainted & filtered.keep)
     filtered.examples[CONTAMINATED] = examples_of(source, origin, out)
     filtered.keep[out] = False

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tometune.data.contamination.index import SHORTEST
-from tometune.data.contamination.overlaps import MixOverlaps
+from tometune.data.contamination import MixOverlaps
+from tometune.data.ngrams import SHORTEST
 from tometune.reporting.datacard.content import causes
 
 MOST_SOURCES = 12

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tometune.data.contamination.overlaps import MixOverlaps
+from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
 from tometune.data.profile import Profile, described, repeats
