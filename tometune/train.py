@@ -13,10 +13,8 @@ from tempfile import TemporaryDirectory
 from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.export import ONLY_EXPORT
+from tometune.config.app import Hooks, verb
 from tometune.config.jobs import Jobs
-from tometune.config.main import Hooks, verb
 from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
@@ -24,6 +22,7 @@ from tometune.runs.identity import plain
 from tometune.runs.inputs import RunInputs
 from tometune.runs.lock import BusyError
 from tometune.runs.run import Run
+from tometune.runs.stored import run_of_older_version
 from tometune.sweep import hooks
 from tometune.sweep.calibration import measured, remember, shape
 from tometune.sweep.plan import plan_measured
@@ -46,15 +45,7 @@ def after_sweep(jobs: Jobs) -> int:
     return hooks.end(jobs)
 
 
-@partial(
-    verb,
-    hooks=Hooks(before_sweep, after_sweep),
-    ignores={
-        "run": "only evaluate, export and chat read it; train finds the run of its config by itself",
-        **ONLY_CHAT,
-        **ONLY_EXPORT,
-    },
-)
+@partial(verb, hooks=Hooks(before_sweep, after_sweep))
 def main(config: Config) -> float | None:
     """Make the run of a config, or find it finished, and print its scores.
 
@@ -78,6 +69,7 @@ def main(config: Config) -> float | None:
         try:
             with hooks.attempt(run, config):
                 if not run.completed:  # another process may have finished it in the meantime
+                    log_older_version(run, config)
                     timed_experiment(run, inputs)
         except BusyError as busy:
             if config.sweep.name is None:
@@ -158,6 +150,13 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder)
         run.update(tracking=tracker.describe())
+
+
+def log_older_version(run: Run, config: Config) -> None:
+    """Log it if a new run repeats one that an older version of tometune made."""
+    older = None if run.record else run_of_older_version(config, run.id)
+    if older is not None:
+        log.info("%s: made by an older version, whose results can differ; starting a new run", older)
 
 
 def check_requirements(config: Config) -> None:

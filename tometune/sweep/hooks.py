@@ -14,9 +14,10 @@ from tometune.common.distributed import first_alone, is_first
 from tometune.common.errors import UserError
 from tometune.config.jobs import Jobs
 from tometune.config.root import Config
-from tometune.runs.lock import owned
+from tometune.runs.lock import run_lock
 from tometune.runs.run import Run, runs_folder
-from tometune.sweep.cells import Cell, cell_of, cells_of, list_cells, note_error, read_cells
+from tometune.runs.sweep_file import Cell, read_cells
+from tometune.sweep.cells import cell_of, cells_of, list_cells, note_error
 from tometune.sweep.planned import compare
 from tometune.sweep.states import State, missing, standing
 
@@ -149,7 +150,7 @@ def attempt(run: Run, config: Config) -> Iterator[None]:
         with first_alone():
             if is_first():
                 run.check_writable()
-                stack.enter_context(owned(run.folder))
+                stack.enter_context(run_lock(run.folder))
             run.reload()
         if config.sweep.name is None or not is_first():
             yield
