@@ -223,29 +223,29 @@ def copied(mix: Any) -> int:
 
 
 def test_drop_draws_from_the_others(tmp_path: Path) -> None:
-    held_out = EvaluationTexts(TEXTS)
+    texts = EvaluationTexts(TEXTS)
     cache = tmp_path / "cache"
     kept = build_mix(config(tmp_path, Contamination.report, rows=46), 0, cache)
     assert copied(kept) > 8
-    mix = build_mix(config(tmp_path, Contamination.drop, rows=38), 0, cache, held_out=held_out)
+    mix = build_mix(config(tmp_path, Contamination.drop, rows=38), 0, cache, texts=texts)
     assert (len(mix.row_ids), copied(mix)) == (38, 0)
     assert mix.facts["base"]["contaminated"] == {"qa": {"alpha": 2}}
     assert mix.facts["pool"]["contaminated"] == {"qa": {"beta": 8}}
     assert mix.facts["pool"]["contaminated_rows"] == 8
     assert mix.facts["pool"]["eligible"] == 32
     assert [entry["origin"] for entry in mix.examples["contaminated"]] == ["base"] * 2 + ["pool"] * 5
-    smaller = build_mix(config(tmp_path, Contamination.drop, rows=20), 0, cache, held_out=held_out)
+    smaller = build_mix(config(tmp_path, Contamination.drop, rows=20), 0, cache, texts=texts)
     assert smaller.row_ids == mix.row_ids[:20], "mixes stay nested"
     with pytest.raises(UserError, match=r"data\.pool: 32 usable .* data\.contamination=drop: 8\), but"):
-        build_mix(config(tmp_path, Contamination.drop, rows=39), 0, cache, held_out=held_out)
+        build_mix(config(tmp_path, Contamination.drop, rows=39), 0, cache, texts=texts)
     with pytest.raises(UserError, match=r"has 8 usable .* data\.contamination=drop: 2\); set data\.base\.rows=8"):
-        build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=9), 0, cache, held_out=held_out)
+        build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=9), 0, cache, texts=texts)
     steps = {name: number for (_, name), number in preview._steps(mix.facts["pool"]).items()}
     assert steps["− shares words with the evaluation"] == 8
     assert steps["usable"] - 8 == steps["left to draw from"], "none of them went for another reason"
-    whole = build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=None), 0, cache, held_out=held_out)
+    whole = build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=None), 0, cache, texts=texts)
     assert whole.facts["base"]["rows"] == 8, "all that are left"
-    with pytest.raises(ValueError, match="needs the texts"):
+    with pytest.raises(ValueError, match="needs the evaluation texts"):
         build_mix(config(tmp_path, Contamination.drop), 0, cache)
 
 
@@ -256,13 +256,12 @@ def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(tmp_path: P
     mix = build_mix(data, 0, cache)
     assert data.pool is not None
     for _ in range(2):
-        held_out = EvaluationTexts([*TEXTS, ("other", "1", "a b c d e f g h i j k l m n o")])
+        texts = EvaluationTexts([*TEXTS, ("other", "1", "a b c d e f g h i j k l m n o")])
         sources = {"base": data.base, "pool": data.pool}
         found = {
-            name: overlaps(standardise(source, f"data.{name}", cache), held_out, cache)
-            for name, source in sources.items()
+            name: overlaps(standardise(source, f"data.{name}", cache), texts, cache) for name, source in sources.items()
         }
-        told = of_mix(mix.row_ids, found, held_out)
+        told = of_mix(mix.row_ids, found, texts)
         assert told.overlapping == copied(mix) == sum(told.counts["qa"].values())
         assert told.counts["qa"]["alpha"] == 2
         assert told.touched == {"qa": 1}
@@ -277,6 +276,6 @@ def test_repeats_in_a_base_are_counted_each_and_make_no_stock_phrase(tmp_path: P
     rows[0]["conversations"][0]["value"] = rows[0]["conversations"][0]["value"].replace("ZERO ", "")
     data = DataConfig(name="test", rows=30, base=files(write_jsonl(tmp_path / "base.jsonl", rows), rows=30))
     mix = build_mix(data, 0, tmp_path / "cache")
-    held_out = EvaluationTexts(TEXTS)
-    found = {"base": overlaps(standardise(data.base, "data.base", tmp_path / "cache"), held_out, tmp_path / "cache")}
-    assert of_mix(mix.row_ids, found, held_out).counts == {"qa": {"alpha": 30}}
+    texts = EvaluationTexts(TEXTS)
+    found = {"base": overlaps(standardise(data.base, "data.base", tmp_path / "cache"), texts, tmp_path / "cache")}
+    assert of_mix(mix.row_ids, found, texts).counts == {"qa": {"alpha": 30}}
