@@ -1,4 +1,4 @@
-"""Talk to a run's model, any model or a GGUF file, alone or beside another: a page in the browser, or the terminal."""
+"""Chat with a run's model, any other model or a GGUF file, alone or side by side: in the browser or the terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from functools import partial
+from importlib import util
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
@@ -17,7 +18,7 @@ from tometune.config.root import Config
 from tometune.runs.inputs import cache_folder
 
 if TYPE_CHECKING:
-    from tometune.chatting.loading import Loading
+    from tometune.chatting.engine import Loading
 
 log = logging.getLogger(__name__)
 
@@ -32,67 +33,62 @@ IGNORES = {
     **ONLY_PREPARE,
     **ONLY_EXPORT,
 }
-"""What chat cannot obey, and what is said of it."""
+"""Keys that chat does not read, and the message for a user who sets them."""
 
-GRACE = 2.0
-"""Seconds for which an open page can still show why the model could not be loaded."""
+ERROR_SECONDS = 2.0
+"""Time for an open page to show why the model could not be loaded."""
 
 
 @partial(verb, ignores=IGNORES)
 def main(config: Config) -> None:
-    """Find what is to be talked to, load it in the background, and serve the page or talk in the terminal."""
-    from tometune.chatting.loading import Loading
-    from tometune.chatting.sides import find_sides
+    """Find the models, load them in the background, and serve the page or chat in the terminal."""
+    from tometune.chatting.engine import Loading, load_engines
+    from tometune.chatting.targets import find_targets
 
-    sides = find_sides(config)
-    loading = Loading(sides, cache_folder(config), config.chat.context)
-    names = [side.label for side in sides]
-    if config.ui is Interface.terminal:
-        from tometune.chatting.terminal import talk
+    targets, cache = find_targets(config), cache_folder(config)
+    models = [target.label for target in targets]
+    loading = Loading(partial(load_engines, targets, cache, config.chat.context))
+    try:
+        if config.ui is Interface.terminal:
+            from tometune.chatting.terminal import run
 
-        talk(names, loading, config.chat, config.seeds.generation, cache_folder(config))
-    else:
-        page(names, loading, config)
+            run(models, loading, config.chat, config.seeds.generation, cache / "chat_history")
+        else:
+            serve_page(config, models, loading)
+    finally:
+        for engine in loading.engines:
+            engine.close()
 
 
-def page(names: list[str], loading: Loading, config: Config) -> None:
-    """Serve the page first and load then, so that it is there at once; ends with Ctrl-C.
+def serve_page(config: Config, models: list[str], loading: Loading) -> None:
+    """Serve the page until Ctrl-C. Loading starts once the page can be opened.
 
     Raises:
-        UserError: Gradio is not installed, the port is taken, or the model cannot be loaded.
+        UserError: Gradio is not installed, the port is taken, or a model cannot be loaded.
     """
-    from importlib import util
+    from tometune.chatting.engine import install_command
+    from tometune.chatting.server import import_gradio, serve
 
     if util.find_spec("gradio") is None:
-        from tometune.chatting.install import install
-
-        raise UserError(f"the page needs gradio; run: {install('chat', 'gradio')} (or set ui=terminal)")
-    from tometune.chatting.gradio_import import import_gradio
-
+        raise UserError(f"the page needs gradio; run: {install_command('chat', 'gradio')} (or set ui=terminal)")
     import_gradio()
-    from tometune.chatting.handlers import Chat
-    from tometune.chatting.page import build
-    from tometune.chatting.serving import serve
-    from tometune.chatting.turns import Turns
+    from tometune.chatting.page import CSS, ChatPage
 
-    chat = Chat(names, loading, Turns(), config.chat, config.seeds.generation)
-    served = build(chat)
-    serve(served, config.chat, config.share)
+    page = ChatPage(models, loading, config.chat, config.seeds.generation).build()
+    serve(page, config.chat, config.share, CSS)
+    start = time.monotonic()
     try:
-        start = time.monotonic()
-        loading.start(then=chat.turns.start)
-        while not loading.wait(0.5):
-            pass
+        loading.start()
+        loading.wait()
         if loading.error is not None:
-            time.sleep(GRACE)
+            time.sleep(ERROR_SECONDS)
             raise loading.error
         log.info("ready after %.1f s", time.monotonic() - start)
         threading.Event().wait()
-    except KeyboardInterrupt:  # how a page is ended; nothing broke off
+    except KeyboardInterrupt:  # the usual way to end it
         log.info("ended")
     finally:
-        chat.turns.close()
-        served.close(verbose=False)
+        page.close(verbose=False)
 
 
 if __name__ == "__main__":
