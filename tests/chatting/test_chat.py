@@ -43,7 +43,7 @@ def page(tmp_path: Path, base: Path, store: Path, clean_env: dict[str, str]) -> 
         text=True,
     )
     assert started.stdout is not None
-    line = started.stdout.readline() if select.select([started.stdout], [], [], 60)[0] else ""
+    line = started.stdout.readline() if select.select([started.stdout], [], [], 120)[0] else ""
     try:
         yield started, re.findall(r"http://127\.0\.0\.1:\d+/", line)[0]
     finally:
@@ -57,7 +57,7 @@ def test_a_run_next_to_its_base(page):
     started, address = page
     with opened(address) as seen:
         seen.page.wait_for_selector("#box textarea:enabled", timeout=60_000)
-        assert RUN in seen.page.inner_text("h1")
+        assert RUN in seen.page.inner_text(".tm-side:last-child")
         ask(seen.page, "What does this function do?")
         seen.page.wait_for_selector("#box .stop-button")
         finished(seen.page)
@@ -65,10 +65,15 @@ def test_a_run_next_to_its_base(page):
         assert before != after
         assert "…" not in (before, after)
         assert not any(token in before + after for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    numbers = r"[\d.]+"
     started.send_signal(signal.SIGINT)
     _, stderr = started.communicate(timeout=20)
     assert started.returncode == 0, stderr
-    assert [re.sub(r"[\d.]+", "1", line) for line in stderr.splitlines()] == ["ready after 1 s", "ended"]
+    assert [re.sub(numbers, "1", line) for line in stderr.splitlines()] == [
+        "loading tiny (base)",
+        f"loading {re.sub(numbers, '1', RUN)}",
+        "ended",
+    ]
 
 
 @pytest.mark.whole
@@ -88,7 +93,7 @@ def test_the_terminal_through_a_pipe(tmp_path, base, store, clean_env):
     (row,) = json.loads((tmp_path / "saved.json").read_text())
     assert row["model"] == RUN
     assert row["conversations"][0] == {"from": "human", "value": "What is it?"}
-    assert done.stderr == ""
+    assert done.stderr == f"loading {RUN}\n"
 
 
 def test_a_wrong_setting_is_one_line(run_verb: Run):

@@ -1,7 +1,6 @@
 """Conversations: what a model is sent, truncation to the context, storage, and that an export is training data."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -54,23 +53,9 @@ def test_an_export_is_read_back_as_training_data(tmp_path_factory, prompts, syst
         assert turns == [*sent, ("assistant", made.turns[-1].answers[side].text)]
 
 
-@given(st.lists(TEXTS, max_size=3))
-def test_a_stored_conversation_is_read_back(prompts):
-    made = conversation(prompts)
-    stored = json.loads(json.dumps(asdict(made)))
-    assert Conversation.from_dict(stored, made.models) == made
-    assert Conversation.from_dict(stored, ["other"]) is None
-
-
-@pytest.mark.parametrize("change", [{"turns": None}, {"turns": [{}]}, {"turns": [{"answers": [{"x": 1}]}]}, {"new": 1}])
-def test_stored_conversations_of_another_format_are_ignored(change):
-    stored = asdict(conversation(["one"]))
-    assert Conversation.from_dict(stored | change, stored["models"]) is None
-
-
 def test_surrogates_can_be_encoded():
     made = conversation(["half \ud800 of a pair"])
-    assert json.dumps(asdict(made), ensure_ascii=False).encode()
+    assert json.dumps(made.sharegpt(), ensure_ascii=False).encode()
 
 
 def test_retry_and_edit_drop_later_turns():

@@ -8,9 +8,7 @@ import pytest
 from rich.console import Console
 
 from tests.chatting.fake import Words
-from tometune.chatting.engine import Loading
 from tometune.chatting.terminal import Terminal, run
-from tometune.common.errors import UserError
 from tometune.config.chat import ChatConfig
 
 
@@ -19,10 +17,10 @@ def typed(monkeypatch, tmp_path, capsys):
     """Return a function that types lines and returns the output."""
     monkeypatch.chdir(tmp_path)
 
-    def chat(*lines, models=("tuned",), load=None):
-        engines = [Words(f"{model} says ") for model in models]
+    def chat(*lines, models=("tuned",), engines=None):
+        engines = engines or [Words(f"{model} says ") for model in models]
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        run(list(models), Loading(load or (lambda _: engines)), ChatConfig(), 0, tmp_path / "history")
+        run(list(models), engines, ChatConfig(), 0, tmp_path / "history")
         return capsys.readouterr().out
 
     return chat
@@ -76,19 +74,11 @@ def test_commands_answer_in_one_line(typed, line, message):
 
 
 def test_settings_hold_for_the_next_answers():
-    terminal = Terminal(["tuned"], Loading(lambda _: []), ChatConfig(), 0, Console(file=io.StringIO()))
+    terminal = Terminal(["tuned"], [], ChatConfig(), 0, Console(file=io.StringIO()))
     for line in ("/temperature 0", "/top_p 0.5", "/tokens 7", "/seed 9"):
         assert terminal.handle(line)
     settings = terminal.settings
     assert (settings.temperature, settings.top_p, settings.max_new_tokens, settings.seed) == (0, 0.5, 7, 9)
-
-
-def test_a_model_that_cannot_be_loaded_ends_the_command(typed):
-    def load(_):
-        raise UserError("model.id=a/b: no such repository")
-
-    with pytest.raises(UserError, match="no such repository"):
-        typed("hello", load=load)
 
 
 class Unreliable(Words):
@@ -106,7 +96,7 @@ class Unreliable(Words):
 
 def test_the_conversation_goes_on_after_errors_and_ctrl_c(typed, tmp_path):
     lines = ["one", "a large one", "/retry", "/edit two", "stop here", "three", "/save"]
-    out = typed(*lines, load=lambda _: [Unreliable("says ")])
+    out = typed(*lines, engines=[Unreliable("says ")])
     assert out.count("MemoryError: no [b]memory[/b]") == 2
     assert " · stopped" in out
     (row,) = json.loads((tmp_path / "conversation.json").read_text())

@@ -1,19 +1,15 @@
 """Conversations: prompts with the answers of one or two models, truncation to the context, and export as ShareGPT."""
 
-import secrets
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from tometune.chatting.engine import End, Engine, Message, Settings
 from tometune.common.errors import UserError
 from tometune.data.conversations import encodable
-
-TITLE = 40
-"""Longest title, in characters."""
 
 GAP = "\n…\n"
 """Replaces the middle of a prompt that is too long."""
@@ -85,18 +81,9 @@ class Conversation:
 
     system: str = ""
     turns: list[Turn] = field(default_factory=list)
-    id: str = ""
-    """Set with the first prompt."""
-
-    @property
-    def title(self) -> str:
-        """The beginning of the first prompt."""
-        text = " ".join(self.turns[0].prompt.split()) if self.turns else "New conversation"
-        return f"{text[: TITLE - 1]}…" if len(text) > TITLE else text
 
     def ask(self, prompt: str, seed: int) -> Turn:
         """Add a turn without answers."""
-        self.id = self.id or secrets.token_hex(8)
         self.turns.append(Turn(encodable(prompt), [Answer() for _ in self.models], seed))
         return self.turns[-1]
 
@@ -129,18 +116,6 @@ class Conversation:
                     messages += [{"from": "human", "value": turn.prompt}, {"from": "gpt", "value": answer}]
             rows.append({"conversations": messages, "model": model})
         return rows
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any], models: Sequence[str]) -> Self | None:
-        """Return a conversation stored as `dataclasses.asdict`; None if its format or its models are others."""
-        try:
-            turns = [
-                Turn(**{**turn, "answers": [Answer(**each) for each in turn["answers"]]}) for turn in stored["turns"]
-            ]
-            read = cls(**{**stored, "turns": turns})
-        except (LookupError, TypeError):
-            return None
-        return read if read.models == list(models) else None
 
 
 def fit(engine: Engine, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[Message], str]:

@@ -1,21 +1,21 @@
-"""What every engine offers, and how the engines of a chat are loaded in the background. Imports no torch."""
+"""What every engine offers, and how the engines of a chat are loaded. Imports no torch until then."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import tometune
 from tometune.common.imports import quick_imports
 
 if TYPE_CHECKING:
     from tometune.chatting.targets import Target
     from tometune.chatting.transformers_engine import SharedModel
+
+log = logging.getLogger(__name__)
 
 Message = dict[str, str]
 """`{role, content}`."""
@@ -41,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of an answer; a piece without a new token only lets the reader react, e.g. stop."""
+    """One step of an answer. A piece without a new token only gives the reader an opportunity to stop."""
 
     text: str
     tokens: int
@@ -58,11 +58,7 @@ class Engine(Protocol):
     """Tokens that prompt and answer may have together."""
 
     def count(self, messages: Sequence[Message]) -> int:
-        """Return the number of tokens of a prompt, including the header of the answer.
-
-        Raises:
-            UserError: the chat template refuses these messages.
-        """
+        """Return the number of tokens of a prompt. Raises UserError if the chat template refuses the messages."""
 
     def stream(self, messages: Sequence[Message], settings: Settings) -> Iterator[Piece]:
         """Yield the answer piece by piece, without special tokens. Closing the iterator stops the generation."""
@@ -71,51 +67,13 @@ class Engine(Protocol):
         """Release what the engine holds outside this process."""
 
 
-class Loading:
-    """Engines that a background thread loads, so that the page can be opened meanwhile."""
-
-    def __init__(self, load: Callable[[Callable[[str], None]], list[Engine]]) -> None:
-        """Do not load yet. `load` gets a function that it calls with a description of each step."""
-        self.engines: list[Engine] = []
-        self.error: Exception | None = None
-        self._load = load
-        self._step = "starting"
-        self._started = time.monotonic()
-        self._over = threading.Event()
-
-    def start(self) -> None:
-        """Start loading."""
-        self._started = time.monotonic()
-        threading.Thread(target=self._run, name="loading", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self.engines = self._load(lambda step: setattr(self, "_step", step))
-        except Exception as error:
-            self.error = error
-        finally:
-            self._over.set()
-
-    @property
-    def progress(self) -> str:
-        """The current step and the seconds since the start."""
-        return f"{self._step} ({time.monotonic() - self._started:.0f} s)"
-
-    def wait(self, seconds: float | None = None) -> bool:
-        """Wait for at most `seconds`; return whether loading has finished or failed."""
-        return self._over.wait(seconds)
-
-
-def load_engines(
-    targets: Sequence[Target], cache: Path, context: int, report: Callable[[str], None] = lambda _: None
-) -> list[Engine]:
+def load_engines(targets: Sequence[Target], cache: Path, context: int) -> list[Engine]:
     """Return one engine per target. Targets with the same base share its weights.
 
     Args:
         targets: the models of the chat.
         cache: folder of converted models.
         context: longest conversation in tokens.
-        report: called with a description of each step.
 
     Raises:
         UserError: this machine, the hub or the files do not allow it.
@@ -123,7 +81,7 @@ def load_engines(
     bases: dict[str, SharedModel] = {}
     engines: list[Engine] = []
     for number, target in enumerate(targets):
-        report(f"loading {target.label} (downloaded or converted the first time)")
+        log.info("loading %s", target.label)
         if target.gguf is not None:
             from tometune.chatting.llama_cpp import LlamaEngine
 
@@ -131,21 +89,18 @@ def load_engines(
             continue
         with quick_imports():
             from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
+            from tometune.models.load import check_machine, check_source, load_model
+            from tometune.models.tokenizer import load_tokenizer
         assert target.model is not None
         key, adapter = repr(target.model), None
         if key not in bases:
-            bases[key] = SharedModel.load(target.model, cache)
+            check_machine(target.model)
+            check_source(target.model)
+            bases[key] = SharedModel(load_model(target.model, cache), load_tokenizer(target.model, cache))
         if target.adapter is not None:
             adapter = f"target{number}"
             bases[key].add_adapter(target.adapter, adapter)
         engines.append(TransformersEngine(bases[key], adapter, context))
-    report("warming up")
     for engine in engines:  # the first pass prepares kernels and buffers, which would delay the first answer
         list(engine.stream([{"role": "user", "content": "Hello"}], Settings(temperature=0, max_new_tokens=2)))
     return engines
-
-
-def install_command(extra: str, package: str) -> str:
-    """Return the command that installs a missing package, in a checkout or elsewhere."""
-    script = Path(tometune.__file__).parents[1] / "scripts" / "setup.sh"
-    return f"bash scripts/setup.sh {extra}" if script.is_file() else f"pip install {package}"

@@ -14,14 +14,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tometune.chatting.engine import End, Message, Piece, Settings, install_command
+from tometune.chatting.engine import End, Message, Piece, Settings
 from tometune.common.errors import UserError
 
 LONGEST_WAIT = 3600.0
@@ -35,9 +34,6 @@ ERROR = re.compile(r"^(?:[\d.]+ )?E (?:\w+ +)?(.+)$", re.MULTILINE)
 
 NEUTRAL = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "presence_penalty": 0.0}
 """Values that switch off the server's other samplers, which are on by default."""
-
-PLACEHOLDERS = range(0x100000, 0x10FFFE)
-"""Private-use characters that stand for texts while the chat template is applied."""
 
 
 class LlamaEngine:
@@ -54,7 +50,7 @@ class LlamaEngine:
             UserError: llama.cpp is not installed or cannot read the file.
         """
         if util.find_spec("xllamacpp") is None:
-            raise UserError(f"{file}: a GGUF file needs llama.cpp; run: {install_command('gguf', 'xllamacpp')}")
+            raise UserError(f"{file}: needs llama.cpp; run: bash scripts/setup.sh gguf, or pip install xllamacpp")
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 -- lives as long
         self._process = subprocess.Popen(  # noqa: S603 -- our own module
             [sys.executable, "-m", "tometune.chatting.llama_cpp", str(file), str(context)],
@@ -74,72 +70,49 @@ class LlamaEngine:
             raise UserError(f"{file}: llama.cpp cannot read it ({self._exit_reason()}); export it again")
         headers = {"Authorization": f"Bearer {key}"}
         self._client = httpx.Client(base_url=address, headers=headers, timeout=LONGEST_WAIT, trust_env=False)
-        self.context = int(self._request("GET", "/props")["default_generation_settings"]["n_ctx"])
-        # Both are called several times with the same text while a long conversation is truncated and then answered.
-        self._spells_special = lru_cache(4096)(lambda text: self._tokens(text, True) != self._tokens(text, False))
-        self._encode_cached = lru_cache(1)(self._encode)
+        with self._errors():
+            properties = self._client.get("/props").raise_for_status().json()
+        self.context = int(properties["default_generation_settings"]["n_ctx"])
 
     def count(self, messages: Sequence[Message]) -> int:
         """Return the number of tokens of a prompt."""
-        return len(self.encode(messages))
-
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens of a prompt; text that looks like a special token stays text, as in training."""
-        return self._encode_cached(tuple((message["role"], message["content"]) for message in messages))
+        text = {"content": self._prompt(messages), "add_special": True, "parse_special": True}
+        return len(self._post("/tokenize", text)["tokens"])
 
     def stream(self, messages: Sequence[Message], settings: Settings) -> Iterator[Piece]:
         """Yield the answer, one piece per token. Closing the connection stops the server."""
-        ids = self.encode(messages)
         sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed, **NEUTRAL}
-        limit = min(settings.max_new_tokens, self.context - len(ids))
-        # With `return_progress` the server also reports while it reads a long prompt, not only after it.
-        body = {"prompt": ids, "n_predict": limit, "stream": True, "return_progress": True, **sampling}
-        with self._reachable(), self._client.stream("POST", "/completion", json=body) as response:
-            _check(response)
-            for line in response.iter_lines():
-                if not line.startswith("data: "):
-                    continue
-                event = json.loads(line.removeprefix("data: "))
-                end = None
-                if event.get("stop"):
-                    end = End.length if event["stop_type"] == "limit" else End.turn
-                yield Piece(event["content"], event["tokens_predicted"], end)
-                if end is not None:
-                    return
+        limit = min(settings.max_new_tokens, self.context - self.count(messages))
+        body = {"prompt": self._prompt(messages), "n_predict": limit, **sampling, "stream": True}
+        body["return_progress"] = True  # the server also reports while it reads a long prompt, not only after it
+        with self._errors(), self._client.stream("POST", "/completion", json=body) as response:
+            if response.is_error:
+                response.read()  # the message of the error
+            for line in response.raise_for_status().iter_lines():
+                if line.startswith("data: "):
+                    event = json.loads(line.removeprefix("data: "))
+                    stop = event.get("stop_type") if event["stop"] else None
+                    end = stop and (End.length if stop == "limit" else End.turn)
+                    yield Piece(event["content"], event["tokens_predicted"], end)
+                    if end:
+                        return
         raise UserError("llama.cpp broke off in the middle of an answer; start chat again")
 
-    def _encode(self, messages: tuple[tuple[str, str], ...]) -> list[int]:
-        texts = {}
-        for place, (_, content) in zip(PLACEHOLDERS, messages, strict=False):
-            if self._spells_special(content):
-                texts[chr(place)] = content
-        names = {content: place for place, content in texts.items()}
-        given = [{"role": role, "content": names.get(content, content)} for role, content in messages]
-        prompt: str = self._request("POST", "/apply-template", messages=given)["prompt"]
-        if not texts:
-            return self._tokens(prompt, special=True, bos=True)
-        ids: list[int] = []
-        for number, part in enumerate(re.split(f"([{''.join(texts)}])", prompt)):
-            ids += self._tokens(texts.get(part, part), special=part not in texts, bos=number == 0)
-        return ids
+    def _prompt(self, messages: Sequence[Message]) -> str:
+        prompt: str = self._post("/apply-template", {"messages": list(messages)})["prompt"]
+        return prompt
 
-    def _tokens(self, text: str, special: bool, bos: bool = False) -> list[int]:
-        """Return the tokens of a text; `special` recognises control tokens, `bos` adds one if the model wants it."""
-        body = {"content": text, "add_special": bos, "parse_special": special}
-        tokens: list[int] = self._request("POST", "/tokenize", **body)["tokens"]
-        return tokens
-
-    def _request(self, method: str, route: str, **body: Any) -> Any:
-        with self._reachable():
-            response = self._client.request(method, route, json=body or None)
-        _check(response)
-        return response.json()
+    def _post(self, route: str, body: dict[str, Any]) -> Any:
+        with self._errors():
+            return self._client.post(route, json=body).raise_for_status().json()
 
     @contextlib.contextmanager
-    def _reachable(self) -> Iterator[None]:
-        """Turn a lost connection into one line that says how the server ended."""
+    def _errors(self) -> Iterator[None]:
+        """Turn the server's errors, and a lost connection, into one line."""
         try:
             yield
+        except httpx.HTTPStatusError as error:
+            raise UserError(f"llama.cpp: {error.response.text[:300]}") from error
         except httpx.TransportError as error:
             raise UserError(f"llama.cpp has ended ({self._exit_reason()}); start chat again") from error
 
@@ -169,16 +142,6 @@ class LlamaEngine:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-
-
-def _check(response: httpx.Response) -> None:
-    """Raise the server's own message as a `UserError`."""
-    if response.is_error:
-        try:
-            message = str(json.loads(response.read())["error"]["message"]).splitlines()[0]
-        except (ValueError, LookupError, TypeError):
-            message = f"status {response.status_code}"
-        raise UserError(f"llama.cpp: {message}")
 
 
 def serve(file: str, context: str) -> None:

@@ -8,13 +8,14 @@ import io
 import os
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
+from tometune.chatting.engine import Engine
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
 from tometune.config.chat import ChatConfig
@@ -30,33 +31,21 @@ PASSWORD = "TOMETUNE_CHAT_PASSWORD"  # noqa: S105 -- the name of a variable
 POSTS = frozenset(["/login", *(f"/gradio_api/{name}" for name in ("queue/join", "run/predict", "cancel", "reset"))])
 """The routes that the page needs; everything else that writes (uploads, recordings, code) is refused."""
 
-POLICY = "; ".join(
-    [
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # Gradio's page needs both
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "connect-src 'self'",
-        "worker-src 'self' blob:",
-        "object-src 'none'",
-        "frame-src 'none'",
-        "frame-ancestors 'none'",
-        "base-uri 'self'",
-        "form-action 'self'",
-    ]
+POLICY = (  # Gradio's page needs inline scripts and eval
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+    "object-src 'none'; frame-src 'none'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
 """Content security policy: the browser loads nothing from another host, whatever a text on the page says."""
 
-HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "x-robots-tag": "noindex",
-}
+HEADERS = [
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-robots-tag", b"noindex"),
+]
 
 Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
 
 
 class Guard:
@@ -69,22 +58,21 @@ class Guard:
         self.app = app
         self.shared = shared
 
-    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
+    async def __call__(
+        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
         """Handle one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
         app = self.app
-        if not self.shared and urlsplit(f"//{host}").hostname not in (HOST, "localhost"):
-            app = PlainTextResponse(f"this page is only available as http://{HOST}", 421)
-        elif scope["method"] not in ("GET", "HEAD") and scope["path"].rstrip("/") not in POSTS:
-            app = PlainTextResponse("this page does not accept such requests", 405)
+        if scope["type"] == "http":
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if not self.shared and urlsplit(f"//{host}").hostname not in (HOST, "localhost"):
+                app = PlainTextResponse(f"this page is only available as http://{HOST}", 421)
+            elif scope["method"] not in ("GET", "HEAD") and scope["path"].rstrip("/") not in POSTS:
+                app = PlainTextResponse("this page does not accept such requests", 405)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message["headers"], *added]
+                message["headers"] = [*message["headers"], *HEADERS]
             await send(message)
 
         await app(scope, receive, send_with_headers)
@@ -113,14 +101,20 @@ def import_gradio() -> None:
         inspect.getfile = getfile
 
 
-def serve(page: gr.Blocks, config: ChatConfig, share: bool, css: str) -> str:
-    """Serve the page in the background, print its address, and return it.
+def serve(
+    models: list[str], engines: Sequence[Engine], config: ChatConfig, seed: int, share: bool
+) -> tuple[gr.Blocks, str]:
+    """Serve the page in the background and print its address. Returns the page and the address.
 
     Raises:
-        UserError: the port is taken, or the page cannot be shared.
+        UserError: the page cannot be shared.
     """
+    import_gradio()
     import gradio as gr
 
+    from tometune.chatting.page import CSS, ChatPage
+
+    page = ChatPage(models, engines, config, seed).build()
     chosen = os.environ.get(PASSWORD)
     password = chosen or secrets.token_urlsafe(9)
     theme = gr.themes.Base(
@@ -129,30 +123,23 @@ def serve(page: gr.Blocks, config: ChatConfig, share: bool, css: str) -> str:
         font=["system-ui", "sans-serif"],  # the default fonts come from another host
         font_mono=["ui-monospace", "monospace"],
     )
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # Gradio's advice if it cannot share
-            _, local, public = page.queue(default_concurrency_limit=None, api_open=False).launch(
-                server_name=HOST,
-                server_port=config.port,
-                share=share,
-                auth=(USER, password) if share else None,
-                inbrowser=opens_browser(config.inbrowser, share),
-                prevent_thread_lock=True,
-                quiet=True,
-                ssr_mode=False,
-                mcp_server=False,
-                pwa=False,
-                enable_monitoring=False,
-                footer_links=[],
-                allowed_paths=[],
-                max_file_size=1,
-                theme=theme,
-                css=css,
-                app_kwargs={"middleware": [Middleware(Guard, shared=share)], "docs_url": None, "redoc_url": None},
-            )
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"chat.port={config.port}: {reason}; choose another port, or null") from error
+    with contextlib.redirect_stdout(io.StringIO()):  # Gradio's advice if it cannot share
+        _, local, public = page.queue(default_concurrency_limit=None, api_open=False).launch(
+            server_name=HOST,
+            server_port=config.port,
+            share=share,
+            auth=(USER, password) if share else None,
+            inbrowser=opens_browser(config.inbrowser, share),
+            prevent_thread_lock=True,
+            quiet=True,
+            ssr_mode=False,
+            enable_monitoring=False,
+            footer_links=[],
+            max_file_size=1,
+            theme=theme,
+            css=CSS,
+            app_kwargs={"middleware": [Middleware(Guard, shared=share)], "docs_url": None, "redoc_url": None},
+        )
     if share and not public:
         page.close(verbose=False)
         raise UserError("share=true: Gradio's servers cannot be reached or its tunnel is not installed; omit share")
@@ -161,13 +148,11 @@ def serve(page: gr.Blocks, config: ChatConfig, share: bool, css: str) -> str:
     if share:
         secret = f"the password in {PASSWORD}" if chosen else f"password {password}"
         print(f"public address: {public} user {USER}, {secret}", flush=True)
-    return str(local)
+    return page, str(local)
 
 
 def opens_browser(wanted: bool | None, share: bool) -> bool:
     """Return whether to open a browser: as wanted, otherwise if a person sits in front of a local screen."""
-    if wanted is not None:
-        return wanted
-    remote = any(os.environ.get(name) for name in ("SSH_CONNECTION", "SSH_TTY"))
     screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
-    return bool(screen) and not remote and not share and sys.stdout.isatty()
+    remote = any(map(os.environ.get, ("SSH_CONNECTION", "SSH_TTY")))
+    return bool(screen) and not remote and not share and sys.stdout.isatty() if wanted is None else wanted

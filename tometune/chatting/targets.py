@@ -13,7 +13,6 @@ from tometune.config.root import Config
 from tometune.models import smollm2
 from tometune.models.saved import ADAPTER, as_saved
 from tometune.runs.finished import as_trained, finished_record
-from tometune.runs.scored import run_folder
 from tometune.runs.stored import stored_config, with_command_line
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ def find_targets(config: Config) -> list[Target]:
     if config.gguf is not None:
         first = _gguf("gguf", config.gguf)
     elif config.run is not None:
-        first, base = _run(config, "run", config.run)
+        first, base = _run(config, "run", config.run, with_base=config.against == BASE)
     else:
         first, base = _model(config.model)
     if config.against is None:
@@ -56,8 +55,6 @@ def find_targets(config: Config) -> list[Target]:
     if config.against == BASE:
         if base is None:
             raise UserError("against=base: only a run or an adapter has a base; set run=…, or name a run in against=…")
-        if first.adapter is None:  # a whole model has not needed its base until now
-            base = _checked_base(f"run={config.run}", base, finished_record(_folder(config, "run", str(config.run))))
         return [Target(f"{base.name} (base)", base), first]
     if config.against.endswith(".gguf") or any(Path(config.against).expanduser().glob("*.gguf")):
         return [first, _gguf("against", config.against)]
@@ -83,30 +80,27 @@ def _gguf(key: str, name: str) -> Target:
     return Target(path.stem, gguf=path)
 
 
-def _run(config: Config, key: str, name: str) -> tuple[Target, ModelConfig]:
-    """Return a finished run and its base."""
+def _run(config: Config, key: str, name: str, with_base: bool = False) -> tuple[Target, ModelConfig | None]:
+    """Return a finished run; also its base if the run has an adapter or if the base is asked for."""
     folder = _folder(config, key, name)
     record = finished_record(folder)
     stored = with_command_line(stored_config(folder), config)
     run_id = record["run_id"]
-    if not stored.lora.enabled:
-        return Target(run_id, replace(as_saved(stored.model, folder), name=run_id)), stored.model
-    base = _checked_base(f"{key}={name}", stored.model, record)
-    return Target(run_id, base, folder / ADAPTER), base
+    base = _checked_base(f"{key}={name}", stored.model, record) if stored.lora.enabled or with_base else None
+    if stored.lora.enabled:
+        return Target(run_id, base, folder / ADAPTER), base
+    return Target(run_id, replace(as_saved(stored.model, folder), name=run_id)), base
 
 
 def _folder(config: Config, key: str, name: str) -> Path:
     """Return the folder of a run, given by path, by an id under `paths.outputs`, or by an id in a sweep."""
-    try:
-        return run_folder(name, Path(config.paths.outputs).expanduser())
-    except UserError:
-        records = sorted(Path(config.paths.multirun).expanduser().glob("*/*/run.json"))
-        folders = [file.parent for file in records if file.parent.name == name]
-        if folders:
-            return folders[-1]
-        raise UserError(
-            f"{key}={name}: no such folder or run id; name a run folder, e.g. {key}=outputs/<run_id>"
-        ) from None
+    sweeps = Path(config.paths.multirun).expanduser()
+    folders = [Path(name).expanduser(), Path(config.paths.outputs).expanduser() / name]
+    folders += sorted((folder for folder in sweeps.glob("*/*") if folder.name == name), reverse=True)
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise UserError(f"{key}={name}: no such folder or run id; name a run folder, e.g. {key}=outputs/<run_id>")
 
 
 def _checked_base(where: str, model: ModelConfig, record: dict[str, Any]) -> ModelConfig:
@@ -114,9 +108,6 @@ def _checked_base(where: str, model: ModelConfig, record: dict[str, Any]) -> Mod
 
     If the command line names another base, its content is compared where that is known. Of a hub id only the shapes are
     compared, when the adapter is loaded.
-
-    Raises:
-        UserError: the base is gone, or has other content than the one that the run was trained on.
     """
     if _missing(model):
         raise UserError(
@@ -141,11 +132,7 @@ def _missing(model: ModelConfig) -> bool:
 
 
 def _model(model: ModelConfig) -> tuple[Target, ModelConfig | None]:
-    """Return the model that `model.id` names; if it names an adapter, also the base of that.
-
-    Raises:
-        UserError: the folder does not exist, or the adapter does not name its base, or that is gone.
-    """
+    """Return the model that `model.id` names; if it names an adapter, also the base of that."""
     if _missing(model):
         raise UserError(f"model.id={model.id}: no such folder; name one, or a hub id (user/name)")
     whole = Target(model.name, model), None

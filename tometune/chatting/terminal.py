@@ -3,15 +3,14 @@
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from tometune.chatting.conversation import Conversation, Turn
-from tometune.chatting.engine import Loading, Settings
+from tometune.chatting.engine import Engine, Settings
 from tometune.chatting.inert import visible
 from tometune.common.errors import did_you_mean
 from tometune.config.chat import ChatConfig
@@ -44,8 +43,10 @@ SETTINGS: dict[str, tuple[str, Callable[[str], float], float, float]] = {
 class Terminal:
     """A conversation in the terminal."""
 
-    def __init__(self, models: list[str], loading: Loading, defaults: ChatConfig, seed: int, console: Console) -> None:
-        self.loading = loading
+    def __init__(
+        self, models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int, console: Console
+    ) -> None:
+        self.engines = engines
         self.console = console
         self.settings = Settings(defaults.temperature, defaults.top_p, defaults.max_new_tokens, seed)
         self.conversation = Conversation(models, defaults.system or "")
@@ -70,7 +71,7 @@ class Terminal:
     def _answer(self, turn: Turn) -> None:
         """Print the answers of all models, one after the other. Ctrl-C stops an answer."""
         settings = replace(self.settings, seed=turn.seed)
-        for side, (engine, answer) in enumerate(zip(self.loading.engines, turn.answers, strict=True)):
+        for side, (engine, answer) in enumerate(zip(self.engines, turn.answers, strict=True)):
             if len(turn.answers) > 1:
                 self.console.print(self.conversation.models[side], style="bold", markup=False, highlight=False)
             printed = 0
@@ -117,26 +118,17 @@ class Terminal:
         return True
 
 
-def run(models: list[str], loading: Loading, defaults: ChatConfig, seed: int, history: Path) -> None:
+def run(models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int, history: Path) -> None:
     """Chat until the user ends it.
 
     Args:
         models: their names.
-        loading: their engines, not started yet.
+        engines: one per model.
         defaults: the `chat` group.
         seed: `seeds.generation`.
         history: file that keeps the lines that were typed.
-
-    Raises:
-        UserError: a model cannot be loaded.
     """
-    terminal = Terminal(models, loading, defaults, seed, Console(highlight=False))
-    loading.start()
-    with terminal.console.status("loading") as status:
-        while not loading.wait(0.2):
-            status.update(escape(loading.progress))
-    if loading.error is not None:
-        raise loading.error
+    terminal = Terminal(models, engines, defaults, seed, Console(highlight=False))
     if sys.stdin.isatty():
         terminal.say(f"{' and '.join(models)}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
     for line in _lines(history):

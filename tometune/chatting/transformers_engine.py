@@ -5,25 +5,22 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from peft import PeftModel
 from tokenizers.decoders import DecodeStream
-from transformers import DynamicCache, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from tometune.chatting.engine import End, Message, Piece, Settings
 from tometune.common.errors import UserError
-from tometune.config.model import ModelConfig
 from tometune.data.encoder import Encoder
 from tometune.data.template import Template
 from tometune.evaluation.generation import greedy
 from tometune.models.adapter import check_safetensors, load_adapter
-from tometune.models.load import check_machine, check_source, load_model
 from tometune.models.rounding import round_once
-from tometune.models.tokenizer import load_tokenizer
 
 PREFILL = 512
 """Tokens of a long prompt that are read at a time; an answer can be stopped in between."""
@@ -44,23 +41,8 @@ class SharedModel:
         around = tokenizer.convert_tokens_to_ids(sorted(set(self.template.special.findall(text))))
         self.stops = sorted({*greedy(model, tokenizer, 1).eos_token_id, *around})
 
-    @classmethod
-    def load(cls, model: ModelConfig, cache: Path) -> Self:
-        """Load a base model and its tokenizer.
-
-        Raises:
-            UserError: this machine cannot hold the model, or the hub or the folder does not have it.
-        """
-        check_machine(model)
-        check_source(model)
-        return cls(load_model(model, cache), load_tokenizer(model, cache))
-
     def add_adapter(self, folder: Path, name: str) -> None:
-        """Add an adapter.
-
-        Raises:
-            UserError: the adapter was made for another base, or its weights are a pickle.
-        """
+        """Add an adapter. Raises UserError if it was made for another base or its weights are a pickle."""
         check_safetensors(folder)
         try:
             if isinstance(self.model, PeftModel):
@@ -112,26 +94,31 @@ class TransformersEngine:
         return len(self.encode(messages))
 
     def stream(self, messages: Sequence[Message], settings: Settings) -> Iterator[Piece]:
-        """Yield the answer, one piece per token."""
-        ids = self.encode(messages)
-        limit = min(settings.max_new_tokens, self.context - len(ids))
-        decoder, shown, generated = DecodeStream(skip_special_tokens=True), 0, list[int]()
+        """Yield the answer, one piece per token. `generate` runs in a thread of its own."""
+        ids, tokenizer = self.encode(messages), self.shared.tokenizer
+        config = greedy(self.shared.model, tokenizer, min(settings.max_new_tokens, self.context - len(ids)))
+        config.eos_token_id = self.shared.stops
+        if settings.temperature > 0:
+            temperature = float(settings.temperature)
+            config.update(do_sample=True, temperature=temperature, top_p=settings.top_p, top_k=0)
         streamer, stopped = Streamer(), threading.Event()
-        worker = threading.Thread(target=self._run, args=(ids, limit, settings, streamer, stopped), daemon=True)
+        worker = threading.Thread(target=self._run, args=(ids, config, settings.seed, streamer, stopped), daemon=True)
         worker.start()
+        decoder, text, generated = DecodeStream(skip_special_tokens=True), "", list[int]()
         try:
             for token in streamer.tokens():
                 if token is None:
                     yield Piece("", len(generated))
                     continue
                 generated.append(token)
-                end = End.turn if token in self.shared.stops else End.length if len(generated) == limit else None
+                length = len(generated) == config.max_new_tokens
+                end = End.turn if token in self.shared.stops else End.length if length else None
                 if end is None:
-                    text = decoder.step(self.shared.tokenizer.backend_tokenizer, token) or ""
+                    new = decoder.step(tokenizer.backend_tokenizer, token) or ""
                 else:  # including the bytes of an incomplete character, which the decoder holds back
-                    text = self.shared.tokenizer.decode(generated, skip_special_tokens=True)[shown:]
-                shown += len(text)
-                yield Piece(text, len(generated), end)
+                    new = tokenizer.decode(generated, skip_special_tokens=True)[len(text) :]
+                text += new
+                yield Piece(new, len(generated), end)
         finally:
             stopped.set()
             worker.join()
@@ -140,46 +127,36 @@ class TransformersEngine:
         """Nothing is held outside this process."""
 
     def _run(
-        self, ids: list[int], limit: int, settings: Settings, streamer: "Streamer", stopped: threading.Event
+        self, ids: list[int], config: GenerationConfig, seed: int, streamer: "Streamer", stopped: threading.Event
     ) -> None:
-        """Generate an answer in a thread of its own, and pass on errors."""
-        try:
-            self._generate(ids, limit, settings, streamer, stopped)
-        except BaseException as error:
-            self._ids, self._start = [], 0  # e.g. out of memory: the layers of the cache may differ in length
-            streamer.queue.put(error)
-        else:
-            streamer.queue.put(None)
-
-    def _generate(
-        self, ids: list[int], limit: int, settings: Settings, streamer: "Streamer", stopped: threading.Event
-    ) -> None:
-        config = greedy(self.shared.model, self.shared.tokenizer, limit)
-        config.eos_token_id = self.shared.stops
-        if settings.temperature > 0:
-            config.update(do_sample=True, temperature=float(settings.temperature), top_p=settings.top_p, top_k=0)
+        """Generate in the background; tokens, errors and the end reach the reader through the streamer."""
         device = self.shared.model.device
         # `generate` takes no generator, so the global random state is seeded, and restored afterwards.
         forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        with self.shared.using(self.adapter) as model, forked, torch.no_grad():
-            torch.manual_seed(settings.seed)
-            done = self._reuse(ids)
-            prompt = torch.tensor([ids], device=device)
-            while len(ids) - done > PREFILL and not stopped.is_set():
-                part = prompt[:, done : done + PREFILL]
-                model(input_ids=part, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-                done += PREFILL
-            if not stopped.is_set():
-                generated = model.generate(
-                    input_ids=prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    generation_config=config,
-                    past_key_values=self._cache,
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([lambda *_, **__: stopped.is_set()]),
-                )
-                ids = generated[0].tolist()
-            self._ids = ids[: self._cache.get_seq_length()]
+        try:
+            with self.shared.using(self.adapter) as model, forked, torch.no_grad():
+                torch.manual_seed(seed)
+                done = self._reuse(ids)
+                prompt = torch.tensor([ids], device=device)
+                while len(ids) - done > PREFILL and not stopped.is_set():
+                    part = prompt[:, done : done + PREFILL]
+                    model(input_ids=part, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+                    done += PREFILL
+                if not stopped.is_set():
+                    generated = model.generate(
+                        input_ids=prompt,
+                        attention_mask=torch.ones_like(prompt),
+                        generation_config=config,
+                        past_key_values=self._cache,
+                        streamer=streamer,
+                        stopping_criteria=StoppingCriteriaList([lambda *_, **__: stopped.is_set()]),
+                    )
+                    ids = generated[0].tolist()
+                self._ids = ids[: self._cache.get_seq_length()]
+            streamer.queue.put(None)
+        except BaseException as error:
+            self._ids, self._start = [], 0  # e.g. out of memory: the layers of the cache may differ in length
+            streamer.queue.put(error)
 
     def _reuse(self, ids: list[int]) -> int:
         """Prepare the cache for a prompt and return how many of its tokens are in it; at least one is left to read."""
@@ -216,8 +193,8 @@ class Streamer(BaseStreamer):
             except queue.Empty:
                 yield None
                 continue
-            if found is None:
-                return
             if isinstance(found, BaseException):
                 raise found
+            if found is None:
+                return
             yield int(found)
