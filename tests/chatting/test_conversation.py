@@ -112,15 +112,6 @@ def test_the_oldest_turns_are_dropped_first(turns, data, system):
     assert ("oldest" in note, "middle" in note) == (dropped, shortened)
 
 
-def test_a_long_conversation_is_counted_a_few_times_only(monkeypatch):
-    counted, engine = [], Words(context=200)
-    count = engine.count
-    monkeypatch.setattr(engine, "count", lambda messages: counted.append(1) or count(messages))
-    _, note = fit(engine, messages_of([5] * 301), 100)
-    assert note == "too long for the context; dropped the oldest 143 turns"
-    assert len(counted) <= 11
-
-
 def test_a_long_prompt_loses_its_middle():
     fitted, note = fit(Words(context=1000), [{"role": "user", "content": "first " + "x " * 500_000 + "last"}], 100)
     content = fitted[0]["content"]

@@ -64,8 +64,8 @@ def test_triple_quotes_hold_several_lines(typed):
         ("/temperature nan", "/temperature nan: must be from 0 to 100"),
         ("/top_p 2", "/top_p 2: must be from 1e-06 to 1"),
         ("/tokens 0", "/tokens 0: must be from 1"),
-        ("/retry", "/retry: there is no prompt yet"),
-        ("/edit x", "/edit: there is no prompt yet"),
+        ("/retry", "/retry: there is no prompt"),
+        ("/edit x", "/edit: there is no prompt"),
         ("/help", "/save FILE"),
     ],
 )

@@ -1,7 +1,6 @@
 """Conversations: prompts with the answers of one or two models, truncation to the context, and export as ShareGPT."""
 
 import time
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -139,26 +138,22 @@ def fit(engine: Engine, messages: Sequence[Message], max_new_tokens: int) -> tup
     shortened = len(last["content"]) > longest
     if shortened:  # tokenising megabytes takes seconds
         last = _without_middle(last, longest)
-
-    def fits(dropped: int) -> bool:
-        kept = [*system, *earlier[2 * dropped :], last]
-        return sum(len(message["content"]) for message in kept) <= longest and engine.count(kept) <= limit
-
-    turns = (len(earlier) + 1) // 2
-    dropped = 0 if not turns or fits(0) else bisect_left(range(turns), True, lo=1, key=fits)
-    fitted = [*system, *earlier[2 * dropped :], last]
-    while (count := engine.count(fitted)) > limit:
+    dropped = 0
+    while earlier and (
+        sum(len(message["content"]) for message in earlier) > longest or engine.count([*system, *earlier, last]) > limit
+    ):
+        del earlier[:2]
+        dropped += 1
+    while (count := engine.count([*system, *earlier, last])) > limit:
         shortened = True
         keep = min(len(last["content"]) * limit // count, len(last["content"]) - 8)
         if keep <= 0:
-            raise UserError(
-                f"the system message leaves no room for a prompt ({count} tokens, limit {limit}); shorten it"
-            )
+            raise UserError(f"the system message leaves no room for a prompt ({count} of {limit} tokens); shorten it")
         last = _without_middle(last, keep)
-        fitted = [*system, last]
     parts = [f"the oldest {dropped} turns" if dropped > 1 else "the oldest turn"] if dropped else []
     parts += ["the middle of the prompt"] if shortened else []
-    return fitted, f"too long for the context; dropped {' and '.join(parts)}" if parts else ""
+    note = f"too long for the context; dropped {' and '.join(parts)}" if parts else ""
+    return [*system, *earlier, last], note
 
 
 def _without_middle(message: Message, keep: int) -> Message:

@@ -96,12 +96,12 @@ class Terminal:
                 system = text if name == "/system" else self.conversation.system
                 self.conversation = Conversation(self.conversation.models, system)
                 self.say("new conversation")
-            case "/retry" | "/edit" if not turns:
-                self.say(f"{name}: there is no prompt yet")
-            case "/retry" | "/edit":
-                last, retry = len(turns) - 1, name == "/retry"
-                talk = self.conversation
-                self._answer(talk.retry(last, self.settings) if retry else talk.edit(last, text, self.settings))
+            case "/retry" | "/edit" if not turns or (name == "/edit" and not text):
+                self.say(f"{name}: there is no prompt")
+            case "/retry":
+                self._answer(self.conversation.retry(len(turns) - 1, self.settings))
+            case "/edit":
+                self._answer(self.conversation.edit(len(turns) - 1, text, self.settings))
             case "/save":
                 path = Path(text or "conversation.json").expanduser()
                 with path.open("x", encoding="utf-8") as file:  # never overwrites a file
@@ -119,15 +119,7 @@ class Terminal:
 
 
 def run(models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int, history: Path) -> None:
-    """Chat until the user ends it.
-
-    Args:
-        models: their names.
-        engines: one per model.
-        defaults: the `chat` group.
-        seed: `seeds.generation`.
-        history: file that keeps the lines that were typed.
-    """
+    """Chat until the user ends it. `history` is the file that keeps the lines that were typed."""
     terminal = Terminal(models, engines, defaults, seed, Console(highlight=False))
     if sys.stdin.isatty():
         terminal.say(f"{' and '.join(models)}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
