@@ -85,7 +85,7 @@ def measure_engines() -> None:
     """Send each model the same prompts, one model after the other, and print medians."""
     from tometune.chatting.engine import Settings, load_engines
     from tometune.chatting.targets import find_targets
-    from tometune.config.main import verb
+    from tometune.config.app import verb
     from tometune.config.root import Config
     from tometune.runs.inputs import cache_folder
 

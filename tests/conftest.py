@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.hub import Hub
 from tests.whole import Workplace, environment
+from tests.whole import run_python as run_in
 
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:  # in the background or under nohup; processes of tests inherit it
@@ -31,11 +31,9 @@ def clean_env(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace that the tests of a module share."""
-    made = Workplace(tmp_path_factory.mktemp("place"))
-    yield made
-    made.close()
+    return Workplace(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture
@@ -47,20 +45,20 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def run_python(clean_env: dict[str, str], tmp_path: Path) -> Run:
-    """Return a function that runs Python with these arguments in the clean environment, in `tmp_path`."""
+    """Return a function that runs Python with these arguments in the clean environment, in `tmp_path`.
+
+    Verbs (`-m tometune.VERB`) run in a fork of a process that has imported everything, unless `fresh=True`.
+    """
 
     def run(
-        *arguments: str, env: Mapping[str, str] | None = None, cwd: Path = tmp_path, timeout: float = 300
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = tmp_path,
+        timeout: float = 300,
+        fresh: bool = False,
     ) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, *arguments],
-            env={**clean_env, **(env or {})},
-            cwd=cwd,
-            timeout=timeout,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
+        whole = {**clean_env, **(env or {})}
+        return run_in(arguments, whole, cwd, timeout, fresh)
 
     return run
 

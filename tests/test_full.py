@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +31,13 @@ def model_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace with one finished run."""
     made = Workplace(tmp_path_factory.mktemp("full"))
     done = made.verb("train", *SMOKE)
     assert done.returncode == 0, done.stderr
     assert "every weight is trained: " in done.stderr
-    yield made
-    made.close()
+    return made
 
 
 def test_the_record_says_what_was_trained(trained: Workplace) -> None:
@@ -106,11 +104,9 @@ def test_it_answers_in_the_terminal_and_its_base_beside_it(trained: Workplace) -
 def test_what_a_whole_model_has_not_is_told_in_one_line(trained: Workplace) -> None:
     run = f"run={trained.run_folder().name}"
     wrong = {
-        (
-            "format=adapter",
-        ): r"^format=adapter: tiny-.* was trained with lora=none and has none; export format=merged_16",
+        ("format=adapter",): r"^format=adapter: tiny-.* was trained with lora=none and has none; use merged_16",
         ("format=[adapter,gguf]",): r"^format=adapter: tiny-.* was trained with lora=none",
-        ("export.base=x",): r"^export\.base=x: tiny-.* is a whole model and is merged into none; leave it out",
+        ("export.base=x",): r"^export\.base=x: tiny-.* is a whole model, which is not merged; leave it out",
     }
     for overrides, says in wrong.items():
         done = trained.verb("export", run, *overrides)
@@ -119,36 +115,31 @@ def test_what_a_whole_model_has_not_is_told_in_one_line(trained: Workplace) -> N
 
 
 @pytest.fixture(scope="module")
-def peaked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def peaked(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace with a run on a base in bfloat16 whose answers differ from prompt to prompt, trained in float32."""
     place = Workplace(tmp_path_factory.mktemp("peaked"))
     base = save_base(place.folder / "base", seed=3)
     made = place.verb("train", *PEAKED, *SHORT, *FULL, f"model.id={base}", "model.weights=pretrained")
     assert made.returncode == 0, made.stderr
-    yield place
-    place.close()
+    return place
 
 
 def test_exports_are_the_model_itself(peaked: Workplace) -> None:
     run = peaked.run_folder()
-    limits = ("export.max_divergence.q4_k_m=2",)
-    done = peaked.verb("export", f"run={run.name}", "format=[merged_16bit,gguf]", "quant=[q8_0]", *limits)
+    done = peaked.verb("export", f"run={run.name}", "format=merged_16bit")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": passed") == 2
-    assert "nats a token from the run's model" in done.stdout
+    assert "merged_16bit: passed, " in done.stdout
+    assert "nats per token from the run's model" in done.stdout
     merged = run / "export" / "merged_16bit"
     exported = load_file(merged / "model.safetensors")
     assert {weight.dtype for weight in exported.values()} == {torch.bfloat16}
     assert all(torch.equal(weight.bfloat16(), exported[name]) for name, weight in model_of(run).items())
-    gate = gate_of(merged)
-    assert gate["checks"]["weights"]["others"] == 0
-    assert gate["checks"]["logits"]["base_without_adapter"] > 0.01, "training moved nothing: the gate could not tell"
-    assert gate_of(run / "export" / "gguf-q8_0")["checks"]["weights"]["verdict"] == "adapter"
+    assert set(gate_of(merged)["checks"]) == {"template", "logits", "rouge"}
     card = (merged / "README.md").read_text()
     assert "fine-tuned in full on the mix" in card
-    assert "| trained | every weight, " in card
+    assert "| trained parameters | all " in card
     assert "LoRA" not in card
     assert "the run's model as trained" in card
     again = peaked.verb("export", f"run={run.name}")
     assert again.returncode == 0, again.stderr
-    assert "its gate passed on" in again.stderr
+    assert "exists and passed its checks on" in again.stderr

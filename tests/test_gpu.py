@@ -1,7 +1,6 @@
 """What only a GPU can show: backends that learn the same, packs kept apart by lengths, memory that was foretold."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,11 +23,10 @@ RUN = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     made = Workplace(tmp_path_factory.mktemp("gpu"))
     made.env.pop("OMP_NUM_THREADS")
-    yield made
-    made.close()
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,6 @@ OTHERS = {
     "bash scripts/setup.sh gpu": "downloads what only a GPU needs",
     "source .venv/bin/activate": "the tests' own environment is active",
     "wandb login": "wants an account",
-    f"{RUN}prepare data=mix_300k compare=mix_100k": "tests/test_prepare.py, over files",
     f"{RUN}train -m +sweep=random_vs_best": "two of the commands above, with two seeds; tests/config composes it",
     f"{RUN}chat run=outputs/<run_id> against=base": "tests/chatting, in a browser",
     f"{RUN}chat run=outputs/<run_id> ui=terminal": "tests/chatting",

@@ -1,11 +1,14 @@
 """Whole runs in processes of their own, in a folder that several tests share, and signals at exact moments."""
 
+import atexit
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,13 @@ OURS = ("HF_", "HUGGINGFACE_", "WANDB_", "TRACKIO_", "TRANSFORMERS_", "TOMETUNE_
 LOGGED = re.compile(r"task \w+: |\d+ rows |data\.\w+: \d|data\.\w+: .*revision")
 """Lines of the log that may stand before an error."""
 
-FORKS = Path(__file__).with_name("forks.py")
+SERVER = Path(__file__).with_name("fork_server.py")
 Done = "subprocess.CompletedProcess[str]"
 Moment = tuple[str, int, str]
 """A function as `module:name`, the number of its call, and the signal that comes then."""
 
 Kill = tuple[str, int, float]
-"""A sweep's folder, the number of things that are new in it (`forks.progress`), and seconds after the last of them."""
+"""A sweep's folder, how many new things must appear in it (`fork_server.progress`), and seconds after the last one."""
 
 TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "started", "finished", "attempts")
 """What run.json says of when, how fast and how often: two runs of the same content may differ in it, and in no more."""
@@ -40,7 +43,67 @@ def environment(home: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens there: a test that needs the hub asks for one
         "TOMETUNE_CACHE": str(home / "tometune"),
+        "OMP_NUM_THREADS": "1",  # as many workers as cores
     }
+
+
+class ForkServer:
+    """The process behind `tests/fork_server.py`: started with the first request, shared by the tests of one worker."""
+
+    def __init__(self) -> None:
+        self._home = tempfile.TemporaryDirectory(prefix="tometune-tests-", ignore_cleanup_errors=True)
+        self.env = environment(Path(self._home.name))
+        self._process: subprocess.Popen[str] | None = None
+
+    def takes(self, arguments: Sequence[str], env: Mapping[str, str]) -> bool:
+        """Tell whether these arguments can run in a fork: libraries read the hub's address and HF_* when imported."""
+        fixed = {name: value for name, value in env.items() if name.startswith("HF_") and name != "HF_HOME"}
+        ours = {name: value for name, value in self.env.items() if name.startswith("HF_") and name != "HF_HOME"}
+        return len(arguments) > 1 and arguments[0] == "-m" and arguments[1].startswith("tometune.") and fixed == ours
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        folder: Path,
+        timeout: float = 300,
+        moment: Moment | None = None,
+        kill: Kill | None = None,
+    ) -> Done:
+        """Run `python -m MODULE …` in a fork and return what `subprocess.run` would."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, str(SERVER)], env=self.env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {
+            "module": arguments[1],
+            "arguments": list(map(str, arguments[2:])),
+            "env": dict(env),
+            "folder": str(folder),
+            "timeout": timeout,
+            "moment": moment,
+            "kill": kill,
+        }
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return subprocess.CompletedProcess(arguments, answer["status"], answer["stdout"], answer["stderr"])
+
+    def close(self) -> None:
+        """Stop the process."""
+        if self._process is not None:
+            self._process.communicate()
+        self._home.cleanup()
+
+
+@functools.cache
+def fork_server() -> ForkServer:
+    """Return the fork server of this test worker."""
+    made = ForkServer()
+    atexit.register(made.close)
+    return made
 
 
 class Workplace:
@@ -48,36 +111,16 @@ class Workplace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.env = environment(folder / "home") | {"OMP_NUM_THREADS": "1"}
-        self._server: subprocess.Popen[str] | None = None
+        self.env = environment(folder / "home")
 
     def verb(self, name: str, *overrides: str, env: Mapping[str, str] | None = None) -> Done:
         """Run `python -m tometune.NAME override…`."""
         return self.python("-m", f"tometune.{name}", *overrides, env=env)
 
     def train(self, *overrides: str, moment: Moment | None = None, kill: Kill | None = None) -> tuple[int, str]:
-        """Run `train` in a fork of a process that has imported everything; returns its exit status and stderr."""
-        if self._server is None:
-            self._server = subprocess.Popen(
-                [sys.executable, str(FORKS)],
-                env=self.env,
-                cwd=self.folder,
-                text=True,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        request = {"moment": moment, "kill": kill, "overrides": overrides}
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        answer = json.loads(self._server.stdout.readline())
-        return answer["status"], answer["stderr"]
-
-    def close(self) -> None:
-        """Stop the process behind `train`."""
-        if self._server is not None:
-            self._server.communicate()
+        """Run `train` in a fork; returns its exit status and stderr. A signal can come at an exact moment."""
+        done = fork_server().run(("-m", "tometune.train", *overrides), self.env, self.folder, moment=moment, kill=kill)
+        return done.returncode, done.stderr
 
     def run_folder(self, outputs: str = "outputs") -> Path:
         """Return the folder of the only run."""
@@ -86,15 +129,24 @@ class Workplace:
 
     def python(self, *arguments: str, env: Mapping[str, str] | None = None) -> Done:
         """Run Python with these arguments."""
-        return subprocess.run(
-            [sys.executable, *arguments],
-            env={**self.env, **(env or {})},
-            cwd=self.folder,
-            timeout=300,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
+        return run_python(arguments, {**self.env, **(env or {})}, self.folder, 300)
+
+
+def run_python(
+    arguments: Sequence[str], env: Mapping[str, str], folder: Path, timeout: float, fresh: bool = False
+) -> Done:
+    """Run Python with these arguments: a verb in a fork of the server where possible, else in a new process."""
+    if not fresh and fork_server().takes(arguments, env):
+        return fork_server().run(arguments, env, folder, timeout)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=dict(env),
+        cwd=folder,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def record_of(run: Path) -> dict[str, Any]:

@@ -3,34 +3,18 @@
 import logging
 import socket
 import threading
-from functools import partial
 from importlib import util
 
 from tometune.common.errors import UserError
+from tometune.config.app import verb
 from tometune.config.chat import Interface
-from tometune.config.compare import ONLY_PREPARE
-from tometune.config.export import ONLY_EXPORT
-from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.runs.inputs import cache_folder
 
 log = logging.getLogger(__name__)
 
-IGNORES = {
-    **dict.fromkeys(
-        ("data", "lora", "trainer", "eval", "tracking", "seeds.data", "seeds.order", "seeds.adapter"),
-        "chat does not read it; leave it out",
-    ),
-    "sweep": "only train and report read it; leave it out",
-    "plan": "only train reads it; leave it out",
-    "publish": "only report reads it; leave it out",
-    **ONLY_PREPARE,
-    **ONLY_EXPORT,
-}
-"""Keys that chat does not read, and the message for a user who sets them."""
 
-
-@partial(verb, ignores=IGNORES)
+@verb
 def main(config: Config) -> None:
     """Load the models, then serve the page or chat in the terminal until the user ends it.
 

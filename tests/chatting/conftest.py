@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from tests.data.chatml import CHATML, chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
 from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
-from tometune.config.main import verb
+from tometune.config.app import verb
 from tometune.config.root import Config
 from tometune.config.store import conf_dir, register, typed
 from tometune.models import tiny
@@ -70,7 +70,7 @@ def default_config() -> Config:
 
 def write_run(folder: Path, base: Path, seed: int = 1, local: bool = False, **record: Any) -> Path:
     """Write a finished run: a random adapter on `tiny` (at `base`); `local` names the base by its folder."""
-    from tometune.models.load import fingerprint
+    from tometune.models.source import fingerprint
 
     config = default_config()
     values = plain(config)

@@ -105,7 +105,7 @@ def test_a_base_that_has_moved_can_be_named(targets, base, tmp_path):
     assert target.model.id == str(moved)
     weights = moved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\0")
-    with pytest.raises(UserError, match=r"^run=one: model\.id=.*: not the base this adapter was trained on"):
+    with pytest.raises(UserError, match=r"^run=one: model\.id=.*: not the base that this run was trained on"):
         targets("run=one", f"model.id={moved}")
 
 

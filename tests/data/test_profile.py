@@ -1,21 +1,16 @@
-"""A mix as columns, and the difference of two, against a plain count."""
+"""A mix as columns, against a plain count."""
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.data.chatml import chatml_tokenizer
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.config.data import DataConfig, PoolOrder
 from tometune.config.filters import ScorerConfig, ScorerKind
-from tometune.data.difference import between
 from tometune.data.mix import Mix, build_mix
-from tometune.data.profile import Profile, profile, repeats, samples
+from tometune.data.profile import profile, repeats, samples
 from tometune.data.tokens import tokenise
 
 
@@ -57,46 +52,8 @@ def test_samples_are_those_of_the_seed(mix_of: Callable[..., Mix]) -> None:
     assert len(samples(mix_of([conversation(0)], None, 1))) == 1
 
 
-def of_texts(name: str, rows: list[tuple[str, int]], scores: Any = None) -> Profile:
-    """A mix with these (source, text) rows."""
-    names = list(dict.fromkeys(source for source, _ in rows))
-    ones = np.ones(len(rows), dtype=np.int64)
-    keys = np.array([f"{text:032x}" for _, text in rows], dtype="S32")
-    sources = np.array([names.index(source) for source, _ in rows], dtype=np.int64)
-    return Profile(name, names, sources, ones > 1, keys, ones, ones, None, scores)
-
-
-mixes = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 6)), min_size=1, max_size=25)
-
-
-@given(mixes, mixes)
-@settings(max_examples=100, deadline=None)
-def test_the_difference_counts_texts_as_often_as_they_are_there(
-    first: list[tuple[str, int]], second: list[tuple[str, int]]
-) -> None:
-    found = between(of_texts("one", first), of_texts("two", second), ("one", "two"))
-    counts = [Counter(text for _, text in rows) for rows in (first, second)]
-    both = sum((counts[0] & counts[1]).values())
-    assert found["both"] == both
-    assert found["only"] == [len(first) - both, len(second) - both]
-    assert sum(entry["both"] for entry in found["sources"]) == both
-    for side, rows in enumerate((first, second)):
-        assert sum(entry["only"][side] for entry in found["sources"]) == len(rows) - both
-        assert {e["source"]: e["rows"][side] for e in found["sources"] if e["rows"][side]} == Counter(
-            source for source, _ in rows
-        )
-
-
-def test_scores_are_compared_where_there_are_any() -> None:
-    scored = of_texts("one", [("a", 1), ("a", 2), ("a", 3)], np.array([1.0, 3.0, np.nan]))
-    found = between(scored, of_texts("two", [("a", 1)]), ("one", "two"))
-    assert found["sides"][0]["scores"]["mean"] == 2.0
-    assert found["sides"][0]["scores"]["rows"] == 2
-    assert found["sides"][1]["scores"] is None
-
-
 def test_scores_are_those_of_the_column_or_of_the_scorer(tmp_path: Path) -> None:
-    """Of real mixes, into the difference that `compare` shows; a row without a score has none."""
+    """Of real mixes; a row without a score has none."""
     base = write_jsonl(tmp_path / "base.jsonl", [conversation(number) for number in range(3)])
     rows = [conversation(f"p{number} " * number, score=number / 2) for number in range(1, 9)]
     pool = write_jsonl(tmp_path / "pool.jsonl", rows)
@@ -117,6 +74,3 @@ def test_scores_are_those_of_the_column_or_of_the_scorer(tmp_path: Path) -> None
     assert best[3:].tolist() == [4.0, 3.5, 3.0, 2.5]
     assert not np.isnan(ranked).any()
     assert (np.diff(ranked[3:]) <= 0).all()
-    sides = between(found[0], found[1], ("a", "b"))["sides"]
-    assert [side["scores"]["rows"] for side in sides] == [4, 4]
-    assert sides[1]["scores"]["mean"] == 3.25 > sides[0]["scores"]["mean"]

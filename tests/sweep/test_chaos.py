@@ -6,12 +6,11 @@ or slow the machine is. `TOMETUNE_KILLS` says how often it is killed, 20 for the
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.forks import progress
+from tests.fork_server import progress
 from tests.whole import Workplace, adapter_of, answers_of, curve_of, record_of, timeless
 
 pytestmark = [pytest.mark.whole, pytest.mark.timeout(1800)]
@@ -30,10 +29,9 @@ FILES = ("table.json", "table.csv", "table.md")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     made = Workplace(tmp_path_factory.mktemp("chaos"))
-    yield made
-    made.close()
+    return made
 
 
 def sweep(place: Workplace, name: str) -> Path:

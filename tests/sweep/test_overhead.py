@@ -2,7 +2,6 @@
 
 import json
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,12 +40,11 @@ PLACES = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     made = Workplace(tmp_path_factory.mktemp("overhead"))
     status, stderr = made.train(*TINY, "seed=100")  # fills the cache
     assert status == 0, stderr
-    yield made
-    made.close()
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,21 @@
 """A search: three trials on tiny weights, led by validation examples that are in no test task."""
 
+import importlib.util
 import json
-from collections.abc import Iterator
 
 import pytest
 import yaml
 
 from tests.whole import Workplace, record_of
+from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
-from tometune.config.overrides import CommandLine
-from tometune.config.plugins import missing_plugin
 from tometune.config.store import register
 from tometune.evaluation.tasks import load_tasks
 
 register()
 needs_optuna = pytest.mark.skipif(
-    missing_plugin("hydra/sweeper=optuna") is not None, reason=str(missing_plugin("hydra/sweeper=optuna"))
+    importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
+    reason="optuna is not installed",
 )
 SEARCH = (
     *("+sweep=optuna_pydocs", "model=tiny", "trainer=debug", "tracking=none", "eval.limit=1", "data.rows=64"),
@@ -24,10 +24,9 @@ SEARCH = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     made = Workplace(tmp_path_factory.mktemp("search"))
-    yield made
-    made.close()
+    return made
 
 
 @needs_optuna

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ BREAK = "data.rows=64,100000"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     made = Workplace(tmp_path_factory.mktemp("sweeps"))
-    yield made
-    made.close()
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +176,9 @@ def test_a_second_terminal_is_told_who_is_at_a_single_run(place: Workplace) -> N
         status, stderr = place.train(*long)
         assert status == 2
         line = stderr.splitlines()[-1]
-        assert re.match(rf"single/tiny-\S+: process {first.pid} on \S+ \(since \S+\) is at this run; wait", line), line
+        assert re.match(
+            rf"single/tiny-\S+: already being run by process {first.pid} on \S+ \(since \S+\); wait", line
+        ), line
     finally:
         first.kill()
         first.wait()

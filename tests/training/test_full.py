@@ -18,11 +18,12 @@ from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
 from tometune.config.model import Precision, Weights
 from tometune.config.root import Config
+from tometune.models.full import as_saved, check_unquantised, load_to_train, published
 from tometune.models.load import load_model
+from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
-from tometune.models.whole import as_saved, check_trainable, load_to_train, published
-from tometune.training import graph, storage
-from tometune.training.optimiser import embedded, state_bytes, trainable, with_optimiser
+from tometune.training import cuda_graph, storage
+from tometune.training.optimisers import embedded, state_bytes, trainable, with_optimiser
 
 WEIGHTS = "model.safetensors"
 
@@ -39,7 +40,7 @@ def saved(fitted: Fitted) -> dict[str, torch.Tensor]:
 
 def test_every_weight_changes_and_the_loss_falls(train: Train, tmp_path: Path, cache: Path) -> None:
     config = whole(max_steps=40, save_steps=40, num_train_epochs=9)
-    before = {name: weight.clone() for name, weight in load_model(config.model, cache).named_parameters()}
+    before = {name: weight.clone() for name, weight in load_model(locate(config.model, cache)).named_parameters()}
     fitted = train(tmp_path, config)
     assert fitted.curve[-1]["loss"] < 0.9 * fitted.curve[0]["loss"]
     after = saved(fitted)
@@ -65,11 +66,11 @@ def test_what_is_saved_is_the_model_with_its_tokenizer(train: Train, tmp_path: P
     fitted = train(tmp_path, whole())
     folder = tmp_path / "model"
     config = as_saved(whole().model, tmp_path)
-    model, tokenizer = load_model(config, cache), load_tokenizer(config, cache)
+    model, tokenizer = load_model(locate(config, cache)), load_tokenizer(locate(config, cache))
     trained = dict(fitted.trainer.model.named_parameters())
     assert all(torch.equal(weight, trained[name]) for name, weight in model.named_parameters())
-    assert tokenizer.chat_template == load_tokenizer(whole().model, cache).chat_template
-    base = Path(load_model(whole().model, cache).config._name_or_path)
+    assert tokenizer.chat_template == load_tokenizer(locate(whole().model, cache)).chat_template
+    base = Path(load_model(locate(whole().model, cache)).config._name_or_path)
     for name in ("config.json", "generation_config.json"):
         said, was = (json.loads((place / name).read_text()) for place in (folder, base))
         assert said == was, "the trainer's own settings are not the model's"
@@ -127,21 +128,21 @@ def test_the_graph_is_left_out_with_a_reason_and_refused_where_it_is_asked_for(
     # A GPU as far as it is looked at: nothing is lacking but the adapter.
     model = SimpleNamespace(device=torch.device("cuda"), num_parameters=lambda: 1000)
     config = whole(**packs(96, 2))
-    kind = {"whole": True, "unsloth": False, "packed": graph.Packed.lengths, "dtype": torch.bfloat16}
+    kind = {"whole": True, "unsloth": False, "packed": cuda_graph.Packed.lengths, "dtype": torch.bfloat16}
     gpu: Any = SimpleNamespace(config=config, model=model, **kind)
     with caplog.at_level(logging.INFO, "tometune"):
-        assert not graph.graphed(gpu)
+        assert not cuda_graph.graphed(gpu)
     assert "trainer.cuda_graph=auto: kernel by kernel, for a graph needs an adapter (lora=default)" in caplog.text
 
 
 def test_what_could_not_be_saved_at_the_end_is_refused_at_the_start(tmp_path: Path, cache: Path) -> None:
     mine = tmp_path / "mine"
-    shutil.copytree(load_model(whole().model, cache).config._name_or_path, mine)
+    shutil.copytree(load_model(locate(whole().model, cache)).config._name_or_path, mine)
     model = replace(whole().model, id=str(mine), weights=Weights.pretrained)
-    assert published(model, cache)[0].vocab_size > 0
+    assert published(locate(model, cache))[0].vocab_size > 0
     (mine / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
     with pytest.raises(UserError, match=r"model\.id=.*mine: lora=none saves .* `temperature`.*mend that file"):
-        published(model, cache)
+        published(locate(model, cache))
 
 
 def test_quantised_files_are_refused() -> None:
@@ -149,14 +150,14 @@ def test_quantised_files_are_refused() -> None:
         hf_quantizer = object()
 
     with pytest.raises(UserError, match=r"model\.id=mine: its files hold quantised weights, which lora=none cannot"):
-        check_trainable(Quantised(), "mine")
-    check_trainable(nn.Linear(2, 2), "mine")
+        check_unquantised(Quantised(), "mine")
+    check_unquantised(nn.Linear(2, 2), "mine")
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_first_step(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    weights = sum(weight.numel() for weight in load_to_train(whole().model, cache).parameters())
+    weights = sum(weight.numel() for weight in load_to_train(locate(whole().model, cache)).parameters())
     needed = 3 * 12 * weights + 4 * weights  # two checkpoints, one more while it is saved, and the model
 
     def disk(free: int) -> None:

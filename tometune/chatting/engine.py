@@ -89,14 +89,15 @@ def load_engines(targets: Sequence[Target], cache: Path, context: int) -> list[E
             continue
         with quick_imports():
             from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
-            from tometune.models.load import check_machine, check_source, load_model
+            from tometune.models.load import check_machine, load_model
+            from tometune.models.source import locate
             from tometune.models.tokenizer import load_tokenizer
         assert target.model is not None
         key, adapter = repr(target.model), None
         if key not in bases:
             check_machine(target.model)
-            check_source(target.model)
-            bases[key] = SharedModel(load_model(target.model, cache), load_tokenizer(target.model, cache))
+            source = locate(target.model, cache)
+            bases[key] = SharedModel(load_model(source), load_tokenizer(source))
         if target.adapter is not None:
             adapter = f"target{number}"
             bases[key].add_adapter(target.adapter, adapter)

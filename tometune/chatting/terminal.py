@@ -90,8 +90,7 @@ class Terminal:
             case "/quit":
                 return False
             case "/help":
-                for command, meaning in HELP.items():
-                    self.say(f"{command:16} {meaning}")
+                self.say("\n".join(f"{command:16} {meaning}" for command, meaning in HELP.items()))
             case "/system" | "/new":
                 system = text if name == "/system" else self.conversation.system
                 self.conversation = Conversation(self.conversation.models, system)

@@ -20,7 +20,7 @@ from tometune.data.encoder import Encoder
 from tometune.data.template import Template
 from tometune.evaluation.generation import greedy
 from tometune.models.adapter import check_safetensors, load_adapter
-from tometune.models.rounding import round_once
+from tometune.models.lora_rounding import round_once
 
 PREFILL = 512
 """Tokens of a long prompt that are read at a time; an answer can be stopped in between."""

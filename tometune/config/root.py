@@ -126,8 +126,5 @@ class Config:
     publish: Publish | None = None
     """Only for `report`: where the table and the pictures go beside the sweep's folder; null is nowhere."""
 
-    compare: str | None = None
-    """Only for `prepare`: a mix of `conf/data` to tell the difference from, and overrides that it alone has."""
-
     plan: bool = False
     """Only for `train`: print what would be run, how long it takes and what is done already, and stop."""

