@@ -4,12 +4,14 @@
 # --all also runs the tests marked `nightly`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+extras=(dev)
 marks=(-m "not nightly")
 if [ "${1:-}" = --all ]; then
+  extras=(dev nightly)
   marks=()
   shift
 fi
-bash scripts/setup.sh dev
+bash scripts/setup.sh "${extras[@]}"
 # The tests that look at pages in a browser need Chromium; they are skipped if it is missing and cannot be installed.
 if ! command -v chromium chromium-browser google-chrome >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
   echo "test: installing Chromium …"

@@ -123,11 +123,10 @@ def test_one_that_fails_says_why_in_one_line_and_leaves_the_record_alone(trained
     ("overrides", "line"),
     [
         (["run=nope"], "run=nope: no such folder, nor outputs/nope; name a run folder, e.g. run=outputs/<run_id>"),
-        (["run={run}", "data=mix_200k"], "data=mix_200k: evaluate trains nothing and does not read it; leave it out"),
-        (["run={run}", "trainer.max_steps=5"], "trainer.max_steps=5: evaluate trains nothing and does not read it"),
-        (["model=tiny", "+lora.r=4"], "+lora.r=4: evaluate trains nothing and does not read it; leave it out"),
+        (["run={run}", "trainer.max_steps=5"], "trainer.max_steps=5: only train and prepare read it"),
+        (["model=tiny", "+lora.r=4"], "+lora.r=4: only train and prepare read it; leave it out"),
         (["run={run}", "plan=true"], "plan=true: only train reads it; leave it out"),
-        (["run={run}", "+sweep=seeds"], "+sweep=seeds: only train and report read it; leave it out"),
+        (["run={run}", "+sweep=seeds"], "+sweep=seeds: only train, prepare and report read it; leave it out"),
         (["run={run}", "model=llama32_1b"], "model: the run has its own; leave it out, or score a model by itself"),
         (["run={run}", "+experiment=smoke"], "experiment: the run has its own; leave it out"),
         (["run={run}", "seed=1"], "seed: the run has its own; leave it out"),
@@ -151,7 +150,7 @@ def test_a_run_without_an_adapter_or_with_a_broken_config(trained, tmp_path):
         2,
         f"{run}: holds no adapter (status completed); finish its training first\n",
     )
-    (run / "config.yaml").write_text("modle: {}\n")
+    (run / "config.yaml").write_text("seed: one\n")
     done = verb(trained, "evaluate", f"run={run}")
     assert done.returncode == 2
-    assert f"{run}/config.yaml: not a config of this version" in done.stderr
+    assert f"{run}/config.yaml: cannot be read as a config" in done.stderr

@@ -1,16 +1,13 @@
-"""Score a finished run again, on its own tasks or on others, or any model that was not trained here."""
+"""Score a finished run again, on its own tasks or on others, or score any other model."""
 
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.export import ONLY_EXPORT
-from tometune.config.main import verb
+from tometune.config.app import verb
 from tometune.config.root import Config
 from tometune.runs.inputs import cache_folder
 
@@ -19,21 +16,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IGNORES = {
-    **ONLY_EXPORT,
-    **dict.fromkeys(
-        ("data", "lora", "trainer", "seeds.data", "seeds.order", "seeds.adapter"),
-        "evaluate trains nothing and does not read it; leave it out",
-    ),
-    "sweep": "only train and report read it; leave it out",
-    "plan": "only train reads it; leave it out",
-    "publish": "only report reads it; leave it out",
-    **ONLY_CHAT,
-}
-"""What evaluate cannot obey, and what is said of it."""
 
-
-@partial(verb, ignores=IGNORES)
+@verb
 def main(config: Config) -> None:
     """Find what is to be scored, score it before and after its training, and show the table."""
     from tometune.evaluation.table import print_run
@@ -64,10 +48,10 @@ def evaluate(subject: Subject) -> None:
         from tometune.evaluation.engines.requirements import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
+        from tometune.models.full import tuned
         from tometune.models.load import check_machine, describe, free_memory, load_model
         from tometune.models.source import locate
         from tometune.models.tokenizer import load_tokenizer
-        from tometune.models.whole import tuned
         from tometune.runs.identity import plain
         from tometune.tracking import check_tracker, start_tracker
 

@@ -1,21 +1,18 @@
-"""Build the mix and its tokens, show what is in it, load no model."""
+"""Build and tokenise the mix and show what is in it; no model is loaded."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_text
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.export import ONLY_EXPORT
-from tometune.config.main import verb
+from tometune.config.app import verb
 from tometune.config.root import Config
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tometune.data.contamination.overlaps import MixOverlaps
+    from tometune.data.contamination import MixOverlaps
     from tometune.data.mix import Mix
     from tometune.data.profile import Profile
     from tometune.data.tokens import Tokens
@@ -23,10 +20,8 @@ if TYPE_CHECKING:
 CARDS = "mixes"
 """Folder of the data cards, below `paths.outputs`: where browsers may read, which a hidden cache often is not."""
 
-RUN = "only evaluate, export and chat read it; prepare builds the mix of its own config"
 
-
-@partial(verb, ignores={"run": RUN, **ONLY_CHAT, **ONLY_EXPORT})
+@verb
 def main(config: Config) -> None:
     """Build what `train` will train on, print its numbers and one row of it, and write its data card."""
     from rich.console import Console
@@ -34,25 +29,20 @@ def main(config: Config) -> None:
     with quick_imports():
         from tometune.data import preview
         from tometune.data.profile import profile
-        from tometune.data.tokens import tokenise
-        from tometune.models.source import locate
-        from tometune.models.tokenizer import load_tokenizer
-        from tometune.reporting.datacard import console as told
-        from tometune.runs.inputs import cache_folder, mix_of
+        from tometune.reporting.data_card import print_contamination
+        from tometune.runs.inputs import RunInputs
 
-    cache = cache_folder(config)
-    mix = mix_of(config, cache)
-    tokenizer = load_tokenizer(locate(config.model, cache, weights=False))
-    tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
+    inputs = RunInputs.resolve(config)
+    mix, tokens = inputs.mix, inputs.tokens
     console = Console(highlight=False)
     console.print(preview.summary(mix, tokens, config.trainer.max_length))
-    found, missing = _contamination(config, mix, cache)
-    told.print_contamination(console, found, missing)
-    _row(console, config, tokens, tokenizer)
+    found, missing = inputs.contamination()
+    print_contamination(console, found, missing)
+    _row(console, config, tokens, inputs.tokenizer)
     values = profile(mix, tokens)
     folder = _write_card(config, mix, values, found, missing)
     console.print(f"\ndata card: {folder / 'mix.html'}, and as text {folder / 'mix.md'}", soft_wrap=True, markup=False)
-    console.print(f"kept in {cache}; train reads it from there", soft_wrap=True, markup=False)
+    console.print(f"cached in {inputs.cache}; train will reuse it", soft_wrap=True, markup=False)
 
 
 def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object) -> None:
@@ -67,25 +57,16 @@ def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object
     console.print(preview.row(tokens, tokenizer, number, marks), soft_wrap=True)
 
 
-def _contamination(config: Config, mix: "Mix", cache: Path) -> tuple["MixOverlaps | None", dict[str, str]]:
-    """Return what the mix shares with the evaluation, and why a task could not be looked at."""
-    from tometune.runs.inputs import contamination_of, held_out_where_reached
-
-    held_out, missing = held_out_where_reached(config)
-    return contamination_of(config, mix, held_out, cache) if held_out.texts else None, missing
-
-
 def _write_card(
     config: Config, mix: "Mix", values: "Profile", found: "MixOverlaps | None", missing: dict[str, str]
 ) -> Path:
     """Write mix.html and mix.md; returns their folder."""
     from tometune.data.profile import samples
-    from tometune.reporting.datacard import content
-    from tometune.reporting.datacard.markdown import card_markdown
-    from tometune.reporting.datacard.page import card_page
+    from tometune.reporting import data_card
+    from tometune.reporting.data_card import card_markdown, card_page
 
-    shared = content.contamination(found, missing, str(config.data.contamination))
-    card = content.card(mix, values, shared, samples(mix))
+    shared = data_card.contamination(found, missing, str(config.data.contamination))
+    card = data_card.card(mix, values, shared, samples(mix))
     folder = Path(config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
     _write(folder, "mix.html", card_page(card, values, config.trainer.max_length))
     _write(folder, "mix.md", card_markdown(card))

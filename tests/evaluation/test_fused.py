@@ -13,7 +13,7 @@ from tometune.evaluation.engines import capture
 from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.engines.fused import ROTARY, SmallParts
 from tometune.evaluation.generation import greedy
-from tometune.models.rounding import round_once
+from tometune.models.lora_rounding import round_once
 
 gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 

@@ -9,7 +9,7 @@ from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig
 from tometune.models.adapter import add_adapter, load_adapter
 from tometune.models.load import load_model
-from tometune.models.rounding import RoundedOnce
+from tometune.models.lora_rounding import RoundedOnce
 from tometune.models.source import locate
 
 

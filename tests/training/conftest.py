@@ -18,10 +18,10 @@ from tometune.config.trainer import TrainerConfig
 from tometune.data.mix import Mix, build_mix
 from tometune.data.tokens import Tokens, tokenise
 from tometune.models.adapter import add_adapter
+from tometune.models.full import load_to_train
 from tometune.models.load import load_model
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
-from tometune.models.whole import load_to_train
 from tometune.training import sft
 from tometune.training.sft import TrainResult, fit
 from tometune.training.trainer import MeteredTrainer
@@ -132,7 +132,7 @@ def train(monkeypatch: pytest.MonkeyPatch, cache: Path, data: DataConfig) -> Tra
         if config.lora.enabled:
             model = add_adapter(load_model(locate(config.model, cache)), config.lora, config.seeds.adapter)
         else:
-            model = load_to_train(config.model, cache)
+            model = load_to_train(locate(config.model, cache))
         result = fit(model, tokenizer, tokens, config, folder, on_log, cache)
         return Fitted(result, folder, mix, tokens, kept[-1], list(batches))
 

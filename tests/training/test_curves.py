@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from tometune.common.errors import UserError
-from tometune.training.curves import Curves
-from tometune.training.meter import Meter
+from tometune.training.metrics import Curves, Meter
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
 from tometune.config.model import Precision, Weights
 from tometune.config.root import Config
+from tometune.models.full import as_saved, check_unquantised, load_to_train, published
 from tometune.models.load import load_model
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
-from tometune.models.whole import as_saved, check_trainable, load_to_train, published
-from tometune.training import graph, storage
-from tometune.training.optimiser import embedded, state_bytes, trainable, with_optimiser
+from tometune.training import cuda_graph, storage
+from tometune.training.optimisers import embedded, state_bytes, trainable, with_optimiser
 
 WEIGHTS = "model.safetensors"
 
@@ -128,10 +128,10 @@ def test_the_graph_is_left_out_with_a_reason_and_refused_where_it_is_asked_for(
     # A GPU as far as it is looked at: nothing is lacking but the adapter.
     model = SimpleNamespace(device=torch.device("cuda"), num_parameters=lambda: 1000)
     config = whole(**packs(96, 2))
-    kind = {"whole": True, "unsloth": False, "packed": graph.Packed.lengths, "dtype": torch.bfloat16}
+    kind = {"whole": True, "unsloth": False, "packed": cuda_graph.Packed.lengths, "dtype": torch.bfloat16}
     gpu: Any = SimpleNamespace(config=config, model=model, **kind)
     with caplog.at_level(logging.INFO, "tometune"):
-        assert not graph.graphed(gpu)
+        assert not cuda_graph.graphed(gpu)
     assert "trainer.cuda_graph=auto: kernel by kernel, for a graph needs an adapter (lora=default)" in caplog.text
 
 
@@ -139,10 +139,10 @@ def test_what_could_not_be_saved_at_the_end_is_refused_at_the_start(tmp_path: Pa
     mine = tmp_path / "mine"
     shutil.copytree(load_model(locate(whole().model, cache)).config._name_or_path, mine)
     model = replace(whole().model, id=str(mine), weights=Weights.pretrained)
-    assert published(model, cache)[0].vocab_size > 0
+    assert published(locate(model, cache))[0].vocab_size > 0
     (mine / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
     with pytest.raises(UserError, match=r"model\.id=.*mine: lora=none saves .* `temperature`.*mend that file"):
-        published(model, cache)
+        published(locate(model, cache))
 
 
 def test_quantised_files_are_refused() -> None:
@@ -150,14 +150,14 @@ def test_quantised_files_are_refused() -> None:
         hf_quantizer = object()
 
     with pytest.raises(UserError, match=r"model\.id=mine: its files hold quantised weights, which lora=none cannot"):
-        check_trainable(Quantised(), "mine")
-    check_trainable(nn.Linear(2, 2), "mine")
+        check_unquantised(Quantised(), "mine")
+    check_unquantised(nn.Linear(2, 2), "mine")
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_first_step(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    weights = sum(weight.numel() for weight in load_to_train(whole().model, cache).parameters())
+    weights = sum(weight.numel() for weight in load_to_train(locate(whole().model, cache)).parameters())
     needed = 3 * 12 * weights + 4 * weights  # two checkpoints, one more while it is saved, and the model
 
     def disk(free: int) -> None:

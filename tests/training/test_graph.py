@@ -11,10 +11,9 @@ from datasets import Dataset
 
 from tests.training.conftest import Fitted, Train, packs, settings
 from tometune.common.errors import UserError
-from tometune.models.attention import Packed
-from tometune.training.graph import compiled_layers, graph_for, graphed, layers_of
-from tometune.training.parts import Fits, parts
-from tometune.training.pass_graph import PassGraph
+from tometune.models.packed_attention import Packed
+from tometune.training.batches import Fits, parts
+from tometune.training.cuda_graph import PassGraph, compiled_layers, graph_for, graphed, layers_of
 
 SETTINGS = packs(96, 2) | {"max_steps": 4, "num_train_epochs": 9}
 gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tometune.training.meter import Meter, Totals, peak_memory_bytes
+from tometune.training.metrics import Meter, Totals, peak_memory_bytes
 
 PADDED = {
     "input_ids": torch.zeros(2, 5, dtype=torch.long),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tometune.common.errors import UserError
-from tometune.training import room
-from tometune.training.room import Room, find_room
+from tometune.training import memory
+from tometune.training.memory import Room, find_room
 
 
 class Gpu:
@@ -67,9 +67,9 @@ def test_where_nothing_fits_the_line_names_what_to_change(sizes: list[int], chec
 
 def test_what_was_found_is_remembered_by_kind(tmp_path: Path) -> None:
     found = Room(4, False, 50)
-    assert room.remembered(tmp_path, "a") is None
-    room.remember(tmp_path, "a", found)
-    room.remember(tmp_path, "b", Room(1, True, 9))
-    assert room.remembered(tmp_path, "a") == found
-    (tmp_path / room.NAME).write_text("{")
-    assert room.remembered(tmp_path, "a") is None
+    assert memory.remembered(tmp_path, "a") is None
+    memory.remember(tmp_path, "a", found)
+    memory.remember(tmp_path, "b", Room(1, True, 9))
+    assert memory.remembered(tmp_path, "a") == found
+    (tmp_path / memory.NAME).write_text("{")
+    assert memory.remembered(tmp_path, "a") is None

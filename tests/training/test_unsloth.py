@@ -15,11 +15,11 @@ import torch
 from peft.tuners.lora.layer import Linear
 from safetensors.torch import load_file
 
-from tests.models.test_rounding import inside, layer
+from tests.models.test_lora_rounding import inside, layer
 from tests.whole import Workplace, curve_of, record_of
 from tometune.common.errors import UserError
 from tometune.models import unsloth_backend
-from tometune.models.rounding import RoundedOnce
+from tometune.models.lora_rounding import RoundedOnce
 from tometune.models.unsloth_backend import check_installed, installed
 
 needed = pytest.mark.skipif(not installed(), reason="Unsloth is not installed")
@@ -114,7 +114,9 @@ def after_steps(place: Workplace, outputs: str, steps: int) -> Path:
 
 def workers() -> set[int]:
     """Return the processes that train apart."""
-    found = subprocess.run(["pgrep", "-f", "tometune.training.worker"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["pgrep", "-f", "tometune.training.unsloth_process"], capture_output=True, text=True, check=False
+    )
     return {int(line) for line in found.stdout.split()}
 
 
@@ -132,7 +134,11 @@ def test_told_to_stop_it_saves_and_goes_on(place: Workplace) -> None:
     process = start(place, "stopped")
     after_steps(place, "stopped", step + 3)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1].splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert (
+        process.communicate(timeout=60)[1]
+        .splitlines()[-1]
+        .startswith("interrupted; run the same command again to resume")
+    )
     assert [number for number, _ in curve_of(folder)][: step + 3] == list(range(1, step + 4))
 
 

@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tometune.config.rules import at_least
-
-ONLY_CHAT = dict.fromkeys(("chat", "against", "gguf", "ui", "share"), "only chat reads it; leave it out")
-"""Keys of no other verb, and what is said to a user who sets one there."""
+from tometune.config.validators import at_least
 
 
 class Interface(StrEnum):

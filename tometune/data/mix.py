@@ -21,9 +21,8 @@ from datasets import Dataset, concatenate_datasets
 
 from tometune.common.errors import UserError
 from tometune.common.seeding import stream
-from tometune.config.data import Contamination, DataConfig, PoolOrder
-from tometune.config.filters import FiltersConfig, ScorerKind
-from tometune.data.contamination.overlaps import HeldOut, overlapping
+from tometune.config.data import Contamination, DataConfig, FiltersConfig, PoolOrder, ScorerKind
+from tometune.data.contamination import EvaluationTexts, overlapping_rows
 from tometune.data.draw import (
     Shortage,
     check_base,
@@ -90,7 +89,7 @@ class Mix:
 
 
 def build_mix(
-    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None = None, held_out: HeldOut | None = None
+    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None = None, texts: EvaluationTexts | None = None
 ) -> Mix:
     """Build a mix; the same config, inputs and seed give the same rows on any machine.
 
@@ -99,12 +98,12 @@ def build_mix(
         seed: of the draw, `seeds.data`.
         cache: root of the cache, which keeps standardised sources and everything computed from their rows.
         tokenizer: loads the model's tokenizer; called only if a filter counts tokens.
-        held_out: the evaluation texts, needed if `data.contamination=drop`.
+        texts: of the evaluation, needed if `data.contamination=drop`.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
     """
-    builder = _Builder(config, seed, cache, tokenizer, held_out)
+    builder = _Builder(config, seed, cache, tokenizer, texts)
     base = builder.select_base()
     parts = {"base": base}
     added, size = config.rows - len(base.chosen), len(base.chosen)
@@ -168,7 +167,7 @@ class _Builder:
     seed: int
     cache: Path
     tokenizer: Tokenizer | None
-    held_out: HeldOut | None
+    texts: EvaluationTexts | None
 
     def select_base(self) -> Part:
         """Take the whole base in key order, or a draw of `data.base.rows` rows."""
@@ -228,7 +227,7 @@ class _Builder:
         return Part(pool, chosen, facts, filtered.examples)
 
     def _drop_contaminated(self, source: Standardised, origin: str, filtered: Filtered) -> dict[str, Any]:
-        """Remove from `filtered` the rows that share a run of words with the evaluation, if they are to be dropped.
+        """Remove from `filtered` the rows that overlap with the evaluation, if they are to be dropped.
 
         Returns:
             `contaminated_rows`, counted among the rows that the filters kept, and `contaminated`: all such rows by
@@ -236,9 +235,9 @@ class _Builder:
         """
         if self.config.contamination is not Contamination.drop:
             return {}
-        if self.held_out is None:
+        if self.texts is None:
             raise ValueError("data.contamination=drop needs the evaluation texts")
-        contaminated, counts = overlapping(source, self.held_out, self.cache)
+        contaminated, counts = overlapping_rows(source, self.texts, self.cache)
         dropped = np.flatnonzero(contaminated & filtered.keep)
         filtered.examples[CONTAMINATED] = examples_of(source, origin, dropped)
         filtered.keep[dropped] = False

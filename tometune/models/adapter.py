@@ -10,7 +10,7 @@ from torch import nn
 from tometune.common.errors import UserError, did_you_mean
 from tometune.common.seeding import seed_everything
 from tometune.config.lora import LoraConfig
-from tometune.models.rounding import round_once
+from tometune.models.lora_rounding import round_once
 
 
 def add_adapter(model: Any, lora: LoraConfig, seed: int) -> peft.PeftModel:

@@ -1,7 +1,7 @@
 """The backend `unsloth`: the same weights and adapter under Unsloth's kernels; in a process of its own.
 
 Importing Unsloth changes transformers, TRL, PEFT and PyTorch in the whole process, so `prepare` comes before all of
-them, and only the process that trains calls it (`tometune.training.worker`). See https://docs.unsloth.ai.
+them, and only the process that trains calls it (`tometune.training.unsloth_process`). See https://docs.unsloth.ai.
 """
 
 import inspect
@@ -137,8 +137,8 @@ def load(source: ModelSource, max_length: int, whole: bool = False) -> Any:
     from unsloth import FastLanguageModel
 
     from tometune.common.hub import hub_errors
+    from tometune.models.full import check_unquantised
     from tometune.models.transformers_backend import compute_dtype
-    from tometune.models.whole import check_trainable
 
     model = source.config
     dtype, full = compute_dtype(model.precision), {}
@@ -160,7 +160,7 @@ def load(source: ModelSource, max_length: int, whole: bool = False) -> Any:
             **({"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}),
         )
     if whole:
-        check_trainable(loaded, model.id)
+        check_unquantised(loaded, model.id)
     return loaded
 
 
@@ -200,7 +200,7 @@ def _sum_as_transformers(model: Any) -> None:
     The kernels add the adapter's part to a product that has been rounded already, so its smallest changes are lost
     (docs/footguns.md). Unsloth itself takes them out under FSDP; on a CPU it puts none in.
     """
-    from tometune.models.rounding import round_once
+    from tometune.models.lora_rounding import round_once
 
     kernels = sys.modules.get("unsloth.models.llama")  # on a CPU it is not imported
     decline = getattr(kernels, "_decline_fused_lora_for_fsdp", None)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tometune.common.errors import UserError
-from tometune.training.meter import peak_memory_bytes
-from tometune.training.optimiser import trainable
-from tometune.training.room import Room
+from tometune.training.batches import Training
+from tometune.training.memory import Room
+from tometune.training.metrics import peak_memory_bytes
+from tometune.training.optimisers import trainable
 from tometune.training.steps import Step, in_packs, steps_of
-from tometune.training.subject import Training
 from tometune.training.trainer import MeteredTrainer
 
 log = logging.getLogger(__name__)

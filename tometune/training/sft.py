@@ -15,24 +15,20 @@ from tometune.common.seeding import seed_everything
 from tometune.common.signals import Stopped, told_to_stop
 from tometune.config.root import Config
 from tometune.data.tokens import Tokens
-from tometune.models.attention import training_attention
+from tometune.models.full import published
+from tometune.models.packed_attention import training_attention
 from tometune.models.saved import ADAPTER, WHOLE
 from tometune.models.source import locate
-from tometune.models.whole import published
 from tometune.training.arguments import arguments
+from tometune.training.batches import Collator, Training
 from tometune.training.checkpoints import last_checkpoint, save_adapter, save_whole, step_of
-from tometune.training.collator import Collator
-from tometune.training.curves import Curves, OnLog
-from tometune.training.fitting import choose_room
-from tometune.training.graph import compiled_layers, graph_for, graphed
-from tometune.training.meter import Meter
+from tometune.training.cuda_graph import GraphError, compiled_layers, graph_for, graphed
+from tometune.training.memory import Room, choose_room
+from tometune.training.metrics import Curves, Meter, OnLog
 from tometune.training.outcome import TrainResult, no_room, plan, result_of
-from tometune.training.pass_graph import GraphError
 from tometune.training.progress import progress_callbacks
-from tometune.training.room import Room
 from tometune.training.steps import Step, divisors, effective_batch, sizes
 from tometune.training.storage import check_disk
-from tometune.training.subject import Training
 from tometune.training.trainer import LogLastStep, MeteredTrainer, StopAfterStep
 
 log = logging.getLogger(__name__)

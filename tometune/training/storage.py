@@ -3,9 +3,9 @@
 import shutil
 
 from tometune.common.errors import UserError
-from tometune.training.optimiser import embedded, state_bytes, trainable
+from tometune.training.batches import Training
+from tometune.training.optimisers import embedded, state_bytes, trainable
 from tometune.training.steps import checkpoints_kept, steps_of
-from tometune.training.subject import Training
 
 
 def bytes_saved(training: Training) -> int:

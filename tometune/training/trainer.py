@@ -12,9 +12,8 @@ from trl import SFTConfig, SFTTrainer
 
 from tometune.common.distributed import gather
 from tometune.common.files import SaveError, disk_errors
-from tometune.training.curves import Curves
-from tometune.training.meter import Meter
-from tometune.training.pass_graph import PassGraph
+from tometune.training.cuda_graph import PassGraph
+from tometune.training.metrics import Curves, Meter
 
 
 class Arguments(SFTConfig):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tometune.config.eval import FEW
-from tometune.models.rounding import RoundedOnce
+from tometune.models.lora_rounding import RoundedOnce
 
 ROTARY = "apply_rotary_pos_emb"
 """Under this name transformers' files of models turn queries and keys."""

@@ -1,0 +1,82 @@
+"""Which attention trains packs, by what the machine has."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tometune.models import packed_attention
+from tometune.models.packed_attention import VARLEN, Packed, kernel, packed_by, training_attention, varlen_forward
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "flash", "varlen", "picked", "why"),
+    [
+        ((9, 0), BF16, False, True, VARLEN, "PyTorch's own FlashAttention"),
+        ((9, 0), BF16, True, True, "flash_attention_2", "flash-attn is installed"),
+        ((8, 0), FP16, False, True, VARLEN, "PyTorch's own FlashAttention"),
+        ((7, 5), FP16, True, True, "sdpa", "compute capability 8.0, here 7.5"),
+        ((9, 0), FP32, True, True, "sdpa", "needs 16 bits"),
+        ((9, 0), BF16, False, False, "sdpa", "has no varlen_attn"),
+    ],
+)
+def test_the_best_that_is_there_is_picked_and_said(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    flash: bool,
+    varlen: bool,
+    picked: str,
+    why: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(packed_attention.util, "find_spec", lambda _: object() if flash else None)
+    monkeypatch.setattr(packed_attention, "_varlen", lambda: object() if varlen else None)
+    found, reason = kernel(dtype, "sdpa")
+    assert found == picked
+    assert why in reason
+    assert kernel(dtype, "eager")[0] == "eager", "what is set is taken"
+
+
+def test_without_a_gpu_a_mask_keeps_conversations_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert kernel(BF16, "sdpa")[0] == "sdpa"
+    assert {packed_by(name) for name in ("sdpa", "eager")} == {Packed.positions}
+    assert {packed_by(name) for name in (VARLEN, "flash_attention_2")} == {Packed.lengths}
+
+
+def test_without_lengths_nothing_is_attended_to() -> None:
+    some = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="lengths"):
+        varlen_forward(torch.nn.Identity(), some, some, some, None)
+
+
+def test_the_models_own_attention_comes_back() -> None:
+    small = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16)
+    model = LlamaForCausalLM(small)
+    before = model.config._attn_implementation
+    with training_attention(model, VARLEN):
+        assert model.config._attn_implementation == VARLEN
+    assert model.config._attn_implementation == before
+
+
+def test_float32_weights_under_autocast_reach_the_kernel_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary embeddings make float32 of queries and keys, and autocast does not know the kernel."""
+    seen: list[torch.dtype] = []
+
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        seen.extend(part.dtype for part in (query, key, value))
+        return query
+
+    monkeypatch.setattr(packed_attention, "_varlen", lambda: kernel)
+    monkeypatch.setattr(packed_attention, "_names_groups", lambda: False)
+    parts = (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4, dtype=torch.bfloat16))
+    ends = torch.tensor([0, 3], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = packed_attention.varlen_forward(
+            torch.nn.Identity(), *parts, None, cu_seq_lens_q=ends, max_length_q=3
+        )
+    assert seen == [torch.bfloat16] * 3
+    assert found.shape == (1, 3, 2, 4)
