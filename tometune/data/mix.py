@@ -38,8 +38,8 @@ from tometune.data.draw import (
 )
 from tometune.data.filters import NEAR, Filtered, Mask, Tokenizer, apply_masks, by_source, examples_of, filters
 from tometune.data.near_duplicates import near_duplicates
+from tometune.data.scores import Scorer, scores_of
 from tometune.data.standardise import Standardised, standardise
-from tometune.models.quality_scorer import scores_of
 
 CONTAMINATED = "contaminated"
 
@@ -95,6 +95,7 @@ def build_mix(
     cache: Path,
     tokenizer: Tokenizer | None = None,
     texts: EvaluationTexts | None = None,
+    scorer: Scorer | None = None,
 ) -> Mix:
     """Build a mix; the same config, inputs and seed give the same rows on any machine.
 
@@ -104,6 +105,7 @@ def build_mix(
         cache: root of the cache, which keeps standardised sources and everything computed from their rows.
         tokenizer: loads the model's tokenizer; called only if a filter counts tokens.
         texts: of the evaluation, needed if `data.contamination=drop`.
+        scorer: the model that ranks the pool, needed if `data.pool.order=best` and `data.scorer.kind` names one.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
@@ -115,7 +117,7 @@ def build_mix(
         size = len(base.chosen)
         raise UserError(f"data.rows={config.rows}: is less than the base's {size}; set data.base.rows={config.rows}")
     if added:
-        selections["pool"] = _select_pool(config, added, base.source, seed, cache, tokenizer, texts)
+        selections["pool"] = _select_pool(config, added, base.source, seed, cache, tokenizer, texts, scorer)
     row_ids, sources, examples = [], Counter[str](), dict[str, list[dict[str, Any]]]()
     for origin, part in selections.items():
         row_ids += _row_ids(origin, part.source.keys[part.chosen])
@@ -133,7 +135,7 @@ def build_mix(
         facts={origin: part.facts for origin, part in selections.items()},
         parts=tuple(Part(part.source.fingerprint, part.source.rows, part.chosen) for part in selections.values()),
         examples=examples,
-        scores=_scores(config, selections, cache),
+        scores=_scores(config, selections, scorer, cache),
     )
 
 
@@ -148,7 +150,9 @@ def _row_ids(origin: str, keys: np.ndarray) -> list[str]:
     return ids
 
 
-def _scores(config: DataConfig, selections: dict[str, _Selection], cache: Path) -> np.ndarray | None:
+def _scores(
+    config: DataConfig, selections: dict[str, _Selection], scorer: Scorer | None, cache: Path
+) -> np.ndarray | None:
     """Return the scores that rank the pool, or the ones that the rows came with if it is not ranked.
 
     Base rows are scored too if that is cheap. A classifier runs only on the pool, because it decides nothing about
@@ -160,7 +164,7 @@ def _scores(config: DataConfig, selections: dict[str, _Selection], cache: Path) 
     for name, part in selections.items():
         scores = part.source.scores
         if kind is ScorerKind.heuristic or (kind is ScorerKind.fineweb_edu and name == "pool"):
-            scores = scores_of(part.source, config.scorer, cache)
+            scores = scores_of(part.source, config.scorer, scorer, cache)
         elif kind is ScorerKind.fineweb_edu:
             scores = None
         found.append(np.full(len(part.chosen), np.nan, np.float32) if scores is None else scores[part.chosen])
@@ -198,6 +202,7 @@ def _select_pool(
     cache: Path,
     tokenizer: Tokenizer | None,
     texts: EvaluationTexts | None,
+    scorer: Scorer | None,
 ) -> _Selection:
     """Draw `added` rows from the pool."""
     check_pool(config, added)
@@ -207,7 +212,7 @@ def _select_pool(
     check_names(config.pool, pool.names)
     filtered = apply_masks(pool, "pool", filters(config.filters, pool, cache, tokenizer))
     contamination = _drop_contaminated(config, pool, "pool", filtered, texts, cache)
-    scores = scores_of(pool, config.scorer, cache) if config.pool.order is PoolOrder.best else None
+    scores = scores_of(pool, config.scorer, scorer, cache) if config.pool.order is PoolOrder.best else None
     order = in_key_order(pool, cache)
     found = eligible(pool, order[filtered.keep[order]], base, scores)
     rows = found.rows if scores is None else found.rows[np.argsort(-scores[found.rows], kind="stable")]
