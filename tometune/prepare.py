@@ -1,4 +1,4 @@
-"""Build the mix and its tokens, show what is in it, load no model."""
+"""Build and tokenise the mix and show what is in it; no model is loaded."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -21,8 +21,7 @@ from datasets import Dataset, concatenate_datasets
 
 from tometune.common.errors import UserError
 from tometune.common.seeding import stream
-from tometune.config.data import Contamination, DataConfig, PoolOrder
-from tometune.config.filters import FiltersConfig, ScorerKind
+from tometune.config.data import Contamination, DataConfig, FiltersConfig, PoolOrder, ScorerKind
 from tometune.data.contamination import EvaluationTexts, overlapping_rows
 from tometune.data.draw import (
     Shortage,

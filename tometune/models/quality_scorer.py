@@ -11,7 +11,7 @@ import numpy as np
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors, pinned
-from tometune.config.filters import ScorerConfig, ScorerKind
+from tometune.config.data import ScorerConfig, ScorerKind
 
 log = logging.getLogger(__name__)
 
