@@ -137,7 +137,9 @@ def with_plus(arguments: Sequence[str]) -> list[str]:
         if found := pattern.fullmatch(argument):
             key, name, value = found.groups()
             if name is not None:
-                argument = f"++{key}.{name}={value}" if re.fullmatch(r"[\w-]+", name) else f"++{key}={{{name}: {value}}}"
+                argument = (
+                    f"++{key}.{name}={value}" if re.fullmatch(r"[\w-]+", name) else f"++{key}={{{name}: {value}}}"
+                )
             elif value.strip("{} "):
                 argument = f"++{argument.lstrip('+')}"
         changed.append(argument)
