@@ -17,10 +17,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.data.chatml import CHATML, chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
-from tometune.chatting.transformers_engine import TransformersEngine, Weights
+from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
 from tometune.config.app import verb
-from tometune.config.root import Config
-from tometune.config.store import conf_dir, register, typed
+from tometune.config.root import Config, conf_dir, register, typed
 from tometune.models import tiny
 from tometune.runs.identity import plain
 from tometune.runs.run import SCHEMA
@@ -34,16 +33,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def weights(tokenizer: PreTrainedTokenizerFast) -> Weights:
+def shared(tokenizer: PreTrainedTokenizerFast) -> SharedModel:
     """Random weights, large enough that greedy answers differ from prompt to prompt and some end by themselves."""
     model = tiny_llama(tokenizer, seed=3, initializer_range=0.4, max_position_embeddings=1024)
-    return Weights(with_adapter(with_adapter(model, "one", 1), "two", 2), tokenizer)
+    return SharedModel(with_adapter(with_adapter(model, "one", 1), "two", 2), tokenizer)
 
 
 @pytest.fixture
-def engine(weights: Weights) -> Engines:
-    """Return a function that gives an engine over the shared weights."""
-    return lambda adapter=None, context=1024: TransformersEngine(weights, adapter, context)
+def engine(shared: SharedModel) -> Engines:
+    """Return a function that gives an engine over the shared model."""
+    return lambda adapter=None, context=1024: TransformersEngine(shared, adapter, context)
 
 
 def with_adapter(model: Any, name: str, seed: int) -> peft.PeftModel:
