@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from tests.data.chatml import CHATML, chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
 from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
-from tometune.config.root import Config
-from tometune.config.store import conf_dir, register, typed
+from tometune.config.root import Config, conf_dir, register, typed
 from tometune.models import tiny
 from tometune.runs.identity import plain
 from tometune.runs.run import SCHEMA
