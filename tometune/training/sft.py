@@ -12,7 +12,7 @@ from transformers import PrinterCallback
 from tometune.common.distributed import by_first, is_first
 from tometune.common.errors import UserError
 from tometune.common.seeding import seed_everything
-from tometune.common.signals import Stopped, told_to_stop
+from tometune.common.signals import Stopped, stop_signals
 from tometune.config.root import Config
 from tometune.data.tokens import Tokens
 from tometune.models.full import published
@@ -158,7 +158,7 @@ def _train(training: Training, room: Room) -> TrainResult:
     seed_everything(config.seeds.adapter)
     step = Step(effective_batch(config), room.micro_batch)
     stop = StopAfterStep()
-    with told_to_stop(stop.tell):
+    with stop_signals(stop.tell):
         trainer = _trainer(training, step, room.gradient_checkpointing, meter, stop)
         if is_first():
             trainer.curves.rewind(step_of(checkpoint) if checkpoint else 0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tometune.common.errors import UserError
 from tometune.common.files import SaveError
 from tometune.common.logs import StderrHandler, log_file
-from tometune.common.signals import Stopped, told_to_stop
+from tometune.common.signals import Stopped, stop_signals
 from tometune.models import unsloth_backend
 from tometune.runs.inputs import RunInputs
 from tometune.runs.stored import stored_config
@@ -56,7 +56,7 @@ class Apart:
             heard.append(number)
             self.process.send_signal(number)  # it finishes its step and saves
 
-        with told_to_stop(pass_on):
+        with stop_signals(pass_on):
             with suppress(BrokenPipeError):  # it ended already, and says why
                 self.process.stdin.write(f"{GO} {folder.absolute()}\n")
                 self.process.stdin.flush()
@@ -116,7 +116,7 @@ def main() -> None:
     cache, pipe = Path(sys.argv[1]), int(sys.argv[2])
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[StderrHandler()])
     logging.getLogger("tometune").setLevel(logging.INFO)
-    with told_to_stop(), os.fdopen(pipe, "w", encoding="utf-8", buffering=1) as file:
+    with stop_signals(), os.fdopen(pipe, "w", encoding="utf-8", buffering=1) as file:
 
         def send(**message: Any) -> None:
             file.write(json.dumps(message) + "\n")
