@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tests.whole import Workplace, adapter_of, assert_one_line, curve_of, record_of
 from tometune.config.root import Config
-from tometune.tracking.program import program
+from tometune.tracking.tracker import program
 
 pytestmark = pytest.mark.whole
 

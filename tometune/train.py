@@ -41,7 +41,7 @@ def after_sweep(jobs: Jobs) -> int:
     from tometune import report
 
     for folder in hooks.folders(jobs):
-        report.tell(folder, jobs.config)
+        report.report_finished(folder, jobs.config)
     return hooks.end(jobs)
 
 
@@ -121,7 +121,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
             from tometune.evaluation.scoring import Scorer
             from tometune.models.full import check_trainable
             from tometune.models.load import describe, load_model
-            from tometune.tracking import start_tracker
+            from tometune.tracking import RunLabels, start_tracker
             from tometune.training.tuned_model import tuned_model
 
         inputs.load()
@@ -134,11 +134,13 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         tracker = stack.enter_context(
             start_tracker(
                 config.tracking if is_first() else TrackingConfig(tracker=Tracker.none),
-                run_id=run.id,
-                job_type="train",
-                group=config.sweep.name or f"{config.model.name}-{config.data.name}",
-                folder=run.folder,
-                run_config=plain(config),
+                RunLabels(
+                    run_id=run.id,
+                    job_type="train",
+                    group=config.sweep.name or f"{config.model.name}-{config.data.name}",
+                    folder=run.folder,
+                    config=plain(config),
+                ),
             )
         )
         run.update(tracking=tracker.describe())
