@@ -32,8 +32,9 @@ from tometune.sweep.planned import show as show_plan
 
 if TYPE_CHECKING:
     from tometune.data.tokens import Tokens
+    from tometune.models.source import ModelSource
     from tometune.training.metrics import OnLog
-    from tometune.training.unsloth_process import Apart
+    from tometune.training.unsloth_process import UnslothProcess
 
 log = logging.getLogger(__name__)
 
@@ -168,13 +169,13 @@ def experiment(run: Run, config: Config) -> None:
         UserError: the model, the data or a task does not allow this run.
     """
     from tometune.models.load import resolve_backend
-    from tometune.training.unsloth_process import worker
+    from tometune.training.unsloth_process import unsloth_process
 
     cache = cache_folder(config)
     with ExitStack() as stack:
-        apart = None
+        process = None
         if resolve_backend(config.model) is Backend.unsloth and run.record.get("train") is None:
-            apart = stack.enter_context(worker(cache))  # its imports take half a minute: first of all
+            process = stack.enter_context(unsloth_process(cache))  # early, as its imports take half a minute
         with quick_imports():
             from tometune.common.seeding import seed_everything
             from tometune.data.tokens import tokenise
@@ -217,28 +218,36 @@ def experiment(run: Run, config: Config) -> None:
         scorer = Scorer(tokenizer, tasks, config.eval, run.folder, config.seeds.generation)
         if config.eval.base:
             run.add_scores("base", scorer.stage("base", model))
-        if not config.lora.enabled or (apart is not None and run.record["train"] is None):
+        if not config.lora.enabled or (process is not None and run.record["train"] is None):
             model = None  # the memory is the training's alone, or the whole model's that it left
             free_memory()
-        model = trained(run, config, model, tokenizer, tokens, tracker.log, apart)
+        model = trained(run, config, source, model, tokenizer, tokens, tracker.log, process)
         run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder)
         run.update(tracking=tracker.describe())
 
 
 def trained(
-    run: Run, config: Config, model: Any, tokenizer: Any, tokens: Tokens, on_log: OnLog, apart: Apart | None
+    run: Run,
+    config: Config,
+    source: ModelSource,
+    model: Any,
+    tokenizer: Any,
+    tokens: Tokens,
+    on_log: OnLog,
+    process: UnslothProcess | None,
 ) -> Any:
-    """Train, unless a broken run was through with it, record what came of it, and return the trained model.
+    """Train, unless an interrupted run already finished training, record the result, and return the trained model.
 
     Args:
         run: whose folder gets what is trained.
         config: of the run.
+        source: of the base model.
         model: before training; None where another one is loaded, to be trained apart or as a whole.
         tokenizer: its tokenizer.
         tokens: rows with labels.
         on_log: takes the metrics of each logging step.
-        apart: the process that trains, if it is another.
+        process: the process that trains, if it is another.
 
     Raises:
         UserError: the model or the machine does not allow it, or the loss is no longer a number.
@@ -247,21 +256,22 @@ def trained(
         from tometune.models.adapter import add_adapter
         from tometune.models.full import load_to_train, tuned
         from tometune.models.load import free_memory
-        from tometune.models.source import locate
+        from tometune.training.inputs import TrainingInputs
         from tometune.training.sft import fit
 
-    cache = cache_folder(config)
-    source = locate(config.model, cache)
     if run.record["train"] is not None:
         return tuned(model, source, config.lora, run.folder)
-    if apart is not None:
-        run.update(train=apart.fit(run.folder, on_log))
+    inputs = TrainingInputs(
+        *(source, tokens, config.trainer, config.lora, config.seeds, run.folder.absolute(), cache_folder(config))
+    )
+    if process is not None:
+        run.update(train=process.fit(inputs, on_log))
     elif model is not None:
         model = add_adapter(model, config.lora, config.seeds.adapter)
-        run.update(train=asdict(fit(model, tokenizer, tokens, config, run.folder, on_log, cache)))
+        run.update(train=asdict(fit(model, tokenizer, inputs, on_log)))
     else:
         whole = load_to_train(source)
-        run.update(train=asdict(fit(whole, tokenizer, tokens, config, run.folder, on_log, cache)))
+        run.update(train=asdict(fit(whole, tokenizer, inputs, on_log)))
         del whole
         free_memory()
     run.save()

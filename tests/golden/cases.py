@@ -30,7 +30,12 @@ SHORT = {
 }
 """Words that stand for several overrides in the command lines of the golden files."""
 
-SMOKE_RUNS = ["SMOKE", "SMOKE PACKED", "SMOKE lora.lora_dropout=0.2 seed=1", "SMOKE trainer.learning_rate=1e-3 lora=none"]
+SMOKE_RUNS = [
+    "SMOKE",
+    "SMOKE PACKED",
+    "SMOKE lora.lora_dropout=0.2 seed=1",
+    "SMOKE trainer.learning_rate=1e-3 lora=none",
+]
 
 TOKENIZERS = ("tiny", "smollm2_135m", "llama3")
 """Two models of `conf/model`, and the tokenizer of the wheel `llama-models`."""
@@ -41,10 +46,40 @@ def overrides(line: str) -> list[str]:
     return shlex.split(" ".join(SHORT.get(word, word) for word in line.split(" ")))
 
 
-WORDS = (
-    "harbour morning boats water tide river stone bridge winter letter market garden number table engine station "
-    "paper signal window mountain cable summer road yellow quiet early under between carries follows measures holds"
-).split()
+WORDS = [
+    "harbour",
+    "morning",
+    "boats",
+    "water",
+    "tide",
+    "river",
+    "stone",
+    "bridge",
+    "winter",
+    "letter",
+    "market",
+    "garden",
+    "number",
+    "table",
+    "engine",
+    "station",
+    "paper",
+    "signal",
+    "window",
+    "mountain",
+    "cable",
+    "summer",
+    "road",
+    "yellow",
+    "quiet",
+    "early",
+    "under",
+    "between",
+    "carries",
+    "follows",
+    "measures",
+    "holds",
+]
 
 
 def words(generator: random.Random, count: int) -> str:

@@ -104,8 +104,8 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     mix = mix_of(config, cache)
     tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
     rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset
-    an_epoch = math.ceil(len(rows) / effective_batch(config))
-    steps = steps_of(config, len(rows))
+    an_epoch = math.ceil(len(rows) / effective_batch(config.trainer))
+    steps = steps_of(config.trainer, len(rows))
     stages = ("base", "tuned") if config.eval.base else ("tuned",)
     examples = {f"{stage}/{task.name}": len(task.examples) for task in load_tasks(config.eval) for stage in stages}
     trained = round(tokens.counts.tokens * steps / an_epoch)
