@@ -151,7 +151,7 @@ def test_a_run_without_an_adapter_or_with_a_broken_config(trained, tmp_path):
         2,
         f"{run}: holds no adapter (status completed); finish its training first\n",
     )
-    (run / "config.yaml").write_text("modle: {}\n")
+    (run / "config.yaml").write_text("seed: one\n")
     done = verb(trained, "evaluate", f"run={run}")
     assert done.returncode == 2
-    assert f"{run}/config.yaml: not a config of this version" in done.stderr
+    assert f"{run}/config.yaml: cannot be read as a config" in done.stderr

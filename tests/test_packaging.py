@@ -47,6 +47,17 @@ def test_the_wheel_carries_all_of_conf(wheel):
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "conf/"))]
 
 
+def test_the_wheel_carries_the_documentation_and_its_licence(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        names = opened.namelist()
+        assert opened.read("tometune/data/pydocs.jsonl.gz") == (CHECKOUT / "tometune/data/pydocs.jsonl.gz").read_bytes()
+        assert "tometune/data/pydocs.NOTICE.txt" in names
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        assert "License-Expression: Apache-2.0 AND PSF-2.0" in opened.read(metadata).decode()
+        notices = {name.partition("/licenses/")[2] for name in names if "/licenses/" in name}
+        assert notices == {"LICENSE", "tometune/data/pydocs.NOTICE.txt"}
+
+
 def test_it_is_the_installed_one_that_runs(binaries, tmp_path):
     code = "import tometune, tometune.config.store as s; print(tometune.__file__, s.conf_dir(), sep='\\n')"
     shown = subprocess.run([binaries / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

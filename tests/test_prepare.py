@@ -123,7 +123,7 @@ def test_it_writes_a_card_and_finds_overlaps(run_verb: Run, paths: list[str], ta
 
     failed = run_verb("prepare", *small, *paths, *task, "data.contamination=fail")
     assert failed.returncode == 2
-    assert "data.contamination=fail: 1 of 13 rows share a run of words" in failed.stderr.splitlines()[-1]
+    assert "data.contamination=fail: 1 of 13 rows share a 13-word sequence" in failed.stderr.splitlines()[-1]
     dropped = run_verb("prepare", *SMALL, *paths, *task, "data.contamination=drop", "data.rows=12")
     assert dropped.returncode == 0, dropped.stderr
     assert "with an evaluation example: 0" in " ".join(dropped.stdout.split())

@@ -1,4 +1,4 @@
-"""Mix, fine-tune, score before and after, record: one cell of the table, in one command."""
+"""Mix, score, fine-tune, score again and record: one cell of the table, in one command."""
 
 from __future__ import annotations
 
@@ -9,109 +9,89 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
 
-from tometune.common.distributed import agree, connect, first_alone, is_first
+from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.export import ONLY_EXPORT
+from tometune.config.app import Hooks, verb
 from tometune.config.jobs import Jobs
-from tometune.config.main import Hooks, verb
 from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.runs.identity import plain
-from tometune.runs.inputs import cache_folder, fingerprints, mix_of
+from tometune.runs.inputs import RunInputs
 from tometune.runs.lock import BusyError
 from tometune.runs.run import Run
-from tometune.sweep import around
+from tometune.runs.stored import run_of_older_version
+from tometune.sweep import hooks
 from tometune.sweep.calibration import measured, remember, shape
 from tometune.sweep.plan import plan_measured
 from tometune.sweep.planned import show as show_plan
-
-if TYPE_CHECKING:
-    from tometune.data.tokens import Tokens
-    from tometune.models.source import ModelSource
-    from tometune.training.metrics import OnLog
-    from tometune.training.unsloth_process import UnslothProcess
 
 log = logging.getLogger(__name__)
 
 
 def before_sweep(jobs: Jobs) -> bool:
-    """Called once before the runs of a sweep, where the command was started; returns whether there is one to make."""
-    return around.begin(jobs, measure)
+    """Called once before the runs of a sweep, in the process that the user started; returns whether any is left."""
+    return hooks.begin(jobs, measure)
 
 
 def after_sweep(jobs: Jobs) -> int:
-    """Report on the sweep, say what is missing, and return the command's exit status.
-
-    Called once after the runs, where the command was started.
-    """
+    """Report on the sweep and list missing runs; returns the exit status. Called once, in the user's process."""
     from tometune import report
 
-    for folder in around.folders(jobs):
+    for folder in hooks.folders(jobs):
         report.tell(folder, jobs.config)
-    return around.end(jobs)
+    return hooks.end(jobs)
 
 
-@partial(
-    verb,
-    hooks=Hooks(before_sweep, after_sweep),
-    ignores={
-        "run": "only evaluate, export and chat read it; train finds the run of its config by itself",
-        **ONLY_CHAT,
-        **ONLY_EXPORT,
-    },
-)
+@partial(verb, hooks=Hooks(before_sweep, after_sweep))
 def main(config: Config) -> float | None:
-    """Carry the experiment out, or find that it is done, and show what came of it.
+    """Make the run of a config, or find it finished, and print its scores.
 
     Returns:
-        ROUGE-L after training, which is what a search goes by; None where the run is left to another process.
+        ROUGE-L of the tuned model, which a search maximises; None if there is no run to score.
     """
-    if config.plan:  # of a sweep it is made before the first run
+    if config.plan:  # a sweep is planned before its first run
         show_plan([plan_measured(config, first=True, measure=measure)], [])
         return None
     connect()
-    start, first = time.perf_counter(), "trl" not in sys.modules
-    run = find_run(config)
+    inputs, run = find_run(config)
     run.record = agree(run.record)
-    done_before = run.completed
-    reason = None if done_before else agree(around.left_alone(run, config))
-    if done_before:
+    already_done = run.completed
+    reason = None if already_done else agree(hooks.skip_reason(run, config))
+    if already_done:
         log.info("%s: finished on %s, nothing to do", run.folder, run.record["finished"])
     elif reason is not None:
-        log.info("%s: failed and is left so (sweep.retry_failed=false): %s", run.folder, reason)
+        log.info("%s: skipped, it failed before and sweep.retry_failed=false: %s", run.folder, reason)
         return None
     else:
         try:
-            with around.attempt(run, config):
-                if not run.completed:  # by another process, just before this one came
-                    check(config)
-                    experiment(run, config)
-                    remember_speed(run, config, time.perf_counter() - start, first)
+            with hooks.attempt(run, config):
+                if not run.completed:  # another process may have finished it in the meantime
+                    log_older_version(run, config)
+                    timed_experiment(run, inputs)
         except BusyError as busy:
             if config.sweep.name is None:
                 raise
-            log.info("%s: %s is at it; left to that one", run.folder, busy.owner or "another process")
+            log.info("%s: already being run by %s; skipped", run.folder, busy.owner or "another process")
             return None
-    if is_first() and (config.sweep.name is None or not done_before):
+    if is_first() and (config.sweep.name is None or not already_done):
         from tometune.evaluation.table import print_run
 
         print_run(run.folder, run.record, config.eval)
     return float(run.record["eval"]["tuned"]["rougeL"])
 
 
-def find_run(config: Config) -> Run:
-    """Return the run of this config, found or new.
+def find_run(config: Config) -> tuple[RunInputs, Run]:
+    """Identify the inputs of a config and find its run, or name a new one.
 
     Raises:
-        UserError: an input is missing; or the machine cannot do it anyway, which is then what is told.
+        UserError: an input is missing; or the machine cannot make the run anyway, which is then the error to show.
     """
     try:
-        return Run.find(config, fingerprints(config))
+        inputs = RunInputs.resolve(config)
+        return inputs, Run.find(config, inputs.fingerprints)
     except UserError:
         from tometune.models.load import check_machine
 
@@ -119,30 +99,71 @@ def find_run(config: Config) -> Run:
         raise
 
 
-def remember_speed(run: Run, config: Config, seconds: float, first: bool) -> None:
-    """Keep what a run took, for the plans of later ones."""
-    speed = measured(run.record, seconds, first, run.folder)
-    if speed is not None and is_first():
-        remember(cache_folder(config), shape(config), speed)
+def experiment(run: Run, inputs: RunInputs) -> None:
+    """The method: resolve the inputs, score the base model, train, score the tuned model, record.
 
-
-def measure(config: Config) -> None:
-    """Make a run in a folder that is thrown away, for the speed that it leaves behind.
+    Everything that can be wrong with the inputs is found before the run's folder is made.
 
     Raises:
-        UserError: this machine, the model, the data or a task does not allow it.
+        UserError: the machine, the model, the data or a task does not allow this run.
     """
-    with TemporaryDirectory(prefix="tometune-") as folder:
-        start, first = time.perf_counter(), "trl" not in sys.modules
-        config = replace(config, paths=replace(config.paths, outputs=folder))
-        run = find_run(config)
-        check(config)
-        experiment(run, config)
-        remember_speed(run, config, time.perf_counter() - start, first)
+    from tometune.models.load import resolve_backend
+    from tometune.training.unsloth_process import unsloth_process
+
+    config = inputs.config
+    check_requirements(config)
+    with ExitStack() as stack:
+        process = None
+        if run.record.get("train") is None and resolve_backend(config.model) is Backend.unsloth:
+            process = stack.enter_context(unsloth_process(inputs.cache))  # first: its imports take half a minute
+        with quick_imports():
+            from tometune.common.seeding import seed_everything
+            from tometune.evaluation.scoring import Scorer
+            from tometune.models.full import check_trainable
+            from tometune.models.load import describe, free_memory, load_model
+            from tometune.tracking import start_tracker
+            from tometune.training.tuned_model import tuned_model
+
+        inputs.load()
+        seed_everything(config.seeds.adapter)
+        model = load_model(inputs.model)
+        check_trainable(model, config.model.id, config.lora)
+        data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}
+        facts = {"model": describe(config.model, model), "data": data}
+        stack.enter_context(run.recording(config, facts, inputs.mix.manifest()))
+        tracker = stack.enter_context(
+            start_tracker(
+                config.tracking if is_first() else TrackingConfig(tracker=Tracker.none),
+                run_id=run.id,
+                job_type="train",
+                group=config.sweep.name or f"{config.model.name}-{config.data.name}",
+                folder=run.folder,
+                run_config=plain(config),
+            )
+        )
+        run.update(tracking=tracker.describe())
+
+        scorer = Scorer(inputs.tokenizer, inputs.tasks, config.eval, run.folder, config.seeds.generation)
+        if config.eval.base:
+            run.add_scores("base", scorer.stage("base", model))
+        if process is not None or not config.lora.enabled:
+            model = None  # the training loads another one, which needs the memory
+            free_memory()
+        model = tuned_model(run, inputs, model, tracker.log, process)
+        run.add_scores("tuned", scorer.stage("tuned", model))
+        tracker.results(run.record, run.folder)
+        run.update(tracking=tracker.describe())
 
 
-def check(config: Config) -> None:
-    """Find what stops the run on this machine before anything slow is imported, downloaded or made.
+def log_older_version(run: Run, config: Config) -> None:
+    """Log it if a new run repeats one that an older version of tometune made."""
+    older = None if run.record else run_of_older_version(config, run.id)
+    if older is not None:
+        log.info("%s: made by an older version, whose results can differ; starting a new run", older)
+
+
+def check_requirements(config: Config) -> None:
+    """Check this machine before anything slow is imported, downloaded or made.
 
     Raises:
         UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
@@ -160,122 +181,24 @@ def check(config: Config) -> None:
     check_source(config.model)
 
 
-def experiment(run: Run, config: Config) -> None:
-    """The method: the data, the model before, the training, the model after.
-
-    Everything that can be wrong with the input is found before the run's folder is made.
-
-    Raises:
-        UserError: the model, the data or a task does not allow this run.
-    """
-    from tometune.models.load import resolve_backend
-    from tometune.training.unsloth_process import unsloth_process
-
-    cache = cache_folder(config)
-    with ExitStack() as stack:
-        process = None
-        if resolve_backend(config.model) is Backend.unsloth and run.record.get("train") is None:
-            process = stack.enter_context(unsloth_process(cache))  # early, as its imports take half a minute
-        with quick_imports():
-            from tometune.common.seeding import seed_everything
-            from tometune.data.tokens import tokenise
-            from tometune.evaluation.scoring import Scorer
-            from tometune.evaluation.tasks import load_tasks
-            from tometune.models.adapter import check_targets
-            from tometune.models.full import check_trainable
-            from tometune.models.load import describe, free_memory, load_model
-            from tometune.models.source import locate
-            from tometune.models.tokenizer import load_tokenizer
-            from tometune.tracking import start_tracker
-
-        with first_alone():  # the other processes of torchrun find it all in the cache
-            tasks = load_tasks(config.eval)
-            source = locate(config.model, cache)
-            tokenizer = load_tokenizer(source)
-            mix = mix_of(config, cache)
-            tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
-        data = {"name": mix.name, "digest": mix.digest, **asdict(tokens.counts)}
-
-        seed_everything(config.seeds.adapter)
-        model = load_model(source)
-        if config.lora.enabled:
-            check_targets(model, config.lora.target_modules)
-        else:
-            check_trainable(model, config.model.id)
-        facts = {"model": describe(config.model, model), "data": data}
-        stack.enter_context(run.recording(config, facts, mix.manifest()))
-        tracker = stack.enter_context(
-            start_tracker(
-                config.tracking if is_first() else TrackingConfig(tracker=Tracker.none),
-                run_id=run.id,
-                job_type="train",
-                group=config.sweep.name or f"{config.model.name}-{config.data.name}",
-                folder=run.folder,
-                run_config=plain(config),
-            )
-        )
-        run.update(tracking=tracker.describe())
-        scorer = Scorer(tokenizer, tasks, config.eval, run.folder, config.seeds.generation)
-        if config.eval.base:
-            run.add_scores("base", scorer.stage("base", model))
-        if not config.lora.enabled or (process is not None and run.record["train"] is None):
-            model = None  # the memory is the training's alone, or the whole model's that it left
-            free_memory()
-        model = trained(run, config, source, model, tokenizer, tokens, tracker.log, process)
-        run.add_scores("tuned", scorer.stage("tuned", model))
-        tracker.results(run.record, run.folder)
-        run.update(tracking=tracker.describe())
+def timed_experiment(run: Run, inputs: RunInputs) -> None:
+    """Make a run and keep its speed, for the plans of later runs."""
+    start, first = time.perf_counter(), "trl" not in sys.modules
+    experiment(run, inputs)
+    speed = measured(run.record, time.perf_counter() - start, first, run.folder)
+    if speed is not None and is_first():
+        remember(inputs.cache, shape(inputs.config), speed)
 
 
-def trained(
-    run: Run,
-    config: Config,
-    source: ModelSource,
-    model: Any,
-    tokenizer: Any,
-    tokens: Tokens,
-    on_log: OnLog,
-    process: UnslothProcess | None,
-) -> Any:
-    """Train, unless an interrupted run already finished training, record the result, and return the trained model.
-
-    Args:
-        run: whose folder gets what is trained.
-        config: of the run.
-        source: of the base model.
-        model: before training; None where another one is loaded, to be trained apart or as a whole.
-        tokenizer: its tokenizer.
-        tokens: rows with labels.
-        on_log: takes the metrics of each logging step.
-        process: the process that trains, if it is another.
+def measure(config: Config) -> None:
+    """Make a run in a temporary folder, for the speed that it leaves behind (`plan=measure`).
 
     Raises:
-        UserError: the model or the machine does not allow it, or the loss is no longer a number.
+        UserError: the machine, the model, the data or a task does not allow it.
     """
-    with quick_imports():
-        from tometune.models.adapter import add_adapter
-        from tometune.models.full import load_to_train, tuned
-        from tometune.models.load import free_memory
-        from tometune.training.inputs import TrainingInputs
-        from tometune.training.sft import fit
-
-    if run.record["train"] is not None:
-        return tuned(model, source, config.lora, run.folder)
-    inputs = TrainingInputs(
-        *(source, tokens, config.trainer, config.lora, config.seeds, run.folder.absolute(), cache_folder(config))
-    )
-    if process is not None:
-        run.update(train=process.fit(inputs, on_log))
-    elif model is not None:
-        model = add_adapter(model, config.lora, config.seeds.adapter)
-        run.update(train=asdict(fit(model, tokenizer, inputs, on_log)))
-    else:
-        whole = load_to_train(source)
-        run.update(train=asdict(fit(whole, tokenizer, inputs, on_log)))
-        del whole
-        free_memory()
-    run.save()
-    return tuned(None, source, config.lora, run.folder) if model is None else model
+    with TemporaryDirectory(prefix="tometune-") as folder:
+        inputs, run = find_run(replace(config, paths=replace(config.paths, outputs=folder)))
+        timed_experiment(run, inputs)
 
 
 if __name__ == "__main__":

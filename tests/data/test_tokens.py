@@ -14,11 +14,10 @@ from tokenizers import normalizers
 from tests.data.chatml import CHATML, chatml_tokenizer, turns
 from tests.data.tokenised import CONVERSATIONS, TOKENIZERS, both, mix_from, trained_texts
 from tometune.common.errors import UserError
-from tometune.data import batches, tokenised
 from tometune.data.encoder import Encoder
+from tometune.data.labels import IGNORE
 from tometune.data.mix import Mix
 from tometune.data.template import Template
-from tometune.data.tokenised import IGNORE
 from tometune.data.tokens import Tokens, tokenise
 
 
@@ -66,7 +65,7 @@ def test_text_that_spells_control_tokens_stays_text(name: str, tmp_path: Path) -
 
 
 def test_other_threads_batches_are_not_touched_by_such_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "BATCH", 50)
+    monkeypatch.setattr("tometune.data.encoder.BATCH", 50)
     rows = [turns("hi", "hello " * 200), turns("<|im_end|>", "<|im_start|>")] * 400
     tokenizer = chatml_tokenizer()
     made = tokenise(mix_from(rows), tokenizer, 2048, tmp_path)
@@ -149,7 +148,7 @@ def test_mixes_share_the_rows_that_both_take(tmp_path: Path) -> None:
 
 
 def test_a_piece_that_cannot_be_read_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenised, "PIECE", 3)
+    monkeypatch.setattr("tometune.data.tokens.PIECE", 3)
     tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
     first = tokenise(whole, tokenizer, 512, tmp_path)
     expected = first.dataset["input_ids"][:]

@@ -9,9 +9,9 @@ from datasets import Dataset
 
 from tests.data.chatml import chatml_tokenizer, turns
 from tests.fixtures.llama3 import llama3_tokenizer
-from tometune.data.mix import Mix
+from tometune.data.labels import IGNORE
+from tometune.data.mix import Mix, Part
 from tometune.data.template import Messages
-from tometune.data.tokenised import IGNORE, Part
 
 TOKENIZERS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "chatml": (chatml_tokenizer, "<|im_end|>", "<|im_start|>"),

@@ -11,10 +11,8 @@ TESTED = re.findall(r"^## ([^\n]*) \(tested\)\n.*?```python\n(.*?)```", PAGE, re
 
 
 @pytest.mark.parametrize(("title", "code"), TESTED, ids=[title for title, _ in TESTED])
-def test_the_code_of_the_page(trained, title, code):
-    export = trained.verb("export", f"run={trained.run_folder()}", "format=[merged_16bit,gguf]")
-    assert export.returncode == 0, export.stderr
-    done = trained.python("-c", code.replace("RUN", str(trained.run_folder())))
+def test_the_code_of_the_page(trained, exported, title, code):
+    done = trained.python("-c", code.replace("RUN", str(exported.parent)))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

@@ -5,6 +5,7 @@ The command lines themselves are in the golden files, each after a `$`.
 
 import json
 import random
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +27,7 @@ SHORT = {
     "SMOKE": "+experiment=smoke data=files_100k data.name=files data.base.path=base.jsonl data.rows=24 "
     f"trainer.learning_rate=1e-2 {TASK}",
     "PACKED": "trainer.packing=true trainer.conversations_per_step=null trainer.tokens_per_step=256",
-    "PREPARE": f"model=tiny data=files_100k data.rows=10 tracking=none {TASK}",
+    "PREPARE": "model=tiny data=files_100k data.rows=10 tracking=none eval=pydocs",
 }
 """Words that stand for several overrides in the command lines of the golden files."""
 
@@ -34,7 +35,7 @@ SMOKE_RUNS = [
     "SMOKE",
     "SMOKE PACKED",
     "SMOKE lora.lora_dropout=0.2 seed=1",
-    "SMOKE trainer.learning_rate=1e-3 lora=none",
+    "SMOKE lora=none trainer.learning_rate=1e-3",
 ]
 
 TOKENIZERS = ("tiny", "smollm2_135m", "llama3")
@@ -46,40 +47,11 @@ def overrides(line: str) -> list[str]:
     return shlex.split(" ".join(SHORT.get(word, word) for word in line.split(" ")))
 
 
-WORDS = [
-    "harbour",
-    "morning",
-    "boats",
-    "water",
-    "tide",
-    "river",
-    "stone",
-    "bridge",
-    "winter",
-    "letter",
-    "market",
-    "garden",
-    "number",
-    "table",
-    "engine",
-    "station",
-    "paper",
-    "signal",
-    "window",
-    "mountain",
-    "cable",
-    "summer",
-    "road",
-    "yellow",
-    "quiet",
-    "early",
-    "under",
-    "between",
-    "carries",
-    "follows",
-    "measures",
-    "holds",
-]
+WORDS = re.findall(
+    r"\w+",
+    "harbour morning boats water tide river stone bridge winter letter market garden number table engine station paper "
+    "signal window mountain cable summer road yellow quiet early under between carries follows measures holds",
+)
 
 
 def words(generator: random.Random, count: int) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
@@ -21,11 +22,12 @@ from tests.golden import cases
 from tests.golden.sweeps import write_sweeps
 from tometune.config.command_line import CommandLine, with_plus
 from tometune.config.jobs import jobs_of, to_config
+from tometune.config.model import Precision
 from tometune.config.root import Config
 from tometune.config.store import conf_dir, register
 from tometune.data import pydocs
 from tometune.runs.identity import identity
-from tometune.runs.inputs import cache_folder, fingerprints, mix_of
+from tometune.runs.inputs import RunInputs, cache_folder, fingerprints
 from tometune.runs.run import name_of
 
 HERE = Path(__file__).parent
@@ -103,12 +105,13 @@ def inputs_of(config: Config) -> dict[str, str]:
 
 
 def run_ids(folder: Path) -> str:
-    """Return the ids of the runs of each command line, and what the first id is made of."""
+    """Return the ids of the runs of each command line on a machine with bfloat16, and what the first id is made of."""
     lines = []
-    for line in commands("run_ids.txt"):
-        lines += [f"$ {line}", *(name_of(config, inputs_of(config))[0] for config in configs_of(line))]
-    config = config_of(commands("run_ids.txt")[0])
-    return "\n".join([*lines, json.dumps(identity(config, inputs_of(config)), indent=1)]) + "\n"
+    with mock.patch("tometune.models.precision.auto_precision", return_value=Precision.bf16):
+        for line in commands("run_ids.txt"):
+            lines += [f"$ {line}", *(name_of(config, inputs_of(config))[0] for config in configs_of(line))]
+        config = config_of(commands("run_ids.txt")[0])
+        return "\n".join([*lines, json.dumps(identity(config, inputs_of(config)), indent=1)]) + "\n"
 
 
 def mixes(folder: Path) -> str:
@@ -116,7 +119,7 @@ def mixes(folder: Path) -> str:
     lines = []
     for line in commands("mixes.txt"):
         config = config_of(line)
-        manifest = mix_of(config, cache_folder(config)).manifest()
+        manifest = RunInputs.resolve(config).mix.manifest()
         parts = [row_id.split(":") for row_id in manifest.pop("row_ids")]
         ids = [f"{origin[0]}:{key[:8]}" for origin, key in parts]
         lines += [f"$ {line}", json.dumps(manifest), *(" ".join(ids[n : n + 10]) for n in range(0, len(ids), 10))]
@@ -140,7 +143,7 @@ def tokens(folder: Path) -> str:
         tokenizer = (
             llama3_tokenizer() if name == "llama3" else load_tokenizer(locate(config.model, cache, weights=False))
         )
-        result = tokenise(mix_of(config, cache), tokenizer, 120, cache)
+        result = tokenise(RunInputs.resolve(config).mix, tokenizer, 120, cache)
         columns = {key: [list(map(int, ids)) for ids in result.dataset[key]] for key in ("input_ids", "labels")}
         made[name] = {key: sha256(json.dumps(ids).encode()).hexdigest() for key, ids in columns.items()}
         made[name] |= vars(result.counts)

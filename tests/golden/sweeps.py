@@ -21,10 +21,8 @@ def write_sweeps(parent: Path) -> list[Path]:
             write_run(ranks, f"tiny-mix_1k-s{seed}-r{rank}", "mix_1k", 1000, seed, 0.002 * rank, rank)
     failed = ranks / "tiny-mix_1k-s2-r4"
     failed.mkdir()
-    error = "RuntimeError: out of memory"
-    (failed / "run.json").write_text(
-        json.dumps({"schema": 1, "run_id": failed.name, "status": "failed", "error": error})
-    )
+    record = {"schema": 1, "run_id": failed.name, "status": "failed", "error": "RuntimeError: out of memory"}
+    (failed / "run.json").write_text(json.dumps(record))
     absent = {"run_id": "tiny-mix_1k-s2-r16", "overrides": ["lora.r=16", "seed=2"], "model": "tiny", "data": "mix_1k"}
     done = [{"run_id": path.name, "overrides": []} for path in sorted(ranks.iterdir())]
     (ranks / "sweep.json").write_text(json.dumps({"schema": 1, "cells": [*done, {**absent, "seed": 2}]}))
@@ -48,13 +46,7 @@ def write_run(sweep: Path, name: str, data: str, rows: int, seed: int, gain: flo
         "status": "completed",
         "config_hash": name,
         "seed": seed,
-        "model": {
-            "name": "tiny",
-            "id": "test/tiny",
-            "revision": "1",
-            "backend": "transformers",
-            "quantization": "none",
-        },
+        "model": {"name": "tiny", "id": "test/tiny", "revision": "1", "backend": "x", "quantization": "none"},
         "data": {"name": data, "rows": rows, "digest": data, "tokens": rows * 100, "trainable_tokens": rows * 40},
         "train": {**train, "peak_memory_bytes": 10**9},
         "eval": stages,

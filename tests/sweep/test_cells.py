@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tometune.common.errors import UserError
+from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
-from tometune.config.overrides import CommandLine
 from tometune.config.store import register
-from tometune.sweep.cells import Cell, cells_of, list_cells, note_error, read_cells
+from tometune.runs.sweep_file import Cell, read_cells
+from tometune.sweep.cells import cells_of, list_cells, note_error
 
 register()
 

@@ -18,7 +18,7 @@ from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
 from tometune.config.model import Precision, Weights
 from tometune.config.root import Config
-from tometune.models.full import author_configs, check_trainable, load_to_train
+from tometune.models.full import author_configs, check_unquantised, load_to_train
 from tometune.models.load import load_model
 from tometune.models.saved import as_saved
 from tometune.models.source import locate
@@ -149,8 +149,8 @@ def test_quantised_files_are_rejected() -> None:
         hf_quantizer = object()
 
     with pytest.raises(UserError, match=r"model\.id=mine: its files hold quantised weights, which lora=none cannot"):
-        check_trainable(Quantised(), "mine")
-    check_trainable(nn.Linear(2, 2), "mine")
+        check_unquantised(Quantised(), "mine")
+    check_unquantised(nn.Linear(2, 2), "mine")
 
 
 def test_a_disk_that_is_too_small_is_reported_before_the_first_step(

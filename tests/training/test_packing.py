@@ -119,7 +119,7 @@ def test_training_over_lengths_is_training_over_masks(
     monkeypatch.setattr(batches, "kernel", lambda *_: (packed_attention.VARLEN, "test"))
     by_lengths = train(tmp_path / "lengths", config)
     assert by_lengths.result.attention == "varlen"
-    assert min(map(len, seen)) > 2
+    assert min(map(len, seen)) >= 2
     for mine, theirs in zip(by_lengths.curve, by_mask.curve, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)

@@ -128,13 +128,17 @@ def test_told_to_stop_it_saves_and_goes_on(place: Workplace) -> None:
     process.send_signal(signal.SIGTERM)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 143, stderr
-    step = int(stderr.partition("told to stop: step ")[2].split()[0])
+    step = int(stderr.partition("checkpoint saved at step ")[2].split()[0])
     assert (folder / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").exists()
     assert record_of(folder)["status"] == "running"
     process = start(place, "stopped")
     after_steps(place, "stopped", step + 3)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1].splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert (
+        process.communicate(timeout=60)[1]
+        .splitlines()[-1]
+        .startswith("interrupted; run the same command again to resume")
+    )
     assert [number for number, _ in curve_of(folder)][: step + 3] == list(range(1, step + 4))
 
 

@@ -11,8 +11,7 @@ from tometune.config.model import ModelConfig, Weights
 from tometune.config.root import Config
 from tometune.models.saved import as_saved
 from tometune.runs.finished import as_trained, finished_record
-from tometune.runs.scored import run_folder
-from tometune.runs.stored import stored_config, with_command_line
+from tometune.runs.stored import run_folder, stored_config, with_command_line
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ class SourceConfig:
     """One set of conversations."""
 
     kind: SourceKind = SourceKind.hub
-    """`hub` reads `id`, `files` reads `path`, `pydocs` reads this Python's own documentation."""
+    """`hub` reads `id`, `files` reads `path`, `pydocs` reads the embedded documentation of Python."""
 
     id: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Hub dataset, e.g. `mlabonne/FineTome-100k`."""

@@ -44,7 +44,7 @@ class TaskConfig:
     """One sentence for the tables and the docs."""
 
     kind: TaskKind = TaskKind.jsonl
-    """`hub` reads `id`, `jsonl` reads `path`, `pydocs` reads the held-out modules of this Python's documentation."""
+    """`hub` reads `id`, `jsonl` reads `path`, `pydocs` reads the embedded documentation of held-out modules."""
 
     id: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Hub dataset."""

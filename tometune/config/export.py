@@ -1,4 +1,4 @@
-"""Schema of the `export` group, and the checks of what `export` is told at the top of the config."""
+"""Schema of the `export` group, and validation of export's top-level options."""
 
 import re
 from collections.abc import Iterator
@@ -8,21 +8,18 @@ from typing import Any
 from tometune.config.rules import at_least, folder, one_of
 
 FORMATS = ("adapter", "merged_16bit", "gguf")
-"""What a run can be exported as."""
+"""Formats of an export."""
 
 QUANTS = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
-"""Weights of a GGUF file, by llama.cpp's names; the first two are not quantised."""
+"""Weight types of a GGUF, by llama.cpp's names; the first two are not quantised."""
 
 FROM_4_BITS = "from_4_bits"
-"""Key of the limit on what the base in 16 bits changes where it was trained on the one in 4."""
-
-ONLY_EXPORT = dict.fromkeys(("format", "quant", "push_to", "private", "export"), "only export reads it; leave it out")
-"""What the other verbs do not read, and what is said of it."""
+"""Limit on how far an adapter on its 16-bit base is from the same adapter on the 4-bit base it was trained on."""
 
 
 @dataclass
 class ExportConfig:
-    """How a run's model is exported and what its exports are held against."""
+    """How a run's model is exported, and how far exports may differ from it."""
 
     base: str | None = None
     """The base in 16 bits that an adapter of a 4-bit base is merged into: hub id or local folder; null finds it."""
@@ -34,17 +31,20 @@ class ExportConfig:
     """Folder of the exports; null is `export/` in the run's folder."""
 
     examples: int = 50
-    """Examples of the run's own evaluation whose answers are compared; all there are where there are fewer."""
+    """Examples of the run's own evaluation whose answers are compared, or all if there are fewer."""
+
+    min_share: float = 0.1
+    """Smallest share of the change made by training that the merged model may hold after rounding to 16 bits."""
 
     max_divergence: dict[str, float] = field(default_factory=dict)
-    """Most mean Kullback-Leibler divergence, in nats a token, by format or quant."""
+    """Largest mean Kullback-Leibler divergence in nats per token, by format or quant."""
 
     max_rouge_change: dict[str, float] = field(default_factory=dict)
-    """Most change of mean ROUGE-L (0 to 1) over the examples, up or down, by format or quant."""
+    """Largest change of mean ROUGE-L (0 to 1) over the examples, up or down, by format or quant."""
 
 
 def listed(value: Any) -> list[str]:
-    """Return a value of the command line, one word or a list of words, as a list without repetition."""
+    """Return one word or a list of words from the command line as a list without duplicates."""
     words = value if isinstance(value, list | tuple) else [value]
     return list(dict.fromkeys(str(word) for word in words))
 
@@ -59,6 +59,7 @@ def export_problems(formats: Any, quants: Any, push_to: str | None, config: Expo
     if push_to is not None and not re.fullmatch(r"[\w.-]+/[\w.-]{1,90}", push_to):
         yield f"push_to={push_to}: not the id of a repository; write push_to=user/name"
     yield from at_least(1, {"export.examples": config.examples})
+    yield from at_least(0, {"export.min_share": config.min_share})
     if config.folder is not None:
         yield from folder("export.folder", config.folder)
     for name in ("max_divergence", "max_rouge_change"):

@@ -1,89 +1,85 @@
-"""Standardising: any source as role/content messages with a 128-bit key of their text, cached as Arrow.
+"""Sources as role/content messages, each row with a 128-bit key of its text, cached as Arrow.
 
-A cached source is a folder of `rows.arrow` (key, source, messages), and in compact files of their own what a warm start
-needs of it: `keys.npy` (16 bytes a row), `labels.npy` and `labels.json` (where each row is from), `scores.npy` (if the
-source has any).
+A cached source is a folder with `rows.arrow` (key, source, messages) and small files with everything else that a warm
+start needs: `keys.npy` (16 bytes per row), `labels.npy` and `labels.json` (the source of each row), `scores.npy` (if
+any row has a score) and `counts.json`.
 """
 
 import json
 import logging
+import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
 
 from tometune.common.cache import cached_folder
+from tometune.common.errors import UserError
 from tometune.common.progress import progress
 from tometune.config.data import SourceConfig
+from tometune.data import formats
+from tometune.data.conversations import encodable, fix_conversation, normalised
 from tometune.data.parallel import in_order
-from tometune.data.rows import KEY_BYTES, SCHEMA, standardised
+from tometune.data.readers import Batch, Row
 from tometune.data.sources import fingerprint, read
+
+if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes them a second
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
+# Raised when the same source gives other rows.
 VERSION = 4
-"""Raised when the same source is standardised to other rows."""
-
+# Raised when the same rows are stored in other files.
 LAYOUT = 2
-"""Raised when the same rows are kept in other files."""
+
+MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+SCHEMA = pa.schema({"key": pa.binary(), "source": pa.string(), "messages": MESSAGES})
+KEY_BYTES = 16
+LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 Counts = dict[str, dict[str, int]]
+"""Rows by reason and source."""
 
 
 @dataclass(frozen=True)
 class Standardised:
     """The usable rows of a source, in its order."""
 
-    fingerprint: str
-    """What the rows were made from: content of the source, format, version of the standardising."""
-
+    fingerprint: str  # content of the source, format, and version of the standardising
     folder: Path
-    """Where it is kept."""
-
-    rows: Dataset
-    """Columns `key` (16 bytes), `source`, `messages`; memory-mapped."""
-
-    keys: np.ndarray
-    """Shape (rows, 2), uint64: the 128 bits of each key, the higher half first."""
-
-    labels: np.ndarray
-    """Shape (rows), int32: where each row is from, as its place in `names`."""
-
-    names: list[str]
-    """The sources that rows are from, in the order of their names."""
-
-    scores: np.ndarray | None
-    """Shape (rows), float32: the score that each row came with, NaN where it had none; None if no row has one."""
-
-    read: int
-    """Rows of the source, usable or not."""
-
+    rows: "Dataset"  # columns `key` (16 bytes), `source`, `messages`; memory-mapped
+    keys: np.ndarray  # (rows, 2) uint64: the 128 bits of each key, higher half first
+    labels: np.ndarray  # (rows,) int32: the source of each row as an index into `names`
+    names: list[str]  # sorted
+    scores: np.ndarray | None  # (rows,) float32, NaN for rows without a score; None if no row has one
+    read: int  # rows of the source, usable or not
     dropped: Counts
-    """Rows left out, by reason, by source."""
-
-    mended: Counts
-    """Rows changed, by reason, by source."""
+    mended: Counts  # rows that were fixed
 
 
 def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
-    """Return the source's usable rows, from the cache or read now.
+    """Return the usable rows of a source, from the cache or read now.
 
     Args:
         source: what to read.
-        key: where it stands in the config, for errors.
+        key: its key in the config, for errors.
         cache: root of the cache.
 
     Raises:
         UserError: the source is missing, broken or of an unknown shape.
     """
+    from datasets import Dataset
+
     made_from = {"source": fingerprint(source, key), "format": str(source.format), "standardise": VERSION}
-    kept_as = {**made_from, "layout": LAYOUT, "score": source.score}
-    folder = cached_folder(cache, "sources", kept_as, lambda target: _build(source, key, target))
-    counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    stored_as = {**made_from, "layout": LAYOUT, "score": source.score}
+    folder = cached_folder(cache, "sources", stored_as, lambda target: _build(source, key, target))
     scores = folder / "scores.npy"
     return Standardised(
         fingerprint="{source}/{format}/v{standardise}".format(**made_from),
@@ -93,28 +89,25 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
         labels=np.load(folder / "labels.npy"),
         names=json.loads((folder / "labels.json").read_text(encoding="utf-8")),
         scores=np.load(scores) if scores.exists() else None,
-        **counts,
+        **json.loads((folder / "counts.json").read_text(encoding="utf-8")),
     )
 
 
 def _build(source: SourceConfig, key: str, folder: Path) -> None:
-    """Write the files of the folder, a batch at a time."""
     dropped: dict[str, Counter[str]] = {}
     mended: dict[str, Counter[str]] = {}
-    keys, labels, scores = bytearray(), list[np.ndarray](), list[np.ndarray]()
+    keys, labels, scores = bytearray(), list[int](), list[np.ndarray]()
     names: dict[str, int] = {}
     total = 0
-    work = partial(standardised, source=source)
     with (
         pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress(f"{key}: rows standardised") as advance,
     ):
-        for piece in in_order(work, read(source, key)):
-            rows = piece.rows
-            writer.write_batch(rows)
-            keys += b"".join(rows.column("key").to_pylist())
-            labels.append(_coded(rows.column("source"), names))
+        for piece in in_order(partial(standardise_batch, source=source), read(source, key)):
+            writer.write_batch(piece.rows)
+            keys += b"".join(piece.rows.column("key").to_pylist())
+            labels += [names.setdefault(name, len(names)) for name in piece.rows.column("source").to_pylist()]
             scores.append(piece.scores)
             total += piece.read
             advance(piece.read)
@@ -124,9 +117,9 @@ def _build(source: SourceConfig, key: str, folder: Path) -> None:
     np.save(folder / "keys.npy", np.frombuffer(keys, dtype=np.uint8).reshape(-1, KEY_BYTES))
     ordered = sorted(names)
     places = np.array([ordered.index(name) for name in names], dtype=np.int32)
-    np.save(folder / "labels.npy", places[_joined(labels, np.int32)])
+    np.save(folder / "labels.npy", places[np.array(labels, dtype=np.int32)])
     (folder / "labels.json").write_text(json.dumps(ordered), encoding="utf-8")
-    score = _joined(scores, np.float32)
+    score = np.concatenate([*scores, np.empty(0, np.float32)])
     if not np.isnan(score).all():
         np.save(folder / "scores.npy", score)
     (folder / "counts.json").write_text(
@@ -135,14 +128,61 @@ def _build(source: SourceConfig, key: str, folder: Path) -> None:
     log.info("%s: %s rows standardised", key, f"{total:,}")
 
 
-def _joined(parts: list[np.ndarray], kind: type) -> np.ndarray:
-    """Concatenate, also nothing."""
-    return np.concatenate([*parts, np.empty(0, dtype=kind)]).astype(kind)
+@dataclass(frozen=True)
+class Piece:
+    """One standardised batch."""
+
+    rows: pa.RecordBatch  # usable rows, of `SCHEMA`
+    scores: np.ndarray  # (usable rows,) float32, NaN for rows without a score
+    read: int  # rows of the batch
+    dropped: dict[str, Counter[str]]
+    mended: dict[str, Counter[str]]
 
 
-def _coded(labels: pa.StringArray, names: dict[str, int]) -> np.ndarray:
-    """Return labels as numbers; a new name gets the next one."""
-    encoded = labels.dictionary_encode()
-    places = [names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()]
-    coded: np.ndarray = np.array([*places, -1], dtype=np.int32)[encoded.indices.to_numpy()]
-    return coded
+def standardise_batch(batch: Batch, source: SourceConfig) -> Piece:
+    """Standardise a batch of rows, in any process.
+
+    Raises:
+        UserError: a row does not match the source's format; names it.
+    """
+    read_turns = formats.reader(formats.format_of(batch.rows, source.format, batch.origin))
+    dropped: dict[str, Counter[str]] = {}
+    mended: dict[str, Counter[str]] = {}
+    keys, names, conversations, scores = [], [], [], []
+    for index, row in enumerate(batch.rows):
+        try:
+            turns, reasons = fix_conversation(read_turns(row))
+        except formats.FormatError as error:
+            raise UserError(f"{batch.where(index)}: {error}") from None
+        name = _source_of(row) or source.id or str(source.kind)
+        for reason in reasons:
+            (mended if turns else dropped).setdefault(reason, Counter())[name] += 1
+        if turns:
+            keys.append(text_key(text for _, text in turns))
+            names.append(name)
+            conversations.append([{"role": role, "content": text} for role, text in turns])
+            scores.append(_score(row.get(source.score)))
+    columns = [pa.array(keys, pa.binary()), pa.array(names, pa.string()), pa.array(conversations, MESSAGES)]
+    rows = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    return Piece(rows, np.array(scores, np.float32), len(batch), dropped, mended)
+
+
+def text_key(texts: Iterable[str]) -> bytes:
+    """Return the 128-bit BLAKE2b hash of a conversation's normalised text."""
+    return blake2b(normalised(texts).encode(), digest_size=KEY_BYTES).digest()
+
+
+def _source_of(row: Row) -> str | None:
+    """Return the source that a row names."""
+    for column in ("source", "dataset"):
+        name = row.get(column)
+        if isinstance(name, str) and name:
+            return encodable(name)
+    return None
+
+
+def _score(value: Any) -> float:
+    """Return a row's score, or NaN for anything that is not a number or does not fit into a float32."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    return float(value) if value in (math.inf, -math.inf) or abs(value) <= LARGEST_SCORE else math.nan

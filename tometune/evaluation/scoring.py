@@ -174,7 +174,7 @@ def warn_of_limit(tasks: Sequence[Task]) -> None:
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """Return a sha256 over the names, shapes and 256 evenly spaced numbers of every parameter.
+    """Return a sha256 over the name, shape, dtype and 256 evenly spaced numbers of every parameter.
 
     Cheap (no full pass over the weights), and any training step changes it.
     """
@@ -182,7 +182,7 @@ def weights_digest(model: PreTrainedModel) -> str:
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 256)].to(device="cpu", dtype=torch.float32)
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Raw rows of a task: a hub dataset, files, or the documentation of this Python."""
+"""Raw rows of a task: a hub dataset, files, or the embedded documentation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

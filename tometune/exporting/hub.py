@@ -1,36 +1,40 @@
-"""Publishing: a repository a format on the model hub, filled in one commit, gone on with where it was broken off."""
+"""Publishing: one repository per format on the model hub, each filled in one commit."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
+from tometune.exporting.folders import changed
 from tometune.exporting.licences import licence_for
+from tometune.exporting.model_card import write_card
 from tometune.runs.finished import Finished, is_local
+
+if TYPE_CHECKING:
+    from tometune.exporting.build import Export
 
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
 
 ENDINGS = {"adapter": "-adapter", "merged_16bit": "", "gguf": "-GGUF"}
-"""What is added to a repository's name where several formats are pushed: one that holds two loads as neither."""
+"""Added to the repository's name if several formats are pushed; libraries cannot load one that holds two formats."""
 
 
 def repositories(push_to: str, formats: Sequence[str]) -> dict[str, str]:
-    """Return the repository of each format: the one that was named, or one a format."""
-    if len(formats) == 1:
-        return {formats[0]: push_to}
-    return {kind: push_to + ENDINGS[kind] for kind in formats}
+    """Return the repository of each format."""
+    return {kind: push_to + (ENDINGS[kind] if len(formats) > 1 else "") for kind in formats}
 
 
 def check_push(finished: Finished, push_to: str, formats: Sequence[str], private: bool) -> None:
-    """Check, before anything is exported, that it may be published under this name and that the token may do so.
+    """Check, before anything is exported, that the licence, the adapter's base and the token allow this repository.
 
     Raises:
-        UserError: it may not, or the base's licence asks for another name, or nobody could load the adapter, or what
-            is to be private would be seen by all.
+        UserError: one of them does not, or the repository is public although `private` is set.
     """
     from huggingface_hub import get_token
 
@@ -38,25 +42,25 @@ def check_push(finished: Finished, push_to: str, formats: Sequence[str], private
     user, _, name = push_to.partition("/")
     if prefix is not None and not name.startswith(prefix):
         raise UserError(
-            f"push_to={push_to}: the licence of {finished.merged_into} asks for a name that begins with {prefix}; e.g. "
+            f"push_to={push_to}: the licence of {finished.merged_into} requires a name that begins with {prefix}; e.g. "
             f"push_to={user}/{prefix}-{name}"
         )
     if "adapter" in formats and is_local(finished.model):
         raise UserError(
-            f"push_to={push_to}: the adapter's base is a folder of this machine ({finished.model.id}), which nobody "
+            f"push_to={push_to}: the adapter's base is a folder on this machine ({finished.model.id}), which nobody "
             "else can load; push format=merged_16bit or gguf"
         )
     if not get_token():
-        raise UserError("push_to: needs a token that may write; set HF_TOKEN, or run: hf auth login")
+        raise UserError("push_to: needs a token with write access; set HF_TOKEN, or run: hf auth login")
     for repository in repositories(push_to, formats).values():
         check_repository(repository, private)
 
 
 def check_repository(repository: str, private: bool) -> None:
-    """Check that the token may write to a repository, by making it where it is not there yet.
+    """Check that the token may write to a repository, by creating it if it does not exist.
 
     Raises:
-        UserError: the token may not, or the repository is public while `private` is asked for.
+        UserError: the token may not, or the repository is public although `private` is set.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -64,39 +68,33 @@ def check_repository(repository: str, private: bool) -> None:
     api = HfApi()
     with upload_errors(repository, begun=False):
         who = api.whoami()
-        token = who.get("auth", {}).get("accessToken", {})
-        mine = {who["name"], *(each["name"] for each in who.get("orgs", []))}
-        if token.get("role") == "read" or repository.partition("/")[0] not in mine:
+        role = who.get("auth", {}).get("accessToken", {}).get("role")
+        owners = {who["name"], *(organisation["name"] for organisation in who.get("orgs", []))}
+        if role == "read" or repository.partition("/")[0] not in owners:
             raise UserError(
-                f"push_to={repository}: the token is {who['name']}'s and may not write there; make one with write "
-                "access (hf auth login), or name a repository of your own"
+                f"push_to={repository}: the token of {who['name']} may not write there; make one with write access "
+                "(hf auth login), or name a repository of your own"
             )
         try:
-            found = api.repo_info(repository)
+            existing = api.repo_info(repository)
         except RepositoryNotFoundError:
             api.create_repo(repository, private=private)
             return
-    if private and not found.private:
+    if private and not existing.private:
         raise UserError(
-            f"push_to={repository}: is there already and public, so everybody would see this model; set private=false "
-            "if that is meant, or name another"
+            f"push_to={repository}: exists and is public, so everybody would see this model; set private=false if you "
+            "want that, or name another"
         )
 
 
 def push(folders: Sequence[Path], card: Path, repository: str, private: bool) -> str:
-    """Upload folders into a repository in one commit and return its address.
+    """Upload the files of folders, with one card, to the top of a repository in one commit; return its address.
 
-    The hub keeps each large file as soon as it is whole, and asks only for those it has not: after an upload that
-    broke off, the same command goes on with the file it was at. The repository shows all files or none.
-
-    Args:
-        folders: their files go to the top of the repository, see `files_of`.
-        card: its README.md, in the place of the folders' own.
-        repository: hub id.
-        private: whether a repository that is created can be seen by its owner alone; one that is there stays as it is.
+    The repository shows all files or none. The hub keeps each large file that arrived completely, so repeating the
+    command after an interrupted upload sends only the others. An existing repository keeps its visibility.
 
     Raises:
-        UserError: the hub cannot be reached, or does not allow it.
+        UserError: the hub cannot be reached, or refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -112,10 +110,10 @@ def push(folders: Sequence[Path], card: Path, repository: str, private: bool) ->
 
 
 def files_of(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the files by their name in the repository.
+    """Return the files of folders, without their cards, by their names in the repository.
 
-    Their cards are left out. What several folders have alike is there once; what is a folder's own under the same name,
-    as gate.json and the Modelfile of each quant, carries the folder's last word from the second on: `gate-q4_k_m.json`.
+    Equal files are uploaded once. Others of the same name, such as the gate.json of each quant, get the last part of
+    their folder's name from the second folder on: `gate-q4_k_m.json`.
     """
     files: dict[str, Path] = {}
     for folder in folders:
@@ -129,7 +127,7 @@ def files_of(folders: Sequence[Path]) -> dict[str, Path]:
 
 @contextmanager
 def upload_errors(repository: str, begun: bool) -> Iterator[None]:
-    """Turn what the hub says to an upload into a `UserError` with the fix; `begun` once files are on their way."""
+    """Turn errors of the hub into a `UserError` with the fix; `begun` once files are being sent."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -144,6 +142,28 @@ def upload_errors(repository: str, begun: bool) -> Iterator[None]:
             ) from error
         if begun and (status is None or status >= 500):
             raise UserError(
-                f"push_to={repository}: the upload broke off; the same command goes on with the file it was at"
+                f"push_to={repository}: the upload was interrupted; run the same command again to resume it"
             ) from error
         raise
+
+
+def publish(
+    finished: Finished, exports: Sequence["Export"], gates: Mapping[str, Mapping[str, Any]], push_to: str, private: bool
+) -> None:
+    """Upload each format into its repository with a card that names it, and print its address.
+
+    Raises:
+        UserError: an export was changed since its checks, or the hub refuses it.
+    """
+    for export in exports:
+        if files := changed(export.folder, gates[export.name]):
+            raise UserError(
+                f"{export.folder}: {', '.join(files)} changed since its checks, so it is not published; repeat the "
+                "command to make it again"
+            )
+    for kind, repository in repositories(push_to, list(dict.fromkeys(one.format for one in exports))).items():
+        same = [one for one in exports if one.format == kind]
+        with TemporaryDirectory() as folder:
+            write_card(finished, kind, [(one.name, gates[one.name]) for one in same], Path(folder), repository)
+            url = push([one.folder for one in same], Path(folder) / CARD, repository, private)
+        print(f"{kind}: {url}")

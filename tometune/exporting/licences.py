@@ -1,4 +1,4 @@
-"""What the licences of a base and of the data ask of a model made of them."""
+"""Licences of base models, and what they require of a model made from them."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -24,109 +23,81 @@ DISTILLED = {
     re.compile(r"deepseek-r1-distill-llama-8b", re.IGNORECASE): "3.1",
     re.compile(r"deepseek-r1-distill-llama-70b", re.IGNORECASE): "3.3",
 }
-"""DeepSeek's distils, MIT by themselves, and the Llama each is made of (https://github.com/deepseek-ai/DeepSeek-R1)."""
+"""DeepSeek's distilled models, themselves MIT, and their Llama (https://github.com/deepseek-ai/DeepSeek-R1)."""
 
 APACHE = re.compile(
     r"smollm[23]|qwen2\.5-(?:0\.5|1\.5|7|14|32)b|qwen3-|mistral-7b|deepseek-r1-distill-qwen", re.IGNORECASE
 )
 """Ids of families that are published under Apache-2.0."""
 
-PSF = "Python Software Foundation License Version 2 (https://docs.python.org/3/license.html)"
-
 TEXTS = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
-"""Files of a base that go along with what is made from it."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What one version of Llama's licence says differently from the others."""
-
-    title: str
-    built_with: str
-    """Words to be shown; section 1.b.i."""
-
-    prefix: str
-    """Beginning of the name of every model made from it; section 1.b.i."""
-
-    subject: str
-    """What the notice of section 1.b.iii is about."""
-
-
-TERMS = {
-    "3": Terms("Meta Llama 3 Community License", "Built with Meta Llama 3", "Llama-3", "Meta Llama 3"),
-    "3.1": Terms("Llama 3.1 Community License", "Built with Llama", "Llama", "Llama 3.1"),
-    "3.2": Terms("Llama 3.2 Community License", "Built with Llama", "Llama", "Llama 3.2"),
-    "3.3": Terms("Llama 3.3 Community License", "Built with Llama", "Llama", "Llama 3.3"),
-}
-"""By version: the texts at https://www.llama.com/llama3/license/, …/llama3_1/license/ and so on."""
+"""Files of a base that have to be passed on with models made from it."""
 
 
 @dataclass(frozen=True)
 class Licence:
-    """The licence of a base."""
+    """The licence of a base model."""
 
     tag: str
-    """The hub's name of it, e.g. `llama3.2`; `other` where it is not known here."""
+    """The hub's name for it, e.g. `llama3.2`; `other` if it is not known here."""
 
     obligations: list[str]
-    """What whoever passes the model on has to do."""
+    """Duties of everyone who passes the model on, one sentence each."""
 
     notice: str | None = None
-    """Text of the file NOTICE that has to go along."""
+    """Text of the file NOTICE that has to be included."""
 
     prefix: str | None = None
-    """What the name of a published model has to begin with."""
+    """Required beginning of a published model's name."""
 
     built_with: str | None = None
-    """What has to be shown beside it."""
-
-
-def licence_of(*names: str) -> Licence:
-    """Return the licence of a base by its names: its id, then what it says it is made of."""
-    for name in names:
-        version = _llama(name)
-        if version is not None:
-            return _of_llama(version)
-        if APACHE.search(name):
-            told = "Apache-2.0: the licence and the base's name go along, changes are stated (this card does)."
-            return Licence("apache-2.0", [told])
-    return Licence("other", [f"The licence of {names[0]} holds for this model too; it is on the base's own page."])
-
-
-def _llama(name: str) -> str | None:
-    """Return the version of Llama 3 that a model's name says it is, or is made of."""
-    for pattern, version in DISTILLED.items():
-        if pattern.search(name):
-            return version
-    match = LLAMA.search(name)
-    return None if match is None else f"3.{match['minor']}" if match["minor"] else "3"
-
-
-def _of_llama(version: str) -> Licence:
-    """Return the licence of a version of Llama 3."""
-    terms, pages = TERMS[version], f"https://www.llama.com/llama{version.replace('.', '_')}"
-    return Licence(
-        f"llama{version}",
-        [
-            f"{terms.built_with}. Whoever passes this model on shows “{terms.built_with}” prominently beside it.",
-            f"A copy of the {terms.title} goes along: {pages}/license/",
-            f"The name of every model made from it begins with “{terms.prefix}”.",
-            "The file NOTICE is kept in every copy.",
-            f"Use follows the Acceptable Use Policy: {pages}/use-policy/",
-        ],
-        f"{terms.subject} is licensed under the {terms.title}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
-        terms.prefix,
-        terms.built_with,
-    )
+    """Words that have to be displayed."""
 
 
 def licence_for(finished: Finished) -> Licence:
-    """Return the licence of a run's base; a local folder is asked what it was made of."""
-    return licence_of(finished.merged_into, finished.base_name, *_made_of(finished.base))
+    """Return the licence of a run's base; for a local folder, of the model that it says it was made from."""
+    return licence_of(finished.merged_into, finished.base_name, *_made_from(finished.base))
 
 
-def _made_of(model: ModelConfig) -> Iterator[str]:
-    """Yield the names that a local base's config and card give for what it is made of."""
+def licence_of(*names: str) -> Licence:
+    """Return the licence of a base by its names: its id first, then those of models it was made from."""
+    for name in names:
+        match = LLAMA.search(name)
+        version = next((version for pattern, version in DISTILLED.items() if pattern.search(name)), None)
+        if version is None and match is not None:
+            version = f"3.{match['minor']}" if match["minor"] else "3"
+        if version is not None:
+            return _llama(version)
+        if APACHE.search(name):
+            duty = "Apache-2.0: pass on the licence and the base's name, and state changes (this card does)."
+            return Licence("apache-2.0", [duty])
+    return Licence("other", [f"The licence of {names[0]} applies to this model too; see the base's own page."])
+
+
+def _llama(version: str) -> Licence:
+    """Return the licence of Llama 3 (sections 1.b.i and 1.b.iii, which later versions word differently)."""
+    first = version == "3"
+    subject = "Meta Llama 3" if first else f"Llama {version}"
+    built_with, prefix = ("Built with Meta Llama 3", "Llama-3") if first else ("Built with Llama", "Llama")
+    title = f"{subject} Community License"
+    page = f"https://www.llama.com/llama{version.replace('.', '_')}"
+    return Licence(
+        f"llama{version}",
+        [
+            f"Display “{built_with}” prominently wherever you pass this model on.",
+            f"Include a copy of the {title}: {page}/license/",
+            f"Begin the name of every model made from it with “{prefix}”.",
+            "Keep the file NOTICE in every copy.",
+            f"Follow the Acceptable Use Policy: {page}/use-policy/",
+        ],
+        f"{subject} is licensed under the {title}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
+        prefix,
+        built_with,
+    )
+
+
+def _made_from(model: ModelConfig) -> Iterator[str]:
+    """Yield the models that a local base says it was made from, in its config and its card."""
     if not is_local(model):
         return
     folder = Path(model.id).expanduser()
@@ -138,34 +109,18 @@ def _made_of(model: ModelConfig) -> Iterator[str]:
 
 
 def licence_texts(finished: Finished) -> list[Path]:
-    """Return the licence's own files beside the base that is merged into, which go along with what is made of it."""
+    """Return the licence files that are published with the base that is merged into."""
     model = finished.base
     if is_local(model):
         folder = Path(model.id).expanduser()
     elif str(finished.record["model"]["revision"]).startswith(f"{smollm2.PACKAGE}=="):
-        return []  # a package of weights alone, read without the hub
+        return []  # a package of weights only; the hub is not asked
     else:
         from huggingface_hub import snapshot_download
 
         try:
             folder = Path(snapshot_download(model.id, revision=model.revision, allow_patterns=list(TEXTS)))
-        except Exception as error:  # the hub is gone, or gated by now: the card names the text all the same
-            log.warning("%s: its licence's text could not be had (%s)", model.id, type(error).__name__)
+        except Exception as error:  # the hub is unreachable or gated by now; the card links to the text anyway
+            log.warning("%s: the text of its licence could not be downloaded (%s)", model.id, type(error).__name__)
             return []
     return sorted({path for pattern in TEXTS for path in folder.glob(pattern) if path.is_file()})
-
-
-def data_sources(finished: Finished) -> list[dict[str, Any]]:
-    """Return what the mix was made of: role, name, licence or where to find it, and whether it is on the hub."""
-    found = []
-    for role, source in (("base", finished.config.data.base), ("pool", finished.config.data.pool)):
-        if source is None:
-            continue
-        if source.kind.value == "hub":
-            name, licence = str(source.id), f"on its page, https://huggingface.co/datasets/{source.id}"
-        elif source.kind.value == "pydocs":
-            name, licence = "documentation of the Python standard library", PSF
-        else:
-            name, licence = "files of the author", "as its author says; not known to this card"
-        found.append({"role": role, "name": name, "licence": licence, "hub": source.kind.value == "hub"})
-    return found

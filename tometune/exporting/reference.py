@@ -1,139 +1,183 @@
-"""What every export is held against: the adapter on its base, or the whole model that was trained.
-
-Both are asked fixed prompts, and have answered the run's own examples. In what follows "the adapter" stands for either.
-"""
+"""The tuned model's answers that exports are compared with, and the exports that PyTorch loads (PEFT, transformers)."""
 
 import json
-import math
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
+from importlib import metadata
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from tometune.common.errors import UserError
-from tometune.exporting.prompts import CONVERSATIONS, Conversation
-from tometune.exporting.torch_engine import answer, log_probabilities, text_of
-from tometune.runs.finished import Finished
+from tometune.common.hub import hub_errors
+from tometune.config.model import ModelConfig, Precision
+from tometune.evaluation.generation import greedy
+from tometune.exporting.gate import CONVERSATIONS, NEW_TOKENS, Example, Prompt, Reference, divergence
+from tometune.exporting.merge import load_base
+from tometune.models.adapter import load_adapter
+from tometune.models.load import check_machine, free_memory, load_model
+from tometune.models.source import locate, quantized
+from tometune.runs.finished import REPEAT, Finished
 
-NEW_TOKENS = 24
-"""Longest answer to a fixed prompt; its tokens are what logits are compared on."""
+log = logging.getLogger(__name__)
 
+MOST_IN_FLOAT32 = 4_000_000_000
+"""Parameters of the largest model whose logits are compared in float32, without the noise of 16-bit arithmetic."""
 
-@dataclass(frozen=True)
-class Fixed:
-    """A fixed conversation, as the adapter's own tokenizer renders it, and the adapter's greedy answer."""
-
-    messages: Conversation
-    ids: list[int]
-    """Tokens of the prompt, up to where the answer begins."""
-
-    answer: list[int]
-    """Tokens of the answer, the end of turn included; at least one."""
-
-    text: str
-    """The answer as text, without special tokens."""
-
-    log_probabilities: np.ndarray
-    """float32, [answer tokens, vocabulary]: of each next token, after the prompt and what came before of the answer."""
-
-    base: np.ndarray | None = None
-    """The same of the base without the adapter."""
+BATCH = 16
+"""Prompts that are answered at once."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """An example of the run's own evaluation."""
+class References:
+    """The tuned model on each base that exports need; every base is loaded once, when it is first needed.
 
-    task: str
-    ids: list[int]
-    """Tokens of the prompt."""
-
-    max_new_tokens: int
-    references: list[str]
-    prediction: str
-    """The answer that was scored when the run was made."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The adapter's behaviour."""
-
-    fixed: list[Fixed]
-    examples: list[Example]
-    moved: float
-    """Mean KL(adapter || base without it) on the fixed answers, in nats: how far training moved the model."""
-
-    model: str
-    """What stood for the adapter: `as trained`, or `16-bit base` where this machine cannot hold the 4-bit one."""
-
-    dtype: str
-
-    from_4_bits: float | None = None
-    """Mean KL(adapter as trained || adapter on the 16-bit base), in nats; None where both are the same."""
-
-    tuned: str = "the adapter"
-    """What it is, in words (`Finished.tuned`)."""
-
-    before: str = "the base without the adapter"
-    """What there was before training, in words (`Finished.before`)."""
-
-
-def make_reference(
-    finished: Finished,
-    tokenizer: PreTrainedTokenizerBase,
-    model: Any,
-    held: str,
-    examples: int,
-    trained: Reference | None = None,
-) -> Reference:
-    """Ask the adapter.
-
-    Args:
-        finished: the run.
-        tokenizer: of the run, its template's date pinned.
-        model: the base with the run's adapter on it, a `PeftModel`; or the whole model, whose base is asked by itself
-            (`beside_base`).
-        held: what the base is, see `Reference.model`.
-        examples: how many of the run's own.
-        trained: the adapter as trained, where `model` is on another base than that.
+    Attributes:
+        generation: the base's generation config, ending turns where the chat template does; set by the first reference.
+        compute: dtype and device of the reference.
     """
-    rendered = [(messages, ids) for messages in CONVERSATIONS if (ids := render(tokenizer, messages)) is not None]
-    prompts = [ids for _, ids in rendered]
-    answers = answer(model, tokenizer, prompts, NEW_TOKENS, batch_size=len(prompts), keep_end=True)
-    fixed = [
-        Fixed(messages, ids, new, text_of(tokenizer, new), log_probabilities(model, ids, new))
-        for (messages, ids), new in zip(rendered, answers, strict=True)
-    ]
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    apart = None
-    if trained is not None:
-        here = [log_probabilities(model, prompt.ids, prompt.answer) for prompt in trained.fixed]
-        pairs = zip(trained.fixed, here, strict=True)
-        apart = float(np.concatenate([divergence(prompt.log_probabilities, found) for prompt, found in pairs]).mean())
-    own = read_examples(finished, tokenizer, examples)
-    reference = Reference(fixed, own, math.nan, held, dtype, apart, finished.tuned, finished.before)
-    if finished.whole is not None:
-        return reference
-    with model.disable_adapter():
-        return beside_base(reference, model)
+
+    def __init__(self, finished: Finished, cache: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.finished, self.cache, self.tokenizer = finished, cache, tokenizer
+        self.generation = GenerationConfig()
+        self.compute: tuple[torch.dtype, torch.device] = (torch.float32, torch.device("cpu"))
+
+    def of(self, kind: str) -> Reference:
+        """Return what an export of this format is compared with.
+
+        A base in 4 bits answers differently from the same base in 16 bits, whatever is merged. So exports that hold a
+        16-bit base are compared with the adapter on that, and how far that is from the adapter as trained is measured.
+        """
+        merged_from_4_bits = quantized(self.finished.model) and kind != "adapter"
+        return self.on_base if merged_from_4_bits else self.as_trained or self.on_base
+
+    @cached_property
+    def as_trained(self) -> Reference | None:
+        """The tuned model as trained; None if its base is in 4 bits, which this machine cannot load."""
+        try:
+            check_machine(self.finished.model)
+        except UserError:
+            if not quantized(self.finished.model):
+                raise
+            log.warning("no GPU for the 4-bit base: exports are compared with the adapter on the 16-bit base")
+            return None
+        return self._ask(self.finished.model, "as trained", None)
+
+    @cached_property
+    def on_base(self) -> Reference:
+        """The adapter on the 16-bit base, and its distance from the adapter as trained."""
+        return self._ask(self.finished.base, "16-bit base", self.as_trained)
+
+    def _ask(self, base: ModelConfig, label: str, trained: Reference | None) -> Reference:
+        """Load the tuned model and record its behaviour."""
+        finished, whole = self.finished, self.finished.whole
+        log.info("asking %s", f"the adapter on {base.id}" if whole is None else "the run's model")
+        if whole is None:
+            named = label != "as trained" and finished.config.export.base is not None
+            model = load_adapter(load_base(self.exact(base), self.cache, named), finished.adapter)
+        else:
+            model = load_model(locate(self.exact(whole), self.cache))
+        self.compute = (next(model.parameters()).dtype, model.device)
+        self.generation = GenerationConfig.from_dict(model.generation_config.to_dict())
+        stops = greedy(model, self.tokenizer, NEW_TOKENS).eos_token_id
+        self.generation.eos_token_id = stops[0] if len(stops) == 1 else stops
+        self.generation.pad_token_id = self.tokenizer.pad_token_id
+        self.generation.bos_token_id = self.tokenizer.bos_token_id
+        try:
+            apart = None
+            if trained is not None:
+                values = [
+                    divergence(p.log_probabilities, log_probabilities(model, p.ids, p.answer)) for p in trained.prompts
+                ]
+                apart = float(np.concatenate(values).mean())
+            tuned = "the adapter" if whole is None else "the run's model"
+            dtype = str(self.compute[0]).removeprefix("torch.")
+            return Reference(self._prompts(model), self._examples(), label, dtype, apart, tuned)
+        finally:
+            del model
+            free_memory()
+
+    def _prompts(self, model: Any) -> list[Prompt]:
+        """Ask the fixed conversations, without those that the chat template refuses (some allow no system message)."""
+        rendered = [(messages, ids) for messages in CONVERSATIONS if (ids := render(self.tokenizer, messages))]
+        answers = answer(model, self.tokenizer, [ids for _, ids in rendered], NEW_TOKENS, keep_end=True)
+        return [
+            Prompt(messages, ids, new, log_probabilities(model, ids, new))
+            for (messages, ids), new in zip(rendered, answers, strict=True)
+        ]
+
+    def _examples(self) -> list[Example]:
+        """Read examples that the run was scored on, in turn from each task."""
+        by_task = []
+        for name, task in self.finished.config.eval.tasks.items():
+            path = self.finished.folder / "eval" / "tuned" / f"{name}.jsonl"
+            try:
+                with path.open(encoding="utf-8") as lines:
+                    rows = [json.loads(line) for line in lines]
+                prompts = self.tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
+                by_task.append(
+                    [
+                        Example(ids, task.max_new_tokens, row["references"], row["prediction"])
+                        for ids, row in zip(prompts, rows, strict=True)
+                    ]
+                )
+            except (OSError, ValueError, KeyError, TypeError):
+                raise UserError(f"{path}: not a file of scores; delete it and {REPEAT}") from None
+        in_turn = [found for found in chain.from_iterable(zip_longest(*by_task)) if found is not None]
+        return in_turn[: self.finished.config.export.examples]
+
+    def exact(self, model: ModelConfig) -> ModelConfig:
+        """Return the model in float32 if it is small enough."""
+        small = int(self.finished.record["model"]["parameters"]) <= MOST_IN_FLOAT32
+        return replace(model, precision=Precision.fp32) if small else model
+
+    def config_of(self, model: ModelConfig) -> Any:
+        """Return the config of a model without loading its weights."""
+        source = locate(model, self.cache)
+        with hub_errors("export.base" if model is self.finished.base else "model.id", model.id):
+            return AutoConfig.from_pretrained(source.location, revision=source.revision)
 
 
-def beside_base(reference: Reference, base: Any) -> Reference:
-    """Return a reference that also knows what the base, asked now, makes of the same answers."""
-    found = [log_probabilities(base, prompt.ids, prompt.answer) for prompt in reference.fixed]
-    pairs = list(zip(reference.fixed, found, strict=True))
-    moves = [divergence(prompt.log_probabilities, without) for prompt, without in pairs]
-    fixed = [replace(prompt, base=without) for prompt, without in pairs]
-    return replace(reference, fixed=fixed, moved=float(np.concatenate(moves).mean()))
+class TorchEngine:
+    """An export that PEFT or transformers loads from the folder that was just written; see `Engine`."""
+
+    def __init__(self, library: str, model: Any, tokenizer: PreTrainedTokenizerBase, run_dtype: torch.dtype) -> None:
+        """`run_dtype` is the arithmetic in which the run's examples were answered."""
+        self.name = f"{library} {metadata.version(library)}"
+        self.model, self.tokenizer, self.run_dtype = model.eval(), tokenizer, run_dtype
+
+    def render(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """See `Engine`."""
+        return [render(self.tokenizer, prompt.messages) or [] for prompt in prompts]
+
+    def log_probabilities(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """See `Engine`."""
+        return [log_probabilities(self.model, prompt.ids, prompt.answer) for prompt in prompts]
+
+    def answer(self, examples: Sequence[Example]) -> list[str]:
+        """See `Engine`; the model computes in the run's own arithmetic from here on."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype is torch.float32 and "lora_" not in name:
+                parameter.data = parameter.data.to(self.run_dtype)
+        texts: dict[int, str] = {}
+        for length in sorted({example.max_new_tokens for example in examples}):
+            indices = [index for index, example in enumerate(examples) if example.max_new_tokens == length]
+            answers = answer(self.model, self.tokenizer, [examples[index].ids for index in indices], length)
+            decoded = self.tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            texts |= {
+                index: text.strip() for index, text in zip(indices, decoded, strict=True)
+            }  # as answers are scored
+        return [texts[index] for index in range(len(examples))]
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int] | None:
-    """Return the tokens of a prompt; None where the template refuses it (some know no system message)."""
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int] | None:
+    """Return the tokens of a conversation up to the answer; None if the template refuses it."""
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError:
@@ -142,41 +186,28 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[i
     return ids
 
 
-def divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return KL(first || second) by row, in nats; both are log-probabilities, [rows, vocabulary]."""
-    return np.asarray((np.exp(first) * (first - second)).sum(axis=-1, dtype=np.float64))
+def answer(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], length: int, keep_end: bool = False
+) -> list[list[int]]:
+    """Return the tokens of greedy answers of at most `length` tokens, with their end of turn if `keep_end`."""
+    config = greedy(model, tokenizer, length)
+    found: dict[int, list[int]] = {}
+    longest_first = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    for start in range(0, len(prompts), BATCH):
+        indices = longest_first[start : start + BATCH]
+        rows = {"input_ids": [prompts[index] for index in indices]}
+        inputs = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
+        output = model.generate(**inputs, generation_config=config)
+        for index, ids in zip(indices, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            end = next((place for place, token in enumerate(ids) if token in config.eos_token_id), len(ids))
+            found[index] = ids[: end + keep_end]
+    return [found[index] for index in range(len(prompts))]
 
 
-def read_examples(finished: Finished, tokenizer: PreTrainedTokenizerBase, most: int) -> list[Example]:
-    """Return up to `most` examples that the run was scored on, as many of each task as there are, in turn.
-
-    Raises:
-        UserError: the files are missing or broken.
-    """
-    by_task = [
-        _read_task(finished.folder / "eval" / "tuned" / f"{name}.jsonl", name, task.max_new_tokens, tokenizer)
-        for name, task in finished.config.eval.tasks.items()
-    ]
-    in_turn: Sequence[Example] = [found for found in chain.from_iterable(zip_longest(*by_task)) if found is not None]
-    return list(in_turn[:most])
-
-
-def _read_task(path: Path, task: str, new: int, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Read the examples of one task."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
-        return [
-            Example(
-                task,
-                tokenizer(row["prompt"], add_special_tokens=False)["input_ids"],
-                new,
-                row["references"],
-                row["prediction"],
-            )
-            for row in rows
-        ]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; score the run again with python -m tometune.evaluate run=…") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a file of scores; delete it and run the run's command again") from None
+def log_probabilities(model: Any, prompt: list[int], new: list[int]) -> np.ndarray:
+    """Return float32 [answer tokens, vocabulary] for an answer to a prompt."""
+    ids = torch.tensor([[*prompt, *new]], device=model.device)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+    found: np.ndarray = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+    return found

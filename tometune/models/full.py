@@ -11,7 +11,7 @@ from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
 from tometune.config.lora import LoraConfig
 from tometune.config.model import Precision
-from tometune.models.adapter import load_adapter
+from tometune.models.adapter import check_targets, load_adapter
 from tometune.models.load import load_model
 from tometune.models.saved import ADAPTER, as_saved
 from tometune.models.source import ModelSource
@@ -27,7 +27,7 @@ def load_to_train(source: ModelSource) -> Any:
         UserError: the hub does not have it, it has no safetensors, or its files hold quantised weights.
     """
     loaded = load_model(replace(source, config=replace(source.config, precision=Precision.fp32)))
-    check_trainable(loaded, source.config.id)
+    check_unquantised(loaded, source.config.id)
     return loaded.requires_grad_(True)
 
 
@@ -68,7 +68,19 @@ def author_configs(source: ModelSource) -> tuple[Any, Any]:
     return config, generation
 
 
-def check_trainable(model: Any, name: str) -> None:
+def check_trainable(model: Any, name: str, lora: LoraConfig) -> None:
+    """Check that a model can be trained: it has the layers that get an adapter, or weights that are not quantised.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if lora.enabled:
+        check_targets(model, lora.target_modules)
+    else:
+        check_unquantised(model, name)
+
+
+def check_unquantised(model: Any, name: str) -> None:
     """Check that a model's weights can be trained; a folder's name does not tell whether they are quantised.
 
     Raises:

@@ -12,8 +12,8 @@ from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors, pinned
 from tometune.common.progress import progress
 from tometune.config.filters import ScorerConfig, ScorerKind
-from tometune.data.clean.features import feature
-from tometune.data.order import in_key_order
+from tometune.data.draw import in_key_order
+from tometune.data.features import feature
 from tometune.data.sources import content_digest
 from tometune.data.standardise import Standardised
 

@@ -137,7 +137,7 @@ def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
     from unsloth import FastLanguageModel
 
     from tometune.common.hub import hub_errors
-    from tometune.models.full import check_trainable
+    from tometune.models.full import check_unquantised
     from tometune.models.transformers_backend import compute_dtype
 
     model = source.config
@@ -160,7 +160,7 @@ def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
             **({"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}),
         )
     if full:
-        check_trainable(loaded, model.id)
+        check_unquantised(loaded, model.id)
     return loaded
 
 

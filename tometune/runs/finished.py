@@ -1,7 +1,7 @@
-"""A finished run: its record, what it trained, the base model it had, and whether its files are whole."""
+"""Finished runs: the record, the files that training left behind, and the base model that an adapter needs."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,113 +17,86 @@ from tometune.config.root import Config
 from tometune.models.saved import ADAPTER, WHOLE, as_saved
 from tometune.models.source import fingerprint, quantized
 from tometune.runs.run import read_record
-from tometune.runs.scored import run_folder
-from tometune.runs.stored import stored_config
+from tometune.runs.stored import run_folder, stored_config
 
-AGAIN = "run the run's command again"
+REPEAT = "repeat the command that made this run"
+"""How to fix files of a run that are missing or broken."""
 
 
-def check_adapter(folder: Path) -> None:
-    """Check that an adapter's files are there and whole; of the weights only the head is read.
+def finished_record(folder: Path) -> dict[str, Any]:
+    """Return run.json of a run whose training and scoring are done.
 
     Raises:
-        UserError: they are not, or only as a pickle.
+        UserError: the run is not finished, or files of its adapter or model are missing or broken.
     """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            pickled = (folder / "adapter_model.bin").exists()
+    record = read_record(folder)
+    if record["status"] != "completed":
+        raise UserError(f"{folder}: not finished (status {record['status']}); {REPEAT} to resume it")
+    check_trained(folder, adapter=stored_config(folder).lora.enabled)
+    return record
+
+
+def check_trained(run: Path, adapter: bool) -> None:
+    """Check that the adapter of a run, or its whole model (`lora=none`), is complete; reads only headers of weights.
+
+    Raises:
+        UserError: a file is missing or broken, or the weights are a pickle.
+    """
+    folder = run / (ADAPTER if adapter else WHOLE)
+    weights = ["adapter_model.safetensors"] if adapter else _shards(folder)
+    tensors: set[str] = set()
+    for name in [*(["adapter_config.json"] if adapter else ["config.json", "tokenizer_config.json"]), *weights]:
+        path = folder / name
+        if not path.is_file():
+            pickled = path.with_suffix(".bin").exists()
             why = "holds its weights as a pickle, which can run code when it is read" if pickled else f"holds no {name}"
-            raise UserError(f"{folder}: {why}; {AGAIN}")
+            raise UserError(f"{folder}: {why}; {REPEAT}")
+        if name in weights:
+            try:
+                with safe_open(path, framework="np") as file:
+                    tensors.update(file.keys())
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: broken or truncated ({error}); {REPEAT}") from None
+    if not adapter:
+        return
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not (config["target_modules"] and float(config["lora_alpha"]) and int(config["r"]) > 0):
-            raise ValueError("no LoRA")
+            raise ValueError
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not the config of a LoRA adapter; {AGAIN}") from None
-    path = folder / "adapter_model.safetensors"
-    if not any(".lora_A." in name for name in _tensors(path)):
-        raise UserError(f"{path}: holds no LoRA weights; {AGAIN}")
+        raise UserError(f"{path}: not the config of a LoRA adapter; {REPEAT}") from None
+    if not any(".lora_A." in name for name in tensors):
+        raise UserError(f"{path.with_name(weights[0])}: holds no LoRA weights; {REPEAT}")
 
 
-def check_trained(run: Path, adapter: bool) -> None:
-    """Check that what a run trained is there and whole.
-
-    Args:
-        run: its folder.
-        adapter: whether that is an adapter; else it is a whole model.
-
-    Raises:
-        UserError: it is not.
-    """
-    if adapter:
-        check_adapter(run / ADAPTER)
-    else:
-        check_whole(run / WHOLE)
-
-
-def check_whole(folder: Path) -> None:
-    """Check that a whole model's files are there and whole; of the weights only the heads are read.
-
-    Raises:
-        UserError: they are not.
-    """
-    for name in ("config.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: holds no {name}; {AGAIN}")
+def _shards(folder: Path) -> Sequence[str]:
+    """Return the names of the weight files of a whole model."""
     index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return ["model.safetensors"]
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.exists() else {}
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError):
-        raise UserError(f"{index}: not an index of files of weights; {AGAIN}") from None
-    for name in sorted(set(places.values())) or ["model.safetensors"]:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: holds no {name}; {AGAIN}")
-        _tensors(folder / name)
-
-
-def _tensors(path: Path) -> list[str]:
-    """Return the names in a file of weights.
-
-    Raises:
-        UserError: it is broken.
-    """
-    try:
-        with safe_open(path, framework="np") as weights:
-            return list(weights.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: broken or cut off ({error}); {AGAIN}") from None
-
-
-def check_examples(folder: Path, tasks: Iterable[str]) -> None:
-    """Check that there are answers to hold exports against: `<task>.jsonl` of each task, none of them empty.
-
-    Raises:
-        UserError: one is missing or empty.
-    """
-    for task in tasks:
-        path = folder / f"{task}.jsonl"
-        if not path.is_file() or not path.stat().st_size:
-            why = "is empty" if path.is_file() else "no such file"
-            raise UserError(f"{path}: {why}; score the run again with python -m tometune.evaluate run=…")
+        raise UserError(f"{index}: not an index of weight files; {REPEAT}") from None
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run whose training and scoring are done."""
+    """A finished run that is to be exported."""
 
     folder: Path
     record: dict[str, Any]
-    """What run.json says."""
+    """run.json."""
 
     config: Config
-    """The run's own, with the cache of this command."""
+    """The run's own, with `paths` and `export` of this command."""
 
     model: ModelConfig
-    """The base as it was trained on, at the revision that was read then."""
+    """The base model that was trained, at the revision that was read then."""
 
     base: ModelConfig
-    """The base in 16 bits or more, which the adapter is merged into; of a whole model, what it was before."""
+    """The base model in 16 bits or more: what the adapter is merged into."""
 
     @property
     def adapter(self) -> Path:
@@ -132,31 +105,21 @@ class Finished:
 
     @property
     def whole(self) -> ModelConfig | None:
-        """The whole model that was trained, to be loaded as any other; None where an adapter was trained."""
+        """The model that `lora=none` trained, to be loaded like any other; None if the run trained an adapter."""
         return None if self.config.lora.enabled else as_saved(self.model, self.folder)
 
     @property
-    def tuned(self) -> str:
-        """What exports are held against, in words."""
-        return "the adapter" if self.whole is None else "the run's model"
-
-    @property
-    def before(self) -> str:
-        """What was there before training, in words."""
-        return "the base without the adapter" if self.whole is None else "the model before training"
-
-    @property
     def base_name(self) -> str:
-        """What the adapter's users load as its base: a hub id, or the name of the folder it was."""
+        """What users of the adapter load as its base: a hub id, or the name of a local folder."""
         return Path(self.model.id).name if is_local(self.model) else self.model.id
 
     @property
     def merged_into(self) -> str:
-        """What the base that is merged into is called: a hub id, or the name of its folder."""
+        """The base of the merged model: a hub id, or the name of a local folder."""
         return Path(self.base.id).name if is_local(self.base) else self.base.id
 
     def digest(self) -> str:
-        """Return the sha256 of the adapter's weights and config; of a whole model, what identifies its files."""
+        """Return the sha256 of the adapter's files; for a whole model, its fingerprint."""
         if self.whole is not None:
             return fingerprint(self.whole)
         digest = sha256()
@@ -169,45 +132,32 @@ def find_finished(config: Config) -> Finished:
     """Return the run that `run=…` names; writes nothing.
 
     Raises:
-        UserError: there is none, it is not finished, its files are broken, its base is gone or another one now, or none
-            in 16 bits is known.
+        UserError: the run does not exist, is not finished or is incomplete; its base is gone or has changed, or no base
+            in 16 bits is known; or the command asks for an adapter of a run that trained every weight.
     """
     if config.run is None:
         raise UserError("run: missing; name a finished run, e.g. run=outputs/<run_id>")
     folder = run_folder(config.run, Path(config.paths.outputs).expanduser())
-    record = read_record(folder)
-    if record["status"] != "completed":
-        raise UserError(
-            f"{folder}: not finished (status {record['status']}); run its command again, it goes on from there"
-        )
-    stored = stored_config(folder)
-    check_trained(folder, stored.lora.enabled)
-    check_examples(folder / "eval" / "tuned", stored.eval.tasks)
+    record = finished_record(folder)
+    stored = replace(stored_config(folder), paths=config.paths, export=config.export)
+    for task in stored.eval.tasks:
+        answers = folder / "eval" / "tuned" / f"{task}.jsonl"
+        if not answers.is_file() or not answers.stat().st_size:
+            raise UserError(
+                f"{answers}: missing or empty; score the run again: python -m tometune.evaluate run={folder}"
+            )
     model = as_trained(stored.model, record)
-    stored = replace(stored, paths=config.paths, export=config.export)
-    if not stored.lora.enabled:
-        check_asked_of_whole(config, folder)
+    if not stored.lora.enabled and ADAPTER in listed(config.format):
+        raise UserError(
+            f"format=adapter: {folder.name} was trained with lora=none and has none; use merged_16bit or gguf"
+        )
+    if not stored.lora.enabled and (base := config.export.base) is not None:
+        raise UserError(f"export.base={base}: {folder.name} is a whole model, which is not merged; leave it out")
     return Finished(folder, record, stored, model, base_of(model, config.export))
 
 
-def check_asked_of_whole(config: Config, folder: Path) -> None:
-    """Check that nothing of an adapter is asked for of a run that trained every weight.
-
-    Raises:
-        UserError: it is.
-    """
-    if ADAPTER in listed(config.format):
-        raise UserError(
-            f"format=adapter: {folder.name} was trained with lora=none and has none; export format=merged_16bit or gguf"
-        )
-    if config.export.base is not None:
-        raise UserError(
-            f"export.base={config.export.base}: {folder.name} is a whole model and is merged into none; leave it out"
-        )
-
-
 def is_local(model: ModelConfig) -> bool:
-    """Tell whether a model is a folder of this machine."""
+    """Return whether a model is a folder on this machine."""
     return model.weights is Weights.pretrained and Path(model.id).expanduser().is_dir()
 
 
@@ -215,63 +165,40 @@ def base_of(model: ModelConfig, export: ExportConfig) -> ModelConfig:
     """Return the base in 16 bits that an adapter trained on `model` is merged into.
 
     Raises:
-        UserError: it has to be named.
+        UserError: the user has to name it.
     """
     plain = replace(model, quantization=Quantization.none, precision=Precision.auto)
     if export.base is not None:
         return replace(plain, id=export.base, revision=export.base_revision)
-    if not stored_in_4_bits(model):
+    local = is_local(model)
+    ending = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")
+    if local:
+        config = json.loads((Path(model.id).expanduser() / "config.json").read_text(encoding="utf-8"))
+    if not ("quantization_config" in config if local else quantized(model) and ending):
         return plain
-    for ending in FOUR_BITS:
-        if model.id.endswith(ending) and not is_local(model):
-            return replace(plain, id=model.id.removesuffix(ending), revision=export.base_revision)
+    if ending and not local:
+        return replace(plain, id=model.id.removesuffix(ending), revision=export.base_revision)
     raise UserError(
-        f"export.base: missing; {model.id} is stored in 4 bits, name the same model in 16 bits, e.g. "
+        f"export.base: missing; {model.id} is stored in 4 bits, so name the same model in 16 bits, e.g. "
         "export.base=unsloth/Llama-3.2-3B-Instruct"
     )
 
 
-def stored_in_4_bits(model: ModelConfig) -> bool:
-    """Tell whether the files of the base hold 4-bit weights, which cannot be merged into."""
-    if is_local(model):
-        config = json.loads((Path(model.id).expanduser() / "config.json").read_text(encoding="utf-8"))
-        return "quantization_config" in config
-    return quantized(model) and model.id.endswith(FOUR_BITS)
-
-
 def as_trained(model: ModelConfig, record: dict[str, Any]) -> ModelConfig:
-    """Return the base at the revision the run read.
+    """Return the base model at the revision that the run read.
 
     Raises:
-        UserError: it is a folder or package that is gone, or that holds something else now.
+        UserError: it is a folder or package that is gone, or whose content has changed.
     """
     then = str(record["model"]["revision"])
     if is_commit(then):
         return replace(model, revision=then)
     if model.weights is Weights.pretrained and Path(model.id).is_absolute() and not Path(model.id).exists():
-        raise UserError(f"model.id={model.id}: the base of this run is gone; put the folder back where it was")
+        raise UserError(f"model.id={model.id}: the base of this run is gone; restore the folder")
     now = fingerprint(model)
     if now != then:
         raise UserError(
-            f"model.id={model.id}: not the base this adapter was trained on (that was {then}, this is {now}); put it "
-            "back, or train again"
+            f"model.id={model.id}: not the base that this run was trained on (that was {then}, this is {now}); "
+            "restore it, or train again"
         )
     return model
-
-
-__all__ = ["as_trained", "check_adapter", "check_trained", "finished_record"]
-
-
-def finished_record(folder: Path) -> dict[str, Any]:
-    """Return what run.json says of a run whose training and scoring are done.
-
-    Raises:
-        UserError: they are not, or the files of the adapter or of the whole model are not there.
-    """
-    record = read_record(folder)
-    if record["status"] != "completed":
-        raise UserError(
-            f"{folder}: not finished (status {record['status']}); run its command again, it goes on from there"
-        )
-    check_trained(folder, stored_config(folder).lora.enabled)
-    return record

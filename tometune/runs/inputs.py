@@ -1,30 +1,152 @@
-"""The inputs of a run by content: what identifies each of them without loading it."""
+"""Everything that a run is made from, resolved once: model source, tokenizer, tasks, mix and tokens."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tometune.common.distributed import first_alone
 from tometune.common.errors import UserError
+from tometune.common.imports import quick_imports
 from tometune.config.data import Contamination, PoolOrder
-from tometune.config.eval import TaskKind
+from tometune.config.eval import EvalConfig, TaskKind
+from tometune.config.model import ModelConfig
 from tometune.config.root import Config
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from tometune.data.contamination.overlaps import HeldOut, MixOverlaps
     from tometune.data.mix import Mix
+    from tometune.data.tokens import Tokens
+    from tometune.evaluation.tasks import Task
+    from tometune.models.source import ModelSource
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The inputs of one run. Fingerprints are there at once; everything else is made when it is first used."""
+
+    config: Config
+    cache: Path
+    """Folder of converted models, standardised data and tokens."""
+
+    fingerprints: dict[str, str]
+    """What identifies the content of each input, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`."""
+
+    @classmethod
+    def resolve(cls, config: Config) -> RunInputs:
+        """Identify the inputs of a run; imports no torch and loads nothing. The hub is asked for commits only.
+
+        Raises:
+            UserError: a file or folder is missing, or the hub does not have an input.
+        """
+        return cls(config, cache_folder(config), fingerprints(config))
+
+    def load(self) -> None:
+        """Make the tasks, the tokenizer, the mix and its tokens now; under torchrun, the first process does it alone.
+
+        Raises:
+            UserError: a task, the data or the model does not allow this run.
+        """
+        with quick_imports(), first_alone():
+            _ = self.model, self.tasks, self.tokens
+
+    @cached_property
+    def model(self) -> ModelSource:
+        """The model to be loaded; what must be local (a converted SmolLM2, a random model) is made first."""
+        from tometune.models.source import locate
+
+        return locate(self.config.model, self.cache)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, with its chat template."""
+        from tometune.models.source import locate
+        from tometune.models.tokenizer import load_tokenizer
+
+        if "model" in self.__dict__:
+            return load_tokenizer(self.model)
+        return load_tokenizer(locate(self.config.model, self.cache, weights=False))  # sooner than with the weights
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The tasks with their examples."""
+        from tometune.evaluation.tasks import load_tasks
+
+        return load_tasks(self.config.eval)
+
+    @cached_property
+    def mix(self) -> Mix:
+        """The conversations to be trained on, in the order of their row ids.
+
+        Raises:
+            UserError: see `build_mix`; or `data.contamination=fail` and a row overlaps with an evaluation example.
+        """
+        from tometune.data.contamination.overlaps import HeldOut
+        from tometune.data.mix import build_mix
+        from tometune.evaluation.held_out import held_out_texts
+
+        data = self.config.data
+        texts = None
+        if data.contamination is not Contamination.report:
+            texts = HeldOut(held_out_texts(self.config.eval))
+        mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts)
+        if texts is not None and data.contamination is Contamination.fail:
+            _reject(self._overlaps(mix, texts))
+        return mix
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The mix as token ids and labels."""
+        from tometune.data.tokens import tokenise
+
+        return tokenise(self.mix, self.tokenizer, self.config.trainer.max_length, self.cache)
+
+    def contamination(self) -> tuple[MixOverlaps | None, dict[str, str]]:
+        """Return the overlaps of the mix with the evaluation texts, and the tasks that could not be checked, with why.
+
+        Raises:
+            UserError: a local task is missing or broken, or any task unless `data.contamination=report`.
+        """
+        from tometune.data.contamination.overlaps import HeldOut
+        from tometune.evaluation.held_out import held_out_of
+
+        texts, unchecked = [], {}
+        for name, task in self.config.eval.tasks.items():
+            try:
+                texts += held_out_of(name, task)
+            except UserError as error:
+                if task.kind is not TaskKind.hub or self.config.data.contamination is not Contamination.report:
+                    raise
+                unchecked[name] = str(error)
+        return (self._overlaps(self.mix, HeldOut(texts)) if texts else None), unchecked
+
+    def _overlaps(self, mix: Mix, texts: HeldOut) -> MixOverlaps:
+        from tometune.data.contamination.overlaps import of_mix, overlaps
+        from tometune.data.standardise import standardise
+
+        sources = {"base": self.config.data.base, "pool": self.config.data.pool}
+        found = {
+            origin: overlaps(standardise(source, f"data.{origin}", self.cache), texts, self.cache)
+            for origin, source in sources.items()
+            if source is not None and origin in mix.facts
+        }
+        return of_mix(mix.row_ids, found, texts)
 
 
 def cache_folder(config: Config) -> Path:
-    """Return the folder of converted models, standardised mixes and tokens, as an absolute path."""
+    """Return the folder of converted models, standardised data and tokens, as an absolute path."""
     return Path(config.paths.cache).expanduser().resolve()
 
 
 def fingerprints(config: Config) -> dict[str, str]:
-    """Return the content of each input by its key in the config; imports no torch and loads nothing.
-
-    For what is on the hub it asks for the commit, once a process.
+    """Return what identifies the content of each input, by its key in the config; imports no torch, loads nothing.
 
     Raises:
-        UserError: a file or folder is missing.
+        UserError: a file or folder is missing, or the hub does not have an input.
     """
     from tometune.data import sources
 
@@ -35,92 +157,32 @@ def fingerprints(config: Config) -> dict[str, str]:
             from tometune.models import quality_scorer
 
             found["data.scorer"] = quality_scorer.fingerprint(config.data.scorer)
-    return found | evaluation_fingerprints(config)
+    return found | evaluation_fingerprints(config.model, config.eval)
 
 
-def evaluation_fingerprints(config: Config) -> dict[str, str]:
-    """Return the content of what is scored and of what it is scored on: the model and the tasks.
+def evaluation_fingerprints(model: ModelConfig, evaluation: EvalConfig) -> dict[str, str]:
+    """Return what identifies a model and the tasks that it is scored on.
 
     Raises:
-        UserError: a file or folder is missing.
+        UserError: a file or folder is missing, or the hub does not have an input.
     """
     from tometune.evaluation import sources
     from tometune.models import source
 
-    found = {"model": source.fingerprint(config.model)}
-    for name, task in config.eval.tasks.items():
+    found = {"model": source.fingerprint(model)}
+    for name, task in evaluation.tasks.items():
         found[f"eval.tasks.{name}"] = sources.fingerprint(task, f"eval.tasks.{name}")
     return found
 
 
-def mix_of(config: Config, cache: Path) -> "Mix":
-    """Return the mix of a config; the evaluation's texts are read only where `data.contamination` asks for them.
-
-    Raises:
-        UserError: see `build_mix`; with `data.contamination=fail`, a row shares a run of words with an example.
-    """
-    from tometune.data.contamination.overlaps import HeldOut
-    from tometune.data.mix import build_mix
-    from tometune.evaluation.held_out import held_out_texts
-    from tometune.models.source import locate
-    from tometune.models.tokenizer import load_tokenizer
-
-    report = config.data.contamination is Contamination.report
-    held_out = None if report else HeldOut(held_out_texts(config.eval))
-    mix = build_mix(
-        config.data,
-        config.seeds.data,
-        cache,
-        lambda: load_tokenizer(locate(config.model, cache, weights=False)),
-        held_out,
-    )
-    if held_out is not None and config.data.contamination is Contamination.fail:
-        _refuse(contamination_of(config, mix, held_out, cache))
-    return mix
-
-
-def held_out_where_reached(config: Config) -> tuple["HeldOut", dict[str, str]]:
-    """Return the evaluation's texts for a report, and why those of a task are missing, where the hub is out of reach.
-
-    Raises:
-        UserError: a local task is missing or broken, or any task where `data.contamination` is not `report`.
-    """
-    from tometune.data.contamination.overlaps import HeldOut
-    from tometune.evaluation.held_out import held_out_of
-
-    texts, missing = [], {}
-    for name, task in config.eval.tasks.items():
-        try:
-            texts += held_out_of(name, task)
-        except UserError as error:
-            if task.kind is not TaskKind.hub or config.data.contamination is not Contamination.report:
-                raise
-            missing[name] = str(error)
-    return HeldOut(texts), missing
-
-
-def contamination_of(config: Config, mix: "Mix", held_out: "HeldOut", cache: Path) -> "MixOverlaps":
-    """Return what the rows of a mix share with the evaluation."""
-    from tometune.data.contamination.overlaps import of_mix, overlaps
-    from tometune.data.standardise import standardise
-
-    sources = {"base": config.data.base, "pool": config.data.pool}
-    found = {
-        origin: overlaps(standardise(source, f"data.{origin}", cache), held_out, cache)
-        for origin, source in sources.items()
-        if source is not None and origin in mix.facts
-    }
-    return of_mix(mix.row_ids, found, held_out)
-
-
-def _refuse(found: "MixOverlaps") -> None:
-    """Stop where a mix overlaps the evaluation."""
+def _reject(found: MixOverlaps) -> None:
+    """Stop if a mix overlaps with the evaluation."""
     if not found.overlapping:
         return
     first = found.shown[0]
     examples = ", ".join(f"{count:,} examples of {task}" for task, count in found.touched.items())
     shared = " ".join(first["shared"].split()[:13])
     raise UserError(
-        f"data.contamination=fail: {found.overlapping:,} of {found.rows:,} rows share a run of words with {examples}, "
-        f"e.g. {first['source']} with {first['example']}: {shared!r}; leave them out by data.contamination=drop"
+        f"data.contamination=fail: {found.overlapping:,} of {found.rows:,} rows share a 13-word sequence with "
+        f"{examples}, e.g. {first['source']} with {first['example']}: {shared!r}; data.contamination=drop drops them"
     )

@@ -1,8 +1,8 @@
-"""The config of an earlier run, with what the command line changes about it."""
+"""The folder and config of an earlier run, and the settings that a command line changes in it."""
 
 import logging
 from dataclasses import is_dataclass
-from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,11 +15,27 @@ from yaml import YAMLError
 from tometune.common.errors import UserError
 from tometune.config.root import Config
 from tometune.config.store import typed
+from tometune.runs.identity import MEANING, identity
+from tometune.runs.run import HASH_LETTERS, read_record, runs_folder
 
 log = logging.getLogger(__name__)
 
+_warned: set[str] = set()
+
 OF_THE_RUN = ("seed", "model", "experiment")
 """Choices that made the run and cannot be changed when it is scored again. (evaluate rejects data, lora, trainer.)"""
+
+
+def run_folder(run: str, outputs: Path) -> Path:
+    """Return the folder of a run that is named by a path or by an id under `outputs`.
+
+    Raises:
+        UserError: neither exists.
+    """
+    for folder in (Path(run).expanduser(), outputs / run):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"run={run}: no such folder, nor {outputs / run}; name a run folder, e.g. run=outputs/<run_id>")
 
 
 def stored_config(folder: Path) -> Config:
@@ -44,8 +60,10 @@ def stored_config(folder: Path) -> Config:
         raise UserError(
             f"{path}: cannot be read as a config ({reason}); repeat the command that made this run"
         ) from None
-    if unknown:
-        _warn_once(", ".join(unknown), str(path))
+    keys = ", ".join(unknown)
+    if unknown and keys not in _warned:  # once per process: a sweep has many runs of the same version
+        _warned.add(keys)
+        log.warning("%s: ignoring settings that this version does not have: %s", path, keys)
     return config
 
 
@@ -65,51 +83,50 @@ def _known_settings(values: Any, schema: Any, prefix: str, unknown: list[str]) -
     return {key: _known_settings(value, hints[key], f"{prefix}{key}.", unknown) for key, value in kept.items()}
 
 
-@cache
-def _warn_once(keys: str, path: str) -> None:
-    """Warn about unknown settings of a run, once per process however often its config is read."""
-    log.warning("%s: this version has no settings %s; they are ignored", path, keys)
+def run_of_older_version(config: Config, run_id: str) -> Path | None:
+    """Return the folder of a run with the settings of `config` that an older version of tometune made, if there is one.
+
+    Its results may differ from those of this version (`MEANING`), so it is not reused. Its inputs are not compared.
+    """
+    wanted = identity(config, {})
+    siblings = runs_folder(config).glob(f"{escape(run_id[:-HASH_LETTERS])}*/run.json")
+    for path in sorted(siblings):
+        try:
+            older = read_record(path.parent).get("meaning", MEANING - 1) < MEANING
+            if older and identity(stored_config(path.parent), {}) == wanted:
+                return path.parent
+        except UserError:  # a broken record is not the subject here
+            continue
+    return None
 
 
 def with_command_line(stored: Config, composed: Config) -> Config:
-    """Return the stored config with the command line's tracking and paths, and its choices of `model.*` and `eval`.
+    """Return a run's config with the tracking, paths, `model.*` and `eval` settings of the command line.
 
-    Choosing `eval=…` takes the whole group from the command line; adding a task adds it to the run's own, and
-    `eval.limit=…` changes that value.
+    `eval=…` replaces the whole group, an added task joins the run's own tasks, and `eval.limit=…` changes that value.
 
     Raises:
-        UserError: a key is set that made the run.
+        UserError: the command line chooses something that made the run.
     """
     target = OmegaConf.structured(stored)
     source = OmegaConf.structured(composed)
     for group in ("tracking", "paths", "run"):
         OmegaConf.update(target, group, OmegaConf.select(source, group), merge=False)
-    for key, removed in _set_keys():
-        whole = key.partition(".")[0]
-        if key in OF_THE_RUN:
-            raise UserError(f"{key}: the run has its own; leave it out, or score a model by itself with model.id=…")
-        if removed:
-            _remove(target, key)
-        elif whole == "eval":
-            OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False, force_add=True)
-        elif whole == "model" or key == "seeds.generation":
-            OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False)
-    return typed(target)
-
-
-def _set_keys() -> list[tuple[str, bool]]:
-    """Return keys and groups of the command line, and whether it removes them; whole groups come first."""
-    keys = []
+    settings = []
     for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
         key = override.key_or_group
-        added = override.package if key == "eval/task" and override.package else key  # +eval/task@eval.tasks.mine=jsonl
-        keys.append((added, override.is_delete()))
-    return sorted(keys, key=lambda entry: "." in entry[0])
-
-
-def _remove(target: DictConfig, key: str) -> None:
-    """Remove a task, unless the choice of a group has done so."""
-    parent, _, last = key.rpartition(".")
-    tasks = OmegaConf.select(target, parent)
-    if last in tasks:
-        del tasks[last]
+        if key == "eval/task" and override.package:  # e.g. +eval/task@eval.tasks.mine=jsonl
+            key = override.package
+        settings.append((key, override.is_delete()))
+    for key, deleted in sorted(settings, key=lambda setting: "." in setting[0]):  # whole groups come first
+        group = key.partition(".")[0]
+        if key in OF_THE_RUN:
+            raise UserError(f"{key}: the run has its own; leave it out, or score a model by itself with model.id=…")
+        if deleted:
+            parent, _, last = key.rpartition(".")
+            OmegaConf.select(target, parent).pop(last, None)  # choosing another group may have removed the task already
+        elif group == "eval":
+            OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False, force_add=True)
+        elif group == "model" or key == "seeds.generation":
+            OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False)
+    return typed(target)

@@ -9,7 +9,7 @@ from tometune.common.distributed import processes
 from tometune.common.errors import UserError
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker
-from tometune.runs.inputs import cache_folder, fingerprints, mix_of
+from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
 from tometune.sweep.calibration import Speed, recall, shape
 
@@ -91,28 +91,22 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     Raises:
         UserError: the data or a task does not allow the run.
     """
-    from tometune.data.packs import pack
-    from tometune.data.tokens import tokenise
-    from tometune.evaluation.tasks import load_tasks
-    from tometune.models.source import locate
-    from tometune.models.tokenizer import load_tokenizer
+    from tometune.data.packing import pack
     from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of
 
-    cache = cache_folder(config)
-    run = Run.find(config, fingerprints(config))
-    tokenizer = load_tokenizer(locate(config.model, cache, weights=False))
-    mix = mix_of(config, cache)
-    tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
+    inputs = RunInputs.resolve(config)
+    run = Run.find(config, inputs.fingerprints)
+    tokens = inputs.tokens
     rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset
     an_epoch = math.ceil(len(rows) / effective_batch(config.trainer))
     steps = steps_of(config.trainer, len(rows))
     stages = ("base", "tuned") if config.eval.base else ("tuned",)
-    examples = {f"{stage}/{task.name}": len(task.examples) for task in load_tasks(config.eval) for stage in stages}
+    examples = {f"{stage}/{task.name}": len(task.examples) for task in inputs.tasks for stage in stages}
     trained = round(tokens.counts.tokens * steps / an_epoch)
-    speed = recall(cache, shape(config))
+    speed = recall(inputs.cache, shape(config))
     return PlannedRun(
         run_id=run.id,
-        rows=len(mix.row_ids),
+        rows=len(inputs.mix.row_ids),
         tokens=trained,
         steps=steps,
         examples=sum(examples.values()),

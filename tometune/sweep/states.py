@@ -8,7 +8,7 @@ from pathlib import Path
 from tometune.common.errors import UserError
 from tometune.runs.lock import owner_of
 from tometune.runs.run import read_record
-from tometune.sweep.cells import Cell
+from tometune.runs.sweep_file import Cell
 
 
 class State(StrEnum):
@@ -35,8 +35,7 @@ class Standing:
 
     def line(self) -> str:
         """Return one line for the list of what is missing."""
-        name = self.cell.run_id or " ".join(self.cell.overrides)
-        return f"  {name}: {self.state}" + (f": {self.reason}" if self.reason else "")
+        return f"  {self.cell.name}: {self.state}" + (f": {self.reason}" if self.reason else "")
 
 
 def standing(folder: Path, cell: Cell) -> Standing:

@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tometune.data.packs import pack
-from tometune.data.tokenised import IGNORE
+from tometune.data.labels import IGNORE
+from tometune.data.packing import pack
 from tometune.models.packed_attention import Packed, kernel, packed_by
 from tometune.models.transformers_backend import compute_dtype
 from tometune.training.inputs import TrainingInputs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tometune.common.errors import UserError
-from tometune.common.files import disk_errors, temporary_for
+from tometune.common.files import disk_errors, temporary_path
 from tometune.training.optimisers import state_bytes
 from tometune.training.steps import checkpoints_kept, steps_of
 
@@ -147,8 +147,7 @@ def save_full_model(
 @contextmanager
 def _complete_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` after the body."""
-    temporary = temporary_for(folder)
-    try:
+    with temporary_path(folder, folder=True) as temporary:
         with disk_errors(folder):
             yield temporary
         mode = next(temporary.glob("*.json")).stat().st_mode
@@ -156,5 +155,3 @@ def _complete_folder(folder: Path) -> Iterator[Path]:
             weights.chmod(mode)  # safetensors makes files that only their owner can read
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
-from tometune.data.tokenised import IGNORE
+from tometune.data.labels import IGNORE
 from tometune.models.packed_attention import Packed
 from tometune.models.source import quantized
 from tometune.training.batches import BatchPart, Capacity, Training

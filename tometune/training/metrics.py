@@ -15,7 +15,7 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.common.files import write_text
-from tometune.data.tokenised import IGNORE
+from tometune.data.labels import IGNORE
 from tometune.training.checkpoints import METER
 
 log = logging.getLogger(__name__)

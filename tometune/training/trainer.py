@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tometune.common.distributed import gather
 from tometune.common.files import SaveError, disk_errors
-from tometune.data.tokenised import IGNORE
+from tometune.data.labels import IGNORE
 from tometune.training.batches import Training
 from tometune.training.cuda_graph import PassGraph
 from tometune.training.metrics import Curves, Meter

@@ -1,0 +1,216 @@
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from tests.data.conftest import conversation, files, write_jsonl
+from tometune.common.errors import UserError
+from tometune.config.data import DataConfig, PoolOrder
+from tometune.config.filters import FiltersConfig, NearDedupConfig, ScorerConfig, ScorerKind
+from tometune.data import features
+from tometune.data.mix import build_mix
+
+PROSE = "The harbour was quiet that morning, and the boats lay still while we waited for the tide to turn. "
+
+
+def chat(*turns, **columns):
+    roles = ("human", "gpt")
+    return {"conversations": [{"from": roles[n % 2], "value": turn} for n, turn in enumerate(turns)], **columns}
+
+
+BASE = (chat("base", "base"),)
+
+
+@pytest.fixture
+def pool_of(tmp_path):
+    """Return a function that filters a pool and gives back what is left, the counts and the examples."""
+
+    def build(rows, base=BASE, take=None, tokenizer=None, order=PoolOrder.random, **options):
+        config = DataConfig(
+            rows=len(base) + (take if take is not None else 1),
+            base=files(write_jsonl(tmp_path / "base.jsonl", base)),
+            pool=files(write_jsonl(tmp_path / "pool.jsonl", rows), order=order),
+            **options,
+        )
+        return build_mix(config, 0, tmp_path / "cache", tokenizer)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept", "dropped", "reason"),
+    [
+        ({"min_characters": 12}, chat("12345", "1234567"), chat("12345", "123456"), "too_few_characters"),
+        ({"max_characters": 4}, chat("é𝄞", "ab"), chat("é𝄞", "abc"), "too_many_characters"),
+        ({"min_turns": 4}, chat("a", "b", "c", "d"), chat("a", "b"), "too_few_turns"),
+        ({"max_turns": 3}, chat("a", "b"), chat("a", "b", "c", "d"), "too_many_turns"),
+        ({"min_score": 2}, chat("a", "b", score=2), chat("c", "d", score=1.9), "score_too_low"),
+        ({"refusals": True}, chat("a", "I can't help but smile."), chat("a", "I can’t help with that."), "refusal"),
+        ({"broken_code": True}, chat("a", "```py\nx\n```\nok"), chat("a", "see\n```py\nx\n"), "broken_code"),
+        ({"max_repetition": 0.3}, chat("a", PROSE), chat("a", PROSE * 4), "repetition"),
+        ({"languages": ["en"]}, chat("a", PROSE), chat("a", "Das Wetter war an diesem Morgen kalt."), "language"),
+        ({"languages": ["de"]}, chat("a", "ja"), chat("a", PROSE), "language"),
+    ],
+)  # fmt: skip
+def test_a_filter_keeps_counts_and_shows(pool_of, filters, kept, dropped, reason):
+    kept, dropped = kept | {"dataset": "good"}, dropped | {"dataset": "bad"}
+    mix = pool_of([dropped, kept], filters=FiltersConfig(**filters))
+    assert mix.facts["pool"]["filtered"] == {reason: {"bad": 1}}
+    assert mix.sources == {"files": 1, "good": 1}
+    [example] = mix.examples[reason]
+    assert (example["origin"], example["source"]) == ("pool", "bad")
+    assert example["messages"][-1]["content"] == dropped["conversations"][-1]["value"]
+    assert "examples" not in mix.manifest()
+    with pytest.raises(
+        UserError, match=r"usable rows of 2 \(in the base: 0, repeats: 0, dropped: 0, filtered: 1\), but"
+    ):
+        pool_of([dropped, kept], take=2, filters=FiltersConfig(**filters))
+
+
+def test_a_row_counts_under_the_first_reason_and_the_base_only_if_asked(pool_of):
+    rows = [chat("a", "b"), chat("I", "I cannot help with that."), chat("q" * 50, "I cannot help with that.")]
+    off = FiltersConfig(min_characters=10, refusals=True)
+    mix = pool_of([*rows, chat("q" * 50, "fine")], base=rows, filters=off)
+    assert mix.facts["pool"]["filtered"] == {"too_few_characters": {"files": 1}, "refusal": {"files": 2}}
+    assert mix.facts["base"]["filtered"] == {}
+    on = FiltersConfig(min_characters=10, refusals=True, base=True)
+    mix = pool_of([chat("q" * 50, "fine")], base=[*rows, chat("z" * 50, "fine")], take=-2, filters=on)
+    assert mix.facts["base"]["filtered"] == {"too_few_characters": {"files": 1}, "refusal": {"files": 2}}
+    assert mix.sources == {"files": 2}
+    with pytest.raises(
+        UserError, match=r"data\.base: no row is left .*filtered: too_few_characters 1, refusal 2\); relax"
+    ):
+        pool_of(rows, base=rows, filters=on)
+
+
+def test_tokens_are_the_models_own(pool_of):
+    words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    rows = [chat("one two", "three", dataset="3"), chat("one two", "three four", dataset="4")]
+    mix = pool_of(rows, filters=FiltersConfig(max_tokens=3), tokenizer=lambda: tokenizer)
+    assert mix.facts["pool"]["filtered"] == {"too_many_tokens": {"4": 1}}
+    with pytest.raises(UserError, match="no tokenizer here; use min_characters"):
+        pool_of(rows, filters=FiltersConfig(max_tokens=3))
+
+
+def test_a_score_that_is_not_there(pool_of):
+    with pytest.raises(
+        UserError, match=r"min_score=2: none of the 1 rows from files has a score; name its column with data\.pool"
+    ):
+        pool_of([chat("a", "b", score="high")], filters=FiltersConfig(min_score=2))
+    with pytest.raises(UserError, match=r"data\.scorer\.kind=column: no row of the pool has a score"):
+        pool_of([chat("a", "b")], order=PoolOrder.best, scorer=ScorerConfig(kind=ScorerKind.column))
+
+
+@pytest.mark.parametrize(
+    ("answer", "refuses"),
+    [
+        ("As an AI language model, I cannot give medical advice.", True),
+        ("I'm sorry, but I can't assist with that request.", True),
+        ("I apologize, but I am not able to provide that.", True),
+        ("I cannot fulfil this.", False),
+        ("I must decline.", True),
+        ("Sorry to hear that! Have you tried turning it off?", False),
+        ("Unfortunately I could not book that table.", False),
+        ("I can help with that.", False),
+        ("The model said: as an AI, it is limited.", False),
+    ],
+)
+def test_refusals(answer, refuses):
+    found = pc.match_substring_regex(pa.array([answer]), features.REFUSAL, ignore_case=True)
+    assert found[0].as_py() is (refuses or answer == "I cannot fulfil this.")
+
+
+def test_the_heuristic_prefers_long_varied_finished_answers():
+    assert 5 >= features.heuristic_score([PROSE]) > features.heuristic_score(["Yes, it was quiet."]) > 0
+    assert features.heuristic_score([PROSE.strip()]) > features.heuristic_score([PROSE.strip(" .")])
+    assert features.heuristic_score([PROSE]) > features.heuristic_score([PROSE * 5])
+    assert features.heuristic_score(["…"]) == 0
+
+
+def near(number, changed=""):
+    return chat(f"{PROSE * 3} {number} {changed}", " ".join(f"word{number}x{n}" for n in range(40)))
+
+
+def test_near_duplicates_go_the_base_wins(pool_of):
+    pool = [near(0, "changed") | {"dataset": "a"}, near(1) | {"dataset": "b"}, near(1, "changed") | {"dataset": "b"}]
+    mix = pool_of([*pool, near(2)], base=[near(0)], take=2, near_dedup=NearDedupConfig(threshold=0.8))
+    assert mix.facts["pool"]["near_duplicates"] == {"a": 1, "b": 1}
+    assert mix.facts["pool"]["eligible"] == 2
+    assert {example["source"] for example in mix.examples["near_duplicates"]} == {"a", "b"}
+    with pytest.raises(
+        UserError, match=r"2 usable rows of 4 \(in the base: 0, repeats: 0, dropped: 0, near-duplicates: 2\)"
+    ):
+        pool_of([*pool, near(2)], base=[near(0)], take=3, near_dedup=NearDedupConfig(threshold=0.8))
+
+
+def test_near_duplicates_within_the_base_only_if_asked(pool_of):
+    base = [near(0), near(0, "changed"), near(1)]
+    left = pool_of([near(2)], base=base, near_dedup=NearDedupConfig(threshold=0.8))
+    assert left.facts["base"]["filtered"] == {}
+    mix = pool_of([near(2)], base=base, take=0, near_dedup=NearDedupConfig(threshold=0.8, base=True))
+    assert (mix.facts["base"]["filtered"], mix.facts["base"]["near_duplicates"]) == ({}, {"files": 1})
+    assert [example["origin"] for example in mix.examples["near_duplicates"]] == ["base"]
+    assert len(mix.row_ids) == 3
+
+
+def test_each_base_row_counts_though_it_is_near_another_one(pool_of):
+    """One that is near both, or only near a base row that is itself near an earlier one, goes."""
+    words = [f"w{n}" for n in range(100)]
+
+    def changed(count):
+        return chat(" ".join([*words[: 100 - count], *(f"x{n}" for n in range(count))]), "so")
+
+    base, pool = [changed(0), changed(8)], [changed(16), chat(PROSE, PROSE)]
+    near = NearDedupConfig(threshold=0.8)
+    facts = pool_of(pool, base=base, near_dedup=near).facts["pool"]
+    assert facts["near_duplicates"] == {"files": 1}
+
+
+def test_the_better_one_of_two_near_duplicates_stays(pool_of):
+    rows = [near(0, f"changed {n}") | {"score": float(n)} for n in range(6)]
+    mix = pool_of(
+        [*rows, near(1) | {"score": 0.5}],
+        order=PoolOrder.best,
+        scorer=ScorerConfig(kind=ScorerKind.column),
+        near_dedup=NearDedupConfig(threshold=0.8),
+    )
+    assert mix.facts["pool"]["eligible"] == 2
+    assert "changed 5" in mix.dataset[1]["messages"][0]["content"]
+
+
+def test_examples_are_some_of_each_origin(pool_of):
+    short = [chat("a", str(n)) for n in range(9)]
+    filters = FiltersConfig(base=True, min_characters=5)
+    mix = pool_of([*short, chat("long", "enough")], base=[*short, chat("longer", "enough")], take=-8, filters=filters)
+    origins = [example["origin"] for example in mix.examples["too_few_characters"]]
+    assert (origins.count("base"), origins.count("pool")) == (5, 5)
+
+
+def test_a_classifier_ranks_the_pool(pool_of, tmp_path, caplog):
+    """A real sequence classifier with random weights: its scores decide, once, and are then in the cache."""
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2, "b": 3, "c": 4}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]")
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForSequenceClassification(BertConfig(vocab_size=5, num_labels=1, **shape)).eval()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    pool = [chat(f"{'a ' * number}", f"b {'c ' * (number % 5)}") for number in range(1, 90)]
+    scorer = ScorerConfig(kind=ScorerKind.fineweb_edu, id=str(tmp_path / "model"))
+    mix = pool_of(pool, take=10, order=PoolOrder.best, scorer=scorer)
+    texts = ["\n\n".join(turn["value"] for turn in row["conversations"]) for row in pool]
+    scores = {one: model(**tokenizer(one, return_tensors="pt")).logits.item() for one in texts}
+    taken = {"\n\n".join(turn["content"] for turn in messages) for messages in mix.dataset["messages"][1:]}
+    assert min(scores[one] for one in taken) >= sorted(scores.values())[-10] - 1e-4
+    assert "89 rows are classified without a GPU" in caplog.text
+    caplog.clear()
+    assert pool_of(pool, take=10, order=PoolOrder.best, scorer=scorer).row_ids == mix.row_ids
+    assert caplog.text == ""
+
+
+def test_conversations_without_a_thing_to_filter(pool_of):
+    mix = pool_of([conversation(1)], filters=FiltersConfig(max_turns=2, max_repetition=1.0))
+    assert mix.facts["pool"]["filtered"] == {"too_many_turns": {}, "repetition": {}}

@@ -1,0 +1,87 @@
+"""`export` as a user runs it: each format made, loaded again, compared with the adapter, found again."""
+
+import json
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tests.exporting.conftest import gate_of
+from tometune.exporting import gguf
+from tometune.exporting.build import exports_of, summary
+from tometune.exporting.gate import EngineError
+
+pytestmark = pytest.mark.whole
+
+
+def test_each_export_passed_in_the_engine_of_its_users(exported):
+    names = {"adapter": "peft", "merged_16bit": "transformers", "gguf-q8_0": "llama.cpp", "gguf-q4_k_m": "llama.cpp"}
+    assert sorted(path.name for path in exported.iterdir()) == sorted(names)
+    for name, engine in names.items():
+        gate = gate_of(exported / name)
+        checks = gate["checks"]
+        assert gate["passed"]
+        assert gate["engine"].startswith(engine)
+        assert checks["template"] == {"conversations": 8, "equal": 8}
+        assert checks["rouge"]["examples"] == 8
+        assert checks["logits"]["mean_divergence"] <= checks["logits"]["limit"]
+        assert ("share_of_change" in checks) == (name == "merged_16bit")
+    adapter = gate_of(exported / "adapter")["checks"]
+    assert adapter["logits"]["mean_divergence"] == 0
+    assert adapter["rouge"] == {"examples": 8, "stored": True}
+    assert gate_of(exported / "merged_16bit")["checks"]["share_of_change"] == pytest.approx(1, abs=0.05)
+
+
+def test_files_that_belong_to_every_export(exported, trained):
+    template = {(path / "chat_template.jinja").read_text() for path in exported.iterdir()}
+    assert len(template) == 1
+    for folder in exported.iterdir():
+        names = {path.name for path in folder.iterdir()}
+        assert {"tokenizer.json", "generation_config.json", "run.json", "README.md", "gate.json"} <= names
+        texts = [path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".md", ".jinja", "")]
+        assert not [text for text in texts if str(trained.folder) in text], "a path of this machine"
+        generation = json.loads((folder / "generation_config.json").read_text())
+        assert generation["eos_token_id"] == 2
+        assert ModelCard.load(folder / "README.md").data.license == "other"
+    assert json.loads((exported / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+    assert "TEMPLATE" in (exported / "gguf-q8_0" / "Modelfile").read_text()
+
+
+def test_another_base_of_the_same_shape_fails(trained, tmp_path):
+    folder = tmp_path / "wrong"
+    run = f"run={trained.run_folder().name}"
+    done = trained.verb("export", run, "export.base=other", f"export.folder={folder}", "format=[merged_16bit,gguf]")
+    assert done.returncode == 1
+    error = done.stderr.splitlines()[-1]
+    assert re.match(r"GateError: merged_16bit failed its checks: logits: differ from the adapter by ", error)
+    assert not gate_of(folder / "merged_16bit")["passed"]
+    assert "This export failed its checks" in (folder / "merged_16bit" / "README.md").read_text()
+    assert not list(folder.glob("gguf*"))
+
+
+def test_exports_are_found_again_unless_a_file_changed(own_builder):
+    builder = own_builder
+    export = exports_of(["adapter"], [], builder.folder)[0]
+    made = gate_of(export.folder)
+    assert builder.make(export) == made
+    path = export.folder / "adapter_model.safetensors"
+    original = path.read_bytes()
+    path.write_bytes(original[:-4] + b"\0\0\0\1")
+    assert builder.make(export)["finished"] > made["finished"]
+    assert path.read_bytes() == original
+
+
+def test_an_engine_that_crashes_fails_its_own_export_only(own_builder, monkeypatch):
+    builder = own_builder
+
+    def aborted(*_: object) -> None:
+        raise EngineError("llama.cpp ended with signal 6: GGML_ASSERT")
+
+    monkeypatch.setattr(gguf, "convert", aborted)
+    gates = [builder.make(one) for one in exports_of(["gguf", "merged_16bit"], ["f16"], builder.folder)]
+    assert [gate["passed"] for gate in gates] == [True, False]
+    assert gates[1]["problems"] == ["engine: llama.cpp ended with signal 6: GGML_ASSERT"]
+    assert "gguf-f16: FAILED (" in summary(gates[1], builder.folder)
+    with pytest.raises(RuntimeError, match=r"^gguf-q6_k failed its checks: engine: llama.cpp ended with signal 6"):
+        builder.make_all(exports_of(["adapter", "gguf"], ["q6_k"], builder.folder), print)
+    assert not (builder.folder / ".unquantised").exists()

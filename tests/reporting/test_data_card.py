@@ -1,0 +1,148 @@
+"""The data card: what it says, that texts stay texts, one source and sixty, in a browser too."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import needs_browser, opened
+from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
+from tometune.config.data import DataConfig
+from tometune.config.filters import NearDedupConfig
+from tometune.data.mix import Mix, build_mix
+from tometune.data.profile import profile, samples
+from tometune.reporting import data_card
+from tometune.reporting.data_card import KEPT, SHOWN, card_markdown, card_page, folded, inline
+
+EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bold** $x^2$ | `c`"
+
+
+def card_of(mix: Mix) -> tuple[dict[str, Any], str, str]:
+    """What the card of a mix says, as values, page and Markdown."""
+    values = profile(mix)
+    card = data_card.card(
+        mix, values, data_card.contamination(None, {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}, "report"), samples(mix)
+    )
+    return card, card_page(card, values, None), card_markdown(card)
+
+
+def evil_mix(build: Callable[..., Mix]) -> Mix:
+    rows = [conversation(f"{number} {EVIL}", source=EVIL) for number in range(11)]
+    rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": EVIL})
+    return build(rows, None, 11)
+
+
+def test_texts_and_names_stay_texts(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    _, page, text = card_of(evil_mix(mix_of))
+    assert "<script" not in page
+    assert "<img" not in page
+    assert page.count("&lt;script&gt;alert(1)") >= 20
+    assert "**bold**" in page
+    assert not re.search(r'(?:src|href)\s*=\s*"?(?!#)', re.sub(r"&lt;.*?&gt;", "", page))
+    table = next(line for line in text.splitlines() if line.startswith("| \\<script"))
+    assert "\\*\\*bold" in table
+    assert len(re.findall(r"(?<!\\)\|", table)) == 8
+    assert inline("a\nb|c") == "a b\\|c"
+
+
+def test_a_fence_is_longer_than_any_in_the_text(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    _, _, text = card_of(mix_of([conversation("````` here")], None, 1))
+    assert re.search(r"^`{6}text$", text, re.MULTILINE)
+
+
+def test_long_turns_are_folded_and_end(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    assert folded("a" * SHOWN)["tail"] == ""
+    found = folded("a" * (KEPT + 5))
+    assert (len(found["head"]) + len(found["tail"]), found["cut"]) == (KEPT, 5)
+    _, page, _ = card_of(mix_of([conversation("word " * 100_000)], None, 1))
+    assert len(page) < 150_000
+    assert "characters after that are not on this page" in page
+
+
+def test_what_was_left_out_is_told_with_examples(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    base = [conversation(number, source="alpha") for number in range(5)]
+    pool = [*base[:2], conversation("p1"), conversation("p1"), *base[:1], conversation("p2"), {"conversations": []}]
+    mix = mix_of(base, pool, 6, base_rows=5)
+    example = {"origin": "pool", "source": "gamma", "messages": [{"role": "user", "content": "cut me"}]}
+    mix.facts["pool"] |= {
+        "filtered": {"language": {"gamma": 3, "delta": 1}},
+        "near_duplicates": {"gamma": 2},
+        "near_base": {"gamma": 1},
+    }
+    mix.facts["pool"] |= {"contaminated_rows": 2, "contaminated": {"qa": {"gamma": 2}}}
+    mix.examples["language"] = [example]
+    card, page, text = card_of(mix)
+    rows = {(entry["reason"], entry["origin"]): entry for entry in card["left_out"]}
+    assert (rows["in_base", "pool"]["rows"], rows["in_base", "pool"]["sources"]) == (3, "alpha 3")
+    assert rows["repeats", "pool"]["sources"] == "alpha 1, files 1"
+    assert rows["language", "pool"]["sources"] == "gamma 3, delta 1"
+    assert rows["near_duplicates", "pool"]["rows"] == 2
+    assert rows["near_duplicates", "pool"]["text"].endswith("(1 of them as one of the base)")
+    assert rows["contaminated", "pool"]["sources"] == "qa: gamma 2"
+    assert "cut me" in page
+    assert "cut me" in text
+    way = card["ways"]["pool"]
+    assert way[0] == ("read", 7, False)
+    assert way[-2:] == [("left to draw from", 2, False), ("taken", 1, False)]
+
+
+def test_near_duplicates_are_shown(tmp_path: Path) -> None:
+    """Of a real mix: five of the base, five of the pool, and how many of these are near the base."""
+
+    def near(number: int, other: int) -> dict[str, Any]:
+        return conversation(" ".join(f"w{number}x{n}" for n in range(60)) + f" last {other}")
+
+    base = write_jsonl(tmp_path / "base.jsonl", [near(0, other) for other in range(8)])
+    pool = write_jsonl(tmp_path / "pool.jsonl", [near(0, 9), *(near(1, other) for other in range(8))])
+    config = DataConfig(rows=2, base=files(base), pool=files(pool), near_dedup=NearDedupConfig(0.8, base=True))
+    card, page, _ = card_of(build_mix(config, 0, tmp_path / "cache"))
+    found = {entry["origin"]: entry for entry in card["left_out"] if entry["reason"] == "near_duplicates"}
+    assert {origin: (entry["rows"], len(entry["examples"])) for origin, entry in found.items()} == {
+        "base": (7, 5),
+        "pool": (8, 5),
+    }
+    assert "nearly the same as another row (1 of them as one of the base)" in page
+
+
+def test_scores_that_rows_came_with_are_on_the_card(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    rows = [conversation(number, **({"score": number} if number else {})) for number in range(4)]
+    _, page, text = card_of(mix_of(rows, None, 4))
+    for shown in (page, text):
+        assert "Quality score of 3 rows: mean 2.000, median 2.000." in shown
+
+
+def test_the_way_counts_a_row_once(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+    base = [conversation(number) for number in range(5)]
+    mix = mix_of(base, [*base[:3], base[0], conversation("p1"), conversation("p1"), conversation("p2")], 6, base_rows=5)
+    left = 0
+    for name, number, off in data_card.way(mix.facts["pool"]):
+        left = left - number if off else left if name == "left to draw from" else number
+        assert name != "left to draw from" or number == left
+
+
+@pytest.mark.parametrize("count", [1, 60])
+def test_one_source_and_sixty(mix_of: Callable[..., Mix], count: int) -> None:  # noqa: F811
+    rows = [conversation(number, source=f"source {number % count:02}") for number in range(240)]
+    card, page, text = card_of(mix_of(rows, None, 240))
+    assert len(card["sources"]) == count
+    drawn = re.findall(r"source \d\d(?: [^<]*)?</text>", page)
+    assert len(drawn) <= 2 * 12
+    assert ("48 others" in page) is (count == 60)
+    assert f"source {count - 1:02}" in text
+
+
+@needs_browser
+def test_it_fits_a_phone_and_asks_for_nothing(mix_of: Callable[..., Mix], tmp_path: Path) -> None:  # noqa: F811
+    path = tmp_path / "mix.html"
+    path.write_text(card_of(evil_mix(mix_of))[1], encoding="utf-8")
+    for width in (1200, 400):
+        with opened(f"file://{path}", width=width) as seen:
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+            assert seen.page.locator(".row").count() == 10
+            assert seen.page.locator("main svg").count() == 3
+            shown = seen.page.locator(".turn pre").first.inner_text()
+            assert EVIL in shown
+        assert seen.errors == []
+        assert [url for url in seen.requests if not url.startswith("file:")] == []

@@ -1,0 +1,108 @@
+"""The W&B report as far as it goes without a server: it is built, read back, and looked into."""
+
+import json
+
+import pytest
+import wandb_workspaces.reports.v2 as wr
+
+from tests.reporting.sweeps import write_run, write_table
+from tometune.reporting.report import build as build_report
+from tometune.reporting.wandb_report import build, factors, spec
+from tometune.tracking.base import sanitise
+
+
+@pytest.fixture
+def blocks(written_report):
+    return spec(build(written_report.table, "tometune", ""))["spec"]["blocks"]
+
+
+def grids(blocks):
+    return [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
+
+
+def panels(blocks):
+    found = [panel for grid in grids(blocks) for panel in grid["panelBankSectionConfig"]["panels"]]
+    return [(panel["viewType"], panel["config"]) for panel in found]
+
+
+def test_the_comparison_panels_are_there(blocks):
+    kinds = [kind for kind, _ in panels(blocks)]
+    assert kinds.count("Run History Line Plot") == 2
+    assert kinds.count("Bar Chart") == 4
+    assert kinds.count("Scatter Plot") == 3
+    assert kinds.count("Run Comparer") == 1
+    assert kinds.count("Media Browser") == 1
+    loss = next(config for kind, config in panels(blocks) if kind == "Run History Line Plot")
+    assert (loss["metrics"], loss["groupBy"], loss["groupArea"]) == (["train/loss"], "data.value.name", "minmax")
+    bars = [config for kind, config in panels(blocks) if kind == "Bar Chart"]
+    assert [each["metrics"] for each in bars[:3]] == [[f"eval/tuned/{name}"] for name in ("rouge1", "rouge2", "rougeL")]
+    assert {each["groupArea"] for each in bars[:3]} == {"stddev"}
+    dots = [config for kind, config in panels(blocks) if kind == "Scatter Plot"]
+    assert {each["xAxis"] for each in dots} == {"summary:data/rows"}
+
+
+def test_the_answers_and_the_table_are_markdown(blocks):
+    words, table = (block["content"] for block in blocks if block["type"] == "markdown-block")
+    assert words.startswith("### Is pydocs_3k better than pydocs_1k? Yes.")
+    assert "| model | data | seeds | ROUGE-1 |" in table
+    assert table.count("\n| tiny |") == 4
+
+
+def test_the_runs_are_those_of_the_table_by_their_ids(blocks, written_report):
+    sets = [found for grid in grids(blocks) for found in grid["runSets"]]
+    names = [found["name"] for found in sets]
+    assert names == ["tiny", "tiny", "tiny", "report"]
+    values = [found["filters"]["filters"][0]["value"] for found in sets]
+    assert sorted(values[0]) == sorted(sanitise(run.id, 64) for run in written_report.sweep.runs)
+    assert values[-1] == ["report-table"]
+    assert {found["filters"]["filters"][0]["key"]["name"] for found in sets} == {"name"}  # W&B's word for a run's id
+
+
+def test_panels_do_not_lie_on_each_other(blocks):
+    for grid in grids(blocks):
+        taken = set()
+        for panel in grid["panelBankSectionConfig"]["panels"]:
+            place = panel["layout"]
+            cells = {
+                (x, y)
+                for x in range(place["x"], place["x"] + place["w"])
+                for y in range(place["y"], place["y"] + place["h"])
+            }
+            assert place["x"] + place["w"] <= 24
+            assert not cells & taken
+            taken |= cells
+
+
+def test_it_is_json_and_wandb_reads_it_back(written_report):
+    content = json.loads(json.dumps(spec(build(written_report.table, "tometune", ""))))
+    model = type(build(written_report.table, "tometune", "")._to_model()).model_validate(content)
+    again = wr.Report._from_model(model)
+    assert again.title == "Sweep table"
+    kinds = [type(block).__name__ for block in again.blocks]
+    assert "UnknownBlock" not in kinds
+    assert kinds.count("PanelGrid") == 4
+
+
+def test_several_models_and_settings(tmp_path):
+    write_table(tmp_path / "two", seeds=2)
+    write_table(tmp_path / "two", seeds=2, model="small")
+    table = build_report(tmp_path / "two", 200, 0.95).table
+    sets = grids(spec(build(table, "p", ""))["spec"]["blocks"])[0]["runSets"]
+    assert [(found["name"], len(found["filters"]["filters"][0]["value"])) for found in sets] == [
+        ("small", 6),
+        ("tiny", 6),
+    ]
+    for rank in (8, 16):
+        write_run(tmp_path / "ranks", settings={"lora.r": rank})
+    table = build_report(tmp_path / "ranks", 200, 0.95).table
+    assert factors(table) == ["lora.r"]
+    bars = [config for kind, config in panels(spec(build(table, "p", ""))["spec"]["blocks"]) if kind == "Bar Chart"]
+    assert bars[0]["groupBy"] == "lora.value.r"
+
+
+def test_one_cell(tmp_path):
+    write_run(tmp_path / "one")
+    table = build_report(tmp_path / "one", 200, 0.95).table
+    assert factors(table) == ["data.name"]
+    first = next(block for block in spec(build(table, "p", ""))["spec"]["blocks"] if block["type"] == "markdown-block")
+    assert first["content"].startswith("There is nothing to compare")

@@ -1,0 +1,70 @@
+"""Labels: only the assistant's texts and the token that ends each are trained on, and that is verified by decoding."""
+
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+
+from tometune.data.encoder import Encoded, Encoder
+from tometune.data.template import Messages, Rendered
+
+IGNORE = -100
+"""Label of a token that is not trained on, PyTorch's `ignore_index`."""
+
+SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
+
+INDEX = ("row", "place", "tokens", "trained", "cut", "special")
+"""Columns of the index: row number in the source; place among the rows with labels, or -1; tokens after truncation (0
+without labels); tokens with a label; tokens cut off; whether the texts spell a special token."""
+
+
+def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np.ndarray]:
+    """Truncate rows and label their trained tokens; a row without a label is left out.
+
+    Returns:
+        The rows, of `SCHEMA`, and the index of all rows, shape (rows, len(INDEX)), with `row` and `special` still 0.
+    """
+    index = np.zeros((len(rows), len(INDEX)), dtype=np.int64)
+    # The first token is never predicted, so a label there trains nothing.
+    trains = np.array(
+        [any(end > 1 and max(start, 1) < max_length for start, end in places) for _, places in rows], dtype=bool
+    )
+    kept = [row for row, trained in zip(rows, trains, strict=True) if trained]
+    lengths = np.array([0, *(min(len(ids), max_length) for ids, _ in kept)], dtype=np.int32)
+    offsets = np.cumsum(lengths, dtype=np.int32)
+    tokens = np.fromiter(chain.from_iterable(ids[:max_length] for ids, _ in kept), dtype=np.int32, count=offsets[-1])
+    labels = np.full(len(tokens), IGNORE, dtype=np.int32)
+    for (_, places), first, stop in zip(kept, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        for start, end in places:
+            trained = slice(first + start, min(first + end, stop))
+            labels[trained] = tokens[trained]
+    index[:, 1] = np.where(trains, np.cumsum(trains) - 1, -1)
+    index[trains, 2] = lengths[1:]
+    if kept:
+        index[trains, 3] = np.add.reduceat(labels != IGNORE, offsets[:-1])
+    index[:, 4] = [max(0, len(ids) - max_length) for ids, _ in rows]
+    columns = [pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)) for flat in (tokens, labels)]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), index
+
+
+def verify(encoder: Encoder, messages: Messages, row: Rendered, encoded: Encoded, number: int) -> None:
+    """Check that the trained tokens decode to the assistant's texts, each with its end of turn and nothing else.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    ids, places = encoded
+    answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+    if not len(answers) == len(places) == len(row.spans):
+        raise RuntimeError(f"row {number}: {len(places)} spans are trained on, but there are {len(answers)} answers")
+    template = encoder.template
+    for answer, (start, end), span in zip(answers, places, row.spans, strict=True):
+        decoded, shown = encoder.decode(ids[start:end]), row.original(*span)
+        kept = encoder.round_trip(shown)
+        # A tokenizer that normalises text, or marks the starts of words, decodes to another text; most do not.
+        same = decoded == shown if kept == shown else decoded.strip() == kept.strip()
+        body = shown.strip()
+        ending = body[len(answer) :].strip()
+        ends = template.special.fullmatch(ending) is not None if template.ends else not ending
+        if not (same and body.startswith(answer) and ends and encoder.count_controls(ids[start:end]) <= 1):
+            raise RuntimeError(f"row {number}: the labels decode to {decoded!r}, not to the answer {answer!r}")

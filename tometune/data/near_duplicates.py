@@ -1,0 +1,110 @@
+"""Near-duplicates, found with rensa: MinHash signatures over runs of words, and an LSH index of the rows that stay.
+
+A row is dropped if its estimated Jaccard similarity to a row that stays reaches the threshold. Rows are compared in key
+order, or by score and then key, so the result does not depend on files. Memory: about 2 KB per row that stays.
+"""
+
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from tometune.common.cache import cached_folder
+from tometune.common.progress import progress
+from tometune.data.conversations import normalised
+from tometune.data.features import slices
+from tometune.data.parallel import in_order
+
+if TYPE_CHECKING:
+    from tometune.data.standardise import Standardised
+
+# Raised when the same rows give other near-duplicates.
+VERSION = 2
+
+# Of a signature; at a similarity of 0.8 the estimate has a standard deviation of 0.035.
+PERMUTATIONS = 128
+
+# With 8 permutations each: a pair of similarity 0.8 is compared with probability 0.95, one of 0.9 with 0.9999.
+BANDS = 16
+
+# Words of a run.
+WORDS = 3
+
+SEED = 42
+
+# Rows that a process signs at a time.
+STEP = 2_000
+
+Rows = tuple["Standardised", np.ndarray]
+"""A source and the numbers of its rows in the order in which they are compared."""
+
+
+def near_duplicates(fixed: Rows, rows: Rows, threshold: float, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Find rows that are similar to a fixed row, or to an earlier row that stays.
+
+    Args:
+        fixed: rows that always stay.
+        rows: rows that may be dropped; no two have the same text.
+        threshold: of the similarity.
+        cache: root of the cache.
+
+    Returns:
+        Which rows are near-duplicates, and which of them are near a fixed row; both of shape (rows), bool.
+    """
+    key: dict[str, Any] = {"version": VERSION, "threshold": threshold}
+    for name, (source, numbers) in (("fixed", fixed), ("rows", rows)):
+        key[name] = {"source": source.fingerprint, "rows": sha256(source.keys[numbers].tobytes()).hexdigest()[:20]}
+
+    def build(folder: Path) -> None:
+        np.save(folder / "near.npy", _first_similar(fixed, rows, threshold))
+
+    found = np.load(cached_folder(cache, "near", key, build) / "near.npy")
+    return found >= 0, (found >= 0) & (found < len(fixed[1]))
+
+
+def _first_similar(fixed: Rows, rows: Rows, threshold: float) -> np.ndarray:
+    """Return for each row the first row that stays and is similar to it, counting `fixed` before `rows`; else -1."""
+    from rensa import RMinHashLSH
+
+    index = RMinHashLSH(threshold, PERMUTATIONS, BANDS)
+    kept: dict[int, Any] = {}
+    found = np.full(len(rows[1]), -1, dtype=np.int32)
+    place = 0
+    with progress("rows compared for near-duplicates", len(fixed[1]) + len(rows[1])) as advance:
+        for source, numbers in (fixed, rows):
+            parts = (numbers[start : start + STEP] for start in range(0, len(numbers), STEP))
+            for signatures in in_order(partial(_signatures, source.folder / "rows.arrow"), parts):
+                for signature in signatures:
+                    first = -1
+                    if place >= len(fixed[1]):
+                        candidates = sorted(index.query(signature))
+                        similar = (other for other in candidates if signature.jaccard(kept[other]) >= threshold)
+                        found[place - len(fixed[1])] = first = next(similar, -1)
+                    if first < 0:
+                        index.insert(place, signature)
+                        kept[place] = signature
+                    place += 1
+                advance(len(signatures))
+    return found
+
+
+def _signatures(path: Path, numbers: np.ndarray) -> list[Any]:
+    """Return the signatures of some rows in the given order, in any process."""
+    from rensa import RMinHash
+
+    order = np.argsort(numbers)
+    rows = pa.Table.from_batches(slices(path, int(numbers.min()), int(numbers.max()) + 1))
+    runs: list[list[str]] = [[]] * len(numbers)
+    for place in order.tolist():
+        messages = rows.column("messages")[int(numbers[place] - numbers.min())].as_py()
+        runs[place] = runs_of(normalised(turn["content"] for turn in messages))
+    return RMinHash.from_token_sets(runs, PERMUTATIONS, SEED)  # type: ignore[no-any-return]
+
+
+def runs_of(text: str) -> list[str]:
+    """Return the runs of `WORDS` words of a normalised text; the words of a shorter one."""
+    words = text.split(" ")
+    return [" ".join(run) for run in zip(*(words[shift:] for shift in range(WORDS)), strict=False)] or words

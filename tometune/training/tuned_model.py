@@ -1,0 +1,47 @@
+"""The tuned model of a run: trained in this process or in Unsloth's, or loaded if an earlier attempt trained it."""
+
+from dataclasses import asdict
+from typing import Any
+
+from tometune.models.adapter import add_adapter
+from tometune.models.full import load_to_train, tuned
+from tometune.models.load import free_memory
+from tometune.runs.inputs import RunInputs
+from tometune.runs.run import Run
+from tometune.training.inputs import TrainingInputs
+from tometune.training.metrics import OnLog
+from tometune.training.sft import fit
+from tometune.training.unsloth_process import UnslothProcess
+
+
+def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process: UnslothProcess | None) -> Any:
+    """Train, unless an interrupted run already finished training; record the result and return the tuned model.
+
+    Args:
+        run: its folder gets checkpoints, metrics and the adapter or the whole model.
+        inputs: of the run.
+        model: the base model, which gets the adapter. None if another one is loaded for the training: in Unsloth's
+            process, or every weight in float32 (`lora=none`).
+        on_log: called with the metrics of each logging step.
+        process: Unsloth's process, which trains; None trains here.
+
+    Raises:
+        UserError: the model or the machine is not suitable, or the loss is not finite.
+    """
+    config = inputs.config
+    if run.record["train"] is not None:
+        return tuned(model, inputs.model, config.lora, run.folder)
+    training = TrainingInputs(
+        *(inputs.model, inputs.tokens, config.trainer, config.lora, config.seeds, run.folder.absolute(), inputs.cache)
+    )
+    if process is not None:
+        result = process.fit(training, on_log)
+    elif config.lora.enabled:
+        model = add_adapter(model, config.lora, config.seeds.adapter)
+        result = asdict(fit(model, inputs.tokenizer, training, on_log))
+    else:
+        result = asdict(fit(load_to_train(inputs.model), inputs.tokenizer, training, on_log))
+        free_memory()
+    run.update(train=result)
+    run.save()
+    return tuned(None, inputs.model, config.lora, run.folder) if model is None else model
