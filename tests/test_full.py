@@ -24,7 +24,7 @@ SMOKE = ("+experiment=smoke", *FULL, "trainer.max_steps=6", "trainer.save_steps=
 STEP = "tometune.training.trainer:MeteredTrainer.training_step"
 DEATHS = {
     "in training": (STEP, 3, "SIGKILL"),
-    "after the last step": ("tometune.training.sft:save_whole", 1, "SIGKILL"),
+    "after the last step": ("tometune.training.sft:save_full_model", 1, "SIGKILL"),
     "before the record of the training": ("tometune.runs.run:Run.save", 3, "SIGKILL"),
     "in the tuned evaluation": ("tometune.evaluation.scoring:write_result", 2, "SIGKILL"),
 }
@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     made = Workplace(tmp_path_factory.mktemp("full"))
     done = made.verb("train", *SMOKE)
     assert done.returncode == 0, done.stderr
-    assert "every weight is trained: " in done.stderr
+    assert "full fine-tuning: " in done.stderr
     return made
 
 
