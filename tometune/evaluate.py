@@ -1,4 +1,4 @@
-"""Score a finished run again, on its own tasks or on others, or any model that was not trained here."""
+"""Score a finished run again, on its own tasks or on others, or score any other model."""
 
 from __future__ import annotations
 

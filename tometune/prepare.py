@@ -13,7 +13,7 @@ from tometune.config.root import Config
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tometune.data.contamination.overlaps import MixOverlaps
+    from tometune.data.contamination import MixOverlaps
     from tometune.data.mix import Mix
     from tometune.data.tokens import Tokens
 

@@ -1,4 +1,4 @@
-"""Mix, score, fine-tune, score again and record: one cell of the table, in one command."""
+"""Mix, score, fine-tune, score again and record: one cell of the table in one command."""
 
 from __future__ import annotations
 
@@ -108,19 +108,19 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         UserError: the machine, the model, the data or a task does not allow this run.
     """
     from tometune.models.load import resolve_backend
-    from tometune.training.unsloth_process import worker
+    from tometune.training.unsloth_process import unsloth_process
 
     config = inputs.config
     check_requirements(config)
     with ExitStack() as stack:
         process = None
         if run.record.get("train") is None and resolve_backend(config.model) is Backend.unsloth:
-            process = stack.enter_context(worker(inputs.cache))  # first, because its imports take half a minute
+            process = stack.enter_context(unsloth_process(inputs.cache))  # first: its imports take half a minute
         with quick_imports():
             from tometune.common.seeding import seed_everything
             from tometune.evaluation.scoring import Scorer
             from tometune.models.full import check_trainable
-            from tometune.models.load import describe, load_model
+            from tometune.models.load import describe, free_memory, load_model
             from tometune.tracking import RunLabels, start_tracker
             from tometune.training.tuned_model import tuned_model
 
@@ -148,6 +148,9 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         scorer = Scorer(inputs.tokenizer, inputs.tasks, config.eval, run.folder, config.seeds.generation)
         if config.eval.base:
             run.add_scores("base", scorer.stage("base", model))
+        if process is not None or not config.lora.enabled:
+            model = None  # the training loads another one, which needs the memory
+            free_memory()
         model = tuned_model(run, inputs, model, tracker.log, process)
         run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder)

@@ -1,19 +1,17 @@
-"""Schema of the `eval` group and its tasks, and its checks."""
+"""Schema of the `eval` group and its tasks."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.identity import NOT_IDENTITY
-from tometune.config.rules import at_least, file_name, one_of
+from tometune.config.validators import NOT_IDENTITY, at_least, file_name, one_of
 
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
-"""Metrics a task can ask for."""
-
+"""Metrics of a task."""
 
 FEW = 32
-"""Prompts at once that compiled parts hardly make faster, so they are not compiled for."""
+"""Largest batch for which compiling does not pay off."""
 
 
 class TaskKind(StrEnum):
@@ -35,10 +33,10 @@ class EngineKind(StrEnum):
 
 @dataclass
 class TaskConfig:
-    """One evaluation task: examples, a prompt template, references, metrics."""
+    """An evaluation task: examples, a prompt template, references, metrics."""
 
     version: int = 1
-    """Raised whenever a change makes scores incomparable with earlier ones."""
+    """Raised with each change that makes scores incomparable with earlier ones."""
 
     description: str = field(default="", metadata=NOT_IDENTITY)
     """One sentence for the tables and the docs."""
@@ -53,19 +51,19 @@ class TaskConfig:
     """Commit of the hub dataset; pinned in the shipped tasks."""
 
     subset: str | None = None
-    """Configuration name of the hub dataset, where it has several."""
+    """Configuration name of the hub dataset, if it has several."""
 
     split: str = "test"
-    """Split of the hub dataset, never one that is trained on; of `pydocs` it is `test` or `validation`."""
+    """Split of the hub dataset, never one that is trained on; for `pydocs`, `test` or `validation`."""
 
     licence: str = field(default="", metadata=NOT_IDENTITY)
     """Licence of the examples."""
 
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
-    """JSONL, parquet or JSON file of `{input, references}` (and `id`, `context`) rows; used when `kind=jsonl`."""
+    """JSONL, parquet or JSON file of `{input, references}` rows (and `id`, `context`), for `kind=jsonl`."""
 
     topic: str | None = None
-    """Which documentation task; used when `kind=pydocs`."""
+    """Name of the documentation task, for `kind=pydocs`."""
 
     system: str | None = None
     """System message before the prompt; null gives none (the chat template may have its own)."""
@@ -74,36 +72,36 @@ class TaskConfig:
     """User message; `{field}` is replaced by that field of the example."""
 
     references: list[str] = field(default_factory=lambda: ["references"])
-    """Fields that hold the references; a dot reaches into a nested field, a list field gives several."""
+    """Fields with the references; a dot reaches into a nested field, a list field gives several references."""
 
     max_new_tokens: int = 128
-    """Tokens the model may answer with."""
+    """Longest answer, in tokens."""
 
     metrics: list[str] = field(default_factory=lambda: ["rouge"])
     """Of `rouge`, `chrf`, `bleu`, `token_f1`, `exact_match`."""
 
     limit: int | None = None
-    """That many examples, drawn once with a fixed seed (the same for every run); null takes all."""
+    """Number of examples, drawn with a fixed seed (the same for every run); null takes all."""
 
 
 @dataclass
 class EvalConfig:
-    """What is scored, before and after training."""
+    """The evaluation of the base model and the tuned model."""
 
     name: str = field(default="hub", metadata=NOT_IDENTITY)
     """Short name of the task set."""
 
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
-    """Task set by task name; add one with `+eval/task@eval.tasks.NAME=jsonl eval.tasks.NAME.path=…`."""
+    """The tasks by name; add one with `+eval/task@eval.tasks.NAME=jsonl eval.tasks.NAME.path=…`."""
 
     validation: bool = field(default=False, metadata=NOT_IDENTITY)
-    """Whether the tasks are made for choosing settings by, and none of their examples is in a test task."""
+    """Whether the tasks are for choosing settings, and share no example with a test task."""
 
     base: bool = True
-    """Score the base model too: a table without "before" says nothing."""
+    """Whether the base model is scored too: without it there are no gains."""
 
     limit: int | None = None
-    """Examples a task at most, for trying things out; scores under a limit are marked everywhere."""
+    """Most examples per task, for trials; scores with a limit are marked everywhere."""
 
     temperature: float = 0.0
     """0 answers greedily; above 0 draws from softmax(logits / temperature), with `seeds.generation`."""
@@ -117,31 +115,31 @@ class EvalConfig:
     """
 
     compile: bool | str = "auto"
-    """Compile norms, rotary embedding, MLPs and LoRA layers, under `cuda_graph` for batches of more than 32 prompts.
+    """Compile norms, rotary embedding, MLPs and LoRA layers: with `cuda_graph`, for batches of more than 32 prompts.
 
-    `auto` does where 16,384 answers or more are asked for: compiling takes about 8 s, and answers come a third faster
-    then. In 16 bits sums over a row are made in another order, and near ties may fall otherwise.
+    `auto` compiles from 16,384 answers on: it takes about 8 s and makes answers a third faster. In 16 bits the order of
+    summation changes, and with it, rarely, a token.
     """
 
     batch_size: int | None = None
-    """Prompts generated at once, sorted by length; null takes as many as fit into the GPU's memory, a power of two.
+    """Prompts per batch, sorted by length; null is the largest power of two that fits into the GPU's memory.
 
-    In float32 the answers are those of one prompt at a time. In 16 bits another batch rounds otherwise, and where two
-    tokens are about equally likely another one may win: so the batch is part of what a score was made with.
+    In float32 the batch does not change the answers. In 16 bits it changes the rounding, and with it, rarely, a token;
+    so it is recorded with the scores.
     """
 
     max_prompt_tokens: int = 1792
-    """Longer prompts are cut in the middle of the user message and counted."""
+    """Longer prompts are shortened in the middle of the user message, and counted."""
 
     resamples: int = field(default=10_000, metadata=NOT_IDENTITY)
-    """Bootstrap resamples of the intervals."""
+    """Bootstrap resamples for the intervals."""
 
     confidence: float = field(default=0.95, metadata=NOT_IDENTITY)
     """Level of the intervals."""
 
 
 def eval_problems(config: EvalConfig) -> Iterator[str]:
-    """Yield the problems of the `eval` group."""
+    """Yield the problems of the group."""
     yield from file_name("eval.name", config.name)
     names = ("limit", "batch_size", "max_prompt_tokens", "resamples")
     yield from at_least(1, {f"eval.{name}": vars(config)[name] for name in names})
@@ -168,18 +166,17 @@ def eval_problems(config: EvalConfig) -> Iterator[str]:
 
 
 def _task_problems(key: str, task: TaskConfig) -> Iterator[str]:
-    """Yield the problems of one task."""
     needs = {TaskKind.hub: ("id", task.id), TaskKind.jsonl: ("path", task.path), TaskKind.pydocs: ("topic", task.topic)}
     name, value = needs[task.kind]
     if not value:
-        yield f"{key}.{name}: missing, {key}.kind={task.kind} reads it; set {key}.{name}=…"
+        yield f"{key}.{name} is required if {key}.kind={task.kind}; set {key}.{name}=…"
     for metric in task.metrics:
         yield from one_of(f"{key}.metrics", metric, METRICS)
     for name, values in (("metrics", task.metrics), ("references", task.references)):
         if not values:
             yield f"{key}.{name}: empty; name at least one"
     if not re.search(r"\{[^{}]+\}", task.prompt):
-        yield f"{key}.prompt: names no field of the example, so every prompt would be the same; e.g. '{{input}}'"
+        yield f"{key}.prompt: has no field of the example, so all prompts would be the same; write e.g. '{{input}}'"
     yield from at_least(
         1, {f"{key}.max_new_tokens": task.max_new_tokens, f"{key}.limit": task.limit, f"{key}.version": task.version}
     )
