@@ -103,6 +103,13 @@ def test_the_index_finds_what_a_plain_search_finds(seed: int) -> None:
     assert expected
 
 
+def test_a_collision_of_hashes_is_no_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngrams, "_hashes", lambda words, length: iter([0] * (len(words) - length + 1)))
+    index = Index([[f"e{number}" for number in range(LENGTH)]])
+    assert index.find([f"w{number}" for number in range(LENGTH)]) == []
+    assert index.find(["w", *(f"e{number}" for number in range(LENGTH))]) == [(1, 0, LENGTH)]
+
+
 def noisy(random_: random.Random, words: Sequence[str]) -> str:
     """The same words in other case, with other punctuation and white space."""
     made = []
