@@ -21,7 +21,7 @@ PLAIN = "model.quantization=none"
 
 @pytest.fixture
 def targets(composed, store):
-    return lambda *overrides: composed(find_targets, *overrides, f"paths.cache={store}")
+    return lambda *overrides: find_targets(composed(*overrides, f"paths.cache={store}"))
 
 
 def answers(targets, store):
