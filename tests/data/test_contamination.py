@@ -46,7 +46,7 @@ def found_in(tmp_path: Path) -> FoundIn:
         made = standardise(source, "data.base", tmp_path / "cache")
         assert len(made.rows) == len(rows)
         found = overlaps(made, EvaluationTexts(texts), tmp_path / "cache")
-        return {(overlap.row, overlap.task, overlap.example) for overlap in found}
+        return {(overlap["row"], overlap["task"], overlap["example"]) for overlap in found}
 
     return find
 
