@@ -80,7 +80,7 @@ def test_stopped_or_killed_it_resumes_and_ends_the_same(place: Workplace, two: t
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    step = int(err.partition("told to stop: step ")[2].split()[0])
+    step = int(err.partition("checkpoint saved at step ")[2].split()[0])
     assert (run / "checkpoints" / f"checkpoint-{step}" / "rng_state_1.pth").exists()
     assert record_of(run)["status"] == "running"
 
@@ -93,7 +93,7 @@ def test_stopped_or_killed_it_resumes_and_ends_the_same(place: Workplace, two: t
     process = start(place, *outputs)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "goes on from checkpoint-" in err
+    assert "resuming from checkpoint-" in err
     assert record_of(run)["attempts"] == 3
     assert curve_of(run) == curve_of(two[0])
     assert adapter_of(run) == adapter_of(two[0])

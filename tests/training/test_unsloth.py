@@ -128,7 +128,7 @@ def test_stopped_by_a_signal_it_saves_and_resumes(place: Workplace) -> None:
     process.send_signal(signal.SIGTERM)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 143, stderr
-    step = int(stderr.partition("told to stop: step ")[2].split()[0])
+    step = int(stderr.partition("checkpoint saved at step ")[2].split()[0])
     assert (folder / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").exists()
     assert record_of(folder)["status"] == "running"
     process = start(place, "stopped")

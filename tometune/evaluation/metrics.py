@@ -14,6 +14,22 @@ Metric = Callable[[list[str], list[list[str]]], Scores]
 """Takes the predictions and, for each, its references."""
 
 
+LABELS = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "chrf": "chrF",
+    "bleu": "BLEU",
+    "token_f1": "token F1",
+    "exact_match": "exact",
+}
+
+
+def label(column: str) -> str:
+    """Return the name of a column of scores in tables and figures; one without a label keeps its own."""
+    return LABELS.get(column, column)
+
+
 def score(names: Sequence[str], predictions: list[str], references: list[list[str]]) -> Scores:
     """Return the columns of ROUGE, which every run records, and of the named metrics.
 

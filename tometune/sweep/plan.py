@@ -98,8 +98,8 @@ def plan_run(config: Config, first: bool) -> PlannedRun:
     run = Run.find(config, inputs.fingerprints)
     tokens = inputs.tokens
     rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset
-    an_epoch = math.ceil(len(rows) / effective_batch(config))
-    steps = steps_of(config, len(rows))
+    an_epoch = math.ceil(len(rows) / effective_batch(config.trainer))
+    steps = steps_of(config.trainer, len(rows))
     stages = ("base", "tuned") if config.eval.base else ("tuned",)
     examples = {f"{stage}/{task.name}": len(task.examples) for task in inputs.tasks for stage in stages}
     trained = round(tokens.counts.tokens * steps / an_epoch)
