@@ -24,7 +24,7 @@ from tometune.data.contamination.index import RUN, HeldOutText, Index, index_of
 from tometune.data.contamination.scan import scan
 from tometune.data.contamination.words import joined_turns
 from tometune.data.standardise import standardise
-from tometune.evaluation.held_out import held_out_of
+from tometune.evaluation.tasks import texts_of_task
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -102,7 +102,7 @@ def main() -> None:
     if arguments.rows is None:
         source = SourceConfig(kind=SourceKind.pydocs)
         tasks = {topic: TaskConfig(kind=TaskKind.pydocs, topic=topic, prompt="{input}") for topic in ("summarisation",)}
-        texts = [HeldOutText(*text) for name, task in tasks.items() for text in held_out_of(name, task)]
+        texts = [HeldOutText(*text) for name, task in tasks.items() for text in texts_of_task(name, task)]
     else:
         texts = [text for path in arguments.texts for text in read(path)]
     with TemporaryDirectory() as folder:

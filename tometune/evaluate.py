@@ -61,7 +61,7 @@ def evaluate(subject: Subject) -> None:
     """
     with quick_imports():
         from tometune.common.seeding import seed_everything
-        from tometune.evaluation.engines.requirements import check_engine
+        from tometune.evaluation.engines.base import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
         from tometune.models.full import tuned
@@ -75,7 +75,8 @@ def evaluate(subject: Subject) -> None:
     check_machine(config.model)
     check_engine(config.eval.engine, config.eval.compile is True)
     check_tracker(config.tracking)
-    source = locate(config.model, cache_folder(config))
+    cache = cache_folder(config)
+    source = locate(config.model, cache)
     tokenizer = load_tokenizer(source)
     tasks = load_tasks(config.eval)
     seed_everything(config.seeds.generation)
@@ -91,7 +92,7 @@ def evaluate(subject: Subject) -> None:
             run_config=plain(config),
         ) as tracker,
     ):
-        scorer = Scorer(tokenizer, tasks, config.eval, subject.folder, config.seeds.generation)
+        scorer = Scorer(tokenizer, tasks, config.eval, subject.folder, cache, config.seeds.generation)
         if config.eval.base or subject.run is None:
             subject.add_scores("base", scorer.stage("base", model))
         if subject.run is not None:

@@ -151,7 +151,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         )
         run.update(tracking=tracker.describe())
 
-        scorer = Scorer(inputs.tokenizer, inputs.tasks, config.eval, run.folder, config.seeds.generation)
+        scorer = Scorer(inputs.tokenizer, inputs.tasks, config.eval, run.folder, inputs.cache, config.seeds.generation)
         if config.eval.base:
             run.add_scores("base", scorer.stage("base", model))
         model = tuned_model(run, inputs, model, tracker.log, process)
@@ -166,7 +166,7 @@ def check_requirements(config: Config) -> None:
     Raises:
         UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
     """
-    from tometune.evaluation.engines.requirements import check_engine
+    from tometune.evaluation.engines.base import check_engine
     from tometune.models.load import check_machine
     from tometune.models.source import check_source
     from tometune.tracking import check_tracker

@@ -11,12 +11,9 @@ from tests.evaluation.test_generation import TALKS, THINGS
 from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 from tometune.config.model import ModelConfig, Precision, Quantization
-from tometune.evaluation.engines import cuda_graph, decoder, ragged
-from tometune.evaluation.engines.base import UnsupportedError
-from tometune.evaluation.engines.choose import engine_for
+from tometune.evaluation.engines import base, cuda_graph, decoder, ragged
+from tometune.evaluation.engines.base import Plain, UnsupportedError, check_engine, engine_for
 from tometune.evaluation.engines.cuda_graph import CudaGraph
-from tometune.evaluation.engines.plain import Plain
-from tometune.evaluation.engines.requirements import check_engine
 from tometune.evaluation.generation import generate, greedy
 from tometune.evaluation.memory import CPU_ROWS, rows_that_fit
 from tometune.models import smollm2
@@ -63,7 +60,7 @@ def test_prompts_are_read_in_pieces(model, tokenizer, monkeypatch):
 
 
 def test_it_stops_once_every_row_has_ended(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "LOOK_EVERY", 4)
+    monkeypatch.setattr(cuda_graph, "CHECK_EVERY", 4)
     config = greedy(model, tokenizer, 200)
     first = Plain(model).answer([[5, 6, 7], [9]], config, [])
     config.eos_token_id = sorted({first[0][2], first[1][2]})
@@ -117,21 +114,21 @@ def test_what_cannot_be_is_refused(tokenizer):
 
 def test_a_model_that_does_not_attend_as_told_is_refused(model, monkeypatch):
     monkeypatch.setattr(type(model), "set_attn_implementation", lambda *_: None)
-    with pytest.raises(UnsupportedError, match="0 of its 2 layers"):
+    with pytest.raises(UnsupportedError, match="only 0 of its 2 layers"):
         eager(model).probe()
 
 
-def test_without_a_gpu_auto_is_transformers(model, tokenizer, caplog, monkeypatch):
+def test_without_a_gpu_auto_is_transformers(model, caplog, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, tokenizer, 100) as engine:
+    with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
         assert engine.name == "transformers"
     assert [record.message for record in caplog.records] == [
-        "eval.engine=auto: transformers, for there is no NVIDIA GPU"
+        "eval.engine=auto: using transformers (no NVIDIA GPU found)"
     ]
-    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: there is no NVIDIA GPU; set eval.engine=auto"):
+    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: no NVIDIA GPU found; set eval.engine=auto"):
         check_engine(EngineKind.cuda_graph)
     check_engine(EngineKind.auto)
-    with pytest.raises(UserError, match=r"^eval.compile=true: there is no NVIDIA GPU; set eval.compile=auto"):
+    with pytest.raises(UserError, match=r"^eval.compile=true: no NVIDIA GPU found; set eval.compile=auto"):
         check_engine(EngineKind.auto, must_compile=True)
 
 
@@ -145,14 +142,22 @@ def test_an_old_gpu_is_named(monkeypatch):
     check_engine(EngineKind.cuda_graph)
 
 
-def test_vllm_names_its_package(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install vllm"):
-        check_engine(EngineKind.vllm)
+def test_a_torch_without_the_kernel_falls_back_with_one_line(model, caplog, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(base, "KERNEL", "_no_such_kernel")
+    with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
+        assert engine.name == "transformers"
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("eval.engine=auto: using transformers (torch ")
+    assert line.endswith("does not have the attention kernel aten::_no_such_kernel)")
+    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: torch .* does not have"):
+        check_engine(EngineKind.cuda_graph)
 
 
 def test_rows_without_a_gpu(model):
-    assert rows_that_fit(model, 1000, 100, padded=True, at_once=0) == CPU_ROWS
+    assert rows_that_fit(model, 1000, 100, padded=True, prefill_tokens=0) == CPU_ROWS
 
 
 @pytest.mark.parametrize(("free", "rows"), [(10**5, 1), (2 * 10**6, 4), (10**12, 256)])
@@ -166,7 +171,7 @@ def test_rows_follow_the_free_memory(model, monkeypatch, free, rows):
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 10**13))
     monkeypatch.setattr("tometune.evaluation.memory._cache_bytes", lambda model: 256)
     monkeypatch.setattr(type(model), "device", property(lambda self: OnGpu()))
-    assert rows_that_fit(model, 400, 100, padded=False, at_once=100) == rows
+    assert rows_that_fit(model, 400, 100, padded=False, prefill_tokens=100) == rows
 
 
 class Scarce(Plain):
@@ -196,7 +201,7 @@ def test_half_the_batch_is_tried_once(model, tokenizer, caplog, temperature):
     assert (expected.batch_size, found.batch_size) == (24, 8)
     assert engine.asked == [16, 8, 8, 8]
     assert engine.released == 1
-    assert "16 prompts at once are too many" in caplog.text
+    assert "out of memory with 16 prompts per batch; continuing with 8" in caplog.text
     with pytest.raises(UserError, match=r"eval\.batch_size=8: the device has too little memory"):
         generate(model, tokenizer, TALKS, 6, 16, 512, engine=Scarce(model, 4))
 
@@ -241,7 +246,7 @@ def test_ties_in_16_bits_are_counted(tmp_path_factory, record_property, capsys):
         for n in ("one", "two", "three", "four", "five", "six", "ten")
         for _, name in THINGS
     ][:32]
-    with engine_for(EngineKind.cuda_graph, model, tokenizer, 600) as engine:
+    with engine_for(EngineKind.cuda_graph, model, 600) as engine:
         together = generate(model, tokenizer, asked, 48, 32, 512, engine=engine).answers
         alone = generate(model, tokenizer, asked, 48, 1, 512, engine=engine).answers
     plain = generate(model, tokenizer, asked, 48, 1, 512).answers

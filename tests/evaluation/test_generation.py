@@ -1,12 +1,15 @@
 import logging
+from collections import Counter
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
+from tests.fixtures.llama import tiny_llama
+from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Precision, Quantization
 from tometune.evaluation.engines.cuda_graph import CudaGraph
-from tometune.evaluation.generation import generate
+from tometune.evaluation.generation import GAP, GumbelNoise, encode, generate
 from tometune.models import smollm2
 from tometune.models.load import load_model
 from tometune.models.source import locate
@@ -87,11 +90,70 @@ def test_long_prompts_are_counted_and_progress_is_told(model, tokenizer):
     assert found.seconds > 0
 
 
-def test_the_mode_is_given_back(model, tokenizer):
-    model.train()
-    generate(model, tokenizer, TALKS[:2], 2, 2, 512)
-    assert model.training
+@pytest.mark.parametrize("eager", [False, True])
+def test_dropout_is_off_while_answering(tokenizer, eager):
+    """A model that is left in training mode gives the same answers, and is in training mode again afterwards."""
+    options = {"seed": 3, "initializer_range": 0.4, "max_position_embeddings": 1024}
+    plain = tiny_llama(tokenizer, **options)
+    model = tiny_llama(tokenizer, **options, attention_dropout=0.5).train()
+    engine = CudaGraph(model, 800, capture=False) if eager else None
+    expected = generate(plain, tokenizer, TALKS, 12, 8, 512).answers
+    assert generate(model, tokenizer, TALKS, 12, 8, 512, engine=engine).answers == expected
+    assert all(module.training for module in model.modules())
     model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+
+
+def talk(text):
+    return [{"role": "system", "content": "Be kind."}, {"role": "user", "content": text}]
+
+
+def test_short_prompts_are_left_alone(tokenizer):
+    prompt = encode(tokenizer, talk("Hello"), 100)
+    assert prompt.text.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+    assert prompt.ids == tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
+    assert not prompt.shortened
+
+
+@pytest.mark.parametrize("most", [45, 60, 61, 120])
+def test_long_prompts_lose_their_middle(tokenizer, most):
+    text = "START " + " ".join(f"word{n}" for n in range(100)) + " END"
+    prompt = encode(tokenizer, talk(text), most)
+    assert prompt.shortened
+    assert most - 8 <= len(prompt.ids) <= most
+    assert "Be kind." in prompt.text
+    user = prompt.text.split("user\n")[1].split("<|im_end|>")[0]
+    head, tail = user.split(GAP)
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert abs(len(head) - len(tail)) < 12
+
+
+def test_a_cut_inside_a_character_leaves_no_half(tokenizer):
+    for most in range(45, 60):
+        assert "\ufffd" not in encode(tokenizer, talk("漢字🎉" * 50), most).text
+
+
+def test_too_few_tokens_for_the_template(tokenizer):
+    with pytest.raises(UserError, match=r"eval\.max_prompt_tokens=10: too few"):
+        encode(tokenizer, talk("hello " * 50), 10)
+
+
+def test_draws_follow_the_softmax():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(4000, 1)
+    noisy = GumbelNoise(0.5, seed=1, examples=list(range(4000)))(torch.zeros(4000, 1), logits)
+    found = Counter(noisy.argmax(dim=-1).tolist())
+    expected = torch.softmax(logits[0] / 0.5, dim=-1)
+    assert all(abs(found[token] / 4000 - float(expected[token])) < 0.02 for token in range(4))
+
+
+def test_a_draw_depends_on_the_seed_and_not_on_the_batch(model, tokenizer):
+    def texts(batch_size, seed, temperature=1.0):
+        found = generate(model, tokenizer, TALKS, 12, batch_size, 512, temperature=temperature, seed=seed)
+        return [answer.text for answer in found.answers]
+
+    assert texts(1, seed=0) == texts(8, seed=0)
+    assert texts(8, seed=0) != texts(8, seed=1)
+    assert texts(8, seed=0, temperature=1e-6) == texts(8, seed=0, temperature=0.0)
 
 
 @pytest.mark.smollm2

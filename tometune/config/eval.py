@@ -30,7 +30,6 @@ class EngineKind(StrEnum):
     auto = "auto"
     transformers = "transformers"
     cuda_graph = "cuda_graph"
-    vllm = "vllm"
 
 
 @dataclass
@@ -113,7 +112,7 @@ class EvalConfig:
 
     `auto` takes `cuda_graph` on an NVIDIA GPU of compute capability 8.0 or more where the model runs in 16 bits and has
     plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round otherwise, so
-    what was picked is kept with the scores. `vllm` works where that package is installed.
+    what was picked is kept with the scores.
     """
 
     compile: bool | str = "auto"
@@ -148,16 +147,11 @@ def eval_problems(config: EvalConfig) -> Iterator[str]:
     yield from at_least(0, {"eval.temperature": config.temperature})
     if config.compile != "auto" and not isinstance(config.compile, bool):
         yield f"eval.compile={config.compile}: one of auto, true, false"
-    if config.compile is True and config.engine in (EngineKind.transformers, EngineKind.vllm):
+    if config.compile is True and config.engine is EngineKind.transformers:
         yield f"eval.compile=true: eval.engine={config.engine} compiles nothing; set eval.engine=cuda_graph or auto"
     if config.compile is True and config.batch_size is not None and config.batch_size <= FEW:
         small = f"eval.compile=true: eval.batch_size={config.batch_size} is too small"
         yield f"{small}; set more than {FEW}, or eval.compile=auto"
-    if config.engine is EngineKind.vllm and config.temperature:
-        yield (
-            f"eval.temperature={config.temperature}: eval.engine=vllm answers greedily only, for its draws would "
-            "depend on the batch; set eval.temperature=0 or eval.engine=auto"
-        )
     if not 0 < config.confidence < 1:
         yield f"eval.confidence={config.confidence}: not between 0 and 1"
     if not config.tasks:

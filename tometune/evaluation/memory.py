@@ -1,4 +1,4 @@
-"""How many prompts fit into the memory of a GPU at once, by arithmetic."""
+"""How many prompts fit into the memory of a GPU at the same time, computed from the shape of the model."""
 
 import logging
 
@@ -9,61 +9,55 @@ from transformers import PreTrainedModel
 log = logging.getLogger(__name__)
 
 MOST_ROWS = 256
-"""More rows at once are hardly faster: the matrix products are large enough."""
+"""Larger batches are hardly faster: the matrix products are large enough."""
 
 CPU_ROWS = 16
-"""Rows where there is no GPU."""
+"""Batch size without a GPU."""
 
 SHARE = 0.9
-"""Of the free memory; the rest is for fragments and libraries' workspaces."""
+"""Usable share of the free memory; the rest is for fragments and libraries' workspaces."""
 
 BUFFERS = 8
-"""Tensors as wide as the widest layer that a forward pass holds at once: measured peaks are below that."""
+"""Tensors as wide as the widest layer that a forward pass holds at once; measured peaks are lower."""
 
 
-def rows_that_fit(model: PreTrainedModel, prompt_tokens: int, new_tokens: int, padded: bool, at_once: int) -> int:
-    """Return a power of two of rows, at most MOST_ROWS.
+def rows_that_fit(
+    model: PreTrainedModel, prompt_tokens: int, new_tokens: int, padded: bool, prefill_tokens: int
+) -> int:
+    """Return a batch size: a power of two, at most MOST_ROWS.
 
-    A power of two, since what is free differs a little from one time to the next, and the number must not.
+    The free memory differs a little between runs; rounding to a power of two gives the same batch size each time.
 
     Args:
-        model: on the device where it answers.
-        prompt_tokens: longest prompt.
-        new_tokens: longest answer.
-        padded: whether every row is as long as the longest and all are read at once.
-        at_once: otherwise, prompt tokens that are read at once.
+        model: in eval mode, on the device where it generates.
+        prompt_tokens: maximum tokens of a prompt.
+        new_tokens: maximum tokens of an answer.
+        padded: whether all rows are padded to the longest and read in one forward pass.
+        prefill_tokens: otherwise, the prompt tokens per forward pass.
     """
     if model.device.type != "cuda":
         return CPU_ROWS
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(model.device)
-    activations = _activation_bytes(model)
-    vocabulary = 12 * model.config.get_text_config().vocab_size  # scores in 16 bits and twice in 32
-    row = _cache_bytes(model) * (prompt_tokens + new_tokens) + vocabulary
-    shared = 0 if padded else activations * max(at_once, prompt_tokens)
+    text_config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
+    widest = max((module.out_features for module in linear), default=text_config.vocab_size)
+    activations = BUFFERS * widest * model.dtype.itemsize  # bytes per token
+    row = _cache_bytes(model) * (prompt_tokens + new_tokens)
+    row += 12 * text_config.vocab_size  # logits in 16 bits and twice in 32
     row += activations * prompt_tokens if padded else 0
+    shared = 0 if padded else activations * max(prefill_tokens, prompt_tokens)
     fit = max(1, int((SHARE * free - shared) // row))
     rows = min(MOST_ROWS, 1 << (fit.bit_length() - 1))
-    log.info("%d prompts at once: %.1f GB are free, and a row takes up to %.3f GB", rows, free / 1e9, row / 1e9)
+    log.info("%d prompts per batch: %.1f GB are free, and a row takes up to %.3f GB", rows, free / 1e9, row / 1e9)
     return rows
 
 
 def _cache_bytes(model: PreTrainedModel) -> int:
-    """Return bytes of keys and values a token, by keeping those of one."""
-    training = model.training
-    model.eval()
+    """Return the bytes of keys and values per token, measured on one token."""
     with torch.no_grad():
         token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         cache = model(input_ids=token, use_cache=True).past_key_values
-    model.train(training)
     found: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     return found
-
-
-def _activation_bytes(model: PreTrainedModel) -> int:
-    """Return bytes a token that a forward pass holds at its peak."""
-    head = model.get_output_embeddings()
-    linear = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
-    widest: int = max((module.out_features for module in linear), default=model.config.get_text_config().vocab_size)
-    itemsize: int = model.dtype.itemsize
-    return BUFFERS * widest * itemsize
