@@ -94,7 +94,7 @@ def engines() -> None:
     from tometune.chatting.engine import Settings
     from tometune.chatting.load import load_engines
     from tometune.chatting.sides import find_sides
-    from tometune.config.main import verb
+    from tometune.config.app import verb
     from tometune.config.root import Config
     from tometune.runs.inputs import cache_folder
 

@@ -126,24 +126,20 @@ def peaked(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 def test_exports_are_the_model_itself(peaked: Workplace) -> None:
     run = peaked.run_folder()
-    limits = ("export.max_divergence.q4_k_m=2",)
-    done = peaked.verb("export", f"run={run.name}", "format=[merged_16bit,gguf]", "quant=[q8_0]", *limits)
+    done = peaked.verb("export", f"run={run.name}", "format=merged_16bit")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": passed") == 2
-    assert "nats a token from the run's model" in done.stdout
+    assert "merged_16bit: passed, " in done.stdout
+    assert "nats per token from the run's model" in done.stdout
     merged = run / "export" / "merged_16bit"
     exported = load_file(merged / "model.safetensors")
     assert {weight.dtype for weight in exported.values()} == {torch.bfloat16}
     assert all(torch.equal(weight.bfloat16(), exported[name]) for name, weight in model_of(run).items())
-    gate = gate_of(merged)
-    assert gate["checks"]["weights"]["others"] == 0
-    assert gate["checks"]["logits"]["base_without_adapter"] > 0.01, "training moved nothing: the gate could not tell"
-    assert gate_of(run / "export" / "gguf-q8_0")["checks"]["weights"]["verdict"] == "adapter"
+    assert set(gate_of(merged)["checks"]) == {"template", "logits", "rouge"}
     card = (merged / "README.md").read_text()
     assert "fine-tuned in full on the mix" in card
-    assert "| trained | every weight, " in card
+    assert "| trained parameters | all " in card
     assert "LoRA" not in card
     assert "the run's model as trained" in card
     again = peaked.verb("export", f"run={run.name}")
     assert again.returncode == 0, again.stderr
-    assert "its gate passed on" in again.stderr
+    assert "exists and passed its checks on" in again.stderr

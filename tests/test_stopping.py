@@ -13,7 +13,7 @@ import pytest
 from tests.whole import Workplace, record_of
 from tometune.common.signals import Stopped, told_to_stop
 
-TOLD = "the same command goes on from what was saved"
+TOLD = "run the same command again to resume"
 MODEL = ("model=tiny", "eval=pydocs", "eval.limit=24", "tracking=none")
 SMOKE = ("+experiment=smoke", "trainer.max_steps=2", "eval.base=false")
 
@@ -120,7 +120,7 @@ def test_a_terminal_that_is_gone_changes_no_exit_status(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import os, signal\n"
-        "from tometune.config.main import verb\n"
+        "from tometune.config.app import verb\n"
         "verb(lambda config: os.kill(os.getpid(), signal.SIGHUP))()\n"
     )
     with Path("/dev/full").open("w") as full:

@@ -145,7 +145,7 @@ def test_ctrl_c_is_one_line_and_the_run_can_go_on(place: Workplace, run: Path) -
     moment = ("tometune.training.trainer:MeteredTrainer.training_step", 4, "SIGINT")
     status, stderr = place.train(*SMOKE, "paths.outputs=stopped", moment=moment)
     assert status == 130
-    assert stderr.splitlines()[-1] == "interrupted; the same command goes on from what was saved"
+    assert stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "Traceback" not in stderr
     stopped = place.run_folder("stopped")
     assert record_of(stopped)["status"] == "running"
@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
     outputs = mounted(f"size={size}")
     status, stderr = place.train(*SMOKE, "paths.outputs=mounted")
     assert status == 1
-    assert re.search(r"SaveError: mounted/\S+: no room left on the disk; .*free some room", stderr.splitlines()[-1])
+    assert re.search(r"SaveError: mounted/\S+: no space left on the disk; .*free some space", stderr.splitlines()[-1])
     assert "Traceback" not in stderr
     (broken,) = outputs.iterdir()
     assert record_of(broken)["status"] in ("failed", "running")

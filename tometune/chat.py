@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
+from tometune.config.app import verb
 from tometune.config.chat import Interface
-from tometune.config.export import ONLY_EXPORT
-from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.runs.inputs import cache_folder
 
@@ -20,23 +18,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IGNORES = {
-    **dict.fromkeys(
-        ("data", "lora", "trainer", "eval", "tracking", "seeds.data", "seeds.order", "seeds.adapter"),
-        "chat does not read it; leave it out",
-    ),
-    "sweep": "only train and report read it; leave it out",
-    "plan": "only train reads it; leave it out",
-    "publish": "only report reads it; leave it out",
-    **ONLY_EXPORT,
-}
-"""What chat cannot obey, and what is said of it."""
-
 GRACE = 2.0
 """Seconds for which an open page can still show why the model could not be loaded."""
 
 
-@partial(verb, ignores=IGNORES)
+@verb
 def main(config: Config) -> None:
     """Find what is to be talked to, load it in the background, and serve the page or talk in the terminal."""
     from tometune.chatting.loading import Loading

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.export import ONLY_EXPORT
-from tometune.config.main import verb
+from tometune.config.app import verb
 from tometune.config.root import Config
 from tometune.runs.inputs import cache_folder
 
@@ -19,21 +16,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IGNORES = {
-    **ONLY_EXPORT,
-    **dict.fromkeys(
-        ("data", "lora", "trainer", "seeds.data", "seeds.order", "seeds.adapter"),
-        "evaluate trains nothing and does not read it; leave it out",
-    ),
-    "sweep": "only train and report read it; leave it out",
-    "plan": "only train reads it; leave it out",
-    "publish": "only report reads it; leave it out",
-    **ONLY_CHAT,
-}
-"""What evaluate cannot obey, and what is said of it."""
 
-
-@partial(verb, ignores=IGNORES)
+@verb
 def main(config: Config) -> None:
     """Find what is to be scored, score it before and after its training, and show the table."""
     from tometune.evaluation.table import print_run

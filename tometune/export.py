@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
+from tometune.config.app import verb
 from tometune.config.export import listed
-from tometune.config.main import verb
 from tometune.config.root import Config
 from tometune.runs.inputs import cache_folder
 
-IGNORES = {
-    **dict.fromkeys(("model", "data", "lora", "trainer", "eval", "seed", "seeds"), "the run has its own; leave it out"),
-    "tracking": "export logs nothing to a tracker; leave it out",
-    "sweep": "only train and report read it; name the run by run=multirun/<sweep>/<run_id>",
-    "plan": "only train reads it; leave it out",
-    "publish": "only report reads it; to put the model on the hub: push_to=user/name",
-    **ONLY_CHAT,
-}
-"""Settings that export does not read, and the error for each."""
 
-
-@partial(verb, ignores=IGNORES)
+@verb
 def main(config: Config) -> None:
     """Find the run, check that everything can be done, make and check each export, publish."""
     from tometune.runs.finished import find_finished
@@ -39,14 +27,14 @@ def main(config: Config) -> None:
     with quick_imports():
         from tometune.exporting import gguf
         from tometune.exporting.build import Builder, exports_of
-        from tometune.exporting.folders import check_places, check_space
+        from tometune.exporting.folders import check_folders, check_space
         from tometune.exporting.hub import publish
         from tometune.exporting.merge import naming_base
         from tometune.models.source import check_source
 
     exports = exports_of(formats, listed(config.quant), folder)
     merged = exports_of(["merged_16bit"], [], folder)
-    check_places(finished, folder, [one.folder for one in [*exports, *(merged if "gguf" in formats else [])]])
+    check_folders(finished, folder, [one.folder for one in [*exports, *(merged if "gguf" in formats else [])]])
     with naming_base(config.export.base is not None):
         check_source(finished.base)
     check_space(finished, folder, [(one.format, one.quant) for one in exports])

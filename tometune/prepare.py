@@ -1,15 +1,12 @@
 """Build the mix and its tokens, show what is in it, load no model."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_text
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.export import ONLY_EXPORT
-from tometune.config.main import verb
+from tometune.config.app import verb
 from tometune.config.root import Config
 
 if TYPE_CHECKING:
@@ -23,10 +20,8 @@ if TYPE_CHECKING:
 CARDS = "mixes"
 """Folder of the data cards, below `paths.outputs`: where browsers may read, which a hidden cache often is not."""
 
-RUN = "only evaluate, export and chat read it; prepare builds the mix of its own config"
 
-
-@partial(verb, ignores={"run": RUN, **ONLY_CHAT, **ONLY_EXPORT})
+@verb
 def main(config: Config) -> None:
     """Build what `train` will train on, print its numbers and one row of it, and write its data card."""
     from rich.console import Console
@@ -34,7 +29,7 @@ def main(config: Config) -> None:
     with quick_imports():
         from tometune.data import preview
         from tometune.data.profile import profile
-        from tometune.reporting.datacard import console as told
+        from tometune.reporting.data_card import print_contamination
         from tometune.runs.inputs import RunInputs
 
     inputs = RunInputs.resolve(config)
@@ -42,7 +37,7 @@ def main(config: Config) -> None:
     console = Console(highlight=False)
     console.print(preview.summary(mix, tokens, config.trainer.max_length))
     found, missing = inputs.contamination()
-    told.print_contamination(console, found, missing)
+    print_contamination(console, found, missing)
     _row(console, config, tokens, inputs.tokenizer)
     values = profile(mix, tokens)
     folder = _write_card(config, mix, values, found, missing)
@@ -67,12 +62,11 @@ def _write_card(
 ) -> Path:
     """Write mix.html and mix.md; returns their folder."""
     from tometune.data.profile import samples
-    from tometune.reporting.datacard import content
-    from tometune.reporting.datacard.markdown import card_markdown
-    from tometune.reporting.datacard.page import card_page
+    from tometune.reporting import data_card
+    from tometune.reporting.data_card import card_markdown, card_page
 
-    shared = content.contamination(found, missing, str(config.data.contamination))
-    card = content.card(mix, values, shared, samples(mix))
+    shared = data_card.contamination(found, missing, str(config.data.contamination))
+    card = data_card.card(mix, values, shared, samples(mix))
     folder = Path(config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
     _write(folder, "mix.html", card_page(card, values, config.trainer.max_length))
     _write(folder, "mix.md", card_markdown(card))

@@ -6,21 +6,14 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
-from tometune.config.export import ONLY_EXPORT
-from tometune.config.main import verb
-from tometune.config.once import once
+from tometune.config.app import verb
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
 
-if TYPE_CHECKING:
-    from tometune.reporting.report import Report
 
-
-@once
-@partial(verb, ignores=ONLY_EXPORT)
+@partial(verb, whole_sweep=True)
 def main(config: Config) -> None:
     """Read the runs of a sweep, pair their scores by example, compare, write it all down; publish it if asked to."""
     from tometune.tracking import check_tracker
@@ -38,13 +31,15 @@ def write_all(folder: Path, config: Config) -> None:
         UserError: the runs cannot be read or compared, or the tracker cannot be had.
     """
     from tometune.reporting.report import build, write
-    from tometune.reporting.tables import print_report
+    from tometune.reporting.text import print_report
 
     report = build(folder, config.eval.resamples, config.eval.confidence)
     print_report(report.table)
     print(f"{write(report)} (and table.md, table.csv, table.json beside it)")
     if config.publish is not None:
-        publish(report, config)
+        from tometune.reporting.publish import publish
+
+        print(*publish(report, publisher(config)), sep="\n")
 
 
 def tell(folder: Path, config: Config) -> None:
@@ -73,33 +68,6 @@ def sweep_folder(config: Config) -> Path:
 def publisher(config: Config) -> TrackingConfig:
     """Return the `tracking` group with the service that is to show the report in the place of that of the runs."""
     return replace(config.tracking, tracker=Tracker(str(config.publish)))
-
-
-def publish(report: Report, config: Config) -> None:
-    """Log the report as a run of the sweep's group, build the W&B report of its runs, and say where both are.
-
-    Raises:
-        UserError: the tracker was told to be online and cannot be.
-    """
-    from tometune.reporting.publish import save
-    from tometune.reporting.summary import JOB_TYPE, facts, log_report, not_there, run_id
-    from tometune.tracking import start_tracker
-
-    tracking = publisher(config)
-    sweep = report.table["sweep"]
-    with start_tracker(
-        tracking,
-        run_id=run_id(sweep),
-        job_type=JOB_TYPE,
-        group=sweep,
-        folder=report.sweep.folder,
-        run_config=facts(report.table),
-        replaces=True,
-    ) as tracker:
-        log_report(tracker, report)
-    described = tracker.describe()
-    lines = [*not_there(report.sweep, tracking.project), described["url"] or described["sync"], save(report, described)]
-    print(*filter(None, lines), sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
-import sys
-import time
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
-from tempfile import TemporaryDirectory
 
 from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ONLY_CHAT
-from tometune.config.export import ONLY_EXPORT
+from tometune.config.app import Hooks, verb
 from tometune.config.jobs import Jobs
-from tometune.config.main import Hooks, verb
 from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
@@ -24,10 +19,8 @@ from tometune.runs.identity import plain
 from tometune.runs.inputs import RunInputs
 from tometune.runs.lock import BusyError
 from tometune.runs.run import Run
+from tometune.runs.stored import run_of_older_version
 from tometune.sweep import hooks
-from tometune.sweep.calibration import measured, remember, shape
-from tometune.sweep.plan import plan_measured
-from tometune.sweep.planned import show as show_plan
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +39,7 @@ def after_sweep(jobs: Jobs) -> int:
     return hooks.end(jobs)
 
 
-@partial(
-    verb,
-    hooks=Hooks(before_sweep, after_sweep),
-    ignores={
-        "run": "only evaluate, export and chat read it; train finds the run of its config by itself",
-        **ONLY_CHAT,
-        **ONLY_EXPORT,
-    },
-)
+@partial(verb, hooks=Hooks(before_sweep, after_sweep))
 def main(config: Config) -> float | None:
     """Make the run of a config, or find it finished, and print its scores.
 
@@ -62,7 +47,9 @@ def main(config: Config) -> float | None:
         ROUGE-L of the tuned model, which a search maximises; None if there is no run to score.
     """
     if config.plan:  # a sweep is planned before its first run
-        show_plan([plan_measured(config, first=True, measure=measure)], [])
+        from tometune.sweep.plan import plan_run, print_plan
+
+        print_plan([plan_run(config, measure)], [])
         return None
     connect()
     inputs, run = find_run(config)
@@ -78,7 +65,8 @@ def main(config: Config) -> float | None:
         try:
             with hooks.attempt(run, config):
                 if not run.completed:  # another process may have finished it in the meantime
-                    timed_experiment(run, inputs)
+                    log_older_version(run, config)
+                    experiment(run, inputs)
         except BusyError as busy:
             if config.sweep.name is None:
                 raise
@@ -160,6 +148,13 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         run.update(tracking=tracker.describe())
 
 
+def log_older_version(run: Run, config: Config) -> None:
+    """Log it if a new run repeats one that an older version of tometune made."""
+    older = None if run.record else run_of_older_version(config, run.id)
+    if older is not None:
+        log.info("%s: made by an older version, whose results can differ; starting a new run", older)
+
+
 def check_requirements(config: Config) -> None:
     """Check this machine before anything slow is imported, downloaded or made.
 
@@ -179,24 +174,16 @@ def check_requirements(config: Config) -> None:
     check_source(config.model)
 
 
-def timed_experiment(run: Run, inputs: RunInputs) -> None:
-    """Make a run and keep its speed, for the plans of later runs."""
-    start, first = time.perf_counter(), "trl" not in sys.modules
-    experiment(run, inputs)
-    speed = measured(run.record, time.perf_counter() - start, first, run.folder)
-    if speed is not None and is_first():
-        remember(inputs.cache, shape(inputs.config), speed)
-
-
 def measure(config: Config) -> None:
-    """Make a run in a temporary folder, for the speed that it leaves behind (`plan=measure`).
+    """Make a short run, whose speed is then known (`plan=measure`).
 
     Raises:
         UserError: the machine, the model, the data or a task does not allow it.
     """
-    with TemporaryDirectory(prefix="tometune-") as folder:
-        inputs, run = find_run(replace(config, paths=replace(config.paths, outputs=folder)))
-        timed_experiment(run, inputs)
+    inputs, run = find_run(config)
+    if not run.completed:
+        with hooks.attempt(run, config):
+            experiment(run, inputs)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_a_full_disk_is_told_with_its_folder(tmp_path: Path) -> None:
     def build(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(SaveError, match=f"{tmp_path}/kind: no room left on the disk"):
+    with pytest.raises(SaveError, match=f"{tmp_path}/kind: no space left on the disk"):
         cached_folder(tmp_path, "kind", {}, build)
     assert list((tmp_path / "kind").iterdir()) == []
 

@@ -2,12 +2,21 @@
 
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tometune.config.main import verb
+from tometune.common.errors import ConfigError
+from tometune.config.app import verb
+from tometune.config.checks import check
+from tometune.config.command_line import parse, read_command_line
+from tometune.config.jobs import to_config
 from tometune.config.root import Config
+from tometune.config.store import CONFIG_NAME, conf_dir, register
 
 
 @dataclass
@@ -27,8 +36,9 @@ def command(monkeypatch, capsys, tmp_path) -> Command:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
-    def run(*arguments: str, failing: dict[int, BaseException] | None = None) -> Outcome:
+    def run(*arguments: str, failing: dict[int, BaseException] | None = None, name: str = "train") -> Outcome:
         configs: list[Config] = []
+        monkeypatch.setattr("tometune.config.app.name_of", lambda _: name)
 
         @verb
         def main(config: Config) -> float:
@@ -37,7 +47,7 @@ def command(monkeypatch, capsys, tmp_path) -> Command:
                 raise failing[config.seed]
             return 0.0
 
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
         status = 0
         try:
             main()
@@ -45,5 +55,34 @@ def command(monkeypatch, capsys, tmp_path) -> Command:
             status = int(stop.code or 0)
         captured = capsys.readouterr()
         return Outcome(status, captured.out, captured.err.splitlines(), configs)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def problems() -> Callable[..., list[str]]:
+    """Return the problems that the checks find in the config of a command line."""
+    register()
+
+    @cache
+    def composed(*groups: str) -> DictConfig:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(CONFIG_NAME, [*groups, "hydra.mode=RUN"], return_hydra_config=True)
+
+    def run(*arguments: str) -> list[str]:
+        overrides = read_command_line(arguments).overrides
+        groups = [text for text in overrides if "." not in text.partition("=")[0] or text.startswith("+")]
+        config = deepcopy(composed(*groups))
+        for override in parse(text for text in overrides if text not in groups):
+            OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_force_add())
+        hydra = config.hydra
+        hydra.overrides.task = overrides
+        with open_dict(config):
+            del config["hydra"]
+        try:
+            check(to_config(config, hydra))
+        except ConfigError as error:
+            return error.problems
+        return []
 
     return run

@@ -10,9 +10,8 @@ import pytest
 from tometune.__main__ import verbs
 from tometune.common.errors import UserError
 from tometune.common.signals import Stopped
-from tometune.config.endings import report
+from tometune.config.app import RESUMED, name_of, report_error
 from tometune.config.jobs import slug
-from tometune.config.main import RESUMED, name_of
 from tometune.config.model import Backend
 from tometune.config.root import Config
 
@@ -39,8 +38,8 @@ def test_gives_the_dataclasses(command):
     [
         (UserError("data.base.path=x: no such file; check it"), 2, "data.base.path=x: no such file; check it"),
         (RuntimeError("two\nlines"), 1, "RuntimeError: two lines (HYDRA_FULL_ERROR=1 shows the traceback)"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM; run the same command again to resume"),
     ],
 )
 def test_errors_are_one_line(command, error, status, line):
@@ -49,9 +48,9 @@ def test_errors_are_one_line(command, error, status, line):
     assert outcome.errors == [line]
 
 
-def test_verbs_that_keep_what_is_done_say_that_they_go_on(capsys):
-    assert report(KeyboardInterrupt(), False, resumed=True) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from what was saved\n"
+def test_verbs_that_keep_nothing_do_not_promise_to_resume(capsys):
+    assert report_error(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "interrupted\n"
     assert set(RESUMED) < set(verbs())
     for name in verbs():
         task = importlib.import_module(f"tometune.{name}").main
@@ -69,7 +68,7 @@ def test_traceback_on_request(command, monkeypatch):
 def test_the_task_sees_the_users_own_environment(monkeypatch, tmp_path):
     import os
 
-    from tometune.config.main import verb
+    from tometune.config.app import verb
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from tometune.evaluation.comparison import estimate, resampled_means
+from tometune.evaluation.statistics import estimate, resampled_means
 
 TASKS, EXAMPLES = 4, 250
 LEVEL = 0.95

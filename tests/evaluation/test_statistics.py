@@ -1,7 +1,179 @@
 import numpy as np
 import pytest
+from scipy import stats
 
-from tometune.evaluation.statistics import mean_interval, paired_difference
+from tests.evaluation.simulation import World, excluding, ours, plain, sweeps
+from tometune.evaluation.statistics import (
+    deviation_interval,
+    estimate,
+    holm,
+    mean_interval,
+    paired_difference,
+    pooled_deviation,
+    power,
+    resampled_means,
+    seed_draws,
+    seeds_needed,
+)
+
+SWEEPS = 200
+
+
+def test_resampled_means_have_the_standard_error_and_share_their_examples():
+    scores = np.random.default_rng(0).normal(0.4, 0.2, (500, 1))
+    draws = resampled_means([np.hstack([scores, scores + 0.1])], 20_000)
+    assert draws.shape == (1, 20_000, 2)
+    assert draws[0, :, 0].mean() == pytest.approx(scores.mean(), abs=3e-4)
+    assert draws[0, :, 0].std() == pytest.approx(scores.std() / np.sqrt(500), rel=0.02)
+    assert np.allclose(draws[0, :, 1] - draws[0, :, 0], 0.1), "the same examples for every column"
+
+
+def test_tasks_are_resampled_apart_and_chunks_do_not_matter(monkeypatch):
+    scores = np.random.default_rng(1).normal(0, 1, (300, 1))
+    draws = resampled_means([scores, scores], 2_000)
+    assert abs(np.corrcoef(draws[0, :, 0], draws[1, :, 0])[0, 1]) < 0.1
+    monkeypatch.setattr("tometune.evaluation.statistics.NUMBERS_AT_ONCE", 7 * 300)
+    assert np.allclose(resampled_means([scores, scores], 2_000), draws)
+
+
+def test_seed_draws_are_a_scaled_t():
+    values = np.array([0.1, 0.3, 0.2])
+    draws = seed_draws(values, 10_000)
+    scale = values.std(ddof=1) / np.sqrt(3)
+    assert np.quantile(draws, 0.975) == pytest.approx(scale * stats.t.ppf(0.975, 2), rel=1e-2)
+    other = seed_draws(values, 10_000, stream=1)
+    assert sorted(draws) == pytest.approx(sorted(other))
+    assert abs(stats.spearmanr(draws, other).statistic) < 0.05
+
+
+def test_without_examples_it_is_the_t_test_over_seeds():
+    differences = np.array([0.02, 0.05, 0.01])
+    found = estimate(differences.mean(), np.full(20_000, differences.mean()), [differences], 0.95)
+    expected = stats.ttest_1samp(differences, 0)
+    interval = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(interval.low, rel=0.02), pytest.approx(interval.high, rel=0.02))
+    assert found.p == pytest.approx(expected.pvalue, rel=0.02)
+
+
+def test_without_spread_over_seeds_it_is_the_z_test_over_examples():
+    scores = np.random.default_rng(3).normal(0.02, 0.2, (400, 1))
+    value = float(scores.mean())
+    found = estimate(value, resampled_means([scores], 20_000)[0, :, 0], [np.full(3, value)], 0.95)
+    error = scores.std() / 20
+    assert found.low == pytest.approx(value - 1.96 * error, abs=0.05 * error)
+    assert found.high == pytest.approx(value + 1.96 * error, abs=0.05 * error)
+    assert found.p == pytest.approx(2 * stats.norm.sf(value / error), rel=0.15)
+
+
+def test_two_samples_give_the_behrens_fisher_distribution():
+    """Fisher and Yates, Statistical Tables, table VI: 2.435 for 6 and 6 degrees of freedom, equal variances, 5 %."""
+    values = np.array([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
+    found = estimate(0.0, np.zeros(50_000), [values, values], 0.95)
+    error = np.sqrt(2 * values.var(ddof=1) / 7)
+    assert found.high / error == pytest.approx(2.435, rel=0.01)
+    assert -found.low / error == pytest.approx(2.435, rel=0.01)
+
+
+def test_equal_scores_differ_by_nothing():
+    found = estimate(0.0, np.full(1_000, 1e-17), [np.zeros(3)], 0.95)
+    assert (found.low, found.high, found.p) == (pytest.approx(0), pytest.approx(0), 1.0)
+
+
+def test_one_seed_has_no_test():
+    assert estimate(0.1, np.full(100, 0.1), [], 0.95).p is None
+
+
+def test_null_is_not_found():
+    """Of 200 sweeps without an effect, at most 5 % are called one: no more than 16, the binomial's 97.5 % point."""
+    most = stats.binom.ppf(0.975, SWEEPS, 0.05)
+    for number, world in enumerate([World(), World(seed=0.002), World(seed=0.02), World(seeds=5)]):
+        tasks = sweeps(world, SWEEPS, np.random.default_rng(number))
+        assert excluding(ours(tasks, 2_000), 0.0) <= most, world
+        assert excluding(ours(tasks, 2_000, paired=False), 0.0) <= most, world
+
+
+def test_planted_effect_is_found():
+    """As often as the t test's power says, and the interval holds the truth 95 % of the time."""
+    for effect in (0.05, 0.08):
+        world = World(effect=effect)
+        found = ours(sweeps(world, SWEEPS, np.random.default_rng(3)), 2_000)
+        deviation = np.sqrt(2 * world.seed**2 + 2 * world.rest**2 / 1_000)
+        expected = power(3, effect, deviation, 0.05)
+        hits = sum(low > 0 for low, _ in found)
+        assert hits >= stats.binom.ppf(0.01, SWEEPS, expected)
+        assert excluding(found, effect) <= stats.binom.ppf(0.975, SWEEPS, 0.05)
+    assert hits >= 0.95 * SWEEPS
+
+
+def test_family_of_nulls_is_kept_too():
+    """Three arms without effect, three comparisons: any finding after Holm's correction in at most 5 % of sweeps."""
+    generator = np.random.default_rng(8)
+    wrong = 0
+    for _ in range(SWEEPS):
+        runs = 0.4 + generator.normal(0, 0.01, (3, 3))
+        examples = generator.normal(0, 0.001, (3, 2_000))
+        p_values = []
+        for a, b in ((1, 0), (2, 0), (2, 1)):
+            delta = runs[a] - runs[b]
+            p_values.append(estimate(delta.mean(), delta.mean() + examples[a] - examples[b], [delta], 0.95).p)
+        wrong += min(holm(p_values)) < 0.05
+    assert wrong <= stats.binom.ppf(0.975, SWEEPS, 0.05)
+
+
+def test_the_plain_bootstrap_would_not_do():
+    """Why seeds are not resampled: three of them, drawn from three, find an effect in far more nulls than 5 %."""
+    tasks = sweeps(World(), SWEEPS, np.random.default_rng(0))
+    assert excluding(plain(tasks, 2_000), 0.0) > 20
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # Wikipedia, Holm-Bonferroni method
+        ([0.5, None, 0.01], [0.5, None, 0.02]),
+        ([0.6, 0.7], [1.0, 1.0]),
+        ([], []),
+    ],
+)
+def test_holm(p_values, adjusted):
+    assert holm(p_values) == [None if p is None else pytest.approx(p) for p in adjusted]
+
+
+@pytest.mark.parametrize(("effect_size", "pairs"), [(0.5, 34), (0.8, 15), (0.2, 199)])
+def test_seeds_needed_of_the_paired_test(effect_size, pairs):
+    """The usual tables (G*Power: paired t, two-sided, alpha 0.05, power 0.8)."""
+    assert seeds_needed(0.01 / effect_size, 0.01) == pairs
+
+
+@pytest.mark.parametrize(("effect_size", "each"), [(0.5, 64), (0.8, 26), (0.2, 394)])
+def test_seeds_needed_of_two_samples(effect_size, each):
+    """Cohen 1988, table 2.4.1; the deviation of a difference is √2 that of one arm."""
+    assert abs(seeds_needed(np.sqrt(2) * 0.01 / effect_size, 0.01, paired=False) - each) <= 1
+
+
+def test_seeds_needed_at_the_ends():
+    assert seeds_needed(0.0, 0.01) == 2
+    assert seeds_needed(1e-6, 0.01) == 2
+    assert seeds_needed(50.0, 0.01) is None
+
+
+def test_power_by_simulation():
+    generator = np.random.default_rng(5)
+    samples = generator.normal(0.01, 0.008, (20_000, 4))
+    found = (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05) & (samples.mean(axis=1) > 0)
+    assert power(4, 0.01, 0.008, 0.05) == pytest.approx(found.mean(), abs=0.01)
+
+
+def test_deviation_interval_covers():
+    generator = np.random.default_rng(6)
+    deviations = generator.normal(0, 2.0, (4_000, 3)).std(axis=1, ddof=1)
+    ends = [deviation_interval(deviation, 2, 0.95) for deviation in deviations]
+    assert np.mean([low <= 2.0 <= high for low, high in ends]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_pooled_deviation():
+    groups = [np.array([1.0, 3.0]), np.array([10.0, 11.0, 12.0])]
+    assert pooled_deviation(groups) == (pytest.approx(np.sqrt((2 + 2) / 3)), 3)
 
 
 def test_one_task_by_the_normal_formula():

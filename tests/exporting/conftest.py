@@ -1,10 +1,14 @@
 """A run on a small model with SmolLM2's real tokenizer, which llama.cpp's converter knows, and its exports.
 
-Both are made once per process of the test session; there is one GGUF conversion.
+Both are made once per test session, with one GGUF conversion; all workers read them, so tests change copies only.
 """
 
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +17,8 @@ from omegaconf import OmegaConf
 
 from tests.fixtures.llama import tiny_llama
 from tests.whole import Workplace
+from tometune.config.app import verb  # noqa: F401 -- registers the resolvers that conf/ needs
 from tometune.config.export import ExportConfig
-from tometune.config.main import verb  # noqa: F401 -- registers the resolvers that conf/ needs
 from tometune.config.root import Config, PathsConfig
 from tometune.config.store import conf_dir
 from tometune.exporting.build import Builder
@@ -49,14 +53,29 @@ def save_base(folder: Path, seed: int) -> Path:
     return folder
 
 
+@contextmanager
+def made_once(folder: Path, name: str) -> Iterator[bool]:
+    """Yield whether this worker is the one that has to make something in the folder; the others wait for it."""
+    with (folder / f"{name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / f"{name}.done"
+        yield not done.exists()
+        done.touch()
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace with one finished run in outputs/, on the model in base/; other/ is a model of the same shape."""
-    place = Workplace(tmp_path_factory.mktemp("trained"))
-    base = save_base(place.folder / "base", seed=3)
-    save_base(place.folder / "other", seed=4)
-    made = place.verb("train", *SMOKE, *SHORT, f"model.id={base}", "model.weights=pretrained")
-    assert made.returncode == 0, made.stderr
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "trained"
+    folder.mkdir(exist_ok=True)
+    place = Workplace(folder)
+    with made_once(place.folder, "trained") as wanted:
+        if wanted:
+            base = save_base(place.folder / "base", seed=3)
+            save_base(place.folder / "other", seed=4)
+            made = place.verb("train", *SMOKE, *SHORT, f"model.id={base}", "model.weights=pretrained")
+            assert made.returncode == 0, made.stderr
     return place
 
 
@@ -64,9 +83,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def exported(trained: Workplace) -> Path:
     """The folder of the run's exports in every format, made by the verb."""
     formats = ("format=[adapter,merged_16bit,gguf]", "quant=[q8_0,q4_k_m]", "export.max_divergence.q4_k_m=2")
-    done = trained.verb("export", f"run={trained.run_folder().name}", *formats)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": passed") == 4
+    with made_once(trained.folder, "exported") as wanted:
+        if wanted:
+            done = trained.verb("export", f"run={trained.run_folder().name}", *formats)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count(": passed") == 4
     return trained.run_folder() / "export"
 
 
@@ -79,14 +100,22 @@ def builder_of(run: Path, place: Workplace, folder: Path) -> Builder:
 
 @pytest.fixture(scope="session")
 def builder(trained: Workplace, exported: Path) -> Builder:
-    """A builder that finds the exports made."""
+    """A builder whose folder holds the exports; tests must not make others with it."""
     return builder_of(trained.run_folder(), trained, exported)
 
 
 @pytest.fixture
 def copied(trained: Workplace, tmp_path: Path) -> Path:
-    """A copy of the run that a test may spoil."""
+    """A copy of the run that a test may change, without its exports."""
     return Path(shutil.copytree(trained.run_folder(), tmp_path / "run", ignore=shutil.ignore_patterns("export")))
+
+
+@pytest.fixture
+def own_builder(trained: Workplace, exported: Path, tmp_path: Path) -> Builder:
+    """A builder whose folder holds copies of the adapter and the merged model, which a test may change."""
+    ignored = shutil.ignore_patterns("gguf*")
+    folder = Path(shutil.copytree(exported, tmp_path / "export", ignore=ignored))
+    return builder_of(trained.run_folder(), trained, folder)
 
 
 def gate_of(folder: Path) -> dict:

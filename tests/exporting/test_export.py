@@ -28,7 +28,6 @@ def test_each_export_passed_in_the_engine_of_its_users(exported):
         assert ("share_of_change" in checks) == (name == "merged_16bit")
     adapter = gate_of(exported / "adapter")["checks"]
     assert adapter["logits"]["mean_divergence"] == 0
-    assert adapter["greedy"]["equal"] == 8
     assert adapter["rouge"] == {"examples": 8, "stored": True}
     assert gate_of(exported / "merged_16bit")["checks"]["share_of_change"] == pytest.approx(1, abs=0.05)
 
@@ -48,8 +47,8 @@ def test_files_that_belong_to_every_export(exported, trained):
     assert "TEMPLATE" in (exported / "gguf-q8_0" / "Modelfile").read_text()
 
 
-def test_another_base_of_the_same_shape_fails(trained):
-    folder = trained.folder / "wrong"
+def test_another_base_of_the_same_shape_fails(trained, tmp_path):
+    folder = tmp_path / "wrong"
     run = f"run={trained.run_folder().name}"
     done = trained.verb("export", run, "export.base=other", f"export.folder={folder}", "format=[merged_16bit,gguf]")
     assert done.returncode == 1
@@ -60,7 +59,8 @@ def test_another_base_of_the_same_shape_fails(trained):
     assert not list(folder.glob("gguf*"))
 
 
-def test_exports_are_found_again_unless_a_file_changed(builder):
+def test_exports_are_found_again_unless_a_file_changed(own_builder):
+    builder = own_builder
     export = exports_of(["adapter"], [], builder.folder)[0]
     made = gate_of(export.folder)
     assert builder.make(export) == made
@@ -71,7 +71,9 @@ def test_exports_are_found_again_unless_a_file_changed(builder):
     assert path.read_bytes() == original
 
 
-def test_an_engine_that_crashes_fails_its_own_export_only(builder, monkeypatch, tmp_path):
+def test_an_engine_that_crashes_fails_its_own_export_only(own_builder, monkeypatch):
+    builder = own_builder
+
     def aborted(*_: object) -> None:
         raise EngineError("llama.cpp ended with signal 6: GGML_ASSERT")
 

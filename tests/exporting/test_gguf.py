@@ -27,8 +27,8 @@ def test_llama_3_token_for_token_with_one_begin_of_text(tmp_path: Path) -> None:
     prompts = []
     for messages in CONVERSATIONS:
         ids = render(tokenizer, messages)
-        prompts.append(Prompt(messages, ids, ids[-5:], "", log_probabilities(model, ids, ids[-5:])))
-    engine = gguf.LlamaCppEngine(file, prompts, [])
+        prompts.append(Prompt(messages, ids, ids[-5:], log_probabilities(model, ids, ids[-5:])))
+    engine = gguf.LlamaCppEngine(file)
     assert engine.render(prompts) == [prompt.ids for prompt in prompts]
     assert {prompt.ids.count(tokenizer.bos_token_id) for prompt in prompts} == {1}
     for prompt, found in zip(prompts, engine.log_probabilities(prompts), strict=True):
@@ -43,6 +43,6 @@ def test_a_tokenizer_that_the_converter_does_not_know(tmp_path: Path) -> None:
 def test_a_broken_file_is_an_error_of_the_engine(tmp_path: Path) -> None:
     file = tmp_path / "broken.gguf"
     file.write_bytes(b"GGUF" + b"\xff" * 4096)
-    prompt = Prompt(CONVERSATIONS[0], [1, 2, 3], [4], "", np.zeros((1, 8), np.float32))
+    prompt = Prompt(CONVERSATIONS[0], [1, 2, 3], [4], np.zeros((1, 8), np.float32))
     with pytest.raises(EngineError, match=r"^llama.cpp ended with "):
-        gguf.LlamaCppEngine(file, [prompt], []).render([prompt])
+        gguf.LlamaCppEngine(file).render([prompt])

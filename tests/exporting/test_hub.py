@@ -38,7 +38,9 @@ def answers(trained: Workplace, model: str, env: dict[str, str]) -> list[list[in
     return found
 
 
-def test_pushed_broken_off_gone_on_and_loaded_back(trained: Workplace, hub: Hub, tmp_path: Path) -> None:
+def test_pushed_broken_off_gone_on_and_loaded_back(
+    trained: Workplace, exported: Path, hub: Hub, tmp_path: Path
+) -> None:
     hub.tokens.add(TOKEN)
     env = hub.env(tmp_path / "hf") | {"HF_TOKEN": TOKEN}
     command = ["export", f"run={trained.run_folder()}", "format=merged_16bit", "push_to=tester/tuned"]
@@ -65,13 +67,24 @@ def test_pushed_broken_off_gone_on_and_loaded_back(trained: Workplace, hub: Hub,
     assert {"model.safetensors", "tokenizer.json", "README.md", "run.json", "gate.json"} <= names
     assert 'from_pretrained("tester/tuned")' in (repository / "README.md").read_text()
 
-    local = answers(trained, str(trained.run_folder() / "export" / "merged_16bit"), {})
+    local = answers(trained, str(exported / "merged_16bit"), {})
     assert answers(trained, "tester/tuned", hub.env(tmp_path / "other") | {"HF_TOKEN": TOKEN}) == local
     written = [path for path in trained.folder.rglob("*") if path.is_file() and path.stat().st_size < 1_000_000]
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
 
-CHECK = "from tometune.exporting.hub import check_repository; check_repository({!r}, {})"
+CHECKS = """
+import json, os, sys
+from tometune.common.errors import UserError
+from tometune.exporting.hub import check_repository
+for token, repository, private in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"] = token
+    try:
+        check_repository(repository, private)
+        print("allowed")
+    except UserError as error:
+        print(error)
+"""
 PUSH = """
 from pathlib import Path
 from tometune.exporting.hub import push
@@ -80,29 +93,25 @@ push([folder / "a", folder / "b", folder / "c"], folder / "README.md", "tester/s
 """
 
 
-@pytest.mark.parametrize(
-    ("token", "repository", "says"),
-    [
-        ("hf_may_read", "tester/x", "the token may not write there; make one with write access"),
-        (TOKEN, "somebody/x", "the token of tester may not write there; make one with write access"),
-        (TOKEN, "tester/seen", "exists and is public, so everybody would see this model; set private=false"),
-    ],
-)
-def test_what_may_not_be_pushed_is_said_before_anything_is_made(trained, hub, tmp_path, token, repository, says):
+def test_what_may_be_pushed_is_checked_before_anything_is_made(trained: Workplace, hub: Hub, tmp_path: Path) -> None:
     hub.tokens.add(TOKEN)
     hub.add_model("tester/seen")
-    env = hub.env(tmp_path / "hf") | {"HF_TOKEN": token}
-    done = trained.python("-c", CHECK.format(repository, True), env=env)
-    assert f"push_to={repository}: {says}" in done.stderr.splitlines()[-1]
-
-
-def test_a_repository_that_may_be_written_is_made_at_once(trained: Workplace, hub: Hub, tmp_path: Path) -> None:
-    hub.tokens.add(TOKEN)
-    hub.add_model("tester/seen")
-    env = hub.env(tmp_path / "hf") | {"HF_TOKEN": TOKEN}
-    for repository, private in (("tester/new", True), ("tester/new", True), ("tester/seen", False)):
-        done = trained.python("-c", CHECK.format(repository, private), env=env)
-        assert done.returncode == 0, done.stderr
+    write = "may not write there; make one with write access"
+    cases = {
+        ("hf_may_read", "tester/x", True): f"push_to=tester/x: the token {write}",
+        (TOKEN, "somebody/x", True): f"push_to=somebody/x: the token of tester {write}",
+        (
+            TOKEN,
+            "tester/seen",
+            True,
+        ): "push_to=tester/seen: exists and is public, so everybody would see this model",
+        (TOKEN, "tester/seen", False): "allowed",
+        (TOKEN, "tester/new", True): "allowed",
+    }
+    done = trained.python("-c", CHECKS, json.dumps(list(cases)), env=hub.env(tmp_path / "hf"))
+    assert done.returncode == 0, done.stderr
+    for line, expected in zip(done.stdout.splitlines(), cases.values(), strict=True):
+        assert line.startswith(expected)
     assert hub.private == {"tester/new"}
 
 

@@ -43,7 +43,7 @@ def test_float32_holds_the_exact_change(tmp_path, settings):
 
 
 def test_rounding_loses_small_changes(tmp_path):
-    made = adapter(tmp_path, 2e-4)
+    made = adapter(tmp_path, 2e-5)
     shares = {}
     for dtype in (torch.float16, torch.bfloat16):
         write_merged(merge(base(), made, dtype), tmp_path / str(dtype))

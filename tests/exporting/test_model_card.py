@@ -15,7 +15,7 @@ from tometune.config.model import ModelConfig
 from tometune.config.root import Config
 from tometune.exporting.hub import check_push, repositories
 from tometune.exporting.licences import licence_for, licence_of, licence_texts
-from tometune.exporting.model_card import _reference, card, write_card, write_licence
+from tometune.exporting.model_card import card, write_card, write_licence
 from tometune.runs.finished import Finished, base_of
 
 CHECKOUT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def test_metadata_and_text(llama, kind, relation, base, tmp_path, monkeypatch):
         "`5d3eaeb3`",
         "200,000 rows",
         "| smollm2_135m | pydocs_1k | 3 |",
-        "| qa | 24 |",
+        "| qa | 24 | 0.400 | 0.400 | 0.200 | 0.200 | 0.300 | 0.300 |\n| mean of tasks | | 0.400 | 0.400 |",
         "0.012 (0.05)",
         "r 16",
         "nats per token",
@@ -154,11 +154,16 @@ def test_a_folder_is_asked_what_it_was_made_of(llama, tmp_path, says):
     assert [path.name for path in licence_texts(local)] == ["USE_POLICY.md"]
 
 
-def test_what_an_export_was_compared_with():
-    trained = {"reference": {"model": "as trained", "dtype": "bfloat16", "tuned": "the adapter"}, "checks": {}}
-    assert _reference(trained) == "the adapter as trained; logits in bfloat16"
-    other = {"reference": {"model": "16-bit base", "dtype": "float32", "tuned": "the adapter"}, "checks": {}}
-    assert "(this machine could not load the 4-bit base that was trained)" in _reference(other)
+def test_what_an_export_was_compared_with(llama):
+    checks = {name: values for name, values in GATE["checks"].items() if name != "logits"}
+    here = {**GATE, "checks": checks}
+    assert (
+        "with the adapter on the base in 16 bits (the machine could not load the 4-bit base that was trained); "
+        in card(llama, "merged_16bit", [("merged_16bit", here)], "me/Llama-x")
+    )
+    trained = {**here, "reference": {"model": "as trained", "dtype": "bfloat16", "tuned": "the adapter"}}
+    text = card(llama, "merged_16bit", [("merged_16bit", trained)], "me/Llama-x")
+    assert "compared with the adapter as trained; logits in bfloat16." in text
 
 
 def test_one_repository_per_format():

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.exporting.conftest import LIMITS
 from tests.whole import assert_one_line
+from tometune import export
 from tometune.common.errors import UserError
+from tometune.config.export import ExportConfig, export_problems
 from tometune.config.model import ModelConfig
 from tometune.config.root import Config, PathsConfig
-from tometune.exporting import folders
+from tometune.exporting import folders, gguf
+from tometune.models.source import fingerprint
 from tometune.runs.finished import Finished, find_finished
+from tometune.runs.stored import stored_config
 
 
 def find(run: Path, tmp_path: Path, **settings: object):
@@ -37,65 +42,69 @@ def test_runs_that_cannot_be_exported(copied, trained, tmp_path):
 
 @pytest.mark.whole
 def test_a_base_that_is_gone_or_another_one(copied, trained, tmp_path):
-    base = trained.folder / "base"
-    moved = base.rename(trained.folder / "moved")
-    try:
-        with pytest.raises(UserError, match=r"model.id=.*base: the base of this run is gone"):
-            find(copied, tmp_path)
-        shutil.copytree(trained.folder / "other", base)
-        with pytest.raises(UserError, match="not the base that this run was trained on"):
-            find(copied, tmp_path)
-        shutil.rmtree(base)
-    finally:
-        moved.rename(base)
-    config = base / "config.json"
-    before = config.read_text()
+    base = Path(shutil.copytree(trained.folder / "base", tmp_path / "base"))
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(config.replace(str(trained.folder / "base"), str(base)))
     assert find(copied, tmp_path).model.id == str(base)
-    try:
-        change(config, quantization_config={"load_in_4bit": True})
-        record = json.loads((copied / "run.json").read_text())
-        from tometune.models.source import fingerprint
-
-        record["model"]["revision"] = fingerprint(find_model(copied))
-        (copied / "run.json").write_text(json.dumps(record))
-        with pytest.raises(
-            UserError, match=r"^export.base: missing; .* is stored in 4 bits, so name the same model in 16"
-        ):
-            find(copied, tmp_path)
-    finally:
-        config.write_text(before)
+    change(base / "config.json", quantization_config={"load_in_4bit": True})
+    with pytest.raises(UserError, match="not the base that this run was trained on"):
+        find(copied, tmp_path)
+    record = json.loads((copied / "run.json").read_text())
+    change(copied / "run.json", model=record["model"] | {"revision": fingerprint(stored_config(copied).model)})
+    with pytest.raises(UserError, match=r"^export.base: missing; .* is stored in 4 bits, so name the same model in 16"):
+        find(copied, tmp_path)
+    shutil.rmtree(base)
+    with pytest.raises(UserError, match=r"model.id=.*base: the base of this run is gone"):
+        find(copied, tmp_path)
 
 
-def find_model(run: Path):
-    """Return the model group of a run's config."""
-    from tometune.runs.stored import stored_config
-
-    return stored_config(run).model
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"formats": "ggml"}, "format=ggml: one of adapter, merged_16bit, gguf"),
+        ({"quants": ["q8_0", "q4"]}, "quant=q4: one of f16"),
+        ({"formats": []}, "format: empty; name one or more of adapter"),
+        ({"push_to": "name"}, "push_to=name: not the id of a repository; write push_to=user/name"),
+        (
+            {"config": ExportConfig(folder=__file__ + "/x")},
+            f"export.folder={__file__}/x: {__file__} is a file; give an",
+        ),
+        ({"config": ExportConfig(min_share=-1)}, "export.min_share=-1: not 0 or more"),
+        ({"config": ExportConfig(max_divergence={"q4": 1})}, "export.max_divergence=q4: one of adapter"),
+    ],
+)
+def test_wrong_settings(given, line):
+    settings = {"formats": "gguf", "quants": "q8_0", "push_to": None, "config": ExportConfig()} | given
+    assert next(export_problems(**settings)).startswith(line)
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("settings", "says"),
     [
-        ((), r"^run: missing; name a finished run"),
-        (("run=RUN", "format=ggml"), r"^format=ggml: one of adapter, merged_16bit, gguf"),
-        (("run=RUN", "quant=[q8_0,q4]"), r"^quant=q4: one of f16"),
-        (("run=RUN", "push_to=name"), r"^push_to=name: not the id of a repository; write push_to=user/name"),
-        (("run=RUN", "format=gguf", "push_to=user/name"), r"^push_to: needs a token with write access; set HF_TOKEN"),
-        (
-            ("run=RUN", "push_to=user/name", "format=adapter"),
-            r"base is a folder on this machine .* nobody else can load",
-        ),
-        (("run=RUN", "lora.r=4"), r"^lora.r=4: the run has its own; leave it out"),
-        (("run=RUN", "export.folder=FILE/x"), r"FILE is a file|is a file; give another folder"),
-        (("run=RUN", "export.base=nobody/nothing"), r"^export.base=nobody/nothing: the model hub cannot be reached"),
+        ({"run": None}, r"^run: missing; name a finished run"),
+        ({"push_to": "user/name", "format": "gguf"}, r"^push_to: needs a token with write access; set HF_TOKEN"),
+        ({"push_to": "user/name", "format": "adapter"}, r"base is a folder on this machine .* nobody else can load"),
     ],
 )
-def test_one_line_each(trained, overrides, says):
-    (trained.folder / "FILE").write_text("")
-    run = str(trained.run_folder())
+def test_what_cannot_be_done(trained, tmp_path, monkeypatch, settings, says):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    paths = PathsConfig(cache=str(tmp_path))
+    with pytest.raises(UserError, match=says):
+        export.main.__wrapped__(Config(**{"run": str(trained.run_folder()), "paths": paths} | settings))
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lora.r=4", r"^lora.r=4: the run has its own; leave it out"),
+        ("export.base=nobody/nothing", r"^export.base=nobody/nothing: the model hub cannot be reached"),
+    ],
+)
+def test_nothing_is_written(trained, override, says):
     before = sorted(trained.run_folder().rglob("*"))
-    done = trained.verb("export", *(text.replace("RUN", run) for text in overrides))
+    done = trained.verb("export", f"run={trained.run_folder()}", override)
     assert done.returncode == 2, done.stderr
     assert_one_line(done, says)
     assert sorted(trained.run_folder().rglob("*")) == before
@@ -104,8 +113,6 @@ def test_one_line_each(trained, overrides, says):
 @pytest.fixture
 def large(tmp_path: Path) -> Finished:
     """A run of a model with 3.2 billion parameters."""
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_model.safetensors").write_text("")
     record = {"model": {"parameters": 3_210_000_000}}
     return Finished(tmp_path, record, Config(), ModelConfig(), ModelConfig())
 
@@ -113,7 +120,7 @@ def large(tmp_path: Path) -> Finished:
 def test_a_full_disk(large, tmp_path, monkeypatch):
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(30e9, 29e9, 1e9))
     exports = [("adapter", None), ("merged_16bit", None), ("gguf", "q8_0")]
-    with pytest.raises(UserError, match=r"the exports need about 18\.\d GB, 1\.0 GB are free; free some space, or set"):
+    with pytest.raises(UserError, match=r"the exports need about 18\.\d GB, 1\.0 GB are free; free space, or set"):
         folders.check_space(large, tmp_path / "export", exports)
 
 
@@ -124,18 +131,9 @@ def test_a_folder_that_cannot_be_written(large, tmp_path, monkeypatch):
 
 
 @pytest.mark.whole
-def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied, tmp_path, monkeypatch):
-    from tometune import export
-    from tometune.config.export import ExportConfig
-    from tometune.exporting import gguf
-
-    limits = {"max_divergence": {"merged_16bit": 0.01}, "max_rouge_change": {"merged_16bit": 0.05}}
-    config = Config(
-        run=str(copied),
-        format="gguf",
-        paths=PathsConfig(cache=str(tmp_path)),
-        export=ExportConfig(examples=2, **limits),
-    )
+def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied, exported, tmp_path, monkeypatch):
+    shutil.copytree(exported / "merged_16bit", copied / "export" / "merged_16bit")
+    config = Config(run=str(copied), format="gguf", paths=PathsConfig(cache=str(tmp_path)), export=LIMITS)
     monkeypatch.setattr(gguf, "missing", lambda: ["cyllama"])
     with pytest.raises(UserError, match=r'format=gguf: needs cyllama; run: pip install "cyllama>=.*" and the same'):
         export.main.__wrapped__(config)
@@ -145,8 +143,6 @@ def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied
 
 def test_the_command_that_is_named_installs_the_extra():
     """tometune itself is on no package index."""
-    from tometune.exporting import gguf
-
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     extra = project["project"]["optional-dependencies"]["gguf"]
     assert shlex.split(gguf.INSTALL) == ["pip", "install", *extra]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
@@ -21,6 +22,7 @@ from tests.golden import cases
 from tests.golden.sweeps import write_sweeps
 from tometune.config.command_line import CommandLine, with_plus
 from tometune.config.jobs import jobs_of, to_config
+from tometune.config.model import Precision
 from tometune.config.root import Config
 from tometune.config.store import conf_dir, register
 from tometune.data import pydocs
@@ -103,12 +105,13 @@ def inputs_of(config: Config) -> dict[str, str]:
 
 
 def run_ids(folder: Path) -> str:
-    """Return the ids of the runs of each command line, and what the first id is made of."""
+    """Return the ids of the runs of each command line on a machine with bfloat16, and what the first id is made of."""
     lines = []
-    for line in commands("run_ids.txt"):
-        lines += [f"$ {line}", *(name_of(config, inputs_of(config))[0] for config in configs_of(line))]
-    config = config_of(commands("run_ids.txt")[0])
-    return "\n".join([*lines, json.dumps(identity(config, inputs_of(config)), indent=1)]) + "\n"
+    with mock.patch("tometune.models.precision.auto_precision", return_value=Precision.bf16):
+        for line in commands("run_ids.txt"):
+            lines += [f"$ {line}", *(name_of(config, inputs_of(config))[0] for config in configs_of(line))]
+        config = config_of(commands("run_ids.txt")[0])
+        return "\n".join([*lines, json.dumps(identity(config, inputs_of(config)), indent=1)]) + "\n"
 
 
 def mixes(folder: Path) -> str:

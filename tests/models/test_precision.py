@@ -1,61 +1,68 @@
-"""`model.precision`: the dtype for each kind of machine, and for this one."""
+"""`model.precision=auto`: the number format for each kind of machine, and for this one."""
 
 import logging
-import platform
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tometune.config.model import Precision
+from tometune.models import precision
 from tometune.models.transformers_backend import compute_dtype
 
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""How Linux calls what multiplies in bfloat16, in /proc/cpuinfo."""
+
+@pytest.fixture(autouse=True)
+def forget():
+    yield
+    precision.auto_precision.cache_clear()
 
 
 @pytest.mark.parametrize(
-    ("gpu", "gpu_bf16", "cpu", "dtype"),
+    ("capability", "cpu_bf16", "dtype"),
     [
-        (True, True, {}, torch.bfloat16),
-        (True, False, {"amx_bf16": True}, torch.float16),  # the GPU decides where there is one
-        (False, False, {"avx512_bf16": True}, torch.bfloat16),
-        (False, False, {"amx_bf16": True}, torch.bfloat16),
-        (False, False, {"bf16": True}, torch.bfloat16),
-        (False, False, {"avx512_bf16": False, "avx512": True}, torch.float32),
-        (False, False, {}, torch.float32),
+        ((9, 0), False, torch.bfloat16),
+        ((8, 0), False, torch.bfloat16),
+        ((7, 5), True, torch.float16),  # a GPU decides, whatever the CPU can do
+        (None, True, torch.bfloat16),
+        (None, False, torch.float32),
     ],
 )
-def test_auto_by_what_the_device_can(
-    monkeypatch: pytest.MonkeyPatch, gpu: bool, gpu_bf16: bool, cpu: dict[str, bool], dtype: torch.dtype
+def test_auto_depends_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, cpu_bf16: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: gpu_bf16 or including_emulation)
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: cpu)
+    monkeypatch.setattr(precision, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: cpu_bf16)
+    precision.auto_precision.cache_clear()
     assert compute_dtype(Precision.auto) is dtype
     assert compute_dtype(Precision.bf16) is torch.bfloat16
     assert compute_dtype(Precision.fp16) is torch.float16
     assert compute_dtype(Precision.fp32) is torch.float32
 
 
-def test_fp16_in_place_of_bf16_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: including_emulation)
+def test_fp16_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(precision, "gpu_capability", lambda: (7, 5))
+    precision.auto_precision.cache_clear()
     with caplog.at_level(logging.INFO, "tometune"):
         compute_dtype(Precision.auto)
     assert "model.precision is fp16" in caplog.text
 
 
-@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="reads x86's /proc/cpuinfo")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about the CPU")
-def test_auto_on_this_cpu() -> None:
-    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    assert compute_dtype(Precision.auto) is (torch.bfloat16 if flags & BF16_FLAGS else torch.float32)
+def test_this_cpu_as_torch_sees_it() -> None:
+    capabilities = torch.cpu.get_capabilities()
+    assert precision.cpu_has_bf16() == any(capabilities.get(name, False) for name in precision.CPU_FLAGS)
+    assert precision.gpu_capability() is None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="is about the GPU")
-def test_auto_on_this_gpu() -> None:
-    native = torch.cuda.get_device_capability() >= (8, 0)
-    assert compute_dtype(Precision.auto) is (torch.bfloat16 if native else torch.float16)
+def test_this_gpu_as_torch_sees_it() -> None:
+    assert precision.gpu_capability() == torch.cuda.get_device_capability()
+
+
+def test_it_imports_no_torch() -> None:
+    code = (
+        "import sys; from tometune.models.precision import auto_precision as p; p(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == (0 if sys.platform == "linux" else 1)

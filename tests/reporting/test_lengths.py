@@ -2,9 +2,8 @@
 
 import json
 
-from tometune.reporting.lengths import answer_tokens
+from tometune.reporting.conclusions import answer_tokens, cautions
 from tometune.reporting.page import page
-from tometune.reporting.words import cautions
 
 
 def shorten(sweep, data, task, tokens):

@@ -8,8 +8,8 @@ import pytest
 
 from tests.reporting.sweeps import edit, write_run, write_table
 from tometune.common.errors import UserError
+from tometune.reporting.figures import spot
 from tometune.reporting.page import page
-from tometune.reporting.untuned import spot
 
 FIGURES = ["means", "tasks", "published", "loss", "sources", "throughput"]
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.reporting.test_panels import grids
+from tests.reporting.test_wandb_report import grids
 from tests.tracking.offline import WANDB
 from tests.tracking.server import WandbServer
 from tests.tracking.test_wandb_tracker import DOWN, KEY, inspect, records

@@ -2,9 +2,10 @@ import pytest
 
 from tests.reporting.sweeps import edit, write_run
 from tometune.config.tracking import TrackingConfig
+from tometune.reporting.publish import key, log_report, not_there
 from tometune.reporting.report import build, write
-from tometune.reporting.summary import facts, key, log_report, not_there, run_id
 from tometune.reporting.sweep import read_sweep
+from tometune.reporting.wandb_report import run_id
 from tometune.tracking.base import RunLabels
 from tometune.tracking.none import NoTracker
 
@@ -74,10 +75,9 @@ def test_one_cell_has_no_comparisons(tmp_path):
     assert tracker.values["answers"] == "There is nothing to compare."
 
 
-def test_names(written_report):
+def test_names():
     assert run_id("table") == "report-table"
     assert key("small mix_100k lora.r=8") == "small_mix_100k_lora_r_8"
-    assert facts(written_report.table)["sweep"] == "table"
 
 
 def test_what_the_panels_will_lack(written_report):

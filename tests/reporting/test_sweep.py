@@ -5,6 +5,16 @@ import pytest
 from tests.reporting.sweeps import edit, write_run, write_table
 from tometune.common.errors import UserError
 from tometune.reporting.sweep import read_sweep
+from tometune.runs.sweep_file import SCHEMA, Cell
+
+
+def cell(run_id, data="x", seed=0, overrides=(), **problem):
+    return Cell(run_id, list(overrides), "tiny", data, 10, seed, **problem)
+
+
+def list_cells(folder, *cells):
+    content = {"schema": SCHEMA, "cells": [entry.listed() for entry in cells]}
+    (folder / "sweep.json").write_text(json.dumps(content))
 
 
 def test_runs_with_their_settings_and_seeds(sweep):
@@ -29,10 +39,10 @@ def test_half_written_failed_and_running_runs_are_missing_with_a_reason(sweep):
     assert len(found.runs) == 4
     told = {cell.run_id: cell.reason for cell in found.missing}
     assert told[folders[0].name].startswith("run.json is broken (Unterminated string ")
-    assert told[folders[0].name].endswith("; delete it and start the sweep again, the run goes on from its checkpoint")
+    assert told[folders[0].name].endswith("; delete it and start the sweep again; the run resumes from its checkpoint")
     assert told[folders[1].name] == "failed: OutOfMemoryError: CUDA out of memory"
-    assert told[folders[2].name] == "running, or broken off"
-    assert told[folders[3].name] == "broken off before its run.json was written"
+    assert told[folders[2].name] == "running or interrupted"
+    assert told[folders[3].name] == "interrupted before run.json was written"
     assert told[folders[4].name] == "completed without scores"
     first = found.missing[0]
     assert (first.model, first.data, first.seed) == ("tiny", "pydocs_1k", 0)
@@ -40,30 +50,25 @@ def test_half_written_failed_and_running_runs_are_missing_with_a_reason(sweep):
 
 def test_cells_that_should_be_there(sweep):
     there = sorted(path.name for path in sweep.iterdir())
-    cells = [{"run_id": name, "overrides": []} for name in there[:-1]]
-    cells.append({"run_id": "tiny-pydocs_9k-s4-0", "overrides": ["data=pydocs_9k", "seed=4", "+sweep=table"]})
-    (sweep / "sweep.json").write_text(json.dumps({"schema": 1, "cells": cells}))
+    overrides = ["data=pydocs_9k", "seed=4", "+sweep=table"]
+    list_cells(sweep, *(cell(name) for name in there[:-1]), cell("tiny-pydocs_9k-s4-0", "pydocs_9k", 4, overrides))
     found = read_sweep(sweep)
     (absent,) = found.missing
     assert (absent.run_id, absent.data, absent.seed) == ("tiny-pydocs_9k-s4-0", "pydocs_9k", 4)
     assert absent.reason == "not started"
-    assert found.notes == [f"Not in sweep.json, but in the folder and counted: {there[-1]}."]
+    assert found.notes == [f"Not listed in sweep.json but included: {there[-1]}."]
 
 
 def test_cells_that_ended_before_they_had_a_record_say_why(sweep):
     """A wrong config has no run id: such cells go by what makes them differ."""
     launcher = "hydra/launcher=processes"
-    wrong = [
-        {"run_id": None, "overrides": [launcher, f"lora.r={rank}"], "seed": 3, "error": f"lora.r={rank}: no"}
-        for rank in (0, -1)
-    ]
-    broken = {"run_id": "tiny-x-s0-aaaaaaaa", "overrides": ["data=x"], "model": "tiny", "error": "the base has 1,000"}
-    (sweep / "sweep.json").write_text(json.dumps({"schema": 1, "cells": [*wrong, broken]}))
+    wrong = [cell(None, "x", 3, [launcher, f"lora.r={rank}"], error=f"lora.r={rank}: no") for rank in (0, -1)]
+    list_cells(sweep, *wrong, cell("tiny-x-s0-aaaaaaaa", "x", 0, ["data=x"], error="the base has 1,000"))
     found = read_sweep(sweep)
     assert [(cell.run_id, cell.seed, cell.reason) for cell in found.missing] == [
         ("hydra/launcher=processes lora.r=-1", 3, "failed: lora.r=-1: no"),
         ("hydra/launcher=processes lora.r=0", 3, "failed: lora.r=0: no"),
-        ("tiny-x-s0-aaaaaaaa", None, "failed: the base has 1,000"),
+        ("tiny-x-s0-aaaaaaaa", 0, "failed: the base has 1,000"),
     ]
     assert (found.missing[2].model, found.missing[2].data) == ("tiny", "x")
 
@@ -71,7 +76,7 @@ def test_cells_that_ended_before_they_had_a_record_say_why(sweep):
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 1, "cells": [{}]}', '{"schema": 2}'])
 def test_broken_list_of_cells(sweep, text):
     (sweep / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"sweep\.json: .*(delete it|another version)"):
+    with pytest.raises(UserError, match=r"sweep\.json: not a list of runs .*delete it"):
         read_sweep(sweep)
 
 
@@ -87,7 +92,7 @@ def test_no_folder_no_runs_none_completed(tmp_path):
     (tmp_path / "table").mkdir()
     with pytest.raises(UserError, match=r"tabel: no such sweep folder; did you mean table\?"):
         read_sweep(tmp_path / "tabel")
-    with pytest.raises(UserError, match="zzz: no such sweep folder; there are: table"):
+    with pytest.raises(UserError, match="zzz: no such sweep folder; sweeps found: table"):
         read_sweep(tmp_path / "zzz")
     with pytest.raises(UserError, match="table: holds no runs; make some"):
         read_sweep(tmp_path / "table")

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
 from tometune.config.data import Contamination, PoolConfig
 from tometune.config.eval import EngineKind
+from tometune.config.model import Precision
 from tometune.config.root import Config
 from tometune.runs.identity import MEANING, content_hash, identity
+from tometune.runs.run import name_of
 
 INPUTS = {"model": "a", "data.base": "b"}
 
@@ -63,3 +67,14 @@ def test_an_adapter_is_what_it_was_before_there_was_a_choice() -> None:
 
 def test_a_report_of_contamination_leaves_the_hash_as_it_was_before_there_was_one() -> None:
     assert "contamination" not in identity(Config(), INPUTS)["data"]
+
+
+def test_auto_precision_is_the_precision_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config()
+    ids = {}
+    for resolved in ("bf16", "fp16", "fp32"):
+        monkeypatch.setattr("tometune.models.precision.auto_precision", lambda resolved=resolved: Precision(resolved))
+        ids[resolved] = name_of(config, INPUTS)[0]
+        explicit = replace(config, model=replace(config.model, precision=Precision(resolved)))
+        assert name_of(explicit, INPUTS)[0] == ids[resolved]
+    assert len(set(ids.values())) == 3

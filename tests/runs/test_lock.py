@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tometune.runs.lock import BusyError, owned, owner_of
+from tometune.runs.lock import BusyError, owner_of, run_lock
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from tometune.runs.lock import owned
-with owned(Path(sys.argv[1])):
+from tometune.runs.lock import run_lock
+with run_lock(Path(sys.argv[1])):
     if "child" in sys.argv:
         if os.fork() == 0:
             time.sleep(5)  # as a worker that notices its parent's death a little later
@@ -51,10 +51,10 @@ def hold() -> Iterator[Hold]:
 def test_the_second_process_is_told_who_has_it(tmp_path: Path, hold: Hold) -> None:
     run = tmp_path / "run"
     process = hold(run)
-    with pytest.raises(BusyError) as error, owned(run):
+    with pytest.raises(BusyError) as error, run_lock(run):
         pass
     host = socket.gethostname()
-    assert str(error.value).startswith(f"{run}: process {process.pid} on {host} (since 2")
+    assert str(error.value).startswith(f"{run}: already being run by process {process.pid} on {host} (since 2")
     owner = owner_of(run)
     assert owner is not None
     assert (owner.host, owner.pid) == (host, process.pid)
@@ -68,7 +68,7 @@ def test_a_dead_owners_lock_is_taken_over(tmp_path: Path, hold: Hold, way: signa
     process.wait()
     assert (tmp_path / ".lock").exists()
     assert owner_of(tmp_path) is None
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
     assert not (tmp_path / ".lock").exists()
 
@@ -78,7 +78,7 @@ def test_a_dead_owners_children_do_not_have_it(tmp_path: Path, hold: Hold) -> No
     process.kill()
     process.wait()
     start = time.monotonic()
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         assert time.monotonic() - start < 1
 
 
@@ -87,16 +87,16 @@ def test_an_owner_on_another_host_is_not_taken_for_dead(tmp_path: Path, hold: Ho
     owner = {"host": "elsewhere", "pid": 1, "since": "2026-01-01T00:00:00+00:00"}
     (tmp_path / ".lock").write_text(json.dumps(owner))
     start = time.monotonic()
-    with pytest.raises(BusyError, match="process 1 on elsewhere"), owned(tmp_path):
+    with pytest.raises(BusyError, match="process 1 on elsewhere"), run_lock(tmp_path):
         pass
     assert time.monotonic() - start < 1
 
 
 def test_a_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
-    with owned(tmp_path / "outputs" / "run"):
+    with run_lock(tmp_path / "outputs" / "run"):
         assert (tmp_path / "outputs" / "run" / ".lock").exists()
     assert list(tmp_path.iterdir()) == []
-    with owned(tmp_path / "outputs" / "run"):
+    with run_lock(tmp_path / "outputs" / "run"):
         (tmp_path / "outputs" / "run" / "run.json").write_text("{}")
     assert [path.name for path in (tmp_path / "outputs" / "run").iterdir()] == ["run.json"]
 
@@ -112,7 +112,7 @@ def test_looking_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_the_last_to_leave_removes_what_another_made(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    with owned(run):
+    with run_lock(run):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -122,11 +122,11 @@ def test_of_many_at_once_one_has_it_at_a_time(tmp_path: Path) -> None:
     code = """
 import os, sys, time
 from pathlib import Path
-from tometune.runs.lock import BusyError, owned, owner_of
+from tometune.runs.lock import BusyError, run_lock, owner_of
 folder, done = Path(sys.argv[1]), 0
 while done < 20:
     try:
-        with owned(folder / "run"):
+        with run_lock(folder / "run"):
             inside = os.open(folder / "inside", os.O_CREAT | os.O_EXCL)  # fails if another is inside
             os.close(inside)
             os.unlink(folder / "inside")

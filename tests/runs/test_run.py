@@ -1,12 +1,16 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tometune.common.errors import UserError
 from tometune.common.files import SaveError
 from tometune.config.root import Config
+from tometune.runs.identity import MEANING, plain
 from tometune.runs.run import Run, read_record
+from tometune.runs.stored import run_of_older_version
 
 INPUTS = {"model": "a", "data.base": "b"}
 
@@ -86,17 +90,17 @@ def test_a_broken_record_is_an_error_of_one_line(tmp_path: Path, text: str, says
 def test_a_full_disk_is_told_in_one_line_and_recorded(tmp_path: Path) -> None:
     made = config(tmp_path)
     run = Run.find(made, INPUTS)
-    with pytest.raises(SaveError, match="no room left"), run.recording(made, {}, {}):
+    with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):
         Path("/dev/full").write_text("x")
     record = read_record(run.folder)
     assert record["status"] == "failed"
-    assert record["error"].startswith(f"SaveError: {run.folder}: no room left")
+    assert record["error"].startswith(f"SaveError: {run.folder}: no space left")
 
 
 def test_where_not_even_the_record_can_be_written_the_error_is_still_told(tmp_path: Path, monkeypatch) -> None:
     made = config(tmp_path)
     run = Run.find(made, INPUTS)
-    with pytest.raises(SaveError, match="no room left"), run.recording(made, {}, {}):  # noqa: PT012
+    with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):  # noqa: PT012
         monkeypatch.setattr("tometune.common.files.write_text", lambda path, text: Path("/dev/full").write_text(text))
         Path("/dev/full").write_text("x")
     assert read_record(run.folder)["status"] == "running"
@@ -109,3 +113,17 @@ def test_a_folder_that_cannot_be_made_is_found_before_the_work(tmp_path: Path) -
     (tmp_path / "outputs").write_text("")
     with pytest.raises(UserError, match=r"outputs: is a file, .*set paths\.outputs"):
         Run.find(made, INPUTS).check_writable()
+
+
+def test_a_run_of_an_older_version_is_found_by_its_settings(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    run = Run.find(made, INPUTS)
+    older = run.folder.with_name(f"{run.id[:-8]}00000000")
+    older.mkdir(parents=True)
+    (older / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(made))))
+    (older / "run.json").write_text('{"schema": 1}')
+    assert run_of_older_version(made, run.id) == older
+    (older / "run.json").write_text(json.dumps({"schema": 1, "meaning": MEANING}))  # same version, other inputs
+    assert run_of_older_version(made, run.id) is None
+    (older / "run.json").write_text('{"schema": 1}')
+    assert run_of_older_version(replace(made, trainer=replace(made.trainer, learning_rate=1e-9)), run.id) is None

@@ -19,7 +19,7 @@ OLD_RUN = Path(__file__).parents[1] / "fixtures" / "old_run"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    stored._warn_once.cache_clear()
+    stored._warned.clear()
     return Path(shutil.copytree(OLD_RUN, tmp_path / "run"))
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tometune.common.errors import UserError
+from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
-from tometune.config.overrides import CommandLine
 from tometune.config.store import register
-from tometune.sweep.cells import Cell, cells_of, list_cells, note_error, read_cells
+from tometune.runs.sweep_file import Cell, read_cells
+from tometune.sweep.cells import cells_of, list_cells
 
 register()
 
@@ -92,7 +93,7 @@ def test_a_changed_config_behind_the_same_words_takes_the_place(tmp_path: Path) 
 
 def test_an_error_stays_until_the_next_attempt(tmp_path: Path) -> None:
     list_cells(tmp_path, [cell(0), cell(1)])
-    note_error(tmp_path, cell(1), "data.base.path=x: no such file", 2)
+    list_cells(tmp_path, [replace(cell(1), error="data.base.path=x: no such file", exit_status=2)])
     assert [entry.error for entry in read_cells(tmp_path)] == [None, "data.base.path=x: no such file"]
     list_cells(tmp_path, [cell(1)])
     assert [entry.error for entry in read_cells(tmp_path)] == [None, None]

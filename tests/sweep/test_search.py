@@ -1,20 +1,21 @@
 """A search: three trials on tiny weights, led by validation examples that are in no test task."""
 
+import importlib.util
 import json
 
 import pytest
 import yaml
 
 from tests.whole import Workplace, record_of
+from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
-from tometune.config.overrides import CommandLine
-from tometune.config.plugins import missing_plugin
 from tometune.config.store import register
 from tometune.evaluation.tasks import load_tasks
 
 register()
 needs_optuna = pytest.mark.skipif(
-    missing_plugin("hydra/sweeper=optuna") is not None, reason=str(missing_plugin("hydra/sweeper=optuna"))
+    importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
+    reason="optuna is not installed",
 )
 SEARCH = (
     *("+sweep=optuna_pydocs", "model=tiny", "trainer=debug", "tracking=none", "eval.limit=1", "data.rows=64"),

@@ -176,7 +176,9 @@ def test_a_second_terminal_is_told_who_is_at_a_single_run(place: Workplace) -> N
         status, stderr = place.train(*long)
         assert status == 2
         line = stderr.splitlines()[-1]
-        assert re.match(rf"single/tiny-\S+: process {first.pid} on \S+ \(since \S+\) is at this run; wait", line), line
+        assert re.match(
+            rf"single/tiny-\S+: already being run by process {first.pid} on \S+ \(since \S+\); wait", line
+        ), line
     finally:
         first.kill()
         first.wait()

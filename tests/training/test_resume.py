@@ -46,7 +46,7 @@ def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(unbroken: Work
         record = record_of(run)
         assert (record["status"], record["attempts"]) == ("running", number), where
         if where == "in training, by Ctrl-C":
-            assert stderr.splitlines()[-1] == "interrupted; the same command goes on from what was saved"
+            assert stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
         if where == "in training, told to stop":
             step = int(stderr.partition("told to stop: step ")[2].split()[0])
             assert (run / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").exists()

@@ -134,7 +134,11 @@ def test_told_to_stop_it_saves_and_goes_on(place: Workplace) -> None:
     process = start(place, "stopped")
     after_steps(place, "stopped", step + 3)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1].splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert (
+        process.communicate(timeout=60)[1]
+        .splitlines()[-1]
+        .startswith("interrupted; run the same command again to resume")
+    )
     assert [number for number, _ in curve_of(folder)][: step + 3] == list(range(1, step + 4))
 
 

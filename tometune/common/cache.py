@@ -1,45 +1,52 @@
-"""A cache of folders: each keyed by all that made it, built once, never half there."""
+"""A cache of folders: each has a key of everything that made it, is built once, and is never there in part."""
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tometune.common.files import disk_errors, temporary_for
+from tometune.common.files import disk_errors, temporary_path
+
+
+def default_cache() -> Path:
+    """Return the cache folder that `conf/train.yaml` sets by default."""
+    home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TOMETUNE_CACHE", f"{home}/tometune")).expanduser()
 
 
 def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-    """Return the folder of this key, built first if it is not there.
+    """Return the folder of this key, which is built first if it is not there.
 
-    It is built under a temporary name and then renamed, so a kill leaves no half of it; what it leaves beside it is
-    removed when the same is built again. Of two processes that build the same at once, the first to finish wins and
-    both go on with its folder.
+    It is built under a temporary name and then renamed. If two processes build it at once, the first to finish wins
+    and both use its folder.
 
     Args:
         root: the cache, e.g. `~/.cache/tometune`.
-        kind: what it holds, e.g. `tokens`; the folder is `<root>/<kind>/<hash of the key>`.
-        key: everything that can change the content, as plain values; stored beside it as config.json.
-        build: fills the empty folder it is given.
+        kind: of content, e.g. `tokens`; the folder is `<root>/<kind>/<hash of the key>`.
+        key: everything that can change the content, as plain values; stored in the folder as config.json.
+        build: fills the empty folder that it is given.
+
+    Raises:
+        UserError: the cache cannot be written to.
+        SaveError: the disk is full.
     """
     text = json.dumps(key, sort_keys=True, indent=2, ensure_ascii=False)
     final = root / kind / sha256(text.encode()).hexdigest()[:20]
     if (final / "config.json").exists():
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{temporary_for(final).name}.", dir=final.parent))
-    try:
+    with ExitStack() as stack:
+        with disk_errors(root, "paths.cache"):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(temporary_path(final, folder=True))
         with disk_errors(final.parent):
             build(temporary)
             (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
         try:
-            os.replace(temporary, final)  # noqa: PTH105 -- Path.replace would not say what it is for: a folder's rename
+            temporary.replace(final)
         except OSError:
             if not (final / "config.json").exists():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return final

@@ -1,79 +1,138 @@
-"""Writing to the disk: whole files or none, and a full disk told in one line; libraries report it in several ways."""
+"""Writes whole files or none, and reports a full disk or a folder without access in one line."""
 
 import errno
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""No room on the disk, in the quota, or under the shell's limit on file sizes."""
+from tometune.common.errors import UserError
 
-SAYS = (
+try:
+    import fcntl
+except ImportError:  # Windows: leftovers of killed processes stay
+    fcntl = None  # type: ignore[assignment]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space on the disk, in the quota, or under the shell's limit on file sizes."""
+
+FULL_TEXTS = (
     "No space left",  # safetensors has no error numbers
     "Disk quota exceeded",
     "File too large",
-    "enforce fail at inline_container",  # torch.save's way of saying it
+    "enforce fail at inline_container",  # torch.save
 )
+
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+"""No rights, a read-only file system, or a file where a folder is needed."""
 
 
 class SaveError(RuntimeError):
-    """Something could not be written; what was saved before is still valid."""
+    """Something could not be written; everything saved before is still valid."""
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk into a `SaveError` that names the folder and what to do."""
+def disk_errors(folder: Path, setting: str | None = None) -> Iterator[None]:
+    """Turn errors of writing to a folder into one line that names the folder and the fix.
+
+    Args:
+        folder: where the body writes.
+        setting: the full key that sets the folder; if it is given, missing access is reported as well.
+
+    Raises:
+        SaveError: the disk is full.
+        UserError: the folder cannot be written to.
+    """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
-        by_number = isinstance(error, OSError) and error.errno in FULL
-        if not by_number and not any(text in str(error) for text in SAYS):
-            raise
-        raise SaveError(
-            f"{folder}: no room left on the disk; what was saved before is valid: free some room and run the same "
-            "command again, it goes on from there"
-        ) from error
+        number = error.errno if isinstance(error, OSError) else None
+        if number in FULL or any(text in str(error) for text in FULL_TEXTS):
+            raise SaveError(
+                f"{folder}: no space left on the disk; everything saved before is valid: free some space and run the "
+                "same command again to resume"
+            ) from error
+        if setting is not None and number in NO_ACCESS:
+            reason = os.strerror(number) if number else ""
+            raise UserError(f"{folder}: cannot be written to ({reason}); set {setting} to another folder") from error
+        raise
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never a half."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text atomically: a temporary file in the same folder, flushed to the disk, then renamed."""
-    temporary = temporary_for(path)
-    try:
+    """Write text atomically: a reader, also after a kill, sees the old file or the whole new one."""
+    with temporary_path(path) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def temporary_for(path: Path) -> Path:
-    """Return the name of what becomes `path` once it is whole: beside it, hidden, with this host and process in it.
+@contextmanager
+def temporary_path(path: Path, folder: bool = False) -> Iterator[Path]:
+    """Yield an empty hidden file or folder next to `path`, for the body to fill and to rename to `path`.
 
-    What killed processes of this machine left under such names is removed; it can be large.
+    If the body does not rename it, it is removed. A kill leaves it behind, and the next call for this `path` removes
+    it. A lock (flock) says whether it is still in use: unlike a process id it also works between containers and
+    machines that share the disk.
     """
-    prefix = f".{path.name}.{socket.gethostname()}."
-    for left in path.parent.glob(f"{escape(prefix)}*"):
-        pid = left.name.removeprefix(prefix).split(".")[0]
-        if pid.isdecimal() and not is_alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f"{prefix}{os.getpid()}")
+    for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        if (lock := _lock(leftover)) is not None:
+            _remove(leftover)
+            os.close(lock)
+    lock = None
+    for _ in range(3):  # another process may remove it before it is locked; a file system without locks removes nothing
+        temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+        temporary.mkdir() if folder else temporary.touch()
+        if (lock := _lock(temporary)) is not None or fcntl is None:
+            break
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a file or folder and return the descriptor that holds the lock; None if it is in use or gone."""
+    if fcntl is None:
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.stat()
+        return descriptor
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether there is such a process on this machine, whoever's it is."""
+    """Return whether there is such a process on this machine, of whichever user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -6,9 +6,6 @@ from enum import StrEnum
 
 from tometune.config.rules import at_least
 
-ONLY_CHAT = dict.fromkeys(("chat", "against", "gguf", "ui", "share"), "only chat reads it; leave it out")
-"""Keys of no other verb, and what is said to a user who sets one there."""
-
 
 class Interface(StrEnum):
     """Where one talks to the model."""

@@ -52,7 +52,13 @@ def _across_fields(config: Config) -> list[str]:
         *chat_problems(config.chat),
         *export_problems(config.format, config.quant, config.push_to, config.export),
         *_run_problems(config),
+        *_plan_problems(config),
     ]
+
+
+def _plan_problems(config: Config) -> Iterator[str]:
+    if config.plan != "measure" and not isinstance(config.plan, bool):
+        yield f"plan={config.plan}: one of true, false, measure"
 
 
 def _full_problems(config: Config) -> Iterator[str]:

@@ -1,19 +1,23 @@
-"""The command line: what was typed after the verb, and what of it the verb does not read."""
+"""Reads the command line of a verb, and rejects overrides that Hydra would accept without doing what they say."""
 
+import argparse
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
-from hydra._internal.utils import get_args_parser  # the parser that hydra.main uses; there is no public name for it
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser  # the parser of hydra.main; there is no public name for it
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from tometune.common.errors import UserError
-from tometune.config.store import conf_dir
+from tometune.common.errors import ConfigError, UserError
+from tometune.config.root import Config
+from tometune.config.store import CONFIG_NAME, conf_dir
 
 OWN_KEYS = ("data.pool.weights", "data.pool.caps")
 """Dicts whose keys are names in the user's data."""
@@ -21,97 +25,120 @@ OWN_KEYS = ("data.pool.weights", "data.pool.caps")
 
 @dataclass
 class CommandLine:
-    """What was typed after the verb."""
+    """The arguments after the verb."""
 
     overrides: list[str]
     """`key=value`, `group=option`, with or without a plus or tilde."""
 
     multirun: bool = False
-    """Whether there are several runs, so that an override may have several values."""
+    """Whether `--multirun` was given."""
 
     extra_folder: Path | None = None
-    """A folder of YAML files searched beside `conf/` (`--config-dir`)."""
+    """A folder of YAML files that is searched in addition to `conf/` (`--config-dir`)."""
 
-    only_shows: bool = False
-    """Whether nothing is run: `--help`, `--cfg job` and the like."""
+    options: argparse.Namespace | None = None
+    """Hydra's options, e.g. `--cfg job`."""
+
+    @property
+    def only_shows(self) -> bool:
+        """Whether nothing is run: `--help`, `--cfg job` and the like."""
+        given = self.options
+        return given is not None and any((given.help, given.hydra_help, given.cfg, given.info, given.shell_completion))
 
     @property
     def folders(self) -> list[Path]:
-        """Where YAML files are looked for."""
+        """The folders of YAML files."""
         return [conf_dir()] if self.extra_folder is None else [conf_dir(), self.extra_folder]
 
     @property
-    def search_path(self) -> list[str]:
-        """The overrides that tell Hydra where to look."""
-        if self.extra_folder is not None:
-            return [f"hydra.searchpath=['file://{self.extra_folder}']"]
-        return [text for text in self.overrides if text.startswith("hydra.searchpath=")]
+    def all_overrides(self) -> list[str]:
+        """The overrides, with the one that adds `extra_folder` to Hydra's search path."""
+        extra = [] if self.extra_folder is None else [f"hydra.searchpath=['file://{self.extra_folder}']"]
+        return [*extra, *self.overrides]
 
 
-def read_command_line() -> CommandLine:
-    """Read the part of this process's command line that is about the config.
+def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine:
+    """Read the arguments of this process, or those given.
 
     Raises:
-        UserError: an option with dashes is not one of Hydra's.
+        UserError: an option is not one of Hydra's, or an override would have no effect.
     """
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            arguments = get_args_parser().parse_args()
+            options = get_args_parser().parse_args(arguments)
     except SystemExit as stop:
         if not stop.code:
             raise
         reason = printed.getvalue().strip().rpartition("error: ")[2]
-        fix = "keys are set without dashes, as key=value; options like -m stand before or after all keys"
+        fix = "keys are set without dashes, as key=value; options like -m go before or after all keys"
         raise UserError(f"{reason}; {fix}") from None
-    if arguments.experimental_rerun is not None:
+    if options.experimental_rerun is not None:
         raise UserError("--experimental-rerun: reads a pickle, which can run any code; give the overrides instead")
-    folder = Path(arguments.config_dir).resolve() if arguments.config_dir else None
+    if options.config_name is not None or options.config_path is not None:
+        raise UserError("--config-name, --config-path: all verbs read train.yaml; add a folder with --config-dir=…")
+    folder = Path(options.config_dir).resolve() if options.config_dir else None
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--config-dir={arguments.config_dir}: no such folder")
-    several = arguments.multirun or any(text.startswith("+sweep=") for text in arguments.overrides)
-    shows = (arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion)
-    return CommandLine(arguments.overrides, several, folder, any(shows))
+        raise UserError(f"--config-dir={options.config_dir}: no such folder")
+    overrides = with_plus(options.overrides)
+    if problems := [*_without_effect(overrides)]:
+        raise ConfigError(problems)
+    return CommandLine(overrides, options.multirun, folder, options)
 
 
-def with_plus(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the pluses by which Hydra lets a new key into a dict whose keys are the user's own.
-
-    `data.pool.weights.NAME=0.5` becomes `++data.pool.weights.NAME=0.5`, and with a name that holds dots
-    or slashes `++data.pool.weights={NAME: 0.5}`: dots would make it nested, and a key with slashes is a group.
-    """
-    return [_with_plus(argument) for argument in arguments]
-
-
-def _with_plus(argument: str) -> str:
-    """Return one argument."""
-    found = re.fullmatch(rf"\+{{0,2}}({'|'.join(map(re.escape, OWN_KEYS))})(?:\.([^=]+))?=(.*)", argument, re.DOTALL)
-    if found is None:
-        return argument
-    key, name, value = found.groups()
-    if name is None:
-        return f"++{argument.lstrip('+')}" if value.strip("{} ") else argument
-    return f"++{key}.{name}={value}" if re.fullmatch(r"[\w-]+", name) else f"++{key}={{{name}: {value}}}"
-
-
-def parsed(texts: Sequence[str]) -> Iterator[Override]:
-    """Yield the overrides that are of the right form; Hydra says itself which are not."""
+def parse(texts: Iterable[str]) -> Iterator[Override]:
+    """Yield the overrides that have a valid form; Hydra reports the others."""
     parser = OverridesParser.create()
     for text in texts:
         with contextlib.suppress(HydraException):
             yield parser.parse_override(text)
 
 
-def unread(line: CommandLine, reasons: Mapping[str, str]) -> list[str]:
-    """Return one line for each override of what a verb does not read, so that none is passed over without a word.
+def show(hydra: Hydra, line: CommandLine) -> None:
+    """Print what `--help`, `--cfg` and the like ask for."""
+    options = line.options
+    assert options is not None
+    if options.help or options.hydra_help:
+        printer = hydra.app_help if options.help else hydra.hydra_help
+        options.overrides = line.all_overrides
+        printer(config_name=CONFIG_NAME, args_parser=get_args_parser(), args=options)
+    elif options.cfg:
+        hydra.show_cfg(CONFIG_NAME, line.all_overrides, options.cfg, options.package, options.resolve)
+    elif options.info:
+        hydra.show_info(options.info, CONFIG_NAME, line.all_overrides)
+    else:
+        hydra.shell_completion(CONFIG_NAME, line.all_overrides)
 
-    Args:
-        line: the command line.
-        reasons: why, and what to do, by key or group; what is below a key is meant too.
+
+def _without_effect(overrides: Sequence[str]) -> Iterator[str]:
+    """Yield a problem for each override that Hydra accepts, but that does not do what it says."""
+    for override in parse(overrides):
+        text, key = override.input_line, override.key_or_group
+        if override.is_hydra_override():
+            continue
+        if override.is_delete():  # the schema's defaults would take its place, which are not those of conf/
+            if not re.fullmatch(r"eval\.tasks\.[^.]+", key) and override.package is None:
+                yield f"{text}: only a task can be deleted, ~eval.tasks.NAME; set {key} to another value"
+        elif override.value() is None and is_dataclass(get_type_hints(Config).get(key)):
+            yield f"{text}: choose an option of this group, {key}=OPTION (--help lists them)"
+        elif override.value() == {}:
+            yield f"{text}: an empty dict changes nothing; name the keys to change, or delete a task: ~eval.tasks.NAME"
+
+
+def with_plus(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the pluses with which Hydra accepts a new key in a dict whose keys are the user's own.
+
+    `data.pool.weights.NAME=0.5` becomes `++data.pool.weights.NAME=0.5`, and with a name that holds dots
+    or slashes `++data.pool.weights={NAME: 0.5}`: dots would make it nested, and a key with slashes is a group.
     """
-    return [
-        f"{override.input_line}: {reason}"
-        for override in (() if line.only_shows else parsed(line.overrides))
-        for name, reason in reasons.items()
-        if f"{override.key_or_group}.".startswith(f"{name}.")
-    ]
+    pattern = re.compile(rf"\+{{0,2}}({'|'.join(map(re.escape, OWN_KEYS))})(?:\.([^=]+))?=(.*)", re.DOTALL)
+    changed = []
+    for argument in arguments:
+        if found := pattern.fullmatch(argument):
+            key, name, value = found.groups()
+            if name is not None:
+                argument = f"++{key}.{name}={value}" if re.fullmatch(r"[\w-]+", name) else f"++{key}={{{name}: {value}}}"
+            elif value.strip("{} "):
+                argument = f"++{argument.lstrip('+')}"
+        changed.append(argument)
+    return changed

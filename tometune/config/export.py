@@ -16,9 +16,6 @@ QUANTS = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
 FROM_4_BITS = "from_4_bits"
 """Limit on how far an adapter on its 16-bit base is from the same adapter on the 4-bit base it was trained on."""
 
-ONLY_EXPORT = dict.fromkeys(("format", "quant", "push_to", "private", "export"), "only export reads it; leave it out")
-"""Top-level options that the other verbs do not read, and the error for each."""
-
 
 @dataclass
 class ExportConfig:

@@ -1,4 +1,4 @@
-"""From what Hydra composed to dataclasses: of one run, and of all the runs of a command before the first one starts."""
+"""From composed configs to dataclasses: of one run, and of all runs of a sweep before the first one starts."""
 
 import re
 import time
@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # what hydra/sweeper=basic is; not exported
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # hydra/sweeper=basic; not exported
 from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from tometune.common.errors import ConfigError, UserError
+from tometune.common.errors import ConfigError
 from tometune.config.checks import check
 from tometune.config.command_line import CommandLine
 from tometune.config.lora import check_adapter_is_trained, settled_lora
-from tometune.config.messages import explain
+from tometune.config.messages import composition_errors
 from tometune.config.root import Config
 from tometune.config.settled import check_pool_is_drawn, settled, without_undrawn_pool
 from tometune.config.store import ADHOC, CONFIG_NAME, conf_dir, typed
@@ -28,59 +27,60 @@ from tometune.config.store import ADHOC, CONFIG_NAME, conf_dir, typed
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a command with several."""
+    """One run of a sweep."""
 
     overrides: list[str]
-    """What makes it differ from the defaults, as Hydra gives it to the run."""
+    """Its overrides, as Hydra gives them to the run."""
 
     config: Config
-    """Its config, not checked."""
+    """Its config, which may be wrong."""
 
-    problem: str | None = None
-    """What the checks say of it, in one line; None where they say nothing."""
+    problems: tuple[str, ...] = ()
+    """One line per problem that the checks find."""
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """The runs of a command with several."""
+    """The runs of a sweep."""
 
     config: Config
-    """What they share, with the first value of what differs."""
+    """That of the first run."""
 
     known: list[Job]
-    """All of them; empty for a search, which makes up its runs as it goes."""
+    """All runs; empty for a search, which chooses its runs as it goes."""
 
     search: bool
     """Whether a sweeper other than Hydra's own chooses the runs by the scores of earlier ones."""
 
     launcher: str
-    """The choice of `hydra/launcher`."""
+    """The option of `hydra/launcher`."""
 
     started: float
     """When the command began, in seconds since 1970."""
 
 
 def jobs_of(line: CommandLine) -> Jobs | None:
-    """Return the runs of a command line, composed as Hydra will compose them; None where it makes a single run.
+    """Return the runs of a command line, composed as Hydra will compose them; None if it is a single run.
+
+    A command line that cannot be composed for one of its runs is wrong as a whole. A run whose composed config fails
+    the checks is listed with its problems and does not keep the others from running, in whatever order they come.
 
     Raises:
-        ConfigError: a value cannot be resolved.
+        ConfigError: the config of a run cannot be composed, or every run is wrong.
     """
     started = time.time()
-    extra = line.search_path if line.extra_folder is not None else []
-    overrides = [*extra, *line.overrides]
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+    with composition_errors(line.folders), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        several = line.multirun or hydra.get_mode(CONFIG_NAME, overrides) == RunMode.MULTIRUN
-        if not several:
+        if not line.multirun and hydra.get_mode(CONFIG_NAME, line.all_overrides) != RunMode.MULTIRUN:
             return None
-        master = hydra.compose_config(
-            CONFIG_NAME, [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN, with_log_configuration=False
-        )
+        overrides = [*line.all_overrides, "hydra.mode=MULTIRUN"]
+        master = hydra.compose_config(CONFIG_NAME, overrides, RunMode.MULTIRUN, with_log_configuration=False)
         search = not str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}")
         launcher = str(master.hydra.runtime.choices["hydra/launcher"])
         jobs = [_job(hydra.config_loader, master, cell) for cell in _cells(hydra.config_loader, master, search)]
+    if all(job.problems for job in jobs):
+        raise ConfigError(list(dict.fromkeys(problem for job in jobs for problem in job.problems)))
     return Jobs(jobs[0].config, [] if search else jobs, search, launcher, started)
 
 
@@ -103,29 +103,26 @@ def _job(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Job:
     config = to_config(composed, hydra_node)
     try:
         check(config)
-    except UserError as error:
-        return Job(overrides, config, " ".join(str(error).split("\n")))
+    except ConfigError as error:
+        return Job(overrides, config, tuple(error.problems))
     return Job(overrides, config)
 
 
 def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Config:
-    """Turn what Hydra composed for one run into dataclasses.
+    """Turn the composed config of one run into dataclasses.
 
-    A model whose id was set on the command line, but not its name, is named by the last part of its id; the jobs of
-    a sweep without a name share the name `adhoc`. What a run does not read is at its default in the jobs of a sweep.
+    If the command line sets the model's id but not its name, the last part of the id becomes its name. The runs of a
+    sweep without a name share the name `adhoc`; their settings that have no effect are reset to the defaults.
 
     Args:
         composed: the config without its `hydra` node.
         hydra_node: that node.
 
     Raises:
-        ConfigError: a value cannot be resolved, or the keys of a pool or an adapter are set for a single run that has
-            none.
+        ConfigError: a value cannot be resolved, or keys of a pool or an adapter are set for a single run that has none.
     """
-    try:
+    with composition_errors([conf_dir()]):
         config = typed(composed)
-    except OmegaConfBaseException as error:
-        raise ConfigError([explain(error, [conf_dir()])]) from error
     parser = OverridesParser.create()
     keys = {override.key_or_group for override in parser.parse_overrides(list(hydra_node.overrides.task))}
     if "model.id" in keys and "model.name" not in keys:

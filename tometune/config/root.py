@@ -126,5 +126,8 @@ class Config:
     publish: Publish | None = None
     """Only for `report`: where the table and the pictures go beside the sweep's folder; null is nowhere."""
 
-    plan: bool = False
-    """Only for `train`: print what would be run, how long it takes and what is done already, and stop."""
+    plan: bool | str = False
+    """Only for `train`: print the runs, which of them are done, and an estimate of time, memory and disk; make no run.
+
+    `measure` first makes a short run if the speed is unknown.
+    """

@@ -200,7 +200,7 @@ def read_result(path: Path, key: dict[str, Any]) -> TaskResult | None:
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """Return a sha256 over the names, shapes and 256 evenly spaced numbers of every parameter.
+    """Return a sha256 over the name, shape, dtype and 256 evenly spaced numbers of every parameter.
 
     It is cheap (no full pass over the weights), and any training step changes it.
     """
@@ -208,7 +208,7 @@ def weights_digest(model: PreTrainedModel) -> str:
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 256)].to(device="cpu", dtype=torch.float32)
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
 
 

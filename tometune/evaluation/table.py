@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
-from tometune.evaluation.statistics import Interval, mean_interval, paired_difference
+from tometune.evaluation.statistics import Estimate, mean_interval, paired_difference
 
 LABELS = {
     "rouge1": "ROUGE-1",
@@ -140,7 +140,7 @@ def _cells(values: Sequence[Sequence[Sequence[float]]], config: EvalConfig) -> l
     return [*(f"{mean:.3f}" for mean in means), f"[{style}]{found.value:+.3f}{star}[/]", _range(found, "+")]
 
 
-def _range(found: Interval, sign: str) -> str:
+def _range(found: Estimate, sign: str) -> str:
     if found.low is None or found.high is None:
         return "–"
     return f"{found.low:{sign}.3f} to {found.high:{sign}.3f}"

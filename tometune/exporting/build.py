@@ -61,11 +61,6 @@ class Export:
         """`adapter`, `merged_16bit`, `gguf-q8_0`."""
         return self.folder.name
 
-    @property
-    def kind(self) -> str:
-        """The key of its limits: the format, or the quant of a GGUF."""
-        return self.quant or self.format
-
 
 def exports_of(formats: Sequence[str], quants: Sequence[str], folder: Path) -> list[Export]:
     """Return the exports of these formats, a GGUF per quant; the merged model precedes the GGUFs made from it."""
@@ -83,6 +78,8 @@ class Builder:
         self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))
         self.references = References(finished, cache, self.tokenizer)
         self.run_dtype = getattr(torch, str(finished.record["model"]["dtype"]))
+        self.unquantised = folder / ".unquantised" / "model.gguf"
+        """The GGUF in 16 bits that is quantised from, until `make_all` ends."""
 
     def make_all(self, exports: Sequence[Export], report: Callable[[str], None]) -> dict[str, dict[str, Any]]:
         """Make exports and return their gate.json by name; `report` gets a line about each.
@@ -90,18 +87,17 @@ class Builder:
         Raises:
             GateError: one or more failed; all of them were tried.
         """
-        needed = {export.name: export for export in exports}
+        wanted = {export.name: export for export in exports}
         if any(export.format == "gguf" for export in exports):  # a GGUF is made from the merged model
-            needed = {one.name: one for one in exports_of(["merged_16bit"], [], self.folder)} | needed
+            wanted = {one.name: one for one in exports_of(["merged_16bit"], [], self.folder)} | wanted
         gates: dict[str, dict[str, Any]] = {}
         try:
-            for export in needed.values():
-                if export.format == "gguf" and not gates["merged_16bit"]["passed"]:
-                    continue
-                gates[export.name] = self.make(export)
-                report(summary(gates[export.name], export.folder))
+            for export in wanted.values():
+                if export.format != "gguf" or gates["merged_16bit"]["passed"]:
+                    gates[export.name] = self.make(export)
+                    report(summary(gates[export.name], export.folder))
         finally:
-            shutil.rmtree(self._unquantised.parent, ignore_errors=True)
+            shutil.rmtree(self.unquantised.parent, ignore_errors=True)
         problems = {name: gate["problems"][0] for name, gate in gates.items() if not gate["passed"]}
         if problems:
             raise GateError("; ".join(f"{name} failed its checks: {problem}" for name, problem in problems.items()))
@@ -140,23 +136,27 @@ class Builder:
         """Write an export and compare it with the tuned model; an engine that crashes fails this export only."""
         write = {"adapter": self._adapter, "merged_16bit": self._merged, "gguf": self._gguf}[export.format]
         reference = self.references.of(export.format)
-        engine = PACKAGES[export.format][0]
+        name = PACKAGES[export.format][0]
         checks: dict[str, Any] = {}
-        problems: list[str] = []
         start = written = time.perf_counter()
         try:
             with disk_errors(self.folder):
-                loaded, share = write(export, folder)
-                engine, written = loaded.name, time.perf_counter()
-                checks, problems = compare(loaded, export.kind, reference, self.tokenizer.bos_token_id, self.limits)
-                if share is not None:
-                    checks["share_of_change"] = round(share, 4)
-                    if not share >= self.limits.min_share:
-                        problems = [
-                            f"weights: 16 bits hold {share:.1%} of what training changed, less than "
-                            f"{self.limits.min_share:.0%} (export.min_share); export format=adapter, or train longer",
-                            *problems,
-                        ]
+                write(export, folder)
+                self._add_common_files(folder)
+                free_memory()
+                engine = self._load(export, folder)
+                name, written = engine.name, time.perf_counter()
+                kind = export.quant or export.format
+                checks, problems = compare(engine, kind, reference, self.tokenizer.bos_token_id, self.limits)
+                del engine
+                if export.format == "merged_16bit" and self.finished.whole is None:
+                    base = load_base(self.finished.base, self.cache, self.limits.base is not None)
+                    share = share_of_change(base, self.finished.adapter, folder)
+                    checks["share_of_change"] = share if share is None else round(share, 4)
+                    if share is not None and not share >= self.limits.min_share:
+                        lost = f"weights: 16 bits hold {share:.1%} of what training changed, less than "
+                        fix = f"{self.limits.min_share:.0%} (export.min_share); export format=adapter, or train longer"
+                        problems = [lost + fix, *problems]
         except (UserError, SaveError):
             raise
         except (EngineError, SafetensorError, OSError, RuntimeError, ValueError) as error:
@@ -166,79 +166,50 @@ class Builder:
         finally:
             free_memory()
         seconds = {"export": round(written - start, 1), "gate": round(time.perf_counter() - written, 1)}
-        return {
-            "passed": not problems,
-            "problems": problems,
-            "engine": engine,
-            "checks": checks,
-            "seconds": seconds,
-        }
+        return {"passed": not problems, "problems": problems, "engine": name, "checks": checks, "seconds": seconds}
 
-    def _adapter(self, export: Export, folder: Path) -> tuple[Engine, None]:  # noqa: ARG002 -- as the others
-        """Copy the adapter, naming its base by hub id instead of a path on this machine; load it with PEFT."""
+    def _adapter(self, export: Export, folder: Path) -> None:  # noqa: ARG002 -- like the others
+        """Copy the adapter; its config names the base by hub id instead of a path on this machine."""
         finished = self.finished
         shutil.copyfile(finished.adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
         config = json.loads((finished.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        on_hub = finished.base_name == finished.model.id and finished.model.revision != "main"
+        pinned = finished.base_name == finished.model.id and finished.model.revision != "main"
         config |= {
             "base_model_name_or_path": finished.base_name,
-            "revision": finished.model.revision if on_hub else None,
+            "revision": finished.model.revision if pinned else None,
         }
         write_json(folder / "adapter_config.json", config)
-        self._add_common_files(folder)
-        base = finished.base if self.references.as_trained is None else finished.model
-        loaded = load_model(locate(self.references.exact(base), self.cache))
-        model = PeftModel.from_pretrained(loaded, folder, is_trainable=False)
-        return TorchEngine("peft", model, AutoTokenizer.from_pretrained(folder), self.run_dtype), None
 
-    def _merged(self, export: Export, folder: Path) -> tuple[Engine, float | None]:  # noqa: ARG002
-        """Write the merged model, or the whole model of `lora=none`, in 16 bits; load it with transformers."""
-        base, whole, share = self.finished.base, self.finished.whole, None
-        published = self.references.config_of(base).dtype or torch.bfloat16
-        named = self.limits.base is not None
+    def _merged(self, export: Export, folder: Path) -> None:  # noqa: ARG002
+        """Write the merged model, or the whole model of `lora=none`, in 16 bits."""
+        base, whole = self.finished.base, self.finished.whole
+        dtype = sixteen_bits(self.references.config_of(base).dtype)
         if whole is None:
             log.info("merging into %s", base.id)
-            write_merged(
-                merge(load_base(base, self.cache, named), self.finished.adapter, sixteen_bits(published)), folder
-            )
-            free_memory()
-            share = share_of_change(load_base(base, self.cache, named), self.finished.adapter, folder)
+            model = merge(load_base(base, self.cache, self.limits.base is not None), self.finished.adapter, dtype)
         else:
             saved = self.references.config_of(whole).dtype
             exact = {torch.bfloat16: Precision.bf16, torch.float16: Precision.fp16}.get(saved, Precision.fp32)
             model = load_model(locate(replace(whole, precision=exact), self.cache))
-            write_merged(model.to(sixteen_bits(published)) if exact is Precision.fp32 else model, folder)
-            del model
-        free_memory()
-        self._add_common_files(folder)
-        dtype, device = self.references.compute
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
-        return TorchEngine("transformers", model, AutoTokenizer.from_pretrained(folder), self.run_dtype), share
+            model = model.to(dtype) if exact is Precision.fp32 else model
+        write_merged(model, folder)
 
-    def _gguf(self, export: Export, folder: Path) -> tuple[Engine, None]:
-        """Write a GGUF and an Ollama Modelfile from the merged model; open it in llama.cpp."""
+    def _gguf(self, export: Export, folder: Path) -> None:
+        """Write a GGUF and an Ollama Modelfile from the merged model."""
         assert export.quant is not None
         name, (source, _) = self.finished.record["run_id"], self._merged_model()
         file = folder / f"{name}-{export.quant.upper()}.gguf"
         if export.quant in ("f16", "bf16"):
             gguf.convert(source, file, export.quant, name)
         else:
-            if not self._unquantised.exists():
-                self._unquantised.parent.mkdir(exist_ok=True)
-                gguf.convert(source, self._unquantised, "bf16", name)
-            gguf.quantise(self._unquantised, file, export.quant)
-        self._add_common_files(folder)
+            if not self.unquantised.exists():
+                self.unquantised.parent.mkdir(exist_ok=True)
+                gguf.convert(source, self.unquantised, "bf16", name)
+            gguf.quantise(self.unquantised, file, export.quant)
         stops = self.references.generation.eos_token_id
         texts = self.tokenizer.convert_ids_to_tokens(stops if isinstance(stops, list) else [stops])
         context = getattr(AutoConfig.from_pretrained(source), "max_position_embeddings", 4096)
         write_text(folder / "Modelfile", modelfile(file.name, self.tokenizer, texts, context))
-        reference = self.references.of(export.format)
-        return gguf.LlamaCppEngine(file, reference.prompts, reference.examples), None
-
-    @property
-    def _unquantised(self) -> Path:
-        """The GGUF in 16 bits that is quantised from; deleted at the end of `make_all`."""
-        return self.folder / ".unquantised" / "model.gguf"
 
     def _add_common_files(self, folder: Path) -> None:
         """Write the tokenizer with its template, the generation config, and run.json without private keys."""
@@ -248,6 +219,19 @@ class Builder:
         if is_local(self.finished.model):
             record["model"] = {**record["model"], "id": self.finished.base_name}
         write_json(folder / "run.json", record)
+
+    def _load(self, export: Export, folder: Path) -> Engine:
+        """Load an export with the library or program that its users will use."""
+        if export.format == "gguf":
+            return gguf.LlamaCppEngine(next(folder.glob("*.gguf")))
+        if export.format == "adapter":
+            base = self.finished.base if self.references.as_trained is None else self.finished.model
+            model = PeftModel.from_pretrained(load_model(locate(self.references.exact(base), self.cache)), folder)
+        else:
+            dtype, device = self.references.compute
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
+        library = PACKAGES[export.format][0]
+        return TorchEngine(library, model, AutoTokenizer.from_pretrained(folder), self.run_dtype)
 
     def _merged_model(self) -> tuple[Path, dict[str, str]]:
         """Return the merged model that GGUF files are made from, and the sha256 of its weight files.
@@ -266,7 +250,7 @@ class Builder:
 
     def _key(self, export: Export) -> dict[str, Any]:
         """Return everything that an export and its checks depend on."""
-        run, limits = self.finished.folder, self.limits
+        run, limits, kind = self.finished.folder, self.limits, export.quant or export.format
         read = [run / "run.json", run / "mix.json", *sorted((run / "eval" / "tuned").glob("*.jsonl"))]
         made_from = None
         if export.format == "gguf":
@@ -279,13 +263,8 @@ class Builder:
             "trained_on": fingerprint(self.finished.model),
             "read": {str(path.relative_to(run)): folders.sha256_of(path) for path in read if path.exists()},
             "made_from": made_from,
-            "limits": [
-                limits.examples,
-                limits.min_share,
-                limits.max_divergence[export.kind],
-                limits.max_rouge_change[export.kind],
-                limits.max_divergence.get(FROM_4_BITS),
-            ],
+            "limits": [limits.examples, limits.min_share, limits.max_divergence[kind], limits.max_rouge_change[kind]],
+            "from_4_bits": limits.max_divergence.get(FROM_4_BITS),
             "versions": {name: metadata.version(name) for name in [*PACKAGES["adapter"], *PACKAGES[export.format]]},
         }
 
@@ -296,12 +275,13 @@ def summary(gate: dict[str, Any], folder: Path) -> str:
     parts = [f"{gate.get('folder', folder)}: {'passed' if gate['passed'] else 'FAILED'}"]
     if "logits" in checks:
         parts.append(f"{checks['logits']['mean_divergence']:.2g} nats per token from {gate['reference']['tuned']}")
-    if "share_of_change" in checks:
+    if checks.get("share_of_change") is not None:
         parts.append(f"holds {checks['share_of_change']:.0%} of the change")
     if rouge.get("stored"):
         parts.append(f"same model, so the {rouge['examples']} scored answers stand")
     elif rouge:
         before, after = rouge["adapter"]["rougeL"], rouge["export"]["rougeL"]
-        parts.append(f"ROUGE-L {before:.3f} → {after:.3f}")
-        parts.append(f"{rouge['same_answers']} of {rouge['examples']} answers the same")
+        parts.append(
+            f"ROUGE-L {before:.3f} → {after:.3f}, {rouge['same_answers']} of {rouge['examples']} answers equal"
+        )
     return f"{', '.join(parts)} ({gate['seconds']['export']:.0f} s, checks {gate['seconds']['gate']:.0f} s)"

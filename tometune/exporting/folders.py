@@ -25,10 +25,12 @@ BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m"
 
 def listing(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size in bytes and sha256 of each file of an export except gate.json."""
+    return {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in _files(folder).items()}
+
+
+def _files(folder: Path) -> dict[str, Path]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / GATE)
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
-    }
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def sha256_of(path: Path) -> str:
@@ -40,8 +42,7 @@ def sha256_of(path: Path) -> str:
 def changed(folder: Path, gate: Mapping[str, Any]) -> list[str]:
     """Return the files of an export that were added, removed or changed since its gate; sizes are compared first."""
     then: Mapping[str, Mapping[str, Any]] = gate["files"]
-    now = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    now.pop(GATE, None)
+    now = _files(folder)
     different = sorted({*then} ^ {*now})
     different += [name for name in {*then} & {*now} if now[name].stat().st_size != then[name]["size"]]
     return different or sorted(name for name, path in now.items() if sha256_of(path) != then[name]["sha256"])
@@ -67,20 +68,18 @@ def check_space(finished: Finished, folder: Path, wanted: Sequence[tuple[str, st
         raise UserError(f"{nearest}: is a file, so {folder} cannot be created; set export.folder to a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{nearest}: not writable; set export.folder to a folder that is")
-    weights, formats = int(finished.record["model"]["parameters"]), {kind for kind, _ in wanted}
-    needed = (finished.adapter / "adapter_model.safetensors").stat().st_size if "adapter" in formats else 0.0
-    needed += 2 * weights * len(formats & {"merged_16bit"} or formats & {"gguf"})
-    needed += 2 * weights * ("gguf" in formats)  # the file that is quantised
-    needed += sum(weights * BITS[quant] / 8 for _, quant in wanted if quant is not None)
-    free = shutil.disk_usage(nearest).free
-    if free < 1.15 * needed:
+    quants = [quant for _, quant in wanted if quant is not None]
+    bits = sum(BITS[quant] for quant in quants) + (16 if quants else 0)  # with the file that is quantised
+    bits += 16 if quants or ("merged_16bit", None) in wanted else 0  # an adapter is small
+    needed, free = 1.15 * bits / 8 * finished.record["model"]["parameters"], shutil.disk_usage(nearest).free
+    if free < needed:
         raise UserError(
-            f"{folder}: the exports need about {1.15 * needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free some "
-            "space, or set export.folder to another disk"
+            f"{folder}: the exports need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free space, or "
+            "set export.folder to another disk"
         )
 
 
-def check_places(finished: Finished, folder: Path, targets: Sequence[Path]) -> None:
+def check_folders(finished: Finished, folder: Path, targets: Sequence[Path]) -> None:
     """Check that exports would replace nothing but earlier exports of this run.
 
     Raises:
@@ -91,10 +90,10 @@ def check_places(finished: Finished, folder: Path, targets: Sequence[Path]) -> N
         raise UserError(f"export.folder={folder}: inside the run, among its own files; leave it out ({own / 'export'})")
     for target in targets:
         for path in (target, failed(target)):
-            check_place(path, str(finished.record["run_id"]))
+            check_folder(path, str(finished.record["run_id"]))
 
 
-def check_place(target: Path, run_id: str) -> None:
+def check_folder(target: Path, run_id: str) -> None:
     """Check that a folder does not exist, is empty, or holds an export of the run."""
     if not target.exists() and not target.is_symlink():
         return
@@ -146,7 +145,7 @@ def move_to(target: Path, new: Path, gate: Mapping[str, Any]) -> Path:
     """
     existing = read_gate(target)
     place = failed(target) if existing and existing["passed"] and not gate["passed"] else target
-    check_place(place, gate["run_id"])
+    check_folder(place, gate["run_id"])
     old = place.with_name(OLD + place.name)
     if place.exists():
         place.replace(old)

@@ -19,26 +19,23 @@ NEW_TOKENS = 24
 """Longest answer to a fixed conversation; its tokens are those that logits are compared on."""
 
 
-def _user(text: str) -> Conversation:
-    return [{"role": "user", "content": text}]
-
-
-CONVERSATIONS: tuple[Conversation, ...] = (
-    _user("What is the capital of France?"),
-    [{"role": "system", "content": "You answer in one sentence."}, *_user("Why is the sky blue?")],
-    [
-        *_user("Name a fruit."),
-        {"role": "assistant", "content": "An apple."},
-        *_user("And another one, with its colour?"),
-    ],
-    _user("What does this function return?\n\n```python\ndef f(x, y=2):\n    return x ** y  # power\n```"),
-    _user("Übersetze ins Englische: „Der schnelle Fuchs – 3,14 × 2 = 6,28 – springt.“ 漢字 🦊"),
-    _user("  Keep   these\tspaces,\n\n\nlines, and <b>tags</b> & {{ braces }} {% raw %}.  "),
-    _user("Count: 1 22 333 4444 55555 666666 7777777 88888888 999999999."),
-    _user(
-        "Summarise in ten words: Return a list of the names of the entries in the given directory, in arbitrary order."
-    ),
+TEXTS = (
+    "What is the capital of France?",
+    "What does this function return?\n\n```python\ndef f(x, y=2):\n    return x ** y  # power\n```",
+    "Übersetze ins Englische: „Der schnelle Fuchs – 3,14 × 2 = 6,28 – springt.“ 漢字 🦊",
+    "  Keep   these\tspaces,\n\n\nlines, and <b>tags</b> & {{ braces }} {% raw %}.  ",
+    "Count: 1 22 333 4444 55555 666666 7777777 88888888 999999999.",
+    "Summarise in ten words: Return a list of the names of the entries in the given directory, in arbitrary order.",
 )
+CONVERSATIONS: list[Conversation] = [
+    *([{"role": "user", "content": text}] for text in TEXTS),
+    [{"role": "system", "content": "You answer in one sentence."}, {"role": "user", "content": "Why is the sky blue?"}],
+    [
+        {"role": "user", "content": "Name a fruit."},
+        {"role": "assistant", "content": "An apple."},
+        {"role": "user", "content": "And another one, with its colour?"},
+    ],
+]
 """Ordinary prompts, and prompts that break templates. Where there is no system message, a template may add its own."""
 
 
@@ -53,7 +50,6 @@ class Prompt:
     answer: list[int]
     """Tokens of the answer with its end of turn; at least one."""
 
-    text: str
     log_probabilities: np.ndarray
     """float32 [answer tokens, vocabulary]."""
 
@@ -106,9 +102,6 @@ class Engine(Protocol):
     def log_probabilities(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """Return float32 [answer tokens, vocabulary] per prompt, for the tuned model's answer."""
 
-    def greedy(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Return the export's own greedy answers to the fixed conversations."""
-
     def answer(self, examples: Sequence[Example]) -> list[str]:
         """Return greedy answers to the examples."""
 
@@ -136,9 +129,6 @@ def compare(engine: Engine, kind: str, reference: Reference, bos: int | None, li
     checks["logits"], problems = _logits(engine, kind, reference, limits)
     if problems:
         return checks, problems
-    texts = engine.greedy(reference.prompts)
-    equal = sum(prompt.text == text for prompt, text in zip(reference.prompts, texts, strict=True))
-    checks["greedy"] = {"prompts": len(texts), "equal": equal}  # counted only: one rounding can change an answer
     if kind == "adapter" and checks["logits"]["identical"]:
         # The same model, to the bit: answering again would only measure the rounding of other batches, and take 90 %
         # of the time.
@@ -168,20 +158,14 @@ def _template(engine: Engine, reference: Reference, bos: int | None) -> Check:
 def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfig) -> Check:
     """Compare the probabilities of each next token of the tuned model's answers."""
     logits = engine.log_probabilities(reference.prompts)
-    values, same_first = [], []
-    for prompt, found in zip(reference.prompts, logits, strict=True):
-        width = min(prompt.log_probabilities.shape[1], found.shape[1])  # one of them may pad the vocabulary
-        own, export = prompt.log_probabilities[:, :width], found[:, :width]
-        values.append(divergence(own, export))
-        same_first.append(own.argmax(axis=1) == export.argmax(axis=1))
-    mean, limit = float(np.concatenate(values).mean()), limits.max_divergence[kind]
-    pairs = zip(reference.prompts, logits, strict=True)
+    pairs = [(prompt.log_probabilities, found) for prompt, found in zip(reference.prompts, logits, strict=True)]
+    values = np.concatenate([divergence(own, found) for own, found in pairs])
+    mean, limit = float(values.mean()), limits.max_divergence[kind]
     checks = {
-        "tokens": sum(map(len, values)),
-        "identical": all(np.array_equal(prompt.log_probabilities, found) for prompt, found in pairs),
+        "tokens": len(values),
+        "identical": all(np.array_equal(own, found) for own, found in pairs),
         "mean_divergence": round(mean, 7),
-        "max_divergence": round(float(np.concatenate(values).max()), 7),
-        "same_first_choice": round(float(np.concatenate(same_first).mean()), 4),
+        "max_divergence": round(float(values.max()), 7),
         "limit": limit,
     }
     apart = reference.from_4_bits
@@ -202,7 +186,9 @@ def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfi
 
 
 def divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return KL(first || second) per row in nats; both are log-probabilities [rows, vocabulary]."""
+    """Return KL(first || second) per row in nats; log-probabilities [rows, vocabulary], of which one may be padded."""
+    width = min(first.shape[1], second.shape[1])
+    first, second = first[:, :width], second[:, :width]
     return np.asarray((np.exp(first) * (first - second)).sum(axis=-1, dtype=np.float64))
 
 
@@ -212,22 +198,16 @@ def _rouge(engine: Engine, kind: str, reference: Reference, limits: ExportConfig
     answers = engine.answer(examples)
     stored = [example.prediction for example in examples]
     references = [example.references for example in examples]
-    means = {
-        which: {name: fmean(values) for name, values in score(["rouge"], texts, references).items()}
-        for which, texts in (("adapter", stored), ("export", answers))
-    }
-    before, after = means["adapter"]["rougeL"], means["export"]["rougeL"]
-    limit = limits.max_rouge_change[kind]
-    checks = {
-        "examples": len(examples),
-        "same_answers": sum(a == b for a, b in zip(stored, answers, strict=True)),
-        **{which: {name: round(value, 4) for name, value in scores.items()} for which, scores in means.items()},
-        "change": round(after - before, 4),
-        "limit": limit,
-    }
-    if abs(after - before) <= limit:
+    before, after = (
+        {name: round(fmean(values), 4) for name, values in score(["rouge"], texts, references).items()}
+        for texts in (stored, answers)
+    )
+    change, limit = abs(after["rougeL"] - before["rougeL"]), limits.max_rouge_change[kind]
+    equal = sum(a == b for a, b in zip(stored, answers, strict=True))
+    checks = {"examples": len(examples), "same_answers": equal, "adapter": before, "export": after, "limit": limit}
+    if change <= limit:
         return checks, []
     return checks, [
-        f"rouge: ROUGE-L is {after:.3f} on {len(examples)} examples and {before:.3f} for {reference.tuned}, more "
-        f"than {limit} apart (export.max_rouge_change.{kind})"
+        f"rouge: ROUGE-L is {after['rougeL']:.3f} on {len(examples)} examples and {before['rougeL']:.3f} for "
+        f"{reference.tuned}, more than {limit} apart (export.max_rouge_change.{kind})"
     ]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from functools import cached_property
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tometune.common.errors import UserError
-from tometune.exporting.gate import NEW_TOKENS, EngineError, Example, Prompt
+from tometune.exporting.gate import EngineError, Example, Prompt
 
 PACKAGES = {
     "cyllama": "cyllama",
@@ -38,13 +37,7 @@ def missing() -> list[str]:
 
 
 def convert(merged: Path, file: Path, outtype: str, name: str) -> None:
-    """Write a merged model as a GGUF with 16 bits per weight, by llama.cpp's own converter.
-
-    Args:
-        merged: folder in Hugging Face's format.
-        file: the GGUF.
-        outtype: `f16` or `bf16`.
-        name: of the model, in the file's metadata.
+    """Write the model in the folder `merged` as a GGUF of `outtype` f16 or bf16, by llama.cpp's own converter.
 
     Raises:
         UserError: the converter does not know this architecture or tokenizer.
@@ -67,67 +60,48 @@ def quantise(source: Path, file: Path, quant: str) -> None:
     Raises:
         EngineError: the quantiser failed.
     """
-    _llama_cpp(file, task="quantise", source=str(source.resolve()), quant=quant)
+    _llama_cpp("quantise", str(source.resolve()), file=str(file.resolve()), quant=quant)
 
 
 class LlamaCppEngine:
     """A GGUF file in llama.cpp; see `Engine`."""
 
-    def __init__(self, file: Path, prompts: Sequence[Prompt], examples: Sequence[Example]) -> None:
-        """Take everything that will be asked, so that the server is started only once."""
+    def __init__(self, file: Path) -> None:
         self.name = f"llama.cpp (xllamacpp {metadata.version('xllamacpp')}, cyllama {metadata.version('cyllama')})"
-        self.file, self.prompts, self.examples = file.resolve(), prompts, examples
+        self.file = str(file.resolve())
 
-    def render(self, prompts: Sequence[Prompt]) -> list[list[int]]:  # noqa: ARG002 -- those of __init__
+    def render(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """See `Engine`."""
-        rendered: list[list[int]] = self._served["rendered"]
+        rendered: list[list[int]] = _llama_cpp("render", self.file, conversations=[one.messages for one in prompts])
         return rendered
 
     def log_probabilities(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """See `Engine`."""
         rows = [{"prompt": prompt.ids, "answer": prompt.answer} for prompt in prompts]
-        with tempfile.TemporaryDirectory(dir=self.file.parent) as folder:
-            result = Path(folder) / "log_probabilities.npy"
-            _llama_cpp(result, task="log_probabilities", model=str(self.file), rows=rows)
-            flat = np.load(result)
-        return np.split(flat, np.cumsum([len(prompt.answer) for prompt in prompts])[:-1])
-
-    def greedy(self, prompts: Sequence[Prompt]) -> list[str]:
-        """See `Engine`."""
-        answers: list[str] = self._served["answers"]
-        return answers[: len(prompts)]
+        values = _llama_cpp("log_probabilities", self.file, rows=rows)
+        return np.split(values, np.cumsum([len(prompt.answer) for prompt in prompts])[:-1])
 
     def answer(self, examples: Sequence[Example]) -> list[str]:
         """See `Engine`."""
-        answers: list[str] = self._served["answers"]
-        return answers[len(answers) - len(examples) :]
-
-    @cached_property
-    def _served(self) -> dict[str, Any]:
-        """What the server rendered and answered."""
-        prompts = [{"ids": prompt.ids, "new": NEW_TOKENS} for prompt in self.prompts]
-        prompts += [{"ids": example.ids, "new": example.max_new_tokens} for example in self.examples]
-        conversations = [prompt.messages for prompt in self.prompts]
-        with tempfile.TemporaryDirectory(dir=self.file.parent) as folder:
-            result = Path(folder) / "served.json"
-            _llama_cpp(result, task="serve", model=str(self.file), conversations=conversations, prompts=prompts)
-            served: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        return served
+        prompts = [{"ids": example.ids, "new": example.max_new_tokens} for example in examples]
+        answers: list[str] = _llama_cpp("answer", self.file, prompts=prompts)
+        return answers
 
 
-def _llama_cpp(result: Path, **request: Any) -> None:
-    """Run `tometune.exporting.llama_cpp`, which writes `result`.
+def _llama_cpp(task: str, model: str, **request: Any) -> Any:
+    """Run a function of `tometune.exporting.llama_cpp` in a process of its own and return its result.
 
     Raises:
         EngineError: llama.cpp failed or aborted.
     """
-    with tempfile.TemporaryDirectory(dir=result.parent) as folder:
-        path = Path(folder).resolve() / "request.json"
-        path.write_text(json.dumps({**request, "result": str(result.resolve())}), encoding="utf-8")
-        done = _python(["-m", "tometune.exporting.llama_cpp", str(path)], Path(folder))
-    if done.returncode:
-        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-        raise EngineError(f"llama.cpp ended with {how}: {_last_line(done)}")
+    with tempfile.TemporaryDirectory() as folder:
+        asked, result = Path(folder) / "request.json", Path(folder) / "result"
+        asked.write_text(json.dumps({"model": model, **request}), encoding="utf-8")
+        done = _python(["-m", "tometune.exporting.llama_cpp", task, str(asked), str(result)], Path(folder))
+        if done.returncode:
+            how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+            raise EngineError(f"llama.cpp ended with {how}: {_last_line(done)}")
+        return np.load(result) if task == "log_probabilities" else json.loads(result.read_text(encoding="utf-8"))
 
 
 def _python(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":

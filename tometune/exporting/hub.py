@@ -31,11 +31,10 @@ def repositories(push_to: str, formats: Sequence[str]) -> dict[str, str]:
 
 
 def check_push(finished: Finished, push_to: str, formats: Sequence[str], private: bool) -> None:
-    """Check, before anything is exported, that the model may be published under this name with this token.
+    """Check, before anything is exported, that the licence, the adapter's base and the token allow this repository.
 
     Raises:
-        UserError: the base's licence requires another name, nobody else could load the adapter, the token may not
-            write, or the repository is public although `private` is set.
+        UserError: one of them does not, or the repository is public although `private` is set.
     """
     from huggingface_hub import get_token
 
@@ -89,16 +88,10 @@ def check_repository(repository: str, private: bool) -> None:
 
 
 def push(folders: Sequence[Path], card: Path, repository: str, private: bool) -> str:
-    """Upload folders into a repository in one commit and return its address.
+    """Upload the files of folders, with one card, to the top of a repository in one commit; return its address.
 
     The repository shows all files or none. The hub keeps each large file that arrived completely, so repeating the
-    command after an interrupted upload sends only the others.
-
-    Args:
-        folders: their files go to the top of the repository, see `files_of`.
-        card: its README.md, which replaces those of the folders.
-        repository: hub id.
-        private: visibility of a repository that is created; an existing one keeps its own.
+    command after an interrupted upload sends only the others. An existing repository keeps its visibility.
 
     Raises:
         UserError: the hub cannot be reached, or refuses.
@@ -119,8 +112,8 @@ def push(folders: Sequence[Path], card: Path, repository: str, private: bool) ->
 def files_of(folders: Sequence[Path]) -> dict[str, Path]:
     """Return the files of folders, without their cards, by their names in the repository.
 
-    A file that is the same in several folders is uploaded once. One that differs, such as the gate.json of each quant,
-    gets the last part of its folder's name from the second folder on: `gate-q4_k_m.json`.
+    Equal files are uploaded once. Others of the same name, such as the gate.json of each quant, get the last part of
+    their folder's name from the second folder on: `gate-q4_k_m.json`.
     """
     files: dict[str, Path] = {}
     for folder in folders:

@@ -42,7 +42,7 @@ class Licence:
     """The hub's name for it, e.g. `llama3.2`; `other` if it is not known here."""
 
     obligations: list[str]
-    """Duties of whoever passes the model on."""
+    """Duties of everyone who passes the model on, one sentence each."""
 
     notice: str | None = None
     """Text of the file NOTICE that has to be included."""
@@ -78,20 +78,17 @@ def _llama(version: str) -> Licence:
     """Return the licence of Llama 3 (sections 1.b.i and 1.b.iii, which later versions word differently)."""
     first = version == "3"
     subject = "Meta Llama 3" if first else f"Llama {version}"
-    title, built_with, prefix = (
-        f"{subject} Community License",
-        "Built with Meta Llama 3" if first else "Built with Llama",
-        "Llama-3" if first else "Llama",
-    )
+    built_with, prefix = ("Built with Meta Llama 3", "Llama-3") if first else ("Built with Llama", "Llama")
+    title = f"{subject} Community License"
     page = f"https://www.llama.com/llama{version.replace('.', '_')}"
     return Licence(
         f"llama{version}",
         [
-            f"{built_with}. Whoever passes this model on displays “{built_with}” prominently.",
-            f"A copy of the {title} is included: {page}/license/",
-            f"The name of every model made from it begins with “{prefix}”.",
-            "The file NOTICE is kept in every copy.",
-            f"Use follows the Acceptable Use Policy: {page}/use-policy/",
+            f"Display “{built_with}” prominently wherever you pass this model on.",
+            f"Include a copy of the {title}: {page}/license/",
+            f"Begin the name of every model made from it with “{prefix}”.",
+            "Keep the file NOTICE in every copy.",
+            f"Follow the Acceptable Use Policy: {page}/use-policy/",
         ],
         f"{subject} is licensed under the {title}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
         prefix,

@@ -1,15 +1,16 @@
 """A process that runs llama.cpp on one GGUF file: quantises it, or computes logits, or asks its server. No torch.
 
 It is a process of its own because llama.cpp aborts the process on fatal errors.
-Usage: python -m tometune.exporting.llama_cpp REQUEST.json
+Usage: python -m tometune.exporting.llama_cpp FUNCTION REQUEST.json RESULT
 """
 
 import json
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ ANSWER_SECONDS = 3600.0
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def quantise(source: str, file: str, quant: str) -> None:
-    """Write the GGUF `source` to `file` with weights of type `quant`."""
+def quantise(model: str, file: str, quant: str) -> None:
+    """Write the GGUF `model` to `file` with weights of type `quant`."""
     from cyllama.llama import llama_cpp as cpp
 
     cpp.disable_logging()
     params = cpp.LlamaModelQuantizeParams()
     params.ftype, params.nthread = FILE_TYPES[quant], THREADS
-    cpp.model_quantize(source, file, params)
+    cpp.model_quantize(model, file, params)
 
 
 def log_probabilities(model: str, rows: Sequence[dict[str, list[int]]]) -> np.ndarray:
@@ -68,8 +69,9 @@ def log_probabilities(model: str, rows: Sequence[dict[str, list[int]]]) -> np.nd
     return np.concatenate(found)
 
 
-def ask_server(model: str, conversations: Sequence[Any], prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Start llama.cpp's server on localhost; return the tokens of `conversations` and greedy answers to `prompts`.
+@contextmanager
+def server(model: str, longest: int) -> Iterator[Callable[..., Any]]:
+    """Start llama.cpp's server on localhost for prompts and answers of `longest` tokens; yield a function that posts.
 
     The server requires a key, because any other process or web page on this machine could reach its port.
     """
@@ -78,45 +80,44 @@ def ask_server(model: str, conversations: Sequence[Any], prompts: Sequence[dict[
 
     params = xllamacpp.CommonParams()
     params.model.path = model
-    longest = max(len(prompt["ids"]) + prompt["new"] for prompt in prompts)
     params.n_parallel, params.n_ctx = SLOTS, SLOTS * (longest + 16)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
     params.api_keys = [key := secrets.token_urlsafe(32)]
     params.warmup = False
-    server = xllamacpp.Server(params)  # stops when the object is deleted
-    client = httpx.Client(
-        base_url=server.listening_address,
-        headers={"Authorization": f"Bearer {key}"},
-        timeout=ANSWER_SECONDS,
-        trust_env=False,
-    )
-
-    def post(route: str, **body: Any) -> Any:
-        return client.post(route, json=body).raise_for_status().json()
-
-    def rendered(messages: Any) -> Any:
-        text = post("/apply-template", messages=messages)["prompt"]
-        return post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
-
-    def answered(prompt: dict[str, Any]) -> str:
-        greedy = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
-        text: str = post("/completion", prompt=prompt["ids"], n_predict=prompt["new"], **greedy)["content"]
-        return text.strip()
-
-    with client, ThreadPoolExecutor(SLOTS) as pool:
-        return {"rendered": list(map(rendered, conversations)), "answers": list(pool.map(answered, prompts))}
+    running = xllamacpp.Server(params)  # stops when the object is deleted
+    known = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(
+        base_url=running.listening_address, headers=known, timeout=ANSWER_SECONDS, trust_env=False
+    ) as client:
+        yield lambda route, **body: client.post(route, json=body).raise_for_status().json()
 
 
-def main(request: dict[str, Any]) -> None:
-    """Carry out one request; `result` is the file that is written."""
-    task, result = request.pop("task"), request.pop("result")
-    if task == "quantise":
-        quantise(file=result, **request)
-    elif task == "log_probabilities":
-        np.save(result, log_probabilities(**request))
+def render(model: str, conversations: Sequence[Any]) -> list[list[int]]:
+    """Return the tokens of conversations, by the file's own chat template and tokenizer."""
+    with server(model, 1024) as post:
+        texts = [post("/apply-template", messages=messages)["prompt"] for messages in conversations]
+        return [post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"] for text in texts]
+
+
+def answer(model: str, prompts: Sequence[dict[str, Any]]) -> list[str]:
+    """Return greedy answers of up to `new` tokens to the tokens `ids` of each prompt."""
+    greedy = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
+    longest = max(len(prompt["ids"]) + prompt["new"] for prompt in prompts)
+    with server(model, longest) as post, ThreadPoolExecutor(SLOTS) as pool:
+        answers = pool.map(lambda one: post("/completion", prompt=one["ids"], n_predict=one["new"], **greedy), prompts)
+        return [found["content"].strip() for found in answers]
+
+
+def main(function: str, request: str, result: str) -> None:
+    """Call a function of this module with the arguments in a JSON file, and write what it returns."""
+    functions = {each.__name__: each for each in (quantise, log_probabilities, render, answer)}
+    returned = functions[function](**json.loads(Path(request).read_text(encoding="utf-8")))
+    if isinstance(returned, np.ndarray):
+        with Path(result).open("wb") as file:
+            np.save(file, returned)
     else:
-        Path(result).write_text(json.dumps(ask_server(**request)), encoding="utf-8")
+        Path(result).write_text(json.dumps(returned), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    main(*sys.argv[1:])

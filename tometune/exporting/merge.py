@@ -22,11 +22,7 @@ SHARD = "5GB"
 
 
 def load_base(model: ModelConfig, cache: Path, named: bool) -> Any:
-    """Load the base that the adapter is merged into; `named` if the user chose it with `export.base`.
-
-    Raises:
-        UserError: it cannot be downloaded, or has no safetensors weights.
-    """
+    """Load the base that the adapter is merged into; `named` if the user chose it with `export.base`."""
     with naming_base(named):
         return load_model(locate(model, cache))
 
@@ -43,12 +39,8 @@ def naming_base(named: bool) -> Iterator[None]:
 def merge(base: Any, adapter: Path, dtype: torch.dtype) -> Any:
     """Return the base with the adapter added into its weights.
 
-    Each layer is added in float32 and rounded once; PEFT's `merge_and_unload` would round the change first.
-
-    Args:
-        base: a causal language model, not quantised; it is modified.
-        adapter: folder of the adapter.
-        dtype: of the result.
+    Each layer is added in float32 and rounded once to `dtype`; PEFT's `merge_and_unload` would round the change first.
+    `base` is modified; it must not be quantised.
 
     Raises:
         UserError: the adapter was made for another base.
@@ -82,13 +74,7 @@ def share_of_change(base: Any, adapter: Path, written: Path) -> float | None:
     16 bits lost nothing, 0 for the bare base. Small changes are lost because they are below half a unit in the last
     place of most weights (LoRA: arXiv:2106.09685; DoRA also rescales each row: arXiv:2402.09353).
 
-    Args:
-        base: the base model, as loaded.
-        adapter: folder of the run's adapter.
-        written: folder of the merged model.
-
-    Returns:
-        None if the written file uses other tensor names than the model in memory, or nothing was changed.
+    Returns None if the written file uses other tensor names than the model in memory, or the adapter changes nothing.
     """
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     index = written / "model.safetensors.index.json"

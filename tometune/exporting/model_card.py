@@ -42,10 +42,8 @@ def write_licence(finished: Finished, folder: Path) -> None:
 
 def card(finished: Finished, kind: str, gates: Gates, repository: str) -> str:
     """Return the text of the card."""
-    licence, record = licence_for(finished), finished.record
-    sources = _data_sources(finished)
-    mix = finished.folder / "mix.json"
-    table = finished.folder.parent / "table.json"
+    licence, sources, record = licence_for(finished), _data_sources(finished), finished.record
+    mix, table = finished.folder / "mix.json", finished.folder.parent / "table.json"
     failed = [gate for _, gate in gates if not gate["passed"]]
     in_4_bits = str(record["model"]["revision"]).startswith(f"{smollm2.PACKAGE}==")
     environment = Environment(
@@ -63,7 +61,6 @@ def card(finished: Finished, kind: str, gates: Gates, repository: str) -> str:
         gates=gates,
         quants=[name.rpartition("-")[2].upper() for name, _ in gates],
         licence=licence,
-        references=list(dict.fromkeys(_reference(gate) for _, gate in gates)),
         base=finished.base_name,
         on_hub=not is_local(finished.model),
         merge_base=finished.merged_into if finished.base.id != finished.model.id and kind != "adapter" else None,
@@ -72,26 +69,10 @@ def card(finished: Finished, kind: str, gates: Gates, repository: str) -> str:
         config=finished.config,
         date=finished.model.date_string,
         composition=json.loads(mix.read_text(encoding="utf-8")).get("sources", {}) if mix.exists() else {},
-        scores=_scores(record),
         limited=any(stage.get("limited") for stage in record["eval"].values()),
         table=json.loads(table.read_text(encoding="utf-8")) if table.exists() else None,
         sources=sources,
     )
-
-
-def _reference(gate: Mapping[str, Any]) -> str:
-    """Return what an export was compared with, in words."""
-    reference = gate["reference"]
-    if reference["model"] == "as trained":
-        text = f"{reference['tuned']} as trained"
-    else:
-        apart = gate["checks"].get("logits", {}).get("from_4_bits")
-        text = f"{reference['tuned']} on the base in 16 bits" + (
-            " (this machine could not load the 4-bit base that was trained)"
-            if apart is None
-            else f", which differs from the adapter on the 4-bit base, as trained, by {apart:.2g} nats per token"
-        )
-    return f"{text}; logits in {reference['dtype']}"
 
 
 def _metadata(finished: Finished, kind: str, licence: str, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -121,18 +102,3 @@ def _data_sources(finished: Finished) -> list[dict[str, Any]]:
         }.get(source.kind.value, ("the author's own files", "the author's choice, not known to this card"))
         found.append({"role": role, "name": name, "licence": licence, "hub": source.kind.value == "hub"})
     return found
-
-
-def _scores(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one row per task and one for their mean, with the scores of each stage as text."""
-    tuned = record["eval"]["tuned"]
-    rows = []
-    for task in [*tuned["tasks"], None]:
-        row: dict[str, Any] = {"task": task or "mean of tasks", "examples": ""}
-        for stage in ("base", "tuned"):
-            scores = record["eval"].get(stage) or {"tasks": {}}
-            scores = scores if task is None else scores["tasks"].get(task, {})
-            row["examples"] = scores.get("examples", "")
-            row[stage] = [f"{scores[name]:.3f}" if name in scores else "–" for name in ("rouge1", "rouge2", "rougeL")]
-        rows.append(row)
-    return rows

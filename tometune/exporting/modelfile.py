@@ -16,14 +16,7 @@ model's own template: Llama 3.2 writes dates there."""
 
 
 def modelfile(file: str, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], context: int) -> str:
-    """Return a Modelfile.
-
-    Args:
-        file: name of the GGUF next to it.
-        tokenizer: with the chat template.
-        stops: texts that end a turn.
-        context: tokens that the model was made for; Ollama gets 4,096 at most, to save memory.
-    """
+    """Return a Modelfile for a GGUF next to it; `stops` end a turn, `context` is the longest context of the model."""
     lines = [f"FROM ./{file}"]
     found = go_template(tokenizer)
     if found is None:
@@ -34,7 +27,7 @@ def modelfile(file: str, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str
         if system:
             lines.append(f'SYSTEM """{system}"""')
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
-    lines += ["PARAMETER temperature 0", f"PARAMETER num_ctx {min(context, 4096)}"]
+    lines += ["PARAMETER temperature 0", f"PARAMETER num_ctx {min(context, 4096)}"]  # more would cost memory
     return "\n".join(lines) + "\n"
 
 

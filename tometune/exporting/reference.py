@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -93,10 +92,10 @@ class References:
         try:
             apart = None
             if trained is not None:
-                pairs = [
-                    (one.log_probabilities, log_probabilities(model, one.ids, one.answer)) for one in trained.prompts
+                values = [
+                    divergence(p.log_probabilities, log_probabilities(model, p.ids, p.answer)) for p in trained.prompts
                 ]
-                apart = float(np.concatenate([divergence(*pair) for pair in pairs]).mean())
+                apart = float(np.concatenate(values).mean())
             tuned = "the adapter" if whole is None else "the run's model"
             dtype = str(self.compute[0]).removeprefix("torch.")
             return Reference(self._prompts(model), self._examples(), label, dtype, apart, tuned)
@@ -109,7 +108,7 @@ class References:
         rendered = [(messages, ids) for messages in CONVERSATIONS if (ids := render(self.tokenizer, messages))]
         answers = answer(model, self.tokenizer, [ids for _, ids in rendered], NEW_TOKENS, keep_end=True)
         return [
-            Prompt(messages, ids, new, text_of(self.tokenizer, new), log_probabilities(model, ids, new))
+            Prompt(messages, ids, new, log_probabilities(model, ids, new))
             for (messages, ids), new in zip(rendered, answers, strict=True)
         ]
 
@@ -161,25 +160,20 @@ class TorchEngine:
         """See `Engine`."""
         return [log_probabilities(self.model, prompt.ids, prompt.answer) for prompt in prompts]
 
-    def greedy(self, prompts: Sequence[Prompt]) -> list[str]:
-        """See `Engine`."""
-        answers = answer(self.model, self.tokenizer, [prompt.ids for prompt in prompts], NEW_TOKENS)
-        return [text_of(self.tokenizer, ids) for ids in answers]
-
     def answer(self, examples: Sequence[Example]) -> list[str]:
         """See `Engine`; the model computes in the run's own arithmetic from here on."""
         for name, parameter in self.model.named_parameters():
             if parameter.dtype is torch.float32 and "lora_" not in name:
                 parameter.data = parameter.data.to(self.run_dtype)
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for index, example in enumerate(examples):
-            by_length[example.max_new_tokens].append(index)
-        texts = [""] * len(examples)
-        for length, indices in by_length.items():
+        texts: dict[int, str] = {}
+        for length in sorted({example.max_new_tokens for example in examples}):
+            indices = [index for index, example in enumerate(examples) if example.max_new_tokens == length]
             answers = answer(self.model, self.tokenizer, [examples[index].ids for index in indices], length)
-            for index, ids in zip(indices, answers, strict=True):
-                texts[index] = text_of(self.tokenizer, ids)
-        return texts
+            decoded = self.tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            texts |= {
+                index: text.strip() for index, text in zip(indices, decoded, strict=True)
+            }  # as answers are scored
+        return [texts[index] for index in range(len(examples))]
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int] | None:
@@ -217,9 +211,3 @@ def log_probabilities(model: Any, prompt: list[int], new: list[int]) -> np.ndarr
         logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
     found: np.ndarray = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
     return found
-
-
-def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Return an answer as it is scored: without special tokens and outer white space."""
-    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text.strip()

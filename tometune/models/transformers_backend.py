@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
 from tometune.config.model import Precision, Quantization
+from tometune.models.precision import resolve_precision
 from tometune.models.source import ModelSource
 
 log = logging.getLogger(__name__)
@@ -55,18 +56,8 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def compute_dtype(precision: Precision) -> torch.dtype:
-    """Return the dtype of a precision; `auto` takes bfloat16 only where the hardware computes in it."""
-    if precision is not Precision.auto:
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    if torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16
+    """Return the dtype of a precision on this machine; see `tometune.models.precision`."""
+    resolved = resolve_precision(precision)
+    if precision is Precision.auto and resolved is Precision.fp16:
         log.info("this GPU does not compute in bfloat16: model.precision is fp16")
-        return torch.float16
-    return torch.bfloat16 if _cpu_has_bf16() else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    """Tell whether the CPU multiplies in bfloat16 (AVX512-BF16, AMX or Arm's BF16)."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16, Precision.fp32: torch.float32}[resolved]

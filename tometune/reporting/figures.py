@@ -1,4 +1,4 @@
-"""The pictures of scores: cells with their intervals and seeds, tasks, and the published figures beside ours."""
+"""Figures of scores: cells with their intervals and seeds, tasks, and the published results."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -9,11 +9,65 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tometune.reporting.drawing import ACCENTS, PAPER, as_svg, panels
-from tometune.reporting.phrases import LABELS
+from tometune.reporting.conclusions import LABELS
+from tometune.reporting.published import PUBLISHED
 from tometune.reporting.scores import METRICS
-from tometune.reporting.tables import data_label
-from tometune.reporting.untuned import before_lines
+from tometune.reporting.svg import ACCENTS, GRID, INK, MUTED, PAPER, as_svg, panels
+from tometune.reporting.text import data_label
+
+FAR = 1.6
+"""The untuned model's score is drawn if the axis grows by no more than this factor; else it is written at the edge."""
+
+
+def before_lines(
+    axis: Axes,
+    bases: Sequence[tuple[int, float]],
+    low: float,
+    high: float,
+    taken: Sequence[tuple[float, float]],
+) -> tuple[float, float]:
+    """Draw the untuned models as lines where they are near, else say where they are; returns the axis' ends.
+
+    Args:
+        axis: the panel.
+        bases: number of the model and its score.
+        low: end of the axis as the cells need it.
+        high: the other end.
+        taken: intervals at both ends of the panel; a line's name stands where none is, above the line or below it.
+    """
+    lines = []
+    for number, value in bases:
+        colour = ACCENTS[number % len(ACCENTS)] if len(bases) > 1 else MUTED
+        reach = max(high, value) - min(low, value)
+        if reach > FAR * (high - low):
+            under, room = value < low, 0.11 * (high - low)
+            low, high = (low - room, high) if under else (low, high + room)
+            height, side = (low + room / 4, "bottom") if under else (high - room / 4, "top")
+            text = f"before {value:.3f} {'↓' if under else '↑'}"
+            axis.text(-0.55, height, text, color=colour, fontsize=8.5, va=side)
+            continue
+        margin = 0.06 * reach
+        low, high = min(low, value - margin), max(high, value + margin)
+        lines.append((value, colour))
+    for value, colour in lines:
+        axis.axhline(value, color=colour, linewidth=1.1, linestyle=(0, (3, 3)))
+        right, below = spot(value, low, high, taken)
+        axis.annotate(f"before {value:.3f}", (0.99 if right else 0.01, value), (0, -3 if below else 3),
+            xycoords=("axes fraction", "data"), textcoords="offset points", color=colour, fontsize=8.5,
+            ha="right" if right else "left", va="top" if below else "bottom")  # fmt: skip
+    return low, high
+
+
+def spot(value: float, low: float, high: float, taken: Sequence[tuple[float, float]]) -> tuple[bool, bool]:
+    """Return whether a line's name stands on the right, and whether below it: the first place without an interval."""
+    height = 0.12 * (high - low)
+    for below in (False, True):
+        bottom, top = (value - height, value) if below else (value, value + height)
+        for side, (start, end) in enumerate((taken[0], taken[-1])):
+            if (end < bottom or start > top) and low <= bottom and top <= high:
+                return bool(side), below
+    return False, False
+
 
 Row = Mapping[str, Any]
 
@@ -174,3 +228,41 @@ def _described(table: Mapping[str, Any]) -> str:
     return (
         f"Mean scores with {table['interval']['confidence']:.0%} intervals and each seed as a dot. {'; '.join(told)}."
     )
+
+
+CROWDED = 4
+"""With more cells the mixes are called by their rows."""
+
+
+def published(table: Mapping[str, Any]) -> str:
+    """Draw the published means and deviations (hollow, grey) beside ours (filled), each in its own panel pair."""
+    figure, axes = panels(1, len(METRICS), 9.6, 3.3)
+    tuned = [row for row in table["rows"] if row["stage"] == "tuned"]
+    names = models(table)
+    short = dict(
+        zip(dict.fromkeys(map(data_label, tuned)), short_labels(tuned, small=len(tuned) > CROWDED), strict=True)
+    )
+    ours = [short[data_label(row)] for row in tuned]
+    for number, (axis, metric) in enumerate(zip(axes[0], METRICS, strict=True)):
+        axis.set_title(LABELS[metric], pad=24)
+        for place, entry in enumerate(PUBLISHED):
+            ends = [entry.mean[number] - entry.std[number], entry.mean[number] + entry.std[number]]
+            axis.plot([place, place], ends, color=MUTED, linewidth=1.4)
+            axis.plot([place], [entry.mean[number]], "D", markersize=6, color=PAPER, markeredgecolor=MUTED)
+        for place, row in enumerate(tuned, len(PUBLISHED) + 1):
+            colour = ACCENTS[names.index(row["model"]) % len(ACCENTS)]
+            mean, deviation = row[metric]["mean"], row[metric]["std"] or 0.0
+            axis.plot([place, place], [mean - deviation, mean + deviation], color=colour, linewidth=2, alpha=0.45)
+            axis.plot([place], [mean], "o", color=colour, markersize=7, markeredgecolor=PAPER)
+        axis.axvline(len(PUBLISHED), color=GRID, linewidth=0.8)
+        labels = [*(entry.data.split(":")[0] for entry in PUBLISHED), *ours]
+        places = [*range(len(PUBLISHED)), *range(len(PUBLISHED) + 1, len(PUBLISHED) + 1 + len(tuned))]
+        axis.set_xticks(places, labels, rotation=35, ha="right", rotation_mode="anchor")
+        axis.text(1, 1.02, "published", transform=axis.get_xaxis_transform(), ha="center", color=MUTED)
+        middle = len(PUBLISHED) + (len(tuned) + 1) / 2
+        axis.text(middle, 1.02, "this sweep", transform=axis.get_xaxis_transform(), ha="center", color=INK)
+        axis.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+        axis.margins(y=0.12)
+    legend(figure, table)
+    description = "Mean and standard deviation over three runs of the published table, beside those of this sweep."
+    return as_svg(figure, "published", description)

@@ -7,15 +7,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tometune.reporting import beside, curves, figures
+from tometune.reporting import figures, training_figures
 from tometune.reporting.cells import STREAMS, Grid
-from tometune.reporting.drawing import styled
-from tometune.reporting.phrases import LABELS, p_value, signed
+from tometune.reporting.conclusions import LABELS, LIMIT, answers, cautions, p_value, published_answer, signed
 from tometune.reporting.published import PUBLISHED
 from tometune.reporting.scores import METRICS
+from tometune.reporting.svg import styled
 from tometune.reporting.sweep import Sweep
-from tometune.reporting.tables import data_label, deviation_label, seeds_label
-from tometune.reporting.words import LIMIT, answers, cautions, published_answer
+from tometune.reporting.text import data_label, deviation_label, seeds_label
 
 TEMPLATE = "page.html.jinja"
 PICTURE = "picture.html.jinja"
@@ -85,10 +84,10 @@ def pictures(grid: Grid, table: Mapping[str, Any]) -> dict[str, Markup | None]:
         drawn = {
             "means": figures.means(table),
             "tasks": figures.tasks(table) if len(table["tasks"]) > 1 else None,
-            "published": beside.published(table),
-            "loss": curves.loss(cells, models) if len(cells) <= CROWDED else None,
-            "sources": curves.composition(cells),
-            "throughput": curves.throughput(cells, models),
+            "published": figures.published(table),
+            "loss": training_figures.loss(cells, models) if len(cells) <= CROWDED else None,
+            "sources": training_figures.composition(cells),
+            "throughput": training_figures.throughput(cells, models),
         }
     return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - drawn by us
 

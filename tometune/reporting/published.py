@@ -7,7 +7,7 @@ deviation.
 from dataclasses import dataclass
 from typing import Any
 
-from tometune.evaluation.comparison import seeds_needed
+from tometune.evaluation.statistics import seeds_needed
 
 RUNS = 3
 METRICS = ("rouge1", "rouge2", "rougeL")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tometune.common.files import write_json, write_text
-from tometune.reporting.analysis import analyse
 from tometune.reporting.cells import Grid, group
 from tometune.reporting.scores import load_scores
 from tometune.reporting.sweep import Sweep, read_sweep
+from tometune.reporting.table import analyse
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def build(folder: Path, resamples: int, confidence: float) -> Report:
 def write(report: Report) -> Path:
     """Write table.json, table.csv, table.md and report.html into the sweep's folder; returns the page's path."""
     from tometune.reporting.page import page
-    from tometune.reporting.tables import as_csv, as_markdown
+    from tometune.reporting.text import as_csv, as_markdown
 
     folder = report.sweep.folder
     write_json(folder / "table.json", report.table)

@@ -1,7 +1,7 @@
-"""Run identity: what can change the result of a run, as values and as a hash.
+"""The identity of a run: everything that can change its result, as plain values and as a hash.
 
-It covers the config without tracking, paths and labels, and a fingerprint of each input (file contents, hub revision,
-version of the documentation) in place of where it lies. No time stamps.
+It covers the config without tracking, paths and labels, the number format that this machine computes in, and a
+fingerprint of each input (file contents, hub revision) instead of its location. It contains no time stamps.
 """
 
 import json
@@ -15,11 +15,13 @@ from omegaconf import OmegaConf
 
 from tometune.config.identity import SINCE_DEFAULT
 from tometune.config.lora import settled_lora
+from tometune.config.model import ModelConfig
 from tometune.config.root import Config
 from tometune.config.settled import for_identity
+from tometune.models.precision import resolve_precision
 
-MEANING = 4
-"""Raised when a release makes the same config give another result, so that old runs are not taken for new ones."""
+MEANING = 5
+"""Raised when a release makes the same config give another result, so that runs of older releases are not reused."""
 
 
 def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
@@ -29,13 +31,19 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         config: the whole config.
         fingerprints: content of each input by key, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`.
     """
-    groups = {name: content_of(getattr(config, name)) for name in ("model", "trainer", "eval", "seeds")}
-    read = {"data": content_of(for_identity(config.data)), "lora": content_of(settled_lora(config.lora))}
-    return {"meaning": MEANING, **read, **groups, "inputs": dict(fingerprints)}
+    groups = {name: content_of(getattr(config, name)) for name in ("trainer", "eval", "seeds")}
+    groups |= {"data": content_of(for_identity(config.data)), "lora": content_of(settled_lora(config.lora))}
+    return {"meaning": MEANING, "model": model_content(config.model), **groups, "inputs": dict(fingerprints)}
+
+
+def model_content(model: ModelConfig) -> dict[str, Any]:
+    """Return the model group with `precision=auto` resolved: bf16, fp16 and fp32 runs are different runs."""
+    content: dict[str, Any] = content_of(model)
+    return content | {"precision": resolve_precision(model.precision).value}
 
 
 def content_of(value: Any) -> Any:
-    """Turn dataclasses into dicts of the fields that are part of a run's identity (`tometune.config.identity`)."""
+    """Turn dataclasses into dicts of those fields that are part of a run's identity; enums become their values."""
     if is_dataclass(value):
         return {f.name: content_of(getattr(value, f.name)) for f in fields(value) if _counts(f, value)}
     if isinstance(value, Enum):
@@ -48,7 +56,6 @@ def content_of(value: Any) -> Any:
 
 
 def _counts(entry: Field[Any], owner: Any) -> bool:
-    """Tell whether a field of a dataclass is part of the identity."""
     if entry.metadata.get("identity") == SINCE_DEFAULT["identity"]:
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
         return bool(getattr(owner, entry.name) != default)

@@ -1,4 +1,4 @@
-"""One process a run: a lock in the run's folder that dies with its owner."""
+"""One process per run: a lock in the run's folder that the kernel releases when its owner ends."""
 
 import json
 import os
@@ -16,19 +16,18 @@ from tometune.common.files import is_alive
 from tometune.runs.run import now
 
 NAME = ".lock"
-"""The lock's file in the run's folder; there while a process is at the run, or was when it was killed."""
+"""File in the run's folder; exists while a process works on the run, or after that process was killed."""
 
-A_LOOK = 5.0
-"""Seconds to wait where the lock is not free, but nobody alive says it is theirs: another process is just looking who
-has it, or is coming or leaving."""
+WAIT = 5.0
+"""Seconds to wait for a lock without a living owner: another process is looking at it, or just starting or ending."""
 
-A_MOMENT = 0.01
-"""Seconds from one try to the next."""
+RETRY = 0.01
+"""Seconds between two attempts."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that is at a run."""
+    """The process that works on a run."""
 
     host: str
     pid: int
@@ -36,38 +35,34 @@ class Owner:
     """UTC, ISO 8601."""
 
     def __str__(self) -> str:
-        """Say where to look for it."""
         return f"process {self.pid} on {self.host}"
 
     @property
     def alive(self) -> bool:
-        """Whether it may still be there; of another host this machine cannot tell, and the lock decides."""
+        """Whether it may still exist; about another host this machine cannot tell, and the lock decides."""
         return self.host != socket.gethostname() or is_alive(self.pid)
 
 
 class BusyError(UserError):
-    """Another process is at this run."""
+    """Another process works on this run."""
 
     def __init__(self, folder: Path, owner: Owner | None) -> None:
         self.owner = owner
         who = f"{owner} (since {owner.since})" if owner else "another process"
-        super().__init__(f"{folder}: {who} is at this run; wait for it or end it")
+        super().__init__(f"{folder}: already being run by {who}; wait for it or stop it")
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Be the only process at a run while the body runs; a run's folder that holds nothing afterwards is removed.
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run while the body runs. Empty folders that are left afterwards are removed.
 
-    Whoever leaves it last removes it, whichever of several processes made it. Of the folders above it, each process
-    removes those that it made, if they are empty too.
-
-    The lock is the kernel's (flock): when its owner ends, in whatever way, it is free for the next one.
+    The lock is the kernel's (flock), so it is free again when its owner ends, in whatever way.
 
     Args:
         folder: the run's folder; made if need be.
 
     Raises:
-        BusyError: another process is at it.
+        BusyError: another process holds the lock.
     """
     made = [folder, *(path for path in folder.parents if not path.exists())]
     lock = _acquire(folder)
@@ -76,7 +71,7 @@ def owned(folder: Path) -> Iterator[None]:
         path.write_text(json.dumps(asdict(Owner(socket.gethostname(), os.getpid(), now()))), encoding="utf-8")
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who opened it meanwhile finds that it is gone and starts anew
+        path.unlink(missing_ok=True)  # before the release: a process that waits for it sees that it is gone and retries
         lock.release()
         with suppress(OSError):  # not empty, or another process was faster
             for empty in made:
@@ -84,15 +79,15 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """Return the process that is at a run right now; None where there is none, or it did not say who it is."""
+    """Return the process that works on a run at this moment, if there is one and it is known."""
     path = folder / NAME
     if not path.exists():
         return None
     try:
         with FileLock(path, blocking=False):
             if _read(path) is not None:
-                return None  # its owner is dead
-            path.unlink(missing_ok=True)  # it was gone by now, so that looking at it made another
+                return None  # its owner was killed
+            path.unlink(missing_ok=True)  # the file was gone, and opening the lock made it again
     except FileNotFoundError:
         return None  # its owner has just removed the empty folder
     except Timeout:
@@ -103,8 +98,7 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 def _acquire(folder: Path) -> FileLock:
-    """Take the lock, or find out who has it."""
-    end = time.monotonic() + A_LOOK
+    end = time.monotonic() + WAIT
     while True:
         lock = FileLock(folder / NAME, thread_local=False)
         try:
@@ -119,11 +113,10 @@ def _acquire(folder: Path) -> FileLock:
             owner = _read(folder / NAME)
         if (owner is not None and owner.alive) or time.monotonic() > end:
             raise BusyError(folder, owner)
-        time.sleep(A_MOMENT)
+        time.sleep(RETRY)
 
 
 def _read(path: Path) -> Owner | None:
-    """Read who wrote the lock; None where it is not written yet."""
     try:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

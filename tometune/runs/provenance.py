@@ -1,4 +1,4 @@
-"""What a result was made with: package versions and the commit of the code."""
+"""The package versions and the commit of the code that a result was made with."""
 
 import platform
 import subprocess
@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 def git_state() -> dict[str, str | bool | None]:
     """Return the commit of the code and whether it has uncommitted changes; None where it is not a checkout."""
     package = Path(__file__).resolve().parents[1]
-    if not (package.parent / ".git").exists():  # installed: a repository further up is not ours
+    if not (package.parent / ".git").exists():  # installed; a repository further up belongs to something else
         return {"commit": None, "dirty": None}
     try:
         commit = _git(package, "rev-parse", "HEAD")
@@ -46,6 +46,5 @@ def git_state() -> dict[str, str | bool | None]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Run git in `folder` and return what it prints."""
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603

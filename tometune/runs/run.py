@@ -1,6 +1,6 @@
-"""Run folder and run.json.
+"""The folder of a run and its record, run.json.
 
-A run is named by its content: `run_id = <model>-<data>-s<seed>-<hash8>`, see `tometune.runs.identity`.
+A run is identified by its content: `run_id = <model>-<data>-s<seed>-<hash8>`, see `tometune.runs.identity`.
 """
 
 import json
@@ -19,11 +19,14 @@ from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_json, write_text
 from tometune.common.logs import log_file
 from tometune.config.root import Config
-from tometune.runs.identity import content_hash, identity, plain
+from tometune.runs.identity import MEANING, content_hash, identity, plain
 from tometune.runs.provenance import git_state, versions
 
 SCHEMA = 1
 """Version of run.json's layout."""
+
+HASH_LETTERS = 8
+"""Letters of the identity's hash in a run's id."""
 
 
 def now() -> str:
@@ -33,23 +36,22 @@ def now() -> str:
 
 @dataclass
 class Run:
-    """One run: its name, its folder and the record in run.json."""
+    """A run: its id, its folder and its record."""
 
     id: str
     """`<model>-<data>-s<seed>-<hash8>`."""
 
     folder: Path
-    """Where everything of the run lies."""
 
     config_hash: str
     """Full hash of `identity()`."""
 
     record: dict[str, Any]
-    """What run.json says (or will say)."""
+    """The content of run.json; empty for a new run."""
 
     @classmethod
     def find(cls, config: Config, fingerprints: Mapping[str, str]) -> "Run":
-        """Name the run of this config and read its record, if there is one; writes nothing.
+        """Name the run of this config and read its record if there is one; writes nothing.
 
         Raises:
             UserError: the folder belongs to another config, or its run.json cannot be read.
@@ -65,17 +67,16 @@ class Run:
         return cls(run_id, folder, digest, record)
 
     def reload(self) -> None:
-        """Read the record again: another process may have written it since."""
+        """Read the record again, since another process may have changed it."""
         if (self.folder / "run.json").exists():
             self.record = read_record(self.folder)
 
     @property
     def completed(self) -> bool:
-        """Whether the run has nothing left to do."""
         return self.record.get("status") == "completed"
 
     def check_writable(self) -> None:
-        """Check that the run's folder can be made or written, before anything costly is done.
+        """Check that the run's folder can be made or written, before anything slow is done.
 
         Raises:
             UserError: it cannot.
@@ -84,14 +85,14 @@ class Run:
         if not nearest.is_dir():
             raise UserError(f"{nearest}: is a file, so {self.folder} cannot be made; set paths.outputs to a folder")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"{nearest}: cannot be written to; set paths.outputs to a folder that can")
+            raise UserError(f"{nearest}: cannot be written to; set paths.outputs to a writable folder")
 
     @contextmanager
     def recording(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[None]:
-        """Keep run.json true while the body runs: `running`, then `completed`, or `failed` with the reason.
+        """Keep run.json up to date while the body runs: `running`, then `completed`, or `failed` with the reason.
 
-        A run that is killed or told to stop stays `running`: the same command goes on from where it was. Of several
-        processes at the run only the first writes.
+        A run that is killed or stopped by a signal stays `running`, and the same command resumes it. Under torchrun
+        only the first process writes.
 
         Args:
             config: the whole config, stored as config.yaml.
@@ -99,38 +100,34 @@ class Run:
             manifest: the mix, stored as mix.json.
 
         Raises:
-            SaveError: the disk is full; what was saved before is valid.
+            SaveError: the disk is full; everything saved before is valid.
         """
+        self.record = self._new_attempt(config, facts)
         if not is_first():
-            self.record = self._started(config, facts)
             yield
             return
         with disk_errors(self.folder):
-            self.start(config, facts, manifest)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+            write_json(self.folder / "mix.json", manifest, indent=None)
+            self.save()
             try:
                 with disk_errors(self.folder), log_file(self.folder / "train.log"):
                     yield
             except Exception as error:
-                with suppress(OSError):  # on a full disk the record stays `running`, and the error is told all the same
-                    self.finish("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+                with suppress(OSError):  # on a full disk the record stays `running`; the error is reported anyway
+                    self._finish("failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
                 raise
-            self.finish("completed")
+            self._finish("completed")
 
-    def start(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-        """Make the folder with config.yaml and mix.json, and record a new attempt as `running`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
-        write_json(self.folder / "mix.json", manifest, indent=None)
-        self.record = self._started(config, facts)
-        self.save()
-
-    def _started(self, config: Config, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the record of a new attempt, with what earlier ones have come to."""
+    def _new_attempt(self, config: Config, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the record of a new attempt, with the results of earlier ones."""
         before = self.record
         return {
             "schema": SCHEMA,
             "run_id": self.id,
             "status": "running",
+            "meaning": MEANING,
             "config_hash": self.config_hash,
             "seed": config.seed,
             **facts,
@@ -145,45 +142,42 @@ class Run:
         }
 
     def add_scores(self, stage: str, scores: Mapping[str, Any]) -> None:
-        """Record the scores of a stage, `base` or `tuned`, at once: they cost minutes to hours."""
+        """Record the scores of a stage, `base` or `tuned`, at once: they take minutes to hours."""
         self.record["eval"] = {**self.record["eval"], stage: scores}
         self.save()
 
     def update(self, **facts: Any) -> None:
-        """Add facts to the record; they reach run.json with the next `save` or `finish`."""
+        """Add facts to the record; `save` writes them."""
         self.record |= facts
 
     def save(self) -> None:
-        """Write run.json, from the first process."""
+        """Write run.json, in the first process only."""
         if is_first():
             write_json(self.folder / "run.json", self.record)
 
-    def finish(self, status: str, error: str | None = None) -> None:
-        """Write the last word: `completed`, or `failed` with the reason in one line."""
-        self.update(status=status, finished=now())
-        if error is not None:
-            self.update(error=error)
+    def _finish(self, status: str, **facts: str) -> None:
+        self.update(status=status, finished=now(), **facts)
         self.save()
 
 
 def name_of(config: Config, fingerprints: Mapping[str, str]) -> tuple[str, str]:
-    """Return the id of this config's run and the full hash in it; reads nothing."""
+    """Return the id of a config's run and the full hash behind it; reads nothing."""
     digest = content_hash(identity(config, fingerprints))
-    return f"{config.model.name}-{config.data.name}-s{config.seed}-{digest[:8]}", digest
+    return f"{config.model.name}-{config.data.name}-s{config.seed}-{digest[:HASH_LETTERS]}", digest
 
 
 def runs_folder(config: Config) -> Path:
-    """Return the folder that holds this config's run: `outputs`, or the sweep's own."""
+    """Return the folder that contains a config's run: `paths.outputs`, or the folder of its sweep."""
     if config.sweep.name is None:
         return Path(config.paths.outputs).expanduser()
     return Path(config.paths.multirun).expanduser() / config.sweep.name
 
 
 def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
-    """Read a folder's run.json, or a record of the same layout by another name.
+    """Read run.json, or another file with the same layout, from a folder.
 
     Raises:
-        UserError: it is missing, broken, or of another schema.
+        UserError: it is missing, broken, or has another schema.
     """
     path = folder / name
     try:

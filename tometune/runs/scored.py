@@ -12,7 +12,7 @@ from tometune.common.errors import UserError
 from tometune.common.files import write_json, write_text
 from tometune.config.root import Config
 from tometune.models.saved import WHOLE
-from tometune.runs.identity import MEANING, content_hash, content_of, plain
+from tometune.runs.identity import MEANING, content_hash, content_of, model_content, plain
 from tometune.runs.inputs import evaluation_fingerprints
 from tometune.runs.provenance import git_state, versions
 from tometune.runs.run import SCHEMA, now, read_record
@@ -117,7 +117,7 @@ def _separate(name: str, folder: Path, config: Config, run: Path | None) -> Subj
 
 def _digest(config: Config) -> str:
     """Hash everything that can change the scores of a given model."""
-    content = {"meaning": MEANING, "model": content_of(config.model), "eval": content_of(config.eval)}
+    content = {"meaning": MEANING, "model": model_content(config.model), "eval": content_of(config.eval)}
     return content_hash(
         {**content, "seed": config.seeds.generation, "inputs": evaluation_fingerprints(config.model, config.eval)}
     )

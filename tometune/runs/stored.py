@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import is_dataclass
-from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,8 +15,12 @@ from yaml import YAMLError
 from tometune.common.errors import UserError
 from tometune.config.root import Config
 from tometune.config.store import typed
+from tometune.runs.identity import MEANING, identity
+from tometune.runs.run import HASH_LETTERS, read_record, runs_folder
 
 log = logging.getLogger(__name__)
+
+_warned: set[str] = set()
 
 OF_THE_RUN = ("seed", "model", "experiment")
 """Choices that made the run and cannot be changed when it is scored again. (evaluate rejects data, lora, trainer.)"""
@@ -58,8 +62,10 @@ def stored_config(folder: Path) -> Config:
         raise UserError(
             f"{path}: cannot be read as a config ({reason}); repeat the command that made this run"
         ) from None
-    if unknown:
-        _warn_once(", ".join(unknown), str(path))
+    keys = ", ".join(unknown)
+    if unknown and keys not in _warned:  # once per process: a sweep has many runs of the same version
+        _warned.add(keys)
+        log.warning("%s: ignoring settings that this version does not have: %s", path, keys)
     return config
 
 
@@ -79,10 +85,21 @@ def _known_settings(values: Any, schema: Any, prefix: str, unknown: list[str]) -
     return {key: _known_settings(value, hints[key], f"{prefix}{key}.", unknown) for key, value in kept.items()}
 
 
-@cache
-def _warn_once(keys: str, path: str) -> None:
-    """Warn about unknown settings of a run, once per process however often its config is read."""
-    log.warning("%s: this version has no settings %s; they are ignored", path, keys)
+def run_of_older_version(config: Config, run_id: str) -> Path | None:
+    """Return the folder of a run with the settings of `config` that an older version of tometune made, if there is one.
+
+    Its results may differ from those of this version (`MEANING`), so it is not reused. Its inputs are not compared.
+    """
+    wanted = identity(config, {})
+    siblings = runs_folder(config).glob(f"{escape(run_id[:-HASH_LETTERS])}*/run.json")
+    for path in sorted(siblings):
+        try:
+            older = read_record(path.parent).get("meaning", MEANING - 1) < MEANING
+            if older and identity(stored_config(path.parent), {}) == wanted:
+                return path.parent
+        except UserError:  # a broken record is not the subject here
+            continue
+    return None
 
 
 def with_command_line(stored: Config, composed: Config) -> Config:

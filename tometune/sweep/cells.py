@@ -1,56 +1,52 @@
-"""Cells: the runs of a sweep, listed in `sweep.json` before the first of them starts.
+"""The cells of a command, how they are added to sweep.json, and how far each one is.
 
-`{"schema": 1, "cells": [{"run_id", "overrides", "model", "data", "rows", "seed"}, …]}`, and `error` in a cell that
-ended before it had a run.json. Several commands can fill one sweep, so each adds its cells to those listed. A cell with
-the same overrides is the same cell: if its config means another run now (a YAML, an input or the version changed), the
-new run takes the place of the old one, whose folder stays.
+Several commands can fill one sweep, so each adds its cells to those listed. A cell with the same overrides is the same
+cell: if its config means another run now (a YAML, an input or the version changed), the new run replaces the old entry,
+whose folder stays.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from tometune.common.errors import UserError
-from tometune.common.files import write_json
+from tometune.common.files import disk_errors, write_json
 from tometune.config.jobs import Job
 from tometune.config.root import Config
 from tometune.runs.inputs import fingerprints
-from tometune.runs.run import name_of, runs_folder
+from tometune.runs.lock import owner_of
+from tometune.runs.run import name_of, read_record, runs_folder
+from tometune.runs.sweep_file import NAME, SCHEMA, Cell, read_cells
 
-NAME = "sweep.json"
 LOCK = ".sweep.lock"
 
-SCHEMA = 1
-"""Version of sweep.json's layout."""
+
+class State(StrEnum):
+    """How far a cell is."""
+
+    completed = "completed"
+    elsewhere = "running elsewhere"
+    failed = "failed"
+    interrupted = "interrupted"
+    not_started = "not started"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a sweep, made or to be made."""
+class Status:
+    """The state of one cell, and its reason."""
 
-    run_id: str | None
-    """None where the config does not say which run it is: a value or an input is wrong, and `error` says how."""
+    cell: Cell
+    state: State
+    reason: str = ""
+    wrong_input: bool = False
+    """Whether the reason is the user's input or config."""
 
-    overrides: list[str]
-    """What the command line and the sweep's preset set for it."""
-
-    model: str
-    data: str
-    rows: int
-    seed: int
-    error: str | None = None
-    """Why its last attempt ended without a run.json, in one line."""
-
-    exit_status: int | None = None
-    """The exit status that goes with the error."""
-
-    def listed(self) -> dict[str, Any]:
-        """Return what sweep.json says of it."""
-        return {name: value for name, value in asdict(self).items() if value is not None or name == "run_id"}
+    def line(self) -> str:
+        """Return one line for the list of missing runs."""
+        return f"  {self.cell.name}: {self.state}" + (f": {self.reason}" if self.reason else "")
 
 
 def cell_of(config: Config, overrides: Sequence[str], problem: str | None = None) -> Cell:
@@ -67,20 +63,21 @@ def cell_of(config: Config, overrides: Sequence[str], problem: str | None = None
 
 
 def cells_of(jobs: Iterable[Job]) -> dict[Path, list[Cell]]:
-    """Return the cells of a command by the folder of their sweep (one, unless its name is what differs)."""
+    """Return the cells of a command by sweep folder (several only if the command varies `sweep.name`)."""
     found: dict[Path, list[Cell]] = {}
     for job in jobs:
-        found.setdefault(runs_folder(job.config), []).append(cell_of(job.config, job.overrides, job.problem))
+        cell = cell_of(job.config, job.overrides, " ".join(job.problems) or None)
+        found.setdefault(runs_folder(job.config), []).append(cell)
     return found
 
 
 def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
-    """Add cells to the sweep's list; an error of an earlier attempt is forgotten unless the cell brings one.
+    """Add cells to sweep.json; the error of an earlier attempt is removed unless the cell has a new one.
 
     Raises:
         UserError: sweep.json is broken, or the folder cannot be written to.
     """
-    try:
+    with disk_errors(folder, "paths.multirun"):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK):
             listed = read_cells(folder)
@@ -88,40 +85,10 @@ def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
             if merged != listed or not (folder / NAME).exists():
                 content = {"schema": SCHEMA, "cells": [cell.listed() for cell in merged]}
                 write_json(folder / NAME, content)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}); set paths.multirun to a folder") from error
-
-
-def note_error(folder: Path, cell: Cell, error: str, exit_status: int) -> None:
-    """Keep the reason why a cell ended before it had a record of its own."""
-    list_cells(folder, [replace(cell, error=error, exit_status=exit_status)])
-
-
-def read_cells(folder: Path) -> list[Cell]:
-    """Return the cells that sweep.json lists; none where there is no such file.
-
-    Raises:
-        UserError: it is broken, or of another version.
-    """
-    path = folder / NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}, not {SCHEMA}")
-        return [Cell(**_known(entry)) for entry in content["cells"]]
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a list of runs ({error}); delete it, the next command writes it again") from error
-
-
-def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what a later version may have added."""
-    return {name: value for name, value in entry.items() if name in Cell.__dataclass_fields__}
 
 
 def _merged(listed: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
-    """Put each cell in its place, or at the end; each run is listed once."""
+    """Replace cells that are listed already, append the others, and list each run once."""
     merged = {tuple(cell.overrides): cell for cell in listed}
     for cell in cells:
         same = next((key for key, old in merged.items() if cell.run_id and old.run_id == cell.run_id), None)
@@ -131,3 +98,37 @@ def _merged(listed: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
     for key, cell in merged.items():
         runs.setdefault(cell.run_id or key, cell)
     return list(runs.values())
+
+
+def status_of(folder: Path, cell: Cell) -> Status:
+    """Return the status of a cell by the files in its sweep's folder.
+
+    Args:
+        folder: of the sweep.
+        cell: as listed in sweep.json.
+    """
+    wrong = cell.exit_status == 2
+    if cell.run_id is None:
+        return Status(cell, State.failed, cell.error or "", wrong)
+    run = folder / cell.run_id
+    owner = owner_of(run)
+    if owner is not None:
+        return Status(cell, State.elsewhere, str(owner))
+    if not (run / "run.json").exists():
+        return Status(cell, State.failed if cell.error else State.not_started, cell.error or "", wrong)
+    try:
+        record = read_record(run)
+    except UserError as error:
+        return Status(cell, State.failed, str(error), wrong_input=True)
+    if record.get("status") == "completed":
+        return Status(cell, State.completed)
+    if cell.error:  # the last attempt failed before it could update the record of an earlier one
+        return Status(cell, State.failed, cell.error, wrong)
+    if record.get("status") == "failed":
+        return Status(cell, State.failed, str(record.get("error", "")))
+    return Status(cell, State.interrupted, f"in attempt {record.get('attempts')}; run the same command again to resume")
+
+
+def missing(statuses: Iterable[Status]) -> list[Status]:
+    """Return the cells that are not completed."""
+    return [status for status in statuses if status.state is not State.completed]

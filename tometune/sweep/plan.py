@@ -81,7 +81,7 @@ REFERENCE = {
         f"{GPU_RESULTS}/smollm2_300_steps.run.json", 173_433, 222, 12.9e9, other_seconds=27
     ),
 }
-"""Speeds by kind, for a GPU on which nothing was run yet; the data and settings of these runs are in docs/benchmarks.md.
+"""Speeds by kind, for a GPU without earlier runs; docs/benchmarks.md has the data and settings of these runs.
 
 The answers per second are 5,000 answers in 22.5 s; `other_seconds` are the start to the first step, and for SmolLM2 the
 77 s of the run less training and answers.
@@ -224,7 +224,8 @@ def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Con
     left = [run for run in runs if not run.done]
     known = [run for run in left if run.seconds is not None]
     tokens, steps = sum(run.tokens for run in left), sum(run.steps for run in left)
-    lines = [f"{len(runs)} runs: {len(runs) - len(left)} done, {len(left)} left with {tokens:,} tokens, {steps:,} steps"]
+    done = len(runs) - len(left)
+    lines = [f"{len(runs)} runs: {done} done, {len(left)} left with {tokens:,} tokens, {steps:,} steps"]
     if known:
         time = duration(sum(run.seconds or 0.0 for run in known))
         memory = max(run.memory or 0.0 for run in known) / 1e9

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tometune.common.files import disk_errors, temporary_for
+from tometune.common.files import disk_errors, temporary_path
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,7 @@ def save_whole(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, pub
 @contextmanager
 def _at_once(folder: Path) -> Iterator[Path]:
     """Give a temporary folder that takes the place of `folder` once the body is through."""
-    temporary = temporary_for(folder)
-    try:
+    with temporary_path(folder, folder=True) as temporary:
         with disk_errors(folder):
             yield temporary
         mode = next(temporary.glob("*.json")).stat().st_mode
@@ -121,5 +120,3 @@ def _at_once(folder: Path) -> Iterator[Path]:
             weights.chmod(mode)  # safetensors lets only its owner read it
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

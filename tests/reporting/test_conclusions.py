@@ -1,9 +1,9 @@
 import pytest
 
 from tests.reporting.sweeps import edit, write_run, write_table
+from tometune.reporting.conclusions import answers, cautions, headline, published_answer
 from tometune.reporting.published import published_comparisons
 from tometune.reporting.report import build
-from tometune.reporting.words import answers, cautions, headline, published_answer
 
 
 def test_a_planted_effect_is_a_yes(sweep, report):

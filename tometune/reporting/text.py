@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from tometune.reporting.conclusions import LIMIT, answers, cautions, published_answer
 from tometune.reporting.scores import METRICS
-from tometune.reporting.words import LIMIT, answers, cautions, published_answer
 
 COLUMNS = ("model", "data", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-L", "sd 1", "sd 2", "sd L")
 

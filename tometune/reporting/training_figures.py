@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from tometune.common.errors import UserError
 from tometune.reporting.cells import Cell
-from tometune.reporting.drawing import ACCENTS, HUES, INK, MUTED, PAPER, as_svg, panels
+from tometune.reporting.svg import ACCENTS, HUES, INK, MUTED, PAPER, as_svg, panels
 from tometune.reporting.sweep import SweepRun
 
 SOURCES = len(HUES) - 1

@@ -13,9 +13,8 @@ from tometune.config.data import DataConfig
 from tometune.config.filters import NearDedupConfig
 from tometune.data.mix import Mix, build_mix
 from tometune.data.profile import profile, samples
-from tometune.reporting.datacard import content
-from tometune.reporting.datacard.markdown import card_markdown, inline
-from tometune.reporting.datacard.page import KEPT, SHOWN, card_page, folded
+from tometune.reporting import data_card
+from tometune.reporting.data_card import KEPT, SHOWN, card_markdown, card_page, folded, inline
 
 EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bold** $x^2$ | `c`"
 
@@ -23,8 +22,8 @@ EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bo
 def card_of(mix: Mix) -> tuple[dict[str, Any], str, str]:
     """What the card of a mix says, as values, page and Markdown."""
     values = profile(mix)
-    card = content.card(
-        mix, values, content.contamination(None, {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}, "report"), samples(mix)
+    card = data_card.card(
+        mix, values, data_card.contamination(None, {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}, "report"), samples(mix)
     )
     return card, card_page(card, values, None), card_markdown(card)
 
@@ -118,7 +117,7 @@ def test_the_way_counts_a_row_once(mix_of: Callable[..., Mix]) -> None:  # noqa:
     base = [conversation(number) for number in range(5)]
     mix = mix_of(base, [*base[:3], base[0], conversation("p1"), conversation("p1"), conversation("p2")], 6, base_rows=5)
     left = 0
-    for name, number, off in content.way(mix.facts["pool"]):
+    for name, number, off in data_card.way(mix.facts["pool"]):
         left = left - number if off else left if name == "left to draw from" else number
         assert name != "left to draw from" or number == left
 

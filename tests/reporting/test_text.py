@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tests.reporting.sweeps import edit, write_run, write_table
-from tometune.reporting.tables import as_csv, as_markdown, deviation_label, markdown_rows, print_report
+from tometune.reporting.text import as_csv, as_markdown, deviation_label, markdown_rows, print_report
 
 
 def shown(table, width=80):

@@ -6,8 +6,8 @@ import pytest
 import wandb_workspaces.reports.v2 as wr
 
 from tests.reporting.sweeps import write_run, write_table
-from tometune.reporting.panels import build, factors, spec
 from tometune.reporting.report import build as build_report
+from tometune.reporting.wandb_report import build, factors, spec
 from tometune.tracking.base import sanitise
 
 

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tometune.data.profile import Profile
-from tometune.reporting.drawing import GRID, HUES, INK, MUTED, as_svg, panels, styled
+from tometune.reporting.svg import GRID, HUES, INK, MUTED, as_svg, panels, styled
 
 NAMED = 12
 """Sources drawn by name; the rest are one."""

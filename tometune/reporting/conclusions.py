@@ -1,12 +1,84 @@
-"""The answers in sentences: is the larger mix better, by how much, how sure, and what it would take to know."""
+"""The answer to the sweep's question in sentences, and what limits it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from tometune.reporting import lengths
-from tometune.reporting.phrases import LABELS, between, count, listed, p_value, signed
 from tometune.reporting.published import published_comparisons
+
+LABELS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+"""Metrics as the table calls them."""
+
+
+def p_value(p: float) -> str:
+    """Return a p-value as text."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def count(number: int | None) -> str:
+    """Return a number of seeds as text."""
+    return "more than 100,000" if number is None else f"{number:,}"
+
+
+def between(entry: Mapping[str, Any]) -> str:
+    """Return an interval as text."""
+    return f"{signed(entry['ci_low'])} to {signed(entry['ci_high'])}"
+
+
+def signed(value: float) -> str:
+    """Return a difference with its sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names to a list in words."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+MUCH = 2.0
+"""Times as long as another cell's answers: then it is told."""
+
+
+def answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, tasks: Sequence[str]) -> dict[str, float | None]:
+    """Return the mean generated tokens of an answer by task, over runs; None where a record does not tell.
+
+    Args:
+        records: run.json of each run.
+        stage: `base` or `tuned`.
+        tasks: their names.
+    """
+    scored = [record["eval"][stage]["tasks"] for record in records if stage in record["eval"]]
+    return {task: _mean([each.get(task, {}) for each in scored]) for task in tasks}
+
+
+def _mean(scored: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean over runs of one task."""
+    known = [task["tokens"] / task["examples"] for task in scored if task.get("tokens") is not None]
+    return round(fmean(known), 2) if known and len(known) == len(scored) else None
+
+
+def length_notes(table: Mapping[str, Any]) -> list[str]:
+    """Say of which tasks the answers of a model's cells differ much in length.
+
+    Args:
+        table: the content of table.json.
+    """
+    tuned = [row for row in table["rows"] if row["stage"] == "tuned"]
+    found = []
+    for model in dict.fromkeys(row["model"] for row in tuned):
+        cells = [row for row in tuned if row["model"] == model]
+        for task in table["tasks"]:
+            tokens = {row["cell"]: row["answer_tokens"][task] for row in cells}
+            known = [value for value in tokens.values() if value is not None]
+            if known and max(known) > MUCH * max(min(known), 0.5):
+                each = listed([f"{value:.1f} after {cell}" for cell, value in tokens.items() if value is not None])
+                found.append(
+                    f"Length: tokens of an answer of {task}: {each}. "
+                    "ROUGE falls with answers much shorter or longer than the references, whatever they say."
+                )
+    return found
+
 
 LIMIT = "LIMIT: scored on only some examples (eval.limit); a try-out, no result"
 
@@ -170,4 +242,4 @@ def cautions(table: Table) -> list[str]:
         told.append(f"Between seeds only this varies: {listed(vary)}.")
     if any(not entry["paired"] for entry in table["comparisons"]):
         told.append("Arms with different seeds are compared as independent samples.")
-    return [*told, *lengths.told(table), *table["notes"]]
+    return [*told, *length_notes(table), *table["notes"]]

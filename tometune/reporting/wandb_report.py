@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tometune.tracking.wandb_setup  # noqa: F401 - before wandb, whose error reporting it turns off
-from tometune.reporting.phrases import LABELS
-from tometune.reporting.summary import COMPARISONS, PAGE, TABLE, run_id
-from tometune.reporting.tables import markdown_rows
-from tometune.reporting.words import LIMIT, answers, cautions
+from tometune.reporting.conclusions import LABELS, LIMIT, answers, cautions
+from tometune.reporting.text import markdown_rows
 from tometune.tracking.base import sanitise
 
 # isort: split
@@ -20,7 +18,18 @@ from wandb_workspaces import expr
 WIDTH = 24
 """Columns of a W&B panel grid."""
 
+JOB_TYPE = "report"
+"""Job type of such a run."""
+
+TABLE, COMPARISONS, PAGE = "table", "comparisons", "report"
+"""Names of what it logs; pictures are `picture/<name>`."""
+
 Table = Mapping[str, Any]
+
+
+def run_id(sweep: str) -> str:
+    """Name the run of a sweep's report; the same each time, so that a second report takes the first one's place."""
+    return f"{JOB_TYPE}-{sweep}"
 
 
 def build(table: Table, project: str, entity: str) -> wr.Report:

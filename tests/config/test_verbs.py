@@ -1,0 +1,69 @@
+"""A verb rejects keys that only other verbs read, and warns of groups that it ignores."""
+
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
+import pytest
+
+from tometune.__main__ import verbs
+from tometune.common.errors import ConfigError
+from tometune.config.root import Config
+from tometune.config.store import conf_dir
+from tometune.config.verbs import GROUPS, READS, check_keys, reads
+
+HINTS = get_type_hints(Config)
+NESTED = [name for name, hint in HINTS.items() if is_dataclass(hint)]
+KEYS = [
+    *(name for name in HINTS if name not in NESTED),
+    *(f"{name}.{field.name}" for name in NESTED for field in fields(HINTS[name])),
+]
+
+
+def test_the_table_has_every_verb_and_every_setting():
+    assert set(READS) == set(verbs())
+    assert [key for key in KEYS if not any(reads(verb, key) for verb in READS)] == []
+    assert {entry.partition(".")[0] for entries in READS.values() for entry in entries} == set(HINTS)
+    assert set(GROUPS) == {path.name for path in conf_dir().iterdir() if path.name in NESTED} - {"sweep"}
+
+
+@pytest.mark.parametrize("verb", READS)
+def test_each_key_is_read_or_rejected_with_the_verbs_that_read_it(verb, capsys):
+    for key in KEYS:
+        if reads(verb, key):
+            check_keys(verb, [f"{key}=1"])
+            continue
+        with pytest.raises(ConfigError) as error:
+            check_keys(verb, [f"{key}=1"])
+        reason, _, fix = str(error.value).partition("; ")
+        assert reason.startswith(f"{key}=1: only ")
+        assert {name for name in READS if name in reason.split(": only ")[1]} == {n for n in READS if reads(n, key)}
+        assert fix == "leave it out"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("verb", READS)
+def test_each_group_is_read_or_ignored_with_one_warning(verb, capsys):
+    for group in GROUPS:
+        check_keys(verb, [f"{group}=default"])
+        warning = f"{group}=default: ignored, {verb} does not read this group\n"
+        assert capsys.readouterr().err == ("" if reads(verb, group) else warning)
+
+
+@pytest.mark.parametrize(
+    ("verb", "override", "status", "line"),
+    [
+        ("prepare", "plan=true", 2, "plan=true: only train reads it; leave it out"),
+        ("report", "run=x", 2, "run=x: only evaluate, export and chat read it; leave it out"),
+        ("train", "seeds.data=1", 0, None),
+        ("evaluate", "seeds.data=1", 2, "seeds.data=1: only train and prepare read it; leave it out"),
+        ("evaluate", "+sweep=seeds", 2, "+sweep=seeds: only train, prepare and report read it; leave it out"),
+        ("evaluate", "trainer=h200", 0, "trainer=h200: ignored, evaluate does not read this group"),
+        ("export", "tracking=none", 0, "tracking=none: ignored, export does not read this group"),
+        ("chat", "+experiment=smoke", 0, None),
+    ],
+)
+def test_through_the_command(command, verb, override, status, line):
+    outcome = command(override, name=verb)
+    assert outcome.status == status
+    assert outcome.errors == ([line] if line else [])
+    assert len(outcome.configs) == (0 if status else 1)

@@ -1,0 +1,175 @@
+"""Makes a command of a verb: compose the config, check it, run it or its sweep, report errors in one line."""
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from tometune.common.distributed import is_first, processes
+from tometune.common.errors import UserError
+from tometune.common.files import disk_errors
+from tometune.common.signals import Stopped, told_to_stop
+from tometune.config.checks import check
+from tometune.config.command_line import read_command_line, show
+from tometune.config.jobs import Jobs, jobs_of, to_config
+from tometune.config.messages import composition_errors, one_line
+from tometune.config.root import Config
+from tometune.config.store import CONFIG_NAME, conf_dir, register
+from tometune.config.verbs import check_keys
+
+log = logging.getLogger(__name__)
+
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+"""Exit statuses."""
+
+RESUMED = ("train", "prepare", "evaluate")
+"""Verbs whose command resumes from what it saved when it is repeated after a stop."""
+
+Task = Callable[[Config], object]
+"""A verb's own function; its return value is the objective of a search."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a verb does once per sweep, in the process that the user started."""
+
+    before: Callable[[Jobs], bool]
+    """Called before the first run; returns whether there is anything to run."""
+
+    after: Callable[[Jobs], int]
+    """Called after the last run, even if runs failed; returns the exit status of the command."""
+
+
+def verb(task: Task, hooks: Hooks | None = None, whole_sweep: bool = False) -> Callable[[], None]:
+    """Return the command that composes and checks a config and calls `task` with it.
+
+    Exit status: 0 for success; 2 if the user's input or config is wrong (in a sweep: for every run), 1 for any other
+    error, 128 + the signal's number if a signal stopped it. With `--multirun`, a failed run does not stop the others.
+
+    Args:
+        task: the verb's own function.
+        hooks: called before and after a sweep.
+        whole_sweep: the verb is about a sweep, not about each of its runs: `+sweep=NAME` gives one config.
+    """
+    name = name_of(task)
+
+    @functools.wraps(task)
+    def command() -> None:
+        try:
+            with told_to_stop():
+                status = _run(name, task, hooks, whole_sweep)
+        except (Exception, KeyboardInterrupt, Stopped) as error:
+            status = report_error(error, name in RESUMED)
+        if status != DONE:
+            sys.exit(status)
+
+    return command
+
+
+def _run(name: str, task: Task, hooks: Hooks | None, whole_sweep: bool) -> int:
+    """Run the command and return its exit status."""
+    register()
+    OmegaConf.register_new_resolver("verb", lambda: summary(task), replace=True)
+    line = read_command_line()
+    with composition_errors(line.folders):
+        if not line.only_shows:
+            check_keys(name, line.overrides)
+        jobs = None if line.only_shows or (whole_sweep and not line.multirun) else jobs_of(line)
+        with initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            if line.only_shows:
+                show(hydra, line)
+                return DONE
+            statuses: list[int] = []
+            job = _job(task, statuses)
+            if jobs is None:
+                hydra.run(CONFIG_NAME, job, [*line.all_overrides, "hydra.mode=RUN"])
+            else:
+                if hooks is not None and not hooks.before(jobs):
+                    return hooks.after(jobs)
+                try:
+                    with disk_errors(Path(jobs.config.paths.multirun), "paths.multirun"):  # for Hydra's multirun.yaml
+                        hydra.multirun(CONFIG_NAME, job, [*line.all_overrides, "hydra.mode=MULTIRUN"])
+                except Exception as error:
+                    if hooks is None or isinstance(error, UserError):
+                        raise
+                    report_error(error)  # a launcher broke; `after` reports what became of its runs
+                if hooks is not None:
+                    return hooks.after(jobs)
+    if len(statuses) > 1 and any(statuses):
+        print(f"{sum(map(bool, statuses))} of {len(statuses)} runs did not finish", file=sys.stderr)
+    kinds = set(statuses) or {DONE}
+    return kinds.pop() if len(kinds) == 1 else FAILED
+
+
+def _job(task: Task, statuses: list[int]) -> Callable[[DictConfig], object]:
+    """Return the function that Hydra calls with each composed config. It reports its errors, so that a sweep goes on.
+
+    A launcher pickles it into other processes, where `statuses` is a copy that nobody reads: the folders of those runs
+    say how they ended.
+    """
+
+    def job(composed: DictConfig) -> object:
+        result = None
+        try:
+            os.chdir(HydraConfig.get().runtime.cwd)  # the workers of a ray cluster start in another folder
+            config = to_config(composed, HydraConfig.get())
+            check(config)
+            result = task(config)
+            status = DONE
+        except Exception as error:
+            status = report_error(error)
+            if processes() > 1:  # the other processes may be waiting for this one; torchrun ends them
+                sys.exit(status)
+        statuses.append(status)
+        return result
+
+    return job
+
+
+def report_error(error: BaseException, resumes: bool = False) -> int:
+    """Print an error in one line on stderr (a `ConfigError`: one line per problem) and return the exit status.
+
+    Args:
+        error: what ended the command or a run.
+        resumes: whether the command, repeated after a stop, resumes from what it saved.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    if full:
+        traceback.print_exception(error)
+    if isinstance(error, UserError):
+        if is_first():
+            print(error, file=sys.stderr)
+        return WRONG_INPUT
+    if isinstance(error, KeyboardInterrupt | Stopped):
+        reason = f"stopped by {error.signal.name}" if isinstance(error, Stopped) else "interrupted"
+        if is_first():
+            with contextlib.suppress(OSError):  # the terminal is gone
+                print(f"{reason}; run the same command again to resume" if resumes else reason, file=sys.stderr)
+        return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
+    log.debug("failed", exc_info=error)
+    hint = "" if full else " (HYDRA_FULL_ERROR=1 shows the traceback)"
+    print(f"{type(error).__name__}: {one_line(error)}{hint}", file=sys.stderr)
+    return FAILED
+
+
+def name_of(task: Task) -> str:
+    """Return the name of the verb: of the file that defines its task, even if it runs as `__main__`."""
+    return Path(sys.modules[task.__module__].__file__ or "").stem
+
+
+def summary(task: Task) -> str:
+    """Return the first line of the docstring of the task's module."""
+    return (sys.modules[task.__module__].__doc__ or "").strip().partition("\n")[0]

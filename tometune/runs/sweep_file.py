@@ -1,0 +1,66 @@
+"""sweep.json: the cells of a sweep, listed before the first run starts.
+
+`{"schema": 1, "cells": [{"run_id", "overrides", "model", "data", "rows", "seed"}, …]}`; a cell that ended before it had
+a run.json also has an `error`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tometune.common.errors import UserError
+
+NAME = "sweep.json"
+
+SCHEMA = 1
+"""Version of the file's layout."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep, finished or not."""
+
+    run_id: str | None
+    """None if the config does not determine the run, because a value or an input is wrong; see `error`."""
+
+    overrides: list[str]
+    """Settings of this cell from the command line and the sweep's preset."""
+
+    model: str | None = None
+    data: str | None = None
+    rows: int | None = None
+    seed: int | None = None
+    error: str | None = None
+    """Why its last attempt ended without a run.json, in one line."""
+
+    exit_status: int | None = None
+    """The exit status that belongs to the error."""
+
+    @property
+    def name(self) -> str:
+        """The run id, or the overrides of a cell that has none."""
+        return self.run_id or " ".join(self.overrides)
+
+    def listed(self) -> dict[str, Any]:
+        """Return its entry in sweep.json."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name == "run_id"}
+
+
+def read_cells(folder: Path) -> list[Cell]:
+    """Return the cells that a folder's sweep.json lists; empty without such a file.
+
+    Raises:
+        UserError: the file is broken, or was written by another version.
+    """
+    path = folder / NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']}, not {SCHEMA}")
+        fields = Cell.__dataclass_fields__  # a later version may have added others
+        return [Cell(**{name: entry[name] for name in entry if name in fields}) for entry in content["cells"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a list of runs ({error}); delete it, the next command writes it again") from error
