@@ -1,4 +1,4 @@
-"""Score a finished run again, on its own tasks or on others, or any model that was not trained here."""
+"""Score a finished run again, on its own tasks or on others, or score any other model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 @verb
 def main(config: Config) -> None:
-    """Find what is to be scored, score it before and after its training, and show the table."""
+    """Find the run or the model, score it, and print the table."""
     from tometune.evaluation.table import print_run
     from tometune.models.load import check_machine
     from tometune.runs.scored import find_subject
 
     try:
         subject = find_subject(config)
-    except UserError:  # where the machine cannot do it anyway, that is what is told
+    except UserError:  # if the machine cannot load the model anyway, that is the error to show
         if config.run is None:
             check_machine(config.model)
         raise
@@ -38,7 +38,7 @@ def main(config: Config) -> None:
 
 
 def evaluate(subject: Subject) -> None:
-    """Score the model and, of a run, what training made of it; what is scored already is not done again.
+    """Score the base model and, for a run, the tuned model; scores that exist already are reused.
 
     Raises:
         UserError: the machine, the model or a task does not allow it.
@@ -81,7 +81,7 @@ def evaluate(subject: Subject) -> None:
             subject.add_scores("base", scorer.stage("base", model))
         if subject.run is not None:
             if not config.lora.enabled:
-                model = None  # the trained model takes its place
+                model = None  # frees its memory for the tuned model
                 free_memory()
             subject.add_scores("tuned", scorer.stage("tuned", tuned(model, source, config.lora, subject.run)))
         tracker.results(subject.record, subject.folder)

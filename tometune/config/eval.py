@@ -9,15 +9,14 @@ from tometune.config.identity import NOT_IDENTITY
 from tometune.config.rules import at_least, file_name, one_of
 
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
-"""Metrics a task can ask for."""
-
+"""Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
 
 FEW = 32
-"""Prompts at once that compiled parts hardly make faster, so they are not compiled for."""
+"""Largest batch for which compiling does not pay off."""
 
 
 class TaskKind(StrEnum):
-    """Where the examples of a task come from."""
+    """Source of a task's examples."""
 
     hub = "hub"
     jsonl = "jsonl"
@@ -25,7 +24,7 @@ class TaskKind(StrEnum):
 
 
 class EngineKind(StrEnum):
-    """What generates the answers."""
+    """Engine that generates the answers."""
 
     auto = "auto"
     transformers = "transformers"
@@ -37,7 +36,7 @@ class TaskConfig:
     """One evaluation task: examples, a prompt template, references, metrics."""
 
     version: int = 1
-    """Raised whenever a change makes scores incomparable with earlier ones."""
+    """To be raised whenever a change makes scores incomparable with earlier ones."""
 
     description: str = field(default="", metadata=NOT_IDENTITY)
     """One sentence for the tables and the docs."""
@@ -52,10 +51,10 @@ class TaskConfig:
     """Commit of the hub dataset; pinned in the shipped tasks."""
 
     subset: str | None = None
-    """Configuration name of the hub dataset, where it has several."""
+    """Configuration name of the hub dataset, if it has several."""
 
     split: str = "test"
-    """Split of the hub dataset, never one that is trained on; of `pydocs` it is `test` or `validation`."""
+    """Split of the hub dataset, never one that is trained on; for `pydocs`, `test` or `validation`."""
 
     licence: str = field(default="", metadata=NOT_IDENTITY)
     """Licence of the examples."""
@@ -64,30 +63,30 @@ class TaskConfig:
     """JSONL, parquet or JSON file of `{input, references}` (and `id`, `context`) rows; used when `kind=jsonl`."""
 
     topic: str | None = None
-    """Which documentation task; used when `kind=pydocs`."""
+    """Name of the documentation task; used when `kind=pydocs`."""
 
     system: str | None = None
-    """System message before the prompt; null gives none (the chat template may have its own)."""
+    """System message before the prompt; null for none (the chat template may have its own)."""
 
     prompt: str = "{input}"
     """User message; `{field}` is replaced by that field of the example."""
 
     references: list[str] = field(default_factory=lambda: ["references"])
-    """Fields that hold the references; a dot reaches into a nested field, a list field gives several."""
+    """Fields that hold the references; a dot selects a nested field, a list field gives several references."""
 
     max_new_tokens: int = 128
-    """Tokens the model may answer with."""
+    """Maximum tokens per answer."""
 
     metrics: list[str] = field(default_factory=lambda: ["rouge"])
-    """Of `rouge`, `chrf`, `bleu`, `token_f1`, `exact_match`."""
+    """Names from `METRICS`; `rouge` is always computed."""
 
     limit: int | None = None
-    """That many examples, drawn once with a fixed seed (the same for every run); null takes all."""
+    """Number of examples, drawn once with a fixed seed (the same for every run); null takes all."""
 
 
 @dataclass
 class EvalConfig:
-    """What is scored, before and after training."""
+    """The tasks, and how the base and the tuned model are scored on them."""
 
     name: str = field(default="hub", metadata=NOT_IDENTITY)
     """Short name of the task set."""
@@ -96,47 +95,47 @@ class EvalConfig:
     """Task set by task name; add one with `+eval/task@eval.tasks.NAME=jsonl eval.tasks.NAME.path=…`."""
 
     validation: bool = field(default=False, metadata=NOT_IDENTITY)
-    """Whether the tasks are made for choosing settings by, and none of their examples is in a test task."""
+    """Whether the tasks are meant for choosing settings; none of their examples may be in a test task."""
 
     base: bool = True
-    """Score the base model too: a table without "before" says nothing."""
+    """Score the base model too, so that the table can show the gain."""
 
     limit: int | None = None
-    """Examples a task at most, for trying things out; scores under a limit are marked everywhere."""
+    """Maximum examples per task, for trials; scores under a limit are marked everywhere."""
 
     temperature: float = 0.0
     """0 answers greedily; above 0 draws from softmax(logits / temperature), with `seeds.generation`."""
 
     engine: EngineKind = EngineKind.auto
-    """What generates the answers: `transformers` is its `generate`; `cuda_graph` a captured step without padding.
+    """Engine that generates the answers: the model's own `generate`, or a captured step without padding.
 
-    `auto` takes `cuda_graph` on an NVIDIA GPU of compute capability 8.0 or more where the model runs in 16 bits and has
-    plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round otherwise, so
-    what was picked is kept with the scores.
+    `auto` takes `cuda_graph` on an NVIDIA GPU of compute capability 8.0 or more if the model runs in 16 bits and has
+    plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round differently, so
+    the engine is recorded with the scores.
     """
 
     compile: bool | str = "auto"
     """Compile norms, rotary embedding, MLPs and LoRA layers, under `cuda_graph` for batches of more than 32 prompts.
 
-    `auto` does where 16,384 answers or more are asked for: compiling takes about 8 s, and answers come a third faster
-    then. In 16 bits sums over a row are made in another order, and near ties may fall otherwise.
+    `auto` compiles for 16,384 answers or more: it takes about 8 s and makes answering a third faster. In 16 bits, sums
+    over a row are made in another order, which can change an answer at a near tie.
     """
 
     batch_size: int | None = None
-    """Prompts generated at once, sorted by length; null takes as many as fit into the GPU's memory, a power of two.
+    """Prompts per batch, sorted by length; null takes as many as fit into the GPU's memory, a power of two.
 
-    In float32 the answers are those of one prompt at a time. In 16 bits another batch rounds otherwise, and where two
-    tokens are about equally likely another one may win: so the batch is part of what a score was made with.
+    In float32 the answers do not depend on it. In 16 bits another batch size rounds differently, which can change an
+    answer at a near tie, so the batch size is recorded with the scores.
     """
 
     max_prompt_tokens: int = 1792
-    """Longer prompts are cut in the middle of the user message and counted."""
+    """Longer prompts are truncated in the middle of the user message and counted."""
 
     resamples: int = field(default=10_000, metadata=NOT_IDENTITY)
     """Bootstrap resamples of the intervals."""
 
     confidence: float = field(default=0.95, metadata=NOT_IDENTITY)
-    """Level of the intervals."""
+    """Confidence level of the intervals."""
 
 
 def eval_problems(config: EvalConfig) -> Iterator[str]:
@@ -166,14 +165,14 @@ def _task_problems(key: str, task: TaskConfig) -> Iterator[str]:
     needs = {TaskKind.hub: ("id", task.id), TaskKind.jsonl: ("path", task.path), TaskKind.pydocs: ("topic", task.topic)}
     name, value = needs[task.kind]
     if not value:
-        yield f"{key}.{name}: missing, {key}.kind={task.kind} reads it; set {key}.{name}=…"
+        yield f"{key}.{name}: required when {key}.kind={task.kind}; set {key}.{name}=…"
     for metric in task.metrics:
         yield from one_of(f"{key}.metrics", metric, METRICS)
     for name, values in (("metrics", task.metrics), ("references", task.references)):
         if not values:
             yield f"{key}.{name}: empty; name at least one"
     if not re.search(r"\{[^{}]+\}", task.prompt):
-        yield f"{key}.prompt: names no field of the example, so every prompt would be the same; e.g. '{{input}}'"
+        yield f"{key}.prompt: contains no field, so every prompt would be the same; add one, e.g. '{{input}}'"
     yield from at_least(
         1, {f"{key}.max_new_tokens": task.max_new_tokens, f"{key}.limit": task.limit, f"{key}.version": task.version}
     )
