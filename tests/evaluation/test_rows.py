@@ -31,7 +31,7 @@ def test_missing_file_empty_folder_and_empty_file(tmp_path, jsonl):
         read_rows("eval.tasks.t", jsonl([]))
 
 
-def test_files_of_the_other_kinds_are_read_as_for_training(tmp_path):
+def test_other_file_formats_are_read_as_for_training(tmp_path):
     rows = [{"input": "a", "references": ["b"]}, {"input": "c", "references": ["d"]}]
     (tmp_path / "array.json").write_text(json.dumps(rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
@@ -93,7 +93,7 @@ def load(hub: Hub, run_python, tmp_path):
 
 
 def test_hub_dataset_and_what_can_be_wrong_with_it(hub, load):
-    """The layout of the hub's own parquet copies, as of `data_to_text`: one folder a split, other files beside."""
+    """The layout of the hub's own parquet copies, as for `data_to_text`: one folder per split, with other files."""
     for split, text in (("train", "no"), ("test", "yes")):
         folder = hub.root / "datasets" / "user" / "facts" / "default" / split
         folder.mkdir(parents=True)
@@ -109,8 +109,8 @@ def test_hub_dataset_and_what_can_be_wrong_with_it(hub, load):
     assert "scripts are no longer supported" in load(id="user/scripted")
 
 
-def test_a_hub_out_of_reach_is_told_at_once(run_python, tmp_path):
-    """In one line, without the client's retries: 23 s and a dozen lines."""
+def test_an_unreachable_hub_is_reported_at_once(run_python, tmp_path):
+    """In one line, without the client's retries, which take 23 s and print a dozen lines."""
     settings = '{"id": "user/facts", "revision": "' + "a" * 40 + '"}'
     done = run_python("-c", HUB, settings, timeout=60)
     assert done.stdout.startswith("UserError eval.tasks.t.id=user/facts: the model hub cannot be reached")
@@ -164,7 +164,7 @@ def test_reach(path, expected):
     assert list(reach(ROW, path)) == expected
 
 
-def test_unknown_field_is_told_with_the_nearest_and_all():
+def test_an_unknown_field_is_reported_with_the_nearest_and_all():
     message = r"^eval\.tasks\.t\.prompt: f\.jsonl:7 has no field 'imput'; did you mean input\? \(fields: input, context"
     with pytest.raises(UserError, match=message):
         render("{imput}", ROW, "eval.tasks.t.prompt", "f.jsonl:7")

@@ -123,7 +123,7 @@ def test_other_weights_or_settings_are_scored_again(model, tokenizer, config, tm
 
     assert redone() == {"one", "two"}
     assert redone() == set()
-    config.batch_size = 2  # in 16 bits another batch rounds otherwise
+    config.batch_size = 2  # in 16 bits another batch size rounds differently
     assert redone() == {"one", "two"}
     config.tasks["two"].max_new_tokens = 4
     assert redone() == {"two"}
@@ -144,7 +144,7 @@ def test_an_adapter_changes_the_digest_once_it_is_trained(model):
     assert len({before, untrained, weights_digest(tuned)}) == 3
 
 
-def test_a_limit_shouts(model, tokenizer, config, tmp_path, caplog):
+def test_a_limit_is_reported(model, tokenizer, config, tmp_path, caplog):
     config.limit = 5
     with caplog.at_level(logging.WARNING):
         scores = stage(model, tokenizer, config, tmp_path)
@@ -155,7 +155,7 @@ def test_a_limit_shouts(model, tokenizer, config, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("wanted", "many", "compiles"), [("auto", 11, False), ("auto", 10, True), (True, 11, True), (False, 1, False)]
 )
-def test_many_answers_are_compiled_for(model, tokenizer, config, tmp_path, monkeypatch, wanted, many, compiles):
+def test_many_answers_turn_compiling_on(model, tokenizer, config, tmp_path, monkeypatch, wanted, many, compiles):
     asked, engine_for = [], scoring.engine_for
 
     def watched(*arguments):
@@ -169,7 +169,7 @@ def test_many_answers_are_compiled_for(model, tokenizer, config, tmp_path, monke
     assert asked == [compiles]
 
 
-def test_engine_and_batch_are_kept_with_the_scores(model, tokenizer, config, tmp_path, caplog, monkeypatch):
+def test_engine_and_batch_size_are_recorded_with_the_scores(model, tokenizer, config, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config.batch_size = None
     with caplog.at_level(logging.INFO):

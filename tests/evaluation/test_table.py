@@ -82,7 +82,7 @@ def test_one_stage_alone(folder):
     assert shown(folder, []) == f"run      {folder}\n"
 
 
-def test_the_paths_are_told_last_and_not_cut(folder):
+def test_the_paths_come_last_and_are_not_truncated(folder):
     tracking = {"tracker": "wandb", "folders": ["outputs/" + "x" * 90], "url": None, "sync": "wandb sync outputs/x"}
     lines = shown(folder, ["tuned"], tracking=tracking).splitlines()[-3:]
     assert lines == [f"run      {folder}", f"wandb    outputs/{'x' * 90}", "sync     wandb sync outputs/x"]

@@ -1,4 +1,4 @@
-"""sweep.json: every cell before the first run, the same for the same command, and what it says of each."""
+"""sweep.json: every cell is listed before the first run, the same for the same command, with its error."""
 
 import json
 from dataclasses import replace
@@ -53,7 +53,7 @@ def test_a_preset_needs_no_multirun() -> None:
     assert len(jobs.known) == 3
 
 
-def test_what_is_wrong_with_one_cell_is_said_there() -> None:
+def test_the_error_of_a_cell_is_in_its_entry() -> None:
     first, second = cells("data=pydocs_1k", "lora.r=0,4")
     assert (first.run_id, first.exit_status) == (None, 2)
     assert "lora.r" in str(first.error)
@@ -85,7 +85,7 @@ def test_a_run_is_listed_once_however_it_is_written(tmp_path: Path) -> None:
     assert [entry.overrides for entry in read_cells(tmp_path)] == [["seed=0"], ["seed=1"]]
 
 
-def test_a_changed_config_behind_the_same_words_takes_the_place(tmp_path: Path) -> None:
+def test_a_changed_config_with_the_same_overrides_replaces_the_cell(tmp_path: Path) -> None:
     list_cells(tmp_path, [cell(0), cell(1)])
     list_cells(tmp_path, [replace(cell(0), run_id="tiny-x-s0-bbbbbbbb")])
     assert [entry.run_id for entry in read_cells(tmp_path)] == ["tiny-x-s0-bbbbbbbb", "tiny-x-s1-aaaaaaaa"]
