@@ -61,7 +61,7 @@ def test_a_broken_task_is_told_before_the_rows_are_tokenised(place: Workplace) -
     ]
     status, stderr = place.train(*SMOKE, *task, "trainer.max_length=77", "paths.outputs=refused")
     assert status == 2
-    assert stderr.splitlines()[-1].endswith("mine.jsonl, line 1: is not an object {…}; mend or remove the line")
+    assert stderr.splitlines()[-1].endswith("mine.jsonl, line 1: is not an object {…}; fix or delete this line")
     assert "tokenised" not in stderr
 
 
@@ -105,12 +105,12 @@ def small_pool(place: Workplace) -> list[str]:
 
 BAD: dict[str, tuple[Callable[[Workplace], list[str]], str]] = {
     "missing file": (lambda _: ["data.base.path=none.jsonl"], r"^data\.base\.path=none\.jsonl: no such file"),
-    "broken line": (broken_at_7, r"broken\.jsonl, line 7: is not JSON .*mend or remove the line"),
+    "broken line": (broken_at_7, r"broken\.jsonl, line 7: is not JSON .*fix or delete this line"),
     "no conversations": (without_conversations, r"columns\.parquet.*title.*score|columns\.parquet.*score.*title"),
     "unknown role": (unknown_role, r"roles\.jsonl, line 13: .*narrator"),
     "empty after filters": (
         lambda place: [lines(place, "empty.jsonl", [{"conversations": [{"from": "human", "value": "hi"}]}] * 12)],
-        r"^data\.base: none of its 12 rows is usable \(12 dropped\)",
+        r"^data\.base: none of its 12 rows is usable \(dropped: no_assistant_turn 12\)",
     ),
     "base too small": (
         lambda place: ["data.base.rows=10", lines(place, "small.jsonl", GOOD[:3])],

@@ -64,7 +64,7 @@ def test_a_parquet_file_that_is_not_whole(tmp_path, damage):
     content = file.read_bytes()
     half = len(content) // 2
     file.write_bytes(content[:half] if damage == "cut" else content[:half] + bytes(5_000) + content[half + 5_000 :])
-    assert error_of(file, tmp_path / "cache").startswith(f"{file}: is not a whole parquet file (")
+    assert error_of(file, tmp_path / "cache").startswith(f"{file}: is not a complete parquet file (")
     assert list((tmp_path / "cache" / "sources").iterdir()) == []
 
 

@@ -249,7 +249,7 @@ def test_drop_draws_from_the_others(tmp_path: Path) -> None:
     assert steps["usable"] - 8 == steps["left to draw from"], "none of them went for another reason"
     whole = build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=None), 0, cache, held_out=held_out)
     assert whole.facts["base"]["rows"] == 8, "all that are left"
-    with pytest.raises(ValueError, match="needs the texts"):
+    with pytest.raises(ValueError, match="needs the evaluation texts"):
         build_mix(config(tmp_path, Contamination.drop), 0, cache)
 
 

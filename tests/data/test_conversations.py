@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tometune.data.conversations import mend, normalised
+from tometune.data.conversations import fix_conversation, normalised
 
 S, U, A, T = ("system", "s"), ("user", "u"), ("assistant", "a"), ("tool", "t")
 
 
 @pytest.mark.parametrize(
-    ("turns", "mended", "reasons"),
+    ("turns", "fixed", "reasons"),
     [
         ([S, U, A], [S, U, A], set()),
         ([U, A, T, T, A], [U, A, T, T, A], set()),
@@ -31,13 +31,13 @@ S, U, A, T = ("system", "s"), ("user", "u"), ("assistant", "a"), ("tool", "t")
         ([], [], {"no_assistant_turn"}),
     ],
 )
-def test_policies(turns, mended, reasons):
-    assert mend(turns) == (mended, reasons)
+def test_policies(turns, fixed, reasons):
+    assert fix_conversation(turns) == (fixed, reasons)
 
 
 def test_texts_keep_their_own_white_space():
     turns = [("user", "  def f():\n"), ("assistant", "\treturn 1\n\n")]
-    assert mend(turns) == (turns, set())
+    assert fix_conversation(turns) == (turns, set())
 
 
 TURNS = st.lists(
@@ -47,19 +47,19 @@ TURNS = st.lists(
 
 @given(TURNS)
 def test_what_is_left_can_be_rendered_and_trained_on(turns):
-    mended, reasons = mend(turns)
-    roles = [role for role, _ in mended]
-    assert bool(mended) != ("no_assistant_turn" in reasons)
-    if mended:
+    fixed, reasons = fix_conversation(turns)
+    roles = [role for role, _ in fixed]
+    assert bool(fixed) != ("no_assistant_turn" in reasons)
+    if fixed:
         spoken = roles[1:] if roles[0] == "system" else roles
         assert spoken[0] == "user"
         assert roles[-1] == "assistant"
         assert "system" not in spoken
         assert all(a != b or a == "tool" for a, b in pairwise(roles))
-        assert all(text.strip() for _, text in mended)
-        assert mend(mended) == (mended, set())
+        assert all(text.strip() for _, text in fixed)
+        assert fix_conversation(fixed) == (fixed, set())
     if not reasons:
-        assert mended == [(role, text) for role, text in turns if role != "system" or text.strip()]
+        assert fixed == [(role, text) for role, text in turns if role != "system" or text.strip()]
 
 
 def test_normalised_text_folds_case_white_space_and_the_borders_of_turns():

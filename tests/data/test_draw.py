@@ -138,7 +138,7 @@ def test_weights_are_shares_of_the_added_rows(mix_of, tmp_path):
     with pytest.raises(UserError, match=r"weights\.c-3\.1: the pool has no such source; did you mean c-3\.2\?"):
         sources(101, weights={"c-3.1": 0.4})
     with pytest.raises(
-        UserError, match=r"126 can be added in these shares, since c-3\.2 has 50 rows, and data.rows=201 "
+        UserError, match=r"126 can be added with these weights, because c-3\.2 has 50 rows, and data.rows=201 "
     ):
         sources(201, weights={"c-3.2": 0.4})
     assert sources(126, weights={"c-3.2": 0.4})["c-3.2"] == 50
@@ -166,7 +166,7 @@ def _ends_itself(item):
 
 def test_a_process_that_is_killed_is_told_of(monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: 2)
-    with pytest.raises(parallel.WorkerDiedError, match="one of 2 processes was ended from outside"):
+    with pytest.raises(parallel.WorkerDiedError, match="one of 2 worker processes was killed"):
         list(parallel.in_order(_ends_itself, range(30)))
 
 

@@ -79,7 +79,7 @@ def test_a_row_counts_under_the_first_reason_and_the_base_only_if_asked(pool_of)
     assert mix.facts["base"]["filtered"] == {"too_few_characters": {"files": 1}, "refusal": {"files": 2}}
     assert mix.sources == {"files": 2}
     with pytest.raises(
-        UserError, match=r"data\.base: no row is left .*filtered: too_few_characters 1, refusal 2\); loosen"
+        UserError, match=r"data\.base: no row is left .*filtered: too_few_characters 1, refusal 2\); relax"
     ):
         pool_of(rows, base=rows, filters=on)
 
@@ -97,7 +97,7 @@ def test_tokens_are_the_models_own(pool_of):
 
 def test_a_score_that_is_not_there(pool_of):
     with pytest.raises(
-        UserError, match=r"min_score=2: none of the 1 rows from files has a score; name its column, data\.pool"
+        UserError, match=r"min_score=2: none of the 1 rows from files has a score; name its column with data\.pool"
     ):
         pool_of([chat("a", "b", score="high")], filters=FiltersConfig(min_score=2))
     with pytest.raises(UserError, match=r"data\.scorer\.kind=column: no row of the pool has a score"):

@@ -59,7 +59,11 @@ def test_role_names(role):
         ([{"id": 1}, {"text": "x"}], "auto", "x.jsonl: no conversation column among id, text; a row needs"),
         ([{"conversations": "[]"}], "auto", "x.jsonl: column conversations holds str, not a list of turns; a row"),
         ([{"messages": ["a"]}], "auto", "x.jsonl: column messages holds list of str, not a list of turns"),
-        ([SHAREGPT], "alpaca", "x.jsonl: format=alpaca needs instruction and output, the columns are conversations"),
+        (
+            [SHAREGPT],
+            "alpaca",
+            "x.jsonl: format=alpaca needs instruction and output, but the columns are conversations",
+        ),
         ([{"prompt": "q"}], "messages", "x.jsonl: format=messages needs conversations or messages or conversation"),
     ],
 )
@@ -77,7 +81,7 @@ def test_other_columns(rows, asked, message):
             {"conversations": [{"from": "humn", "value": "q"}]},
             "unknown role 'humn'; did you mean human? use one of",
         ),
-        ("sharegpt", {"conversations": [{"value": "q"}]}, "a turn has no role in 'from' (it has value); use one of"),
+        ("sharegpt", {"conversations": [{"value": "q"}]}, "a turn has no role in 'from' (its keys: value); use one of"),
         ("messages", {"messages": [{"role": None, "content": "q"}]}, "a turn has no role in 'role'"),
         (
             "messages",
@@ -88,7 +92,7 @@ def test_other_columns(rows, asked, message):
         (
             "messages",
             {"messages": [{"role": "user", "text": "q"}]},
-            "a turn has no text in 'content' (it has role, text)",
+            "a turn has no text in 'content' (its keys: role, text)",
         ),
         ("messages", {"messages": ["q"]}, "a turn is of type str; make it {role, content}"),
         ("messages", {"messages": {"role": "user"}}, "the conversation is of type dict; make it a list of turns"),

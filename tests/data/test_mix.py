@@ -100,7 +100,7 @@ def test_manifest(mix_of):
             [],
             11,
             None,
-            "data.pool.path={folder}/pool.jsonl: is empty, there is no row in it; name one that holds",
+            "data.pool.path={folder}/pool.jsonl: is empty; name a source that holds",
         ),
         (
             BASE,
@@ -109,7 +109,13 @@ def test_manifest(mix_of):
             None,
             "data.pool: 0 usable rows of 1 (in the base: 0, repeats: 0, dropped: 1)",
         ),
-        (BASE, None, 11, None, "data.rows=11: the base gives 10 and there is no pool for the other 1; set data.pool"),
+        (
+            BASE,
+            None,
+            11,
+            None,
+            "data.rows=11: the base has 10 rows and there is no pool for the other 1; set data.pool",
+        ),
         (BASE, POOL, 9, None, "data.rows=9: is less than the base's 10; set data.base.rows=9"),
         (
             BASE,
@@ -124,9 +130,9 @@ def test_manifest(mix_of):
             None,
             1,
             None,
-            "data.base: none of its 1 row is usable (1 dropped); dropped: no_assistant_turn 1; a row needs a turn of",
+            "data.base: none of its 1 row is usable (dropped: no_assistant_turn 1); a row needs a user turn",
         ),
-        ([], None, 1, None, "data.base.path={folder}/base.jsonl: is empty, there is no row in it; name one that holds"),
+        ([], None, 1, None, "data.base.path={folder}/base.jsonl: is empty; name a source that holds"),
     ],
 )
 def test_too_few_rows(mix_of, tmp_path, base, pool, rows, base_rows, message):
@@ -145,7 +151,7 @@ def test_the_number_that_an_error_proposes_is_right(mix_of):
 def test_rows_of_the_pool_are_not_set_twice(tmp_path):
     pool = files(write_jsonl(tmp_path / "pool.jsonl", POOL), rows=20)
     config = DataConfig(rows=30, base=files(write_jsonl(tmp_path / "base.jsonl", BASE)), pool=pool)
-    with pytest.raises(UserError, match=r"data\.pool\.rows=20: is not read, .* set data\.pool\.rows=null"):
+    with pytest.raises(UserError, match=r"data\.pool\.rows=20: is ignored, .* set data\.pool\.rows=null"):
         build_mix(config, 0, tmp_path / "cache")
 
 

@@ -1,27 +1,57 @@
-"""LSH by sorted hashes against rensa's own index, a row at a time."""
+"""Near-duplicates by rensa's index, against the exact Jaccard similarity."""
+
+import random
+from pathlib import Path
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from rensa import RMinHash, RMinHashLSH
+import pytest
 
-from tometune.data.near_duplicates import NOBODY, like_an_earlier
+from tests.data.conftest import conversation, files, write_jsonl
+from tometune.data.conversations import normalised
+from tometune.data.near_duplicates import near_duplicates, runs_of
+from tometune.data.standardise import Standardised, standardise
 
-texts = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8), max_size=25)
+WORDS = [f"w{number}" for number in range(3_000)]
 
 
-@given(texts, st.integers(0, 6), st.sampled_from([0.5, 0.75, 0.8, 1.0]))
-@settings(max_examples=100, deadline=None)
-def test_the_same_rows_as_by_rensas_index(runs: list[list[str]], fixed: int, threshold: float) -> None:
-    fixed = min(fixed, len(runs))
-    made = RMinHash.from_token_sets(runs, 128, 42)
-    index, expected = RMinHashLSH(threshold, 128, 16), []
-    for number, signature in enumerate(made):
-        near = [] if number < fixed else [n for n in index.query(signature) if signature.jaccard(made[n]) >= threshold]
-        expected.append(min(near, default=NOBODY))
-        if not near:
-            index.insert(number, signature)
-    matrix = np.array([signature.digest() for signature in made], dtype=np.uint32).reshape(-1, 128)
-    told: list[int] = []
-    assert like_an_earlier(matrix, fixed, threshold, 16, told.append).tolist() == expected
-    assert sum(told) == len(runs)
+def source_of(texts: list[str], folder: Path) -> Standardised:
+    path = write_jsonl(folder / "rows.jsonl", map(conversation, texts))
+    return standardise(files(path), "data.pool", folder / "cache")
+
+
+def similarity(one: str, other: str) -> float:
+    first, second = (set(runs_of(normalised([f"question {text} answer {text}"]))) for text in (one, other))
+    return len(first & second) / len(first | second)
+
+
+def test_precision_and_recall_on_planted_near_duplicates(tmp_path: Path) -> None:
+    """Each text has a copy in which its last words differ, so that similarities range from 0.5 to 1."""
+    generator = random.Random(0)
+    texts = [generator.choices(WORDS, k=80) for _ in range(300)]
+    copies = [[*text[: 80 - n % 25], *(f"x{n}.{i}" for i in range(n % 25))] for n, text in enumerate(texts) if n % 25]
+    originals, copied = [" ".join(text) for text in texts], [" ".join(text) for text in copies]
+    source = source_of([*originals, *copied], tmp_path)
+    numbers = np.arange(len(originals) + len(copied))
+    fixed, rows = (source, numbers[: len(originals)]), (source, numbers[len(originals) :])
+    near, near_fixed = near_duplicates(fixed, rows, 0.8, tmp_path / "cache")
+    sources = [text for number, text in enumerate(originals) if number % 25]
+    exact = np.array([similarity(one, other) for one, other in zip(sources, copied, strict=True)])
+    assert near.tolist() == near_fixed.tolist()
+    assert near[exact >= 0.9].all()
+    assert not near[exact < 0.7].any()
+    true = exact >= 0.8
+    assert (near & true).sum() >= 0.85 * true.sum()
+    assert (near & true).sum() >= 0.85 * near.sum()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_rows_are_compared_only_with_rows_that_stay(tmp_path: Path, order: list[int]) -> None:
+    """Row 1 is near rows 0 and 2, which differ: whichever of the two comes first, only row 1 is dropped."""
+    words = WORDS[:100]
+    texts = [" ".join([*words[: 100 - changed], *(f"x{n}" for n in range(changed))]) for changed in (0, 7, 14)]
+    assert similarity(texts[0], texts[1]) > 0.8 < similarity(texts[1], texts[2])
+    assert similarity(texts[0], texts[2]) < 0.77
+    source = source_of(texts, tmp_path)
+    near, near_fixed = near_duplicates((source, np.array([], int)), (source, np.array(order)), 0.8, tmp_path / "cache")
+    assert [row for row, dropped in zip(order, near, strict=True) if dropped] == [1]
+    assert not near_fixed.any()

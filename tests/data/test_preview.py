@@ -49,10 +49,14 @@ def test_the_summary_counts_everything(mix_of: Callable[..., Mix], tmp_path: Pat
     for part in (
         f"test: 14 rows, seeds.data=0, digest {mix.digest}",
         *(" rows 14 ", f" tokens {counts.tokens:,} ", f"(answers and their ends) {counts.trainable_tokens:,} "),
-        *("longer than trainer.max_length=64 4 28.6%", f"tokens cut off {counts.tokens_cut:,} ", "left out 4 28.6%"),
+        *(
+            "truncated at trainer.max_length=64 4 28.6%",
+            f"tokens cut off {counts.tokens_cut:,} ",
+            "left after that 4 28.6%",
+        ),
         *("alpha 8 57.1%", "[beta] 2 14.3%", "pool 4 28.6%"),
         *("read 11 11 ", "dropped: no_assistant_turn 1 ", "usable 10 11 ", "taken 10 4"),
-        *("text is in the base 4 ", "in an earlier row of the pool 2 ", "+ both, so taken off twice 1 "),
+        *("text is in the base 4 ", "in an earlier row of the pool 2 ", "+ both, so subtracted twice 1 "),
         "left to draw from 6 ",
         "dropped: no_assistant_turn base alpha 1",
     ):
@@ -75,7 +79,7 @@ def test_each_step_is_what_the_lines_above_it_leave(mix_of: Callable[..., Mix]) 
             left = number
     assert numbers["left to draw from"] == 2
     assert numbers["taken"] == 1
-    assert numbers["  of them mended: empty_turn_removed"] == 1
+    assert numbers["  of them fixed: empty_turn_removed"] == 1
 
 
 def test_filtered_rows_and_near_duplicates_are_steps() -> None:
@@ -84,8 +88,8 @@ def test_filtered_rows_and_near_duplicates_are_steps() -> None:
     facts = {**counts, "filtered": filtered, "excluded": {"in_base": 2, "repeats": 2}, "near_duplicates": {"a": 1}}
     steps = {name: number for (_, name), number in preview._steps(facts | {"eligible": 4}).items()}
     assert steps["− filtered: refusal"] == 2
-    assert steps["+ both, so taken off twice"] == 1
-    assert steps["− nearly the text of a row that is kept"] == 1
+    assert steps["+ both, so subtracted twice"] == 1
+    assert steps["− near-duplicate of a row that stays"] == 1
 
 
 def test_it_fits_a_terminal_of_80_columns(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
@@ -98,11 +102,11 @@ def test_it_fits_a_terminal_of_80_columns(mix_of: Callable[..., Mix], tmp_path: 
     assert isinstance(console.file, StringIO)
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert " rows cut, being longer than trainer.max_length=2048         0    0.0%" in "\n".join(lines)
-    assert {"size", "where they come from", "sources", "dropped and mended rows by source"} <= set(
+    assert " rows truncated at trainer.max_length=2048                   0    0.0%" in "\n".join(lines)
+    assert {"size", "from rows read to rows taken", "sources", "dropped and fixed rows by source"} <= set(
         map(str.strip, lines)
     )
-    assert any(line.startswith(" mended: leading_assistant_removed   pool   files") for line in lines)
+    assert any(line.startswith(" fixed: leading_assistant_removed   pool   files") for line in lines)
 
 
 def test_a_title_is_one_line_over_a_narrow_table(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
@@ -112,7 +116,7 @@ def test_a_title_is_one_line_over_a_narrow_table(mix_of: Callable[..., Mix], tmp
     assert isinstance(console.file, StringIO)
     lines = [line.strip() for line in console.file.getvalue().splitlines()]
     assert lines[0].startswith("test: 1 row, seeds.data=0")
-    assert "where they come from" in lines
+    assert "from rows read to rows taken" in lines
 
 
 def test_many_sources_are_summed_up(mix_of: Callable[..., Mix], tmp_path: Path) -> None:

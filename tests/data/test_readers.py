@@ -49,15 +49,15 @@ def test_no_rows(tmp_path, content):
     [
         ("x.jsonl", b'{"n": 1}\n' * 6 + b'{"n": 1, "te\n{"n": 2}', ", line 7: is not JSON (Unterminated string"),
         ("x.jsonl", b'{"n": 1}\n\n\n\n\n\n{', ", line 7: is not JSON (Expecting property name"),
-        ("x.jsonl", b'{"n": 1}\n[1]', ", line 2: is not an object {…}; mend or remove the line"),
-        ("x.jsonl", b'{"n": "\xff"}', ", line 1: is not UTF-8 (invalid start byte at byte 7); mend or remove the line"),
-        ("x.jsonl", '{"n": 1}\n'.encode("utf-16"), ", line 1: is not UTF-8 (invalid start byte at byte 0); mend or"),
+        ("x.jsonl", b'{"n": 1}\n[1]', ", line 2: is not an object {…}; fix or delete this line"),
+        ("x.jsonl", b'{"n": "\xff"}', ", line 1: is not UTF-8 (invalid start byte at byte 7); fix or delete this line"),
+        ("x.jsonl", '{"n": 1}\n'.encode("utf-16"), ", line 1: is not UTF-8 (invalid start byte at byte 0); fix or"),
         ("x.jsonl", b'{"n": ' + b"1" * 5_000 + b"}", ", line 1: cannot be read (Exceeds the limit (4300 digits)"),
-        ("x.jsonl", b'{"n": ' + b"[" * 200_000, ", line 1: is nested too deeply; mend or remove the line"),
-        ("x.json", b'[{"n": 1},\n{"n"]', ": is not JSON (Expecting ':' delimiter, line 2, column 5); mend it"),
-        ("x.json", b'[{"n": 1}, 2]', ", row 1 (the first is 0): is not an object {…}; mend or remove it"),
-        ("x.parquet", b"hello", ": is not a whole parquet file (Parquet"),
-        ("x.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", ": is not a whole parquet file ("),
+        ("x.jsonl", b'{"n": ' + b"[" * 200_000, ", line 1: is nested too deeply; fix or delete this line"),
+        ("x.json", b'[{"n": 1},\n{"n"]', ": is not JSON (Expecting ':' delimiter, line 2, column 5); fix the file"),
+        ("x.json", b'[{"n": 1}, 2]', ", row 1 (the first is 0): is not an object {…}; fix or delete it"),
+        ("x.parquet", b"hello", ": is not a complete parquet file (Parquet"),
+        ("x.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", ": is not a complete parquet file ("),
     ],
 )
 def test_broken_files(tmp_path, name, content, message):
@@ -73,11 +73,11 @@ def test_a_parquet_file_cut_short(tmp_path):
     file = tmp_path / "x.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), file)
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"x\.parquet: is not a whole parquet file \(.*\); copy it again"):
+    with pytest.raises(UserError, match=r"x\.parquet: is not a complete parquet file \(.*\); copy it again"):
         all_of(file)
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.json"])
 def test_a_file_that_is_gone(tmp_path, name):
-    with pytest.raises(UserError, match=r"cannot be read .* check that it is there"):
+    with pytest.raises(UserError, match=r"cannot be read .* check that it exists"):
         all_of(tmp_path / name)

@@ -76,8 +76,8 @@ def test_a_name_with_the_signs_of_a_glob_is_a_name(tmp_path):
         ("missing.jsonl", "data.base.path={}/missing.jsonl: no such file; name a parquet"),
         ("*.parquet", "data.base.path={}/*.parquet: no such file; name a parquet"),
         ("**x", "data.base.path={}/**x: no such file; name a parquet"),
-        ("empty", "data.base.path={}/empty: holds no file that ends in .parquet, .jsonl, .json; name another"),
-        ("notes.txt", "data.base.path={}/notes.txt: cannot be read; it must end in .parquet, .jsonl, .json"),
+        ("empty", "data.base.path={}/empty: has no file that ends in .parquet, .jsonl, .json; name another"),
+        ("notes.txt", "data.base.path={}/notes.txt: cannot be read; the name must end in .parquet, .jsonl, .json"),
     ],
 )
 def test_no_files(tmp_path, path, message):

@@ -13,13 +13,13 @@ NEED_PARTS = {"idefics3", "idefics3_training", "llava_next", "llava_next_trainin
 
 def trained(template: Template, messages: Messages) -> list[str]:
     row = template.render([messages])[0]
-    return [row.spelt(*span) for span in row.spans]
+    return [row.original(*span) for span in row.spans]
 
 
 def test_the_answers_and_their_ends_are_trained_on_and_nothing_else() -> None:
     template = Template(chatml_tokenizer())
     row = template.render([turns("hi", "hello", "and?", "bye")])[0]
-    assert [row.spelt(*span) for span in row.spans] == ["hello<|im_end|>", "bye<|im_end|>"]
+    assert [row.original(*span) for span in row.spans] == ["hello<|im_end|>", "bye<|im_end|>"]
     left, position = "", 0
     for start, end in row.spans:
         left, position = left + row.text[position:start], end
@@ -51,14 +51,14 @@ def test_stand_ins_are_characters_that_the_row_does_not_use() -> None:
     used = "\U00100000\U00100001"
     row = Template(chatml_tokenizer()).render([turns(used, f"{used}<|im_start|><|im_end|>")])[0]
     assert set(row.stand_ins) == {"\U00100002", "\U00100003"}
-    assert row.spelt(*row.spans[0]) == f"{used}<|im_start|><|im_end|><|im_end|>"
+    assert row.original(*row.spans[0]) == f"{used}<|im_start|><|im_end|><|im_end|>"
 
 
 def test_llama3_trims_and_dates() -> None:
     template = Template(llama3_tokenizer())
     row = template.render([turns("  hi\n", "\n hello ", "more", "  bye")])[0]
     assert "Today Date: 26 Jul 2024" in row.text
-    assert [row.spelt(*span) for span in row.spans] == ["hello<|eot_id|>", "bye<|eot_id|>"]
+    assert [row.original(*span) for span in row.spans] == ["hello<|eot_id|>", "bye<|eot_id|>"]
 
 
 def test_a_rewritten_tool_turn_goes_step_by_step() -> None:
@@ -67,7 +67,7 @@ def test_a_rewritten_tool_turn_goes_step_by_step() -> None:
     template = Template(llama3_tokenizer())
     row = template.render([messages])[0]
     assert template._walk(row.text, messages) is None
-    assert [row.spelt(*span) for span in row.spans] == ["call<|eot_id|>", "done<|eot_id|>"]
+    assert [row.original(*span) for span in row.spans] == ["call<|eot_id|>", "done<|eot_id|>"]
     assert template.special.findall(row.text).count("<|eot_id|>") == 5, "one for each turn and the template's own"
 
 

@@ -25,7 +25,7 @@ def test_broken_line_is_named_once(jsonl):
 def test_missing_file_empty_folder_and_empty_file(tmp_path, jsonl):
     with pytest.raises(UserError, match=r"eval\.tasks\.t\.path=.*gone\.jsonl: no such file"):
         read_rows("eval.tasks.t", TaskConfig(path=str(tmp_path / "gone.jsonl")))
-    with pytest.raises(UserError, match="holds no file that ends in"):
+    with pytest.raises(UserError, match="has no file that ends in"):
         fingerprint(TaskConfig(path=str(tmp_path)), "eval.tasks.t")
     with pytest.raises(UserError, match="has no examples"):
         read_rows("eval.tasks.t", jsonl([]))

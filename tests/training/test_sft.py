@@ -95,7 +95,7 @@ def test_rows_without_labels_are_counted_and_not_trained_on(
         data = DataConfig(name="long", rows=20, base=files(write_jsonl(tmp_path / "rows.jsonl", rows)))
         fitted = train(tmp_path / "run", settings(max_steps=None), data)
     assert (fitted.tokens.counts.rows, fitted.tokens.counts.without_labels) == (20, 4)
-    assert "4 rows have nothing to train on after cutting and are left out" in caplog.text
+    assert "4 rows skipped: no trainable tokens left after truncation" in caplog.text
     assert "training: 16 rows" in caplog.text
     assert fitted.result.steps == 8
     assert all((batch["labels"] != -100).any(dim=1).all() for batch in fitted.batches)

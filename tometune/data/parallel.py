@@ -1,4 +1,4 @@
-"""Work on every core, in order: what comes out does not depend on how many there are."""
+"""Work in several processes; the order of the results does not depend on their number."""
 
 import os
 import warnings
@@ -11,15 +11,14 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# Items processed here first: small jobs finish before another process has started.
 ALONE = 8
-"""Items done in this process first: small work is over before another process has started."""
-
+# Items per process that wait for a process or for the caller; bounds the memory.
 WAITING = 3
-"""Items a process that wait or are done and not yet taken; bounds the memory."""
 
 
 class WorkerDiedError(RuntimeError):
-    """A process that worked for this one is gone."""
+    """A worker process was killed."""
 
 
 def cores() -> int:
@@ -28,31 +27,30 @@ def cores() -> int:
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield `function(item)` for each item, in their order, worked out in as many processes as there are cores.
-
-    Processes, since the work is Python's; loky's, since they start afresh and import only what the function needs.
+    """Yield `function(item)` for each item, in order, using as many processes as there are cores.
 
     Args:
-        function: of a module, so that another process finds it; it and the items are pickled.
-        items: read in this process, a few at a time.
+        function: at module level, so that other processes find it; it, its items and results are pickled.
+        items: read in this process, a few ahead.
 
     Raises:
         WorkerDiedError: a process was killed.
-        Exception: what the function raises, at its item's turn.
+        Exception: whatever the function raises, when its item's turn comes.
     """
     rest = iter(items)
     for item in islice(rest, ALONE):
         yield function(item)
     ahead = list(islice(rest, 1))
-    processes = 1 if current_process().daemon else cores()  # a daemon may not have children
+    processes = 1 if current_process().daemon else cores()  # daemons must not have children
     if not ahead or processes == 1:
         yield from map(function, ahead)
         yield from map(function, rest)
         return
+    # loky's processes start fresh and import only what the function needs.
     from joblib.externals.loky import ProcessPoolExecutor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    # loky replaces a process whose memory grew, which is nothing that a user could do something about.
+    # loky replaces a process whose memory grew; users can do nothing about that.
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
     pool = ProcessPoolExecutor(processes)
     try:
@@ -65,8 +63,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
             yield waiting.popleft().result()
     except TerminatedWorkerError as error:
         raise WorkerDiedError(
-            f"one of {processes} processes was ended from outside, most often for want of memory; the same command "
-            "tries again (with fewer cores, e.g. taskset -c 0 …, it takes less)"
+            f"one of {processes} worker processes was killed, most likely because memory ran out; run the same command "
+            "again, with fewer cores if it happens again (e.g. taskset -c 0 …)"
         ) from error
     finally:
         pool.shutdown(kill_workers=True)

@@ -1,11 +1,15 @@
-"""Sources: hub datasets, local files and the embedded documentation, read as batches of plain rows."""
+"""Sources of rows: hub datasets, local files and the Python documentation.
+
+For a hub dataset made of parquet shards, `datasets` lists the shards of a split and huggingface_hub downloads them. An
+interrupted connection resumes at the byte where it broke; a killed program starts its current shard again.
+"""
 
 import glob
 import json
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
@@ -19,19 +23,22 @@ from tometune.data.readers import BATCH, SUFFIXES, Batch, batches, read_file, un
 
 log = logging.getLogger(__name__)
 
-LONGEST = 200
-"""Characters of a path that the system refuses, in the error."""
+# Characters that an error shows of a path that the system rejects.
+LONGEST_PATH = 200
+
+# How `datasets` names a file of a hub dataset.
+ON_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
 
 
 def fingerprint(source: SourceConfig, key: str) -> str:
-    """Return what identifies a source's content, without reading its rows.
+    """Identify the content of a source without reading its rows.
 
-    Files are known by the sha256 of their contents and their suffix, whatever their names and places; a hub dataset by
-    id and commit.
+    Files are identified by the sha256 of their contents and their suffix, whatever their names and folders; a hub
+    dataset by id and commit.
 
     Args:
         source: what is to be read.
-        key: where it stands in the config, for errors, e.g. `data.base`.
+        key: its key in the config, for errors, e.g. `data.base`.
 
     Raises:
         UserError: a file is missing.
@@ -43,57 +50,53 @@ def fingerprint(source: SourceConfig, key: str) -> str:
     if source.kind is SourceKind.hub:
         commit = pinned(f"{key}.id", str(source.id), source.revision, "dataset")
         return f"{source.id}@{commit}/{source.subset or 'default'}/{source.split}"
-    return f"files-{files_hash(files_of(source.path, f'{key}.path'))}"
+    digests = sorted(_digest(file) for file in files_of(source.path, f"{key}.path"))
+    return f"files-{sha256(b''.join(digests)).hexdigest()[:20]}"
 
 
 def files_of(path: str | None, key: str) -> list[Path]:
-    """Return the files behind a path: one file, a folder's (hidden ones left out), or a glob's.
+    """Return the files of a path: one file, those of a folder (without hidden ones), or the matches of a glob.
 
     Raises:
-        UserError: there are none, or one is of a kind that cannot be read.
+        UserError: there are none, or one has a suffix that cannot be read.
     """
     if not path:
         raise UserError(f"{key}: is not set; set it to a parquet, JSONL or JSON file, a folder of them, or a glob")
     try:
-        found = _found(Path(path).expanduser())
-    except (OSError, RuntimeError, ValueError) as error:  # no rights, a name too long, no such home, a null byte
+        found = _matches(Path(path).expanduser())
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, name too long, no such home, null byte
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise UserError(f"{key}={path[:LONGEST]}: cannot be looked up ({reason}); check the path") from error
+        raise UserError(f"{key}={path[:LONGEST_PATH]}: cannot be looked up ({reason}); check the path") from error
     if found is None:
-        raise UserError(f"{key}={path}: holds no file that ends in {', '.join(SUFFIXES)}; name another folder")
+        raise UserError(f"{key}={path}: has no file that ends in {', '.join(SUFFIXES)}; name another folder")
     if not found:
         raise UserError(f"{key}={path}: no such file; name a parquet, JSONL or JSON file, a folder of them, or a glob")
     for file in found:
         if file.suffix not in SUFFIXES:
-            raise UserError(f"{key}={file}: cannot be read; it must end in {', '.join(SUFFIXES)}")
+            raise UserError(f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)}")
     return found
 
 
-def _found(given: Path) -> list[Path] | None:
-    """Return the files behind a path; None for a folder without one."""
-    if given.is_dir():
-        inside = (file for file in given.rglob("*") if file.suffix in SUFFIXES and not file.is_dir())
+def _matches(path: Path) -> list[Path] | None:
+    """Return the files of a path; None for a folder without a readable one."""
+    if path.is_dir():
+        inside = [file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.is_dir()]
         return [
-            file for file in inside if not any(part.startswith(".") for part in file.relative_to(given).parts)
+            file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)
         ] or None
-    if given.exists():
-        return [given]
-    matches = (Path(match) for match in glob.glob(str(given), recursive=True))  # noqa: PTH207 -- takes any pattern
+    if path.exists():
+        return [path]
+    matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 -- takes any pattern
     return [file for file in matches if not file.is_dir()]
 
 
-def files_hash(files: list[Path]) -> str:
-    """Hash the contents and kinds of files; their names and order do not matter."""
-    return sha256(b"".join(sorted(_digest(file) for file in files))).hexdigest()[:20]
-
-
 def _digest(file: Path) -> bytes:
-    """Return the sha256 of a file's content and the suffix, by which it is read."""
+    """Return the sha256 of a file's content followed by its suffix, which decides how it is read."""
     return content_digest(file) + file.suffix.encode()
 
 
 def content_digest(file: Path) -> bytes:
-    """Return the sha256 of a file's content, read a piece at a time, and anew where its size or time has changed.
+    """Return the sha256 of a file's content. A file is hashed again only if its size or time changes.
 
     Raises:
         UserError: the file cannot be read.
@@ -107,7 +110,6 @@ def content_digest(file: Path) -> bytes:
 
 @lru_cache(4096)
 def _content_digest(file: Path, _size: int, _changed: int) -> bytes:
-    """Hash a file once a process: identity, the cache's key and the order of files all ask for it."""
     digest = sha256()
     with file.open("rb") as content:
         while chunk := content.read(2**20):
@@ -116,13 +118,12 @@ def _content_digest(file: Path, _size: int, _changed: int) -> bytes:
 
 
 def read(source: SourceConfig, key: str) -> Iterator[Batch]:
-    """Yield the rows of a source in batches, in an order that its fingerprint determines.
+    """Yield the rows of a source in batches, in an order that depends on its fingerprint alone.
 
-    Several files are read in the order of their hashes: sources of one fingerprint give the same rows in the same
-    order, whatever the files are called.
+    Files are read in the order of their hashes, so their names do not matter.
 
     Raises:
-        UserError: something is missing, broken, or out of reach; the line names it and the fix.
+        UserError: something is missing, broken or cannot be reached.
     """
     if source.kind is SourceKind.pydocs:
         from tometune.data import pydocs
@@ -136,105 +137,85 @@ def read(source: SourceConfig, key: str) -> Iterator[Batch]:
 
 
 def _hub(source: SourceConfig, key: str) -> Iterator[Batch]:
-    """Read a hub dataset: its parquet shards as they are, anything else through `datasets`."""
-    from datasets.data_files import EmptyDatasetError
-    from datasets.exceptions import DatasetsError
+    """Read a hub dataset: parquet shards directly, anything else through `datasets`, which caches it as Arrow."""
+    import datasets
 
     assert source.id is not None
     commit = commit_of(f"{key}.id", source.id, source.revision, "dataset")
-    log.info("%s: %s, revision %s is %s", key, source.id, source.revision, commit)
-    with hub_errors(f"{key}.id", source.id):
-        try:
-            shards = shards_of(source, commit)
-            files = fetch(source, commit, shards) if shards is not None else None
-        except (ValueError, RuntimeError, DatasetsError, EmptyDatasetError) as error:
-            raise _not_loaded(source, key, error) from error
-    if shards is None or files is None:
-        yield from _loaded(source, key, commit)
+    log.info("%s: %s, revision %s is commit %s", key, source.id, source.revision, commit)
+    with _load_errors(source, key):
+        shards = _shards(source, commit)
+        if shards is None:
+            loaded = datasets.load_dataset(source.id, source.subset, split=source.split, revision=commit)
+        else:
+            files = _download(source, commit, shards)
+    if shards is None:
+        start = 0
+        for table in loaded.with_format("arrow").iter(BATCH):
+            for batch in table.combine_chunks().to_batches():
+                yield Batch(batch, source.id, range(start, start + len(batch)))
+                start += len(batch)
         return
     for path, file in zip(shards, files, strict=True):
         try:
             for batch in read_file(file):
                 yield replace(batch, origin=f"{source.id}/{path}")
         except UserError as error:
-            raise _not_loaded(source, key, ValueError(f"{path}{str(error).removeprefix(str(file))}")) from error
+            raise _load_error(source, key, f"{path}{str(error).removeprefix(str(file))}") from error
 
 
-def _loaded(source: SourceConfig, key: str, commit: str) -> Iterator[Batch]:
-    """Read a hub dataset through `datasets`, which caches it as memory-mapped Arrow."""
-    import datasets
+@contextmanager
+def _load_errors(source: SourceConfig, key: str) -> Iterator[None]:
+    """Turn an unknown subset or split, or broken files, into one line; other errors are the hub's own."""
     from datasets.data_files import EmptyDatasetError
-    from datasets.exceptions import DatasetsError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 
-    assert source.id is not None
-    with hub_errors(f"{key}.id", source.id):
+    with hub_errors(f"{key}.id", str(source.id)):
         try:
-            loaded = datasets.load_dataset(source.id, source.subset, split=source.split, revision=commit)
+            yield
         except (ValueError, RuntimeError, DatasetsError, EmptyDatasetError) as error:
-            raise _not_loaded(source, key, error) from error
-    start = 0
-    for table in loaded.with_format("arrow").iter(BATCH):
-        for batch in table.combine_chunks().to_batches():
-            yield Batch(batch, source.id, range(start, start + len(batch)))
-            start += len(batch)
+            cause = error.__cause__ or error
+            full_disk = isinstance(error, DatasetGenerationError) and isinstance(cause, OSError)
+            if full_disk or isinstance(error, DatasetNotFoundError):  # `hub_errors` explains these
+                raise
+            reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+            raise _load_error(source, key, reason) from error
 
 
-def _not_loaded(source: SourceConfig, key: str, error: Exception) -> Exception:
-    """Return the line for an unknown subset or split, or for broken files; any other error as it is."""
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
-    cause = error.__cause__ or error
-    told_by_hub_errors = isinstance(error, DatasetNotFoundError)
-    full_disk = isinstance(error, DatasetGenerationError) and isinstance(cause, OSError)
-    if told_by_hub_errors or full_disk:
-        return error
-    reason = next(iter(str(cause).splitlines()), type(cause).__name__).rstrip(".")
+def _load_error(source: SourceConfig, key: str, reason: str) -> UserError:
+    reason = reason.rstrip(".")
     return UserError(f"{key}.id={source.id}: {reason}; check {key}.subset, {key}.split and the dataset's page")
 
 
-ON_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
-"""How `datasets` names a file of a hub dataset."""
+def _shards(source: SourceConfig, commit: str) -> list[str] | None:
+    """Return the parquet files of a split as paths in the repository; None if it is not made of parquet files.
 
-
-def shards_of(source: SourceConfig, commit: str) -> list[str] | None:
-    """Return the paths in the repository of the parquet files of a split; None if it is not made of such.
-
-    They are noted in the hub's local cache, so that under HF_HUB_OFFLINE=1 what is there can be read.
-
-    Args:
-        source: hub dataset.
-        commit: of it.
-
-    Raises:
-        Exception: those of `datasets.load_dataset_builder`.
+    The list is stored in the hub's local cache, so that cached shards can be read with HF_HUB_OFFLINE=1.
     """
     import datasets
     from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
-    assert source.id is not None
-    note = _note(source, commit)
-    if note.is_file():
-        noted: list[str] | None = json.loads(note.read_text(encoding="utf-8"))
-        return noted
+    folder = repo_folder_name(repo_id=str(source.id), repo_type="dataset")
+    name = re.sub(r"[^\w.-]", "_", f"{commit}-{source.subset}-{source.split}")
+    stored = Path(constants.HF_HUB_CACHE) / folder / "shards" / f"{name}.json"
+    if stored.is_file():
+        listed: list[str] | None = json.loads(stored.read_text(encoding="utf-8"))
+        return listed
     if constants.HF_HUB_OFFLINE:
         return None
-    builder = datasets.load_dataset_builder(source.id, source.subset, revision=commit)
-    named = [str(file) for file in (builder.config.data_files or {}).get(source.split, [])]
-    found = [ON_HUB.fullmatch(name) for name in named]
-    paths = [match["path"] for match in found if match and match["path"].endswith(".parquet")]
-    shards = paths if paths and len(paths) == len(named) else None
+    builder = datasets.load_dataset_builder(str(source.id), source.subset, revision=commit)
+    names = [str(file) for file in (builder.config.data_files or {}).get(source.split, [])]
+    paths = [match["path"] for match in map(ON_HUB.fullmatch, names) if match and match["path"].endswith(".parquet")]
+    shards = paths if paths and len(paths) == len(names) else None
     with suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, shards)
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        write_json(stored, shards)
     return shards
 
 
-def fetch(source: SourceConfig, commit: str, shards: list[str]) -> list[Path]:
-    """Return the shards as files of the hub's local cache; what is not there is fetched.
-
-    Raises:
-        Exception: those of `huggingface_hub.hf_hub_download`.
-    """
+def _download(source: SourceConfig, commit: str, shards: list[str]) -> list[Path]:
+    """Return the shards as files of the hub's local cache; missing ones are downloaded."""
     from huggingface_hub import hf_hub_download
 
     files = []
@@ -242,13 +223,3 @@ def fetch(source: SourceConfig, commit: str, shards: list[str]) -> list[Path]:
         log.info("%s: shard %s of %s, %s", source.id, number, len(shards), path)
         files.append(Path(hf_hub_download(str(source.id), path, repo_type="dataset", revision=commit)))
     return files
-
-
-def _note(source: SourceConfig, commit: str) -> Path:
-    """Return the file in which the shards of a split are noted."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = repo_folder_name(repo_id=str(source.id), repo_type="dataset")
-    name = re.sub(r"[^\w.-]", "_", f"{commit}-{source.subset}-{source.split}")
-    return Path(constants.HF_HUB_CACHE) / folder / "shards" / f"{name}.json"
