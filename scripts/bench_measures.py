@@ -50,7 +50,7 @@ def config_of(*overrides: str) -> Any:
     """Compose the config of a command line."""
     from hydra import compose, initialize_config_dir
 
-    from tometune.config.store import CONFIG_NAME, conf_dir, register, typed
+    from tometune.config.root import CONFIG_NAME, conf_dir, register, typed
 
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -59,7 +59,7 @@ def test_the_wheel_carries_the_documentation_and_its_licence(wheel: Path) -> Non
 
 
 def test_it_is_the_installed_one_that_runs(binaries, tmp_path):
-    code = "import tometune, tometune.config.store as s; print(tometune.__file__, s.conf_dir(), sep='\\n')"
+    code = "import tometune, tometune.config.root as s; print(tometune.__file__, s.conf_dir(), sep='\\n')"
     shown = subprocess.run([binaries / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert all(line.startswith(str(binaries.parent)) for line in shown.stdout.splitlines()), shown.stdout
 

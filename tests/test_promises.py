@@ -1,4 +1,4 @@
-"""What the package's own code never does: run code of others, read pickles, give a setting a second default."""
+"""What the package's own code never does: run code of others, read pickles, set a default twice, write half a file."""
 
 import ast
 import re
@@ -72,3 +72,46 @@ def test_each_of_them_is_found(source):
 def test_what_is_allowed_is_not():
     allowed = "torch.load(path, weights_only=True); getattr(config, name); np.load(x); f(trust_remote_code=False)"
     assert list(broken(allowed)) == []
+
+
+IN_PLACE = {
+    "common/files.py": (1, "the temporary file that is then renamed"),
+    "common/cache.py": (1, "in the temporary folder that is then renamed"),
+    "data/standardise.py": (2, "in a temporary folder of the cache"),
+    "training/checkpoints.py": (1, "in the temporary folder that is then renamed"),
+    "training/metrics.py": (2, "in a checkpoint that counts only with its last file; lines that are appended"),
+    "runs/lock.py": (1, "the lock's own file, while it is held"),
+    "exporting/gguf.py": (1, "the request to a process, in a temporary folder"),
+    "exporting/llama_cpp.py": (2, "the result of a process, in a temporary folder"),
+    "chatting/commands.py": (2, "a file of the user, which must not exist"),
+    "models/unsloth_backend.py": (1, "the null device"),
+}
+"""Modules that write files at their own paths: how many such calls, and why a reader never sees half a file."""
+
+
+def written_in_place(source: str) -> list[str]:
+    """Return the calls of a module that write a text or JSON file at its own path."""
+    found = []
+    for node in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = ast.unparse(node.func)
+        mode = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        opens = name.split(".")[-1] == "open" and any(str(text)[:1] in "wxa" for text in mode if text)
+        if opens or name.endswith((".write_text", ".write_bytes")) or name == "json.dump":
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_files_are_written_through_the_atomic_functions():
+    modules = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+    found = {name: written_in_place(path.read_text(encoding="utf-8")) for name, path in modules.items()}
+    assert {name: len(calls) for name, calls in found.items() if calls} == {
+        n: count for n, (count, _) in IN_PLACE.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "source", ["p.write_text(x)", "open(p, 'w')", "p.open('wb')", "json.dump(x, f)", "p.open('a')"]
+)
+def test_each_way_of_writing_in_place_is_found(source):
+    assert written_in_place(source)
+    assert written_in_place("p.open('rb'); open(p); write_text(p, x)") == []

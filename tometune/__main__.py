@@ -13,7 +13,7 @@ USAGE = "usage: tometune VERB [group=option …] [key=value …]"
 
 
 def main() -> None:
-    """Run the verb that the first argument names, or say which there are."""
+    """Run the verb that the first argument names, or list the verbs."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         print(overview())
@@ -34,11 +34,11 @@ def overview() -> str:
     found = verbs()
     width = max(map(len, found), default=0)
     lines = [f"  {name:{width}}  {line}" for name, line in found.items()]
-    return "\n".join([str(tometune.__doc__), "", USAGE, "", *lines, "", "tometune VERB --help says more."])
+    return "\n".join([str(tometune.__doc__), "", USAGE, "", *lines, "", "Run `tometune VERB --help` for details."])
 
 
 def verbs() -> dict[str, str]:
-    """Return the first line of the docstring of each verb: a module beside this one that has a `main()`.
+    """Return the first line of the docstring of each verb: a module next to this one that has a `main()`.
 
     The sources are parsed, not imported, so that nothing heavy is loaded to list them.
     """

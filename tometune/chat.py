@@ -1,4 +1,4 @@
-"""Talk to a run's model, any model or a GGUF file, alone or beside another: a page in the browser, or the terminal."""
+"""Chat with a run, any model or a GGUF file, alone or side by side with another, in the browser or the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build the mix and its tokens, show what is in it, load no model."""
+"""Build and tokenise the mix and show what is in it; no model is loaded."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from tometune.config.root import Config
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tometune.data.contamination.overlaps import MixOverlaps
+    from tometune.data.contamination import MixOverlaps
     from tometune.data.mix import Mix
     from tometune.data.profile import Profile
     from tometune.data.tokens import Tokens

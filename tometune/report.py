@@ -1,4 +1,4 @@
-"""The table of a sweep: what each cell reached, what differs, how sure that is; for the terminal and as a page."""
+"""Report on a sweep: scores per cell, differences and their confidence intervals, in the terminal and as a page."""
 
 from __future__ import annotations
 

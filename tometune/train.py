@@ -1,4 +1,4 @@
-"""Mix, score, fine-tune, score again and record: one cell of the table, in one command."""
+"""Mix, score, fine-tune, score again and record: one cell of the table in one command."""
 
 from __future__ import annotations
 

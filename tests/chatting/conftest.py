@@ -19,8 +19,7 @@ from tests.data.chatml import CHATML, chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
 from tometune.chatting.transformers_engine import TransformersEngine, Weights
 from tometune.config.app import verb
-from tometune.config.root import Config
-from tometune.config.store import conf_dir, register, typed
+from tometune.config.root import Config, conf_dir, register, typed
 from tometune.models import tiny
 from tometune.runs.identity import plain
 from tometune.runs.run import SCHEMA

@@ -103,7 +103,7 @@ def test_the_terminal_through_a_pipe(tmp_path, base, store, clean_env):
     ("verb", "overrides", "says"),
     [
         ("chat", ["run=none"], r"^run=none: no such folder, nor a run of that id; name a run folder"),
-        ("chat", ["model=tiny", "lora.r=8"], r"^lora\.r=8: chat does not read it"),
+        ("chat", ["model=tiny", "lora.r=8"], r"^lora\.r=8: only train and prepare read it"),
         ("chat", ["model=tiny", "chat.top_p=0"], r"^chat\.top_p=0\.0: not above 0"),
         ("train", ["share=true"], r"^share=true: only chat reads it"),
     ],

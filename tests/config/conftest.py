@@ -12,11 +12,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tometune.common.errors import ConfigError
 from tometune.config.app import verb
-from tometune.config.checks import check
 from tometune.config.command_line import parse, read_command_line
 from tometune.config.jobs import to_config
-from tometune.config.root import Config
-from tometune.config.store import CONFIG_NAME, conf_dir, register
+from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
 
 
 @dataclass

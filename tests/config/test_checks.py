@@ -5,21 +5,21 @@ import transformers
 from transformers.training_args import OptimizerNames
 
 from tometune.common.errors import ConfigError
-from tometune.config.checks import check
 from tometune.config.eval import METRICS
+from tometune.config.root import check
 from tometune.config.trainer import OPTIMISERS, SCHEDULES
 from tometune.evaluation import metrics
 
 MINE = ("+eval/task@eval.tasks.a=jsonl", "eval.tasks.a.path=x")
 CASES = [
     (["data.rows=5", "data.base.rows=7"], "data.rows=5: below data.base.rows=7, and a mix contains the whole base;"),
-    (["data.base.rows=7"], "data.rows=100000: above data.base.rows=7, and no rows are drawn from a pool; choose a mix"),
-    (["data=mix_200k", "data.pool=null"], "data.rows=200000: above data.base.rows=100000, and no rows are drawn"),
-    (["data=files_100k"], "data.base.path: missing, data.base.kind=files reads it; set data.base.path="),
-    (["data=files_200k", "data.base.path=x"], "data.pool.path: missing, data.pool.kind=files reads it;"),
-    (["data.base.path=x"], "data.base.path=x: not read with data.base.kind=hub; choose a mix over files"),
-    (["data.base.id=null"], "data.base.id: missing, data.base.kind=hub reads it;"),
-    (["data=pydocs_1k", "data.base.id=a/b"], "data.base.id=a/b: not read with data.base.kind=pydocs;"),
+    (["data.base.rows=7"], "data.rows=100000: above data.base.rows=7, and there is no pool; choose a mix with one"),
+    (["data=mix_200k", "data.pool=null"], "data.rows=200000: above data.base.rows=100000, and there is no pool"),
+    (["data=files_100k"], "data.base.path is required if data.base.kind=files; set data.base.path="),
+    (["data=files_200k", "data.base.path=x"], "data.pool.path is required if data.pool.kind=files;"),
+    (["data.base.path=x"], "data.base.path=x: is ignored if data.base.kind=hub; choose a mix over files"),
+    (["data.base.id=null"], "data.base.id is required if data.base.kind=hub;"),
+    (["data=pydocs_1k", "data.base.id=a/b"], "data.base.id=a/b: is ignored if data.base.kind=pydocs;"),
     (["data.base.filtered=true"], "data.base.filtered=true: only data.base.kind=pydocs has a filter;"),
     (["data.rows=0"], "data.rows=0: not 1 or more"),
     (["data=mix_200k", "data.rows=0"], "data.rows=0: not 1 or more"),
@@ -29,11 +29,14 @@ CASES = [
     (["data=mix_200k", "data.pool.weights.x=1.5"], "data.pool.weights.x=1.5: not a share from 0 to 1"),
     (
         ["data=mix_200k", "data.pool.weights={a: 0.6, b-2.0: 0.6}"],
-        "data.pool.weights: together 1.2, and all added rows",
+        "data.pool.weights: their sum is 1.2, above 1; lower them",
     ),
     (["data=mix_200k", "data.pool.caps.airoboros-3.2=0"], "data.pool.caps.airoboros-3.2=0: not 1 or more"),
     (["data=mix_200k", "data.filters.max_repetition=2"], "data.filters.max_repetition=2.0: not a share from 0 to 1"),
-    (["data=mix_200k", "data.near_dedup.threshold=0.1"], "data.near_dedup.threshold=0.1: below 0.5, texts of one form"),
+    (
+        ["data=mix_200k", "data.near_dedup.threshold=0.1"],
+        "data.near_dedup.threshold=0.1: below 0.5, texts that only share a form",
+    ),
     (
         ["data=mix_200k", "data.filters.min_turns=4", "data.filters.max_turns=3"],
         "data.filters.min_turns=4: above data.filters.max_turns=3; no row is both",
@@ -41,11 +44,11 @@ CASES = [
     (["data=mix_200k", "data.filters.languages=[english]"], "data.filters.languages=english: not a code of ISO 639"),
     (
         ["data.filters.refusals=true"],
-        "data.filters: the base is not filtered and there is no pool; set data.filters.base",
+        "data.filters: has no effect, since there is no pool to filter; set data.filters.base=true",
     ),
     (
         ["data=mix_200k", "data.scorer.kind=column"],
-        "data.scorer: not read, since the pool is not ranked; set data.pool.o",
+        "data.scorer: has no effect, since the pool is not ranked; set data.pool.order=best",
     ),
     (["data.name=a/b"], "data.name=a/b: names a folder, so only letters, digits, . _ - and at most 64 of them; e.g."),
     (["model.name=../x"], "model.name=../x: names a folder"),
@@ -55,18 +58,21 @@ CASES = [
     (["lora.r=0"], "lora.r=0: not 1 or more"),
     (
         ["lora=none"],
-        "lora.enabled=false: trains every weight, and those in 4 bits cannot be; set "
+        "lora.enabled=false: weights in 4 bits cannot be trained; set "
         "model.id=unsloth/Llama-3.2-3B-Instruct (the weights in 16 bits) and model.quantization=none",
     ),
     (
         ["lora=none", "model.quantization=none"],
-        "lora.enabled=false: trains every weight, and those in 4 bits cannot be",
+        "lora.enabled=false: weights in 4 bits cannot be trained",
     ),
     (
         ["lora=none", "model=smollm2_135m", "model.quantization=nf4"],
-        "lora.enabled=false: trains every weight, and those in 4 bits cannot be; set model.quantization=none",
+        "lora.enabled=false: weights in 4 bits cannot be trained; set model.quantization=none",
     ),
-    (["lora=none", "model=tiny", "lora.r=8"], "lora.r: every weight is trained and no adapter, so it is not read;"),
+    (
+        ["lora=none", "model=tiny", "lora.r=8"],
+        "lora.r: is ignored without an adapter; leave it out, or choose lora=default",
+    ),
     (["lora.lora_dropout=1"], "lora.lora_dropout=1.0: not from 0 to below 1"),
     (["lora.target_modules=[]"], "lora.target_modules: empty;"),
     (["trainer.optim=adam"], "trainer.optim=adam: one of adamw_torch,"),
@@ -103,10 +109,10 @@ CASES = [
     ),
     (["eval.compile=true", "eval.engine=transformers"], "eval.compile=true: eval.engine=transformers compiles nothing"),
     (["eval.engine=vllm"], "eval.engine=vllm: one of auto, transformers, cuda_graph"),
-    (["+eval/task@eval.tasks.a=jsonl"], "eval.tasks.a.path: required when eval.tasks.a.kind=jsonl;"),
+    (["+eval/task@eval.tasks.a=jsonl"], "eval.tasks.a.path is required if eval.tasks.a.kind=jsonl;"),
     ([*MINE, "eval.tasks.a.metrics=[rogue]"], "eval.tasks.a.metrics=rogue:"),
     ([*MINE, "eval.tasks.a.references=[]"], "eval.tasks.a.references: empty"),
-    ([*MINE, "eval.tasks.a.prompt=hi"], "eval.tasks.a.prompt: contains no field"),
+    ([*MINE, "eval.tasks.a.prompt=hi"], "eval.tasks.a.prompt: has no field"),
     (["tracking=none", "tracking.mode=online"], "tracking.mode=online: tracking.tracker=none logs nowhere;"),
     (["tracking.project=a/b"], "tracking.project=a/b: a name without"),
     (["seed=-1"], "seed=-1: not from 0 to 4294967295"),
@@ -114,6 +120,7 @@ CASES = [
     (["paths.outputs=''"], "paths.outputs: empty; give a folder"),
     (["paths.cache='~nobody-of-that-name/x'"], "paths.cache=~nobody-of-that-name/x: cannot be looked up ("),
     ([f"paths.outputs={'x' * 300}"], f"paths.outputs={'x' * 300}: cannot be looked up (File name too long)"),
+    (["plan=hours"], "plan=hours: one of true, false, measure"),
     (["sweep.name=a/b"], "sweep.name=a/b: names a folder"),
 ]
 
@@ -138,7 +145,14 @@ def test_a_folder_below_a_file(command, tmp_path, name, more):
 def test_all_problems_at_once(command):
     outcome = command("data=files_200k", "lora.r=0", "trainer.max_steps=0", "eval.confidence=2", "sweep.name='a b'")
     assert outcome.status == 2
-    starts = ["data.base.path:", "data.pool.path:", "lora.r=", "trainer.max_steps=", "eval.confidence=", "sweep.name="]
+    starts = [
+        "data.base.path is",
+        "data.pool.path is",
+        "lora.r=",
+        "trainer.max_steps=",
+        "eval.confidence=",
+        "sweep.name=",
+    ]
     assert len(outcome.errors) >= len(starts)
     assert all(any(line.startswith(start) for line in outcome.errors) for start in starts)
 

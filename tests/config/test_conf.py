@@ -1,11 +1,13 @@
 """Every YAML under conf/ composes, converts and passes the checks."""
 
+import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tometune.config.store import conf_dir
+from tometune.config.root import conf_dir
 
 CONF = conf_dir()
 PATHS = {
@@ -44,6 +46,23 @@ def test_composes(command, name):
         pytest.skip(outcome.errors[0])
     assert outcome.status == 0, outcome.errors
     assert outcome.configs
+
+
+LISTS = re.findall(r"^  (?:- |# )(\+?[a-z/]+)(?:: \w+ #|=) .*: (.+)$", (CONF / "train.yaml").read_text(), re.MULTILINE)
+
+
+def test_the_manual_lists_every_group():
+    folders = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*/*.yaml")}
+    assert {group.lstrip("+") for group, _ in LISTS} == folders - {"eval/task"}
+
+
+@pytest.mark.parametrize(("group", "options"), LISTS)
+def test_the_manual_lists_the_options_of_each_group(group, options):
+    """An option may be listed by a pattern, e.g. `files_*`."""
+    names = [path.stem for path in (CONF / group.lstrip("+")).glob("*.yaml")]
+    patterns = options.split(", ")
+    assert [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+    assert [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in names)] == []
 
 
 def test_groups_of_the_design_are_there():

@@ -16,7 +16,7 @@ from tometune.config.data import SourceConfig
 from tometune.config.root import Config
 
 PACKAGE = Path(tometune.__file__).parent
-GROUP_FILES = ("chat", "data", "eval", "export", "filters", "lora", "model", "root", "tracking", "trainer")
+GROUP_FILES = ("chat", "data", "eval", "export", "lora", "model", "root", "tracking", "trainer")
 
 
 def schema_fields(cls: type = Config) -> Iterator[tuple[type, str]]:
@@ -64,7 +64,7 @@ def renamed(folder: Path) -> Path:
 
 
 def reads(folder: Path) -> set[str]:
-    """Return the fields that code outside of `config` reads, or `config.settled`, as `Class.field`.
+    """Return the fields that code outside of `config` reads, or `config.unused_settings`, as `Class.field`.
 
     By their types: mypy misses each field that was renamed wherever something of its dataclass is asked for it, and
     not where another object has an attribute of that name.
@@ -73,7 +73,7 @@ def reads(folder: Path) -> set[str]:
     command = [sys.executable, "-m", "mypy", *options, "-p", renamed(folder).name]
     told = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
     missed = re.compile(
-        r"^tometune/(?!config/(?!settled)).*\"(\w+)\"(?: of \".*\")? has no attribute \"(\w+)\"", re.MULTILINE
+        r"^tometune/(?!config/(?!unused_settings)).*\"(\w+)\"(?: of \".*\")? has no attribute \"(\w+)\"", re.MULTILINE
     )
     inherited = {f"PoolConfig.{field.name}": f"SourceConfig.{field.name}" for field in fields(SourceConfig)}
     found = (f"{owner}.{name}" for owner, name in missed.findall(told))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import tometune
-from tometune.config.store import conf_dir
+from tometune.config.root import conf_dir
 
 
 def test_checkout_has_the_manual():
@@ -18,7 +18,7 @@ def test_installed_layout_is_used_from_another_folder(tmp_path):
     package = tmp_path / "site" / "tometune"
     shutil.copytree(Path(tometune.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
     shutil.copytree(conf_dir(), package / "conf")
-    script = "from tometune.config.store import conf_dir; print(conf_dir())"
+    script = "from tometune.config.root import conf_dir; print(conf_dir())"
     command = [sys.executable, "-c", script]
     done = subprocess.run(
         command, cwd=tmp_path, env={"PYTHONPATH": str(package.parent)}, capture_output=True, text=True, check=True

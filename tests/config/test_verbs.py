@@ -7,8 +7,7 @@ import pytest
 
 from tometune.__main__ import verbs
 from tometune.common.errors import ConfigError
-from tometune.config.root import Config
-from tometune.config.store import conf_dir
+from tometune.config.root import Config, conf_dir
 from tometune.config.verbs import GROUPS, READS, check_keys, reads
 
 HINTS = get_type_hints(Config)
@@ -54,7 +53,7 @@ def test_each_group_is_read_or_ignored_with_one_warning(verb, capsys):
     [
         ("prepare", "plan=true", 2, "plan=true: only train reads it; leave it out"),
         ("report", "run=x", 2, "run=x: only evaluate, export and chat read it; leave it out"),
-        ("train", "seeds.data=1", 0, None),
+        ("prepare", "lora.r=4", 0, None),
         ("evaluate", "seeds.data=1", 2, "seeds.data=1: only train and prepare read it; leave it out"),
         ("evaluate", "+sweep=seeds", 2, "+sweep=seeds: only train, prepare and report read it; leave it out"),
         ("evaluate", "trainer=h200", 0, "trainer=h200: ignored, evaluate does not read this group"),

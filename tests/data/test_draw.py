@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import files, write_jsonl
 from tometune.common.errors import UserError
-from tometune.config.data import DataConfig, PoolOrder
-from tometune.config.filters import FiltersConfig, NearDedupConfig, ScorerConfig, ScorerKind
+from tometune.config.data import DataConfig, FiltersConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data import parallel
 from tometune.data.mix import build_mix
 

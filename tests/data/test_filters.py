@@ -6,8 +6,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
-from tometune.config.data import DataConfig, PoolOrder
-from tometune.config.filters import FiltersConfig, NearDedupConfig, ScorerConfig, ScorerKind
+from tometune.config.data import DataConfig, FiltersConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data import features
 from tometune.data.mix import build_mix
 

@@ -7,8 +7,7 @@ import numpy as np
 
 from tests.data.chatml import chatml_tokenizer
 from tests.data.conftest import conversation, files, write_jsonl
-from tometune.config.data import DataConfig, PoolOrder
-from tometune.config.filters import ScorerConfig, ScorerKind
+from tometune.config.data import DataConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data.mix import Mix, build_mix
 from tometune.data.profile import profile, repeats, samples
 from tometune.data.tokens import tokenise

@@ -12,7 +12,7 @@ from tests.test_make_pydocs import make_pydocs
 from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, PoolConfig, SourceConfig, SourceKind
 from tometune.config.eval import TaskConfig, TaskKind
-from tometune.config.store import conf_dir
+from tometune.config.root import conf_dir
 from tometune.data import pydocs
 from tometune.data.mix import build_mix
 from tometune.evaluation.tasks import load_task

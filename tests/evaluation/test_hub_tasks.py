@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tometune.config.eval import TaskConfig
-from tometune.config.store import conf_dir
+from tometune.config.root import conf_dir
 
 TASKS = ("dialogue_summarisation", "question_answering", "data_to_text", "instruction_following")
 LOAD = """

@@ -19,8 +19,7 @@ from tests.fixtures.llama import tiny_llama
 from tests.whole import Workplace
 from tometune.config.app import verb  # noqa: F401 -- registers the resolvers that conf/ needs
 from tometune.config.export import ExportConfig
-from tometune.config.root import Config, PathsConfig
-from tometune.config.store import conf_dir
+from tometune.config.root import Config, PathsConfig, conf_dir
 from tometune.exporting.build import Builder
 from tometune.models import smollm2
 from tometune.runs.finished import find_finished

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.whole import Workplace
 from tometune.common.errors import UserError
+from tometune.config.model import ModelConfig
+from tometune.config.root import Config
 from tometune.exporting import folders
+from tometune.runs.finished import Finished
 
 
 def export(folder: Path, word: str, passed: bool, run_id: str = "a") -> dict:
@@ -86,14 +88,15 @@ def test_every_change_of_an_export_is_found(tmp_path):
     assert folders.changed(tmp_path, gate) == ["more", "run.json"]
 
 
-@pytest.mark.whole
-def test_the_run_s_own_adapter_survives(trained: Workplace, copied: Path, tmp_path: Path):
-    own = {path: path.read_bytes() for path in (copied / "adapter").iterdir() if path.is_file()}
-    for folder, says in ((copied, "inside the run, among its own files"), (tmp_path / "x", "would be overwrit")):
-        (tmp_path / "x" / "adapter").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "x" / "adapter" / "mine").write_text("mine")
-        done = trained.verb("export", f"run={copied}", "format=adapter", f"export.folder={folder}")
-        assert done.returncode == 2, done.stderr
-        assert says in done.stderr.splitlines()[-1]
-    assert (tmp_path / "x" / "adapter" / "mine").exists()
-    assert {path: path.read_bytes() for path in own} == own
+def test_nothing_of_the_run_itself_can_be_replaced(tmp_path):
+    run = Finished(tmp_path / "run", {"run_id": "a"}, Config(), ModelConfig(), ModelConfig())
+    (run.folder / "adapter").mkdir(parents=True)
+    (tmp_path / "x" / "adapter").mkdir(parents=True)
+    (tmp_path / "x" / "adapter" / "mine").write_text("mine")
+    for folder in (run.folder, run.folder / "eval", run.folder / "adapter"):
+        with pytest.raises(UserError, match="inside the run, among its own files"):
+            folders.check_folders(run, folder, [])
+    for folder in (run.folder / "export", run.folder / "export" / "x"):
+        folders.check_folders(run, folder, [folder / "adapter"])
+    with pytest.raises(UserError, match="would be overwritten"):
+        folders.check_folders(run, tmp_path / "x", [tmp_path / "x" / "adapter"])

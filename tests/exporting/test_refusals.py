@@ -98,7 +98,7 @@ def test_what_cannot_be_done(trained, tmp_path, monkeypatch, settings, says):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("lora.r=4", r"^lora.r=4: the run has its own; leave it out"),
+        ("lora.r=4", r"^lora.r=4: only train and prepare read it; leave it out"),
         ("export.base=nobody/nothing", r"^export.base=nobody/nothing: the model hub cannot be reached"),
     ],
 )

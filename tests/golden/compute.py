@@ -23,8 +23,7 @@ from tests.golden.sweeps import write_sweeps
 from tometune.config.command_line import CommandLine, with_plus
 from tometune.config.jobs import jobs_of, to_config
 from tometune.config.model import Precision
-from tometune.config.root import Config
-from tometune.config.store import conf_dir, register
+from tometune.config.root import Config, conf_dir, register
 from tometune.data import pydocs
 from tometune.runs.identity import identity
 from tometune.runs.inputs import RunInputs, cache_folder, fingerprints

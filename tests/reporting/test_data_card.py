@@ -9,8 +9,7 @@ import pytest
 
 from tests.browser import needs_browser, opened
 from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
-from tometune.config.data import DataConfig
-from tometune.config.filters import NearDedupConfig
+from tometune.config.data import DataConfig, NearDedupConfig
 from tometune.data.mix import Mix, build_mix
 from tometune.data.profile import profile, samples
 from tometune.reporting import data_card

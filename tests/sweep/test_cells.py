@@ -9,7 +9,7 @@ import pytest
 from tometune.common.errors import UserError
 from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
-from tometune.config.store import register
+from tometune.config.root import register
 from tometune.runs.sweep_file import Cell, read_cells
 from tometune.sweep.cells import cells_of, list_cells
 

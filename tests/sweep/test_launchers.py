@@ -20,7 +20,7 @@ from tests.whole import Workplace, adapter_of, record_of, scores_of
 from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
 from tometune.config.messages import PLUGINS, explain
-from tometune.config.store import conf_dir, register
+from tometune.config.root import conf_dir, register
 
 register()
 

@@ -8,7 +8,7 @@ import yaml
 from tests.whole import Workplace, record_of
 from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
-from tometune.config.store import register
+from tometune.config.root import register
 from tometune.evaluation.tasks import load_tasks
 
 register()

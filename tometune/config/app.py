@@ -20,12 +20,10 @@ from tometune.common.distributed import is_first, processes
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors
 from tometune.common.signals import Stopped, told_to_stop
-from tometune.config.checks import check
 from tometune.config.command_line import read_command_line, show
 from tometune.config.jobs import Jobs, jobs_of, to_config
 from tometune.config.messages import composition_errors, one_line
-from tometune.config.root import Config
-from tometune.config.store import CONFIG_NAME, conf_dir, register
+from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
 from tometune.config.verbs import check_keys
 
 log = logging.getLogger(__name__)

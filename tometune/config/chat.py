@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tometune.config.rules import at_least
+from tometune.config.validators import at_least
 
 
 class Interface(StrEnum):

@@ -16,8 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from tometune.common.errors import ConfigError, UserError
-from tometune.config.root import Config
-from tometune.config.store import CONFIG_NAME, conf_dir
+from tometune.config.root import CONFIG_NAME, Config, conf_dir
 
 OWN_KEYS = ("data.pool.weights", "data.pool.caps")
 """Dicts whose keys are names in the user's data."""
@@ -137,7 +136,8 @@ def with_plus(arguments: Sequence[str]) -> list[str]:
         if found := pattern.fullmatch(argument):
             key, name, value = found.groups()
             if name is not None:
-                argument = f"++{key}.{name}={value}" if re.fullmatch(r"[\w-]+", name) else f"++{key}={{{name}: {value}}}"
+                nested = f"{key}={{{name}: {value}}}"
+                argument = f"++{key}.{name}={value}" if re.fullmatch(r"[\w-]+", name) else f"++{nested}"
             elif value.strip("{} "):
                 argument = f"++{argument.lstrip('+')}"
         changed.append(argument)

@@ -1,12 +1,110 @@
-"""Schema of the `data` group: a base, a pool, and how many rows of each make the mix."""
+"""Schema of the `data` group: sources of rows, filters, near-duplicates, and how many rows make a mix."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.filters import FiltersConfig, NearDedupConfig, ScorerConfig, filter_problems
-from tometune.config.identity import NOT_IDENTITY, SINCE_DEFAULT, identity_if
-from tometune.config.rules import at_least, file_name
+from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, at_least, file_name, identity_if
+
+LEAST_THRESHOLD = 0.5
+"""Lowest similarity of near-duplicates; below it, texts that only share a form are similar."""
+
+
+class ScorerKind(StrEnum):
+    """What ranks the pool if `data.pool.order=best`."""
+
+    heuristic = "heuristic"
+    fineweb_edu = "fineweb_edu"
+    column = "column"
+
+
+@dataclass
+class FiltersConfig:
+    """Conditions on rows, checked before sampling and in this order. All are off by default."""
+
+    base: bool = False
+    """Whether the base is filtered too."""
+
+    min_characters: int | None = None
+    """Fewest characters of a conversation, over all turns."""
+
+    max_characters: int | None = None
+    """Most characters of a conversation, over all turns."""
+
+    min_tokens: int | None = None
+    """Fewest tokens of a conversation's texts in the model's tokenizer, without those of the chat template."""
+
+    max_tokens: int | None = None
+    """Most tokens of a conversation's texts in the model's tokenizer, without those of the chat template."""
+
+    min_turns: int | None = None
+    """Fewest turns, including those of system and tools."""
+
+    max_turns: int | None = None
+    """Most turns, including those of system and tools."""
+
+    min_score: float | None = None
+    """Lowest score, in the column that the source's `score` names; rows without a score are dropped."""
+
+    refusals: bool = False
+    """Whether rows are dropped in which the assistant refuses, e.g. `As an AI language model, I cannot`."""
+
+    broken_code: bool = False
+    """Whether rows are dropped in which a code fence (three backticks or tildes) is not closed."""
+
+    max_repetition: float | None = None
+    """Largest share, 0 to 1, of the assistant's words in lines or 5-word sequences that it repeats."""
+
+    languages: list[str] = field(default_factory=list)
+    """Languages to keep, as ISO 639-1 codes, recognised by the assistant's text; empty keeps all."""
+
+
+@dataclass
+class NearDedupConfig:
+    """Near-duplicates, found by MinHash over 3-word sequences."""
+
+    threshold: float | None = None
+    """Pool rows with at least this Jaccard similarity (0 to 1) to a base row, or to a pool row that is kept, are
+    dropped; null keeps them."""
+
+    base: bool = False
+    """Whether base rows that are near-duplicates of another base row are dropped too."""
+
+
+@dataclass
+class ScorerConfig:
+    """What ranks the pool if `data.pool.order=best`."""
+
+    kind: ScorerKind = ScorerKind.heuristic
+    """`heuristic` needs no model; `fineweb_edu` is a classifier from the hub, best on a GPU; `column` is a score in the
+    data."""
+
+    id: str = field(default="HuggingFaceFW/fineweb-edu-classifier", metadata=NOT_IDENTITY)
+    """For `fineweb_edu`: hub id or local folder of a sequence classifier with one output."""
+
+    revision: str = field(default="main", metadata=NOT_IDENTITY)
+    """For `fineweb_edu`: branch, tag or commit."""
+
+
+def filter_problems(filters: FiltersConfig, near: NearDedupConfig, pool: bool) -> Iterator[str]:
+    """Yield the problems of filters and near-duplicates; `pool` says whether there is one."""
+    for name in ("characters", "tokens", "turns"):
+        low, high = getattr(filters, f"min_{name}"), getattr(filters, f"max_{name}")
+        yield from at_least(1, {f"data.filters.min_{name}": low, f"data.filters.max_{name}": high})
+        if low is not None and high is not None and low > high:
+            yield f"data.filters.min_{name}={low}: above data.filters.max_{name}={high}; no row is both"
+    for key, share in (("filters.max_repetition", filters.max_repetition), ("near_dedup.threshold", near.threshold)):
+        if share is not None and not 0 <= share <= 1:
+            yield f"data.{key}={share}: not a share from 0 to 1"
+    if near.threshold is not None and 0 <= near.threshold < LEAST_THRESHOLD:
+        low = f"data.near_dedup.threshold={near.threshold}: below {LEAST_THRESHOLD}"
+        yield f"{low}, texts that only share a form are similar; raise it"
+    for code in filters.languages:
+        if not re.fullmatch("[a-z]{2,3}", code):
+            yield f"data.filters.languages={code}: not a code of ISO 639, e.g. en"
+    if not pool and not filters.base and filters != FiltersConfig():
+        yield "data.filters: has no effect, since there is no pool to filter; set data.filters.base=true"
 
 
 class SourceKind(StrEnum):
@@ -18,7 +116,7 @@ class SourceKind(StrEnum):
 
 
 class RowFormat(StrEnum):
-    """Shape of one row; every shape is standardised to role/content messages."""
+    """Format of a row; all are converted to messages with role and content."""
 
     auto = "auto"
     sharegpt = "sharegpt"
@@ -28,7 +126,7 @@ class RowFormat(StrEnum):
 
 
 class Contamination(StrEnum):
-    """What to do about rows that share a run of words with an evaluation example."""
+    """What to do about rows that share a 13-word sequence with an evaluation example."""
 
     report = "report"
     drop = "drop"
@@ -37,7 +135,7 @@ class Contamination(StrEnum):
 
 @dataclass
 class SourceConfig:
-    """One set of conversations."""
+    """A set of conversations."""
 
     kind: SourceKind = SourceKind.hub
     """`hub` reads `id`, `files` reads `path`, `pydocs` reads the embedded documentation of Python."""
@@ -49,29 +147,29 @@ class SourceConfig:
     """Branch, tag or commit of the hub dataset."""
 
     subset: str | None = None
-    """Configuration name of the hub dataset, where it has several."""
+    """Configuration name of the hub dataset, if it has several."""
 
     split: str = "train"
     """Split of the hub dataset."""
 
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
-    """Parquet, JSONL or JSON file, a folder of them, or a glob; used when `kind=files`."""
+    """Parquet, JSONL or JSON file, a folder of them, or a glob, for `kind=files`."""
 
     filtered: bool = False
-    """Only for `pydocs`: keep the rows with the best text (the base is filtered, the pool is not)."""
+    """For `kind=pydocs`: keep the rows with the best text (in the base, not in the pool)."""
 
     format: RowFormat = RowFormat.auto
-    """`auto` recognises the shape by the columns of the first rows."""
+    """`auto` recognises the format by the columns of the first rows."""
 
     score: str = field(default="score", metadata=SINCE_DEFAULT)
-    """Column with a score of each row, for `data.filters.min_score` and `data.scorer.kind=column`; may be missing."""
+    """Column with the score of a row, for `data.filters.min_score` and `data.scorer.kind=column`; may be missing."""
 
     rows: int | None = None
-    """How many usable rows the source must give; null takes all of them."""
+    """Number of usable rows to take; null takes all."""
 
 
 class PoolOrder(StrEnum):
-    """In which order the pool's rows are added."""
+    """The order in which pool rows are added."""
 
     random = "random"
     best = "best"
@@ -79,56 +177,56 @@ class PoolOrder(StrEnum):
 
 @dataclass
 class PoolConfig(SourceConfig):
-    """A set of conversations of which a mix takes some."""
+    """A set of conversations from which a mix draws rows."""
 
     draw: bool = field(default=True, metadata=NOT_IDENTITY)
-    """Whether rows are drawn from it; where not, the mix is the base alone, and it is as if `pool` were null."""
+    """Whether rows are drawn from it; false is the same as `pool=null`."""
 
     order: PoolOrder = field(default=PoolOrder.random, metadata=SINCE_DEFAULT)
-    """`random` draws by `seeds.data`; `best` takes those that `data.scorer` puts highest."""
+    """`random` draws by `seeds.data`; `best` takes those with the highest score of `data.scorer`."""
 
     weights: dict[str, float] = field(default_factory=dict, metadata=SINCE_DEFAULT)
-    """Share, 0 to 1, of the added rows that are from a source; the others share the rest as they are in the pool."""
+    """Share, 0 to 1, of the added rows per source; the other sources share the rest in proportion to the pool."""
 
     caps: dict[str, int] = field(default_factory=dict, metadata=SINCE_DEFAULT)
-    """Most rows that are added from a source."""
+    """Most added rows per source."""
 
 
 @dataclass
 class DataConfig:
-    """A mix: the whole base, then random rows of the pool up to exactly `rows`."""
+    """A mix: the whole base, then pool rows up to exactly `rows`."""
 
     name: str = field(default="mix_100k", metadata=NOT_IDENTITY)
     """Short name in the run id and the tables."""
 
     rows: int = 100_000
-    """Exact number of conversations in the mix; too few is an error, never a shorter mix."""
+    """Exact number of conversations in the mix; a run stops if there are fewer."""
 
     base: SourceConfig = field(default_factory=SourceConfig)
-    """Every mix contains all of it."""
+    """The data that every mix contains."""
 
     pool: PoolConfig | None = None
-    """Added rows are drawn from here; first, rows whose normalised text is in the base or earlier in the pool go."""
+    """The data that rows are added from, without rows whose normalised text is in the base or earlier in the pool."""
 
     filters: FiltersConfig = field(default_factory=FiltersConfig, metadata=SINCE_DEFAULT)
-    """What a row must be like."""
+    """Conditions on rows."""
 
     near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig, metadata=SINCE_DEFAULT)
-    """What counts as the same text but for a few words."""
+    """Near-duplicates."""
 
     scorer: ScorerConfig = field(default_factory=ScorerConfig, metadata=SINCE_DEFAULT)
-    """What `data.pool.order=best` ranks by."""
+    """What ranks the pool if `data.pool.order=best`."""
 
     contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
-    """What to do about rows that share 13 words in a row with an example of `eval.tasks`, see docs/contamination.md.
+    """What to do about rows that share a 13-word sequence with an example of `eval.tasks`, see docs/contamination.md.
 
-    `report` has `prepare` tell how many there are, `drop` draws from the others (so it makes other runs), `fail` stops
-    `prepare` and `train` if there is one in the mix.
+    With `report`, `prepare` counts them; with `drop` they are not in the mix (so it is another run); with `fail`,
+    `prepare` and `train` stop if the mix has one.
     """
 
 
 def data_problems(data: DataConfig) -> Iterator[str]:
-    """Yield the problems of the `data` group."""
+    """Yield the problems of the group."""
     yield from file_name("data.name", data.name)
     yield from at_least(1, {"data.rows": data.rows})
     yield from _source_problems("data.base", data.base)
@@ -138,11 +236,11 @@ def data_problems(data: DataConfig) -> Iterator[str]:
         yield from _share_problems(data.pool)
     yield from filter_problems(data.filters, data.near_dedup, pool=data.pool is not None)
     if data.scorer != ScorerConfig() and (data.pool is None or data.pool.order is not PoolOrder.best):
-        yield "data.scorer: not read, since the pool is not ranked; set data.pool.order=best"
+        yield "data.scorer: has no effect, since the pool is not ranked; set data.pool.order=best"
     base_rows = data.base.rows
-    if base_rows != data.rows:  # where it follows data.rows, that is told already
+    if base_rows != data.rows:  # else it is reported already
         yield from at_least(1, {"data.base.rows": base_rows})
-    if base_rows is None or base_rows < 1 or data.rows < 1:  # nothing to compare
+    if base_rows is None or base_rows < 1 or data.rows < 1:
         return
     if base_rows > data.rows:
         yield (
@@ -151,33 +249,31 @@ def data_problems(data: DataConfig) -> Iterator[str]:
         )
     if base_rows < data.rows and data.pool is None:
         yield (
-            f"data.rows={data.rows}: above data.base.rows={base_rows}, and no rows are drawn from a pool; "
-            f"choose a mix with a pool, e.g. data=mix_200k or files_200k, or set data.rows={base_rows}"
+            f"data.rows={data.rows}: above data.base.rows={base_rows}, and there is no pool; "
+            f"choose a mix with one, e.g. data=mix_200k or files_200k, or set data.rows={base_rows}"
         )
 
 
 def _share_problems(pool: PoolConfig) -> Iterator[str]:
-    """Yield the problems of weights and caps."""
     for name, weight in pool.weights.items():
         if not 0 <= weight <= 1:
             yield f"data.pool.weights.{name}={weight}: not a share from 0 to 1 of the added rows"
     total = sum(pool.weights.values())
     if total > 1 + 1e-9 and max(pool.weights.values()) <= 1:
-        yield f"data.pool.weights: together {total:g}, and all added rows are 1; lower them"
+        yield f"data.pool.weights: their sum is {total:g}, above 1; lower them"
     for name, most in pool.caps.items():
         yield from at_least(1, {f"data.pool.caps.{name}": most})
 
 
 def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
-    """Yield the problems of one source of rows."""
     needs = {SourceKind.hub: "id", SourceKind.files: "path"}
     values = {"id": source.id, "path": source.path}
     for kind, name in needs.items():
         if source.kind is kind and not values[name]:
-            yield f"{key}.{name}: missing, {key}.kind={kind} reads it; set {key}.{name}=…"
+            yield f"{key}.{name} is required if {key}.kind={kind}; set {key}.{name}=…"
         if source.kind is not kind and values[name]:
             yield (
-                f"{key}.{name}={values[name]}: not read with {key}.kind={source.kind}; "
+                f"{key}.{name}={values[name]}: is ignored if {key}.kind={source.kind}; "
                 f"choose a mix over {kind}, e.g. data={'mix' if kind is SourceKind.hub else 'files'}_100k"
             )
     if source.filtered and source.kind is not SourceKind.pydocs:

@@ -1,12 +1,11 @@
-"""Schema of the `eval` group and its tasks, and its checks."""
+"""Schema of the `eval` group and its tasks."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.identity import NOT_IDENTITY
-from tometune.config.rules import at_least, file_name, one_of
+from tometune.config.validators import NOT_IDENTITY, at_least, file_name, one_of
 
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 """Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
@@ -16,7 +15,7 @@ FEW = 32
 
 
 class TaskKind(StrEnum):
-    """Source of a task's examples."""
+    """Where the examples of a task come from."""
 
     hub = "hub"
     jsonl = "jsonl"
@@ -24,7 +23,7 @@ class TaskKind(StrEnum):
 
 
 class EngineKind(StrEnum):
-    """Engine that generates the answers."""
+    """What generates the answers."""
 
     auto = "auto"
     transformers = "transformers"
@@ -33,10 +32,10 @@ class EngineKind(StrEnum):
 
 @dataclass
 class TaskConfig:
-    """One evaluation task: examples, a prompt template, references, metrics."""
+    """An evaluation task: examples, a prompt template, references, metrics."""
 
     version: int = 1
-    """To be raised whenever a change makes scores incomparable with earlier ones."""
+    """Raised with each change that makes scores incomparable with earlier ones."""
 
     description: str = field(default="", metadata=NOT_IDENTITY)
     """One sentence for the tables and the docs."""
@@ -60,54 +59,54 @@ class TaskConfig:
     """Licence of the examples."""
 
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
-    """JSONL, parquet or JSON file of `{input, references}` (and `id`, `context`) rows; used when `kind=jsonl`."""
+    """JSONL, parquet or JSON file of `{input, references}` rows (and `id`, `context`), for `kind=jsonl`."""
 
     topic: str | None = None
-    """Name of the documentation task; used when `kind=pydocs`."""
+    """Name of the documentation task, for `kind=pydocs`."""
 
     system: str | None = None
-    """System message before the prompt; null for none (the chat template may have its own)."""
+    """System message before the prompt; null gives none (the chat template may have its own)."""
 
     prompt: str = "{input}"
     """User message; `{field}` is replaced by that field of the example."""
 
     references: list[str] = field(default_factory=lambda: ["references"])
-    """Fields that hold the references; a dot selects a nested field, a list field gives several references."""
+    """Fields with the references; a dot reaches into a nested field, a list field gives several references."""
 
     max_new_tokens: int = 128
-    """Maximum tokens per answer."""
+    """Longest answer, in tokens."""
 
     metrics: list[str] = field(default_factory=lambda: ["rouge"])
     """Names from `METRICS`; `rouge` is always computed."""
 
     limit: int | None = None
-    """Number of examples, drawn once with a fixed seed (the same for every run); null takes all."""
+    """Number of examples, drawn with a fixed seed (the same for every run); null takes all."""
 
 
 @dataclass
 class EvalConfig:
-    """The tasks, and how the base and the tuned model are scored on them."""
+    """The evaluation of the base model and the tuned model."""
 
     name: str = field(default="hub", metadata=NOT_IDENTITY)
     """Short name of the task set."""
 
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
-    """Task set by task name; add one with `+eval/task@eval.tasks.NAME=jsonl eval.tasks.NAME.path=…`."""
+    """The tasks by name; add one with `+eval/task@eval.tasks.NAME=jsonl eval.tasks.NAME.path=…`."""
 
     validation: bool = field(default=False, metadata=NOT_IDENTITY)
-    """Whether the tasks are meant for choosing settings; none of their examples may be in a test task."""
+    """Whether the tasks are for choosing settings, and share no example with a test task."""
 
     base: bool = True
-    """Score the base model too, so that the table can show the gain."""
+    """Whether the base model is scored too: without it there are no gains."""
 
     limit: int | None = None
-    """Maximum examples per task, for trials; scores under a limit are marked everywhere."""
+    """Most examples per task, for trials; scores with a limit are marked everywhere."""
 
     temperature: float = 0.0
     """0 answers greedily; above 0 draws from softmax(logits / temperature), with `seeds.generation`."""
 
     engine: EngineKind = EngineKind.auto
-    """Engine that generates the answers: the model's own `generate`, or a captured step without padding.
+    """What generates the answers: `transformers` is its `generate`; `cuda_graph` a captured step without padding.
 
     `auto` takes `cuda_graph` on an NVIDIA GPU of compute capability 8.0 or more if the model runs in 16 bits and has
     plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round differently, so
@@ -115,31 +114,31 @@ class EvalConfig:
     """
 
     compile: bool | str = "auto"
-    """Compile norms, rotary embedding, MLPs and LoRA layers, under `cuda_graph` for batches of more than 32 prompts.
+    """Compile norms, rotary embedding, MLPs and LoRA layers: with `cuda_graph`, for batches of more than 32 prompts.
 
-    `auto` compiles for 16,384 answers or more: it takes about 8 s and makes answering a third faster. In 16 bits, sums
-    over a row are made in another order, which can change an answer at a near tie.
+    `auto` compiles from 16,384 answers on: it takes about 8 s and makes answers a third faster. In 16 bits the order of
+    summation changes, and with it, rarely, a token.
     """
 
     batch_size: int | None = None
-    """Prompts per batch, sorted by length; null takes as many as fit into the GPU's memory, a power of two.
+    """Prompts per batch, sorted by length; null is the largest power of two that fits into the GPU's memory.
 
-    In float32 the answers do not depend on it. In 16 bits another batch size rounds differently, which can change an
-    answer at a near tie, so the batch size is recorded with the scores.
+    In float32 the batch does not change the answers. In 16 bits it changes the rounding, and with it, rarely, a token;
+    so it is recorded with the scores.
     """
 
     max_prompt_tokens: int = 1792
-    """Longer prompts are truncated in the middle of the user message and counted."""
+    """Longer prompts are shortened in the middle of the user message, and counted."""
 
     resamples: int = field(default=10_000, metadata=NOT_IDENTITY)
-    """Bootstrap resamples of the intervals."""
+    """Bootstrap resamples for the intervals."""
 
     confidence: float = field(default=0.95, metadata=NOT_IDENTITY)
-    """Confidence level of the intervals."""
+    """Level of the intervals."""
 
 
 def eval_problems(config: EvalConfig) -> Iterator[str]:
-    """Yield the problems of the `eval` group."""
+    """Yield the problems of the group."""
     yield from file_name("eval.name", config.name)
     names = ("limit", "batch_size", "max_prompt_tokens", "resamples")
     yield from at_least(1, {f"eval.{name}": vars(config)[name] for name in names})
@@ -161,18 +160,17 @@ def eval_problems(config: EvalConfig) -> Iterator[str]:
 
 
 def _task_problems(key: str, task: TaskConfig) -> Iterator[str]:
-    """Yield the problems of one task."""
     needs = {TaskKind.hub: ("id", task.id), TaskKind.jsonl: ("path", task.path), TaskKind.pydocs: ("topic", task.topic)}
     name, value = needs[task.kind]
     if not value:
-        yield f"{key}.{name}: required when {key}.kind={task.kind}; set {key}.{name}=…"
+        yield f"{key}.{name} is required if {key}.kind={task.kind}; set {key}.{name}=…"
     for metric in task.metrics:
         yield from one_of(f"{key}.metrics", metric, METRICS)
     for name, values in (("metrics", task.metrics), ("references", task.references)):
         if not values:
             yield f"{key}.{name}: empty; name at least one"
     if not re.search(r"\{[^{}]+\}", task.prompt):
-        yield f"{key}.prompt: contains no field, so every prompt would be the same; add one, e.g. '{{input}}'"
+        yield f"{key}.prompt: has no field of the example, so all prompts would be the same; write e.g. '{{input}}'"
     yield from at_least(
         1, {f"{key}.max_new_tokens": task.max_new_tokens, f"{key}.limit": task.limit, f"{key}.version": task.version}
     )

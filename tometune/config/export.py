@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tometune.config.rules import at_least, folder, one_of
+from tometune.config.validators import at_least, folder, one_of
 
 FORMATS = ("adapter", "merged_16bit", "gguf")
 """Formats of an export."""

@@ -16,13 +16,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from tometune.common.errors import ConfigError
-from tometune.config.checks import check
 from tometune.config.command_line import CommandLine
-from tometune.config.lora import check_adapter_is_trained, settled_lora
 from tometune.config.messages import composition_errors
-from tometune.config.root import Config
-from tometune.config.settled import check_pool_is_drawn, settled, without_undrawn_pool
-from tometune.config.store import ADHOC, CONFIG_NAME, conf_dir, typed
+from tometune.config.root import ADHOC, CONFIG_NAME, Config, check, conf_dir, typed
+from tometune.config.unused_settings import check_used, without_unused_data, without_unused_lora, without_unused_pool
 
 
 @dataclass(frozen=True)
@@ -129,11 +126,10 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
         config.model.name = slug(config.model.id)
     if hydra_node.mode == RunMode.MULTIRUN:
         config.sweep.name = ADHOC if config.sweep.name is None else config.sweep.name
-        config.data, config.lora = settled(config.data), settled_lora(config.lora)
+        config.data, config.lora = without_unused_data(config.data), without_unused_lora(config.lora)
     else:
-        check_pool_is_drawn(config.data, keys)
-        check_adapter_is_trained(config.lora, keys)
-        config.data = without_undrawn_pool(config.data)
+        check_used(config.data, config.lora, keys)
+        config.data = without_unused_pool(config.data)
     return config
 
 

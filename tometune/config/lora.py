@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tometune.common.errors import ConfigError
-from tometune.config.identity import SINCE_DEFAULT
-from tometune.config.rules import at_least
+from tometune.config.validators import SINCE_DEFAULT, at_least
 
 
 @dataclass
@@ -43,24 +41,3 @@ def lora_problems(lora: LoraConfig) -> Iterator[str]:
         yield f"lora.lora_dropout={lora.lora_dropout}: not from 0 to below 1"
     if not lora.target_modules:
         yield "lora.target_modules: empty; name the layers that get an adapter, e.g. [q_proj,v_proj]"
-
-
-def settled_lora(lora: LoraConfig) -> LoraConfig:
-    """Return the config with all that is not read at its default: without an adapter that is everything else."""
-    return lora if lora.enabled else LoraConfig(enabled=False)
-
-
-def check_adapter_is_trained(lora: LoraConfig, keys: set[str]) -> None:
-    """Check that nothing of an adapter is set for a run that trains none.
-
-    Args:
-        lora: of the run.
-        keys: full keys that the command line sets.
-
-    Raises:
-        ConfigError: with one line for each key.
-    """
-    unread = [] if lora.enabled else sorted(key for key in keys if key.startswith("lora.") and key != "lora.enabled")
-    if unread:
-        raise ConfigError([f"{key}: every weight is trained and no adapter, so it is not read; leave it out, or choose "
-            "lora=default" for key in unread])  # fmt: skip

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.identity import NOT_IDENTITY
-from tometune.config.rules import file_name, one_of
+from tometune.config.validators import NOT_IDENTITY, file_name, one_of
 
 FOUR_BITS = ("-unsloth-bnb-4bit", "-bnb-4bit")
 """Ends of the ids of 4-bit copies; the same id without it is the model in 16 bits."""

@@ -1,33 +1,50 @@
-"""Schema of the whole config: the groups, the seeds, the paths."""
+"""The whole config: its schema, its checks, and where its YAML files are."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
-from tometune.config.chat import ChatConfig, Interface
-from tometune.config.data import DataConfig
-from tometune.config.eval import EvalConfig
-from tometune.config.export import ExportConfig
-from tometune.config.lora import LoraConfig
-from tometune.config.model import ModelConfig
-from tometune.config.tracking import Publish, TrackingConfig
-from tometune.config.trainer import TrainerConfig
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from tometune.common.errors import ConfigError
+from tometune.config.chat import ChatConfig, Interface, chat_problems
+from tometune.config.data import DataConfig, data_problems
+from tometune.config.eval import EvalConfig, eval_problems
+from tometune.config.export import ExportConfig, export_problems
+from tometune.config.lora import LoraConfig, lora_problems
+from tometune.config.model import FOUR_BITS, ModelConfig, Quantization, model_problems
+from tometune.config.tracking import Publish, TrackingConfig, tracking_problems
+from tometune.config.trainer import TrainerConfig, trainer_problems
+from tometune.config.validators import file_name, folder
+
+CONFIG_NAME = "train"
+"""The primary config of every verb: `conf/train.yaml`."""
+
+ADHOC = "adhoc"
+"""Name of a sweep without a name."""
+
+LARGEST_SEED = 2**32 - 1
+"""The largest seed of numpy's generators."""
 
 
 @dataclass
 class SeedsConfig:
-    """One stream a cause of variation; each follows `seed` until it is set on its own."""
+    """One random stream per cause of variation. Each follows `seed` unless it is set."""
 
     data: int = 0
     """Which pool rows are drawn into the mix."""
 
     order: int = 0
-    """In which order the rows are trained on."""
+    """The order in which rows are trained on."""
 
     adapter: int = 0
     """Initial adapter weights, and the dropout masks."""
 
     generation: int = 0
-    """Drawn answers (`eval.temperature` above 0); greedy decoding does not use it."""
+    """Sampled answers (`eval.temperature` above 0); greedy decoding does not use it."""
 
 
 @dataclass
@@ -38,7 +55,7 @@ class SweepConfig:
     """Folder under `paths.multirun`; null means a single run under `paths.outputs`. `report` reads that folder."""
 
     retry_failed: bool = True
-    """Whether the same command tries failed runs again; false leaves them as they are and lists them."""
+    """Whether repeating the command runs failed runs again; false only lists them."""
 
 
 @dataclass
@@ -46,10 +63,10 @@ class PathsConfig:
     """Folders. None of them is part of a run's identity."""
 
     outputs: str = "outputs"
-    """Single runs land in `<outputs>/<run_id>/`."""
+    """Single runs are in `<outputs>/<run_id>/`."""
 
     multirun: str = "multirun"
-    """Runs of a sweep land in `<multirun>/<sweep>/<run_id>/`."""
+    """Runs of a sweep are in `<multirun>/<sweep>/<run_id>/`."""
 
     cache: str = "~/.cache/tometune"
     """Converted models, standardised mixes and tokens; safe to delete."""
@@ -57,16 +74,16 @@ class PathsConfig:
 
 @dataclass
 class Config:
-    """Everything `python -m tometune.train` can be told."""
+    """Everything that can be set on the command line of a verb."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """What is trained."""
+    """The model that is trained."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """What it is trained on."""
+    """The mix that it is trained on."""
 
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """The adapter, or that every weight is trained."""
+    """The adapter, or full fine-tuning."""
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """How it is trained."""
@@ -78,56 +95,143 @@ class Config:
     """Where it is logged."""
 
     chat: ChatConfig = field(default_factory=ChatConfig)
-    """How one talks to it."""
+    """Settings of `chat`."""
 
     export: ExportConfig = field(default_factory=ExportConfig)
-    """How a run's model is exported."""
+    """Settings of `export`."""
 
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    """Which set of runs it belongs to."""
+    """The set of runs that it belongs to."""
 
     seed: int = 0
-    """The seed of the run; feeds every stream of `seeds`."""
+    """The seed of the run; each of `seeds` follows it."""
 
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
-    """The streams, where one is to be varied alone."""
+    """The streams, to vary one of them alone."""
 
     paths: PathsConfig = field(default_factory=PathsConfig)
     """Folders."""
 
     run: str | None = None
-    """Only for `evaluate`, `export` and `chat`: a run folder, or a run id under `paths.outputs`."""
+    """For `evaluate`, `export` and `chat`: a run folder, or a run id under `paths.outputs`."""
 
     against: str | None = None
-    """Only for `chat`: what answers beside it: `base` (the run's model before training), another run, or a GGUF
-    file."""
+    """For `chat`: answers the same prompts: `base` (the run's base model), another run, or a GGUF file."""
 
     gguf: str | None = None
-    """Only for `chat`: a GGUF file to talk to, or the folder of one, in place of a run or a model."""
+    """For `chat`: a GGUF file, or the folder of one, instead of a run or a model."""
 
     ui: Interface = Interface.page
-    """Only for `chat`: a page in the browser, or the terminal."""
+    """For `chat`: a page in the browser, or the terminal."""
 
     share: bool = False
-    """Only for `chat`: whether the page is also reached from elsewhere, with a password, through Gradio's tunnel."""
+    """For `chat`: whether the page is also reachable from elsewhere, with a password, through Gradio's tunnel."""
 
     format: Any = "merged_16bit"
-    """Only for `export`: `adapter`, `merged_16bit`, `gguf`, or a list of them."""
+    """For `export`: `adapter`, `merged_16bit`, `gguf`, or a list of them."""
 
     quant: Any = "q8_0"
-    """Only for `export`: weights of the GGUF, `f16`, `q8_0`, `q4_k_m` …, or a list of them."""
+    """For `export`: weight types of the GGUF, `f16`, `q8_0`, `q4_k_m` …, or a list of them."""
 
     push_to: str | None = None
-    """Only for `export`: the hub repository that gets the exports; null keeps them on this machine."""
+    """For `export`: the hub repository to upload to; null keeps the exports on this machine."""
 
     private: bool = True
-    """Only for `export`: whether a repository that `push_to` creates can be seen by its owner alone."""
+    """For `export`: whether a repository that `push_to` creates is visible to its owner only."""
 
     publish: Publish | None = None
-    """Only for `report`: where the table and the pictures go beside the sweep's folder; null is nowhere."""
+    """For `report`: service that also gets the table and the figures; null is none."""
 
     plan: bool | str = False
-    """Only for `train`: print the runs, which of them are done, and an estimate of time, memory and disk; make no run.
+    """For `train`: print the runs with their cost and which are finished, and stop.
 
     `measure` first makes a short run if the speed is unknown.
     """
+
+
+def register() -> None:
+    """Register the schema with Hydra, so that unknown keys and wrong types fail."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def conf_dir() -> Path:
+    """Return the folder of the YAML files: in an installed package inside it, else the checkout's."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def typed(composed: DictConfig) -> Config:
+    """Turn a composed config, without its `hydra` node, into dataclasses.
+
+    It is merged into the schema again, because an override with a plus can add keys that the schema does not have.
+
+    Raises:
+        OmegaConfBaseException: a key is not in the schema, or a value cannot be resolved.
+    """
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed)))
+    assert isinstance(config, Config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Check everything that types cannot: ranges, and settings that contradict each other.
+
+    Raises:
+        ConfigError: with one line for each problem.
+    """
+    not_finite = dict(_not_finite(config))
+    others = [
+        *model_problems(config.model),
+        *data_problems(config.data),
+        *lora_problems(config.lora),
+        *_full_problems(config),
+        *trainer_problems(config.trainer),
+        *eval_problems(config.eval),
+        *tracking_problems(config.tracking),
+        *chat_problems(config.chat),
+        *export_problems(config.format, config.quant, config.push_to, config.export),
+        *_run_problems(config),
+    ]
+    problems = [*not_finite.values(), *(line for line in others if line.partition("=")[0] not in not_finite)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _not_finite(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (full key, problem) for each number below `node` that is nan or infinite."""
+    children = node if isinstance(node, dict) else {entry.name: getattr(node, entry.name) for entry in fields(node)}
+    for name, value in children.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{prefix}{name}", f"{prefix}{name}={value}: not a finite number"
+        if isinstance(value, dict) or is_dataclass(value):
+            yield from _not_finite(value, f"{prefix}{name}.")
+
+
+def _full_problems(config: Config) -> Iterator[str]:
+    """Yield a problem if every weight is to be trained and the model is in 4 bits, which cannot hold small updates."""
+    model = config.model
+    stored = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")
+    if config.lora.enabled or not (stored or model.quantization is Quantization.nf4):
+        return
+    whole = f"model.id={model.id.removesuffix(stored)} (the weights in 16 bits) and " if stored else ""
+    yield f"lora.enabled=false: weights in 4 bits cannot be trained; set {whole}model.quantization=none"
+
+
+def _run_problems(config: Config) -> Iterator[str]:
+    for key, seed in {"seed": config.seed, **{f"seeds.{k}": v for k, v in vars(config.seeds).items()}}.items():
+        if not 0 <= seed <= LARGEST_SEED and (key == "seed" or seed != config.seed):
+            yield f"{key}={seed}: not from 0 to {LARGEST_SEED}"
+    for name, path in vars(config.paths).items():
+        yield from folder(f"paths.{name}", path)
+    if config.sweep.name is not None:
+        yield from file_name("sweep.name", config.sweep.name)
+    if config.plan != "measure" and not isinstance(config.plan, bool):
+        yield f"plan={config.plan}: one of true, false, measure"
+
+
+# At import, not in register(): a launcher's worker composes configs too, and imports this module but runs no verb.
+OmegaConf.register_new_resolver(
+    "sweep_folder", lambda here, multirun, name: str(Path(here, multirun, name or ADHOC)), replace=True
+)
+OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=True)

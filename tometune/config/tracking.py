@@ -1,11 +1,11 @@
-"""Schema of the `tracking` group: where curves, tables and artifacts go. Nothing here changes a result."""
+"""Schema of the `tracking` group: where curves, tables and artifacts are logged. It does not change a result."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.rules import at_least
+from tometune.config.validators import at_least
 
 
 class Tracker(StrEnum):
@@ -35,32 +35,32 @@ class TrackingConfig:
     """Experiment tracking."""
 
     tracker: Tracker = Tracker.wandb
-    """`none` keeps only the run folder."""
+    """`none` writes the run folder only."""
 
     mode: TrackingMode = TrackingMode.auto
-    """`auto`: online with a W&B key, else offline, and it says how to sync later."""
+    """`auto`: online with a W&B key, else offline, with a note on how to sync later."""
 
     project: str = "tometune"
     """Project of the runs."""
 
     entity: str | None = None
-    """W&B user or team; null takes the key's own."""
+    """W&B user or team; null is the owner of the key."""
 
     group: str | None = None
-    """Runs of one group are folded together; null takes the sweep's name, else model and data."""
+    """Group of the run; null is the name of the sweep, else model and data."""
 
     tags: list[str] = field(default_factory=list)
     """Free labels."""
 
     log_adapter: bool = True
-    """Store the adapter as an artifact of the run (a few MB to 100 MB); a whole model is not stored."""
+    """Whether the adapter is stored as an artifact of the run (a few MB to 100 MB); a full model never is."""
 
     prediction_rows: int = 50
-    """Examples a task in the table of predictions; 0 logs none."""
+    """Examples per task in the table of predictions; 0 logs none."""
 
 
 def tracking_problems(tracking: TrackingConfig) -> Iterator[str]:
-    """Yield the problems of the `tracking` group."""
+    """Yield the problems of the group."""
     if tracking.tracker is Tracker.none and tracking.mode is TrackingMode.online:
         yield "tracking.mode=online: tracking.tracker=none logs nowhere; choose tracking=wandb or tracking.mode=auto"
     if not tracking.project or re.search(r"[/\\#?%:]", tracking.project):

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tometune.config.identity import NOT_IDENTITY
-from tometune.config.rules import at_least, one_of
+from tometune.config.validators import NOT_IDENTITY, at_least, one_of
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial")
 """Schedules of transformers that need no further argument."""

@@ -9,9 +9,12 @@ from tometune.common.errors import ConfigError
 from tometune.config.command_line import parse
 from tometune.config.root import Config
 
+MAKES_A_RUN = ("model", "data", "lora", "trainer", "eval", "tracking", "sweep", "seed", "seeds", "paths")
+"""`prepare` takes the command line of `train`: it checks all of it, and builds what `train` would train on."""
+
 READS = {
-    "train": ("model", "data", "lora", "trainer", "eval", "tracking", "sweep", "seed", "seeds", "paths", "plan"),
-    "prepare": ("model", "data", "trainer.max_length", "eval", "sweep", "seed", "seeds.data", "paths"),
+    "train": (*MAKES_A_RUN, "plan"),
+    "prepare": MAKES_A_RUN,
     "evaluate": ("model", "eval", "tracking", "seed", "seeds.generation", "paths", "run"),
     "report": ("eval.resamples", "eval.confidence", "tracking", "sweep", "paths", "publish"),
     "export": ("export", "paths", "run", "format", "quant", "push_to", "private"),

@@ -11,7 +11,7 @@ import numpy as np
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
-from tometune.config.filters import FiltersConfig
+from tometune.config.data import FiltersConfig
 from tometune.data.encoder import without_truncation
 from tometune.data.features import STEP, feature, slices, turns_of
 from tometune.data.standardise import Counts, Standardised

@@ -21,9 +21,8 @@ from datasets import Dataset, concatenate_datasets
 
 from tometune.common.errors import UserError
 from tometune.common.seeding import stream
-from tometune.config.data import Contamination, DataConfig, PoolOrder
-from tometune.config.filters import FiltersConfig, ScorerKind
-from tometune.data.contamination.overlaps import HeldOut, overlapping
+from tometune.config.data import Contamination, DataConfig, FiltersConfig, PoolOrder, ScorerKind
+from tometune.data.contamination import EvaluationTexts, overlapping_rows
 from tometune.data.draw import (
     Shortage,
     check_base,
@@ -90,7 +89,11 @@ class _Selection:
 
 
 def build_mix(
-    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None = None, held_out: HeldOut | None = None
+    config: DataConfig,
+    seed: int,
+    cache: Path,
+    tokenizer: Tokenizer | None = None,
+    texts: EvaluationTexts | None = None,
 ) -> Mix:
     """Build a mix; the same config, inputs and seed give the same rows on any machine.
 
@@ -99,30 +102,30 @@ def build_mix(
         seed: of the draw, `seeds.data`.
         cache: root of the cache, which keeps standardised sources and everything computed from their rows.
         tokenizer: loads the model's tokenizer; called only if a filter counts tokens.
-        held_out: the evaluation texts, needed if `data.contamination=drop`.
+        texts: of the evaluation, needed if `data.contamination=drop`.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
     """
-    base = _select_base(config, seed, cache, tokenizer, held_out)
+    base = _select_base(config, seed, cache, tokenizer, texts)
     selections = {"base": base}
     added = config.rows - len(base.chosen)
     if added < 0:
         size = len(base.chosen)
         raise UserError(f"data.rows={config.rows}: is less than the base's {size}; set data.base.rows={config.rows}")
     if added:
-        selections["pool"] = _select_pool(config, added, base.source, seed, cache, tokenizer, held_out)
+        selections["pool"] = _select_pool(config, added, base.source, seed, cache, tokenizer, texts)
     row_ids, sources, examples = [], Counter[str](), dict[str, list[dict[str, Any]]]()
     for origin, part in selections.items():
         row_ids += _row_ids(origin, part.source.keys[part.chosen])
         sources.update(by_source(part.source, part.chosen))
         for reason, rows in part.filtered.examples.items():
             examples.setdefault(reason, []).extend(rows)
-    texts = [part.source.rows.select(part.chosen).remove_columns("key") for part in selections.values()]
+    datasets = [part.source.rows.select(part.chosen).remove_columns("key") for part in selections.values()]
     return Mix(
         name=config.name,
         seed=seed,
-        dataset=concatenate_datasets(texts),
+        dataset=concatenate_datasets(datasets),
         row_ids=row_ids,
         digest=sha256("\n".join(row_ids).encode()).hexdigest()[:20],
         sources=dict(sources.most_common()),
@@ -166,7 +169,7 @@ def _scores(config: DataConfig, selections: dict[str, _Selection], cache: Path) 
 
 
 def _select_base(
-    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, held_out: HeldOut | None
+    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, texts: EvaluationTexts | None
 ) -> _Selection:
     """Take the whole base in key order, or a draw of `data.base.rows` rows."""
     base = standardise(config.base, "data.base", cache)
@@ -174,7 +177,7 @@ def _select_base(
     near = config.near_dedup.base and config.near_dedup.threshold is not None
     masks = chain(filters(active, base, cache, tokenizer), [_near_mask_of_base(config, base, cache)] if near else [])
     filtered = apply_masks(base, "base", masks)
-    contamination = _drop_contaminated(config, base, "base", filtered, held_out, cache)
+    contamination = _drop_contaminated(config, base, "base", filtered, texts, cache)
     order = in_key_order(base, cache)
     rows = order[filtered.keep[order]]
     wanted = config.base.rows if config.base.rows is not None else len(rows)
@@ -193,7 +196,7 @@ def _select_pool(
     seed: int,
     cache: Path,
     tokenizer: Tokenizer | None,
-    held_out: HeldOut | None,
+    texts: EvaluationTexts | None,
 ) -> _Selection:
     """Draw `added` rows from the pool."""
     check_pool(config, added)
@@ -202,7 +205,7 @@ def _select_pool(
     check_not_empty(pool, config.pool, "data.pool")
     check_names(config.pool, pool.names)
     filtered = apply_masks(pool, "pool", filters(config.filters, pool, cache, tokenizer))
-    contamination = _drop_contaminated(config, pool, "pool", filtered, held_out, cache)
+    contamination = _drop_contaminated(config, pool, "pool", filtered, texts, cache)
     scores = scores_of(pool, config.scorer, cache) if config.pool.order is PoolOrder.best else None
     order = in_key_order(pool, cache)
     found = eligible(pool, order[filtered.keep[order]], base, scores)
@@ -231,9 +234,14 @@ def _select_pool(
 
 
 def _drop_contaminated(
-    config: DataConfig, source: Standardised, origin: str, filtered: Filtered, held_out: HeldOut | None, cache: Path
+    config: DataConfig,
+    source: Standardised,
+    origin: str,
+    filtered: Filtered,
+    texts: EvaluationTexts | None,
+    cache: Path,
 ) -> dict[str, Any]:
-    """Remove from `filtered` the rows that share a run of words with the evaluation, if they are to be dropped.
+    """Remove from `filtered` the rows that overlap with the evaluation, if they are to be dropped.
 
     Returns:
         `contaminated_rows`, counted among the rows that the filters kept, and `contaminated`: all such rows by task
@@ -241,9 +249,9 @@ def _drop_contaminated(
     """
     if config.contamination is not Contamination.drop:
         return {}
-    if held_out is None:
+    if texts is None:
         raise ValueError("data.contamination=drop needs the evaluation texts")
-    contaminated, counts = overlapping(source, held_out, cache)
+    contaminated, counts = overlapping_rows(source, texts, cache)
     dropped = np.flatnonzero(contaminated & filtered.keep)
     filtered.examples[CONTAMINATED] = examples_of(source, origin, dropped)
     filtered.keep[dropped] = False

@@ -11,7 +11,7 @@ from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors, pinned
 from tometune.common.progress import progress
-from tometune.config.filters import ScorerConfig, ScorerKind
+from tometune.config.data import ScorerConfig, ScorerKind
 from tometune.data.draw import in_key_order
 from tometune.data.features import feature
 from tometune.data.sources import content_digest

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tometune.data.contamination.index import SHORTEST
-from tometune.data.contamination.overlaps import MixOverlaps
+from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
+from tometune.data.ngrams import SHORTEST
 from tometune.data.profile import Profile, described, repeats
 from tometune.reporting import card_figures
 from tometune.reporting.page import environment

@@ -13,11 +13,10 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from tometune.config.identity import SINCE_DEFAULT
-from tometune.config.lora import settled_lora
 from tometune.config.model import ModelConfig
 from tometune.config.root import Config
-from tometune.config.settled import for_identity
+from tometune.config.unused_settings import identity_of, without_unused_lora
+from tometune.config.validators import SINCE_DEFAULT
 from tometune.models.precision import resolve_precision
 
 MEANING = 5
@@ -32,7 +31,7 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         fingerprints: content of each input by key, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`.
     """
     groups = {name: content_of(getattr(config, name)) for name in ("trainer", "eval", "seeds")}
-    groups |= {"data": content_of(for_identity(config.data)), "lora": content_of(settled_lora(config.lora))}
+    groups |= {"data": content_of(identity_of(config.data)), "lora": content_of(without_unused_lora(config.lora))}
     return {"meaning": MEANING, "model": model_content(config.model), **groups, "inputs": dict(fingerprints)}
 
 

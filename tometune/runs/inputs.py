@@ -18,7 +18,7 @@ from tometune.config.root import Config
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tometune.data.contamination.overlaps import HeldOut, MixOverlaps
+    from tometune.data.contamination import EvaluationTexts, MixOverlaps
     from tometune.data.mix import Mix
     from tometune.data.tokens import Tokens
     from tometune.evaluation.tasks import Task
@@ -85,14 +85,14 @@ class RunInputs:
         Raises:
             UserError: see `build_mix`; or `data.contamination=fail` and a row overlaps with an evaluation example.
         """
-        from tometune.data.contamination.overlaps import HeldOut
+        from tometune.data.contamination import EvaluationTexts
         from tometune.data.mix import build_mix
         from tometune.evaluation.tasks import evaluation_texts
 
         data = self.config.data
         texts = None
         if data.contamination is not Contamination.report:
-            texts = HeldOut(evaluation_texts(self.config.eval))
+            texts = EvaluationTexts(evaluation_texts(self.config.eval))
         mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts)
         if texts is not None and data.contamination is Contamination.fail:
             _reject(self._overlaps(mix, texts))
@@ -111,7 +111,7 @@ class RunInputs:
         Raises:
             UserError: a local task is missing or broken, or any task unless `data.contamination=report`.
         """
-        from tometune.data.contamination.overlaps import HeldOut
+        from tometune.data.contamination import EvaluationTexts
         from tometune.evaluation.tasks import texts_of_task
 
         texts, unchecked = [], {}
@@ -122,10 +122,10 @@ class RunInputs:
                 if task.kind is not TaskKind.hub or self.config.data.contamination is not Contamination.report:
                     raise
                 unchecked[name] = str(error)
-        return (self._overlaps(self.mix, HeldOut(texts)) if texts else None), unchecked
+        return (self._overlaps(self.mix, EvaluationTexts(texts)) if texts else None), unchecked
 
-    def _overlaps(self, mix: Mix, texts: HeldOut) -> MixOverlaps:
-        from tometune.data.contamination.overlaps import of_mix, overlaps
+    def _overlaps(self, mix: Mix, texts: EvaluationTexts) -> MixOverlaps:
+        from tometune.data.contamination import of_mix, overlaps
         from tometune.data.standardise import standardise
 
         sources = {"base": self.config.data.base, "pool": self.config.data.pool}

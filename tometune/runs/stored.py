@@ -13,8 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from tometune.common.errors import UserError
-from tometune.config.root import Config
-from tometune.config.store import typed
+from tometune.config.root import Config, typed
 from tometune.runs.identity import MEANING, identity
 from tometune.runs.run import HASH_LETTERS, read_record, runs_folder
 

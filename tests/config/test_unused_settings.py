@@ -1,9 +1,8 @@
-"""What a mix does not read of a command line shared by several: no error, and no part of its identity."""
+"""Settings that a mix does not use: in a sweep no error and no part of its identity, in a single run an error."""
 
 import pytest
 
-from tometune.config.data import PoolConfig, PoolOrder
-from tometune.config.filters import FiltersConfig, ScorerConfig, ScorerKind
+from tometune.config.data import FiltersConfig, PoolConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.config.lora import LoraConfig
 from tometune.config.root import Config
 from tometune.runs.identity import content_hash, identity
@@ -48,8 +47,8 @@ def test_documented_sweeps_compose_and_a_run_is_the_one_it_is_by_itself(command,
     ("overrides", "message"),
     [
         (["data=files_100k", *PATHS], "data.pool.path: files_100k draws no rows from a pool; choose"),
-        (["data=pydocs_3k", "data.scorer.kind=column"], "data.scorer: not read, since the pool is not ranked"),
-        (["data=pydocs_1k", "data.filters.refusals=true"], "data.filters: the base is not filtered and there is no"),
+        (["data=pydocs_3k", "data.scorer.kind=column"], "data.scorer: has no effect, since the pool is not ranked"),
+        (["data=pydocs_1k", "data.filters.refusals=true"], "data.filters: has no effect, since there is no pool"),
     ],
 )
 def test_for_a_single_mix_it_is_an_error(command, overrides, message):
