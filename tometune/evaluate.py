@@ -45,7 +45,7 @@ def evaluate(subject: Subject) -> None:
     """
     with quick_imports():
         from tometune.common.seeding import seed_everything
-        from tometune.evaluation.engines.base import check_engine
+        from tometune.evaluation.engines.choice import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
         from tometune.models.full import tuned
@@ -53,7 +53,7 @@ def evaluate(subject: Subject) -> None:
         from tometune.models.source import locate
         from tometune.models.tokenizer import load_tokenizer
         from tometune.runs.identity import plain
-        from tometune.tracking import check_tracker, start_tracker
+        from tometune.tracking import RunLabels, check_tracker, start_tracker
 
     config = subject.config
     check_machine(config.model)
@@ -65,16 +65,10 @@ def evaluate(subject: Subject) -> None:
     tasks = load_tasks(config.eval)
     seed_everything(config.seeds.generation)
     model = load_model(source)
+    labels = RunLabels(subject.id, "evaluate", f"evaluate-{config.eval.name}", subject.folder, plain(config))
     with (
         subject.recording(describe(config.model, model)),
-        start_tracker(
-            config.tracking,
-            run_id=subject.id,
-            job_type="evaluate",
-            group=f"evaluate-{config.eval.name}",
-            folder=subject.folder,
-            run_config=plain(config),
-        ) as tracker,
+        start_tracker(config.tracking, labels) as tracker,
     ):
         scorer = Scorer(tokenizer, tasks, config.eval, subject.folder, cache, config.seeds.generation)
         if config.eval.base or subject.run is None:

@@ -35,7 +35,7 @@ def after_sweep(jobs: Jobs) -> int:
     from tometune import report
 
     for folder in hooks.folders(jobs):
-        report.tell(folder, jobs.config)
+        report.report_finished(folder, jobs.config)
     return hooks.end(jobs)
 
 
@@ -104,20 +104,20 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         UserError: the machine, the model, the data or a task does not allow this run.
     """
     from tometune.models.load import resolve_backend
-    from tometune.training.unsloth_process import worker
+    from tometune.training.unsloth_process import unsloth_process
 
     config = inputs.config
     check_requirements(config)
     with ExitStack() as stack:
         process = None
         if run.record.get("train") is None and resolve_backend(config.model) is Backend.unsloth:
-            process = stack.enter_context(worker(inputs.cache))  # first, because its imports take half a minute
+            process = stack.enter_context(unsloth_process(inputs.cache))  # first: its imports take half a minute
         with quick_imports():
             from tometune.common.seeding import seed_everything
             from tometune.evaluation.scoring import Scorer
             from tometune.models.full import check_trainable
-            from tometune.models.load import describe, load_model
-            from tometune.tracking import start_tracker
+            from tometune.models.load import describe, free_memory, load_model
+            from tometune.tracking import RunLabels, start_tracker
             from tometune.training.tuned_model import tuned_model
 
         inputs.load()
@@ -130,11 +130,13 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         tracker = stack.enter_context(
             start_tracker(
                 config.tracking if is_first() else TrackingConfig(tracker=Tracker.none),
-                run_id=run.id,
-                job_type="train",
-                group=config.sweep.name or f"{config.model.name}-{config.data.name}",
-                folder=run.folder,
-                run_config=plain(config),
+                RunLabels(
+                    run_id=run.id,
+                    job_type="train",
+                    group=config.sweep.name or f"{config.model.name}-{config.data.name}",
+                    folder=run.folder,
+                    config=plain(config),
+                ),
             )
         )
         run.update(tracking=tracker.describe())
@@ -142,6 +144,9 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         scorer = Scorer(inputs.tokenizer, inputs.tasks, config.eval, run.folder, inputs.cache, config.seeds.generation)
         if config.eval.base:
             run.add_scores("base", scorer.stage("base", model))
+        if process is not None or not config.lora.enabled:
+            model = None  # the training loads another one, which needs the memory
+            free_memory()
         model = tuned_model(run, inputs, model, tracker.log, process)
         run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder)
@@ -161,7 +166,7 @@ def check_requirements(config: Config) -> None:
     Raises:
         UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
     """
-    from tometune.evaluation.engines.base import check_engine
+    from tometune.evaluation.engines.choice import check_engine
     from tometune.models.load import check_machine
     from tometune.models.source import check_source
     from tometune.tracking import check_tracker

@@ -1,4 +1,4 @@
-"""The terminal: commands, several lines, what is saved, what is printed on a screen and into a pipe."""
+"""The terminal: commands, prompts of several lines, saving, errors, and Ctrl-C."""
 
 import io
 import json
@@ -8,117 +8,104 @@ import pytest
 from rich.console import Console
 
 from tests.chatting.fake import Words
-from tometune.chatting import loading as module
-from tometune.chatting.printing import last_block, printing
-from tometune.chatting.terminal import Talk, talk
-from tometune.common.errors import UserError
+from tometune.chatting.terminal import Terminal, run
 from tometune.config.chat import ChatConfig
 
 
 @pytest.fixture
 def typed(monkeypatch, tmp_path, capsys):
-    """Return a function that types lines and returns what was printed."""
+    """Return a function that types lines and returns the output."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*lines, models=("tuned",), load=None):
-        engines = [Words(f"{model} says ") for model in models]
-        monkeypatch.setattr(module, "load_engines", load or (lambda *_: engines))
+    def chat(*lines, models=("tuned",), engines=None):
+        engines = engines or [Words(f"{model} says ") for model in models]
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        talk(list(models), module.Loading([], tmp_path, 1000), ChatConfig(), 0, tmp_path)
+        run(list(models), engines, ChatConfig(), 0, tmp_path / "history")
         return capsys.readouterr().out
 
-    return run
+    return chat
 
 
-def test_questions_answers_and_how_fast_they_were(typed):
+def test_prompts_answers_and_speed(typed):
     out = typed("hello there", "", "and you?")
     assert out.splitlines()[0] == "tuned says hello there"
     assert "5 tokens · " in out.splitlines()[1]
     assert "tuned says and you?" in out
 
 
-def test_two_models_are_told_apart(typed):
+def test_two_models_answer_one_after_the_other(typed):
     lines = typed("hello", models=("base", "tuned")).splitlines()
     assert lines[:2] == ["base", "base says hello"]
     assert lines[3:5] == ["tuned", "tuned says hello"]
 
 
-def test_what_is_saved_is_the_conversation(typed, tmp_path):
-    out = typed(
-        "/system be kind", "one", "/retry", "two", "/edit three", "/save", "/save", "/save none/x.json", "/quit", "four"
-    )
+def test_the_conversation_is_saved(typed, tmp_path):
+    lines = ["/system be kind", "one", "/retry", "two", "/edit three", "/save", "/save", "/save none/x.json", "/quit"]
+    out = typed(*lines, "four")
     (row,) = json.loads((tmp_path / "conversation.json").read_text())
-    assert [turn["value"] for turn in row["conversations"]] == [
-        "be kind",
-        *("one", "tuned says one"),
-        *("three", "tuned says three"),
-    ]
+    values = [turn["value"] for turn in row["conversations"]]
+    assert values == ["be kind", "one", "tuned says one", "three", "tuned says three"]
     assert "saved conversation.json" in out
     assert "/save: [Errno 17] File exists" in out
     assert "No such file" in out
     assert "four" not in out
 
 
-def test_several_lines_are_one_question(typed):
-    out = typed('"""first', "second", 'third"""')
-    assert out.startswith("tuned says first\nsecond\nthird\n")
+def test_triple_quotes_hold_several_lines(typed):
+    assert typed('"""first', "second", 'third"""').startswith("tuned says first\nsecond\nthird\n")
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("/quti", "/quti: no such command; did you mean /quit?"),
         ("/what", "/what: no such command; /help lists them"),
         ("/temperature x", "/temperature x: could not convert"),
-        ("/temperature nan", "/temperature nan: not from 0 to 100"),
-        ("/top_p 2", "/top_p 2: not from 1e-06 to 1"),
-        ("/tokens 0", "/tokens 0: not from 1"),
-        ("/retry", "/retry: there is no question yet"),
-        ("/edit", "/edit: write the question"),
+        ("/temperature nan", "/temperature nan: must be from 0 to 100"),
+        ("/top_p 2", "/top_p 2: must be from 1e-06 to 1"),
+        ("/tokens 0", "/tokens 0: must be from 1"),
+        ("/retry", "/retry: there is no prompt"),
+        ("/edit x", "/edit: there is no prompt"),
         ("/help", "/save FILE"),
     ],
 )
-def test_wrong_commands_are_told(typed, line, says):
-    assert says in typed(line)
+def test_commands_answer_in_one_line(typed, line, message):
+    assert message in typed(line)
 
 
-def test_settings_are_those_of_the_next_answers(tmp_path):
-    talking = Talk(["tuned"], None, ChatConfig(), 0, Console(file=io.StringIO()))
+def test_settings_hold_for_the_next_answers():
+    terminal = Terminal(["tuned"], [], ChatConfig(), 0, Console(file=io.StringIO()))
     for line in ("/temperature 0", "/top_p 0.5", "/tokens 7", "/seed 9"):
-        assert talking.take(line)
-    settings = talking.settings
+        assert terminal.handle(line)
+    settings = terminal.settings
     assert (settings.temperature, settings.top_p, settings.max_new_tokens, settings.seed) == (0, 0.5, 7, 9)
 
 
-def test_a_model_that_cannot_be_loaded_is_the_error_of_the_command(typed):
-    def load(*_):
-        raise UserError("model.id=a/b: no such repository")
+class Unreliable(Words):
+    """Runs out of memory for prompts that say "large", and receives Ctrl-C at those that say "stop"."""
 
-    with pytest.raises(UserError, match="no such repository"):
-        typed("hello", load=load)
-
-
-class Failing(Words):
-    """Has no memory for questions that say so, and is told to stop by those that say that."""
-
-    def stream(self, messages, settings, stopped):
-        asked = messages[-1]["content"]
-        if "large" in asked:
+    def stream(self, messages, settings):
+        prompt = messages[-1]["content"]
+        if "large" in prompt:
             raise MemoryError("no [b]memory[/b]")
-        yield from super().stream(messages, settings, stopped)
+        for piece in super().stream(messages, settings):
+            yield piece
+            if "stop" in prompt:
+                raise KeyboardInterrupt
 
 
-def test_whatever_an_engine_raises_the_conversation_goes_on(typed, tmp_path):
-    out = typed("one", "a large one", "/retry", "two", "/save", load=lambda *_: [Failing("says ")])
+def test_the_conversation_goes_on_after_errors_and_ctrl_c(typed, tmp_path):
+    lines = ["one", "a large one", "/retry", "/edit two", "stop here", "three", "/save"]
+    out = typed(*lines, engines=[Unreliable("says ")])
     assert out.count("MemoryError: no [b]memory[/b]") == 2
-    assert "says two" in out
+    assert " · stopped" in out
     (row,) = json.loads((tmp_path / "conversation.json").read_text())
-    assert [turn["value"] for turn in row["conversations"]] == ["one", "says one", "two", "says two"]
+    values = [turn["value"] for turn in row["conversations"]]
+    assert values == ["one", "says one", "two", "says two", "stop here", "says", "three", "says three"]
 
 
-@pytest.mark.parametrize("place", ["_follow", "tell"])
-def test_ctrl_c_wherever_it_comes_stops_an_answer_only(typed, monkeypatch, place):
-    once, plain = [], getattr(Talk, place)
+def test_ctrl_c_between_two_tokens_is_harmless(typed, monkeypatch):
+    once, plain = [], Terminal.say
 
     def interrupted(*given):
         if not once:
@@ -126,40 +113,11 @@ def test_ctrl_c_wherever_it_comes_stops_an_answer_only(typed, monkeypatch, place
             raise KeyboardInterrupt
         return plain(*given)
 
-    monkeypatch.setattr(Talk, place, interrupted)
-    out = typed("one", "two")
-    assert "stopped" in out
-    assert "tuned says two" in out
+    monkeypatch.setattr(Terminal, "say", interrupted)
+    assert "tuned says two" in typed("one", "two")
 
 
-@pytest.mark.parametrize(
-    ("text", "begins"),
-    [
-        ("one", 0),
-        ("one\n\ntwo", 5),
-        ("one\n\n```\ncode\n\nmore", 5),
-        ("```\ncode\n\nmore\n```\n\nafter", 20),
-    ],
-)
-def test_the_last_block_is_not_printed_before_it_is_whole(text, begins):
-    assert last_block(text) == begins
-
-
-def screen():
-    return Console(file=io.StringIO(), force_terminal=True, width=60, color_system=None, legacy_windows=False)
-
-
-def test_a_screen_shows_markdown_and_obeys_no_escape_of_the_model():
-    console = screen()
-    text = "# Title\n\nsome **bold** <b>text</b> \x1b]0;owned\x07\n\n```python\nprint('<i>')\n```\n\n[a](http://x.y)"
-    with printing(console) as show:
-        for end in range(0, len(text), 5):
-            show(text[:end], False)
-        show(text, True)
-    out = console.file.getvalue()
-    assert "\x1b]0" not in out
-    assert "\x07" not in out
-    assert "␛]0;owned␇" in out
-    last = out.rpartition("\x1b[2K")[2]
-    assert "**" not in last
-    assert "http://x.y" in out
+def test_control_characters_of_an_answer_are_shown_as_symbols(typed):
+    out = typed("\x1b]0;owned\x07")
+    assert "tuned says ␛]0;owned␇" in out
+    assert "\x1b" not in out

@@ -139,8 +139,8 @@ def test_mixes_share_the_rows_that_both_take(tmp_path: Path) -> None:
     whole = mix_from(CONVERSATIONS)
     for chosen, rows_made in ([3, 1], [1, 3]), ([0, 1, 2, 3], [0, 2]), ([2, 5, 1], [5]), ([5, 3], []):
         before = set((tmp_path / "tokens").glob("*/*/"))
-        part = replace(whole.parts[0], chosen=np.array(chosen))
-        made = tokenise(replace(whole, parts=(part,)), tokenizer, 512, tmp_path)
+        part = replace(whole.parts["base"], chosen=np.array(chosen))
+        made = tokenise(replace(whole, parts={"base": part}), tokenizer, 512, tmp_path)
         assert [made.dataset[place] for place in range(len(chosen))] == [alone.dataset[row] for row in chosen]
         assert made.counts.tokens == sum(alone.lengths[chosen])
         pieces = set((tmp_path / "tokens").glob("*/*/")) - before

@@ -11,11 +11,11 @@ from tests.evaluation.test_generation import TALKS, THINGS
 from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 from tometune.config.model import ModelConfig, Precision, Quantization
-from tometune.evaluation.engines import base, cuda_graph, decoder, ragged
-from tometune.evaluation.engines.base import Plain, UnsupportedError, check_engine, engine_for
+from tometune.evaluation.engines import choice, cuda_graph, decoder, ragged
+from tometune.evaluation.engines.base import Plain, UnsupportedError
+from tometune.evaluation.engines.choice import CPU_ROWS, check_engine, engine_for, rows_that_fit
 from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.generation import generate, greedy
-from tometune.evaluation.memory import CPU_ROWS, rows_that_fit
 from tometune.models import smollm2
 from tometune.models.load import load_model
 from tometune.models.source import locate
@@ -146,7 +146,7 @@ def test_a_torch_without_the_kernel_falls_back_with_one_line(model, caplog, monk
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(base, "KERNEL", "_no_such_kernel")
+    monkeypatch.setattr(choice, "KERNEL", "_no_such_kernel")
     with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
         assert engine.name == "transformers"
     (line,) = [record.message for record in caplog.records]
@@ -169,7 +169,7 @@ def test_rows_follow_the_free_memory(model, monkeypatch, free, rows):
 
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 10**13))
-    monkeypatch.setattr("tometune.evaluation.memory._cache_bytes", lambda model: 256)
+    monkeypatch.setattr("tometune.evaluation.engines.choice._cache_bytes", lambda model: 256)
     monkeypatch.setattr(type(model), "device", property(lambda self: OnGpu()))
     assert rows_that_fit(model, 400, 100, padded=False, prefill_tokens=100) == rows
 

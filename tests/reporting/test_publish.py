@@ -130,7 +130,7 @@ def test_online_without_a_key_stops_before_anything_is_computed(run_verb, folder
     done = run_verb(*ASK, "tracking.mode=online")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("tracking.mode: online was asked for, but no API key")
+    assert done.stderr.startswith("tracking.mode: online is not possible (no API key")
     assert not (folder / "table.json").exists()
 
 

@@ -113,14 +113,14 @@ def test_times_in_words() -> None:
 def test_the_printed_plan() -> None:
     known = PlannedRun("a", 10, 1000, 4, 8, False, 7200.0, 2e9, 3e9, "1 earlier run")
     out = StringIO()
-    runs = [known, replace(known, run_id="b", done=True), PlannedRun("c", 10, 1000, 4, 8, False)]
+    runs = [known, replace(known, run_id="b", done=True), PlannedRun("c", 10, 1000, 4, 8, False, memory=5e9)]
     print_plan(runs, ["seed=x: wrong"], Console(file=out, width=100, highlight=False))
     lines = out.getvalue().splitlines()
     assert [line.split()[-2:] for line in lines[3:6]] == [["2.0", "h"], ["8", "done"], ["8", "unknown"]]
     assert lines[-4:] == [
         "3 runs: 1 done, 2 left with 2,000 tokens, 8 steps",
         "  2.0 h one after the other, memory 2.0 GB, disk 3.00 GB (from 1 earlier run)",
-        "  1 of unknown speed; plan=measure makes a short run to estimate it",
+        "  1 of unknown speed, about 5.0 GB of GPU memory; plan=measure makes a short run",
         "  not possible: seed=x: wrong",
     ]
 

@@ -1,146 +1,162 @@
-"""Conversations: questions, and an answer to each from every model that is asked; as JSON and as training data."""
+"""Conversations: prompts with the answers of one or two models, truncation to the context, and export as ShareGPT."""
 
-import json
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
 
-from tometune.chatting.engine import End, Message
+from tometune.chatting.engine import End, Engine, Message, Settings
+from tometune.common.errors import UserError
 from tometune.data.conversations import encodable
 
-FROM = {"system": "system", "user": "human", "assistant": "gpt"}
-"""Roles as ShareGPT calls them."""
+GAP = "\n…\n"
+"""Replaces the middle of a prompt that is too long."""
 
-TITLE = 40
-"""Characters of a title."""
+CHARACTERS_PER_TOKEN = 16
+"""More than any text that fills a context has on average."""
 
 
 @dataclass
 class Answer:
-    """What one model answered to one question."""
+    """The answer of one model to one prompt."""
 
     text: str = ""
     tokens: int = 0
     seconds: float = 0.0
-    """The model's own time: without waiting for others, or for the model beside it."""
-
     first: float = 0.0
-    """Seconds of it until the first token."""
+    """Seconds until the first token."""
 
     end: str | None = None
-    """A value of `End`; None while it is being made, or where it broke off."""
+    """A value of `End`; None while the answer is being generated."""
 
-    left_out: str = ""
-    """What of the conversation did not fit, in words."""
+    note: str = ""
+    """An error, or what was dropped because it did not fit."""
 
-    def said(self) -> str:
-        """Return how long and how fast it was, in words; nothing before there is anything to say."""
+    def generate(self, engine: Engine, messages: Sequence[Message], settings: Settings) -> Iterator[None]:
+        """Fill in the answer; yields after each piece. Closing the iterator stops the engine."""
+        start = time.perf_counter()
+        try:
+            fitted, self.note = fit(engine, messages, settings.max_new_tokens)
+            with closing(engine.stream(fitted, settings)) as pieces:  # type: ignore[type-var]
+                for piece in pieces:
+                    if piece.tokens > self.tokens:
+                        self.tokens, self.seconds = piece.tokens, time.perf_counter() - start
+                        self.first = self.first or self.seconds
+                    self.text = (self.text + piece.text).lstrip()
+                    self.end = piece.end and str(piece.end)
+                    yield
+        except Exception as error:  # e.g. out of memory: the next prompt may be a shorter one
+            self.note = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        finally:
+            self.text = self.text.strip()  # as in scoring
+            self.end = self.end or str(End.stopped)
+
+    def summary(self) -> str:
+        """Return length and speed in words, and what was unusual."""
         if not self.tokens:
-            return self.left_out
-        speed = f"{self.tokens / self.seconds:.1f} tokens/s" if self.seconds > 0 else ""
-        why = {str(End.length): "cut at max new tokens", str(End.stopped): "stopped"}.get(self.end or "", "")
+            return self.note or ("stopped" if self.end else "")
+        speed = f"{self.tokens / self.seconds:.1f} tokens/s" if self.seconds else ""
         counted = f"{self.tokens} token{'' if self.tokens == 1 else 's'}"
-        return " · ".join(filter(None, [counted, speed, f"first after {self.first:.2f} s", why, self.left_out]))
+        end = {"length": "reached max new tokens", "stopped": "stopped"}.get(self.end or "", "")
+        return " · ".join(filter(None, [counted, speed, f"first token after {self.first:.2f} s", end, self.note]))
 
 
 @dataclass
 class Turn:
-    """One question and its answers, one a model."""
+    """One prompt and its answers, one per model."""
 
-    question: str
+    prompt: str
     answers: list[Answer]
     seed: int = 0
 
 
 @dataclass
 class Conversation:
-    """What one user and the models said to each other."""
+    """A conversation of one user with one or two models."""
 
     models: list[str]
-    """The models' names, one an answer of each turn."""
+    """Names of the models, in the order of the answers of each turn."""
 
     system: str = ""
     turns: list[Turn] = field(default_factory=list)
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
-    @property
-    def title(self) -> str:
-        """The beginning of the first question."""
-        text = " ".join(self.turns[0].question.split()) if self.turns else ""
-        return f"{text[: TITLE - 1]}…" if len(text) > TITLE else text or "New conversation"
+    def ask(self, prompt: str, seed: int) -> Turn:
+        """Add a turn without answers."""
+        self.turns.append(Turn(encodable(prompt), [Answer() for _ in self.models], seed))
+        return self.turns[-1]
 
-    def ask(self, question: str, seed: int) -> Turn:
-        """Add a turn that is not answered yet."""
-        turn = Turn(encodable(question), [Answer() for _ in self.models], seed)
-        self.turns.append(turn)
-        return turn
+    def retry(self, number: int, settings: Settings) -> Turn:
+        """Ask the prompt of a turn again with the next seed; this and all later turns are dropped."""
+        turn = self.turns[number]
+        del self.turns[number:]
+        return self.ask(turn.prompt, turn.seed + 1 if settings.temperature else turn.seed)
+
+    def edit(self, number: int, prompt: str, settings: Settings) -> Turn:
+        """Ask another prompt instead; this and all later turns are dropped."""
+        del self.turns[number:]
+        return self.ask(prompt, settings.seed)
 
     def messages(self, side: int) -> list[Message]:
-        """Return what one of the models is given: its own answers, and the last question without one."""
-        said: list[Message] = [{"role": "system", "content": self.system}] if self.system.strip() else []
+        """Return the prompt for one of the models: the earlier turns with its own answers, and the last prompt."""
+        messages: list[Message] = [{"role": "system", "content": self.system}] if self.system.strip() else []
         for turn in self.turns[:-1]:
-            said.append({"role": "user", "content": turn.question})
-            said.append({"role": "assistant", "content": turn.answers[side].text})
-        return [*said, {"role": "user", "content": self.turns[-1].question}]
+            messages.append({"role": "user", "content": turn.prompt})
+            messages.append({"role": "assistant", "content": turn.answers[side].text})
+        return [*messages, {"role": "user", "content": self.turns[-1].prompt}]
 
     def sharegpt(self) -> list[dict[str, Any]]:
-        """Return a training row for each model, in ShareGPT's shape; only turns that were answered are in it."""
-        return [{"conversations": list(self._turns(side)), "model": model} for side, model in enumerate(self.models)]
-
-    def _turns(self, side: int) -> Iterator[dict[str, str]]:
-        """Yield one model's turns in ShareGPT's shape."""
-        if self.system.strip():
-            yield {"from": FROM["system"], "value": self.system}
-        for turn in self.turns:
-            if turn.answers[side].text:
-                yield {"from": FROM["user"], "value": turn.question}
-                yield {"from": FROM["assistant"], "value": turn.answers[side].text}
-
-    def to_json(self) -> str:
-        """Return all of it, to be kept."""
-        return json.dumps(asdict(self), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str, models: Sequence[str]) -> Self | None:
-        """Return a kept conversation; None if it is broken, or one with other models."""
-        try:
-            read = json.loads(text)
-            turns = [_turn(entry) for entry in read["turns"]]
-            kept = cls(list(map(str, read["models"])), encodable(_text(read["system"])), turns, _text(read["id"]))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return None
-        fits = all(len(turn.answers) == len(kept.models) for turn in kept.turns)
-        return kept if fits and kept.models == list(models) else None
+        """Return one training row per model, in ShareGPT's format. Turns without an answer are left out."""
+        rows = []
+        for side, model in enumerate(self.models):
+            messages = [{"from": "system", "value": self.system}] if self.system.strip() else []
+            for turn in self.turns:
+                if answer := turn.answers[side].text:
+                    messages += [{"from": "human", "value": turn.prompt}, {"from": "gpt", "value": answer}]
+            rows.append({"conversations": messages, "model": model})
+        return rows
 
 
-def _turn(entry: Mapping[str, Any]) -> Turn:
-    """Read a kept turn; an answer that had not ended, or does not say how, counts as stopped.
+def fit(engine: Engine, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[Message], str]:
+    """Truncate a conversation to the context: the oldest turns first, then the middle of the last prompt.
+
+    Args:
+        engine: counts the tokens and knows the context.
+        messages: an optional system message, then prompts and answers in turn, ending with a prompt.
+        max_new_tokens: room to leave for the answer, at most half of the context.
+
+    Returns:
+        the messages that fit, and a description of what was dropped (empty if nothing was).
 
     Raises:
-        TypeError: a text is none; numbers that are none become 0.
+        UserError: the system message alone is too long, or the chat template refuses the messages.
     """
-    answers = []
-    for each in entry["answers"]:
-        end = each["end"] if each["end"] in list(End) else End.stopped
-        tokens, seconds, first = (_number(each[name]) for name in ("tokens", "seconds", "first"))
-        text, left_out = encodable(_text(each["text"])), encodable(_text(each["left_out"]))
-        answers.append(Answer(text, int(tokens), seconds, first, str(end), left_out))
-    return Turn(encodable(_text(entry["question"])), answers, int(min(_number(entry["seed"]), 2**32 - 1)))
+    limit = engine.context - min(max_new_tokens, engine.context // 2)
+    longest = CHARACTERS_PER_TOKEN * engine.context
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    *earlier, last = messages[len(system) :]
+    shortened = len(last["content"]) > longest
+    if shortened:  # tokenising megabytes takes seconds
+        last = _without_middle(last, longest)
+    dropped = 0
+    while earlier and (
+        sum(len(message["content"]) for message in earlier) > longest or engine.count([*system, *earlier, last]) > limit
+    ):
+        del earlier[:2]
+        dropped += 1
+    while (count := engine.count([*system, *earlier, last])) > limit:
+        shortened = True
+        keep = min(len(last["content"]) * limit // count, len(last["content"]) - 8)
+        if keep <= 0:
+            raise UserError(f"the system message leaves no room for a prompt ({count} of {limit} tokens); shorten it")
+        last = _without_middle(last, keep)
+    parts = [f"the oldest {dropped} turns" if dropped > 1 else "the oldest turn"] if dropped else []
+    parts += ["the middle of the prompt"] if shortened else []
+    note = f"too long for the context; dropped {' and '.join(parts)}" if parts else ""
+    return [*system, *earlier, last], note
 
 
-def _text(value: Any) -> str:
-    """Return a text that is one.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if not isinstance(value, str):
-        raise TypeError(f"not a text: {type(value).__name__}")
-    return value
-
-
-def _number(value: Any) -> float:
-    """Return a number that is one, finite and not negative; else 0."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**53
-    return value if good else 0
+def _without_middle(message: Message, keep: int) -> Message:
+    """Keep the first and the last characters, where instructions usually stand (arXiv:2307.03172)."""
+    text = message["content"]
+    return {**message, "content": f"{text[: (keep + 1) // 2]}{GAP}{text[len(text) - keep // 2 :]}"}

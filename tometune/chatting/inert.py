@@ -1,7 +1,6 @@
-"""Text made inert: what a model or a user wrote is shown, and never does anything.
+"""Makes text inert: what a model or a user wrote is shown as text and cannot do anything.
 
-On the page there are three walls: what is here, the sanitiser of Gradio's Markdown, and the page's content security
-policy (`serving`), under which the browser asks no other host for anything.
+The page has two more layers of protection: Gradio's sanitiser and the content security policy in `server`.
 """
 
 import re
@@ -10,71 +9,53 @@ from functools import lru_cache
 from markdown_it import MarkdownIt
 
 JOINER = "\N{WORD JOINER}"
-"""Invisible, and no part of a tag's name."""
+"""An invisible character that is not allowed in the name of a tag."""
 
 TAG = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
-"""What begins a tag, or a picture, which a browser would fetch."""
+"""The beginning of a tag or of an image, which a browser would download."""
 
-DRAWN = re.compile("```(?=mermaid)")
-"""What begins a block that Gradio would not show as code: it makes a live drawing of it, tags and links included."""
+MERMAID = re.compile("```(?=mermaid)")
+"""Gradio would draw such a code block, including its tags and links."""
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters except tab and line feed, and those that change the direction of writing."""
 
 PARSER = MarkdownIt("commonmark", {"html": True})
-CODE = ("fence", "code_block")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but tab and line feed, and those that turn the direction of writing."""
-
-LONGEST = 20_000
-"""Characters of one message that the page shows."""
 
 
-@lru_cache(maxsize=1024)  # a page shows all messages anew with each token of the last
+@lru_cache(maxsize=1024)  # a page renders all messages again with each update of the last one
 def markdown(text: str) -> str:
-    """Return Markdown whose tags and pictures are text; blocks of code are left as they are, for Markdown escapes them.
+    """Return Markdown without live tags, images and diagrams.
 
-    Diagrams too are shown as the code they are.
-
-    What is a block of code, a parser says; and if, in what has become of the text, it still finds a tag, every line is
-    taken for one that may have some.
+    Code blocks are left alone, because Markdown escapes them and they should be copied unchanged. If the parser still
+    finds a tag afterwards, the code blocks are changed as well.
     """
-    shown = DRAWN.sub(f"```{JOINER}", visible(text))
-    code = {line for block in PARSER.parse(shown) if block.type in CODE and block.map for line in range(*block.map)}
-    lines = (line if number in code else _apart(line) for number, line in enumerate(shown.split("\n")))
-    mended = "\n".join(lines)
-    return mended if _harmless(mended) else _apart(shown)
+    text = MERMAID.sub(f"```{JOINER}", visible(text))
+    blocks = [token for token in PARSER.parse(text) if token.type in ("fence", "code_block") and token.map]
+    code = {line for block in blocks for line in range(*block.map or ())}
+    lines = [line if number in code else _without_tags(line) for number, line in enumerate(text.split("\n"))]
+    tokens = PARSER.parse("\n".join(lines))
+    tokens += [child for token in tokens for child in token.children or ()]
+    live = any(token.type in ("html_block", "html_inline", "image") for token in tokens)
+    return _without_tags(text) if live else "\n".join(lines)
 
 
-def _harmless(text: str) -> bool:
-    """Tell whether Markdown finds no tag and no picture in a text."""
-    found = PARSER.parse(text)
-    inside = (child for block in found for child in block.children or ())
-    return not any(token.type in ("html_block", "html_inline", "image") for token in (*found, *inside))
-
-
-def _apart(text: str) -> str:
-    """Put an invisible character into what would begin a tag or a picture."""
+def _without_tags(text: str) -> str:
     return TAG.sub(lambda match: match.group() + JOINER, text)
 
 
 def original(shown: str) -> str:
-    """Return the text that a user has edited, without what was put in to show it."""
+    """Return the text that the user edited, without the characters that `markdown` added."""
     return shown.replace(JOINER, "")
 
 
 def visible(text: str) -> str:
-    """Return a text with its control characters as pictures of them: they move no cursor and hide nothing."""
-    return CONTROL.sub(_picture, text.replace("\r\n", "\n"))
+    """Return a text in which control characters are replaced by symbols for them."""
+    return CONTROL.sub(_symbol, text.replace("\r\n", "\n"))
 
 
-def _picture(match: re.Match[str]) -> str:
-    """Return the sign for a control character."""
+def _symbol(match: re.Match[str]) -> str:
     code = ord(match.group())
     if code < 0x20:
         return chr(0x2400 + code)
     return "\N{SYMBOL FOR DELETE}" if code == 0x7F else "\N{REPLACEMENT CHARACTER}"
-
-
-def shortened(text: str) -> str:
-    """Return what the page shows of a long message."""
-    if len(text) <= LONGEST:
-        return text
-    return f"{text[:LONGEST]}\n\n… and {len(text) - LONGEST:,} characters more, which are not shown"

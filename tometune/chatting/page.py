@@ -1,155 +1,208 @@
-"""The page: one or two chats side by side, a box to write in, the conversations and the settings beside them."""
+"""The page: one or two chats side by side, a prompt box, and a sidebar with the settings."""
 
-from dataclasses import dataclass
+import html
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
-from tometune.chatting import browser
-from tometune.chatting.handlers import Chat, Handlers
-from tometune.chatting.session import Session
+from tometune.chatting.conversation import Conversation, Turn
+from tometune.chatting.engine import End, Engine, Settings
+from tometune.chatting.inert import markdown, original, visible
+from tometune.config.chat import ChatConfig
 
-LONGEST_ANSWER, MOST_TEMPERATURE = 8192, 2.0
-"""Ends of the sliders."""
+REFRESH = 0.1
+"""Seconds between two updates of an answer."""
 
+LONGEST_SHOWN = 20_000
+"""Characters of a prompt that the page shows."""
 
-@dataclass(frozen=True)
-class Parts:
-    """What is on the page, and what carries values out of sight."""
+DOWNLOAD = """(text) => {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
+  link.download = 'conversation.json';
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}"""
+"""Saves a text as a file from the browser, without a file on the server."""
 
-    session: gr.State
-    kept: gr.Textbox
-    gone: gr.Textbox
-    file: gr.Textbox
-    width: gr.Number
-    sidebar: gr.Sidebar
-    new: gr.Button
-    listed: gr.Radio
-    save: gr.Button
-    delete: gr.Button
-    system: gr.Textbox
-    drawn: list[Any]
-    """Temperature, top-p, max new tokens and seed."""
-
-    status: gr.HTML
-    chats: list[gr.Chatbot]
-    below: list[gr.HTML]
-    box: gr.Textbox
+CSS = """
+.tm-summary { font-size: .8rem; color: var(--body-text-color-subdued); min-height: 1.2rem; }
+@media (max-width: 767px) {
+  .row:has(> .tm-side) { flex-wrap: wrap; }
+  .tm-side { flex: 1 1 100% !important; min-width: 0 !important; }
+  .tm-side:not(:only-child) .tm-chat { height: calc(50dvh - 125px) !important; min-height: 150px; }
+}
+"""
 
 
-def build(chat: Chat) -> gr.Blocks:
-    """Return the page."""
-    handlers = Handlers(chat)
-    defaults = chat.defaults
-    with gr.Blocks(title="tometune chat", analytics_enabled=False, fill_width=True) as page:
-        session = gr.State(Session())
-        kept = gr.Textbox(visible=False)
-        gone = gr.Textbox(visible=False)
-        file = gr.Textbox(visible=False)
-        width = gr.Number(visible=False)
-        with gr.Sidebar(width=290, open=False) as sidebar:
-            new = gr.Button("New conversation", variant="primary", size="sm")
-            listed = gr.Radio(choices=[], label="Conversations", elem_classes="tm-list", interactive=True)
+class ChatPage:
+    """The page and its event handlers. Each tab has a `Conversation` of its own; models and queue are shared."""
+
+    def __init__(self, models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int) -> None:
+        self.models = models
+        self.engines = engines
+        self.defaults = defaults
+        self.seed = seed
+
+    def build(self) -> gr.Blocks:
+        """Return the page."""
+        defaults = self.defaults
+        with gr.Blocks(title="tometune chat", analytics_enabled=False, fill_width=True) as page:
+            conversation = gr.State(Conversation(self.models, defaults.system or ""))
+            width, download = gr.Number(visible=False), gr.Textbox(visible=False)
+            with gr.Sidebar(width=290, open=False) as sidebar:
+                new = gr.Button("New conversation", variant="primary", size="sm")
+                export = gr.Button("Save as JSON", size="sm")
+                system = gr.Textbox(defaults.system or "", label="System prompt", lines=2, max_lines=6)
+                sampling = [
+                    gr.Slider(0, 2, defaults.temperature, step=0.05, label="Temperature"),
+                    gr.Slider(0.05, 1, defaults.top_p, step=0.05, label="Top-p"),
+                    gr.Slider(1, 8192, defaults.max_new_tokens, step=1, label="Max new tokens"),
+                    gr.Number(self.seed, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
+                ]
+            chats, summaries = [], []
             with gr.Row():
-                save = gr.Button("Save as JSON", size="sm", min_width=80)
-                delete = gr.Button("Delete", variant="stop", size="sm", min_width=80)
-            system = gr.Textbox(defaults.system or "", label="System prompt", lines=2, max_lines=6)
-            drawn = [
-                gr.Slider(0, MOST_TEMPERATURE, defaults.temperature, step=0.05, label="Temperature"),
-                gr.Slider(0.05, 1, defaults.top_p, step=0.05, label="Top-p"),
-                gr.Slider(1, LONGEST_ANSWER, defaults.max_new_tokens, step=1, label="Max new tokens"),
-                gr.Number(chat.seed, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
-            ]
-        status = gr.HTML(chat.status(), elem_classes="tm-title", padding=False)
-        chats, below = [], []
-        with gr.Row():
-            for model in chat.models:
-                with gr.Column(min_width=300, scale=1, elem_classes="tm-side"):
-                    chats.append(
-                        gr.Chatbot(
-                            label=model,
-                            height="calc(100dvh - 185px)",
-                            editable="user",
-                            buttons=["copy"],
-                            allow_tags=False,
-                            sanitize_html=True,
-                            latex_delimiters=[],  # KaTeX is given what stands between them as it is, tags included
-                            layout="bubble",
-                            feedback_options=None,
-                            elem_classes="tm-chat",
-                        )
-                    )
-                    below.append(gr.HTML("<div class='tm-said'></div>", padding=False))
-        box = gr.Textbox(
-            placeholder="Ask something (Enter sends, Shift+Enter makes a new line)",
-            show_label=False,
-            container=False,
-            submit_btn=True,
-            max_lines=8,
-            autofocus=True,
-            interactive=False,
-            elem_id="box",
-        )
-        parts = Parts(
-            session,
-            kept,
-            gone,
-            file,
-            width,
-            sidebar,
-            new,
-            listed,
-            save,
-            delete,
-            system,
-            drawn,
-            status,
-            chats,
-            below,
-            box,
-        )
-        _wire(page, handlers, parts)
-    return page
+                for model in self.models:
+                    with gr.Column(min_width=300, elem_classes="tm-side"):
+                        chats.append(_chatbot(model))
+                        summaries.append(gr.HTML(padding=False))
+            box = gr.Textbox(
+                placeholder="Ask something (Enter sends, Shift+Enter starts a new line)",
+                show_label=False,
+                container=False,
+                submit_btn=True,
+                max_lines=8,
+                autofocus=True,
+                elem_id="box",
+            )
+
+            view = [box, *chats, *summaries]
+            quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
+            queued: Any = {  # all answers share one queue: the models answer one prompt at a time
+                "concurrency_id": "answers",
+                "concurrency_limit": 1,
+                "show_progress": "minimal",
+                "show_progress_on": chats,
+                "api_visibility": "private",
+            }
+            answers = [box.submit(self._ask, [conversation, box, system, *sampling], view, **queued)]
+            for chat in chats:
+                for event, handler in ((chat.retry, self._retry), (chat.edit, self._edit)):
+                    answers.append(event(handler, [conversation, system, *sampling], view, **queued))
+                chat.undo(self._undo, [conversation], view, **quiet)
+            for answer in answers:  # also after an answer was stopped
+                answer.then(self._finish, [conversation], view, **quiet)
+            box.stop(None, None, None, cancels=answers, **quiet)
+            clear = [new.click, *(chat.clear for chat in chats)]
+            gr.on(clear, self._new, [system], [conversation, *view], cancels=answers, **quiet)
+            export.click(self._export, [conversation], [download], **quiet).then(
+                None, [download], None, js=DOWNLOAD, **quiet
+            )
+            open_if_wide = {"js": "() => window.innerWidth", **quiet}
+            page.load(lambda width: gr.Sidebar(open=width >= 900), [width], [sidebar], **open_if_wide)
+        return page
+
+    def _ask(self, conversation: Conversation, prompt: str, system: str, *sampling: float) -> Iterator[list[Any]]:
+        settings = _settings(*sampling)
+        if prompt.strip():
+            yield from self._answer(conversation, conversation.ask(prompt, settings.seed), system, settings)
+        else:
+            yield [gr.skip(), *self._view(conversation)]
+
+    def _retry(
+        self, event: gr.RetryData, conversation: Conversation, system: str, *sampling: float
+    ) -> Iterator[list[Any]]:
+        settings = _settings(*sampling)
+        yield from self._answer(conversation, conversation.retry(_turn(event), settings), system, settings)
+
+    def _edit(
+        self, event: gr.EditData, conversation: Conversation, system: str, *sampling: float
+    ) -> Iterator[list[Any]]:
+        settings = _settings(*sampling)
+        turn = conversation.edit(_turn(event), original(str(event.value)), settings)
+        yield from self._answer(conversation, turn, system, settings)
+
+    def _undo(self, event: gr.UndoData, conversation: Conversation) -> list[Any]:
+        """Remove a turn and put its prompt back into the box."""
+        prompt = conversation.turns[_turn(event)].prompt
+        del conversation.turns[_turn(event) :]
+        return [prompt, *self._view(conversation)]
+
+    def _finish(self, conversation: Conversation) -> list[Any]:
+        return [gr.Textbox(submit_btn=True, stop_btn=False), *self._view(conversation)]
+
+    def _new(self, system: str) -> list[Any]:
+        conversation = Conversation(self.models, system)
+        return [conversation, *self._finish(conversation)]
+
+    def _export(self, conversation: Conversation) -> str:
+        return json.dumps(conversation.sharegpt(), ensure_ascii=False, indent=2)
+
+    def _answer(self, conversation: Conversation, turn: Turn, system: str, settings: Settings) -> Iterator[list[Any]]:
+        """Show the answers of all models, one after the other. Gradio closes the iterator to stop them."""
+        conversation.system = system
+        settings = replace(settings, seed=turn.seed)
+        yield [gr.Textbox("", submit_btn=False, stop_btn=True), *self._view(conversation)]
+        try:
+            for side, (engine, answer) in enumerate(zip(self.engines, turn.answers, strict=True)):
+                updated = time.monotonic()
+                with closing(answer.generate(engine, conversation.messages(side), settings)) as pieces:
+                    for _ in pieces:
+                        if time.monotonic() - updated >= REFRESH:
+                            yield [gr.skip(), *self._view(conversation, side)]
+                            updated = time.monotonic()
+        finally:
+            for answer in turn.answers:
+                answer.end = answer.end or str(End.stopped)
+        yield [gr.skip(), *self._view(conversation)]
+
+    def _view(self, conversation: Conversation, only: int | None = None) -> list[Any]:
+        """Return the messages and the summary of each side; of the side `only` if the others have not changed."""
+        sides = range(len(self.models))
+        messages = [_messages(conversation, side) if only in (None, side) else gr.skip() for side in sides]
+        last = conversation.turns[-1].answers if conversation.turns else []
+        summaries = [html.escape(visible(answer.summary())) for answer in last] or [""] * len(self.models)
+        return [*messages, *(f"<div class='tm-summary' role='status'>{text}</div>" for text in summaries)]
 
 
-def _wire(page: gr.Blocks, handlers: Handlers, parts: Parts) -> None:
-    """Say what happens when."""
-    session, system, listed, box = parts.session, parts.system, parts.listed, parts.box
-    chats, below, drawn, kept, file = parts.chats, parts.below, parts.drawn, parts.kept, parts.file
-    models = handlers.chat.models
-    shown = [listed, system, *chats, *below]
-    stepped = [box, listed, *chats, *below]
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-
-    page.load(
-        handlers.load,
-        [kept, parts.width],
-        [parts.sidebar, box, session, *shown],
-        js=browser.load(models),
-        **quiet,
+def _chatbot(label: str) -> gr.Chatbot:
+    """Return an empty chat whose messages cannot become live HTML (see `inert`)."""
+    return gr.Chatbot(
+        label=label,
+        height="calc(100dvh - 150px)",
+        editable="user",
+        buttons=["copy"],
+        allow_tags=False,
+        sanitize_html=True,
+        latex_delimiters=[],  # KaTeX would get the text between them unescaped
+        feedback_options=None,
+        elem_classes="tm-chat",
     )
-    timer = gr.Timer(0.4)
 
-    def tick() -> list[Any]:
-        """Show how far loading is, until it is over."""
-        return [handlers.chat.status(), gr.Timer(active=not handlers.chat.loading.wait(0))]
 
-    timer.tick(tick, None, [parts.status, timer], **quiet)
-    page.unload(handlers.stop)
-    box.stop(handlers.stop, None, None, queue=False, **quiet)
+def _messages(conversation: Conversation, side: int) -> list[dict[str, str]]:
+    """Return the messages of one model as Gradio expects them, with inert texts."""
+    messages = []
+    for turn in conversation.turns:
+        hidden = len(turn.prompt) - LONGEST_SHOWN
+        more = f"\n\n… {hidden:,} more characters are not shown" if hidden > 0 else ""
+        messages.append({"role": "user", "content": markdown(turn.prompt[:LONGEST_SHOWN] + more)})
+        answer = turn.answers[side]
+        shown = markdown(answer.text) or ("…" if answer.end is None else "*(no text)*")
+        messages.append({"role": "assistant", "content": shown})
+    return messages
 
-    answers = [box.submit(handlers.ask, [session, box, system, *drawn], stepped, concurrency_limit=None, **quiet)]
-    for chat in chats:
-        chat.clear(handlers.new, [session, system], shown, **quiet)
-        for event, handler in ((chat.retry, handlers.retry), (chat.edit, handlers.edit)):
-            answers.append(event(handler, [session, system, *drawn], stepped, concurrency_limit=None, **quiet))
-    for answer in answers:
-        answer.then(handlers.keep, [session], [kept], **quiet).then(
-            None, [kept], None, js=browser.save(models), **quiet
-        )
-    parts.new.click(handlers.new, [session, system], shown, **quiet)
-    listed.input(handlers.open, [session, listed], shown, **quiet)
-    parts.delete.click(handlers.delete, [session], [parts.gone, *shown], **quiet).then(
-        None, [parts.gone], None, js=browser.forget(models), **quiet
-    )
-    parts.save.click(handlers.export, [session], [file], **quiet).then(None, [file], None, js=browser.DOWNLOAD, **quiet)
+
+def _settings(temperature: float, top_p: float, max_new_tokens: float, seed: float) -> Settings:
+    return Settings(float(temperature), float(top_p), int(max_new_tokens), int(seed or 0))
+
+
+def _turn(event: Any) -> int:
+    """Return the number of the turn that a message of a chat belongs to; a turn has two messages."""
+    index = event.index
+    return int(index[0] if isinstance(index, Sequence) else index) // 2

@@ -1,126 +1,174 @@
-"""The terminal: questions, answers as they come, and whatever goes wrong is told and the conversation goes on."""
+"""The terminal: prompts, answers as they are generated, and commands that begin with a slash."""
 
+import contextlib
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
-from tometune.chatting.answering import Step, answers, finish, take
-from tometune.chatting.commands import command
 from tometune.chatting.conversation import Conversation, Turn
-from tometune.chatting.engine import End, Settings, Stopped
+from tometune.chatting.engine import Engine, Settings
 from tometune.chatting.inert import visible
-from tometune.chatting.lines import lines
-from tometune.chatting.loading import Loading
-from tometune.chatting.printing import printing
-from tometune.chatting.turns import Ticket, Turns
-from tometune.common.errors import UserError
+from tometune.common.errors import did_you_mean
 from tometune.config.chat import ChatConfig
 
-USER = "terminal"
-"""Whose questions these are."""
+QUOTES = '"""'
+"""Begins and ends a prompt of several lines."""
+
+HELP = {
+    "/system TEXT": "start a new conversation with this system message (none without TEXT)",
+    "/new": "start a new conversation",
+    "/retry": "answer the last prompt again with the next seed",
+    "/edit TEXT": "replace the last prompt",
+    "/temperature X": "0 is greedy",
+    "/top_p X": "sample from the most likely tokens with this total probability",
+    "/tokens N": "longest answer in tokens",
+    "/seed N": "seed of the next answers",
+    "/save FILE": "write the conversation as ShareGPT JSON (default: conversation.json)",
+    "/quit": "end the chat, like Ctrl-D",
+    QUOTES: "begins and ends a prompt of several lines",
+}
+SETTINGS: dict[str, tuple[str, Callable[[str], float], float, float]] = {
+    "/temperature": ("temperature", float, 0, 100),
+    "/top_p": ("top_p", float, 1e-6, 1),
+    "/tokens": ("max_new_tokens", int, 1, 10**9),
+    "/seed": ("seed", int, 0, 2**32 - 1),
+}
+"""Commands that set a number: field, type, minimum and maximum."""
 
 
-class Talk:
+class Terminal:
     """A conversation in the terminal."""
 
-    def __init__(self, models: list[str], loading: Loading, defaults: ChatConfig, seed: int, console: Console) -> None:
-        self.models = models
-        self.loading = loading
+    def __init__(
+        self, models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int, console: Console
+    ) -> None:
+        self.engines = engines
         self.console = console
-        self.turns: Turns[Step] = Turns()
         self.settings = Settings(defaults.temperature, defaults.top_p, defaults.max_new_tokens, seed)
         self.conversation = Conversation(models, defaults.system or "")
 
-    def load(self) -> None:
-        """Wait until the models are there, and show what is being done.
-
-        Raises:
-            UserError: they cannot be loaded.
-        """
-        self.loading.start(then=self.turns.start)
-        with self.console.status("loading") as status:
-            while not self.loading.wait(0.2):
-                status.update(escape(self.loading.progress().said()))
-        if self.loading.error is not None:
-            raise self.loading.error
-
-    def take(self, line: str) -> bool:
-        """Carry a line out; tell whether to go on. Whatever goes wrong is told, and the conversation is kept."""
+    def handle(self, line: str) -> bool:
+        """Answer a prompt or run a command; return False if it ends the chat."""
         try:
             if line.startswith("/"):
-                return command(self, line)
-            self.answer(self.conversation.ask(line, self.settings.seed))
+                name, _, text = line.partition(" ")
+                return self._command(name, text.strip())
+            self._answer(self.conversation.ask(line, self.settings.seed))
         except KeyboardInterrupt:
-            self.turns.cancel(USER)
-            self.tell("stopped")
-        except Exception as error:  # an engine's, e.g. no memory: the next question may be a shorter one
-            self.tell(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            self.say("stopped")
+        except (ValueError, OSError) as error:
+            self.say(f"{line}: {error}")
         return True
 
-    def answer(self, turn: Turn) -> None:
-        """Show each model's answer as it comes; Ctrl-C stops it."""
-        settings = replace(self.settings, seed=turn.seed)
-        for side, engine in enumerate(self.loading.engines):
-            asked = {side: self.conversation.messages(side)}
-
-            def job(stopped: Stopped, engine=engine, side=side, asked=asked) -> Iterator[Step]:  # type: ignore[no-untyped-def]
-                yield from answers({side: engine}, asked, settings, stopped)
-
-            if len(self.models) > 1:
-                self.console.print(self.models[side], style="bold", markup=False, highlight=False)
-            ticket = self.turns.ask(USER, job)
-            answer = turn.answers[side]
-            try:
-                with printing(self.console) as show:
-                    self._follow(ticket, turn, side, show)
-            finally:
-                ticket.cancel()
-                if answer.end is None:
-                    finish(answer, End.stopped)
-            self.tell(answer.said())
-
-    def _follow(self, ticket: Ticket[Step], turn: Turn, side: int, show: Callable[[str, bool], None]) -> None:
-        """Show what is new until there is nothing more; Ctrl-C ends the answer."""
-        answer = turn.answers[side]
-        while not ticket.over:
-            try:
-                for step in ticket.news(0.1):
-                    take(turn, step)
-                show(answer.text, answer.end is not None)
-            except KeyboardInterrupt:
-                ticket.cancel()
-        show(answer.text, answer.end is not None)
-
-    def tell(self, text: str) -> None:
-        """Print what is not the model's."""
+    def say(self, text: str) -> None:
+        """Print a message of the program."""
         self.console.print(visible(text), style="dim", markup=False, highlight=False, soft_wrap=True)
 
+    def _answer(self, turn: Turn) -> None:
+        """Print the answers of all models, one after the other. Ctrl-C stops an answer."""
+        settings = replace(self.settings, seed=turn.seed)
+        for side, (engine, answer) in enumerate(zip(self.engines, turn.answers, strict=True)):
+            if len(turn.answers) > 1:
+                self.console.print(self.conversation.models[side], style="bold", markup=False, highlight=False)
+            printed = 0
+            pieces = answer.generate(engine, self.conversation.messages(side), settings)
+            with contextlib.suppress(KeyboardInterrupt), contextlib.closing(pieces):  # type: ignore[type-var]
+                for _ in pieces:
+                    new, printed = answer.text[printed:], len(answer.text)
+                    self.console.print(visible(new), end="", markup=False, highlight=False, soft_wrap=True)
+            self.console.print()
+            self.say(answer.summary())
 
-def talk(models: list[str], loading: Loading, defaults: ChatConfig, seed: int, cache: Path) -> None:
-    """Talk until the user ends it.
+    def _command(self, name: str, text: str) -> bool:
+        """Run a command; return False if it ends the chat."""
+        turns = self.conversation.turns
+        match name:
+            case "/quit":
+                return False
+            case "/help":
+                self.say("\n".join(f"{command:16} {meaning}" for command, meaning in HELP.items()))
+            case "/system" | "/new":
+                system = text if name == "/system" else self.conversation.system
+                self.conversation = Conversation(self.conversation.models, system)
+                self.say("new conversation")
+            case "/retry" | "/edit" if not turns or (name == "/edit" and not text):
+                self.say(f"{name}: there is no prompt")
+            case "/retry":
+                self._answer(self.conversation.retry(len(turns) - 1, self.settings))
+            case "/edit":
+                self._answer(self.conversation.edit(len(turns) - 1, text, self.settings))
+            case "/save":
+                path = Path(text or "conversation.json").expanduser()
+                with path.open("x", encoding="utf-8") as file:  # never overwrites a file
+                    json.dump(self.conversation.sharegpt(), file, ensure_ascii=False, indent=2)
+                self.say(f"saved {path}")
+            case _ if name in SETTINGS:
+                field, kind, least, most = SETTINGS[name]
+                if not least <= kind(text) <= most:
+                    raise ValueError(f"must be from {least:g} to {most:g}")
+                self.settings = replace(self.settings, **{field: kind(text)})  # type: ignore[arg-type]
+            case _:
+                hint = did_you_mean(name, [command.partition(" ")[0] for command in HELP]) or "; /help lists them"
+                self.say(f"{name}: no such command{hint}")
+        return True
 
-    Args:
-        models: their names.
-        loading: not begun yet.
-        defaults: the `chat` group.
-        seed: `seeds.generation`.
-        cache: where the history of lines is kept.
 
-    Raises:
-        UserError: the models cannot be loaded.
-    """
-    console = Console(highlight=False)
-    talking = Talk(models, loading, defaults, seed, console)
-    talking.load()
+def run(models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int, history: Path) -> None:
+    """Chat until the user ends it. `history` is the file that keeps the lines that were typed."""
+    terminal = Terminal(models, engines, defaults, seed, Console(highlight=False))
     if sys.stdin.isatty():
-        talking.tell(f"{' and '.join(models)}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends")
+        terminal.say(f"{' and '.join(models)}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
+    for line in _lines(history):
+        if not terminal.handle(line):
+            break
+
+
+def _lines(history: Path) -> Iterator[str]:
+    """Yield prompts and commands until the input ends. At the prompt, Ctrl-C discards the line, as in a shell."""
+    typed = sys.stdin.isatty()
+    with _line_history(history) if typed else contextlib.nullcontext(), contextlib.suppress(EOFError):
+        while True:
+            try:
+                line = _read_line(*("> ", "… ") if typed else ("", ""))
+            except KeyboardInterrupt:
+                if not typed:
+                    return
+                print()
+                continue
+            if line.strip():
+                yield line
+
+
+def _read_line(prompt: str, continuation: str) -> str:
+    """Read one line, or several between triple quotes."""
+    line = input(prompt)
+    if not line.startswith(QUOTES):
+        return line
+    lines = [line.removeprefix(QUOTES)]
+    while not lines[-1].rstrip().endswith(QUOTES):
+        lines.append(input(continuation))
+    return "\n".join(lines).rstrip().removesuffix(QUOTES)
+
+
+@contextlib.contextmanager
+def _line_history(file: Path) -> Iterator[None]:
+    """Let the arrow keys recall lines, including those of earlier chats. Only the user may read the file."""
     try:
-        for line in lines(cache / "chat_history"):
-            if not talking.take(line):
-                break
+        import readline
+    except ImportError:  # Windows has its own
+        yield
+        return
+    with contextlib.suppress(OSError):
+        readline.read_history_file(file)
+    readline.set_history_length(1000)
+    try:
+        yield
     finally:
-        talking.turns.close()
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            readline.write_history_file(file)

@@ -64,13 +64,7 @@ _WORD = re.compile(r"\w+")
 
 
 def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
-    """Return a feature of every row of a source, from the cache or computed now.
-
-    Args:
-        source: standardised rows.
-        name: one of `BY_ARROW` or `BY_PYTHON`.
-        cache: root of the cache.
-    """
+    """Return a feature (a name in `BY_ARROW` or `BY_PYTHON`) of every row of a source, cached."""
     key: dict[str, Any] = {"source": source.fingerprint, "feature": name, "version": VERSION}
     if name == "language":
         with suppress(PackageNotFoundError):  # reported when the detector is loaded
@@ -80,7 +74,6 @@ def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
         parts = [np.empty(0, np.float32)] if not len(source.rows) else []
         work, steps = partial(_of_slice, source.folder / "rows.arrow", name), range(0, len(source.rows), STEP)
         with progress(f"{name} of rows", len(source.rows)) as advance:
-            # Arrow is faster than worker processes can start.
             for part in map(work, steps) if name in BY_ARROW else in_order(work, steps):
                 parts.append(part)
                 advance(len(part))
@@ -136,33 +129,27 @@ def _answers(batch: pa.RecordBatch) -> Iterator[list[str]]:
         yield answers[start:end]
 
 
-def _sum(rows: np.ndarray, values: Any, count: int) -> np.ndarray:
+def _sum(batch: pa.RecordBatch, values: Any) -> np.ndarray:
     """Sum a number per turn into a number per row."""
     weights = np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
-    return np.bincount(rows, weights=weights, minlength=count).astype(np.int64)
+    return np.bincount(turns_of(batch)[0], weights=weights, minlength=len(batch)).astype(np.int64)
 
 
 def _characters(batch: pa.RecordBatch) -> np.ndarray:
-    rows, _, texts = turns_of(batch)
-    return _sum(rows, pc.utf8_length(texts), len(batch))
-
-
-def _turns(batch: pa.RecordBatch) -> np.ndarray:
-    lengths: np.ndarray = pc.list_value_length(batch.column("messages")).to_numpy(zero_copy_only=False)
-    return lengths.astype(np.int32)
+    return _sum(batch, pc.utf8_length(turns_of(batch)[2]))
 
 
 def _refusal(batch: pa.RecordBatch) -> np.ndarray:
-    rows, roles, texts = turns_of(batch)
+    _, roles, texts = turns_of(batch)
     starts = pc.utf8_slice_codeunits(texts, 0, REFUSAL_WITHIN)
     refuses = pc.match_substring_regex(starts, REFUSAL, ignore_case=True)
-    return _sum(rows, pc.and_(refuses, pc.equal(roles, "assistant")), len(batch)) > 0
+    return _sum(batch, pc.and_(refuses, pc.equal(roles, "assistant"))) > 0
 
 
 def _broken_code(batch: pa.RecordBatch) -> np.ndarray:
-    rows, _, texts = turns_of(batch)
+    texts = turns_of(batch)[2]
     odd = [pc.bit_wise_and(pc.count_substring_regex(texts, fence), 1) for fence in FENCES]
-    return _sum(rows, pc.bit_wise_or(*odd), len(batch)) > 0
+    return _sum(batch, pc.bit_wise_or(*odd)) > 0
 
 
 def repetition(answers: list[str]) -> float:
@@ -229,15 +216,16 @@ def heuristic_score(answers: list[str]) -> float:
     return length * form * (1 - repetition(answers))
 
 
+# Arrow is faster than worker processes can start.
 BY_ARROW: dict[str, Callable[[pa.RecordBatch], np.ndarray]] = {
     "characters": _characters,
-    "turns": _turns,
+    "turns": lambda batch: pc.list_value_length(batch.column("messages")).to_numpy(zero_copy_only=False),
     "refusal": _refusal,
     "broken_code": _broken_code,
 }
+# Functions of a row's answers, and the type of the numbers.
 BY_PYTHON: dict[str, tuple[Callable[[list[str]], Any], str]] = {
     "repetition": (repetition, "f4"),
     "language": (language, "S3"),
     "heuristic": (heuristic_score, "f4"),
 }
-"""Function of a row's answers, and the type of the numbers."""

@@ -72,13 +72,7 @@ def examples_of(source: Standardised, origin: str, rows: np.ndarray) -> list[dic
 
 
 def filters(config: FiltersConfig, source: Standardised, cache: Path, tokenizer: Tokenizer | None) -> Iterator[Mask]:
-    """Yield the mask of each filter that is on.
-
-    Args:
-        config: the filters.
-        source: standardised rows.
-        cache: root of the cache, which keeps the features of each row.
-        tokenizer: of the model.
+    """Yield the mask of each filter that is on; features of the rows are cached.
 
     Raises:
         UserError: the config has a minimum score and no row has a score.

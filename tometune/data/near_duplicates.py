@@ -45,14 +45,8 @@ Rows = tuple["Standardised", np.ndarray]
 def near_duplicates(fixed: Rows, rows: Rows, threshold: float, cache: Path) -> tuple[np.ndarray, np.ndarray]:
     """Find rows that are similar to a fixed row, or to an earlier row that stays.
 
-    Args:
-        fixed: rows that always stay.
-        rows: rows that may be dropped; no two have the same text.
-        threshold: of the similarity.
-        cache: root of the cache.
-
     Returns:
-        Which rows are near-duplicates, and which of them are near a fixed row; both of shape (rows), bool.
+        Which of `rows` are near-duplicates, and which of these are near a `fixed` row; both of shape (rows), bool.
     """
     key: dict[str, Any] = {"version": VERSION, "threshold": threshold}
     for name, (source, numbers) in (("fixed", fixed), ("rows", rows)):

@@ -44,6 +44,23 @@ class ModelMetric(Protocol):
         """Score all predictions of a task."""
 
 
+LABELS = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "chrf": "chrF",
+    "bleu": "BLEU",
+    "token_f1": "token F1",
+    "exact_match": "exact",
+}
+"""Names of columns in tables and figures; any other column is shown under its own name."""
+
+
+def label(column: str) -> str:
+    """Return the name of a column in tables and figures."""
+    return LABELS.get(column, column)
+
+
 def score(
     names: Sequence[str], predictions: list[str], references: list[list[str]], context: MetricContext | None = None
 ) -> Scores:

@@ -17,10 +17,10 @@ from tometune.common.distributed import by_first, gather, is_first
 from tometune.common.files import write_json, write_text
 from tometune.common.progress import progress
 from tometune.config.eval import EvalConfig
-from tometune.evaluation.engines.base import Engine, engine_for
+from tometune.evaluation.engines.base import Engine
+from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.engines.decoder import PREFILL_TOKENS
 from tometune.evaluation.generation import Generations, evaluating, generate
-from tometune.evaluation.memory import rows_that_fit
 from tometune.evaluation.metrics import MetricContext, Scores, score
 from tometune.evaluation.tasks import Task
 

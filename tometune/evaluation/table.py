@@ -11,18 +11,8 @@ from rich.table import Table
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
+from tometune.evaluation.metrics import label
 from tometune.evaluation.statistics import Estimate, mean_interval, paired_difference
-
-LABELS = {
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "chrf": "chrF",
-    "bleu": "BLEU",
-    "token_f1": "token F1",
-    "exact_match": "exact",
-}
-"""Names of columns; any other column is shown under its own name."""
 
 MEAN = "mean of tasks"
 
@@ -46,8 +36,8 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, conso
     stages = [stage for stage in ("base", "tuned") if stage in record["eval"]]
     if stages:
         console.print(_run_table(folder, record, config, stages))
-    for label, place in _places(folder, record):
-        console.print(f"{label:9}{place}", soft_wrap=True, markup=False, highlight=False)
+    for name, place in _places(folder, record):
+        console.print(f"{name:9}{place}", soft_wrap=True, markup=False, highlight=False)
 
 
 def read_scores(path: Path) -> Scores:
@@ -72,9 +62,9 @@ def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]
     tracking = record.get("tracking") or {}
     for place in tracking.get("folders") or []:
         yield tracking["tracker"], place
-    for label in ("url", "sync", "show"):
-        if tracking.get(label):
-            yield label, tracking[label]
+    for name in ("url", "sync", "show"):
+        if tracking.get(name):
+            yield name, tracking[name]
 
 
 def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stages: Sequence[str]) -> Table:
@@ -114,19 +104,17 @@ def _load(folder: Path, task: str, stages: Sequence[str]) -> list[Scores]:
 
 
 def _add(table: Table, name: str, tasks: Sequence[Sequence[Scores]], config: EvalConfig) -> None:
-    """Add one row per column of scores that all these tasks have."""
+    """Add one row per metric that all these tasks have, in the order of the scores."""
     table.add_section()
     count = sum(len(stages[0]) for stages in tasks)
     heads = [name, f"{count} example{'s' if count != 1 else ''}"]
-    first, *others = ([next(iter(scores.values())) for scores in stages] for stages in tasks)
-    columns = [column for column in first[0] if all(column in row for rows in (first, *others) for row in rows)]
-    for number, column in enumerate(columns):
+    columns = [list(next(iter(stages[0].values()))) for stages in tasks]
+    for number, column in enumerate(name for name in columns[0] if all(name in found for found in columns)):
         values = [
             [[scores[column] for scores in stages[stage].values()] for stages in tasks]
             for stage in range(len(tasks[0]))
         ]
-        label = LABELS.get(column, column)
-        table.add_row(heads[number] if number < len(heads) else "", label, *_cells(values, config))
+        table.add_row(heads[number] if number < len(heads) else "", label(column), *_cells(values, config))
 
 
 def _cells(values: Sequence[Sequence[Sequence[float]]], config: EvalConfig) -> list[str]:

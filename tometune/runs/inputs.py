@@ -88,12 +88,14 @@ class RunInputs:
         from tometune.data.contamination import EvaluationTexts
         from tometune.data.mix import build_mix
         from tometune.evaluation.tasks import evaluation_texts
+        from tometune.models.quality_scorer import quality_scorer
 
         data = self.config.data
         texts = None
         if data.contamination is not Contamination.report:
             texts = EvaluationTexts(evaluation_texts(self.config.eval))
-        mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts)
+        scorer = quality_scorer(data.scorer)
+        mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts, scorer)
         if texts is not None and data.contamination is Contamination.fail:
             _reject(self._overlaps(mix, texts))
         return mix

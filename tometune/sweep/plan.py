@@ -120,14 +120,16 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
         UserError: the data or a task does not allow the run.
     """
     from tometune.data.packing import pack
+    from tometune.models.source import locate
+    from tometune.training.memory import estimate
     from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of
 
     inputs = RunInputs.resolve(config)
     run = Run.find(config, inputs.fingerprints)
     tokens = inputs.tokens
     rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset
-    steps = steps_of(config, len(rows))
-    trained = round(tokens.counts.tokens * steps / math.ceil(len(rows) / effective_batch(config)))
+    steps = steps_of(config.trainer, len(rows))
+    trained = round(tokens.counts.tokens * steps / math.ceil(len(rows) / effective_batch(config.trainer)))
     answers = sum(len(task.examples) for task in inputs.tasks) * (2 if config.eval.base else 1)
     planned = PlannedRun(run.id, len(inputs.mix.row_ids), trained, steps, answers, run.completed)
     speed = None if planned.done else known_speed(config, inputs.cache)
@@ -138,6 +140,9 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
         except UserError as error:
             print(f"not measured: {error}", file=sys.stderr)
         speed = known_speed(config, inputs.cache)
+    if speed is None and not planned.done:
+        source = locate(config.model, inputs.cache, weights=False)
+        return replace(planned, memory=estimate(source, config.trainer, config.lora))
     if speed is None:
         return planned
     answering = answers / speed.answers_per_second if speed.answers_per_second else 0.0
@@ -233,8 +238,11 @@ def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Con
         disk = f"{sum(disks) / 1e9:.2f} GB" if len(disks) == len(known) else "unknown"
         sources = "; ".join(dict.fromkeys(run.source for run in known))
         lines.append(f"  {time} one after the other, memory {memory:.1f} GB, disk {disk} (from {sources})")
-    if len(known) < len(left):
-        lines.append(f"  {len(left) - len(known)} of unknown speed; plan=measure makes a short run to estimate it")
+    if unknown := [run for run in left if run.seconds is None]:
+        memory = max(run.memory or 0.0 for run in unknown) / 1e9
+        lines.append(
+            f"  {len(unknown)} of unknown speed, about {memory:.1f} GB of GPU memory; plan=measure makes a short run"
+        )
     for line in [*lines, *(f"  not possible: {problem}" for problem in problems)]:
         console.print(line, markup=False, soft_wrap=True)
 

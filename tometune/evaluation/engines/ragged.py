@@ -20,7 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tometune.evaluation.engines.base import KERNEL, UnsupportedError
+from tometune.evaluation.engines.base import UnsupportedError
+from tometune.evaluation.engines.choice import KERNEL
 
 NAME = "tometune_ragged"
 """Name of the attention function in transformers. It has no mask function, because it needs no mask."""

@@ -1,0 +1,277 @@
+"""The page in a real browser: streaming, stopping, two models, retry, edit, undo, storage, and that nothing runs."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.browser import needs_browser, opened
+from tests.chatting.fake import Words
+from tometune.chatting.engine import Engine
+from tometune.config.chat import ChatConfig
+
+pytest.importorskip("gradio")
+
+LONG = " ".join(f"word{number}" for number in range(2000))
+
+
+class Served:
+    """A page over two engines, which each test sets."""
+
+    def __init__(self) -> None:
+        from tometune.chatting.server import serve
+
+        self.engines: list[Engine] = [Words(), Words()]
+        self.page, self.address = serve(["base", "tuned"], self.engines, ChatConfig(inbrowser=False), 0, False)
+
+    def answer_with(self, *engines: Engine) -> None:
+        self.engines[:] = engines
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    made = Served()
+    yield made
+    made.page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser(served: Served) -> Iterator[Any]:
+    with opened(served.address) as seen:
+        yield seen.page.context.browser
+
+
+@pytest.fixture
+def tab(served: Served, browser: Any) -> Iterator[Any]:
+    """The page in a browser without history. At the end nothing went wrong and no other host was asked."""
+    served.answer_with(Words("before: "), Words("after: "))
+    context = browser.new_context(viewport={"width": 1100, "height": 1000})
+    errors, requests = [], []
+    context.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    context.on("request", lambda request: requests.append(request.url))
+    yield open_page(context, served)
+    assert errors == []
+    assert not [url for url in requests if not url.startswith((served.address, "data:", "blob:"))]
+    context.close()
+
+
+def open_page(context: Any, served: Served) -> Any:
+    page = context.new_page()
+    page.goto(served.address)
+    page.wait_for_selector("#box textarea:enabled")
+    return page
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#box textarea", text)
+    page.press("#box textarea", "Enter")
+
+
+def answers(page: Any) -> list[str]:
+    """The messages of the models, one chat after the other."""
+    return [
+        each.inner_text().strip().replace("\u2060", "") for each in page.query_selector_all(".tm-chat .bot.message")
+    ]
+
+
+def until(true: Callable[[], Any], seconds: float = 20) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def finished(page: Any) -> None:
+    page.wait_for_selector("#box .submit-button")
+
+
+@needs_browser
+def test_two_models_stream_their_answers_and_can_be_stopped(served: Served, tab: Any) -> None:
+    slow = Words("before: ", pause=0.02)
+    served.answer_with(slow, Words("after: "))
+    ask(tab, LONG)
+    until(lambda: "word5" in "".join(answers(tab)))
+    tab.click("#box .stop-button")
+    finished(tab)
+    made = slow.made
+    time.sleep(0.4)
+    assert slow.made == made < 1000
+    summary = tab.inner_text(".tm-summary")
+    assert re.fullmatch(r"\d+ tokens · [\d.]+ tokens/s · first token after [\d.]+ s · stopped", summary)
+    slow.pause = 0
+    ask(tab, "one two three")
+    until(lambda: answers(tab)[1::2] == ["before: one two three", "after: one two three"])
+    boxes = [each.bounding_box() for each in tab.query_selector_all(".tm-chat")]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+
+
+@needs_browser
+def test_retry_edit_undo_and_clear(served: Served, tab: Any) -> None:
+    engine = Words("echo ")
+    served.answer_with(engine, engine)
+    ask(tab, "first")
+    finished(tab)
+    tab.locator(".tm-chat button[aria-label='Retry']").first.click()
+    until(lambda: engine.seeds == [0, 0, 1, 1])
+    finished(tab)
+    tab.locator(".tm-chat button[aria-label='Edit']").first.click()
+    tab.locator(".tm-chat textarea").first.fill("other <i>words</i>")
+    tab.locator(".tm-chat button[aria-label='Submit']").first.click()
+    until(lambda: answers(tab) == ["echo other <i>words</i>"] * 2)
+    finished(tab)
+    tab.locator(".tm-chat button[aria-label='Undo']").first.click()
+    until(lambda: tab.input_value("#box textarea") == "other <i>words</i>")
+    assert answers(tab) == []
+    ask(tab, "again")
+    until(lambda: answers(tab) == ["echo again"] * 2)
+    finished(tab)
+    tab.locator(".tm-chat button[aria-label='Clear']").first.click()
+    until(lambda: answers(tab) == [])
+
+
+ATTACKS = [
+    "<script>window.ran = 1</script> <img src=x onerror='window.ran = 2'><svg onload='window.ran = 3'>\n\n"
+    "<iframe srcdoc='<script>parent.ran = 4</script>'></iframe>\n\n"
+    "[click](javascript:window.ran=5) <a href='javascript:window.ran=6'>here</a>\n\n"
+    "![picture](http://example.org/secret.png) ![another][ref]\n\n[ref]: http://example.org/ref.png\n\n"
+    "<style>body { display: none }</style><form action='http://example.org'><button>send</button></form>\n\n"
+    "bell \x07, escape \x1b[31mred, null \x00, turned \u202etxet",
+    "`<script>window.ran = 7</script>`\n\n```html\n<script>window.ran = 8</script>\n```",
+    "```\n``` <img src=x onerror='window.ran = 9'>\n<img src=x onerror='window.ran = 10'>",
+    "```mermaid\ngraph TD\n  A[<img src=x onerror='window.ran = 11'>] --> B\n  click A 'javascript:window.ran=12'\n```",
+    "text\n\n- ```mermaid  \n  <img src=http://example.org/drawn.png>\n  ```\n\n~~~mermaid\ngraph TD; A-->B\n~~~",
+    "$$\n```\n<img src=x onerror='window.ran = 13'><b>bold</b>\n```\n$$\n\n"
+    "$$\\href{javascript:window.ran=14}{x} \\includegraphics{http://example.org/tex.png}$$ \\(x^2\\)",
+]
+
+
+@needs_browser
+def test_nothing_in_a_text_runs_or_loads_anything(served: Served, tab: Any) -> None:
+    served.answer_with(Words(), Words())
+    dialogs: list[str] = []
+    tab.on("dialog", lambda dialog: dialogs.append(dialog.message) or dialog.dismiss())
+    for number, attack in enumerate(ATTACKS, start=1):
+        ask(tab, attack)
+        until(lambda number=number: len(answers(tab)) == 2 * number and "…" not in answers(tab))
+        finished(tab)
+    shown = answers(tab)[: len(ATTACKS)]
+    for text in ("<script>window.ran = 1</script>", "onerror='window.ran = 2'", "␇", "␛[31mred"):
+        assert text in shown[0]
+    assert "http://example.org/secret.png" in tab.content()
+    assert shown[1].count("<script>") == 2
+    for link in tab.query_selector_all(".tm-chat a"):
+        assert not (link.get_attribute("href") or "").startswith("javascript:")
+    tab.wait_for_timeout(500)  # a diagram would appear later than its text
+    live = ["script", "iframe", "form", "style", "img", ".mermaid", "svg[id^=mermaid]", ".katex", ".latex-block"]
+    assert tab.query_selector_all(", ".join(f".tm-chat .message {name}" for name in live)) == []
+    assert [text for text in shown if "graph TD" in text and "-->" in text] == shown[3:5]
+    assert tab.evaluate("window.ran") is None
+    assert tab.is_visible("#box textarea")
+    assert dialogs == []
+
+
+@needs_browser
+def test_the_policy_blocks_remote_images(served: Served, browser: Any) -> None:
+    """Even if a remote image got into the page, the browser would not ask for it."""
+    page = open_page(browser, served)
+    blocked: list[str] = []
+    page.on("console", lambda message: blocked.append(message.text))
+    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://example.org/remote.png'}))")
+    until(lambda: page.evaluate("1") and any("Content Security Policy" in text for text in blocked))
+    page.close()
+
+
+@needs_browser
+def test_a_conversation_is_exported_and_a_new_one_begun(served: Served, tab: Any) -> None:
+    tab.get_by_label("System prompt").fill("be kind")
+    ask(tab, "the first prompt")
+    finished(tab)
+    with tab.expect_download() as download:
+        tab.get_by_text("Save as JSON").click()
+    rows = json.loads(download.value.path().read_text())
+    assert [row["model"] for row in rows] == ["base", "tuned"]
+    assert rows[1]["conversations"] == [
+        {"from": "system", "value": "be kind"},
+        {"from": "human", "value": "the first prompt"},
+        {"from": "gpt", "value": "after: the first prompt"},
+    ]
+    tab.get_by_text("New conversation", exact=True).click()
+    until(lambda: answers(tab) == [])
+    assert tab.evaluate("localStorage.length") == 0, "nothing stays in the browser"
+
+
+@needs_browser
+def test_users_wait_in_a_queue_and_a_closed_tab_ends_its_answer(served: Served, tab: Any) -> None:
+    slow = Words(pause=0.02)
+    served.answer_with(slow, Words())
+    closing = open_page(tab.context, served)
+    ask(closing, LONG)
+    until(lambda: slow.made > 5)
+    ask(tab, "mine")
+    tab.get_by_text("queue: 1/1").first.wait_for()
+    closing.close()
+    until(lambda: answers(tab)[-1:] == ["mine"])
+    assert slow.made < 1000
+
+
+@needs_browser
+def test_what_was_dropped_is_shown(served: Served, tab: Any) -> None:
+    served.answer_with(Words(context=500), Words(context=500))
+    ask(tab, "x " * 500_000)
+    tab.get_by_text("dropped the middle of the prompt").first.wait_for(timeout=20_000)
+    assert "more characters are not shown" in tab.inner_text(".tm-chat")
+
+
+def test_it_listens_on_this_machine_only_and_takes_and_serves_no_files(served: Served) -> None:
+    from gradio.utils import get_upload_folder
+
+    assert served.address.startswith("http://127.0.0.1:")
+    assert served.page.server.config.host == "127.0.0.1"
+    response = httpx.get(served.address)
+    assert "default-src 'self'" in response.headers["content-security-policy"]
+    assert httpx.get(served.address, headers={"Host": "evil.example"}).status_code == 421
+    for path in ("/etc/passwd", "pyproject.toml", str(Path(__file__))):
+        assert httpx.get(f"{served.address}gradio_api/file={path}").status_code in (403, 404)
+    before = set(Path(get_upload_folder()).rglob("*"))
+    for route in ("upload", "upload/", "process_recording", "component_server", "vibe-edit/", "call/x", "stream/x"):
+        sent = httpx.post(f"{served.address}gradio_api/{route}", files={"files": ("a.txt", b"x")})
+        assert sent.status_code == 405, route
+    assert httpx.put(served.address).status_code == 405
+    assert set(Path(get_upload_folder()).rglob("*")) == before
+
+
+def test_a_shared_page_asks_for_its_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tometune.chatting.server import import_gradio, serve
+
+    import_gradio()
+    from gradio import networking
+
+    monkeypatch.setattr(networking, "setup_tunnel", lambda **_: "https://some.gradio.live")
+    monkeypatch.setenv("TOMETUNE_CHAT_PASSWORD", "secret words")
+    page, address = serve(["tuned"], [Words()], ChatConfig(inbrowser=False), 0, True)
+    out = capsys.readouterr().out
+    assert "https://some.gradio.live user chat, the password in TOMETUNE_CHAT_PASSWORD" in out
+    assert "secret words" not in out
+    for path in ("config", "gradio_api/info"):
+        assert httpx.get(f"{address}{path}").status_code == 401
+    assert "tuned" not in httpx.get(address).text
+    login = {"username": "chat", "password": "secret"}
+    assert httpx.post(f"{address}login", data=login).status_code == 400
+    with httpx.Client() as client:
+        assert client.post(f"{address}login", data=login | {"password": "secret words"}).status_code == 200
+        assert "tuned" in client.get(address).text
+    page.close(verbose=False)
+    monkeypatch.delenv("TOMETUNE_CHAT_PASSWORD")
+    page, _ = serve(["tuned"], [Words()], ChatConfig(inbrowser=False), 0, True)
+    page.close(verbose=False)
+    assert re.search(r"user chat, password [\w-]{12}$", capsys.readouterr().out.strip())

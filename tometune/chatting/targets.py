@@ -1,0 +1,170 @@
+"""The models of a chat: a run, its base, any other model or a GGUF file. They are found here and loaded later."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tometune.common.errors import UserError
+from tometune.common.hub import commit_of, hub_errors
+from tometune.config.model import ModelConfig, Weights
+from tometune.config.root import Config
+from tometune.models import smollm2
+from tometune.models.saved import ADAPTER, as_saved
+from tometune.runs.finished import as_trained, finished_record
+from tometune.runs.stored import stored_config, with_command_line
+
+log = logging.getLogger(__name__)
+
+BASE = "base"
+"""The value of `against` that means the base model of the run."""
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of the models that answer."""
+
+    label: str
+    model: ModelConfig | None = None
+    """The base of the adapter, or a whole model; None for a GGUF file."""
+
+    adapter: Path | None = None
+    gguf: Path | None = None
+
+
+def find_targets(config: Config) -> list[Target]:
+    """Return the one or two models that the command line names.
+
+    Raises:
+        UserError: there is no such run or file, the run is unfinished, or its base is gone or has changed.
+    """
+    if config.gguf is not None and config.run is not None:
+        raise UserError("gguf and run: set only one of them; to compare them, set run=… against=FILE.gguf")
+    base: ModelConfig | None = None
+    if config.gguf is not None:
+        first = _gguf("gguf", config.gguf)
+    elif config.run is not None:
+        first, base = _run(config, "run", config.run, with_base=config.against == BASE)
+    else:
+        first, base = _model(config.model)
+    if config.against is None:
+        return [first]
+    if config.against == BASE:
+        if base is None:
+            raise UserError("against=base: only a run or an adapter has a base; set run=…, or name a run in against=…")
+        return [Target(f"{base.name} (base)", base), first]
+    if config.against.endswith(".gguf") or any(Path(config.against).expanduser().glob("*.gguf")):
+        return [first, _gguf("against", config.against)]
+    return [first, _run(config, "against", config.against)[0]]
+
+
+def _gguf(key: str, name: str) -> Target:
+    """Return a GGUF file, or the only one in a folder (exports are folders)."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) != 1:
+            found = ", ".join(file.name for file in files) or "none"
+            raise UserError(f"{key}={name}: expected a folder with one GGUF file, found {found}; name a file")
+        path = files[0]
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise UserError(f"{key}={name}: cannot be read ({error.strerror}); name a GGUF file") from None
+    if magic != b"GGUF":
+        raise UserError(f"{key}={name}: not a GGUF file; name one, e.g. {key}=model-q8_0.gguf")
+    return Target(path.stem, gguf=path)
+
+
+def _run(config: Config, key: str, name: str, with_base: bool = False) -> tuple[Target, ModelConfig | None]:
+    """Return a finished run; also its base if the run has an adapter or if the base is asked for."""
+    folder = _folder(config, key, name)
+    record = finished_record(folder)
+    stored = with_command_line(stored_config(folder), config)
+    run_id = record["run_id"]
+    base = _checked_base(f"{key}={name}", stored.model, record) if stored.lora.enabled or with_base else None
+    if stored.lora.enabled:
+        return Target(run_id, base, folder / ADAPTER), base
+    return Target(run_id, replace(as_saved(stored.model, folder), name=run_id)), base
+
+
+def _folder(config: Config, key: str, name: str) -> Path:
+    """Return the folder of a run, given by path, by an id under `paths.outputs`, or by an id in a sweep."""
+    sweeps = Path(config.paths.multirun).expanduser()
+    folders = [Path(name).expanduser(), Path(config.paths.outputs).expanduser() / name]
+    folders += sorted((folder for folder in sweeps.glob("*/*") if folder.name == name), reverse=True)
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise UserError(f"{key}={name}: no such folder or run id; name a run folder, e.g. {key}=outputs/<run_id>")
+
+
+def _checked_base(where: str, model: ModelConfig, record: dict[str, Any]) -> ModelConfig:
+    """Return the base of a run at the revision it was trained on.
+
+    If the command line names another base, its content is compared where that is known. Of a hub id only the shapes are
+    compared, when the adapter is loaded.
+    """
+    if _missing(model):
+        raise UserError(
+            f"{where}: its base model {model.id} is gone; put it back, or say where it is now with model.id=…"
+        )
+    trained = record["model"]
+    local = model.weights is Weights.random or Path(model.id).expanduser().is_dir()
+    known_by_content = str(trained["revision"]).startswith(("folder-", "tiny-"))
+    if model.id != trained["id"] and not (local and known_by_content):
+        log.warning("%s: trained on %s, now used with %s", where, trained["id"], model.id)
+        return model
+    try:
+        return as_trained(model, record)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _missing(model: ModelConfig) -> bool:
+    """Whether the id can only be a folder, and is not there."""
+    looks_local = model.id.startswith(("/", "~", ".")) or model.id.count("/") > 1
+    return model.weights is Weights.pretrained and looks_local and not Path(model.id).expanduser().is_dir()
+
+
+def _model(model: ModelConfig) -> tuple[Target, ModelConfig | None]:
+    """Return the model that `model.id` names; if it names an adapter, also the base of that."""
+    if _missing(model):
+        raise UserError(f"model.id={model.id}: no such folder; name one, or a hub id (user/name)")
+    whole = Target(model.name, model), None
+    folder = Path(model.id).expanduser()
+    local = folder.is_dir()
+    if model.weights is Weights.random or model.id == smollm2.HUB_ID or (folder / "config.json").exists():
+        return whole
+    file = folder / ADAPTER_CONFIG if local else _download(model, ADAPTER_CONFIG, optional=True)
+    if file is None or not file.is_file():
+        return whole
+    adapter: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if not (name := adapter.get("base_model_name_or_path")):
+        raise UserError(f"model.id={model.id}: its {ADAPTER_CONFIG} names no base; merge it, or name a run")
+    revision = adapter.get("revision") or "main"
+    base = replace(model, id=str(name), name=f"{model.id} on {name}", revision=revision)
+    if _missing(base):
+        raise UserError(f"model.id={model.id}: its base model {name} is gone; put it back, or merge the adapter")
+    if not local:
+        _download(model, ADAPTER_WEIGHTS)
+    return Target(model.id, base, file.parent), base
+
+
+def _download(model: ModelConfig, file: str, optional: bool = False) -> Path | None:
+    """Download one file of a hub repository; None if it is optional and the repository or the file does not exist."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        commit = commit_of("model.id", model.id, model.revision, "model")
+        with hub_errors("model.id", model.id):
+            return Path(hf_hub_download(model.id, file, revision=commit))
+    except (UserError, EntryNotFoundError):
+        if optional:
+            return None  # loading reports the error
+        raise
