@@ -11,7 +11,7 @@ from tests.evaluation.test_generation import TALKS, THINGS
 from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 from tometune.config.model import ModelConfig, Precision, Quantization
-from tometune.evaluation.engines import choice, cuda_graph, decoder, ragged
+from tometune.evaluation.engines import cuda_graph, decoder, ragged
 from tometune.evaluation.engines.base import Plain, UnsupportedError
 from tometune.evaluation.engines.choice import CPU_ROWS, check_engine, engine_for, rows_that_fit
 from tometune.evaluation.engines.cuda_graph import CudaGraph
@@ -146,7 +146,7 @@ def test_a_torch_without_the_kernel_falls_back_with_one_line(model, caplog, monk
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(choice, "KERNEL", "_no_such_kernel")
+    monkeypatch.setattr(ragged, "KERNEL", "_no_such_kernel")
     with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
         assert engine.name == "transformers"
     (line,) = [record.message for record in caplog.records]

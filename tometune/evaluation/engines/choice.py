@@ -23,9 +23,6 @@ log = logging.getLogger(__name__)
 CAPABILITY = (8, 0)
 """Compute capability that the attention kernel of `cuda_graph` needs."""
 
-KERNEL = "_flash_attention_forward"
-"""Private torch operator that `cuda_graph` calls; another torch version may not have it."""
-
 MOST_ROWS = 256
 """Larger batches are hardly faster: the matrix products are large enough."""
 
@@ -60,6 +57,8 @@ def missing_for_cuda_graph() -> str | None:
     found = torch.cuda.get_device_capability()
     if found < CAPABILITY:
         return f"the GPU's compute capability is {found[0]}.{found[1]}, and the attention kernel needs 8.0"
+    from tometune.evaluation.engines.ragged import KERNEL
+
     if not hasattr(torch.ops.aten, KERNEL):
         return f"torch {torch.__version__} does not have the attention kernel aten::{KERNEL}"
     return None

@@ -21,10 +21,13 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tometune.evaluation.engines.base import UnsupportedError
-from tometune.evaluation.engines.choice import KERNEL
 
 NAME = "tometune_ragged"
 """Name of the attention function in transformers. It has no mask function, because it needs no mask."""
+
+
+KERNEL = "_flash_attention_forward"
+"""Private torch operator for the attention; another torch version may not have it."""
 
 
 @dataclass
