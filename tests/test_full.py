@@ -13,6 +13,10 @@ from safetensors.torch import load_file
 from tests.exporting.conftest import SHORT, gate_of, save_base
 from tests.exporting.conftest import SMOKE as PEAKED
 from tests.whole import Workplace, answers_of, assert_one_line, curve_of, record_of, scores_of
+from tometune.common.errors import UserError
+from tometune.config.export import ExportConfig
+from tometune.config.root import Config, PathsConfig
+from tometune.runs.finished import find_finished
 
 pytestmark = pytest.mark.whole
 FULL = ("lora=none", "trainer.learning_rate=2e-3")
@@ -20,7 +24,7 @@ SMOKE = ("+experiment=smoke", *FULL, "trainer.max_steps=6", "trainer.save_steps=
 STEP = "tometune.training.trainer:MeteredTrainer.training_step"
 DEATHS = {
     "in training": (STEP, 3, "SIGKILL"),
-    "after the last step": ("tometune.training.sft:save_whole", 1, "SIGKILL"),
+    "after the last step": ("tometune.training.sft:save_full_model", 1, "SIGKILL"),
     "before the record of the training": ("tometune.runs.run:Run.save", 3, "SIGKILL"),
     "in the tuned evaluation": ("tometune.evaluation.scoring:write_result", 2, "SIGKILL"),
 }
@@ -36,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     made = Workplace(tmp_path_factory.mktemp("full"))
     done = made.verb("train", *SMOKE)
     assert done.returncode == 0, done.stderr
-    assert "every weight is trained: " in done.stderr
+    assert "full fine-tuning: " in done.stderr
     return made
 
 
@@ -101,17 +105,13 @@ def test_it_answers_in_the_terminal_and_its_base_beside_it(trained: Workplace) -
     assert done.stdout.index("tiny (base)") < done.stdout.index(run)
 
 
-def test_what_a_whole_model_has_not_is_told_in_one_line(trained: Workplace) -> None:
-    run = f"run={trained.run_folder().name}"
-    wrong = {
-        ("format=adapter",): r"^format=adapter: tiny-.* was trained with lora=none and has none; use merged_16",
-        ("format=[adapter,gguf]",): r"^format=adapter: tiny-.* was trained with lora=none",
-        ("export.base=x",): r"^export\.base=x: tiny-.* is a whole model, which is not merged; leave it out",
-    }
-    for overrides, says in wrong.items():
-        done = trained.verb("export", run, *overrides)
-        assert done.returncode == 2
-        assert_one_line(done, says)
+def test_exports_that_need_an_adapter_are_refused(trained: Workplace) -> None:
+    run, paths = str(trained.run_folder()), PathsConfig(cache=str(trained.folder / "cache"))
+    for formats in ("adapter", ["adapter", "gguf"]):
+        with pytest.raises(UserError, match=r"^format=adapter: tiny-.* was trained with lora=none and has none"):
+            find_finished(Config(run=run, paths=paths, format=formats))
+    with pytest.raises(UserError, match=r"^export\.base=x: tiny-.* is a whole model, which is not merged"):
+        find_finished(Config(run=run, paths=paths, export=ExportConfig(base="x")))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.whole import Workplace, record_of
-from tometune.common.signals import Stopped, told_to_stop
+from tometune.common.signals import Stopped, stop_signals
 
 TOLD = "run the same command again to resume"
 MODEL = ("model=tiny", "eval=pydocs", "eval.limit=24", "tracking=none")
@@ -105,7 +105,7 @@ def test_what_is_ignored_stays_so_and_handlers_come_back() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(Stopped, match="15"), told_to_stop():
+        with pytest.raises(Stopped, match="15"), stop_signals():
             send_myself(signal.SIGHUP, signal.SIGTERM)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) == handler

@@ -4,16 +4,20 @@ import importlib
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tometune.__main__ import verbs
+from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
+from tometune.common.files import write_json
 from tometune.common.signals import Stopped
 from tometune.config.app import RESUMED, name_of, report_error
 from tometune.config.jobs import slug
 from tometune.config.model import Backend
 from tometune.config.root import Config
+from tometune.sweep.cells import list_cells
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "evaluate", "wandb", "accelerate")
 WATCH = f"""
@@ -46,6 +50,30 @@ def test_errors_are_one_line(command, error, status, line):
     outcome = command(failing={0: error})
     assert outcome.status == status
     assert outcome.errors == [line]
+
+
+READ_ONLY = "/sys/tometune"
+"""A folder that not even root can make."""
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="Linux has a read-only /sys")
+def test_a_folder_that_cannot_be_written_is_one_line(command, tmp_path):
+    outcome = command("-m", "seed=0,1", f"paths.multirun={READ_ONLY}", name="prepare")
+    assert outcome.status == 2
+    assert outcome.errors[-1].startswith(f"{READ_ONLY}: cannot be written to (")
+    assert outcome.errors[-1].endswith("; set paths.multirun to another folder")
+    with pytest.raises(UserError, match=f"^{READ_ONLY}: cannot be written to .*; set paths.cache to "):
+        cached_folder(Path(READ_ONLY), "kind", {}, print)
+    with pytest.raises(
+        UserError, match=f"^{READ_ONLY}: cannot be written to .*; set paths.multirun to another folder$"
+    ):
+        list_cells(Path(READ_ONLY), [])
+    with pytest.raises(OSError, match="tometune") as error:
+        write_json(Path("/sys/tometune.json"), {})
+    outcome = command(failing={0: error.value})
+    assert outcome.status == 2
+    assert outcome.errors[0].startswith("/sys/.tometune.json.")
+    assert "no access (" in outcome.errors[0]
 
 
 def test_verbs_that_keep_nothing_do_not_promise_to_resume(capsys):

@@ -48,7 +48,7 @@ def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(unbroken: Work
         if where == "in training, by Ctrl-C":
             assert stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
         if where == "in training, told to stop":
-            step = int(stderr.partition("told to stop: step ")[2].split()[0])
+            step = int(stderr.partition("checkpoint saved at step ")[2].split()[0])
             assert (run / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").exists()
             assert step % 3, "saved because it was told to, not because it was time"
 
@@ -73,7 +73,7 @@ def test_with_dropout_and_packing_too(unbroken: Workplace) -> None:
     assert unbroken.train(*HARD, "paths.outputs=hard_broken", moment=(STEP, 8, "SIGKILL"))[0] == -9
     status, stderr = unbroken.train(*HARD, "paths.outputs=hard_broken")
     assert status == 0, stderr
-    assert "goes on from checkpoint-6" in stderr
+    assert "resuming from checkpoint-6" in stderr
     whole, broken = unbroken.run_folder("hard"), unbroken.run_folder("hard_broken")
     assert adapter_of(broken) == adapter_of(whole) != adapter_of(unbroken.run_folder())
     assert curve_of(broken) == curve_of(whole)

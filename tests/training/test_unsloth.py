@@ -122,13 +122,13 @@ def workers() -> set[int]:
 
 @needed
 @pytest.mark.whole
-def test_told_to_stop_it_saves_and_goes_on(place: Workplace) -> None:
+def test_stopped_by_a_signal_it_saves_and_resumes(place: Workplace) -> None:
     process = start(place, "stopped")
     folder = after_steps(place, "stopped", 7)
     process.send_signal(signal.SIGTERM)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 143, stderr
-    step = int(stderr.partition("told to stop: step ")[2].split()[0])
+    step = int(stderr.partition("checkpoint saved at step ")[2].split()[0])
     assert (folder / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").exists()
     assert record_of(folder)["status"] == "running"
     process = start(place, "stopped")

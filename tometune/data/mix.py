@@ -37,8 +37,8 @@ from tometune.data.draw import (
 )
 from tometune.data.filters import NEAR, Filtered, Mask, Tokenizer, apply_masks, by_source, examples_of, filters
 from tometune.data.near_duplicates import near_duplicates
+from tometune.data.scores import Scorer, scores_of
 from tometune.data.standardise import Standardised, standardise
-from tometune.models.quality_scorer import scores_of
 
 CONTAMINATED = "contaminated"
 
@@ -89,7 +89,12 @@ class Mix:
 
 
 def build_mix(
-    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None = None, texts: EvaluationTexts | None = None
+    config: DataConfig,
+    seed: int,
+    cache: Path,
+    tokenizer: Tokenizer | None = None,
+    texts: EvaluationTexts | None = None,
+    scorer: Scorer | None = None,
 ) -> Mix:
     """Build a mix; the same config, inputs and seed give the same rows on any machine.
 
@@ -99,11 +104,12 @@ def build_mix(
         cache: root of the cache, which keeps standardised sources and everything computed from their rows.
         tokenizer: loads the model's tokenizer; called only if a filter counts tokens.
         texts: of the evaluation, needed if `data.contamination=drop`.
+        scorer: the model that ranks the pool, needed if `data.pool.order=best` and `data.scorer.kind` names one.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
     """
-    builder = _Builder(config, seed, cache, tokenizer, texts)
+    builder = _Builder(config, seed, cache, tokenizer, texts, scorer)
     base = builder.select_base()
     parts = {"base": base}
     added, size = config.rows - len(base.chosen), len(base.chosen)
@@ -125,7 +131,7 @@ def build_mix(
         digest=sha256("\n".join(row_ids).encode()).hexdigest()[:20],
         sources=dict(sources.most_common()),
         parts=parts,
-        scores=_scores(config, parts, cache),
+        scores=_scores(config, parts, scorer, cache),
     )
 
 
@@ -139,7 +145,7 @@ def _row_ids(origin: str, keys: np.ndarray) -> list[str]:
     return ids
 
 
-def _scores(config: DataConfig, parts: dict[str, Part], cache: Path) -> np.ndarray | None:
+def _scores(config: DataConfig, parts: dict[str, Part], scorer: Scorer | None, cache: Path) -> np.ndarray | None:
     """Return the scores that rank the pool, or the ones that the rows came with if it is not ranked.
 
     A classifier runs only on the pool, because it decides nothing about base rows, whose own scores have another scale.
@@ -150,7 +156,7 @@ def _scores(config: DataConfig, parts: dict[str, Part], cache: Path) -> np.ndarr
     for name, part in parts.items():
         scores = part.source.scores
         if kind is ScorerKind.heuristic or (kind is ScorerKind.fineweb_edu and name == "pool"):
-            scores = scores_of(part.source, config.scorer, cache)
+            scores = scores_of(part.source, config.scorer, scorer, cache)
         elif kind is ScorerKind.fineweb_edu:
             scores = None
         found.append(np.full(len(part.chosen), np.nan, np.float32) if scores is None else scores[part.chosen])
@@ -168,6 +174,7 @@ class _Builder:
     cache: Path
     tokenizer: Tokenizer | None
     texts: EvaluationTexts | None
+    scorer: Scorer | None
 
     def select_base(self) -> Part:
         """Take the whole base in key order, or a draw of `data.base.rows` rows."""
@@ -198,7 +205,7 @@ class _Builder:
         check_names(config.pool, pool.names)
         filtered = apply_masks(pool, "pool", filters(config.filters, pool, cache, self.tokenizer))
         contamination = self._drop_contaminated(pool, "pool", filtered)
-        scores = scores_of(pool, config.scorer, cache) if config.pool.order is PoolOrder.best else None
+        scores = scores_of(pool, config.scorer, self.scorer, cache) if config.pool.order is PoolOrder.best else None
         order = in_key_order(pool, cache)
         found = eligible(pool, order[filtered.keep[order]], base, scores)
         rows = found.rows if scores is None else found.rows[np.argsort(-scores[found.rows], kind="stable")]
