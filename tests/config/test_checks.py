@@ -111,7 +111,7 @@ CASES = [
         "eval.compile=true: eval.batch_size=32 is too small; set more than 32",
     ),
     (["eval.compile=true", "eval.engine=transformers"], "eval.compile=true: eval.engine=transformers compiles nothing"),
-    (["eval.engine=vllm", "eval.temperature=0.7"], "eval.temperature=0.7: eval.engine=vllm answers greedily only"),
+    (["eval.engine=vllm"], "eval.engine=vllm: one of auto, transformers, cuda_graph"),
     (["+eval/task@eval.tasks.a=jsonl"], "eval.tasks.a.path is required if eval.tasks.a.kind=jsonl;"),
     ([*MINE, "eval.tasks.a.metrics=[rogue]"], "eval.tasks.a.metrics=rogue:"),
     ([*MINE, "eval.tasks.a.references=[]"], "eval.tasks.a.references: empty"),
@@ -123,6 +123,7 @@ CASES = [
     (["paths.outputs=''"], "paths.outputs: empty; give a folder"),
     (["paths.cache='~nobody-of-that-name/x'"], "paths.cache=~nobody-of-that-name/x: cannot be looked up ("),
     ([f"paths.outputs={'x' * 300}"], f"paths.outputs={'x' * 300}: cannot be looked up (File name too long)"),
+    (["plan=hours"], "plan=hours: one of true, false, measure"),
     (["sweep.name=a/b"], "sweep.name=a/b: names a folder"),
 ]
 
@@ -181,7 +182,7 @@ def test_every_number_must_be_finite():
 
 
 def test_metrics_are_those_that_are_scored():
-    assert tuple(metrics.METRICS) == METRICS
+    assert (*metrics.METRICS, *metrics.MODEL_METRICS) == METRICS
 
 
 def test_names_exist_in_transformers():
