@@ -73,7 +73,7 @@ def test_one_process_speaks_and_writes(two: tuple[Path, str, str]) -> None:
     assert len(rows) == len({row["id"] for row in rows}) == 2
 
 
-def test_stop_signals_or_killed_it_goes_on_and_ends_the_same(place: Workplace, two: tuple[Path, str, str]) -> None:
+def test_stopped_or_killed_it_resumes_and_ends_the_same(place: Workplace, two: tuple[Path, str, str]) -> None:
     outputs = (TWO, "paths.outputs=broken")
     process = start(place, *outputs)
     run = wait_for(place, "broken", 10)

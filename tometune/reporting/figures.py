@@ -73,7 +73,7 @@ def tasks(table: Mapping[str, Any]) -> str:
         axis.set_title(text)
     for row, text in zip(axes, sides, strict=True):
         row[0].set_ylabel(text)
-    by_metric = zip(*axes, strict=True) if by_row else axes
+    by_metric = [list(column) for column in zip(*axes, strict=True)] if by_row else axes
     for row, metric in zip(by_metric, metrics, strict=True):
         for axis, task in zip(row, names, strict=True):
             _draw_cells(axis, table, metric, task)
