@@ -61,7 +61,7 @@ def device_name() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        return str(torch.cuda.get_device_name())
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
