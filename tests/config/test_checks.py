@@ -111,7 +111,6 @@ CASES = [
         "eval.compile=true: eval.batch_size=32 is too small; set more than 32",
     ),
     (["eval.compile=true", "eval.engine=transformers"], "eval.compile=true: eval.engine=transformers compiles nothing"),
-    (["eval.engine=vllm"], "eval.engine=vllm: one of auto, transformers, cuda_graph"),
     (["+eval/task@eval.tasks.a=jsonl"], "eval.tasks.a.path is required if eval.tasks.a.kind=jsonl;"),
     ([*MINE, "eval.tasks.a.metrics=[rogue]"], "eval.tasks.a.metrics=rogue:"),
     ([*MINE, "eval.tasks.a.references=[]"], "eval.tasks.a.references: empty"),
