@@ -1,4 +1,4 @@
-"""Full fine-tuning (`lora=none`) through the verbs: trained, broken off, scored again, talked to, exported."""
+"""Full fine-tuning (`lora=none`) through the verbs: trained, interrupted, scored again, in a chat, exported."""
 
 import json
 import shutil
@@ -13,6 +13,10 @@ from safetensors.torch import load_file
 from tests.exporting.conftest import SHORT, gate_of, save_base
 from tests.exporting.conftest import SMOKE as PEAKED
 from tests.whole import Workplace, answers_of, assert_one_line, curve_of, record_of, scores_of
+from tometune.common.errors import UserError
+from tometune.config.export import ExportConfig
+from tometune.config.root import Config, PathsConfig
+from tometune.runs.finished import find_finished
 
 pytestmark = pytest.mark.whole
 FULL = ("lora=none", "trainer.learning_rate=2e-3")
@@ -20,7 +24,7 @@ SMOKE = ("+experiment=smoke", *FULL, "trainer.max_steps=6", "trainer.save_steps=
 STEP = "tometune.training.trainer:MeteredTrainer.training_step"
 DEATHS = {
     "in training": (STEP, 3, "SIGKILL"),
-    "after the last step": ("tometune.training.sft:save_whole", 1, "SIGKILL"),
+    "after the last step": ("tometune.training.sft:save_full_model", 1, "SIGKILL"),
     "before the record of the training": ("tometune.runs.run:Run.save", 3, "SIGKILL"),
     "in the tuned evaluation": ("tometune.evaluation.scoring:write_result", 2, "SIGKILL"),
 }
@@ -34,9 +38,9 @@ def model_of(run: Path) -> dict[str, torch.Tensor]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace with one finished run."""
     made = Workplace(tmp_path_factory.mktemp("full"))
-    done = made.verb("train", *SMOKE)
-    assert done.returncode == 0, done.stderr
-    assert "every weight is trained: " in done.stderr
+    status, stderr = made.train(*SMOKE)
+    assert status == 0, stderr
+    assert "full fine-tuning: " in stderr
     return made
 
 
@@ -69,6 +73,7 @@ def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(trained: Workp
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.nightly
 def test_evaluate_scores_the_saved_model_again(trained: Workplace, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained.run_folder(), tmp_path / "run"))
     kept = answers_of(run)
@@ -86,7 +91,8 @@ def test_evaluate_scores_the_saved_model_again(trained: Workplace, tmp_path: Pat
     assert_one_line(trained.verb("evaluate", f"run={run}"), r"holds no model \(status completed\); finish its training")
 
 
-def test_it_answers_in_the_terminal_and_its_base_beside_it(trained: Workplace) -> None:
+@pytest.mark.nightly
+def test_it_answers_in_the_terminal_next_to_its_base(trained: Workplace) -> None:
     run = trained.run_folder().name
     done = subprocess.run(
         [sys.executable, "-m", "tometune.chat", f"run={run}", "against=base", "ui=terminal", "chat.max_new_tokens=8"],
@@ -101,17 +107,13 @@ def test_it_answers_in_the_terminal_and_its_base_beside_it(trained: Workplace) -
     assert done.stdout.index("tiny (base)") < done.stdout.index(run)
 
 
-def test_what_a_whole_model_has_not_is_told_in_one_line(trained: Workplace) -> None:
-    run = f"run={trained.run_folder().name}"
-    wrong = {
-        ("format=adapter",): r"^format=adapter: tiny-.* was trained with lora=none and has none; use merged_16",
-        ("format=[adapter,gguf]",): r"^format=adapter: tiny-.* was trained with lora=none",
-        ("export.base=x",): r"^export\.base=x: tiny-.* is a whole model, which is not merged; leave it out",
-    }
-    for overrides, says in wrong.items():
-        done = trained.verb("export", run, *overrides)
-        assert done.returncode == 2
-        assert_one_line(done, says)
+def test_exports_that_need_an_adapter_are_refused(trained: Workplace) -> None:
+    run, paths = str(trained.run_folder()), PathsConfig(cache=str(trained.folder / "cache"))
+    for formats in ("adapter", ["adapter", "gguf"]):
+        with pytest.raises(UserError, match=r"^format=adapter: tiny-.* was trained with lora=none and has none"):
+            find_finished(Config(run=run, paths=paths, format=formats))
+    with pytest.raises(UserError, match=r"^export\.base=x: tiny-.* is a whole model, which is not merged"):
+        find_finished(Config(run=run, paths=paths, export=ExportConfig(base="x")))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,7 @@ def peaked(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
+@pytest.mark.nightly
 def test_exports_are_the_model_itself(peaked: Workplace) -> None:
     run = peaked.run_folder()
     done = peaked.verb("export", f"run={run.name}", "format=merged_16bit")

@@ -31,7 +31,7 @@ def test_llama_3_token_for_token_with_one_begin_of_text(tmp_path: Path) -> None:
     engine = gguf.LlamaCppEngine(file)
     assert engine.render(prompts) == [prompt.ids for prompt in prompts]
     assert {prompt.ids.count(tokenizer.bos_token_id) for prompt in prompts} == {1}
-    for prompt, found in zip(prompts, engine.log_probabilities(prompts), strict=True):
+    for prompt, found in zip(prompts[:2], engine.log_probabilities(prompts[:2]), strict=True):
         assert divergence(prompt.log_probabilities, found).mean() < 0.02
 
 

@@ -5,7 +5,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -197,7 +196,7 @@ class Builder:
     def _gguf(self, export: Export, folder: Path) -> None:
         """Write a GGUF and an Ollama Modelfile from the merged model."""
         assert export.quant is not None
-        name, (source, _) = self.finished.record["run_id"], self._merged_model()
+        name, source = self.finished.record["run_id"], self.folder / "merged_16bit"
         file = folder / f"{name}-{export.quant.upper()}.gguf"
         if export.quant in ("f16", "bf16"):
             gguf.convert(source, file, export.quant, name)
@@ -233,36 +232,19 @@ class Builder:
         library = PACKAGES[export.format][0]
         return TorchEngine(library, model, AutoTokenizer.from_pretrained(folder), self.run_dtype)
 
-    def _merged_model(self) -> tuple[Path, dict[str, str]]:
-        """Return the merged model that GGUF files are made from, and the sha256 of its weight files.
-
-        Raises:
-            EngineError: there is none that passed its checks, or it was changed since.
-        """
-        folder = self.folder / "merged_16bit"
-        gate = folders.read_gate(folder)
-        if gate is None or not gate["passed"] or gate["key"]["adapter"] != self.finished.digest():
-            raise EngineError(f"{folder.name} is not from this run, or did not pass its checks")
-        if changed := folders.changed(folder, gate):
-            raise EngineError(f"{folder.name}: {', '.join(changed)} changed since its checks")
-        files = gate["files"].items()
-        return folder, {name: file["sha256"] for name, file in files if name.endswith(".safetensors")}
-
     def _key(self, export: Export) -> dict[str, Any]:
         """Return everything that an export and its checks depend on."""
         run, limits, kind = self.finished.folder, self.limits, export.quant or export.format
+        gate = folders.read_gate(self.folder / "merged_16bit") if export.format == "gguf" else None
+        merged = gate["files"] if gate is not None else {}  # `make_all` has just made it, or checked its files
         read = [run / "run.json", run / "mix.json", *sorted((run / "eval" / "tuned").glob("*.jsonl"))]
-        made_from = None
-        if export.format == "gguf":
-            with suppress(EngineError):  # writing the export reports it
-                made_from = self._merged_model()[1]
         return {
             "schema": SCHEMA,
             "adapter": self.finished.digest(),
             "base": fingerprint(self.finished.base),
             "trained_on": fingerprint(self.finished.model),
             "read": {str(path.relative_to(run)): folders.sha256_of(path) for path in read if path.exists()},
-            "made_from": made_from,
+            "made_from": [file["sha256"] for name, file in merged.items() if name.endswith(".safetensors")],
             "limits": [limits.examples, limits.min_share, limits.max_divergence[kind], limits.max_rouge_change[kind]],
             "from_4_bits": limits.max_divergence.get(FROM_4_BITS),
             "versions": {name: metadata.version(name) for name in [*PACKAGES["adapter"], *PACKAGES[export.format]]},

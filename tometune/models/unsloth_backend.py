@@ -122,13 +122,13 @@ def _name_groups() -> None:
     varlen.varlen_attn = varlen_attn  # type: ignore[assignment]
 
 
-def load(source: ModelSource, max_length: int, whole: bool = False) -> Any:
+def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
     """Load a causal language model under Unsloth's kernels.
 
     Args:
         source: of the model.
         max_length: longest row; RoPE is scaled if the model's own context is shorter.
-        whole: whether every weight is trained; they are float32 then, and the arithmetic is as `model.precision` says.
+        full: whether every weight is trained, in float32; `model.precision` is that of the arithmetic.
 
     Raises:
         UserError: the hub does not give it, or what is to be trained is quantised.
@@ -137,15 +137,14 @@ def load(source: ModelSource, max_length: int, whole: bool = False) -> Any:
     from unsloth import FastLanguageModel
 
     from tometune.common.hub import hub_errors
-    from tometune.models.full import check_unquantised
-    from tometune.models.transformers_backend import compute_dtype
+    from tometune.models.transformers_backend import check_unquantised, compute_dtype
 
     model = source.config
-    dtype, full = compute_dtype(model.precision), {}
-    if whole and torch.cuda.is_available():
-        full = {"full_finetuning": True, "float32_mixed_precision": True}
-    elif whole:  # the CPU backend trains in the type that it is given, under the trainer's autocast
-        dtype, full = torch.float32, {"full_finetuning": True}
+    dtype, options = compute_dtype(model.precision), {}
+    if full and torch.cuda.is_available():
+        options = {"full_finetuning": True, "float32_mixed_precision": True}
+    elif full:  # Unsloth's CPU backend trains in the given dtype, under the trainer's autocast
+        dtype, options = torch.float32, {"full_finetuning": True}
     with hub_errors("model.id", model.id), quiet():
         loaded, _ = FastLanguageModel.from_pretrained(
             source.location,
@@ -156,10 +155,10 @@ def load(source: ModelSource, max_length: int, whole: bool = False) -> Any:
             use_gradient_checkpointing=False,
             use_exact_model_name=True,
             trust_remote_code=False,
-            **full,
+            **options,
             **({"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}),
         )
-    if whole:
+    if full:
         check_unquantised(loaded, model.id)
     return loaded
 
