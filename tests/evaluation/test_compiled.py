@@ -27,7 +27,7 @@ def llama(layers, hidden=64, **more):
     return LlamaForCausalLM(config).eval().bfloat16()
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_one_compilation_serves_all_layers_and_lengths(adapted):
     torch._dynamo.reset()
     model, rotary = llama(3, hidden=96), vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY]

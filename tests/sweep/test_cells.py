@@ -29,14 +29,19 @@ def cells(*overrides: str) -> list[Cell]:
     return found
 
 
-def test_a_preset_gives_nine_cells_in_hydras_order() -> None:
-    found = cells("+sweep=table_pydocs", "model=tiny")
-    assert [(entry.data, entry.rows, entry.seed) for entry in found] == [
+@pytest.fixture(scope="module")
+def nine() -> list[Cell]:
+    """The cells of a preset."""
+    return cells("+sweep=table_pydocs", "model=tiny")
+
+
+def test_a_preset_gives_nine_cells_in_hydras_order(nine: list[Cell]) -> None:
+    assert [(entry.data, entry.rows, entry.seed) for entry in nine] == [
         (f"pydocs_{n}k", n * 1000, seed) for n in (1, 2, 3) for seed in (0, 1, 2)
     ]
-    assert len({entry.run_id for entry in found}) == 9
-    assert all(str(entry.run_id).startswith(f"tiny-{entry.data}-s{entry.seed}-") for entry in found)
-    assert found[0].overrides[:2] == ["data=pydocs_1k", "seed=0"]
+    assert len({entry.run_id for entry in nine}) == 9
+    assert all(str(entry.run_id).startswith(f"tiny-{entry.data}-s{entry.seed}-") for entry in nine)
+    assert nine[0].overrides[:2] == ["data=pydocs_1k", "seed=0"]
 
 
 def test_the_command_line_wins_over_the_preset() -> None:
@@ -60,17 +65,16 @@ def test_the_error_of_a_cell_is_in_its_entry() -> None:
     assert second.error is None
 
 
-def test_the_list_is_the_same_for_the_same_command(tmp_path: Path) -> None:
-    found = cells("+sweep=table_pydocs", "model=tiny")
-    list_cells(tmp_path, found)
+def test_the_list_is_the_same_for_the_same_command(tmp_path: Path, nine: list[Cell]) -> None:
+    list_cells(tmp_path, nine)
     text = (tmp_path / "sweep.json").read_bytes()
-    list_cells(tmp_path, list(reversed(found)))
-    list_cells(tmp_path, found[3:5])
+    list_cells(tmp_path, list(reversed(nine)))
+    list_cells(tmp_path, nine[3:5])
     assert (tmp_path / "sweep.json").read_bytes() == text
     content = json.loads(text)
     assert content["schema"] == 1
     assert set(content["cells"][0]) == {"run_id", "overrides", "model", "data", "rows", "seed"}
-    assert read_cells(tmp_path) == found
+    assert read_cells(tmp_path) == nine
 
 
 def test_another_command_adds_its_cells(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def load(source: ModelSource) -> PreTrainedModel:
     """Load a causal language model onto the machine's device.
 
     Raises:
-        UserError: the hub does not give it, or it holds no safetensors.
+        UserError: the hub does not have it, or it has no safetensors.
     """
     model = source.config
     transformers_logging.disable_progress_bar()
