@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tometune.tracking.program import program
+from tometune.tracking.tracker import program
 
 SMOKE = ("+experiment=smoke", "trainer.max_steps=2")
 TASK = ("eval=files", "~eval.tasks.question_answering", "~eval.tasks.data_to_text", "~eval.tasks.instruction_following")

@@ -58,7 +58,7 @@ def test_several_sweeps_in_one_command(run_verb, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "sweep.name: missing; name a folder of multirun: table"),
+        ([], "sweep.name is required; sweeps in multirun: table"),
         (["sweep.name=tabel"], "multirun/tabel: no such sweep folder; did you mean table?"),
     ],
 )

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tests.whole import Workplace, adapter_of, assert_one_line, curve_of, record_of
 from tometune.config.root import Config
-from tometune.tracking.program import program
+from tometune.tracking.tracker import program
 
 pytestmark = pytest.mark.whole
 
@@ -151,7 +151,7 @@ def test_ctrl_c_is_one_line_and_the_run_can_go_on(place: Workplace, run: Path) -
     assert record_of(stopped)["status"] == "running"
     status, stderr = place.train(*SMOKE, "paths.outputs=stopped")
     assert status == 0
-    assert "goes on from checkpoint-2" in stderr
+    assert "resuming from checkpoint-2" in stderr
     assert adapter_of(stopped) == adapter_of(run)
 
 
@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
     mounted("size=20m")
     status, stderr = place.train(*SMOKE, "paths.outputs=mounted")
     assert status == 0, stderr
-    assert ("goes on from checkpoint-2" in stderr) is bool(kept)
+    assert ("resuming from checkpoint-2" in stderr) is bool(kept)
     assert record_of(broken)["status"] == "completed"
     assert adapter_of(broken) == adapter_of(run)
     assert curve_of(broken) == curve_of(run)

@@ -1,5 +1,6 @@
 """Build and tokenise the mix and show what is in it; no model is loaded."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,21 +15,21 @@ if TYPE_CHECKING:
 
     from tometune.data.contamination import MixOverlaps
     from tometune.data.mix import Mix
-    from tometune.data.profile import Profile
     from tometune.data.tokens import Tokens
 
+log = logging.getLogger(__name__)
+
 CARDS = "mixes"
-"""Folder of the data cards, below `paths.outputs`: where browsers may read, which a hidden cache often is not."""
+"""Folder of the data cards below `paths.outputs`: many browsers may not read a hidden cache folder."""
 
 
 @verb
 def main(config: Config) -> None:
-    """Build what `train` will train on, print its numbers and one row of it, and write its data card."""
+    """Build the data that `train` will use, print its numbers and one of its rows, and write its data card."""
     from rich.console import Console
 
     with quick_imports():
         from tometune.data import preview
-        from tometune.data.profile import profile
         from tometune.reporting.data_card import print_contamination
         from tometune.runs.inputs import RunInputs
 
@@ -39,9 +40,15 @@ def main(config: Config) -> None:
     found, missing = inputs.contamination()
     print_contamination(console, found, missing)
     _row(console, config, tokens, inputs.tokenizer)
-    values = profile(mix, tokens)
-    folder = _write_card(config, mix, values, found, missing)
-    console.print(f"\ndata card: {folder / 'mix.html'}, and as text {folder / 'mix.md'}", soft_wrap=True, markup=False)
+    folder = Path(config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
+    try:
+        _write_card(folder, config, mix, tokens, found, missing)
+        files = f"{folder / 'mix.html'}, and as Markdown {folder / 'mix.md'}"
+        console.print(f"\ndata card: {files}", soft_wrap=True, markup=False)
+    except UserError:
+        raise
+    except Exception as error:  # the mix and its tokens are cached, and no card may take that away
+        log.warning("no data card: %s: %s", type(error).__name__, error)
     console.print(f"cached in {inputs.cache}; train will reuse it", soft_wrap=True, markup=False)
 
 
@@ -58,31 +65,23 @@ def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object
 
 
 def _write_card(
-    config: Config, mix: "Mix", values: "Profile", found: "MixOverlaps | None", missing: dict[str, str]
-) -> Path:
-    """Write mix.html and mix.md; returns their folder."""
-    from tometune.data.profile import samples
-    from tometune.reporting import data_card
-    from tometune.reporting.data_card import card_markdown, card_page
-
-    shared = data_card.contamination(found, missing, str(config.data.contamination))
-    card = data_card.card(mix, values, shared, samples(mix))
-    folder = Path(config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
-    _write(folder, "mix.html", card_page(card, values, config.trainer.max_length))
-    _write(folder, "mix.md", card_markdown(card))
-    return folder
-
-
-def _write(folder: Path, name: str, text: str) -> None:
-    """Write a file of a card.
+    folder: Path, config: Config, mix: "Mix", tokens: "Tokens", found: "MixOverlaps | None", missing: dict[str, str]
+) -> None:
+    """Write mix.html and mix.md.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be created or written to.
     """
+    from tometune.data.profile import profile, samples
+    from tometune.reporting.data_card import card, card_markdown, card_page
+
+    values = profile(mix, tokens)
+    content = card(mix, values, samples(mix), found, missing, str(config.data.contamination))
     try:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / name, text)
+            write_text(folder / "mix.html", card_page(content, values, config.trainer.max_length))
+            write_text(folder / "mix.md", card_markdown(content))
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); set paths.outputs to a folder that can"

@@ -15,7 +15,7 @@ from tometune.config.tracking import Tracker, TrackingConfig
 
 @partial(verb, whole_sweep=True)
 def main(config: Config) -> None:
-    """Read the runs of a sweep, pair their scores by example, compare, write it all down; publish it if asked to."""
+    """Read the runs of a sweep, compare their scores, and write table.json, .csv, .md and report.html."""
     from tometune.tracking import check_tracker
 
     folder = sweep_folder(config)
@@ -25,48 +25,50 @@ def main(config: Config) -> None:
 
 
 def write_all(folder: Path, config: Config) -> None:
-    """Build the report of a sweep's folder, print it, write its files, and publish it if asked to.
+    """Build the report of a sweep folder, print it, write its files, and publish it if `publish` is set.
 
     Raises:
-        UserError: the runs cannot be read or compared, or the tracker cannot be had.
+        UserError: the runs cannot be read or compared, or `tracking.mode=online` is not possible.
     """
     from tometune.reporting.report import build, write
     from tometune.reporting.text import print_report
 
     report = build(folder, config.eval.resamples, config.eval.confidence)
     print_report(report.table)
-    print(f"{write(report)} (and table.md, table.csv, table.json beside it)")
+    print(f"{write(report)} (also table.md, table.csv and table.json)")
     if config.publish is not None:
         from tometune.reporting.publish import publish
 
         print(*publish(report, publisher(config)), sep="\n")
 
 
-def tell(folder: Path, config: Config) -> None:
-    """Report on a sweep whose runs have just ended; where that cannot be done, say why in one line."""
+def report_finished(folder: Path, config: Config) -> None:
+    """Report on a sweep whose runs have just ended. A report that fails costs one line and never the sweep."""
     try:
         write_all(folder, config)
     except UserError as error:
         print(f"no report: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"no report: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def sweep_folder(config: Config) -> Path:
     """Return the folder of the sweep to report on.
 
     Raises:
-        UserError: none was named; says which there are.
+        UserError: `sweep.name` is not set; lists the existing ones.
     """
     from tometune.runs.run import runs_folder
 
     if config.sweep.name is None:
         folder = Path(config.paths.multirun).expanduser()
         names = sorted(path.name for path in folder.glob("*/"))
-        raise UserError(f"sweep.name: missing; name a folder of {folder}: {', '.join(names) or 'there are none'}")
+        raise UserError(f"sweep.name is required; sweeps in {folder}: {', '.join(names) or 'none'}")
     return runs_folder(config)
 
 
 def publisher(config: Config) -> TrackingConfig:
-    """Return the `tracking` group with the service that is to show the report in the place of that of the runs."""
+    """Return the `tracking` group with the service of `publish` instead of the runs' tracker."""
     return replace(config.tracking, tracker=Tracker(str(config.publish)))
 
 

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ import peft
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.data.chatml import CHATML, chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
 from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
-from tometune.config.app import verb
 from tometune.config.root import Config, conf_dir, register, typed
 from tometune.models import tiny
 from tometune.runs.identity import plain
@@ -112,24 +111,18 @@ def base(store: Path) -> Path:
 
 
 @pytest.fixture
-def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """Return a function that hands a task the config of a command line, in `tmp_path`, and returns what it returned."""
+def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Config]]:
+    """Return a function that composes the config of a command line; the working folder is `tmp_path`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
-    def run(task: Callable[[Config], Any], *overrides: str) -> Any:
-        found: list[Any] = []
+    def config(*overrides: str) -> Config:
+        register()
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            made = compose("train", overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(made)
+        with open_dict(made):
+            del made.hydra
+        return typed(made)
 
-        def main(config: Config) -> None:
-            try:
-                found.append(task(config))
-            except Exception as error:
-                found.append(error)
-
-        monkeypatch.setattr(sys, "argv", ["chat", *overrides])
-        verb(main)()
-        if isinstance(found[0], Exception):
-            raise found[0]
-        return found[0]
-
-    return run
+    yield config
+    HydraConfig.instance().cfg = None  # type: ignore[assignment]

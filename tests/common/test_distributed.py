@@ -73,14 +73,14 @@ def test_one_process_speaks_and_writes(two: tuple[Path, str, str]) -> None:
     assert len(rows) == len({row["id"] for row in rows}) == 2
 
 
-def test_told_to_stop_or_killed_it_goes_on_and_ends_the_same(place: Workplace, two: tuple[Path, str, str]) -> None:
+def test_stopped_or_killed_it_resumes_and_ends_the_same(place: Workplace, two: tuple[Path, str, str]) -> None:
     outputs = (TWO, "paths.outputs=broken")
     process = start(place, *outputs)
     run = wait_for(place, "broken", 10)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    step = int(err.partition("told to stop: step ")[2].split()[0])
+    step = int(err.partition("checkpoint saved at step ")[2].split()[0])
     assert (run / "checkpoints" / f"checkpoint-{step}" / "rng_state_1.pth").exists()
     assert record_of(run)["status"] == "running"
 
@@ -93,13 +93,14 @@ def test_told_to_stop_or_killed_it_goes_on_and_ends_the_same(place: Workplace, t
     process = start(place, *outputs)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "goes on from checkpoint-" in err
+    assert "resuming from checkpoint-" in err
     assert record_of(run)["attempts"] == 3
     assert curve_of(run) == curve_of(two[0])
     assert adapter_of(run) == adapter_of(two[0])
     assert scores_of(run) == scores_of(two[0])
 
 
+@pytest.mark.nightly
 def test_every_weight_in_two_processes(place: Workplace) -> None:
     full = ("lora=none", "trainer.learning_rate=1e-3", "trainer.max_steps=6", "eval.base=false")
     process = start(place, TWO, *full, "paths.outputs=two_full")

@@ -4,11 +4,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from tests.data.conftest import conversation, files, write_jsonl
+from tests.data.conftest import files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, FiltersConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data import features
 from tometune.data.mix import build_mix
+from tometune.models.quality_scorer import quality_scorer
 
 PROSE = "The harbour was quiet that morning, and the boats lay still while we waited for the tide to turn. "
 
@@ -32,7 +33,7 @@ def pool_of(tmp_path):
             pool=files(write_jsonl(tmp_path / "pool.jsonl", rows), order=order),
             **options,
         )
-        return build_mix(config, 0, tmp_path / "cache", tokenizer)
+        return build_mix(config, 0, tmp_path / "cache", tokenizer, scorer=quality_scorer(config.scorer))
 
     return build
 
@@ -204,12 +205,7 @@ def test_a_classifier_ranks_the_pool(pool_of, tmp_path, caplog):
     scores = {one: model(**tokenizer(one, return_tensors="pt")).logits.item() for one in texts}
     taken = {"\n\n".join(turn["content"] for turn in messages) for messages in mix.dataset["messages"][1:]}
     assert min(scores[one] for one in taken) >= sorted(scores.values())[-10] - 1e-4
-    assert "89 rows are classified without a GPU" in caplog.text
+    assert "no GPU found; scoring the pool takes long" in caplog.text
     caplog.clear()
     assert pool_of(pool, take=10, order=PoolOrder.best, scorer=scorer).row_ids == mix.row_ids
     assert caplog.text == ""
-
-
-def test_conversations_without_a_thing_to_filter(pool_of):
-    mix = pool_of([conversation(1)], filters=FiltersConfig(max_turns=2, max_repetition=1.0))
-    assert mix.facts["pool"]["filtered"] == {"too_many_turns": {}, "repetition": {}}

@@ -1,6 +1,7 @@
 """Conversations that are hard to tokenise, as mixes, and what of their tokens is trained on."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tests.data.chatml import chatml_tokenizer, turns
 from tests.fixtures.llama3 import llama3_tokenizer
 from tometune.data.labels import IGNORE
 from tometune.data.mix import Mix, Part
+from tometune.data.standardise import Standardised
 from tometune.data.template import Messages
 
 TOKENIZERS: dict[str, tuple[Callable[[], Any], str, str]] = {
@@ -33,11 +35,15 @@ CONVERSATIONS: list[Messages] = [
 
 def mix_from(conversations: list[Messages], digest: str = "d") -> Mix:
     rows = [{"source": "test", "messages": messages} for messages in conversations]
-    row_ids = [f"base:{number}" for number in range(len(rows))]
-    facts = {"base": {"fingerprint": "f", "read": len(rows), "usable": len(rows), "rows": len(rows)}}
     dataset = Dataset.from_list(rows)
-    parts = (Part(digest, dataset, np.arange(len(rows))),)
-    return Mix("test", 0, dataset, row_ids, digest, {"test": len(rows)}, facts, parts)
+    row_ids = [f"base:{number}" for number in range(len(rows))]
+    source = Standardised(
+        fingerprint=digest, folder=Path(), rows=dataset, keys=np.zeros((len(rows), 2), np.uint64),
+        labels=np.zeros(len(rows), np.int32), names=["test"], scores=None, read=len(rows), dropped={}, mended={},
+    )  # fmt: skip
+    facts = {"fingerprint": "f", "read": len(rows), "usable": len(rows), "rows": len(rows)}
+    part = Part(source, np.arange(len(rows)), facts)
+    return Mix("test", 0, dataset, row_ids, digest, {"test": len(rows)}, {"base": part})
 
 
 def trained_texts(tokenizer: Any, row: dict[str, Any], end: str) -> list[str]:

@@ -70,7 +70,7 @@ def test_a_setting_that_goes_along_with_the_data_is_told(tmp_path):
     found = grid(tmp_path / "s")
     assert [cell.label for cell in found.cells] == ["d1000", "d2000"]
     assert found.notes == [
-        "trainer.max_steps differs along with the data (d1000: 100, d2000: 200): the comparisons are of both together."
+        "trainer.max_steps changes together with the data (d1000: 100, d2000: 200), so the comparisons cover both."
     ]
 
 
@@ -84,11 +84,11 @@ def test_streams_varied_apart(tmp_path):
     found = grid(folder)
     (cell,) = found.cells
     assert list(cell.runs) == [0, 1, 2]
-    assert len(cell.apart) == 4
+    assert len(cell.stream_runs) == 4
     assert [len(runs) for runs in one_factor(cell, "data")] == [3]
     assert [len(runs) for runs in one_factor(cell, "order")] == [3]
     assert one_factor(cell, "adapter") == []
-    assert found.notes == ["Runs with streams set apart (4) count for the variance by cause and not for the means."]
+    assert found.notes == ["Runs with separately set streams (4) count for the variance by cause only."]
 
 
 def test_a_sweep_over_one_stream_has_its_values_as_seeds(tmp_path):
@@ -102,7 +102,7 @@ def test_a_sweep_over_one_stream_has_its_values_as_seeds(tmp_path):
 def test_no_whole_seed_at_all(tmp_path):
     for stream in ("data", "order"):
         write_run(tmp_path / "s", seed=0, streams={stream: 7})
-    with pytest.raises(UserError, match="every run has some streams"):
+    with pytest.raises(UserError, match="every run sets single streams"):
         grid(tmp_path / "s")
 
 

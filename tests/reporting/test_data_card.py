@@ -12,8 +12,16 @@ from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa
 from tometune.config.data import DataConfig, NearDedupConfig
 from tometune.data.mix import Mix, build_mix
 from tometune.data.profile import profile, samples
-from tometune.reporting import data_card
-from tometune.reporting.data_card import KEPT, SHOWN, card_markdown, card_page, folded, inline
+from tometune.reporting.data_card import (
+    FOLDED_AFTER,
+    MOST_CHARACTERS,
+    card,
+    card_markdown,
+    card_page,
+    folded,
+    inline,
+    steps,
+)
 
 EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bold** $x^2$ | `c`"
 
@@ -21,10 +29,9 @@ EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bo
 def card_of(mix: Mix) -> tuple[dict[str, Any], str, str]:
     """What the card of a mix says, as values, page and Markdown."""
     values = profile(mix)
-    card = data_card.card(
-        mix, values, data_card.contamination(None, {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}, "report"), samples(mix)
-    )
-    return card, card_page(card, values, None), card_markdown(card)
+    unchecked = {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}
+    content = card(mix, values, samples(mix), None, unchecked, "report")
+    return content, card_page(content, values, None), card_markdown(content)
 
 
 def evil_mix(build: Callable[..., Mix]) -> Mix:
@@ -42,8 +49,8 @@ def test_texts_and_names_stay_texts(mix_of: Callable[..., Mix]) -> None:  # noqa
     assert not re.search(r'(?:src|href)\s*=\s*"?(?!#)', re.sub(r"&lt;.*?&gt;", "", page))
     table = next(line for line in text.splitlines() if line.startswith("| \\<script"))
     assert "\\*\\*bold" in table
-    assert len(re.findall(r"(?<!\\)\|", table)) == 8
-    assert inline("a\nb|c") == "a b\\|c"
+    assert len(re.findall(r"(?<!\\)\|", table)) == 9
+    assert inline("a\nb*c") == "a b\\*c"
 
 
 def test_a_fence_is_longer_than_any_in_the_text(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
@@ -52,12 +59,12 @@ def test_a_fence_is_longer_than_any_in_the_text(mix_of: Callable[..., Mix]) -> N
 
 
 def test_long_turns_are_folded_and_end(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
-    assert folded("a" * SHOWN)["tail"] == ""
-    found = folded("a" * (KEPT + 5))
-    assert (len(found["head"]) + len(found["tail"]), found["cut"]) == (KEPT, 5)
+    assert folded("a" * FOLDED_AFTER)["tail"] == ""
+    found = folded("a" * (MOST_CHARACTERS + 5))
+    assert (len(found["head"]) + len(found["tail"]), found["cut"]) == (MOST_CHARACTERS, 5)
     _, page, _ = card_of(mix_of([conversation("word " * 100_000)], None, 1))
     assert len(page) < 150_000
-    assert "characters after that are not on this page" in page
+    assert "further characters are not on this page" in page
 
 
 def test_what_was_left_out_is_told_with_examples(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
@@ -71,20 +78,20 @@ def test_what_was_left_out_is_told_with_examples(mix_of: Callable[..., Mix]) -> 
         "near_base": {"gamma": 1},
     }
     mix.facts["pool"] |= {"contaminated_rows": 2, "contaminated": {"qa": {"gamma": 2}}}
-    mix.examples["language"] = [example]
-    card, page, text = card_of(mix)
-    rows = {(entry["reason"], entry["origin"]): entry for entry in card["left_out"]}
+    mix.parts["pool"].examples["language"] = [example]
+    found, page, text = card_of(mix)
+    rows = {(entry["reason"], entry["origin"]): entry for entry in found["dropped"]}
     assert (rows["in_base", "pool"]["rows"], rows["in_base", "pool"]["sources"]) == (3, "alpha 3")
     assert rows["repeats", "pool"]["sources"] == "alpha 1, files 1"
     assert rows["language", "pool"]["sources"] == "gamma 3, delta 1"
     assert rows["near_duplicates", "pool"]["rows"] == 2
-    assert rows["near_duplicates", "pool"]["text"].endswith("(1 of them as one of the base)")
+    assert rows["near_duplicates", "pool"]["text"].endswith("(1 of them of a row of the base)")
     assert rows["contaminated", "pool"]["sources"] == "qa: gamma 2"
     assert "cut me" in page
     assert "cut me" in text
-    way = card["ways"]["pool"]
-    assert way[0] == ("read", 7, False)
-    assert way[-2:] == [("left to draw from", 2, False), ("taken", 1, False)]
+    way = found["steps"]["pool"]
+    assert way[0] == ("read", 7)
+    assert way[-2:] == [("eligible", 2), ("taken", 1)]
 
 
 def test_near_duplicates_are_shown(tmp_path: Path) -> None:
@@ -96,36 +103,36 @@ def test_near_duplicates_are_shown(tmp_path: Path) -> None:
     base = write_jsonl(tmp_path / "base.jsonl", [near(0, other) for other in range(8)])
     pool = write_jsonl(tmp_path / "pool.jsonl", [near(0, 9), *(near(1, other) for other in range(8))])
     config = DataConfig(rows=2, base=files(base), pool=files(pool), near_dedup=NearDedupConfig(0.8, base=True))
-    card, page, _ = card_of(build_mix(config, 0, tmp_path / "cache"))
-    found = {entry["origin"]: entry for entry in card["left_out"] if entry["reason"] == "near_duplicates"}
+    content, page, _ = card_of(build_mix(config, 0, tmp_path / "cache"))
+    found = {entry["origin"]: entry for entry in content["dropped"] if entry["reason"] == "near_duplicates"}
     assert {origin: (entry["rows"], len(entry["examples"])) for origin, entry in found.items()} == {
         "base": (7, 5),
         "pool": (8, 5),
     }
-    assert "nearly the same as another row (1 of them as one of the base)" in page
+    assert "near-duplicate of another row (1 of them of a row of the base)" in page
 
 
 def test_scores_that_rows_came_with_are_on_the_card(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
     rows = [conversation(number, **({"score": number} if number else {})) for number in range(4)]
     _, page, text = card_of(mix_of(rows, None, 4))
     for shown in (page, text):
-        assert "Quality score of 3 rows: mean 2.000, median 2.000." in shown
+        assert "Quality scores of 3 rows: mean 2.000, median 2.000." in shown
 
 
 def test_the_way_counts_a_row_once(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
     base = [conversation(number) for number in range(5)]
     mix = mix_of(base, [*base[:3], base[0], conversation("p1"), conversation("p1"), conversation("p2")], 6, base_rows=5)
     left = 0
-    for name, number, off in data_card.way(mix.facts["pool"]):
-        left = left - number if off else left if name == "left to draw from" else number
-        assert name != "left to draw from" or number == left
+    for name, number in steps(mix.facts["pool"]):
+        assert name != "eligible" or number == left
+        left = number if number > 0 else left + number
 
 
 @pytest.mark.parametrize("count", [1, 60])
 def test_one_source_and_sixty(mix_of: Callable[..., Mix], count: int) -> None:  # noqa: F811
     rows = [conversation(number, source=f"source {number % count:02}") for number in range(240)]
-    card, page, text = card_of(mix_of(rows, None, 240))
-    assert len(card["sources"]) == count
+    found, page, text = card_of(mix_of(rows, None, 240))
+    assert len(found["sources"]) == count
     drawn = re.findall(r"source \d\d(?: [^<]*)?</text>", page)
     assert len(drawn) <= 2 * 12
     assert ("48 others" in page) is (count == 60)
@@ -136,12 +143,12 @@ def test_one_source_and_sixty(mix_of: Callable[..., Mix], count: int) -> None:  
 def test_it_fits_a_phone_and_asks_for_nothing(mix_of: Callable[..., Mix], tmp_path: Path) -> None:  # noqa: F811
     path = tmp_path / "mix.html"
     path.write_text(card_of(evil_mix(mix_of))[1], encoding="utf-8")
-    for width in (1200, 400):
-        with opened(f"file://{path}", width=width) as seen:
+    with opened(f"file://{path}", width=1200) as seen:
+        for width in (1200, 400):
+            seen.page.set_viewport_size({"width": width, "height": 1000})
             assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
-            assert seen.page.locator(".row").count() == 10
-            assert seen.page.locator("main svg").count() == 3
-            shown = seen.page.locator(".turn pre").first.inner_text()
-            assert EVIL in shown
-        assert seen.errors == []
-        assert [url for url in seen.requests if not url.startswith("file:")] == []
+        assert seen.page.locator(".row").count() == 10
+        assert seen.page.locator("main svg").count() == 2
+        assert EVIL in seen.page.locator(".turn pre").first.inner_text()
+    assert seen.errors == []
+    assert [url for url in seen.requests if not url.startswith("file:")] == []

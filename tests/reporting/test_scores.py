@@ -5,8 +5,10 @@ import pytest
 
 from tests.reporting.sweeps import TASKS, edit, write_table
 from tometune.common.errors import UserError
+from tometune.reporting.page import page
 from tometune.reporting.scores import load_scores, read_task
 from tometune.reporting.sweep import read_sweep
+from tometune.reporting.text import as_markdown
 
 
 def load(folder):
@@ -64,7 +66,7 @@ def test_missing_and_empty_files(sweep, path):
     with pytest.raises(UserError, match="no examples"):
         load(sweep)
     path.unlink()
-    with pytest.raises(UserError, match="no such file, though the run is completed"):
+    with pytest.raises(UserError, match="no such file, although the run is completed"):
         load(sweep)
 
 
@@ -74,7 +76,7 @@ def test_other_examples_are_refused_and_named(sweep, path):
     with pytest.raises(UserError) as error:
         load(sweep)
     text = str(error.value)
-    assert text.startswith(f"{TASKS[2]}: runs with other examples cannot be paired; only in {path}: new; only in ")
+    assert text.startswith(f"{TASKS[2]}: runs with different examples cannot be paired; only in {path}: new; only in ")
     assert f"{TASKS[2]}-0, {TASKS[2]}-1, {TASKS[2]}-2 and 2 more" in text
 
 
@@ -104,8 +106,8 @@ def test_runs_that_do_not_agree_on_the_untuned_model_say_so(sweep, report):
         row["scores"]["rougeL"] += 0.08
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (note,) = load(sweep).notes
-    assert "before tiny is a mean over runs that do not agree on it (ROUGE-L 0." in note
-    assert "on one task up to 0.0800 apart" in note
+    assert "Row before tiny: the runs disagree on this score (ROUGE-L 0." in note
+    assert "up to 0.0800 on one task" in note
     assert note in report(sweep).table["notes"]
 
 
@@ -129,3 +131,22 @@ def test_any_number_of_tasks(tmp_path, report, number):
     row = table["rows"][-1]
     mean = np.mean([row["tasks"][task]["rougeL"]["mean"] for task in names])
     assert row["rougeL"]["mean"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_every_metric_that_all_tasks_have_is_in_the_table(sweep, report):
+    """A metric that nothing in the report knows, and one that a single task lacks."""
+    for path in sweep.glob("*/eval/*/*.jsonl"):
+        rows = [json.loads(line) for line in lines(path)]
+        for row in rows:
+            row["scores"] |= {"brand_new": row["scores"]["rouge1"] / 2}
+            row["scores"] |= {"rare": 1.0} if path.stem != TASKS[0] else {}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = report(sweep)
+    assert made.table["metrics"] == ["rouge1", "rouge2", "rougeL", "brand_new"]
+    last = made.table["rows"][-1]
+    assert last["brand_new"]["mean"] == pytest.approx(last["rouge1"]["mean"] / 2, abs=1e-5)
+    assert len(made.table["comparisons"]) == 12
+    assert "| brand_new |" in as_markdown(made.table)
+    html = page(made.sweep, made.grid, made.table)
+    assert html.count("<th>brand_new</th>") == 2
+    assert html.count("<th>sd brand_new</th>") == 1

@@ -2,15 +2,15 @@ import pytest
 
 from tests.reporting.sweeps import edit, write_run
 from tometune.config.tracking import TrackingConfig
-from tometune.reporting.publish import key, log_report, not_there
+from tometune.reporting.conclusions import NOTHING_TO_COMPARE
+from tometune.reporting.publish import key, log_report, runs_elsewhere
 from tometune.reporting.report import build, write
 from tometune.reporting.sweep import read_sweep
 from tometune.reporting.wandb_report import run_id
-from tometune.tracking.base import RunLabels
-from tometune.tracking.none import NoTracker
+from tometune.tracking.tracker import RunLabels, RunTracker
 
 
-class Kept(NoTracker):
+class Kept(RunTracker):
     """Keeps what it is told."""
 
     def __init__(self, folder):
@@ -28,41 +28,41 @@ class Kept(NoTracker):
 
 
 @pytest.fixture
-def kept(written_report):
-    tracker = Kept(written_report.sweep.folder)
-    log_report(tracker, written_report)
+def kept(table_report):
+    tracker = Kept(table_report.sweep.folder)
+    log_report(tracker, table_report)
     return tracker
 
 
-def test_the_table_has_numbers_and_nothing_for_what_is_unknown(kept, written_report):
+def test_the_table_has_numbers_and_nothing_for_what_is_unknown(kept, table_report):
     columns, rows = kept.tables["table"]
     assert columns[:9] == ["model", "data", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-L", "sd 1", "sd 2", "sd L"]
     assert columns[9:11] == ["ROUGE-1 from", "ROUGE-1 to"]
     assert {len(row) for row in rows} == {len(columns)}
-    assert rows[0][:3] == ["tiny", "before", "–"]
+    assert rows[0][:3] == ["tiny", "base model", "–"]
     assert rows[0][6:9] == [None, None, None]
-    last = written_report.table["rows"][-1]
+    last = table_report.table["rows"][-1]
     assert rows[-1][3] == last["rouge1"]["mean"]
     assert rows[-1][-2:] == [last["rougeL"]["ci_low"], last["rougeL"]["ci_high"]]
 
 
-def test_comparisons_are_in_a_table_and_in_the_summary(kept, written_report):
-    assert len(kept.tables["comparisons"][1]) == len(written_report.table["comparisons"]) == 9
-    entry = written_report.table["comparisons"][0]
+def test_comparisons_are_in_a_table_and_in_the_summary(kept, table_report):
+    assert len(kept.tables["comparisons"][1]) == len(table_report.table["comparisons"]) == 9
+    entry = table_report.table["comparisons"][0]
     assert kept.values["difference/pydocs_2k-pydocs_1k/rouge1/delta"] == entry["delta"]
     assert kept.values["difference/pydocs_2k-pydocs_1k/rouge1/p_holm"] == entry["p_holm"]
-    assert kept.values["cell/pydocs_3k/rougeL/mean"] == written_report.table["rows"][-1]["rougeL"]["mean"]
+    assert kept.values["cell/pydocs_3k/rougeL/mean"] == table_report.table["rows"][-1]["rougeL"]["mean"]
     assert "cell/before_tiny/rouge1/std" not in kept.values
     assert kept.values["answers"].startswith("Is pydocs_3k better than pydocs_1k? Yes.")
 
 
-def test_every_picture_is_a_page_and_so_is_the_report(kept, written_report):
+def test_every_picture_is_a_page_and_so_is_the_report(kept, table_report):
     names = ("means", "tasks", "published", "loss", "sources", "throughput")
     assert list(kept.pages) == [*(f"picture/{name}" for name in names), "report"]
-    assert kept.pages["report"] == (written_report.sweep.folder / "report.html").read_text()
+    assert kept.pages["report"] == (table_report.sweep.folder / "report.html").read_text()
     assert kept.pages["picture/means"].count("<svg") == 1
     assert "prefers-color-scheme: dark" in kept.pages["picture/means"]
-    assert "http" not in "".join(kept.pages.values())
+    assert "http:" not in "".join(kept.pages.values())
 
 
 def test_one_cell_has_no_comparisons(tmp_path):
@@ -72,7 +72,7 @@ def test_one_cell_has_no_comparisons(tmp_path):
     tracker = Kept(tmp_path / "one")
     log_report(tracker, made)
     assert list(tracker.tables) == ["table"]
-    assert tracker.values["answers"] == "There is nothing to compare."
+    assert tracker.values["answers"] == NOTHING_TO_COMPARE
 
 
 def test_names():
@@ -80,16 +80,16 @@ def test_names():
     assert key("small mix_100k lora.r=8") == "small_mix_100k_lora_r_8"
 
 
-def test_what_the_panels_will_lack(written_report):
-    runs = sorted(path.parent for path in written_report.sweep.folder.glob("*/run.json"))
+def test_what_the_panels_will_lack(table_report):
+    runs = sorted(path.parent for path in table_report.sweep.folder.glob("*/run.json"))
     for run in runs[:-1]:
         edit(run, tracking={"tracker": "wandb", "path": "me/tometune/x"})
     edit(runs[0], tracking={"tracker": "wandb", "path": "other/x"})
-    sweep = read_sweep(written_report.sweep.folder)
-    assert not_there(sweep, "tometune") == [
-        "1 of 9 runs were not logged to W&B: its panels are without them",
+    sweep = read_sweep(table_report.sweep.folder)
+    assert runs_elsewhere(sweep, "tometune") == [
+        "1 of 9 runs were not logged to W&B, so its panels lack them",
         "runs were logged to project other, not tometune: set tracking.project",
     ]
     edit(runs[0], tracking={"tracker": "wandb", "path": "tometune/x"})
     edit(runs[-1], tracking={"tracker": "wandb", "path": "me/tometune/x"})
-    assert not_there(read_sweep(written_report.sweep.folder), "tometune") == []
+    assert runs_elsewhere(read_sweep(table_report.sweep.folder), "tometune") == []

@@ -21,8 +21,7 @@ def run_scores(folder, data, metric="rougeL"):
     return np.array([record["eval"]["tuned"][metric] for record in records])
 
 
-def test_contract(sweep, report):
-    table = report(sweep).table
+def test_contract(table):
     assert [row["cell"] for row in table["rows"]] == ["before tiny", "pydocs_1k", "pydocs_2k", "pydocs_3k"]
     for row in table["rows"]:
         assert {"model", "data", "rows", "seeds", "tasks"} <= row.keys()
@@ -32,11 +31,11 @@ def test_contract(sweep, report):
     assert {"a", "b", "metric", "delta", "ci_low", "ci_high", "p", "p_holm"} <= table["comparisons"][0].keys()
     assert table["missing"] == []
     assert table["schema"] == 1
-    assert table["family"] == "Holm over 9 tests: 3 pairs of cells × 3 metrics"
+    assert table["family"] == "Holm correction over 9 tests: 3 pairs of cells × 3 metrics"
 
 
-def test_means_and_deviations_are_plain(sweep, report):
-    row = rows(report(sweep).table)["pydocs_2k"]
+def test_means_and_deviations_are_plain(table, table_report):
+    row, sweep = rows(table)["pydocs_2k"], table_report.sweep.folder
     for metric in METRICS:
         values = run_scores(sweep, "pydocs_2k", metric)
         assert row[metric]["mean"] == pytest.approx(values.mean(), abs=1e-6)
@@ -47,8 +46,8 @@ def test_means_and_deviations_are_plain(sweep, report):
     assert [run["seed"] for run in row["runs"]] == [0, 1, 2]
 
 
-def test_comparisons_are_paired_by_seed(sweep, report):
-    found = compared(report(sweep).table, "pydocs_3k", "pydocs_1k")
+def test_comparisons_are_paired_by_seed(table, table_report):
+    found, sweep = compared(table, "pydocs_3k", "pydocs_1k"), table_report.sweep.folder
     differences = run_scores(sweep, "pydocs_3k") - run_scores(sweep, "pydocs_1k")
     assert found["paired"]
     assert found["delta"] == pytest.approx(differences.mean(), abs=1e-6)
@@ -59,8 +58,7 @@ def test_comparisons_are_paired_by_seed(sweep, report):
     assert found["p_holm"] < 0.05
 
 
-def test_the_before_row_and_the_gain(sweep, report):
-    table = report(sweep).table
+def test_the_base_row_and_the_gain(table):
     before, after = rows(table)["before tiny"], rows(table)["pydocs_1k"]
     assert (before["stage"], before["seeds"], before["rougeL"]["std"]) == ("base", 0, None)
     gain = after["gain"]["rougeL"]
@@ -75,7 +73,7 @@ def test_one_seed_has_no_deviation_and_no_test(tmp_path, report):
     found = compared(table, "pydocs_2k", "pydocs_1k")
     assert (found["p"], found["p_holm"], found["seeds_needed"]) == (None, None, None)
     assert found["interval_over"] == "examples"
-    assert table["family"] == "Holm over 0 tests: 0 pairs of cells × 3 metrics"
+    assert table["family"] == "Holm correction over 0 tests: 0 pairs of cells × 3 metrics"
 
 
 def test_a_missing_seed_is_missing_and_breaks_the_pairs(sweep, report):
@@ -107,8 +105,8 @@ def test_variance_by_cause(tmp_path, report):
     assert found["seeds.order"]["rouge1"]["std"] < 0.001
 
 
-def test_the_same_runs_give_the_same_bytes(sweep, report, tmp_path):
-    first = json.dumps(report(sweep).table)
+def test_the_same_runs_give_the_same_bytes(sweep, table, report, tmp_path):
+    first = json.dumps(table)
     copy = tmp_path / "elsewhere" / "table"
     copy.mkdir(parents=True)
     for folder in sorted(sweep.iterdir(), reverse=True):

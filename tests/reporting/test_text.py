@@ -24,12 +24,12 @@ def limited(sweep):
     return sweep
 
 
-def test_terminal_has_the_published_columns_and_fits(sweep, report):
-    text = shown(report(sweep).table)
+def test_terminal_has_the_published_columns_and_fits(table):
+    text = shown(table)
     assert max(map(len, text.splitlines())) <= 80
     header = next(line for line in text.splitlines() if "ROUGE-1" in line)
     assert " ".join(header.split()) == "model data seeds ROUGE-1 ROUGE-2 ROUGE-L sd 1 sd 2 sd L"
-    assert "before" in text
+    assert "base model" in text
     assert "Is pydocs_3k better than pydocs_1k? Yes." in text
     assert "LIMIT" not in text
 
@@ -46,8 +46,8 @@ def test_a_small_deviation_is_not_rounded_to_none():
     assert [deviation_label(value) for value in (None, 0.0, 0.0002, 0.0012)] == ["–", "0.000", "<0.001", "0.001"]
 
 
-def test_markdown(sweep, report):
-    text = as_markdown(report(sweep).table)
+def test_markdown(table):
+    text = as_markdown(table)
     lines = text.splitlines()
     assert lines[2] == "| model | data | seeds | ROUGE-1 | ROUGE-2 | ROUGE-L | sd 1 | sd 2 | sd L |"
     assert all(line.count("|") == 10 for line in lines[2:8])
@@ -58,7 +58,7 @@ def test_markdown(sweep, report):
 def test_csv(sweep, report):
     edit(sorted(sweep.iterdir())[0], status="failed", error='a "reason", quoted')
     rows = list(csv.DictReader(io.StringIO(as_csv(report(sweep).table))))
-    assert [row["data"] for row in rows] == ["before", "pydocs_1k", "pydocs_2k", "pydocs_3k", "pydocs_1k"]
+    assert [row["data"] for row in rows] == ["base model", "pydocs_1k", "pydocs_2k", "pydocs_3k", "pydocs_1k"]
     assert float(rows[1]["rougeL_low"]) < float(rows[1]["rougeL"]) < float(rows[1]["rougeL_high"])
     assert rows[0]["rouge1_sd"] == ""
     assert rows[-1]["note"].endswith('failed: a "reason", quoted')

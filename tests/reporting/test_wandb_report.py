@@ -8,12 +8,12 @@ import wandb_workspaces.reports.v2 as wr
 from tests.reporting.sweeps import write_run, write_table
 from tometune.reporting.report import build as build_report
 from tometune.reporting.wandb_report import build, factors, spec
-from tometune.tracking.base import sanitise
+from tometune.tracking.tracker import sanitise
 
 
 @pytest.fixture
-def blocks(written_report):
-    return spec(build(written_report.table, "tometune", ""))["spec"]["blocks"]
+def blocks(table_report):
+    return spec(build(table_report.table, "tometune", ""))["spec"]["blocks"]
 
 
 def grids(blocks):
@@ -48,12 +48,12 @@ def test_the_answers_and_the_table_are_markdown(blocks):
     assert table.count("\n| tiny |") == 4
 
 
-def test_the_runs_are_those_of_the_table_by_their_ids(blocks, written_report):
+def test_the_runs_are_those_of_the_table_by_their_ids(blocks, table_report):
     sets = [found for grid in grids(blocks) for found in grid["runSets"]]
     names = [found["name"] for found in sets]
     assert names == ["tiny", "tiny", "tiny", "report"]
     values = [found["filters"]["filters"][0]["value"] for found in sets]
-    assert sorted(values[0]) == sorted(sanitise(run.id, 64) for run in written_report.sweep.runs)
+    assert sorted(values[0]) == sorted(sanitise(run.id, 64) for run in table_report.sweep.runs)
     assert values[-1] == ["report-table"]
     assert {found["filters"]["filters"][0]["key"]["name"] for found in sets} == {"name"}  # W&B's word for a run's id
 
@@ -73,9 +73,9 @@ def test_panels_do_not_lie_on_each_other(blocks):
             taken |= cells
 
 
-def test_it_is_json_and_wandb_reads_it_back(written_report):
-    content = json.loads(json.dumps(spec(build(written_report.table, "tometune", ""))))
-    model = type(build(written_report.table, "tometune", "")._to_model()).model_validate(content)
+def test_it_is_json_and_wandb_reads_it_back(table_report):
+    content = json.loads(json.dumps(spec(build(table_report.table, "tometune", ""))))
+    model = type(build(table_report.table, "tometune", "")._to_model()).model_validate(content)
     again = wr.Report._from_model(model)
     assert again.title == "Sweep table"
     kinds = [type(block).__name__ for block in again.blocks]

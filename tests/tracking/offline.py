@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tometune.tracking.program import program
+from tometune.tracking.tracker import program
 
 KEY = "0123456789abcdef" * 3
 DOWN = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "2"}

@@ -25,12 +25,11 @@ TRACK = """
 import sys
 from pathlib import Path
 from tometune.config.tracking import Tracker, TrackingConfig
-from tometune.tracking import start_tracker
+from tometune.tracking import RunLabels, start_tracker
 for seed in range(2):
     folder = Path(f"multirun/pair/tiny-pydocs_1k-s{seed}-abcdef0{seed}")
     config = TrackingConfig(tracker=Tracker.trackio)
-    labels = {"run_id": folder.name, "job_type": "train", "group": "pair", "folder": folder, "run_config": {}}
-    with start_tracker(config, **labels) as tracker:
+    with start_tracker(config, RunLabels(folder.name, "train", "pair", folder, {})) as tracker:
         for step in range(1, 21):
             tracker.log({"train/loss": 2 / step + 0.1 * seed, "train/learning_rate": 1e-4}, step=step)
         tracker.summary({"eval/tuned/rouge1": 0.3 + 0.1 * seed})

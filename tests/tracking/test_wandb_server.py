@@ -14,7 +14,7 @@ def test_an_unreachable_server_means_offline(track, folder):
     said = json.loads(done.stdout)
     assert said["tracking"]["mode"] == "offline"
     assert said["seconds"] < 10
-    assert "WARNING W&B is offline: http://127.0.0.1:9 did not take the run within 2 s" in done.stderr
+    assert "WARNING W&B is offline (http://127.0.0.1:9 did not accept the run within 2 s" in done.stderr
     assert f"{WANDB} sync {the_folder(folder)}" in done.stderr
     assert list(folder.glob("wandb/run-*")) == []
 
@@ -32,7 +32,7 @@ def test_a_silent_server_means_offline(track):
 def test_online_with_an_unreachable_server_is_an_error(track, folder, env):
     done = track(mode="online", env={"WANDB_API_KEY": KEY, **DOWN, **env})
     assert done.returncode != 0
-    assert done.stderr.startswith("UserError tracking.mode: online was asked for, but http://127.0.0.1:9 did not take")
+    assert done.stderr.startswith("UserError tracking.mode: online is not possible (http://127.0.0.1:9 did not accept")
     assert len(done.stderr.splitlines()) == 1
     assert list(folder.glob("wandb/*run-*")) == []
 
@@ -77,7 +77,7 @@ def test_a_server_that_goes_away_does_not_hold_the_run_up(track):
         server.leave_after = "UpsertBucket"
         done = track(env=env, results=False)
     assert done.returncode == 0, done.stderr
-    assert "WARNING W&B stopped: " in done.stderr
+    assert "WARNING wandb: " in done.stderr
     assert f"to upload what was logged: {WANDB} sync " in done.stderr
 
 
@@ -85,7 +85,7 @@ def test_a_server_that_goes_away_does_not_hold_the_run_up(track):
 def test_online_without_a_key_is_an_error(track, choice, env):
     done = track(env=env, **choice)
     assert done.stderr == (
-        f"UserError tracking.mode: online was asked for, but no API key (`{WANDB} login` stores one); "
+        f"UserError tracking.mode: online is not possible (no API key (`{WANDB} login` stores one)); "
         "set tracking.mode=offline, or tracking=none\n"
     )
 

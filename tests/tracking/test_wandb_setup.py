@@ -18,19 +18,19 @@ def test_wandb_mode_is_respected(track, folder):
 
 def test_what_wandb_does_not_take_is_one_line(track):
     done = track(tags=["x" * 65])
-    assert done.stderr.startswith("UserError tracking: W&B does not take this: ")
+    assert done.stderr.startswith("UserError tracking: W&B rejects this: ")
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
     done = track(project="a/b")
-    assert done.stderr.startswith("UserError tracking: W&B does not take this: ")
+    assert done.stderr.startswith("UserError tracking: W&B rejects this: ")
 
 
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        (TrackingConfig(mode=TrackingMode.online), "tracking.mode: online was asked for, but no API key"),
-        (TrackingConfig(tags=["x" * 65]), "tracking: W&B does not take this: "),
-        (TrackingConfig(project="a/b"), "tracking: W&B does not take this: "),
+        (TrackingConfig(mode=TrackingMode.online), "tracking.mode: online is not possible (no API key"),
+        (TrackingConfig(tags=["x" * 65]), "tracking: W&B rejects this: "),
+        (TrackingConfig(project="a/b"), "tracking: W&B rejects this: "),
     ],
 )
 def test_check_finds_it_before_anything_is_written(config, line, clean_env, monkeypatch, tmp_path):

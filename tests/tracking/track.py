@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from tests.tracking.test_base import write_predictions
+from tests.tracking.test_tracker import write_predictions
 from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig, TrackingMode
-from tometune.tracking import start_tracker
+from tometune.tracking import RunLabels, start_tracker
 
 RUN_ID = "tiny-mix:1k-s0-abcdef01"  # a colon is what W&B does not take
 
@@ -31,14 +31,8 @@ def main(folder: Path, first_step: int, choice: dict) -> None:
         "eval": {"base": {"rouge1": 0.25}, "tuned": {"rouge1": 0.5}},
     }
     began = time.monotonic()
-    with start_tracker(
-        config,
-        run_id=RUN_ID,
-        job_type="train",
-        group="g",
-        folder=folder,
-        run_config={"trainer": {"learning_rate": 2e-4}},
-    ) as tracker:
+    labels = RunLabels(RUN_ID, "train", "g", folder, {"trainer": {"learning_rate": 2e-4}})
+    with start_tracker(config, labels) as tracker:
         seconds = time.monotonic() - began
         for step in range(first_step, first_step + 3):
             tracker.log({"train/loss": 1 / (step + 1), "train/learning_rate": 2e-4}, step=step)

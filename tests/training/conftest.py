@@ -1,10 +1,11 @@
-"""Real training on the tiny model, in this process, with the trainer and its batches kept for a look."""
+"""Real training on the tiny model, in this process; the trainer and its batches are kept."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,7 +24,9 @@ from tometune.models.load import load_model
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.training import sft
-from tometune.training.sft import TrainResult, fit
+from tometune.training.inputs import TrainingInputs
+from tometune.training.metrics import OnLog, TrainResult
+from tometune.training.sft import fit
 from tometune.training.trainer import MeteredTrainer
 
 MOST = 64
@@ -36,7 +39,7 @@ def talk(number: int, length: int) -> dict[str, Any]:
 
 
 def settings(seed: int = 0, **trainer: Any) -> Config:
-    """Return a config of the tiny model: 20 rows of two files, six steps of two rows at a learning rate that shows."""
+    """Return a config of the tiny model: 20 rows of two files, six steps of two rows, a high learning rate."""
     model = ModelConfig(
         name="tiny", id="tiny", weights=Weights.random, quantization=Quantization.none, precision=Precision.fp32
     )
@@ -55,7 +58,7 @@ def settings(seed: int = 0, **trainer: Any) -> Config:
 
 
 def packs(max_length: int, a_step: int) -> dict[str, Any]:
-    """Return the settings of steps of so many packs, all of them in one forward pass."""
+    """Return settings for steps of so many packs, all in one forward pass."""
     return {
         "packing": True,
         "conversations_per_step": None,
@@ -67,7 +70,7 @@ def packs(max_length: int, a_step: int) -> dict[str, Any]:
 
 @dataclass
 class Fitted:
-    """What came of a training."""
+    """A finished training."""
 
     result: TrainResult
     folder: Path
@@ -105,35 +108,47 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(name="test", rows=20, base=files(base), pool=files(pool))
 
 
-@pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch, cache: Path, data: DataConfig) -> Train:
+@pytest.fixture(scope="session")
+def train(cache: Path, data: DataConfig) -> Train:
     """Return a function that does what the verb does with a config, from the mix to the saved adapter."""
-    kept: list[MeteredTrainer] = []
-    batches: list[dict[str, torch.Tensor]] = []
 
-    class Kept(MeteredTrainer):
-        def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            super().__init__(*arguments, **keywords)
-            kept.append(self)
+    def run(folder: Path, config: Config, data: DataConfig = data, on_log: OnLog = lambda *_: None) -> Fitted:
+        batches: list[dict[str, torch.Tensor]] = []
+        trainers: list[MeteredTrainer] = []
 
-        def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
-            batches.append({name: value.clone() for name, value in inputs.items() if torch.is_tensor(value)})
-            return super().training_step(model, inputs, *arguments, **keywords)
+        class Kept(MeteredTrainer):
+            def __init__(self, *arguments: Any, **keywords: Any) -> None:
+                super().__init__(*arguments, **keywords)
+                trainers.append(self)
 
-    monkeypatch.setattr(sft, "MeteredTrainer", Kept)
+            def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
+                batches.append({name: value.clone() for name, value in inputs.items() if torch.is_tensor(value)})
+                return super().training_step(model, inputs, *arguments, **keywords)
 
-    def run(folder: Path, config: Config, data: DataConfig = data, on_log: sft.OnLog = lambda *_: None) -> Fitted:
-        batches.clear()
         folder.mkdir(parents=True, exist_ok=True)
         mix = build_mix(data, config.seeds.data, cache)
-        tokenizer = load_tokenizer(locate(config.model, cache))
+        source = locate(config.model, cache)
+        tokenizer = load_tokenizer(source)
         tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
         seed_everything(config.seeds.adapter)
         if config.lora.enabled:
-            model = add_adapter(load_model(locate(config.model, cache)), config.lora, config.seeds.adapter)
+            model = add_adapter(load_model(source), config.lora, config.seeds.adapter)
         else:
-            model = load_to_train(locate(config.model, cache))
-        result = fit(model, tokenizer, tokens, config, folder, on_log, cache)
-        return Fitted(result, folder, mix, tokens, kept[-1], list(batches))
+            model = load_to_train(source)
+        inputs = TrainingInputs(source, tokens, config.trainer, config.lora, config.seeds, folder, cache)
+        with patch.object(sft, "MeteredTrainer", Kept):
+            result = fit(model, tokenizer, inputs, on_log)
+        return Fitted(result, folder, mix, tokens, trainers[-1], batches)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def plain(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """A finished training with the settings above; tests only look at it."""
+    return train(tmp_path_factory.mktemp("plain"), settings())
+
+
+def without_times(line: dict[str, float]) -> dict[str, float]:
+    """Return a line of metrics.jsonl without what depends on time and memory."""
+    return {name: value for name, value in line.items() if not name.endswith(("_second", "_gb"))}

@@ -29,7 +29,7 @@ def test_the_newest_is_taken_by_number(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_where_there_is_none_training_starts_anew(tmp_path: Path) -> None:
+def test_there_may_be_none(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) is None
     assert last_checkpoint(tmp_path / "none") is None
 
@@ -62,7 +62,7 @@ def test_one_without_a_file_or_its_content_is_deleted(
     (broken / name).unlink() if harm == "missing" else (broken / name).write_bytes(b"")
     assert last_checkpoint(tmp_path) == whole
     assert not broken.exists()
-    assert "checkpoint-4 is not whole" in caplog.text
+    assert "checkpoint-4 is incomplete" in caplog.text
 
 
 @pytest.mark.parametrize("state", ['{"global_step": 4, "log_hist', "[]", "{}", '{"global_step": 3}'])

@@ -1,4 +1,4 @@
-"""`lora=none`: every weight is trained, in float32 whatever the arithmetic, and goes on bit for bit."""
+"""`lora=none`: every weight is trained, in float32 whatever the arithmetic, and resumes bit for bit."""
 
 import json
 import logging
@@ -18,20 +18,26 @@ from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
 from tometune.config.model import Precision, Weights
 from tometune.config.root import Config
-from tometune.models.full import as_saved, check_unquantised, load_to_train, published
+from tometune.models.full import author_configs, check_unquantised, load_to_train
 from tometune.models.load import load_model
+from tometune.models.saved import as_saved
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
-from tometune.training import cuda_graph, storage
-from tometune.training.optimisers import embedded, state_bytes, trainable, with_optimiser
+from tometune.training import checkpoints, cuda_graph
 
 WEIGHTS = "model.safetensors"
 
 
-def whole(precision: Precision = Precision.fp32, **trainer: Any) -> Config:
+def full(precision: Precision = Precision.fp32, **trainer: Any) -> Config:
     """Return the tests' settings without an adapter."""
     config = settings(**{"learning_rate": 1e-3} | trainer)
     return replace(config, lora=LoraConfig(enabled=False), model=replace(config.model, precision=precision))
+
+
+@pytest.fixture(scope="module")
+def fitted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """A finished full fine-tuning; tests only look at it."""
+    return train(tmp_path_factory.mktemp("full"), full(save_total_limit=9))
 
 
 def saved(fitted: Fitted) -> dict[str, torch.Tensor]:
@@ -39,7 +45,7 @@ def saved(fitted: Fitted) -> dict[str, torch.Tensor]:
 
 
 def test_every_weight_changes_and_the_loss_falls(train: Train, tmp_path: Path, cache: Path) -> None:
-    config = whole(max_steps=40, save_steps=40, num_train_epochs=9)
+    config = full(max_steps=16, save_steps=16, num_train_epochs=9, learning_rate=3e-3)
     before = {name: weight.clone() for name, weight in load_model(locate(config.model, cache)).named_parameters()}
     fitted = train(tmp_path, config)
     assert fitted.curve[-1]["loss"] < 0.9 * fitted.curve[0]["loss"]
@@ -55,22 +61,21 @@ def test_every_weight_changes_and_the_loss_falls(train: Train, tmp_path: Path, c
 def test_the_first_loss_is_that_of_a_fresh_adapter(train: Train, tmp_path: Path) -> None:
     for name, trainer in (("rows", {}), ("packs", packs(96, 2))):
         adapter = train(tmp_path / f"lora-{name}", settings(max_steps=1, **trainer))
-        full = train(tmp_path / f"full-{name}", whole(max_steps=1, **trainer))
+        whole = train(tmp_path / f"full-{name}", full(max_steps=1, **trainer))
         assert adapter.result.kind == "lora"
-        assert adapter.result.trainable_parameters < full.result.trainable_parameters
-        assert full.curve[0]["loss"] == pytest.approx(adapter.curve[0]["loss"], abs=1e-6)
-        assert full.curve[0]["grad_norm"] > adapter.curve[0]["grad_norm"] > 0
+        assert adapter.result.trainable_parameters < whole.result.trainable_parameters
+        assert whole.curve[0]["loss"] == pytest.approx(adapter.curve[0]["loss"], abs=1e-6)
+        assert whole.curve[0]["grad_norm"] > adapter.curve[0]["grad_norm"] > 0
 
 
-def test_what_is_saved_is_the_model_with_its_tokenizer(train: Train, tmp_path: Path, cache: Path) -> None:
-    fitted = train(tmp_path, whole())
-    folder = tmp_path / "model"
-    config = as_saved(whole().model, tmp_path)
+def test_the_model_is_saved_with_its_tokenizer(fitted: Fitted, cache: Path) -> None:
+    folder = fitted.folder / "model"
+    config = as_saved(full().model, fitted.folder)
     model, tokenizer = load_model(locate(config, cache)), load_tokenizer(locate(config, cache))
     trained = dict(fitted.trainer.model.named_parameters())
     assert all(torch.equal(weight, trained[name]) for name, weight in model.named_parameters())
-    assert tokenizer.chat_template == load_tokenizer(locate(whole().model, cache)).chat_template
-    base = Path(load_model(locate(whole().model, cache)).config._name_or_path)
+    assert tokenizer.chat_template == load_tokenizer(locate(full().model, cache)).chat_template
+    base = Path(load_model(locate(full().model, cache)).config._name_or_path)
     for name in ("config.json", "generation_config.json"):
         said, was = (json.loads((place / name).read_text()) for place in (folder, base))
         assert said == was, "the trainer's own settings are not the model's"
@@ -79,9 +84,9 @@ def test_what_is_saved_is_the_model_with_its_tokenizer(train: Train, tmp_path: P
 
 def test_weights_are_float32_under_16_bit_arithmetic_and_saved_in_16(train: Train, tmp_path: Path) -> None:
     """In bfloat16 itself a step of 1e-5 of a weight would be rounded away."""
-    config = whole(Precision.bf16, learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0)
-    fitted = train(tmp_path / "bf16", config)
-    exact = train(tmp_path / "fp32", whole(learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0))
+    slow: dict[str, Any] = {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    fitted = train(tmp_path / "bf16", full(Precision.bf16, **slow))
+    exact = train(tmp_path / "fp32", full(**slow))
     assert fitted.trainer.args.bf16
     kept = load_file(tmp_path / "bf16" / "checkpoints" / "checkpoint-6" / WEIGHTS)
     assert {weight.dtype for weight in kept.values()} == {torch.float32}
@@ -94,58 +99,52 @@ def test_weights_are_float32_under_16_bit_arithmetic_and_saved_in_16(train: Trai
         assert mine["loss"] != theirs["loss"], "in other arithmetic"
 
 
-@pytest.mark.parametrize("trainer", [{}, packs(96, 2)], ids=["rows", "packs"])
-def test_it_goes_on_bit_for_bit(train: Train, tmp_path: Path, trainer: dict[str, Any]) -> None:
-    config = whole(save_total_limit=9, **trainer)
-    unbroken = train(tmp_path / "unbroken", config)
-    broken = tmp_path / "broken"
-    for name in ("checkpoints", "metrics.jsonl"):
-        source = tmp_path / "unbroken" / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, broken.joinpath(name))
-        broken.mkdir(exist_ok=True)
-    (broken / "checkpoints" / "checkpoint-6" / WEIGHTS).unlink()  # killed while it was saved
-    again = train(broken, config)
-    assert len(again.batches) < len(unbroken.batches)
-    assert (broken / "model" / WEIGHTS).read_bytes() == (tmp_path / "unbroken" / "model" / WEIGHTS).read_bytes()
-    assert [line["loss"] for line in again.curve] == [line["loss"] for line in unbroken.curve]
+def test_it_resumes_bit_for_bit(fitted: Fitted, train: Train, tmp_path: Path) -> None:
+    shutil.copytree(fitted.folder / "checkpoints", tmp_path / "checkpoints")
+    shutil.copy(fitted.folder / "metrics.jsonl", tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint-6" / WEIGHTS).unlink()  # killed while it was saved
+    again = train(tmp_path, full(save_total_limit=9))
+    assert len(again.batches) < len(fitted.batches)
+    assert (tmp_path / "model" / WEIGHTS).read_bytes() == (fitted.folder / "model" / WEIGHTS).read_bytes()
+    assert [line["loss"] for line in again.curve] == [line["loss"] for line in fitted.curve]
 
 
 def test_packs_keep_conversations_apart(train: Train, tmp_path: Path) -> None:
     """Over one epoch rows alone and rows in packs give the same mean loss, and nearly the same weights."""
-    alone = train(tmp_path / "alone", whole(max_steps=1, conversations_per_step=20, micro_batch=4))
-    together = train(tmp_path / "together", whole(max_steps=1, **packs(64, 20)))
+    alone = train(tmp_path / "alone", full(max_steps=1, conversations_per_step=20, micro_batch=4))
+    together = train(tmp_path / "together", full(max_steps=1, **packs(64, 20)))
     assert together.result.trained_tokens == alone.result.trained_tokens
     assert together.curve[0]["loss"] == pytest.approx(alone.curve[0]["loss"], rel=1e-5)
     assert together.curve[0]["grad_norm"] == pytest.approx(alone.curve[0]["grad_norm"], rel=1e-4)
 
 
-def test_the_graph_is_left_out_with_a_reason_and_refused_where_it_is_asked_for(
+def test_the_cuda_graph_is_off_with_a_reason_and_rejected_if_it_was_set(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(UserError, match=r"trainer\.cuda_graph=true: needs an adapter \(lora=default\)"):
-        train(tmp_path / "asked", whole(cuda_graph=True, **packs(96, 2)))
+    with pytest.raises(UserError, match=r"trainer\.cuda_graph=true: needs a LoRA adapter \(lora=default\)"):
+        train(tmp_path / "asked", full(cuda_graph=True, **packs(96, 2)))
 
-    # A GPU as far as it is looked at: nothing is lacking but the adapter.
+    # Everything but the adapter is there, as far as `graphed` looks.
     model = SimpleNamespace(device=torch.device("cuda"), num_parameters=lambda: 1000)
-    config = whole(**packs(96, 2))
-    kind = {"whole": True, "unsloth": False, "packed": cuda_graph.Packed.lengths, "dtype": torch.bfloat16}
-    gpu: Any = SimpleNamespace(config=config, model=model, **kind)
+    inputs = SimpleNamespace(trainer=full(**packs(96, 2)).trainer, source=SimpleNamespace(config=full().model))
+    kind = {"full": True, "unsloth": False, "packed": cuda_graph.Packed.lengths, "dtype": torch.bfloat16}
+    gpu: Any = SimpleNamespace(inputs=inputs, model=model, **kind)
     with caplog.at_level(logging.INFO, "tometune"):
         assert not cuda_graph.graphed(gpu)
-    assert "trainer.cuda_graph=auto: kernel by kernel, for a graph needs an adapter (lora=default)" in caplog.text
+    assert "CUDA graph off: it needs a LoRA adapter (lora=default)" in caplog.text
 
 
-def test_what_could_not_be_saved_at_the_end_is_refused_at_the_start(tmp_path: Path, cache: Path) -> None:
+def test_a_model_that_could_not_be_saved_is_rejected_at_the_start(tmp_path: Path, cache: Path) -> None:
     mine = tmp_path / "mine"
-    shutil.copytree(load_model(locate(whole().model, cache)).config._name_or_path, mine)
-    model = replace(whole().model, id=str(mine), weights=Weights.pretrained)
-    assert published(locate(model, cache))[0].vocab_size > 0
+    shutil.copytree(load_model(locate(full().model, cache)).config._name_or_path, mine)
+    model = replace(full().model, id=str(mine), weights=Weights.pretrained)
+    assert author_configs(locate(model, cache))[0].vocab_size > 0
     (mine / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
-    with pytest.raises(UserError, match=r"model\.id=.*mine: lora=none saves .* `temperature`.*mend that file"):
-        published(locate(model, cache))
+    with pytest.raises(UserError, match=r"model\.id=.*mine: lora=none saves .* `temperature`.*fix that file"):
+        author_configs(locate(model, cache))
 
 
-def test_quantised_files_are_refused() -> None:
+def test_quantised_files_are_rejected() -> None:
     class Quantised:
         hf_quantizer = object()
 
@@ -154,36 +153,21 @@ def test_quantised_files_are_refused() -> None:
     check_unquantised(nn.Linear(2, 2), "mine")
 
 
-def test_a_disk_that_is_too_small_is_told_before_the_first_step(
+def test_a_disk_that_is_too_small_is_reported_before_the_first_step(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    weights = sum(weight.numel() for weight in load_to_train(locate(whole().model, cache)).parameters())
+    weights = sum(weight.numel() for weight in load_to_train(locate(full().model, cache)).parameters())
     needed = 3 * 12 * weights + 4 * weights  # two checkpoints, one more while it is saved, and the model
 
     def disk(free: int) -> None:
         usage = shutil.disk_usage(tmp_path)._replace(free=free)
-        monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage)
+        monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
 
     disk(needed - 1)
-    with pytest.raises(UserError, match=r"trainer\.save_total_limit=2: checkpoints of every weight .* take about 0\.0"):
-        train(tmp_path / "small", whole())
+    with pytest.raises(UserError, match=r"trainer\.save_total_limit=2: the checkpoints and .* take about 0\.0"):
+        train(tmp_path / "small", full())
     assert not list((tmp_path / "small" / "checkpoints").iterdir())
-    train(tmp_path / "lora", settings())
     disk(needed)
-    train(tmp_path / "enough", whole())
+    train(tmp_path / "enough", full())
     taken = sum(path.stat().st_size for path in (tmp_path / "enough").rglob("*.*t*") if path.is_file())
     assert taken < 1.1 * needed
-
-
-def test_memory_counts_the_states_of_every_weight() -> None:
-    assert state_bytes("adamw_torch", 10) == 80
-    assert state_bytes("paged_adamw_8bit", 10) == 20
-    assert state_bytes("adamw_8bit", 10, embeddings=4) == 6 * 2 + 4 * 8
-    assert state_bytes("adamw_torch", 10, embeddings=4) == 80
-    assert state_bytes("paged_ademamix_32bit", 10) == 120
-    tied = nn.ModuleDict({"table": nn.Embedding(5, 2), "head": nn.Linear(2, 5, bias=False)})
-    tied["head"].weight = tied["table"].weight
-    assert embedded(tied) == trainable(tied) == 10
-    assert with_optimiser(1000, 80, "adamw_torch", 10) == 1000 + 80, "a pass with many activations"
-    assert with_optimiser(100, 80, "adamw_torch", 10) == 80 + 40 + 80, "the optimiser's step takes more"
-    assert with_optimiser(100, 80, "adamw_8bit", 10) == 100 + 20

@@ -1,21 +1,32 @@
 """Packed rows train as they would alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from torch.nn.functional import scaled_dot_product_attention as attend
 
 from tests.training.conftest import Fitted, Train, packs, settings
+from tometune.models import packed_attention
+from tometune.models.packed_attention import Packed
+from tometune.training import batches
+from tometune.training.batches import Capacity, Collator
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("loss", ["chunked_nll", "nll"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("attention", "loss", "checkpointing"),
+    [
+        ("sdpa", "chunked_nll", False),
+        ("eager", "nll", True),
+        pytest.param("sdpa", "nll", True, marks=pytest.mark.nightly),
+        pytest.param("eager", "chunked_nll", False, marks=pytest.mark.nightly),
+    ],
+)
 def test_the_loss_of_a_packed_block_is_that_of_its_rows_alone(
     train: Train, tmp_path: Path, attention: str, loss: str, checkpointing: bool
 ) -> None:
-    """Through the trainer itself, on the batch it trained on: what is compared is what training does."""
+    """With the loss of the trainer itself, on the batch it trained on."""
     config = settings(**packs(256, 2), max_steps=1, loss_type=loss, gradient_checkpointing=checkpointing)
     config.model.attn_implementation = attention
     fitted = train(tmp_path, config)
@@ -30,7 +41,7 @@ def test_the_loss_of_a_packed_block_is_that_of_its_rows_alone(
     alone = sum(loss_of(fitted, {name: batch[name][:, row] for name in batch}, trained) for row in rows)
     assert together == pytest.approx(alone, abs=1e-5)
 
-    # The same block with one mask over all, as a collator that pads would make it: the comparison must notice.
+    # The same block with one mask over all, as a collator that pads would make it, must differ.
     one_mask = {name: batch[name] for name in ("input_ids", "labels")}
     one_mask["attention_mask"] = torch.ones_like(batch["input_ids"])
     assert abs(loss_of(fitted, one_mask, trained) - alone) > 1e-3
@@ -57,13 +68,61 @@ def test_packing_trains_on_the_same_tokens_in_fewer_steps(train: Train, tmp_path
     assert packed.result.steps < loose.result.steps
 
 
-def test_conversations_without_padding_train_as_they_do_with_it(train: Train, tmp_path: Path) -> None:
-    padded = train(tmp_path / "padded", settings(conversations_per_step=4))
-    flat = train(tmp_path / "flat", settings(conversations_per_step=4, packing=True, micro_batch=4))
-    assert flat.result.padded_tokens == flat.result.tokens == padded.result.tokens < padded.result.padded_tokens
+def test_conversations_without_padding_train_as_they_do_with_it(plain: Fitted, train: Train, tmp_path: Path) -> None:
+    flat = train(tmp_path, settings(packing=True, micro_batch=2))
+    assert flat.result.padded_tokens == flat.result.tokens == plain.result.tokens < plain.result.padded_tokens
     assert [len(batch["input_ids"]) for batch in flat.batches] == [1] * 6
-    for mine, theirs in zip(flat.curve, padded.curve, strict=True):
+    for mine, theirs in zip(flat.curve, plain.curve, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+PACKS = [
+    {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, -100, 8, 9], "seq_lengths": [2, 3]},
+    {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "seq_lengths": [3]},
+]
+
+
+def test_the_attention_gets_the_lengths_of_all_conversations() -> None:
+    """Only a GPU's kernels go by lengths, so one length for a whole pack would go unnoticed on a CPU."""
+    batch = Collator(0, padding_free=True, packed=Packed.lengths)(PACKS)
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 0, 1, 2]]
+    assert batch["labels"].tolist() == [[-100, 6, -100, 8, 9, -100, 2, 3]]
+    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == [0, 2, 5, 8]
+    assert batch["cu_seq_lens_q"].dtype is torch.int32
+    assert batch["max_length_q"] == batch["max_length_k"] == 3
+    assert "parts" not in batch
+    graph = Collator(0, padding_free=True, packed=Packed.lengths, capacity=Capacity(2, 9))(PACKS)
+    assert [part.ends for part in graph["parts"]] == [slice(0, 3), slice(2, 4)]
+    assert Collator(0, padding_free=True, packed=Packed.unsloth)(PACKS)["packed_seq_lengths"].tolist() == [2, 3, 3]
+    rows = [{name: row[name] for name in ("input_ids", "labels")} for row in PACKS]
+    assert Collator(0, padding_free=True, packed=Packed.lengths)(rows)["cu_seq_lens_q"].tolist() == [0, 5, 8]
+
+
+def test_training_over_lengths_is_training_over_masks(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way of the lengths, from packs to the attention, with a slow kernel that runs on a CPU."""
+    seen: list[list[int]] = []
+
+    def kernel(q: Any, k: Any, v: Any, ends: Any, ends_k: Any, longest: int, *_: Any, scale: float, **__: Any) -> Any:
+        lengths = ends.diff().tolist()
+        assert (ends_k is ends, max(lengths)) == (True, longest)
+        seen.append(lengths)
+        parts = [[part.transpose(0, 1)[None] for part in whole.split(lengths)] for whole in (q, k, v)]
+        done = [attend(*part, is_causal=True, scale=scale, enable_gqa=True)[0] for part in zip(*parts, strict=True)]
+        return torch.cat([part.transpose(0, 1) for part in done])
+
+    config = settings(**packs(96, 2), max_steps=3)
+    by_mask = train(tmp_path / "mask", config)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.float32)  # GPU kernels need 16 bits, this does not
+    monkeypatch.setattr(packed_attention, "_varlen", lambda: kernel)
+    monkeypatch.setattr(batches, "kernel", lambda *_: (packed_attention.VARLEN, "test"))
+    by_lengths = train(tmp_path / "lengths", config)
+    assert by_lengths.result.attention == "varlen"
+    assert min(map(len, seen)) >= 2
+    for mine, theirs in zip(by_lengths.curve, by_mask.curve, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
 
 
 def sharpen(fitted: Fitted) -> None:
@@ -79,9 +138,3 @@ def loss_of(fitted: Fitted, batch: dict[str, torch.Tensor], trained: torch.Tenso
     with torch.no_grad():
         inputs = {name: value.clone() for name, value in batch.items()}
         return float(fitted.trainer.compute_loss(fitted.trainer.model, inputs, num_items_in_batch=trained))
-
-
-def test_the_collator_packs_by_position_ids_only() -> None:
-    collator = DataCollatorForLanguageModeling(0, padding_free=True)
-    rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8], "seq_lengths": [2, 2]}]
-    assert collator(rows)["position_ids"].tolist() == [[0, 1, 0, 1]]

@@ -1,53 +1,62 @@
-"""The bar on a real terminal: log lines stand above it, whole."""
+"""The progress bar on a real terminal: log lines appear above it, complete."""
 
+import logging
 import os
 import pty
 import re
-import subprocess
 import sys
-
-CODE = """
-import logging, time
+import threading
+import time
 from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
 from tometune.common.logs import StderrHandler
-from tometune.training.progress import progress_callbacks
-logging.basicConfig(level=logging.INFO, handlers=[StderrHandler()], format="%(message)s")
-(bar,) = progress_callbacks()
-state = SimpleNamespace(max_steps=3, global_step=0)
-bar.on_train_begin(None, state, None)
-for state.global_step in (1, 2, 3):
-    bar.on_step_end(None, state, None)
-    bar.on_log(None, state, None, logs={"loss": 1.5})
-    logging.info("line %d", state.global_step)
-    time.sleep(0.3)
-bar.on_train_end(None, state, None)
-"""
+from tometune.training.trainer import StepCallback
 
 
-def test_log_lines_stand_above_the_bar():
+def test_log_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE],
-        stderr=theirs,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "80", "TERM": "xterm"},
-    )
-    os.close(theirs)
-    shown = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-    except OSError:  # Linux says so where the other end is closed
-        pass
-    assert process.communicate()[0] == b""  # nothing on stdout
+    shown = bytearray()
+
+    def read() -> None:
+        try:
+            while chunk := os.read(ours, 4096):
+                shown.extend(chunk)
+        except OSError:  # Linux raises when the other end is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        log, handler = logging.Logger("bar"), StderrHandler()
+        log.addHandler(handler)
+        bar, state, control = StepCallback(), SimpleNamespace(max_steps=3, global_step=0), SimpleNamespace()
+        bar.on_train_begin(None, state, control)
+        for state.global_step in (1, 2, 3):
+            bar.on_step_end(None, state, control)
+            bar.on_log(None, state, control, logs={"loss": 1.5})
+            log.info("line %d", state.global_step)
+            time.sleep(0.3)
+        bar.on_train_end(None, state, control)
+        monkeypatch.undo()
+    reader.join(timeout=10)
     uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", uncoloured)
-    lines = [part.strip() for part in re.split(r"[\r\n]+", text)]
+    lines = [part.strip() for part in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", uncoloured))]
     assert [line for line in lines if line.startswith("line")] == ["line 1", "line 2", "line 3"]
     assert any(line.startswith("training") and "3/3" in line and "loss 1.500" in line for line in lines)
+    assert control.should_log
 
 
-def test_no_bar_without_a_terminal():
-    code = "from tometune.training.progress import progress_callbacks as p; print(p())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "[]\n"
+def test_there_is_no_bar_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    bar, state = StepCallback(), SimpleNamespace(max_steps=3, global_step=1)
+    control: Any = SimpleNamespace()
+    bar.on_train_begin(None, state, control)
+    bar.on_step_end(None, state, control)
+    bar.on_train_end(None, state, control)
+    assert capfd.readouterr() == ("", "")
+    assert not vars(control), "neither the last step nor a signal"

@@ -1,7 +1,7 @@
-"""Several processes at one run (`torchrun`): who is the first, waiting for it, and speaking with one voice.
+"""Several processes for one run (`torchrun`): only the first one writes and prints.
 
-The first process alone writes: data and model caches before the others read them, the record, the log, the scores.
-Without torchrun every function here is that of one process, and imports no torch.
+It writes the caches of data and models before the others read them, the record, the log and the scores. Without
+torchrun these functions do nothing special, and do not import torch.
 """
 
 import logging
@@ -14,17 +14,17 @@ from typing import Any, TypeVar
 from tometune.common.errors import UserError
 
 PATIENCE = timedelta(days=7)
-"""How long processes wait for each other: the first may build data for hours, another answer the longest prompts."""
+"""Longest time that processes wait for each other: one may build data for hours, or answer the longest prompts."""
 
 Found = TypeVar("Found")
 
 
 class RelayedError(UserError):
-    """The first process ended for this reason, and has told it."""
+    """The first process ended for this reason, and has reported it."""
 
 
 def processes() -> int:
-    """Return how many processes are at this run; torchrun says it in the environment."""
+    """Return the number of processes of this run, which torchrun sets in the environment."""
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else 1
 
 
@@ -34,12 +34,12 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Tell whether this process is the one that writes."""
+    """Return whether this process is the one that writes."""
     return rank() == 0
 
 
 def connect() -> None:
-    """Join the other processes: gloo between CPUs, NCCL between GPUs, of which each process takes its own."""
+    """Connect the processes: gloo between CPUs, NCCL between GPUs, with one GPU per process."""
     if processes() == 1:
         return
     import torch
@@ -57,7 +57,7 @@ def connect() -> None:
 
 
 def agree(value: Found) -> Found:
-    """Return the first process's value in every process."""
+    """Return the value of the first process, in every process."""
     if processes() == 1:
         return value
     from torch import distributed
@@ -68,7 +68,7 @@ def agree(value: Found) -> Found:
 
 
 def gather(values: list[Found]) -> list[Found]:
-    """Return the values of all processes, those of the first one first, in every process."""
+    """Return the values of all processes in the order of their ranks, in every process."""
     if processes() == 1:
         return values
     from torch import distributed
@@ -80,10 +80,10 @@ def gather(values: list[Found]) -> list[Found]:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Let the first process do something before the others do the same; what stops it, stops them.
+    """Run the body in the first process, then in the others. An error in the first one stops all.
 
     Raises:
-        RelayedError: in the others, where the first was stopped.
+        RelayedError: in the others, if the first failed.
     """
     if not is_first():
         reason = agree("")
@@ -100,10 +100,10 @@ def first_alone() -> Iterator[None]:
 
 
 def by_first(action: Callable[[], Found]) -> Found:
-    """Do something in the first process only and return what it found in every process.
+    """Call a function in the first process only, and return its result in every process.
 
     Raises:
-        RelayedError: in the others, where it raised in the first.
+        RelayedError: in the others, if it failed.
     """
     found: list[Found] = []
     with first_alone():

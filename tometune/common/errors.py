@@ -1,4 +1,4 @@
-"""Errors whose text is meant for the user: one line that says where, what and what to do."""
+"""Errors for the user: one line that says where, what is wrong and how to fix it."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
@@ -12,10 +12,9 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """One or more things are wrong in the config; `problems` holds one line each."""
+    """The config is wrong; `problems` has one line each."""
 
     def __init__(self, problems: list[str]) -> None:
-        """Join the problems, one a line."""
         self.problems = problems
         super().__init__("\n".join(problems))
 
@@ -27,10 +26,10 @@ def did_you_mean(wrong: str, valid: Iterable[str], most: int = 2) -> str:
 
 
 def nearest(wrong: str, valid: Iterable[str], most: int = 2) -> list[str]:
-    """Return the names most similar to `wrong`, best first, in the order of `valid` where they are equally similar.
+    """Return the names most similar to `wrong`, best first; equally similar ones in the order of `valid`.
 
-    Similar means at least 0.7 of the characters, and not far from the best; a name that begins or ends with `wrong`
-    is similar too.
+    Similar means a share of matching characters of at least 0.7 and close to the best; a name that begins or ends with
+    `wrong` is similar too.
     """
     scores = {name: _similarity(wrong, name) for name in valid}
     best = max(scores.values(), default=0.0)
@@ -39,6 +38,5 @@ def nearest(wrong: str, valid: Iterable[str], most: int = 2) -> list[str]:
 
 
 def _similarity(wrong: str, name: str) -> float:
-    """Return 0 to 1: the share of matching characters, or 0.85 where `name` begins or ends with `wrong`."""
     ratio = SequenceMatcher(None, name.lower(), wrong.lower()).ratio()
     return max(ratio, 0.85) if wrong and (name.startswith(wrong) or name.endswith(wrong)) else ratio

@@ -28,8 +28,11 @@ FULL_TEXTS = (
     "enforce fail at inline_container",  # torch.save
 )
 
-NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-"""No rights, a read-only file system, or a file where a folder is needed."""
+NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""No rights, or a read-only file system."""
+
+FILE_IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
+"""A file where a folder is needed."""
 
 
 class SaveError(RuntimeError):
@@ -59,7 +62,7 @@ def disk_errors(folder: Path, setting: str | None = None) -> Iterator[None]:
                 f"{folder}: no space left on the disk; everything saved before is valid: free some space and run the "
                 "same command again to resume"
             ) from error
-        if setting is not None and number in NO_ACCESS:
+        if setting is not None and number in NO_RIGHTS + FILE_IN_THE_WAY:
             reason = os.strerror(number) if number else ""
             raise UserError(f"{folder}: cannot be written to ({reason}); set {setting} to another folder") from error
         raise

@@ -1,4 +1,4 @@
-"""Logging: to stderr beside a progress bar, and to a file in the run's folder."""
+"""Logging to stderr, above a progress bar, and to a file in the run's folder."""
 
 import logging
 import sys
@@ -19,21 +19,21 @@ def log_file(path: Path) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        with suppress(OSError):  # what could not be written before
+        with suppress(OSError):  # the disk is full
             handler.close()
 
 
 class QuietFileHandler(logging.FileHandler):
-    """A log file that costs no run its end: on a full disk, logging would print a traceback for each line."""
+    """A log file that a full disk cannot break: logging would print a traceback for each line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- the name logging calls
-        """Leave the line out of the file; stderr has it too."""
+        """Drop the line; stderr has it too."""
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at the moment: rich's progress bars put themselves in its place.
+    """Writes to the current `sys.stderr`, which rich's progress bars replace while they are shown.
 
-    logging's own handler keeps the stream that it was made with, and its lines would end up in the middle of the bar.
+    logging's own handler keeps the stream that it was made with, so its lines would break the bar.
     """
 
     def __init__(self) -> None:
@@ -41,5 +41,4 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
-        """Return the stream of this moment."""
         return sys.stderr

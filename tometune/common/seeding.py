@@ -16,7 +16,7 @@ def seed_everything(seed: int) -> None:
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
-    """Return the generator of a named stream: other names give independent draws, on every machine the same.
+    """Return the generator of a named stream. Streams are independent, and the same on every machine.
 
     See https://numpy.org/doc/stable/reference/random/parallel.html#sequence-of-integer-seeds.
     """

@@ -1,6 +1,6 @@
-"""Being told to stop: by SIGTERM, as batch systems and containers do it, or by SIGHUP, where a terminal goes away.
+"""Stop signals: SIGTERM from batch systems and containers, SIGHUP from a closed terminal. Ctrl-C stays Python's own.
 
-Ctrl-C is Python's own KeyboardInterrupt. Whatever comes, what was saved stays, and the same command goes on from it.
+Everything saved so far stays valid, and repeating the command resumes from it.
 """
 
 import signal
@@ -11,11 +11,11 @@ from types import FrameType
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGHUP")]  # not every system has both
 
 Handler = Callable[[int, FrameType | None], None]
-"""Takes the signal's number and the frame that it came in."""
+"""Takes the number of the signal and the frame that it interrupted."""
 
 
 class Stopped(SystemExit):
-    """This process was told to stop; it ends with the status a shell gives to it, 128 and the signal's number."""
+    """A signal stopped this process; its exit status is 128 + the number of the signal, as a shell reports it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -24,7 +24,7 @@ class Stopped(SystemExit):
 
 
 def stop(number: int, _frame: FrameType | None) -> None:
-    """Stop where the process is just now.
+    """Stop immediately.
 
     Raises:
         Stopped: always.
@@ -33,15 +33,15 @@ def stop(number: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def told_to_stop(handler: Handler = stop) -> Iterator[None]:
-    """Call a handler when this process is told to stop while the body runs; what is ignored (`nohup`) stays so."""
+def stop_signals(handler: Handler = stop) -> Iterator[None]:
+    """Call a handler for each stop signal while the body runs. Signals that are ignored (`nohup`) stay ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    heard = [number for number, old in before.items() if old != signal.SIG_IGN]
+    handled = [number for number, old in before.items() if old != signal.SIG_IGN]
     try:
-        for number in heard:
+        for number in handled:
             signal.signal(number, handler)
         yield
     finally:
-        for number in heard:
+        for number in handled:
             old = before[number]
             signal.signal(number, signal.SIG_DFL if old is None else old)  # None: it was not set from Python

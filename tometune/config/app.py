@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from tometune.common.distributed import is_first, processes
 from tometune.common.errors import UserError
-from tometune.common.files import disk_errors
-from tometune.common.signals import Stopped, told_to_stop
+from tometune.common.files import NO_RIGHTS, disk_errors
+from tometune.common.signals import Stopped, stop_signals
 from tometune.config.command_line import read_command_line, show
 from tometune.config.jobs import Jobs, jobs_of, to_config
 from tometune.config.messages import composition_errors, one_line
@@ -65,7 +65,7 @@ def verb(task: Task, hooks: Hooks | None = None, whole_sweep: bool = False) -> C
     @functools.wraps(task)
     def command() -> None:
         try:
-            with told_to_stop():
+            with stop_signals():
                 status = _run(name, task, hooks, whole_sweep)
         except (Exception, KeyboardInterrupt, Stopped) as error:
             status = report_error(error, name in RESUMED)
@@ -113,7 +113,7 @@ def _run(name: str, task: Task, hooks: Hooks | None, whole_sweep: bool) -> int:
 
 
 def _job(task: Task, statuses: list[int]) -> Callable[[DictConfig], object]:
-    """Return the function that Hydra calls with each composed config. It reports its errors, so that a sweep goes on.
+    """Return the function that Hydra calls with each composed config. It reports its errors, so that a sweep continues.
 
     A launcher pickles it into other processes, where `statuses` is a copy that nobody reads: the folders of those runs
     say how they ended.
@@ -157,6 +157,10 @@ def report_error(error: BaseException, resumes: bool = False) -> int:
             with contextlib.suppress(OSError):  # the terminal is gone
                 print(f"{reason}; run the same command again to resume" if resumes else reason, file=sys.stderr)
         return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
+    if isinstance(error, OSError) and error.errno in NO_RIGHTS and error.filename:
+        fix = "set paths.outputs, paths.multirun or paths.cache to another folder"
+        print(f"{error.filename}: no access ({error.strerror}); {fix}", file=sys.stderr)
+        return WRONG_INPUT
     log.debug("failed", exc_info=error)
     hint = "" if full else " (HYDRA_FULL_ERROR=1 shows the traceback)"
     print(f"{type(error).__name__}: {one_line(error)}{hint}", file=sys.stderr)

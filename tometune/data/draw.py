@@ -20,24 +20,15 @@ from tometune.config.data import DataConfig, PoolConfig, PoolOrder, SourceConfig
 from tometune.data.filters import NEAR, Filtered
 from tometune.data.standardise import Counts, Standardised
 
-# Raised when the same rows get another order.
-VERSION = 1
-
+VERSION = 1  # raised when the same rows get another order
 OTHERS = "all other sources"
 
 
 def in_key_order(source: Standardised, cache: Path) -> np.ndarray:
-    """Return all row numbers sorted by key, then by source name, then by a hash of the messages; cached.
-
-    The order therefore depends on neither file names nor how rows are spread over files. Rows that are still equal are
-    the same text of the same source, letter by letter.
-    """
-
-    def build(folder: Path) -> None:
-        np.save(folder / "order.npy", _key_order(source))
-
+    """Return all row numbers sorted by key, then source name, then a hash of the messages, however files hold them."""
     key = {"source": source.fingerprint, "version": VERSION}
-    order: np.ndarray = np.load(cached_folder(cache, "order", key, build) / "order.npy")
+    folder = cached_folder(cache, "order", key, lambda folder: np.save(folder / "order.npy", _key_order(source)))
+    order: np.ndarray = np.load(folder / "order.npy")
     return order
 
 
@@ -73,13 +64,7 @@ def eligible(pool: Standardised, numbers: np.ndarray, base: Standardised, scores
     """Return one row of the pool for each text that is not in the base.
 
     Of rows with the same text, the first by source name wins, then the one with the best score, then the first in the
-    given order.
-
-    Args:
-        pool: its rows.
-        numbers: the rows that passed every filter, in key order.
-        base: all of its rows count.
-        scores: (rows of the pool,), if rows are ranked.
+    given order. `numbers` are the rows that passed every filter, in key order; `scores` those of the whole pool.
     """
     keys = np.concatenate([base.keys, pool.keys[numbers]])
     sorting = [keys[:, 1], keys[:, 0]]  # np.lexsort sorts by the last one first
@@ -101,11 +86,7 @@ def eligible(pool: Standardised, numbers: np.ndarray, base: Standardised, scores
 
 
 def check_names(config: PoolConfig, names: list[str]) -> None:
-    """Check that weights and caps name existing sources.
-
-    Raises:
-        UserError: one does not.
-    """
+    """Raise a `UserError` for a weight or cap of a source that does not exist."""
     for kind, named in {"weights": list(config.weights), "caps": list(config.caps)}.items():
         for name in named:
             if name not in names:
@@ -115,14 +96,7 @@ def check_names(config: PoolConfig, names: list[str]) -> None:
 
 
 def in_draw_order(rows: np.ndarray, scores: np.ndarray | None, config: PoolConfig, seed: int) -> np.ndarray:
-    """Return the eligible rows in the order in which they are drawn, before weights and caps.
-
-    Args:
-        rows: eligible row numbers in key order.
-        scores: (rows of the source,), if the order is `best`; equal scores stay in key order.
-        config: of the pool.
-        seed: of the draw.
-    """
+    """Return eligible rows, given in key order, in the order in which they are drawn, before weights and caps."""
     if config.order is PoolOrder.best:
         assert scores is not None
         return rows[np.argsort(-scores[rows], kind="stable")]
@@ -138,14 +112,7 @@ class Shortage:
 
 
 def take(ordered: np.ndarray, added: int, source: Standardised, config: PoolConfig) -> np.ndarray | Shortage:
-    """Return the rows to add, with weights and caps applied.
-
-    Args:
-        ordered: eligible row numbers in draw order.
-        added: how many rows to add.
-        source: the rows.
-        config: of the pool.
-    """
+    """Return `added` of the eligible rows, given in draw order, with weights and caps applied."""
     keep = np.ones(len(ordered), dtype=bool)
     labels = source.labels[ordered]
     for name, most in config.caps.items():
@@ -175,11 +142,7 @@ def take(ordered: np.ndarray, added: int, source: Standardised, config: PoolConf
 
 
 def check_base(base: Standardised, filtered: Filtered, contaminated: int, wanted: int, config: DataConfig) -> None:
-    """Check that the base has as many rows as configured, after `contaminated` rows were dropped.
-
-    Raises:
-        UserError: it has fewer, or none.
-    """
+    """Raise a `UserError` if the base has fewer rows than wanted, after `contaminated` rows were dropped."""
     check_not_empty(base, config.base, "data.base")
     if not len(base.rows):
         count = f"{base.read:,} row{'s' if base.read != 1 else ''}"
@@ -204,11 +167,7 @@ def check_base(base: Standardised, filtered: Filtered, contaminated: int, wanted
 
 
 def check_pool(config: DataConfig, added: int) -> None:
-    """Check that there is a pool to draw from, and only one number of rows.
-
-    Raises:
-        UserError: there is no pool, or two numbers.
-    """
+    """Raise a `UserError` if there is no pool to draw from, or it has its own number of rows."""
     if config.pool is None:
         raise UserError(
             f"data.rows={config.rows}: the base has {config.rows - added} rows and there is no pool for the other "
@@ -222,11 +181,7 @@ def check_pool(config: DataConfig, added: int) -> None:
 
 
 def check_not_empty(source: Standardised, config: SourceConfig, key: str) -> None:
-    """Check that a source has at least one row, usable or not.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Raise a `UserError` if a source has no row at all."""
     if not source.read:
         place = f"{key}.path={config.path}" if config.kind is SourceKind.files else f"{key}.id={config.id}"
         raise UserError(f"{place}: is empty; name a source that holds conversations")
@@ -235,15 +190,7 @@ def check_not_empty(source: Standardised, config: SourceConfig, key: str) -> Non
 def shortage_error(
     pool: Standardised, facts: dict[str, Any], shortage: Shortage, added: int, config: DataConfig
 ) -> UserError:
-    """Return the error for a pool with too few rows: how many there were and where the others went.
-
-    Args:
-        pool: its rows.
-        facts: what was counted on the way to the eligible rows.
-        shortage: what runs out.
-        added: rows that were requested from the pool.
-        config: of the mix.
-    """
+    """Return the error for a pool that cannot give `added` rows: how many there were and where the others went."""
     excluded = facts["excluded"]
     lost = {"in the base": excluded["in_base"], "repeats": excluded["repeats"], "dropped": _total(pool.dropped)}
     if facts["filtered"]:

@@ -26,21 +26,16 @@ from tometune.data.parallel import in_order
 if TYPE_CHECKING:
     from tometune.data.standardise import Standardised
 
-# Raised when a feature gives other numbers.
-VERSION = 1
-
-# Rows that a process takes at a time.
-STEP = 20_000
-
-# A refusal is looked for in so many characters at the start of an answer.
-REFUSAL_WITHIN = 400
+VERSION = 1  # raised when a feature gives other numbers
+STEP = 20_000  # rows that a process takes at a time
+REFUSAL_WITHIN = 400  # characters at the start of an answer in which a refusal is looked for
 
 _CANNOT = r"(?:can ?not|can['’]?t|won['’]?t|(?:am|['’]m) (?:not able|unable|not programmed))"
 _DO = r"(?:assist|help|provide|fulfil|comply|answer|complete|generate|create|write|engage|share|discuss|do that)"
 _SORRY = r"(?:(?:i['’]?m |i am )?(?:very |so |really |truly )?sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)"
 _OBJECT = r"(?: (?:you|with|to|any|that|this|in|on|your|the)\b|[.,!])"
 
-REFUSAL = "|".join(
+REFUSAL = "|".join(  # how a refusal begins (RE2); a sentence such as `I can't help but smile` does not match
     (
         rf"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b[^.\n]{{0,80}}\bi {_CANNOT}",
         r"\bas an? (?:ai|artificial intelligence)\b[^.\n]{0,80}\bi (?:do not|don['’]?t) have",
@@ -49,28 +44,17 @@ REFUSAL = "|".join(
         r"^\s*i (?:must|have to) (?:decline|refuse)\b",
     )
 )
-"""How a refusal begins (RE2). A sentence such as `I can't help but smile` does not match."""
-
+# Lines that open or close a code block (RE2, CommonMark 4.5); an odd number of one kind leaves a block open.
 FENCES = (r"(?m)^[ \t]*`{3,}[^`\n]*$", r"(?m)^[ \t]*~~~[^\n]*$")
-"""Lines that open or close a code block (RE2, CommonMark 4.5); an odd number of one kind leaves a block open."""
 
-# Words of a run that counts as a repetition.
-RUN = 5
+RUN = 5  # words of a run that counts as a repetition
 
 # The language is detected in so many characters, if they hold enough letters and the detector is sure enough.
 LANGUAGE_WITHIN, FEWEST_LETTERS, LEAST_PROBABILITY = 1_000, 24, 0.5
 
-_WORD = re.compile(r"\w+")
-
 
 def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
-    """Return a feature of every row of a source, from the cache or computed now.
-
-    Args:
-        source: standardised rows.
-        name: one of `BY_ARROW` or `BY_PYTHON`.
-        cache: root of the cache.
-    """
+    """Return a feature (a name in `BY_ARROW` or `BY_PYTHON`) of every row of a source, cached."""
     key: dict[str, Any] = {"source": source.fingerprint, "feature": name, "version": VERSION}
     if name == "language":
         with suppress(PackageNotFoundError):  # reported when the detector is loaded
@@ -80,7 +64,6 @@ def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
         parts = [np.empty(0, np.float32)] if not len(source.rows) else []
         work, steps = partial(_of_slice, source.folder / "rows.arrow", name), range(0, len(source.rows), STEP)
         with progress(f"{name} of rows", len(source.rows)) as advance:
-            # Arrow is faster than worker processes can start.
             for part in map(work, steps) if name in BY_ARROW else in_order(work, steps):
                 parts.append(part)
                 advance(len(part))
@@ -136,33 +119,27 @@ def _answers(batch: pa.RecordBatch) -> Iterator[list[str]]:
         yield answers[start:end]
 
 
-def _sum(rows: np.ndarray, values: Any, count: int) -> np.ndarray:
+def _sum(batch: pa.RecordBatch, values: Any) -> np.ndarray:
     """Sum a number per turn into a number per row."""
     weights = np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
-    return np.bincount(rows, weights=weights, minlength=count).astype(np.int64)
+    return np.bincount(turns_of(batch)[0], weights=weights, minlength=len(batch)).astype(np.int64)
 
 
 def _characters(batch: pa.RecordBatch) -> np.ndarray:
-    rows, _, texts = turns_of(batch)
-    return _sum(rows, pc.utf8_length(texts), len(batch))
-
-
-def _turns(batch: pa.RecordBatch) -> np.ndarray:
-    lengths: np.ndarray = pc.list_value_length(batch.column("messages")).to_numpy(zero_copy_only=False)
-    return lengths.astype(np.int32)
+    return _sum(batch, pc.utf8_length(turns_of(batch)[2]))
 
 
 def _refusal(batch: pa.RecordBatch) -> np.ndarray:
-    rows, roles, texts = turns_of(batch)
+    _, roles, texts = turns_of(batch)
     starts = pc.utf8_slice_codeunits(texts, 0, REFUSAL_WITHIN)
     refuses = pc.match_substring_regex(starts, REFUSAL, ignore_case=True)
-    return _sum(rows, pc.and_(refuses, pc.equal(roles, "assistant")), len(batch)) > 0
+    return _sum(batch, pc.and_(refuses, pc.equal(roles, "assistant"))) > 0
 
 
 def _broken_code(batch: pa.RecordBatch) -> np.ndarray:
-    rows, _, texts = turns_of(batch)
+    texts = turns_of(batch)[2]
     odd = [pc.bit_wise_and(pc.count_substring_regex(texts, fence), 1) for fence in FENCES]
-    return _sum(rows, pc.bit_wise_or(*odd), len(batch)) > 0
+    return _sum(batch, pc.bit_wise_or(*odd)) > 0
 
 
 def repetition(answers: list[str]) -> float:
@@ -216,7 +193,7 @@ def heuristic_score(answers: list[str]) -> float:
     or lists, without repetition. It knows nothing about truth.
     """
     text = "\n".join(answers)
-    words = _WORD.findall(text)
+    words = re.findall(r"\w+", text)
     if not words:
         return 0.0
     length = min(1.0, math.log1p(len(words)) / math.log1p(400))
@@ -229,15 +206,16 @@ def heuristic_score(answers: list[str]) -> float:
     return length * form * (1 - repetition(answers))
 
 
+# Arrow is faster than worker processes can start.
 BY_ARROW: dict[str, Callable[[pa.RecordBatch], np.ndarray]] = {
     "characters": _characters,
-    "turns": _turns,
+    "turns": lambda batch: pc.list_value_length(batch.column("messages")).to_numpy(zero_copy_only=False),
     "refusal": _refusal,
     "broken_code": _broken_code,
 }
+# Functions of a row's answers, and the type of the numbers.
 BY_PYTHON: dict[str, tuple[Callable[[list[str]], Any], str]] = {
     "repetition": (repetition, "f4"),
     "language": (language, "S3"),
     "heuristic": (heuristic_score, "f4"),
 }
-"""Function of a row's answers, and the type of the numbers."""

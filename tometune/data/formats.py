@@ -6,8 +6,7 @@ from typing import Any
 from tometune.common.errors import UserError, did_you_mean
 from tometune.config.data import RowFormat
 
-Turn = tuple[str, str]
-"""Role and text."""
+Turn = tuple[str, str]  # role and text
 
 ROLES = {
     "system": "system",
@@ -42,12 +41,7 @@ class FormatError(ValueError):
 
 
 def format_of(rows: Sequence[dict[str, Any]], requested: RowFormat, where: str) -> RowFormat:
-    """Return the format of these rows: the requested one if the columns allow it, or for `auto` the recognised one.
-
-    Args:
-        rows: rows of one source; some may lack a column or hold null.
-        requested: the format in the config.
-        where: file or dataset, for errors.
+    """Return the format of a file's rows: the requested one if the columns allow it, or for `auto` the recognised one.
 
     Raises:
         UserError: the format is unknown or not the requested one; lists the columns.

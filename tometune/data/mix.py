@@ -37,19 +37,21 @@ from tometune.data.draw import (
 )
 from tometune.data.filters import NEAR, Filtered, Mask, Tokenizer, apply_masks, by_source, examples_of, filters
 from tometune.data.near_duplicates import near_duplicates
+from tometune.data.scores import Scorer, scores_of
 from tometune.data.standardise import Standardised, standardise
-from tometune.models.quality_scorer import scores_of
 
 CONTAMINATED = "contaminated"
 
 
 @dataclass(frozen=True)
 class Part:
-    """The rows that a mix takes from one source."""
+    """The rows that a mix takes from its base or pool."""
 
-    fingerprint: str  # of the source's content
-    rows: Dataset  # all rows of the source
+    source: Standardised
     chosen: np.ndarray  # row numbers in the order of the mix
+    facts: dict[str, Any]  # counts of rows read, dropped, mended, filtered and excluded
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """A few dropped rows by reason: {origin, source, messages}."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +64,28 @@ class Mix:
     row_ids: list[str]  # `base:<key>` or `pool:<key>`: the 128-bit hash of the normalised text in hex
     digest: str  # sha256 over the row ids in order, 20 hex digits
     sources: dict[str, int]  # rows by source, largest first
-    facts: dict[str, Any]  # counts of rows read, dropped, mended, filtered and excluded, for `base` and `pool`
-    parts: tuple[Part, ...]  # the base and, if rows are drawn, the pool
-
-    # Not in mix.json:
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """A few dropped rows by reason, from base and pool: {origin, source, messages}."""
-
+    parts: dict[str, Part]  # `base` and, if rows are drawn, `pool`
     scores: np.ndarray | None = None
     """Quality scores, shape (rows), float32, NaN for rows without one; None if no row has one."""
+
+    @property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """The counts of each part."""
+        return {origin: part.facts for origin, part in self.parts.items()}
+
+    @property
+    def examples(self) -> dict[str, list[dict[str, Any]]]:
+        """A few dropped rows of both parts by reason."""
+        examples: dict[str, list[dict[str, Any]]] = {}
+        for part in self.parts.values():
+            for reason, rows in part.examples.items():
+                examples.setdefault(reason, []).extend(rows)
+        return examples
 
     def manifest(self) -> dict[str, Any]:
         """Return the content of mix.json: everything but the texts."""
         counts = {"rows": len(self.row_ids), "sources": self.sources, **self.facts}
         return {"name": self.name, "seed": self.seed, "digest": self.digest, **counts, "row_ids": self.row_ids}
-
-
-@dataclass(frozen=True)
-class _Selection:
-    """The rows of a source that a mix takes, and what happened to the others."""
-
-    source: Standardised
-    filtered: Filtered
-    chosen: np.ndarray  # row numbers in the order of the mix
-    facts: dict[str, Any]
 
 
 def build_mix(
@@ -94,6 +94,7 @@ def build_mix(
     cache: Path,
     tokenizer: Tokenizer | None = None,
     texts: EvaluationTexts | None = None,
+    scorer: Scorer | None = None,
 ) -> Mix:
     """Build a mix; the same config, inputs and seed give the same rows on any machine.
 
@@ -103,63 +104,59 @@ def build_mix(
         cache: root of the cache, which keeps standardised sources and everything computed from their rows.
         tokenizer: loads the model's tokenizer; called only if a filter counts tokens.
         texts: of the evaluation, needed if `data.contamination=drop`.
+        scorer: the model that ranks the pool, needed if `data.pool.order=best` and `data.scorer.kind` names one.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
     """
-    base = _select_base(config, seed, cache, tokenizer, texts)
-    selections = {"base": base}
-    added = config.rows - len(base.chosen)
+    builder = _Builder(config, seed, cache, tokenizer, texts, scorer)
+    base = builder.select_base()
+    parts = {"base": base}
+    added, size = config.rows - len(base.chosen), len(base.chosen)
     if added < 0:
-        size = len(base.chosen)
         raise UserError(f"data.rows={config.rows}: is less than the base's {size}; set data.base.rows={config.rows}")
     if added:
-        selections["pool"] = _select_pool(config, added, base.source, seed, cache, tokenizer, texts)
-    row_ids, sources, examples = [], Counter[str](), dict[str, list[dict[str, Any]]]()
-    for origin, part in selections.items():
+        parts["pool"] = builder.select_pool(added, base.source)
+    row_ids, sources = list[str](), Counter[str]()
+    for origin, part in parts.items():
         row_ids += _row_ids(origin, part.source.keys[part.chosen])
         sources.update(by_source(part.source, part.chosen))
-        for reason, rows in part.filtered.examples.items():
-            examples.setdefault(reason, []).extend(rows)
-    datasets = [part.source.rows.select(part.chosen).remove_columns("key") for part in selections.values()]
     return Mix(
         name=config.name,
         seed=seed,
-        dataset=concatenate_datasets(datasets),
+        dataset=concatenate_datasets(
+            [part.source.rows.select(part.chosen).remove_columns("key") for part in parts.values()]
+        ),
         row_ids=row_ids,
         digest=sha256("\n".join(row_ids).encode()).hexdigest()[:20],
         sources=dict(sources.most_common()),
-        facts={origin: part.facts for origin, part in selections.items()},
-        parts=tuple(Part(part.source.fingerprint, part.source.rows, part.chosen) for part in selections.values()),
-        examples=examples,
-        scores=_scores(config, selections, cache),
+        parts=parts,
+        scores=_scores(config, parts, scorer, cache),
     )
 
 
 def _row_ids(origin: str, keys: np.ndarray) -> list[str]:
     """Return row ids from keys of shape (rows, 2); the second of two base rows with the same text ends in `-2`."""
-    texts = np.frombuffer(keys.astype(">u8").tobytes().hex().encode(), dtype="S32").astype(str).tolist()
     seen: Counter[str] = Counter()
     ids = []
-    for key in texts:
+    for key in np.frombuffer(keys.astype(">u8").tobytes().hex().encode(), dtype="S32").astype(str).tolist():
         seen[key] += 1
         ids.append(f"{origin}:{key}" if seen[key] == 1 else f"{origin}:{key}-{seen[key]}")
     return ids
 
 
-def _scores(config: DataConfig, selections: dict[str, _Selection], cache: Path) -> np.ndarray | None:
+def _scores(config: DataConfig, parts: dict[str, Part], scorer: Scorer | None, cache: Path) -> np.ndarray | None:
     """Return the scores that rank the pool, or the ones that the rows came with if it is not ranked.
 
-    Base rows are scored too if that is cheap. A classifier runs only on the pool, because it decides nothing about
-    base rows; their own scores would be on another scale.
+    A classifier runs only on the pool, because it decides nothing about base rows, whose own scores have another scale.
     """
-    ranked = "pool" in selections and config.pool is not None and config.pool.order is PoolOrder.best
+    ranked = "pool" in parts and config.pool is not None and config.pool.order is PoolOrder.best
     kind = config.scorer.kind if ranked else ScorerKind.column
     found = []
-    for name, part in selections.items():
+    for name, part in parts.items():
         scores = part.source.scores
         if kind is ScorerKind.heuristic or (kind is ScorerKind.fineweb_edu and name == "pool"):
-            scores = scores_of(part.source, config.scorer, cache)
+            scores = scores_of(part.source, config.scorer, scorer, cache)
         elif kind is ScorerKind.fineweb_edu:
             scores = None
         found.append(np.full(len(part.chosen), np.nan, np.float32) if scores is None else scores[part.chosen])
@@ -168,104 +165,99 @@ def _scores(config: DataConfig, selections: dict[str, _Selection], cache: Path) 
     return None if np.isnan(joined).all() else joined
 
 
-def _select_base(
-    config: DataConfig, seed: int, cache: Path, tokenizer: Tokenizer | None, texts: EvaluationTexts | None
-) -> _Selection:
-    """Take the whole base in key order, or a draw of `data.base.rows` rows."""
-    base = standardise(config.base, "data.base", cache)
-    active = config.filters if config.filters.base else FiltersConfig()
-    near = config.near_dedup.base and config.near_dedup.threshold is not None
-    masks = chain(filters(active, base, cache, tokenizer), [_near_mask_of_base(config, base, cache)] if near else [])
-    filtered = apply_masks(base, "base", masks)
-    contamination = _drop_contaminated(config, base, "base", filtered, texts, cache)
-    order = in_key_order(base, cache)
-    rows = order[filtered.keep[order]]
-    wanted = config.base.rows if config.base.rows is not None else len(rows)
-    check_base(base, filtered, contamination.get("contaminated_rows", 0), wanted, config)
-    chosen = rows[stream(seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
-    facts = {**_facts(base, filtered), **contamination, "rows": wanted}
-    if near:
-        facts[NEAR] = facts["filtered"].pop(NEAR)
-    return _Selection(base, filtered, chosen, facts)
+@dataclass(frozen=True)
+class _Builder:
+    """Selects the rows of base and pool; the fields are those of `build_mix`."""
 
+    config: DataConfig
+    seed: int
+    cache: Path
+    tokenizer: Tokenizer | None
+    texts: EvaluationTexts | None
+    scorer: Scorer | None
 
-def _select_pool(
-    config: DataConfig,
-    added: int,
-    base: Standardised,
-    seed: int,
-    cache: Path,
-    tokenizer: Tokenizer | None,
-    texts: EvaluationTexts | None,
-) -> _Selection:
-    """Draw `added` rows from the pool."""
-    check_pool(config, added)
-    assert config.pool is not None
-    pool = standardise(config.pool, "data.pool", cache)
-    check_not_empty(pool, config.pool, "data.pool")
-    check_names(config.pool, pool.names)
-    filtered = apply_masks(pool, "pool", filters(config.filters, pool, cache, tokenizer))
-    contamination = _drop_contaminated(config, pool, "pool", filtered, texts, cache)
-    scores = scores_of(pool, config.scorer, cache) if config.pool.order is PoolOrder.best else None
-    order = in_key_order(pool, cache)
-    found = eligible(pool, order[filtered.keep[order]], base, scores)
-    rows = found.rows if scores is None else found.rows[np.argsort(-scores[found.rows], kind="stable")]
-    excluded = {"in_base": found.in_base, "repeats": found.repeats}
-    facts = {
-        **_facts(pool, filtered),
-        **contamination,
-        "excluded": {reason: len(numbers) for reason, numbers in excluded.items()},
-        "excluded_sources": {reason: by_source(pool, numbers) for reason, numbers in excluded.items()},
-    }
-    near_facts = {}
-    if config.near_dedup.threshold is not None:
-        fixed = _first_of_each_text(base)
-        if config.near_dedup.base:
-            fixed = fixed[_near_mask_of_base(config, base, cache).keep[fixed]]
-        near, near_base = near_duplicates((base, fixed), (pool, rows), config.near_dedup.threshold, cache)
-        near_facts = {NEAR: by_source(pool, rows[near]), "near_base": by_source(pool, rows[near_base])}
-        filtered.examples[NEAR] = examples_of(pool, "pool", rows[near])
-        rows = rows[~near]
-    facts |= {"eligible": len(rows), "rows": added, **near_facts}
-    chosen = take(in_draw_order(rows, scores, config.pool, seed), added, pool, config.pool)
-    if isinstance(chosen, Shortage):
-        raise shortage_error(pool, facts, chosen, added, config)
-    return _Selection(pool, filtered, chosen, facts)
+    def select_base(self) -> Part:
+        """Take the whole base in key order, or a draw of `data.base.rows` rows."""
+        config, cache = self.config, self.cache
+        base = standardise(config.base, "data.base", cache)
+        active = config.filters if config.filters.base else FiltersConfig()
+        near = config.near_dedup.base and config.near_dedup.threshold is not None
+        masks = chain(filters(active, base, cache, self.tokenizer), [self._near_mask(base)] if near else [])
+        filtered = apply_masks(base, "base", masks)
+        contamination = self._drop_contaminated(base, "base", filtered)
+        order = in_key_order(base, cache)
+        rows = order[filtered.keep[order]]
+        wanted = config.base.rows if config.base.rows is not None else len(rows)
+        check_base(base, filtered, contamination.get("contaminated_rows", 0), wanted, config)
+        chosen = rows[stream(self.seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
+        facts = {**_facts(base, filtered), **contamination, "rows": wanted}
+        if near:
+            facts[NEAR] = facts["filtered"].pop(NEAR)
+        return Part(base, chosen, facts, filtered.examples)
 
+    def select_pool(self, added: int, base: Standardised) -> Part:
+        """Draw `added` rows from the pool."""
+        config, cache = self.config, self.cache
+        check_pool(config, added)
+        assert config.pool is not None
+        pool = standardise(config.pool, "data.pool", cache)
+        check_not_empty(pool, config.pool, "data.pool")
+        check_names(config.pool, pool.names)
+        filtered = apply_masks(pool, "pool", filters(config.filters, pool, cache, self.tokenizer))
+        contamination = self._drop_contaminated(pool, "pool", filtered)
+        scores = scores_of(pool, config.scorer, self.scorer, cache) if config.pool.order is PoolOrder.best else None
+        order = in_key_order(pool, cache)
+        found = eligible(pool, order[filtered.keep[order]], base, scores)
+        rows = found.rows if scores is None else found.rows[np.argsort(-scores[found.rows], kind="stable")]
+        excluded = {"in_base": found.in_base, "repeats": found.repeats}
+        near_facts = {}
+        if config.near_dedup.threshold is not None:
+            fixed = _first_of_each_text(base)
+            if config.near_dedup.base:
+                fixed = fixed[self._near_mask(base).keep[fixed]]
+            near, near_base = near_duplicates((base, fixed), (pool, rows), config.near_dedup.threshold, cache)
+            near_facts = {NEAR: by_source(pool, rows[near]), "near_base": by_source(pool, rows[near_base])}
+            filtered.examples[NEAR] = examples_of(pool, "pool", rows[near])
+            rows = rows[~near]
+        facts = {
+            **_facts(pool, filtered),
+            **contamination,
+            "excluded": {reason: len(numbers) for reason, numbers in excluded.items()},
+            "excluded_sources": {reason: by_source(pool, numbers) for reason, numbers in excluded.items()},
+            "eligible": len(rows),
+            "rows": added,
+            **near_facts,
+        }
+        chosen = take(in_draw_order(rows, scores, config.pool, self.seed), added, pool, config.pool)
+        if isinstance(chosen, Shortage):
+            raise shortage_error(pool, facts, chosen, added, config)
+        return Part(pool, chosen, facts, filtered.examples)
 
-def _drop_contaminated(
-    config: DataConfig,
-    source: Standardised,
-    origin: str,
-    filtered: Filtered,
-    texts: EvaluationTexts | None,
-    cache: Path,
-) -> dict[str, Any]:
-    """Remove from `filtered` the rows that overlap with the evaluation, if they are to be dropped.
+    def _drop_contaminated(self, source: Standardised, origin: str, filtered: Filtered) -> dict[str, Any]:
+        """Remove from `filtered` the rows that overlap with the evaluation, if they are to be dropped.
 
-    Returns:
-        `contaminated_rows`, counted among the rows that the filters kept, and `contaminated`: all such rows by task
-        and source.
-    """
-    if config.contamination is not Contamination.drop:
-        return {}
-    if texts is None:
-        raise ValueError("data.contamination=drop needs the evaluation texts")
-    contaminated, counts = overlapping_rows(source, texts, cache)
-    dropped = np.flatnonzero(contaminated & filtered.keep)
-    filtered.examples[CONTAMINATED] = examples_of(source, origin, dropped)
-    filtered.keep[dropped] = False
-    return {"contaminated": counts, "contaminated_rows": len(dropped)}
+        Returns:
+            `contaminated_rows`, counted among the rows that the filters kept, and `contaminated`: all such rows by
+            task and source.
+        """
+        if self.config.contamination is not Contamination.drop:
+            return {}
+        if self.texts is None:
+            raise ValueError("data.contamination=drop needs the evaluation texts")
+        contaminated, counts = overlapping_rows(source, self.texts, self.cache)
+        dropped = np.flatnonzero(contaminated & filtered.keep)
+        filtered.examples[CONTAMINATED] = examples_of(source, origin, dropped)
+        filtered.keep[dropped] = False
+        return {"contaminated": counts, "contaminated_rows": len(dropped)}
 
-
-def _near_mask_of_base(config: DataConfig, base: Standardised, cache: Path) -> Mask:
-    """Return the mask of base rows that are not near-duplicates; rows with the same text are not compared."""
-    assert config.near_dedup.threshold is not None
-    rows = _first_of_each_text(base)
-    near, _ = near_duplicates((base, rows[:0]), (base, rows), config.near_dedup.threshold, cache)
-    keep = np.ones(len(base.rows), dtype=bool)
-    keep[rows[near]] = False
-    return Mask(NEAR, keep)
+    def _near_mask(self, base: Standardised) -> Mask:
+        """Return the mask of base rows that are not near-duplicates; rows with the same text are not compared."""
+        assert self.config.near_dedup.threshold is not None
+        rows = _first_of_each_text(base)
+        near, _ = near_duplicates((base, rows[:0]), (base, rows), self.config.near_dedup.threshold, self.cache)
+        keep = np.ones(len(base.rows), dtype=bool)
+        keep[rows[near]] = False
+        return Mask(NEAR, keep)
 
 
 def _first_of_each_text(source: Standardised) -> np.ndarray:

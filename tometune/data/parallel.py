@@ -4,17 +4,16 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from concurrent.futures import Future
+from itertools import chain, islice
 from multiprocessing import current_process
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Items processed here first: small jobs finish before another process has started.
-ALONE = 8
-# Items per process that wait for a process or for the caller; bounds the memory.
-WAITING = 3
+ALONE = 8  # up to so many items are processed here, faster than another process starts
+WAITING = 3  # items per process that wait for a process or for the caller; bounds the memory
 
 
 class WorkerDiedError(RuntimeError):
@@ -29,22 +28,17 @@ def cores() -> int:
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield `function(item)` for each item, in order, using as many processes as there are cores.
 
-    Args:
-        function: at module level, so that other processes find it; it, its items and results are pickled.
-        items: read in this process, a few ahead.
+    The function must be at module level, so that other processes find it; items are read here, a few ahead.
 
     Raises:
         WorkerDiedError: a process was killed.
         Exception: whatever the function raises, when its item's turn comes.
     """
     rest = iter(items)
-    for item in islice(rest, ALONE):
-        yield function(item)
-    ahead = list(islice(rest, 1))
+    head = list(islice(rest, ALONE + 1))
     processes = 1 if current_process().daemon else cores()  # daemons must not have children
-    if not ahead or processes == 1:
-        yield from map(function, ahead)
-        yield from map(function, rest)
+    if len(head) <= ALONE or processes == 1:
+        yield from map(function, chain(head, rest))
         return
     # loky's processes start fresh and import only what the function needs.
     from joblib.externals.loky import ProcessPoolExecutor
@@ -54,8 +48,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
     pool = ProcessPoolExecutor(processes)
     try:
-        waiting = deque([pool.submit(function, ahead.pop())])
-        for item in rest:
+        waiting: deque[Future[Result]] = deque()
+        for item in chain(head, rest):
             waiting.append(pool.submit(function, item))
             if len(waiting) >= WAITING * processes:
                 yield waiting.popleft().result()

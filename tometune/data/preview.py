@@ -14,21 +14,13 @@ from tometune.data.mix import Mix
 from tometune.data.tokens import Tokens
 
 TRAINED, OTHER = "bold green", "dim"
-MARKS = ("⟦", "⟧")
-"""Around trained tokens if there is no colour, as in a file."""
-
+MARKS = ("⟦", "⟧")  # around trained tokens if there is no colour, as in a file
 MOST_SOURCES = 12
 LONGEST_NAME = 40
 
 
 def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
-    """Return tables of sizes, steps from read to taken rows, sources, and dropped and fixed rows.
-
-    Args:
-        mix: the conversations.
-        tokens: the same, tokenised.
-        max_length: tokens per row with which they were tokenised.
-    """
+    """Return tables of sizes, steps from read to taken rows, sources, and dropped and fixed rows."""
     count = len(mix.row_ids)
     rows = f"{count:,} row{'s' if count != 1 else ''}"
     title = Text(f"{mix.name}: {rows}, seeds.data={mix.seed}, digest {mix.digest}", style="bold")
@@ -123,14 +115,7 @@ def _name(source: str) -> str:
 
 
 def row(tokens: Tokens, tokenizer: Any, number: int, marks: tuple[str, str] = ("", "")) -> Text:
-    """Return one row as the model sees it, including special tokens, with the trained tokens in colour.
-
-    Args:
-        tokens: the tokenised mix.
-        tokenizer: with which it was made.
-        number: of the row among those that are trained on.
-        marks: put around the trained tokens if there is no colour.
-    """
+    """Return one row of `tokens.dataset` as the model sees it, with the trained tokens in colour and between marks."""
     entry = tokens.dataset[number]
     ids, labels = entry["input_ids"], entry["labels"]
     shown, start = Text(), 0

@@ -26,17 +26,10 @@ FIX_LINE = "fix or delete this line"
 class Batch:
     """Consecutive rows of a source; they are parsed in the process that asks for `rows`."""
 
-    content: "list[Row] | list[bytes] | pa.RecordBatch"
-    """Python objects, JSON lines, or Arrow."""
-
-    origin: str
-    """File or dataset."""
-
-    numbers: Sequence[int]
-    """Position of each row: lines count from 1, rows from 0."""
-
-    lines: bool = False
-    """Whether `content` is JSON lines."""
+    content: "list[Row] | list[bytes] | pa.RecordBatch"  # bytes are JSON lines
+    origin: str  # file or dataset
+    numbers: Sequence[int]  # position of each row: lines count from 1, rows from 0
+    lines: bool = False  # whether `content` is JSON lines
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -70,9 +63,9 @@ def read_file(file: Path) -> Iterator[Batch]:
     try:
         if file.suffix == ".parquet":
             yield from _parquet(file)
-        elif file.suffix == ".json" and _is_array(file):
+        elif file.suffix == ".json" and _begins(file) == b"[":
             yield from _array(file)
-        else:
+        else:  # many .json files hold one object per line
             yield from _lines(file)
     except OSError as error:
         raise unreadable(file, error) from error
@@ -150,10 +143,10 @@ def _loads(content: bytes, position: str, fix: str) -> Any:
         raise UserError(f"{position}: is nested too deeply; {fix}") from None
 
 
-def _is_array(file: Path) -> bool:
-    """Check whether a .json file is one array; many of them hold one object per line."""
+def _begins(file: Path) -> bytes:
+    """Return the first byte of a text file that is neither white space nor byte order mark."""
     with file.open("rb") as content:
-        return content.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        return content.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
 
 
 def _array(file: Path) -> Iterator[Batch]:

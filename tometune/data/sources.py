@@ -23,22 +23,16 @@ from tometune.data.readers import BATCH, SUFFIXES, Batch, batches, read_file, un
 
 log = logging.getLogger(__name__)
 
-# Characters that an error shows of a path that the system rejects.
-LONGEST_PATH = 200
+LONGEST_PATH = 200  # characters that an error shows of a path that the system rejects
 
 # How `datasets` names a file of a hub dataset.
 ON_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
 
 
 def fingerprint(source: SourceConfig, key: str) -> str:
-    """Identify the content of a source without reading its rows.
+    """Identify the content of a source: files by sha256 and suffix, whatever their names; a hub dataset by commit.
 
-    Files are identified by the sha256 of their contents and their suffix, whatever their names and folders; a hub
-    dataset by id and commit.
-
-    Args:
-        source: what is to be read.
-        key: its key in the config, for errors, e.g. `data.base`.
+    `key` is the source's key in the config, for errors, e.g. `data.base`. No rows are read.
 
     Raises:
         UserError: a file is missing.
@@ -118,9 +112,7 @@ def _content_digest(file: Path, _size: int, _changed: int) -> bytes:
 
 
 def read(source: SourceConfig, key: str) -> Iterator[Batch]:
-    """Yield the rows of a source in batches, in an order that depends on its fingerprint alone.
-
-    Files are read in the order of their hashes, so their names do not matter.
+    """Yield the rows of a source in batches. Files are read in the order of their hashes, so names do not matter.
 
     Raises:
         UserError: something is missing, broken or cannot be reached.

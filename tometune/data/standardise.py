@@ -34,18 +34,15 @@ if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes t
 
 log = logging.getLogger(__name__)
 
-# Raised when the same source gives other rows.
-VERSION = 4
-# Raised when the same rows are stored in other files.
-LAYOUT = 2
+VERSION = 4  # raised when the same source gives other rows
+LAYOUT = 2  # raised when the same rows are stored in other files
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 SCHEMA = pa.schema({"key": pa.binary(), "source": pa.string(), "messages": MESSAGES})
 KEY_BYTES = 16
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 
-Counts = dict[str, dict[str, int]]
-"""Rows by reason and source."""
+Counts = dict[str, dict[str, int]]  # rows by reason and source
 
 
 @dataclass(frozen=True)
@@ -65,12 +62,7 @@ class Standardised:
 
 
 def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
-    """Return the usable rows of a source, from the cache or read now.
-
-    Args:
-        source: what to read.
-        key: its key in the config, for errors.
-        cache: root of the cache.
+    """Return the usable rows of a source, cached; `key` is its key in the config, for errors.
 
     Raises:
         UserError: the source is missing, broken or of an unknown shape.
@@ -94,60 +86,54 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
 
 
 def _build(source: SourceConfig, key: str, folder: Path) -> None:
-    dropped: dict[str, Counter[str]] = {}
-    mended: dict[str, Counter[str]] = {}
-    keys, labels, scores = bytearray(), list[int](), list[np.ndarray]()
+    keys, labels, scores = bytearray(), list[int](), [np.empty(0, np.float32)]
     names: dict[str, int] = {}
+    counts: Counter[tuple[str, str, str]] = Counter()
     total = 0
     with (
         pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress(f"{key}: rows standardised") as advance,
     ):
-        for piece in in_order(partial(standardise_batch, source=source), read(source, key)):
-            writer.write_batch(piece.rows)
-            keys += b"".join(piece.rows.column("key").to_pylist())
-            labels += [names.setdefault(name, len(names)) for name in piece.rows.column("source").to_pylist()]
-            scores.append(piece.scores)
-            total += piece.read
-            advance(piece.read)
-            for counts, more in ((dropped, piece.dropped), (mended, piece.mended)):
-                for reason, by_source in more.items():
-                    counts.setdefault(reason, Counter()).update(by_source)
+        for rows, more_scores, more_counts, count in in_order(
+            partial(standardise_batch, source=source), read(source, key)
+        ):
+            writer.write_batch(rows)
+            keys += b"".join(rows.column("key").to_pylist())
+            labels += [names.setdefault(name, len(names)) for name in rows.column("source").to_pylist()]
+            scores.append(more_scores)
+            counts.update(more_counts)
+            total += count
+            advance(count)
     np.save(folder / "keys.npy", np.frombuffer(keys, dtype=np.uint8).reshape(-1, KEY_BYTES))
     ordered = sorted(names)
     places = np.array([ordered.index(name) for name in names], dtype=np.int32)
     np.save(folder / "labels.npy", places[np.array(labels, dtype=np.int32)])
     (folder / "labels.json").write_text(json.dumps(ordered), encoding="utf-8")
-    score = np.concatenate([*scores, np.empty(0, np.float32)])
+    score = np.concatenate(scores)
     if not np.isnan(score).all():
         np.save(folder / "scores.npy", score)
-    (folder / "counts.json").write_text(
-        json.dumps({"read": total, "dropped": dropped, "mended": mended}), encoding="utf-8"
-    )
+    nested: dict[str, Counts] = {"dropped": {}, "mended": {}}
+    for (change, reason, name), count in counts.items():
+        nested[change].setdefault(reason, {})[name] = count
+    (folder / "counts.json").write_text(json.dumps({"read": total, **nested}), encoding="utf-8")
     log.info("%s: %s rows standardised", key, f"{total:,}")
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One standardised batch."""
-
-    rows: pa.RecordBatch  # usable rows, of `SCHEMA`
-    scores: np.ndarray  # (usable rows,) float32, NaN for rows without a score
-    read: int  # rows of the batch
-    dropped: dict[str, Counter[str]]
-    mended: dict[str, Counter[str]]
-
-
-def standardise_batch(batch: Batch, source: SourceConfig) -> Piece:
+def standardise_batch(
+    batch: Batch, source: SourceConfig
+) -> tuple[pa.RecordBatch, np.ndarray, Counter[tuple[str, str, str]], int]:
     """Standardise a batch of rows, in any process.
+
+    Returns:
+        The usable rows, of `SCHEMA`; their scores, float32, NaN for rows without one; counts of dropped and mended
+        rows by (change, reason, source); and the number of rows in the batch.
 
     Raises:
         UserError: a row does not match the source's format; names it.
     """
     read_turns = formats.reader(formats.format_of(batch.rows, source.format, batch.origin))
-    dropped: dict[str, Counter[str]] = {}
-    mended: dict[str, Counter[str]] = {}
+    counts: Counter[tuple[str, str, str]] = Counter()
     keys, names, conversations, scores = [], [], [], []
     for index, row in enumerate(batch.rows):
         try:
@@ -155,8 +141,7 @@ def standardise_batch(batch: Batch, source: SourceConfig) -> Piece:
         except formats.FormatError as error:
             raise UserError(f"{batch.where(index)}: {error}") from None
         name = _source_of(row) or source.id or str(source.kind)
-        for reason in reasons:
-            (mended if turns else dropped).setdefault(reason, Counter())[name] += 1
+        counts.update(("mended" if turns else "dropped", reason, name) for reason in sorted(reasons))
         if turns:
             keys.append(text_key(text for _, text in turns))
             names.append(name)
@@ -164,7 +149,7 @@ def standardise_batch(batch: Batch, source: SourceConfig) -> Piece:
             scores.append(_score(row.get(source.score)))
     columns = [pa.array(keys, pa.binary()), pa.array(names, pa.string()), pa.array(conversations, MESSAGES)]
     rows = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
-    return Piece(rows, np.array(scores, np.float32), len(batch), dropped, mended)
+    return rows, np.array(scores, np.float32), counts, len(batch)
 
 
 def text_key(texts: Iterable[str]) -> bytes:

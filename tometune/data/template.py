@@ -28,14 +28,9 @@ PRIVATE = range(0x100000, 0x10FFFE)
 class Rendered:
     """One conversation as the model sees it."""
 
-    text: str
-    """Special tokens that a message itself spells are replaced by stand-ins."""
-
-    spans: list[Span]
-    """Characters [start, end) of `text` that are trained on, one pair per assistant turn."""
-
-    stand_ins: dict[str, str]
-    """The special token behind each stand-in; empty for nearly every row."""
+    text: str  # special tokens that a message itself spells are replaced by stand-ins
+    spans: list[Span]  # characters [start, end) of `text` that are trained on, one pair per assistant turn
+    stand_ins: dict[str, str]  # the special token behind each stand-in; empty for nearly every row
 
     def original(self, start: int, end: int) -> str:
         """Return a part of the text with the special tokens that the messages spell."""

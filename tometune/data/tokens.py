@@ -27,8 +27,7 @@ from tometune.data.template import Template
 
 log = logging.getLogger(__name__)
 
-# Raised when the same rows get other ids or labels, or are stored in another way.
-VERSION = 4
+VERSION = 4  # raised when the same rows get other ids or labels, or are stored in another way
 
 # Most rows of a piece, and how many of them are decoded and compared with their answers.
 PIECE, VERIFIED = 50_000, 200
@@ -57,13 +56,7 @@ class Tokens:
 
 
 def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
-    """Return the tokens of a mix, from the cache or made now.
-
-    Args:
-        mix: the conversations.
-        tokenizer: with a chat template whose date is pinned.
-        max_length: tokens per row; longer rows are cut at the end.
-        cache: root of the cache.
+    """Return the tokens of a mix, cached; rows longer than `max_length` are cut at the end.
 
     Raises:
         UserError: the template alone needs more than `max_length` tokens, or no row has anything to train on.
@@ -86,7 +79,7 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         "tokens": VERSION,
     }
     tables, numbers, lines, length = [], [], [], 0
-    for part in mix.parts:
+    for part in mix.parts.values():
         found = _tokenised(part, made_by, template, max_length, cache)
         chosen = found.index[np.searchsorted(found.index[:, 0], part.chosen)]
         assert (chosen[:, 0] == part.chosen).all(), "every chosen row was tokenised"
@@ -127,7 +120,7 @@ class _Tokenised:
 
 def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_length: int, cache: Path) -> _Tokenised:
     """Return tokenised rows of a source, the chosen ones among them, from the cache or made now."""
-    key = {"source": part.fingerprint, **made_by}
+    key = {"source": part.source.fingerprint, **made_by}
     kind = f"tokens/{_hash(json.dumps(key, sort_keys=True))}"
     found = _load(cache / kind)
     if np.isin(part.chosen, found.index[:, 0]).all():
@@ -140,7 +133,7 @@ def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_leng
         for start in range(0, len(missing), PIECE):
             numbers = missing[start : start + PIECE]
             rows = {"count": len(numbers), "sha256": sha256(numbers.astype("<i8").tobytes()).hexdigest()[:20]}
-            build = partial(_build, part.rows.select(numbers), numbers, template, max_length)
+            build = partial(_build, part.source.rows.select(numbers), numbers, template, max_length)
             cached_folder(cache, kind, {**key, "rows": rows}, build)
             log.info("%s of %s rows tokenised", f"{start + len(numbers):,}", f"{len(missing):,}")
     return _load(cache / kind)
@@ -149,9 +142,7 @@ def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_leng
 def _load(folder: Path, repair: bool = False) -> _Tokenised:
     """Join the pieces in a folder; if two machines tokenised the same row, the first one is used.
 
-    Args:
-        folder: of the pieces.
-        repair: delete a piece that cannot be read, so that its rows are made again; otherwise it is ignored.
+    A piece that cannot be read is ignored, and with `repair` deleted, so that its rows are made again.
     """
     tables, indexes, length = [], [np.empty((0, len(INDEX)), dtype=np.int64)], 0
     for piece in sorted(path.parent for path in folder.glob("[!.]*/config.json")):

@@ -1,10 +1,11 @@
-"""A model whose every weight is trained (`lora=none`): how it is loaded for that, and how it is read back."""
+"""Full fine-tuning (`lora=none`): loading a model to train every weight, and the trained model of a run."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
@@ -14,33 +15,47 @@ from tometune.models.adapter import check_targets, load_adapter
 from tometune.models.load import load_model
 from tometune.models.saved import ADAPTER, as_saved
 from tometune.models.source import ModelSource
+from tometune.models.transformers_backend import check_unquantised
 
 
 def load_to_train(source: ModelSource) -> Any:
     """Return the model with all weights trainable, in float32.
 
-    The arithmetic of training may have 16 bits all the same (autocast): a weight in bfloat16 keeps 8 significant bits,
-    which a step of a usual learning rate is lost in (Micikevicius et al. 2018, arXiv:1710.03740).
+    Training may still compute in 16 bits (autocast). Weights in bfloat16 keep 8 significant bits, in which the steps of
+    a usual learning rate are lost (Micikevicius et al. 2018, arXiv:1710.03740).
 
     Raises:
-        UserError: the hub does not give it, it holds no safetensors, or its files hold quantised weights.
+        UserError: the hub does not have it, it has no safetensors, or its files hold quantised weights.
     """
     loaded = load_model(replace(source, config=replace(source.config, precision=Precision.fp32)))
     check_unquantised(loaded, source.config.id)
     return loaded.requires_grad_(True)
 
 
-def published(source: ModelSource) -> tuple[Any, Any]:
-    """Return the config and the generation config of the model before training, as its author wrote them.
+def restore(model: Any, source: ModelSource) -> None:
+    """Copy the weights of the source into the model, to start its training again.
+
+    Reading them a second time saves a copy of all weights in host memory during every training.
+    """
+    loaded = AutoModelForCausalLM.from_pretrained(
+        source.location, revision=source.revision, dtype=torch.float32, use_safetensors=True
+    )
+    initial = dict(loaded.named_parameters())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(initial[name])
+
+
+def author_configs(source: ModelSource) -> tuple[Any, Any]:
+    """Return the config and the generation config of a model as its author wrote them.
 
     Raises:
-        UserError: the hub does not give them, or transformers would refuse to save the model with them.
+        UserError: the hub does not have them, or transformers would refuse to save a model with them.
     """
-    name, revision = source.location, source.revision
     with hub_errors("model.id", source.config.id):
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(source.location, revision=source.revision)
         try:
-            generation = GenerationConfig.from_pretrained(name, revision=revision)
+            generation = GenerationConfig.from_pretrained(source.location, revision=source.revision)
         except OSError:  # few models have none
             generation = GenerationConfig.from_model_config(config)
     try:
@@ -48,8 +63,8 @@ def published(source: ModelSource) -> tuple[Any, Any]:
     except ValueError as error:
         why = next((line.strip("- ") for line in str(error).splitlines()[1:]), str(error))
         raise UserError(
-            f"model.id={source.config.id}: lora=none saves the whole model, which transformers refuses to do with its "
-            f"generation_config.json ({why}); mend that file in a copy of the model and name its folder"
+            f"model.id={source.config.id}: lora=none saves the whole model, which transformers refuses because of its "
+            f"generation_config.json ({why}); fix that file in a copy of the model and name its folder"
         ) from error
     return config, generation
 
@@ -64,19 +79,6 @@ def check_trainable(model: Any, name: str, lora: LoraConfig) -> None:
         check_targets(model, lora.target_modules)
     else:
         check_unquantised(model, name)
-
-
-def check_unquantised(model: Any, name: str) -> None:
-    """Check that a model's weights are numbers that can be trained; a folder's name does not show it.
-
-    Raises:
-        UserError: they are quantised.
-    """
-    if getattr(model, "hf_quantizer", None) is not None:
-        raise UserError(
-            f"model.id={name}: its files hold quantised weights, which lora=none cannot train; name the same model in "
-            "16 bits, or choose lora=default"
-        )
 
 
 def tuned(model: Any, source: ModelSource, lora: LoraConfig, run: Path) -> Any:

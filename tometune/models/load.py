@@ -1,5 +1,6 @@
 """Loading a model: whether this machine can hold it, by which backend it trains, and a description for run.json."""
 
+import platform
 from importlib import util
 from typing import Any
 
@@ -12,7 +13,7 @@ from tometune.models.source import ModelSource, fingerprint, quantized
 
 
 def check_machine(model: ModelConfig) -> None:
-    """Check, before anything is downloaded, that this machine can load the model.
+    """Check that this machine can load the model, before anything is downloaded.
 
     Raises:
         UserError: a GPU or a package is missing; the line names the command that works here.
@@ -55,8 +56,17 @@ def resolve_backend(model: ModelConfig) -> Backend:
     return Backend.unsloth if one_gpu and unsloth_backend.installed() else Backend.transformers
 
 
+def device_name() -> str:
+    """Return the name of the GPU, or of the processor with the number of threads."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
 def free_memory() -> None:
-    """Give the GPU back what is held by nothing any more."""
+    """Free GPU memory that nothing uses any more."""
     import gc
 
     import torch
@@ -78,7 +88,7 @@ def load_model(source: ModelSource) -> Any:
 
 
 def describe(config: ModelConfig, model: Any) -> dict[str, Any]:
-    """Return what run.json says of the model: its name, where it is from, how it is held."""
+    """Return the entry `model` of run.json: its name, origin, backend and number format."""
     return {
         "name": config.name,
         "id": config.id,
@@ -88,4 +98,5 @@ def describe(config: ModelConfig, model: Any) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "parameters": model.num_parameters(),
         "device": model.device.type,
+        "device_name": device_name(),
     }

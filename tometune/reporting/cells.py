@@ -1,19 +1,24 @@
-"""Cells: runs that differ by their seeds alone. What else differs names the cell."""
+"""Cells: runs that differ by their seeds alone. Any other setting that differs is part of the cell's name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.reporting.sweep import Missing, Sweep, SweepRun
 
-STREAMS = {"data": "data sample", "order": "order", "adapter": "adapter", "generation": "generation"}
-"""Streams of `seeds`, by what they are called in the report."""
+STREAMS = {
+    "data": "data sample",
+    "order": "data order",
+    "adapter": "adapter initialisation",
+    "generation": "generation",
+}
+"""Streams of `seeds` and their names in the report."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One line of the table."""
+    """One row of the table."""
 
     label: str
     """Unique in the report."""
@@ -22,13 +27,13 @@ class Cell:
     data: str
     rows: int
     settings: dict[str, Any]
-    """Hyperparameters by which this cell differs from others of the same model and data."""
+    """Hyperparameters by which this cell differs from others with the same model and data."""
 
     runs: dict[int, SweepRun]
     """The replicates by seed: runs in which every stream that varies in the sweep has that seed."""
 
-    apart: list[SweepRun]
-    """Runs in which some streams were varied and others not: for the variance by cause, not for the mean."""
+    stream_runs: list[SweepRun]
+    """Runs whose streams have different seeds: they count for the variance by cause, not for the mean."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Grid:
 
     cells: list[Cell]
     varied: list[str]
-    """Streams that differ between runs: what the deviation over seeds is over."""
+    """Streams that differ between runs: the deviation over seeds covers these."""
 
     notes: list[str]
 
@@ -59,26 +64,25 @@ def group(sweep: Sweep) -> Grid:
     ordered = sorted(grouped.items(), key=lambda entry: (*entry[0][:3], [_rank(value) for _, value in entry[0][3]]))
     cells = []
     for (model, rows, data, every), runs in ordered:
-        full = ("lora", "full") in every  # of an adapter it reads nothing
+        full = ("lora", "full") in every  # full fine-tuning reads no setting of the adapter
         own = tuple((key, value) for key, value in every if not (full and key.startswith("lora.")))
         label = " ".join([*([model] if several else []), data, *(f"{key}={value}" for key, value in own)])
-        replicates, apart = _replicates(runs, varied)
-        cells.append(Cell(label, model, data, rows, dict(own), replicates, apart))
+        replicates, others = _replicates(runs, varied)
+        cells.append(Cell(label, model, data, rows, dict(own), replicates, others))
     if not any(cell.runs for cell in cells):
         raise UserError(
-            f"{sweep.folder}: every run has some streams of `seeds` set apart, so there is no mean over seeds; "
+            f"{sweep.folder}: every run sets single streams of `seeds`, so there is no mean over seeds; "
             "add runs without seeds.*, e.g. seed=0"
         )
-    return Grid(cells, varied, [*_left_out(cells), *(_confounded(key, sweep.runs) for key in confounded)])
+    return Grid(cells, varied, [*_excluded(cells), *(_confounded(key, sweep.runs) for key in confounded)])
 
 
 def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[int, SweepRun], list[SweepRun]]:
-    """Tell runs of a whole seed from runs whose streams were set apart."""
-    whole: dict[int, SweepRun] = {}
+    """Separate the runs with one seed for all varied streams from the others."""
+    replicates: dict[int, SweepRun] = {}
     by_streams: dict[tuple[int, ...], SweepRun] = {}
     for run in runs:
-        streams = tuple(run.streams.values())
-        twin = by_streams.setdefault(streams, run)
+        twin = by_streams.setdefault(tuple(run.streams.values()), run)
         if twin is not run:
             raise UserError(
                 f"{twin.id} and {run.id}: the same settings and seeds, so their inputs (data, model or task files) "
@@ -86,52 +90,48 @@ def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[i
             )
         seeds = {run.streams[name] for name in varied} or {int(run.record["seed"])}
         if len(seeds) == 1:
-            whole[seeds.pop()] = run
-    apart = [run for run in runs if run not in whole.values()]
-    return dict(sorted(whole.items())), apart
+            replicates[seeds.pop()] = run
+    others = [run for run in runs if run not in replicates.values()]
+    return dict(sorted(replicates.items())), others
 
 
 def _differing(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
-    """Return the settings that tell cells apart beyond model and data, and those that go along with the data.
+    """Return the settings that distinguish cells beyond model and data, and those that change together with the data.
 
-    A setting that each model (or, below `data.`, each mix) has one value of is part of it. One that changes from mix
-    to mix is told as a note: such a sweep does not vary the data alone.
+    A setting with one value per model (or, below `data.`, per mix) is part of that model or mix. One that changes from
+    mix to mix becomes a note, because such a sweep does not vary the data alone.
     """
-    settings, confounded = [], []
-    keys = sorted({key for run in runs for key in run.settings})
-    for key in keys:
+    settings: list[str] = []
+    confounded: list[str] = []
+    for key in sorted({key for run in runs for key in run.settings}):
         if _constant(key, runs, _model) or (key.startswith("data.") and _constant(key, runs, _data)):
             continue
-        if _constant(key, runs, lambda run: (_model(run), _data(run))):
-            confounded.append(key)
-        else:
-            settings.append(key)
+        together = _constant(key, runs, lambda run: (_model(run), _data(run)))
+        (confounded if together else settings).append(key)
     return settings, confounded
 
 
-def _constant(key: str, runs: Iterable[SweepRun], by: Any) -> bool:
-    """Whether a setting has one value for each value of `by(run)`."""
+def _constant(key: str, runs: Iterable[SweepRun], by: Callable[[SweepRun], Any]) -> bool:
+    """Whether a setting has a single value for each value of `by(run)`."""
     seen: dict[Any, Any] = {}
     return all(seen.setdefault(by(run), run.settings.get(key)) == run.settings.get(key) for run in runs)
 
 
-def _left_out(cells: Sequence[Cell]) -> list[str]:
-    """Say which runs are not in the means."""
-    apart = sum(len(cell.apart) for cell in cells)
-    told = []
-    if apart:
-        told.append(f"Runs with streams set apart ({apart}) count for the variance by cause and not for the means.")
+def _excluded(cells: Sequence[Cell]) -> list[str]:
+    """Return notes on the runs that are not part of the means."""
+    count = sum(len(cell.stream_runs) for cell in cells)
+    notes = [f"Runs with separately set streams ({count}) count for the variance by cause only."] if count else []
     empty = [cell.label for cell in cells if not cell.runs]
     if empty:
-        told.append(f"Without a run of a whole seed, so not in the table: {', '.join(empty)}.")
-    return told
+        notes.append(f"Not in the table, because no run has one seed for all streams: {', '.join(empty)}.")
+    return notes
 
 
 def _confounded(key: str, runs: Sequence[SweepRun]) -> str:
-    """Say which data has which value of a setting."""
+    """Return the note on a setting that changes together with the data."""
     values = {_data(run): run.settings.get(key) for run in sorted(runs, key=_rows)}
-    told = ", ".join(f"{data}: {value}" for data, value in values.items())
-    return f"{key} differs along with the data ({told}): the comparisons are of both together."
+    listed = ", ".join(f"{data}: {value}" for data, value in values.items())
+    return f"{key} changes together with the data ({listed}), so the comparisons cover both."
 
 
 def _model(run: SweepRun) -> str:
@@ -147,15 +147,15 @@ def _rows(run: SweepRun) -> int:
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:
-    """Order numbers by size, before everything else by its text."""
+    """Sort key: numbers by size, then everything else by its text."""
     number = isinstance(value, int | float)
     return (not number, float(value) if number else 0.0, str(value))
 
 
 def pairs(cells: Sequence[Cell]) -> list[tuple[int, int]]:
-    """Return the numbers of cells to compare, the later one first: of one model, and different in one thing only.
+    """Return the indices of cells to compare, the later one first.
 
-    Either the data differs, or one hyperparameter does.
+    Two cells are compared if they have the same model and differ in one thing only: the data or one hyperparameter.
     """
     found = []
     for second, later in enumerate(cells):
@@ -169,14 +169,14 @@ def pairs(cells: Sequence[Cell]) -> list[tuple[int, int]]:
 def one_factor(cell: Cell, stream: str) -> list[list[SweepRun]]:
     """Return groups of a cell's runs that differ in this stream and in no other."""
     groups: dict[tuple[int, ...], list[SweepRun]] = {}
-    for run in [*cell.runs.values(), *cell.apart]:
+    for run in [*cell.runs.values(), *cell.stream_runs]:
         others = tuple(seed for name, seed in run.streams.items() if name != stream)
         groups.setdefault(others, []).append(run)
     return [runs for runs in groups.values() if len(runs) > 1]
 
 
 def expected_seeds(cell: Cell, missing: Iterable[Missing]) -> int:
-    """Return the runs a cell should have: its own, and the missing ones that are not known to belong elsewhere."""
+    """Return how many runs a cell should have: its own, and the missing ones not known to belong elsewhere."""
 
     def belongs(absent: Missing) -> bool:
         others = all(str(absent.settings.get(key, value)) == str(value) for key, value in cell.settings.items())

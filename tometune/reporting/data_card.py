@@ -1,12 +1,15 @@
-"""The data card of a mix: an HTML page and Markdown."""
+"""The data card of a mix: an HTML page, the same as Markdown, and a summary of contamination for the console.
+
+Texts of rows come from strangers. They are escaped, Markdown in them stays text, and the page's Content-Security-Policy
+forbids it to load or run anything.
+"""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment
-from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -17,80 +20,110 @@ from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
 from tometune.data.ngrams import SHORTEST
 from tometune.data.profile import Profile, described, repeats
-from tometune.reporting import card_figures
-from tometune.reporting.page import environment
-from tometune.reporting.training_figures import stacked
+from tometune.reporting import mix_figures
+from tometune.reporting.page import draw, environment
+from tometune.reporting.text import markdown_line
 
-Reasons = list[dict[str, Any]]
-
-WORDS = {
-    "no_assistant_turn": "no answer of the assistant in it",
-    "in_base": "its text is in the base",
-    "repeats": "its text is in an earlier row of the pool",
-    NEAR: "nearly the same as another row",
-    "contaminated": "shares a run of words with an evaluation example",
+REASONS = {
+    "no_assistant_turn": "no assistant turn",
+    "in_base": "text is in the base",
+    "repeats": "text is in an earlier row of the pool",
+    NEAR: "near-duplicate of another row",
+    "contaminated": "overlaps with an evaluation example",
 }
-"""Reasons in words; others are shown as they are called."""
+"""Reasons in words; any other reason is shown by its key."""
 
-SHORT = {
-    "no_assistant_turn": "without an answer",
-    "in_base": "in the base",
-    "repeats": "repeats",
-    NEAR: "near-duplicates",
-    "contaminated": "in the evaluation",
-}
-"""The same where there is little room."""
+FOLDED_AFTER = 700
+"""Characters of a turn that are visible without unfolding it."""
 
+MOST_CHARACTERS = 20_000
+"""Characters of a turn on the page."""
 
-def sources(mix: Profile) -> list[dict[str, Any]]:
-    """Return what there is to say of each source, the one with most rows first."""
-    found = []
-    for name, rows in mix.by_source():
-        count, pool = int(rows.sum()), int(mix.pool[rows].sum())
-        entry = {"source": name, "rows": count, "base": count - pool, "pool": pool, "share": count / len(mix)}
-        entry["characters"] = described(mix.characters[rows])
-        entry["turns"] = described(mix.turns[rows])
-        entry["tokens"] = None if mix.tokens is None else described(mix.tokens[rows])
-        found.append(entry)
-    return found
+MOST_SOURCES = 12
+"""Sources per task listed on the console."""
+
+MOST_WORDS = 24
+"""Words of an overlap listed on the console."""
 
 
-def way(facts: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
-    """Return the way from the rows of a base or pool that were read to those taken: name, rows, whether taken off.
+def card(
+    mix: Mix,
+    values: Profile,
+    samples: Sequence[Mapping[str, Any]],
+    overlaps: MixOverlaps | None,
+    unchecked: Mapping[str, str],
+    contamination: str,
+) -> dict[str, Any]:
+    """Return the content of a card as plain values.
 
-    A row that went for two reasons is counted under the first of them.
+    Args:
+        mix: the mix.
+        values: the values of its rows.
+        samples: rows to show.
+        overlaps: with the evaluation texts; None if there were no texts.
+        unchecked: the tasks that were not checked, with the reason.
+        contamination: `data.contamination`.
     """
-    off = [*facts.get("excluded", {}).items(), *_later(facts)]
-    rows = [("read", facts["read"], False)]
-    rows += [(SHORT.get(reason, reason), _total(counts), True) for reason, counts in facts["dropped"].items()]
-    if "eligible" in facts:
-        twice = sum(count for _, count in off) - (facts["usable"] - facts["eligible"])
-        for place, (name, count) in reversed(list(enumerate(off))):  # a row that went twice counts the first time
-            off[place] = (name, count - min(count, max(twice, 0)))
-            twice -= count - off[place][1]
-    rows += [(SHORT.get(name, name), count, True) for name, count in off if count]
-    rows += [("left to draw from", facts["eligible"], False)] if "eligible" in facts else []
-    return [*rows, ("taken", facts["rows"], False)]
+    duplicates = repeats(values)
+    scores = None if values.scores is None else values.scores[~np.isnan(values.scores)]
+    return {
+        **{"name": mix.name, "seed": mix.seed, "digest": mix.digest, "rows": len(values)},
+        "fingerprints": {origin: facts["fingerprint"] for origin, facts in mix.facts.items()},
+        "base": int((~values.pool).sum()),
+        "pool": int(values.pool.sum()),
+        "characters": described(values.characters),
+        "turns": described(values.turns),
+        "tokens": None if values.tokens is None else described(values.tokens),
+        "scores": None if scores is None else {**described(scores), "rows": len(scores)},
+        "sources": [_source(name, rows, values) for name, rows in values.by_source()],
+        "steps": {origin: steps(facts) for origin, facts in mix.facts.items()},
+        "dropped": _dropped(mix),
+        "fixed": [
+            _reason(reason, origin, _total(counts), counts)
+            for origin, facts in mix.facts.items()
+            for reason, counts in facts["mended"].items()
+        ],
+        "duplicates": {"rows": sum(duplicates.values()), "sources": duplicates},
+        "contamination": _contamination(overlaps, unchecked, contamination),
+        "samples": samples,
+    }
 
 
-def _later(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return what filters, near-duplicates and contamination took off, where the mix tells it."""
-    rows = [(reason, _total(counts)) for reason, counts in facts.get("filtered", {}).items()]
+def _source(name: str, rows: np.ndarray, values: Profile) -> dict[str, Any]:
+    """Describe one source; `rows` is its mask."""
+    count, pool = int(rows.sum()), int(values.pool[rows].sum())
+    return {
+        **{"source": name, "rows": count, "base": count - pool, "pool": pool, "share": count / len(values)},
+        "characters": described(values.characters[rows]),
+        "turns": described(values.turns[rows]),
+        "tokens": None if values.tokens is None else described(values.tokens[rows]),
+    }
+
+
+def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the steps from the rows read from a base or pool to the rows taken; rows dropped are negative.
+
+    A row that was dropped for two reasons is counted under the first of them.
+    """
+    rows = [("read", facts["read"])]
+    rows += [(_words(reason), -_total(counts)) for reason, counts in facts["dropped"].items()]
+    later = {**facts.get("excluded", {}), **{reason: _total(n) for reason, n in facts.get("filtered", {}).items()}}
     if NEAR in facts:
-        rows.append((NEAR, _total(facts[NEAR])))
-    if "contaminated_rows" in facts:
-        rows.append(("contaminated", facts["contaminated_rows"]))
-    return rows
+        later[NEAR] = _total(facts[NEAR])
+    later["contaminated"] = facts.get("contaminated_rows", 0)
+    twice = sum(later.values()) - (facts["usable"] - facts["eligible"]) if "eligible" in facts else 0
+    for reason in reversed(later):
+        counted_before = min(later[reason], max(twice, 0))
+        later[reason] -= counted_before
+        twice -= counted_before
+    rows += [(_words(reason), -count) for reason, count in later.items() if count]
+    rows += [("eligible", facts["eligible"])] if "eligible" in facts else []
+    return [*rows, ("taken", facts["rows"])]
 
 
-def _total(counts: Mapping[str, int]) -> int:
-    """Return the sum over sources."""
-    return sum(counts.values())
-
-
-def left_out(mix: Mix) -> Reasons:
-    """Return why rows are not in the mix: reason, origin, rows, the sources most of them are of, some of them."""
-    found: Reasons = []
+def _dropped(mix: Mix) -> list[dict[str, Any]]:
+    """Return the reasons why rows are not in the mix, the most frequent first, with example rows."""
+    found = []
     for origin, facts in mix.facts.items():
         by_source: dict[str, Any] = {**facts["dropped"], **facts.get("filtered", {})}
         by_source |= {NEAR: facts[NEAR]} if facts.get(NEAR) else {}
@@ -99,142 +132,103 @@ def left_out(mix: Mix) -> Reasons:
         excluded = facts.get("excluded", {}).items()
         found += [_reason(reason, origin, count, sources.get(reason)) for reason, count in excluded if count]
         if facts.get("contaminated_rows"):
-            of_tasks = {f"{task}: {name}": n for task, by in facts["contaminated"].items() for name, n in by.items()}
-            found.append(_reason("contaminated", origin, facts["contaminated_rows"], of_tasks))
+            by_task = {f"{task}: {name}": n for task, by in facts["contaminated"].items() for name, n in by.items()}
+            found.append(_reason("contaminated", origin, facts["contaminated_rows"], by_task))
     for entry in found:
-        of_base = _total(mix.facts[entry["origin"]].get("near_base", {})) if entry["reason"] == NEAR else 0
-        entry["text"] += f" ({of_base:,} of them as one of the base)" if of_base else ""
-        given = [row for row in mix.examples.get(entry["reason"], []) if row["origin"] == entry["origin"]]
-        entry["examples"] = given
+        near_base = _total(mix.facts[entry["origin"]].get("near_base", {})) if entry["reason"] == NEAR else 0
+        entry["text"] += f" ({near_base:,} of them of a row of the base)" if near_base else ""
+        entry["examples"] = mix.parts[entry["origin"]].examples.get(entry["reason"], [])
     return sorted(found, key=lambda entry: -entry["rows"])
 
 
-def _reason(reason: str, origin: str, rows: int, by_source: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Return one reason."""
-    first = sorted((by_source or {}).items(), key=lambda entry: -entry[1])[:6]
-    more = len(by_source or {}) - len(first)
-    told = ", ".join(f"{name} {count:,}" for name, count in first) + (f" and {more} more" if more > 0 else "")
-    return {"reason": reason, "text": WORDS.get(reason, reason), "origin": origin, "rows": rows, "sources": told}
+def _reason(reason: str, origin: str, rows: int, by_source: Mapping[str, int] | None) -> dict[str, Any]:
+    """Return one reason with its largest sources."""
+    largest = sorted((by_source or {}).items(), key=lambda entry: -entry[1])[:6]
+    more = len(by_source or {}) - len(largest)
+    sources = ", ".join(f"{name} {count:,}" for name, count in largest) + (f" and {more} more" if more else "")
+    return {"reason": reason, "text": _words(reason), "origin": origin, "rows": rows, "sources": sources}
 
 
-def contamination(found: MixOverlaps | None, unchecked: Mapping[str, str], asked: str) -> dict[str, Any]:
-    """Return what to say of rows that share words with the evaluation."""
-    tasks: Sequence[str] = [] if found is None else list(found.examples)
-    rows = []
-    for task in tasks:
+def _words(reason: str) -> str:
+    return REASONS.get(reason, reason)
+
+
+def _total(counts: Mapping[str, int]) -> int:
+    return sum(counts.values())
+
+
+def _contamination(found: MixOverlaps | None, unchecked: Mapping[str, str], setting: str) -> dict[str, Any]:
+    """Return the overlaps by task, and the tasks that were not checked."""
+    tasks: list[dict[str, Any]] = []
+    for task, examples in found.examples.items() if found is not None else ():
         assert found is not None
         by_source = found.counts.get(task, {})
-        rows.append({"task": task, "examples": found.examples[task], "touched": found.touched.get(task, 0),
-            "too_short": found.too_short.get(task, 0), "rows": sum(by_source.values()),
-            "share": sum(by_source.values()) / found.rows, "sources": by_source})  # fmt: skip
+        rows = _total(by_source)
+        tasks.append(
+            {
+                **{"task": task, "examples": examples, "rows": rows, "share": rows / found.rows, "sources": by_source},
+                "touched": found.touched.get(task, 0),
+                "too_short": found.too_short.get(task, 0),
+            }
+        )
     return {
-        "asked": asked,
-        "tasks": rows,
-        "unchecked": causes(unchecked),
+        "setting": setting,
+        "tasks": tasks,
         "overlapping": 0 if found is None else found.overlapping,
-        "shown": [] if found is None else found.shown,
+        "examples": [] if found is None else found.shown,
+        "unchecked": _causes(unchecked),
     }
 
 
-def causes(unchecked: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return tasks that could not be looked at, those of one cause together, and the cause without the task's key."""
+def _causes(unchecked: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return (tasks, reason), with the tasks of one reason together and without the config key in front."""
     found: dict[str, list[str]] = {}
     for task, reason in unchecked.items():
         found.setdefault(reason.partition(": ")[2] or reason, []).append(task)
-    return [(", ".join(tasks), cause) for cause, tasks in found.items()]
+    return [(", ".join(tasks), reason) for reason, tasks in found.items()]
 
 
-def card(mix: Mix, values: Profile, found: dict[str, Any], drawn: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return all that a card says.
-
-    Args:
-        mix: the mix.
-        values: of its rows.
-        found: `contamination`.
-        drawn: sampled rows.
-    """
-    again = repeats(values)
-    return {
-        "name": mix.name,
-        "seed": mix.seed,
-        "digest": mix.digest,
-        "rows": len(values),
-        "fingerprints": {origin: facts["fingerprint"] for origin, facts in mix.facts.items()},
-        "base": int((~values.pool).sum()),
-        "pool": int(values.pool.sum()),
-        "characters": described(values.characters),
-        "turns": described(values.turns),
-        "tokens": None if values.tokens is None else described(values.tokens),
-        "scores": _scores(values),
-        "sources": sources(values),
-        "ways": {origin: way(facts) for origin, facts in mix.facts.items()},
-        "left_out": left_out(mix),
-        "mended": _mended(mix),
-        "repeats": {"rows": sum(again.values()), "sources": again},
-        "contamination": found,
-        "samples": drawn,
-    }
-
-
-def _scores(values: Profile) -> dict[str, float] | None:
-    """Return what there is to say of the quality scores, and how many rows have one."""
-    if values.scores is None:
-        return None
-    known = values.scores[~np.isnan(values.scores)]
-    return {**described(known), "rows": len(known)}
-
-
-def _mended(mix: Mix) -> list[dict[str, Any]]:
-    """Return what was mended in rows that are kept."""
-    return [
-        _reason(reason, origin, _total(counts), counts)
-        for origin, facts in mix.facts.items()
-        for reason, counts in facts["mended"].items()
-    ]
-
-
-CARD = "card.html.jinja"
-
-SHOWN = 700
-"""Characters of a turn that are shown unasked."""
-
-KEPT = 20_000
-"""Characters of a turn that are on the page at all."""
-
-
-def card_page(card: Mapping[str, Any], mix: Profile, max_length: int | None) -> str:
-    """Return the page of a mix.
+def card_page(content: Mapping[str, Any], values: Profile, max_length: int | None) -> str:
+    """Return the HTML page.
 
     Args:
-        card: `content.card`.
-        mix: the values of its rows.
-        max_length: tokens at which rows were cut.
+        content: the result of `card`.
+        values: the values of the rows, for the figures.
+        max_length: `trainer.max_length`, at which tokens were truncated.
     """
-    shared = {
-        card_figures.label(task["task"]): {card_figures.label(name): count for name, count in task["sources"].items()}
-        for task in card["contamination"]["tasks"]
-        if task["rows"]
+    overlaps = {task["task"]: task["sources"] for task in content["contamination"]["tasks"] if task["rows"]}
+    title = "Overlapping rows of each task by source"
+    pictures = {
+        "composition": draw(mix_figures.composition, values),
+        "lengths": draw(mix_figures.lengths, values, max_length),
+        "overlaps": draw(mix_figures.stacked_bars, "overlaps", title, overlaps) if overlaps else None,
     }
-    with card_figures.drawing():
-        steps = {origin: card_figures.steps(rows, origin) for origin, rows in card["ways"].items()}
-        pictures = {
-            "composition": Markup(card_figures.composition(mix)),  # noqa: S704 - drawn by us
-            "shapes": Markup(card_figures.shapes(mix, max_length)),  # noqa: S704
-            "overlaps": Markup(stacked(shared)) if shared else None,  # noqa: S704
-            "steps": {origin: svg and Markup(svg) for origin, svg in steps.items()},  # noqa: S704
-        }
-    return _templates().get_template(CARD).render(card=card, pictures=pictures, max_length=max_length)
+    template = _templates().get_template("card.html.jinja")
+    return template.render(card=content, pictures=pictures, max_length=max_length)
+
+
+def card_markdown(content: Mapping[str, Any]) -> str:
+    """Return the card as Markdown, without figures."""
+    templates = _templates()
+    templates.autoescape = False
+    return templates.get_template("card.md.jinja").render(card=content).rstrip() + "\n"
 
 
 def _templates() -> Environment:
-    """Return what reads the templates."""
-    made = environment()
-    made.filters |= {"much": much, "folded": folded}
-    return made
+    templates = environment()
+    templates.filters |= {
+        "cells": lambda texts: markdown_line(map(inline, map(str, texts))),
+        "counted": lambda counts: ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "–",
+        "fenced": fenced,
+        "folded": folded,
+        "inline": inline,
+        "large": large,
+    }
+    return templates
 
 
-def much(number: float) -> str:
-    """Return a large number in three digits: `61.2 million`."""
+def large(number: float) -> str:
+    """Format a large number with three digits: `61.2 million`."""
     for size, word in ((1e9, "billion"), (1e6, "million")):
         if number >= size:
             return f"{number / size:.3g} {word}"
@@ -242,159 +236,53 @@ def much(number: float) -> str:
 
 
 def folded(text: str) -> dict[str, Any]:
-    """Return the part of a turn that is shown, the part that is folded away, and how much is left out of the page."""
-    if len(text) <= SHOWN * 1.3:
+    """Split a turn into its visible part and its folded part, with the number of characters hidden and left out."""
+    if len(text) <= FOLDED_AFTER * 1.3:
         return {"head": text, "tail": "", "more": 0, "cut": 0}
     return {
-        "head": text[:SHOWN],
-        "tail": text[SHOWN:KEPT],
-        "more": len(text) - SHOWN,
-        "cut": max(len(text) - KEPT, 0),
+        "head": text[:FOLDED_AFTER],
+        "tail": text[FOLDED_AFTER:MOST_CHARACTERS],
+        "more": len(text) - FOLDED_AFTER,
+        "cut": max(len(text) - MOST_CHARACTERS, 0),
     }
 
 
-Values = Mapping[str, Any]
-
-
-def card_markdown(card: Values) -> str:
-    """Return the card of a mix."""
-    parts = f": {card['base']:,} of the base, {card['pool']:,} of the pool" if card["pool"] else ""
-    tokens = f", {much(card['tokens']['sum'])} tokens" if card["tokens"] else ""
-    size = f"{much(card['characters']['sum'])} characters{tokens}, {card['turns']['mean']:.1f} turns a row."
-    if scores := card["scores"]:
-        size += f" Quality score of {scores['rows']:,} rows: mean {scores['mean']:.3f}, median {scores['median']:.3f}."
-    lines = [f"# {inline(card['name'])}: data card", "", f"{card['rows']:,} conversations{parts}. {size}", ""]
-    prints = [f"{origin} `{print_}`" for origin, print_ in card["fingerprints"].items()]
-    lines += [f"seeds.data={card['seed']}, digest `{card['digest']}`, {', '.join(prints)}", ""]
-    lines += ["## Sources", "", *_sources(card), ""]
-    for origin, way in card["ways"].items():
-        rows = [(f"− {name}" if off else name, f"{number:,}") for name, number, off in way]
-        lines += [f"## Rows of the {origin}", "", *table(("what", "rows"), rows), ""]
-    lines += ["## Left out", ""]
-    left = [
-        (entry["text"], entry["origin"], f"{entry['rows']:,}", entry["sources"] or "–") for entry in card["left_out"]
-    ]
-    lines += [*table(("since", "of", "rows", "most of them from"), left)] if left else ["Nothing was left out."]
-    for entry in card["left_out"]:
-        for row in entry["examples"]:
-            lines += ["", f"Left out ({inline(entry['text'])}), {inline(row['source'])}:", "", *_chat(row)]
-    repeats = card["repeats"]
-    told = ", ".join(f"{inline(name)} {count:,}" for name, count in repeats["sources"].items())
-    lines += ["", "## Duplicates in the mix", "", f"{repeats['rows']:,} rows have the text of an earlier row"
-        f"{f' ({told})' if told else ''}.", ""]  # fmt: skip
-    lines += ["## Words shared with the evaluation", "", *_contamination(card["contamination"]), ""]
-    lines += [f"## {len(card['samples'])} rows, drawn with the seed", ""]
-    for row in card["samples"]:
-        lines += [f"Row {row['number']:,}, {inline(row['source'])}, `{row['row_id']}`:", "", *_chat(row), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _sources(card: Values) -> list[str]:
-    """Return the table of sources."""
-    head = ["source", "rows", "share", "base", "pool", "characters, median", "turns, mean"]
-    head += ["tokens"] if card["tokens"] else []
-    rows = []
-    for entry in card["sources"]:
-        numbers = [f"{entry[name]:,}" for name in ("rows", "base", "pool")]
-        row = [entry["source"], numbers[0], f"{entry['share']:.1%}", *numbers[1:]]
-        row += [f"{entry['characters']['median']:,.0f}", f"{entry['turns']['mean']:.1f}"]
-        rows.append([*row, f"{entry['tokens']['sum']:,.0f}"] if card["tokens"] else row)
-    return table(head, rows)
-
-
-def _contamination(found: Values) -> list[str]:
-    """Return the table of tasks, and some overlaps."""
-    lines = []
-    if found["tasks"]:
-        rows = [
-            (task["task"], f"{task['examples']:,}", f"{task['touched']:,}", f"{task['rows']:,}", f"{task['share']:.4%}",
-                ", ".join(f"{name} {count:,}" for name, count in task["sources"].items()) or "–")
-            for task in found["tasks"]
-        ]  # fmt: skip
-        lines += [f"{found['overlapping']:,} rows in all (data.contamination={found['asked']}).", ""]
-        lines += table(("task", "examples", "of them found", "rows", "share of rows", "by source"), rows)
-    else:
-        lines.append("Not looked for: no text of a task was at hand.")
-    shown = [
-        (entry["task"], entry["example"], f"{entry['origin']}, {entry['source']}", str(entry["words"]), entry["shared"])
-        for entry in found["shown"]
-    ]
-    lines += ["", *table(("task", "example", "row of", "words", "longest run shared"), shown)] if shown else []
-    for tasks, cause in found["unchecked"]:
-        lines += ["", f"Not looked for in {inline(tasks)}: {inline(cause)}"]
-    return lines
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(inline(text) for text in line)} |" for line in lines]
-
-
 def inline(text: str) -> str:
-    """Return a text in one line in which nothing is Markdown or HTML."""
-    line = " ".join(text.split())
-    return line if line == "---" else re.sub(r"([\\`*_\[\]<>|#~!$&])", r"\\\1", line)
+    """Return a text as one line in which nothing is Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>#~!$&])", r"\\\1", " ".join(text.split()))
 
 
-def _chat(row: Values) -> list[str]:
-    """Return a conversation in a fence longer than any in it."""
-    texts = [f"[{turn['role']}]\n{turn['content'][:KEPT]}" for turn in row["messages"]]
-    whole = "\n\n".join(texts)
-    longest = max((len(found) for found in re.findall(r"`{3,}", whole)), default=2)
+def fenced(row: Mapping[str, Any]) -> str:
+    """Return a conversation in a Markdown code fence longer than any fence in it."""
+    turns = "\n\n".join(f"[{turn['role']}]\n{turn['content'][:MOST_CHARACTERS]}" for turn in row["messages"])
+    longest = max((len(found) for found in re.findall(r"`{3,}", turns)), default=2)
     fence = "`" * (longest + 1)
-    return [f"{fence}text", whole, fence]
-
-
-MOST_SOURCES = 12
-SHARED_WORDS = 24
-"""Words printed of what is shared."""
+    return f"{fence}text\n{turns}\n{fence}"
 
 
 def print_contamination(console: Console, found: MixOverlaps | None, unchecked: Mapping[str, str]) -> None:
-    """Print a table by task and source, and some of what is shared.
-
-    Args:
-        console: where to.
-        found: of the mix; None where no task could be looked at.
-        unchecked: why, by task.
-    """
+    """Print the overlaps by task and source, with examples, and the tasks that were not checked."""
     if found is not None:
-        head = "rows that share 13 words in a row, or a whole shorter text, with an evaluation example"
-        rows = [
-            (task, name, f"{count:,}", f"{count / found.rows:.4%}")
-            for task, by_source in found.counts.items()
-            for name, count in list(by_source.items())[:MOST_SOURCES]
-        ]
-        clean = [task for task in found.examples if task not in found.counts]
-        _title(console, f"{head}: {found.overlapping:,}")
-        if rows:
-            _table(console, ("task", "source", "rows", "share"), rows)
+        title = "rows that share 13 consecutive words, or a whole shorter text, with an evaluation example"
+        console.print(Text(f"\n{title}: {found.overlapping:,}", style="bold"))
+        grid = Table("task", "source", box=SIMPLE_HEAD, show_edge=False)
+        grid.add_column("rows", justify="right")
+        grid.add_column("share", justify="right")
+        for task, by_source in found.counts.items():
+            for name, count in list(by_source.items())[:MOST_SOURCES]:
+                grid.add_row(task, Text(" ".join(name.split())), f"{count:,}", f"{count / found.rows:.4%}")
+        if grid.rows:
+            console.print(grid)
         for entry in found.shown:
             words = entry["shared"].split()
-            shown = " ".join(words[:SHARED_WORDS]) + (" …" if entry["words"] > SHARED_WORDS else "")
-            told = f"  {entry['task']} {entry['example']}, {entry['source']}, {entry['words']} words: {shown}"
-            console.print(Text(told))
+            shared = " ".join(words[:MOST_WORDS]) + (" …" if entry["words"] > MOST_WORDS else "")
+            line = f"  {entry['task']} {entry['example']}, {entry['source']}, {entry['words']} words: {shared}"
+            console.print(Text(line))
+        clean = [task for task in found.examples if task not in found.counts]
         if clean:
-            console.print(Text(f"  none with {', '.join(clean)}"))
+            console.print(Text(f"  no overlap with {', '.join(clean)}"))
         if found.too_short:
             short = ", ".join(f"{task} {count:,}" for task, count in found.too_short.items())
-            console.print(Text(f"  not looked for, having fewer than {SHORTEST} words: {short}"))
-    for tasks, cause in causes(unchecked):
-        console.print(Text(f"! evaluation texts not looked for in {tasks}: {cause}", style="yellow"))
-
-
-def _title(console: Console, text: str) -> None:
-    console.print()
-    console.print(Text(text, style="bold"))
-
-
-def _table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, numbers at the right."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for name in head:
-        left = name in ("task", "source")
-        table.add_column(Text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(" ".join(text.split())) for text in row))
-    console.print(table)
+            console.print(Text(f"  not checked because shorter than {SHORTEST} words: {short}"))
+    for tasks, reason in _causes(unchecked):
+        console.print(Text(f"! not checked against {tasks}: {reason}", style="yellow"))

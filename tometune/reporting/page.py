@@ -1,57 +1,70 @@
-"""report.html: one file without any reference outside of itself."""
+"""report.html: one file without any external reference."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tometune.reporting import figures, training_figures
-from tometune.reporting.cells import STREAMS, Grid
-from tometune.reporting.conclusions import LABELS, LIMIT, answers, cautions, p_value, published_answer, signed
+from tometune.common.errors import UserError
+from tometune.evaluation.metrics import label
+from tometune.reporting import figures, mix_figures, training_figures
+from tometune.reporting.cells import Grid
+from tometune.reporting.conclusions import (
+    LIMIT,
+    NOTHING_TO_COMPARE,
+    answers,
+    cautions,
+    p_value,
+    published_answer,
+    signed,
+)
 from tometune.reporting.published import PUBLISHED
-from tometune.reporting.scores import METRICS
+from tometune.reporting.scores import ROUGE
 from tometune.reporting.svg import styled
 from tometune.reporting.sweep import Sweep
-from tometune.reporting.text import data_label, deviation_label, seeds_label
+from tometune.reporting.text import data_label, deviation_label, sd_label, seeds_label
 
-TEMPLATE = "page.html.jinja"
-PICTURE = "picture.html.jinja"
+log = logging.getLogger(__name__)
 
 CROWDED = 12
-"""Curves of at most that many cells are drawn."""
+"""Loss curves are drawn for at most this many cells."""
 
 
 def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
     """Return the page of a sweep.
 
     Args:
-        sweep: its runs, for what is not a score.
+        sweep: its runs, for everything that is not a score.
         grid: its cells.
         table: the content of table.json.
     """
     templates = environment()
     templates.filters |= {
-        "score": _score,
-        "sd": deviation_label,
-        "signed": signed,
-        "p": _p,
-        "seeds": seeds_label,
         "data": data_label,
+        "label": label,
+        "p": lambda value: p_value(value).removeprefix("p ").removeprefix("= "),
+        "score": lambda value: "–" if value is None else f"{value:.3f}",
+        "sd": deviation_label,
+        "sd_label": sd_label,
+        "seeds": seeds_label,
+        "signed": signed,
     }
-    text = templates.get_template(TEMPLATE).render(
+    text = templates.get_template("report.html.jinja").render(
         table=table,
-        metrics=LABELS,
+        metrics=table["metrics"],
+        rouge=ROUGE,
         limit=LIMIT,
+        nothing=NOTHING_TO_COMPARE,
         answers=answers(table),
         published_answer=published_answer(table["interval"]["confidence"]),
         published=PUBLISHED,
         cautions=cautions(table),
         pictures=pictures(grid, table),
-        runs=[_facts(run.record) for cell in grid.cells for run in [*cell.runs.values(), *cell.apart]],
+        runs=[_facts(run.record) for cell in grid.cells for run in [*cell.runs.values(), *cell.stream_runs]],
         versions=_versions(sweep),
-        streams=STREAMS,
         models=figures.models(table),
         alpha=1 - table["interval"]["confidence"],
     )
@@ -60,13 +73,13 @@ def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
     )
 
 
-def picture_page(picture: str) -> str:
-    """Return a page that shows one of the pictures and nothing else."""
-    return environment().get_template(PICTURE).render(picture=picture)
+def picture_page(picture: Markup) -> str:
+    """Return a page that contains a single figure."""
+    return environment().get_template("picture.html.jinja").render(picture=picture)
 
 
 def environment() -> Environment:
-    """Return what reads the templates beside this file."""
+    """Return the environment for the templates in this folder."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -77,23 +90,38 @@ def environment() -> Environment:
 
 
 def pictures(grid: Grid, table: Mapping[str, Any]) -> dict[str, Markup | None]:
-    """Draw every figure as an `<svg>` element, by name; None where the runs have nothing to show."""
+    """Draw every figure as an `<svg>` element, by name; None if the runs have nothing to draw."""
     cells = [cell for cell in grid.cells if cell.runs]
     models = figures.models(table)
-    with styled():
-        drawn = {
-            "means": figures.means(table),
-            "tasks": figures.tasks(table) if len(table["tasks"]) > 1 else None,
-            "published": figures.published(table),
-            "loss": training_figures.loss(cells, models) if len(cells) <= CROWDED else None,
-            "sources": training_figures.composition(cells),
-            "throughput": training_figures.throughput(cells, models),
-        }
-    return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - drawn by us
+    return {
+        "means": draw(figures.means, table),
+        "tasks": draw(figures.tasks, table) if len(table["tasks"]) > 1 else None,
+        "published": draw(figures.published, table),
+        "loss": draw(training_figures.loss, cells, models) if len(cells) <= CROWDED else None,
+        "sources": draw(mix_figures.sources, cells),
+        "throughput": draw(training_figures.throughput, cells, models),
+    }
+
+
+def draw(figure: Callable[..., str | None], *arguments: Any) -> Markup | None:
+    """Call a function that draws a figure; if that fails, log one warning and leave the figure out.
+
+    Raises:
+        UserError: a file that the figure needs is broken.
+    """
+    try:
+        with styled():
+            svg = figure(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        log.warning("figure %s left out: %s: %s", figure.__name__, type(error).__name__, error)
+        return None
+    return None if svg is None else Markup(svg)  # noqa: S704 - our own SVG, with escaped texts
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the table of runs says of one."""
+    """Return a run's row in the table of runs."""
     train = record.get("train") or {}
     return {
         "id": record["run_id"],
@@ -104,12 +132,11 @@ def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
         "memory": train.get("peak_memory_bytes"),
         "attempts": record.get("attempts"),
         "digest": record["data"].get("digest"),
-        **{metric: record["eval"]["tuned"][metric] for metric in METRICS},
     }
 
 
 def _versions(sweep: Sweep) -> list[str]:
-    """Say which versions and commits the runs were made with, each once."""
+    """Return the versions and commits of all runs, each once."""
     found: dict[str, set[str]] = {}
     for run in sweep.runs:
         for name, version in run.record.get("versions", {}).items():
@@ -118,13 +145,3 @@ def _versions(sweep: Sweep) -> list[str]:
         if commit:
             found.setdefault("commit", set()).add(str(commit)[:10])
     return [f"{name} {' / '.join(sorted(versions))}" for name, versions in found.items()]
-
-
-def _score(value: float | None) -> str:
-    """Return a score with three decimals, or a dash."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _p(value: float) -> str:
-    """Return a p-value for a column of them."""
-    return p_value(value).removeprefix("p ").removeprefix("= ")

@@ -1,4 +1,4 @@
-"""The published table that this project set out to reproduce, and what its own figures allow one to say.
+"""The published table that this project set out to reproduce, and the comparison that its numbers allow.
 
 Llama-3.2-3B-Instruct in 4 bits, LoRA through Unsloth, four evaluation tasks, three runs each: mean, then standard
 deviation.
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tometune.evaluation.statistics import seeds_needed
+from tometune.reporting.scores import ROUGE
 
 RUNS = 3
-METRICS = ("rouge1", "rouge2", "rougeL")
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ PUBLISHED = (
 
 
 def published_comparisons(confidence: float) -> list[dict[str, Any]]:
-    """Return 300k - 100k of the published table with Welch's interval: all that means and deviations allow."""
+    """Return 300k - 100k of the published table with Welch's interval, from means and deviations alone."""
     from scipy.stats import ttest_ind_from_stats
 
     first, last = PUBLISHED[0], PUBLISHED[-1]
     found = []
-    for number, metric in enumerate(METRICS):
+    for number, metric in enumerate(ROUGE):
         test = ttest_ind_from_stats(
             *(last.mean[number], last.std[number], RUNS),
             *(first.mean[number], first.std[number], RUNS),
@@ -55,7 +55,7 @@ def published_comparisons(confidence: float) -> list[dict[str, Any]]:
 
 
 def _welch(delta: float, squares: tuple[float, float], confidence: float) -> tuple[float, float]:
-    """Return the interval of a difference of two means of `RUNS` values, whose variances are `squares`."""
+    """Return Welch's interval for a difference of two means over `RUNS` values with these variances."""
     from scipy.stats import t
 
     freedom = (RUNS - 1) * sum(squares) ** 2 / sum(square**2 for square in squares)

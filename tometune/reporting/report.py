@@ -1,4 +1,4 @@
-"""The report of a sweep folder, from reading it to the four files in it."""
+"""The report of a sweep folder, from reading the runs to writing its four files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from tometune.reporting.table import analyse
 
 @dataclass(frozen=True)
 class Report:
-    """A sweep and what came of it."""
+    """A sweep and its results."""
 
     sweep: Sweep
     grid: Grid
@@ -26,8 +26,8 @@ def build(folder: Path, resamples: int, confidence: float) -> Report:
 
     Args:
         folder: `<paths.multirun>/<sweep>`.
-        resamples: bootstrap resamples.
-        confidence: level of the intervals; 1 - it is the level of the tests.
+        resamples: number of bootstrap resamples.
+        confidence: level of the intervals; 1 - confidence is the level of the tests.
 
     Raises:
         UserError: the folder, a record or a file of scores is missing or broken, or runs cannot be paired.

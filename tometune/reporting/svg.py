@@ -1,27 +1,33 @@
-"""How the figures look, and how a matplotlib figure becomes SVG text that follows the page's colours."""
+"""The style of all figures, and their conversion to SVG that follows the page's light and dark colours."""
 
+import html
 import io
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+# Placeholder colours: `as_svg` replaces each by a CSS variable, which has a light and a dark value in page.css.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 ACCENTS = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506")
-"""One a model. Stand-ins, as all colours here: the page has a light and a dark value for each."""
+"""One per model."""
 
 HUES = ("#060601", "#060602", "#060603", "#060604", "#060605", "#060606", "#060607", "#060608")
-"""Of sources in a mix; the last is for the rest."""
+"""One per source of a mix; the last is for all others."""
 
 VARIABLES = {
     **{INK: "--ink", MUTED: "--muted", GRID: "--rule", PAPER: "--paper"},
     **{colour: f"--accent-{number}" for number, colour in enumerate(ACCENTS, 1)},
     **{colour: f"--hue-{number}" for number, colour in enumerate(HUES, 1)},
 }
-"""CSS variable of each stand-in."""
+"""CSS variable of each placeholder."""
+
+WIDTH = 9.6
+"""Inches of a figure as wide as the page."""
 
 STYLE = {
     "svg.fonttype": "none",
@@ -59,25 +65,42 @@ STYLE = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw in the page's style while the body runs."""
-    with rc_context(STYLE):
+    """Draw in the page's style inside the `with` block."""
+    with rc_context(STYLE), warnings.catch_warnings():
+        # The browser chooses the font, so glyphs that matplotlib's own font lacks do not matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def panels(rows: int, columns: int, width: float, height: float, **options: object) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure of `rows` × `columns` axes; width and height in inches."""
+    """Return a figure with `rows` × `columns` axes; width and height in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)  # type: ignore[call-overload]
     return figure, [list(row) for row in axes]
 
 
+def bar_axis(axis: Axes, names: Sequence[str], margin: float) -> None:
+    """Set up an axis of horizontal bars that carry their own numbers."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.45, -0.55)
+    axis.grid(visible=False)
+    axis.set_xticks([])
+    axis.margins(x=margin)
+    axis.spines["bottom"].set_visible(False)
+
+
+def bar_number(axis: Axes, end: float, place: int, text: str) -> None:
+    """Write a number next to the end of a horizontal bar."""
+    axis.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
+
+
 def as_svg(figure: Figure, name: str, description: str) -> str:
-    """Return a figure as an `<svg>` element: colours by CSS variables, text as text, ids of its own.
+    """Return a figure as an `<svg>` element with text as text and colours as CSS variables.
 
     Args:
-        figure: what to draw; its text is set in the page's font.
+        figure: the figure; its text is set in the page's font.
         name: prefix of its ids, unique on the page.
-        description: what it shows, for those who cannot see it.
+        description: text alternative for screen readers.
     """
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -88,8 +111,7 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r'font: ((?:\w+ )*)([\d.]+)px [^;"]*', _font, svg)
     svg = re.sub(r"#0[1-6]0[1-6]0[1-8]", lambda found: f"var({VARIABLES[found[0]]})", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
-    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1).strip()
 
 
 def _font(found: re.Match[str]) -> str:

@@ -1,11 +1,13 @@
 """The content of table.json: rows, comparisons, variance by cause, missing runs and notes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from tometune.evaluation.statistics import (
+    Estimate,
     Floats,
     deviation_interval,
     estimate,
@@ -14,84 +16,153 @@ from tometune.evaluation.statistics import (
     seeds_needed,
 )
 from tometune.reporting.cells import STREAMS, Cell, Grid, expected_seeds, one_factor, pairs
-from tometune.reporting.conclusions import answer_tokens
-from tometune.reporting.scores import METRICS, Resampled, SweepScores, before, interval, resample, rounded
+from tometune.reporting.scores import Resampled, SweepScores, base_column
 from tometune.reporting.sweep import Missing, Sweep, SweepRun
+
+SCHEMA = 1
+"""Version of table.json's layout."""
+
+DIFFERENCE = 0.01
+"""The difference in score that `seeds_needed` refers to."""
+
+POWER = 0.8
+"""Probability of detecting it."""
+
+DIGITS = 6
+"""Decimals in table.json; beyond them the order of a sum shows."""
 
 Values = dict[str, Any]
 
 
-def make_rows(
+def analyse(sweep: Sweep, grid: Grid, scores: SweepScores, resamples: int, confidence: float) -> Values:
+    """Return the content of table.json; the same runs give the same bytes.
+
+    Args:
+        sweep: the runs.
+        grid: the runs grouped into cells.
+        scores: their scores by example.
+        resamples: number of bootstrap resamples.
+        confidence: level of the intervals; 1 - confidence is the level of the tests.
+    """
+    resampled = scores.resample(resamples, confidence)
+    cells = [cell for cell in grid.cells if cell.runs]
+    comparisons = _compare_all(cells, resampled)
+    tests = sum(comparison["p"] is not None for comparison in comparisons)
+    metrics = len(scores.metrics)
+    pairs_tested = f"{tests // metrics} pair{'' if tests == metrics else 's'} of cells"
+    return {
+        "schema": SCHEMA,
+        "sweep": sweep.folder.resolve().name,
+        "limited": any(run.limited for run in sweep.runs),
+        "metrics": list(scores.metrics),
+        "interval": {
+            "confidence": confidence,
+            "resamples": resamples,
+            "method": "hierarchical bootstrap: examples resampled within each task, the same ones for all runs; "
+            "over seeds, Student's t scaled by the standard error over seeds (docs/statistics.md)",
+            "seeds_vary": [STREAMS[name] for name in grid.varied],
+        },
+        "family": f"Holm correction over {tests} tests: {pairs_tested} × {metrics} metrics",
+        "tasks": {task: len(values) for task, values in scores.tasks.items()},
+        "rows": _rows(cells, list(scores.tasks), resampled, sweep.missing),
+        "comparisons": comparisons,
+        "variance": _variance_by_cause(grid.cells, resampled),
+        "missing": [
+            {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
+            for cell in sweep.missing
+        ],
+        "notes": [*sweep.notes, *grid.notes, *scores.notes],
+    }
+
+
+def _rows(
     cells: Sequence[Cell], tasks: Sequence[str], resampled: Resampled, missing: Sequence[Missing]
 ) -> list[Values]:
-    """Return one row a cell, and before each model's first the model as it was."""
-    rows = []
-    for number, cell in enumerate(cells):
-        untuned = before(cell.model)
-        if untuned in resampled.columns and cell.model not in [other.model for other in cells[:number]]:
-            head = {"cell": untuned, "stage": "base", "model": cell.model, "data": "before", "rows": 0, "settings": {}}
+    """Return one row per cell, and before the first cell of each model a row for its base model."""
+    rows: list[Values] = []
+    for cell in cells:
+        base = base_column(cell.model)
+        scored = base in resampled.columns
+        if scored and cell.model not in [row["model"] for row in rows]:
+            records = [run.record for other in cells if other.model == cell.model for run in other.runs.values()]
             rows.append(
                 {
-                    **head,
-                    "seeds": 0,
-                    "seeds_expected": 0,
-                    **_scores([untuned], tasks, resampled),
-                    "answer_tokens": answer_tokens(_records(cells, cell.model), "base", tasks),
+                    **{"cell": base, "stage": "base", "model": cell.model, "data": "before", "rows": 0, "settings": {}},
+                    **{"seeds": 0, "seeds_expected": 0},
+                    **_scores([base], tasks, resampled),
+                    "answer_tokens": answer_tokens(records, "base", tasks),
                     "gain": None,
                     "runs": [],
                 }
             )
         names = [run.id for run in cell.runs.values()]
-        head = {"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows}
-        head |= {"settings": cell.settings, "seeds": len(names), "seeds_expected": expected_seeds(cell, missing)}
-        head["answer_tokens"] = answer_tokens([run.record for run in cell.runs.values()], "tuned", tasks)
-        gain = _gain(names, untuned, resampled) if untuned in resampled.columns else None
-        rows.append({**head, **_scores(names, tasks, resampled), "gain": gain, "runs": _runs(cell, tasks, resampled)})
+        rows.append(
+            {
+                **{"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows},
+                **{"settings": cell.settings, "seeds": len(names), "seeds_expected": expected_seeds(cell, missing)},
+                "answer_tokens": answer_tokens([run.record for run in cell.runs.values()], "tuned", tasks),
+                **_scores(names, tasks, resampled),
+                "gain": _gain(names, base, resampled) if scored else None,
+                "runs": _runs(cell, tasks, resampled),
+            }
+        )
     return rows
 
 
-def _records(cells: Sequence[Cell], model: str) -> list[Values]:
-    """Return run.json of all of a model's runs."""
-    return [dict(run.record) for cell in cells if cell.model == model for run in cell.runs.values()]
+def answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, tasks: Sequence[str]) -> dict[str, float | None]:
+    """Return the mean number of generated tokens per answer by task, over runs; None where a record has no count.
 
-
-def _gain(names: Sequence[str], untuned: str, resampled: Resampled) -> Values:
-    """Return what training gained over the untuned model, on the same examples; not part of the tests."""
-    found = {}
-    for number, metric in enumerate(METRICS):
-        gains = resampled.runs(names, number) - resampled.runs([untuned], number)
-        examples = resampled.examples(names, number) - resampled.examples([untuned], number)
-        seeds = [gains] if len(gains) > 1 else []
-        result = estimate(float(gains.mean()), examples, seeds, resampled.confidence)
-        found[metric] = {"delta": rounded(result.value), **interval(result)}
-    return found
+    Args:
+        records: run.json of each run.
+        stage: `base` or `tuned`.
+        tasks: their names.
+    """
+    scored = [record["eval"][stage]["tasks"] for record in records if stage in record["eval"]]
+    means: dict[str, float | None] = {}
+    for task in tasks:
+        entries = [run.get(task, {}) for run in scored]
+        known = [entry["tokens"] / entry["examples"] for entry in entries if entry.get("tokens") is not None]
+        means[task] = round(fmean(known), 2) if known and len(known) == len(entries) else None
+    return means
 
 
 def _scores(names: Sequence[str], tasks: Sequence[str], resampled: Resampled) -> Values:
     """Return mean, deviation and interval of each metric, over tasks and by task."""
     by_task = {task: _metrics(names, number, resampled) for number, task in enumerate(tasks)}
-    varies = "seeds and examples" if len(names) > 1 else "examples"
-    return {"interval_over": varies, **_metrics(names, None, resampled), "tasks": by_task}
+    level = "seeds and examples" if len(names) > 1 else "examples"
+    return {"interval_over": level, **_metrics(names, None, resampled), "tasks": by_task}
 
 
 def _metrics(names: Sequence[str], task: int | None, resampled: Resampled) -> Values:
     """Return mean, deviation and interval of each metric."""
     found = {}
-    for number, metric in enumerate(METRICS):
+    for number, metric in enumerate(resampled.metrics):
         runs = resampled.runs(names, number, task)
         seeds = [runs] if len(runs) > 1 else []  # the spread of one value is unknown, not zero
         result = estimate(float(runs.mean()), resampled.examples(names, number, task), seeds, resampled.confidence)
-        deviation = rounded(float(np.std(runs, ddof=1))) if len(runs) > 1 else None
-        found[metric] = {"mean": rounded(result.value), "std": deviation, **interval(result)}
+        deviation = _rounded(float(np.std(runs, ddof=1))) if len(runs) > 1 else None
+        found[metric] = {"mean": _rounded(result.value), "std": deviation, **_interval(result)}
+    return found
+
+
+def _gain(names: Sequence[str], base: str, resampled: Resampled) -> Values:
+    """Return tuned - base on the same examples; not part of the corrected tests."""
+    found = {}
+    for number, metric in enumerate(resampled.metrics):
+        gains = resampled.runs(names, number) - resampled.runs([base], number)
+        examples = resampled.examples(names, number) - resampled.examples([base], number)
+        seeds = [gains] if len(gains) > 1 else []
+        result = estimate(float(gains.mean()), examples, seeds, resampled.confidence)
+        found[metric] = {"delta": _rounded(result.value), **_interval(result)}
     return found
 
 
 def _runs(cell: Cell, tasks: Sequence[str], resampled: Resampled) -> list[Values]:
-    """Return each seed's scores."""
+    """Return the scores of each seed."""
 
     def scores(run: SweepRun, task: int | None) -> Values:
-        values = [resampled.runs([run.id], number, task)[0] for number in range(len(METRICS))]
-        return {metric: rounded(float(value)) for metric, value in zip(METRICS, values, strict=True)}
+        values = [resampled.runs([run.id], number, task)[0] for number in range(len(resampled.metrics))]
+        return {metric: _rounded(float(value)) for metric, value in zip(resampled.metrics, values, strict=True)}
 
     return [
         {
@@ -104,28 +175,21 @@ def _runs(cell: Cell, tasks: Sequence[str], resampled: Resampled) -> list[Values
     ]
 
 
-DIFFERENCE = 0.01
-"""The difference of ROUGE that `seeds_needed` is about."""
-
-POWER = 0.8
-"""The chance to find it."""
-
-
-def compare_all(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
-    """Compare the cells that differ in one thing, on each metric, and correct for the number of tests."""
+def _compare_all(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
+    """Compare all cells that differ in one thing on each metric, and correct for the number of tests."""
     found = [
         _compare(cells[second], cells[first], number, resampled)
         for second, first in pairs(cells)
-        for number in range(len(METRICS))
+        for number in range(len(resampled.metrics))
     ]
     for comparison, adjusted in zip(found, holm([comparison["p"] for comparison in found]), strict=True):
-        comparison["p_holm"] = rounded(adjusted)
-        comparison["p"] = rounded(comparison["p"])
+        comparison["p_holm"] = _rounded(adjusted)
+        comparison["p"] = _rounded(comparison["p"])
     return found
 
 
 def _compare(a: Cell, b: Cell, metric: int, resampled: Resampled) -> Values:
-    """Return a - b on one metric: seed by seed where both have the same seeds, else as two samples."""
+    """Return a - b on one metric: paired by seed if both have the same seeds, else as two samples."""
     names = [[run.id for run in cell.runs.values()] for cell in (a, b)]
     runs = [resampled.runs(ids, metric) for ids in names]
     examples = resampled.examples(names[0], metric) - resampled.examples(names[1], metric)
@@ -137,40 +201,40 @@ def _compare(a: Cell, b: Cell, metric: int, resampled: Resampled) -> Values:
     return {
         "a": a.label,
         "b": b.label,
-        "metric": METRICS[metric],
-        "delta": rounded(delta),
-        **interval(result),
+        "metric": resampled.metrics[metric],
+        "delta": _rounded(delta),
+        **_interval(result),
         "interval_over": "seeds and examples" if known else "examples",
         "p": result.p,
         "p_holm": None,
         "paired": paired,
         "seeds": [len(ids) for ids in names],
-        "seeds_needed": _needed(seeds, paired, 1 - resampled.confidence) if known else None,
-        "examples_deviation": rounded(float(np.std(examples))),
+        "seeds_needed": _seeds_needed(seeds, paired, 1 - resampled.confidence) if known else None,
+        "examples_deviation": _rounded(float(np.std(examples))),
     }
 
 
-def _needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values:
-    """Return the seeds an arm that show a difference of `DIFFERENCE`, and the range its own uncertainty leaves.
+def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values:
+    """Return the seeds per arm that detect `DIFFERENCE`, with the range given by the uncertainty of the deviation.
 
-    Two samples of other seeds: the deviation of a difference of two single runs, one of each arm.
+    Args:
+        seeds: the paired differences, or the scores of both arms if their seeds differ; the deviation is then that of
+            the difference between one run of each arm.
+        paired: whether the arms share their seeds.
+        alpha: level of the test.
     """
     deviation = float(np.sqrt(sum(np.var(values, ddof=1) for values in seeds)))
     freedom = sum(len(values) - 1 for values in seeds)
     low, high = deviation_interval(deviation, freedom, 1 - alpha)
     number, least, most = (seeds_needed(value, DIFFERENCE, POWER, alpha, paired) for value in (deviation, low, high))
     return {
-        "difference": DIFFERENCE,
-        "power": POWER,
-        "deviation": rounded(deviation),
-        "n": number,
-        "low": least,
-        "high": most,
+        **{"difference": DIFFERENCE, "power": POWER, "deviation": _rounded(deviation)},
+        **{"n": number, "low": least, "high": most},
     }
 
 
-def variance_by_cause(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
-    """Return the deviation that each stream causes by itself, over groups of runs that differ in nothing else."""
+def _variance_by_cause(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
+    """Return the deviation caused by each stream alone, from groups of runs that differ in nothing else."""
     found = []
     for stream in STREAMS:
         groups = [[run.id for run in runs] for cell in cells for runs in one_factor(cell, stream)]
@@ -178,55 +242,19 @@ def variance_by_cause(cells: Sequence[Cell], resampled: Resampled) -> list[Value
             continue
         entry: Values = {"cause": STREAMS[stream], "stream": f"seeds.{stream}", "groups": len(groups)}
         entry |= {"runs": len({name for names in groups for name in names})}
-        for number, metric in enumerate(METRICS):
+        for number, metric in enumerate(resampled.metrics):
             deviation, freedom = pooled_deviation([resampled.runs(names, number) for names in groups])
             low, high = deviation_interval(deviation, freedom, resampled.confidence)
             entry["freedom"] = freedom
-            entry[metric] = {"std": rounded(deviation), "ci_low": rounded(low), "ci_high": rounded(high)}
+            entry[metric] = {"std": _rounded(deviation), "ci_low": _rounded(low), "ci_high": _rounded(high)}
         found.append(entry)
     return found
 
 
-SCHEMA = 1
-"""Version of table.json's layout."""
+def _interval(result: Estimate) -> dict[str, float | None]:
+    return {"ci_low": _rounded(result.low), "ci_high": _rounded(result.high)}
 
 
-def analyse(sweep: Sweep, grid: Grid, scores: SweepScores, resamples: int, confidence: float) -> Values:
-    """Return the content of table.json; the same runs give the same bytes.
-
-    Args:
-        sweep: the folder as it was read.
-        grid: its runs by cell.
-        scores: their scores by example.
-        resamples: bootstrap resamples.
-        confidence: level of the intervals; 1 - it is the level of the tests.
-    """
-    resampled = resample(scores, resamples, confidence)
-    cells = [cell for cell in grid.cells if cell.runs]
-    comparisons = compare_all(cells, resampled)
-    tests = sum(comparison["p"] is not None for comparison in comparisons)
-    return {
-        "schema": SCHEMA,
-        "sweep": sweep.folder.resolve().name,
-        "limited": any(run.limited for run in sweep.runs),
-        "interval": {
-            "confidence": confidence,
-            "resamples": resamples,
-            "method": "hierarchical bootstrap: examples resampled within each task, the same ones for all runs; "
-            "over seeds Student's t with the seeds' own standard error (docs/statistics.md)",
-            "seeds_vary": [STREAMS[name] for name in grid.varied],
-        },
-        "family": f"Holm over {tests} tests: {tests // len(METRICS)} pairs of cells × {len(METRICS)} metrics",
-        "tasks": {task: len(values) for task, values in scores.tasks.items()},
-        "rows": make_rows(cells, list(scores.tasks), resampled, sweep.missing),
-        "comparisons": comparisons,
-        "variance": variance_by_cause(grid.cells, resampled),
-        "missing": [_absent(cell) for cell in sweep.missing],
-        "notes": [*sweep.notes, *grid.notes, *scores.notes],
-    }
-
-
-def _absent(cell: Missing) -> Values:
-    """Return what table.json says of a cell without a completed run."""
-    head = {"run_id": cell.run_id, "model": cell.model, "data": cell.data, "seed": cell.seed}
-    return {**head, "reason": cell.reason}
+def _rounded(value: float | None) -> float | None:
+    """Round for table.json, without negative zeros."""
+    return None if value is None else round(float(value), DIGITS) + 0.0

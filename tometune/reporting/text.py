@@ -1,8 +1,8 @@
-"""The table as text: terminal, Markdown, CSV, with the published table's columns."""
+"""The table as text: terminal, Markdown and CSV, with the columns of the published table first."""
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,49 +10,59 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from tometune.evaluation.metrics import label
 from tometune.reporting.conclusions import LIMIT, answers, cautions, published_answer
-from tometune.reporting.scores import METRICS
-
-COLUMNS = ("model", "data", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-L", "sd 1", "sd 2", "sd L")
 
 Values = Mapping[str, Any]
 
 
-def cells(row: Values) -> list[str]:
-    """Return a row's texts, in the order of `COLUMNS`; what is unknown is a dash."""
-    means = [f"{row[metric]['mean']:.3f}" for metric in METRICS]
-    deviations = [deviation_label(row[metric]["std"]) for metric in METRICS]
+def columns(table: Values) -> list[str]:
+    """Return the head of the table: model, data, seeds, then the mean and the deviation of each metric."""
+    return ["model", "data", "seeds", *map(label, table["metrics"]), *map(sd_label, table["metrics"])]
+
+
+def sd_label(metric: str) -> str:
+    """Return the head of a column of deviations: `sd 1` for ROUGE-1, else `sd` and the metric's name."""
+    return f"sd {label(metric).removeprefix('ROUGE-')}"
+
+
+def cells(row: Values, table: Values) -> list[str]:
+    """Return the texts of a row in the order of `columns`; unknown values are a dash."""
+    means = [f"{row[metric]['mean']:.3f}" for metric in table["metrics"]]
+    deviations = [deviation_label(row[metric]["std"]) for metric in table["metrics"]]
     return [row["model"], data_label(row), seeds_label(row), *means, *deviations]
 
 
 def deviation_label(deviation: float | None) -> str:
-    """Return a deviation as text; an unknown one is a dash, and a small one is not rounded to none."""
+    """Format a deviation; an unknown one is a dash, and a small one is not rounded to zero."""
     if deviation is None:
         return "–"
     return "<0.001" if 0 < deviation < 0.0005 else f"{deviation:.3f}"
 
 
 def data_label(row: Values) -> str:
-    """Name a cell within its model: the data and what else differs."""
+    """Name a cell within its model: the data and the settings that differ."""
+    if row["stage"] == "base":
+        return "base model"
     return " ".join([row["data"], *(f"{key}={value}" for key, value in row["settings"].items())])
 
 
 def seeds_label(row: Values) -> str:
-    """Say how many seeds a row is over, and of how many."""
+    """Return the number of seeds, or `2/3` if runs are missing."""
     if row["stage"] == "base":
         return "–"
     return str(row["seeds"]) if row["seeds"] == row["seeds_expected"] else f"{row['seeds']}/{row['seeds_expected']}"
 
 
 def as_markdown(table: Values) -> str:
-    """Return the table, the answers and what to know beside them."""
+    """Return the table, the answers and the cautions as Markdown."""
     lines = [f"# {table['sweep']}", ""]
     lines += [f"**{LIMIT}.**", ""] if table["limited"] else []
     lines += [markdown_rows(table), ""]
-    lines += [f"sd: over seeds (n - 1). {table['family']}.", ""]
+    lines += [f"sd: standard deviation over seeds (n − 1). {table['family']}.", ""]
     for answer in answers(table):
         lines += [f"**{answer.question}** {answer.verdict} {' '.join(answer.sentences)}", ""]
-    lines += [f"Published, for comparison. {published_answer(table['interval']['confidence'])}", ""]
+    lines += [f"For comparison: {published_answer(table['interval']['confidence'])}", ""]
     lines += [f"- {text}" for text in cautions(table)]
     lines += [f"- Missing: {entry['run_id']} ({entry['reason']})" for entry in table["missing"]]
     return "\n".join(lines).rstrip() + "\n"
@@ -60,25 +70,27 @@ def as_markdown(table: Values) -> str:
 
 def markdown_rows(table: Values) -> str:
     """Return the rows and their head as a Markdown table."""
-    head = [_line(COLUMNS), _line(["---"] * 3 + ["---:"] * 6)]
-    return "\n".join([*head, *(_line(cells(row)) for row in table["rows"])])
+    head = columns(table)
+    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3), *(cells(row, table) for row in table["rows"])]
+    return "\n".join(markdown_line(line) for line in lines)
 
 
-def _line(texts: Any) -> str:
+def markdown_line(texts: Iterable[str]) -> str:
     """Return a line of a Markdown table."""
     return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
 
 
 def as_csv(table: Values) -> str:
-    """Return the table with full numbers and intervals; what is unknown is empty, a missing cell a line of its own."""
+    """Return the table with full numbers and intervals; unknown values are empty, missing runs have their own lines."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    metrics = table["metrics"]
     parts = [("mean", ""), ("std", "_sd"), ("ci_low", "_low"), ("ci_high", "_high")]
-    names = [f"{metric}{suffix}" for _, suffix in parts for metric in METRICS]
+    names = [f"{metric}{suffix}" for _, suffix in parts for metric in metrics]
     writer.writerow(["model", "data", "rows", "seeds", *names, "note"])
     mark = "LIMIT" if table["limited"] else ""
     for row in table["rows"]:
-        numbers = [row[metric][part] for part, _ in parts for metric in METRICS]
+        numbers = [row[metric][part] for part, _ in parts for metric in metrics]
         writer.writerow([row["model"], data_label(row), row["rows"], row["seeds"], *numbers, mark])
     for entry in table["missing"]:
         note = f"missing: {entry['run_id']}: {entry['reason']}"
@@ -87,10 +99,10 @@ def as_csv(table: Values) -> str:
 
 
 def print_report(table: Values, console: Console | None = None) -> None:
-    """Print the table and the answers."""
+    """Print the table, the answers and the cautions."""
     console = console or Console()
     mark = f"[bold red]{LIMIT}[/]\n" if table["limited"] else ""
-    shown = RichTable(
+    grid = RichTable(
         title=f"{mark}{table['sweep']}",
         box=SIMPLE_HEAD,
         caption=table["family"],
@@ -98,12 +110,12 @@ def print_report(table: Values, console: Console | None = None) -> None:
         pad_edge=False,
         show_edge=False,
     )
-    for number, name in enumerate(COLUMNS):
+    for number, name in enumerate(columns(table)):
         left = number < 2
-        shown.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        grid.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in table["rows"]:
-        shown.add_row(*map(escape, cells(row)), style="dim" if row["stage"] == "base" else None)
-    console.print(shown)
+        grid.add_row(*map(escape, cells(row, table)), style="dim" if row["stage"] == "base" else None)
+    console.print(grid)
     for answer in answers(table):
         console.print(
             f"[bold]{escape(answer.question)} {answer.verdict}[/] {escape(' '.join(answer.sentences))}\n",

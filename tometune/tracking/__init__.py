@@ -1,64 +1,59 @@
-"""Experiment tracking: wandb, trackio or none behind one small interface; each library is imported only if chosen."""
+"""Experiment tracking behind one small class; a tracker's library is imported only if that tracker is chosen.
 
-from collections.abc import Mapping
-from pathlib import Path
+The tracker `name` is the module `tometune.tracking.<name>_tracker`, with a function `check(config)` and a subclass of
+`RunTracker` called `TRACKER`.
+"""
+
+import logging
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
+from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig
-from tometune.tracking.base import RunLabels, RunTracker
-from tometune.tracking.none import NoTracker
+from tometune.tracking.tracker import RunLabels, RunTracker, one_line
 
-__all__ = ["RunTracker", "check_tracker", "start_tracker"]
+__all__ = ["RunLabels", "RunTracker", "check_tracker", "start_tracker"]
+
+log = logging.getLogger(__name__)
 
 
 def check_tracker(config: TrackingConfig) -> None:
-    """Find what is wrong with the tracker before anything is written; needs no network.
+    """Check the tracker's settings before anything is written; needs no network.
 
     Raises:
-        UserError: the tracker is not installed, does not take a name or tag, or is to be online without a key.
+        UserError: the tracker is not installed, rejects a name or tag, or has no key although the mode is `online`.
     """
-    if config.tracker is Tracker.wandb:
-        from tometune.tracking.wandb_setup import check
+    if config.tracker is not Tracker.none:
+        try:
+            _module(config).check(config)
+        except UserError:
+            raise
+        except Exception as error:  # start_tracker warns if the tracker cannot be used then either
+            log.debug("%s could not be checked: %s", config.tracker, one_line(error))
 
-        check(config)
-    elif config.tracker is Tracker.trackio:
-        from tometune.tracking.trackio_tracker import check
 
-        check(config)
-
-
-def start_tracker(
-    config: TrackingConfig,
-    *,
-    run_id: str,
-    job_type: str,
-    group: str,
-    folder: Path,
-    run_config: Mapping[str, Any],
-    replaces: bool = False,
-) -> RunTracker:
-    """Start tracking a run, or go on with it where an earlier attempt was broken off.
-
-    Args:
-        config: the `tracking` group.
-        run_id: the run's name; the same for every attempt.
-        job_type: the verb, e.g. `train`.
-        group: the group where `config.group` is null.
-        folder: the run's folder; made if need be.
-        run_config: the resolved config as plain values.
-        replaces: whether this attempt makes earlier ones that were not uploaded yet worthless.
+def start_tracker(config: TrackingConfig, labels: RunLabels) -> RunTracker:
+    """Start tracking a run, or resume it after an interrupted attempt; if the tracker breaks, track nothing.
 
     Raises:
-        UserError: the tracker is not installed, or was told to be online and cannot be.
+        UserError: the tracker is not installed, or the mode is `online` and that is not possible.
     """
-    labels = RunLabels(run_id, job_type, config.group or group, folder.resolve(), run_config, replaces)
+    labels = replace(labels, group=config.group or labels.group, folder=labels.folder.resolve())
     labels.folder.mkdir(parents=True, exist_ok=True)
-    if config.tracker is Tracker.wandb:
-        from tometune.tracking.wandb_tracker import WandbTracker
+    reason = None
+    if config.tracker is not Tracker.none:
+        try:
+            tracker: RunTracker = _module(config).TRACKER(config, labels)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = f"{config.tracker} could not be started ({one_line(error)})"
+            log.warning("%s; the run continues without a tracker", reason)
+        else:
+            return tracker
+    return RunTracker(config, labels, reason)
 
-        return WandbTracker(config, labels)
-    if config.tracker is Tracker.trackio:
-        from tometune.tracking.trackio_tracker import TrackioTracker
 
-        return TrackioTracker(config, labels)
-    return NoTracker(config, labels)
+def _module(config: TrackingConfig) -> Any:
+    return import_module(f"tometune.tracking.{config.tracker}_tracker")

@@ -1,7 +1,7 @@
-"""trackio (https://github.com/gradio-app/trackio): a local database of runs; nothing goes to a Space or a server.
+"""trackio (https://github.com/gradio-app/trackio): a local database of runs; nothing is sent to a Space or a server.
 
-All runs beside each other share one database, `<folder of the runs>/trackio` (or `TRACKIO_DIR`), so that one dashboard
-shows them together.
+All runs in one folder share one database, `<folder>/trackio` (or `TRACKIO_DIR`), so that one dashboard shows them
+together.
 """
 
 import contextlib
@@ -14,28 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from tometune.common.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
-from tometune.tracking.base import RunLabels, RunTracker
-from tometune.tracking.program import program
+from tometune.tracking.tracker import RunLabels, RunTracker, program
 
 log = logging.getLogger(__name__)
 
 REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL")
-"""Environment variables by which trackio would send runs elsewhere; a run is started without them."""
+"""Environment variables that would make trackio send runs elsewhere; they are hidden while a run starts."""
 
 
 class TrackioTracker(RunTracker):
-    """One run in trackio's local database; an attempt goes on with the run of the same name."""
+    """One run in trackio's local database; a later attempt continues the run of the same name."""
 
     def __init__(self, config: TrackingConfig, labels: RunLabels) -> None:
-        """Start or resume the run.
-
-        Raises:
-            UserError: trackio is not installed, or was told to be online.
-        """
         super().__init__(config, labels)
         check(config)
         with _local(labels.folder.parent / "trackio"):
@@ -55,33 +47,29 @@ class TrackioTracker(RunTracker):
             )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Add one point to each of these curves."""
+        """Add one point to each curve."""
         self.step = max(self.step, step)
         self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Log the values at the last step: trackio has no summary of its own."""
+        """Log the values at the last step, because trackio has no summary."""
         self._run.log(values, step=self.step)
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Log a `trackio.Table` at the last step."""
-        frame = pd.DataFrame(rows, columns=columns)
-        self._run.log({name: self._trackio.Table(dataframe=frame)}, step=self.step)
+        """Log a table at the last step."""
+        import pandas as pd
 
-    def page(self, name: str, html: str) -> None:
-        """Do nothing: trackio shows no pages."""
+        self._run.log({name: self._trackio.Table(dataframe=pd.DataFrame(rows, columns=columns))}, step=self.step)
 
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:
-        """Store a file or folder in trackio's artifact store."""
+        """Log an artifact."""
         artifact = self._trackio.Artifact(name, type=kind, metadata=metadata)
-        if path.is_dir():
-            artifact.add_dir(str(path))
-        else:
-            artifact.add_file(str(path))
+        add = artifact.add_dir if path.is_dir() else artifact.add_file
+        add(str(path))
         self._run.log_artifact(artifact)
 
     def finish(self, status: str) -> None:
-        """Write out what is queued, after a last point that says whether the run was completed."""
+        """Write what is queued, after a last point that says whether the run was completed."""
         self._run.log({"completed": float(status == "completed")}, step=self.step)
         with contextlib.redirect_stdout(io.StringIO()):
             self._trackio.finish()
@@ -94,11 +82,14 @@ class TrackioTracker(RunTracker):
         return {"tracker": "trackio", "mode": "offline", "path": path, "folders": [str(self.folder)], "show": show}
 
 
+TRACKER = TrackioTracker
+
+
 def check(config: TrackingConfig) -> None:
-    """Find whether trackio can be used.
+    """Check that trackio can be used.
 
     Raises:
-        UserError: it is not installed, or was told to be online.
+        UserError: it is not installed, or the mode is `online`.
     """
     if config.mode is TrackingMode.online:
         raise UserError("tracking.mode: trackio keeps runs on this machine only; set tracking.mode=auto")
@@ -108,11 +99,11 @@ def check(config: TrackingConfig) -> None:
 
 @contextlib.contextmanager
 def _local(folder: Path) -> Iterator[None]:
-    """Start trackio quietly, on `folder` unless the user chose another, and without an address to send to."""
+    """Start trackio quietly, in `folder` unless the user set another, and without an address to send to."""
     os.environ.setdefault("TRACKIO_DIR", str(folder))
     hidden = {name: os.environ.pop(name) for name in REMOTE if name in os.environ}
     if hidden:
-        log.warning("%s: ignored, trackio stays on this machine", ", ".join(hidden))
+        log.warning("%s ignored: runs in trackio stay on this machine", ", ".join(hidden))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -1,7 +1,7 @@
 """Weights & Biases: online with a key, else offline; never a prompt, never a hang.
 
-Each attempt of an offline run is a folder of its own under `<run folder>/wandb/`. All carry the same run id and ask to
-be resumed, so `wandb sync` joins them, in order of their start, into one run.
+Each attempt of an offline run is a folder under `<run folder>/wandb/`. All have the same run id and ask to be resumed,
+so `wandb sync` joins them into one run, in the order of their start.
 See https://docs.wandb.ai/models/ref/python/functions/init and https://docs.wandb.ai/models/ref/cli/wandb-sync.
 """
 
@@ -10,87 +10,97 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tometune.common.errors import UserError
-from tometune.config.tracking import TrackingConfig
-from tometune.tracking.base import RunLabels, RunTracker, sanitise
-from tometune.tracking.program import program
-from tometune.tracking.wandb_setup import (  # before wandb, whose error reporting it turns off
-    REFUSALS,
-    choose_mode,
-    not_online,
-    one_line,
-    quiet_settings,
-    refused,
-    told_online,
-)
+from tometune.config.tracking import TrackingConfig, TrackingMode
+from tometune.tracking.tracker import RunLabels, RunTracker, one_line, program, sanitise
+
+# W&B reads this when it is imported: crash reports stay on the machine unless the user asks for them.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 # isort: split
 import wandb
-from wandb.errors import CommError
+from pydantic import ValidationError
+from wandb.errors import AuthenticationError, CommError, UsageError
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 log = logging.getLogger(__name__)
 
-TROUBLE = (wandb.Error, ConnectionError, TimeoutError, HandleAbandonedError, MailboxClosedError)
-"""What W&B raises when its service process or its server is gone: no reason to lose a run."""
+TIMEOUTS = {"init_timeout": 20.0, "finish_timeout": 300.0}
+"""Seconds until a run starts offline instead, and until the rest of an upload is left to `wandb sync`."""
+
+REJECTIONS = (UsageError, ValueError)
+"""Errors of W&B for a name, tag or setting that it does not accept (pydantic's ValidationError is a ValueError)."""
+
+Mode = Literal["online", "offline", "disabled"]
 
 
 class WandbTracker(RunTracker):
     """One attempt of a run in W&B."""
 
+    CONNECTION_ERRORS = (wandb.Error, ConnectionError, TimeoutError, HandleAbandonedError, MailboxClosedError)
+
     def __init__(self, config: TrackingConfig, labels: RunLabels) -> None:
         """Start or resume the run.
 
         Raises:
-            UserError: W&B was told to be online and cannot be, or does not take a name, tag or setting.
+            UserError: the mode is `online` and that is not possible, or W&B rejects a name, tag or setting.
         """
         super().__init__(config, labels)
         self.id = sanitise(labels.run_id, 64)
-        self.level = logging.INFO
-        self._lost = False
-        # Artifacts of an offline run are staged until they are synced: beside the run, not in the user's home.
+        # Artifacts of an offline run wait for `wandb sync` in this folder, which by default is in the user's home.
         self._own_data_dir = "WANDB_DATA_DIR" not in os.environ
         if self._own_data_dir:
             os.environ["WANDB_DATA_DIR"] = str(labels.folder / "wandb" / "data")
+        level = logging.INFO
         try:
             self.mode, self.reason = choose_mode(config.mode)
-            self._run = self._start()
-            self.step = self._run.step  # past the last one where the server knew the run
-        except REFUSALS as error:
-            self._close()
-            raise refused(error) from None
-        except UserError:
-            self._close()
+            try:
+                self._run = self._init(quiet_settings())
+            except CommError as error:
+                self.reason = self._go_offline(error)
+                level = logging.WARNING
+                self._run = self._init(quiet_settings())
+            self.step = self._run.step  # past the last step if the server knew the run
+        except BaseException as error:
+            self._release()
+            if isinstance(error, REJECTIONS):
+                raise _rejected(error) from None
             raise
         if labels.replaces:
-            self._drop_earlier()
+            for folder in self._unsynced():
+                if folder != Path(
+                    self._run.settings.sync_dir
+                ):  # uploaded after this one, an earlier attempt would replace it
+                    shutil.rmtree(folder)
         if self.mode == "offline":
-            reason = self.reason or "as asked"
-            log.log(self.level, "W&B is offline: %s; to upload later: %s", reason, self.describe()["sync"])
+            sync = self.describe()["sync"]
+            log.log(level, "W&B is offline (%s); to upload the run later: %s", self.reason or "as configured", sync)
 
-    def _start(self) -> Any:
-        """Start the run, offline where the server cannot be had and nobody insisted on it."""
-        before = set(self.labels.folder.glob("wandb/*run-*"))
-        settings = quiet_settings()
-        try:
-            return self._init(settings)
-        except CommError as error:
-            server = wandb.setup().settings.base_url
-            reason = f"{server} did not take the run within {settings.init_timeout:g} s: {one_line(error)}"
-        wandb.teardown()  # else the service still holds the run id
-        for failed in set(self.labels.folder.glob("wandb/*run-*")) - before:
-            failed.unlink() if failed.is_symlink() else shutil.rmtree(failed)
-        if told_online(self.config.mode):
-            raise not_online(reason)
-        self.mode, self.reason, self.level = "offline", reason, logging.WARNING
-        return self._init(quiet_settings())
+    def _go_offline(self, error: CommError) -> str:
+        """Clean up after a failed start and switch to offline mode; returns the reason.
+
+        Raises:
+            UserError: the user insists on the server.
+        """
+        settings = wandb.setup().settings
+        timeout = quiet_settings().init_timeout
+        reason = f"{settings.base_url} did not accept the run within {timeout:g} s: {one_line(error)}"
+        wandb.teardown()  # otherwise the service still holds the run id
+        for failed in self.labels.folder.glob("wandb/*run-*"):
+            if failed.is_symlink():
+                failed.unlink()
+            elif failed.name.startswith("run-"):
+                shutil.rmtree(failed)
+        if insists_on_server(self.config.mode):
+            raise _not_online(reason)
+        self.mode = "offline"
+        return reason
 
     def _init(self, settings: wandb.Settings) -> Any:
-        """Call `wandb.init` with everything that identifies the run and nothing that spies on the machine."""
+        """Call `wandb.init` with everything that identifies the run and nothing about the machine."""
         labels = self.labels
         return wandb.init(
             project=self.config.project,
@@ -108,58 +118,46 @@ class WandbTracker(RunTracker):
         )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Add one point to each of these curves."""
+        """Add one point to each curve."""
         self.step = max(self.step, step)
-        self._try(lambda: self._run.log(metrics, step=step))
+        self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
         """Set summary values."""
-        self._try(lambda: self._run.summary.update(values))
+        self._run.summary.update(values)
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Log a `wandb.Table` at the last step."""
-        table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
-        self._try(lambda: self._run.log({name: table}, step=self.step))
+        """Log a table at the last step."""
+        self._run.log({name: wandb.Table(columns=columns, data=rows, allow_mixed_types=True)}, step=self.step)
 
     def page(self, name: str, html: str) -> None:
-        """Log a `wandb.Html` at the last step, as it is: W&B would add a stylesheet from its own server."""
-        page = wandb.Html(html, inject=False, data_is_not_path=True)
-        self._try(lambda: self._run.log({name: page}, step=self.step))
+        """Log a page as it is; by default W&B would inject a stylesheet from its server."""
+        self._run.log({name: wandb.Html(html, inject=False, data_is_not_path=True)}, step=self.step)
 
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:
-        """Log an artifact; its files are read from where they lie instead of being copied first."""
+        """Log an artifact; its files are read in place instead of being copied first."""
         artifact = wandb.Artifact(name, type=kind, metadata=metadata)
-        if path.is_dir():
-            artifact.add_dir(str(path), policy="immutable")
-        else:
-            artifact.add_file(str(path), policy="immutable")
-        self._try(lambda: self._run.log_artifact(artifact))
+        add = artifact.add_dir if path.is_dir() else artifact.add_file
+        add(str(path), policy="immutable")
+        self._run.log_artifact(artifact)
 
     def finish(self, status: str) -> None:
         """Close the run and stop W&B's service process."""
-        self._try(lambda: self._run.finish(exit_code=0 if status == "completed" else 1))
-        self._close()
-
-    def _try(self, action: Callable[[], object]) -> None:
-        """Do this, unless W&B is gone; where it goes now, say so once and how to upload what it has."""
-        if self._lost:
-            return
         try:
-            action()
-        except TROUBLE as error:
-            self._lost = True
-            upload = sync_command([Path(self._run.settings.sync_dir)])
-            log.warning("W&B stopped: %s; the run goes on, to upload what was logged: %s", error, upload)
+            if not self.lost:
+                self._run.finish(exit_code=0 if status == "completed" else 1)
+        finally:
+            self._release()
 
-    def _close(self) -> None:
-        """Stop the service and leave the environment as it was."""
-        with contextlib.suppress(*TROUBLE):
+    def _release(self) -> None:
+        """Stop W&B's service process and restore the environment."""
+        with contextlib.suppress(*self.CONNECTION_ERRORS):
             wandb.teardown()
         if self._own_data_dir:
             os.environ.pop("WANDB_DATA_DIR", None)
 
     def describe(self) -> dict[str, Any]:
-        """Return project path, mode, folders, the page's address or the command that uploads the run."""
+        """Return path, mode, folders, and the address of the run or the command that uploads it."""
         waiting = [] if self.mode == "disabled" else self._unsynced()
         path = [self._run.entity, self._run.project, self.id]
         return {
@@ -169,21 +167,112 @@ class WandbTracker(RunTracker):
             "path": "/".join(part for part in path if part),
             "url": self._run.url,
             "folders": [str(folder) for folder in waiting],
-            "sync": sync_command(waiting) if waiting else None,
+            "sync": _sync(*waiting) if waiting else None,
         }
 
-    def _drop_earlier(self) -> None:
-        """Remove the offline folders of earlier attempts: uploaded after this one, they would take its place."""
-        for folder in self._unsynced():
-            if folder != Path(self._run.settings.sync_dir):
-                shutil.rmtree(folder)
+    def sync_command(self) -> str:
+        """Return the command that uploads this attempt."""
+        return _sync(Path(self._run.settings.sync_dir))
 
     def _unsynced(self) -> list[Path]:
-        """Return the offline folders of this run, this attempt's and earlier ones', that no sync has marked as done."""
+        """Return the offline folders of all attempts that no `wandb sync` has marked as uploaded."""
         folders = sorted(self.labels.folder.glob(f"wandb/offline-run-*-{self.id}"))
         return [folder for folder in folders if not any(folder.glob("*.wandb.synced"))]
 
 
-def sync_command(folders: Sequence[Path]) -> str:
-    """Return the command that uploads these folders of offline runs."""
+TRACKER = WandbTracker
+
+
+def check(config: TrackingConfig) -> None:
+    """Check names, mode and key, as far as that is possible without a server.
+
+    Raises:
+        UserError: W&B would reject a name or tag, or the mode is `online` and there is no key.
+    """
+    try:
+        wandb.Settings(
+            project=config.project, entity=config.entity, run_group=config.group, run_tags=tuple(config.tags)
+        )
+        choose_mode(config.mode)
+    except REJECTIONS as error:
+        raise _rejected(error) from None
+    finally:
+        wandb.teardown()
+
+
+def choose_mode(wanted: TrackingMode) -> tuple[Mode, str | None]:
+    """Return the mode and, if `auto` could not go online, the reason.
+
+    `online` and `offline` in the config take precedence. With `auto`, WANDB_MODE and W&B's own settings decide, then
+    whether there is a key.
+
+    Raises:
+        UserError: the mode is `online` and there is no key.
+    """
+    explicit = {"mode": "online"} if wanted is TrackingMode.online else {}
+    found = wandb.setup(settings=wandb.Settings(silent=True, **explicit)).settings.mode
+    if wanted is TrackingMode.offline:
+        return "offline", None
+    if wanted is TrackingMode.auto and found in ("offline", "dryrun"):
+        return "offline", None
+    if wanted is TrackingMode.auto and found == "disabled":
+        return "disabled", None
+    reason = _missing_key()
+    if reason is None:
+        return "online", None
+    if insists_on_server(wanted):
+        raise _not_online(reason)
+    return "offline", reason
+
+
+def _missing_key() -> str | None:
+    """Return why there is no usable key in the environment, W&B's settings or netrc; None if there is one."""
+    try:
+        found = wandb.login(prompt=False, verify=False)
+    except AuthenticationError as error:
+        return one_line(error)
+    return None if found else f"no API key (`{program('wandb')} login` stores one)"
+
+
+def insists_on_server(wanted: TrackingMode) -> bool:
+    """Return whether the config or the environment asks for online mode explicitly."""
+    return wanted is TrackingMode.online or (wanted is TrackingMode.auto and os.environ.get("WANDB_MODE") == "online")
+
+
+def _not_online(reason: str) -> UserError:
+    return UserError(f"tracking.mode: online is not possible ({reason}); set tracking.mode=offline, or tracking=none")
+
+
+def _rejected(error: Exception) -> UserError:
+    """Return the error for a name, tag or setting that W&B rejects."""
+    problems = [str(problem["msg"]) for problem in error.errors()] if isinstance(error, ValidationError) else []
+    return UserError(
+        f"tracking: W&B rejects this: {'; '.join(problems) or one_line(error)}; fix it, or set tracking=none"
+    )
+
+
+def quiet_settings() -> wandb.Settings:
+    """Return settings with which W&B prints nothing and sends nothing except what it is given."""
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        use_dot_wandb=False,
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        finish_timeout_raises=True,
+        host="",
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        x_transaction_log_flush_interval=2.0,  # seconds of curves that a kill can cost
+    )
+    for name, seconds in TIMEOUTS.items():
+        setattr(settings, name, float(os.environ.get(f"WANDB_{name.upper()}", seconds)))
+    return settings
+
+
+def _sync(*folders: Path) -> str:
+    """Return the command that uploads these offline runs."""
     return shlex.join([program("wandb"), "sync", *map(str, folders)])

@@ -1,4 +1,4 @@
-"""Checkpoints: which one is whole, what a run broken off goes on from; and the adapter or the model at the end."""
+"""Checkpoints: which one is complete, the disk space they need, and saving the trained adapter or model."""
 
 import json
 import logging
@@ -6,11 +6,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, temporary_path
+from tometune.training.metrics import METER
+from tometune.training.optimisers import state_bytes
+from tometune.training.steps import checkpoints_kept, steps_of
+
+if TYPE_CHECKING:
+    from tometune.training.batches import Training
 
 log = logging.getLogger(__name__)
 
@@ -18,26 +25,24 @@ SHARD = "5GB"
 """Largest file of a whole model's weights."""
 
 STATE = "trainer_state.json"
-"""Written last by transformers' Trainer: a checkpoint that has it, whole, is whole."""
+"""Written last by transformers' Trainer, so it marks a checkpoint as complete."""
 
-METER = "meter.json"
-"""Seconds and tokens up to the checkpoint."""
 
 FILES = ("optimizer.pt", "scheduler.pt", METER, STATE)
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
-"""One of them: an adapter, a whole model, or one in several files."""
+"""One of them: an adapter, a whole model, or the index of one in several files."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint under `folder`; broken ones that are newer are deleted.
+    """Return the newest complete checkpoint below `folder`; newer incomplete ones are deleted.
 
-    A kill in the middle of saving leaves a checkpoint without some of its files, or with a half of one.
+    A kill during saving leaves a checkpoint with missing or truncated files.
     """
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(found, key=step_of, reverse=True):
-        if _whole(checkpoint):
+        if _is_complete(checkpoint):
             return checkpoint
-        log.warning("%s is not whole (broken off while it was saved); it is deleted", checkpoint.name)
+        log.warning("%s is incomplete (interrupted while saving); deleted", checkpoint.name)
         shutil.rmtree(checkpoint)
     return None
 
@@ -47,13 +52,13 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _whole(checkpoint: Path) -> bool:
-    """Tell whether every file is there and the one written last can be read."""
+def _is_complete(checkpoint: Path) -> bool:
+    """Tell whether every file exists and the one written last can be read."""
     weights = [checkpoint / name for name in WEIGHTS if (checkpoint / name).exists()]
     weights += _shards(checkpoint / WEIGHTS[-1])
     generators = list(checkpoint.glob("rng_state*.pth"))
     files = [*(checkpoint / name for name in FILES), *weights, *generators]
-    # A power cut, other than a kill, can leave the names of files without their content.
+    # Unlike a kill, a power cut can leave files without their content.
     if not weights or not generators or not all(file.is_file() and file.stat().st_size for file in files):
         return False
     try:
@@ -64,7 +69,7 @@ def _whole(checkpoint: Path) -> bool:
 
 
 def _shards(index: Path) -> list[Path]:
-    """Return the files of a whole model that is saved in several; one that is not there where the index is broken."""
+    """Return the files of a whole model that is saved in several; a missing file if the index is damaged."""
     if not index.is_file():
         return []
     try:
@@ -74,49 +79,78 @@ def _shards(index: Path) -> list[Path]:
     return [index.with_name(name) for name in sorted(set(names))]
 
 
+def check_disk(training: "Training", weights: int, embeddings: int) -> None:
+    """Check before a full fine-tuning that the disk has space for its checkpoints and its model.
+
+    A checkpoint holds the weights in float32 and the optimiser's states. While one is saved, the oldest still exists.
+
+    Args:
+        training: the training.
+        weights: number of trained weights.
+        embeddings: how many of them are embeddings.
+
+    Raises:
+        UserError: the space is not enough.
+    """
+    trainer, folder = training.inputs.trainer, training.inputs.folder
+    checkpoints = checkpoints_kept(trainer, steps_of(trainer, len(training.rows))) + 1
+    needed = checkpoints * (4 * weights + state_bytes(trainer.optim, weights, embeddings))
+    needed += training.dtype.itemsize * weights
+    existing = sum(path.stat().st_size for path in training.checkpoints.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free + existing
+    if needed > free:
+        raise UserError(
+            f"trainer.save_total_limit={trainer.save_total_limit}: the checkpoints and the model of a full fine-tuning "
+            f"take about {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free; free some space, keep fewer "
+            "checkpoints, or set paths.outputs to another disk"
+        )
+
+
 def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Write the adapter as safetensors, under a temporary name first, so that the folder is whole if it is there.
+    """Write the adapter as safetensors.
 
     Args:
         model: with the adapter.
-        folder: where to.
-        base: what the adapter names as its base model: the hub id, not the folder of a copy in the cache.
+        folder: destination; it exists only once it is complete.
+        base: name of the base model in the adapter's config: the hub id, not the folder of a copy in the cache.
     """
-    with _at_once(folder) as temporary:
+    with _complete_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        named = temporary / "adapter_config.json"
-        settings = json.loads(named.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
-        named.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path = temporary / "adapter_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save_whole(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, published: tuple[Any, Any]) -> None:
-    """Write a whole model as safetensors, with its tokenizer, so that the folder is whole if it is there.
+def save_full_model(
+    model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, author_configs: tuple[Any, Any]
+) -> None:
+    """Write a whole model as safetensors, with its tokenizer.
 
     Args:
-        model: the trained model, in float32; afterwards in `dtype`.
+        model: the trained model in float32; afterwards in `dtype`.
         tokenizer: its tokenizer.
-        folder: where to.
-        dtype: what the weights are rounded to: that of the arithmetic they were trained in, and are scored in.
-        published: the model's config and generation config as its author wrote them; the trainer and Unsloth set what
-            they need in the model's own.
+        folder: destination; it exists only once it is complete.
+        dtype: of the saved weights: that of the arithmetic in training, which scoring uses too.
+        author_configs: config and generation config as the author wrote them; the trainer and Unsloth change the
+            model's own.
     """
-    with _at_once(folder) as temporary:
+    with _complete_folder(folder) as temporary:
         model.to(dtype)
-        model.config, model.generation_config = published
+        model.config, model.generation_config = author_configs
         model.config.dtype = dtype
         model.save_pretrained(temporary, max_shard_size=SHARD)
         tokenizer.save_pretrained(temporary)
 
 
 @contextmanager
-def _at_once(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of `folder` once the body is through."""
+def _complete_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `folder` after the body."""
     with temporary_path(folder, folder=True) as temporary:
         with disk_errors(folder):
             yield temporary
         mode = next(temporary.glob("*.json")).stat().st_mode
         for weights in temporary.glob("*.safetensors"):
-            weights.chmod(mode)  # safetensors lets only its owner read it
+            weights.chmod(mode)  # safetensors makes files that only their owner can read
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)

@@ -1,6 +1,9 @@
-"""GPU memory of a training."""
+"""GPU memory: the micro-batch that fits, found by trying and remembered; and a rough estimate for plans.
 
-import gc
+Results do not depend on what is tried. A step covers the same rows whatever the micro-batch, so only the order in which
+gradients are added differs (`tometune.training.steps`), and the generators are seeded after the last attempt.
+"""
+
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -10,212 +13,216 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from torch import nn
 
-from tometune.common.distributed import agree, processes
+from tometune.common.distributed import gather, processes
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
+from tometune.config.lora import LoraConfig
+from tometune.config.trainer import TrainerConfig
+from tometune.models.load import free_memory
+from tometune.models.source import ModelSource, quantized
 from tometune.training.batches import Training
-from tometune.training.cuda_graph import fits_of
-from tometune.training.optimisers import embedded, trainable, with_optimiser
-from tometune.training.steps import Step, effective_batch
+from tometune.training.cuda_graph import capacity_for
+from tometune.training.optimisers import state_bytes
+from tometune.training.steps import Step, divisors, effective_batch, micro_batches
 from tometune.training.trainer import MeteredTrainer
 
 log = logging.getLogger(__name__)
 
 NAME = "micro_batch.json"
-SCHEMA = 2
+SCHEMA = 3
 SPARE = 0.08
-"""Share of the GPU's memory that is left free: longer conversations, fragmentation, the desktop."""
+"""Share of the GPU's memory that an attempt leaves free, for fragmentation and the desktop."""
 
-ON_CPU = 4
-"""Rows that a CPU takes at a time: more are no faster."""
+ROWS_ON_CPU = 4
+"""Rows in one forward pass on a CPU, where more are no faster."""
+
+Attempt = Callable[[int, bool], int]
+"""Makes a pass over so many full rows, with or without gradient checkpointing. Returns the peak memory of training in
+bytes; raises torch.OutOfMemoryError."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """What fits."""
+class MicroBatch:
+    """A micro-batch that fits."""
 
-    micro_batch: int
+    rows: int
     gradient_checkpointing: bool
-    memory_bytes: int | None
-    """Estimated peak; None on a CPU, where nothing was measured."""
+    memory_bytes: int | None = None
+    """Peak memory to expect; None on a CPU."""
 
 
-Measure = Callable[[int, bool], int]
-"""Makes one forward and backward pass over full rows, so many at a time, with or without checkpointing; returns the
-peak in bytes. Raises torch.OutOfMemoryError."""
-
-
-def find_room(measure: Measure, sizes: Sequence[int], checkpointing: bool | str, free: int) -> Room:
-    """Return the largest micro-batch that fits; activations are recomputed only where one row does not fit without.
-
-    Two sizes are measured for that: one row, and what follows from it.
+def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) -> MicroBatch:
+    """Return the micro-batch: the one that is set, or the largest one that fits this GPU.
 
     Args:
-        measure: see `Measure`.
-        sizes: to choose from, the largest first.
-        checkpointing: `auto`, or what it has to be.
-        free: bytes that may be taken.
+        build: makes the trainer of a step, with or without gradient checkpointing.
+        training: the training.
 
     Raises:
         UserError: not even one row fits.
     """
-    for again in [False, True] if checkpointing == "auto" else [bool(checkpointing)]:
-        found = _largest(lambda size, again=again: measure(size, again), sizes, free)  # type: ignore[misc]
-        if found is not None:
-            return Room(found[0], again, found[1])
-    size = sizes[-1]
-    raise UserError(
-        f"trainer.max_length: {size} row{'s' if size > 1 else ''} of this length and the model do not fit into the "
-        f"GPU's {free / 1e9:.1f} free GB; lower trainer.max_length"
-        + (", set trainer.micro_batch=auto" if size > 1 else "")
-        + ("" if checkpointing in ("auto", True) else ", set trainer.gradient_checkpointing=auto")
-        + ", or take a smaller model"
-    )
-
-
-def _largest(measure: Callable[[int], int], sizes: Sequence[int], free: int) -> tuple[int, int] | None:
-    """Return the largest size that fits and its peak; None if none does."""
-    smallest = sizes[-1]
-    least = _peak(measure, smallest)
-    if least is None or least > free:
-        return None
-    if len(sizes) == 1:
-        return smallest, least
-    base = _peak(measure, 0) or 0
-    a_row = max(1, (least - base) // smallest)
-    for size in sizes[:-1]:
-        if base + a_row * size > free:
-            continue
-        peak = _peak(measure, size)
-        if peak is not None and peak <= free:
-            return size, peak
-    return smallest, least
-
-
-def _peak(measure: Callable[[int], int], size: int) -> int | None:
-    """Return the peak at a size; None where the GPU ran out."""
-    try:
-        return measure(size)
-    except torch.OutOfMemoryError:
-        return None
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def remembered(cache: Path, key: str) -> Room | None:
-    """Return what was found for this GPU, model and length before."""
-    found = _read(cache).get(key)
-    return Room(**found) if found else None
-
-
-def remember(cache: Path, key: str, room: Room) -> None:
-    """Keep what was found."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{NAME}.lock"):
-        write_json(cache / NAME, {"schema": SCHEMA, "rooms": _read(cache) | {key: asdict(room)}})
-
-
-def key_of(parts: dict[str, Any]) -> str:
-    """Return the name of a kind of run: this GPU, and all that memory depends on."""
-    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return json.dumps({"gpu": gpu.name, "memory": gpu.total_memory, "torch": torch.__version__, **parts})
-
-
-def free_bytes() -> int:
-    """Return what this process may take of the GPU: what is free, with what it has itself, less a margin."""
-    free, total = torch.cuda.mem_get_info()
-    return int(free + torch.cuda.memory_reserved() - SPARE * total)
-
-
-def _read(cache: Path) -> dict[str, Any]:
-    """Return what is kept; a file that is broken or of another version is as good as none."""
-    try:
-        content = json.loads((cache / NAME).read_text(encoding="utf-8"))
-        rooms: dict[str, Any] = content["rooms"] if content["schema"] == SCHEMA else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}
-    return rooms
-
-
-Build = Callable[[Step, bool], MeteredTrainer]
-"""Makes a trainer of so many rows at a time, with or without gradient checkpointing."""
-
-
-def choose_room(build: Build, training: Training, sizes: Sequence[int], cache: Path) -> Room:
-    """Return the micro-batch and whether activations are recomputed; on a GPU with the peak that was measured.
-
-    Args:
-        build: makes the trainer whose passes are measured.
-        training: what is trained on what.
-        sizes: that make a whole step, the largest first; one if it is set.
-        cache: remembers what was found for this GPU, model and length.
-
-    Raises:
-        UserError: not even one row fits.
-    """
-    wanted = training.config.trainer.gradient_checkpointing
+    trainer = training.inputs.trainer
+    sizes = micro_batches(trainer)
     if not torch.cuda.is_available():
-        at_once = 1 if training.config.trainer.packing else ON_CPU  # a pack fills a CPU by itself
-        size = sizes[0] if len(sizes) == 1 else next(size for size in sizes if size <= at_once)
-        return Room(size, wanted is True, None)
-    key = key_of(_parts(training, sizes))
-    room = remembered(cache, key)
-    if room is None or (room.memory_bytes or 0) > free_bytes():
-        room = find_room(lambda size, again: _measure(build, training, size, again), sizes, wanted, free_bytes())
-        if processes() > 1:
-            room = agree(room)
-        remember(cache, key, room)
+        most = 1 if trainer.packing else ROWS_ON_CPU  # one pack keeps a CPU busy
+        rows = sizes[0] if len(sizes) == 1 else next(size for size in sizes if size <= most)
+        return MicroBatch(rows, trainer.gradient_checkpointing is True)
+    found = _read(training.inputs.cache).get(_key(training))
+    if found is None:
+        largest = largest_that_fits(lambda *size: _attempt(build, training, *size), sizes, trainer)
+        # Processes whose GPUs have less memory left decide for all.
+        chosen = min(gather([largest]), key=lambda size: (not size.gradient_checkpointing, size.rows))
+        remember(training, chosen)
+    else:
+        chosen = MicroBatch(**found)
     log.info(
-        "memory: about %.1f GB of the GPU's %.1f; %d rows at a time, activations %s%s",
-        *((room.memory_bytes or 0) / 1e9, torch.cuda.mem_get_info()[1] / 1e9, room.micro_batch),
-        *("computed twice" if room.gradient_checkpointing else "kept", "" if sizes[1:] else " (trainer.micro_batch)"),
+        "micro-batch: %d rows%s, activations %s, about %.1f GB of the GPU's %.1f GB",
+        *(chosen.rows, " (set)" if len(sizes) == 1 else ""),
+        "recomputed" if chosen.gradient_checkpointing else "kept",
+        *((chosen.memory_bytes or 0) / 1e9, torch.cuda.mem_get_info()[1] / 1e9),
     )
-    return room
+    return chosen
 
 
-def _parts(training: Training, sizes: Sequence[int]) -> dict[str, Any]:
-    """Return all that memory depends on beside the GPU."""
-    model, lora, trainer = training.config.model, training.config.lora, training.config.trainer
-    return {
-        "model": f"{model.id} {model.quantization} {training.dtype}",
-        "adapter": f"{lora.r} {sorted(lora.target_modules)} {lora.use_dora} {lora.lora_dropout}"
-        if lora.enabled
-        else "none, every weight is trained",
-        "rows": f"{trainer.max_length} {trainer.packing} {list(sizes)}",
-        "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}"
-        f"{f' graph {fits_of(training, sizes[0])}' if training.graphed else ''}",
-    }
+def smaller(trainer: TrainerConfig, than: MicroBatch) -> MicroBatch | None:
+    """Return half of a micro-batch, or the next smaller one that divides a step; None if there is none."""
+    rows = next((size for size in divisors(trainer) if size <= than.rows // 2), None)
+    return None if rows is None else MicroBatch(rows, than.gradient_checkpointing, than.memory_bytes)
 
 
-def _measure(build: Build, training: Training, size: int, again: bool) -> int:
-    """Return the peak in bytes of a pass over so many full rows; of none, what is taken already.
+def largest_that_fits(attempt: Attempt, sizes: Sequence[int], trainer: TrainerConfig) -> MicroBatch:
+    """Try micro-batches, the largest first; with `auto`, activations are recomputed only if one row needs it.
 
-    The rows are as long as they can be and every token has a label, so no batch of the data takes more; a graph has
-    room for the labels that this data has (`fits_of`).
+    Raises:
+        UserError: none fits; the line names the settings to change.
     """
-    gc.collect()
-    torch.cuda.empty_cache()
-    if size == 0:
-        return int(torch.cuda.memory_allocated())
+    wanted = trainer.gradient_checkpointing
+    for checkpointing in [False, True] if wanted == "auto" else [bool(wanted)]:
+        for rows in sizes:
+            try:
+                return MicroBatch(rows, checkpointing, attempt(rows, checkpointing))
+            except torch.OutOfMemoryError:
+                log.info("micro-batch of %d rows: does not fit into the GPU's memory", rows)
+            free_memory()  # only after the except block, when nothing refers to the failed pass any more
+    rows = sizes[-1]
+    raise UserError(
+        f"trainer.max_length: the model and {rows} row{'s' if rows > 1 else ''} of this length do not fit into the "
+        "GPU's free memory; lower trainer.max_length"
+        + (", set trainer.micro_batch=auto" if rows > 1 else "")
+        + ("" if wanted in ("auto", True) else ", set trainer.gradient_checkpointing=auto")
+        + ", or use a smaller model"
+    )
+
+
+def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, rows: int, checkpointing: bool) -> int:
+    """Make a pass over the longest possible rows, all of them with labels, next to what the optimiser will keep."""
+    model, trainer = training.model, training.inputs.trainer
+    free_memory()
+    weights, embeddings = trainable(model), embedded(model)
+    states = state_bytes(trainer.optim, weights, embeddings)
+    if processes() > 1:
+        states += 4 * weights  # the buckets in which gradients are exchanged
+    spare = int(SPARE * torch.cuda.mem_get_info()[1])
+    reserved = torch.empty(spare + states, dtype=torch.uint8, device=model.device)
     torch.cuda.reset_peak_memory_stats()
-    trainer = build(Step(effective_batch(training.config), size), again)
     try:
-        trainer.full_pass(_full_rows(training, size))
-        peak, held = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
-        weights, embeddings = trainable(training.model), embedded(training.model)
-        return with_optimiser(peak, held, training.config.trainer.optim, weights, embeddings)
+        build(Step(effective_batch(trainer), rows), checkpointing).full_pass(_full_rows(training, rows))
+        if trainer.optim == "adamw_torch":  # its step takes as much again as the gradients, by PyTorch's `foreach`
+            torch.empty(weights, dtype=torch.float32, device=model.device)
+        return int(torch.cuda.max_memory_allocated()) - spare
+    except torch.OutOfMemoryError:
+        if training.graphed:
+            torch.compiler.reset()  # or the next size is compiled for shapes of any size, with other kernels
+        raise
     finally:
-        training.model.zero_grad(set_to_none=True)
+        del reserved
+        model.zero_grad(set_to_none=True)
 
 
-def _full_rows(training: Training, size: int) -> list[dict[str, Any]]:
-    """Return rows of max_length tokens; a pack is four conversations."""
-    length, vocabulary = training.config.trainer.max_length, training.model.config.vocab_size
+def _full_rows(training: Training, count: int) -> list[dict[str, Any]]:
+    """Return rows of `max_length` tokens; a pack holds four conversations."""
+    length, vocabulary = training.inputs.trainer.max_length, training.model.config.vocab_size
     ids = [(7 * position) % min(1000, vocabulary) for position in range(length)]
     row: dict[str, Any] = {"input_ids": ids, "labels": ids}
     if "seq_lengths" in training.rows.column_names:
-        quarter = length // 4
-        row["seq_lengths"] = [quarter, quarter, quarter, length - 3 * quarter]
-    return [dict(row) for _ in range(size)]
+        row["seq_lengths"] = [length // 4] * 3 + [length - 3 * (length // 4)]
+    return [dict(row) for _ in range(count)]
+
+
+def trainable(model: Any) -> int:
+    """Return the number of trained weights."""
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def embedded(model: Any) -> int:
+    """Return how many of the trained weights are embeddings."""
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    return sum(table.numel() for table in tables if table.requires_grad)
+
+
+def remember(training: Training, found: MicroBatch) -> None:
+    """Keep a micro-batch for later trainings of the same kind on this kind of GPU."""
+    cache = training.inputs.cache
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{NAME}.lock"):
+        write_json(cache / NAME, {"schema": SCHEMA, "found": _read(cache) | {_key(training): asdict(found)}})
+
+
+def _key(training: Training) -> str:
+    """Return everything that memory depends on, as text."""
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    model, lora, trainer = training.inputs.source.config, training.inputs.lora, training.inputs.trainer
+    adapter = f"{lora.r} {sorted(lora.target_modules)} {lora.use_dora} {lora.lora_dropout}" if lora.enabled else "none"
+    sizes = micro_batches(trainer)
+    parts = {
+        **{"gpu": gpu.name, "memory": gpu.total_memory, "torch": torch.__version__, "processes": processes()},
+        **{"model": f"{model.id} {model.quantization} {training.dtype}", "adapter": adapter},
+        "rows": f"{trainer.max_length} {trainer.packing} {sizes}",
+        "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}",
+        "graph": str(capacity_for(training, sizes[0])) if training.graphed else "none",
+    }
+    return json.dumps(parts)
+
+
+def _read(cache: Path) -> dict[str, Any]:
+    """Return everything remembered; nothing if the file is damaged or of another version."""
+    try:
+        content = json.loads((cache / NAME).read_text(encoding="utf-8"))
+        found: dict[str, Any] = content["found"] if content["schema"] == SCHEMA else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    return found
+
+
+def estimate(source: ModelSource, trainer: TrainerConfig, lora: LoraConfig) -> int:
+    """Return the peak GPU memory of one row per forward pass in bytes, from the model's config alone; good to a third.
+
+    The micro-batch `auto` takes more where the GPU has it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source.location, revision=source.revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    linear = {
+        name.rpartition(".")[2]: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    weights = sum(weight.numel() for weight in model.parameters())
+    if lora.enabled:
+        sizes = [linear[name].in_features + linear[name].out_features for name in lora.target_modules if name in linear]
+        trained = lora.r * sum(sizes) * config.num_hidden_layers
+        base = (
+            weights * 2 if not quantized(source.config) else 2 * config.vocab_size * config.hidden_size + weights // 2
+        )
+    else:
+        trained, base = weights, 0
+    # Kept for the backward pass, per layer and token: about 8 hidden and 4 intermediate vectors in 16 bits. It comes to
+    # the 58 GB that were measured for Llama-3.2-3B with 16,384 tokens (docs/benchmarks.md).
+    kept = 2 * (8 * config.hidden_size + 4 * config.intermediate_size)
+    layers = 1 if trainer.gradient_checkpointing is True else config.num_hidden_layers
+    activations = trainer.max_length * (layers * kept + 2 * config.num_hidden_layers * config.hidden_size)
+    logits = 12 * config.vocab_size * (trainer.max_length if trainer.loss_type != "chunked_nll" else 256)
+    peak: int = base + 12 * trained + state_bytes(trainer.optim, trained) + activations + logits
+    return peak

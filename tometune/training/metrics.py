@@ -1,4 +1,4 @@
-"""Metrics of a training."""
+"""Metrics of a training: the meter (tokens, seconds, memory), the curves in `metrics.jsonl`, and the final result."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,57 +15,69 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.common.files import write_text
-from tometune.training.checkpoints import METER
+from tometune.data.labels import IGNORE
+
+log = logging.getLogger(__name__)
+
+METER = "meter.json"
+"""File of a checkpoint with the totals of the meter."""
+
+OnLog = Callable[[dict[str, float], int], None]
+"""Called with the metrics and the optimiser step."""
+
+RENAMED = {"mean_token_accuracy": "token_accuracy", "num_input_tokens_seen": "tokens_seen"}
+OMITTED = ("num_tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
 @dataclass
 class Totals:
-    """What a training has cost so far."""
+    """The cost of a training so far."""
 
     seconds: float = 0.0
-    """Wall clock within the training loop, saving included."""
+    """Wall clock time of the training loop, including saving."""
 
     tokens: int = 0
-    """Tokens of conversations; padding is not counted."""
+    """Tokens of conversations, without padding."""
 
     padded_tokens: int = 0
-    """Tokens the hardware worked on, padding included."""
+    """Tokens including padding."""
 
     trained_tokens: int = 0
     """Tokens with a label."""
 
 
 class Meter:
-    """Counts batches as they pass; stored with each checkpoint, so that a resumed training goes on counting."""
+    """Counts tokens and seconds. It is stored with each checkpoint, so a resumed training continues to count."""
 
     def __init__(self, totals: Totals | None = None) -> None:
         self._totals = totals or Totals()
-        self._uncounted: list[torch.Tensor] = []
+        self._pending: list[torch.Tensor] = []
         self._since = time.perf_counter()
-        self._window = Totals(**asdict(self._totals))
+        self._window = replace(self._totals)
 
     @classmethod
     def load(cls, checkpoint: Path) -> "Meter":
-        """Return the meter as it stood at a checkpoint."""
+        """Return the meter of a checkpoint."""
         return cls(Totals(**json.loads((checkpoint / METER).read_text(encoding="utf-8"))))
 
     def save(self, checkpoint: Path) -> None:
-        """Store the totals in a checkpoint's folder."""
+        """Store the totals in a checkpoint."""
         self._tick()
         (checkpoint / METER).write_text(json.dumps(asdict(self.totals)), encoding="utf-8")
 
     def start(self) -> None:
-        """Start the clock: what came before (loading, compiling imports) is not training."""
+        """Start the clock; loading and preparation before it do not count."""
         self._since = time.perf_counter()
 
     @property
     def totals(self) -> Totals:
-        """What was counted up to now."""
-        for tokens, padded_tokens, trained_tokens in (counts.tolist() for counts in self._uncounted):
+        """Everything counted so far; on a GPU this waits for the batches that are being computed."""
+        for counts in self._pending:
+            tokens, padded_tokens, trained_tokens = counts.tolist()
             self._totals.tokens += tokens
             self._totals.padded_tokens += padded_tokens
             self._totals.trained_tokens += trained_tokens
-        self._uncounted.clear()
+        self._pending.clear()
         return self._totals
 
     def count(
@@ -74,69 +86,59 @@ class Meter:
         over_processes: Callable[[torch.Tensor], torch.Tensor],
         padded: int | None = None,
     ) -> None:
-        """Count one batch; the counts are read when they are asked for, since reading them waits for the GPU.
+        """Count one batch, without waiting for the GPU.
 
         Args:
             inputs: of this process, [rows, length] each.
-            over_processes: gives the sum of this process's counts and those of the others.
-            padded: tokens that the hardware works on, if more than there are in the inputs.
+            over_processes: sums counts over all processes.
+            padded: tokens including padding, if more are added after the collator.
         """
         labels, given = inputs["labels"], inputs["input_ids"].numel()
-        # Made on the labels' device: a number that is copied to a GPU waits for all it is still to do.
+        # Made on the device of the labels: copying a number to a GPU waits until all its pending work is done.
         real = inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.new_full((), given)
-        counts = [real, labels.new_full((), padded or given), (labels != -100).sum()]
-        self._uncounted.append(over_processes(torch.stack(counts)))
+        counts = [real, labels.new_full((), padded or given), (labels != IGNORE).sum()]
+        self._pending.append(over_processes(torch.stack(counts)))
 
     def rates(self) -> dict[str, float]:
-        """Return tokens a second since the last call, with and without padding, and the memory's peak in GB."""
+        """Return tokens per second since the last call, without and with padding, and the peak memory in GB."""
         self._tick()
-        seconds = max(self.totals.seconds - self._window.seconds, 1e-9)
-        rates = {
-            "tokens_per_second": (self.totals.tokens - self._window.tokens) / seconds,
-            "padded_tokens_per_second": (self.totals.padded_tokens - self._window.padded_tokens) / seconds,
+        totals, window = self.totals, self._window
+        seconds = max(totals.seconds - window.seconds, 1e-9)
+        self._window = replace(totals)
+        return {
+            "tokens_per_second": (totals.tokens - window.tokens) / seconds,
+            "padded_tokens_per_second": (totals.padded_tokens - window.padded_tokens) / seconds,
             "peak_memory_gb": peak_memory_bytes() / 1e9,
         }
-        self._window = Totals(**asdict(self.totals))
-        return rates
 
     def _tick(self) -> None:
-        """Add the time since the last tick; before, what was counted is read, which waits for the GPU."""
-        totals = self.totals
+        totals = self.totals  # waits for the GPU, whose time counts
         now = time.perf_counter()
         totals.seconds += now - self._since
         self._since = now
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory taken: of the GPU as PyTorch allocated it, else of the process."""
+    """Return the peak memory: of the GPU as PyTorch allocated it, or of the process where there is no GPU."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-log = logging.getLogger(__name__)
-
-OnLog = Callable[[dict[str, float], int], None]
-"""Called with the metrics and the optimiser step."""
-
-NAMES = {"mean_token_accuracy": "token_accuracy", "num_input_tokens_seen": "tokens_seen"}
-LEFT_OUT = ("num_tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second")
-
-
 class Curves:
-    """Takes the trainer's logs, adds throughput, and passes them on to the file, the log and the tracker."""
+    """Adds throughput to the trainer's logs and passes them on to `metrics.jsonl`, the log and the tracker."""
 
     def __init__(self, path: Path, meter: Meter, on_log: OnLog) -> None:
         self.path, self.meter, self.on_log = path, meter, on_log
         self.last_loss: float | None = None
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after a checkpoint: the steps will be made again."""
+        """Remove lines after the step of a checkpoint; these steps will be repeated."""
         if not self.path.exists():
             return
         lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-        write_text(self.path, "".join(f"{line}\n" for line in lines))  # a kill here must not lose the others
+        write_text(self.path, "".join(f"{line}\n" for line in lines))  # atomic: a kill must not lose earlier lines
         if lines:
             self.last_loss = json.loads(lines[-1])["loss"]
 
@@ -144,9 +146,9 @@ class Curves:
         """Take one log of the trainer.
 
         Raises:
-            UserError: the loss is no longer a number.
+            UserError: the loss is not finite.
         """
-        if "loss" not in logs:  # the summary at the end; run.json has it
+        if "loss" not in logs:  # transformers' summary at the end, which run.json has too
             return
         loss = float(logs["loss"])
         if not math.isfinite(loss):
@@ -154,7 +156,7 @@ class Curves:
                 f"trainer.learning_rate: the loss became {loss} at step {step}; lower it, or raise trainer.warmup_steps"
             )
         self.last_loss = loss
-        metrics = {NAMES.get(key, key): float(value) for key, value in logs.items() if key not in LEFT_OUT}
+        metrics = {RENAMED.get(key, key): float(value) for key, value in logs.items() if key not in OMITTED}
         metrics |= self.meter.rates()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -167,8 +169,42 @@ class Curves:
 
 
 def _step(line: str) -> float:
-    """Return a line's step; a line broken off in the middle counts as later than all."""
+    """Return the step of a line; a line that a kill cut short counts as later than all others."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The entry `train` of run.json."""
+
+    kind: str
+    """`lora`, or `full` if every weight was trained."""
+
+    trainable_parameters: int
+    steps: int
+    epochs: float
+    effective_batch: int
+    """Rows (packs or conversations) per step over all processes."""
+
+    micro_batch: int
+    """Rows in one forward pass."""
+
+    gradient_checkpointing: bool
+    attention: str
+    """Attention used in training: transformers' name, or `unsloth`."""
+
+    tokens: int
+    padded_tokens: int
+    trained_tokens: int
+    seconds: float
+    tokens_per_second: float
+    """Without padding."""
+
+    peak_memory_bytes: int
+    estimated_memory_bytes: int | None
+    """Estimate for the GPU before the start (`tometune.training.memory`); None on a CPU."""
+
+    final_loss: float | None

@@ -1,8 +1,7 @@
-"""Supervised fine-tuning: the loop over TRL's trainer, the resume, the adapter or the model that comes of it."""
+"""Supervised fine-tuning with TRL's trainer: memory, resuming, and saving the adapter or the model."""
 
-import gc
 import logging
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,171 +11,195 @@ from transformers import PrinterCallback
 from tometune.common.distributed import by_first, is_first
 from tometune.common.errors import UserError
 from tometune.common.seeding import seed_everything
-from tometune.common.signals import Stopped, told_to_stop
-from tometune.config.root import Config
-from tometune.data.tokens import Tokens
-from tometune.models.full import published
+from tometune.common.signals import Stopped, stop_signals
+from tometune.models.full import author_configs, restore
+from tometune.models.load import free_memory
 from tometune.models.packed_attention import training_attention
 from tometune.models.saved import ADAPTER, WHOLE
-from tometune.models.source import locate
-from tometune.training.arguments import arguments
+from tometune.training import memory
 from tometune.training.batches import Collator, Training
-from tometune.training.checkpoints import last_checkpoint, save_adapter, save_whole, step_of
+from tometune.training.checkpoints import check_disk, last_checkpoint, save_adapter, save_full_model, step_of
 from tometune.training.cuda_graph import GraphError, compiled_layers, graph_for, graphed
-from tometune.training.memory import Room, choose_room
-from tometune.training.metrics import Curves, Meter, OnLog
-from tometune.training.outcome import TrainResult, no_room, plan, result_of
-from tometune.training.progress import progress_callbacks
-from tometune.training.steps import Step, divisors, effective_batch, sizes
-from tometune.training.storage import check_disk
-from tometune.training.trainer import LogLastStep, MeteredTrainer, StopAfterStep
+from tometune.training.inputs import TrainingInputs
+from tometune.training.memory import MicroBatch
+from tometune.training.metrics import Curves, Meter, OnLog, TrainResult, peak_memory_bytes
+from tometune.training.steps import Step, effective_batch, in_packs, steps_of
+from tometune.training.trainer import MeteredTrainer, StepCallback, arguments
 
 log = logging.getLogger(__name__)
 
 
-def fit(
-    model: Any,
-    tokenizer: Any,
-    tokens: Tokens,
-    config: Config,
-    folder: Path,
-    on_log: OnLog,
-    cache: Path,
-    unsloth: bool = False,
-) -> TrainResult:
-    """Train what is trainable, from the last whole checkpoint if there is one, and save it.
+def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unsloth: bool = False) -> TrainResult:
+    """Train all trainable weights, resuming from the last complete checkpoint, and save the result.
 
-    An adapter is saved under `folder/adapter`. With `lora=none` the whole model is saved under `folder/model`, in the
-    type of the arithmetic.
-
-    Where the GPU runs out of memory although the micro-batch was measured to fit, the training goes on once from its
-    last checkpoint with half the micro-batch; what a step is stays the same.
+    An adapter is saved in `<folder>/adapter`. With `lora=none` the whole model is saved in `<folder>/model`, in the
+    dtype of the arithmetic. If the GPU runs out of memory, the training continues from its last checkpoint with half
+    the micro-batch; steps stay the same.
 
     Args:
-        model: a `PeftModel` whose adapter was just made from its seed; with `lora=none` a model in float32.
+        model: a `PeftModel` with a fresh adapter, or with `lora=none` a model in float32.
         tokenizer: for padding.
-        tokens: rows with labels.
-        config: `trainer`, and `seeds.order` and `seeds.adapter` (dropout).
-        folder: the run's folder; gets `checkpoints/`, `metrics.jsonl`, `adapter/` or `model/`.
-        on_log: takes the metrics of each logging step.
-        cache: remembers what fits.
-        unsloth: whether the model is Unsloth's.
+        inputs: everything else.
+        on_log: called with the metrics of each logging step.
+        unsloth: whether the model was loaded by Unsloth.
 
     Raises:
-        Stopped: SIGTERM or SIGHUP came; a checkpoint was saved.
+        Stopped: SIGTERM or SIGHUP was received, and a checkpoint was saved.
         SaveError: the disk is full.
-        UserError: the loss is no longer a number, or not even one row fits into the GPU.
+        UserError: the loss is not finite, or not even one row fits into the GPU.
     """
-    training = Training(model, tokenizer, tokens, config, folder, on_log, unsloth)
-    if training.whole:  # before hours of training: the hub can be gone after them
-        training.published = published(locate(config.model, cache))
+    training = Training(model, tokenizer, inputs, on_log, unsloth)
+    if training.full:  # needed at the end, but the hub may be unreachable after hours of training
+        training.author_configs = author_configs(inputs.source)
     with training_attention(model, None if unsloth else training.attention):
         training.graphed = graphed(training)
         if training.graphed:
             try:
                 with compiled_layers(model):
-                    return _fit(training, cache)
+                    return _fit(training)
             except GraphError as error:
-                if config.trainer.cuda_graph is True:
+                if inputs.trainer.cuda_graph is True:
                     raise UserError(f"trainer.cuda_graph=true: {error}; set trainer.cuda_graph=false") from error
-                log.warning("trainer.cuda_graph=auto: kernel by kernel, for a graph cannot be made (%s)", error)
+                log.warning("CUDA graph off: %s", error)
                 training.graphed = False
-        return _fit(training, cache)
+        return _fit(training)
 
 
-def _fit(training: Training, cache: Path) -> TrainResult:
-    """Find what fits and train; once more with half of it where it did not fit after all."""
-    model, config = training.model, training.config
+def _fit(training: Training) -> TrainResult:
+    """Train with the micro-batch that fits; halve it whenever the GPU runs out of memory all the same."""
+    trainer, model = training.inputs.trainer, training.model
     fresh = {}
-    if not training.whole or model.device.type == "cuda":  # a CPU does not say that it is full; a copy would fill it
+    if not training.full:  # small; a full model is read from its files again
         trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
         fresh = {name: weight.detach().cpu().clone() for name, weight in trained}
-    room = choose_room(lambda step, again: _trainer(training, step, again), training, sizes(config), cache)
-    try:
-        return _train(training, room)
-    except torch.OutOfMemoryError:
-        if room.micro_batch == 1:
-            raise no_room(room) from None
-    # Only here has the error let go of what the pass had allocated.
-    room = _smaller(training, room, fresh)
-    try:
-        return _train(training, room)
-    except torch.OutOfMemoryError:
-        raise no_room(room) from None
+    size = memory.choose(lambda step, checkpointing: _trainer(training, step, checkpointing), training)
+    while True:
+        try:
+            return _train(training, size)
+        except torch.OutOfMemoryError:
+            smaller = memory.smaller(trainer, size)
+            if smaller is None:
+                hint = "" if size.gradient_checkpointing else "set trainer.gradient_checkpointing=true, or "
+                raise UserError(
+                    f"trainer.micro_batch={size.rows}: the GPU ran out of memory while training; {hint}lower "
+                    "trainer.max_length, and run the same command again to resume from the last checkpoint"
+                ) from None
+        # Only after the except block, when nothing refers to the failed pass any more.
+        size = smaller
+        log.warning("out of memory; continuing with trainer.micro_batch=%d, steps stay the same", size.rows)
+        free_memory()
+        if training.graphed:
+            torch.compiler.reset()
+        if trainer.micro_batch == "auto" and torch.cuda.is_available():
+            memory.remember(training, size)
+        if not training.full:
+            model.load_state_dict(fresh, strict=False)
+        elif last_checkpoint(training.checkpoints) is None:
+            restore(model, training.inputs.source)
 
 
-def _smaller(training: Training, room: Room, fresh: Mapping[str, torch.Tensor]) -> Room:
-    """Return room for half the micro-batch, or the next below that makes a whole step; weights are as they were."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    size = next(size for size in divisors(training.config) if size <= room.micro_batch // 2)
-    log.warning("the GPU ran out of memory; once more with trainer.micro_batch=%d, same steps", size)
-    with torch.no_grad():
-        for name, weight in training.model.named_parameters():
-            if name in fresh:
-                weight.copy_(fresh[name])
-    return Room(size, room.gradient_checkpointing, room.memory_bytes)
+def _train(training: Training, size: MicroBatch) -> TrainResult:
+    """Run the training loop and save the trained weights."""
+    inputs, model = training.inputs, training.model
+    checkpoint = by_first(lambda: last_checkpoint(training.checkpoints))
+    meter = Meter.load(checkpoint) if checkpoint else Meter()
+    seed_everything(inputs.seeds.adapter)
+    step = Step(effective_batch(inputs.trainer), size.rows)
+    callback = StepCallback()
+    with stop_signals(callback.request_stop):
+        trainer = _trainer(training, step, size.gradient_checkpointing, meter, callback)
+        if is_first():
+            trainer.curves.rewind(step_of(checkpoint) if checkpoint else 0)
+        _log_plan(training, step, checkpoint)
+        if training.full:
+            by_first(lambda: check_disk(training, memory.trainable(model), memory.embedded(model)))
+        meter.start()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if callback.signal:
+            log.warning("stop requested; checkpoint saved at step %d", trainer.state.global_step)
+            raise Stopped(callback.signal)
+    meter.rates()
+    by_first(lambda: _save(training, trainer.accelerator.unwrap_model(trainer.model)))  # all processes read it next
+    return _result(training, size, step, trainer)
 
 
 def _trainer(
-    training: Training, step: Step, checkpointing: bool, meter: Meter | None = None, stop: Any = None
+    training: Training,
+    step: Step,
+    checkpointing: bool,
+    meter: Meter | None = None,
+    callback: StepCallback | None = None,
 ) -> MeteredTrainer:
-    """Return TRL's trainer over this training, with the trained weights as they were."""
-    model, config = training.model, training.config
-    held = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
+    """Return TRL's trainer; the trained weights stay as they are."""
+    model, inputs = training.model, training.inputs
+    trained = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     meter = meter or Meter()
     graph = graph_for(training, step.micro_batch) if training.graphed and not checkpointing else None
     trainer = MeteredTrainer(
         model=model,
-        args=arguments(config, training.dtype, training.checkpoints, step, checkpointing, training.unsloth),
+        args=arguments(training, step, checkpointing),
         train_dataset=training.rows,
         data_collator=Collator(
             training.tokenizer.pad_token_id,
-            padding_free=config.trainer.packing,
+            padding_free=inputs.trainer.packing,
             packed=training.packed,
-            fits=graph.fits if graph else None,
+            capacity=graph.capacity if graph else None,
         ),
         processing_class=training.tokenizer,
-        callbacks=[*([stop] if stop else []), LogLastStep(), *progress_callbacks()],
+        callbacks=[callback or StepCallback()],
         meter=meter,
-        curves=Curves(training.folder / "metrics.jsonl", meter, training.on_log),
+        curves=Curves(inputs.folder / "metrics.jsonl", meter, training.on_log),
         fused_loss=training.unsloth,
         graph=graph,
     )
     trainer.remove_callback(PrinterCallback)
-    for name, weight in model.named_parameters():  # over a 4-bit base, TRL makes the adapter bfloat16, which
-        if name in held:  # rounds AdamW's small steps away and cannot be trained in fp16
-            weight.data = held[name]
+    # Over a 4-bit base TRL makes the adapter bfloat16, which rounds away AdamW's small steps and fails with fp16.
+    for name, weight in model.named_parameters():
+        if name in trained:
+            weight.data = trained[name]
     return trainer
 
 
-def _train(training: Training, room: Room) -> TrainResult:
-    """Run the loop with what fits, and save what was trained."""
-    config = training.config
-    checkpoint = by_first(lambda: last_checkpoint(training.checkpoints))
-    meter = Meter.load(checkpoint) if checkpoint else Meter()
-    seed_everything(config.seeds.adapter)
-    step = Step(effective_batch(config), room.micro_batch)
-    stop = StopAfterStep()
-    with told_to_stop(stop.tell):
-        trainer = _trainer(training, step, room.gradient_checkpointing, meter, stop)
-        if is_first():
-            trainer.curves.rewind(step_of(checkpoint) if checkpoint else 0)
-        plan(training, step, checkpoint)
-        by_first(lambda: check_disk(training))
-        meter.start()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stop.signal:
-            log.warning("told to stop: step %d is saved", trainer.state.global_step)
-            raise Stopped(stop.signal)
-    meter.rates()
-    by_first(lambda: _save(training, trainer.accelerator.unwrap_model(trainer.model)))  # all of them read it next
-    return result_of(training, room, step, trainer)
+def _log_plan(training: Training, step: Step, checkpoint: Path | None) -> None:
+    """Log what is about to be trained."""
+    trainer, counts, rows = training.inputs.trainer, training.inputs.tokens.counts, len(training.rows)
+    if training.full:
+        log.info("full fine-tuning: %s weights in float32", f"{memory.trainable(training.model):,}")
+    log.info(
+        "training: %s %s of %s tokens (%s trained), %d per step, %d at a time, %d steps of %d per epoch%s",
+        *(f"{rows:,}", "packs" if in_packs(trainer) else "rows", f"{counts.tokens:,}"),
+        *(f"{counts.trainable_tokens:,}", step.rows, step.micro_batch, steps_of(trainer, rows)),
+        *(math.ceil(rows / step.rows), f", resuming from {checkpoint.name}" if checkpoint else ""),
+    )
 
 
 def _save(training: Training, model: Any) -> None:
-    """Save the adapter, or the whole model."""
-    if training.whole:
-        save_whole(model, training.tokenizer, training.folder / WHOLE, training.dtype, training.published)
+    inputs = training.inputs
+    if training.full:
+        save_full_model(model, training.tokenizer, inputs.folder / WHOLE, training.dtype, training.author_configs)
     else:
-        save_adapter(model, training.folder / ADAPTER, training.config.model.id)
+        save_adapter(model, inputs.folder / ADAPTER, inputs.source.config.id)
+
+
+def _result(training: Training, size: MicroBatch, step: Step, trainer: MeteredTrainer) -> TrainResult:
+    totals, peak = trainer.meter.totals, peak_memory_bytes()
+    if size.memory_bytes is not None:
+        log.info("peak memory: %.1f GB, expected %.1f GB", peak / 1e9, size.memory_bytes / 1e9)
+    return TrainResult(
+        kind="full" if training.full else "lora",
+        trainable_parameters=memory.trainable(training.model),
+        steps=trainer.state.global_step,
+        epochs=round(trainer.state.epoch or 0.0, 4),
+        effective_batch=step.rows,
+        micro_batch=step.micro_batch,
+        gradient_checkpointing=size.gradient_checkpointing,
+        attention=training.attention,
+        tokens=totals.tokens,
+        padded_tokens=totals.padded_tokens,
+        trained_tokens=totals.trained_tokens,
+        seconds=round(totals.seconds, 3),
+        tokens_per_second=round(totals.tokens / totals.seconds, 1) if totals.seconds else 0.0,
+        peak_memory_bytes=peak,
+        estimated_memory_bytes=size.memory_bytes,
+        final_loss=trainer.curves.last_loss,
+    )

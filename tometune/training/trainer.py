@@ -1,29 +1,101 @@
-"""The trainer: TRL's, with our meter, our curves and our checkpoints."""
+"""TRL's trainer: its arguments, and the trainer itself with the meter, the curves and complete checkpoints."""
 
 import shutil
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 from transformers import Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tometune.common.distributed import gather
 from tometune.common.files import SaveError, disk_errors
+from tometune.data.labels import IGNORE
+from tometune.training.batches import Training
 from tometune.training.cuda_graph import PassGraph
 from tometune.training.metrics import Curves, Meter
+from tometune.training.steps import Step
 
 
 class Arguments(SFTConfig):
-    """`trl.SFTConfig` whose device, of several processes on CPUs, is the CPU."""
+    """`trl.SFTConfig`; with several processes on CPUs its device is `cpu`."""
 
     @property
     def device(self) -> torch.device:
-        """The device of this process; accelerate says `cpu:0`, to which torch.load cannot bring an optimiser back."""
+        """The device of this process. accelerate says `cpu:0`, where torch.load cannot put an optimiser's states."""
         device: torch.device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
+
+
+def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
+    """Return TRL's arguments; all that matter are set, because importing Unsloth changes the defaults.
+
+    Args:
+        training: the training.
+        step: rows per step, and how they are divided.
+        checkpointing: whether activations are recomputed in the backward pass.
+    """
+    trainer, seeds, dtype = training.inputs.trainer, training.inputs.seeds, training.dtype
+    return Arguments(
+        output_dir=str(training.checkpoints),
+        learning_rate=trainer.learning_rate,
+        lr_scheduler_type=trainer.lr_scheduler_type,
+        warmup_steps=trainer.warmup_steps,
+        weight_decay=trainer.weight_decay,
+        optim=trainer.optim,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        max_grad_norm=trainer.max_grad_norm,
+        num_train_epochs=trainer.num_train_epochs,
+        max_steps=trainer.max_steps or -1,
+        per_device_train_batch_size=step.micro_batch,
+        gradient_accumulation_steps=step.accumulation,
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seeds.adapter,
+        data_seed=seeds.order,
+        train_sampling_strategy="random",
+        max_length=trainer.max_length,
+        packing=False,  # The rows are packed already, and our collator keeps conversations apart. TRL only accepts a
+        padding_free=False,  # collator if both of these are off.
+        loss_type="nll" if training.unsloth else trainer.loss_type,  # Unsloth has a fused loss of its own
+        use_liger_kernel=False,
+        label_smoothing_factor=0.0,
+        neftune_noise_alpha=None,
+        average_tokens_across_devices=True,
+        auto_find_batch_size=False,
+        completion_only_loss=False,
+        assistant_only_loss=False,  # the labels are made and checked by tometune.data.tokens
+        dataset_kwargs={"skip_prepare_dataset": True},
+        eval_packing=False,
+        activation_offloading=False,
+        remove_unused_columns=False,
+        dataloader_num_workers=trainer.dataloader_num_workers,
+        dataloader_drop_last=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        # Batches are copied while the GPU works; a copy that waits for it would leave it idle afterwards.
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
+        logging_strategy="steps",
+        logging_steps=trainer.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=trainer.save_steps,
+        save_total_limit=trainer.save_total_limit,
+        report_to="none",
+        disable_tqdm=True,
+        push_to_hub=False,
+    )
 
 
 class MeteredTrainer(SFTTrainer):
@@ -42,7 +114,7 @@ class MeteredTrainer(SFTTrainer):
         self.meter, self.curves, self.fused_loss, self.graph = meter, curves, fused_loss, graph
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        """Count the batch, of all processes, then make its pass: forward, backward; returns the loss."""
+        """Count the batch over all processes, then run forward and backward pass; returns the loss."""
         padded = None if self.graph is None else self.graph.tokens * len(inputs["parts"])
         self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)), padded)
         if self.graph is None:
@@ -51,25 +123,25 @@ class MeteredTrainer(SFTTrainer):
         return self.graph(self._prepare_inputs(inputs), num_items_in_batch)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
-        """Return the loss; of a model that gives no logits (Unsloth's) without TRL's metrics over them."""
+        """Return the loss, without TRL's metrics over logits if the model has a fused loss (Unsloth's)."""
         if not self.fused_loss:
             return super().compute_loss(model, inputs, *arguments, **keywords)
         return Trainer.compute_loss(self, model, inputs, *arguments, **keywords)
 
     def full_pass(self, rows: list[dict[str, Any]]) -> None:
-        """Make one forward and backward pass over rows, outside of the loop: what it leaves is the memory's peak.
+        """Run one forward and backward pass over rows outside of the training loop, to see how much memory it takes.
 
         Raises:
-            torch.OutOfMemoryError: the GPU ran out.
+            torch.OutOfMemoryError: the GPU ran out of memory.
         """
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         try:
             self.model.train()
             inputs = self._prepare_inputs(self.data_collator(rows))
-            count = (inputs["labels"] != -100).sum()
+            count = (inputs["labels"] != IGNORE).sum()
             if self.graph is not None:
-                self.graph.once(inputs, count)
+                self.graph.run_once(inputs, count)
                 return
             dtype = torch.float16 if self.args.fp16 else torch.bfloat16
             with torch.autocast(self.args.device.type, dtype, enabled=self.args.bf16 or self.args.fp16):
@@ -80,33 +152,33 @@ class MeteredTrainer(SFTTrainer):
                 self.model.gradient_checkpointing_disable()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Pass the logs on to the curves, from the first process only."""
+        """Log as transformers does, and add the metrics to the curves."""
         super().log(logs, start_time)
         if self.is_world_process_zero():
             self.curves.add(logs, self.state.global_step)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint with the meter in it, and without the model card that TRL would write."""
+        """Save a checkpoint that includes the meter, without TRL's model card."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             with disk_errors(folder.parent):
                 if self.is_world_process_zero():
                     folder.mkdir(parents=True, exist_ok=True)
-                    self.meter.save(folder)  # before the trainer's state, whose presence says that all is there
+                    self.meter.save(folder)  # before the trainer's state, which marks a checkpoint as complete
                 Trainer._save_checkpoint(self, model, trial)
         except SaveError:
-            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint is of no use and takes up room
+            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint is useless and takes up space
             raise
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Save the generators of every process before the first one writes what says that all is there."""
+        """Save the generators of all processes before the first process marks the checkpoint as complete."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
-        """Train no further than the last step.
+        """Train an epoch, unless all steps are done.
 
-        After a resume from the checkpoint of the last step, transformers would make one step more before it looks.
+        transformers would make one more step after resuming from the checkpoint of the last step.
         """
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*arguments, **keywords)
@@ -114,29 +186,41 @@ class MeteredTrainer(SFTTrainer):
             self.control.should_training_stop = True
 
 
-class LogLastStep(TrainerCallback):
-    """Log the last step whatever `logging_steps` is: the curves end there, and a loss that is no number is noticed."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- the callback's form
-        """Ask the trainer to log."""
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-
-
-class StopAfterStep(TrainerCallback):
-    """Once told to stop, finish the step, save a checkpoint and stop."""
+class StepCallback(TrainerCallback):
+    """Stops after a signal, logs the last step, and shows a progress bar if standard error is a terminal."""
 
     def __init__(self) -> None:
         self.signal = 0
-        """Number of the signal that came; 0 is none."""
+        """Number of the signal that was received; 0 if none."""
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self.bar = Progress(*columns, *times, console=console, transient=True, disable=not sys.stderr.isatty())
 
-    def tell(self, number: int, _frame: FrameType | None) -> None:
-        """Remember the signal."""
+    def request_stop(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal: the current step is finished and a checkpoint is saved."""
         self.signal = number
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- the callback's form
-        """Ask the trainer to save and stop, in all processes at the same step."""
-        self.signal = max(gather([self.signal]))
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- a callback's form
+        """Start the bar at the step of the checkpoint."""
+        self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, loss="")
+        self.bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Advance the bar, and tell the trainer what to do after this step."""
+        self.bar.update(self.task, completed=state.global_step)
+        if state.global_step >= state.max_steps:  # the curves end there, and a loss of nan is noticed
+            control.should_log = True
+        self.signal = max(gather([self.signal]))  # all processes stop after the same step
         if self.signal:
             control.should_save = True
             control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:  # noqa: ARG002
+        """Show the loss."""
+        if logs and "loss" in logs:
+            self.bar.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Remove the bar."""
+        self.bar.stop()

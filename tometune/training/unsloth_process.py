@@ -1,6 +1,12 @@
-"""Training in a process of its own, as Unsloth needs it."""
+"""Training under Unsloth, in a process of its own: importing Unsloth changes transformers, TRL and PEFT everywhere.
 
-import json
+The parent starts this module as `python -m tometune.training.unsloth_process CACHE FD`, early, because the import takes
+half a minute. When the training begins, it sends the `TrainingInputs` through the connection behind the file
+descriptor. It receives ("log", metrics, step), and then ("result", record) or ("error", exception).
+
+Nothing imported at the top of this file may import torch, transformers, trl or peft: Unsloth has to be first.
+"""
+
 import logging
 import os
 import subprocess
@@ -9,97 +15,91 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tometune.common.errors import UserError
 from tometune.common.files import SaveError
 from tometune.common.logs import StderrHandler, log_file
-from tometune.common.signals import Stopped, told_to_stop
+from tometune.common.signals import Stopped, stop_signals
 from tometune.models import unsloth_backend
-from tometune.runs.inputs import RunInputs
-from tometune.runs.stored import stored_config
+from tometune.training.inputs import TrainingInputs
 
 if TYPE_CHECKING:
     from tometune.training.metrics import OnLog
 
 
-class WorkerError(RuntimeError):
-    """The training's process ended without a word; what it printed is above."""
+class ProcessError(RuntimeError):
+    """The training process ended without a result or an error; its output is above."""
 
 
-class Apart:
-    """A worker: it imports while other things are done, and trains when it is told to."""
+class UnslothProcess:
+    """The training process, seen from its parent."""
 
-    def __init__(self, process: "subprocess.Popen[str]", pipe: int) -> None:
-        self.process = process
-        self.pipe = pipe
+    def __init__(self, process: "subprocess.Popen[bytes]", connection: "Connection[Any, Any]") -> None:
+        self.process, self.connection = process, connection
 
-    def fit(self, folder: Path, on_log: "OnLog") -> dict[str, Any]:
-        """Let it train, and return what run.json says under `train`.
+    def fit(self, inputs: TrainingInputs, on_log: "OnLog") -> dict[str, Any]:
+        """Train in that process, and return the entry `train` of run.json.
 
         Args:
-            folder: of the run, with its config.yaml.
-            on_log: takes the metrics of each logging step.
+            inputs: sent to the process.
+            on_log: called with the metrics of each logging step.
 
         Raises:
-            Stopped: SIGTERM or SIGHUP came, and a checkpoint was saved.
+            Stopped: SIGTERM or SIGHUP was received, and a checkpoint was saved.
             SaveError: the disk is full.
-            UserError: the model, the adapter or the machine does not allow it, or the loss is no longer a number.
-            WorkerError: it crashed.
+            UserError: the model, the adapter or the machine is not suitable, or the loss is not finite.
+            ProcessError: the process crashed.
         """
-        assert self.process.stdin is not None
-        trained: dict[str, Any] | None = None
-        heard: list[int] = []
+        result: dict[str, Any] | None = None
+        signals: list[int] = []
 
-        def pass_on(number: int, _: object) -> None:
-            heard.append(number)
-            self.process.send_signal(number)  # it finishes its step and saves
+        def forward(number: int, _: object) -> None:
+            signals.append(number)
+            self.process.send_signal(number)  # it finishes its step and saves a checkpoint
 
-        with told_to_stop(pass_on):
-            with suppress(BrokenPipeError):  # it ended already, and says why
-                self.process.stdin.write(f"{GO} {folder.absolute()}\n")
-                self.process.stdin.flush()
-            with os.fdopen(self.pipe, encoding="utf-8") as messages:
-                for line in messages:
-                    message = json.loads(line)
-                    if "wrong" in message:
-                        raise UserError(message["wrong"])
-                    if "full" in message:
-                        raise SaveError(message["full"])
-                    if "log" in message:
-                        on_log(message["log"], message["step"])
-                    trained = message.get("trained", trained)
+        with stop_signals(forward):
+            with suppress(BrokenPipeError):  # it has failed already; the error can still be received
+                self.connection.send(inputs)
+            with suppress(EOFError, ConnectionResetError):
+                while True:
+                    kind, *content = self.connection.recv()
+                    if kind == "error":
+                        raise content[0]
+                    if kind == "log":
+                        on_log(*content)
+                    else:
+                        (result,) = content
             status = self.process.wait()
-        if heard and trained is None:
-            raise Stopped(heard[-1])
-        if trained is None:
-            raise WorkerError(f"the training's process ended with status {status}; what it printed is above")
-        return trained
+        if result is not None:
+            return result
+        if signals:
+            raise Stopped(signals[-1])
+        raise ProcessError(f"the training process ended with status {status}; its output is above")
 
 
 @contextmanager
-def worker(cache: Path) -> Iterator[Apart]:
-    """Start a worker, which begins to import; it ends with the body at the latest.
+def unsloth_process(cache: Path) -> Iterator[UnslothProcess]:
+    """Start the process, which begins to import Unsloth; it ends with the body at the latest.
 
     Args:
         cache: gets the code that Unsloth compiles.
     """
-    ours, theirs = os.pipe()
+    ours, theirs = Pipe()
     process = subprocess.Popen(  # noqa: S603 -- this program
-        [sys.executable, "-m", "tometune.training.unsloth_process", str(cache), str(theirs)],
-        stdin=subprocess.PIPE,
-        stdout=sys.stderr,  # what the verb prints on stdout is its result
-        text=True,
-        pass_fds=(theirs,),
+        [sys.executable, "-m", "tometune.training.unsloth_process", str(cache), str(theirs.fileno())],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,  # the verb's own stdout is its result
+        pass_fds=(theirs.fileno(),),
     )
-    os.close(theirs)
+    theirs.close()
     try:
-        yield Apart(process, ours)
+        yield UnslothProcess(process, ours)
     finally:
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):
-            process.stdin.close()  # it ends at once if it is still at it
+        ours.close()  # it ends at once if it still trains
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -107,56 +107,46 @@ def worker(cache: Path) -> Iterator[Apart]:
             process.wait()
 
 
-GO = "go"
-"""The line on stdin that begins the training, with the run's folder after it."""
-
-
 def main() -> None:
-    """Import Unsloth, wait for the word, train, and send what came of it through the pipe, a JSON object a line."""
-    cache, pipe = Path(sys.argv[1]), int(sys.argv[2])
+    """Import Unsloth, wait for the inputs, train, and send back the result."""
+    cache, connection = Path(sys.argv[1]), Connection(int(sys.argv[2]))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[StderrHandler()])
     logging.getLogger("tometune").setLevel(logging.INFO)
-    with told_to_stop(), os.fdopen(pipe, "w", encoding="utf-8", buffering=1) as file:
-
-        def send(**message: Any) -> None:
-            file.write(json.dumps(message) + "\n")
-
+    with stop_signals():
         try:
             unsloth_backend.prepare(cache)
-            word, _, folder = sys.stdin.readline().strip().partition(" ")
-            if word != GO:
-                return
-            threading.Thread(target=_end_with_the_parent, daemon=True).start()
-            with log_file(Path(folder) / "train.log"), unsloth_backend.quiet():
-                send(trained=_train(Path(folder), lambda metrics, step: send(log=metrics, step=step)))
+            inputs = connection.recv()
+            threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
+            with log_file(inputs.folder / "train.log"), unsloth_backend.quiet():
+                connection.send(("result", _train(inputs, lambda *logged: connection.send(("log", *logged)))))
+        except EOFError:  # the parent ended before its training began
+            return
         except UserError as error:
-            send(wrong=str(error))
+            connection.send(("error", UserError(str(error))))
             sys.exit(2)
         except SaveError as error:
-            send(full=str(error))
+            connection.send(("error", SaveError(str(error))))
             sys.exit(1)
-        except KeyboardInterrupt:  # the parent says what there is to say
+        except KeyboardInterrupt:  # the parent reports it
             sys.exit(130)
 
 
-def _train(folder: Path, on_log: Any) -> dict[str, Any]:
-    """Train the run of a folder; the data is in the cache, the adapter is the one that PEFT makes of the same seed."""
+def _train(inputs: TrainingInputs, on_log: "OnLog") -> dict[str, Any]:
     from tometune.common.seeding import seed_everything
+    from tometune.models.tokenizer import load_tokenizer
     from tometune.training.sft import fit
 
-    config = stored_config(folder)
-    inputs = RunInputs.resolve(config)
-    seed_everything(config.seeds.adapter)
-    whole = not config.lora.enabled
-    model = unsloth_backend.load(inputs.model, config.trainer.max_length, whole)
-    if not whole:
-        model = unsloth_backend.add_adapter(model, config.lora, config.seeds.adapter)
-    return asdict(fit(model, inputs.tokenizer, inputs.tokens, config, folder, on_log, inputs.cache, unsloth=True))
+    tokenizer = load_tokenizer(inputs.source)
+    seed_everything(inputs.seeds.adapter)
+    model = unsloth_backend.load(inputs.source, inputs.trainer.max_length, full=not inputs.lora.enabled)
+    if inputs.lora.enabled:
+        model = unsloth_backend.add_adapter(model, inputs.lora, inputs.seeds.adapter)
+    return asdict(fit(model, tokenizer, inputs, on_log, unsloth=True))
 
 
-def _end_with_the_parent() -> None:
-    """End at once when the parent has gone (its end of stdin closes): another may be about to take the run over."""
-    sys.stdin.read()
+def _end_with_parent(connection: "Connection[Any, Any]") -> None:
+    """Exit at once when the parent has ended and closed the connection: another process may take over the run."""
+    connection.poll(None)
     os._exit(1)
 
 

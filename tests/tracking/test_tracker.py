@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tometune.tracking.base import numbers, prediction_tables, sanitise
+from tometune.tracking.tracker import numbers, prediction_tables, sanitise
 
 
 def write_predictions(folder: Path, stage: str, task: str, count: int) -> None:

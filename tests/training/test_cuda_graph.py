@@ -12,24 +12,24 @@ from datasets import Dataset
 from tests.training.conftest import Fitted, Train, packs, settings
 from tometune.common.errors import UserError
 from tometune.models.packed_attention import Packed
-from tometune.training.batches import Fits, parts
+from tometune.training.batches import Capacity, split
 from tometune.training.cuda_graph import PassGraph, compiled_layers, graph_for, graphed, layers_of
 
 SETTINGS = packs(96, 2) | {"max_steps": 4, "num_train_epochs": 9}
 gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.fixture
-def fitted(train: Train, tmp_path: Path) -> Fitted:
-    return train(tmp_path, settings(**SETTINGS))
+@pytest.fixture(scope="module")
+def fitted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    return train(tmp_path_factory.mktemp("packs"), settings(**SETTINGS))
 
 
-def with_lengths(batch: dict[str, Any], fits: Fits) -> dict[str, Any]:
+def with_lengths(batch: dict[str, Any], capacity: Capacity) -> dict[str, Any]:
     """Add what the collator adds for attentions over lengths, and for a graph."""
     starts = (batch["position_ids"][0] == 0).nonzero().flatten()
     end = torch.tensor([batch["input_ids"].numel()], device=starts.device)
     ends = torch.cat([starts, end]).to(torch.int32)
-    return batch | {"cu_seq_lens_q": ends, "parts": parts(ends.diff().tolist(), batch["labels"][0].cpu(), fits)}
+    return batch | {"cu_seq_lens_q": ends, "parts": split(ends.diff().tolist(), batch["labels"][0].cpu(), capacity)}
 
 
 def gradients(fitted: Fitted) -> dict[str, torch.Tensor]:
@@ -54,16 +54,16 @@ def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None
 def test_padding_changes_neither_loss_nor_gradients(fitted: Fitted) -> None:
     items = int((fitted.batches[0]["labels"] != -100).sum())
     loss, expected = by_the_trainer(fitted, fitted.batches[0], items)
-    for packs_, longest, fits in (
-        (2, 96, Fits(30, 192)),
-        (5, 96, Fits(30, 480)),  # three packs and more of padding alone
-        (5, 60, Fits(30, items)),
-        (2, 96, Fits(30, items - 1)),
-        (2, 96, Fits(3, 96)),
-        (3, 96, Fits(1, 96)),
+    for packs_, longest, capacity in (
+        (2, 96, Capacity(30, 192)),
+        (5, 96, Capacity(30, 480)),  # three packs and more of padding alone
+        (5, 60, Capacity(30, items)),
+        (2, 96, Capacity(30, items - 1)),
+        (2, 96, Capacity(3, 96)),
+        (3, 96, Capacity(1, 96)),
     ):
-        graph = PassGraph(fitted.trainer.model, 96 * packs_, longest, fits, capture=False)
-        batch = with_lengths(fitted.batches[0], fits)
+        graph = PassGraph(fitted.trainer.model, 96 * packs_, longest, capacity, capture=False)
+        batch = with_lengths(fitted.batches[0], capacity)
         assert batch["input_ids"].numel() < graph.tokens
         fitted.trainer.model.zero_grad()
         assert float(graph(batch, items)) == pytest.approx(loss, abs=1e-6)
@@ -71,9 +71,9 @@ def test_padding_changes_neither_loss_nor_gradients(fitted: Fitted) -> None:
 
 
 def test_passes_of_a_step_add_up_and_the_next_step_starts_from_nothing(fitted: Fitted) -> None:
-    fits = Fits(30, 100)
-    first, second = (with_lengths(batch, fits) for batch in fitted.batches[:2])
-    graph = PassGraph(fitted.trainer.model, 192, 96, fits, capture=False)
+    capacity = Capacity(30, 100)
+    first, second = (with_lengths(batch, capacity) for batch in fitted.batches[:2])
+    graph = PassGraph(fitted.trainer.model, 192, 96, capacity, capture=False)
     alone = [by_the_trainer(fitted, batch, 50)[1] for batch in fitted.batches[:2]]
     for _ in range(2):
         fitted.trainer.model.zero_grad()
@@ -89,9 +89,9 @@ def test_lengths_of_a_part_begin_at_nought_and_padding_fills_the_pass(fitted: Fi
     lengths = torch.tensor([0, 3, 5, 9, 12], dtype=torch.int32)
     labels = torch.where(positions == 0, -100, ids)
     batch = {"input_ids": ids, "position_ids": positions, "labels": labels, "cu_seq_lens_q": lengths}
-    fits = Fits(2, 6)
-    graph = PassGraph(fitted.trainer.model, 16, 4, fits, capture=False)
-    first, second = parts([3, 2, 4, 3], labels[0], fits)
+    capacity = Capacity(2, 6)
+    graph = PassGraph(fitted.trainer.model, 16, 4, capacity, capture=False)
+    first, second = split([3, 2, 4, 3], labels[0], capacity)
     graph._fill(batch, first, 1)
     assert graph._ends.tolist() == [0, 3, 5, 9, 13, 16, 16]
     assert graph._labels[graph._labels != -100].tolist() == [2, 3, 5]
@@ -105,10 +105,10 @@ def test_lengths_of_a_part_begin_at_nought_and_padding_fills_the_pass(fitted: Fi
 
 def test_what_a_graph_writes_is_added_up_over_a_step(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay writes its gradients anew, into tensors that stay where they are."""
-    fits = Fits(3, 96)
-    first, second = (with_lengths(batch, fits) for batch in fitted.batches[:2])
+    capacity = Capacity(3, 96)
+    first, second = (with_lengths(batch, capacity) for batch in fitted.batches[:2])
     assert len(first["parts"]) > 1
-    graph = PassGraph(fitted.trainer.model, 192, 96, fits, capture=False)
+    graph = PassGraph(fitted.trainer.model, 192, 96, capacity, capture=False)
     expected = {}
     for name, batch in (("first", fitted.batches[0]), ("second", fitted.batches[1])):
         expected[name] = by_the_trainer(fitted, batch, 50)
@@ -145,18 +145,19 @@ def test_fp16_is_not_for_a_graph() -> None:
     layers = SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=[1]))
     device = SimpleNamespace(type="cuda")
     model = SimpleNamespace(device=device, num_parameters=lambda: 1, get_base_model=lambda: layers)
-    kind = {"model": model, "unsloth": False, "packed": Packed.lengths, "whole": False}
     config = settings(**SETTINGS, cuda_graph=True)
-    assert graphed(SimpleNamespace(config=config, dtype=torch.bfloat16, **kind))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"needs model.precision=bf16, since fp16 scales its loss"):
-        graphed(SimpleNamespace(config=config, dtype=torch.float16, **kind))  # type: ignore[arg-type]
+    inputs = SimpleNamespace(trainer=config.trainer, source=SimpleNamespace(config=config.model))
+    kind = {"model": model, "inputs": inputs, "unsloth": False, "packed": Packed.lengths, "full": False}
+    assert graphed(SimpleNamespace(dtype=torch.bfloat16, **kind))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"needs model.precision=bf16, because fp16 scales its loss"):
+        graphed(SimpleNamespace(dtype=torch.float16, **kind))  # type: ignore[arg-type]
 
 
 def test_a_batch_is_cut_between_conversations_and_only_where_it_must_be() -> None:
     lengths, labels = [4, 3, 5, 2], torch.tensor([-100, 1, 1, 1, *[-100] * 3, -100, 1, 1, 1, 1, -100, 1])
 
     def cut(conversations: int, trained: int) -> list[tuple[int, int, int, int]]:
-        found = parts(lengths, labels, Fits(conversations, trained))
+        found = split(lengths, labels, Capacity(conversations, trained))
         return [(part.tokens.start, part.tokens.stop, part.ends.start, part.ends.stop) for part in found]
 
     assert cut(4, 8) == [(0, 14, 0, 5)]
@@ -173,17 +174,17 @@ def test_a_pass_has_room_for_nearly_every_batch() -> None:
             "seq_lengths": [[n + 300, *[1] * (n % 20), 724 - n - n % 20] for n in range(100)],
         }
     )
-    training = SimpleNamespace(rows=rows, config=settings(**packs(1024, 8)), model=torch.nn.Linear(2, 2))
+    training = SimpleNamespace(rows=rows, inputs=settings(**packs(1024, 8)), model=torch.nn.Linear(2, 2))
     training.model.device = torch.device("cpu")
     graph = graph_for(training, 8)  # type: ignore[arg-type]
     assert (graph.tokens, graph.longest) == (8192, 724)
-    assert graph.fits.trained == 6656, "of 8,192 tokens"
+    assert graph.capacity.trained == 6656, "of 8,192 tokens"
     torch.manual_seed(0)
     drawn = torch.randint(100, (20_000, 8))
-    assert float((drawn.mul(10).add(24).sum(dim=1) > graph.fits.trained).float().mean()) < 3e-3
-    assert float((drawn.remainder(20).add(2).sum(dim=1) > graph.fits.conversations).float().mean()) < 3e-3
-    assert graph.fits.conversations < 8 * 21
-    assert graph_for(training, 1).fits.trained == 1024  # type: ignore[arg-type]
+    assert float((drawn.mul(10).add(24).sum(dim=1) > graph.capacity.trained).float().mean()) < 3e-3
+    assert float((drawn.remainder(20).add(2).sum(dim=1) > graph.capacity.conversations).float().mean()) < 3e-3
+    assert graph.capacity.conversations < 8 * 21
+    assert graph_for(training, 1).capacity.trained == 1024  # type: ignore[arg-type]
 
 
 def test_layers_are_compiled_only_while_they_train(fitted: Fitted) -> None:

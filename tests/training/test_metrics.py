@@ -1,0 +1,119 @@
+"""The meter and the curves."""
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tometune.common.errors import UserError
+from tometune.training.metrics import Curves, Meter, Totals, peak_memory_bytes
+
+PADDED = {
+    "input_ids": torch.zeros(2, 5, dtype=torch.long),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]),
+    "labels": torch.tensor([[-100, -100, 3, 4, 5], [-100, 3, -100, -100, -100]]),
+}
+PACKED = {name: value[:1] for name, value in PADDED.items() if name != "attention_mask"}
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "expected"), [(PADDED, 1, (7, 10, 4)), (PACKED, 1, (5, 5, 3)), (PADDED, 4, (28, 40, 16))]
+)
+def test_tokens_padding_and_labels_are_counted(
+    batch: dict[str, Any], processes: int, expected: tuple[int, ...]
+) -> None:
+    meter = Meter()
+    meter.count(batch, lambda counts: counts * processes)
+    assert (meter.totals.tokens, meter.totals.padded_tokens, meter.totals.trained_tokens) == expected
+
+
+def test_a_resumed_meter_continues_and_its_first_rate_is_of_this_attempt(tmp_path: Path) -> None:
+    meter = Meter(Totals(seconds=100.0, tokens=1000, padded_tokens=2000, trained_tokens=300))
+    meter.count(PADDED, lambda counts: counts)
+    meter.save(tmp_path)
+    again = Meter.load(tmp_path)
+    assert again.totals == meter.totals
+    again.start()
+    time.sleep(0.01)
+    again.count(PADDED, lambda counts: counts)
+    rates = again.rates()
+    assert 0 < rates["tokens_per_second"] <= 7 / 0.01
+    assert rates["padded_tokens_per_second"] / rates["tokens_per_second"] == pytest.approx(10 / 7)
+    assert again.totals.seconds > 100
+
+
+def test_rates_are_since_the_last_call_and_time_before_the_start_is_not_counted() -> None:
+    meter = Meter()
+    time.sleep(0.05)
+    meter.start()
+    meter.count(PADDED, lambda counts: counts)
+    meter.rates()
+    assert meter.totals.seconds < 0.05
+    assert meter.rates()["tokens_per_second"] == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about the process, not a GPU")
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch, platform: str, unit: int) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    expected = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    assert peak_memory_bytes() == pytest.approx(expected, rel=0.05)
+
+
+@pytest.fixture
+def logged() -> list[tuple[dict[str, float], int]]:
+    return []
+
+
+@pytest.fixture
+def curves(tmp_path: Path, logged: list[Any]) -> Curves:
+    return Curves(tmp_path / "metrics.jsonl", Meter(), lambda metrics, step: logged.append((metrics, step)))
+
+
+def lines(curves: Curves) -> list[dict[str, float]]:
+    return [json.loads(line) for line in curves.path.read_text().splitlines()]
+
+
+def test_a_log_becomes_a_line_and_a_point(curves: Curves, logged: list[Any]) -> None:
+    curves.add({"loss": 2.5, "learning_rate": 1e-4, "mean_token_accuracy": 0.5, "num_tokens": 7}, 3)
+    curves.add({"train_loss": 2.5, "train_runtime": 1.0}, 3)  # the summary at the end is not a point
+    (line,) = lines(curves)
+    assert (line["step"], line["loss"], line["token_accuracy"]) == (3, 2.5, 0.5)
+    assert {"tokens_per_second", "padded_tokens_per_second", "peak_memory_gb"} <= line.keys()
+    assert "num_tokens" not in line
+    assert logged == [({f"train/{name}": value for name, value in line.items() if name != "step"}, 3)]
+    assert curves.last_loss == 2.5
+
+
+def test_rewind_removes_the_steps_after_the_checkpoint(curves: Curves) -> None:
+    for step in range(1, 6):
+        curves.add({"loss": float(step)}, step)
+    curves.rewind(3)
+    assert [line["step"] for line in lines(curves)] == [1, 2, 3]
+    assert curves.last_loss == 3.0
+    curves.add({"loss": 4.5}, 4)
+    assert [line["loss"] for line in lines(curves)] == [1.0, 2.0, 3.0, 4.5]
+    assert [path.name for path in curves.path.parent.iterdir()] == ["metrics.jsonl"]
+    curves.rewind(0)
+    assert lines(curves) == []
+
+
+@pytest.mark.parametrize("half", ['{"step": 3, "lo', '{"step"', "{", '{"loss": 1.0}', "3"])
+def test_a_line_that_was_cut_short_is_removed(curves: Curves, half: str) -> None:
+    for step in (1, 2):
+        curves.add({"loss": float(step)}, step)
+    with curves.path.open("a") as file:
+        file.write(half)
+    curves.rewind(2)
+    assert [line["step"] for line in lines(curves)] == [1, 2]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(curves: Curves, loss: float) -> None:
+    with pytest.raises(UserError, match=r"trainer\.learning_rate: the loss became (nan|inf) at step 7; lower it"):
+        curves.add({"loss": loss}, 7)
+    assert not curves.path.exists()

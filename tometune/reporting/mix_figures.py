@@ -1,0 +1,182 @@
+"""Figures of mixes: rows by source in several mixes, and the sources and lengths of a single one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullLocator
+
+from tometune.common.errors import UserError
+from tometune.reporting.cells import Cell
+from tometune.reporting.svg import HUES, INK, MUTED, PAPER, WIDTH, as_svg, bar_axis, bar_number, panels
+
+if TYPE_CHECKING:
+    from tometune.data.profile import Profile
+
+MOST_PARTS = len(HUES) - 1
+"""Parts of a bar with a colour of their own; the rest share one."""
+
+MOST_SOURCES = 12
+"""Sources of a mix drawn separately; the rest are one."""
+
+NAME_LENGTH = 30
+
+BINS = 44
+
+MOST_TURNS = 12
+"""Conversations with more turns share the last bin."""
+
+
+def sources(cells: Sequence[Cell]) -> str | None:
+    """Draw the rows of each mix by source; None if no mix was recorded.
+
+    For mixes redrawn per seed, the first seed is shown.
+    """
+    mixes: dict[str, dict[str, int]] = {}
+    for cell in cells:
+        found = recorded_sources(next(iter(cell.runs.values())).folder)
+        if found:
+            mixes.setdefault(cell.data, found)
+    return stacked_bars("sources", "Rows of each mix by source", mixes) if mixes else None
+
+
+def recorded_sources(folder: Path) -> dict[str, int]:
+    """Return the rows by source from a run's mix.json; empty if there is none."""
+    path = folder / "mix.json"
+    if not path.exists():
+        return {}
+    try:
+        found: dict[str, int] = json.loads(path.read_text(encoding="utf-8")).get("sources", {})
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); delete it, and the report leaves out the sources") from None
+    return found
+
+
+def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]], whole: int | None = None) -> str:
+    """Draw one horizontal bar per entry, divided into parts.
+
+    Args:
+        name: of the figure, unique on the page.
+        title: of its description.
+        bars: rows by part, by the label of the bar.
+        whole: if given, the number at each bar also shows its share of this.
+    """
+    total: Counter[str] = Counter()
+    for parts in bars.values():
+        total.update(parts)
+    largest = dict(total.most_common(MOST_PARTS))
+    named = [part for part in total if part in largest]
+    rest = len(total) - len(named)
+    figure, ((axis,),) = panels(1, 1, WIDTH, 1.0 + 0.38 * len(bars))
+    for place, parts in enumerate(bars.values()):
+        counts = [parts.get(part, 0) for part in named]
+        end = 0
+        for hue, count in zip(HUES, [*counts, sum(parts.values()) - sum(counts)], strict=False):
+            axis.barh(place, count, left=end, height=0.64, color=hue, edgecolor=PAPER, linewidth=0.8)
+            end += count
+        bar_number(axis, end, place, f"{end:,} ({end / whole:.1%})" if whole else f"{end:,}")
+    bar_axis(axis, list(map(label, bars)), 0.09 if whole is None else 0.16)
+    handles = [Patch(facecolor=hue, label=label(part)) for hue, part in zip(HUES, named, strict=False)]
+    handles += [Patch(facecolor=HUES[-1], label=f"{rest} others")] if rest else []
+    figure.legend(handles=handles, loc="outside lower left", ncols=4, handlelength=1, handleheight=1)
+    described = "; ".join(
+        f"{bar}: " + ", ".join(f"{count:,} {part}" for part, count in list(parts.items())[:MOST_PARTS])
+        for bar, parts in bars.items()
+    )
+    return as_svg(figure, name, f"{title}: {described}.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are drawn together."""
+
+    name: str
+    rows: np.ndarray
+    """Boolean mask over the mix."""
+
+
+def groups(mix: Profile) -> list[Group]:
+    """Return the largest sources, and the others as one."""
+    found = [Group(name, rows) for name, rows in mix.by_source()]
+    if len(found) <= MOST_SOURCES + 1:
+        return found
+    rest = np.logical_or.reduce([group.rows for group in found[MOST_SOURCES:]])
+    return [*found[:MOST_SOURCES], Group(f"{len(found) - MOST_SOURCES} others", rest)]
+
+
+def label(name: str) -> str:
+    """Return a name for a figure: one line, shortened in the middle, and no `$` that would start a formula."""
+    line = " ".join(name.split())
+    half = NAME_LENGTH // 2
+    short = (
+        line if len(line) <= NAME_LENGTH else f"{line[: half - 1]}…{line[-half:]}"
+    )  # long names differ at their ends
+    return short.replace("$", r"\$")
+
+
+def composition(mix: Profile) -> str:
+    """Draw the rows of one mix by source, divided into base and pool."""
+    bars = {}
+    for group in groups(mix):
+        pool = int(mix.pool[group.rows].sum())
+        bars[group.name] = {"from the base": int(group.rows.sum()) - pool, "from the pool": pool}
+    return stacked_bars("composition", "Rows by source", bars, whole=len(mix))
+
+
+def lengths(mix: Profile, max_length: int | None = None) -> str:
+    """Draw histograms of characters, tokens and turns, one row per source, each scaled to its tallest bin.
+
+    Args:
+        mix: the values of its rows.
+        max_length: `trainer.max_length`, marked if rows reach it.
+    """
+    shown = groups(mix)
+    columns = {"characters": mix.characters}
+    if mix.tokens is not None and (mix.tokens > 0).any():
+        columns["tokens"] = mix.tokens
+    columns["turns"] = np.clip(mix.turns, 0, MOST_TURNS)
+    figure, (axes,) = panels(1, len(columns), WIDTH, 0.95 + 0.43 * len(shown), sharey=True)
+    for axis, (name, values) in zip(axes, columns.items(), strict=True):
+        axis.set_title(name)
+        _histograms(axis, [values[group.rows & (values > 0)] for group in shown], logarithmic=name != "turns")
+        if name == "tokens" and max_length is not None and (values >= max_length).any():
+            axis.axvline(max_length, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+    axes[0].set_yticks(range(len(shown)), [label(group.name) for group in shown])
+    axes[0].set_ylim(len(shown) - 0.7, -1.02)
+    medians = "; ".join(f"{g.name}: median {np.median(mix.characters[g.rows]):,.0f} characters" for g in shown)
+    return as_svg(figure, "lengths", f"Histograms of lengths and turns by source. {medians}.")
+
+
+def _histograms(axis: Axes, rows: Sequence[np.ndarray], logarithmic: bool) -> None:
+    """Draw one histogram per source, with its median where the axis is logarithmic."""
+    axis.grid(visible=False)
+    axis.spines["bottom"].set_visible(False)
+    if logarithmic:
+        everything = np.concatenate(rows)
+        low, high = max(np.percentile(everything, 0.1), 1) * 0.9, max(np.percentile(everything, 99.95), 2) * 1.1
+        edges = np.geomspace(low, high, BINS + 1)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1, 3), numticks=12))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value < 1000 else f"{value / 1000:g}k")
+        axis.grid(visible=True, axis="x")
+    else:
+        edges = np.arange(0.5, MOST_TURNS + 1.5)
+        ticks = range(2, MOST_TURNS + 1, 2)
+        axis.set_xticks(ticks, [f"{tick}+" if tick == MOST_TURNS else str(tick) for tick in ticks])
+    axis.set_xlim(edges[0], edges[-1])
+    for place, values in enumerate(rows):
+        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+        heights = 0.84 * counts / max(counts.max(), 1)
+        axis.stairs(place - heights, edges, baseline=place, fill=True, color=HUES[0], alpha=0.85)
+        if logarithmic and len(values):
+            median = float(np.median(values))
+            axis.plot([median, median], [place, place - 0.16], color=INK, linewidth=1.3)

@@ -1,0 +1,186 @@
+"""The base class of all trackers. Whatever goes wrong in a tracker costs one warning and never the run."""
+
+import functools
+import json
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tometune.config.tracking import TrackingConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunLabels:
+    """The labels under which a run is tracked."""
+
+    run_id: str  # the same for every attempt
+    job_type: str  # the verb, e.g. `train`
+    group: str  # used if `tracking.group` is null
+    folder: Path  # of the run; trackers write below it
+    config: Mapping[str, Any]  # the resolved config as plain values
+    replaces: bool = False  # whether this attempt replaces earlier ones that were not uploaded
+
+
+def _safe(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the method of a tracker with exceptions turned into one warning per run."""
+
+    @functools.wraps(method)
+    def call(self: "RunTracker", *arguments: Any, **options: Any) -> Any:
+        if self.lost and method.__name__ not in ("finish", "describe"):
+            return None
+        try:
+            return method(self, *arguments, **options)
+        except Exception as error:
+            self.lost = self.lost or isinstance(error, self.CONNECTION_ERRORS)
+            level = logging.DEBUG if self.warned else logging.WARNING
+            self.warned = True
+            command = self.sync_command()
+            upload = f"; to upload what was logged: {command}" if command else ""
+            text = "%s: %s failed (%s); the run continues%s"
+            log.log(level, text, self.config.tracker, method.__name__, one_line(error), upload)
+            return {"tracker": str(self.config.tracker)} if method.__name__ == "describe" else None
+
+    return call
+
+
+class RunTracker:
+    """Curves, tables and files of one run; as a context manager it closes the run at the end.
+
+    The base class tracks nothing: everything is in the run folder anyway. A subclass overrides the methods up to
+    `sync_command`, and may raise in them.
+    """
+
+    CONNECTION_ERRORS: tuple[type[Exception], ...] = ()
+    """Errors after which nothing more is sent, because each further attempt would wait for a dead connection."""
+
+    def __init__(self, config: TrackingConfig, labels: RunLabels, reason: str | None = None) -> None:
+        self.config, self.labels, self.reason = config, labels, reason
+        self.step = 0
+        """The last step that was logged; tables and final values belong to it."""
+        self.lost = self.warned = False
+
+    def __init_subclass__(cls) -> None:
+        for name in ("log", "summary", "table", "page", "artifact", "finish", "describe"):
+            if name in vars(cls):
+                setattr(cls, name, _safe(vars(cls)[name]))
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Add one point to each of these curves at this optimiser step (0 is before training)."""
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Set the final values by which runs are compared."""
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Store a table, e.g. of predictions."""
+
+    def page(self, name: str, html: str) -> None:
+        """Show an HTML page, if the tracker can."""
+
+    def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:
+        """Store a file or folder as a named, versioned artifact."""
+
+    def finish(self, status: str) -> None:
+        """Close the run; every status but `completed` marks it as failed."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry `tracking` of run.json: the tracker, its mode, where the run is, how to upload it."""
+        return {"tracker": "none"} if self.reason is None else {"tracker": "none", "reason": self.reason}
+
+    def sync_command(self) -> str | None:
+        """Return the command that uploads this attempt later; None if there is none."""
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish("completed" if kind is None else "failed")
+
+    @_safe
+    def results(self, record: Mapping[str, Any], folder: Path) -> None:
+        """Store the results of a run: numbers, predictions, its mix and its adapter.
+
+        Args:
+            record: the run's record, as in run.json.
+            folder: the run's folder, with `eval/<stage>/<task>.jsonl`, `mix.json` and `adapter/`.
+        """
+        if record.get("train"):  # an attempt that found the training finished has logged no step itself
+            self.step = max(self.step, record["train"]["steps"])
+        groups = {name: record[name] for name in ("data", "train", "eval") if record.get(name)}
+        self.summary(numbers(groups))
+        for task, (columns, rows) in prediction_tables(folder, self.config.prediction_rows).items():
+            self.table(f"predictions/{task}", columns, rows)
+        name = sanitise(self.labels.run_id, 100)
+        if (folder / "mix.json").exists():
+            self.artifact(f"mix-{name}", "mix", folder / "mix.json", {"rows": groups["data"]["rows"]})
+        if self.config.log_adapter and (folder / "adapter").exists():
+            self.artifact(f"adapter-{name}", "model", folder / "adapter", dict(record["model"]))
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type if it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def sanitise(name: str, most: int) -> str:
+    """Return `name` with only letters, digits, `.`, `_` and `-`, cut at the front: a run id has its hash at the end."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[-most:].lstrip(".-")
+
+
+def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Flatten nested mappings to their numbers: `{"eval": {"base": {"rouge1": .3}}}` → `{"eval/base/rouge1": .3}`."""
+    flat: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def prediction_tables(folder: Path, rows_per_stage: int) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Return (columns, rows) by task: the first rows of every stage's `eval/<stage>/<task>.jsonl`."""
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("eval/*/*.jsonl")) if rows_per_stage else []:
+        with path.open(encoding="utf-8") as lines:
+            for _, line in zip(range(rows_per_stage), lines, strict=False):
+                row = {"stage": path.parent.name, **_cells(json.loads(line))}
+                examples.setdefault(path.stem, []).append(row)
+    tables = {}
+    for task, rows in examples.items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        tables[task] = columns, [[row.get(column) for column in columns] for row in rows]
+    return tables
+
+
+def _cells(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn a JSON object into table cells: nested objects become `outer.inner`, lists become text."""
+    cells: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            cells |= _cells(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            texts = (entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False) for entry in value)
+            cells[prefix + key] = "\n\n".join(texts)
+        else:
+            cells[prefix + key] = value
+    return cells
+
+
+def program(name: str) -> str:
+    """Return how to start a program of this environment from the user's shell: its path if that is not active."""
+    installed = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    same = found is not None and Path(found).resolve() == installed.resolve()
+    return name if same or not installed.exists() else str(installed)
