@@ -1,4 +1,4 @@
-"""Measure what docs/chat.md reports: seconds to the page, to the loaded models and to the first token, and tokens/s.
+"""Measure what docs/chat.md reports: seconds to the page (with loaded models) and to the first token, and tokens/s.
 
 The arguments are those of `chat`, e.g. `bench_chat.py run=outputs/<run_id> against=base`. CPU time is what the same
 would take if nothing else ran. Threads that share busy cores wait for each other by spinning, which counts as CPU time:
@@ -7,8 +7,6 @@ set OMP_NUM_THREADS=1 there.
 
 import os
 import platform
-import re
-import select
 import socket
 import subprocess
 import sys
@@ -40,31 +38,23 @@ def main() -> None:
     commit = git_state()["commit"][:8]
     print(f"commit {commit}, {platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}")
     print({name: version for name, version in versions().items() if name in ("python", "torch", "transformers")})
-    for name in ("command to page", "command to loaded"):
-        print(f"{name:18}", *(f"{wall:.2f} s ({cpu:.2f} s of CPU)" for wall, cpu in start_up(name, arguments)))
+    print("command to page:", *(f"{wall:.2f} s ({cpu:.2f} s of CPU)" for wall, cpu in start_up(arguments)))
     subprocess.run([sys.executable, __file__, "--engines", *arguments], check=True)
 
 
-def start_up(name: str, arguments: list[str]) -> Iterator[tuple[float, float]]:
-    """Start the command three times; yield the seconds until the page answers or until the models are loaded."""
+def start_up(arguments: list[str]) -> Iterator[tuple[float, float]]:
+    """Start the command three times; yield the seconds and the CPU seconds until the page answers."""
     for _ in range(3):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "tometune.chat", *arguments, f"chat.port={port}", "chat.inbrowser=false"]
         start = time.perf_counter()
-        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert started.stderr is not None
+        started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
-            if name == "command to page":
-                while not responds(f"http://127.0.0.1:{port}/"):
-                    if started.poll() is not None:
-                        sys.exit(started.communicate()[1])
-                    time.sleep(0.01)
-            else:
-                while select.select([started.stderr], [], [], 120)[0]:
-                    line = started.stderr.readline()
-                    if re.match("ready", line) or not line:
-                        break
+            while not responds(f"http://127.0.0.1:{port}/"):
+                if started.poll() is not None:
+                    sys.exit(started.communicate()[1])
+                time.sleep(0.01)
             fields = Path(f"/proc/{started.pid}/stat").read_text().rpartition(")")[2].split()
             cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
             yield time.perf_counter() - start, cpu
@@ -83,8 +73,8 @@ def responds(url: str) -> bool:
 
 def measure_engines() -> None:
     """Send each model the same prompts, one model after the other, and print medians."""
-    from tometune.chatting.engine import Settings, load_engines
-    from tometune.chatting.targets import find_targets
+    from tometune.chatting.engine import Settings
+    from tometune.chatting.targets import find_targets, load_engines
     from tometune.config.app import verb
     from tometune.config.root import Config
     from tometune.runs.inputs import cache_folder

@@ -163,10 +163,10 @@ def _tometune_answers(
 ) -> Iterator[Callable[[list[Any]], float]]:
     """Give what answers as the evaluation does: with the engine that it would pick, made once for all batches."""
     from tometune.config.eval import EngineKind
-    from tometune.evaluation.engines.choose import engine_for
+    from tometune.evaluation.engines.choice import engine_for
     from tometune.evaluation.generation import generate
 
-    with engine_for(EngineKind("auto"), model, tokenizer, LONGEST_PROMPT + new, compiles) as engine:
+    with engine_for(EngineKind("auto"), model, LONGEST_PROMPT + new, compiles) as engine:
         print("engine:", engine.name, file=sys.stderr)
 
         def answer(asked: list[Any]) -> float:

@@ -1,4 +1,4 @@
-"""What stops `train` or `prepare` before anything is made: the machine, the config, the data; one line each."""
+"""Errors that stop `train` or `prepare` before anything is written: machine, config, data; one line each."""
 
 import time
 from collections.abc import Callable

@@ -21,8 +21,7 @@ def main(config: Config) -> None:
     Raises:
         UserError: a model cannot be found or loaded, Gradio is not installed, or the port is taken.
     """
-    from tometune.chatting.engine import load_engines
-    from tometune.chatting.targets import find_targets
+    from tometune.chatting.targets import find_targets, load_engines
 
     page = config.ui is Interface.page
     if page and util.find_spec("gradio") is None:

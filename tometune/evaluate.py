@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 @verb
 def main(config: Config) -> None:
-    """Find what is to be scored, score it before and after its training, and show the table."""
+    """Find the run or the model, score it, and print the table."""
     from tometune.evaluation.table import print_run
     from tometune.models.load import check_machine
     from tometune.runs.scored import find_subject
 
     try:
         subject = find_subject(config)
-    except UserError:  # where the machine cannot do it anyway, that is what is told
+    except UserError:  # if the machine cannot load the model anyway, that is the error to show
         if config.run is None:
             check_machine(config.model)
         raise
@@ -38,14 +38,14 @@ def main(config: Config) -> None:
 
 
 def evaluate(subject: Subject) -> None:
-    """Score the model and, of a run, what training made of it; what is scored already is not done again.
+    """Score the base model and, for a run, the tuned model; scores that exist already are reused.
 
     Raises:
         UserError: the machine, the model or a task does not allow it.
     """
     with quick_imports():
         from tometune.common.seeding import seed_everything
-        from tometune.evaluation.engines.requirements import check_engine
+        from tometune.evaluation.engines.choice import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
         from tometune.models.full import tuned
@@ -59,7 +59,8 @@ def evaluate(subject: Subject) -> None:
     check_machine(config.model)
     check_engine(config.eval.engine, config.eval.compile is True)
     check_tracker(config.tracking)
-    source = locate(config.model, cache_folder(config))
+    cache = cache_folder(config)
+    source = locate(config.model, cache)
     tokenizer = load_tokenizer(source)
     tasks = load_tasks(config.eval)
     seed_everything(config.seeds.generation)
@@ -69,12 +70,12 @@ def evaluate(subject: Subject) -> None:
         subject.recording(describe(config.model, model)),
         start_tracker(config.tracking, labels) as tracker,
     ):
-        scorer = Scorer(tokenizer, tasks, config.eval, subject.folder, config.seeds.generation)
+        scorer = Scorer(tokenizer, tasks, config.eval, subject.folder, cache, config.seeds.generation)
         if config.eval.base or subject.run is None:
             subject.add_scores("base", scorer.stage("base", model))
         if subject.run is not None:
             if not config.lora.enabled:
-                model = None  # the trained model takes its place
+                model = None  # frees its memory for the tuned model
                 free_memory()
             subject.add_scores("tuned", scorer.stage("tuned", tuned(model, source, config.lora, subject.run)))
         tracker.results(subject.record, subject.folder)

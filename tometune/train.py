@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
-import time
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
-from tempfile import TemporaryDirectory
 
 from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
@@ -24,9 +21,6 @@ from tometune.runs.lock import BusyError
 from tometune.runs.run import Run
 from tometune.runs.stored import run_of_older_version
 from tometune.sweep import hooks
-from tometune.sweep.calibration import measured, remember, shape
-from tometune.sweep.plan import plan_measured
-from tometune.sweep.planned import show as show_plan
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +47,9 @@ def main(config: Config) -> float | None:
         ROUGE-L of the tuned model, which a search maximises; None if there is no run to score.
     """
     if config.plan:  # a sweep is planned before its first run
-        show_plan([plan_measured(config, first=True, measure=measure)], [])
+        from tometune.sweep.plan import plan_run, print_plan
+
+        print_plan([plan_run(config, measure)], [])
         return None
     connect()
     inputs, run = find_run(config)
@@ -70,7 +66,7 @@ def main(config: Config) -> float | None:
             with hooks.attempt(run, config):
                 if not run.completed:  # another process may have finished it in the meantime
                     log_older_version(run, config)
-                    timed_experiment(run, inputs)
+                    experiment(run, inputs)
         except BusyError as busy:
             if config.sweep.name is None:
                 raise
@@ -145,7 +141,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         )
         run.update(tracking=tracker.describe())
 
-        scorer = Scorer(inputs.tokenizer, inputs.tasks, config.eval, run.folder, config.seeds.generation)
+        scorer = Scorer(inputs.tokenizer, inputs.tasks, config.eval, run.folder, inputs.cache, config.seeds.generation)
         if config.eval.base:
             run.add_scores("base", scorer.stage("base", model))
         if process is not None or not config.lora.enabled:
@@ -170,7 +166,7 @@ def check_requirements(config: Config) -> None:
     Raises:
         UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
     """
-    from tometune.evaluation.engines.requirements import check_engine
+    from tometune.evaluation.engines.choice import check_engine
     from tometune.models.load import check_machine
     from tometune.models.source import check_source
     from tometune.tracking import check_tracker
@@ -183,24 +179,16 @@ def check_requirements(config: Config) -> None:
     check_source(config.model)
 
 
-def timed_experiment(run: Run, inputs: RunInputs) -> None:
-    """Make a run and keep its speed, for the plans of later runs."""
-    start, first = time.perf_counter(), "trl" not in sys.modules
-    experiment(run, inputs)
-    speed = measured(run.record, time.perf_counter() - start, first, run.folder)
-    if speed is not None and is_first():
-        remember(inputs.cache, shape(inputs.config), speed)
-
-
 def measure(config: Config) -> None:
-    """Make a run in a temporary folder, for the speed that it leaves behind (`plan=measure`).
+    """Make a short run, whose speed is then known (`plan=measure`).
 
     Raises:
         UserError: the machine, the model, the data or a task does not allow it.
     """
-    with TemporaryDirectory(prefix="tometune-") as folder:
-        inputs, run = find_run(replace(config, paths=replace(config.paths, outputs=folder)))
-        timed_experiment(run, inputs)
+    inputs, run = find_run(config)
+    if not run.completed:
+        with hooks.attempt(run, config):
+            experiment(run, inputs)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def page(tmp_path: Path, base: Path, store: Path, clean_env: dict[str, str]) -> 
         text=True,
     )
     assert started.stdout is not None
-    line = started.stdout.readline() if select.select([started.stdout], [], [], 120)[0] else ""
+    line = started.stdout.readline() if select.select([started.stdout], [], [], 400)[0] else ""
     try:
         yield started, re.findall(r"http://127\.0\.0\.1:\d+/", line)[0]
     finally:
@@ -96,12 +96,6 @@ def test_the_terminal_through_a_pipe(tmp_path, base, store, clean_env):
     assert done.stderr == f"loading {RUN}\n"
 
 
-def test_a_wrong_setting_is_one_line(run_verb: Run):
-    done = run_verb("chat", "model=tiny", "chat.top_p=0")
-    assert done.returncode == 2
-    assert_one_line(done, r"^chat\.top_p=0\.0: ")
-
-
 def test_a_port_that_is_taken(run_verb: Run, store: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -113,8 +107,7 @@ def test_a_port_that_is_taken(run_verb: Run, store: Path):
 LOAD = """
 import json, sys
 from pathlib import Path
-from tometune.chatting.engine import load_engines
-from tometune.chatting.targets import _model
+from tometune.chatting.targets import _model, load_engines
 from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Quantization
 messages = []

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from tests.chatting.conftest import default_config, write_run, write_whole
-from tometune.chatting.engine import Settings, load_engines
-from tometune.chatting.targets import Target, find_targets
+from tometune.chatting.engine import Settings
+from tometune.chatting.targets import Target, find_targets, load_engines
 from tometune.common.errors import UserError
 
 GREEDY = Settings(temperature=0, max_new_tokens=12)

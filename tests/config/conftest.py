@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tometune.common.errors import ConfigError
 from tometune.config.app import verb
 from tometune.config.command_line import parse, read_command_line
-from tometune.config.jobs import to_config
+from tometune.config.jobs import jobs_of, to_config
 from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
 
 
@@ -57,30 +57,47 @@ def command(monkeypatch, capsys, tmp_path) -> Command:
     return run
 
 
-@pytest.fixture(scope="session")
-def problems() -> Callable[..., list[str]]:
-    """Return the problems that the checks find in the config of a command line."""
+@cache
+def composed(*groups: str) -> DictConfig:
+    """Compose a choice of groups, once for all tests: it takes most of the time of a command."""
     register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(CONFIG_NAME, [*groups, "hydra.mode=RUN"], return_hydra_config=True)
 
-    @cache
-    def composed(*groups: str) -> DictConfig:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(CONFIG_NAME, [*groups, "hydra.mode=RUN"], return_hydra_config=True)
 
-    def run(*arguments: str) -> list[str]:
-        overrides = read_command_line(arguments).overrides
-        groups = [text for text in overrides if "." not in text.partition("=")[0] or text.startswith("+")]
-        config = deepcopy(composed(*groups))
-        for override in parse(text for text in overrides if text not in groups):
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_force_add())
-        hydra = config.hydra
-        hydra.overrides.task = overrides
-        with open_dict(config):
-            del config["hydra"]
-        try:
-            check(to_config(config, hydra))
-        except ConfigError as error:
-            return error.problems
-        return []
+def config_of(*arguments: str) -> Config:
+    """Return the checked config of a command line with a single run, without running it.
 
-    return run
+    Raises:
+        ConfigError: the checks find problems.
+    """
+    overrides = read_command_line(arguments).overrides
+    groups = [text for text in overrides if "." not in text.partition("=")[0] or text.startswith(("+", "hydra"))]
+    config = deepcopy(composed(*groups))
+    for override in parse(text for text in overrides if text not in groups):
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_force_add())
+    hydra = config.hydra
+    hydra.overrides.task = overrides
+    with open_dict(config):
+        del config["hydra"]
+    made = to_config(config, hydra)
+    check(made)
+    return made
+
+
+def problems_of(*arguments: str) -> list[str]:
+    """Return the problems that the checks find in the config of a command line with a single run."""
+    try:
+        config_of(*arguments)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def sweep_of(*arguments: str) -> list[Config]:
+    """Return the configs of a command line with several runs, without running them."""
+    register()
+    jobs = jobs_of(read_command_line(arguments))
+    assert jobs is not None
+    assert not any(job.problems for job in jobs.known)
+    return [job.config for job in jobs.known]

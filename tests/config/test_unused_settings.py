@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.config.conftest import config_of, problems_of, sweep_of
 from tometune.config.data import FiltersConfig, PoolConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.config.lora import LoraConfig
 from tometune.config.root import Config
@@ -26,13 +27,11 @@ def hashes(configs: list[Config]) -> list[str]:
         (("+sweep=table_pydocs", "data.filters.refusals=true", "data.near_dedup.threshold=0.8"), [False, True, True]),
     ],
 )
-def test_documented_sweeps_compose_and_a_run_is_the_one_it_is_by_itself(command, line, pools):
-    outcome = command(*line)
-    assert outcome.status == 0, outcome.errors
-    configs = [config for config in outcome.configs if config.seed == 0]
+def test_documented_sweeps_compose_and_each_run_is_the_same_as_alone(line, pools):
+    configs = sweep_of(*line, "seed=0")
     assert [config.data.pool is not None for config in configs] == pools
-    plain = command(*(text for text in line if "path" in text or text.startswith(("+", "-m", "data=")))).configs
-    others = hashes([config for config in plain if config.seed == 0])
+    shared = [text for text in line if "path" in text or text.startswith(("+", "-m", "data="))]
+    others = hashes(sweep_of(*shared, "seed=0"))
     same = [mine == other for mine, other in zip(hashes(configs), others, strict=True)]
     assert same[0], "the base alone reads none of it"
     ranked = [config.data.pool is not None and config.data.pool.order is PoolOrder.best for config in configs]
@@ -51,24 +50,20 @@ def test_documented_sweeps_compose_and_a_run_is_the_one_it_is_by_itself(command,
         (["data=pydocs_1k", "data.filters.refusals=true"], "data.filters: has no effect, since there is no pool"),
     ],
 )
-def test_for_a_single_mix_it_is_an_error(command, overrides, message):
-    outcome = command(*overrides)
-    assert outcome.status == 2
-    assert outcome.errors[0].startswith(message)
-    assert len(outcome.errors) == 1
+def test_for_a_single_mix_it_is_an_error(overrides, message):
+    (problem,) = problems_of(*overrides)
+    assert problem.startswith(message)
 
 
-def test_without_an_adapter_nothing_else_of_it_counts(command):
-    outcome = command("-m", "model=tiny", "lora=none,default", "lora.r=8,16")
-    assert outcome.status == 0, outcome.errors
-    found = hashes(outcome.configs)
-    assert len(found) == 4
-    assert len(set(found)) == 3, "r is an adapter's"
-    assert {config.lora.r for config in outcome.configs if not config.lora.enabled} == {LoraConfig().r}
+def test_without_an_adapter_its_other_settings_do_not_count():
+    configs = sweep_of("-m", "model=tiny", "lora=none,default", "lora.r=8,16")
+    assert len(hashes(configs)) == 4
+    assert len(set(hashes(configs))) == 3, "r is an adapter's"
+    assert {config.lora.r for config in configs if not config.lora.enabled} == {LoraConfig().r}
 
 
-def test_a_base_alone_can_be_given_a_pool(command):
-    (config,) = command("data=files_100k", *PATHS, "data.base.rows=7", "data.pool.draw=true").configs
+def test_a_base_alone_can_be_given_a_pool():
+    config = config_of("data=files_100k", *PATHS, "data.base.rows=7", "data.pool.draw=true")
     assert config.data.pool is not None
     assert (config.data.rows, config.data.base.rows, config.data.pool.path) == (100_000, 7, "pool.jsonl")
 

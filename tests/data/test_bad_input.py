@@ -1,7 +1,5 @@
 """What is wrong with real files: one line that says where, or handled and counted."""
 
-import shutil
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -83,13 +81,6 @@ def test_another_type_half_way(tmp_path, rows, message):
     assert error_of(file, tmp_path / "cache") == f"{file}, line 17001: {message}"
 
 
-def test_a_shard_of_another_type(tmp_path):
-    write_parquet(tmp_path / "in" / "a.parquet", [conversation(1)])
-    shutil.copy(tmp_path / "in" / "a.parquet", tmp_path / "in" / "b.parquet")
-    write_parquet(tmp_path / "in" / "c.parquet", [{"conversations": "x"}])
-    assert "c.parquet: column conversations holds str, not a list" in error_of(tmp_path / "in", tmp_path / "cache")
-
-
 def test_bytes_that_are_no_text_in_parquet(tmp_path):
     texts = pa.array([b"q", b"a\xff", b"q", b"b"]).view(pa.string())
     turns = pa.StructArray.from_arrays([pa.array(["human", "gpt"] * 2), texts], names=["from", "value"])
@@ -99,17 +90,3 @@ def test_bytes_that_are_no_text_in_parquet(tmp_path):
     made = standardise(files(tmp_path / "x.parquet"), "data.pool", tmp_path / "cache")
     assert made.mended == {"broken_character_replaced": {"d\N{REPLACEMENT CHARACTER}": 1}}
     assert made.rows[0]["messages"][1]["content"] == "a\N{REPLACEMENT CHARACTER}"
-
-
-def test_the_verb_says_one_line_and_ends_with_2(tmp_path, run_verb):
-    base = write_jsonl(tmp_path / "base.jsonl", [conversation(n, source="s") for n in range(3)])
-    pool = write_jsonl(tmp_path / "pool.jsonl", [conversation(n, dataset="systemchat-2.0") for n in range(3, 9)])
-    mix = ["model=tiny", "data=files_200k", f"data.base.path={base}", f"data.pool.path={pool}", "data.base.rows=3"]
-    done = run_verb("prepare", *mix, "data.rows=6", "data.pool.weights.systemchat-2.1=0.5")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
-        "data.pool.weights.systemchat-2.1: the pool has no such source; did you mean systemchat-2.0? "
-        "(sources: systemchat-2.0)"
-    )
-    done = run_verb("prepare", *mix, "data.rows=6", "data.pool.weights.systemchat-2.0=1", "data.filters.max_tokens=100")
-    assert done.returncode == 0, done.stderr

@@ -46,7 +46,7 @@ def found_in(tmp_path: Path) -> FoundIn:
         made = standardise(source, "data.base", tmp_path / "cache")
         assert len(made.rows) == len(rows)
         found = overlaps(made, EvaluationTexts(texts), tmp_path / "cache")
-        return {(overlap.row, overlap.task, overlap.example) for overlap in found}
+        return {(overlap["row"], overlap["task"], overlap["example"]) for overlap in found}
 
     return find
 
@@ -101,6 +101,13 @@ def test_the_index_finds_what_a_plain_search_finds(seed: int) -> None:
             found.add((row, place, tuple(index.words[sequence : sequence + length])))
     assert found == expected
     assert expected
+
+
+def test_a_collision_of_hashes_is_no_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngrams, "_hashes", lambda words, length: iter([0] * (len(words) - length + 1)))
+    index = Index([[f"e{number}" for number in range(LENGTH)]])
+    assert index.find([f"w{number}" for number in range(LENGTH)]) == []
+    assert index.find(["w", *(f"e{number}" for number in range(LENGTH))]) == [(1, 0, LENGTH)]
 
 
 def noisy(random_: random.Random, words: Sequence[str]) -> str:

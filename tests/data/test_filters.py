@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from tests.data.conftest import conversation, files, write_jsonl
+from tests.data.conftest import files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, FiltersConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data import features
@@ -209,8 +209,3 @@ def test_a_classifier_ranks_the_pool(pool_of, tmp_path, caplog):
     caplog.clear()
     assert pool_of(pool, take=10, order=PoolOrder.best, scorer=scorer).row_ids == mix.row_ids
     assert caplog.text == ""
-
-
-def test_conversations_without_a_thing_to_filter(pool_of):
-    mix = pool_of([conversation(1)], filters=FiltersConfig(max_turns=2, max_repetition=1.0))
-    assert mix.facts["pool"]["filtered"] == {"too_many_turns": {}, "repetition": {}}

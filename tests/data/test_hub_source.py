@@ -70,6 +70,7 @@ def test_rows_and_the_cache_without_a_hub(hub, finetome, ask):
     assert ask({"id": ID}, cache="other", HF_HUB_OFFLINE="1") == [[identity, sources, messages]]
 
 
+@pytest.mark.nightly
 def test_a_branch_that_moved_gives_its_new_rows(hub, finetome, ask):
     [(before, _, old)] = ask({"id": ID})
     changed = [conversation("new", source="x", score=5.0)]
@@ -106,14 +107,6 @@ def test_what_can_be_wrong_is_told_apart(hub, finetome, ask):
     assert "tests" in split
     assert "de" in subset
     assert other.startswith("user/other: no conversation column among id, text; a row needs")
-
-
-def test_a_hub_out_of_reach(hub, ask):
-    hub.stop()
-    [unreachable] = ask({"id": ID})
-    [offline] = ask({"id": ID}, HF_HUB_OFFLINE="1")
-    assert unreachable.startswith(f"data.base.id={ID}: the model hub cannot be reached")
-    assert offline.startswith(f"data.base.id={ID}: the model hub cannot be reached")
 
 
 KILLED = """

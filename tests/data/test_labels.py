@@ -31,7 +31,6 @@ WORDS = [
     "12",
     "<|im_end|>",
     "<|eot_id|>",
-    "user",
 ]
 PARTS = st.sampled_from(WORDS)
 TEXTS = st.lists(PARTS | st.characters(exclude_categories=["Cs"]), max_size=8).map("".join)

@@ -142,12 +142,6 @@ def test_too_few_rows(mix_of, tmp_path, base, pool, rows, base_rows, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_number_that_an_error_proposes_is_right(mix_of):
-    with pytest.raises(UserError, match=r"or set data\.rows=45$"):
-        mix_of(BASE, POOL, 60)
-    assert len(mix_of(BASE, POOL, 45).dataset) == 45
-
-
 def test_rows_of_the_pool_are_not_set_twice(tmp_path):
     pool = files(write_jsonl(tmp_path / "pool.jsonl", POOL), rows=20)
     config = DataConfig(rows=30, base=files(write_jsonl(tmp_path / "base.jsonl", BASE)), pool=pool)

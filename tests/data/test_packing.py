@@ -1,7 +1,6 @@
-from pathlib import Path
-
 import pytest
 import torch
+from datasets import Dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tests.data.chatml import chatml_tokenizer, turns
@@ -9,65 +8,67 @@ from tests.data.tokenised import mix_from
 from tests.fixtures.llama import tiny_llama
 from tometune.data.labels import IGNORE
 from tometune.data.packing import pack
-from tometune.data.tokens import Tokens, tokenise
+from tometune.data.tokens import tokenise
 
 MOST = 96
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> Tokens:
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     conversations = [turns(f"question {n}", "answer " * (1 + n * 5 % 17)) for n in range(24)]
-    return tokenise(mix_from(conversations), chatml_tokenizer(), MOST, tmp_path)
+    return tokenise(mix_from(conversations), chatml_tokenizer(), MOST, tmp_path_factory.mktemp("tokens")).dataset
 
 
-def test_packs_hold_every_row_once_and_whole(rows: Tokens) -> None:
-    packed = pack(rows.dataset, MOST)
+def conversations_of(block: dict[str, list[int]]) -> list[tuple[list[int], list[int]]]:
+    """Split a block into (input_ids, labels) at its `seq_lengths`."""
+    found, place = [], 0
+    for length in block["seq_lengths"]:
+        found.append((block["input_ids"][place : place + length], block["labels"][place : place + length]))
+        place += length
+    assert place == len(block["input_ids"]) == len(block["labels"]) <= MOST
+    return found
+
+
+def test_packs_hold_every_row_once_and_whole(rows: Dataset) -> None:
+    packed = pack(rows, MOST)
     assert packed.column_names == ["input_ids", "labels", "seq_lengths"]
-    assert len(packed) < len(rows.dataset) / 1.5
-    found = []
-    for block in packed:
-        assert sum(block["seq_lengths"]) == len(block["input_ids"]) == len(block["labels"]) <= MOST
-        place = 0
-        for length in block["seq_lengths"]:
-            part = slice(place, place + length)
-            found.append((block["input_ids"][part], block["labels"][part]))
-            place += length
-    assert sorted(found) == sorted((row["input_ids"], row["labels"]) for row in rows.dataset)
+    assert len(packed) < len(rows) / 1.5
+    found = [conversation for block in packed for conversation in conversations_of(block)]
+    assert sorted(found) == sorted((row["input_ids"], row["labels"]) for row in rows)
+    assert pack(rows, MOST)[:] == packed[:], "packing is deterministic"
 
 
-def test_packing_is_the_same_each_time(rows: Tokens) -> None:
-    assert pack(rows.dataset, MOST)[:] == pack(rows.dataset, MOST)[:]
+def test_the_length_of_each_conversation_reaches_the_model_inputs(rows: Dataset) -> None:
+    """Position ids restart with each conversation of a block; nobody predicts the first token of the next one."""
+    everything = rows.map(lambda row: {"labels": row["input_ids"]})  # even if every token had a label
+    blocks = [pack(everything, MOST)[number] for number in range(2)]
+    lengths = [length for block in blocks for length in block["seq_lengths"]]
+    assert len(lengths) > 3
+    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(blocks)
+    assert batch["position_ids"].tolist() == [[place for length in lengths for place in range(length)]]
+    starts = batch["position_ids"][0] == 0
+    assert (batch["labels"][0][starts] == IGNORE).all()
+    assert (batch["labels"][0][~starts] == batch["input_ids"][0][~starts]).all()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_conversation_in_a_pack_sees_no_other(rows: Tokens, attention: str) -> None:
-    """The logits of each packed conversation are those it has alone; with one mask over all, they are not."""
-    packed = pack(rows.dataset, MOST)
-    collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
-    batch = collator([packed[0], packed[1]])
-    assert set(batch) == {"input_ids", "labels", "position_ids"}
-    lengths = [*packed[0]["seq_lengths"], *packed[1]["seq_lengths"]]
-    assert len(lengths) > 3
+def test_a_conversation_in_a_pack_sees_no_other(rows: Dataset, attention: str) -> None:
+    """The logits of a packed conversation are those that it has alone, and would differ if the lengths were lost."""
+    blocks = [pack(rows, MOST)[number] for number in range(2)]
+    lost = [{**block, "seq_lengths": [sum(block["seq_lengths"])]} for block in blocks]
+    collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
     llama = tiny_llama(chatml_tokenizer(), attn_implementation=attention)
     with torch.no_grad():
-        together = llama(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
-        mixed = llama(input_ids=batch["input_ids"], use_cache=False).logits[0]
+        packed, mixed = (
+            llama(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
+            for batch in (collate(blocks), collate(lost))
+        )
         place = 0
-        for number, length in enumerate(lengths):
-            part = slice(place, place + length)
-            alone = llama(input_ids=batch["input_ids"][:, part], use_cache=False).logits[0]
-            torch.testing.assert_close(together[part], alone, atol=1e-5, rtol=0)
-            assert number == 0 or (mixed[part] - alone).abs().max() > 1e-3, "the comparison would show a mixture"
-            assert batch["labels"][0, place] == IGNORE
-            place += length
-    assert place == batch["input_ids"].shape[1]
-
-
-def test_no_conversation_is_asked_for_the_first_token_of_the_next(rows: Tokens) -> None:
-    everything = rows.dataset.map(lambda row: {"labels": row["input_ids"]})  # even if labels were on every token
-    packed = pack(everything, MOST)
-    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([packed[0], packed[1]])
-    starts = batch["position_ids"][0] == 0
-    assert int(starts.sum()) == len(packed[0]["seq_lengths"]) + len(packed[1]["seq_lengths"])
-    assert (batch["labels"][0][starts] == IGNORE).all()
-    assert (batch["labels"][0][~starts] == batch["input_ids"][0][~starts]).all()
+        for block in blocks:
+            for number, (ids, _) in enumerate(conversations_of(block)):
+                part = slice(place, place + len(ids))
+                alone = llama(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+                torch.testing.assert_close(packed[part], alone, atol=1e-5, rtol=0)
+                assert number == 0 or (mixed[part] - alone).abs().max() > 1e-3
+                place += len(ids)
+    assert place == len(packed)

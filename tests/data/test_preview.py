@@ -109,16 +109,6 @@ def test_it_fits_a_terminal_of_80_columns(mix_of: Callable[..., Mix], tmp_path: 
     assert any(line.startswith(" fixed: leading_assistant_removed   pool   files") for line in lines)
 
 
-def test_a_title_is_one_line_over_a_narrow_table(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
-    mix = mix_of([conversation(0)], None, 1)
-    console = Console(file=StringIO(), width=80, color_system=None)
-    console.print(preview.summary(mix, tokenise(mix, chatml_tokenizer(), 128, tmp_path / "cache"), 128))
-    assert isinstance(console.file, StringIO)
-    lines = [line.strip() for line in console.file.getvalue().splitlines()]
-    assert lines[0].startswith("test: 1 row, seeds.data=0")
-    assert "from rows read to rows taken" in lines
-
-
 def test_many_sources_are_summed_up(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
     mix = mix_of([conversation(number, source=f"source{number}") for number in range(20)], None, 20)
     text = shown(preview.summary(mix, tokenise(mix, chatml_tokenizer(), 128, tmp_path / "cache"), 128))

@@ -3,7 +3,6 @@
 import sys
 from functools import partial
 from importlib import util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from tests.data.tokenised import CONVERSATIONS, mix_from
 from tests.fixtures.llama3 import llama3_tokenizer
 from tometune.data.template import Messages
-from tometune.data.tokens import tokenise
+from tometune.data.tokens import Tokens, tokenise
 
 PREAMBLE = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 AGREEING = CONVERSATIONS[:5] + CONVERSATIONS[-1:]
@@ -25,13 +24,16 @@ def with_preamble(messages: Messages) -> Messages:
     return [system, *messages[own:]]
 
 
-def test_llama3_agrees_with_the_reference_tokenizer(tmp_path: Path) -> None:
-    tokenizer = llama3_tokenizer()
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
+    return tokenise(mix_from(AGREEING), llama3_tokenizer(), 512, tmp_path_factory.mktemp("tokens"))
+
+
+def test_llama3_agrees_with_the_reference_tokenizer(made: Tokens) -> None:
     from llama_models.llama3.tokenizer import Tokenizer
 
     reference = Tokenizer.get_instance()
     special, encode = reference.special_tokens, partial(reference.encode, bos=False, eos=False)
-    made = tokenise(mix_from(AGREEING), tokenizer, 512, tmp_path)
     for messages, row in zip(AGREEING, made.dataset, strict=True):
         ids = [special["<|begin_of_text|>"]]
         for turn in with_preamble(messages):
@@ -53,14 +55,12 @@ def no_pillow_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_pillow_needed")
-def test_llama3_agrees_with_the_reference_chat_format(tmp_path: Path) -> None:
-    tokenizer = llama3_tokenizer()
+def test_llama3_agrees_with_the_reference_chat_format(made: Tokens) -> None:
     from llama_models.datatypes import RawMessage
     from llama_models.llama3.chat_format import ChatFormat
     from llama_models.llama3.tokenizer import Tokenizer
 
     chat = ChatFormat(Tokenizer.get_instance())
-    made = tokenise(mix_from(AGREEING), tokenizer, 512, tmp_path)
     for messages, row in zip(AGREEING, made.dataset, strict=True):
         turned = [RawMessage(role=turn["role"], content=turn["content"]) for turn in with_preamble(messages)]
         next_header = chat._encode_header("assistant")

@@ -63,11 +63,6 @@ def test_folders_and_globs(tmp_path):
     assert {file.name for file in files_of(f"{tmp_path}/d*/*.jsonl", "k")} == {"b.jsonl"}
 
 
-def test_a_name_with_the_signs_of_a_glob_is_a_name(tmp_path):
-    file = write_jsonl(tmp_path / "a[1].jsonl", [conversation(1)])
-    assert files_of(str(file), "k") == [file]
-
-
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -103,22 +98,6 @@ def test_neither_time_nor_name_is_content_but_every_byte_and_every_file_is(tmp_p
         last.write("\n")
     seen.append(fingerprint(source, "k"))
     assert len(set(seen)) == 4
-
-
-def test_a_file_of_several_pieces_is_hashed_to_its_end(tmp_path):
-    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
-    one.write_bytes(b" " * (2**21) + b"\n")
-    other.write_bytes(b" " * (2**21) + b"\t")
-    assert fingerprint(files(one), "k") != fingerprint(files(other), "k")
-
-
-def test_reading_follows_the_config_not_the_folder(tmp_path):
-    """A glob and a folder of the same files are the same source."""
-    for number in range(5):
-        write_jsonl(tmp_path / f"{number}.jsonl", [conversation(number)])
-    folder, pattern = files(tmp_path), files(tmp_path / "[0-4].jsonl")
-    assert fingerprint(folder, "k") == fingerprint(pattern, "k")
-    assert texts(folder) == texts(pattern)
 
 
 @pytest.mark.parametrize("path", ["x" * 5000 + ".jsonl", "~nobody-of-that-name/x.jsonl", "a\0b.jsonl"])

@@ -52,12 +52,6 @@ def test_parquet_and_jsonl_give_the_same_rows(tmp_path):
     assert parquet.rows.to_list() == jsonl.rows.to_list()
 
 
-def test_files_of_several_formats(tmp_path):
-    write_jsonl(tmp_path / "in" / "a.jsonl", [conversation(1)])
-    write_jsonl(tmp_path / "in" / "b.jsonl", [{**ALPACA, "output": "other"}])
-    assert len(standardise(files(tmp_path / "in"), "k", tmp_path / "cache").rows) == 2
-
-
 def test_read_once_and_again_when_the_content_or_the_format_changes(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     file, cache = write_jsonl(tmp_path / "x.jsonl", [conversation(1)]), tmp_path / "cache"
@@ -68,11 +62,6 @@ def test_read_once_and_again_when_the_content_or_the_format_changes(tmp_path, ca
     write_jsonl(file, [conversation(2)])
     assert standardise(files(file), "k", cache).rows[0]["messages"][0]["content"] == "question 2"
     assert len(caplog.messages) == 3
-
-
-def test_the_rows_are_memory_mapped(tmp_path):
-    made = standardise(files(write_jsonl(tmp_path / "x.jsonl", [conversation(1)])), "k", tmp_path / "cache")
-    assert [file["filename"].endswith("rows.arrow") for file in made.rows.cache_files] == [True]
 
 
 @pytest.mark.parametrize(
@@ -90,16 +79,11 @@ def test_a_bad_row_is_named_and_nothing_is_left_behind(tmp_path, bad, message):
     assert list((tmp_path / "cache" / "sources").iterdir()) == []
 
 
-def test_parquet_without_a_conversation_column(tmp_path):
-    pq.write_table(pa.table({"id": [1], "text": ["x"]}), tmp_path / "x.parquet")
-    with pytest.raises(UserError, match=r"x\.parquet: no conversation column among id, text; a row needs"):
-        standardise(files(tmp_path / "x.parquet"), "data.base", tmp_path / "cache")
-
-
 def _length(source, cache):
     return len(standardise(source, "k", cache).rows)
 
 
+@pytest.mark.nightly
 def test_several_processes_at_once(tmp_path):
     source = files(write_jsonl(tmp_path / "x.jsonl", [conversation(number) for number in range(3000)]))
     with multiprocessing.get_context("spawn").Pool(3) as pool:

@@ -30,11 +30,6 @@ def test_the_answers_and_their_ends_are_trained_on_and_nothing_else() -> None:
     )
 
 
-@pytest.mark.parametrize("system", ["", "s", "user", "<|im_end|>", "You are SmolLM", "two\nlines"])
-def test_any_system_turn_is_kept_apart(system: str) -> None:
-    assert trained(Template(chatml_tokenizer()), turns("a", "a", "a", "a", system=system)) == ["a<|im_end|>"] * 2
-
-
 def test_white_space_is_trained_on_where_the_template_keeps_it() -> None:
     assert trained(Template(chatml_tokenizer()), turns(" q ", "\n\n a \n")) == ["\n\n a \n<|im_end|>"]
 
@@ -145,12 +140,6 @@ def test_a_template_that_changes_earlier_turns_is_refused_for_such_rows() -> Non
     ]
     with pytest.raises(UserError, match="changes earlier turns"):
         template.render([turns("q", "<think>b</think>c", "q", "a")])
-
-
-def test_the_shortest_conversation_is_the_least_length() -> None:
-    tokenizer = chatml_tokenizer()
-    text = f"{tokenizer.apply_chat_template(turns('a', 'a'), tokenize=False)}"
-    assert Template(tokenizer).overhead() == len(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 PARTS = st.sampled_from(["a", " ", "\n", "é", "😀", "<|im_end|>", "<|im_start|>", "user\n", "|"])

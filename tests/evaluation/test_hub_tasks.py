@@ -1,4 +1,4 @@
-"""The shipped hub tasks, over rows in the schema of the real sets, through the real hub client."""
+"""The shipped hub tasks, over rows with the schema of the real datasets, through the real hub client."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def test_pinned_licensed_and_versioned(name):
 
 
 def write_sets(root):
-    """Write each set with the columns, files and README of the real one."""
+    """Write each dataset with the columns, files and README of the real one."""
     folders = {name: root / settings(name)["id"] for name in TASKS}
     for folder in folders.values():
         folder.mkdir(parents=True)

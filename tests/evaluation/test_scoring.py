@@ -29,8 +29,21 @@ def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def stage(model, tokenizer, config, folder, name="base", **options):
-    return Scorer(tokenizer, load_tasks(config), config, folder, **options).stage(name, model)
+def stage(model, tokenizer, config, folder):
+    return Scorer(tokenizer, load_tasks(config), config, folder, folder / "cache").stage("base", model)
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """Numbers of conversations that were answered, by task in order."""
+    counts, real = [], scoring.generate
+
+    def counted(model, tokenizer, conversations, *arguments):
+        counts.append(len(conversations))
+        return real(model, tokenizer, conversations, *arguments)
+
+    monkeypatch.setattr(scoring, "generate", counted)
+    return counts
 
 
 def test_files_and_means(model, tokenizer, config, tmp_path):
@@ -52,13 +65,23 @@ def test_files_and_means(model, tokenizer, config, tmp_path):
     json.dumps(scores)
 
 
-def test_finished_tasks_are_not_done_again(model, tokenizer, config, tmp_path):
-    told = []
-    first = stage(model, tokenizer, config, tmp_path, progress=lambda *news: told.append(news))
-    assert told == [("one", 0, 7), ("one", 4, 7), ("one", 7, 7), ("two", 0, 3), ("two", 3, 3)]
-    told.clear()
-    assert stage(model, tokenizer, config, tmp_path, progress=lambda *news: told.append(news)) == first
-    assert told == []
+def test_finished_tasks_are_reused(model, tokenizer, config, tmp_path, generated):
+    first = stage(model, tokenizer, config, tmp_path)
+    assert generated == [7, 3]
+    assert stage(model, tokenizer, config, tmp_path) == first
+    assert generated == [7, 3]
+
+
+def test_a_model_in_training_mode_gets_the_same_scores(model, tokenizer, config, tmp_path):
+    """Dropout is off while a stage is scored, and the mode is restored."""
+    expected = stage(model, tokenizer, config, tmp_path / "eval")
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    found = stage(model.train(), tokenizer, config, tmp_path / "train")
+    assert [found[kind] for kind in TYPES] == [expected[kind] for kind in TYPES]
+    assert lines(tmp_path / "train/eval/base/one.jsonl") == lines(tmp_path / "eval/eval/base/one.jsonl")
+    assert all(module.training for module in model.modules())
 
 
 def spoil_half(folder):
@@ -80,28 +103,27 @@ def spoil_no_sidecar(folder):
 
 
 @pytest.mark.parametrize("spoil", [spoil_half, spoil_line, spoil_sidecar, spoil_no_sidecar])
-def test_a_broken_file_is_redone(model, tokenizer, config, tmp_path, spoil):
+def test_a_broken_file_is_redone(model, tokenizer, config, tmp_path, spoil, generated):
     first = stage(model, tokenizer, config, tmp_path)
     folder = tmp_path / "eval" / "base"
     good = (folder / "one.jsonl").read_bytes()
     spoil(folder)
-    told = []
-    again = stage(model, tokenizer, config, tmp_path, progress=lambda task, *_: told.append(task))
-    assert set(told) == {"one"}
+    again = stage(model, tokenizer, config, tmp_path)
+    assert generated == [7, 3, 7]
     assert (folder / "one.jsonl").read_bytes() == good
     assert again["rougeL"] == first["rougeL"]
     assert {path.name for path in folder.iterdir()} == {"one.jsonl", "one.json", "two.jsonl", "two.json"}
 
 
-def test_other_weights_or_settings_are_scored_anew(model, tokenizer, config, tmp_path):
+def test_other_weights_or_settings_are_scored_again(model, tokenizer, config, tmp_path, generated):
     def redone():
-        told = []
-        stage(model, tokenizer, config, tmp_path, progress=lambda task, *_: told.append(task))
-        return set(told)
+        generated.clear()
+        stage(model, tokenizer, config, tmp_path)
+        return {{7: "one", 3: "two"}[count] for count in generated}
 
     assert redone() == {"one", "two"}
     assert redone() == set()
-    config.batch_size = 2  # in 16 bits another batch rounds otherwise
+    config.batch_size = 2  # in 16 bits another batch size rounds differently
     assert redone() == {"one", "two"}
     config.tasks["two"].max_new_tokens = 4
     assert redone() == {"two"}
@@ -122,18 +144,18 @@ def test_an_adapter_changes_the_digest_once_it_is_trained(model):
     assert len({before, untrained, weights_digest(tuned)}) == 3
 
 
-def test_a_limit_shouts(model, tokenizer, config, tmp_path, caplog):
+def test_a_limit_is_reported(model, tokenizer, config, tmp_path, caplog):
     config.limit = 5
     with caplog.at_level(logging.WARNING):
         scores = stage(model, tokenizer, config, tmp_path)
     assert scores["limited"] is True
-    assert "LIMIT: eval.limit leaves only some examples (one 5)" in caplog.text
+    assert "LIMIT: only some examples are scored (one 5); do not report these scores" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("wanted", "many", "compiles"), [("auto", 11, False), ("auto", 10, True), (True, 11, True), (False, 1, False)]
 )
-def test_many_answers_are_compiled_for(model, tokenizer, config, tmp_path, monkeypatch, wanted, many, compiles):
+def test_many_answers_turn_compiling_on(model, tokenizer, config, tmp_path, monkeypatch, wanted, many, compiles):
     asked, engine_for = [], scoring.engine_for
 
     def watched(*arguments):
@@ -147,22 +169,22 @@ def test_many_answers_are_compiled_for(model, tokenizer, config, tmp_path, monke
     assert asked == [compiles]
 
 
-def test_engine_and_batch_are_kept_with_the_scores(model, tokenizer, config, tmp_path, caplog, monkeypatch):
+def test_engine_and_batch_size_are_recorded_with_the_scores(model, tokenizer, config, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config.batch_size = None
     with caplog.at_level(logging.INFO):
         scores = stage(model, tokenizer, config, tmp_path)
     assert [record.message for record in caplog.records if "eval.engine" in record.message] == [
-        "eval.engine=auto: transformers, for there is no NVIDIA GPU"
+        "eval.engine=auto: using transformers (no NVIDIA GPU found)"
     ]
     assert {(task["engine"], task["batch_size"]) for task in scores["tasks"].values()} == {("transformers", 16)}
     key = json.loads((tmp_path / "eval/base/one.json").read_text())["key"]
     assert (key["engine"], key["batch_size"]) == ("transformers", 16)
 
 
-def test_cut_prompts_are_told(model, tokenizer, config, tmp_path, caplog):
+def test_truncated_prompts_are_counted(model, tokenizer, config, tmp_path, caplog):
     config.tasks["two"].prompt = "word " * 300 + "{input}"
     with caplog.at_level(logging.WARNING):
         scores = stage(model, tokenizer, config, tmp_path)
     assert scores["tasks"]["two"]["shortened"] == 3
-    assert "two: 3 of 3 prompts cut to eval.max_prompt_tokens=256" in caplog.text
+    assert "two: 3 of 3 prompts truncated to eval.max_prompt_tokens=256" in caplog.text

@@ -59,6 +59,18 @@ def test_one_example_is_not_plural(folder):
     assert ["61", "examples"] in lines
 
 
+def test_columns_are_those_of_the_scores(folder):
+    for stage in ("base", "tuned"):
+        path = folder / "eval" / stage / "qa.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [row | {"scores": {"chrf": 0.5, "my_metric": 0.25}} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [line.split()[:4] for line in shown(folder, ["base", "tuned"]).splitlines()]
+    assert ["60", "examples", "my_metric", "0.250"] in lines
+    assert ["qa", "chrF", "0.500", "0.500"] in lines
+    assert ["mean", "of", "tasks"] not in [line[:3] for line in lines], "no column is in both tasks"
+
+
 def test_limit_is_marked(folder):
     assert "LIMIT" in shown(folder, ["base", "tuned"], limited=True)
 
@@ -70,7 +82,7 @@ def test_one_stage_alone(folder):
     assert shown(folder, []) == f"run      {folder}\n"
 
 
-def test_the_paths_are_told_last_and_not_cut(folder):
+def test_the_paths_come_last_and_are_not_truncated(folder):
     tracking = {"tracker": "wandb", "folders": ["outputs/" + "x" * 90], "url": None, "sync": "wandb sync outputs/x"}
     lines = shown(folder, ["tuned"], tracking=tracking).splitlines()[-3:]
     assert lines == [f"run      {folder}", f"wandb    outputs/{'x' * 90}", "sync     wandb sync outputs/x"]
@@ -85,7 +97,7 @@ def test_it_fits_80_columns_and_cuts_no_number(folder):
 def test_files_of_other_examples_or_none(folder):
     path = folder / "eval" / "tuned" / "qa.jsonl"
     path.write_text(path.read_text().split("\n", 1)[1])
-    with pytest.raises(UserError, match="not of the same examples"):
+    with pytest.raises(UserError, match="the examples differ"):
         shown(folder, ["base", "tuned"])
     path.unlink()
     with pytest.raises(UserError, match=r"qa\.jsonl: no such file"):

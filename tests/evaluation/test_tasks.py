@@ -1,10 +1,10 @@
+import json
+
 import pytest
 
 from tometune.common.errors import UserError
-from tometune.config.eval import METRICS as CHECKED
-from tometune.config.eval import EvalConfig
-from tometune.evaluation.metrics import METRICS
-from tometune.evaluation.tasks import load_task, load_tasks
+from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
+from tometune.evaluation.tasks import evaluation_texts, load_task, load_tasks, texts_of_task
 
 ROWS = [{"id": f"q{n}", "input": f"Question {n}?", "references": [f"Answer {n}."]} for n in range(50)]
 
@@ -81,5 +81,44 @@ def test_all_tasks_of_a_config(jsonl):
     assert [(task.name, len(task.examples), task.limited) for task in loaded] == [("a", 5, True), ("b", 3, False)]
 
 
-def test_config_knows_the_same_metrics():
-    assert set(CHECKED) == set(METRICS)
+def task(tmp_path, rows, **settings):
+    path = tmp_path / "task.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return TaskConfig(path=str(path), prompt="Read.\n{context}\n\nAnswer: {input}", **settings)
+
+
+def test_texts_are_fields_and_references_without_the_words_of_the_template(tmp_path):
+    rows = [
+        {"id": "a", "input": "why?", "context": "since", "references": ["one", "two"], "note": "unused"},
+        {"input": "how?", "context": None, "references": ["three"]},
+    ]
+    config = EvalConfig(tasks={"qa": task(tmp_path, rows, limit=1)}, limit=1)
+    assert evaluation_texts(config) == [
+        *[("qa", "a", text) for text in ("since", "why?", "one", "two")],
+        *[("qa", "1", text) for text in ("", "how?", "three")],
+    ]
+
+
+def test_texts_of_rows_with_one_prompt_belong_to_one_example(tmp_path):
+    rows = [{"id": name, "input": "why?", "context": "c", "references": [name]} for name in "ab"]
+    found = texts_of_task("qa", task(tmp_path, rows))
+    assert {example for _, example, _ in found} == {"a"}
+    assert {"a", "b"} <= {text for _, _, text in found}
+
+
+def test_the_splits_of_the_documentation_share_no_example():
+    parts = {
+        split: texts_of_task("s", TaskConfig(kind=TaskKind.pydocs, topic="summarisation", split=split))
+        for split in ("test", "validation")
+    }
+    names = {split: {example for _, example, _ in texts} for split, texts in parts.items()}
+    assert names["test"]
+    assert names["validation"]
+    assert not names["test"] & names["validation"]
+
+
+def test_texts_of_a_bad_task(tmp_path):
+    with pytest.raises(UserError, match=r"eval\.tasks\.qa\.prompt: .*line 1 has no field 'context'"):
+        texts_of_task("qa", task(tmp_path, [{"input": "x", "references": ["y"]}]))
+    with pytest.raises(UserError, match=r"no such file"):
+        texts_of_task("qa", TaskConfig(path=str(tmp_path / "nowhere.jsonl")))

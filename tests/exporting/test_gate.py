@@ -2,7 +2,9 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.exporting.conftest import LIMITS
 from tometune.exporting.build import Builder
-from tometune.exporting.gate import Check, compare
+from tometune.exporting.gate import Check, Prompt, Reference, compare
 from tometune.exporting.reference import TorchEngine
 
 pytestmark = pytest.mark.whole
@@ -74,3 +76,14 @@ def test_other_answers_change_rouge(builder, merged, monkeypatch):
     monkeypatch.setattr(TorchEngine, "answer", lambda _, examples: [one.references[0] for one in examples])
     _, problems = check(builder, merged)
     assert problems[0].startswith("rouge: ROUGE-L is 1.000 on 8 examples and ")
+
+
+def test_a_wrong_16_bit_base_and_a_doubled_begin_of_text():
+    even = np.log(np.full((1, 4), 0.25, np.float32))
+    engine = SimpleNamespace(render=lambda _: [[1, 1, 2]], log_probabilities=lambda _: [even])
+    reference = Reference([Prompt([], [1, 1, 2], [3], even)], [], "16-bit base", "float32", from_4_bits=0.5)
+    checks, problems = compare(engine, "merged_16bit", reference, None, LIMITS)
+    assert checks["logits"]["from_4_bits"] == 0.5
+    assert problems[0].endswith("more than 0.3 (export.max_divergence.from_4_bits); is export.base the right model?")
+    _, problems = compare(engine, "merged_16bit", reference, 1, LIMITS)
+    assert problems == ["template: two begin-of-text tokens at the start"]

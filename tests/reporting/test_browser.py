@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.browser import needs_browser, opened
 from tests.reporting.sweeps import write_table
 from tometune.reporting.report import build, write
@@ -51,44 +49,35 @@ TEXTS = """
 """
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A report with every section in it."""
-    folder = tmp_path_factory.mktemp("multirun") / "table"
+def complete_report(folder: Path) -> str:
+    """Write a report with every section in it; returns its address."""
     runs = write_table(folder, effect=0.004)
     (runs[0] / "run.json").write_text("{")
     return write(build(folder, 300, 0.95)).as_uri()
 
 
-def test_it_says_nothing_and_asks_for_nothing(url):
+def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path):
+    """It loads nothing else, draws every figure, every text has contrast, and nothing is wider than the window."""
+    url = complete_report(tmp_path / "table")
     with opened(url) as seen:
-        seen.page.wait_for_timeout(200)
-    assert seen.errors == []
-    assert seen.requests == [url]
-
-
-def test_every_picture_has_a_size(url):
-    with opened(url) as seen:
-        boxes = [picture.bounding_box() for picture in seen.page.locator("figure svg").all()]
-    assert len(boxes) == PICTURES
-    assert all(box["width"] > 600 and box["height"] > 80 for box in boxes), boxes
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_can_be_read(url, scheme):
-    with opened(url, scheme) as seen:
-        seen.page.evaluate(LUMINANCE)
-        paper = seen.page.evaluate("luminance(getComputedStyle(document.body).backgroundColor)")
-        texts = seen.page.evaluate(TEXTS)
-    assert (paper > 0.8) == (scheme == "light")
-    assert len(texts) > 200
-    assert [text for text in texts if text[0] < 4.5] == []
-
-
-@pytest.mark.parametrize("width", [360, 1100])
-def test_nothing_is_wider_than_the_window(url, width):
-    with opened(url, width=width) as seen:
-        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+        page = seen.page
+        page.wait_for_timeout(200)
+        assert seen.errors == []
+        assert seen.requests == [url]
+        boxes = [picture.bounding_box() for picture in page.locator("figure svg").all()]
+        assert len(boxes) == PICTURES
+        assert all(box["width"] > 600 and box["height"] > 80 for box in boxes), boxes
+        page.evaluate(LUMINANCE)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            paper = page.evaluate("luminance(getComputedStyle(document.body).backgroundColor)")
+            assert (paper > 0.8) == (scheme == "light")
+            texts = page.evaluate(TEXTS)
+            assert len(texts) > 200
+            assert [text for text in texts if text[0] < 4.5] == []
+        for width in (360, 1100):
+            page.set_viewport_size({"width": width, "height": 1000})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def overlaps(texts: list[dict]) -> list[tuple[str, str]]:
@@ -111,15 +100,17 @@ BOXES = """
 """
 
 
-@pytest.mark.parametrize("tasks", [1, 2, 4, 9])
-def test_labels_do_not_lie_on_each_other(tmp_path: Path, tasks):
-    folder = tmp_path / "table"
-    names = [f"pydocs_instruction_following_{number}" for number in range(tasks)]
-    write_table(folder, effect=0.004, tasks=names)
-    with opened(write(build(folder, 200, 0.95)).as_uri()) as seen:
-        pictures = seen.page.evaluate(BOXES)
-    assert len(pictures) == PICTURES - (tasks == 1)
-    straight = [
-        [text for text in texts if not re.search(r"^(before|pydocs_\dk$|\d00k)", text["text"])] for texts in pictures
-    ]
-    assert [overlaps(texts) for texts in straight] == [[]] * len(pictures)
+def test_labels_do_not_overlap(tmp_path: Path):
+    urls = {}
+    for tasks in (1, 4, 9):
+        names = [f"pydocs_instruction_following_{number}" for number in range(tasks)]
+        write_table(tmp_path / str(tasks), effect=0.004, tasks=names)
+        urls[tasks] = write(build(tmp_path / str(tasks), 200, 0.95)).as_uri()
+    with opened("about:blank") as seen:
+        for tasks, url in urls.items():
+            seen.page.goto(url)
+            pictures = seen.page.evaluate(BOXES)
+            assert len(pictures) == PICTURES - (tasks == 1)
+            slanted = re.compile(r"^(base|pydocs_\dk$|\d00k)")
+            straight = [[text for text in texts if not slanted.search(text["text"])] for texts in pictures]
+            assert [overlaps(texts) for texts in straight] == [[]] * len(pictures)

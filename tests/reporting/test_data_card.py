@@ -78,7 +78,7 @@ def test_what_was_left_out_is_told_with_examples(mix_of: Callable[..., Mix]) -> 
         "near_base": {"gamma": 1},
     }
     mix.facts["pool"] |= {"contaminated_rows": 2, "contaminated": {"qa": {"gamma": 2}}}
-    mix.examples["language"] = [example]
+    mix.parts["pool"].examples["language"] = [example]
     found, page, text = card_of(mix)
     rows = {(entry["reason"], entry["origin"]): entry for entry in found["dropped"]}
     assert (rows["in_base", "pool"]["rows"], rows["in_base", "pool"]["sources"]) == (3, "alpha 3")
@@ -143,12 +143,12 @@ def test_one_source_and_sixty(mix_of: Callable[..., Mix], count: int) -> None:  
 def test_it_fits_a_phone_and_asks_for_nothing(mix_of: Callable[..., Mix], tmp_path: Path) -> None:  # noqa: F811
     path = tmp_path / "mix.html"
     path.write_text(card_of(evil_mix(mix_of))[1], encoding="utf-8")
-    for width in (1200, 400):
-        with opened(f"file://{path}", width=width) as seen:
+    with opened(f"file://{path}", width=1200) as seen:
+        for width in (1200, 400):
+            seen.page.set_viewport_size({"width": width, "height": 1000})
             assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
-            assert seen.page.locator(".row").count() == 10
-            assert seen.page.locator("main svg").count() == 2
-            shown = seen.page.locator(".turn pre").first.inner_text()
-            assert EVIL in shown
-        assert seen.errors == []
-        assert [url for url in seen.requests if not url.startswith("file:")] == []
+        assert seen.page.locator(".row").count() == 10
+        assert seen.page.locator("main svg").count() == 2
+        assert EVIL in seen.page.locator(".turn pre").first.inner_text()
+    assert seen.errors == []
+    assert [url for url in seen.requests if not url.startswith("file:")] == []

@@ -9,43 +9,52 @@ from tests.tracking.offline import WANDB
 from tests.tracking.server import WandbServer
 from tests.tracking.test_wandb_tracker import DOWN, KEY, inspect, records
 
+# In processes of their own: W&B keeps files in a temporary folder that the first fork to end would delete.
 ASK = ("report", "sweep.name=table", "eval.resamples=200", "publish=wandb")
 
 
 @pytest.fixture
-def folder(written_report):
-    return written_report.sweep.folder
+def folder(sweep):
+    """The folder of a sweep below the current one."""
+    return sweep
 
 
 def attempts(folder):
     return sorted(folder.glob("wandb/*run-*"))
 
 
-def test_unasked_nothing_is_published(run_verb, folder):
+def test_by_default_nothing_is_published(run_verb, folder):
     done = run_verb(*ASK[:3])
     assert done.returncode == 0, done.stderr
     assert not (folder / "wandb").exists()
     assert not (folder / "wandb_report.json").exists()
 
 
-def test_offline_it_says_how_to_sync(run_verb, folder):
-    done = run_verb(*ASK, "tracking=none")
+def test_offline_it_says_how_to_sync_and_a_second_report_replaces_the_first(run_verb, folder):
+    done = run_verb(*ASK, "tracking=none", fresh=True)
     assert done.returncode == 0, done.stderr
-    (run,) = attempts(folder)
+    (first,) = attempts(folder)
     *_, lacking, sync, report = done.stdout.splitlines()
-    assert lacking == "9 of 9 runs were not logged to W&B: its panels are without them"
-    assert sync == f"{WANDB} sync {run}"
+    assert lacking == "9 of 9 runs were not logged to W&B, so its panels lack them"
+    assert sync == f"{WANDB} sync {first}"
     assert report == (
-        "multirun/table/wandb_report.json: the W&B report; not on a server (no API key "
-        f"(`{WANDB} login` stores one)), "
-        "the same command saves it when W&B is online"
+        "multirun/table/wandb_report.json: the W&B report, not on a server (no API key "
+        f"(`{WANDB} login` stores one)); repeat this command when W&B is online"
     )
     assert json.loads((folder / "wandb_report.json").read_text())["spec"]["blocks"]
+    check_contents(first, folder)
+    assert run_verb(*ASK, fresh=True).returncode == 0
+    (second,) = attempts(folder)
+    assert second != first
+    assert second.name.endswith("-report-table")
+    next(second.glob("*.wandb")).with_suffix(".wandb.synced").touch()
+    done = run_verb(*ASK, fresh=True)
+    assert len(attempts(folder)) == 2, "an attempt that was uploaded is kept"
+    assert str(second) not in done.stdout
 
 
-def test_the_run_has_the_table_the_comparisons_and_the_pictures(run_verb, folder):
-    assert run_verb(*ASK).returncode == 0
-    (path,) = attempts(folder)
+def check_contents(path, folder):
+    """The run has the table, the comparisons and the figures."""
     summary = json.loads(inspect("--summary", str(path)))
     assert (summary["run_id"], summary["name"], summary["state"]) == ("report-table", "report-table", "finished")
     assert summary["config"]["sweep"] == "table"
@@ -63,28 +72,10 @@ def test_the_run_has_the_table_the_comparisons_and_the_pictures(run_verb, folder
     assert json.loads(table.read_text())["data"][-1][:3] == ["tiny", "pydocs_3k", "3"]
 
 
-def test_a_second_report_takes_the_place_of_the_first(run_verb, folder):
-    assert run_verb(*ASK).returncode == 0
-    (first,) = attempts(folder)
-    assert run_verb(*ASK).returncode == 0
-    (second,) = attempts(folder)
-    assert second != first
-    assert second.name.endswith("-report-table")
-
-
-def test_what_was_uploaded_is_kept(run_verb, folder):
-    assert run_verb(*ASK).returncode == 0
-    (first,) = attempts(folder)
-    next(first.glob("*.wandb")).with_suffix(".wandb.synced").touch()
-    done = run_verb(*ASK)
-    assert len(attempts(folder)) == 2
-    assert str(first) not in done.stdout
-
-
 def test_online_the_report_is_saved_and_then_updated(run_verb, folder):
     with WandbServer() as server:
         env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "20"}
-        done = run_verb(*ASK, env=env)
+        done = run_verb(*ASK, env=env, fresh=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-2:] == [
             f"{server.url}/me/tometune/runs/report-table",
@@ -98,7 +89,7 @@ def test_online_the_report_is_saved_and_then_updated(run_verb, folder):
         assert any(name.startswith("/upload/media/table/table_") for name in server.bodies)
         stored = json.loads((folder / "wandb_report.json").read_text())
         assert (stored["id"], stored["place"]) == ("view1", "me/tometune")
-        assert run_verb(*ASK, env=env).returncode == 0
+        assert run_verb(*ASK, env=env, fresh=True).returncode == 0
         assert server.queries["upsertView"]["id"] == "view1"
         everything = json.dumps([server.queries, server.bodies])
     assert KEY not in everything
@@ -110,24 +101,23 @@ def test_a_server_that_refuses_the_report_is_one_line(run_verb, folder):
     with WandbServer() as server:
         server.leave_after = "GetProjects"
         env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "20"}
-        done = run_verb(*ASK, env=env)
+        done = run_verb(*ASK, env=env, fresh=True)
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
-    assert last.startswith(f"multirun/table/wandb_report.json: the W&B report; {server.url} did not take it: ")
+    assert last.startswith(f"multirun/table/wandb_report.json: the W&B report; {server.url} rejected it: ")
     assert "Traceback" not in done.stderr
     assert json.loads((folder / "wandb_report.json").read_text())["url"] is None
 
 
 def test_an_unreachable_server_is_one_line(run_verb, folder):
-    done = run_verb(*ASK, env={"WANDB_API_KEY": KEY, **DOWN})
+    done = run_verb(*ASK, env={"WANDB_API_KEY": KEY, **DOWN}, fresh=True)
     assert done.returncode == 0, done.stderr
-    assert "did not take the run within 2 s" in done.stdout.splitlines()[-1]
-    assert len([line for line in done.stderr.splitlines() if "did not take the run" in line]) == 1
+    assert "did not accept the run within 2 s" in done.stdout.splitlines()[-1]
+    assert len([line for line in done.stderr.splitlines() if "did not accept the run" in line]) == 1
 
 
 def test_online_without_a_key_stops_before_anything_is_computed(run_verb, folder):
-    (folder / "table.json").unlink()
-    done = run_verb(*ASK, "tracking.mode=online")
+    done = run_verb(*ASK, "tracking.mode=online", fresh=True)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("tracking.mode: online is not possible (no API key")
@@ -135,7 +125,7 @@ def test_online_without_a_key_stops_before_anything_is_computed(run_verb, folder
 
 
 def test_disabled_by_the_environment(run_verb, folder):
-    done = run_verb(*ASK, env={"WANDB_MODE": "disabled"})
+    done = run_verb(*ASK, env={"WANDB_MODE": "disabled"}, fresh=True)
     assert done.returncode == 0, done.stderr
     assert "not on a server (disabled)" in done.stdout
     assert "None" not in done.stdout

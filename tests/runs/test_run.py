@@ -60,7 +60,7 @@ def test_recording_leaves_completed_and_counts_attempts(tmp_path: Path) -> None:
     assert json.loads((run.folder / "mix.json").read_text()) == {"rows": ["a"]}
 
 
-def test_being_stop_signals_leaves_the_run_open(tmp_path: Path) -> None:
+def test_a_stop_signal_leaves_the_run_open(tmp_path: Path) -> None:
     made = config(tmp_path)
     run = Run.find(made, INPUTS)
     with pytest.raises(KeyboardInterrupt), run.recording(made, {}, {}):

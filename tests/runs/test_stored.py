@@ -66,6 +66,11 @@ def test_unknown_keys_at_any_depth_are_one_warning(run, caplog):
     assert "q2_k" not in warning
 
 
+def test_a_removed_engine_is_read_as_auto(run):
+    change(run, eval__engine="vllm")
+    assert stored_config(run).eval.engine == "auto"
+
+
 def test_a_missing_group_or_key_takes_its_defaults(run):
     change(run, chat=None, trainer=None, model__attn_implementation=None)
     config = stored_config(run)

@@ -1,4 +1,4 @@
-"""sweep.json: every cell before the first run, the same for the same command, and what it says of each."""
+"""sweep.json: every cell is listed before the first run, the same for the same command, with its error."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
 from tometune.config.root import register
 from tometune.runs.sweep_file import Cell, read_cells
-from tometune.sweep.cells import cells_of, list_cells, note_error
+from tometune.sweep.cells import cells_of, list_cells
 
 register()
 
@@ -29,14 +29,19 @@ def cells(*overrides: str) -> list[Cell]:
     return found
 
 
-def test_a_preset_gives_nine_cells_in_hydras_order() -> None:
-    found = cells("+sweep=table_pydocs", "model=tiny")
-    assert [(entry.data, entry.rows, entry.seed) for entry in found] == [
+@pytest.fixture(scope="module")
+def nine() -> list[Cell]:
+    """The cells of a preset."""
+    return cells("+sweep=table_pydocs", "model=tiny")
+
+
+def test_a_preset_gives_nine_cells_in_hydras_order(nine: list[Cell]) -> None:
+    assert [(entry.data, entry.rows, entry.seed) for entry in nine] == [
         (f"pydocs_{n}k", n * 1000, seed) for n in (1, 2, 3) for seed in (0, 1, 2)
     ]
-    assert len({entry.run_id for entry in found}) == 9
-    assert all(str(entry.run_id).startswith(f"tiny-{entry.data}-s{entry.seed}-") for entry in found)
-    assert found[0].overrides[:2] == ["data=pydocs_1k", "seed=0"]
+    assert len({entry.run_id for entry in nine}) == 9
+    assert all(str(entry.run_id).startswith(f"tiny-{entry.data}-s{entry.seed}-") for entry in nine)
+    assert nine[0].overrides[:2] == ["data=pydocs_1k", "seed=0"]
 
 
 def test_the_command_line_wins_over_the_preset() -> None:
@@ -53,24 +58,23 @@ def test_a_preset_needs_no_multirun() -> None:
     assert len(jobs.known) == 3
 
 
-def test_what_is_wrong_with_one_cell_is_said_there() -> None:
+def test_the_error_of_a_cell_is_in_its_entry() -> None:
     first, second = cells("data=pydocs_1k", "lora.r=0,4")
     assert (first.run_id, first.exit_status) == (None, 2)
     assert "lora.r" in str(first.error)
     assert second.error is None
 
 
-def test_the_list_is_the_same_for_the_same_command(tmp_path: Path) -> None:
-    found = cells("+sweep=table_pydocs", "model=tiny")
-    list_cells(tmp_path, found)
+def test_the_list_is_the_same_for_the_same_command(tmp_path: Path, nine: list[Cell]) -> None:
+    list_cells(tmp_path, nine)
     text = (tmp_path / "sweep.json").read_bytes()
-    list_cells(tmp_path, list(reversed(found)))
-    list_cells(tmp_path, found[3:5])
+    list_cells(tmp_path, list(reversed(nine)))
+    list_cells(tmp_path, nine[3:5])
     assert (tmp_path / "sweep.json").read_bytes() == text
     content = json.loads(text)
     assert content["schema"] == 1
     assert set(content["cells"][0]) == {"run_id", "overrides", "model", "data", "rows", "seed"}
-    assert read_cells(tmp_path) == found
+    assert read_cells(tmp_path) == nine
 
 
 def test_another_command_adds_its_cells(tmp_path: Path) -> None:
@@ -85,7 +89,7 @@ def test_a_run_is_listed_once_however_it_is_written(tmp_path: Path) -> None:
     assert [entry.overrides for entry in read_cells(tmp_path)] == [["seed=0"], ["seed=1"]]
 
 
-def test_a_changed_config_behind_the_same_words_takes_the_place(tmp_path: Path) -> None:
+def test_a_changed_config_with_the_same_overrides_replaces_the_cell(tmp_path: Path) -> None:
     list_cells(tmp_path, [cell(0), cell(1)])
     list_cells(tmp_path, [replace(cell(0), run_id="tiny-x-s0-bbbbbbbb")])
     assert [entry.run_id for entry in read_cells(tmp_path)] == ["tiny-x-s0-bbbbbbbb", "tiny-x-s1-aaaaaaaa"]
@@ -93,7 +97,7 @@ def test_a_changed_config_behind_the_same_words_takes_the_place(tmp_path: Path) 
 
 def test_an_error_stays_until_the_next_attempt(tmp_path: Path) -> None:
     list_cells(tmp_path, [cell(0), cell(1)])
-    note_error(tmp_path, cell(1), "data.base.path=x: no such file", 2)
+    list_cells(tmp_path, [replace(cell(1), error="data.base.path=x: no such file", exit_status=2)])
     assert [entry.error for entry in read_cells(tmp_path)] == [None, "data.base.path=x: no such file"]
     list_cells(tmp_path, [cell(1)])
     assert [entry.error for entry in read_cells(tmp_path)] == [None, None]

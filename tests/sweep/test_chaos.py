@@ -1,10 +1,9 @@
-"""The nine-run table killed again and again, at moments drawn by a seed, ends as the undisturbed one.
+"""A sweep that is killed repeatedly, at moments drawn by a seed, ends like an undisturbed one.
 
-The moments are moments of its progress as it can be seen in its folder, so each kill hits a run at work, however fast
-or slow the machine is. `TOMETUNE_KILLS` says how often it is killed, 20 for the whole test; a few by default.
+The moments are points of its progress, visible in its folder, so that on any machine each kill hits a run at work.
+By default three runs are killed twice; the nightly test kills the nine-run table 20 times.
 """
 
-import os
 import random
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from tests.whole import Workplace, adapter_of, answers_of, curve_of, record_of, 
 
 pytestmark = [pytest.mark.whole, pytest.mark.timeout(1800)]
 
-KILLS = int(os.environ.get("TOMETUNE_KILLS", "5"))
 DELAY = 0.3
-"""Seconds that a kill comes after a thing was seen, at most."""
+"""Maximum seconds between a visible event and the kill."""
 
 TABLE = (
     *("+sweep=table_pydocs", "model=tiny", "trainer=debug", "tracking=none"),
@@ -25,17 +23,11 @@ TABLE = (
     *("trainer.learning_rate=1e-2", "trainer.save_steps=1"),
 )
 FILES = ("table.json", "table.csv", "table.md")
-"""They hold no times and no paths, so they are compared byte by byte, with nothing left out."""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    made = Workplace(tmp_path_factory.mktemp("chaos"))
-    return made
+"""They contain no times and no paths, so they are compared byte by byte."""
 
 
 def sweep(place: Workplace, name: str) -> Path:
-    """Return the folder of a table; both have the same name, which the table says, in folders of their own."""
+    """Return the folder of a sweep; both have the same name, which the table contains, in separate folders."""
     return place.folder / name / "table_pydocs"
 
 
@@ -43,20 +35,31 @@ def runs_in(folder: Path) -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(folder.glob("*/run.json"))}
 
 
-def test_a_table_killed_again_and_again_ends_as_the_undisturbed_one(place: Workplace) -> None:
-    status, stderr = place.train(*TABLE, "paths.multirun=calm")
+CASES = [
+    pytest.param(3, 2, ("data=pydocs_1k",), id="3 runs, 2 kills"),
+    pytest.param(9, 20, (), id="9 runs, 20 kills", marks=pytest.mark.nightly),
+]
+
+
+@pytest.mark.parametrize(("runs", "kills", "more"), CASES)
+def test_a_killed_sweep_ends_as_the_undisturbed_one(
+    tmp_path: Path, runs: int, kills: int, more: tuple[str, ...]
+) -> None:
+    place = Workplace(tmp_path)
+    status, stderr = place.train(*TABLE, *more, "paths.multirun=calm")
     assert status == 0, stderr
     calm, killed = sweep(place, "calm"), sweep(place, "killed")
-    broken_off = kill_and_start_again(place, killed, whole=progress(calm))
-    status, stderr = place.train(*TABLE, "paths.multirun=killed")
+    command = (*TABLE, *more, "paths.multirun=killed")
+    interrupted = kill_repeatedly(place, command, kills, killed, whole=progress(calm))
+    status, stderr = place.train(*command)
     assert status == 0, stderr
 
     attempts = sum(record_of(run)["attempts"] for run in runs_in(killed).values())
-    print(f"{KILLS} kills of {KILLS} hit, {attempts} attempts at 9 runs")
-    assert len(runs_in(calm)) == 9
+    print(f"{kills} kills of {kills} hit, {attempts} attempts at {runs} runs")
+    assert len(runs_in(calm)) == runs
     assert list(runs_in(killed)) == list(runs_in(calm))
-    assert broken_off, "some kill came in the middle of a run"
-    assert attempts == 9 + len(broken_off), "each attempt that was broken off was followed by one, and no other was"
+    assert interrupted, "some kill came in the middle of a run"
+    assert attempts == runs + len(interrupted), "each interrupted attempt was followed by one, and no other was"
     for name in FILES:
         assert (killed / name).read_bytes() == (calm / name).read_bytes(), name
     for name, run in runs_in(killed).items():
@@ -64,29 +67,33 @@ def test_a_table_killed_again_and_again_ends_as_the_undisturbed_one(place: Workp
     assert list_of(killed) == list_of(calm)
 
 
-def kill_and_start_again(place: Workplace, killed: Path, whole: set[str]) -> set[tuple[str, int]]:
-    """Kill the table `KILLS` times, spread over its progress; returns run and number of each attempt broken off.
+def kill_repeatedly(
+    place: Workplace, command: tuple[str, ...], kills: int, killed: Path, whole: set[str]
+) -> set[tuple[str, int]]:
+    """Kill a sweep at points spread over its progress; returns run and number of each interrupted attempt.
 
     Args:
         place: where.
+        command: of the sweep.
+        kills: how often.
         killed: its folder.
-        whole: all that will be seen in the folder of a finished one.
+        whole: everything visible in the folder of a finished one.
     """
     draw = random.Random(20)
-    broken_off = set()
-    for left in range(KILLS, 0, -1):
-        share = 2 * len(whole - progress(killed)) // (left + 2)  # so much is left that the last one hits, too
+    interrupted = set()
+    for left in range(kills, 0, -1):
+        share = 2 * len(whole - progress(killed)) // (left + 2)  # leaves enough for the last kill to hit, too
         moment = (str(killed), draw.randint(0, share), draw.uniform(0, DELAY))
-        status, stderr = place.train(*TABLE, "paths.multirun=killed", kill=moment)
+        status, stderr = place.train(*command, kill=moment)
         assert status == -9, f"{moment}: too late: {stderr}"
         assert "Traceback" not in stderr
         records = [record_of(run) for run in runs_in(killed).values()]
-        broken_off |= {(entry["run_id"], entry["attempts"]) for entry in records if entry["status"] == "running"}
-    return broken_off
+        interrupted |= {(entry["run_id"], entry["attempts"]) for entry in records if entry["status"] == "running"}
+    return interrupted
 
 
 def same_as_undisturbed(run: Path, calm: Path) -> None:
-    """Check that nothing but the times tells the two runs apart."""
+    """Check that two runs differ in nothing but times."""
     assert record_of(run)["status"] == "completed"
     assert timeless(record_of(run)) == timeless(record_of(calm))
     assert answers_of(run) == answers_of(calm)
@@ -97,5 +104,5 @@ def same_as_undisturbed(run: Path, calm: Path) -> None:
 
 
 def list_of(folder: Path) -> str:
-    """Read sweep.json but for the folder that was asked for."""
+    """Read sweep.json without the name of the folder."""
     return (folder / "sweep.json").read_text().replace(f"paths.multirun={folder.parent.name}", "")

@@ -1,6 +1,8 @@
-"""Each launcher's preset: two runs that end as those of the plain one, and one line where its package is missing."""
+"""Each launcher's preset: two runs with the results of the basic launcher, and one line if its package is missing.
 
-import importlib.util
+The launcher `processes` runs by default, the others nightly.
+"""
+
 import os
 import shutil
 import subprocess
@@ -10,10 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import submitit
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
-from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
 
 from tests.whole import Workplace, adapter_of, record_of, scores_of
@@ -26,8 +26,7 @@ register()
 
 TASKS = ("~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.tasks.data_to_text")
 SWEEP = ("-m", "+experiment=smoke", *TASKS, "eval.base=false", "eval.limit=1", "trainer.max_steps=2", "seed=0,1")
-RAY = importlib.util.find_spec("ray") is not None and importlib.util.find_spec("hydra_plugins.hydra_ray_launcher")
-needs_ray = pytest.mark.skipif(not RAY, reason="ray is not installed: pip install tometune[ray]")
+PACKAGES = {"ray": "hydra_plugins.hydra_ray_launcher", "submitit": "submitit", "slurm": "submitit"}
 PRESETS = sorted(path.stem for path in (conf_dir() / "hydra" / "launcher").glob("*.yaml"))
 
 
@@ -45,6 +44,12 @@ def basic(place: Workplace) -> dict[str, Path]:
     return runs_in(place, "basic")
 
 
+def needs(launcher: str) -> None:
+    """Skip the test if the package of a launcher is not installed."""
+    if (package := PACKAGES.get(launcher.partition("_")[0])) is not None:
+        pytest.importorskip(package)
+
+
 def runs_in(place: Workplace, name: str) -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(place.folder.glob(f"multirun/{name}/*/run.json"))}
 
@@ -52,14 +57,15 @@ def runs_in(place: Workplace, name: str) -> dict[str, Path]:
 NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
 LAUNCHERS = [
     ("processes", []),
-    ("submitit", []),
-    pytest.param("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"], marks=needs_ray),
+    pytest.param("submitit", [], marks=pytest.mark.nightly),
+    pytest.param("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"], marks=pytest.mark.nightly),
 ]
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize(("name", "more"), LAUNCHERS)
 def test_two_runs(place: Workplace, basic: dict[str, Path], name: str, more: list[str]) -> None:
+    needs(name)
     launcher = (f"sweep.name={name}", f"hydra/launcher={name}", *more)
     done = place.verb("train", *SWEEP, *launcher)
     assert done.returncode == 0, done.stderr
@@ -69,8 +75,8 @@ def test_two_runs(place: Workplace, basic: dict[str, Path], name: str, more: lis
 
 
 @pytest.mark.whole
-def test_what_fails_in_a_process_of_its_own_is_told_at_the_end(place: Workplace, basic: dict[str, Path]) -> None:
-    """The base has 1,000 rows, which a run finds out where it runs."""
+def test_errors_in_other_processes_are_reported_at_the_end(place: Workplace, basic: dict[str, Path]) -> None:
+    """The base has only 1,000 rows, which is noticed in the run's process."""
     launcher = ("sweep.name=failing", "hydra/launcher=processes")
     done = place.verb("train", *SWEEP, "data.rows=64,100000", *launcher)
     check_runs(place, basic, "failing", done.stderr)
@@ -80,11 +86,12 @@ def test_what_fails_in_a_process_of_its_own_is_told_at_the_end(place: Workplace,
     assert all("failed: data.base.rows=100000: the base has 1,000" in line for line in lines[-2:])
 
 
-@needs_ray
+@pytest.mark.nightly
 @pytest.mark.whole
 def test_a_ray_cluster_that_is_up(place: Workplace, basic: dict[str, Path]) -> None:
+    needs("ray_cluster")
     ray = Path(sys.executable).with_name("ray")
-    folder = tempfile.mkdtemp(prefix="ray")  # sockets lie in it, whose paths may not be long
+    folder = tempfile.mkdtemp(prefix="ray")  # it holds sockets, whose paths must be short
     start = [ray, "start", "--head", "--port=6399", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "127.0.0.1:6399"}
     head = subprocess.Popen([*start, "--block"], env={**place.env, **settings}, stdout=subprocess.PIPE, text=True)
@@ -118,15 +125,19 @@ def test_every_preset_is_built_on_a_known_plugin() -> None:
         assert {*PLUGINS, *PRESETS} & set(OmegaConf.create(text).defaults), name
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if RAY or not name.startswith("ray")])
-def test_a_preset_composes_and_its_launcher_can_be_made(name: str) -> None:
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_composes(name: str) -> None:
+    needs(name)
     jobs = jobs_of(CommandLine(["model=tiny", "eval=pydocs", "+sweep=table", f"hydra/launcher={name}"]))
     assert jobs is not None
     assert (jobs.launcher, len(jobs.known)) == (name, 9)
 
 
-def test_what_slurm_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batch file that submitit writes, with sbatch taken out of its hands."""
+@pytest.mark.nightly
+def test_the_batch_file_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that submitit writes, with a fake sbatch."""
+    submitit = pytest.importorskip("submitit")
+    queue_config = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config").BaseQueueConf
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/batch.sh\necho "Submitted batch job 7"\nexit 0\n')
@@ -140,7 +151,7 @@ def test_what_slurm_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         config = compose("train", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], return_hydra_config=True)
     params = OmegaConf.to_container(config.hydra.launcher)
     assert isinstance(params, dict)
-    general = set(OmegaConf.structured(BaseQueueConf))
+    general = set(OmegaConf.structured(queue_config))
     executor = submitit.AutoExecutor(folder=tmp_path, cluster="slurm", slurm_max_num_timeout=params["max_num_timeout"])
     left_out = {"_target_", "submitit_folder", "max_num_timeout", "name"}
     executor.update_parameters(

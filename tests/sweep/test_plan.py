@@ -1,114 +1,155 @@
-"""The plan of a command: what it counts, what it foretells from earlier runs, and how far off it was."""
+"""The plan of a command: sizes of its runs, and an estimate from earlier runs, reference speeds or a short run."""
 
 import json
 import re
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.whole import Workplace, record_of
-from tometune.sweep.calibration import KEPT, Speed, measured, recall, remember
-from tometune.sweep.planned import compare, duration
+from tometune.config.eval import EvalConfig
+from tometune.config.model import Backend, ModelConfig, Quantization
+from tometune.config.root import Config, PathsConfig
+from tometune.sweep import plan
+from tometune.sweep.plan import REFERENCE, Kind, PlannedRun, Speed, duration, known_speed, print_plan
 
-SPEED = Speed(train=0.01, evaluation={"base/a": 1.0}, overhead=2.0, start=None, memory=1e9, disk=1e6)
-
-
-def test_the_median_of_the_last_runs_is_foretold(tmp_path: Path) -> None:
-    assert recall(tmp_path, "x") is None
-    for train in (9.0, *(0.01 * number for number in range(1, KEPT + 1))):
-        remember(tmp_path, "x", replace(SPEED, train=train))
-    remember(tmp_path, "x", replace(SPEED, train=0.03, overhead=None, start=8.0, memory=2e9))
-    found = recall(tmp_path, "x")
-    assert found == replace(SPEED, train=0.03, start=8.0, memory=2e9)
-    assert recall(tmp_path, "y") is None
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99, "runs": {}}'])
-def test_a_broken_calibration_is_as_good_as_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / "calibration.json").write_text(text)
-    assert recall(tmp_path, "x") is None
-    remember(tmp_path, "x", SPEED)
-    assert recall(tmp_path, "x") == SPEED
+TASK = {"seconds": 4.0, "examples": 2}
+RECORD = {
+    "status": "completed",
+    "attempts": 1,
+    "started": "2026-01-01T00:00:00+00:00",
+    "finished": "2026-01-01T00:00:30+00:00",
+    "model": {"id": "m", "quantization": "none", "backend": "transformers", "device_name": "here"},
+    "train": {"tokens": 100, "seconds": 10.0, "peak_memory_bytes": 7},
+    "eval": {"base": {"tasks": {"a": TASK}}, "tuned": {"tasks": {"a": TASK}}},
+}
 
 
-def test_what_a_run_took(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"12345")
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr(plan, "device_name", lambda: "here")
+    paths = PathsConfig(outputs=str(tmp_path / "outputs"), multirun=str(tmp_path / "multirun"))
+    model = ModelConfig(id="m", quantization=Quantization.none, backend=Backend.transformers)
+    return Config(model=model, eval=EvalConfig(), paths=paths)
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(RECORD | changes))
+    return folder
+
+
+def test_the_speed_of_an_earlier_run(config: Config, tmp_path: Path) -> None:
+    assert known_speed(config, tmp_path) is None
+    run = write(tmp_path / "multirun" / "sweep" / "a")
     for step, size in ((2, 30), (4, 40)):
-        (tmp_path / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
-        (tmp_path / "checkpoints" / f"checkpoint-{step}" / "weights").write_bytes(b"0" * size)
-    task = {"seconds": 4.0, "examples": 2}
-    record = {
-        "attempts": 1,
-        "train": {"tokens": 100, "seconds": 10.0, "peak_memory_bytes": 7},
-        "eval": {"base": {"tasks": {"a": task}}, "tuned": {"tasks": {"a": task}}},
-    }
-    found = measured(record, 20.0, False, tmp_path)
-    assert found == Speed(0.1, {"base/a": 2.0, "tuned/a": 2.0}, 2.0, None, 7, 5, 40)
-    assert measured(record | {"attempts": 2}, 20.0, False, tmp_path) is None
+        (run / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+        (run / "checkpoints" / f"checkpoint-{step}" / "weights").write_bytes(b"0" * size)
+    disk = (run / "run.json").stat().st_size
+    assert known_speed(config, tmp_path) == Speed("1 earlier run", 10.0, 0.5, 7, disk, 40, 12.0)
+
+
+def test_the_median_of_the_last_runs_of_the_same_kind(config: Config, tmp_path: Path) -> None:
+    def train(tokens: int) -> dict[str, Any]:
+        return {"tokens": tokens, "seconds": 1.0, "peak_memory_bytes": tokens}
+
+    outputs = tmp_path / "outputs"
+    write(
+        outputs / "oldest", train=train(9000), finished="2025-01-01T00:00:00+00:00", started="2025-01-01T00:00:00+00:00"
+    )
+    for number, tokens in enumerate((100, 200, 300, 400)):
+        write(outputs / f"{number}", train=train(tokens))
+    write(tmp_path / "cache" / "measured" / "short", train=train(300))
+    for name, change in {
+        "device": {"model": RECORD["model"] | {"device_name": "there"}},  # type: ignore[operator]
+        "older": {"model": {"id": "m", "quantization": "none", "backend": "transformers"}},
+        "resumed": {"attempts": 2},
+        "failed": {"status": "failed"},
+    }.items():
+        write(outputs / name, train=train(7), **change)
+    (outputs / "broken").mkdir()
+    (outputs / "broken" / "run.json").write_text("{")
+    found = known_speed(config, tmp_path / "cache")
+    assert found is not None
+    assert (found.source, found.tokens_per_second, found.memory) == ("5 earlier runs", 300, 400)
+
+
+def test_a_gpu_without_earlier_runs_has_reference_speeds(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = Kind("HuggingFaceTB/SmolLM2-135M-Instruct", "none", "transformers", "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(plan, "device_name", lambda: kind.device)
+    config = replace(config, model=replace(config.model, id=kind.model))
+    assert known_speed(config, tmp_path) == REFERENCE[kind]
+
+
+@pytest.mark.parametrize("kind", REFERENCE)
+def test_reference_speeds_are_those_of_the_named_file(kind: Kind) -> None:
+    speed = REFERENCE[kind]
+    root = Path(__file__).parents[2]
+    content = json.loads((root / speed.source.partition(",")[0]).read_text())
+    if "contenders" in content:
+        measured = content["contenders"]["tometune_unsloth"]
+        assert content["circumstances"]["gpu"] == kind.device
+        assert speed.tokens_per_second == round(measured["tokens_per_second"]["median"])
+        assert speed.memory == pytest.approx(1e9 * measured["peak_memory_gb"], rel=0.01)
+        assert speed.other_seconds == pytest.approx(measured["seconds_to_first_step"], abs=1)
+    else:
+        assert speed.tokens_per_second == round(content["train"]["tokens_per_second"])
+        assert speed.memory == pytest.approx(content["train"]["peak_memory_bytes"], rel=0.01)
+        stages = content["eval"].values()
+        answers = sum(task["examples"] for stage in stages for task in stage["tasks"].values())
+        assert speed.answers_per_second == round(answers / sum(stage["seconds"] for stage in stages))
 
 
 def test_times_in_words() -> None:
     assert [duration(t) for t in (42.4, 600, 20_000, None)] == ["42 s", "10 min", "5.6 h", "unknown"]
 
 
-def test_how_far_off_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(name: str, seconds: float | None) -> dict[str, object]:
-        (tmp_path / name).mkdir()
-        record = {"schema": 1, "run_id": name, "status": "completed", "started": "2026-01-01T00:00:10+00:00"}
-        (tmp_path / name / "run.json").write_text(json.dumps(record))
-        return {"run_id": name, "seconds": seconds}
-
-    began = 1767225605.5
-    compare(tmp_path, began, 50.0)
-    (tmp_path / "plan.json").write_text(json.dumps({"runs": [run("a", 20.0), run("b", 20.0)]}))
-    compare(tmp_path, began, 50.0)
-    assert capsys.readouterr().err == "planned 40 s for 2 runs, took 50 s: 25% more\n"
-    compare(tmp_path, began + 60, 50.0)
-    run("c", None)
-    compare(tmp_path, began, 50.0)
-    assert capsys.readouterr().err == "", "nothing was made since, or not all of it was planned"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    made = Workplace(tmp_path_factory.mktemp("plan"))
-    return made
+def test_the_printed_plan() -> None:
+    known = PlannedRun("a", 10, 1000, 4, 8, False, 7200.0, 2e9, 3e9, "1 earlier run")
+    out = StringIO()
+    runs = [known, replace(known, run_id="b", done=True), PlannedRun("c", 10, 1000, 4, 8, False, memory=5e9)]
+    print_plan(runs, ["seed=x: wrong"], Console(file=out, width=100, highlight=False))
+    lines = out.getvalue().splitlines()
+    assert [line.split()[-2:] for line in lines[3:6]] == [["2.0", "h"], ["8", "done"], ["8", "unknown"]]
+    assert lines[-4:] == [
+        "3 runs: 1 done, 2 left with 2,000 tokens, 8 steps",
+        "  2.0 h one after the other, memory 2.0 GB, disk 3.00 GB (from 1 earlier run)",
+        "  1 of unknown speed, about 5.0 GB of GPU memory; plan=measure makes a short run",
+        "  not possible: seed=x: wrong",
+    ]
 
 
 @pytest.mark.whole
-def test_a_plan_before_and_after(place: Workplace) -> None:
-    tasks = ("~eval.tasks.summarisation", "~eval.tasks.question_answering")
-    quick = ("+experiment=smoke", *tasks, "trainer.max_steps=8")
-    sweep = ("-m", *quick, "seed=0,1,2", "sweep.name=planned")
+def test_a_plan_before_and_after(tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = Workplace(tmp_path_factory.mktemp("plan"))
+    tasks = ("~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.tasks.data_to_text")
+    quick = ("+experiment=smoke", *tasks, "trainer.max_steps=4")
+    sweep = ("-m", *quick, "seed=0,1", "sweep.name=planned")
     done = place.verb("train", *sweep, "plan=true")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("no run of this kind was made here: measuring 12 steps and 16 answers") == 1
-    assert re.search(r"tiny-pydocs_64-s0-\w{8} +64 +[\d,]+ +8 +8 +\d+ s", done.stdout)
-    assert "3 runs, 0 done; 3 to make:" in done.stdout
-    folder = place.folder / "multirun" / "planned"
-    assert [path.name for path in folder.iterdir()] == ["plan.json"]
+    assert re.search(r"tiny-pydocs_64-s0-\w{8} +64 +[\d,]+ +4 +4 +unknown", done.stdout)
+    assert "2 runs: 0 done, 2 left with" in done.stdout
+    assert not (place.folder / "multirun").exists()
 
-    assert place.train("-m", *quick, "seed=7,8", "sweep.name=others")[0] == 0
-    done = place.verb("train", *sweep, "plan=true")
-    assert re.search(r"  \d+ s one after the other, memory \d\.\d GB, disk 0\.\d\d GB", done.stdout)
+    done = place.verb("train", *sweep, "plan=measure")
+    assert done.stderr.count("measuring 12 training steps and 16 answers per task") == 1
+    assert re.search(
+        r"  \d+ s one after the other, memory \d\.\d GB, disk 0\.\d\d GB \(from 1 earlier run\)", done.stdout
+    )
     status, stderr = place.train(*sweep)
     assert status == 0, stderr
-    assert re.fullmatch(r"planned \d+ s for 3 runs, took \d+ s: \d+% (more|less)", stderr.splitlines()[-1])
-    planned = {run["run_id"]: run for run in json.loads((folder / "plan.json").read_text())["runs"]}
-    for path in folder.glob("*/run.json"):
-        record = record_of(path.parent)
-        assert planned[record["run_id"]]["steps"] == record["train"]["steps"]
-        assert planned[record["run_id"]]["rows"] == record["data"]["rows"]
-        assert planned[record["run_id"]]["tokens"] == pytest.approx(record["train"]["tokens"], rel=0.2)
+    for path in (place.folder / "multirun" / "planned").glob("*/run.json"):
+        assert record_of(path.parent)["model"]["device_name"]
     done = place.verb("train", *sweep, "plan=true")
-    assert "3 runs, 3 done; 0 to make:" in done.stdout
-    assert len(re.findall(r" done *$", done.stdout, re.MULTILINE)) == 3
-
-
-@pytest.mark.whole
-def test_the_plan_of_a_single_run(place: Workplace) -> None:
-    done = place.verb("train", "+experiment=smoke", "plan=true")
-    assert done.returncode == 0, done.stderr
-    assert "1 runs, 0 done; 1 to make:" in done.stdout
+    assert "2 runs: 2 done, 0 left" in done.stdout
+    assert len(re.findall(r" done *$", done.stdout, re.MULTILINE)) == 2
+    done = place.verb("train", *quick, "seed=3", "plan=true")
+    assert "1 runs: 0 done, 1 left" in done.stdout
+    assert "(from 3 earlier runs)" in done.stdout
     assert not (place.folder / "outputs").exists()

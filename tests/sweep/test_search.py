@@ -1,6 +1,5 @@
-"""A search: three trials on tiny weights, led by validation examples that are in no test task."""
+"""A search: three trials on tiny weights, guided by validation examples that are in no test task."""
 
-import importlib.util
 import json
 
 import pytest
@@ -13,10 +12,7 @@ from tometune.config.root import register
 from tometune.evaluation.tasks import load_tasks
 
 register()
-needs_optuna = pytest.mark.skipif(
-    importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
-    reason="optuna is not installed",
-)
+
 SEARCH = (
     *("+sweep=optuna_pydocs", "model=tiny", "trainer=debug", "tracking=none", "eval.limit=1", "data.rows=64"),
     *("~eval.tasks.summarisation", "~eval.tasks.question_answering", "hydra.sweeper.n_trials=3"),
@@ -25,11 +21,12 @@ SEARCH = (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     made = Workplace(tmp_path_factory.mktemp("search"))
     return made
 
 
-@needs_optuna
+@pytest.mark.nightly
 @pytest.mark.whole
 def test_three_trials_and_the_same_command_again(place: Workplace) -> None:
     done = place.verb("train", *SEARCH)
@@ -48,16 +45,15 @@ def test_three_trials_and_the_same_command_again(place: Workplace) -> None:
     assert again.stderr.count("nothing to do") == 3, "the draws follow the seed"
 
 
-@needs_optuna
 def test_a_search_by_the_test_tasks_is_refused(place: Workplace) -> None:
     status, stderr = place.train(*SEARCH, "eval=pydocs")
     assert status == 2
-    assert stderr.startswith("eval=pydocs: a search would pick its settings by the test tasks")
+    assert stderr.startswith("eval=pydocs: a search would choose settings by the test tasks")
     assert len(stderr.splitlines()) == 1
 
 
-@needs_optuna
 def test_the_runs_of_a_search_are_not_known_before() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     jobs = jobs_of(CommandLine(list(SEARCH)))
     assert jobs is not None
     assert (jobs.search, jobs.known, jobs.config.eval.validation) == (True, [], True)

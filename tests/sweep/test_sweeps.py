@@ -1,4 +1,4 @@
-"""Whole sweeps on tiny weights: skipped, retried, left, shared by two processes, and what the end says."""
+"""Whole sweeps on tiny weights: skipped, retried and failed cells, two processes, and the final message."""
 
 import json
 import re
@@ -19,7 +19,7 @@ QUICK = ("+experiment=smoke", *ONE_TASK, "eval.base=false", "eval.limit=1", "tra
 """A run of two steps, scored on one example."""
 
 BREAK = "data.rows=64,100000"
-"""The second value is more than the base has: the run ends before it has a folder."""
+"""The second value is more rows than the base has, so that the run fails before it has a folder."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_same_command_again_runs_nothing_and_imports_no_torch(place: Workpla
     assert done.stderr.splitlines() == ["sweep multirun/finished: 2 runs, 2 completed"]
     assert done.stdout.splitlines()[-1] == "heavy:"
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    report = (".sweep.lock", "table.json", "table.csv", "table.md", "report.html")  # written anew, of the same runs
+    report = (".sweep.lock", "table.json", "table.csv", "table.md", "report.html")  # rewritten for the same runs
     assert {path for path in after if after[path] != before.get(path)} - {finished} <= {finished / n for n in report}
 
 
@@ -91,8 +91,8 @@ def test_a_cell_that_fails_does_not_stop_the_others(place: Workplace) -> None:
     assert ["error" in cell for cell in cells] == [False, True, False, True]
 
 
-def test_a_half_written_record_is_told_and_does_not_stop_the_others(place: Workplace, finished: Path) -> None:
-    """The finished runs are left alone, the one with the broken record is not taken for done, and a line says how."""
+def test_a_half_written_record_is_reported_and_does_not_stop_the_others(place: Workplace, finished: Path) -> None:
+    """The finished runs stay, the broken one does not count as completed, and one line says how to fix it."""
     path = sorted(finished.glob("*/run.json"))[0]
     text = path.read_text()
     path.write_text(text[: len(text) // 2])
@@ -112,7 +112,7 @@ def test_a_half_written_record_is_told_and_does_not_stop_the_others(place: Workp
 
 
 def test_a_cell_with_a_wrong_value_is_in_the_report(place: Workplace, finished: Path) -> None:
-    """It is no run, so it has no id; the one beside it has the default, and is finished."""
+    """It is not a run, so it has no id; the other cell has the default value and is finished."""
     status, stderr = place.train("-m", *QUICK, "seed=0", "lora.r=0,16", "sweep.name=finished")
     assert status == 1, stderr
     assert stderr.splitlines()[-2] == "1 of 2 runs are missing:", stderr
@@ -121,7 +121,7 @@ def test_a_cell_with_a_wrong_value_is_in_the_report(place: Workplace, finished: 
     assert missing["reason"].startswith("failed: lora.r=0: ")
 
 
-def test_failed_cells_are_tried_again_unless_told_not_to(place: Workplace) -> None:
+def test_failed_cells_are_retried_unless_retry_failed_is_false(place: Workplace) -> None:
     sweep = ("-m", *QUICK, "seed=7,8", "sweep.name=retried")
     folder = place.folder / "multirun" / "retried"
     status, stderr = place.train(*sweep, moment=("tometune.training.sft:save_adapter", 1, "SIGKILL"))
@@ -143,7 +143,7 @@ def test_failed_cells_are_tried_again_unless_told_not_to(place: Workplace) -> No
 
 
 def test_two_processes_share_a_sweep(place: Workplace) -> None:
-    """Both start at once; each cell is run once, by either, and the ends add up."""
+    """Both start at the same time; each cell is run once, by either of them."""
     command = [sys.executable, "-m", "tometune.train", "-m", *QUICK, "seed=0,1,2,3", "sweep.name=shared"]
     options: dict[str, Any] = {"env": place.env, "cwd": place.folder, "text": True, "stderr": subprocess.PIPE}
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) for _ in range(2)]
@@ -157,7 +157,7 @@ def test_two_processes_share_a_sweep(place: Workplace) -> None:
     assert len(begun[0]) + len(begun[1]) == 4
     assert all(begun), "both had a share"
     pids = {str(process.pid) for process in processes}
-    left = re.findall(r"process (\d+) on \S+ is at it; left to that one", "".join(stderr for _, stderr in outcomes))
+    left = re.findall(r"already being run by process (\d+) on \S+; skipped", "".join(stderr for _, stderr in outcomes))
     assert left
     assert set(left) <= pids
     assert min(status for status, _ in outcomes) == 0, "the last to end finds nothing missing"
@@ -165,7 +165,7 @@ def test_two_processes_share_a_sweep(place: Workplace) -> None:
         assert (status == 1) == ("running elsewhere: process " in stderr)
 
 
-def test_a_second_terminal_is_told_who_is_at_a_single_run(place: Workplace) -> None:
+def test_a_second_terminal_sees_who_works_on_a_single_run(place: Workplace) -> None:
     long = (*QUICK, "trainer.max_steps=400", "paths.outputs=single")
     command = [sys.executable, "-m", "tometune.train", *long]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

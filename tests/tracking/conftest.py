@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,13 @@ CHECKOUT = Path(__file__).parents[2]
 def folder(tmp_path: Path) -> Path:
     """The run's folder."""
     return tmp_path / "outputs" / "run"
+
+
+def start(folder: Path, env: dict[str, str], choice: dict) -> subprocess.CompletedProcess[str]:
+    """Track a run of three steps in a process of its own."""
+    command = [sys.executable, "-m", "tests.tracking.track", str(folder), "0", json.dumps(choice)]
+    env = {**env, "PYTHONPATH": str(CHECKOUT)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, cwd=folder.parents[1])
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracking.conftest import start
 from tests.tracking.offline import DOWN, ID, KEY, WANDB, inspect, records, the_folder
+from tests.whole import environment
 
 START = """
 import logging
@@ -22,28 +24,34 @@ tracker = start_tracker(TrackingConfig(), RunLabels("x", "train", "g", Path("out
 """
 
 
-def test_offline_without_a_key(track, folder, tmp_path, clean_env):
-    done = track(tags=["first"])
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
+    """An offline run without a key: the folder it was started in, what it printed, and what it logged."""
+    place = tmp_path_factory.mktemp("place")
+    choice = {"tags": ["first"], "entity": "someone"}
+    done = start(place / "outputs" / "run", environment(place / "home"), choice)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    run = the_folder(folder)
+    return place, json.loads(done.stdout), done.stderr
+
+
+def test_offline_without_a_key(tracked):
+    place, said, stderr = tracked
+    run = the_folder(place / "outputs" / "run")
     assert said["tracking"] == {
         "tracker": "wandb",
         "mode": "offline",
         "reason": f"no API key (`{WANDB} login` stores one)",
-        "path": f"tometune/{ID}",
+        "path": f"someone/tometune/{ID}",
         "url": None,
         "folders": [str(run)],
         "sync": f"{WANDB} sync {run}",
     }
     assert said["after"] == said["tracking"]
     assert said["modules"] == ["wandb"]
-    assert [line for line in done.stderr.splitlines() if f"{WANDB} sync" in line]
-    assert "wandb:" not in done.stdout + done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "outputs"]
-    assert [
-        path.name for path in (tmp_path / "home").rglob("*") if "netrc" in path.name or "settings" in path.name
-    ] == []
+    assert [line for line in stderr.splitlines() if f"{WANDB} sync" in line]
+    assert "wandb:" not in stderr
+    assert sorted(path.name for path in place.iterdir()) == ["home", "outputs"]
+    assert [path.name for path in (place / "home").rglob("*") if "netrc" in path.name or "settings" in path.name] == []
 
 
 @pytest.fixture
@@ -60,8 +68,8 @@ def test_the_command_to_sync_works_as_copied_where_no_environment_is_active(trac
     assert listed.returncode == 0, listed.stderr
 
 
-def test_everything_is_in_the_run(track, folder):
-    assert track(tags=["first"], entity="someone").returncode == 0
+def test_everything_is_in_the_run_and_nothing_about_the_machine(tracked):
+    folder = tracked[0] / "outputs" / "run"
     summary = json.loads(inspect("--summary", str(the_folder(folder))))
     assert summary["config"] == {"trainer": {"learning_rate": 2e-4}}
     assert (summary["project"], summary["entity"], summary["run_id"]) == ("tometune", "someone", ID)
@@ -83,10 +91,14 @@ def test_everything_is_in_the_run(track, folder):
     assert Path(adapter["local_path"]).read_bytes() == b"weights"
     assert json.loads(artifacts[f"mix-{ID}"]["metadata"]) == {"rows": 3}
 
+    assert '"environment"' not in json.dumps(written)
+    assert socket.gethostname() not in [run["host"] for run in [run] if "host" in run]
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert not names & {"requirements.txt", "wandb-metadata.json", "conda-environment.yaml", "diff.patch", "output.log"}
 
-def test_the_table_holds_the_predictions(track, folder):
-    assert track().returncode == 0
-    [path] = the_folder(folder).glob("files/media/table/predictions/qa_*.table.json")
+
+def test_the_table_holds_the_predictions(tracked):
+    [path] = the_folder(tracked[0] / "outputs" / "run").glob("files/media/table/predictions/qa_*.table.json")
     table = json.loads(path.read_text())
     assert table["columns"] == ["stage", "id", "prompt", "prediction", "references", "scores.rouge1"]
     assert table["data"][1] == ["base", "qa-1", "Question 1?", "base answer 1", "one\n\ntwo", 0.1]
@@ -95,15 +107,6 @@ def test_the_table_holds_the_predictions(track, folder):
 def test_what_is_not_wanted_is_not_logged(track, folder):
     assert track(log_adapter=False, prediction_rows=0).returncode == 0
     assert [r["artifact"]["name"] for r in records(the_folder(folder)) if r["type"] == "artifact"] == [f"mix-{ID}"]
-
-
-def test_nothing_about_the_machine(track, folder):
-    assert track().returncode == 0
-    written = inspect(str(the_folder(folder)))
-    assert '"environment"' not in written
-    assert f'"host":"{socket.gethostname()}"' not in written
-    names = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert not names & {"requirements.txt", "wandb-metadata.json", "conda-environment.yaml", "diff.patch", "output.log"}
 
 
 @pytest.mark.parametrize("env", [{"WANDB_MODE": "offline"}, DOWN])

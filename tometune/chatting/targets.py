@@ -1,19 +1,27 @@
-"""The models of a chat: a run, its base, any other model or a GGUF file. They are found here and loaded later."""
+"""The models of a chat, a run, its base, any other model or a GGUF file: how they are found and loaded."""
+
+from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tometune.chatting.engine import Engine, Settings
 from tometune.common.errors import UserError
 from tometune.common.hub import commit_of, hub_errors
+from tometune.common.imports import quick_imports
 from tometune.config.model import ModelConfig, Weights
 from tometune.config.root import Config
 from tometune.models import smollm2
 from tometune.models.saved import ADAPTER, as_saved
 from tometune.runs.finished import as_trained, finished_record
 from tometune.runs.stored import stored_config, with_command_line
+
+if TYPE_CHECKING:
+    from tometune.chatting.transformers_engine import SharedModel
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +67,46 @@ def find_targets(config: Config) -> list[Target]:
     if config.against.endswith(".gguf") or any(Path(config.against).expanduser().glob("*.gguf")):
         return [first, _gguf("against", config.against)]
     return [first, _run(config, "against", config.against)[0]]
+
+
+def load_engines(targets: Sequence[Target], cache: Path, context: int) -> list[Engine]:
+    """Return one engine per target. Targets with the same base share its weights.
+
+    Args:
+        targets: the models of the chat.
+        cache: folder of converted models.
+        context: longest conversation in tokens.
+
+    Raises:
+        UserError: this machine, the hub or the files do not allow it.
+    """
+    bases: dict[str, SharedModel] = {}
+    engines: list[Engine] = []
+    for number, target in enumerate(targets):
+        log.info("loading %s", target.label)
+        if target.gguf is not None:
+            from tometune.chatting.llama_cpp import LlamaEngine
+
+            engines.append(LlamaEngine(target.gguf, context))
+            continue
+        with quick_imports():
+            from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
+            from tometune.models.load import check_machine, load_model
+            from tometune.models.source import locate
+            from tometune.models.tokenizer import load_tokenizer
+        assert target.model is not None
+        key, adapter = repr(target.model), None
+        if key not in bases:
+            check_machine(target.model)
+            source = locate(target.model, cache)
+            bases[key] = SharedModel(load_model(source), load_tokenizer(source))
+        if target.adapter is not None:
+            adapter = f"target{number}"
+            bases[key].add_adapter(target.adapter, adapter)
+        engines.append(TransformersEngine(bases[key], adapter, context))
+    for engine in engines:  # the first pass prepares kernels and buffers, which would delay the first answer
+        list(engine.stream([{"role": "user", "content": "Hello"}], Settings(temperature=0, max_new_tokens=2)))
+    return engines
 
 
 def _gguf(key: str, name: str) -> Target:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from tometune.config.validators import NOT_IDENTITY, at_least, file_name, one_of
 
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
-"""Metrics of a task."""
+"""Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
 
 FEW = 32
 """Largest batch for which compiling does not pay off."""
@@ -28,7 +28,6 @@ class EngineKind(StrEnum):
     auto = "auto"
     transformers = "transformers"
     cuda_graph = "cuda_graph"
-    vllm = "vllm"
 
 
 @dataclass
@@ -78,7 +77,7 @@ class TaskConfig:
     """Longest answer, in tokens."""
 
     metrics: list[str] = field(default_factory=lambda: ["rouge"])
-    """Of `rouge`, `chrf`, `bleu`, `token_f1`, `exact_match`."""
+    """Names from `METRICS`; `rouge` is always computed."""
 
     limit: int | None = None
     """Number of examples, drawn with a fixed seed (the same for every run); null takes all."""
@@ -109,9 +108,9 @@ class EvalConfig:
     engine: EngineKind = EngineKind.auto
     """What generates the answers: `transformers` is its `generate`; `cuda_graph` a captured step without padding.
 
-    `auto` takes `cuda_graph` on an NVIDIA GPU of compute capability 8.0 or more where the model runs in 16 bits and has
-    plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round otherwise, so
-    what was picked is kept with the scores. `vllm` works where that package is installed.
+    `auto` takes `cuda_graph` on an NVIDIA GPU of compute capability 8.0 or more if the model runs in 16 bits and has
+    plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round differently, so
+    the engine is recorded with the scores.
     """
 
     compile: bool | str = "auto"
@@ -146,16 +145,11 @@ def eval_problems(config: EvalConfig) -> Iterator[str]:
     yield from at_least(0, {"eval.temperature": config.temperature})
     if config.compile != "auto" and not isinstance(config.compile, bool):
         yield f"eval.compile={config.compile}: one of auto, true, false"
-    if config.compile is True and config.engine in (EngineKind.transformers, EngineKind.vllm):
+    if config.compile is True and config.engine is EngineKind.transformers:
         yield f"eval.compile=true: eval.engine={config.engine} compiles nothing; set eval.engine=cuda_graph or auto"
     if config.compile is True and config.batch_size is not None and config.batch_size <= FEW:
         small = f"eval.compile=true: eval.batch_size={config.batch_size} is too small"
         yield f"{small}; set more than {FEW}, or eval.compile=auto"
-    if config.engine is EngineKind.vllm and config.temperature:
-        yield (
-            f"eval.temperature={config.temperature}: eval.engine=vllm answers greedily only, for its draws would "
-            "depend on the batch; set eval.temperature=0 or eval.engine=auto"
-        )
     if not 0 < config.confidence < 1:
         yield f"eval.confidence={config.confidence}: not between 0 and 1"
     if not config.tasks:

@@ -142,8 +142,11 @@ class Config:
     publish: Publish | None = None
     """For `report`: service that also gets the table and the figures; null is none."""
 
-    plan: bool = False
-    """For `train`: print the runs with their cost and what is finished, and stop."""
+    plan: bool | str = False
+    """For `train`: print the runs with their cost and which are finished, and stop.
+
+    `measure` first makes a short run if the speed is unknown.
+    """
 
 
 def register() -> None:
@@ -223,6 +226,8 @@ def _run_problems(config: Config) -> Iterator[str]:
         yield from folder(f"paths.{name}", path)
     if config.sweep.name is not None:
         yield from file_name("sweep.name", config.sweep.name)
+    if config.plan != "measure" and not isinstance(config.plan, bool):
+        yield f"plan={config.plan}: one of true, false, measure"
 
 
 # At import, not in register(): a launcher's worker composes configs too, and imports this module but runs no verb.

@@ -11,7 +11,7 @@ import logging
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -66,17 +66,9 @@ class EvaluationTexts:
         """The (task, example) of each distinct normalised text: several examples may share a paragraph."""
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """A row of a source and an example: its key in hex, the longest shared stretch in words, the first of these."""
-
-    row: int
-    key: str
-    source: str
-    task: str
-    example: str
-    words: int
-    shared: str
+Overlap = dict[str, Any]
+"""A row (`row`, `source`, `key` in hex) and an example (`task`, `example`) that share words: the length of the longest
+stretch (`words`) and its first words (`shared`)."""
 
 
 def overlaps(source: Standardised, texts: EvaluationTexts, cache: Path) -> list[Overlap]:
@@ -87,7 +79,8 @@ def overlaps(source: Standardised, texts: EvaluationTexts, cache: Path) -> list[
     key = {"source": source.fingerprint, "texts": texts.digest, "overlaps": VERSION}
     key |= {"unicode": unicodedata.unidata_version}
     folder = cached_folder(cache, "overlaps", key, lambda target: _build(source, texts, target))
-    return [Overlap(**entry) for entry in json.loads((folder / "overlaps.json").read_text(encoding="utf-8"))]
+    found: list[Overlap] = json.loads((folder / "overlaps.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _build(source: Standardised, texts: EvaluationTexts, folder: Path) -> None:
@@ -105,8 +98,9 @@ def _build(source: Standardised, texts: EvaluationTexts, folder: Path) -> None:
     found = []
     for (row, task, example), (words, shared) in longest.items():
         key = "".join(f"{half:016x}" for half in source.keys[row].tolist())
-        found.append(Overlap(row, key, source.names[source.labels[row]], task, example, words, shared))
-    (folder / "overlaps.json").write_text(json.dumps([asdict(overlap) for overlap in found]), encoding="utf-8")
+        of_row = {"row": row, "key": key, "source": source.names[source.labels[row]]}
+        found.append(of_row | {"task": task, "example": example, "words": words, "shared": shared})
+    (folder / "overlaps.json").write_text(json.dumps(found), encoding="utf-8")
     log.info("%s rows searched for evaluation texts in %.1f s", f"{count:,}", perf_counter() - start)
 
 
@@ -123,10 +117,11 @@ def _judged(
     """
     if not len(hits):
         return
+    # In how many different rows each sequence is.
     _, different = np.unique(keys[hits[:, 0]], axis=0, return_inverse=True)
     once = np.unique(np.stack([hits[:, 2], different.ravel()], axis=1), axis=0)
     rows_with = Counter(once[:, 0].tolist())
-    sequences: dict[int, set[int]] = {}
+    sequences: dict[int, set[int]] = {}  # of each text that shares any
     texts_with = defaultdict[int, list[int]](list)
     whole = defaultdict[int, list[int]](list)  # texts that may be in a row as a whole, by their rarest sequence
     for text in range(len(owners)):
@@ -143,10 +138,12 @@ def _judged(
         if len(texts) > SHARED and len({owner for text in texts for owner in owners[text]}) > SHARED
     }
     phrases = {sequence for sequence, rows in rows_with.items() if rows > COMMON}
+    # Row by row: the sequences that count, then the texts that hold one of them or are in the row as a whole.
     for of_row in np.split(hits, np.flatnonzero(np.diff(hits[:, 0])) + 1):
         places, found, lengths = of_row[:, 1:].T
         held = set(found.tolist())
-        stretches = [part for part in _stretches(places[lengths == LENGTH]) if len(part) + LENGTH > STRETCH]
+        # n sequences, each beginning a word after the one before, span n + LENGTH - 1 words.
+        stretches = [part for part in _stretches(places[lengths == LENGTH]) if len(part) + LENGTH - 1 >= STRETCH]
         is_long = np.isin(places, np.concatenate([places[:0], *stretches])) & (lengths == LENGTH)
         counted = (held - phrases | set(found[is_long].tolist())) - boilerplate
         matching = {text for sequence in counted for text in texts_with[sequence]}
@@ -171,9 +168,9 @@ def overlapping_rows(
     """Return which rows of a source overlap (bool), and their number by task and source; a row may be in two tasks."""
     found = overlaps(source, texts, cache)
     mask = np.zeros(len(source.rows), dtype=bool)
-    mask[[overlap.row for overlap in found]] = True
+    mask[[overlap["row"] for overlap in found]] = True
     counts = defaultdict[str, Counter[str]](Counter)
-    for _, task, name in dict.fromkeys((overlap.row, overlap.task, overlap.source) for overlap in found):
+    for _, task, name in dict.fromkeys((overlap["row"], overlap["task"], overlap["source"]) for overlap in found):
         counts[task][name] += 1
     return mask, {task: dict(by_source.most_common()) for task, by_source in sorted(counts.items())}
 
@@ -194,8 +191,8 @@ class MixOverlaps:
     """Examples by task."""
     too_short: dict[str, int]
     """Texts by task that are too short to be looked for."""
-    shown: list[dict[str, Any]]
-    """A few of them by task, longest first: `task, example, origin, source, row_id, words, shared`."""
+    shown: list[Overlap]
+    """A few of them by task, longest first, with their `origin`."""
 
 
 def of_mix(row_ids: Sequence[str], found: Mapping[str, list[Overlap]], texts: EvaluationTexts) -> MixOverlaps:
@@ -211,24 +208,17 @@ def of_mix(row_ids: Sequence[str], found: Mapping[str, list[Overlap]], texts: Ev
     longest: dict[tuple[str, str], Overlap] = {}
     for origin, of_source in found.items():
         for overlap in of_source:
-            row_id = f"{origin}:{overlap.key}"
+            task, row_id = overlap["task"], f"{origin}:{overlap['key']}"
             if row_id in copies:
-                touched[overlap.task].add(overlap.example)
-                known = longest.setdefault((overlap.task, row_id), overlap)
-                if overlap.words > known.words:
-                    longest[overlap.task, row_id] = overlap
-    counts = defaultdict[str, Counter[str]](Counter)
-    shown: list[dict[str, Any]] = []
-    for (task, row_id), entry in sorted(longest.items(), key=lambda item: (item[0][0], -item[1].words, item[0][1])):
-        if sum(other["task"] == task for other in shown) < SHOWN_EXAMPLES:
-            fields = {
-                "task": task,
-                "example": entry.example,
-                "origin": row_id.partition(":")[0],
-                "source": entry.source,
-            }
-            shown.append({**fields, "row_id": row_id, "words": entry.words, "shared": entry.shared})
-        counts[task][entry.source] += copies[row_id]
+                touched[task].add(overlap["example"])
+                if overlap["words"] > longest.get((task, row_id), {"words": 0})["words"]:
+                    longest[task, row_id] = overlap | {"origin": origin}
+    counts, shown = defaultdict[str, Counter[str]](Counter), defaultdict[str, list[Overlap]](list)
+    for (task, row_id), overlap in sorted(
+        longest.items(), key=lambda item: (item[0][0], -item[1]["words"], item[0][1])
+    ):
+        counts[task][overlap["source"]] += copies[row_id]
+        shown[task].append(overlap)
     return MixOverlaps(
         rows=len(row_ids),
         overlapping=sum(copies[row_id] for row_id in {row_id for _, row_id in longest}),
@@ -236,5 +226,5 @@ def of_mix(row_ids: Sequence[str], found: Mapping[str, list[Overlap]], texts: Ev
         touched={task: len(names) for task, names in sorted(touched.items())},
         examples=texts.examples,
         too_short=texts.too_short,
-        shown=shown,
+        shown=[overlap for entries in shown.values() for overlap in entries[:SHOWN_EXAMPLES]],
     )

@@ -1,1 +1,1 @@
-"""Scoring: tasks, greedy answers, ROUGE and other metrics by example, intervals, the table. Knows no training."""
+"""Scoring: tasks, answers, metrics per example, intervals and the table. It does not depend on training."""

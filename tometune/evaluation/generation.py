@@ -1,22 +1,36 @@
 """Answers in batches, sorted by length; in float32 the same as one by one."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.common.distributed import gather, processes, rank
-from tometune.evaluation.batches import Batches, noise_of
-from tometune.evaluation.engines.base import Engine
-from tometune.evaluation.engines.plain import Plain
-from tometune.evaluation.prompts import Prompt, encode
+from tometune.common.errors import UserError
+from tometune.common.seeding import stream
+from tometune.evaluation.engines.base import Engine, Plain
+
+log = logging.getLogger(__name__)
 
 Messages = Sequence[dict[str, str]]
 Advance = Callable[[int], None]
 """Called with the number of answers that were just finished."""
+
+GAP = " … "
+"""Replaces the removed middle of a message."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as the model sees it."""
+
+    text: str
+    ids: list[int]
+    shortened: bool
 
 
 @dataclass(frozen=True)
@@ -30,33 +44,33 @@ class Generation:
     """The answer without special tokens and outer white space."""
 
     tokens: int
-    """Tokens generated, the end of turn included."""
+    """Tokens generated, including the end of turn."""
 
     ended: bool
-    """Whether the model ended its turn; otherwise it ran into `max_new_tokens`."""
+    """Whether the model ended its turn; otherwise it reached `max_new_tokens`."""
 
     shortened: bool
-    """Whether the prompt was cut to `max_prompt_tokens`."""
+    """Whether the prompt was truncated to `max_prompt_tokens`."""
 
 
 @dataclass(frozen=True)
 class Generations:
-    """The answers to a list of conversations, in their order."""
+    """The answers to a list of conversations, in the same order."""
 
     answers: list[Generation]
     seconds: float
 
     batch_size: int
-    """Prompts at once, the smallest number in any process."""
+    """Prompts per batch; of several processes, the smallest."""
 
     @property
     def tokens(self) -> int:
-        """Tokens generated in all."""
+        """Total number of generated tokens."""
         return sum(answer.tokens for answer in self.answers)
 
     @property
     def shortened(self) -> int:
-        """Prompts that were cut."""
+        """Number of truncated prompts."""
         return sum(answer.shortened for answer in self.answers)
 
 
@@ -72,22 +86,22 @@ def generate(
     seed: int = 0,
     engine: Engine | None = None,
 ) -> Generations:
-    """Answer each conversation, greedily unless a temperature is given.
+    """Answer each conversation, greedily unless a temperature is given, with dropout off.
 
-    Of several processes each answers its share, and all of them return all answers.
+    With several processes, each answers its share and all of them return all answers.
 
     Args:
-        model: a causal language model, with or without an adapter; its mode (train or eval) is given back.
+        model: a causal language model, with or without an adapter; its train or eval mode is restored.
         tokenizer: its tokenizer, with a chat template and a pad token.
-        conversations: each a list of `{role, content}`, the last one the user's.
-        max_new_tokens: longest answer.
-        batch_size: prompts at once; the longest come first, so memory runs out at the start or not at all. If it does,
-            half as many are tried once.
+        conversations: each a list of `{role, content}` that ends with a user message.
+        max_new_tokens: maximum tokens per answer.
+        batch_size: prompts per batch. The longest come first, so that the memory runs out at the start or never. If it
+            does, the batch is halved once.
         max_prompt_tokens: longer prompts lose the middle of their last user message.
-        advance: told of each batch of answers.
-        temperature: 0 is greedy; above 0 each answer is drawn from a stream of its own.
-        seed: of those streams, `seeds.generation`.
-        engine: what generates; None is the model's own `generate`.
+        advance: called after each batch.
+        temperature: 0 is greedy; above 0 each answer is drawn from its own random stream.
+        seed: `seeds.generation`, for drawn answers.
+        engine: generates the answers; None is the model's own `generate`.
 
     Raises:
         UserError: a prompt cannot be shortened enough, or the device has too little memory.
@@ -95,30 +109,79 @@ def generate(
     start = time.perf_counter()
     prompts = [encode(tokenizer, messages, max_prompt_tokens) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids), reverse=True)
-    config = greedy(model, tokenizer, max_new_tokens)
     own = order[rank() :: processes()]
+    config = greedy(model, tokenizer, max_new_tokens)
+    engine = engine or Plain(model)
     answers: dict[int, Generation] = {}
-    batches = Batches(engine or Plain(model), batch_size, config)
-    with _evaluating(model):
+    halved = False
+    with evaluating(model):
         while len(answers) < len(own):
-            rest = own[len(answers) :]
-            new = batches.answer(
-                [prompts[index].ids for index in rest[: batches.size]],
-                partial(noise_of, temperature, seed, rest),
-            )
-            for index, ids in zip(rest, new, strict=False):
+            batch = own[len(answers) :][:batch_size]
+            noise = [GumbelNoise(temperature, seed, batch)] if temperature else []
+            try:
+                new = engine.answer([prompts[index].ids for index in batch], config, noise)
+            except torch.OutOfMemoryError:
+                if halved or len(batch) == 1:
+                    raise UserError(
+                        f"eval.batch_size={len(batch)}: the device has too little memory for prompts of "
+                        f"{len(prompts[batch[0]].ids)} tokens; lower it"
+                    ) from None
+                new = None
+            if new is None:  # outside the except clause, whose error keeps the batch's tensors alive
+                engine.release()
+                torch.cuda.empty_cache()
+                halved, batch_size = True, len(batch) // 2
+                log.warning("out of memory with %d prompts per batch; continuing with %d", len(batch), batch_size)
+                continue
+            for index, ids in zip(batch, new, strict=True):
                 answers[index] = _decode(tokenizer, prompts[index], ids, config)
             advance(len(new))
     answers = dict(gather(list(answers.items())))
-    smallest = min(gather([batches.size]))
+    smallest = min(gather([batch_size]))
     return Generations([answers[n] for n in range(len(prompts))], time.perf_counter() - start, smallest)
 
 
-def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """Return a config that leaves nothing to the model's own, which fills every value that is not set.
+def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, most: int) -> Prompt:
+    """Apply the chat template, up to where the assistant's answer begins.
 
-    Llama's asks for sampling at temperature 0.6, others for a repetition penalty: here every one is neutral. Only the
-    end-of-turn tokens are taken over, beside the tokenizer's.
+    A prompt of more than `most` tokens loses the middle of its last user message, because instructions are usually at
+    the start or the end (and models use the middle least: "Lost in the Middle", arXiv:2307.03172).
+
+    Raises:
+        UserError: the rest of the prompt alone is longer than `most`.
+    """
+
+    def tokens(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def render(conversation: Messages) -> tuple[str, list[int]]:
+        text = tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
+        return text, tokens(text)
+
+    text, ids = render(messages)
+    if len(ids) <= most:
+        return Prompt(text, ids, shortened=False)
+    last = max(index for index, message in enumerate(messages) if message["role"] == "user")
+    content = tokens(messages[last]["content"])
+    keep = len(content) - (len(ids) - most)
+    while keep > 0:
+        # A cut inside a character leaves a replacement character, which is removed.
+        start = tokenizer.decode(content[: (keep + 1) // 2]).rstrip("\ufffd")
+        end = tokenizer.decode(content[len(content) - keep // 2 :]).lstrip("\ufffd")
+        shorter = {**messages[last], "content": f"{start}{GAP}{end}"}
+        text, ids = render([*messages[:last], shorter, *messages[last + 1 :]])
+        if len(ids) <= most:
+            return Prompt(text, ids, shortened=True)
+        keep -= len(ids) - most
+    raise UserError(f"eval.max_prompt_tokens={most}: too few for the chat template alone; raise it")
+
+
+def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """Return a config in which every setting is neutral.
+
+    `generate` fills missing settings from the model's own config, which for Llama means sampling at temperature 0.6 and
+    for others a repetition penalty. Of that config, only the end-of-turn tokens are used, with the tokenizer's.
     """
     own = model.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
@@ -142,8 +205,33 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_t
     )
 
 
+class GumbelNoise(LogitsProcessor):
+    """Turns greedy decoding into sampling, with one random stream per example, so that batches do not change a draw.
+
+    The argmax of logits / temperature + Gumbel noise is a draw from softmax(logits / temperature); see Maddison, Tarlow
+    and Minka 2014, "A* Sampling", arXiv:1411.0030, section 2. The noise comes from NumPy on the CPU, so it is the same
+    on every device.
+    """
+
+    def __init__(self, temperature: float, seed: int, examples: Sequence[int]) -> None:
+        """Start the streams.
+
+        Args:
+            temperature: above 0; lower is closer to greedy.
+            seed: `seeds.generation`.
+            examples: number of the example in each row of the batch.
+        """
+        self.temperature = temperature
+        self.streams = [stream(seed, f"answer {example}") for example in examples]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:  # noqa: ARG002
+        """Return noisy scores, [rows, vocabulary]; called once per token."""
+        noise = [torch.from_numpy(generator.gumbel(size=scores.shape[-1])) for generator in self.streams]
+        return scores.float() / self.temperature + torch.stack(noise).to(device=scores.device, dtype=torch.float32)
+
+
 def _decode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ids: list[int], config: GenerationConfig) -> Generation:
-    """Cut an answer at its end of turn and turn it into text."""
+    """Truncate an answer at its end of turn and decode it."""
     stops = set(config.eos_token_id)
     end = next((position for position, token in enumerate(ids) if token in stops), None)
     kept = ids if end is None else ids[:end]
@@ -152,8 +240,8 @@ def _decode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ids: list[int], 
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Turn dropout off for a while."""
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Put the model into eval mode, which turns dropout off, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:

@@ -1,17 +1,47 @@
-"""Metrics by name: each gives one score an example from 0 to 1, the maximum over the references."""
+"""Metrics by name: each gives one score per example, usually from 0 to 1, the maximum over the references.
+
+CONTRIBUTING.md has the steps for adding one, plain or with a model.
+"""
 
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from tometune.common.errors import UserError, did_you_mean
 
 Scores = dict[str, list[float]]
-"""Scores by example, by column; a metric can have several columns."""
+"""Scores per example, by column; a metric may have several columns."""
 
-Metric = Callable[[list[str], list[list[str]]], Scores]
-"""Takes the predictions and, for each, its references."""
+PlainMetric = Callable[[list[str], list[list[str]]], Scores]
+"""Takes the predictions and, for each of them, its references."""
+
+
+@dataclass(frozen=True)
+class MetricContext:
+    """Where a metric with a model runs."""
+
+    device: str
+    """Device of the model that was scored, e.g. `cuda:0`. Free its memory again before returning."""
+
+    cache: Path
+    """Folder for anything that the metric makes from its model; it may not exist yet."""
+
+
+class ModelMetric(Protocol):
+    """A metric that loads a model. The model belongs to the digest of every task that uses the metric."""
+
+    model: str
+    """Hub id, or any other name that says which model it is."""
+
+    revision: str
+    """Full commit on the hub, so that the scores cannot change later."""
+
+    def __call__(self, predictions: list[str], references: list[list[str]], context: MetricContext) -> Scores:
+        """Score all predictions of a task."""
 
 
 LABELS = {
@@ -23,64 +53,97 @@ LABELS = {
     "token_f1": "token F1",
     "exact_match": "exact",
 }
+"""Names of columns in tables and figures; any other column is shown under its own name."""
 
 
 def label(column: str) -> str:
-    """Return the name of a column of scores in tables and figures; one without a label keeps its own."""
+    """Return the name of a column in tables and figures."""
     return LABELS.get(column, column)
 
 
-def score(names: Sequence[str], predictions: list[str], references: list[list[str]]) -> Scores:
+def score(
+    names: Sequence[str], predictions: list[str], references: list[list[str]], context: MetricContext | None = None
+) -> Scores:
     """Return the columns of ROUGE, which every run records, and of the named metrics.
+
+    Args:
+        names: keys of `METRICS`.
+        predictions: one text per example.
+        references: one or more texts per example.
+        context: required if a metric uses a model.
 
     Raises:
         UserError: a name is unknown.
     """
+    known = [*METRICS, *MODEL_METRICS]
     columns: Scores = {}
     for name in dict.fromkeys(["rouge", *names]):
-        if name not in METRICS:
-            raise UserError(
-                f"metrics: {name!r} is not known{did_you_mean(name, METRICS)} (known: {', '.join(METRICS)})"
-            )
-        columns |= METRICS[name](predictions, references)
+        if name in METRICS:
+            columns |= METRICS[name](predictions, references)
+        elif name in MODEL_METRICS:
+            assert context is not None
+            columns |= MODEL_METRICS[name](predictions, references, context)
+        else:
+            raise UserError(f"metrics: {name!r} is unknown{did_you_mean(name, known)} (known: {', '.join(known)})")
     return columns
 
 
+def identity_of(name: str) -> str:
+    """Return what identifies a metric: its name, and its model if it has one."""
+    metric = MODEL_METRICS.get(name)
+    return name if metric is None else f"{name} by {metric.model}@{metric.revision}"
+
+
+def best_of(pair: Callable[[str, str], float], predictions: list[str], references: list[list[str]]) -> list[float]:
+    """Score each prediction against each of its references and keep the highest score."""
+    return [
+        max(pair(prediction, target) for target in targets)
+        for prediction, targets in zip(predictions, references, strict=True)
+    ]
+
+
 def _rouge(predictions: list[str], references: list[list[str]]) -> Scores:
-    """Score ROUGE-1, -2 and -L F1; see `tometune.evaluation.rouge`."""
     from tometune.evaluation.rouge import rouge  # imports `evaluate`, which takes seconds
 
     return rouge(predictions, references)
 
 
 def _chrf(predictions: list[str], references: list[list[str]]) -> Scores:
-    """Score sentence chrF2: characters to 6-grams, no words, beta 2 (Popović 2015, sacrebleu's defaults), over 100."""
+    """Sentence chrF2: character 6-grams, no words, beta 2 (Popović 2015, sacrebleu's defaults), divided by 100."""
     from sacrebleu.metrics import CHRF
 
-    metric = CHRF(char_order=6, word_order=0, beta=2)
+    chrf = CHRF(char_order=6, word_order=0, beta=2)
     return {
-        "chrf": _best(lambda text, target: metric.sentence_score(text, [target]).score / 100, predictions, references)
+        "chrf": best_of(lambda text, target: chrf.sentence_score(text, [target]).score / 100, predictions, references)
     }
 
 
 def _bleu(predictions: list[str], references: list[list[str]]) -> Scores:
-    """Score sentence BLEU-4 over 100: tokens `13a`, exponential smoothing, effective order (Post 2018, sacrebleu)."""
+    """Sentence BLEU-4: tokens `13a`, exponential smoothing, effective order (Post 2018, sacrebleu), divided by 100."""
     from sacrebleu.metrics import BLEU
 
-    metric = BLEU(tokenize="13a", smooth_method="exp", max_ngram_order=4, effective_order=True)
+    bleu = BLEU(tokenize="13a", smooth_method="exp", max_ngram_order=4, effective_order=True)
     return {
-        "bleu": _best(lambda text, target: metric.sentence_score(text, [target]).score / 100, predictions, references)
+        "bleu": best_of(lambda text, target: bleu.sentence_score(text, [target]).score / 100, predictions, references)
     }
 
 
 def _token_f1(predictions: list[str], references: list[list[str]]) -> Scores:
-    """Score the overlap of normalised words (Rajpurkar 2016, SQuAD's own script)."""
-    return {"token_f1": _best(_overlap, predictions, references)}
+    """F1 of two bags of normalised words; two empty ones are equal (Rajpurkar 2018, the script of SQuAD 2.0)."""
+
+    def overlap(prediction: str, reference: str) -> float:
+        words, targets = squad(prediction).split(), squad(reference).split()
+        if not words or not targets:
+            return float(words == targets)
+        shared = (Counter(words) & Counter(targets)).total()
+        return 2 * shared / (len(words) + len(targets))
+
+    return {"token_f1": best_of(overlap, predictions, references)}
 
 
 def _exact_match(predictions: list[str], references: list[list[str]]) -> Scores:
-    """Score 1 where the normalised texts are equal (Rajpurkar 2016, SQuAD's own script)."""
-    return {"exact_match": _best(lambda text, target: float(squad(text) == squad(target)), predictions, references)}
+    """1 if the normalised texts are equal (Rajpurkar 2016, the script of SQuAD)."""
+    return {"exact_match": best_of(lambda text, target: float(squad(text) == squad(target)), predictions, references)}
 
 
 def squad(text: str) -> str:
@@ -89,28 +152,14 @@ def squad(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-def _overlap(prediction: str, reference: str) -> float:
-    """Return the F1 of two bags of words; two empty ones are equal (SQuAD 2.0)."""
-    words, targets = squad(prediction).split(), squad(reference).split()
-    if not words or not targets:
-        return float(words == targets)
-    shared = (Counter(words) & Counter(targets)).total()
-    return 2 * shared / (len(words) + len(targets))
-
-
-def _best(pair: Callable[[str, str], float], predictions: list[str], references: list[list[str]]) -> list[float]:
-    """Score each prediction against each of its references and keep the highest."""
-    return [
-        max(pair(prediction, target) for target in targets)
-        for prediction, targets in zip(predictions, references, strict=True)
-    ]
-
-
-METRICS: dict[str, Metric] = {
+METRICS: dict[str, PlainMetric] = {
     "rouge": _rouge,
     "chrf": _chrf,
     "bleu": _bleu,
     "token_f1": _token_f1,
     "exact_match": _exact_match,
 }
-"""The metrics a task can ask for."""
+"""Metrics that a task can name, without a model. The same names are in `tometune.config.eval.METRICS`."""
+
+MODEL_METRICS: dict[str, ModelMetric] = {}
+"""Metrics that a task can name, with a model. The same names are in `tometune.config.eval.METRICS`."""

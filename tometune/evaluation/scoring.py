@@ -1,8 +1,8 @@
-"""Scores of a stage: generate, score by example, keep, average."""
+"""Scores of a stage: answers, metrics, and files with one JSON line per example."""
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -14,27 +14,47 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.common.distributed import by_first, gather, is_first
+from tometune.common.files import write_json, write_text
+from tometune.common.progress import progress
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.engines.base import Engine
-from tometune.evaluation.engines.choose import engine_for
+from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.engines.decoder import PREFILL_TOKENS
-from tometune.evaluation.generation import Generations, generate
-from tometune.evaluation.memory import rows_that_fit
-from tometune.evaluation.metrics import Scores, score
-from tometune.evaluation.progress import answers_bar
-from tometune.evaluation.results import TaskResult, read_result, write_result
+from tometune.evaluation.generation import Generations, evaluating, generate
+from tometune.evaluation.metrics import MetricContext, Scores, score
 from tometune.evaluation.tasks import Task
 
 log = logging.getLogger(__name__)
 
 MANY = 16_384
-"""Answers that earn the seconds that compiling takes (`eval.compile=auto`)."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with a task's name, its answers so far and its number of examples."""
+"""Number of answers from which compiling pays off (`eval.compile=auto`)."""
 
 StageScores = dict[str, Any]
-"""What run.json says of a stage: `{rouge1, rouge2, rougeL, tasks: {task: {…, examples}}, limited, seconds, …}`."""
+"""Entry of a stage in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…, examples}}, limited, seconds, …}`."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Scores and costs of one task."""
+
+    means: dict[str, float]
+    """Plain mean of each column of scores."""
+
+    examples: int
+    seconds: float
+    """Time of generation."""
+
+    tokens: int
+    """Tokens generated."""
+
+    shortened: int
+    """Prompts truncated to `eval.max_prompt_tokens`."""
+
+    unended: int
+    """Answers that reached `max_new_tokens`."""
+
+    engine: str
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -48,52 +68,52 @@ class Scorer:
     """The `eval` group."""
 
     folder: Path
-    """The run's folder; a stage's task goes to `<folder>/eval/<stage>/<task>.jsonl`."""
+    """The run's folder; the scores of a task are kept in `<folder>/eval/<stage>/<task>.jsonl`."""
+
+    cache: Path
+    """Cache folder, for metrics that use a model."""
 
     seed: int = 0
-    """`seeds.generation`, of drawn answers; greedy ones do not use it."""
-
-    progress: Progress | None = None
-    """Told of finished answers; None shows a bar where stderr is a terminal."""
+    """`seeds.generation`, for drawn answers."""
 
     def stage(self, name: str, model: PreTrainedModel) -> StageScores:
-        """Score a model on every task.
+        """Score a model on every task, with dropout off.
 
-        A task whose file is complete, and was made by the same weights from the same examples and settings, is not
-        done again; a broken or foreign one is.
+        A task is skipped if its file is complete and was made with the same weights, examples and settings.
 
         Args:
             name: of the stage, `base` or `tuned`.
-            model: the model of this stage.
+            model: the model of this stage; its train or eval mode is restored.
 
         Returns:
-            Means by task, and over tasks the plain mean of those (each task weighs the same), with what it cost.
+            Means by task, their plain mean over tasks (each task has the same weight), and costs.
 
         Raises:
             UserError: a prompt cannot be shortened enough, or the device has too little memory.
         """
-        warn_of_limit(self.tasks)
+        if cut := [f"{task.name} {len(task.examples)}" for task in self.tasks if task.limited]:
+            log.warning("LIMIT: only some examples are scored (%s); do not report these scores", ", ".join(cut))
         weights = weights_digest(model)
         results: dict[str, TaskResult] = {}
         longest_row = self.config.max_prompt_tokens + max(task.config.max_new_tokens for task in self.tasks)
         many = sum(len(task.examples) for task in self.tasks) >= MANY
         compiles = self.config.compile is True or (self.config.compile == "auto" and many)
-        with (
-            answers_bar(name, self.progress) as tell,
-            engine_for(self.config.engine, model, self.tokenizer, longest_row, compiles) as engine,
-        ):
+        with evaluating(model), engine_for(self.config.engine, model, longest_row, compiles) as engine:
             sizes = self._batch_sizes(model, engine)
             for task in self.tasks:
                 path = self.folder / "eval" / name / f"{task.name}.jsonl"
                 key = self._key(task, weights, engine, sizes[task.name])
                 found = by_first(partial(read_result, path, key))
-                score_it = partial(self._score_task, model, engine, task, path, key, tell)
-                results[task.name] = found or score_it(sizes[task.name])
-                log.info("%s %s: %s%s", name, task.name, results[task.name].line(), " (found)" if found else "")
+                result = found or self._score_task(name, model, engine, task, path, key)
+                results[task.name] = result
+                means = ", ".join(f"{column} {mean:.4f}" for column, mean in result.means.items())
+                speed = result.tokens / result.seconds if result.seconds else 0.0
+                costs = f"{result.examples} examples, {result.seconds:.0f} s, {speed:.0f} tokens/s"
+                log.info("%s %s: %s; %s%s", name, task.name, means, costs, " (reused)" if found else "")
         return _summary(self.tasks, results)
 
     def _batch_sizes(self, model: PreTrainedModel, engine: Engine) -> dict[str, int]:
-        """Return prompts at once by task, the same in every process; found while the memory is still free."""
+        """Return prompts per batch by task, the same in every process; measured while the memory is still free."""
         config = self.config
         if config.batch_size is not None:
             return {task.name: config.batch_size for task in self.tasks}
@@ -112,43 +132,29 @@ class Scorer:
         return key | drawn if self.config.temperature else key
 
     def _score_task(
-        self,
-        model: PreTrainedModel,
-        engine: Engine,
-        task: Task,
-        path: Path,
-        key: dict[str, Any],
-        tell: Progress,
-        batch_size: int,
+        self, stage: str, model: PreTrainedModel, engine: Engine, task: Task, path: Path, key: dict[str, Any]
     ) -> TaskResult:
-        """Answer and score one task, and keep the result."""
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            tell(task.name, done, len(task.examples))
-
-        tell(task.name, 0, len(task.examples))
-        generations = generate(
-            model,
-            self.tokenizer,
-            [example.messages for example in task.examples],
-            task.config.max_new_tokens,
-            batch_size,
-            self.config.max_prompt_tokens,
-            advance,
-            self.config.temperature,
-            self.seed,
-            engine,
-        )
+        with progress(f"{stage}: {task.name}", len(task.examples)) as advance:
+            generations = generate(
+                model,
+                self.tokenizer,
+                [example.messages for example in task.examples],
+                task.config.max_new_tokens,
+                key["batch_size"],
+                self.config.max_prompt_tokens,
+                advance,
+                self.config.temperature,
+                self.seed,
+                engine,
+            )
         if generations.shortened:
             log.warning(
-                "%s: %d of %d prompts cut to eval.max_prompt_tokens=%d",
+                "%s: %d of %d prompts truncated to eval.max_prompt_tokens=%d",
                 *(task.name, generations.shortened, len(task.examples), self.config.max_prompt_tokens),
             )
         predictions = [answer.text for answer in generations.answers]
-        columns = score(task.config.metrics, predictions, [example.references for example in task.examples])
+        references = [example.references for example in task.examples]
+        columns = score(task.config.metrics, predictions, references, MetricContext(str(model.device), self.cache))
         result = TaskResult(
             means={name: fmean(values) for name, values in columns.items()},
             examples=len(task.examples),
@@ -160,23 +166,43 @@ class Scorer:
             batch_size=generations.batch_size,
         )
         if is_first():
-            key |= {"engine": engine.kind(batch_size)}  # compiling may have failed
+            key = key | {"engine": engine.kind(key["batch_size"])}  # compiling may have failed
             write_result(path, key, _lines(task, generations, columns), result)
         return result
 
 
-def warn_of_limit(tasks: Sequence[Task]) -> None:
-    """Say aloud that `eval.limit` left examples out."""
-    cut = [task for task in tasks if task.limited]
-    if cut:
-        sizes = ", ".join(f"{task.name} {len(task.examples)}" for task in cut)
-        log.warning("LIMIT: eval.limit leaves only some examples (%s); such scores are no result", sizes)
+def write_result(path: Path, key: dict[str, Any], lines: Sequence[str], result: TaskResult) -> None:
+    """Write `<task>.jsonl`, then `<task>.json` with its digest; without the second file the first is ignored.
+
+    Args:
+        path: the `.jsonl` file.
+        key: everything the scores depend on.
+        lines: one JSON object per example.
+        result: the means and counts.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{line}\n" for line in lines)
+    write_text(path, text)
+    digest = sha256(text.encode()).hexdigest()
+    write_json(path.with_suffix(".json"), {"key": key, "sha256": digest, **asdict(result)})
+
+
+def read_result(path: Path, key: dict[str, Any]) -> TaskResult | None:
+    """Return the stored result of a task; None if it is missing, broken, or was made with another key."""
+    try:
+        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        digest = sha256(path.read_bytes()).hexdigest()
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(stored, dict) or stored.pop("key", None) != key or stored.pop("sha256", None) != digest:
+        return None
+    return TaskResult(**stored)
 
 
 def weights_digest(model: PreTrainedModel) -> str:
     """Return a sha256 over the name, shape, dtype and 256 evenly spaced numbers of every parameter.
 
-    Cheap (no full pass over the weights), and any training step changes it.
+    It is cheap (no full pass over the weights), and any training step changes it.
     """
     digest = sha256()
     for name, parameter in model.named_parameters():
@@ -187,7 +213,7 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def _lines(task: Task, generations: Generations, columns: Scores) -> list[str]:
-    """Return one JSON line an example."""
+    """Return one JSON line per example."""
     lines = []
     for index, (example, answer) in enumerate(zip(task.examples, generations.answers, strict=True)):
         row = {
@@ -205,20 +231,15 @@ def _lines(task: Task, generations: Generations, columns: Scores) -> list[str]:
 
 
 def _summary(tasks: Sequence[Task], results: dict[str, TaskResult]) -> StageScores:
-    """Average over tasks: every column that all of them have."""
-    rows = {name: {**result.means, **_without_means(result)} for name, result in results.items()}
+    """Average the columns that all tasks have over tasks, and add up the costs."""
     columns = [name for name in next(iter(results.values())).means if all(name in r.means for r in results.values())]
     seconds = sum(result.seconds for result in results.values())
     tokens = sum(result.tokens for result in results.values())
+    rows = {name: asdict(result) for name, result in results.items()}
     return {
         **{name: fmean(result.means[name] for result in results.values()) for name in columns},
-        "tasks": rows,
+        "tasks": {name: row.pop("means") | row for name, row in rows.items()},
         "limited": any(task.limited for task in tasks),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
     }
-
-
-def _without_means(result: TaskResult) -> dict[str, Any]:
-    """Return the counts of a task."""
-    return {name: value for name, value in asdict(result).items() if name != "means"}

@@ -1,5 +1,6 @@
-"""The table at the end of a run: base, tuned, gain and its interval, by task and over tasks."""
+"""The table printed after a run: base, tuned, gain and its interval, by task and over tasks."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from rich.table import Table
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.metrics import label
-from tometune.evaluation.results import read_scores
 from tometune.evaluation.statistics import Estimate, mean_interval, paired_difference
 
 MEAN = "mean of tasks"
@@ -26,8 +26,8 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, conso
     Args:
         folder: the run's folder, with `eval/<stage>/<task>.jsonl`.
         record: the run's record, as in run.json.
-        config: the `eval` group: resamples and level of the intervals.
-        console: where to; None means stdout.
+        config: the `eval` group, for the intervals.
+        console: None means stdout.
 
     Raises:
         UserError: a file of scores is missing or broken.
@@ -35,13 +35,29 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, conso
     console = console or Console()
     stages = [stage for stage in ("base", "tuned") if stage in record["eval"]]
     if stages:
-        console.print(run_table(folder, record, config, stages))
+        console.print(_run_table(folder, record, config, stages))
     for name, place in _places(folder, record):
         console.print(f"{name:9}{place}", soft_wrap=True, markup=False, highlight=False)
 
 
+def read_scores(path: Path) -> Scores:
+    """Return the scores in a `<task>.jsonl`.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:  # not splitlines(), which also splits at U+2028 in an answer
+            rows = [json.loads(line) for line in lines]
+        return {row["id"]: row["scores"] for row in rows}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; score the run again with python -m tometune.evaluate run=…") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a file of scores; delete it and run the same command again") from None
+
+
 def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield where everything of the run is, and how to see or upload what the tracker has."""
+    """Yield the folders of the run and of the tracker, and the commands that upload or show what it tracked."""
     yield "run", str(folder)
     tracking = record.get("tracking") or {}
     for place in tracking.get("folders") or []:
@@ -51,20 +67,20 @@ def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]
             yield name, tracking[name]
 
 
-def run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stages: Sequence[str]) -> Table:
-    """Build the table: with both stages the gain, with one its own interval."""
+def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stages: Sequence[str]) -> Table:
+    """Build the table: the gain and its interval for both stages, else the interval of the one stage."""
     limited = any(record["eval"][stage]["limited"] for stage in stages)
-    mark = "[bold red]LIMIT: only some examples, no result[/]\n" if limited else ""
+    paired = len(stages) == 2
+    method = f"bootstrap over examples, {config.resamples} resamples"
     table = Table(
-        title=f"{mark}{record['run_id']}",
-        caption=_caption(config, stages),
+        title=("[bold red]LIMIT: only some examples, do not report[/]\n" if limited else "") + record["run_id"],
+        caption=f"gain: paired {method}; * excludes 0" if paired else method,
         box=SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,
     )
     table.add_column("task", overflow="fold", min_width=12)
     table.add_column("metric", no_wrap=True)
-    paired = len(stages) == 2
     for name in [*stages, *(["gain"] if paired else []), f"{config.confidence:.0%} interval"]:
         table.add_column(name, justify="right", no_wrap=True)
     tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
@@ -75,12 +91,6 @@ def run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stage
     return table
 
 
-def _caption(config: EvalConfig, stages: Sequence[str]) -> str:
-    """Say what the intervals are."""
-    method = f"bootstrap over examples, {config.resamples} resamples"
-    return f"gain: paired {method}; * excludes 0" if len(stages) == 2 else method
-
-
 def _load(folder: Path, task: str, stages: Sequence[str]) -> list[Scores]:
     """Read a task's scores of each stage.
 
@@ -89,7 +99,7 @@ def _load(folder: Path, task: str, stages: Sequence[str]) -> list[Scores]:
     """
     loaded = [read_scores(folder / "eval" / stage / f"{task}.jsonl") for stage in stages]
     if any(list(scores) != list(loaded[0]) for scores in loaded):
-        raise UserError(f"{folder}/eval/*/{task}.jsonl: not of the same examples; delete them and score the run again")
+        raise UserError(f"{folder}/eval/*/{task}.jsonl: the examples differ; delete these and score the run again")
     return loaded
 
 
@@ -114,13 +124,11 @@ def _cells(values: Sequence[Sequence[Sequence[float]]], config: EvalConfig) -> l
         found = mean_interval(values[0], config.resamples, config.confidence)
         return [f"{means[0]:.3f}", _range(found, "")]
     found = paired_difference(values[0], values[1], config.resamples, config.confidence)
-    star = "*" if found.excludes_zero else " "
-    style = "bold" if found.excludes_zero else "none"
+    star, style = ("*", "bold") if found.excludes_zero else (" ", "none")
     return [*(f"{mean:.3f}" for mean in means), f"[{style}]{found.value:+.3f}{star}[/]", _range(found, "+")]
 
 
 def _range(found: Estimate, sign: str) -> str:
-    """Return the interval as text."""
     if found.low is None or found.high is None:
         return "–"
     return f"{found.low:{sign}.3f} to {found.high:{sign}.3f}"

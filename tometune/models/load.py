@@ -1,5 +1,6 @@
 """Loading a model: whether this machine can hold it, by which backend it trains, and a description for run.json."""
 
+import platform
 from importlib import util
 from typing import Any
 
@@ -55,6 +56,15 @@ def resolve_backend(model: ModelConfig) -> Backend:
     return Backend.unsloth if one_gpu and unsloth_backend.installed() else Backend.transformers
 
 
+def device_name() -> str:
+    """Return the name of the GPU, or of the processor with the number of threads."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
 def free_memory() -> None:
     """Free GPU memory that nothing uses any more."""
     import gc
@@ -88,4 +98,5 @@ def describe(config: ModelConfig, model: Any) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "parameters": model.num_parameters(),
         "device": model.device.type,
+        "device_name": device_name(),
     }

@@ -137,8 +137,7 @@ def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
     from unsloth import FastLanguageModel
 
     from tometune.common.hub import hub_errors
-    from tometune.models.full import check_unquantised
-    from tometune.models.transformers_backend import compute_dtype
+    from tometune.models.transformers_backend import check_unquantised, compute_dtype
 
     model = source.config
     dtype, options = compute_dtype(model.precision), {}

@@ -101,7 +101,8 @@ def _differing(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
     A setting with one value per model (or, below `data.`, per mix) is part of that model or mix. One that changes from
     mix to mix becomes a note, because such a sweep does not vary the data alone.
     """
-    settings, confounded = [], []
+    settings: list[str] = []
+    confounded: list[str] = []
     for key in sorted({key for run in runs for key in run.settings}):
         if _constant(key, runs, _model) or (key.startswith("data.") and _constant(key, runs, _data)):
             continue

@@ -72,7 +72,8 @@ def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]], w
     total: Counter[str] = Counter()
     for parts in bars.values():
         total.update(parts)
-    named = [part for part, _ in total.most_common(MOST_PARTS)]
+    largest = dict(total.most_common(MOST_PARTS))
+    named = [part for part in total if part in largest]
     rest = len(total) - len(named)
     figure, ((axis,),) = panels(1, 1, WIDTH, 1.0 + 0.38 * len(bars))
     for place, parts in enumerate(bars.values()):

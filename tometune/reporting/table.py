@@ -49,6 +49,7 @@ def analyse(sweep: Sweep, grid: Grid, scores: SweepScores, resamples: int, confi
     comparisons = _compare_all(cells, resampled)
     tests = sum(comparison["p"] is not None for comparison in comparisons)
     metrics = len(scores.metrics)
+    pairs_tested = f"{tests // metrics} pair{'' if tests == metrics else 's'} of cells"
     return {
         "schema": SCHEMA,
         "sweep": sweep.folder.resolve().name,
@@ -61,7 +62,7 @@ def analyse(sweep: Sweep, grid: Grid, scores: SweepScores, resamples: int, confi
             "over seeds, Student's t scaled by the standard error over seeds (docs/statistics.md)",
             "seeds_vary": [STREAMS[name] for name in grid.varied],
         },
-        "family": f"Holm correction over {tests} tests: {tests // metrics} pairs of cells × {metrics} metrics",
+        "family": f"Holm correction over {tests} tests: {pairs_tested} × {metrics} metrics",
         "tasks": {task: len(values) for task, values in scores.tasks.items()},
         "rows": _rows(cells, list(scores.tasks), resampled, sweep.missing),
         "comparisons": comparisons,

@@ -87,13 +87,13 @@ class RunInputs:
         """
         from tometune.data.contamination import EvaluationTexts
         from tometune.data.mix import build_mix
-        from tometune.evaluation.held_out import held_out_texts
+        from tometune.evaluation.tasks import evaluation_texts
         from tometune.models.quality_scorer import quality_scorer
 
         data = self.config.data
         texts = None
         if data.contamination is not Contamination.report:
-            texts = EvaluationTexts(held_out_texts(self.config.eval))
+            texts = EvaluationTexts(evaluation_texts(self.config.eval))
         scorer = quality_scorer(data.scorer)
         mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts, scorer)
         if texts is not None and data.contamination is Contamination.fail:
@@ -114,12 +114,12 @@ class RunInputs:
             UserError: a local task is missing or broken, or any task unless `data.contamination=report`.
         """
         from tometune.data.contamination import EvaluationTexts
-        from tometune.evaluation.held_out import held_out_of
+        from tometune.evaluation.tasks import texts_of_task
 
         texts, unchecked = [], {}
         for name, task in self.config.eval.tasks.items():
             try:
-                texts += held_out_of(name, task)
+                texts += texts_of_task(name, task)
             except UserError as error:
                 if task.kind is not TaskKind.hub or self.config.data.contamination is not Contamination.report:
                     raise
@@ -168,12 +168,12 @@ def evaluation_fingerprints(model: ModelConfig, evaluation: EvalConfig) -> dict[
     Raises:
         UserError: a file or folder is missing, or the hub does not have an input.
     """
-    from tometune.evaluation import sources
+    from tometune.evaluation import tasks
     from tometune.models import source
 
     found = {"model": source.fingerprint(model)}
     for name, task in evaluation.tasks.items():
-        found[f"eval.tasks.{name}"] = sources.fingerprint(task, f"eval.tasks.{name}")
+        found[f"eval.tasks.{name}"] = tasks.fingerprint(task, f"eval.tasks.{name}")
     return found
 
 

@@ -49,6 +49,8 @@ def stored_config(folder: Path) -> Config:
     try:
         loaded = OmegaConf.create(path.read_text(encoding="utf-8"))
         assert isinstance(loaded, DictConfig), "not keys and values"
+        if OmegaConf.select(loaded, "eval.engine") == "vllm":  # this engine was removed
+            loaded.eval.engine = "auto"
         unknown: list[str] = []
         known = _known_settings(OmegaConf.to_container(loaded), Config, "", unknown)
         config = typed(OmegaConf.create(known))

@@ -1,1 +1,1 @@
-"""Sweeps: which runs belong to one, who is at which of them, what is missing at the end, what it all will take."""
+"""Sweeps: their cells and states, code before and after their runs, and the plan."""

@@ -1,4 +1,4 @@
-"""The cells of a command, and how they are added to sweep.json.
+"""The cells of a command, how they are added to sweep.json, and how far each one is.
 
 Several commands can fill one sweep, so each adds its cells to those listed. A cell with the same overrides is the same
 cell: if its config means another run now (a YAML, an input or the version changed), the new run replaces the old entry,
@@ -6,7 +6,8 @@ whose folder stays.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 from filelock import FileLock
@@ -16,10 +17,36 @@ from tometune.common.files import disk_errors, write_json
 from tometune.config.jobs import Job
 from tometune.config.root import Config
 from tometune.runs.inputs import fingerprints
-from tometune.runs.run import name_of, runs_folder
+from tometune.runs.lock import owner_of
+from tometune.runs.run import name_of, read_record, runs_folder
 from tometune.runs.sweep_file import NAME, SCHEMA, Cell, read_cells
 
 LOCK = ".sweep.lock"
+
+
+class State(StrEnum):
+    """How far a cell is."""
+
+    completed = "completed"
+    elsewhere = "running elsewhere"
+    failed = "failed"
+    interrupted = "interrupted"
+    not_started = "not started"
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of one cell, and its reason."""
+
+    cell: Cell
+    state: State
+    reason: str = ""
+    wrong_input: bool = False
+    """Whether the reason is the user's input or config."""
+
+    def line(self) -> str:
+        """Return one line for the list of missing runs."""
+        return f"  {self.cell.name}: {self.state}" + (f": {self.reason}" if self.reason else "")
 
 
 def cell_of(config: Config, overrides: Sequence[str], problem: str | None = None) -> Cell:
@@ -36,7 +63,7 @@ def cell_of(config: Config, overrides: Sequence[str], problem: str | None = None
 
 
 def cells_of(jobs: Iterable[Job]) -> dict[Path, list[Cell]]:
-    """Return the cells of a command by the folder of their sweep (one, unless its name is what differs)."""
+    """Return the cells of a command by sweep folder (several only if the command varies `sweep.name`)."""
     found: dict[Path, list[Cell]] = {}
     for job in jobs:
         cell = cell_of(job.config, job.overrides, " ".join(job.problems) or None)
@@ -45,7 +72,7 @@ def cells_of(jobs: Iterable[Job]) -> dict[Path, list[Cell]]:
 
 
 def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
-    """Add cells to the sweep's list; an error of an earlier attempt is forgotten unless the cell brings one.
+    """Add cells to sweep.json; the error of an earlier attempt is removed unless the cell has a new one.
 
     Raises:
         UserError: sweep.json is broken, or the folder cannot be written to.
@@ -60,13 +87,8 @@ def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
                 write_json(folder / NAME, content)
 
 
-def note_error(folder: Path, cell: Cell, error: str, exit_status: int) -> None:
-    """Keep the reason why a cell ended before it had a record of its own."""
-    list_cells(folder, [replace(cell, error=error, exit_status=exit_status)])
-
-
 def _merged(listed: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
-    """Put each cell in its place, or at the end; each run is listed once."""
+    """Replace cells that are listed already, append the others, and list each run once."""
     merged = {tuple(cell.overrides): cell for cell in listed}
     for cell in cells:
         same = next((key for key, old in merged.items() if cell.run_id and old.run_id == cell.run_id), None)
@@ -76,3 +98,37 @@ def _merged(listed: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
     for key, cell in merged.items():
         runs.setdefault(cell.run_id or key, cell)
     return list(runs.values())
+
+
+def status_of(folder: Path, cell: Cell) -> Status:
+    """Return the status of a cell by the files in its sweep's folder.
+
+    Args:
+        folder: of the sweep.
+        cell: as listed in sweep.json.
+    """
+    wrong = cell.exit_status == 2
+    if cell.run_id is None:
+        return Status(cell, State.failed, cell.error or "", wrong)
+    run = folder / cell.run_id
+    owner = owner_of(run)
+    if owner is not None:
+        return Status(cell, State.elsewhere, str(owner))
+    if not (run / "run.json").exists():
+        return Status(cell, State.failed if cell.error else State.not_started, cell.error or "", wrong)
+    try:
+        record = read_record(run)
+    except UserError as error:
+        return Status(cell, State.failed, str(error), wrong_input=True)
+    if record.get("status") == "completed":
+        return Status(cell, State.completed)
+    if cell.error:  # the last attempt failed before it could update the record of an earlier one
+        return Status(cell, State.failed, cell.error, wrong)
+    if record.get("status") == "failed":
+        return Status(cell, State.failed, str(record.get("error", "")))
+    return Status(cell, State.interrupted, f"in attempt {record.get('attempts')}; run the same command again to resume")
+
+
+def missing(statuses: Iterable[Status]) -> list[Status]:
+    """Return the cells that are not completed."""
+    return [status for status in statuses if status.state is not State.completed]

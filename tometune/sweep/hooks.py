@@ -1,11 +1,11 @@
-"""Before and after the runs of a sweep, in the process that the user started; and around each run, wherever it is."""
+"""Code that runs before and after the runs of a sweep, in the user's process, and around each run, in any process."""
 
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,115 +17,95 @@ from tometune.config.root import Config
 from tometune.runs.lock import run_lock
 from tometune.runs.run import Run, runs_folder
 from tometune.runs.sweep_file import Cell, read_cells
-from tometune.sweep.cells import cell_of, cells_of, list_cells, note_error
-from tometune.sweep.planned import compare
-from tometune.sweep.states import State, missing, standing
+from tometune.sweep.cells import State, cell_of, cells_of, list_cells, missing, status_of
 
 
 def begin(jobs: Jobs, measure: Callable[[Config], None]) -> bool:
-    """List the cells of a command in sweep.json and return whether any of them is left to run.
+    """List the cells of a command in sweep.json, or print its plan, and return whether a run is left to be made.
 
-    Under torchrun every process comes here; the first one writes and tells.
+    Under torchrun every process calls this; only the first one writes.
 
     Args:
         jobs: of the command.
-        measure: makes a short run of a config's kind, for a plan.
+        measure: makes a run, for `plan=measure`.
 
     Raises:
-        UserError: a search would choose by the test tasks, or sweep.json is broken.
+        UserError: a search would be guided by the test tasks, or sweep.json is broken.
     """
     if jobs.config.plan:
-        plan_sweep(jobs, measure)
+        print_plans(jobs, measure)
         return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked, whoever launches
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked, with any launcher
     if jobs.search:
-        check_search(jobs.config)
+        if not jobs.config.eval.validation:
+            raise UserError(
+                f"eval={jobs.config.eval.name}: a search would choose settings by the test tasks and overstate their "
+                "scores; choose eval=pydocs_validation or hub_validation, or your own with eval.validation=true"
+            )
         return True
     left = 0
     for folder, cells in cells_of(jobs.known).items():
         if is_first():
             list_cells(folder, cells)
-        standings = [standing(folder, cell) for cell in cells]
-        left += len(missing(standings))
-        counts = Counter(entry.state for entry in standings)
+        statuses = [status_of(folder, cell) for cell in cells]
+        left += len(missing(statuses))
+        counts = Counter(status.state for status in statuses)
         states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
         if is_first():
             print(f"sweep {folder}: {len(cells)} runs, {states}", file=sys.stderr)
     return left > 0
 
 
-def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
-    """Print the plan of a sweep and keep it in the sweep's folder.
-
-    Args:
-        jobs: of the command.
-        measure: makes a short run of a config's kind; once for each kind that none was made of on this machine.
+def print_plans(jobs: Jobs, measure: Callable[[Config], None]) -> None:
+    """Print the plan of each sweep of a command.
 
     Raises:
-        UserError: it is a search, or no run of it can be made.
+        UserError: the command is a search, whose runs are not known in advance.
     """
-    from tometune.sweep import plan, planned
+    from tometune.sweep.plan import PlannedRun, plan_run, print_plan
 
     if jobs.search:
-        raise UserError("plan=true: a search makes up its runs as it goes; plan one of them, without the sweep")
-    for folder, cells in cells_of(jobs.known).items():
-        runs: list[plan.PlannedRun] = []
+        raise UserError("plan=true: the runs of a search are not known in advance; plan one of them without the sweep")
+    for cells in cells_of(jobs.known).values():
+        runs: list[PlannedRun] = []
         problems = []
         for job, cell in zip(jobs.known, cells, strict=False):
             try:
                 if cell.error is not None:
                     raise UserError(cell.error)
-                runs.append(plan.plan_measured(job.config, first=all(run.done for run in runs), measure=measure))
+                runs.append(plan_run(job.config, measure))
             except UserError as error:
                 problems.append(f"{' '.join(cell.overrides)}: {error}")
-        planned.show(runs, problems)
-        planned.keep(folder, runs)
-
-
-def check_search(config: Config) -> None:
-    """Check that a search is not led by what the results are measured on.
-
-    Raises:
-        UserError: the tasks are not for validation.
-    """
-    if not config.eval.validation:
-        raise UserError(
-            f"eval={config.eval.name}: a search would pick its settings by the test tasks, whose scores would then "
-            "say too much; choose eval=pydocs_validation or hub_validation, or your own with eval.validation=true"
-        )
+        print_plan(runs, problems)
 
 
 def end(jobs: Jobs) -> int:
-    """Tell on stderr which runs are missing and why, and return the exit status: 0 only if none is.
+    """Print the missing runs with their reasons on stderr, and return the exit status: 0 if there are none.
 
-    It is 2 where wrong input or config kept every run from starting, else 1.
+    It is 2 if wrong input or config prevented every run, else 1.
     """
-    standings = [entry for folder, cells in _of(jobs).items() for entry in (standing(folder, cell) for cell in cells)]
-    gone = missing(standings)
     if jobs.config.plan or not is_first():
         return 0
-    if jobs.launcher == "basic":  # others take less time by the clock than their runs take together
-        for folder in _of(jobs):
-            compare(folder, jobs.started, time.time() - jobs.started)
-    if not gone:
+    statuses = [status_of(folder, cell) for folder, cells in listed_cells(jobs).items() for cell in cells]
+    left = missing(statuses)
+    if not left:
         return 0
-    print(f"{len(gone)} of {len(standings)} runs are missing:", file=sys.stderr)
-    for entry in gone:
-        print(entry.line(), file=sys.stderr)
-    return 2 if all(entry.wrong_input for entry in standings) else 1
+    lines = [f"{len(left)} of {len(statuses)} runs are missing:", *(status.line() for status in left)]
+    print(*lines, sep="\n", file=sys.stderr)
+    return 2 if all(status.wrong_input for status in statuses) else 1
 
 
 def folders(jobs: Jobs) -> list[Path]:
-    """Return the folders of a command's sweeps (one, unless its name is what differs) in which a run was completed."""
-    done = {
-        folder: [cell for cell in read_cells(folder) if standing(folder, cell).state is State.completed]
-        for folder in _of(jobs)
-    }
-    return [folder for folder, cells in done.items() if cells]
+    """Return the sweep folders of a command that hold a completed run."""
+    return [
+        folder
+        for folder in listed_cells(jobs)
+        if any(status_of(folder, cell).state is State.completed for cell in read_cells(folder))
+    ]
 
 
-def _of(jobs: Jobs) -> dict[Path, list[Cell]]:
-    """Return the cells of a command as they are listed now; of a search, all that its sweep has."""
+def listed_cells(jobs: Jobs) -> dict[Path, list[Cell]]:
+    """Return the cells of a command as sweep.json lists them now; for a search, all cells of its sweep."""
     if jobs.search:
         folder = runs_folder(jobs.config)
         return {folder: read_cells(folder)}
@@ -138,12 +118,12 @@ def _of(jobs: Jobs) -> dict[Path, list[Cell]]:
 
 @contextmanager
 def attempt(run: Run, config: Config) -> Iterator[None]:
-    """Be at a run while the body runs: alone, listed in its sweep, and with the reason kept if it ends early.
+    """Hold the lock of a run in the body, with the run listed in its sweep; an error is recorded in sweep.json.
 
-    The record is read again once the run is ours: another process may just have finished it.
+    The record is read again under the lock, because another process may just have finished the run.
 
     Raises:
-        BusyError: another process is at it.
+        BusyError: another process works on the run.
         UserError: the run's folder cannot be made or written.
     """
     with ExitStack() as stack:
@@ -160,18 +140,17 @@ def attempt(run: Run, config: Config) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            note_error(run.folder.parent, cell, " ".join(text.split()), 2 if isinstance(error, UserError) else 1)
+            wrong_input = isinstance(error, UserError)
+            text = str(error) if wrong_input else f"{type(error).__name__}: {error}"
+            failed = replace(cell, error=" ".join(text.split()), exit_status=2 if wrong_input else 1)
+            list_cells(run.folder.parent, [failed])
             raise
 
 
 def skip_reason(run: Run, config: Config) -> str | None:
-    """Return why a run of a sweep is not tried again; None where it is."""
+    """Return why a run of a sweep is not tried again (it failed, and `sweep.retry_failed=false`), or None."""
     if config.sweep.name is None or config.sweep.retry_failed:
         return None
-    listed = {cell.run_id: cell for cell in read_cells(run.folder.parent)}
-    cell = listed.get(run.id)
-    found = standing(run.folder.parent, cell) if cell else None
-    if found is None or found.state is not State.failed:
-        return None
-    return found.reason
+    cell = next((cell for cell in read_cells(run.folder.parent) if cell.run_id == run.id), None)
+    status = status_of(run.folder.parent, cell) if cell else None
+    return status.reason if status and status.state is State.failed else None

@@ -1,26 +1,91 @@
-"""The plan of a command: its runs, what each is made of, which are done, and how long the others will take."""
+"""The plan of a command: its runs, how large they are, which are done, and an estimate of time, memory and disk."""
 
+import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
+from tometune.config.model import Quantization
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker
+from tometune.models.load import device_name, resolve_backend
+from tometune.models.source import quantized
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
-from tometune.sweep.calibration import Speed, recall, shape
+
+MEASURED = "measured"
+"""Folder in the cache that keeps the short runs of `plan=measure`."""
 
 STEPS = 12
-"""Steps of a run that is made to be measured."""
+"""Training steps of a short run."""
 
 EXAMPLES = 16
-"""Answers a task of such a run, before and after its training."""
+"""Examples per task of a short run, before and after its training."""
 
-_not_measurable: set[str] = set()
-"""Kinds of runs that this machine cannot make; tried once a process."""
+RECENT = 5
+"""The estimate is the median of this many earlier runs."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Runs of the same kind are assumed to be equally fast."""
+
+    model: str
+    quantization: str
+    backend: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Speed and size of a run; None is unknown."""
+
+    source: str
+    """Where the numbers are from."""
+
+    tokens_per_second: float
+    answers_per_second: float | None
+    memory: float
+    """Peak bytes."""
+
+    disk: float | None = None
+    """Bytes of the run's folder without checkpoints."""
+
+    checkpoint: float = 0.0
+    """Bytes of one checkpoint."""
+
+    other_seconds: float = 0.0
+    """Loading, compiling and saving."""
+
+
+GPU_RESULTS = "docs/results/gpu"
+REFERENCE = {
+    Kind("unsloth/Llama-3.2-3B-Instruct-bnb-4bit", "nf4", "unsloth", "NVIDIA H200"): Speed(
+        f"{GPU_RESULTS}/bench.json, training only", 34_989, None, 41.8e9, other_seconds=74
+    ),
+    Kind("unsloth/Llama-3.2-3B-Instruct-bnb-4bit", "nf4", "unsloth", "NVIDIA H100 80GB HBM3"): Speed(
+        f"{GPU_RESULTS}/bench_h100.json, training only", 32_579, None, 41.8e9, other_seconds=75
+    ),
+    Kind("HuggingFaceTB/SmolLM2-135M-Instruct", "none", "transformers", "NVIDIA H100 80GB HBM3"): Speed(
+        f"{GPU_RESULTS}/smollm2_300_steps.run.json", 173_433, 222, 12.9e9, other_seconds=27
+    ),
+}
+"""Speeds by kind, for a GPU without earlier runs; docs/benchmarks.md has the data and settings of these runs.
+
+The answers per second are 5,000 answers in 22.5 s; `other_seconds` are the start to the first step, and for SmolLM2 the
+77 s of the run less training and answers.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,99 +95,166 @@ class PlannedRun:
     run_id: str
     rows: int
     tokens: int
-    """Tokens of training, of the steps that are made."""
+    """Tokens that are trained on, over all steps."""
 
     steps: int
-    examples: int
-    """Answers of evaluation, over tasks and stages."""
+    answers: int
+    """Answers of the evaluation, over tasks and stages."""
 
     done: bool
-    seconds: float | None
-    """Foretold; None until one run of its kind was made."""
-
-    memory: float | None
-    disk: float | None
-
-
-def plan_measured(config: Config, first: bool, measure: Callable[[Config], None]) -> PlannedRun:
-    """Return the plan of one run, after a short run of its kind where none was made on this machine.
-
-    Args:
-        config: of the run.
-        first: whether a process begins with it, and so imports everything.
-        measure: makes the short run, which leaves its speed in the calibration.
-
-    Raises:
-        UserError: the data or a task does not allow the run.
-    """
-    planned = plan_run(config, first)
-    if planned.done or planned.seconds is not None or processes() > 1:
-        return planned
-    key = shape(config)
-    if key not in _not_measurable:
-        print(f"no run of this kind was made here: measuring {STEPS} steps and {EXAMPLES} answers", file=sys.stderr)
-        try:
-            measure(shortened(config))
-        except UserError as error:
-            _not_measurable.add(key)
-            print(f"not measured: {error}", file=sys.stderr)
-    return plan_run(config, first)
+    seconds: float | None = None
+    memory: float | None = None
+    disk: float | None = None
+    source: str = "unknown"
+    """Where the speed is from."""
 
 
-def shortened(config: Config) -> Config:
-    """Return the config of a short run of the same kind, that nobody is told of."""
-    return replace(
-        config,
-        trainer=replace(config.trainer, max_steps=STEPS, save_steps=10 * STEPS),
-        eval=replace(config.eval, limit=EXAMPLES),
-        tracking=replace(config.tracking, tracker=Tracker.none),
-        sweep=replace(config.sweep, name=None),
-        plan=False,
-    )
-
-
-def plan_run(config: Config, first: bool) -> PlannedRun:
-    """Return the plan of one run; builds its data, which the run then finds in the cache, and loads no model.
+def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
+    """Return the plan of one run. Its data is made, which the run then finds in the cache; no model is loaded.
 
     Args:
-        config: of the run.
-        first: whether a process begins with it, and so imports everything.
+        config: of the run; with `plan=measure`, a short run is made if the speed is unknown.
+        measure: makes a run.
 
     Raises:
         UserError: the data or a task does not allow the run.
     """
     from tometune.data.packing import pack
+    from tometune.models.source import locate
+    from tometune.training.memory import estimate
     from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of
 
     inputs = RunInputs.resolve(config)
     run = Run.find(config, inputs.fingerprints)
     tokens = inputs.tokens
     rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset
-    an_epoch = math.ceil(len(rows) / effective_batch(config.trainer))
     steps = steps_of(config.trainer, len(rows))
-    stages = ("base", "tuned") if config.eval.base else ("tuned",)
-    examples = {f"{stage}/{task.name}": len(task.examples) for task in inputs.tasks for stage in stages}
-    trained = round(tokens.counts.tokens * steps / an_epoch)
-    speed = recall(inputs.cache, shape(config))
-    return PlannedRun(
-        run_id=run.id,
-        rows=len(inputs.mix.row_ids),
-        tokens=trained,
-        steps=steps,
-        examples=sum(examples.values()),
-        done=run.completed,
-        seconds=_seconds(speed, trained, examples, first),
-        memory=speed.memory if speed else None,
-        disk=speed.disk + speed.checkpoint * checkpoints_kept(config.trainer, steps) if speed else None,
+    trained = round(tokens.counts.tokens * steps / math.ceil(len(rows) / effective_batch(config.trainer)))
+    answers = sum(len(task.examples) for task in inputs.tasks) * (2 if config.eval.base else 1)
+    planned = PlannedRun(run.id, len(inputs.mix.row_ids), trained, steps, answers, run.completed)
+    speed = None if planned.done else known_speed(config, inputs.cache)
+    if speed is None and not planned.done and config.plan == "measure" and processes() == 1:
+        print(f"measuring {STEPS} training steps and {EXAMPLES} answers per task", file=sys.stderr)
+        try:
+            measure(_short_run(config, inputs.cache))
+        except UserError as error:
+            print(f"not measured: {error}", file=sys.stderr)
+        speed = known_speed(config, inputs.cache)
+    if speed is None and not planned.done:
+        source = locate(config.model, inputs.cache, weights=False)
+        return replace(planned, memory=estimate(source, config.trainer, config.lora))
+    if speed is None:
+        return planned
+    answering = answers / speed.answers_per_second if speed.answers_per_second else 0.0
+    checkpoints = speed.checkpoint * checkpoints_kept(config.trainer, steps)
+    return replace(
+        planned,
+        seconds=speed.other_seconds + trained / speed.tokens_per_second + answering,
+        memory=speed.memory,
+        disk=None if speed.disk is None else speed.disk + checkpoints,
+        source=speed.source,
     )
 
 
-def _seconds(speed: Speed | None, tokens: int, examples: dict[str, int], first: bool) -> float | None:
-    """Return what a run will take; a task that no run of its kind was scored on takes as long as the others."""
-    if speed is None or not speed.evaluation:
-        return None
-    usual = sum(speed.evaluation.values()) / len(speed.evaluation)
-    answers = sum(count * speed.evaluation.get(name, usual) for name, count in examples.items())
-    known = (speed.start, speed.overhead) if first else (speed.overhead, speed.start)
-    beside = next((seconds for seconds in known if seconds is not None), 0.0)
-    return beside + tokens * speed.train + answers
+def known_speed(config: Config, cache: Path) -> Speed | None:
+    """Return the speed of runs of the same kind: of earlier ones on this machine, else from the reference table."""
+    quantization = Quantization.nf4 if quantized(config.model) else Quantization.none
+    backend = str(resolve_backend(config.model))
+    kind = Kind(str(config.model.id), str(quantization), backend, device_name())
+    outputs, multirun = (Path(folder).expanduser() for folder in (config.paths.outputs, config.paths.multirun))
+    runs = [*outputs.glob("*/run.json"), *multirun.glob("*/*/run.json"), *(cache / MEASURED).glob("*/run.json")]
+    finished = []
+    for path in runs:
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["status"] == "completed" and record["attempts"] == 1 and _kind_of(record["model"]) == kind:
+                finished.append((record["finished"], path.parent, record))
+        except (OSError, ValueError, KeyError, TypeError):  # a run that is broken, or of another version
+            continue
+    recent = sorted(finished, key=lambda run: str(run[0]))[-RECENT:]
+    if not recent:
+        return REFERENCE.get(kind)
+    speeds = [_speed_of(folder, record) for _, folder, record in recent]
+    middle = {name: median(vars(speed)[name] for speed in speeds) for name in vars(speeds[0]) if name != "source"}
+    middle["memory"] = max(speed.memory for speed in speeds)
+    return Speed(f"{len(recent)} earlier run{'s' if len(recent) > 1 else ''}", **middle)
+
+
+def _kind_of(model: Mapping[str, Any]) -> Kind:
+    return Kind(model["id"], model["quantization"], model["backend"], model.get("device_name", ""))
+
+
+def _speed_of(folder: Path, record: Mapping[str, Any]) -> Speed:
+    def size(path: Path) -> int:
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+    tasks = [task for stage in record["eval"].values() for task in stage["tasks"].values()]
+    answering, train = sum(task["seconds"] for task in tasks), record["train"]
+    whole = datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(record["started"])
+    return Speed(
+        source=folder.name,
+        tokens_per_second=train["tokens"] / train["seconds"],
+        answers_per_second=sum(task["examples"] for task in tasks) / max(answering, 1e-3),
+        memory=train["peak_memory_bytes"],
+        disk=size(folder) - size(folder / "checkpoints"),
+        checkpoint=max((size(path) for path in folder.glob("checkpoints/checkpoint-*")), default=0),
+        other_seconds=max(0.0, whole.total_seconds() - train["seconds"] - answering),
+    )
+
+
+def _short_run(config: Config, cache: Path) -> Config:
+    """Return the config of a short run of the same kind, without a tracker and outside the sweep."""
+    return replace(
+        config,
+        trainer=replace(config.trainer, max_steps=STEPS, save_steps=10 * STEPS),
+        eval=replace(config.eval, limit=EXAMPLES),
+        tracking=replace(config.tracking, tracker=Tracker.none),
+        sweep=replace(config.sweep, name=None),
+        paths=replace(config.paths, outputs=str(cache / MEASURED)),
+        plan=False,
+    )
+
+
+def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Console | None = None) -> None:
+    """Print the plan, and the problems of cells that cannot be run."""
+    console = console or Console(highlight=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for name in ("rows", "tokens", "steps", "answers", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in runs:
+        counts = (f"{count:,}" for count in (run.rows, run.tokens, run.steps, run.answers))
+        table.add_row(run.run_id, *counts, "done" if run.done else duration(run.seconds))
+    console.print(table)
+    left = [run for run in runs if not run.done]
+    known = [run for run in left if run.seconds is not None]
+    tokens, steps = sum(run.tokens for run in left), sum(run.steps for run in left)
+    done = len(runs) - len(left)
+    lines = [f"{len(runs)} runs: {done} done, {len(left)} left with {tokens:,} tokens, {steps:,} steps"]
+    if known:
+        time = duration(sum(run.seconds or 0.0 for run in known))
+        memory = max(run.memory or 0.0 for run in known) / 1e9
+        disks = [run.disk for run in known if run.disk is not None]
+        disk = f"{sum(disks) / 1e9:.2f} GB" if len(disks) == len(known) else "unknown"
+        sources = "; ".join(dict.fromkeys(run.source for run in known))
+        lines.append(f"  {time} one after the other, memory {memory:.1f} GB, disk {disk} (from {sources})")
+    if unknown := [run for run in left if run.seconds is None]:
+        memory = max(run.memory or 0.0 for run in unknown) / 1e9
+        lines.append(
+            f"  {len(unknown)} of unknown speed, about {memory:.1f} GB of GPU memory; plan=measure makes a short run"
+        )
+    for line in [*lines, *(f"  not possible: {problem}" for problem in problems)]:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in words.
+
+    >>> duration(42.4), duration(600), duration(20_000), duration(None)
+    ('42 s', '10 min', '5.6 h', 'unknown')
+    """
+    if seconds is None:
+        return "unknown"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,1 +1,1 @@
-"""How answers are generated: one file an engine, all with the same face."""
+"""Engines that generate answers, all with the same interface."""

@@ -1,37 +1,73 @@
-"""What every engine offers, and how one says that it cannot."""
+"""The interface of the engines that generate answers, and the engine that runs every model."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from transformers import GenerationConfig, LogitsProcessor
+import torch
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 
 class UnsupportedError(Exception):
-    """This engine cannot run this model on this device; the text says why, as the end of a sentence."""
+    """The engine cannot run this model on this device; the text is the reason, as a clause."""
 
 
 class Engine(Protocol):
-    """Answers prompts, a batch at a time."""
+    """Answers prompts in batches."""
 
     name: str
-    """As in `eval.engine`: transformers, cuda_graph or vllm."""
+    """As in `eval.engine`: transformers or cuda_graph."""
 
     def kind(self, rows: int) -> str:
-        """Return what scores are kept with: the name, and whether batches of so many rows use compiled parts."""
+        """Return the name recorded with the scores; it includes whether a batch of `rows` uses compiled parts."""
 
     def answer(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
     ) -> list[list[int]]:
-        """Return the new tokens of each prompt; what follows an end-of-turn token means nothing.
+        """Return the new tokens of each prompt; tokens after the end of turn have no meaning.
 
         Args:
-            prompts: token ids, at least one a prompt.
-            config: `max_new_tokens`, `eos_token_id` (a list) and `pad_token_id` are read.
-            noise: nothing for greedy answers, or one processor that is given the scores of each step.
+            prompts: token ids, at least one per prompt.
+            config: `max_new_tokens`, `eos_token_id` (a list) and `pad_token_id` are used.
+            noise: empty for greedy answers, else one processor that receives the scores of each step.
 
         Raises:
             torch.OutOfMemoryError: the batch is too large; the engine can be used again after `release`.
         """
 
     def release(self) -> None:
-        """Give back memory that is kept from batch to batch."""
+        """Free the memory that is kept between batches."""
+
+
+class Plain:
+    """The engine `transformers`: left-pads a batch and calls `model.generate`."""
+
+    name = "transformers"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def kind(self, rows: int) -> str:  # noqa: ARG002 -- the same for all batches
+        """See `Engine`."""
+        return self.name
+
+    def answer(
+        self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
+    ) -> list[list[int]]:
+        """See `Engine`."""
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), config.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        output = self.model.generate(
+            input_ids=ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            generation_config=config,
+            logits_processor=list(noise),
+        )
+        new: list[list[int]] = output[:, width:].tolist()
+        return new
+
+    def release(self) -> None:
+        """Nothing is kept."""

@@ -4,19 +4,21 @@ A step of a 3B model starts about 1,200 kernels that take microseconds each. Sta
 times as long as the GPU needs; a CUDA graph starts all of them at once (pytorch.org/docs, "CUDA Graphs").
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from tometune.evaluation.engines.base import UnsupportedError
-from tometune.evaluation.engines.capture import captured
+from tometune.evaluation.engines.compiled import CompiledParts
 from tometune.evaluation.engines.decoder import Choose, Decoder, slots_for
-from tometune.evaluation.engines.fused import SmallParts
 from tometune.evaluation.engines.ragged import RaggedCache, ragged_attention
 
-LOOK_EVERY = 16
-"""Steps between two looks at whether all rows have ended: each look waits for the GPU."""
+log = logging.getLogger(__name__)
+
+CHECK_EVERY = 16
+"""Steps between two checks whether all rows have ended; each check waits for the GPU."""
 
 SLOTS = 1024
 """The cache grows by this many tokens."""
@@ -28,26 +30,26 @@ class CudaGraph:
     name = "cuda_graph"
 
     def __init__(self, model: PreTrainedModel, longest_row: int, capture: bool = True, compiles: bool = False) -> None:
-        """Take a causal language model, with or without an adapter, as it is.
+        """Prepare for a causal language model, with or without an adapter; its weights are not changed.
 
         Args:
             model: in eval mode whenever this engine answers.
-            longest_row: tokens of a prompt and its answer, at most.
+            longest_row: maximum number of tokens of a prompt and its answer.
             capture: False runs the same steps without graphs, on any device.
-            compiles: whether parts of the model are compiled for many rows.
+            compiles: whether parts of the model are compiled for large batches.
         """
         self.model, self.longest_row, self.capture = model, longest_row, capture
-        self._parts = SmallParts(model, compiles)
+        self._parts = CompiledParts(model, compiles)
         self._cache: RaggedCache | None = None
         self._decoders: dict[tuple[int, ...], Decoder] = {}
         self._steps: dict[tuple[int, ...], Callable[[], None]] = {}
 
     def kind(self, rows: int) -> str:
-        """Return the name, and whether so many rows use compiled parts; see `Engine`."""
-        return f"{self.name}, compiled" if self._parts.serve(_slots(rows)) else self.name
+        """See `Engine`."""
+        return f"{self.name}, compiled" if self._parts.used_for(_power_of_two(rows)) else self.name
 
     def probe(self) -> None:
-        """Try a step and a prompt, without a graph.
+        """Try a prompt and a step, without a graph.
 
         Raises:
             UnsupportedError: this engine cannot run the model.
@@ -64,7 +66,7 @@ class CudaGraph:
     def answer(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
     ) -> list[list[int]]:
-        """Generate for one batch; see `Engine`."""
+        """See `Engine`."""
         choose = _noisy(noise[0], len(prompts)) if noise else _greedy
         with torch.no_grad(), ragged_attention(self.model):
             decoder, step = self._prepared(prompts, config, bool(noise))
@@ -72,7 +74,7 @@ class CudaGraph:
                 decoder.start(prompts, config.max_new_tokens, choose)
             done = 1
             while done < config.max_new_tokens:
-                if done % LOOK_EVERY == 0 and bool(decoder.ended.all()):
+                if done % CHECK_EVERY == 0 and bool(decoder.ended.all()):
                     break
                 step()
                 if noise:
@@ -82,7 +84,7 @@ class CudaGraph:
             return new
 
     def release(self) -> None:
-        """Drop the cache and the graphs over it."""
+        """Drop the cache and the graphs that use it."""
         self._steps.clear()
         self._decoders.clear()
         self._cache = None
@@ -92,18 +94,18 @@ class CudaGraph:
     def _prepared(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noisy: bool
     ) -> tuple[Decoder, Callable[[], None]]:
-        """Return a decoder that is large enough and what runs a step of it, new ones if need be.
+        """Return a decoder that is large enough and a function that runs one step of it; both are reused.
 
-        With noise, which comes from the CPU, a step goes only as far as the logits.
+        With noise, which comes from the CPU, a step ends with the logits.
         """
         need = slots_for(prompts, config.max_new_tokens)
         if self._cache is None or self._cache.slots < need:
             self.release()
             self._cache = self._new_cache(-(-need // SLOTS) * SLOTS)
-        rows = _slots(len(prompts))
-        key = (rows, config.pad_token_id, *sorted(config.eos_token_id))
+        rows = _power_of_two(len(prompts))
+        stops, pad = config.eos_token_id, config.pad_token_id
+        key = (rows, pad, *sorted(stops))
         if key not in self._decoders:
-            stops, pad = config.eos_token_id, config.pad_token_id
             self._decoders[key] = Decoder(self.model, self._cache, rows, self.longest_row, stops, pad)
         decoder = self._decoders[key]
         if (noisy, *key) not in self._steps:
@@ -117,17 +119,58 @@ class CudaGraph:
         return decoder, self._steps[noisy, *key]
 
     def _new_cache(self, slots: int) -> RaggedCache:
-        """Return an empty cache for this model."""
         return RaggedCache(self.model.config.get_text_config().num_hidden_layers, slots)
 
 
-def _slots(rows: int) -> int:
-    """Return the power of two that so many rows are answered in."""
+def captured(run: Callable[[], None], decoder: Decoder, parts: CompiledParts) -> Callable[[], None]:
+    """Capture a step of idle rows, with compiled parts for many rows; if that fails, warn and do without them."""
+    while True:
+        compiled = parts.used_for(decoder.rows)
+        try:
+            with parts.compiled(decoder.rows):
+                return _graph_of(run, decoder)
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            failed = f"a step of {decoder.rows} rows cannot be captured"
+            if not compiled:
+                log.warning("cuda_graph: %s (%s); it runs kernel by kernel, which is slower", failed, reason)
+                return run
+            log.warning("cuda_graph: %s with compiled parts (%s); continuing without them, slower", failed, reason)
+            parts.works = False
+
+
+def _graph_of(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
+    """Return a function that replays a step.
+
+    Raises:
+        RuntimeError: the step cannot be captured, or a part cannot be compiled.
+    """
+    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):  # libraries allocate their workspaces now, not in the graph
+            for _ in range(2):
+                decoder.idle()
+                run()
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a tracker's threads may use the GPU
+            run()
+    finally:
+        torch.cuda.set_stream(current)  # a failed capture leaves its own stream active
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+def _power_of_two(rows: int) -> int:
+    """Return the number of rows that a batch is decoded in."""
     return 1 << (rows - 1).bit_length()
 
 
 def _greedy(logits: torch.Tensor) -> torch.Tensor:
-    """Return the logits as they are."""
     return logits
 
 

@@ -1,4 +1,4 @@
-"""One batch of rows that decode in step, with everything that a step needs in tensors that stay where they are."""
+"""One batch of rows that decode together; all state of a step is in tensors at fixed addresses, as graphs need."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,14 +10,14 @@ from tometune.evaluation.engines.base import UnsupportedError
 from tometune.evaluation.engines.ragged import Layout, RaggedCache
 
 PREFILL_TOKENS = 16_384
-"""Prompt tokens in one forward pass, at least one whole prompt: more is no faster and takes memory."""
+"""Prompt tokens per forward pass, at least one whole prompt; more is not faster and takes memory."""
 
 Choose = Callable[[Tensor], Tensor]
-"""Turns logits [rows, vocabulary] into scores of the same shape, of which the largest is taken."""
+"""Turns logits [rows, vocabulary] into scores of the same shape; the largest one is the next token."""
 
 
 class Decoder:
-    """R rows in a cache of S slots. Rows without a prompt idle at slot 0, which belongs to nobody."""
+    """R rows in a cache of S slots. Rows without a prompt use slot 0, which belongs to no row."""
 
     def __init__(
         self, model: PreTrainedModel, cache: RaggedCache, rows: int, longest_row: int, stops: Sequence[int], pad: int
@@ -26,14 +26,14 @@ class Decoder:
 
         Args:
             model: a causal language model in eval mode, attending by `ragged_attention`.
-            cache: for all tokens of all rows together, and the idle slot.
-            rows: answered at once.
-            longest_row: tokens of a prompt and its answer, at most.
+            cache: holds the tokens of all rows, and slot 0.
+            rows: batch size.
+            longest_row: maximum number of tokens of a prompt and its answer.
             stops: tokens that end an answer.
             pad: token that follows the end.
 
         Raises:
-            UnsupportedError: the model does not attend as it was told to.
+            UnsupportedError: the model does not call `ragged_attention`.
         """
         self.model, self.cache, self.rows, self.pad = model, cache, rows, pad
         device = model.device
@@ -53,15 +53,17 @@ class Decoder:
         )
         self.logits = self._forward(self.token, self.position, self.layout, None)
         if self.layout.calls != len(cache.layers):
-            raise UnsupportedError(f"{self.layout.calls} of its {len(cache.layers)} layers attend as they were told to")
+            raise UnsupportedError(
+                f"only {self.layout.calls} of its {len(cache.layers)} layers use the given attention"
+            )
 
     def start(self, prompts: Sequence[list[int]], steps: int, choose: Choose) -> None:
         """Read the prompts and choose the first token of each answer.
 
         Args:
             prompts: at most `rows`; see `slots_for`.
-            steps: tokens of an answer, at most.
-            choose: of logits whose first rows are the prompts'.
+            steps: maximum tokens per answer.
+            choose: chooses from logits whose first rows belong to the prompts.
 
         Raises:
             ValueError: the prompts do not fit into the cache, or one is too long.
@@ -86,7 +88,7 @@ class Decoder:
         self.logits.copy_(self._forward(self.token, self.position, self.layout, None))
 
     def advance(self, choose: Choose) -> None:
-        """Take each row's next token from `logits`, and move on the rows that have not ended."""
+        """Choose each row's next token from `logits`, and advance the rows that have not ended."""
         token = choose(self.logits).argmax(dim=-1)
         token = torch.where(self.ended, self.pad, token)
         self.answers.index_copy_(0, self.step_number, token[None])
@@ -99,7 +101,7 @@ class Decoder:
         self.layout.used += moves
 
     def idle(self) -> None:
-        """Leave every row without a prompt."""
+        """Reset every row to having no prompt."""
         self.token.fill_(self.pad)
         self.ended.fill_(True)
         self.answers.fill_(self.pad)
@@ -108,7 +110,7 @@ class Decoder:
         self.layout.used.fill_(1)
 
     def _prefill(self, prompts: Sequence[list[int]], begins: Tensor) -> Tensor:
-        """Read whole prompts, none padded; returns the logits after each."""
+        """Read whole prompts without padding; returns the logits after each of them."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         ends = torch.cumsum(lengths, 0)
         position = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
@@ -140,12 +142,12 @@ class Decoder:
 
 
 def slots_for(prompts: Sequence[list[int]], steps: int) -> int:
-    """Return how many slots the prompts and their answers take, with the idle one."""
+    """Return the number of slots for the prompts and their answers, including slot 0."""
     return 1 + sum(map(len, prompts)) + len(prompts) * steps
 
 
 def _chunks(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut rows into ranges of at most PREFILL_TOKENS, or one row."""
+    """Split rows into ranges of at most PREFILL_TOKENS, or of one row."""
     ranges, first, tokens = [], 0, 0
     for row, length in enumerate(lengths):
         if row > first and tokens + length > PREFILL_TOKENS:

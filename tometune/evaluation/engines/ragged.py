@@ -1,12 +1,12 @@
-"""Attention and cache without padding: the tokens of all rows in one sequence, each row with slots of its own.
+"""Attention and cache without padding: the tokens of all rows form one sequence, and each row has its own slots.
 
-A forward pass is given N tokens of several rows as one sequence [1, N]. Linear layers do not care which row a token is
-of; the two places that do are here. The cache keeps a slot a token, the slots of a row side by side; attention runs
-FlashAttention-2's kernel for sequences of varying length (Dao 2023, arXiv:2307.08691), which torch brings along, from
-each row's tokens to that row's slots. It takes grouped heads as they are and reads no slot that is not in use, where
-transformers' sdpa copies every key and value once a query head, padding included.
+A forward pass receives N tokens of several rows as one sequence [1, N]. Linear layers treat each token separately; only
+the cache and attention must know the rows. The cache has one slot per token, and the slots of a row are contiguous.
+Attention runs FlashAttention-2's kernel for sequences of varying length (Dao 2023, arXiv:2307.08691), which is part of
+torch, from each row's tokens to that row's slots. It needs no copies for grouped heads and reads no unused slot, while
+transformers' sdpa copies every key and value once per query head, padding included.
 
-Where positions lie is in tensors and not in Python numbers, so that a captured CUDA graph can go on by itself.
+Positions are in tensors and not in Python numbers, so that a captured CUDA graph can advance them.
 """
 
 from collections.abc import Iterator
@@ -23,15 +23,19 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from tometune.evaluation.engines.base import UnsupportedError
 
 NAME = "tometune_ragged"
-"""Under which transformers knows the attention function. No mask function goes with it: none is needed."""
+"""Name of the attention function in transformers. It has no mask function, because it needs no mask."""
+
+
+KERNEL = "_flash_attention_forward"
+"""Private torch operator for the attention; another torch version may not have it."""
 
 
 @dataclass
 class Layout:
-    """Where the N tokens of one forward pass belong, of R rows."""
+    """Slots of the N tokens of one forward pass over R rows."""
 
     slots: Tensor
-    """[N] int64: the slot of each token in the cache."""
+    """[N] int64: slot of each token in the cache."""
 
     first: Tensor
     """[R + 1] int32: each row's first token in this pass, and N."""
@@ -40,20 +44,20 @@ class Layout:
     """[R + 1] int32: each row's first slot; the last entry is not read."""
 
     used: Tensor
-    """[R] int32: slots of each row that are in use, those of this pass included."""
+    """[R] int32: number of used slots of each row, including this pass."""
 
     longest_query: int
     """Largest number of tokens of a row in this pass."""
 
     longest_row: int
-    """No row uses more slots than this."""
+    """Upper bound of the slots used by a row."""
 
     calls: int = 0
-    """How often attention ran: once a layer, unless the model goes its own way."""
+    """Number of calls of `attend`: one per layer, unless the model uses other attention."""
 
 
 class RaggedLayer(CacheLayerMixin):
-    """Keys and values of one layer, [slots, heads, head_dim], allocated with the first ones."""
+    """Keys and values of one layer, [slots, heads, head_dim], allocated on first use."""
 
     def __init__(self, slots: int) -> None:
         super().__init__()
@@ -61,14 +65,14 @@ class RaggedLayer(CacheLayerMixin):
         self.layout: Layout | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate; zeros, since what is never written must not be a NaN."""
+        """Allocate zeros, because slots that are never written must not be NaN."""
         _, heads, _, size = key_states.shape
         self.keys = key_states.new_zeros(self.slots, heads, size)
         self.values = value_states.new_zeros(self.slots, heads, value_states.shape[-1])
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write [1, heads, N, head_dim] to the layout's slots; returns all slots, [1, heads, slots, head_dim]."""
+        """Write [1, heads, N, head_dim] to the layout's slots and return all slots, [1, heads, slots, head_dim]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.layout is not None
@@ -77,11 +81,11 @@ class RaggedLayer(CacheLayerMixin):
         return self.keys.transpose(0, 1)[None], self.values.transpose(0, 1)[None]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 -- transformers' signature
-        """Return the length and offset that a mask would have."""
+        """Return the length and offset of a mask."""
         return self.slots, 0
 
     def get_seq_length(self) -> int:
-        """Return 0: rows differ, and positions are always given."""
+        """Return 0: lengths differ by row, and positions are always given."""
         return 0
 
     def get_max_length(self) -> int:
@@ -90,15 +94,15 @@ class RaggedLayer(CacheLayerMixin):
 
 
 class RaggedCache(Cache):
-    """The layers of a model, all of which follow the same layout."""
+    """The layers of a model, which share one layout."""
 
     def __init__(self, layers: int, slots: int) -> None:
-        """Make room for `slots` tokens, of all rows together, in each of the layers."""
+        """Prepare `slots` slots, for the tokens of all rows, in each layer."""
         super().__init__(layers=[RaggedLayer(slots) for _ in range(layers)])
         self.slots = slots
 
     def follow(self, layout: Layout) -> None:
-        """Set where the next tokens go."""
+        """Set the layout of the next forward pass."""
         for layer in self.layers:
             layer.layout = layout
 
@@ -122,17 +126,17 @@ def attend(
         value: likewise.
         attention_mask: must be None.
         scaling: of the scores; None is 1 / sqrt(head_dim).
-        layout: what the model was called with.
-        other: of these only what stands for plain attention is accepted.
+        layout: keyword argument of the model's call.
+        other: anything but plain attention is rejected.
 
     Returns:
         [1, N, heads, head_dim], and None for the weights.
 
     Raises:
-        UnsupportedError: the model wants attention of another kind, or the device has no kernel for it.
+        UnsupportedError: the model needs another kind of attention, or the kernel does not support its shapes.
     """
     if layout is None or attention_mask is not None:
-        raise UnsupportedError("its layers do not hand on what attention is called with")
+        raise UnsupportedError("its layers do not pass on keyword arguments to attention")
     odd = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if other.get(name) is not None]
     if odd:
         raise UnsupportedError(f"its attention has {', '.join(odd)}")
@@ -143,16 +147,13 @@ def attend(
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """Attend by torch's own kernel: [N, heads, size] over [slots, key heads, size]; `seqused_k` ends each row."""
+    """Attend with torch's kernel: [N, heads, size] over [slots, key heads, size]; `seqused_k` limits each row."""
     if query.dtype not in (torch.bfloat16, torch.float16) or query.dtype != key.dtype:
-        raise UnsupportedError(
-            f"its attention runs in {query.dtype}, and the kernel takes 16 bits".replace("torch.", "")
-        )
+        dtype = str(query.dtype).removeprefix("torch.")
+        raise UnsupportedError(f"its attention runs in {dtype}, and the kernel needs 16 bits")
     if query.shape[-1] % 8 or query.shape[-1] > 256:
-        raise UnsupportedError(
-            f"its heads have {query.shape[-1]} numbers, and the kernel takes multiples of 8 up to 256"
-        )
-    found = torch.ops.aten._flash_attention_forward(
+        raise UnsupportedError(f"its head size is {query.shape[-1]}, and the kernel needs a multiple of 8 up to 256")
+    found = getattr(torch.ops.aten, KERNEL)(
         *(query, key, value, layout.first, layout.start, layout.longest_query, layout.longest_row),
         *(0.0, layout.longest_query > 1, False),  # dropout, causal, debug mask
         scale=scaling,
@@ -163,13 +164,13 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: f
 
 
 def _reference(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """Attend row by row, the same in plain torch; for devices without the kernel."""
+    """Attend row by row in plain torch, for devices without the kernel."""
     first, start, used = layout.first.tolist(), layout.start.tolist(), layout.used.tolist()
     rows = []
     for row, length in enumerate(used):
         q = query[first[row] : first[row + 1]].transpose(0, 1)[None]
         k, v = (states[start[row] : start[row] + length].transpose(0, 1)[None] for states in (key, value))
-        causal = q.shape[2] > 1  # then these are all of the row's tokens
+        causal = q.shape[2] > 1  # a prompt: these are all tokens of the row
         out = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling, enable_gqa=True)
         rows.append(out[0].transpose(0, 1))
     return torch.cat(rows)
@@ -177,7 +178,7 @@ def _reference(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scalin
 
 @contextmanager
 def ragged_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let the model attend by `attend` for a while."""
+    """Let the model use `attend` in the body."""
     AttentionInterface.register(NAME, attend)
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)

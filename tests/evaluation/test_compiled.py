@@ -1,4 +1,4 @@
-"""Compiled parts compute what the model does, one compilation serves all layers, and nothing of it stays."""
+"""Compiled parts give the model's results, one compilation serves all layers, and nothing stays compiled."""
 
 import sys
 from types import SimpleNamespace
@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tometune.evaluation.engines import capture
+from tometune.evaluation.engines import cuda_graph
+from tometune.evaluation.engines.compiled import ROTARY, CompiledParts
 from tometune.evaluation.engines.cuda_graph import CudaGraph
-from tometune.evaluation.engines.fused import ROTARY, SmallParts
 from tometune.evaluation.generation import greedy
 from tometune.models.lora_rounding import round_once
 
@@ -27,7 +27,7 @@ def llama(layers, hidden=64, **more):
     return LlamaForCausalLM(config).eval().bfloat16()
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_one_compilation_serves_all_layers_and_lengths(adapted):
     torch._dynamo.reset()
     model, rotary = llama(3, hidden=96), vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY]
@@ -36,7 +36,7 @@ def test_one_compilation_serves_all_layers_and_lengths(adapted):
         model = get_peft_model(model, lora)
         round_once(model)
     before = counters["stats"]["unique_graphs"]
-    parts = SmallParts(model)
+    parts = CompiledParts(model)
     for rows in (100, 200):
         ids = torch.randint(0, 400, (1, rows))
         with torch.no_grad():
@@ -50,16 +50,16 @@ def test_one_compilation_serves_all_layers_and_lengths(adapted):
     assert not any(part._compiled_call_impl for part in model.modules())
 
 
-def test_few_rows_are_not_worth_it():
+def test_few_rows_do_not_use_them():
     model = llama(1)
     for rows, works in ((32, True), (999, False)):
-        parts = SmallParts(model)
+        parts = CompiledParts(model)
         parts.works = works
         with parts.compiled(rows):
             assert not any(part._compiled_call_impl for part in model.modules())
 
 
-def test_scores_are_kept_with_what_was_compiled():
+def test_the_recorded_engine_includes_compiling():
     engine = CudaGraph(llama(1), 100, capture=False, compiles=True)
     assert [engine.kind(rows) for rows in (32, 33)] == ["cuda_graph", "cuda_graph, compiled"]
     engine._parts.works = False
@@ -68,27 +68,27 @@ def test_scores_are_kept_with_what_was_compiled():
 
 def test_where_compiling_fails_a_step_is_captured_without(monkeypatch, caplog):
     """And the engine does not try again; where it cannot be captured at all, the step itself is returned."""
-    broken, parts = [RuntimeError("no compiler\nmore"), None, RuntimeError("")], SmallParts(llama(1))
+    broken, parts = [RuntimeError("no compiler\nmore"), None, RuntimeError("")], CompiledParts(llama(1))
 
     def graph_of(run, decoder):
         if error := broken.pop(0):
             raise error
         return "captured"
 
-    monkeypatch.setattr(capture, "_graph_of", graph_of)
+    monkeypatch.setattr(cuda_graph, "_graph_of", graph_of)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     decoder = SimpleNamespace(rows=64)
-    assert capture.captured(None, decoder, parts) == "captured"
+    assert cuda_graph.captured(None, decoder, parts) == "captured"
     assert not parts.works
-    assert capture.captured("run", decoder, parts) == "run"
+    assert cuda_graph.captured("run", decoder, parts) == "run"
     assert [record.getMessage() for record in caplog.records] == [
         "cuda_graph: a step of 64 rows cannot be captured with compiled parts (no compiler); "
-        "it runs without them, slower",
-        "cuda_graph: a step of 64 rows cannot be captured (RuntimeError); it runs kernel by kernel, slower",
+        "continuing without them, slower",
+        "cuda_graph: a step of 64 rows cannot be captured (RuntimeError); it runs kernel by kernel, which is slower",
     ]
     broken[:] = [torch.OutOfMemoryError("full")]
     with pytest.raises(torch.OutOfMemoryError):
-        capture.captured("run", decoder, SmallParts(llama(1)))
+        cuda_graph.captured("run", decoder, CompiledParts(llama(1)))
 
 
 @pytest.mark.gpu

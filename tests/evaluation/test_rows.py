@@ -10,7 +10,8 @@ import pytest
 from tests.hub import Hub
 from tometune.common.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
-from tometune.evaluation.sources import fingerprint, read_rows
+from tometune.evaluation.rows import collect, reach, read_rows, render
+from tometune.evaluation.tasks import fingerprint
 
 GOOD = '{"input": "a", "references": ["b"]}'
 
@@ -30,7 +31,7 @@ def test_missing_file_empty_folder_and_empty_file(tmp_path, jsonl):
         read_rows("eval.tasks.t", jsonl([]))
 
 
-def test_files_of_the_other_kinds_are_read_as_for_training(tmp_path):
+def test_other_file_formats_are_read_as_for_training(tmp_path):
     rows = [{"input": "a", "references": ["b"]}, {"input": "c", "references": ["d"]}]
     (tmp_path / "array.json").write_text(json.dumps(rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
@@ -68,7 +69,7 @@ HUB = """
 import json, sys
 from tometune.common.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
-from tometune.evaluation.sources import read_rows
+from tometune.evaluation.rows import read_rows
 settings = json.loads(sys.argv[1])
 try:
     rows = read_rows("eval.tasks.t", TaskConfig(kind=TaskKind.hub, **settings))
@@ -92,7 +93,7 @@ def load(hub: Hub, run_python, tmp_path):
 
 
 def test_hub_dataset_and_what_can_be_wrong_with_it(hub, load):
-    """The layout of the hub's own parquet copies, as of `data_to_text`: one folder a split, other files beside."""
+    """The layout of the hub's own parquet copies, as for `data_to_text`: one folder per split, with other files."""
     for split, text in (("train", "no"), ("test", "yes")):
         folder = hub.root / "datasets" / "user" / "facts" / "default" / split
         folder.mkdir(parents=True)
@@ -108,9 +109,76 @@ def test_hub_dataset_and_what_can_be_wrong_with_it(hub, load):
     assert "scripts are no longer supported" in load(id="user/scripted")
 
 
-def test_a_hub_out_of_reach_is_told_at_once(run_python, tmp_path):
-    """In one line, without the client's retries: 23 s and a dozen lines."""
+def test_an_unreachable_hub_is_reported_at_once(run_python, tmp_path):
+    """In one line, without the client's retries, which take 23 s and print a dozen lines."""
     settings = '{"id": "user/facts", "revision": "' + "a" * 40 + '"}'
     done = run_python("-c", HUB, settings, timeout=60)
     assert done.stdout.startswith("UserError eval.tasks.t.id=user/facts: the model hub cannot be reached")
     assert "Retry" not in done.stderr
+
+
+ROW = {
+    "input": "What?",
+    "context": None,
+    "facts": ["a", "b"],
+    "number": 3,
+    "broken": "a\ud800b",
+    "answers": {"text": ["x", "y"], "start": [1, 2]},
+    "instances": [{"output": "one"}, {"output": "two"}],
+    "messages": [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "Bye"},
+        {"role": "assistant", "content": "Bye."},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{input}", "What?"),
+        ("{context}\n\n{input}\n", "What?"),
+        ("{facts} {number}", "a, b 3"),
+        ("{{input}} {input}", "{input} What?"),
+        ("{answers.text}", "x, y"),
+        ("{broken}", "a?b"),
+    ],
+)
+def test_render(template, expected):
+    assert render(template, ROW, "k", "o") == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("answers.text", ["x", "y"]),
+        ("instances.output", ["one", "two"]),
+        ("messages.assistant", ["Hi."]),
+        ("messages.content", ["Be kind.", "Hello", "Hi.", "Bye", "Bye."]),
+        ("context", []),
+    ],
+)
+def test_reach(path, expected):
+    assert list(reach(ROW, path)) == expected
+
+
+def test_an_unknown_field_is_reported_with_the_nearest_and_all():
+    message = r"^eval\.tasks\.t\.prompt: f\.jsonl:7 has no field 'imput'; did you mean input\? \(fields: input, context"
+    with pytest.raises(UserError, match=message):
+        render("{imput}", ROW, "eval.tasks.t.prompt", "f.jsonl:7")
+    with pytest.raises(UserError, match=r"no field 'txt'; did you mean text\? \(fields: text, start\)"):
+        collect(["answers.txt"], ROW, "k", "o")
+
+
+@pytest.mark.parametrize("template", ["{input", "input}", "{}", "{input!r}", "{number:03d}"])
+def test_malformed_templates(template):
+    with pytest.raises(UserError, match=r"^k: "):
+        render(template, ROW, "k", "o")
+
+
+def test_references_are_distinct_and_not_empty():
+    assert collect(["r", "s"], {"r": [" a ", "", "b", "a"], "s": "c"}, "k", "o") == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"^k: f:3 has no reference with any text"):
+        collect(["r"], {"r": [" ", None]}, "k", "f:3")

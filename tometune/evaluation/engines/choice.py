@@ -1,0 +1,152 @@
+"""Decisions that depend on the machine and the model: which engine answers, and how many prompts at a time.
+
+The engine is checked before anything is loaded, so this module imports torch late.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tometune.common.errors import UserError
+from tometune.config.eval import EngineKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tometune.evaluation.engines.base import Engine
+
+log = logging.getLogger(__name__)
+
+CAPABILITY = (8, 0)
+"""Compute capability that the attention kernel of `cuda_graph` needs."""
+
+MOST_ROWS = 256
+"""Larger batches are hardly faster: the matrix products are large enough."""
+
+CPU_ROWS = 16
+"""Batch size without a GPU."""
+
+SHARE = 0.9
+"""Usable share of the free memory; the rest is for fragments and libraries' workspaces."""
+
+BUFFERS = 8
+"""Tensors as wide as the widest layer that a forward pass holds at once; measured peaks are lower."""
+
+
+def check_engine(wanted: EngineKind, must_compile: bool = False) -> None:
+    """Check that this machine can run an engine that was asked for explicitly.
+
+    Raises:
+        UserError: `eval.engine=cuda_graph` or `eval.compile=true` is not possible here.
+    """
+    if (wanted is EngineKind.cuda_graph or must_compile) and (reason := missing_for_cuda_graph()):
+        if wanted is EngineKind.cuda_graph:
+            raise UserError(f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers")
+        raise UserError(f"eval.compile=true: {reason}; set eval.compile=auto")
+
+
+def missing_for_cuda_graph() -> str | None:
+    """Return what this machine lacks for the engine `cuda_graph`, as a clause, or None."""
+    import torch
+
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return "no NVIDIA GPU found"
+    found = torch.cuda.get_device_capability()
+    if found < CAPABILITY:
+        return f"the GPU's compute capability is {found[0]}.{found[1]}, and the attention kernel needs 8.0"
+    from tometune.evaluation.engines.ragged import KERNEL
+
+    if not hasattr(torch.ops.aten, KERNEL):
+        return f"torch {torch.__version__} does not have the attention kernel aten::{KERNEL}"
+    return None
+
+
+@contextmanager
+def engine_for(
+    wanted: EngineKind, model: PreTrainedModel, longest_row: int, compiles: bool = False
+) -> Iterator[Engine]:
+    """Yield the engine for a model and release it afterwards; the log says which one it is and why.
+
+    Args:
+        wanted: `eval.engine`.
+        model: a causal language model in eval mode, with or without an adapter.
+        longest_row: maximum number of tokens of a prompt and its answer.
+        compiles: whether `cuda_graph` compiles parts of the model.
+
+    Raises:
+        UserError: the engine that was asked for explicitly cannot run this model here.
+    """
+    from tometune.evaluation.engines.base import Plain, UnsupportedError
+
+    check_engine(wanted)
+    engine: Engine = Plain(model)
+    if wanted is not EngineKind.transformers:
+        reason = missing_for_cuda_graph()
+        if not reason:
+            from tometune.evaluation.engines.cuda_graph import CudaGraph
+
+            graph = CudaGraph(model, longest_row, compiles=compiles)
+            try:
+                graph.probe()
+                engine = graph
+                log.info("eval.engine=%s: using cuda_graph%s", wanted, ", compiled" if compiles else "")
+            except UnsupportedError as error:
+                reason = f"it cannot run this model: {error}"
+        if reason and wanted is EngineKind.cuda_graph:
+            raise UserError(f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers")
+        if reason:
+            log.info("eval.engine=auto: using transformers (%s)", reason)
+    try:
+        yield engine
+    finally:
+        engine.release()
+
+
+def rows_that_fit(
+    model: PreTrainedModel, prompt_tokens: int, new_tokens: int, padded: bool, prefill_tokens: int
+) -> int:
+    """Return a batch size: a power of two, at most MOST_ROWS.
+
+    The free memory differs a little between runs; rounding to a power of two gives the same batch size each time.
+
+    Args:
+        model: in eval mode, on the device where it generates.
+        prompt_tokens: maximum tokens of a prompt.
+        new_tokens: maximum tokens of an answer.
+        padded: whether all rows are padded to the longest and read in one forward pass.
+        prefill_tokens: otherwise, the prompt tokens per forward pass.
+    """
+    import torch
+    from torch import nn
+
+    if model.device.type != "cuda":
+        return CPU_ROWS
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(model.device)
+    text_config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
+    widest = max((module.out_features for module in linear), default=text_config.vocab_size)
+    activations = BUFFERS * widest * model.dtype.itemsize  # bytes per token
+    row = _cache_bytes(model) * (prompt_tokens + new_tokens)
+    row += 12 * text_config.vocab_size  # logits in 16 bits and twice in 32
+    row += activations * prompt_tokens if padded else 0
+    shared = 0 if padded else activations * max(prefill_tokens, prompt_tokens)
+    fit = max(1, int((SHARE * free - shared) // row))
+    rows = min(MOST_ROWS, 1 << (fit.bit_length() - 1))
+    log.info("%d prompts per batch: %.1f GB are free, and a row takes up to %.3f GB", rows, free / 1e9, row / 1e9)
+    return rows
+
+
+def _cache_bytes(model: PreTrainedModel) -> int:
+    """Return the bytes of keys and values per token, measured on one token."""
+    import torch
+
+    with torch.no_grad():
+        token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        cache = model(input_ids=token, use_cache=True).past_key_values
+    found: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    return found
