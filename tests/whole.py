@@ -59,7 +59,9 @@ class ForkServer:
         """Tell whether these arguments can run in a fork: libraries read the hub's address and HF_* when imported."""
         fixed = {name: value for name, value in env.items() if name.startswith("HF_") and name != "HF_HOME"}
         ours = {name: value for name, value in self.env.items() if name.startswith("HF_") and name != "HF_HOME"}
-        return len(arguments) > 1 and arguments[0] == "-m" and arguments[1].startswith("tometune.") and fixed == ours
+        verb = len(arguments) > 1 and arguments[0] == "-m" and arguments[1].startswith("tometune.")
+        gpu = Path("/dev/nvidiactl").exists()  # CUDA does not survive a fork
+        return verb and fixed == ours and not gpu
 
     def run(
         self,
