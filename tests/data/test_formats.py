@@ -99,7 +99,7 @@ TURN = st.dictionaries(NAMES, JSON | st.sampled_from(list(ROLES)), max_size=4)
 ROW = st.dictionaries(NAMES | st.text(max_size=3), JSON | st.lists(JSON | TURN, max_size=3), max_size=5)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(rows=st.lists(ROW, max_size=4), requested=st.sampled_from(RowFormat))
 def test_any_rows_are_read_or_rejected(rows, requested):
     """Rows become turns with a known role and text, or one of the two errors is raised; nothing else happens."""

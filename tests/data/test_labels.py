@@ -58,7 +58,7 @@ def test_an_answer_that_is_part_of_the_end_of_turn(text: str) -> None:
 
 
 @both
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.lists(TEXTS, min_size=2, max_size=6), min_size=1, max_size=5), system=st.none() | TEXTS)
 def test_decoded_labels_are_the_answers(name: str, rows: list[list[str]], system: str | None) -> None:
     end, encoder = TOKENIZERS[name][1], _encoder(name)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -40,9 +41,8 @@ class Encoder:
         self.template = template
         self._backend = without_truncation(template.tokenizer.backend_tokenizer)
         self._backend.encode_special_tokens = False
-        self._plain = Tokenizer.from_str(self._backend.to_str())
-        self._plain.encode_special_tokens = True
-        self._controls = {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        self._plain = _plain_copy(self._backend.to_str())
+        self.controls = {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
 
     def encode(self, rendered: list[Rendered]) -> list[Encoded]:
         """Return token ids and trained tokens, not truncated."""
@@ -81,8 +81,13 @@ class Encoder:
         """Return a text after encoding and decoding it."""
         return self.decode(self._plain.encode(text, add_special_tokens=False).ids)
 
-    def count_controls(self, ids: list[int]) -> int:
-        return sum(number in self._controls for number in ids)
+
+@lru_cache(1)
+def _plain_copy(backend: str) -> Tokenizer:
+    """Return a copy that encodes control tokens as plain text; parsing a large vocabulary takes seconds."""
+    copy = Tokenizer.from_str(backend)
+    copy.encode_special_tokens = True
+    return copy
 
 
 def _trained_tokens(encoding: Any, row: Rendered) -> list[tuple[int, int]] | None:
