@@ -55,22 +55,16 @@ def _key_order(source: Standardised) -> np.ndarray:
 
 
 class Scorer(Protocol):
-    """A model that scores texts."""
+    """A model that scores texts, float32; higher is better. The fingerprint identifies it."""
 
     @property
-    def fingerprint(self) -> str:
-        """What identifies the model."""
+    def fingerprint(self) -> str: ...
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the score of each text, float32; higher is better."""
+    def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 def scores_of(source: Standardised, config: ScorerConfig, scorer: Scorer | None, cache: Path) -> np.ndarray:
-    """Return the score of every row of the pool, shape (rows), float32; higher is better.
-
-    Raises:
-        UserError: the rows have no score of their own, or the model is missing.
-    """
+    """Return the score of every row, shape (rows), float32; higher is better, -inf for rows without a score."""
     if config.kind is ScorerKind.heuristic:
         return feature(source, "heuristic", cache)
     if config.kind is ScorerKind.column:

@@ -61,11 +61,10 @@ class Mix:
     @property
     def examples(self) -> dict[str, list[dict[str, Any]]]:
         """A few dropped rows of both parts by reason."""
-        examples: dict[str, list[dict[str, Any]]] = {}
-        for part in self.parts.values():
-            for reason, rows in part.examples.items():
-                examples.setdefault(reason, []).extend(rows)
-        return examples
+        reasons = dict.fromkeys(reason for part in self.parts.values() for reason in part.examples)
+        return {
+            reason: [row for part in self.parts.values() for row in part.examples.get(reason, ())] for reason in reasons
+        }
 
     def manifest(self) -> dict[str, Any]:
         """Return the content of mix.json: everything but the texts."""

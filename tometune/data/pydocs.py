@@ -51,5 +51,5 @@ def fingerprint() -> str:
 
 @cache
 def _lines() -> list[Row]:
-    """Return the lines of the file after the first, which says what it was made from."""
+    # The first line tells what the file was made from.
     return [json.loads(line) for line in gzip.decompress(FILE.read_bytes()).splitlines()[1:]]

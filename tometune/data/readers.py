@@ -36,11 +36,7 @@ class Batch:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The rows as Python objects.
-
-        Raises:
-            UserError: a line is not a JSON object in UTF-8.
-        """
+        """The rows as Python objects; a `UserError` names a line that is not a JSON object in UTF-8."""
         if not isinstance(self.content, list):
             return _arrow_rows(self.content)
         if not self.lines:
