@@ -44,7 +44,7 @@ def ours(source: Standardised, texts: EvaluationTexts, folder: Path) -> set[int]
     listed = folder / "texts.txt"
     listed.write_text("\n".join(texts.owners), encoding="utf-8")
     work = partial(search, rows=source.folder / "rows.arrow", texts=listed)
-    return {int(row) for hits in in_order(work, range(0, len(source.rows), ROWS)) for row in hits[:, 0]}
+    return {row for hits in in_order(work, range(0, len(source.rows), ROWS)) for row, *_ in hits}
 
 
 def timed(name: str, count: int, find: Callable[[], set[int]]) -> set[int]:

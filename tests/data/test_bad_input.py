@@ -1,16 +1,12 @@
-"""What is wrong with real files: one line that says where, or handled and counted."""
+"""Defects of real files: an error of one line that names the place, or a fix that is counted."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.chatml import chatml_tokenizer
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
-from tometune.config.data import DataConfig
-from tometune.data.mix import build_mix
 from tometune.data.standardise import standardise
-from tometune.data.tokens import tokenise
 
 
 def write_parquet(path, rows, **options):
@@ -26,7 +22,7 @@ def error_of(path, cache):
     return str(caught.value)
 
 
-def test_shards_of_differing_schema_are_each_read_as_they_are(tmp_path):
+def test_shards_may_differ_in_schema(tmp_path):
     shards = tmp_path / "shards"
     write_parquet(shards / "a.parquet", [conversation(1, source="a", score=1.0)])
     write_parquet(shards / "b.parquet", [conversation(2, dataset="b")])
@@ -40,8 +36,9 @@ def test_shards_of_differing_schema_are_each_read_as_they_are(tmp_path):
     assert error.startswith(f"{shards}/e.parquet: no conversation column among text; a row needs")
 
 
+@pytest.mark.nightly
 def test_a_row_of_20_mb(tmp_path):
-    long = conversation("word " * 4_000_000)
+    long = conversation("word " * 4_000_000)  # longer than `BATCH_BYTES`
     rows = [conversation(1), long, conversation(2)]
     one = standardise(files(write_parquet(tmp_path / "x.parquet", rows)), "data.pool", tmp_path / "cache")
     other = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "data.pool", tmp_path / "cache")
@@ -49,15 +46,8 @@ def test_a_row_of_20_mb(tmp_path):
     assert len(one.rows[1]["messages"][0]["content"]) > 20_000_000
 
 
-def test_a_long_row_is_cut_when_it_is_tokenised(tmp_path):
-    rows = [conversation("word " * 200_000), conversation(1)]
-    mix = build_mix(DataConfig(rows=2, base=files(write_jsonl(tmp_path / "x.jsonl", rows))), 0, tmp_path / "cache")
-    counts = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache").counts
-    assert (counts.rows, counts.truncated, counts.without_labels) == (2, 1, 1)
-
-
 @pytest.mark.parametrize("damage", ["cut", "middle"])
-def test_a_parquet_file_that_is_not_whole(tmp_path, damage):
+def test_an_incomplete_parquet_file(tmp_path, damage):
     file = write_parquet(tmp_path / "x.parquet", [conversation(n) for n in range(20_000)], row_group_size=2_000)
     content = file.read_bytes()
     half = len(content) // 2
@@ -66,22 +56,15 @@ def test_a_parquet_file_that_is_not_whole(tmp_path, damage):
     assert list((tmp_path / "cache" / "sources").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([{"conversations": "text"}], "the conversation is of type str; make it a list of turns"),
-        ([{"conversations": 3}] * 3_000, "the conversation is of type int; make it a list of turns"),
-        ([{"conversations": [{"from": "human", "value": 7}]}], "a turn's text is of type int; make it text"),
-    ],
-)
-def test_another_type_half_way(tmp_path, rows, message):
-    """In other processes than the first batches; the line is right all the same."""
+def test_a_row_of_another_type_in_the_middle_of_a_file(tmp_path):
+    """A worker process reads it; the error still has the right line."""
     good = [conversation(n) for n in range(17_000)]
-    file = write_jsonl(tmp_path / "x.jsonl", [*good, *rows, *good[:2_000]])
+    file = write_jsonl(tmp_path / "x.jsonl", [*good, {"conversations": 3}, *good[:2_000]])
+    message = "the conversation is of type int; make it a list of turns"
     assert error_of(file, tmp_path / "cache") == f"{file}, line 17001: {message}"
 
 
-def test_bytes_that_are_no_text_in_parquet(tmp_path):
+def test_parquet_text_that_is_not_utf8(tmp_path):
     texts = pa.array([b"q", b"a\xff", b"q", b"b"]).view(pa.string())
     turns = pa.StructArray.from_arrays([pa.array(["human", "gpt"] * 2), texts], names=["from", "value"])
     labels = pa.array([b"d\xfe", b"d"]).view(pa.string())

@@ -1,6 +1,5 @@
 """Contamination: normalised words, planted copies, stock phrases, the cache, mixes."""
 
-import doctest
 import random
 import string
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import Contamination, DataConfig
-from tometune.data import ngrams, parallel, preview
+from tometune.data import ngrams, parallel
 from tometune.data.contamination import COMMON, STRETCH, EvaluationTexts, of_mix, overlaps
 from tometune.data.mix import build_mix
 from tometune.data.ngrams import LENGTH, Index, fold
@@ -37,13 +36,8 @@ def found_in(tmp_path: Path) -> FoundIn:
 
     def find(rows: Sequence[str | list[str]], texts: Sequence[Text]) -> set[tuple[int, str, str]]:
         turns = [[row, "fine"] if isinstance(row, str) else row for row in rows]
-        source = files(
-            write_jsonl(
-                tmp_path / "rows.jsonl",
-                [{"conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}]} for a, b in turns],
-            )
-        )
-        made = standardise(source, "data.base", tmp_path / "cache")
+        file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": a, "completion": b} for a, b in turns])
+        made = standardise(files(file), "data.base", tmp_path / "cache")
         assert len(made.rows) == len(rows)
         found = overlaps(made, EvaluationTexts(texts), tmp_path / "cache")
         return {(overlap["row"], overlap["task"], overlap["example"]) for overlap in found}
@@ -51,20 +45,11 @@ def found_in(tmp_path: Path) -> FoundIn:
     return find
 
 
-def test_doctests() -> None:
-    assert doctest.testmod(ngrams) == (0, 1)
-
-
 @given(st.lists(st.text(st.sampled_from(string.printable), max_size=80), max_size=6))
 @settings(max_examples=100, deadline=None)
 def test_ascii_words_are_those_of_the_harness(texts: list[str]) -> None:
     assert [fold(text) for text in texts] == [text.lower().translate(DELETE).split() for text in texts]
-
-
-@given(st.text(max_size=40))
-@settings(max_examples=100, deadline=None)
-def test_words_of_words_are_the_same(text: str) -> None:
-    assert fold(" ".join(fold(text))) == fold(text)
+    assert [fold(" ".join(fold(text))) for text in texts] == list(map(fold, texts))
 
 
 @pytest.mark.parametrize(
@@ -82,12 +67,10 @@ def test_folding_beyond_ascii(text: str, same: str) -> None:
     assert " ".join(fold(text)) == same
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_index_finds_what_a_plain_search_finds(seed: int) -> None:
-    """With so few different words that sequences abound."""
-    random_ = random.Random(seed)
-    vocabulary = ["alpha", "b", "extraordinarily-antidisestablishmentarian", "Ünïcode"]
-    made = [fold(" ".join(random_.choices(vocabulary[seed : seed + 2], k=random_.randrange(60)))) for _ in range(300)]
+def test_the_index_agrees_with_a_plain_search() -> None:
+    """There are so few different words that sequences abound."""
+    random_ = random.Random(0)
+    made = [random_.choices("ab", k=random_.randrange(60)) for _ in range(300)]
     texts = [words for words in made[:40] if len(words) >= 8]
     index = Index(texts)
     wanted = {tuple(words[start:][:LENGTH]) for words in texts for start in range(max(len(words) - LENGTH, 0) + 1)}
@@ -112,13 +95,10 @@ def test_a_collision_of_hashes_is_no_overlap(monkeypatch: pytest.MonkeyPatch) ->
 
 def noisy(random_: random.Random, words: Sequence[str]) -> str:
     """The same words in other case, with other punctuation and white space."""
-    made = []
-    for word in words:
-        word = random_.choice(
-            [word, word.upper(), word.capitalize(), f"({word})", f"{word},", f"“{word}”", f"*{word}*"]
-        )
-        made.append(word + random_.choice([" ", "  ", "\n", "\t", "\u00a0", " — "]))
-    return "".join(made)
+    forms = ("{}", "({})", "{},", "“{}”", "*{}*")
+    ends = (" ", "  ", "\n", "\t", "\u00a0", " — ")
+    words = [random_.choice([word, word.upper()]) for word in words]
+    return "".join(random_.choice(forms).format(word) + random_.choice(ends) for word in words)
 
 
 @pytest.mark.parametrize("alone", [parallel.ALONE, 0], ids=["in this process", "in workers"])
@@ -161,7 +141,7 @@ def test_stock_phrases_are_no_overlap(found_in: FoundIn) -> None:
     assert len(found_in(many[:COMMON], alone)) == COMMON, "so few rows make no stock phrase"
 
 
-def test_many_copies_are_not_taken_for_stock_phrases(found_in: FoundIn) -> None:
+def test_many_copies_are_no_stock_phrases(found_in: FoundIn) -> None:
     random_ = random.Random(2)
     short, long = sentence(random_, 15, "e"), sentence(random_, 120, "f")
     copies = [f"{sentence(random_, 5)} {short} {sentence(random_, 5)}" for _ in range(40)]
@@ -171,7 +151,7 @@ def test_many_copies_are_not_taken_for_stock_phrases(found_in: FoundIn) -> None:
     assert found == {(row, "a", str(row // 40)) for row in range(80)}
 
 
-def test_a_paragraph_of_many_questions_and_references_that_are_alike(found_in: FoundIn) -> None:
+def test_a_text_of_several_examples_overlaps_with_each(found_in: FoundIn) -> None:
     random_ = random.Random(3)
     paragraph, reference = sentence(random_, 40, "p"), sentence(random_, 14, "r")
     texts = [("qa", str(n), paragraph) for n in range(9)]
@@ -191,15 +171,11 @@ def test_short_texts_are_looked_for_as_a_whole_or_counted(found_in: FoundIn) -> 
     assert EvaluationTexts(texts).too_short == {"t": 2}
 
 
-def test_a_text_of_a_megabyte_an_empty_evaluation_and_odd_bytes(found_in: FoundIn) -> None:
-    random_ = random.Random(4)
-    huge = sentence(random_, 130_000, "h")
-    assert len(huge) > 1_000_000
-    middle = " ".join(huge.split()[70_000 : 70_000 + LENGTH])
-    assert found_in([f"x {middle} y", "a\x01" * 50, huge, "a\x00b"], [("t", "0", huge)]) == {
-        (0, "t", "0"),
-        (2, "t", "0"),
-    }
+def test_a_long_text_an_empty_evaluation_and_odd_bytes(found_in: FoundIn) -> None:
+    long = sentence(random.Random(4), 20_000, "h")
+    middle = " ".join(long.split()[7_000 : 7_000 + LENGTH])
+    found = found_in([f"x {middle} y", "a\x01" * 50, long, "a\x00b"], [("t", "0", long)])
+    assert found == {(0, "t", "0"), (2, "t", "0")}
     assert found_in(["anything at all"], []) == set()
 
 
@@ -213,7 +189,7 @@ def row(number: int, copied: bool = False, **columns: Any) -> dict[str, Any]:
     return made
 
 
-def config(tmp_path: Path, contamination: Contamination, rows: int = 12, base_rows: int | None = 6) -> DataConfig:
+def config(tmp_path: Path, contamination: Contamination, rows: int, base_rows: int | None = 6) -> DataConfig:
     base = [row(number, copied=number in (1, 4), source="alpha") for number in range(10)]
     pool = [row(number, copied=number % 5 == 0, dataset="beta") for number in range(20, 60)]
     return DataConfig(
@@ -229,7 +205,7 @@ def copied(mix: Any) -> int:
     return sum("ELEVEN" in entry["messages"][0]["content"] for entry in mix.dataset)
 
 
-def test_drop_draws_from_the_others(tmp_path: Path) -> None:
+def test_drop_leaves_the_other_rows(tmp_path: Path) -> None:
     texts = EvaluationTexts(TEXTS)
     cache = tmp_path / "cache"
     kept = build_mix(config(tmp_path, Contamination.report, rows=46), 0, cache)
@@ -247,13 +223,8 @@ def test_drop_draws_from_the_others(tmp_path: Path) -> None:
         build_mix(config(tmp_path, Contamination.drop, rows=39), 0, cache, texts=texts)
     with pytest.raises(UserError, match=r"has 8 usable .* data\.contamination=drop: 2\); set data\.base\.rows=8"):
         build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=9), 0, cache, texts=texts)
-    steps = {name: number for (_, name), number in preview._steps(mix.facts["pool"]).items()}
-    assert steps["− shares words with the evaluation"] == 8
-    assert steps["usable"] - 8 == steps["left to draw from"], "none of them went for another reason"
     whole = build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=None), 0, cache, texts=texts)
     assert whole.facts["base"]["rows"] == 8, "all that are left"
-    with pytest.raises(ValueError, match="needs the evaluation texts"):
-        build_mix(config(tmp_path, Contamination.drop), 0, cache)
 
 
 def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(tmp_path: Path, caplog: Any) -> None:
@@ -268,17 +239,16 @@ def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(tmp_path: P
         found = {
             name: overlaps(standardise(source, f"data.{name}", cache), texts, cache) for name, source in sources.items()
         }
-        told = of_mix(mix.row_ids, found, texts)
-        assert told.overlapping == copied(mix) == sum(told.counts["qa"].values())
-        assert told.counts["qa"]["alpha"] == 2
-        assert told.touched == {"qa": 1}
-        assert list(told.examples.items()) == [("qa", 1), ("other", 1)], "in the order of the tasks"
-        assert told.shown[0]["shared"] == TEXTS[0][2]
-        assert told.shown[0]["words"] == 14
+        counted = of_mix(mix.row_ids, found, texts)
+        assert counted.overlapping == copied(mix) == sum(counted.counts["qa"].values())
+        assert counted.counts["qa"]["alpha"] == 2
+        assert counted.touched == {"qa": 1}
+        assert list(counted.examples.items()) == [("qa", 1), ("other", 1)], "in the order of the tasks"
+        assert (counted.shown[0]["shared"], counted.shown[0]["words"]) == (TEXTS[0][2], 14)
     assert len([record for record in caplog.records if "searched for evaluation texts" in record.message]) == 2
 
 
-def test_repeats_in_a_base_are_counted_each_and_make_no_stock_phrase(tmp_path: Path) -> None:
+def test_each_repeat_in_a_base_counts_but_makes_no_stock_phrase(tmp_path: Path) -> None:
     rows = [row(0, copied=True, source="alpha")] * 30
     rows[0]["conversations"][0]["value"] = rows[0]["conversations"][0]["value"].replace("ZERO ", "")
     data = DataConfig(name="test", rows=30, base=files(write_jsonl(tmp_path / "base.jsonl", rows), rows=30))

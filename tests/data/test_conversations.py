@@ -46,7 +46,7 @@ TURNS = st.lists(
 
 
 @given(TURNS)
-def test_what_is_left_can_be_rendered_and_trained_on(turns):
+def test_fixed_conversations_can_be_rendered_and_trained_on(turns):
     fixed, reasons = fix_conversation(turns)
     roles = [role for role, _ in fixed]
     assert bool(fixed) != ("no_assistant_turn" in reasons)

@@ -1,5 +1,6 @@
-"""Properties of mixes with weights, caps, filters, ranks and near-duplicates on, whatever the data."""
+"""Properties of mixes with weights, caps, filters, ranks and near-duplicates, for any data."""
 
+import json
 import os
 import random
 import tempfile
@@ -38,7 +39,7 @@ CAPS = st.sampled_from([{}, {"a": 5}, {"b": 1, "c-3.2": 3}])
 
 
 def most(mix):
-    """Return the largest mix there is, by what the error of a larger one proposes."""
+    """Return the rows of the largest possible mix, which the error for a larger one proposes."""
     with pytest.raises(UserError) as caught:
         mix(10_000)
     return int(str(caught.value).rpartition("data.rows=")[2])
@@ -56,7 +57,9 @@ def most(mix):
     least=st.sampled_from([None, 1.0]),
     share=st.floats(0, 1),
 )
-def test_nested_disjoint_exact_and_free_of_files(base, pool, seed, weights, caps, order, threshold, least, share):
+def test_mixes_are_nested_disjoint_exact_and_independent_of_file_layout(
+    base, pool, seed, weights, caps, order, threshold, least, share
+):
     pool = [*pool, *(row(1000 + number, source, 3.0) for number, source in enumerate(SOURCES))]  # all sources are there
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -87,6 +90,9 @@ def test_nested_disjoint_exact_and_free_of_files(base, pool, seed, weights, caps
         assert mix(largest, "three").sources == large.sources
         added = [row_id.partition(":")[2] for row_id in large.row_ids[len(base) :]]
         assert len(set(added)) == len(added)
+        if not (weights or caps or threshold or least):
+            distinct = [{json.dumps(row["conversations"]) for row in rows} for rows in (base, pool)]
+            assert len(added) == len(distinct[1] - distinct[0])
         assert not set(added) & {row_id.partition(":")[2][:32] for row_id in large.row_ids[: len(base)]}
         counts = Counter(large.dataset["source"][len(base) :])
         for source, weight in weights.items():
@@ -94,9 +100,8 @@ def test_nested_disjoint_exact_and_free_of_files(base, pool, seed, weights, caps
         assert all(counts[source] <= cap for source, cap in caps.items())
 
 
-def test_any_number_of_cores(tmp_path, monkeypatch):
-    """Two processes or one; in pieces of a few rows, so that there is enough to share out."""
-    monkeypatch.setattr("tometune.data.readers.BATCH", 50)
+def test_the_number_of_cores_does_not_change_a_mix(tmp_path, monkeypatch):
+    monkeypatch.setattr("tometune.data.readers.BATCH", 50)  # enough batches for several processes
     pool = [row(number, SOURCES[number % 3], 1.0) for number in range(2000)]
     write_jsonl(tmp_path / "pool.jsonl", [*pool, {"conversations": []}])
     write_jsonl(tmp_path / "base.jsonl", pool[::40])
@@ -143,39 +148,13 @@ def test_weights_are_shares_of_the_added_rows(mix_of, tmp_path):
     assert sources(126, weights={"c-3.2": 0.4})["c-3.2"] == 50
 
 
-def test_the_best_rows_are_added(tmp_path):
-    pool = [row(number * 10, "p", score=number % 50) for number in range(100)]
-    config = DataConfig(
-        rows=11,
-        base=files(write_jsonl(tmp_path / "base.jsonl", [row(5000, "base")])),
-        pool=files(write_jsonl(tmp_path / "pool.jsonl", pool), order=PoolOrder.best),
-        scorer=ScorerConfig(kind=ScorerKind.column),
-    )
-    one, other = (build_mix(config, seed, tmp_path / "cache") for seed in (0, 1))
-    assert one.row_ids == other.row_ids  # no draw in it
-    answers = {int(messages[1]["content"].split()[1]) % 50 for messages in one.dataset["messages"][1:]}
-    assert answers == {45, 46, 47, 48, 49}
-
-
-def _ends_itself(item):
+def _exit_at_one_item(item):
     if item == parallel.ALONE + 3:
         os._exit(9)
     return item
 
 
-def test_a_process_that_is_killed_is_told_of(monkeypatch):
+def test_a_killed_worker_is_reported(monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     with pytest.raises(parallel.WorkerDiedError, match="one of 2 worker processes was killed"):
-        list(parallel.in_order(_ends_itself, range(30)))
-
-
-@pytest.mark.parametrize("pool", [[row(10, "a")] * 30, [row(10, "a"), row(20, "b")]])
-def test_a_pool_of_nothing_but_repeats(tmp_path, pool):
-    base = [row(10, "a"), row(20, "a")]
-    config = DataConfig(
-        rows=4,
-        base=files(write_jsonl(tmp_path / "base.jsonl", base)),
-        pool=files(write_jsonl(tmp_path / "pool.jsonl", pool)),
-    )
-    with pytest.raises(UserError, match=r"data\.pool: 0 usable rows of \d+ \(in the base: \d+, .*or set data\.rows=2$"):
-        build_mix(config, 0, tmp_path / "cache")
+        list(parallel.in_order(_exit_at_one_item, range(30)))

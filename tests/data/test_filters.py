@@ -24,7 +24,7 @@ BASE = (chat("base", "base"),)
 
 @pytest.fixture
 def pool_of(tmp_path):
-    """Return a function that filters a pool and gives back what is left, the counts and the examples."""
+    """Return a function that builds a mix over a filtered pool."""
 
     def build(rows, base=BASE, take=None, tokenizer=None, order=PoolOrder.random, **options):
         config = DataConfig(
@@ -53,7 +53,7 @@ def pool_of(tmp_path):
         ({"languages": ["de"]}, chat("a", "ja"), chat("a", PROSE), "language"),
     ],
 )  # fmt: skip
-def test_a_filter_keeps_counts_and_shows(pool_of, filters, kept, dropped, reason):
+def test_a_filter_counts_dropped_rows_and_keeps_examples(pool_of, filters, kept, dropped, reason):
     kept, dropped = kept | {"dataset": "good"}, dropped | {"dataset": "bad"}
     mix = pool_of([dropped, kept], filters=FiltersConfig(**filters))
     assert mix.facts["pool"]["filtered"] == {reason: {"bad": 1}}
@@ -62,13 +62,11 @@ def test_a_filter_keeps_counts_and_shows(pool_of, filters, kept, dropped, reason
     assert (example["origin"], example["source"]) == ("pool", "bad")
     assert example["messages"][-1]["content"] == dropped["conversations"][-1]["value"]
     assert "examples" not in mix.manifest()
-    with pytest.raises(
-        UserError, match=r"usable rows of 2 \(in the base: 0, repeats: 0, dropped: 0, filtered: 1\), but"
-    ):
+    with pytest.raises(UserError, match=r"usable rows of 2 \(.* dropped: 0, filtered: 1\), but"):
         pool_of([dropped, kept], take=2, filters=FiltersConfig(**filters))
 
 
-def test_a_row_counts_under_the_first_reason_and_the_base_only_if_asked(pool_of):
+def test_a_row_counts_under_its_first_reason_and_the_base_is_filtered_only_if_configured(pool_of):
     rows = [chat("a", "b"), chat("I", "I cannot help with that."), chat("q" * 50, "I cannot help with that.")]
     off = FiltersConfig(min_characters=10, refusals=True)
     mix = pool_of([*rows, chat("q" * 50, "fine")], base=rows, filters=off)
@@ -78,13 +76,13 @@ def test_a_row_counts_under_the_first_reason_and_the_base_only_if_asked(pool_of)
     mix = pool_of([chat("q" * 50, "fine")], base=[*rows, chat("z" * 50, "fine")], take=-2, filters=on)
     assert mix.facts["base"]["filtered"] == {"too_few_characters": {"files": 1}, "refusal": {"files": 2}}
     assert mix.sources == {"files": 2}
-    with pytest.raises(
-        UserError, match=r"data\.base: no row is left .*filtered: too_few_characters 1, refusal 2\); relax"
-    ):
+    origins = [(example["origin"], reason) for reason, found in mix.examples.items() for example in found]
+    assert origins == [("base", "too_few_characters"), *[("base", "refusal")] * 2]
+    with pytest.raises(UserError, match=r"data\.base: no row is left .*too_few_characters 1, refusal 2\); relax"):
         pool_of(rows, base=rows, filters=on)
 
 
-def test_tokens_are_the_models_own(pool_of):
+def test_tokens_are_counted_with_the_tokenizer_of_the_model(pool_of):
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
@@ -95,10 +93,8 @@ def test_tokens_are_the_models_own(pool_of):
         pool_of(rows, filters=FiltersConfig(max_tokens=3))
 
 
-def test_a_score_that_is_not_there(pool_of):
-    with pytest.raises(
-        UserError, match=r"min_score=2: none of the 1 rows from files has a score; name its column with data\.pool"
-    ):
+def test_missing_scores(pool_of):
+    with pytest.raises(UserError, match=r"min_score=2: none of the 1 rows from files has a score; name its column"):
         pool_of([chat("a", "b", score="high")], filters=FiltersConfig(min_score=2))
     with pytest.raises(UserError, match=r"data\.scorer\.kind=column: no row of the pool has a score"):
         pool_of([chat("a", "b")], order=PoolOrder.best, scorer=ScorerConfig(kind=ScorerKind.column))
@@ -110,7 +106,7 @@ def test_a_score_that_is_not_there(pool_of):
         ("As an AI language model, I cannot give medical advice.", True),
         ("I'm sorry, but I can't assist with that request.", True),
         ("I apologize, but I am not able to provide that.", True),
-        ("I cannot fulfil this.", False),
+        ("I cannot fulfil this.", True),
         ("I must decline.", True),
         ("Sorry to hear that! Have you tried turning it off?", False),
         ("Unfortunately I could not book that table.", False),
@@ -120,7 +116,7 @@ def test_a_score_that_is_not_there(pool_of):
 )
 def test_refusals(answer, refuses):
     found = pc.match_substring_regex(pa.array([answer]), features.REFUSAL, ignore_case=True)
-    assert found[0].as_py() is (refuses or answer == "I cannot fulfil this.")
+    assert found[0].as_py() is refuses
 
 
 def test_the_heuristic_prefers_long_varied_finished_answers():
@@ -134,19 +130,17 @@ def near(number, changed=""):
     return chat(f"{PROSE * 3} {number} {changed}", " ".join(f"word{number}x{n}" for n in range(40)))
 
 
-def test_near_duplicates_go_the_base_wins(pool_of):
+def test_near_duplicates_of_the_base_are_dropped(pool_of):
     pool = [near(0, "changed") | {"dataset": "a"}, near(1) | {"dataset": "b"}, near(1, "changed") | {"dataset": "b"}]
     mix = pool_of([*pool, near(2)], base=[near(0)], take=2, near_dedup=NearDedupConfig(threshold=0.8))
     assert mix.facts["pool"]["near_duplicates"] == {"a": 1, "b": 1}
     assert mix.facts["pool"]["eligible"] == 2
     assert {example["source"] for example in mix.examples["near_duplicates"]} == {"a", "b"}
-    with pytest.raises(
-        UserError, match=r"2 usable rows of 4 \(in the base: 0, repeats: 0, dropped: 0, near-duplicates: 2\)"
-    ):
+    with pytest.raises(UserError, match=r"2 usable rows of 4 \(.* dropped: 0, near-duplicates: 2\)"):
         pool_of([*pool, near(2)], base=[near(0)], take=3, near_dedup=NearDedupConfig(threshold=0.8))
 
 
-def test_near_duplicates_within_the_base_only_if_asked(pool_of):
+def test_near_duplicates_within_the_base_are_dropped_only_if_configured(pool_of):
     base = [near(0), near(0, "changed"), near(1)]
     left = pool_of([near(2)], base=base, near_dedup=NearDedupConfig(threshold=0.8))
     assert left.facts["base"]["filtered"] == {}
@@ -156,8 +150,7 @@ def test_near_duplicates_within_the_base_only_if_asked(pool_of):
     assert len(mix.row_ids) == 3
 
 
-def test_each_base_row_counts_though_it_is_near_another_one(pool_of):
-    """One that is near both, or only near a base row that is itself near an earlier one, goes."""
+def test_a_base_row_counts_even_if_it_is_near_another_base_row(pool_of):
     words = [f"w{n}" for n in range(100)]
 
     def changed(count):
@@ -169,7 +162,7 @@ def test_each_base_row_counts_though_it_is_near_another_one(pool_of):
     assert facts["near_duplicates"] == {"files": 1}
 
 
-def test_the_better_one_of_two_near_duplicates_stays(pool_of):
+def test_the_near_duplicate_with_the_best_score_stays(pool_of):
     rows = [near(0, f"changed {n}") | {"score": float(n)} for n in range(6)]
     mix = pool_of(
         [*rows, near(1) | {"score": 0.5}],
@@ -181,16 +174,8 @@ def test_the_better_one_of_two_near_duplicates_stays(pool_of):
     assert "changed 5" in mix.dataset[1]["messages"][0]["content"]
 
 
-def test_examples_are_some_of_each_origin(pool_of):
-    short = [chat("a", str(n)) for n in range(9)]
-    filters = FiltersConfig(base=True, min_characters=5)
-    mix = pool_of([*short, chat("long", "enough")], base=[*short, chat("longer", "enough")], take=-8, filters=filters)
-    origins = [example["origin"] for example in mix.examples["too_few_characters"]]
-    assert (origins.count("base"), origins.count("pool")) == (5, 5)
-
-
 def test_a_classifier_ranks_the_pool(pool_of, tmp_path, caplog):
-    """A real sequence classifier with random weights: its scores decide, once, and are then in the cache."""
+    """A real sequence classifier with random weights scores the rows once; then the cache has the scores."""
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2, "b": 3, "c": 4}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]")

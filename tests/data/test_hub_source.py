@@ -1,8 +1,10 @@
-"""Sources on the hub, through the real client and the hub on localhost, in processes of their own."""
+"""Sources on the hub, through the real client and a hub on localhost."""
 
 import io
 import json
 import random
+import subprocess
+import sys
 from string import ascii_letters
 
 import pyarrow as pa
@@ -10,12 +12,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.conftest import conversation
+from tests.hub import Hub
+from tests.whole import environment
 
 ID = "mlabonne/FineTome-100k"
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n---\n"
 ROWS = [conversation(number, source="infini-instruct-top-500k", score=5.0) for number in range(5)]
 
-CODE = """
+# A process that has imported the libraries once, and answers each request in a fork of itself.
+CLIENT = """
+import json, os, sys
+import datasets, huggingface_hub, tometune.data.standardise
+for line in sys.stdin:
+    code, sys.argv[1:] = json.loads(line)
+    if os.fork() == 0:
+        exec(code)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+STANDARDISE = """
 import json, sys, time
 from pathlib import Path
 from tometune.config.data import SourceConfig
@@ -31,7 +46,7 @@ for options in json.loads(sys.argv[1]):
     except UserError as error:
         answers.append(str(error))
     assert time.monotonic() - began < 20, "a hub that fails must do so at once"
-print(json.dumps(answers))
+Path(sys.argv[3]).write_text(json.dumps(answers))
 """
 
 
@@ -41,16 +56,44 @@ def parquet(rows):
     return buffer.getvalue()
 
 
-@pytest.fixture
-def ask(hub, run_python, tmp_path):
-    """Return a function that standardises sources one after the other and gives back rows or errors."""
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with Hub(tmp_path_factory.mktemp("hub")) as running:
+        yield running
 
-    def run(*sources, cache="cache", **env):
-        done = run_python("-c", CODE, json.dumps(sources), tmp_path / cache, env=hub.env(tmp_path / "hf") | env)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
 
-    return run
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("client")
+
+
+@pytest.fixture(scope="module")
+def env(hub, folder):
+    return environment(folder / "home") | hub.env(folder / "hf")
+
+
+@pytest.fixture(scope="module")
+def run(env):
+    """Return a function that runs code with arguments in a fork of the client and returns the exit status."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", CLIENT], env=env, text=True, **pipes) as process:
+
+        def execute(code, *arguments):
+            print(json.dumps([code, arguments]), file=process.stdin, flush=True)
+            return int(process.stdout.readline())
+
+        yield execute
+
+
+@pytest.fixture(scope="module")
+def ask(run, folder):
+    """Return a function that standardises sources one after the other and returns rows or errors."""
+
+    def standardised(*sources, cache="cache", run=run):
+        assert run(STANDARDISE, json.dumps(sources), str(folder / cache), str(folder / "answer")) == 0
+        return json.loads((folder / "answer").read_text())
+
+    return standardised
 
 
 @pytest.fixture
@@ -58,30 +101,21 @@ def finetome(hub):
     return hub.add_dataset(ID, {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(ROWS)})
 
 
-def test_rows_and_the_cache_without_a_hub(hub, finetome, ask):
-    [(identity, sources, messages)] = ask({"id": ID})
-    assert identity.startswith(f"{ID}@{finetome.commit()}/default/train/")
-    assert sources == ["infini-instruct-top-500k"] * 5
-    assert messages[4][1] == {"role": "assistant", "content": "answer 4"}
-    hub.stop()
-    (error,) = ask({"id": ID})
-    assert "cannot be reached (HF_HUB_OFFLINE=1 uses only the local cache)" in error
-    assert ask({"id": ID}, HF_HUB_OFFLINE="1") == [[identity, sources, messages]]
-    assert ask({"id": ID}, cache="other", HF_HUB_OFFLINE="1") == [[identity, sources, messages]]
-
-
 @pytest.mark.nightly
-def test_a_branch_that_moved_gives_its_new_rows(hub, finetome, ask):
-    [(before, _, old)] = ask({"id": ID})
+def test_a_branch_that_moved_gives_its_new_rows(hub, ask):
+    repository = hub.add_dataset("user/moved", {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(ROWS)})
+    source = {"id": "user/moved"}
+    [(before, _, old)] = ask(source)
     changed = [conversation("new", source="x", score=5.0)]
-    hub.add_dataset(ID, {"data/train-00000-of-00001.parquet": parquet(changed)})
-    [(after, _, new), (again, _, pinned)] = ask({"id": ID}, {"id": ID, "revision": finetome.commit()})
+    hub.add_dataset("user/moved", {"data/train-00000-of-00001.parquet": parquet(changed)})
+    [(after, _, new), (again, _, pinned)] = ask(source, {**source, "revision": repository.commit()})
     assert (len(old), len(new)) == (5, 1)
     assert before != after == again
     assert pinned == new
 
 
-def test_what_can_be_wrong_is_told_apart(hub, finetome, ask):
+@pytest.mark.usefixtures("finetome")
+def test_each_error_names_its_cause(hub, ask):
     hub.add_dataset("user/gated", {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(ROWS)})
     hub.gated.add("user/gated")
     hub.add_dataset("user/broken", {"README.md": CARD, "data/train-00000-of-00001.parquet": b"PAR1 not parquet"})
@@ -129,7 +163,7 @@ standardise(SourceConfig(id="user/pool"), "data.pool", Path(sys.argv[1]))
 """
 
 
-def test_a_download_that_broke_goes_on_where_it_was(hub, ask, run_python, tmp_path):
+def test_an_interrupted_download_resumes(hub, ask, run, folder):
     """A connection that breaks in the middle of a shard costs no byte twice; a killed program, no finished shard."""
     letters = random.Random(0)
     rows = [conversation("".join(letters.choices(ascii_letters, k=650)), dataset="d") for _ in range(3000)]
@@ -138,15 +172,32 @@ def test_a_download_that_broke_goes_on_where_it_was(hub, ask, run_python, tmp_pa
     hub.add_dataset("user/pool", {"README.md": CARD, **shards})
 
     def fetched():
-        asked = [request for request in hub.requests if "/train-" in request.path and request.method == "GET"]
+        gets = [request for request in hub.requests if "/train-" in request.path and request.method == "GET"]
         hub.requests.clear()
-        return [(int(request.path.split("/train-")[1][:5]), request.status) for request in asked]
+        return [(int(request.path.split("/train-")[1][:5]), request.status) for request in gets]
 
+    fetched()
     hub.cut_after = 700_000
-    killed = run_python("-c", KILLED, tmp_path / "cache", env=hub.env(tmp_path / "hf"))
-    assert killed.returncode == 9, killed.stderr
+    assert run(KILLED, str(folder / "cache")) == 9
     assert fetched()[:2] == [(0, 200), (0, 206)]
     hub.cut_after = None
     [(_, sources, _)] = ask({"id": "user/pool"})
     assert len(sources) == 3000
     assert fetched() == [(1, 200)]
+
+
+def test_cached_rows_need_no_hub(hub, finetome, ask, env):
+    """The last test of this module, because it stops the hub."""
+    [(identity, sources, messages)] = ask({"id": ID})
+    assert identity.startswith(f"{ID}@{finetome.commit()}/default/train/")
+    assert sources == ["infini-instruct-top-500k"] * 5
+    assert messages[4][1] == {"role": "assistant", "content": "answer 4"}
+    hub.stop()
+    (error,) = ask({"id": ID})
+    assert "cannot be reached (HF_HUB_OFFLINE=1 uses only the local cache)" in error
+
+    def offline(code, *arguments):  # libraries read the variable when they are imported
+        return subprocess.call([sys.executable, "-c", code, *arguments], env=env | {"HF_HUB_OFFLINE": "1"})
+
+    # A cache without the standardised rows: they are made again from the files of the hub's client.
+    assert ask({"id": ID}, cache="other", run=offline) == [[identity, sources, messages]]

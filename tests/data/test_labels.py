@@ -1,6 +1,7 @@
-"""The labels are the answers, whatever is in them; where they are not, it is noticed."""
+"""Labels decode to the answers, for any text; wrong labels are found."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,24 +16,8 @@ from tometune.data.labels import verify
 from tometune.data.template import Template
 from tometune.data.tokens import tokenise
 
-WORDS = [
-    "a",
-    "_",
-    ">",
-    "b c",
-    " ",
-    "\n",
-    "\n\n",
-    "é",
-    "e\u0301",
-    "漢",
-    "😀",
-    "👩‍👩‍👧",
-    "12",
-    "<|im_end|>",
-    "<|eot_id|>",
-]
-PARTS = st.sampled_from(WORDS)
+WORDS = ["a", "_", ">", "b c", " ", "\n", "\n\n", "é", "e\u0301", "漢", "😀", "👩‍👩‍👧", "12"]
+PARTS = st.sampled_from([*WORDS, "<|im_end|>", "<|eot_id|>"])
 TEXTS = st.lists(PARTS | st.characters(exclude_categories=["Cs"]), max_size=8).map("".join)
 
 
@@ -44,10 +29,9 @@ def test_a_normalising_tokenizer_passes_the_check(tmp_path: Path) -> None:
 
 
 def test_wrong_labels_are_found() -> None:
-    template = Template(chatml_tokenizer())
-    encoder = Encoder(template)
+    encoder = _encoder("chatml")
     messages = turns("hi", "hello you", "hi", "again")
-    row = template.render([messages])[0]
+    row = encoder.template.render([messages])[0]
     ids, places = encoder.encode([row])[0]
     verify(encoder, messages, row, (ids, places), "base:7")
     (a, b), (c, d) = places
@@ -60,11 +44,10 @@ def test_wrong_labels_are_found() -> None:
 
 
 @pytest.mark.parametrize("text", ["_", ">", "<|im_end|>", "im_end"])
-def test_a_text_that_is_part_of_the_end_of_turn_is_told_from_it(text: str) -> None:
-    template = Template(chatml_tokenizer())
-    encoder = Encoder(template)
+def test_an_answer_that_is_part_of_the_end_of_turn(text: str) -> None:
+    encoder = _encoder("chatml")
     messages = turns("hi", text)
-    row = template.render([messages])[0]
+    row = encoder.template.render([messages])[0]
     encoded = encoder.encode([row])[0]
     verify(encoder, messages, row, encoded, "row")
     (start, end), (first, last) = encoded[1][0], row.spans[0]
@@ -75,7 +58,7 @@ def test_a_text_that_is_part_of_the_end_of_turn_is_told_from_it(text: str) -> No
 
 
 @both
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.lists(TEXTS, min_size=2, max_size=6), min_size=1, max_size=5), system=st.none() | TEXTS)
 def test_decoded_labels_are_the_answers(name: str, rows: list[list[str]], system: str | None) -> None:
     end, encoder = TOKENIZERS[name][1], _encoder(name)
@@ -88,10 +71,6 @@ def test_decoded_labels_are_the_answers(name: str, rows: list[list[str]], system
         verify(encoder, messages, row, (ids, places), "row")
 
 
-_ENCODERS: dict[str, Encoder] = {}
-
-
+@cache
 def _encoder(name: str) -> Encoder:
-    if name not in _ENCODERS:
-        _ENCODERS[name] = Encoder(Template(TOKENIZERS[name][0]()))
-    return _ENCODERS[name]
+    return Encoder(Template(TOKENIZERS[name][0]()))

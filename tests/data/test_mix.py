@@ -1,7 +1,6 @@
 import json
 import random
 import tempfile
-from collections import Counter
 from hashlib import blake2b, sha256
 from pathlib import Path
 from zlib import crc32
@@ -18,13 +17,15 @@ from tometune.data.mix import build_mix
 
 BASE = [conversation(number, source="b") for number in range(10)]
 POOL = [conversation(number, dataset="p") for number in range(5, 45)]
+NO_TURNS = [{"conversations": []}]
+TOO_SMALL = "the base has 10 usable rows of 10 (dropped: none)"
 
 
 def first_words(mix):
     return [messages[0]["content"] for messages in mix.dataset["messages"]]
 
 
-def test_the_whole_base_then_the_pools_own(mix_of):
+def test_a_mix_is_the_whole_base_and_rows_of_the_pool(mix_of):
     mix = mix_of(BASE, POOL, 30)
     words = first_words(mix)
     assert sorted(words[:10]) == [f"question {number}" for number in range(10)]
@@ -52,7 +53,7 @@ def test_a_base_keeps_the_rows_that_repeat_each_other(mix_of):
     assert mix.row_ids[1] == f"{mix.row_ids[0]}-2"
 
 
-def test_seeds(mix_of):
+def test_the_same_seed_gives_the_same_mix(mix_of):
     one, again, other = (mix_of(BASE, POOL, 20, seed=seed) for seed in (1, 1, 2))
     assert one.row_ids == again.row_ids
     assert one.digest == again.digest != other.digest
@@ -70,7 +71,7 @@ def test_the_draw_is_pinned(mix_of):
     assert mix.digest == "8adc9454fffc6f65724d"  # numpy may change its streams; this would tell
 
 
-def test_a_smaller_base_by_a_seeded_draw(mix_of):
+def test_a_smaller_base_is_drawn_with_the_seed(mix_of):
     mix = mix_of(BASE, POOL, 12, base_rows=4)
     other = mix_of(list(reversed(BASE)), POOL, 12, base_rows=4)
     assert mix.row_ids == other.row_ids
@@ -95,43 +96,14 @@ def test_manifest(mix_of):
     [
         (BASE, POOL, 60, None, "data.pool: 35 usable rows of 40 (in the base: 5, repeats: 0, dropped: 0), but "),
         (BASE, BASE, 11, None, "data.pool: 0 usable rows of 10 (in the base: 10,"),
-        (
-            BASE,
-            [],
-            11,
-            None,
-            "data.pool.path={folder}/pool.jsonl: is empty; name a source that holds",
-        ),
-        (
-            BASE,
-            [{"conversations": []}],
-            11,
-            None,
-            "data.pool: 0 usable rows of 1 (in the base: 0, repeats: 0, dropped: 1)",
-        ),
-        (
-            BASE,
-            None,
-            11,
-            None,
-            "data.rows=11: the base has 10 rows and there is no pool for the other 1; set data.pool",
-        ),
+        (BASE, BASE[:1] * 30, 12, None, "data.pool: 0 usable rows of 30 (in the base: 30, repeats: 29,"),
+        (BASE, [], 11, None, "data.pool.path={folder}/pool.jsonl: is empty; name a source that holds"),
+        (BASE, NO_TURNS, 11, None, "data.pool: 0 usable rows of 1 (in the base: 0, repeats: 0, dropped: 1)"),
+        (BASE, None, 11, None, "data.rows=11: the base has 10 rows and there is no pool for the other 1; set data.p"),
         (BASE, POOL, 9, None, "data.rows=9: is less than the base's 10; set data.base.rows=9"),
-        (
-            BASE,
-            POOL,
-            30,
-            20,
-            "data.base.rows=20: the base has 10 usable rows of 10 (dropped: none); set data.base.rows=10",
-        ),
-        (BASE, None, 20, 20, "data.base.rows=20: the base has 10 usable rows of 10 (dropped: none); set data.rows=10"),
-        (
-            [{"conversations": []}],
-            None,
-            1,
-            None,
-            "data.base: none of its 1 row is usable (dropped: no_assistant_turn 1); a row needs a user turn",
-        ),
+        (BASE, POOL, 30, 20, f"data.base.rows=20: {TOO_SMALL}; set data.base.rows=10"),
+        (BASE, None, 20, 20, f"data.base.rows=20: {TOO_SMALL}; set data.rows=10"),
+        (NO_TURNS, None, 1, None, "data.base: none of its 1 row is usable (dropped: no_assistant_turn 1); a row needs"),
         ([], None, 1, None, "data.base.path={folder}/base.jsonl: is empty; name a source that holds"),
     ],
 )
@@ -142,54 +114,13 @@ def test_too_few_rows(mix_of, tmp_path, base, pool, rows, base_rows, message):
     assert "\n" not in str(caught.value)
 
 
-def test_rows_of_the_pool_are_not_set_twice(tmp_path):
-    pool = files(write_jsonl(tmp_path / "pool.jsonl", POOL), rows=20)
-    config = DataConfig(rows=30, base=files(write_jsonl(tmp_path / "base.jsonl", BASE)), pool=pool)
-    with pytest.raises(UserError, match=r"data\.pool\.rows=20: is ignored, .* set data\.pool\.rows=null"):
-        build_mix(config, 0, tmp_path / "cache")
-
-
-NUMBERS = st.lists(st.integers(0, 60), min_size=1, max_size=60)
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(base=NUMBERS, pool=NUMBERS, seed=st.integers(0, 2**32 - 1), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)))
-def test_nested_disjoint_exact_and_free_of_the_files_order(base, pool, seed, shares):
-    """For one seed a smaller mix is the beginning of a larger one, and no text of the pool is in it twice."""
-    eligible = len(set(pool) - set(base))
-    sizes = [len(base) + round(share * eligible) for share in sorted(shares)]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source = files(write_jsonl(folder / "base.jsonl", map(conversation, base)))
-        write_jsonl(folder / "pool" / "all.jsonl", map(conversation, pool))
-        shuffled = random.Random(seed).sample(pool, len(pool))
-        for part in range(3):
-            write_jsonl(folder / "parts" / f"{part}.jsonl", map(conversation, shuffled[part::3]))
-
-        def mix(rows, pool_folder="pool"):
-            config = DataConfig(rows=rows, base=source, pool=files(folder / pool_folder))
-            return build_mix(config, seed, folder / "cache")
-
-        small, large = mix(sizes[0]), mix(sizes[1])
-        assert [len(small.dataset), len(large.dataset)] == sizes
-        assert large.row_ids[: sizes[0]] == small.row_ids
-        assert len(set(large.row_ids)) == sizes[1]
-        added = [int(word.split()[1]) for word in first_words(large)[len(base) :]]
-        assert not set(added) & set(base)
-        assert max(Counter(added).values(), default=1) == 1
-        assert set(added) <= set(pool)
-        assert mix(sizes[1], "parts").row_ids == large.row_ids
-        with pytest.raises(UserError, match=f"{eligible} usable rows of {len(pool)} "):
-            mix(len(base) + eligible + 1)
-
-
 LIKE = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["", " ", "\n"]), st.sampled_from("ab")), min_size=1)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(base=LIKE, pool=LIKE, seed=st.integers(0, 99))
-def test_rows_that_share_a_text_are_told_apart_whatever_the_files(base, pool, seed):
-    """The texts themselves, in their order, letter by letter: of base and pool spread over files in another order."""
+def test_rows_with_the_same_text_are_chosen_independently_of_file_layout(base, pool, seed):
+    """The exact texts in their order are equal, however base and pool are spread over files."""
     rows = [[conversation(f"{number}{end} x", source=label) for number, end, label in part] for part in (base, pool)]
     wanted = len(base) + len({number for number, *_ in pool} - {number for number, *_ in base})
     found = []

@@ -1,4 +1,4 @@
-"""A mix as columns, against a plain count."""
+"""The values of a mix that a data card shows, compared with plain Python."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_each_row_is_measured(mix_of: Callable[..., Mix], tmp_path: Path) -> Non
     assert values.scores is None
 
 
-def test_samples_are_those_of_the_seed(mix_of: Callable[..., Mix]) -> None:
+def test_samples_are_drawn_with_the_seed(mix_of: Callable[..., Mix]) -> None:
     mix = mix_of([conversation(number) for number in range(40)], None, 40)
     drawn = samples(mix)
     assert drawn == samples(mix)
@@ -52,7 +52,6 @@ def test_samples_are_those_of_the_seed(mix_of: Callable[..., Mix]) -> None:
 
 
 def test_scores_are_those_of_the_column_or_of_the_scorer(tmp_path: Path) -> None:
-    """Of real mixes; a row without a score has none."""
     base = write_jsonl(tmp_path / "base.jsonl", [conversation(number) for number in range(3)])
     rows = [conversation(f"p{number} " * number, score=number / 2) for number in range(1, 9)]
     pool = write_jsonl(tmp_path / "pool.jsonl", rows)
@@ -67,9 +66,9 @@ def test_scores_are_those_of_the_column_or_of_the_scorer(tmp_path: Path) -> None
     assert best is not None
     assert ranked is not None
     assert np.isnan(drawn[:3]).all()
-    asked = {entry["messages"][0]["content"]: entry for entry in built().dataset.to_list()[3:]}
+    rows_by_text = {entry["messages"][0]["content"]: entry for entry in built().dataset.to_list()[3:]}
     expected = {row["conversations"][0]["value"]: row["score"] for row in rows}
-    assert drawn[3:].tolist() == [expected[text] for text in asked]
+    assert drawn[3:].tolist() == [expected[text] for text in rows_by_text]
     assert best[3:].tolist() == [4.0, 3.5, 3.0, 2.5]
     assert not np.isnan(ranked).any()
     assert (np.diff(ranked[3:]) <= 0).all()

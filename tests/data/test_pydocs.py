@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +9,9 @@ import yaml
 
 from tests.test_make_pydocs import make_pydocs
 from tometune.common.errors import UserError
-from tometune.config.data import DataConfig, PoolConfig, SourceConfig, SourceKind
 from tometune.config.eval import TaskConfig, TaskKind
 from tometune.config.root import conf_dir
 from tometune.data import pydocs
-from tometune.data.mix import build_mix
 from tometune.evaluation.tasks import load_task
 
 Row = dict[str, Any]
@@ -34,7 +31,7 @@ def pool() -> list[Row]:
     return pydocs.conversations(filtered=False)
 
 
-def test_the_file_is_small_and_identifies_the_runs_on_it() -> None:
+def test_the_file_is_small_and_pinned() -> None:
     assert pydocs.FILE.stat().st_size < 1_000_000
     assert pydocs.fingerprint() == "d029ea626d2469804732", "every run on this data gets a new id"
     notice = pydocs.FILE.with_name("pydocs.NOTICE.txt").read_text(encoding="utf-8")
@@ -42,7 +39,7 @@ def test_the_file_is_small_and_identifies_the_runs_on_it() -> None:
     assert "Python Software Foundation;\nAll Rights Reserved" in notice
 
 
-def test_the_base_is_a_thousand_rows_of_the_pool_as_many_of_each_topic(base: list[Row], pool: list[Row]) -> None:
+def test_the_base_is_1000_rows_of_the_pool_balanced_by_topic(base: list[Row], pool: list[Row]) -> None:
     assert (len(base), len(pool)) == (1_000, 12_781)
     assert Counter(row["source"] for row in base) == {f"pydocs/{topic}": 250 for topic in pydocs.TOPICS}
     texts = {text_of(row) for row in pool}
@@ -60,21 +57,8 @@ def test_rows_are_conversations_with_short_texts(base: list[Row], pool: list[Row
     assert any(len(row["messages"]) == 4 for row in base)
 
 
-def test_mixes_are_nested(tmp_path: Path) -> None:
-    def rows_of(rows: int) -> set[str]:
-        base = SourceConfig(kind=SourceKind.pydocs, filtered=True, rows=1_000)
-        pool = PoolConfig(kind=SourceKind.pydocs) if rows > 1_000 else None
-        mix = build_mix(DataConfig(name="pydocs", rows=rows, base=base, pool=pool), 0, tmp_path)
-        assert mix.facts["base"]["dropped"] == mix.facts["base"]["mended"] == {}
-        return set(mix.row_ids)
-
-    small, middle, large = (rows_of(rows) for rows in (1_000, 2_000, 3_000))
-    assert small < middle < large
-    assert (len(small), len(middle), len(large)) == (1_000, 2_000, 3_000)
-
-
 @pytest.mark.parametrize("topic", pydocs.TOPICS)
-def test_examples_are_whole_and_no_object_is_in_both_splits(topic: str) -> None:
+def test_examples_are_complete_and_splits_are_disjoint(topic: str) -> None:
     examples = pydocs.examples(topic)
     assert len({example["id"] for example in examples}) == len(examples)
     for example in examples:
@@ -92,7 +76,7 @@ def test_examples_are_whole_and_no_object_is_in_both_splits(topic: str) -> None:
     assert len(test) > 2 * len(validation) > 30
 
 
-def test_nothing_of_the_tasks_is_trained_on(pool: list[Row]) -> None:
+def test_no_text_of_the_tasks_is_in_the_training_data(pool: list[Row]) -> None:
     trained = set().union(*(make_pydocs.shingles(message["content"]) for row in pool for message in row["messages"]))
     answers = {message["content"].casefold() for row in pool for message in row["messages"]}
     for topic in pydocs.TOPICS:
@@ -110,7 +94,7 @@ def test_nothing_of_the_tasks_is_trained_on(pool: list[Row]) -> None:
 
 
 @pytest.mark.parametrize("topic", pydocs.TOPICS)
-def test_the_task_asks_as_the_rows_do(topic: str) -> None:
+def test_the_prompts_of_tasks_and_rows_agree(topic: str) -> None:
     content = yaml.safe_load((conf_dir() / "eval" / "task" / f"pydocs_{topic}.yaml").read_text(encoding="utf-8"))
     assert (content["topic"], content["prompt"]) == (topic, make_pydocs.PHRASINGS[topic][0])
     task = load_task(topic, TaskConfig(**{**content, "kind": TaskKind(content["kind"])}))
@@ -118,7 +102,7 @@ def test_the_task_asks_as_the_rows_do(topic: str) -> None:
     assert not task.limited
 
 
-def test_unknown_topics_and_splits_are_refused() -> None:
+def test_unknown_topics_and_splits_are_rejected() -> None:
     with pytest.raises(UserError, match=r"topic=summarization: .* did you mean summarisation\?"):
         pydocs.examples("summarization")
     task = TaskConfig(kind=TaskKind.pydocs, topic="summarisation", prompt="{input}", split="train")

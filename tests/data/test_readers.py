@@ -17,7 +17,7 @@ def all_of(file: Path):
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.json", "lines.json"])
-def test_rows_and_where_they_stand(tmp_path, name):
+def test_rows_and_their_positions(tmp_path, name):
     file = tmp_path / name
     if name == "x.parquet":
         pq.write_table(pa.Table.from_pylist(ROWS), file, row_group_size=700)
@@ -31,24 +31,18 @@ def test_rows_and_where_they_stand(tmp_path, name):
     assert places[-1] == f"{file}, {last}"
 
 
-def test_blank_lines_are_passed_over_and_counted(tmp_path):
+def test_blank_lines_are_skipped_but_counted(tmp_path):
     file = tmp_path / "x.jsonl"
+    file.write_bytes(b"\n \n")
+    assert all_of(file) == []
     file.write_bytes(b'\xef\xbb\xbf{"n": 0}\r\n\r\n  \n{"n": 1}')
     assert all_of(file) == [({"n": 0}, f"{file}, line 1"), ({"n": 1}, f"{file}, line 4")]
-
-
-@pytest.mark.parametrize("content", [b"", b"\n \n"])
-def test_no_rows(tmp_path, content):
-    file = tmp_path / "x.jsonl"
-    file.write_bytes(content)
-    assert all_of(file) == []
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("x.jsonl", b'{"n": 1}\n' * 6 + b'{"n": 1, "te\n{"n": 2}', ", line 7: is not JSON (Unterminated string"),
-        ("x.jsonl", b'{"n": 1}\n\n\n\n\n\n{', ", line 7: is not JSON (Expecting property name"),
         ("x.jsonl", b'{"n": 1}\n[1]', ", line 2: is not an object {…}; fix or delete this line"),
         ("x.jsonl", b'{"n": "\xff"}', ", line 1: is not UTF-8 (invalid start byte at byte 7); fix or delete this line"),
         ("x.jsonl", '{"n": 1}\n'.encode("utf-16"), ", line 1: is not UTF-8 (invalid start byte at byte 0); fix or"),
@@ -56,7 +50,6 @@ def test_no_rows(tmp_path, content):
         ("x.jsonl", b'{"n": ' + b"[" * 200_000, ", line 1: is nested too deeply; fix or delete this line"),
         ("x.json", b'[{"n": 1},\n{"n"]', ": is not JSON (Expecting ':' delimiter, line 2, column 5); fix the file"),
         ("x.json", b'[{"n": 1}, 2]', ", row 1 (the first is 0): is not an object {…}; fix or delete it"),
-        ("x.parquet", b"hello", ": is not a complete parquet file (Parquet"),
         ("x.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", ": is not a complete parquet file ("),
     ],
 )
@@ -69,15 +62,7 @@ def test_broken_files(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_parquet_file_cut_short(tmp_path):
-    file = tmp_path / "x.parquet"
-    pq.write_table(pa.Table.from_pylist(ROWS), file)
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"x\.parquet: is not a complete parquet file \(.*\); copy it again"):
-        all_of(file)
-
-
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.json"])
-def test_a_file_that_is_gone(tmp_path, name):
+def test_a_missing_file(tmp_path, name):
     with pytest.raises(UserError, match=r"cannot be read .* check that it exists"):
         all_of(tmp_path / name)

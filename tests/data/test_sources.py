@@ -24,31 +24,30 @@ def texts(source):
     return [row["conversations"][0]["value"] for batch in read(source, "data.base") for row in batch.rows]
 
 
-def test_content_identifies_files_not_names_nor_places(tmp_path):
-    one = write_jsonl(tmp_path / "one" / "a.jsonl", [conversation(1)])
-    same = write_jsonl(tmp_path / "other" / "b.jsonl", [conversation(1)])
-    changed = write_jsonl(tmp_path / "c.jsonl", [conversation(2)])
-    assert fingerprint(files(one), "k") == fingerprint(files(same), "k") == fingerprint(files(same.parent), "k")
-    assert fingerprint(files(one), "k") != fingerprint(files(changed), "k")
-
-
-def test_one_fingerprint_means_one_order_of_rows(tmp_path):
-    for folder, names in {"one": "abcd", "other": "dcba"}.items():
-        for number, name in enumerate(names):
-            write_jsonl(tmp_path / folder / f"{name}.jsonl", [conversation(number)])
-    one, other = files(tmp_path / "one"), files(tmp_path / "other")
-    assert fingerprint(one, "k") == fingerprint(other, "k")
-    assert texts(one) == texts(other)
-    assert sorted(texts(one)) == [f"question {number}" for number in range(4)]
-
-
-def test_hub_datasets_are_known_by_commit(tmp_path):
-    source = SourceConfig(id="a/b", revision="c" * 40, subset="en", split="test")
-    assert fingerprint(source, "k") == f"a/b@{'c' * 40}/en/test"
-    assert fingerprint(SourceConfig(id="a/b", revision="c" * 40), "k") == f"a/b@{'c' * 40}/default/train"
+def test_the_content_and_suffix_of_files_make_the_fingerprint(tmp_path):
+    rows = [conversation(1), conversation(2)]
+    variants = {
+        "one": {"a.jsonl": rows, "b.json": rows[:1]},
+        "suffix": {"a.jsonl": rows, "b.jsonl": rows[:1]},
+        "order": {"a.jsonl": rows[::-1], "b.json": rows[:1]},
+        "repeat": {"a.jsonl": rows, "b.json": rows[:1], "c.json": rows[:1]},
+        "fewer": {"a.jsonl": rows},
+    }
+    for folder, content in variants.items():
+        for name, lines in content.items():
+            write_jsonl(tmp_path / folder / name, lines)
+    found = {folder: fingerprint(files(tmp_path / folder), "k") for folder in variants}
+    assert len(set(found.values())) == len(variants)
+    write_jsonl(tmp_path / "names" / "z" / "b.jsonl", rows)
+    write_jsonl(tmp_path / "names" / "c.json", rows[:1])
+    os.utime(tmp_path / "names" / "c.json", (1, 1))
+    renamed = files(tmp_path / "names")
+    assert fingerprint(renamed, "k") == found["one"]
+    assert texts(renamed) == texts(files(tmp_path / "one")), "the names do not decide the order of rows"
 
 
 def test_fingerprints_import_nothing_heavy(tmp_path):
+    assert fingerprint(SourceConfig(id="a/b", revision="c" * 40, subset="en"), "k") == f"a/b@{'c' * 40}/en/train"
     file = write_jsonl(tmp_path / "x.jsonl", [conversation(1)])
     done = subprocess.run([sys.executable, "-c", CODE, file], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [fingerprint(files(file), "k"), f"a/b@{'c' * 40}/default/train", "set()"]
@@ -67,65 +66,29 @@ def test_folders_and_globs(tmp_path):
     ("path", "message"),
     [
         (None, "data.base.path: is not set; set it to"),
-        ("", "data.base.path: is not set; set it to"),
         ("missing.jsonl", "data.base.path={}/missing.jsonl: no such file; name a parquet"),
         ("*.parquet", "data.base.path={}/*.parquet: no such file; name a parquet"),
         ("**x", "data.base.path={}/**x: no such file; name a parquet"),
         ("empty", "data.base.path={}/empty: has no file that ends in .parquet, .jsonl, .json; name another"),
         ("notes.txt", "data.base.path={}/notes.txt: cannot be read; the name must end in .parquet, .jsonl, .json"),
+        ("links", "{}/links/lost.jsonl: cannot be read (No such file or directory); check that it"),
     ],
 )
 def test_no_files(tmp_path, path, message):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "lost.jsonl").symlink_to(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError) as caught:
         fingerprint(files(path and tmp_path / path), "data.base")
     assert str(caught.value).startswith(message.format(tmp_path))
 
 
-def test_neither_time_nor_name_is_content_but_every_byte_and_every_file_is(tmp_path):
-    file = write_jsonl(tmp_path / "in" / "a.jsonl", [conversation(1), conversation(2)])
-    source = files(tmp_path / "in")
-    seen = [fingerprint(source, "k")]
-    os.utime(file, (1, 1))
-    file.rename(file.with_name("z.jsonl"))
-    assert fingerprint(source, "k") == seen[0]
-    write_jsonl(tmp_path / "in" / "copy.jsonl", [conversation(1), conversation(2)])
-    seen.append(fingerprint(source, "k"))
-    write_jsonl(tmp_path / "in" / "copy.jsonl", [conversation(2), conversation(1)])
-    seen.append(fingerprint(source, "k"))
-    with (tmp_path / "in" / "copy.jsonl").open("a") as last:
-        last.write("\n")
-    seen.append(fingerprint(source, "k"))
-    assert len(set(seen)) == 4
-
-
 @pytest.mark.parametrize("path", ["x" * 5000 + ".jsonl", "~nobody-of-that-name/x.jsonl", "a\0b.jsonl"])
-def test_a_path_that_the_system_refuses(path):
+def test_a_path_that_the_system_rejects(path):
     with pytest.raises(UserError, match=r"^data\.base\.path=") as caught:
         fingerprint(files(path), "data.base")
     assert len(str(caught.value)) < 400
-
-
-def test_the_kind_of_a_file_is_content(tmp_path):
-    """`[{}]` is rows in a .json file and an error in a .jsonl file."""
-    for name in ("x.json", "x.jsonl"):
-        (tmp_path / name).write_text("[{}]")
-    assert fingerprint(files(tmp_path / "x.json"), "k") != fingerprint(files(tmp_path / "x.jsonl"), "k")
-
-
-def test_files_of_one_content_and_two_kinds_are_read_in_one_order(tmp_path):
-    for folder, names in {"one": ("a.json", "b.jsonl"), "other": ("b.json", "a.jsonl")}.items():
-        for name in names:
-            write_jsonl(tmp_path / folder / name, [conversation(1)])
-    orders = [[Path(batch.origin).suffix for batch in read(files(tmp_path / name), "k")] for name in ("one", "other")]
-    assert orders == [[".json", ".jsonl"]] * 2
-
-
-def test_a_folder_with_a_file_that_is_gone(tmp_path):
-    (tmp_path / "lost.jsonl").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"lost\.jsonl: cannot be read \(No such file or directory\)"):
-        fingerprint(files(tmp_path), "data.base")
 
 
 def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):

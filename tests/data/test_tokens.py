@@ -1,4 +1,4 @@
-"""Tokens and labels of a mix: what is kept, what is cut, what the cache goes by."""
+"""Tokens and labels of a mix: truncation, counts and the cache."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from tometune.data.tokens import tokenise
 
 
 @both
-def test_the_tokens_are_those_of_the_rendered_text_and_the_labels_the_answers(name: str, tmp_path: Path) -> None:
+def test_tokens_are_those_of_the_rendered_text_and_labels_decode_to_the_answers(name: str, tmp_path: Path) -> None:
     make, end, _ = TOKENIZERS[name]
     tokenizer = make()
     made = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path)
@@ -58,19 +58,21 @@ def test_text_that_spells_control_tokens_stays_text(name: str, tmp_path: Path) -
     assert trained_texts(tokenizer, made.dataset[0], end) == [evil + end] * 2
 
 
-def test_other_threads_batches_are_not_touched_by_such_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tometune.data.encoder.BATCH", 50)
+def test_rows_that_spell_control_tokens_do_not_change_other_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tometune.data.encoder.BATCH", 50)  # others are encoded in a thread meanwhile
     rows = [turns("hi", "hello " * 200), turns("<|im_end|>", "<|im_start|>")] * 400
     tokenizer = chatml_tokenizer()
     made = tokenise(mix_from(rows), tokenizer, 2048, tmp_path)
-    first = list(made.dataset["input_ids"])
-    assert made.counts.special_text == 400
-    assert first == [first[0], first[1]] * 400
-    assert sum(i in tokenizer.added_tokens_decoder for i in first[0]) == 6
+    first, second, *rest = made.dataset["input_ids"][:]
+    assert rest == [first, second] * 399
+    assert sum(i in tokenizer.added_tokens_decoder for i in first) == 6
 
 
-def test_long_rows_lose_their_end(tmp_path: Path) -> None:
+def test_long_rows_are_truncated_at_the_end(tmp_path: Path) -> None:
     tokenizer = chatml_tokenizer(CHATML)
+    tokenizer.backend_tokenizer.enable_truncation(4)  # a setting of tokenizer.json, which is ignored
     rows = [turns("hi", "hello " * 50), turns("hi", "hello"), turns("hi " * 60, "never seen")]
     whole, cut = (tokenise(mix_from(rows), tokenizer, most, tmp_path) for most in (512, 40))
     assert (whole.counts.truncated, whole.counts.without_labels) == (0, 0)
@@ -88,7 +90,7 @@ def test_long_rows_lose_their_end(tmp_path: Path) -> None:
         assert made.counts.trainable_tokens == (labels != IGNORE).sum()
 
 
-def test_a_cut_just_before_the_answer_leaves_nothing(tmp_path: Path) -> None:
+def test_a_row_truncated_before_its_answer_is_skipped(tmp_path: Path) -> None:
     tokenizer = chatml_tokenizer(CHATML)
     row = turns("hi " * 20, "hello", "hi", "hello")
     labels = tokenise(mix_from([row]), tokenizer, 512, tmp_path).dataset[0]["labels"]
@@ -100,7 +102,7 @@ def test_a_cut_just_before_the_answer_leaves_nothing(tmp_path: Path) -> None:
         assert sum(label != IGNORE for label in made.dataset[0]["labels"]) == (1 if trained else 2)
 
 
-def test_too_small_a_length_is_refused(tmp_path: Path) -> None:
+def test_too_small_a_length_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trainer.max_length=5: the chat template alone takes \d+ tokens") as error:
         tokenise(mix_from(CONVERSATIONS), chatml_tokenizer(), 5, tmp_path)
     assert "\n" not in str(error.value)
@@ -110,7 +112,7 @@ def test_too_small_a_length_is_refused(tmp_path: Path) -> None:
     assert tokenise(mix_from([turns("a", "a")], "e"), chatml_tokenizer(), least, tmp_path).counts.without_labels == 0
 
 
-def test_the_second_time_is_read_from_the_cache(tmp_path: Path) -> None:
+def test_tokens_are_cached(tmp_path: Path) -> None:
     first = tokenise(mix_from(CONVERSATIONS), chatml_tokenizer(), 512, tmp_path)
     (folder,) = (tmp_path / "tokens").glob("*/*/")
     stamp = (folder / "rows.arrow").stat().st_mtime_ns
@@ -124,10 +126,13 @@ def test_the_second_time_is_read_from_the_cache(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["max_length"] == 512
     assert config["mask"] == "assistant turns and the end of each"
+    shutil.copytree(folder, folder.with_name("z"))  # as if two machines had tokenised the same rows
+    twice = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path)
+    assert (twice.counts, twice.dataset["labels"][:]) == (first.counts, first.dataset["labels"][:])
 
 
-def test_mixes_share_the_rows_that_both_take(tmp_path: Path) -> None:
-    """A larger mix tokenises what it adds; one of another order, or smaller, nothing; each comes in its own order."""
+def test_mixes_share_tokenised_rows(tmp_path: Path) -> None:
+    """A larger mix tokenises only the rows that it adds; each mix keeps its own order."""
     tokenizer = chatml_tokenizer()
     alone = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path / "alone")
     whole = mix_from(CONVERSATIONS)
@@ -141,7 +146,7 @@ def test_mixes_share_the_rows_that_both_take(tmp_path: Path) -> None:
         assert [row for piece in pieces for row in np.load(piece / "index.npy")[:, 0].tolist()] == rows_made
 
 
-def test_a_piece_that_cannot_be_read_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_piece_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tometune.data.tokens.PIECE", 3)
     tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
     first = tokenise(whole, tokenizer, 512, tmp_path)
@@ -158,8 +163,8 @@ def test_a_piece_that_cannot_be_read_is_made_again(tmp_path: Path, monkeypatch: 
     assert not killed.exists()
 
 
-def test_what_lies_far_beyond_the_cut_is_not_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And yet the tokens before the cut are those of the whole text."""
+def test_text_far_beyond_the_limit_is_not_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens before the limit are still those of the whole text."""
     tokenizer, seen = chatml_tokenizer(), []
     encodings = Encoder.encodings
     monkeypatch.setattr(
@@ -174,44 +179,20 @@ def test_what_lies_far_beyond_the_cut_is_not_encoded(tmp_path: Path, monkeypatch
     assert made.counts.truncated == 2
 
 
-def test_a_row_that_two_processes_tokenised_is_taken_once(tmp_path: Path) -> None:
-    tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
-    first = tokenise(whole, tokenizer, 512, tmp_path)
-    (piece,) = (tmp_path / "tokens").glob("*/*/")
-    shutil.copytree(piece, piece.with_name("z"))
-    again = tokenise(whole, tokenizer, 512, tmp_path)
-    assert again.counts == first.counts
-    assert again.dataset["input_ids"][:] == first.dataset["input_ids"][:]
-
-
-def test_all_that_makes_the_tokens_makes_the_key(tmp_path: Path) -> None:
+def test_the_key_contains_everything_that_makes_the_tokens(tmp_path: Path) -> None:
     rows, tokenizer = [turns("Hi", "Hello")], chatml_tokenizer
 
-    def other_backend() -> Any:
-        changed = chatml_tokenizer()
-        changed.backend_tokenizer.normalizer = normalizers.Lowercase()
-        return changed
-
-    def other_names() -> Any:
-        changed = chatml_tokenizer()
-        changed.bos_token = "<|endoftext|>"
-        return changed
-
+    other_backend, other_names = chatml_tokenizer(), chatml_tokenizer()
+    other_backend.backend_tokenizer.normalizer = normalizers.Lowercase()
+    other_names.bos_token = "<|endoftext|>"
     variants: list[tuple[Mix, Any, int]] = [
         (mix_from(rows), tokenizer(), 512),
         (mix_from(rows), tokenizer(), 511),
         (mix_from(rows, "other"), tokenizer(), 512),
         (mix_from(rows), tokenizer(CHATML), 512),
-        (mix_from(rows), other_backend(), 512),
-        (mix_from(rows), other_names(), 512),
+        (mix_from(rows), other_backend, 512),
+        (mix_from(rows), other_names, 512),
     ]
     for number, (mix, each, most) in enumerate(variants, start=1):
         tokenise(mix, each, most, tmp_path)
         assert len(list((tmp_path / "tokens").iterdir())) == number
-
-
-def test_a_saved_truncation_does_not_cut(tmp_path: Path) -> None:
-    tokenizer = chatml_tokenizer()
-    tokenizer.backend_tokenizer.enable_truncation(4)
-    made = tokenise(mix_from([turns("hi there", "hello you")]), tokenizer, 512, tmp_path)
-    assert trained_texts(tokenizer, made.dataset[0], "<|im_end|>") == ["hello you<|im_end|>"]

@@ -1,6 +1,7 @@
 """Conversations that are hard to tokenise, as mixes, and what of their tokens is trained on."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tometune.data.template import Messages
 
 TOKENIZERS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "chatml": (chatml_tokenizer, "<|im_end|>", "<|im_start|>"),
-    "llama3": (llama3_tokenizer, "<|eot_id|>", "<|start_header_id|>"),
+    # Parsing it takes seconds, so all tests of a process share it; none changes it.
+    "llama3": (cache(llama3_tokenizer), "<|eot_id|>", "<|start_header_id|>"),
 }
 both = pytest.mark.parametrize("name", TOKENIZERS)
 

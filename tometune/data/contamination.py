@@ -10,10 +10,12 @@ import json
 import logging
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,26 +23,21 @@ from typing import Any
 import numpy as np
 
 from tometune.common.cache import cached_folder
-from tometune.data.ngrams import LENGTH, ROWS, SHORTEST, Index, fold, index_of, search
+from tometune.data.ngrams import LENGTH, ROWS, SHORTEST, Hit, Index, fold, index_of, search
 from tometune.data.parallel import in_order
 from tometune.data.standardise import Standardised
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
-"""Raised when the same source and the same texts give other overlaps."""
+VERSION = 2  # raised when the same source and the same texts give other overlaps
+SHARED = 3  # a sequence in more evaluation texts than that, of more examples, is boilerplate
+COMMON = 10  # a sequence in more different rows than that is a stock phrase, as in GPT-3's appendix C
+STRETCH = 50  # words that are too many for a stock phrase
+SHOWN_WORDS, SHOWN_EXAMPLES = 60, 5  # words kept of an overlap, and overlaps that a report shows per task
 
-SHARED = 3
-"""A sequence in more evaluation texts than that, of more examples, is boilerplate."""
-
-COMMON = 10
-"""A sequence in more different rows than that is a stock phrase, as in GPT-3's appendix C."""
-
-STRETCH = 50
-"""Words that are too many for a stock phrase."""
-
-SHOWN_WORDS, SHOWN_EXAMPLES = 60, 5
-"""Words kept of an overlap, and overlaps that a report shows per task."""
+# A row (`row`, `source`, `key` in hex) and an example (`task`, `example`) that share words: the length of the longest
+# stretch (`words`) and its first words (`shared`).
+Overlap = dict[str, Any]
 
 
 class EvaluationTexts:
@@ -50,25 +47,18 @@ class EvaluationTexts:
         """Take task, example and text of every input, context and reference."""
         self.texts = texts
         self.digest = sha256(json.dumps(list(texts)).encode()).hexdigest()[:20]
-        self.examples = dict(Counter(task for task, _ in dict.fromkeys(text[:2] for text in texts)))
-        """Examples by task."""
-        owners: dict[str, dict[tuple[str, str], None]] = {}
+        self.examples = dict(Counter(task for task, _ in dict.fromkeys(text[:2] for text in texts)))  # by task
+        owners = defaultdict[str, dict[tuple[str, str], None]](dict)
         too_short: Counter[str] = Counter()
         for task, example, text in texts:
             words = fold(text)
             if len(words) < SHORTEST:
                 too_short[task] += 1
             else:
-                owners.setdefault(" ".join(words), {})[task, example] = None
-        self.too_short = dict(too_short)
-        """Texts by task that have fewer than `SHORTEST` words and are not looked for."""
+                owners[" ".join(words)][task, example] = None
+        self.too_short = dict(too_short)  # texts by task that have fewer than `SHORTEST` words and are not looked for
+        # The (task, example) of each distinct normalised text: several examples may share a paragraph.
         self.owners = {text: list(examples) for text, examples in owners.items()}
-        """The (task, example) of each distinct normalised text: several examples may share a paragraph."""
-
-
-Overlap = dict[str, Any]
-"""A row (`row`, `source`, `key` in hex) and an example (`task`, `example`) that share words: the length of the longest
-stretch (`words`) and its first words (`shared`)."""
 
 
 def overlaps(source: Standardised, texts: EvaluationTexts, cache: Path) -> list[Overlap]:
@@ -76,11 +66,10 @@ def overlaps(source: Standardised, texts: EvaluationTexts, cache: Path) -> list[
 
     They depend on the source and the texts alone, so mixes of any size over one source share them.
     """
-    key = {"source": source.fingerprint, "texts": texts.digest, "overlaps": VERSION}
-    key |= {"unicode": unicodedata.unidata_version}
+    made_from = {"source": source.fingerprint, "texts": texts.digest, "unicode": unicodedata.unidata_version}
+    key = {**made_from, "overlaps": VERSION}
     folder = cached_folder(cache, "overlaps", key, lambda target: _build(source, texts, target))
-    found: list[Overlap] = json.loads((folder / "overlaps.json").read_text(encoding="utf-8"))
-    return found
+    return json.loads((folder / "overlaps.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def _build(source: Standardised, texts: EvaluationTexts, folder: Path) -> None:
@@ -88,7 +77,7 @@ def _build(source: Standardised, texts: EvaluationTexts, folder: Path) -> None:
     listed = folder / "texts.txt"
     listed.write_text("\n".join(texts.owners), encoding="utf-8")
     work = partial(search, rows=source.folder / "rows.arrow", texts=listed)
-    hits = np.concatenate([np.empty((0, 4), dtype=np.int64), *in_order(work, range(0, count, ROWS))])
+    hits = list(chain.from_iterable(in_order(work, range(0, count, ROWS))))
     owners = list(texts.owners.values())
     longest: dict[tuple[int, str, str], tuple[int, str]] = {}
     for row, text, words, shared in _judged(index_of(listed), owners, hits, source.keys):
@@ -105,22 +94,14 @@ def _build(source: Standardised, texts: EvaluationTexts, folder: Path) -> None:
 
 
 def _judged(
-    index: Index, owners: list[list[tuple[str, str]]], hits: np.ndarray, keys: np.ndarray
+    index: Index, owners: list[list[tuple[str, str]]], hits: list[Hit], keys: np.ndarray
 ) -> Iterator[tuple[int, int, int, str]]:
     """Yield each row and text that overlap, with the length and the words of the longest shared stretch.
 
-    Args:
-        index: of the evaluation texts.
-        owners: (task, example) of each text.
-        hits: of `search`, over all rows.
-        keys: of all rows; rows of one key have one text and count as one.
+    `hits` are those of `search` over all rows, `keys` of all rows: rows of one key have one text and count as one.
     """
-    if not len(hits):
-        return
     # In how many different rows each sequence is.
-    _, different = np.unique(keys[hits[:, 0]], axis=0, return_inverse=True)
-    once = np.unique(np.stack([hits[:, 2], different.ravel()], axis=1), axis=0)
-    rows_with = Counter(once[:, 0].tolist())
+    rows_with = Counter(sequence for sequence, _ in {(sequence, keys[row].tobytes()) for row, _, sequence, _ in hits})
     sequences: dict[int, set[int]] = {}  # of each text that shares any
     texts_with = defaultdict[int, list[int]](list)
     whole = defaultdict[int, list[int]](list)  # texts that may be in a row as a whole, by their rarest sequence
@@ -139,27 +120,27 @@ def _judged(
     }
     phrases = {sequence for sequence, rows in rows_with.items() if rows > COMMON}
     # Row by row: the sequences that count, then the texts that hold one of them or are in the row as a whole.
-    for of_row in np.split(hits, np.flatnonzero(np.diff(hits[:, 0])) + 1):
-        places, found, lengths = of_row[:, 1:].T
-        held = set(found.tolist())
+    for row, group in groupby(hits, itemgetter(0)):
+        of_row = list(group)
+        held = {sequence for _, _, sequence, _ in of_row}
+        at_place = {place: sequence for _, place, sequence, length in of_row if length == LENGTH}
         # n sequences, each beginning a word after the one before, span n + LENGTH - 1 words.
-        stretches = [part for part in _stretches(places[lengths == LENGTH]) if len(part) + LENGTH - 1 >= STRETCH]
-        is_long = np.isin(places, np.concatenate([places[:0], *stretches])) & (lengths == LENGTH)
-        counted = (held - phrases | set(found[is_long].tolist())) - boilerplate
+        long = [part for part in _stretches(at_place) if len(part) + LENGTH - 1 >= STRETCH]
+        counted = (held - phrases | {at_place[place] for part in long for place in part}) - boilerplate
         matching = {text for sequence in counted for text in texts_with[sequence]}
         matching |= {text for sequence in held for text in whole.get(sequence, ()) if sequences[text] <= held}
         for text in sorted(matching):
-            in_text = np.isin(found, list(sequences[text]))
-            longest = max(_stretches(places[in_text]), key=len)
-            first, *others = found[in_text & np.isin(places, longest)].tolist()
+            of_text = {place: sequence for _, place, sequence, _ in of_row if sequence in sequences[text]}
+            first, *others = (of_text[place] for place in max(_stretches(of_text), key=len))
             length = min(len(index.texts[text]), LENGTH)
             words = index.words[first : first + length] + [index.words[other + length - 1] for other in others]
-            yield int(of_row[0, 0]), text, len(words), " ".join(words[:SHOWN_WORDS])
+            yield row, text, len(words), " ".join(words[:SHOWN_WORDS])
 
 
-def _stretches(places: np.ndarray) -> list[np.ndarray]:
+def _stretches(places: Iterable[int]) -> list[list[int]]:
     """Split ascending places where one does not follow the one before."""
-    return np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    groups = groupby(enumerate(places), lambda pair: pair[1] - pair[0])
+    return [[place for _, place in group] for _, group in groups]
 
 
 def overlapping_rows(
@@ -179,30 +160,17 @@ def overlapping_rows(
 class MixOverlaps:
     """The rows of a mix that overlap."""
 
-    rows: int
-    """Rows of the mix."""
-    overlapping: int
-    """Rows that overlap any example."""
-    counts: dict[str, dict[str, int]]
-    """Rows by task and source."""
-    touched: dict[str, int]
-    """Examples by task that some row overlaps."""
-    examples: dict[str, int]
-    """Examples by task."""
-    too_short: dict[str, int]
-    """Texts by task that are too short to be looked for."""
-    shown: list[Overlap]
-    """A few of them by task, longest first, with their `origin`."""
+    rows: int  # of the mix
+    overlapping: int  # rows that overlap any example
+    counts: dict[str, dict[str, int]]  # rows by task and source
+    touched: dict[str, int]  # examples by task that some row overlaps
+    examples: dict[str, int]  # by task
+    too_short: dict[str, int]  # texts by task that are too short to be looked for
+    shown: list[Overlap]  # a few of them by task, longest first, with their `origin`
 
 
 def of_mix(row_ids: Sequence[str], found: Mapping[str, list[Overlap]], texts: EvaluationTexts) -> MixOverlaps:
-    """Return the overlaps of a mix.
-
-    Args:
-        row_ids: of the mix.
-        found: `overlaps` by origin, `base` and `pool`.
-        texts: of the evaluation.
-    """
+    """Return the overlaps of a mix; `found` are the `overlaps` by origin, `base` and `pool`."""
     copies = Counter(row_id.partition("-")[0] for row_id in row_ids)
     touched = defaultdict[str, set[str]](set)
     longest: dict[tuple[str, str], Overlap] = {}
@@ -214,14 +182,13 @@ def of_mix(row_ids: Sequence[str], found: Mapping[str, list[Overlap]], texts: Ev
                 if overlap["words"] > longest.get((task, row_id), {"words": 0})["words"]:
                     longest[task, row_id] = overlap | {"origin": origin}
     counts, shown = defaultdict[str, Counter[str]](Counter), defaultdict[str, list[Overlap]](list)
-    for (task, row_id), overlap in sorted(
-        longest.items(), key=lambda item: (item[0][0], -item[1]["words"], item[0][1])
-    ):
+    for task, row_id in sorted(longest, key=lambda each: (each[0], -longest[each]["words"], each[1])):
+        overlap = longest[task, row_id]
         counts[task][overlap["source"]] += copies[row_id]
         shown[task].append(overlap)
     return MixOverlaps(
         rows=len(row_ids),
-        overlapping=sum(copies[row_id] for row_id in {row_id for _, row_id in longest}),
+        overlapping=sum(copies[row_id] for row_id in dict.fromkeys(row_id for _, row_id in longest)),
         counts={task: dict(by_source.most_common()) for task, by_source in counts.items()},
         touched={task: len(names) for task, names in sorted(touched.items())},
         examples=texts.examples,

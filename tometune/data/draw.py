@@ -1,47 +1,50 @@
 """The draw: the rows of a pool in one order, from which every mix takes a prefix, and a larger mix a longer one.
 
+The order is random, or by quality scores, the best first (`data.pool.order`).
+
 Weights: each weighted source, and all other sources together, form a queue. The k-th row of a queue with weight w gets
 the position (k − ½) / w, and the queues are merged by position, ties in draw order. Every prefix of the merged order
 then has each share to within about one row.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError, did_you_mean
-from tometune.common.seeding import stream
-from tometune.config.data import DataConfig, PoolConfig, PoolOrder, SourceConfig, SourceKind
+from tometune.common.progress import progress
+from tometune.config.data import DataConfig, PoolConfig, ScorerConfig, ScorerKind, SourceConfig, SourceKind
+from tometune.data.features import cached_array, feature
 from tometune.data.filters import NEAR, Filtered
 from tometune.data.standardise import Counts, Standardised
 
 VERSION = 1  # raised when the same rows get another order
+SCORES_VERSION = 2  # raised when the scorer gets other texts, or other texts together, and so gives other scores
+SCORED = 2_000  # rows that the scorer gets at once
 OTHERS = "all other sources"
 
 
 def in_key_order(source: Standardised, cache: Path) -> np.ndarray:
     """Return all row numbers sorted by key, then source name, then a hash of the messages, however files hold them."""
     key = {"source": source.fingerprint, "version": VERSION}
-    folder = cached_folder(cache, "order", key, lambda folder: np.save(folder / "order.npy", _key_order(source)))
-    order: np.ndarray = np.load(folder / "order.npy")
-    return order
+    return cached_array(cache, "order", key, lambda: _key_order(source))
+
+
+def first_of_each(keys: np.ndarray) -> np.ndarray:
+    """Return which of sorted keys, shape (rows, 2), differ from the one before."""
+    return np.concatenate([np.ones(min(len(keys), 1), dtype=bool), (keys[1:] != keys[:-1]).any(axis=1)])
 
 
 def _key_order(source: Standardised) -> np.ndarray:
     order = np.lexsort((source.labels, source.keys[:, 1], source.keys[:, 0]))
-    keys, labels = source.keys[order], source.labels[order]
-    same = np.concatenate([(keys[1:] == keys[:-1]).all(axis=1) & (labels[1:] == labels[:-1]), [False]])
-    after_same = np.concatenate([[False], same[:-1]])
-    places = np.flatnonzero(same | after_same)
-    if not len(places):
-        return order
+    begins = first_of_each(np.column_stack([source.keys[order], source.labels[order].astype(np.uint64)]))
     # Only rows that share key and source need the hash of their messages; they are read in the order of the file.
-    run = np.cumsum(~after_same)[places]
+    places = np.flatnonzero(~begins | ~np.append(begins[1:], True))
+    run = np.cumsum(begins)[places]
     rows = order[places]
     hashes = np.empty(len(rows), dtype="S32")
     for place in np.argsort(rows).tolist():
@@ -51,20 +54,52 @@ def _key_order(source: Standardised) -> np.ndarray:
     return order
 
 
-@dataclass(frozen=True)
-class Eligible:
-    """Row numbers of a pool, divided by whether they may be drawn."""
+class Scorer(Protocol):
+    """A model that scores texts, float32; higher is better. The fingerprint identifies it."""
 
-    rows: np.ndarray  # one for each text that is not in the base, in key order
-    in_base: np.ndarray  # their text is in the base
-    repeats: np.ndarray  # their text is in an earlier row of the pool; some are in the base too
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
-def eligible(pool: Standardised, numbers: np.ndarray, base: Standardised, scores: np.ndarray | None) -> Eligible:
-    """Return one row of the pool for each text that is not in the base.
+def scores_of(source: Standardised, config: ScorerConfig, scorer: Scorer | None, cache: Path) -> np.ndarray:
+    """Return the score of every row, shape (rows), float32; higher is better, -inf for rows without a score."""
+    if config.kind is ScorerKind.heuristic:
+        return feature(source, "heuristic", cache)
+    if config.kind is ScorerKind.column:
+        if source.scores is None:
+            raise UserError(
+                "data.scorer.kind=column: no row of the pool has a score; name its column by data.pool.score=…, or set "
+                "data.scorer.kind=heuristic"
+            )
+        return np.where(np.isnan(source.scores), np.float32(-np.inf), source.scores)
+    if scorer is None:
+        raise ValueError(f"data.scorer.kind={config.kind} needs a scorer")
+
+    def build() -> np.ndarray:
+        scores = np.empty(len(source.rows), dtype=np.float32)
+        rows = in_key_order(source, cache)  # which texts come together does not depend on the files
+        with progress("rows scored", len(rows)) as advance:
+            for start in range(0, len(rows), SCORED):
+                numbers = rows[start : start + SCORED]
+                conversations = source.rows.select_columns("messages")[numbers]["messages"]
+                scores[numbers] = scorer(["\n\n".join(turn["content"] for turn in turns) for turns in conversations])
+                advance(len(numbers))
+        return scores
+
+    key = {"source": source.fingerprint, "classifier": scorer.fingerprint, "version": SCORES_VERSION}
+    return cached_array(cache, "features", key, build)
+
+
+def eligible(
+    pool: Standardised, numbers: np.ndarray, base: Standardised, scores: np.ndarray | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return one row of the pool for each text that is not in the base, in key order, and the rows that are excluded.
 
     Of rows with the same text, the first by source name wins, then the one with the best score, then the first in the
     given order. `numbers` are the rows that passed every filter, in key order; `scores` those of the whole pool.
+    Excluded are rows whose text is in the base (`in_base`), or in an earlier row of the pool (`repeats`), or both.
     """
     keys = np.concatenate([base.keys, pool.keys[numbers]])
     sorting = [keys[:, 1], keys[:, 0]]  # np.lexsort sorts by the last one first
@@ -74,45 +109,30 @@ def eligible(pool: Standardised, numbers: np.ndarray, base: Standardised, scores
         finite = [np.nan_to_num(values.astype(np.float64), neginf=np.finfo(np.float64).min) for values in ranks]
         sorting = [*(np.concatenate([lowest, values]) for values in finite), *sorting]
     order = np.lexsort(sorting)  # stable: the base's rows first, then the pool's in the given order
-    ordered = keys[order]
-    begins = np.ones(len(order), dtype=bool)
-    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    starts = np.flatnonzero(begins)
+    begins = first_of_each(keys[order])
     of_base = order < len(base.keys)
-    in_base = np.logical_or.reduceat(of_base, starts)[np.cumsum(begins) - 1] if len(order) else of_base
-    first = ~of_base & (begins | np.concatenate([[False], of_base[:-1]]))  # of the pool's rows with this text
+    # The base's rows come first, so the first row of a text tells whether the base has it.
+    in_base = of_base[begins][np.cumsum(begins) - 1]
+    first = ~of_base & (begins | np.append(False, of_base[:-1]))  # of the pool's rows with this text
     masks = (first & ~in_base, in_base & ~of_base, ~of_base & ~first)
-    return Eligible(*(numbers[order[mask] - len(base.keys)] for mask in masks))
+    rows, in_the_base, repeats = (numbers[order[mask] - len(base.keys)] for mask in masks)
+    return rows, {"in_base": in_the_base, "repeats": repeats}
 
 
 def check_names(config: PoolConfig, names: list[str]) -> None:
     """Raise a `UserError` for a weight or cap of a source that does not exist."""
-    for kind, named in {"weights": list(config.weights), "caps": list(config.caps)}.items():
-        for name in named:
-            if name not in names:
-                listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-                near = did_you_mean(name, names)
-                raise UserError(f"data.pool.{kind}.{name}: the pool has no such source{near} (sources: {listed})")
+    for kind, name in [*(("weights", name) for name in config.weights), *(("caps", name) for name in config.caps)]:
+        if name not in names:
+            listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+            near = did_you_mean(name, names)
+            raise UserError(f"data.pool.{kind}.{name}: the pool has no such source{near} (sources: {listed})")
 
 
-def in_draw_order(rows: np.ndarray, scores: np.ndarray | None, config: PoolConfig, seed: int) -> np.ndarray:
-    """Return eligible rows, given in key order, in the order in which they are drawn, before weights and caps."""
-    if config.order is PoolOrder.best:
-        assert scores is not None
-        return rows[np.argsort(-scores[rows], kind="stable")]
-    return rows[stream(seed, "data").permutation(len(rows))]
+def take(ordered: np.ndarray, added: int, source: Standardised, config: PoolConfig) -> tuple[np.ndarray, str]:
+    """Return up to `added` of the eligible rows, given in draw order, with weights and caps applied.
 
-
-@dataclass(frozen=True)
-class Shortage:
-    """Why fewer rows can be added than requested."""
-
-    rows: int  # most that can be added
-    reason: str  # what runs out; empty if there are too few eligible rows
-
-
-def take(ordered: np.ndarray, added: int, source: Standardised, config: PoolConfig) -> np.ndarray | Shortage:
-    """Return `added` of the eligible rows, given in draw order, with weights and caps applied."""
+    The text says why there are fewer, if weights or caps are the reason.
+    """
     keep = np.ones(len(ordered), dtype=bool)
     labels = source.labels[ordered]
     for name, most in config.caps.items():
@@ -120,7 +140,7 @@ def take(ordered: np.ndarray, added: int, source: Standardised, config: PoolConf
     ordered = ordered[keep]
     if not config.weights:
         reason = "because data.pool.caps exclude the others, and" if config.caps else ""
-        return ordered[:added] if len(ordered) >= added else Shortage(len(ordered), reason)
+        return ordered[:added], reason
     labels = source.labels[ordered]
     queues = {name: labels == source.names.index(name) for name in sorted(config.weights)}
     queues[OTHERS] = ~np.logical_or.reduce(list(queues.values()))
@@ -136,9 +156,8 @@ def take(ordered: np.ndarray, added: int, source: Standardised, config: PoolConf
     merged = np.argsort(positions, kind="stable")  # ties stay in draw order
     first = min(ends, key=ends.__getitem__)
     allowed = int((positions < ends[first]).sum())
-    if added > allowed:
-        return Shortage(allowed, f"with these weights, because {first} has {int(queues[first].sum()):,} rows, and")
-    return ordered[merged[:added]]
+    reason = f"with these weights, because {first} has {int(queues[first].sum()):,} rows, and"
+    return ordered[merged[: min(added, allowed)]], reason
 
 
 def check_base(base: Standardised, filtered: Filtered, contaminated: int, wanted: int, config: DataConfig) -> None:
@@ -187,23 +206,22 @@ def check_not_empty(source: Standardised, config: SourceConfig, key: str) -> Non
         raise UserError(f"{place}: is empty; name a source that holds conversations")
 
 
-def shortage_error(
-    pool: Standardised, facts: dict[str, Any], shortage: Shortage, added: int, config: DataConfig
-) -> UserError:
-    """Return the error for a pool that cannot give `added` rows: how many there were and where the others went."""
-    excluded = facts["excluded"]
-    lost = {"in the base": excluded["in_base"], "repeats": excluded["repeats"], "dropped": _total(pool.dropped)}
-    if facts["filtered"]:
-        lost["filtered"] = _total(facts["filtered"])
-    if facts.get("contaminated_rows"):
-        lost["data.contamination=drop"] = facts["contaminated_rows"]
-    if NEAR in facts:
-        lost["near-duplicates"] = sum(facts[NEAR].values())
-    counts = ", ".join(f"{reason}: {count:,}" for reason, count in lost.items())
-    limit = f"{shortage.rows:,} can be added {shortage.reason} " if shortage.reason else ""
+def shortage_error(pool: Standardised, facts: dict[str, Any], found: int, reason: str, config: DataConfig) -> UserError:
+    """Return the error for a pool that can give only `found` rows: how many there were and where the others went."""
+    excluded, added = facts["excluded"], facts["rows"]
+    lost = {
+        "in the base": excluded["in_base"],
+        "repeats": excluded["repeats"],
+        "dropped": _total(pool.dropped),
+        "filtered": _total(facts["filtered"]) if facts["filtered"] else None,
+        "data.contamination=drop": facts.get("contaminated_rows") or None,
+        "near-duplicates": sum(facts[NEAR].values()) if NEAR in facts else None,
+    }
+    counts = ", ".join(f"{reason}: {count:,}" for reason, count in lost.items() if count is not None)
+    limit = f"{found:,} can be added {reason} " if reason else ""
     return UserError(
         f"data.pool: {facts['eligible']:,} usable rows of {pool.read:,} ({counts}), but {limit}data.rows={config.rows} "
-        f"needs {added:,} of them; add rows to the pool, or set data.rows={config.rows - added + shortage.rows}"
+        f"needs {added:,} of them; add rows to the pool, or set data.rows={config.rows - added + found}"
     )
 
 

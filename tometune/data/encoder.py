@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -31,18 +32,17 @@ def without_truncation(backend: Any) -> Any:
 
 
 class Encoder:
-    """Two copies of a tokenizer's backend: one makes control tokens, the other encodes their spelling as plain text.
+    """A tokenizer's backend, which makes control tokens, and a copy, which encodes their spelling as plain text.
 
     With one backend, a switch would also affect the batch that another thread is encoding.
     """
 
     def __init__(self, template: Template) -> None:
         self.template = template
-        backend = without_truncation(template.tokenizer.backend_tokenizer).to_str()
-        self._backend, self._plain = Tokenizer.from_str(backend), Tokenizer.from_str(backend)
+        self._backend = without_truncation(template.tokenizer.backend_tokenizer)
         self._backend.encode_special_tokens = False
-        self._plain.encode_special_tokens = True
-        self._controls = {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        self._plain = _plain_copy(self._backend.to_str())
+        self.controls = {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
 
     def encode(self, rendered: list[Rendered]) -> list[Encoded]:
         """Return token ids and trained tokens, not truncated."""
@@ -50,8 +50,7 @@ class Encoder:
 
     def encodings(self, rendered: list[Rendered]) -> list[Any]:
         """Encode the texts on every core."""
-        encodings: list[Any] = self._backend.encode_batch([row.text for row in rendered], add_special_tokens=False)
-        return encodings
+        return list(self._backend.encode_batch([row.text for row in rendered], add_special_tokens=False))
 
     def locate(self, rendered: list[Rendered], encodings: list[Any]) -> list[Encoded]:
         """Return the token ids of encodings, and the tokens that are trained on."""
@@ -76,16 +75,19 @@ class Encoder:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of tokens, including control tokens."""
-        text: str = self._backend.decode(ids, skip_special_tokens=False)
-        return text
+        return str(self._backend.decode(ids, skip_special_tokens=False))
 
     def round_trip(self, text: str) -> str:
         """Return a text after encoding and decoding it."""
         return self.decode(self._plain.encode(text, add_special_tokens=False).ids)
 
-    def count_controls(self, ids: list[int]) -> int:
-        """Count the control tokens."""
-        return sum(number in self._controls for number in ids)
+
+@lru_cache(1)
+def _plain_copy(backend: str) -> Tokenizer:
+    """Return a copy that encodes control tokens as plain text; parsing a large vocabulary takes seconds."""
+    copy = Tokenizer.from_str(backend)
+    copy.encode_special_tokens = True
+    return copy
 
 
 def _trained_tokens(encoding: Any, row: Rendered) -> list[tuple[int, int]] | None:

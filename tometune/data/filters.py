@@ -8,26 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
 from tometune.config.data import FiltersConfig
 from tometune.data.encoder import without_truncation
-from tometune.data.features import STEP, feature, slices, turns_of
+from tometune.data.features import cached_array, feature, slices, sum_turns, turns_of
 from tometune.data.standardise import Counts, Standardised
 
 Tokenizer = Callable[[], Any]  # loads the model's tokenizer; called only if a filter counts tokens
+Mask = tuple[str, np.ndarray]  # a reason to drop rows, e.g. `too_many_turns`, and which rows stay: (rows,) bool
 
 NEAR = "near_duplicates"  # the reason for near-duplicates
 EXAMPLES = 5  # dropped rows that are kept as examples of each reason
-
-
-@dataclass(frozen=True)
-class Mask:
-    """One reason to drop rows."""
-
-    reason: str  # e.g. `too_many_turns`
-    keep: np.ndarray  # (rows,) bool
 
 
 @dataclass(frozen=True)
@@ -43,11 +35,11 @@ def apply_masks(source: Standardised, origin: str, masks: Iterable[Mask]) -> Fil
     """Apply masks in order; `origin` is `base` or `pool`."""
     keep = np.ones(len(source.rows), dtype=bool)
     counts, examples = {}, {}
-    for mask in masks:
-        dropped = np.flatnonzero(keep & ~mask.keep)
-        counts[mask.reason] = by_source(source, dropped)
-        examples[mask.reason] = examples_of(source, origin, dropped)
-        keep &= mask.keep
+    for reason, stays in masks:
+        dropped = np.flatnonzero(keep & ~stays)
+        counts[reason] = by_source(source, dropped)
+        examples[reason] = examples_of(source, origin, dropped)
+        keep &= stays
     return Filtered(keep, counts, examples)
 
 
@@ -73,7 +65,16 @@ def filters(config: FiltersConfig, source: Standardised, cache: Path, tokenizer:
     Raises:
         UserError: the config has a minimum score and no row has a score.
     """
-    yield from _size_limits(config, source, cache, tokenizer)
+    limits = {
+        "characters": (config.min_characters, config.max_characters),
+        "turns": (config.min_turns, config.max_turns),
+        "tokens": (config.min_tokens, config.max_tokens),
+    }
+    for unit, (low, high) in limits.items():
+        for word, limit, passes in (("few", low, np.greater_equal), ("many", high, np.less_equal)):
+            if limit is not None:
+                sizes = _token_counts(source, cache, tokenizer) if unit == "tokens" else feature(source, unit, cache)
+                yield f"too_{word}_{unit}", passes(sizes, limit)
     if config.min_score is not None:
         if source.scores is None:
             raise UserError(
@@ -81,33 +82,15 @@ def filters(config: FiltersConfig, source: Standardised, cache: Path, tokenizer:
                 f"{', '.join(source.names[:3])} has a score; name its column with data.pool.score=… or "
                 "data.base.score=…, or set data.filters.min_score=null"
             )
-        yield Mask("score_too_low", source.scores >= config.min_score)  # drops NaN, a row without a score
+        yield "score_too_low", source.scores >= config.min_score  # drops NaN, a row without a score
     for on, name in ((config.refusals, "refusal"), (config.broken_code, "broken_code")):
         if on:
-            yield Mask(name, ~feature(source, name, cache))
+            yield name, ~feature(source, name, cache)
     if config.max_repetition is not None:
-        yield Mask("repetition", feature(source, "repetition", cache) <= config.max_repetition)
+        yield "repetition", feature(source, "repetition", cache) <= config.max_repetition
     if config.languages:
         kept = np.array([b"", *(code.encode() for code in config.languages)])
-        yield Mask("language", np.isin(feature(source, "language", cache), kept))
-
-
-def _size_limits(
-    config: FiltersConfig, source: Standardised, cache: Path, tokenizer: Tokenizer | None
-) -> Iterator[Mask]:
-    limits = {
-        "characters": (config.min_characters, config.max_characters),
-        "turns": (config.min_turns, config.max_turns),
-        "tokens": (config.min_tokens, config.max_tokens),
-    }
-    for unit, (low, high) in limits.items():
-        if low is None and high is None:
-            continue
-        sizes = _token_counts(source, cache, tokenizer) if unit == "tokens" else feature(source, unit, cache)
-        if low is not None:
-            yield Mask(f"too_few_{unit}", sizes >= low)
-        if high is not None:
-            yield Mask(f"too_many_{unit}", sizes <= high)
+        yield "language", np.isin(feature(source, "language", cache), kept)
 
 
 def _token_counts(source: Standardised, cache: Path, tokenizer: Tokenizer | None) -> np.ndarray:
@@ -118,20 +101,15 @@ def _token_counts(source: Standardised, cache: Path, tokenizer: Tokenizer | None
         )
     backend = without_truncation(tokenizer().backend_tokenizer)
 
-    def build(folder: Path) -> None:
+    def build() -> np.ndarray:
         counts = [np.empty(0, np.int64)]
         with progress("tokens of rows counted", len(source.rows)) as advance:
-            for start in range(0, len(source.rows), STEP):
-                for batch in slices(source.folder / "rows.arrow", start, start + STEP):
-                    rows, _, texts = turns_of(batch)
-                    sizes = [
-                        len(turn) for turn in backend.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-                    ]
-                    counts.append(np.bincount(rows, weights=sizes, minlength=len(batch)).astype(np.int64))
-                    advance(len(batch))
-        np.save(folder / "values.npy", np.concatenate(counts))
+            for batch in slices(source.folder / "rows.arrow", 0, len(source.rows)):
+                turns = backend.encode_batch_fast(turns_of(batch)[2].to_pylist(), add_special_tokens=False)
+                counts.append(sum_turns(batch, list(map(len, turns))))
+                advance(len(batch))
+        return np.concatenate(counts)
 
     made_by = sha256(backend.to_str().encode()).hexdigest()[:20]
     key = {"source": source.fingerprint, "feature": "tokens", "tokenizer": made_by}
-    values: np.ndarray = np.load(cached_folder(cache, "features", key, build) / "values.npy")
-    return values
+    return cached_array(cache, "features", key, build)

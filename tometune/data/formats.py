@@ -8,27 +8,15 @@ from tometune.config.data import RowFormat
 
 Turn = tuple[str, str]  # role and text
 
-ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "observation": "tool",
-    "ipython": "tool",
-}
-"""Role names found in datasets, and the standard role of each."""
+# Role names found in datasets, and the standard role of each.
+ROLES = {"system": "system"}
+ROLES |= dict.fromkeys(("human", "user"), "user")
+ROLES |= dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt"), "assistant")
+ROLES |= dict.fromkeys(("tool", "function", "function_response", "tool_response", "observation", "ipython"), "tool")
 
 CONVERSATION_COLUMNS = ("conversations", "messages", "conversation")
+# Columns that a format needs.
 COLUMNS = {RowFormat.alpaca: ("instruction", "output"), RowFormat.prompt_completion: ("prompt", "completion")}
-"""Columns that a format needs."""
 
 NEEDED = "a column conversations or messages with a list of turns, or instruction and output, or prompt and completion"
 
@@ -84,13 +72,10 @@ def _short(text: str) -> str:
 
 def _conversation_shape(row: dict[str, Any]) -> RowFormat | None:
     """Return the format that a row's first turn shows, if it has a turn."""
-    for column in CONVERSATION_COLUMNS:
-        turns = row.get(column)
-        if isinstance(turns, list):
-            for turn in turns:
-                if isinstance(turn, dict):
-                    return RowFormat.sharegpt if "from" in turn else RowFormat.messages
-    return None
+    columns = (row.get(column) for column in CONVERSATION_COLUMNS)
+    turns = (turn for column in columns if isinstance(column, list) for turn in column if isinstance(turn, dict))
+    first = next(turns, None)
+    return None if first is None else RowFormat.sharegpt if "from" in first else RowFormat.messages
 
 
 def reader(form: RowFormat) -> Callable[[dict[str, Any]], list[Turn]]:
@@ -122,15 +107,14 @@ def _turns(turns: Any, role_key: str, text_key: str) -> list[Turn]:
             continue
         if not isinstance(turn, dict):
             raise FormatError(f"a turn is of type {type(turn).__name__}; make it {{{role_key}, {text_key}}}")
-        try:
-            role = ROLES[turn[role_key]]
-        except (KeyError, TypeError):
-            raise _role_error(turn, role_key) from None
+        role = turn.get(role_key)
+        if not isinstance(role, str) or role not in ROLES:
+            raise _role_error(turn, role_key)
         if text_key not in turn:
             raise FormatError(
                 f"a turn has no text in {text_key!r} (its keys: {_names(turn)}); rename the key, or set it to null"
             )
-        read.append((role, _text(turn[text_key])))
+        read.append((ROLES[role], _text(turn[text_key])))
     return read
 
 

@@ -22,22 +22,10 @@ from datasets import Dataset, concatenate_datasets
 from tometune.common.errors import UserError
 from tometune.common.seeding import stream
 from tometune.config.data import Contamination, DataConfig, FiltersConfig, PoolOrder, ScorerKind
+from tometune.data import draw
 from tometune.data.contamination import EvaluationTexts, overlapping_rows
-from tometune.data.draw import (
-    Shortage,
-    check_base,
-    check_names,
-    check_not_empty,
-    check_pool,
-    eligible,
-    in_draw_order,
-    in_key_order,
-    shortage_error,
-    take,
-)
 from tometune.data.filters import NEAR, Filtered, Mask, Tokenizer, apply_masks, by_source, examples_of, filters
 from tometune.data.near_duplicates import near_duplicates
-from tometune.data.scores import Scorer, scores_of
 from tometune.data.standardise import Standardised, standardise
 
 CONTAMINATED = "contaminated"
@@ -50,8 +38,7 @@ class Part:
     source: Standardised
     chosen: np.ndarray  # row numbers in the order of the mix
     facts: dict[str, Any]  # counts of rows read, dropped, mended, filtered and excluded
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """A few dropped rows by reason: {origin, source, messages}."""
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # a few dropped rows, as in `Filtered`
 
 
 @dataclass(frozen=True)
@@ -65,22 +52,19 @@ class Mix:
     digest: str  # sha256 over the row ids in order, 20 hex digits
     sources: dict[str, int]  # rows by source, largest first
     parts: dict[str, Part]  # `base` and, if rows are drawn, `pool`
-    scores: np.ndarray | None = None
-    """Quality scores, shape (rows), float32, NaN for rows without one; None if no row has one."""
+    scores: np.ndarray | None = None  # (rows,) float32, NaN for rows without one; None if no row has one
 
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
-        """The counts of each part."""
         return {origin: part.facts for origin, part in self.parts.items()}
 
     @property
     def examples(self) -> dict[str, list[dict[str, Any]]]:
         """A few dropped rows of both parts by reason."""
-        examples: dict[str, list[dict[str, Any]]] = {}
-        for part in self.parts.values():
-            for reason, rows in part.examples.items():
-                examples.setdefault(reason, []).extend(rows)
-        return examples
+        reasons = dict.fromkeys(reason for part in self.parts.values() for reason in part.examples)
+        return {
+            reason: [row for part in self.parts.values() for row in part.examples.get(reason, ())] for reason in reasons
+        }
 
     def manifest(self) -> dict[str, Any]:
         """Return the content of mix.json: everything but the texts."""
@@ -94,14 +78,14 @@ def build_mix(
     cache: Path,
     tokenizer: Tokenizer | None = None,
     texts: EvaluationTexts | None = None,
-    scorer: Scorer | None = None,
+    scorer: draw.Scorer | None = None,
 ) -> Mix:
-    """Build a mix; the same config, inputs and seed give the same rows on any machine.
+    """Build a mix; the same config, inputs and seed (`seeds.data`) give the same rows on any machine.
 
     Args:
         config: base, pool, filters, and the exact number of rows.
-        seed: of the draw, `seeds.data`.
-        cache: root of the cache, which keeps standardised sources and everything computed from their rows.
+        seed: of the draw.
+        cache: keeps standardised sources and everything computed from their rows.
         tokenizer: loads the model's tokenizer; called only if a filter counts tokens.
         texts: of the evaluation, needed if `data.contamination=drop`.
         scorer: the model that ranks the pool, needed if `data.pool.order=best` and `data.scorer.kind` names one.
@@ -111,22 +95,21 @@ def build_mix(
     """
     builder = _Builder(config, seed, cache, tokenizer, texts, scorer)
     base = builder.select_base()
-    parts = {"base": base}
-    added, size = config.rows - len(base.chosen), len(base.chosen)
+    parts, size = {"base": base}, len(base.chosen)
+    added = config.rows - size
     if added < 0:
         raise UserError(f"data.rows={config.rows}: is less than the base's {size}; set data.base.rows={config.rows}")
     if added:
         parts["pool"] = builder.select_pool(added, base.source)
-    row_ids, sources = list[str](), Counter[str]()
+    row_ids, sources, rows = list[str](), Counter[str](), []
     for origin, part in parts.items():
         row_ids += _row_ids(origin, part.source.keys[part.chosen])
         sources.update(by_source(part.source, part.chosen))
+        rows.append(part.source.rows.select(part.chosen).remove_columns("key"))
     return Mix(
         name=config.name,
         seed=seed,
-        dataset=concatenate_datasets(
-            [part.source.rows.select(part.chosen).remove_columns("key") for part in parts.values()]
-        ),
+        dataset=concatenate_datasets(rows),
         row_ids=row_ids,
         digest=sha256("\n".join(row_ids).encode()).hexdigest()[:20],
         sources=dict(sources.most_common()),
@@ -145,7 +128,7 @@ def _row_ids(origin: str, keys: np.ndarray) -> list[str]:
     return ids
 
 
-def _scores(config: DataConfig, parts: dict[str, Part], scorer: Scorer | None, cache: Path) -> np.ndarray | None:
+def _scores(config: DataConfig, parts: dict[str, Part], scorer: draw.Scorer | None, cache: Path) -> np.ndarray | None:
     """Return the scores that rank the pool, or the ones that the rows came with if it is not ranked.
 
     A classifier runs only on the pool, because it decides nothing about base rows, whose own scores have another scale.
@@ -156,7 +139,7 @@ def _scores(config: DataConfig, parts: dict[str, Part], scorer: Scorer | None, c
     for name, part in parts.items():
         scores = part.source.scores
         if kind is ScorerKind.heuristic or (kind is ScorerKind.fineweb_edu and name == "pool"):
-            scores = scores_of(part.source, config.scorer, scorer, cache)
+            scores = draw.scores_of(part.source, config.scorer, scorer, cache)
         elif kind is ScorerKind.fineweb_edu:
             scores = None
         found.append(np.full(len(part.chosen), np.nan, np.float32) if scores is None else scores[part.chosen])
@@ -174,7 +157,7 @@ class _Builder:
     cache: Path
     tokenizer: Tokenizer | None
     texts: EvaluationTexts | None
-    scorer: Scorer | None
+    scorer: draw.Scorer | None
 
     def select_base(self) -> Part:
         """Take the whole base in key order, or a draw of `data.base.rows` rows."""
@@ -185,10 +168,10 @@ class _Builder:
         masks = chain(filters(active, base, cache, self.tokenizer), [self._near_mask(base)] if near else [])
         filtered = apply_masks(base, "base", masks)
         contamination = self._drop_contaminated(base, "base", filtered)
-        order = in_key_order(base, cache)
+        order = draw.in_key_order(base, cache)
         rows = order[filtered.keep[order]]
         wanted = config.base.rows if config.base.rows is not None else len(rows)
-        check_base(base, filtered, contamination.get("contaminated_rows", 0), wanted, config)
+        draw.check_base(base, filtered, contamination.get("contaminated_rows", 0), wanted, config)
         chosen = rows[stream(self.seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
         facts = {**_facts(base, filtered), **contamination, "rows": wanted}
         if near:
@@ -198,27 +181,19 @@ class _Builder:
     def select_pool(self, added: int, base: Standardised) -> Part:
         """Draw `added` rows from the pool."""
         config, cache = self.config, self.cache
-        check_pool(config, added)
+        draw.check_pool(config, added)
         assert config.pool is not None
         pool = standardise(config.pool, "data.pool", cache)
-        check_not_empty(pool, config.pool, "data.pool")
-        check_names(config.pool, pool.names)
+        draw.check_not_empty(pool, config.pool, "data.pool")
+        draw.check_names(config.pool, pool.names)
         filtered = apply_masks(pool, "pool", filters(config.filters, pool, cache, self.tokenizer))
         contamination = self._drop_contaminated(pool, "pool", filtered)
-        scores = scores_of(pool, config.scorer, self.scorer, cache) if config.pool.order is PoolOrder.best else None
-        order = in_key_order(pool, cache)
-        found = eligible(pool, order[filtered.keep[order]], base, scores)
-        rows = found.rows if scores is None else found.rows[np.argsort(-scores[found.rows], kind="stable")]
-        excluded = {"in_base": found.in_base, "repeats": found.repeats}
-        near_facts = {}
-        if config.near_dedup.threshold is not None:
-            fixed = _first_of_each_text(base)
-            if config.near_dedup.base:
-                fixed = fixed[self._near_mask(base).keep[fixed]]
-            near, near_base = near_duplicates((base, fixed), (pool, rows), config.near_dedup.threshold, cache)
-            near_facts = {NEAR: by_source(pool, rows[near]), "near_base": by_source(pool, rows[near_base])}
-            filtered.examples[NEAR] = examples_of(pool, "pool", rows[near])
-            rows = rows[~near]
+        best = config.pool.order is PoolOrder.best
+        scores = draw.scores_of(pool, config.scorer, self.scorer, cache) if best else None
+        order = draw.in_key_order(pool, cache)
+        rows, excluded = draw.eligible(pool, order[filtered.keep[order]], base, scores)
+        if scores is not None:  # the best first, in this order they are also drawn
+            rows = rows[np.argsort(-scores[rows], kind="stable")]
         facts = {
             **_facts(pool, filtered),
             **contamination,
@@ -226,11 +201,20 @@ class _Builder:
             "excluded_sources": {reason: by_source(pool, numbers) for reason, numbers in excluded.items()},
             "eligible": len(rows),
             "rows": added,
-            **near_facts,
         }
-        chosen = take(in_draw_order(rows, scores, config.pool, self.seed), added, pool, config.pool)
-        if isinstance(chosen, Shortage):
-            raise shortage_error(pool, facts, chosen, added, config)
+        if config.near_dedup.threshold is not None:
+            fixed = self._texts(base)
+            if config.near_dedup.base:
+                fixed = fixed[self._near_mask(base)[1][fixed]]
+            near, near_base = near_duplicates((base, fixed), (pool, rows), config.near_dedup.threshold, cache)
+            facts |= {NEAR: by_source(pool, rows[near]), "near_base": by_source(pool, rows[near_base])}
+            filtered.examples[NEAR] = examples_of(pool, "pool", rows[near])
+            rows = rows[~near]
+            facts["eligible"] = len(rows)
+        ordered = rows if scores is not None else rows[stream(self.seed, "data").permutation(len(rows))]
+        chosen, reason = draw.take(ordered, added, pool, config.pool)
+        if len(chosen) < added:
+            raise draw.shortage_error(pool, facts, len(chosen), reason, config)
         return Part(pool, chosen, facts, filtered.examples)
 
     def _drop_contaminated(self, source: Standardised, origin: str, filtered: Filtered) -> dict[str, Any]:
@@ -253,20 +237,17 @@ class _Builder:
     def _near_mask(self, base: Standardised) -> Mask:
         """Return the mask of base rows that are not near-duplicates; rows with the same text are not compared."""
         assert self.config.near_dedup.threshold is not None
-        rows = _first_of_each_text(base)
+        rows = self._texts(base)
         near, _ = near_duplicates((base, rows[:0]), (base, rows), self.config.near_dedup.threshold, self.cache)
         keep = np.ones(len(base.rows), dtype=bool)
         keep[rows[near]] = False
-        return Mask(NEAR, keep)
+        return NEAR, keep
 
-
-def _first_of_each_text(source: Standardised) -> np.ndarray:
-    """Return one row number for each text, in key order."""
-    order = np.lexsort((source.keys[:, 1], source.keys[:, 0]))
-    keys = source.keys[order]
-    begins = np.ones(len(order), dtype=bool)
-    begins[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-    return order[begins]
+    def _texts(self, source: Standardised) -> np.ndarray:
+        """Return one row number for each text, in key order."""
+        order = draw.in_key_order(source, self.cache)
+        rows: np.ndarray = order[draw.first_of_each(source.keys[order])]
+        return rows
 
 
 def _facts(source: Standardised, filtered: Filtered) -> dict[str, Any]:

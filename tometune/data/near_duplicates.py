@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tometune.common.cache import cached_folder
 from tometune.common.progress import progress
 from tometune.data.conversations import normalised
-from tometune.data.features import slices
+from tometune.data.features import cached_array, slices
 from tometune.data.parallel import in_order
 
 if TYPE_CHECKING:
@@ -30,8 +29,7 @@ WORDS = 3  # of a run
 SEED = 42
 STEP = 2_000  # rows that a process signs at a time
 
-Rows = tuple["Standardised", np.ndarray]
-"""A source and the numbers of its rows in the order in which they are compared."""
+Rows = tuple["Standardised", np.ndarray]  # a source and the numbers of its rows in the order of comparison
 
 
 def near_duplicates(fixed: Rows, rows: Rows, threshold: float, cache: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -43,11 +41,7 @@ def near_duplicates(fixed: Rows, rows: Rows, threshold: float, cache: Path) -> t
     key: dict[str, Any] = {"version": VERSION, "threshold": threshold}
     for name, (source, numbers) in (("fixed", fixed), ("rows", rows)):
         key[name] = {"source": source.fingerprint, "rows": sha256(source.keys[numbers].tobytes()).hexdigest()[:20]}
-
-    def build(folder: Path) -> None:
-        np.save(folder / "near.npy", _first_similar(fixed, rows, threshold))
-
-    found = np.load(cached_folder(cache, "near", key, build) / "near.npy")
+    found = cached_array(cache, "near", key, lambda: _first_similar(fixed, rows, threshold))
     return found >= 0, (found >= 0) & (found < len(fixed[1]))
 
 

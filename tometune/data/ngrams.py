@@ -11,20 +11,20 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
+from tometune.data.features import slices
 
-LENGTH = 13
-"""Words in a sequence, as in GPT-3's appendix C and lm-evaluation-harness."""
+LENGTH = 13  # words in a sequence, as in GPT-3's appendix C and lm-evaluation-harness
 
+# A shorter evaluation text is looked for as a whole, down to this many words, the least in GPT-3's appendix C.
 SHORTEST = 8
-"""A shorter evaluation text is looked for as a whole, down to this many words, the least in GPT-3's appendix C."""
 
-ROWS = 500
-"""Rows that a worker process searches at once."""
+ROWS = 500  # rows that a worker process searches at once
 
+# Unicode categories that are deleted: punctuation, symbols, marks (accents), format characters, surrogates.
 DELETED = ("P", "S", "M", "Cf", "Cs")
-"""Unicode categories that are deleted: punctuation, symbols, marks (accents), format characters, surrogates."""
+
+
+Hit = tuple[int, int, int, int]  # row, place in its words, sequence (see `Index`), length of the sequence
 
 
 class _Folding(dict[int, str]):
@@ -76,7 +76,7 @@ class Index:
 
     def sequences(self, text: int) -> set[int]:
         """Return the sequences of a text."""
-        words = self.words[self.texts[text].start : self.texts[text].stop]
+        words = [self.words[place] for place in self.texts[text]]
         length = min(len(words), LENGTH)
         return {self._tables[length][value] for value in _hashes(words, length)}
 
@@ -100,27 +100,12 @@ def index_of(file: Path) -> Index:
     return Index(line.split() for line in file.read_text(encoding="utf-8").split("\n") if line)
 
 
-@lru_cache(maxsize=1)
-def _messages(file: Path) -> pa.ChunkedArray:
-    with pa.ipc.open_stream(pa.memory_map(str(file))) as reader:
-        return reader.read_all().column("messages")
-
-
-def search(first: int, rows: Path, texts: Path) -> np.ndarray:
-    """Search `ROWS` conversations, each as one text: a sequence may span several turns.
-
-    Args:
-        first: number of the first row.
-        rows: Arrow stream of a source.
-        texts: for `index_of`.
-
-    Returns:
-        int64 of shape (hits, 4), sorted: row, place in its words, sequence, length.
-    """
+def search(first: int, rows: Path, texts: Path) -> list[Hit]:
+    """Search `ROWS` conversations of a rows.arrow, each as one text: a sequence may span several turns."""
     index = index_of(texts)
-    found = [
+    conversations = (turns for batch in slices(rows, first, first + ROWS) for turns in batch["messages"].to_pylist())
+    return [
         (row, *hit)
-        for row, turns in enumerate(_messages(rows).slice(first, ROWS).to_pylist(), first)
+        for row, turns in enumerate(conversations, first)
         for hit in index.find(fold(" ".join(turn["content"] for turn in turns)))
     ]
-    return np.array(found, dtype=np.int64).reshape(-1, 4)

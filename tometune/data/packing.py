@@ -5,11 +5,7 @@ from trl import pack_dataset
 
 
 def pack(dataset: Dataset, max_length: int) -> Dataset:
-    """Pack rows by best fit, longest first (Ding et al. 2024, arXiv:2404.10830); no row is split.
-
-    Args:
-        dataset: columns `input_ids` and `labels`, rows of at most `max_length` tokens.
-        max_length: tokens of a block.
+    """Pack rows of at most `max_length` tokens by best fit, longest first (arXiv:2404.10830); no row is split.
 
     Returns:
         The blocks with a third column, `seq_lengths`: the lengths of the rows in each block. The collator turns them

@@ -28,11 +28,11 @@ def cores() -> int:
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield `function(item)` for each item, in order, using as many processes as there are cores.
 
-    The function must be at module level, so that other processes find it; items are read here, a few ahead.
+    The function must be at module level, so that other processes find it; items are read here, a few ahead. An error
+    of the function is raised when its item's turn comes.
 
     Raises:
         WorkerDiedError: a process was killed.
-        Exception: whatever the function raises, when its item's turn comes.
     """
     rest = iter(items)
     head = list(islice(rest, ALONE + 1))

@@ -1,6 +1,6 @@
 """What `prepare` prints: counts of the mix, and one row with its trained tokens highlighted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -24,7 +24,15 @@ def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
     count = len(mix.row_ids)
     rows = f"{count:,} row{'s' if count != 1 else ''}"
     title = Text(f"{mix.name}: {rows}, seeds.data={mix.seed}, digest {mix.digest}", style="bold")
-    tables = [_sizes(tokens, max_length), _origins(mix), _sources(mix)]
+    # Steps from the rows read to the rows taken, one column each for base and pool.
+    columns = [_steps(facts) for facts in mix.facts.values()]
+    steps = sorted({step for column in columns for step in column})
+    table = [(step[1], *(f"{column[step]:,}" if step in column else "" for column in columns)) for step in steps]
+    tables = [
+        _sizes(tokens, max_length),
+        _table("from rows read to rows taken", ("step", *mix.facts), table),
+        _sources(mix),
+    ]
     odd = [
         (f"{verb}: {reason}", origin, _name(name), f"{number:,}")
         for origin, facts in mix.facts.items()
@@ -37,7 +45,7 @@ def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
     return Group(title, *(part for table in tables for part in ("", table)))
 
 
-def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> RenderableType:
+def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> RenderableType:
     """Return a table below its title, which may be wider; columns of numbers are right-aligned."""
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     for name in columns:
@@ -66,30 +74,21 @@ def _share(part: int, whole: int) -> tuple[str, str]:
     return f"{part:,}", f"{part / whole:.1%}" if whole else "–"
 
 
-def _origins(mix: Mix) -> RenderableType:
-    """Return the steps from the rows read to the rows taken, one column each for base and pool."""
-    columns = [_steps(facts) for facts in mix.facts.values()]
-    steps = sorted({step for column in columns for step in column})
-    rows = [(step[1], *(f"{column[step]:,}" if step in column else "" for column in columns)) for step in steps]
-    return _table("from rows read to rows taken", ("step", *mix.facts), rows)
-
-
 def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
     """Return the rows of a base or pool at each step, and those subtracted on the way; the number is the order."""
     steps = {(0, "read"): facts["read"], (2, "usable"): facts["usable"], (10, "taken"): facts["rows"]}
-    for place, prefix, key in (
-        (1, "− dropped", "dropped"),
-        (3, "  of them fixed", "mended"),
-        (4, "− filtered", "filtered"),
+    for place, key, prefix in (
+        (1, "dropped", "− dropped"),
+        (3, "mended", "  of them fixed"),
+        (4, "filtered", "− filtered"),
     ):
-        for reason, by_source in facts[key].items():
-            steps[place, f"{prefix}: {reason}"] = sum(by_source.values())
+        steps |= {(place, f"{prefix}: {reason}"): sum(counts.values()) for reason, counts in facts[key].items()}
     if contaminated := facts.get("contaminated_rows", 0):
         steps[4, "− shares words with the evaluation"] = contaminated
     if NEAR in facts:
         steps[8, "− near-duplicate of a row that stays"] = sum(facts[NEAR].values())
     if "excluded" in facts:
-        left = facts["usable"] - sum(sum(by_source.values()) for by_source in facts["filtered"].values()) - contaminated
+        left = facts["usable"] - sum(number for (place, _), number in steps.items() if place == 4)
         near = sum(facts.get(NEAR, {}).values())
         in_base, repeats = facts["excluded"]["in_base"], facts["excluded"]["repeats"]
         steps[5, "− text is in the base"] = in_base
@@ -102,14 +101,13 @@ def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
 
 def _sources(mix: Mix) -> RenderableType:
     rows = list(mix.sources.items())
-    rest = sum(count for _, count in rows[MOST_SOURCES:])
-    shown = rows[:MOST_SOURCES] + ([(f"{len(rows) - MOST_SOURCES} more", rest)] if rest else [])
-    entries = [(_name(name), *_share(count, len(mix.row_ids))) for name, count in shown]
+    if rest := rows[MOST_SOURCES:]:
+        rows = [*rows[:MOST_SOURCES], (f"{len(rest)} more", sum(count for _, count in rest))]
+    entries = ((_name(name), *_share(count, len(mix.row_ids))) for name, count in rows)
     return _table("sources", ("source", "rows", "share"), entries)
 
 
 def _name(source: str) -> str:
-    """Return a source's name in one line, shortened if it is long."""
     name = " ".join(source.split())
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 

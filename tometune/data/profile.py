@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from tometune.common.seeding import stream
+from tometune.data.features import characters, sum_turns, turns_of
 from tometune.data.mix import Mix
 from tometune.data.tokens import Tokens
 
@@ -42,25 +42,20 @@ class Profile:
 def profile(mix: Mix, tokens: Tokens | None = None) -> Profile:
     """Return the values of a mix, with those of its tokens if it is tokenised."""
     rank = {name: number for number, name in enumerate(mix.sources)}
-    sources, characters, turns = [], [], []
+    sources, sizes, turns = [], [], []
     for table in mix.dataset.with_format("arrow").iter(BATCH):
-        messages = table.column("messages").combine_chunks()
-        counts = pc.list_value_length(messages).to_numpy(zero_copy_only=False)
-        starts = np.cumsum(counts) - counts
-        flat = messages.flatten()
-        sizes = pc.utf8_length(flat.field("content")).to_numpy(zero_copy_only=False)
-        spoken = pc.not_equal(flat.field("role"), "system").to_numpy(zero_copy_only=False)
-        sources += [rank[name] for name in table.column("source").to_pylist()]
-        characters.append(np.add.reduceat(sizes.astype(np.int64), starts))  # every conversation has a turn
-        turns.append(np.add.reduceat(spoken.astype(np.int64), starts))
-    ids = pa.array(mix.row_ids, type=pa.string())  # `base:KEY` or `pool:KEY`, with `-2` after the key of a copy
+        for batch in table.combine_chunks().to_batches():
+            sources += [rank[name] for name in batch["source"].to_pylist()]
+            sizes.append(characters(batch))
+            turns.append(sum_turns(batch, pc.not_equal(turns_of(batch)[1], "system")))
     return Profile(
         name=mix.name,
         names=list(rank),
         sources=np.array(sources),
-        pool=pc.starts_with(ids, "pool:").to_numpy(zero_copy_only=False).astype(bool),
-        keys=np.array(pc.utf8_slice_codeunits(ids, 5, 37).to_pylist(), dtype="S32"),
-        characters=np.concatenate(characters),
+        # A row id is `base:KEY` or `pool:KEY`, with `-2` after the key of a copy.
+        pool=np.array([row_id.startswith("pool:") for row_id in mix.row_ids]),
+        keys=np.array([row_id[5:37] for row_id in mix.row_ids], dtype="S32"),
+        characters=np.concatenate(sizes),
         turns=np.concatenate(turns),
         tokens=None if tokens is None else tokens.lengths,
         scores=mix.scores,
@@ -70,10 +65,8 @@ def profile(mix: Mix, tokens: Tokens | None = None) -> Profile:
 def repeats(found: Profile) -> dict[str, int]:
     """Count by source the rows whose text an earlier row of the mix has."""
     _, first = np.unique(found.keys, return_index=True)
-    repeated = np.ones(len(found), dtype=bool)
-    repeated[first] = False
-    counts = np.bincount(found.sources[repeated], minlength=len(found.names))
-    return {name: int(count) for name, count in zip(found.names, counts, strict=True) if count}
+    counts = np.bincount(np.delete(found.sources, first), minlength=len(found.names)).tolist()
+    return {name: count for name, count in zip(found.names, counts, strict=True) if count}
 
 
 def samples(mix: Mix, count: int = SAMPLES) -> list[dict[str, Any]]:

@@ -16,18 +16,14 @@ from tometune.common.errors import UserError, did_you_mean
 
 FILE = Path(__file__).with_name("pydocs.jsonl.gz")
 
+# The tasks, and the kinds of conversations.
 TOPICS = ("summarisation", "question_answering", "data_to_text", "instruction_following")
-"""The tasks, and the kinds of conversations."""
 
 Row = dict[str, Any]
 
 
 def conversations(filtered: bool) -> list[Row]:
-    """Return rows of `messages` ([{role, content}]) and `source`, in a fixed order.
-
-    Args:
-        filtered: the best 1,000, as many of each topic; else all, which contain them.
-    """
+    """Return rows of `messages` ([{role, content}]) and `source`: the best 1,000, as many of each topic, or all."""
     rows = [line for line in _lines() if "messages" in line]
     if filtered:
         rows = sorted((row for row in rows if "rank" in row), key=lambda row: row["rank"])
@@ -55,5 +51,5 @@ def fingerprint() -> str:
 
 @cache
 def _lines() -> list[Row]:
-    """Return the lines of the file after the first, which says what it was made from."""
+    # The first line tells what the file was made from.
     return [json.loads(line) for line in gzip.decompress(FILE.read_bytes()).splitlines()[1:]]

@@ -26,7 +26,7 @@ FIX_LINE = "fix or delete this line"
 class Batch:
     """Consecutive rows of a source; they are parsed in the process that asks for `rows`."""
 
-    content: "list[Row] | list[bytes] | pa.RecordBatch"  # bytes are JSON lines
+    content: Any  # rows, JSON lines as bytes, or a pyarrow.RecordBatch
     origin: str  # file or dataset
     numbers: Sequence[int]  # position of each row: lines count from 1, rows from 0
     lines: bool = False  # whether `content` is JSON lines
@@ -36,16 +36,15 @@ class Batch:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The rows as Python objects.
-
-        Raises:
-            UserError: a line is not a JSON object in UTF-8.
-        """
+        """The rows as Python objects; a `UserError` names a line that is not a JSON object in UTF-8."""
         if not isinstance(self.content, list):
             return _arrow_rows(self.content)
+        if not self.lines:
+            return list(self.content)
+        positions = map(self.where, range(len(self)))
         return [
-            _object(entry, self.where(index)) if isinstance(entry, bytes) else entry
-            for index, entry in enumerate(self.content)
+            _checked(_loads(line.strip(), at, FIX_LINE), at, FIX_LINE)
+            for line, at in zip(self.content, positions, strict=True)
         ]
 
     def where(self, index: int) -> str:
@@ -55,11 +54,7 @@ class Batch:
 
 
 def read_file(file: Path) -> Iterator[Batch]:
-    """Yield the rows of a file in order; the suffix decides how it is read.
-
-    Raises:
-        UserError: the file cannot be read or is broken.
-    """
+    """Yield the rows of a file in order; the suffix decides how it is read."""
     try:
         if file.suffix == ".parquet":
             yield from _parquet(file)
@@ -121,10 +116,9 @@ def _lines(file: Path) -> Iterator[Batch]:
         yield Batch(lines, str(file), numbers, lines=True)
 
 
-def _object(line: bytes, position: str) -> Row:
-    row = _loads(line.strip(), position, FIX_LINE)
+def _checked(row: Any, position: str, fix: str) -> Row:
     if not isinstance(row, dict):
-        raise UserError(f"{position}: is not an object {{…}}; {FIX_LINE}")
+        raise UserError(f"{position}: is not an object {{…}}; {fix}")
     return row
 
 
@@ -152,8 +146,7 @@ def _begins(file: Path) -> bytes:
 def _array(file: Path) -> Iterator[Batch]:
     rows = _loads(file.read_bytes(), str(file), "fix the file, or write one object per line")
     for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, row {number} (the first is 0): is not an object {{…}}; fix or delete it")
+        _checked(row, f"{file}, row {number} (the first is 0)", "fix or delete it")
     yield from batches(rows, str(file))
 
 
@@ -162,11 +155,10 @@ def _arrow_rows(batch: "pa.RecordBatch") -> list[Row]:
     import pyarrow as pa
 
     try:
-        rows: list[Row] = batch.to_pylist()
+        return batch.to_pylist()  # type: ignore[no-any-return]
     except UnicodeDecodeError:
         schema = pa.schema([pa.field(field.name, _bytes_type(field.type)) for field in batch.schema])
-        rows = _decoded(batch.cast(schema).to_pylist())
-    return rows
+        return _decoded(batch.cast(schema).to_pylist())  # type: ignore[no-any-return]
 
 
 def _bytes_type(kind: "pa.DataType") -> "pa.DataType":

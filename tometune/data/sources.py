@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 from tometune.common.errors import UserError
@@ -49,11 +49,7 @@ def fingerprint(source: SourceConfig, key: str) -> str:
 
 
 def files_of(path: str | None, key: str) -> list[Path]:
-    """Return the files of a path: one file, those of a folder (without hidden ones), or the matches of a glob.
-
-    Raises:
-        UserError: there are none, or one has a suffix that cannot be read.
-    """
+    """Return the files of a path: one file, those of a folder (without hidden ones), or the matches of a glob."""
     if not path:
         raise UserError(f"{key}: is not set; set it to a parquet, JSONL or JSON file, a folder of them, or a glob")
     try:
@@ -74,27 +70,18 @@ def files_of(path: str | None, key: str) -> list[Path]:
 def _matches(path: Path) -> list[Path] | None:
     """Return the files of a path; None for a folder without a readable one."""
     if path.is_dir():
-        inside = [file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.is_dir()]
-        return [
-            file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)
-        ] or None
-    if path.exists():
-        return [path]
-    matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 -- takes any pattern
-    return [file for file in matches if not file.is_dir()]
+        inside = (file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.is_dir())
+        return [file for file in inside if "/." not in f"/{file.relative_to(path).as_posix()}"] or None
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 -- takes any pattern
+    return [path] if path.exists() else [file for file in map(Path, matches) if not file.is_dir()]
 
 
 def _digest(file: Path) -> bytes:
-    """Return the sha256 of a file's content followed by its suffix, which decides how it is read."""
-    return content_digest(file) + file.suffix.encode()
+    return content_digest(file) + file.suffix.encode()  # the suffix decides how it is read
 
 
 def content_digest(file: Path) -> bytes:
-    """Return the sha256 of a file's content. A file is hashed again only if its size or time changes.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Return the sha256 of a file's content. A file is hashed again only if its size or time changes."""
     try:
         found = file.stat()
         return _content_digest(file.resolve(), found.st_size, found.st_mtime_ns)
@@ -104,19 +91,12 @@ def content_digest(file: Path) -> bytes:
 
 @lru_cache(4096)
 def _content_digest(file: Path, _size: int, _changed: int) -> bytes:
-    digest = sha256()
     with file.open("rb") as content:
-        while chunk := content.read(2**20):
-            digest.update(chunk)
-    return digest.digest()
+        return file_digest(content, "sha256").digest()
 
 
 def read(source: SourceConfig, key: str) -> Iterator[Batch]:
-    """Yield the rows of a source in batches. Files are read in the order of their hashes, so names do not matter.
-
-    Raises:
-        UserError: something is missing, broken or cannot be reached.
-    """
+    """Yield the rows of a source in batches. Files are read in the order of their hashes, so names do not matter."""
     if source.kind is SourceKind.pydocs:
         from tometune.data import pydocs
 
@@ -131,6 +111,7 @@ def read(source: SourceConfig, key: str) -> Iterator[Batch]:
 def _hub(source: SourceConfig, key: str) -> Iterator[Batch]:
     """Read a hub dataset: parquet shards directly, anything else through `datasets`, which caches it as Arrow."""
     import datasets
+    from huggingface_hub import hf_hub_download
 
     assert source.id is not None
     commit = commit_of(f"{key}.id", source.id, source.revision, "dataset")
@@ -139,8 +120,10 @@ def _hub(source: SourceConfig, key: str) -> Iterator[Batch]:
         shards = _shards(source, commit)
         if shards is None:
             loaded = datasets.load_dataset(source.id, source.subset, split=source.split, revision=commit)
-        else:
-            files = _download(source, commit, shards)
+        files = []
+        for number, path in enumerate(shards or (), start=1):  # missing ones are downloaded
+            log.info("%s: shard %s of %s, %s", source.id, number, len(shards or ()), path)
+            files.append(Path(hf_hub_download(source.id, path, repo_type="dataset", revision=commit)))
     if shards is None:
         start = 0
         for table in loaded.with_format("arrow").iter(BATCH):
@@ -171,11 +154,10 @@ def _load_errors(source: SourceConfig, key: str) -> Iterator[None]:
             if full_disk or isinstance(error, DatasetNotFoundError):  # `hub_errors` explains these
                 raise
             reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-            raise _load_error(source, key, reason) from error
+            raise _load_error(source, key, reason.rstrip(".")) from error
 
 
 def _load_error(source: SourceConfig, key: str, reason: str) -> UserError:
-    reason = reason.rstrip(".")
     return UserError(f"{key}.id={source.id}: {reason}; check {key}.subset, {key}.split and the dataset's page")
 
 
@@ -192,8 +174,7 @@ def _shards(source: SourceConfig, commit: str) -> list[str] | None:
     name = re.sub(r"[^\w.-]", "_", f"{commit}-{source.subset}-{source.split}")
     stored = Path(constants.HF_HUB_CACHE) / folder / "shards" / f"{name}.json"
     if stored.is_file():
-        listed: list[str] | None = json.loads(stored.read_text(encoding="utf-8"))
-        return listed
+        return json.loads(stored.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     if constants.HF_HUB_OFFLINE:
         return None
     builder = datasets.load_dataset_builder(str(source.id), source.subset, revision=commit)
@@ -204,14 +185,3 @@ def _shards(source: SourceConfig, commit: str) -> list[str] | None:
         stored.parent.mkdir(parents=True, exist_ok=True)
         write_json(stored, shards)
     return shards
-
-
-def _download(source: SourceConfig, commit: str, shards: list[str]) -> list[Path]:
-    """Return the shards as files of the hub's local cache; missing ones are downloaded."""
-    from huggingface_hub import hf_hub_download
-
-    files = []
-    for number, path in enumerate(shards, start=1):
-        log.info("%s: shard %s of %s, %s", source.id, number, len(shards), path)
-        files.append(Path(hf_hub_download(str(source.id), path, repo_type="dataset", revision=commit)))
-    return files

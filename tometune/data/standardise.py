@@ -26,7 +26,7 @@ from tometune.config.data import SourceConfig
 from tometune.data import formats
 from tometune.data.conversations import encodable, fix_conversation, normalised
 from tometune.data.parallel import in_order
-from tometune.data.readers import Batch, Row
+from tometune.data.readers import Batch
 from tometune.data.sources import fingerprint, read
 
 if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes them a second
@@ -140,7 +140,9 @@ def standardise_batch(
             turns, reasons = fix_conversation(read_turns(row))
         except formats.FormatError as error:
             raise UserError(f"{batch.where(index)}: {error}") from None
-        name = _source_of(row) or source.id or str(source.kind)
+        named = (row.get(column) for column in ("source", "dataset"))
+        name = next((encodable(value) for value in named if isinstance(value, str) and value), None)
+        name = name or source.id or str(source.kind)
         counts.update(("mended" if turns else "dropped", reason, name) for reason in sorted(reasons))
         if turns:
             keys.append(text_key(text for _, text in turns))
@@ -155,15 +157,6 @@ def standardise_batch(
 def text_key(texts: Iterable[str]) -> bytes:
     """Return the 128-bit BLAKE2b hash of a conversation's normalised text."""
     return blake2b(normalised(texts).encode(), digest_size=KEY_BYTES).digest()
-
-
-def _source_of(row: Row) -> str | None:
-    """Return the source that a row names."""
-    for column in ("source", "dataset"):
-        name = row.get(column)
-        if isinstance(name, str) and name:
-            return encodable(name)
-    return None
 
 
 def _score(value: Any) -> float:

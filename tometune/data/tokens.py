@@ -32,6 +32,9 @@ VERSION = 4  # raised when the same rows get other ids or labels, or are stored 
 # Most rows of a piece, and how many of them are decoded and compared with their answers.
 PIECE, VERIFIED = 50_000, 200
 
+# Tokenised rows, memory-mapped tables of `SCHEMA`; and their index, (rows, len(INDEX)), sorted by row, each row once.
+Pieces = tuple[list[Dataset], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -80,14 +83,13 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
     }
     tables, numbers, lines, length = [], [], [], 0
     for part in mix.parts.values():
-        found = _tokenised(part, made_by, template, max_length, cache)
-        chosen = found.index[np.searchsorted(found.index[:, 0], part.chosen)]
+        rows, found = _tokenised(part, made_by, template, max_length, cache)
+        chosen = found[np.searchsorted(found[:, 0], part.chosen)]
         assert (chosen[:, 0] == part.chosen).all(), "every chosen row was tokenised"
         lines.append(chosen)
-        if found.rows is not None:
-            tables.append(found.rows)
-            numbers.append(chosen[chosen[:, 1] >= 0, 1] + length)
-            length += len(found.rows)
+        tables += rows
+        numbers.append(chosen[chosen[:, 1] >= 0, 1] + length)
+        length += sum(map(len, rows))
     index = np.concatenate(lines)
     _, places, lengths, trained, cut, special = index.T
     counts = Counts(
@@ -110,26 +112,18 @@ def _hash(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:20]
 
 
-@dataclass(frozen=True)
-class _Tokenised:
-    """The tokenised rows of a source."""
-
-    rows: Dataset | None  # columns `input_ids` and `labels`, memory-mapped; None if no row has a label
-    index: np.ndarray  # (rows, len(INDEX)) int64, sorted by row number; each row once
-
-
-def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_length: int, cache: Path) -> _Tokenised:
+def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_length: int, cache: Path) -> Pieces:
     """Return tokenised rows of a source, the chosen ones among them, from the cache or made now."""
     key = {"source": part.source.fingerprint, **made_by}
     kind = f"tokens/{_hash(json.dumps(key, sort_keys=True))}"
     found = _load(cache / kind)
-    if np.isin(part.chosen, found.index[:, 0]).all():
+    if np.isin(part.chosen, found[1][:, 0]).all():
         return found
     (cache / kind).mkdir(parents=True, exist_ok=True)
     with FileLock(cache / kind / ".lock"):  # other processes that need these rows wait and then find them
         for left in (cache / kind).glob(".*/"):  # left by a killed process; nobody else holds the lock
             shutil.rmtree(left, ignore_errors=True)
-        missing = np.setdiff1d(part.chosen, _load(cache / kind, repair=True).index[:, 0])
+        missing = np.setdiff1d(part.chosen, _load(cache / kind, repair=True)[1][:, 0])
         for start in range(0, len(missing), PIECE):
             numbers = missing[start : start + PIECE]
             rows = {"count": len(numbers), "sha256": sha256(numbers.astype("<i8").tobytes()).hexdigest()[:20]}
@@ -139,8 +133,8 @@ def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_leng
     return _load(cache / kind)
 
 
-def _load(folder: Path, repair: bool = False) -> _Tokenised:
-    """Join the pieces in a folder; if two machines tokenised the same row, the first one is used.
+def _load(folder: Path, repair: bool = False) -> Pieces:
+    """Return the pieces in a folder; if two machines tokenised the same row, the first one is used.
 
     A piece that cannot be read is ignored, and with `repair` deleted, so that its rows are made again.
     """
@@ -159,7 +153,7 @@ def _load(folder: Path, repair: bool = False) -> _Tokenised:
         indexes.append(index)
     joined = np.concatenate(indexes)
     _, first = np.unique(joined[:, 0], return_index=True)
-    return _Tokenised(concatenate_datasets(tables) if length else None, joined[first])
+    return tables, joined[first]
 
 
 def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: int, folder: Path) -> None:

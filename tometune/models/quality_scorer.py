@@ -15,11 +15,8 @@ from tometune.config.data import ScorerConfig, ScorerKind
 
 log = logging.getLogger(__name__)
 
-BATCH = 64
-"""Texts per batch."""
-
-MAX_TOKENS = 512
-"""Tokens of a text that the classifier reads."""
+BATCH = 64  # texts
+MAX_TOKENS = 512  # of a text that the classifier reads
 
 
 def quality_scorer(config: ScorerConfig) -> "QualityScorer | None":
@@ -64,7 +61,6 @@ class QualityScorer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `fingerprint`."""
         return fingerprint(self._config)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
