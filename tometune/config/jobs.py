@@ -56,7 +56,7 @@ def jobs_of(line: CommandLine) -> Jobs | None:
         ConfigError: the config of a run cannot be composed, or every run is wrong.
     """
     started = time.time()
-    if not line.multirun and not any(text.startswith(("+", "hydra.")) for text in line.overrides):
+    if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
         return None  # only an added group (+sweep=…) or a key of Hydra's makes it a sweep; saves one composition
     with composition_errors(line.extra_folder), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
