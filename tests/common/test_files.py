@@ -113,8 +113,3 @@ def test_a_limit_on_file_sizes_is_told_like_a_full_disk(tmp_path: Path) -> None:
             save_file({"x": torch.zeros(100_000)}, tmp_path / "x.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_other_errors_pass(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
-        text(tmp_path / "none" / "file")

@@ -72,7 +72,7 @@ def config_of(*arguments: str) -> Config:
         ConfigError: the checks find problems.
     """
     overrides = read_command_line(arguments).overrides
-    groups = [text for text in overrides if "." not in text.partition("=")[0] or text.startswith(("+", "hydra"))]
+    groups = [text for text in overrides if "." not in text.partition("=")[0] or text.startswith(("+", "~", "hydra"))]
     config = deepcopy(composed(*groups))
     for override in parse(text for text in overrides if text not in groups):
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_force_add())

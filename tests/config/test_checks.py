@@ -25,9 +25,7 @@ CASES = [
     (["data=pydocs_1k", "data.base.id=a/b"], "data.base.id=a/b: is ignored if data.base.kind=pydocs;"),
     (["data.base.filtered=true"], "data.base.filtered=true: only data.base.kind=pydocs has a filter;"),
     (["data.rows=0"], "data.rows=0: not 1 or more"),
-    (["data=mix_200k", "data.rows=0"], "data.rows=0: not 1 or more"),
     (["data.base.rows=0"], "data.base.rows=0: not 1 or more"),
-    (["data=mix_200k", "data.base.rows=0"], "data.base.rows=0: not 1 or more"),
     (["data=mix_200k", "data.pool.rows=0"], "data.pool.rows=0: not 1 or more"),
     (["data=mix_200k", "data.pool.weights.x=1.5"], "data.pool.weights.x=1.5: not a share from 0 to 1"),
     (
@@ -88,7 +86,6 @@ CASES = [
     (["trainer.weight_decay=-1"], "trainer.weight_decay=-1.0: not 0 or more"),
     (["trainer.conversations_per_step=0"], "trainer.conversations_per_step=0: not 1 or more"),
     (["trainer.micro_batch=0"], "trainer.micro_batch=0: neither auto nor 1 or more"),
-    (["trainer.micro_batch=most"], "trainer.micro_batch=most: neither auto nor 1 or more"),
     (["trainer.gradient_checkpointing=maybe"], "trainer.gradient_checkpointing=maybe: one of auto, true, false"),
     (
         ["trainer.packing=false"],
@@ -98,14 +95,11 @@ CASES = [
         ["trainer.max_length=3000"],
         "trainer.tokens_per_step=16384: not a whole number of packs of trainer.max_length=3000; e.g. 15000",
     ),
-    (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: not a finite number"),
     (["trainer.num_train_epochs=inf"], "trainer.num_train_epochs=inf: not a finite number"),
     (["trainer.warmup_steps=inf", "trainer.max_steps=9"], "trainer.warmup_steps=inf: not a finite number"),
     (["trainer.weight_decay=-inf"], "trainer.weight_decay=-inf: not a finite number"),
-    (["eval.confidence=nan"], "eval.confidence=nan: not a finite number"),
     (["eval.confidence=95"], "eval.confidence=95.0: not between 0 and 1"),
     (["eval.limit=0"], "eval.limit=0: not 1 or more"),
-    (["eval.batch_size=0"], "eval.batch_size=0: not 1 or more"),
     (["eval.compile=maybe"], "eval.compile=maybe: one of auto, true, false"),
     (
         ["eval.compile=true", "eval.batch_size=32"],

@@ -2,7 +2,6 @@
 
 import re
 from fnmatch import fnmatch
-from pathlib import Path
 
 import pytest
 import yaml
@@ -75,17 +74,6 @@ def test_the_manual_lists_the_options_of_each_group(group, options):
     assert [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in names)] == []
 
 
-def test_groups_of_the_design_are_there():
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    assert {"model", "data", "lora", "trainer", "eval", "tracking", "experiment", "sweep"} <= groups
-    models = {path.stem for path in (CONF / "model").iterdir()}
-    assert models >= {"llama32_3b", "llama32_1b", "smollm2_135m", "tiny"}
-    data = {path.stem for path in (CONF / "data").iterdir()}
-    assert data == {f"{kind}_{n}00k" for kind in ("mix", "files") for n in (1, 2, 3)} | {
-        f"pydocs_{n}k" for n in (1, 2, 3)
-    } | {"mix_300k_top", "files_300k_top", "pydocs_3k_top"}
-
-
 @pytest.mark.parametrize("kind", ["mix", "files", "pydocs"])
 def test_mixes_share_the_base_and_grow_by_the_pool(kind):
     unit = "00k" if kind != "pydocs" else "k"
@@ -101,16 +89,6 @@ def test_mixes_share_the_base_and_grow_by_the_pool(kind):
     assert first.rows == first.base.rows
     assert (second.rows, third.rows) == (2 * first.rows, 3 * first.rows)
     assert [data.name for data in (first, second, third)] == [f"{kind}_{n}{unit}" for n in (1, 2, 3)]
-
-
-def test_default_recipe():
-    config = config_of()
-    trainer = config.trainer
-    assert config.model.id == "unsloth/Llama-3.2-3B-Instruct-bnb-4bit"
-    assert config.data.base.id == "mlabonne/FineTome-100k"
-    assert (trainer.tokens_per_step, trainer.packing, trainer.micro_batch) == (16_384, True, "auto")
-    assert (trainer.learning_rate, trainer.lr_scheduler_type, trainer.num_train_epochs) == (2e-4, "linear", 1.0)
-    assert (config.lora.r, config.lora.lora_alpha, len(config.lora.target_modules)) == (16, 16, 7)
 
 
 def test_seeds_follow_the_seed_until_set():
@@ -154,13 +132,3 @@ def test_every_value_of_the_manual_has_a_comment(name):
         is_scalar = ":" in line and not line.lstrip().startswith("#") and not line.endswith(":")
         if is_scalar and "/sweep/" not in name and not name.startswith("sweep"):
             assert lines[number - 1].lstrip().startswith("#"), f"{name}.yaml:{number + 1}: {line}"
-
-
-def test_no_private_folder_is_made_on_the_way(command, tmp_path):
-    command("trainer.max_steps=ten")
-    command("-m", "seed=0,1", "data=mix_30k")
-    command("lora.r=0")
-    command("-m", "seed=0,1", "lora.r=0")
-    command("+sweep=seeds", "data=mix_100k,mix_30k")
-    command("--help")
-    assert list(Path(tmp_path).iterdir()) == []

@@ -1,6 +1,7 @@
 """The verb decorator: typed config, exit statuses, sweeps, help, and no import of a large library."""
 
 import importlib
+import json
 import signal
 import subprocess
 import sys
@@ -21,12 +22,17 @@ from tometune.sweep.cells import list_cells
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "evaluate", "wandb", "accelerate")
 WATCH = f"""
-import runpy, sys
-sys.argv = ["tometune", *sys.argv[1:]]
-try:
-    runpy.run_module("tometune", run_name="__main__", alter_sys=True)
-finally:
-    print("heavy:", *sorted(set({HEAVY!r}) & set(sys.modules)))
+import contextlib, io, json, os, runpy, sys
+for arguments in json.loads(sys.argv.pop()):
+    sys.argv = ["tometune", *arguments]
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_module("tometune", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        status = stop.code or 0
+    heavy = sorted(set({HEAVY!r}) & set(sys.modules))
+    print(json.dumps([status, out.getvalue(), err.getvalue(), heavy]))
 """
 
 
@@ -93,25 +99,6 @@ def test_traceback_on_request(command, monkeypatch):
     assert outcome.errors[-1] == "RuntimeError: boom"
 
 
-def test_the_task_sees_the_users_own_environment(monkeypatch, tmp_path):
-    import os
-
-    from tometune.config.app import verb
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    monkeypatch.setattr(sys, "argv", ["train"])
-    seen = []
-
-    @verb
-    def main(config: Config) -> None:
-        seen.append(os.environ.get("HYDRA_FULL_ERROR"))
-
-    main()
-    assert seen == [None]
-    assert "HYDRA_FULL_ERROR" not in os.environ
-
-
 def test_sweep_shares_a_name(command):
     outcome = command("-m", "seed=0,1", "data=mix_100k,mix_200k")
     assert outcome.status == 0
@@ -161,43 +148,35 @@ def test_slug_of_a_bare_dot(monkeypatch, tmp_path):
     assert slug("///") == "model"
 
 
-def test_help(command):
-    outcome = command("--help")
-    assert outcome.status == 0
-    assert "data: files_100k" in outcome.out
-    assert "+experiment=quickstart" in outcome.out
-    assert "train.yaml" in outcome.out
-
-
-def test_wrong_option_with_dashes(command):
-    outcome = command("--modle=tiny")
-    assert outcome.status == 2
-    assert outcome.errors[0].startswith("unrecognized arguments: --modle=tiny; keys are set without dashes")
-
-
-def test_pickled_rerun_is_refused(command):
-    outcome = command("--experimental-rerun", "config.pickle")
-    assert outcome.status == 2
-    assert "pickle" in outcome.errors[0]
-
-
 @pytest.mark.parametrize(
-    ("name", "arguments", "status"),
+    ("option", "line"),
     [
-        *((name, ["--help"], 0) for name in sorted(verbs())),
-        ("train", ["--cfg", "job"], 0),
-        ("train", ["trainer.lerning_rate=1"], 2),
-        ("train", ["-m", "data=mix_30k,mix_100k"], 2),
-        ("train", ["lora.r=0"], 2),
+        ("--modle=tiny", "unrecognized arguments: --modle=tiny; keys are set without dashes"),
+        ("--experimental-rerun=config.pickle", "--experimental-rerun: reads a pickle, which can run any code"),
+        ("--config-name=mine", "--config-name, --config-path: all verbs read train.yaml"),
+        ("--config-dir=none", "--config-dir=none: no such folder"),
     ],
 )
-def test_config_commands_import_nothing_heavy(name, arguments, status, tmp_path):
-    """In a process of its own, since another test may have imported anything. Each takes about 0.5 CPU seconds."""
-    command = [sys.executable, "-c", WATCH, name, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    assert done.stdout.splitlines()[-1].split() == ["heavy:"]
-    assert "Traceback" not in done.stderr
+def test_options_that_are_rejected(command, option, line):
+    outcome = command(option)
+    assert outcome.status == 2
+    assert outcome.errors[0].startswith(line)
+
+
+def test_config_commands_import_nothing_heavy(tmp_path):
+    """In a process of its own, since another test may have imported anything."""
+    helps = [([name, "--help"], 0) for name in sorted(verbs())]
+    wrong = (["trainer.lerning_rate=1"], ["-m", "data=mix_30k,mix_100k"], ["lora.r=0"])
+    cases = [*helps, (["train", "--cfg", "job"], 0), *((["train", *arguments], 2) for arguments in wrong)]
+    lines = json.dumps([arguments for arguments, _ in cases])
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, lines], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    for (arguments, expected), answer in zip(cases, done.stdout.splitlines(), strict=True):
+        status, out, err, heavy = json.loads(answer)
+        assert (status, heavy) == (expected, []), (arguments, err)
+        assert "Traceback" not in err
+        if arguments[1] == "--help":
+            assert out.startswith(f"tometune {arguments[0]}: {verbs()[arguments[0]]}")
+            assert all(text in out for text in ("data: files_100k", "+experiment=quickstart", "train.yaml"))
     assert list(tmp_path.iterdir()) == []
-    if arguments == ["--help"]:
-        assert done.stdout.startswith(f"tometune {name}: {verbs()[name]}")

@@ -3,6 +3,7 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
+from tests.config.conftest import sweep_of
 from tometune.common.errors import ConfigError
 from tometune.config.command_line import read_command_line
 from tometune.config.messages import composition_errors
@@ -75,7 +76,7 @@ def compose_all(*overrides):
 
 @pytest.mark.parametrize(("override", "message"), CASES, ids=[case[0] for case in CASES])
 def test_one_wrong_override(override, message):
-    with pytest.raises(ConfigError) as error, composition_errors([conf_dir()]):
+    with pytest.raises(ConfigError) as error, composition_errors():
         compose_all(*read_command_line([override]).overrides)
     (problem,) = error.value.problems
     assert problem.startswith(message)
@@ -106,6 +107,14 @@ def test_a_sweep_that_cannot_be_composed_is_rejected_before_its_first_run(comman
     assert len(outcome.errors) == 1
     assert outcome.configs == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_is_deleted_from_each_run_of_a_sweep():
+    others = [f"~eval.tasks.{name}" for name in ("question_answering", "data_to_text", "instruction_following")]
+    task = ("eval=files", "eval.tasks.summarisation.path=task.jsonl", *others)
+    configs = sweep_of("-m", "data=files_100k", *task, "data.base.path=a.jsonl,b.jsonl")
+    assert [config.data.base.path for config in configs] == ["a.jsonl", "b.jsonl"]
+    assert [list(config.eval.tasks) for config in configs] == [["summarisation"]] * 2
 
 
 @pytest.mark.parametrize("values", ["16,0", "0,16"])

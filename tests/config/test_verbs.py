@@ -7,8 +7,8 @@ import pytest
 
 from tometune.__main__ import verbs
 from tometune.common.errors import ConfigError
+from tometune.config.command_line import GROUPS, READS, check_keys, reads
 from tometune.config.root import Config, conf_dir
-from tometune.config.verbs import GROUPS, READS, check_keys, reads
 
 HINTS = get_type_hints(Config)
 NESTED = [name for name, hint in HINTS.items() if is_dataclass(hint)]

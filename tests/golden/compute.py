@@ -15,15 +15,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
-
+from tests.config.conftest import config_of, sweep_of
 from tests.golden import cases
 from tests.golden.sweeps import write_sweeps
-from tometune.config.command_line import CommandLine, with_plus
-from tometune.config.jobs import jobs_of, to_config
 from tometune.config.model import Precision
-from tometune.config.root import Config, conf_dir, register
+from tometune.config.root import Config, conf_dir
 from tometune.data import pydocs
 from tometune.runs.identity import identity
 from tometune.runs.inputs import RunInputs, cache_folder, fingerprints
@@ -76,26 +72,10 @@ def run(*arguments: str) -> tuple[int, list[str]]:
     return status, said.getvalue().splitlines()
 
 
-def config_of(line: str) -> Config:
-    """Return the config of a command line with a single run."""
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = compose("train", with_plus(cases.overrides(line)), return_hydra_config=True)
-    node = composed.hydra
-    with open_dict(composed):
-        del composed["hydra"]
-    return to_config(composed, node)
-
-
 def configs_of(line: str) -> list[Config]:
     """Return the config of each run of a command line."""
-    first, *rest = cases.overrides(line)
-    if first != "-m":
-        return [config_of(line)]
-    register()
-    jobs = jobs_of(CommandLine(with_plus(rest), multirun=True))
-    assert jobs is not None
-    return [job.config for job in jobs.known]
+    arguments = cases.overrides(line)
+    return sweep_of(*arguments) if arguments[0] == "-m" else [config_of(*arguments)]
 
 
 def inputs_of(config: Config) -> dict[str, str]:
@@ -109,7 +89,7 @@ def run_ids(folder: Path) -> str:
     with mock.patch("tometune.models.precision.auto_precision", return_value=Precision.bf16):
         for line in commands("run_ids.txt"):
             lines += [f"$ {line}", *(name_of(config, inputs_of(config))[0] for config in configs_of(line))]
-        config = config_of(commands("run_ids.txt")[0])
+        (config,) = configs_of(commands("run_ids.txt")[0])
         return "\n".join([*lines, json.dumps(identity(config, inputs_of(config)), indent=1)]) + "\n"
 
 
@@ -117,7 +97,7 @@ def mixes(folder: Path) -> str:
     """Return digest, counts and row ids (the first letter of the origin, eight characters) of each mix."""
     lines = []
     for line in commands("mixes.txt"):
-        config = config_of(line)
+        (config,) = configs_of(line)
         manifest = RunInputs.resolve(config).mix.manifest()
         parts = [row_id.split(":") for row_id in manifest.pop("row_ids")]
         ids = [f"{origin[0]}:{key[:8]}" for origin, key in parts]
@@ -137,7 +117,7 @@ def tokens(folder: Path) -> str:
     made = {}
     for name in cases.TOKENIZERS:
         model = "tiny" if name == "llama3" else name
-        config = config_of(f"model={model} data=files_100k data.rows={len(rows)} data.base.path=turns.jsonl")
+        config = config_of(f"model={model}", "data=files_100k", f"data.rows={len(rows)}", "data.base.path=turns.jsonl")
         cache = cache_folder(config)
         tokenizer = (
             llama3_tokenizer() if name == "llama3" else load_tokenizer(locate(config.model, cache, weights=False))

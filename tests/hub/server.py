@@ -27,7 +27,6 @@ class Request(NamedTuple):
     method: str
     path: str
     status: int
-    user_agent: str
 
 
 class Hub:
@@ -238,8 +237,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps({"error": message}).encode(), headers | ({"X-Error-Code": code} if code else {}))
 
     def _send(self, status: HTTPStatus, content: bytes, headers: Mapping[str, str]) -> None:
-        agent = self.headers.get("User-Agent", "")
-        self.hub.requests.append(Request(self.command, self.path, int(status), agent))
+        self.hub.requests.append(Request(self.command, self.path, int(status)))
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)

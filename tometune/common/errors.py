@@ -19,14 +19,27 @@ class ConfigError(UserError):
         super().__init__("\n".join(problems))
 
 
-def did_you_mean(wrong: str, valid: Iterable[str], most: int = 2) -> str:
+def chain_of(error: BaseException) -> list[BaseException]:
+    """Return an error and its causes, the last one being the first that was raised."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
+def one_line(error: BaseException) -> str:
+    """Return the text of an error without line breaks."""
+    return " ".join(str(error).split())
+
+
+def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
     """Return `"; did you mean X, Y?"` with the names nearest to `wrong`, or an empty string."""
-    near = nearest(wrong, valid, most)
+    near = nearest(wrong, valid)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
-def nearest(wrong: str, valid: Iterable[str], most: int = 2) -> list[str]:
-    """Return the names most similar to `wrong`, best first; equally similar ones in the order of `valid`.
+def nearest(wrong: str, valid: Iterable[str]) -> list[str]:
+    """Return the two names most similar to `wrong`, best first; equally similar ones in the order of `valid`.
 
     Similar means a share of matching characters of at least 0.7 and close to the best; a name that begins or ends with
     `wrong` is similar too.
@@ -34,7 +47,7 @@ def nearest(wrong: str, valid: Iterable[str], most: int = 2) -> list[str]:
     scores = {name: _similarity(wrong, name) for name in valid}
     best = max(scores.values(), default=0.0)
     near = [name for name, score in scores.items() if score >= 0.7 and score > best - 0.15]
-    return sorted(near, key=scores.__getitem__, reverse=True)[:most]
+    return sorted(near, key=scores.__getitem__, reverse=True)[:2]
 
 
 def _similarity(wrong: str, name: str) -> float:

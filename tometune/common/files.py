@@ -31,9 +31,6 @@ FULL_TEXTS = (
 NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 """No rights, or a read-only file system."""
 
-FILE_IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
-"""A file where a folder is needed."""
-
 
 class SaveError(RuntimeError):
     """Something could not be written; everything saved before is still valid."""
@@ -43,9 +40,7 @@ class SaveError(RuntimeError):
 def disk_errors(folder: Path, setting: str | None = None) -> Iterator[None]:
     """Turn errors of writing to a folder into one line that names the folder and the fix.
 
-    Args:
-        folder: where the body writes.
-        setting: the full key that sets the folder; if it is given, missing access is reported as well.
+    Missing access is reported if `setting`, the full key that sets the folder, is given.
 
     Raises:
         SaveError: the disk is full.
@@ -62,7 +57,7 @@ def disk_errors(folder: Path, setting: str | None = None) -> Iterator[None]:
                 f"{folder}: no space left on the disk; everything saved before is valid: free some space and run the "
                 "same command again to resume"
             ) from error
-        if setting is not None and number in NO_RIGHTS + FILE_IN_THE_WAY:
+        if setting is not None and number in (*NO_RIGHTS, errno.ENOTDIR, errno.EEXIST):  # or a file is in the way
             reason = os.strerror(number) if number else ""
             raise UserError(f"{folder}: cannot be written to ({reason}); set {setting} to another folder") from error
         raise

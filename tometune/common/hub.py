@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tometune.common.cache import default_cache
-from tometune.common.errors import UserError
+from tometune.common.errors import UserError, chain_of
 from tometune.common.files import write_text
 
 HERE = "python -m tometune.train +experiment=quickstart"
@@ -68,10 +68,6 @@ def hub_errors(key: str, repository: str) -> Iterator[None]:
     """Turn the hub's errors into a `UserError` that names the config key, the repository and the fix.
 
     Libraries wrap the hub's errors in their own (`OSError`, `ConnectionError`, …), so the whole chain is searched.
-
-    Args:
-        key: of the config that names the repository, e.g. `model.id`.
-        repository: hub id.
     """
     try:
         yield
@@ -89,9 +85,7 @@ def _problem(error: BaseException) -> str | None:
     import httpx
     from huggingface_hub import errors
 
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
+    chain = chain_of(error)
     no_dataset = any(type(link).__name__ == "DatasetNotFoundError" for link in chain)  # `datasets` is slow to import
     if no_dataset and "gated" in str(error):
         return GATED

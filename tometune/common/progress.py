@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -30,32 +29,21 @@ class Bar:
 
     def __call__(self, count: int) -> None:
         """Add to the work that is done."""
-        self.set(int(self._state.completed) + count)
+        self.set(int(self.rich.tasks[self.task].completed) + count)
 
     def set(self, done: int, total: int | None = None, description: str | None = None, note: str = "") -> None:
         """Set how much is done, and optionally of how much, of which work, and a note next to it, e.g. the loss."""
         self.rich.start()
-        changed: dict[str, Any] = {"total": total, "description": description}
-        given = {name: value for name, value in changed.items() if value is not None}
-        self.rich.update(self.task, completed=done, note=note, **given)
+        self.rich.update(self.task, completed=done, total=total, description=description, note=note)
         if not self.visible and time.monotonic() - self.logged > LOG_EVERY:
             self.logged = time.monotonic()
-            total = None if self._state.total is None else int(self._state.total)
-            log.info("%s: %s%s", self._state.description, f"{done:,}", f" of {total:,}" if total else "")
-
-    @property
-    def _state(self) -> Any:
-        return self.rich.tasks[self.task]
+            state = self.rich.tasks[self.task]
+            log.info("%s: %s%s", state.description, f"{done:,}", f" of {int(state.total):,}" if state.total else "")
 
 
 @contextmanager
 def progress(description: str, total: int | None = None) -> Iterator[Bar]:
-    """Yield a bar; call it with each amount of work that is done, or `set` the sum.
-
-    Args:
-        description: of the work, e.g. `data.pool: rows standardised`.
-        total: amount of the work, if it is known.
-    """
+    """Yield a bar; call it with each amount of work that is done, or `set` the sum. `total` is the whole, if known."""
     bar = Bar(description, total)
     try:
         yield bar

@@ -10,9 +10,6 @@ from types import FrameType
 
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGHUP")]  # not every system has both
 
-Handler = Callable[[int, FrameType | None], None]
-"""Takes the number of the signal and the frame that it interrupted."""
-
 
 class Stopped(SystemExit):
     """A signal stopped this process; its exit status is 128 + the number of the signal, as a shell reports it."""
@@ -24,16 +21,12 @@ class Stopped(SystemExit):
 
 
 def stop(number: int, _frame: FrameType | None) -> None:
-    """Stop immediately.
-
-    Raises:
-        Stopped: always.
-    """
+    """Stop immediately: raise `Stopped`."""
     raise Stopped(number)
 
 
 @contextmanager
-def stop_signals(handler: Handler = stop) -> Iterator[None]:
+def stop_signals(handler: Callable[[int, FrameType | None], None] = stop) -> Iterator[None]:
     """Call a handler for each stop signal while the body runs. Signals that are ignored (`nohup`) stay ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     handled = [number for number, old in before.items() if old != signal.SIG_IGN]

@@ -17,14 +17,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tometune.common.distributed import is_first, processes
-from tometune.common.errors import UserError
+from tometune.common.errors import UserError, one_line
 from tometune.common.files import NO_RIGHTS, disk_errors
 from tometune.common.signals import Stopped, stop_signals
-from tometune.config.command_line import read_command_line, show
+from tometune.config.command_line import check_keys, read_command_line, show
 from tometune.config.jobs import Jobs, jobs_of, to_config
-from tometune.config.messages import composition_errors, one_line
+from tometune.config.messages import composition_errors
 from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
-from tometune.config.verbs import check_keys
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,6 @@ class Hooks:
 
     before: Callable[[Jobs], bool]
     """Called before the first run; returns whether there is anything to run."""
-
     after: Callable[[Jobs], int]
     """Called after the last run, even if runs failed; returns the exit status of the command."""
 
@@ -54,52 +52,48 @@ def verb(task: Task, hooks: Hooks | None = None, whole_sweep: bool = False) -> C
 
     Exit status: 0 for success; 2 if the user's input or config is wrong (in a sweep: for every run), 1 for any other
     error, 128 + the signal's number if a signal stopped it. With `--multirun`, a failed run does not stop the others.
-
-    Args:
-        task: the verb's own function.
-        hooks: called before and after a sweep.
-        whole_sweep: the verb is about a sweep, not about each of its runs: `+sweep=NAME` gives one config.
+    With `whole_sweep` the verb is about a sweep, not about each of its runs: `+sweep=NAME` gives one config.
     """
-    name = name_of(task)
 
     @functools.wraps(task)
     def command() -> None:
         try:
             with stop_signals():
-                status = _run(name, task, hooks, whole_sweep)
+                status = _run(task, hooks, whole_sweep)
         except (Exception, KeyboardInterrupt, Stopped) as error:
-            status = report_error(error, name in RESUMED)
+            status = report_error(error, name_of(task) in RESUMED)
         if status != DONE:
             sys.exit(status)
 
     return command
 
 
-def _run(name: str, task: Task, hooks: Hooks | None, whole_sweep: bool) -> int:
+def _run(task: Task, hooks: Hooks | None, whole_sweep: bool) -> int:
     """Run the command and return its exit status."""
+    name = name_of(task)
     register()
     OmegaConf.register_new_resolver("verb", lambda: summary(task), replace=True)
     line = read_command_line()
-    with composition_errors(line.folders):
-        if not line.only_shows:
+    with composition_errors(line.extra_folder):
+        if line.options is None:
             check_keys(name, line.overrides)
-        jobs = None if line.only_shows or (whole_sweep and not line.multirun) else jobs_of(line)
+        jobs = None if line.options is not None or (whole_sweep and not line.multirun) else jobs_of(line)
         with initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
-            if line.only_shows:
+            if line.options is not None:
                 show(hydra, line)
                 return DONE
             statuses: list[int] = []
             job = _job(task, statuses)
             if jobs is None:
-                hydra.run(CONFIG_NAME, job, [*line.all_overrides, "hydra.mode=RUN"])
+                hydra.run(CONFIG_NAME, job, [*line.overrides, "hydra.mode=RUN"])
             else:
                 if hooks is not None and not hooks.before(jobs):
                     return hooks.after(jobs)
                 try:
                     with disk_errors(Path(jobs.config.paths.multirun), "paths.multirun"):  # for Hydra's multirun.yaml
-                        hydra.multirun(CONFIG_NAME, job, [*line.all_overrides, "hydra.mode=MULTIRUN"])
+                        hydra.multirun(CONFIG_NAME, job, [*line.overrides, "hydra.mode=MULTIRUN"])
                 except Exception as error:
                     if hooks is None or isinstance(error, UserError):
                         raise
@@ -115,8 +109,7 @@ def _run(name: str, task: Task, hooks: Hooks | None, whole_sweep: bool) -> int:
 def _job(task: Task, statuses: list[int]) -> Callable[[DictConfig], object]:
     """Return the function that Hydra calls with each composed config. It reports its errors, so that a sweep continues.
 
-    A launcher pickles it into other processes, where `statuses` is a copy that nobody reads: the folders of those runs
-    say how they ended.
+    A launcher pickles it into other processes, where nobody reads `statuses`: the folders of those runs have theirs.
     """
 
     def job(composed: DictConfig) -> object:
@@ -140,9 +133,7 @@ def _job(task: Task, statuses: list[int]) -> Callable[[DictConfig], object]:
 def report_error(error: BaseException, resumes: bool = False) -> int:
     """Print an error in one line on stderr (a `ConfigError`: one line per problem) and return the exit status.
 
-    Args:
-        error: what ended the command or a run.
-        resumes: whether the command, repeated after a stop, resumes from what it saved.
+    `resumes` says whether the command, repeated after a stop, resumes from what it saved.
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if full:

@@ -20,22 +20,16 @@ class ChatConfig:
 
     system: str | None = None
     """System message of new conversations; null gives none (the chat template may have its own)."""
-
     temperature: float = 0.7
     """0 is greedy; above 0, tokens are sampled from softmax(logits / temperature) with `seeds.generation`."""
-
     top_p: float = 0.9
     """Sample from the most likely tokens with this total probability (arXiv:1904.09751); 1 is all tokens."""
-
     max_new_tokens: int = 512
     """Longest answer, in tokens."""
-
     context: int = 8192
     """Most tokens of conversation and answer, if the model allows as many; memory for keys and values grows with it."""
-
     port: int | None = None
     """Port of the page; null takes the first free one from 7860."""
-
     inbrowser: bool | None = None
     """Whether to open the page in a browser; null does so on a machine with a screen, but not over ssh."""
 

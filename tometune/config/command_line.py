@@ -1,11 +1,12 @@
-"""Reads the command line of a verb, and rejects overrides that Hydra would accept without doing what they say."""
+"""Reads the command line of a verb; rejects overrides without effect, and keys that only other verbs read."""
 
 import argparse
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
 
@@ -15,11 +16,28 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from tometune.common.distributed import is_first
 from tometune.common.errors import ConfigError, UserError
-from tometune.config.root import CONFIG_NAME, Config, conf_dir
+from tometune.config.root import CONFIG_NAME, Config
 
 OWN_KEYS = ("data.pool.weights", "data.pool.caps")
 """Dicts whose keys are names in the user's data."""
+
+MAKES_A_RUN = ("model", "data", "lora", "trainer", "eval", "tracking", "sweep", "seed", "seeds", "paths")
+"""`prepare` takes the command line of `train`: it checks all of it, and builds what `train` would train on."""
+
+READS = {
+    "train": (*MAKES_A_RUN, "plan"),
+    "prepare": MAKES_A_RUN,
+    "evaluate": ("model", "eval", "tracking", "seed", "seeds.generation", "paths", "run"),
+    "report": ("eval.resamples", "eval.confidence", "tracking", "sweep", "paths", "publish"),
+    "export": ("export", "paths", "run", "format", "quant", "push_to", "private"),
+    "chat": ("model", "chat", "seed", "seeds.generation", "paths", "run", "against", "gguf", "ui", "share"),
+}
+"""Groups and keys by verb. A key stands for everything below it."""
+
+GROUPS = ("model", "data", "lora", "trainer", "eval", "tracking", "chat", "export")
+"""Groups of `conf/` whose options only set values. An option of `sweep` also decides how many runs there are."""
 
 
 @dataclass
@@ -27,33 +45,14 @@ class CommandLine:
     """The arguments after the verb."""
 
     overrides: list[str]
-    """`key=value`, `group=option`, with or without a plus or tilde."""
-
+    """`key=value`, `group=option`, with or without a plus or tilde; and the one that adds `extra_folder` to Hydra's
+    search path."""
     multirun: bool = False
     """Whether `--multirun` was given."""
-
     extra_folder: Path | None = None
     """A folder of YAML files that is searched in addition to `conf/` (`--config-dir`)."""
-
     options: argparse.Namespace | None = None
-    """Hydra's options, e.g. `--cfg job`."""
-
-    @property
-    def only_shows(self) -> bool:
-        """Whether nothing is run: `--help`, `--cfg job` and the like."""
-        given = self.options
-        return given is not None and any((given.help, given.hydra_help, given.cfg, given.info, given.shell_completion))
-
-    @property
-    def folders(self) -> list[Path]:
-        """The folders of YAML files."""
-        return [conf_dir()] if self.extra_folder is None else [conf_dir(), self.extra_folder]
-
-    @property
-    def all_overrides(self) -> list[str]:
-        """The overrides, with the one that adds `extra_folder` to Hydra's search path."""
-        extra = [] if self.extra_folder is None else [f"hydra.searchpath=['file://{self.extra_folder}']"]
-        return [*extra, *self.overrides]
+    """Hydra's options if nothing is run: `--help`, `--cfg job` and the like."""
 
 
 def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine:
@@ -80,9 +79,12 @@ def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine:
     if folder is not None and not folder.is_dir():
         raise UserError(f"--config-dir={options.config_dir}: no such folder")
     overrides = with_plus(options.overrides)
+    if folder is not None:
+        overrides = [f"hydra.searchpath=['file://{folder}']", *overrides]
     if problems := [*_without_effect(overrides)]:
         raise ConfigError(problems)
-    return CommandLine(overrides, options.multirun, folder, options)
+    shows = any((options.help, options.hydra_help, options.cfg, options.info, options.shell_completion))
+    return CommandLine(overrides, options.multirun, folder, options if shows else None)
 
 
 def parse(texts: Iterable[str]) -> Iterator[Override]:
@@ -95,18 +97,20 @@ def parse(texts: Iterable[str]) -> Iterator[Override]:
 
 def show(hydra: Hydra, line: CommandLine) -> None:
     """Print what `--help`, `--cfg` and the like ask for."""
-    options = line.options
+    options, loader = line.options, hydra.config_loader
     assert options is not None
     if options.help or options.hydra_help:
+        # Hydra would copy its whole store of configs for each list of options: two thirds of the time of --help.
+        loader.get_group_options = loader.repository.get_group_options  # type: ignore[attr-defined,method-assign]
         printer = hydra.app_help if options.help else hydra.hydra_help
-        options.overrides = line.all_overrides
+        options.overrides = line.overrides
         printer(config_name=CONFIG_NAME, args_parser=get_args_parser(), args=options)
     elif options.cfg:
-        hydra.show_cfg(CONFIG_NAME, line.all_overrides, options.cfg, options.package, options.resolve)
+        hydra.show_cfg(CONFIG_NAME, line.overrides, options.cfg, options.package, options.resolve)
     elif options.info:
-        hydra.show_info(options.info, CONFIG_NAME, line.all_overrides)
+        hydra.show_info(options.info, CONFIG_NAME, line.overrides)
     else:
-        hydra.shell_completion(CONFIG_NAME, line.all_overrides)
+        hydra.shell_completion(CONFIG_NAME, line.overrides)
 
 
 def _without_effect(overrides: Sequence[str]) -> Iterator[str]:
@@ -142,3 +146,36 @@ def with_plus(arguments: Sequence[str]) -> list[str]:
                 argument = f"++{argument.lstrip('+')}"
         changed.append(argument)
     return changed
+
+
+def reads(verb: str, key: str) -> bool:
+    """Whether a verb reads a key, something below it, or the group that it belongs to."""
+    return any(f"{key}.".startswith(f"{entry}.") or entry.startswith(f"{key}.") for entry in READS[verb])
+
+
+def check_keys(verb: str, overrides: Sequence[str]) -> None:
+    """Check that the command line sets nothing that the verb does not read.
+
+    A group may be chosen all the same, so that the same choices can be given to several verbs: that is one warning.
+
+    Raises:
+        ConfigError: a key is set that only other verbs read; one line per key.
+    """
+    problems = []
+    known = {field.name for field in fields(Config)}
+    for override in parse(overrides) if verb in READS else ():
+        key = override.key_or_group.replace("/", ".")
+        root = key.partition(".")[0]
+        if root not in known or reads(verb, key):
+            continue
+        readers = [name for name in READS if reads(name, key)]
+        names = " and ".join(filter(None, [", ".join(readers[:-1]), *readers[-1:]]))
+        if override.key_or_group in GROUPS and not isinstance(override.value(), dict):
+            if is_first():
+                print(f"{override.input_line}: ignored, {verb} does not read this group", file=sys.stderr)
+        else:
+            problems.append(
+                f"{override.input_line}: only {names} {'read' if len(readers) > 1 else 'reads'} it; leave it out"
+            )
+    if problems:
+        raise ConfigError(problems)

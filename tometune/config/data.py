@@ -7,9 +7,6 @@ from enum import StrEnum
 
 from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, at_least, file_name, identity_if
 
-LEAST_THRESHOLD = 0.5
-"""Lowest similarity of near-duplicates; below it, texts that only share a form are similar."""
-
 
 class ScorerKind(StrEnum):
     """What ranks the pool if `data.pool.order=best`."""
@@ -25,37 +22,26 @@ class FiltersConfig:
 
     base: bool = False
     """Whether the base is filtered too."""
-
     min_characters: int | None = None
     """Fewest characters of a conversation, over all turns."""
-
     max_characters: int | None = None
     """Most characters of a conversation, over all turns."""
-
     min_tokens: int | None = None
     """Fewest tokens of a conversation's texts in the model's tokenizer, without those of the chat template."""
-
     max_tokens: int | None = None
     """Most tokens of a conversation's texts in the model's tokenizer, without those of the chat template."""
-
     min_turns: int | None = None
     """Fewest turns, including those of system and tools."""
-
     max_turns: int | None = None
     """Most turns, including those of system and tools."""
-
     min_score: float | None = None
     """Lowest score, in the column that the source's `score` names; rows without a score are dropped."""
-
     refusals: bool = False
     """Whether rows are dropped in which the assistant refuses, e.g. `As an AI language model, I cannot`."""
-
     broken_code: bool = False
     """Whether rows are dropped in which a code fence (three backticks or tildes) is not closed."""
-
     max_repetition: float | None = None
     """Largest share, 0 to 1, of the assistant's words in lines or 5-word sequences that it repeats."""
-
     languages: list[str] = field(default_factory=list)
     """Languages to keep, as ISO 639-1 codes, recognised by the assistant's text; empty keeps all."""
 
@@ -67,7 +53,6 @@ class NearDedupConfig:
     threshold: float | None = None
     """Pool rows with at least this Jaccard similarity (0 to 1) to a base row, or to a pool row that is kept, are
     dropped; null keeps them."""
-
     base: bool = False
     """Whether base rows that are near-duplicates of another base row are dropped too."""
 
@@ -79,16 +64,13 @@ class ScorerConfig:
     kind: ScorerKind = ScorerKind.heuristic
     """`heuristic` needs no model; `fineweb_edu` is a classifier from the hub, best on a GPU; `column` is a score in the
     data."""
-
     id: str = field(default="HuggingFaceFW/fineweb-edu-classifier", metadata=NOT_IDENTITY)
     """For `fineweb_edu`: hub id or local folder of a sequence classifier with one output."""
-
     revision: str = field(default="main", metadata=NOT_IDENTITY)
     """For `fineweb_edu`: branch, tag or commit."""
 
 
-def filter_problems(filters: FiltersConfig, near: NearDedupConfig, pool: bool) -> Iterator[str]:
-    """Yield the problems of filters and near-duplicates; `pool` says whether there is one."""
+def _filter_problems(filters: FiltersConfig, near: NearDedupConfig, pool: bool) -> Iterator[str]:
     for name in ("characters", "tokens", "turns"):
         low, high = getattr(filters, f"min_{name}"), getattr(filters, f"max_{name}")
         yield from at_least(1, {f"data.filters.min_{name}": low, f"data.filters.max_{name}": high})
@@ -97,8 +79,8 @@ def filter_problems(filters: FiltersConfig, near: NearDedupConfig, pool: bool) -
     for key, share in (("filters.max_repetition", filters.max_repetition), ("near_dedup.threshold", near.threshold)):
         if share is not None and not 0 <= share <= 1:
             yield f"data.{key}={share}: not a share from 0 to 1"
-    if near.threshold is not None and 0 <= near.threshold < LEAST_THRESHOLD:
-        low = f"data.near_dedup.threshold={near.threshold}: below {LEAST_THRESHOLD}"
+    if near.threshold is not None and 0 <= near.threshold < 0.5:
+        low = f"data.near_dedup.threshold={near.threshold}: below 0.5"
         yield f"{low}, texts that only share a form are similar; raise it"
     for code in filters.languages:
         if not re.fullmatch("[a-z]{2,3}", code):
@@ -139,31 +121,22 @@ class SourceConfig:
 
     kind: SourceKind = SourceKind.hub
     """`hub` reads `id`, `files` reads `path`, `pydocs` reads the embedded documentation of Python."""
-
     id: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Hub dataset, e.g. `mlabonne/FineTome-100k`."""
-
     revision: str = field(default="main", metadata=NOT_IDENTITY)
     """Branch, tag or commit of the hub dataset."""
-
     subset: str | None = None
     """Configuration name of the hub dataset, if it has several."""
-
     split: str = "train"
     """Split of the hub dataset."""
-
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Parquet, JSONL or JSON file, a folder of them, or a glob, for `kind=files`."""
-
     filtered: bool = False
     """For `kind=pydocs`: keep the rows with the best text (in the base, not in the pool)."""
-
     format: RowFormat = RowFormat.auto
     """`auto` recognises the format by the columns of the first rows."""
-
     score: str = field(default="score", metadata=SINCE_DEFAULT)
     """Column with the score of a row, for `data.filters.min_score` and `data.scorer.kind=column`; may be missing."""
-
     rows: int | None = None
     """Number of usable rows to take; null takes all."""
 
@@ -181,13 +154,10 @@ class PoolConfig(SourceConfig):
 
     draw: bool = field(default=True, metadata=NOT_IDENTITY)
     """Whether rows are drawn from it; false is the same as `pool=null`."""
-
     order: PoolOrder = field(default=PoolOrder.random, metadata=SINCE_DEFAULT)
     """`random` draws by `seeds.data`; `best` takes those with the highest score of `data.scorer`."""
-
     weights: dict[str, float] = field(default_factory=dict, metadata=SINCE_DEFAULT)
     """Share, 0 to 1, of the added rows per source; the other sources share the rest in proportion to the pool."""
-
     caps: dict[str, int] = field(default_factory=dict, metadata=SINCE_DEFAULT)
     """Most added rows per source."""
 
@@ -198,25 +168,18 @@ class DataConfig:
 
     name: str = field(default="mix_100k", metadata=NOT_IDENTITY)
     """Short name in the run id and the tables."""
-
     rows: int = 100_000
     """Exact number of conversations in the mix; a run stops if there are fewer."""
-
     base: SourceConfig = field(default_factory=SourceConfig)
     """The data that every mix contains."""
-
     pool: PoolConfig | None = None
     """The data that rows are added from, without rows whose normalised text is in the base or earlier in the pool."""
-
     filters: FiltersConfig = field(default_factory=FiltersConfig, metadata=SINCE_DEFAULT)
     """Conditions on rows."""
-
     near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig, metadata=SINCE_DEFAULT)
     """Near-duplicates."""
-
     scorer: ScorerConfig = field(default_factory=ScorerConfig, metadata=SINCE_DEFAULT)
     """What ranks the pool if `data.pool.order=best`."""
-
     contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
     """What to do about rows that share a 13-word sequence with an example of `eval.tasks`, see docs/contamination.md.
 
@@ -233,8 +196,9 @@ def data_problems(data: DataConfig) -> Iterator[str]:
     if data.pool is not None:
         yield from _source_problems("data.pool", data.pool)
         yield from at_least(1, {"data.pool.rows": data.pool.rows})
-        yield from _share_problems(data.pool)
-    yield from filter_problems(data.filters, data.near_dedup, pool=data.pool is not None)
+        yield from _share_problems(data.pool.weights)
+        yield from at_least(1, {f"data.pool.caps.{name}": most for name, most in data.pool.caps.items()})
+    yield from _filter_problems(data.filters, data.near_dedup, pool=data.pool is not None)
     if data.scorer != ScorerConfig() and (data.pool is None or data.pool.order is not PoolOrder.best):
         yield "data.scorer: has no effect, since the pool is not ranked; set data.pool.order=best"
     base_rows = data.base.rows
@@ -254,27 +218,22 @@ def data_problems(data: DataConfig) -> Iterator[str]:
         )
 
 
-def _share_problems(pool: PoolConfig) -> Iterator[str]:
-    for name, weight in pool.weights.items():
+def _share_problems(weights: dict[str, float]) -> Iterator[str]:
+    for name, weight in weights.items():
         if not 0 <= weight <= 1:
             yield f"data.pool.weights.{name}={weight}: not a share from 0 to 1 of the added rows"
-    total = sum(pool.weights.values())
-    if total > 1 + 1e-9 and max(pool.weights.values()) <= 1:
+    total = sum(weights.values())
+    if total > 1 + 1e-9 and max(weights.values()) <= 1:
         yield f"data.pool.weights: their sum is {total:g}, above 1; lower them"
-    for name, most in pool.caps.items():
-        yield from at_least(1, {f"data.pool.caps.{name}": most})
 
 
 def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
-    needs = {SourceKind.hub: "id", SourceKind.files: "path"}
-    values = {"id": source.id, "path": source.path}
-    for kind, name in needs.items():
-        if source.kind is kind and not values[name]:
+    needs = ((SourceKind.hub, "id", source.id, "mix_100k"), (SourceKind.files, "path", source.path, "files_100k"))
+    for kind, name, value, example in needs:
+        if source.kind is kind and not value:
             yield f"{key}.{name} is required if {key}.kind={kind}; set {key}.{name}=…"
-        if source.kind is not kind and values[name]:
-            yield (
-                f"{key}.{name}={values[name]}: is ignored if {key}.kind={source.kind}; "
-                f"choose a mix over {kind}, e.g. data={'mix' if kind is SourceKind.hub else 'files'}_100k"
-            )
+        if source.kind is not kind and value:
+            fix = f"choose a mix over {kind}, e.g. data={example}"
+            yield f"{key}.{name}={value}: is ignored if {key}.kind={source.kind}; {fix}"
     if source.filtered and source.kind is not SourceKind.pydocs:
         yield f"{key}.filtered=true: only {key}.kind=pydocs has a filter; set {key}.filtered=false"

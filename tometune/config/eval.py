@@ -36,49 +36,34 @@ class TaskConfig:
 
     version: int = 1
     """Raised with each change that makes scores incomparable with earlier ones."""
-
     description: str = field(default="", metadata=NOT_IDENTITY)
     """One sentence for the tables and the docs."""
-
     kind: TaskKind = TaskKind.jsonl
     """`hub` reads `id`, `jsonl` reads `path`, `pydocs` reads the embedded documentation of held-out modules."""
-
     id: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Hub dataset."""
-
     revision: str = field(default="main", metadata=NOT_IDENTITY)
     """Commit of the hub dataset; pinned in the shipped tasks."""
-
     subset: str | None = None
     """Configuration name of the hub dataset, if it has several."""
-
     split: str = "test"
     """Split of the hub dataset, never one that is trained on; for `pydocs`, `test` or `validation`."""
-
     licence: str = field(default="", metadata=NOT_IDENTITY)
     """Licence of the examples."""
-
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
     """JSONL, parquet or JSON file of `{input, references}` rows (and `id`, `context`), for `kind=jsonl`."""
-
     topic: str | None = None
     """Name of the documentation task, for `kind=pydocs`."""
-
     system: str | None = None
     """System message before the prompt; null gives none (the chat template may have its own)."""
-
     prompt: str = "{input}"
     """User message; `{field}` is replaced by that field of the example."""
-
     references: list[str] = field(default_factory=lambda: ["references"])
     """Fields with the references; a dot reaches into a nested field, a list field gives several references."""
-
     max_new_tokens: int = 128
     """Longest answer, in tokens."""
-
     metrics: list[str] = field(default_factory=lambda: ["rouge"])
     """Names from `METRICS`; `rouge` is always computed."""
-
     limit: int | None = None
     """Number of examples, drawn with a fixed seed (the same for every run); null takes all."""
 
@@ -89,22 +74,16 @@ class EvalConfig:
 
     name: str = field(default="hub", metadata=NOT_IDENTITY)
     """Short name of the task set."""
-
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """The tasks by name; add one with `+eval/task@eval.tasks.NAME=jsonl eval.tasks.NAME.path=…`."""
-
     validation: bool = field(default=False, metadata=NOT_IDENTITY)
     """Whether the tasks are for choosing settings, and share no example with a test task."""
-
     base: bool = True
     """Whether the base model is scored too: without it there are no gains."""
-
     limit: int | None = None
     """Most examples per task, for trials; scores with a limit are marked everywhere."""
-
     temperature: float = 0.0
     """0 answers greedily; above 0 draws from softmax(logits / temperature), with `seeds.generation`."""
-
     engine: EngineKind = EngineKind.auto
     """What generates the answers: `transformers` is its `generate`; `cuda_graph` a captured step without padding.
 
@@ -112,27 +91,22 @@ class EvalConfig:
     plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round differently, so
     the engine is recorded with the scores.
     """
-
     compile: bool | str = "auto"
     """Compile norms, rotary embedding, MLPs and LoRA layers: with `cuda_graph`, for batches of more than 32 prompts.
 
     `auto` compiles from 16,384 answers on: it takes about 8 s and makes answers a third faster. In 16 bits the order of
     summation changes, and with it, rarely, a token.
     """
-
     batch_size: int | None = None
     """Prompts per batch, sorted by length; null is the largest power of two that fits into the GPU's memory.
 
     In float32 the batch does not change the answers. In 16 bits it changes the rounding, and with it, rarely, a token;
     so it is recorded with the scores.
     """
-
     max_prompt_tokens: int = 1792
     """Longer prompts are shortened in the middle of the user message, and counted."""
-
     resamples: int = field(default=10_000, metadata=NOT_IDENTITY)
     """Bootstrap resamples for the intervals."""
-
     confidence: float = field(default=0.95, metadata=NOT_IDENTITY)
     """Level of the intervals."""
 

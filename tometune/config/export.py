@@ -23,22 +23,16 @@ class ExportConfig:
 
     base: str | None = None
     """The base in 16 bits that an adapter of a 4-bit base is merged into: hub id or local folder; null finds it."""
-
     base_revision: str = "main"
     """Branch, tag or commit of `export.base` on the hub."""
-
     folder: str | None = None
     """Folder of the exports; null is `export/` in the run's folder."""
-
     examples: int = 50
     """Examples of the run's own evaluation whose answers are compared, or all if there are fewer."""
-
     min_share: float = 0.1
     """Smallest share of the change made by training that the merged model may hold after rounding to 16 bits."""
-
     max_divergence: dict[str, float] = field(default_factory=dict)
     """Largest mean Kullback-Leibler divergence in nats per token, by format or quant."""
-
     max_rouge_change: dict[str, float] = field(default_factory=dict)
     """Largest change of mean ROUGE-L (0 to 1) over the examples, up or down, by format or quant."""
 

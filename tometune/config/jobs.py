@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +23,11 @@ from tometune.config.unused_settings import check_used, without_unused_data, wit
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep."""
+    """One run of a sweep: its overrides, its config, and one line per problem that the checks find in it."""
 
     overrides: list[str]
-    """Its overrides, as Hydra gives them to the run."""
-
     config: Config
-    """Its config, which may be wrong."""
-
     problems: tuple[str, ...] = ()
-    """One line per problem that the checks find."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +36,12 @@ class Jobs:
 
     config: Config
     """That of the first run."""
-
     known: list[Job]
     """All runs; empty for a search, which chooses its runs as it goes."""
-
     search: bool
     """Whether a sweeper other than Hydra's own chooses the runs by the scores of earlier ones."""
-
     launcher: str
     """The option of `hydra/launcher`."""
-
     started: float
     """When the command began, in seconds since 1970."""
 
@@ -66,12 +56,14 @@ def jobs_of(line: CommandLine) -> Jobs | None:
         ConfigError: the config of a run cannot be composed, or every run is wrong.
     """
     started = time.time()
-    with composition_errors(line.folders), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+    if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
+        return None  # only an added group (+sweep=…) or a key of Hydra's makes it a sweep; saves one composition
+    with composition_errors(line.extra_folder), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        if not line.multirun and hydra.get_mode(CONFIG_NAME, line.all_overrides) != RunMode.MULTIRUN:
+        if not line.multirun and hydra.get_mode(CONFIG_NAME, line.overrides) != RunMode.MULTIRUN:
             return None
-        overrides = [*line.all_overrides, "hydra.mode=MULTIRUN"]
+        overrides = [*line.overrides, "hydra.mode=MULTIRUN"]
         master = hydra.compose_config(CONFIG_NAME, overrides, RunMode.MULTIRUN, with_log_configuration=False)
         search = not str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}")
         launcher = str(master.hydra.runtime.choices["hydra/launcher"])
@@ -81,7 +73,7 @@ def jobs_of(line: CommandLine) -> Jobs | None:
     return Jobs(jobs[0].config, [] if search else jobs, search, launcher, started)
 
 
-def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> Sequence[list[str]]:
+def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> list[list[str]]:
     """Return the overrides of each run, as the sweeper will make them; of a search, those that all its runs share."""
     params = master.hydra.sweeper.get("params") or {}
     texts = [*(f"{key}={value}" for key, value in params.items()), *master.hydra.overrides.task]
@@ -92,7 +84,6 @@ def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> Sequence[l
 
 
 def _job(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Job:
-    """Compose and check one run."""
     composed = loader.load_sweep_config(master, overrides)
     hydra_node = composed.hydra
     with open_dict(composed):
@@ -110,15 +101,12 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
 
     If the command line sets the model's id but not its name, the last part of the id becomes its name. The runs of a
     sweep without a name share the name `adhoc`; their settings that have no effect are reset to the defaults.
-
-    Args:
-        composed: the config without its `hydra` node.
-        hydra_node: that node.
+    `composed` has no `hydra` node; that is `hydra_node`.
 
     Raises:
         ConfigError: a value cannot be resolved, or keys of a pool or an adapter are set for a single run that has none.
     """
-    with composition_errors([conf_dir()]):
+    with composition_errors():
         config = typed(composed)
     parser = OverridesParser.create()
     keys = {override.key_or_group for override in parser.parse_overrides(list(hydra_node.overrides.task))}

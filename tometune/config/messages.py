@@ -14,11 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
-from tometune.common.errors import ConfigError, did_you_mean, nearest
-from tometune.config.root import Config
-
-TASKS = "eval.tasks"
-"""The one node whose keys are names of the user's own."""
+from tometune.common.errors import ConfigError, chain_of, did_you_mean, nearest
+from tometune.config.root import Config, conf_dir
 
 WRONG = {int: "not an integer", float: "not a number", bool: "not true or false", str: "not a text"}
 
@@ -40,23 +37,18 @@ PLUGINS = {
 
 
 @contextmanager
-def composition_errors(folders: Sequence[Path]) -> Iterator[None]:
-    """Turn an error in composing a config into a `ConfigError` of one line.
-
-    Args:
-        folders: of YAML files, to name the file that is wrong.
-    """
+def composition_errors(extra_folder: Path | None = None) -> Iterator[None]:
+    """Turn an error in composing a config into a `ConfigError` of one line; it names a wrong file of these folders."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        folders = [conf_dir(), *([] if extra_folder is None else [extra_folder])]
         raise ConfigError([explain(error, folders)]) from error
 
 
 def explain(error: BaseException, folders: Sequence[Path]) -> str:
     """Return the line for an error of Hydra, OmegaConf or PyYAML."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
+    chain = chain_of(error)
     text = re.sub(r"^In '[^']+': |\s*See https://hydra\.cc\S+ for details", "", str(error))
     where = _file(chain, folders)
     for cause in chain:
@@ -80,10 +72,9 @@ def explain(error: BaseException, folders: Sequence[Path]) -> str:
 
 
 def _missing_option(error: MissingConfigException) -> str:
-    """Return the line for an option that a group does not have."""
     name = error.missing_cfg_file or ""
-    group = next((found[1] for found in [re.search(r"Available options in '(.*)':", str(error))] if found), "")
-    group = group or name.rpartition("/")[0]
+    found = re.search(r"Available options in '(.*)':", str(error))
+    group = found[1] if found else name.rpartition("/")[0]
     option = name.removeprefix(f"{group}/")
     if option in PLUGINS and group.startswith("hydra/"):
         return f"{group}={option}: not installed; pip install {PLUGINS[option]}"
@@ -94,7 +85,6 @@ def _missing_option(error: MissingConfigException) -> str:
 
 
 def _wrong_key(error: OmegaConfBaseException, key: str, override: str) -> str:
-    """Return the line for an error that names a key."""
     text = str(error.msg or error).splitlines()[0]
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return unknown_key(key, list(error.parent_node or {}))
@@ -111,12 +101,10 @@ def _wrong_key(error: OmegaConfBaseException, key: str, override: str) -> str:
 def unknown_key(key: str, siblings: Sequence[str] = ()) -> str:
     """Return the line for a key that does not exist, with the keys that may have been meant.
 
-    Args:
-        key: the full key.
-        siblings: the names that exist next to it.
+    `siblings` are the names that exist next to the key.
     """
     parent, _, last = key.rpartition(".")
-    if parent == TASKS:
+    if parent == "eval.tasks":  # names of the user's own
         return f"{key}: no such task{did_you_mean(last, siblings)}; to add one: +eval/task@{key}=jsonl {key}.path=FILE"
     known = [*_keys(OmegaConf.to_container(OmegaConf.structured(Config)))]
     lasts = nearest(last, dict.fromkeys(name.rpartition(".")[2] for name in known))
@@ -132,7 +120,6 @@ def unknown_key(key: str, siblings: Sequence[str] = ()) -> str:
 
 
 def _wrong_value(key: str, value: Any) -> str:
-    """Return the line for a value that does not fit the type of its key."""
     text, expected = f"{key}={value}", type_of(key)
     if get_origin(expected) is list:
         return f"{text}: not a list; write {key}=[a,b]"
@@ -160,11 +147,6 @@ def type_of(key: str) -> Any:
         if NoneType in get_args(node):
             node = next(option for option in get_args(node) if option is not NoneType)
     return node
-
-
-def one_line(error: BaseException) -> str:
-    """Return the text of an exception without line breaks."""
-    return " ".join(str(error).split())
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

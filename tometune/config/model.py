@@ -50,29 +50,21 @@ class ModelConfig:
 
     name: str = field(default="llama32_3b", metadata=NOT_IDENTITY)
     """Short name in the run id and the tables; follows `model.id` when only that is overridden."""
-
     id: str = field(default="unsloth/Llama-3.2-3B-Instruct-bnb-4bit", metadata=NOT_IDENTITY)
     """Hub id, or a local folder that `from_pretrained` can read."""
-
     revision: str = field(default="main", metadata=NOT_IDENTITY)
     """Branch, tag or commit of the hub repository; the resolved commit is recorded in run.json."""
-
     backend: Backend = Backend.auto
     """Library that trains: `auto` is Unsloth on one NVIDIA GPU if it is installed, else transformers. Scoring always
     uses transformers."""
-
     quantization: Quantization = Quantization.nf4
     """`nf4` is QLoRA's 4-bit type (needs an NVIDIA GPU and bitsandbytes); `none` keeps `precision`."""
-
     precision: Precision = Precision.auto
     """`auto`: bf16 where the device computes in it natively, else fp16 on a GPU and fp32 on a CPU."""
-
     attn_implementation: str = "sdpa"
     """Attention kernel by transformers' name: `sdpa`, `eager`, `flash_attention_2`."""
-
     weights: Weights = Weights.pretrained
     """`random` builds a tiny Llama with random weights, for tests of the machinery."""
-
     date_string: str = "26 Jul 2024"
     """Date in chat templates that print one, pinned so that tokens do not change from day to day."""
 

@@ -26,9 +26,6 @@ CONFIG_NAME = "train"
 ADHOC = "adhoc"
 """Name of a sweep without a name."""
 
-LARGEST_SEED = 2**32 - 1
-"""The largest seed of numpy's generators."""
-
 
 @dataclass
 class SeedsConfig:
@@ -36,13 +33,10 @@ class SeedsConfig:
 
     data: int = 0
     """Which pool rows are drawn into the mix."""
-
     order: int = 0
     """The order in which rows are trained on."""
-
     adapter: int = 0
     """Initial adapter weights, and the dropout masks."""
-
     generation: int = 0
     """Sampled answers (`eval.temperature` above 0); greedy decoding does not use it."""
 
@@ -53,7 +47,6 @@ class SweepConfig:
 
     name: str | None = None
     """Folder under `paths.multirun`; null means a single run under `paths.outputs`. `report` reads that folder."""
-
     retry_failed: bool = True
     """Whether repeating the command runs failed runs again; false only lists them."""
 
@@ -64,10 +57,8 @@ class PathsConfig:
 
     outputs: str = "outputs"
     """Single runs are in `<outputs>/<run_id>/`."""
-
     multirun: str = "multirun"
     """Runs of a sweep are in `<multirun>/<sweep>/<run_id>/`."""
-
     cache: str = "~/.cache/tometune"
     """Converted models, standardised mixes and tokens; safe to delete."""
 
@@ -78,70 +69,48 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model that is trained."""
-
     data: DataConfig = field(default_factory=DataConfig)
     """The mix that it is trained on."""
-
     lora: LoraConfig = field(default_factory=LoraConfig)
     """The adapter, or full fine-tuning."""
-
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """How it is trained."""
-
     eval: EvalConfig = field(default_factory=EvalConfig)
     """How it is scored."""
-
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where it is logged."""
-
     chat: ChatConfig = field(default_factory=ChatConfig)
     """Settings of `chat`."""
-
     export: ExportConfig = field(default_factory=ExportConfig)
     """Settings of `export`."""
-
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """The set of runs that it belongs to."""
-
     seed: int = 0
     """The seed of the run; each of `seeds` follows it."""
-
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
     """The streams, to vary one of them alone."""
-
     paths: PathsConfig = field(default_factory=PathsConfig)
     """Folders."""
-
     run: str | None = None
     """For `evaluate`, `export` and `chat`: a run folder, or a run id under `paths.outputs`."""
-
     against: str | None = None
-    """For `chat`: answers the same prompts: `base` (the run's base model), another run, or a GGUF file."""
-
+    """For `chat`: a second model for the same prompts: `base` (the run's base model), another run, or a GGUF file."""
     gguf: str | None = None
-    """For `chat`: a GGUF file, or the folder of one, instead of a run or a model."""
-
+    """For `chat`: the GGUF file to chat with, or its folder, instead of a run or a model."""
     ui: Interface = Interface.page
-    """For `chat`: a page in the browser, or the terminal."""
-
+    """For `chat`: where to chat, in a page in the browser or in the terminal."""
     share: bool = False
-    """For `chat`: whether the page is also reachable from elsewhere, with a password, through Gradio's tunnel."""
-
+    """For `chat`: whether the page can be opened from other machines, through Gradio's servers, with a password."""
     format: Any = "merged_16bit"
     """For `export`: `adapter`, `merged_16bit`, `gguf`, or a list of them."""
-
     quant: Any = "q8_0"
     """For `export`: weight types of the GGUF, `f16`, `q8_0`, `q4_k_m` …, or a list of them."""
-
     push_to: str | None = None
     """For `export`: the hub repository to upload to; null keeps the exports on this machine."""
-
     private: bool = True
     """For `export`: whether a repository that `push_to` creates is visible to its owner only."""
-
     publish: Publish | None = None
     """For `report`: service that also gets the table and the figures; null is none."""
-
     plan: bool | str = False
     """For `train`: print the runs with their cost and which are finished, and stop.
 
@@ -219,9 +188,10 @@ def _full_problems(config: Config) -> Iterator[str]:
 
 
 def _run_problems(config: Config) -> Iterator[str]:
+    largest = 2**32 - 1  # of numpy's generators
     for key, seed in {"seed": config.seed, **{f"seeds.{k}": v for k, v in vars(config.seeds).items()}}.items():
-        if not 0 <= seed <= LARGEST_SEED and (key == "seed" or seed != config.seed):
-            yield f"{key}={seed}: not from 0 to {LARGEST_SEED}"
+        if not 0 <= seed <= largest and (key == "seed" or seed != config.seed):
+            yield f"{key}={seed}: not from 0 to {largest}"
     for name, path in vars(config.paths).items():
         yield from folder(f"paths.{name}", path)
     if config.sweep.name is not None:

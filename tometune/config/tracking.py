@@ -36,25 +36,18 @@ class TrackingConfig:
 
     tracker: Tracker = Tracker.wandb
     """`none` writes the run folder only."""
-
     mode: TrackingMode = TrackingMode.auto
     """`auto`: online with a W&B key, else offline, with a note on how to sync later."""
-
     project: str = "tometune"
     """Project of the runs."""
-
     entity: str | None = None
     """W&B user or team; null is the owner of the key."""
-
     group: str | None = None
     """Group of the run; null is the name of the sweep, else model and data."""
-
     tags: list[str] = field(default_factory=list)
     """Free labels."""
-
     log_adapter: bool = True
     """Whether the adapter is stored as an artifact of the run (a few MB to 100 MB); a full model never is."""
-
     prediction_rows: int = 50
     """Examples per task in the table of predictions; 0 logs none."""
 

@@ -25,63 +25,44 @@ class TrainerConfig:
 
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW."""
-
     lr_scheduler_type: str = "linear"
     """Schedule after warm-up: `linear`, `cosine`, `constant_with_warmup`; `constant` has no warm-up."""
-
     warmup_steps: float = 5.0
     """Steps of linear warm-up, or below 1 the share of all steps."""
-
     weight_decay: float = 0.01
     """Decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
-
     optim: str = "adamw_torch"
     """Optimiser, by its name in transformers, e.g. `adamw_torch`, `adamw_8bit`."""
-
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm; 0 turns clipping off."""
-
     num_train_epochs: float = 1.0
     """Passes over the mix; ignored if `max_steps` is set."""
-
     max_steps: int | None = None
     """Total optimiser steps; null trains for `num_train_epochs`."""
-
     tokens_per_step: int = 16_384
     """Tokens per optimiser step over all processes, in whole packs of `max_length`; needs `packing`."""
-
     conversations_per_step: int | None = None
     """Conversations per optimiser step over all processes; replaces `tokens_per_step` if set."""
-
     micro_batch: int | str = field(default="auto", metadata=NOT_IDENTITY)
     """Packs or conversations in one forward pass on one device; `auto` is as many as fit. Steps do not depend on it."""
-
     max_length: int = 2048
     """Maximum tokens of a row; longer rows are truncated at the end and counted."""
-
     packing: bool = True
     """Join conversations without padding, in packs of `max_length` if steps are counted in tokens. Attention never
     crosses from one conversation to another."""
-
     gradient_checkpointing: bool | str = field(default="auto", metadata=NOT_IDENTITY)
     """Recompute activations in the backward pass: less memory, a quarter slower. `auto`: only if they do not fit."""
-
     loss_type: str = "chunked_nll"
     """TRL's loss: `chunked_nll` projects only trained tokens onto the vocabulary, `nll` all; same mathematics."""
-
     cuda_graph: bool | str = field(default="auto", metadata=NOT_IDENTITY)
     """Compile the layers and replay each pass as one CUDA graph. `auto`: for models under 1 B parameters that
     transformers trains in packs on a GPU, where it is three to four times as fast."""
-
     dataloader_num_workers: int = field(default=0, metadata=NOT_IDENTITY)
     """Processes that collate batches; 0 uses the training process."""
-
     logging_steps: int = field(default=10, metadata=NOT_IDENTITY)
     """Steps between two log lines and points of the curves."""
-
     save_steps: int = field(default=200, metadata=NOT_IDENTITY)
     """Steps between two checkpoints: a kill can lose that many."""
-
     save_total_limit: int = field(default=2, metadata=NOT_IDENTITY)
     """Number of checkpoints to keep."""
 

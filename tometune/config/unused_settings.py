@@ -62,13 +62,8 @@ def _without_score(source: Source) -> Source:
 def check_used(data: DataConfig, lora: LoraConfig, keys: set[str]) -> None:
     """Check that a single run has a pool or an adapter if keys of it are set.
 
-    Args:
-        data: of the run.
-        lora: of the run.
-        keys: full keys that the command line sets.
-
     Raises:
-        ConfigError: with one line per key.
+        ConfigError: with one line for each of the full `keys` that the command line sets without effect.
     """
     problems = []
     for key in sorted(keys):

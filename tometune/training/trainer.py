@@ -1,20 +1,18 @@
 """TRL's trainer: its arguments, and the trainer itself with the meter, the curves and complete checkpoints."""
 
 import shutil
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 from transformers import Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tometune.common.distributed import gather
 from tometune.common.files import SaveError, disk_errors
+from tometune.common.progress import Bar
 from tometune.data.labels import IGNORE
 from tometune.training.batches import Training
 from tometune.training.cuda_graph import PassGraph
@@ -192,10 +190,12 @@ class StepCallback(TrainerCallback):
     def __init__(self) -> None:
         self.signal = 0
         """Number of the signal that was received; 0 if none."""
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self.bar = Progress(*columns, *times, console=console, transient=True, disable=not sys.stderr.isatty())
+        self.bar = Bar("training", None)
+        self.loss = ""
+
+    def _show(self, done: int, total: int | None = None) -> None:
+        if self.bar.visible:  # the log has lines of its own
+            self.bar.set(done, total, note=self.loss)
 
     def request_stop(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal: the current step is finished and a checkpoint is saved."""
@@ -203,12 +203,11 @@ class StepCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- a callback's form
         """Start the bar at the step of the checkpoint."""
-        self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, loss="")
-        self.bar.start()
+        self._show(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Advance the bar, and tell the trainer what to do after this step."""
-        self.bar.update(self.task, completed=state.global_step)
+        self._show(state.global_step)
         if state.global_step >= state.max_steps:  # the curves end there, and a loss of nan is noticed
             control.should_log = True
         self.signal = max(gather([self.signal]))  # all processes stop after the same step
@@ -219,8 +218,9 @@ class StepCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:  # noqa: ARG002
         """Show the loss."""
         if logs and "loss" in logs:
-            self.bar.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+            self.loss = f"loss {float(logs['loss']):.3f}"
+            self._show(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Remove the bar."""
-        self.bar.stop()
+        self.bar.rich.stop()
