@@ -65,10 +65,7 @@ def test_a_base_that_is_gone_or_another_one(copied, trained, tmp_path):
         ({"quants": ["q8_0", "q4"]}, "quant=q4: one of f16"),
         ({"formats": []}, "format: empty; name one or more of adapter"),
         ({"push_to": "name"}, "push_to=name: not the id of a repository; write push_to=user/name"),
-        (
-            {"config": ExportConfig(folder=__file__ + "/x")},
-            f"export.folder={__file__}/x: {__file__} is a file; give an",
-        ),
+        ({"config": ExportConfig(folder=f"{__file__}/x")}, f"export.folder={__file__}/x: {__file__} is a file; give"),
         ({"config": ExportConfig(min_share=-1)}, "export.min_share=-1: not 0 or more"),
         ({"config": ExportConfig(max_divergence={"q4": 1})}, "export.max_divergence=q4: one of adapter"),
     ],
@@ -110,21 +107,12 @@ def test_nothing_is_written(trained, override, says):
     assert sorted(trained.run_folder().rglob("*")) == before
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> Finished:
-    """A run of a model with 3.2 billion parameters."""
-    record = {"model": {"parameters": 3_210_000_000}}
-    return Finished(tmp_path, record, Config(), ModelConfig(), ModelConfig())
-
-
-def test_a_full_disk(large, tmp_path, monkeypatch):
+def test_a_full_disk_and_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    large = Finished(tmp_path, {"model": {"parameters": 3_210_000_000}}, Config(), ModelConfig(), ModelConfig())
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(30e9, 29e9, 1e9))
     exports = [("adapter", None), ("merged_16bit", None), ("gguf", "q8_0")]
     with pytest.raises(UserError, match=r"the exports need about 18\.\d GB, 1\.0 GB are free; free space, or set"):
         folders.check_space(large, tmp_path / "export", exports)
-
-
-def test_a_folder_that_cannot_be_written(large, tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(UserError, match=r"not writable; set export.folder to a folder that is"):
         folders.check_space(large, tmp_path / "export", [])
