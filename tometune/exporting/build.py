@@ -20,7 +20,7 @@ from tometune.common.files import SaveError, disk_errors, temporary_path, write_
 from tometune.config.export import FROM_4_BITS
 from tometune.config.model import Precision
 from tometune.exporting import folders, gguf
-from tometune.exporting.gate import Engine, EngineError, GateError, compare
+from tometune.exporting.gate import Engine, EngineError, GateError, Reference, compare
 from tometune.exporting.merge import load_base, merge, share_of_change, sixteen_bits, write_merged
 from tometune.exporting.model_card import write_card, write_licence
 from tometune.exporting.modelfile import modelfile
@@ -123,7 +123,7 @@ class Builder:
                 "format": export.format,
                 "quant": export.quant,
                 "reference": {"model": reference.base, "dtype": reference.dtype, "tuned": reference.tuned},
-                **self._write_and_check(export, folder),
+                **self._write_and_check(export, folder, reference),
                 "key": key,
                 "finished": now(),
             }
@@ -134,10 +134,9 @@ class Builder:
             gate["folder"] = str(folders.move_to(export.folder, folder, gate))
         return gate
 
-    def _write_and_check(self, export: Export, folder: Path) -> dict[str, Any]:
+    def _write_and_check(self, export: Export, folder: Path, reference: Reference) -> dict[str, Any]:
         """Write an export and compare it with the tuned model; an engine that crashes fails this export only."""
         write = {"adapter": self._adapter, "merged_16bit": self._merged, "gguf": self._gguf}[export.format]
-        reference = self.references.of(export.format)
         name = PACKAGES[export.format][0]
         checks: dict[str, Any] = {}
         start = written = time.perf_counter()

@@ -63,7 +63,6 @@ def check_repository(repository: str, private: bool) -> None:
         UserError: the token may not, or the repository is public although `private` is set.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
 
     api = HfApi()
     with upload_errors(repository):
@@ -75,12 +74,9 @@ def check_repository(repository: str, private: bool) -> None:
                 f"push_to={repository}: the token of {who['name']} may not write there; make one with write access "
                 "(hf auth login), or name a repository of your own"
             )
-        try:
-            existing = api.repo_info(repository)
-        except RepositoryNotFoundError:
-            api.create_repo(repository, private=private)
-            return
-    if private and not existing.private:
+        api.create_repo(repository, private=private, exist_ok=True)
+        public = private and not api.repo_info(repository).private
+    if public:
         raise UserError(
             f"push_to={repository}: exists and is public, so everybody would see this model; set private=false if you "
             "want that, or name another"
