@@ -1,8 +1,8 @@
-"""Measure what the docs promise: rows/s of preparing, time to the first step and to an answer, ROUGE, peak memory.
+"""Measure the speeds of docs/benchmarks.md: rows/s of preparing, time to the first step, ROUGE, peak memory.
 
-Nothing is asserted: each figure, the median of some repetitions, stands beside its target. Every measurement runs in a
-fresh process, with a cache that is deleted at the end. Without --base and --pool, rows of the same shape are made up.
-"By CPU time" is what the same would be if nothing else ran on the cores: for a machine that is shared.
+The table shows each figure, the median of several repetitions, next to its target; a missed target is no error. Every
+measurement runs in a fresh process, with a cache that is deleted at the end. Without --base and --pool, synthetic rows
+of the same shape are used. "By CPU time" shows what the figure would be on free cores, for machines that are shared.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ANSWERS = {
     "--cfg job": ("0", "--cfg", "job"),
     "an error in the config": ("2", "data=mix_30k", "trainer.lerning_rate=1"),
 }
-"""What `train` answers without loading anything: its exit status and arguments."""
+"""Commands that `train` answers without loading anything: exit status and arguments."""
 
 
 def main() -> None:
@@ -51,14 +51,14 @@ def main() -> None:
 def command_line() -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--base", type=Path, help="parquet file of conversations; made up if not given")
-    parser.add_argument("--pool", type=Path, help="parquet file that a mix of three times the base is filled from")
-    parser.add_argument("--rows", type=int, default=100_000, help="rows to make up, or to take of the base")
+    parser.add_argument("--base", type=Path, help="parquet file of conversations (default: synthetic rows)")
+    parser.add_argument("--pool", type=Path, help="parquet file; fills the mix up to three times the base")
+    parser.add_argument("--rows", type=int, default=100_000, help="synthetic rows, or rows used of the base")
     parser.add_argument("--model", default="smollm2_135m", help="option of conf/model whose tokenizer is used")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions; memory is measured once")
     parser.add_argument("--pairs", type=int, default=20_000, help="pairs of texts for ROUGE")
-    parser.add_argument("--runs", type=int, default=9, help="tiny runs in a sweep, and one by one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--runs", type=int, default=9, help="tiny runs, once as a sweep and once one by one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
     if (options.base is None) != (options.pool is None):
         parser.error("--base and --pool: give both, or neither")
@@ -66,7 +66,7 @@ def command_line() -> argparse.Namespace:
 
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what the figures were measured on and with."""
+    """Return commit, machine, versions and data of the measurement."""
     git = git_state()
     data = "the files given" if options.base else "made-up rows of the same shape"
     return {
@@ -127,7 +127,7 @@ def sweep_figures(results: list[Result]) -> list[Result]:
     runs = results[0]["runs"]
     lines = (
         (f"sweep of {runs} over {runs} single", "times", 1.1, "over_singles"),
-        ("the same again, a run", "s", 1.0, "finished"),
+        ("the same again, per run", "s", 1.0, "finished"),
     )
     return [
         line
@@ -173,7 +173,7 @@ def table(figures: list[Result]) -> Table:
 
 
 def short(number: float) -> str:
-    """Write a number with about three digits that count."""
+    """Format a number with about three significant digits."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.2f}"
 
 

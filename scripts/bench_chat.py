@@ -1,8 +1,8 @@
 """Measure what docs/chat.md reports: seconds to the page (with loaded models) and to the first token, and tokens/s.
 
-The arguments are those of `chat`, e.g. `bench_chat.py run=outputs/<run_id> against=base`. CPU time is what the same
-would take if nothing else ran. Threads that share busy cores wait for each other by spinning, which counts as CPU time:
-set OMP_NUM_THREADS=1 there.
+The arguments are those of `chat`, e.g. `bench_chat.py run=outputs/<run_id> against=base`. CPU time shows how
+long it would take on free cores. On busy cores set OMP_NUM_THREADS=1, because threads that wait for each other spin,
+which counts as CPU time.
 """
 
 import os

@@ -1,9 +1,9 @@
-"""How fast rows are searched for evaluation texts, next to the plain way of lm-evaluation-harness' janitor.
+"""Measure how fast rows are searched for evaluation texts, compared with lm-evaluation-harness' janitor.
 
     python scripts/bench_contamination.py --rows base.parquet --texts eval1.jsonl eval2.jsonl
 
-Rows that the plain way finds must be found by the package too, or the script fails. CPU seconds are those of all
-processes; on a machine that others use, go by them.
+The script fails if the janitor finds a row that the package does not. CPU seconds are summed over all processes; they
+are the better measure on a shared machine.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=Path, required=True, help="conversations")
     parser.add_argument("--texts", type=Path, nargs="+", required=True, help="JSONL of input, references, context")
-    parser.add_argument("--slow", type=int, default=20_000, help="rows for the plain way")
+    parser.add_argument("--slow", type=int, default=20_000, help="rows for the janitor")
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
         source = standardise(SourceConfig(kind=SourceKind.files, path=str(arguments.rows)), "--rows", Path(folder))

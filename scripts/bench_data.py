@@ -1,10 +1,10 @@
-"""The data engine at the size of The-Tome: mixes of growing pools, beside the same job by `datasets` and by TRL.
+"""Measure mixes of growing pools, up to the size of The-Tome, and compare them with `datasets` and TRL.
 
     python scripts/bench_data.py base.parquet pool.parquet --rows 100000 500000 1752473
 
-The pools are made of the given one: repeated, with a number put into each text from the second time on, but for 3 rows
-in 100 that stay repeats. Each measurement is a process of its own; its memory is the most that it and its children had
-at once (proportional set size, so that a page that several map counts once), without what only the disk cache holds.
+The pools repeat the given one. From the second repetition on, a number is inserted into each text, except in 3 rows of
+100, which stay repeats. Each measurement runs in its own process. Its memory is the peak of the process and its
+children (proportional set size, which counts a shared page once), without the disk cache.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 500_000, 1_752_473], help="sizes of the pool")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench_data")
     parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS))
-    parser.add_argument("--mix-only", action="store_true", help="make no tokens")
+    parser.add_argument("--mix-only", action="store_true", help="do not tokenise")
     parser.add_argument("--job", choices=list(JOBS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def plain(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
 
 
 def trl(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
-    """TRL's mixture (`trl.get_dataset`): the first rows of each data set in the shares that are asked for; then map."""
+    """TRL's mixture (`trl.get_dataset`): the first rows of each data set in the requested shares; then map."""
     from trl import DatasetMixtureConfig, get_dataset
     from trl.scripts.utils import DatasetConfig
 

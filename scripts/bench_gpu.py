@@ -1,7 +1,7 @@
-"""Compare tometune's training and generation with the recipes everyone copies, on one GPU and the same conversations.
+"""Compare tometune's training and generation with common recipes, on one GPU and the same conversations.
 
-Each contender runs in a process of its own. One that fails is reported with its last line, and the others go on; the
-JSON file is written after each, so that a run broken off keeps what was measured.
+Each contender runs in its own process. If one fails, its last line is reported and the others continue. The JSON file
+is written after each contender, so an interrupted benchmark keeps its results.
 """
 
 import argparse
@@ -71,20 +71,26 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--base", type=Path, help="parquet file of conversations; this Python's documentation if not given")
+    add("--base", type=Path, help="parquet file of conversations (default: Python's documentation)")
     add("--pool", type=Path, help="parquet file that two thirds of the rows are drawn from")
     add("--rows", type=int, help="conversations to train on (default: 12,000 of files, 3,000 of the documentation)")
     add("--model-shape", choices=SHAPES, default="llama32_3b", help="random weights of this architecture")
     add("--model", type=Path, metavar="FOLDER", help="a model in safetensors instead, not quantised")
     add("--contenders", default=",".join(CONTENDERS), help=f"which ones, in this order: {','.join(CONTENDERS)}")
-    add("--steps", type=int, default=40, help="steps that count")
-    add("--warmup", type=int, default=8, help="steps before them that do not")
-    add("--quick", action="store_true", help="4 steps of warm-up and 16 that count")
+    add("--steps", type=int, default=40, help="measured steps")
+    add("--warmup", type=int, default=8, help="steps before the measurement")
+    add("--quick", action="store_true", help="4 steps of warm-up and 16 measured steps")
     add("--batches", default="32,128", help="batch sizes of generation")
-    add("--new-tokens", type=int, default=128, help="tokens of an answer")
-    add("--per-contender-timeout", type=float, default=300, metavar="SECONDS", help="then it has failed")
-    add("--json", type=Path, metavar="FILE", help="write everything here, after each contender")
-    add("--rehearse", action="store_true", help="run without a GPU: the figures then mean nothing")
+    add("--new-tokens", type=int, default=128, help="tokens per answer")
+    add(
+        "--per-contender-timeout",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="time limit of a contender",
+    )
+    add("--json", type=Path, metavar="FILE", help="write all results here, after each contender")
+    add("--rehearse", action="store_true", help="run without a GPU, to test the script; the figures mean nothing")
     options = parser.parse_args(arguments)
     if (options.base is None) != (options.pool is None):
         parser.error("--base and --pool: give both, or neither")
@@ -139,7 +145,7 @@ def measure(options: argparse.Namespace, folder: Path, report: Result, gpu: bool
         "max_length": MAX_LENGTH,
         **{key: getattr(options, key) for key in ("rows", "steps", "warmup", "batches", "new_tokens")},
     }
-    if not gpu:  # tometune's 16,384 tokens a step would take minutes on a CPU
+    if not gpu:  # tometune's 16,384 tokens per step would take minutes on a CPU
         settings["overrides"] = ["trainer.tokens_per_step=512", "trainer.max_length=256"]
         settings["max_length"] = 256
     run = Runner(settings, folder, options.per_contender_timeout)

@@ -1,4 +1,4 @@
-"""What one process of bench_gpu.py does: `bench_gpu_contenders.py NAME SETTINGS`.
+"""One measurement of bench_gpu.py, in its own process: `bench_gpu_contenders.py NAME SETTINGS`.
 
 SETTINGS is a JSON file; the last line on stdout is the result as JSON.
 """
@@ -28,7 +28,7 @@ LONGEST_PROMPT = 1792
 """Tokens, as in conf/eval."""
 
 TOLD = ("training:", "memory:", "attention over packs:")
-"""Beginnings of the log's lines that say what a step was made of."""
+"""Beginnings of the log lines that describe the content of a step."""
 
 
 def tometune(backend: str, settings: Result) -> Result:
@@ -122,13 +122,13 @@ def generation(answers: Answers, settings: Result) -> Result:
     loading = {"dtype": torch.bfloat16, "device_map": {"": 0}} if settings["gpu"] else {"dtype": torch.float32}
     model = AutoModelForCausalLM.from_pretrained(settings["model"], attn_implementation="sdpa", **loading).eval()
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
-    asked = [row["messages"][:1] for row in read_rows(settings) if row["messages"][0]["role"] == "user"]
+    conversations = [row["messages"][:1] for row in read_rows(settings) if row["messages"][0]["role"] == "user"]
     new: int = settings["new_tokens"]
     runs: list[Result] = []
     for batch in settings["batches"]:
         try:
             with answers(model, tokenizer, new) as answer:
-                speeds = [answer(asked[:batch]) for _ in range(2)]
+                speeds = [answer(conversations[:batch]) for _ in range(2)]
             peak = torch.cuda.max_memory_allocated() / 1e9 if settings["gpu"] else 0.0
             runs.append({"batch": batch, "tokens_per_second": speeds[1], "first": speeds[0], "peak_memory_gb": peak})
         except (RuntimeError, ValueError) as error:
@@ -138,21 +138,23 @@ def generation(answers: Answers, settings: Result) -> Result:
 
 @contextmanager
 def _plain_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable[[list[Any]], float]]:
-    """Give what answers by `generate`, padded, and returns tokens a second."""
+    """Yield a function that answers a padded batch with `generate` and returns tokens/s."""
     import torch
 
     tokenizer.padding_side = "left"
 
-    def answer(asked: list[Any]) -> float:
-        shown = [tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False) for each in asked]
+    def answer(conversations: list[Any]) -> float:
+        texts = [
+            tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False) for each in conversations
+        ]
         how = {"return_tensors": "pt", "padding": True, "truncation": True, "max_length": LONGEST_PROMPT}
-        inputs = tokenizer(shown, **how).to(model.device)
+        inputs = tokenizer(texts, **how).to(model.device)
         began = time.perf_counter()
         with torch.inference_mode():
             model.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return len(asked) * new / (time.perf_counter() - began)
+        return len(conversations) * new / (time.perf_counter() - began)
 
     yield answer
 
@@ -161,7 +163,7 @@ def _plain_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable[[l
 def _tometune_answers(
     model: Any, tokenizer: Any, new: int, compiles: bool = False
 ) -> Iterator[Callable[[list[Any]], float]]:
-    """Give what answers as the evaluation does: with the engine that it would pick, made once for all batches."""
+    """Yield a function that answers with the engine that the evaluation would choose, built once for all batches."""
     from tometune.config.eval import EngineKind
     from tometune.evaluation.engines.choice import engine_for
     from tometune.evaluation.generation import generate
@@ -169,9 +171,9 @@ def _tometune_answers(
     with engine_for(EngineKind("auto"), model, LONGEST_PROMPT + new, compiles) as engine:
         print("engine:", engine.name, file=sys.stderr)
 
-        def answer(asked: list[Any]) -> float:
+        def answer(conversations: list[Any]) -> float:
             began = time.perf_counter()
-            done = generate(model, tokenizer, asked, new, len(asked), LONGEST_PROMPT, engine=engine)
+            done = generate(model, tokenizer, conversations, new, len(conversations), LONGEST_PROMPT, engine=engine)
             return done.tokens / (time.perf_counter() - began)
 
         yield answer

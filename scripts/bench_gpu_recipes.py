@@ -97,7 +97,7 @@ class _Watch:
         self._padded += inputs["input_ids"].numel()
 
     def _ended(self) -> None:
-        """Take the time of a step."""
+        """Record the duration of a step."""
         import torch
 
         if torch.cuda.is_available():
@@ -160,7 +160,7 @@ def _arguments(recipe: Recipe, settings: Result) -> Any:
     from trl import SFTConfig
 
     gpu, again = torch.cuda.is_available(), not recipe.best
-    # Not told of padding_free, Unsloth decides by itself, as it does in the notebook; TRL does without.
+    # padding_free stays unset: Unsloth then decides by itself, as in the notebook, and TRL does not use it.
     more = {} if recipe.unsloth else {"padding_free": False}
     return SFTConfig(
         output_dir=str(Path(settings["folder"]) / "trainer"),

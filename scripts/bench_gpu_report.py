@@ -1,4 +1,4 @@
-"""Figures of bench_gpu.py: medians, arithmetic limits, what a whole table costs, and how it is printed."""
+"""Figures of bench_gpu.py: medians, arithmetic limits, the cost of a whole table, and the printed table."""
 
 from collections.abc import Sequence
 from statistics import median

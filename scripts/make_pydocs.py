@@ -16,8 +16,8 @@ Docstrings become items of four topics; training rows and evaluation examples ar
 | `data_to_text` | name, parameters and keywords | the first sentence |
 | `instruction_following` | short code, a name, or a list of parameters | the docstring, the purpose, the signature |
 
-The examples come from the modules in `HELD_OUT`, the rows from all others. A change of what this script writes gives
-every run on this data a new id.
+The examples come from the modules in `HELD_OUT`, the rows from all others. If the output of this script changes,
+every run on this data gets a new id.
 """
 
 import argparse
@@ -523,7 +523,7 @@ def instruction_item(entry: Entry) -> Item:
 
 
 def signature_items(entry: Entry) -> Iterator[Item]:
-    """Ask one function in six for its signature, given its parameters in words."""
+    """Yield a question for the signature of one function in six, given its parameters in words."""
     written = [parameter for parameter in entry.parameters or () if parameter != "*"]
     plain = all(re.fullmatch(r"\w+(=[^*]+)?", parameter) for parameter in written) and "*" not in str(entry.parameters)
     is_function = entry.kind in ("function", "method") and plain and len(written) in (2, 3, 4)

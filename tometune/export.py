@@ -35,7 +35,7 @@ def main(config: Config) -> None:
     exports = exports_of(formats, listed(config.quant), folder)
     merged = exports_of(["merged_16bit"], [], folder)
     check_folders(finished, folder, [one.folder for one in [*exports, *(merged if "gguf" in formats else [])]])
-    with naming_base(config.export.base is not None):
+    with naming_base(finished):
         check_source(finished.base)
     check_space(finished, folder, [(one.format, one.quant) for one in exports])
     missing = gguf.missing() if "gguf" in formats else []

@@ -25,17 +25,10 @@ from tometune.models import smollm2
 from tometune.runs.finished import find_finished
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048, "initializer_range": 0.4}
-SMOKE = (
-    "+experiment=smoke",
-    "trainer.max_steps=3",
-    "trainer.learning_rate=0.02",
-    "trainer.warmup_steps=0",
-    "model.precision=fp32",
-)
-SHORT = tuple(
-    f"eval.tasks.{task}.max_new_tokens=8"
-    for task in ("summarisation", "question_answering", "data_to_text", "instruction_following")
-)
+STEPS = ("trainer.max_steps=3", "trainer.learning_rate=0.02", "trainer.warmup_steps=0")
+SMOKE = ("+experiment=smoke", *STEPS, "model.precision=fp32")
+TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_following")
+SHORT = tuple(f"eval.tasks.{task}.max_new_tokens=8" for task in TASKS)
 LIMITS = ExportConfig(**OmegaConf.to_container(OmegaConf.load(conf_dir() / "export" / "default.yaml")))
 LIMITS.max_divergence["q4_k_m"] = 2  # random weights have no structure that 4 bits could keep
 
@@ -55,9 +48,9 @@ def save_base(folder: Path, seed: int) -> Path:
 @contextmanager
 def made_once(folder: Path, name: str) -> Iterator[bool]:
     """Yield whether this worker is the one that has to make something in the folder; the others wait for it."""
+    done = folder / f"{name}.done"
     with (folder / f"{name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = folder / f"{name}.done"
         yield not done.exists()
         done.touch()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tometune.common.errors import UserError
+from tometune.common.files import temporary_path
 from tometune.config.model import ModelConfig
 from tometune.config.root import Config
 from tometune.exporting import folders
@@ -24,17 +25,15 @@ def export(folder: Path, word: str, passed: bool, run_id: str = "a") -> dict:
 
 def make(target: Path, word: str, passed: bool) -> Path:
     """Make an export as the builder does."""
-    with folders.new_folder(target) as new:
+    folders.recover(target)
+    with temporary_path(target, folder=True) as new:
         new.rmdir()
         return folders.move_to(target, new, export(new, word, passed))
 
 
 def test_only_exports_of_the_run_are_replaced(tmp_path):
     target = tmp_path / "adapter"
-    make(target, "first", passed=True)
     make(target, "second", passed=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-    assert (target / "weights").read_text() == "second"
     (target / "gate.json").unlink()
     with pytest.raises(UserError, match=r"is not an export \(no gate.json\), and would be overwritten"):
         make(target, "third", passed=True)
@@ -92,7 +91,7 @@ def test_nothing_of_the_run_itself_can_be_replaced(tmp_path):
     run = Finished(tmp_path / "run", {"run_id": "a"}, Config(), ModelConfig(), ModelConfig())
     (run.folder / "adapter").mkdir(parents=True)
     (tmp_path / "x" / "adapter").mkdir(parents=True)
-    (tmp_path / "x" / "adapter" / "mine").write_text("mine")
+    (tmp_path / "x" / "adapter" / "mine").touch()
     for folder in (run.folder, run.folder / "eval", run.folder / "adapter"):
         with pytest.raises(UserError, match="inside the run, among its own files"):
             folders.check_folders(run, folder, [])

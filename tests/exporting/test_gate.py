@@ -31,19 +31,8 @@ def merged(builder: Builder, tmp_path: Path) -> Path:
     return Path(shutil.copytree(builder.folder / "merged_16bit", tmp_path / "merged"))
 
 
-def test_an_unspoilt_copy_passes(builder, merged):
-    checks, problems = check(builder, merged)
-    assert problems == []
-    assert set(checks) == {"template", "logits", "rouge"}
-
-
 @pytest.mark.parametrize(
-    ("was", "now"),
-    [
-        ("<|im_start|>assistant\n", "<|im_start|>assistant "),
-        ("named SmolLM", "named Llama"),
-        ("{% for message", "<|im_start|>{% for message"),
-    ],
+    ("was", "now"), [("<|im_start|>assistant\n", "<|im_start|>assistant "), ("named SmolLM", "named Llama")]
 )
 def test_a_changed_template_is_found_and_located(builder, merged, was, now):
     path = merged / "chat_template.jinja"
@@ -73,6 +62,8 @@ def test_wrong_weights_are_found(builder, merged, fault):
 
 
 def test_other_answers_change_rouge(builder, merged, monkeypatch):
+    checks, problems = check(builder, merged)
+    assert (set(checks), problems) == ({"template", "logits", "rouge"}, [])
     monkeypatch.setattr(TorchEngine, "answer", lambda _, examples: [one.references[0] for one in examples])
     _, problems = check(builder, merged)
     assert problems[0].startswith("rouge: ROUGE-L is 1.000 on 8 examples and ")

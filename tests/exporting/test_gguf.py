@@ -35,6 +35,7 @@ def test_llama_3_token_for_token_with_one_begin_of_text(tmp_path: Path) -> None:
         assert divergence(prompt.log_probabilities, found).mean() < 0.02
 
 
+@pytest.mark.nightly
 def test_a_tokenizer_that_the_converter_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^format=gguf: llama.cpp's converter rejects this model \(.*pre-tokeniz"):
         gguf.convert(tiny.built(tmp_path), tmp_path / "x.gguf", "bf16", "tiny")

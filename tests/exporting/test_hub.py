@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.hub import Hub
 from tests.whole import Workplace
@@ -15,49 +16,32 @@ from tometune.exporting.hub import files_of
 pytestmark = pytest.mark.whole
 TOKEN = "hf_may_write"
 ASK = """
-import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
+model, tokenizer = (kind.from_pretrained("tester/tuned") for kind in (AutoModelForCausalLM, AutoTokenizer))
 ids = tokenizer("What is a list?", return_tensors="pt").input_ids
 print(model.generate(ids, max_new_tokens=12, do_sample=False)[0].tolist())
 """
 
 
-def test_pushed_interrupted_resumed_and_loaded_back(
-    trained: Workplace, exported: Path, hub: Hub, tmp_path: Path
-) -> None:
+def test_a_pushed_model_is_loaded_back_by_its_id(trained: Workplace, exported: Path, hub: Hub, tmp_path: Path) -> None:
     hub.tokens.add(TOKEN)
     env = hub.env(tmp_path / "hf") | {"HF_TOKEN": TOKEN}
-    command = ["export", f"run={trained.run_folder()}", "format=merged_16bit", "push_to=tester/tuned"]
     repository = hub.root / "models" / "tester" / "tuned"
-
-    hub.uploads.stall = 1
-    arguments = [sys.executable, "-m", "tometune.export", *command[1:]]
-    broken = subprocess.Popen(
-        arguments, env={**trained.env, **env}, cwd=trained.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    assert hub.uploads.stalled.wait(240)
-    broken.kill()
-    broken.wait()
-    assert list(repository.iterdir()) == []  # all files or none
-    assert hub.uploads.received == []
-
-    done = trained.verb(*command, env=env)
+    run = f"run={trained.run_folder()}"
+    done = trained.verb("export", run, "format=merged_16bit", "push_to=tester/tuned", env=env)
     assert done.returncode == 0, done.stderr
     assert "exists and passed its checks" in done.stderr
     assert f"{hub.url}/tester/tuned" in done.stdout
-    assert len(hub.uploads.received) == 1
     assert "tester/tuned" in hub.private
     names = {path.name for path in repository.iterdir()}
     assert {"model.safetensors", "tokenizer.json", "README.md", "run.json", "gate.json"} <= names
     assert 'from_pretrained("tester/tuned")' in (repository / "README.md").read_text()
-
-    local, loaded = (
-        trained.python("-c", ASK, model, env=hub.env(tmp_path / "other") | {"HF_TOKEN": TOKEN})
-        for model in (str(exported / "merged_16bit"), "tester/tuned")
-    )
+    loaded = trained.python("-c", ASK, env=hub.env(tmp_path / "other") | {"HF_TOKEN": TOKEN})
     assert loaded.returncode == 0, loaded.stderr
-    assert loaded.stdout == local.stdout
+    merged = exported / "merged_16bit"
+    model, tokenizer = (kind.from_pretrained(merged) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    ids = tokenizer("What is a list?", return_tensors="pt").input_ids
+    assert json.loads(loaded.stdout) == model.generate(ids, max_new_tokens=12, do_sample=False)[0].tolist()
     written = [path for path in trained.folder.rglob("*") if path.is_file() and path.stat().st_size < 1_000_000]
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
@@ -89,11 +73,7 @@ def test_what_may_be_pushed_is_checked_before_anything_is_made(trained: Workplac
     cases = {
         ("hf_may_read", "tester/x", True): f"push_to=tester/x: the token {write}",
         (TOKEN, "somebody/x", True): f"push_to=somebody/x: the token of tester {write}",
-        (
-            TOKEN,
-            "tester/seen",
-            True,
-        ): "push_to=tester/seen: exists and is public, so everybody would see this model",
+        (TOKEN, "tester/seen", True): "push_to=tester/seen: exists and is public, so everybody would see this model",
         (TOKEN, "tester/seen", False): "allowed",
         (TOKEN, "tester/new", True): "allowed",
     }
@@ -104,28 +84,28 @@ def test_what_may_be_pushed_is_checked_before_anything_is_made(trained: Workplac
     assert hub.private == {"tester/new"}
 
 
-def test_of_several_large_files_only_the_one_that_broke_off_is_sent_again(trained, hub, tmp_path):
+def test_an_interrupted_upload_sends_only_the_other_files_again(trained, hub, tmp_path):
     hub.tokens.add(TOKEN)
     for name in "abc":
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.gguf").write_bytes(name.encode() * 300_000)
     (tmp_path / "README.md").write_text("# Several")
-    env = {**trained.env, **hub.env(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+    repository, env = hub.root / "models" / "tester" / "several", {**hub.env(tmp_path / "hf"), "HF_TOKEN": TOKEN}
     hub.uploads.stall = 2
-    code = "from huggingface_hub import HfApi; HfApi().create_repo('tester/several')\n" + PUSH.format(str(tmp_path))
-    broken = subprocess.Popen([sys.executable, "-c", code], env=env, cwd=trained.folder, stderr=subprocess.DEVNULL)
+    code = PUSH.format(str(tmp_path))
+    broken = subprocess.Popen([sys.executable, "-c", code], env={**trained.env, **env}, cwd=trained.folder)
     assert hub.uploads.stalled.wait(60)
     deadline = time.monotonic() + 30
     while len(hub.uploads.received) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     broken.kill()
     broken.wait()
-    before = list(hub.uploads.received)
-    assert len(before) == 2
-    done = trained.python("-c", PUSH.format(str(tmp_path)), env=env)
+    assert len(hub.uploads.received) == 2
+    assert list(repository.iterdir()) == []  # all files or none
+    done = trained.python("-c", code, env=env)
     assert done.returncode == 0, done.stderr
     assert len(set(hub.uploads.received)) == len(hub.uploads.received) == 3
-    found = {path.name: path.read_bytes() for path in (hub.root / "models" / "tester" / "several").iterdir()}
+    found = {path.name: path.read_bytes() for path in repository.iterdir()}
     assert found == {"README.md": b"# Several", **{f"{n}.gguf": n.encode() * 300_000 for n in "abc"}}
 
 

@@ -4,18 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.data.chatml import chatml_tokenizer
 from tests.exporting.conftest import builder_of
 from tests.fixtures.llama import tiny_llama
 from tometune.common.errors import UserError
+from tometune.config.export import ExportConfig
 from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig, Quantization
+from tometune.config.root import Config
 from tometune.exporting import build
 from tometune.exporting.build import exports_of
 from tometune.exporting.merge import load_base, merge, share_of_change, write_merged
-from tometune.models.adapter import add_adapter
+from tometune.models.adapter import add_adapter, load_adapter
+from tometune.runs.finished import Finished
 
 
 def base() -> torch.nn.Module:
@@ -35,10 +38,13 @@ def adapter(folder: Path, size: float, **settings: bool) -> Path:
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}])
-def test_float32_holds_the_exact_change(tmp_path, settings):
-    """PEFT's own merge is the other side of this comparison, so the formulas of LoRA, rsLoRA and DoRA are right."""
-    made = adapter(tmp_path, 0.01, **settings)
-    write_merged(merge(base(), made, torch.float32), tmp_path / "merged")
+def test_the_merged_model_in_float32_computes_what_the_adapter_does(tmp_path, settings):
+    made, ids = adapter(tmp_path, 0.01, **settings), torch.arange(4, 20).reshape(1, -1)
+    tuned, bare = load_adapter(base().float(), made)(ids).logits, base().float()(ids).logits
+    model = merge(base(), made, torch.float32)
+    torch.testing.assert_close(model(ids).logits, tuned, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(bare, tuned, atol=1e-3)
+    write_merged(model, tmp_path / "merged")
     assert share_of_change(base(), made, tmp_path / "merged") == pytest.approx(1, abs=1e-4)
 
 
@@ -63,8 +69,6 @@ def test_each_weight_is_rounded_once(tmp_path):
 @pytest.mark.whole
 def test_a_merged_model_without_the_adapter_fails_however_little_was_trained(copied, trained, tmp_path, monkeypatch):
     path = copied / "adapter" / "adapter_model.safetensors"
-    from safetensors.torch import save_file
-
     weights = {name: value * (0.05 if "lora_B" in name else 1) for name, value in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
     builder = builder_of(copied, trained, tmp_path / "export")
@@ -82,6 +86,7 @@ def test_a_base_of_pickles(tmp_path):
     model = base()
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    config = ModelConfig(id=str(tmp_path), quantization=Quantization.none)
+    model = ModelConfig(id=str(tmp_path), quantization=Quantization.none)
+    chosen = Config(export=ExportConfig(base=model.id))
     with pytest.raises(UserError, match=r"^export.base=.*: holds no safetensors weights, and others \(pickles\)"):
-        load_base(config, tmp_path, named=True)
+        load_base(Finished(tmp_path, {}, chosen, model, model), tmp_path)

@@ -68,10 +68,9 @@ def llama(tmp_path: Path) -> Finished:
     ],
 )
 def test_metadata_and_text(llama, kind, relation, base, tmp_path, monkeypatch):
-    text = tmp_path / "cache" / "LICENSE.txt"
-    text.parent.mkdir()
-    text.write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(text.parent))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "LICENSE.txt").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "cache"))
     write_card(llama, kind, [("gguf-q8_0" if kind == "gguf" else kind, GATE)], tmp_path, "me/Llama-3.2-3B-tuned")
     write_licence(llama, tmp_path)
     found = ModelCard.load(tmp_path / "README.md")
@@ -81,7 +80,7 @@ def test_metadata_and_text(llama, kind, relation, base, tmp_path, monkeypatch):
     assert found.data.datasets == ["mlabonne/FineTome-100k", "arcee-ai/The-Tome"]
     assert "Built with Llama" in found.text
     assert "Llama 3.2 Community License, Copyright © Meta" in (tmp_path / "NOTICE").read_text()
-    assert (tmp_path / "LICENSE.txt").read_text() == text.read_text()
+    assert (tmp_path / "LICENSE.txt").read_text() == "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT"
     for part in (
         "compared with the adapter on the base in 16 bits, which differs from the adapter on the 4-bit base, as "
         "trained, by 0.061 nats per token; logits in float32",
@@ -91,7 +90,6 @@ def test_metadata_and_text(llama, kind, relation, base, tmp_path, monkeypatch):
         "| qa | 24 | 0.400 | 0.400 | 0.200 | 0.200 | 0.300 | 0.300 |\n| mean of tasks | | 0.400 | 0.400 |",
         "0.012 (0.05)",
         "r 16",
-        "nats per token",
     ):
         assert part in found.text
     assert str(llama.folder.parent) not in found.content
@@ -109,17 +107,11 @@ def test_a_failed_export_says_so_at_the_top(llama):
     assert "**This export failed its checks; do not use it.** logits: too far" in text[:900]
 
 
-def test_a_name_that_the_licence_does_not_allow(llama):
-    with pytest.raises(UserError, match=r"requires a name that begins with Llama; e.g. push_to=me/Llama-tuned"):
-        check_push(llama, "me/tuned", ["gguf"], True)
-
-
 @pytest.mark.parametrize(
     ("name", "tag"),
     [
         ("unsloth/Llama-3.2-1B-Instruct", "llama3.2"),
         ("meta-llama/Meta-Llama-3-8B-Instruct", "llama3"),
-        ("meta-llama/Llama-3.1-8B", "llama3.1"),
         ("nvidia/Llama-3_1-Nemotron-51B-Instruct", "llama3.1"),
         ("meta-llama/Llama-3.3-70B-Instruct", "llama3.3"),
         ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "llama3.1"),
@@ -127,27 +119,30 @@ def test_a_name_that_the_licence_does_not_allow(llama):
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "apache-2.0"),
         ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
         ("somebody/llama-30b", "other"),
-        ("somebody/anything", "other"),
     ],
 )
 def test_licences(name, tag):
     assert licence_of(name).tag == tag
 
 
-def test_llama_3_asks_for_other_words_than_those_after_it():
-    assert (licence_of("me/Llama-3-8B").prefix, licence_of("me/Llama-3.1-8B").prefix) == ("Llama-3", "Llama")
-    assert licence_of("me/Meta-Llama-3-8B").built_with == "Built with Meta Llama 3"
-    assert licence_of("me/Meta-Llama-3-8B").notice.startswith("Meta Llama 3 is licensed under the Meta Llama 3 Commun")
+def test_llama_3_requires_other_words_than_its_successors():
+    first = licence_of("me/Meta-Llama-3-8B")
+    assert (first.prefix, licence_of("me/Llama-3.1-8B").prefix) == ("Llama-3", "Llama")
+    assert first.built_with == "Built with Meta Llama 3"
+    assert first.notice.startswith("Meta Llama 3 is licensed under the Meta Llama 3 Commun")
 
 
-@pytest.mark.parametrize("says", ["config", "card"])
-def test_a_folder_is_asked_what_it_was_made_of(llama, tmp_path, says):
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", '{"_name_or_path": "meta-llama/Llama-3.2-1B"}'),
+        ("README.md", "---\nbase_model:\n- meta-llama/Llama-3.2-1B\n---\n# Mine"),
+    ],
+)
+def test_the_licence_of_a_folder_is_that_of_the_model_it_was_made_from(llama, tmp_path, file, text):
     base = tmp_path / "mine"
     base.mkdir()
-    config = {"_name_or_path": "meta-llama/Llama-3.2-1B"} if says == "config" else {}
-    (base / "config.json").write_text(json.dumps(config))
-    if says == "card":
-        (base / "README.md").write_text("---\nbase_model:\n- meta-llama/Llama-3.2-1B\n---\n# Mine")
+    (base / file).write_text(text)
     (base / "USE_POLICY.md").write_text("policy")
     local = replace(llama, base=ModelConfig(id=str(base)), model=ModelConfig(id=str(base)))
     assert licence_for(local).tag == "llama3.2"
@@ -166,10 +161,9 @@ def test_what_an_export_was_compared_with(llama):
     assert "compared with the adapter as trained; logits in bfloat16." in text
 
 
-def test_one_repository_per_format():
+def test_names_of_repositories(llama):
     assert repositories("me/x", ["gguf"]) == {"gguf": "me/x"}
-    assert repositories("me/x", ["adapter", "merged_16bit", "gguf"]) == {
-        "adapter": "me/x-adapter",
-        "merged_16bit": "me/x",
-        "gguf": "me/x-GGUF",
-    }
+    expected = {"adapter": "me/x-adapter", "merged_16bit": "me/x", "gguf": "me/x-GGUF"}
+    assert repositories("me/x", ["adapter", "merged_16bit", "gguf"]) == expected
+    with pytest.raises(UserError, match=r"requires a name that begins with Llama; e.g. push_to=me/Llama-tuned"):
+        check_push(llama, "me/tuned", ["gguf"], True)

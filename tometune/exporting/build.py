@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tometune.common.errors import UserError
-from tometune.common.files import SaveError, disk_errors, write_json, write_text
+from tometune.common.files import SaveError, disk_errors, temporary_path, write_json, write_text
 from tometune.config.export import FROM_4_BITS
 from tometune.config.model import Precision
 from tometune.exporting import folders, gguf
-from tometune.exporting.gate import Engine, EngineError, GateError, compare
+from tometune.exporting.gate import Engine, EngineError, GateError, Reference, compare
 from tometune.exporting.merge import load_base, merge, share_of_change, sixteen_bits, write_merged
 from tometune.exporting.model_card import write_card, write_licence
 from tometune.exporting.modelfile import modelfile
@@ -49,7 +49,7 @@ PRIVATE = ("tracking", "error")
 
 @dataclass(frozen=True)
 class Export:
-    """One export to be made."""
+    """One export to be made; its name is `adapter`, `merged_16bit` or e.g. `gguf-q8_0`."""
 
     format: str
     quant: str | None
@@ -57,8 +57,12 @@ class Export:
 
     @property
     def name(self) -> str:
-        """`adapter`, `merged_16bit`, `gguf-q8_0`."""
         return self.folder.name
+
+    @property
+    def kind(self) -> str:
+        """Key of the limits."""
+        return self.quant or self.format
 
 
 def exports_of(formats: Sequence[str], quants: Sequence[str], folder: Path) -> list[Export]:
@@ -71,12 +75,10 @@ class Builder:
     """Makes exports of one run; what several of them need is loaded when the first one needs it."""
 
     def __init__(self, finished: Finished, cache: Path, folder: Path) -> None:
-        """Take the run, the cache of models, and the folder of the exports."""
         self.finished, self.cache, self.folder = finished, cache, folder
         self.limits = finished.config.export
         self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))
         self.references = References(finished, cache, self.tokenizer)
-        self.run_dtype = getattr(torch, str(finished.record["model"]["dtype"]))
         self.unquantised = folder / ".unquantised" / "model.gguf"
         """The GGUF in 16 bits that is quantised from, until `make_all` ends."""
 
@@ -113,14 +115,15 @@ class Builder:
                 return gate
             log.warning("%s: %s changed since its checks; making it again", export.folder, ", ".join(changed))
         reference = self.references.of(export.format)  # before anything is written: the base may be gone
-        with folders.new_folder(export.folder) as folder:
+        self.folder.mkdir(parents=True, exist_ok=True)  # `check_space` knows that it can be written
+        with disk_errors(self.folder), temporary_path(export.folder, folder=True) as folder:
             gate = {
                 "schema": SCHEMA,
                 "run_id": self.finished.record["run_id"],
                 "format": export.format,
                 "quant": export.quant,
                 "reference": {"model": reference.base, "dtype": reference.dtype, "tuned": reference.tuned},
-                **self._write_and_check(export, folder),
+                **self._write_and_check(export, folder, reference),
                 "key": key,
                 "finished": now(),
             }
@@ -131,10 +134,9 @@ class Builder:
             gate["folder"] = str(folders.move_to(export.folder, folder, gate))
         return gate
 
-    def _write_and_check(self, export: Export, folder: Path) -> dict[str, Any]:
+    def _write_and_check(self, export: Export, folder: Path, reference: Reference) -> dict[str, Any]:
         """Write an export and compare it with the tuned model; an engine that crashes fails this export only."""
         write = {"adapter": self._adapter, "merged_16bit": self._merged, "gguf": self._gguf}[export.format]
-        reference = self.references.of(export.format)
         name = PACKAGES[export.format][0]
         checks: dict[str, Any] = {}
         start = written = time.perf_counter()
@@ -145,12 +147,10 @@ class Builder:
                 free_memory()
                 engine = self._load(export, folder)
                 name, written = engine.name, time.perf_counter()
-                kind = export.quant or export.format
-                checks, problems = compare(engine, kind, reference, self.tokenizer.bos_token_id, self.limits)
+                checks, problems = compare(engine, export.kind, reference, self.tokenizer.bos_token_id, self.limits)
                 del engine
                 if export.format == "merged_16bit" and self.finished.whole is None:
-                    base = load_base(self.finished.base, self.cache, self.limits.base is not None)
-                    share = share_of_change(base, self.finished.adapter, folder)
+                    share = share_of_change(load_base(self.finished, self.cache), self.finished.adapter, folder)
                     checks["share_of_change"] = share if share is None else round(share, 4)
                     if share is not None and not share >= self.limits.min_share:
                         lost = f"weights: 16 bits hold {share:.1%} of what training changed, less than "
@@ -169,15 +169,11 @@ class Builder:
 
     def _adapter(self, export: Export, folder: Path) -> None:  # noqa: ARG002 -- like the others
         """Copy the adapter; its config names the base by hub id instead of a path on this machine."""
-        finished = self.finished
-        shutil.copyfile(finished.adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-        config = json.loads((finished.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        pinned = finished.base_name == finished.model.id and finished.model.revision != "main"
-        config |= {
-            "base_model_name_or_path": finished.base_name,
-            "revision": finished.model.revision if pinned else None,
-        }
-        write_json(folder / "adapter_config.json", config)
+        source, model, base = self.finished.adapter, self.finished.model, self.finished.base_name
+        shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+        config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+        revision = model.revision if base == model.id and model.revision != "main" else None
+        write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base, "revision": revision})
 
     def _merged(self, export: Export, folder: Path) -> None:  # noqa: ARG002
         """Write the merged model, or the whole model of `lora=none`, in 16 bits."""
@@ -185,7 +181,7 @@ class Builder:
         dtype = sixteen_bits(self.references.config_of(base).dtype)
         if whole is None:
             log.info("merging into %s", base.id)
-            model = merge(load_base(base, self.cache, self.limits.base is not None), self.finished.adapter, dtype)
+            model = merge(load_base(self.finished, self.cache), self.finished.adapter, dtype)
         else:
             saved = self.references.config_of(whole).dtype
             exact = {torch.bfloat16: Precision.bf16, torch.float16: Precision.fp16}.get(saved, Precision.fp32)
@@ -229,12 +225,12 @@ class Builder:
         else:
             dtype, device = self.references.compute
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
-        library = PACKAGES[export.format][0]
-        return TorchEngine(library, model, AutoTokenizer.from_pretrained(folder), self.run_dtype)
+        run_dtype = getattr(torch, str(self.finished.record["model"]["dtype"]))
+        return TorchEngine(PACKAGES[export.format][0], model, AutoTokenizer.from_pretrained(folder), run_dtype)
 
     def _key(self, export: Export) -> dict[str, Any]:
         """Return everything that an export and its checks depend on."""
-        run, limits, kind = self.finished.folder, self.limits, export.quant or export.format
+        run, limits, kind = self.finished.folder, self.limits, export.kind
         gate = folders.read_gate(self.folder / "merged_16bit") if export.format == "gguf" else None
         merged = gate["files"] if gate is not None else {}  # `make_all` has just made it, or checked its files
         read = [run / "run.json", run / "mix.json", *sorted((run / "eval" / "tuned").glob("*.jsonl"))]
@@ -263,7 +259,6 @@ def summary(gate: dict[str, Any], folder: Path) -> str:
         parts.append(f"same model, so the {rouge['examples']} scored answers stand")
     elif rouge:
         before, after = rouge["adapter"]["rougeL"], rouge["export"]["rougeL"]
-        parts.append(
-            f"ROUGE-L {before:.3f} → {after:.3f}, {rouge['same_answers']} of {rouge['examples']} answers equal"
-        )
+        equal = f"{rouge['same_answers']} of {rouge['examples']} answers equal"
+        parts.append(f"ROUGE-L {before:.3f} → {after:.3f}, {equal}")
     return f"{', '.join(parts)} ({gate['seconds']['export']:.0f} s, checks {gate['seconds']['gate']:.0f} s)"

@@ -3,21 +3,19 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from tometune.common.errors import UserError
-from tometune.common.files import disk_errors
 from tometune.runs.finished import Finished
 
 GATE = "gate.json"
 """The record of an export, which lists its other files."""
 
-NEW, OLD, FAILED = ".tometune-new-", ".tometune-old-", "-failed"
-"""Added to a folder's name while it is written, while it is replaced, and if it failed and a passing one exists."""
+OLD = ".tometune-old-"
+"""Put before a folder's name while it is replaced."""
 
 BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q3_k_m": 4.0}
 """Approximate bits per weight of a GGUF; small models keep more tensors at higher precision."""
@@ -41,10 +39,9 @@ def sha256_of(path: Path) -> str:
 
 def changed(folder: Path, gate: Mapping[str, Any]) -> list[str]:
     """Return the files of an export that were added, removed or changed since its gate; sizes are compared first."""
-    then: Mapping[str, Mapping[str, Any]] = gate["files"]
-    now = _files(folder)
-    different = sorted({*then} ^ {*now})
-    different += [name for name in {*then} & {*now} if now[name].stat().st_size != then[name]["size"]]
+    then, now = gate["files"], _files(folder)
+    different = sorted(then.keys() ^ now.keys())
+    different += [name for name in then.keys() & now.keys() if now[name].stat().st_size != then[name]["size"]]
     return different or sorted(name for name, path in now.items() if sha256_of(path) != then[name]["sha256"])
 
 
@@ -58,11 +55,7 @@ def read_gate(folder: Path) -> dict[str, Any] | None:
 
 
 def check_space(finished: Finished, folder: Path, wanted: Sequence[tuple[str, str | None]]) -> None:
-    """Check that a folder can be written and that its disk has space for exports, given as (format, quant).
-
-    Raises:
-        UserError: it cannot, or has not.
-    """
+    """Raise a `UserError` unless a folder can be written and has space for exports, given as (format, quant)."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise UserError(f"{nearest}: is a file, so {folder} cannot be created; set export.folder to a folder")
@@ -80,59 +73,42 @@ def check_space(finished: Finished, folder: Path, wanted: Sequence[tuple[str, st
 
 
 def check_folders(finished: Finished, folder: Path, targets: Sequence[Path]) -> None:
-    """Check that exports would replace nothing but earlier exports of this run.
-
-    Raises:
-        UserError: something else is there.
-    """
+    """Raise a `UserError` if exports would replace anything but earlier exports of this run."""
     inside, own = folder.resolve(), finished.folder.resolve()
     if (inside == own or own in inside.parents) and own / "export" not in (inside, *inside.parents):
         raise UserError(f"export.folder={folder}: inside the run, among its own files; leave it out ({own / 'export'})")
     for target in targets:
-        for path in (target, failed(target)):
-            check_folder(path, str(finished.record["run_id"]))
+        check_folder(target, str(finished.record["run_id"]))
+        check_folder(failed(target), str(finished.record["run_id"]))
 
 
 def check_folder(target: Path, run_id: str) -> None:
-    """Check that a folder does not exist, is empty, or holds an export of the run."""
-    if not target.exists() and not target.is_symlink():
-        return
-    if target.is_symlink() or not target.is_dir():
+    """Raise a `UserError` unless a folder does not exist, is empty, or holds an export of the run."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
         why = "is not a folder"
-    else:
-        gate = read_gate(target)
-        if (gate and gate["run_id"] == run_id) or not any(target.iterdir()):
+    elif gate := read_gate(target):
+        if gate["run_id"] == run_id:
             return
-        why = f"holds an export of another run, {gate['run_id']}" if gate else "is not an export (no gate.json)"
+        why = f"holds an export of another run, {gate['run_id']}"
+    elif not target.exists() or not any(target.iterdir()):
+        return
+    else:
+        why = "is not an export (no gate.json)"
     raise UserError(f"{target}: {why}, and would be overwritten; move it away or set export.folder")
 
 
 def failed(target: Path) -> Path:
     """Return where a failed export goes if a passing one exists."""
-    return target.with_name(target.name + FAILED)
+    return target.with_name(target.name + "-failed")
 
 
 def recover(target: Path) -> None:
-    """Restore an export whose replacement was interrupted, and delete what was never finished."""
-    old, new = target.with_name(OLD + target.name), target.with_name(NEW + target.name)
-    if old.exists() and not target.exists():
-        old.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(new, ignore_errors=True)
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder next to the target. `move_to` gives it its final name; otherwise it is deleted."""
-    recover(target)
-    recover(failed(target))
-    new = target.with_name(NEW + target.name)
-    try:
-        with disk_errors(target.parent):
-            new.mkdir(parents=True)
-            yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    """Restore an export, passing or failed, whose replacement was interrupted."""
+    for path in (target, failed(target)):
+        old = path.with_name(OLD + path.name)
+        if old.exists() and not path.exists():
+            old.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def move_to(target: Path, new: Path, gate: Mapping[str, Any]) -> Path:

@@ -56,13 +56,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Example:
-    """An example that the run was scored on."""
+    """An example that the run was scored on, with the answer that was scored."""
 
     ids: list[int]
     max_new_tokens: int
     references: list[str]
     prediction: str
-    """The answer that was scored."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Reference:
     """Mean KL(adapter as trained || adapter on the 16-bit base) in nats per token; None where both are the same."""
 
     tuned: str = "the adapter"
-    """What the tuned model is, in words."""
+    """Name of the tuned model in messages."""
 
 
 class EngineError(RuntimeError):
@@ -91,10 +90,9 @@ class GateError(RuntimeError):
 
 
 class Engine(Protocol):
-    """An export, loaded by the library or program that its users will use."""
+    """An export, loaded by the library or program that its users will use; `name` is that with its version."""
 
     name: str
-    """Library and version."""
 
     def render(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the tokens of each conversation, by the export's own template and tokenizer."""
@@ -107,13 +105,13 @@ class Engine(Protocol):
 
 
 Check = tuple[dict[str, Any], list[str]]
-"""What was measured, and what is wrong, one line each."""
+"""The measurements, and the problems, one line each."""
 
 
 def compare(engine: Engine, kind: str, reference: Reference, bos: int | None, limits: ExportConfig) -> Check:
     """Compare an export with the tuned model; the checks after one that fails are skipped.
 
-    A wrong template makes other prompts, and wrong logits other answers: only the first failure says what is wrong.
+    A wrong template makes other prompts, and wrong logits other answers: only the first failure explains the rest.
 
     Args:
         engine: the loaded export.
@@ -124,17 +122,16 @@ def compare(engine: Engine, kind: str, reference: Reference, bos: int | None, li
     """
     checks: dict[str, Any] = {}
     checks["template"], problems = _template(engine, reference, bos)
-    if problems:
-        return checks, problems
-    checks["logits"], problems = _logits(engine, kind, reference, limits)
+    if not problems:
+        checks["logits"], problems = _logits(engine, kind, reference, limits)
     if problems:
         return checks, problems
     if kind == "adapter" and checks["logits"]["identical"]:
         # The same model, to the bit: answering again would only measure the rounding of other batches, and take 90 %
         # of the time.
         checks["rouge"] = {"examples": len(reference.examples), "stored": True}
-        return checks, []
-    checks["rouge"], problems = _rouge(engine, kind, reference, limits)
+    else:
+        checks["rouge"], problems = _rouge(engine, kind, reference, limits)
     return checks, problems
 
 
@@ -144,45 +141,42 @@ def _template(engine: Engine, reference: Reference, bos: int | None) -> Check:
     for prompt, found in zip(reference.prompts, rendered, strict=True):
         if found != prompt.ids:
             same = [a == b for a, b in zip(found, prompt.ids, strict=False)]
-            place = same.index(False) if False in same else len(same)
             problems.append(
                 f"template: {prompt.messages[-1]['content'][:30]!r} becomes {len(found)} tokens instead of "
-                f"{len(prompt.ids)}; they differ from token {place + 1} on"
+                f"{len(prompt.ids)}; they differ from token {[*same, False].index(False) + 1} on"
             )
         elif bos is not None and found[:2] == [bos, bos]:
             problems.append("template: two begin-of-text tokens at the start")
-    count = len(rendered)
-    return {"conversations": count, "equal": count - len(problems)}, problems[:3]
+    return {"conversations": len(rendered), "equal": len(rendered) - len(problems)}, problems[:3]
 
 
 def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfig) -> Check:
     """Compare the probabilities of each next token of the tuned model's answers."""
-    logits = engine.log_probabilities(reference.prompts)
-    pairs = [(prompt.log_probabilities, found) for prompt, found in zip(reference.prompts, logits, strict=True)]
-    values = np.concatenate([divergence(own, found) for own, found in pairs])
+    own = [prompt.log_probabilities for prompt in reference.prompts]
+    found = engine.log_probabilities(reference.prompts)
+    values = np.concatenate([divergence(*pair) for pair in zip(own, found, strict=True)])
     mean, limit = float(values.mean()), limits.max_divergence[kind]
     checks = {
         "tokens": len(values),
-        "identical": all(np.array_equal(own, found) for own, found in pairs),
+        "identical": all(map(np.array_equal, own, found)),
         "mean_divergence": round(mean, 7),
         "max_divergence": round(float(values.max()), 7),
         "limit": limit,
     }
-    apart = reference.from_4_bits
-    if apart is not None:
-        checks["from_4_bits"] = round(apart, 7)
-        if not apart <= limits.max_divergence[FROM_4_BITS]:
-            return checks, [
-                f"logits: the adapter on the 16-bit base differs from the adapter as trained by {apart:.4g} nats per "
-                f"token, more than {limits.max_divergence[FROM_4_BITS]} (export.max_divergence.{FROM_4_BITS}); is "
-                "export.base the right model?"
-            ]
-    if mean <= limit:  # false for nan, too
-        return checks, []
-    return checks, [
-        f"logits: differ from {reference.tuned} by {mean:.4g} nats per token, more than {limit} "
-        f"(export.max_divergence.{kind})"
-    ]
+    problems = []
+    if (shift := reference.from_4_bits) is not None:
+        checks["from_4_bits"] = round(shift, 7)
+    if shift is not None and not shift <= (allowed := limits.max_divergence[FROM_4_BITS]):
+        problems = [
+            f"logits: the adapter on the 16-bit base differs from the adapter as trained by {shift:.4g} nats per "
+            f"token, more than {allowed} (export.max_divergence.{FROM_4_BITS}); is export.base the right model?"
+        ]
+    elif not mean <= limit:  # true for nan, too
+        problems = [
+            f"logits: differ from {reference.tuned} by {mean:.4g} nats per token, more than {limit} "
+            f"(export.max_divergence.{kind})"
+        ]
+    return checks, problems
 
 
 def divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -194,20 +188,19 @@ def divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _rouge(engine: Engine, kind: str, reference: Reference, limits: ExportConfig) -> Check:
     """Score the export's answers to the run's own examples in the same way as the run was scored."""
-    examples = reference.examples
-    answers = engine.answer(examples)
-    stored = [example.prediction for example in examples]
-    references = [example.references for example in examples]
+    answers = engine.answer(reference.examples)
+    stored = [example.prediction for example in reference.examples]
+    references = [example.references for example in reference.examples]
     before, after = (
         {name: round(fmean(values), 4) for name, values in score(["rouge"], texts, references).items()}
         for texts in (stored, answers)
     )
-    change, limit = abs(after["rougeL"] - before["rougeL"]), limits.max_rouge_change[kind]
+    count, limit = len(answers), limits.max_rouge_change[kind]
     equal = sum(a == b for a, b in zip(stored, answers, strict=True))
-    checks = {"examples": len(examples), "same_answers": equal, "adapter": before, "export": after, "limit": limit}
-    if change <= limit:
+    checks = {"examples": count, "same_answers": equal, "adapter": before, "export": after, "limit": limit}
+    if abs(after["rougeL"] - before["rougeL"]) <= limit:
         return checks, []
     return checks, [
-        f"rouge: ROUGE-L is {after['rougeL']:.3f} on {len(examples)} examples and {before['rougeL']:.3f} for "
+        f"rouge: ROUGE-L is {after['rougeL']:.3f} on {count} examples and {before['rougeL']:.3f} for "
         f"{reference.tuned}, more than {limit} apart (export.max_rouge_change.{kind})"
     ]

@@ -63,10 +63,9 @@ def check_repository(repository: str, private: bool) -> None:
         UserError: the token may not, or the repository is public although `private` is set.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
 
     api = HfApi()
-    with upload_errors(repository, begun=False):
+    with upload_errors(repository):
         who = api.whoami()
         role = who.get("auth", {}).get("accessToken", {}).get("role")
         owners = {who["name"], *(organisation["name"] for organisation in who.get("orgs", []))}
@@ -75,76 +74,13 @@ def check_repository(repository: str, private: bool) -> None:
                 f"push_to={repository}: the token of {who['name']} may not write there; make one with write access "
                 "(hf auth login), or name a repository of your own"
             )
-        try:
-            existing = api.repo_info(repository)
-        except RepositoryNotFoundError:
-            api.create_repo(repository, private=private)
-            return
-    if private and not existing.private:
+        api.create_repo(repository, private=private, exist_ok=True)
+        public = private and not api.repo_info(repository).private
+    if public:
         raise UserError(
             f"push_to={repository}: exists and is public, so everybody would see this model; set private=false if you "
             "want that, or name another"
         )
-
-
-def push(folders: Sequence[Path], card: Path, repository: str, private: bool) -> str:
-    """Upload the files of folders, with one card, to the top of a repository in one commit; return its address.
-
-    The repository shows all files or none. The hub keeps each large file that arrived completely, so repeating the
-    command after an interrupted upload sends only the others. An existing repository keeps its visibility.
-
-    Raises:
-        UserError: the hub cannot be reached, or refuses.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    api = HfApi()
-    files = files_of(folders) | {card.name: card}
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
-    with upload_errors(repository, begun=False):
-        url = api.create_repo(repository, private=private, exist_ok=True)
-    log.info("uploading %d files to %s", len(files), repository)
-    with upload_errors(repository, begun=True):
-        api.create_commit(repository, operations, commit_message="Upload by tometune")
-    return str(url)
-
-
-def files_of(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the files of folders, without their cards, by their names in the repository.
-
-    Equal files are uploaded once. Others of the same name, such as the gate.json of each quant, get the last part of
-    their folder's name from the second folder on: `gate-q4_k_m.json`.
-    """
-    files: dict[str, Path] = {}
-    for folder in folders:
-        for path in sorted(file for file in folder.iterdir() if file.is_file() and file.name != CARD):
-            name = path.name
-            if name in files and files[name].read_bytes() != path.read_bytes():
-                name = f"{path.stem}-{folder.name.rpartition('-')[2]}{path.suffix}"
-            files.setdefault(name, path)
-    return files
-
-
-@contextmanager
-def upload_errors(repository: str, begun: bool) -> Iterator[None]:
-    """Turn errors of the hub into a `UserError` with the fix; `begun` once files are being sent."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        with hub_errors("push_to", repository):
-            yield
-    except UserError as error:
-        cause = error.__cause__
-        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-        if status in (401, 403):
-            raise UserError(
-                f"push_to={repository}: the token may not write there; make one with write access (hf auth login)"
-            ) from error
-        if begun and (status is None or status >= 500):
-            raise UserError(
-                f"push_to={repository}: the upload was interrupted; run the same command again to resume it"
-            ) from error
-        raise
 
 
 def publish(
@@ -167,3 +103,59 @@ def publish(
             write_card(finished, kind, [(one.name, gates[one.name]) for one in same], Path(folder), repository)
             url = push([one.folder for one in same], Path(folder) / CARD, repository, private)
         print(f"{kind}: {url}")
+
+
+def push(folders: Sequence[Path], card: Path, repository: str, private: bool) -> str:
+    """Upload the files of folders, with one card, to the top of a repository in one commit; return its address.
+
+    The repository shows all files or none. The hub keeps each large file that arrived completely, so repeating the
+    command after an interrupted upload sends only the others. An existing repository keeps its visibility.
+
+    Raises:
+        UserError: the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    files = files_of(folders) | {card.name: card}
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
+    log.info("uploading %d files to %s", len(files), repository)
+    with upload_errors(repository, begun=True):
+        url = HfApi().create_repo(repository, private=private, exist_ok=True)
+        HfApi().create_commit(repository, operations, commit_message="Upload by tometune")
+    return str(url)
+
+
+def files_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the files of folders, without their cards, by their names in the repository.
+
+    Equal files are uploaded once. Others of the same name, such as the gate.json of each quant, get the last part of
+    their folder's name from the second folder on: `gate-q4_k_m.json`.
+    """
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(file for file in folder.iterdir() if file.is_file() and file.name != CARD):
+            name = path.name
+            if name in files and files[name].read_bytes() != path.read_bytes():
+                name = f"{path.stem}-{folder.name.rpartition('-')[2]}{path.suffix}"
+            files.setdefault(name, path)
+    return files
+
+
+@contextmanager
+def upload_errors(repository: str, begun: bool = False) -> Iterator[None]:
+    """Turn errors of the hub into a `UserError` with the fix; `begun` once files are being sent."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        with hub_errors("push_to", repository):
+            yield
+    except UserError as error:
+        cause = error.__cause__
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        if status in (401, 403):
+            problem = "the token may not write there; make one with write access (hf auth login)"
+        elif begun and (status is None or status >= 500):
+            problem = "the upload was interrupted; run the same command again to resume it"
+        else:
+            raise
+        raise UserError(f"push_to={repository}: {problem}") from error

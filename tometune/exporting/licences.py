@@ -19,10 +19,7 @@ log = logging.getLogger(__name__)
 LLAMA = re.compile(r"llama[-_ ]?3(?:[._](?P<minor>[123]))?(?![0-9]|[._][0-9])", re.IGNORECASE)
 """Ids of Meta's Llama 3, 3.1, 3.2 and 3.3, also written Llama-3_1."""
 
-DISTILLED = {
-    re.compile(r"deepseek-r1-distill-llama-8b", re.IGNORECASE): "3.1",
-    re.compile(r"deepseek-r1-distill-llama-70b", re.IGNORECASE): "3.3",
-}
+DISTILLED = {"deepseek-r1-distill-llama-8b": "3.1", "deepseek-r1-distill-llama-70b": "3.3"}
 """DeepSeek's distilled models, themselves MIT, and their Llama (https://github.com/deepseek-ai/DeepSeek-R1)."""
 
 APACHE = re.compile(
@@ -36,22 +33,21 @@ TEXTS = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
 
 @dataclass(frozen=True)
 class Licence:
-    """The licence of a base model."""
+    """The licence of a base model.
+
+    Attributes:
+        tag: the hub's name for it, e.g. `llama3.2`; `other` if it is not known here.
+        obligations: duties of everyone who passes the model on, one sentence each.
+        notice: text of the file NOTICE that has to be included.
+        prefix: required beginning of a published model's name.
+        built_with: words that have to be displayed.
+    """
 
     tag: str
-    """The hub's name for it, e.g. `llama3.2`; `other` if it is not known here."""
-
     obligations: list[str]
-    """Duties of everyone who passes the model on, one sentence each."""
-
     notice: str | None = None
-    """Text of the file NOTICE that has to be included."""
-
     prefix: str | None = None
-    """Required beginning of a published model's name."""
-
     built_with: str | None = None
-    """Words that have to be displayed."""
 
 
 def licence_for(finished: Finished) -> Licence:
@@ -62,9 +58,8 @@ def licence_for(finished: Finished) -> Licence:
 def licence_of(*names: str) -> Licence:
     """Return the licence of a base by its names: its id first, then those of models it was made from."""
     for name in names:
-        match = LLAMA.search(name)
-        version = next((version for pattern, version in DISTILLED.items() if pattern.search(name)), None)
-        if version is None and match is not None:
+        version = next((version for part, version in DISTILLED.items() if part in name.lower()), None)
+        if version is None and (match := LLAMA.search(name)):
             version = f"3.{match['minor']}" if match["minor"] else "3"
         if version is not None:
             return _llama(version)
@@ -76,15 +71,14 @@ def licence_of(*names: str) -> Licence:
 
 def _llama(version: str) -> Licence:
     """Return the licence of Llama 3 (sections 1.b.i and 1.b.iii, which later versions word differently)."""
-    first = version == "3"
-    subject = "Meta Llama 3" if first else f"Llama {version}"
-    built_with, prefix = ("Built with Meta Llama 3", "Llama-3") if first else ("Built with Llama", "Llama")
-    title = f"{subject} Community License"
-    page = f"https://www.llama.com/llama{version.replace('.', '_')}"
+    name, subject, prefix = (
+        ("Meta Llama 3", "Meta Llama 3", "Llama-3") if version == "3" else ("Llama", f"Llama {version}", "Llama")
+    )
+    title, page = f"{subject} Community License", f"https://www.llama.com/llama{version.replace('.', '_')}"
     return Licence(
         f"llama{version}",
         [
-            f"Display “{built_with}” prominently wherever you pass this model on.",
+            f"Display “Built with {name}” prominently wherever you pass this model on.",
             f"Include a copy of the {title}: {page}/license/",
             f"Begin the name of every model made from it with “{prefix}”.",
             "Keep the file NOTICE in every copy.",
@@ -92,7 +86,7 @@ def _llama(version: str) -> Licence:
         ],
         f"{subject} is licensed under the {title}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
         prefix,
-        built_with,
+        f"Built with {name}",
     )
 
 

@@ -1,7 +1,6 @@
 """The merged model in 16 bits: the adapter is added into its base, and how much of the change the file keeps."""
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,28 +11,30 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 
 from tometune.common.errors import UserError
-from tometune.config.model import ModelConfig
 from tometune.models.adapter import load_adapter
 from tometune.models.load import load_model
 from tometune.models.source import locate
+from tometune.runs.finished import Finished
 
 SHARD = "5GB"
 """Largest weight file: an interrupted upload resumes with the file it was at."""
 
 
-def load_base(model: ModelConfig, cache: Path, named: bool) -> Any:
-    """Load the base that the adapter is merged into; `named` if the user chose it with `export.base`."""
-    with naming_base(named):
-        return load_model(locate(model, cache))
+def load_base(finished: Finished, cache: Path) -> Any:
+    """Load the base that the adapter is merged into."""
+    with naming_base(finished):
+        return load_model(locate(finished.base, cache))
 
 
 @contextmanager
-def naming_base(named: bool) -> Iterator[None]:
-    """Let an error about the model name `export.base` if the user set that."""
+def naming_base(finished: Finished) -> Iterator[None]:
+    """Let an error about the base name `export.base` if the user set that."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("model.id=", "export.base=", 1) if named else str(error)) from error
+        if finished.config.export.base is None:
+            raise
+        raise UserError(str(error).replace("model.id=", "export.base=", 1)) from error
 
 
 def merge(base: Any, adapter: Path, dtype: torch.dtype) -> Any:
@@ -46,14 +47,21 @@ def merge(base: Any, adapter: Path, dtype: torch.dtype) -> Any:
         UserError: the adapter was made for another base.
     """
     model = load_adapter(base, adapter)
-    with torch.no_grad():
-        for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer) and hasattr(layer, "merge"):
-                weight = layer.get_base_layer().weight
-                weight.data = weight.data.float()
-                layer.merge(safe_merge=True)  # type: ignore[operator]
-                weight.data = weight.data.to(dtype)
+    for _, weight, _ in _merge_layers(model):
+        weight.data = weight.data.to(dtype)
     return model.base_model.unload().to(dtype)
+
+
+def _merge_layers(model: Any) -> Iterator[tuple[str, Any, torch.Tensor]]:
+    """Merge one layer after another in float32; yield its name in the base, its merged weight, and that before."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer) and hasattr(layer, "merge"):
+            weight = layer.get_base_layer().weight
+            before = weight.data.float()
+            weight.data = before.clone()
+            with torch.no_grad():
+                layer.merge(safe_merge=True)  # type: ignore[operator]
+            yield name.removeprefix("base_model.model."), weight, before
 
 
 def sixteen_bits(published: torch.dtype | None) -> torch.dtype:
@@ -68,36 +76,25 @@ def write_merged(model: Any, folder: Path) -> None:
 
 
 def share_of_change(base: Any, adapter: Path, written: Path) -> float | None:
-    """Return the share of the exact change (base + scaling · B · A in float32) that the written weights hold.
+    """Return the share of the exact change (the adapter added to the base in float32) that the written weights hold.
 
     This is the projection of written − base onto the exact change, summed over the adapted matrices: 1 if rounding to
     16 bits lost nothing, 0 for the bare base. Small changes are lost because they are below half a unit in the last
-    place of most weights (LoRA: arXiv:2106.09685; DoRA also rescales each row: arXiv:2402.09353).
+    place of most weights. `base` is modified.
 
     Returns None if the written file uses other tensor names than the model in memory, or the adapter changes nothing.
     """
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     index = written / "model.safetensors.index.json"
     files = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.exists() else {}
     held = total = 0.0
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as lora:
-        keys = set(lora.keys())
-        for prefix in sorted(key.removesuffix("lora_A.weight") for key in keys if key.endswith("lora_A.weight")):
-            name = prefix.removeprefix("base_model.model.").removesuffix(".")
-            down, up = (lora.get_tensor(f"{prefix}lora_{part}.weight").float() for part in "AB")
-            before = base.get_submodule(name).weight.detach().cpu().float()
-            rank = down.shape[0]
-            exact = before + config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank) * (
-                up @ down
-            )
-            if f"{prefix}lora_magnitude_vector" in keys:
-                lengths = lora.get_tensor(f"{prefix}lora_magnitude_vector").float()
-                exact *= (lengths / exact.norm(dim=1)).unsqueeze(1)
-            tensor = f"{name}.weight"
-            with safe_open(written / files.get(tensor, "model.safetensors"), framework="pt") as file:
-                if tensor not in set(file.keys()):
-                    return None
-                found = file.get_tensor(tensor).float()
-            held += float(((found - before) * (exact - before)).sum(dtype=torch.float64))
-            total += float((exact - before).square().sum(dtype=torch.float64))
+    for name, weight, before in _merge_layers(load_adapter(base, adapter)):
+        tensor = f"{name}.weight"
+        with safe_open(written / files.get(tensor, "model.safetensors"), framework="pt") as file:
+            if tensor not in file.keys():  # noqa: SIM118 -- not a dict
+                return None
+            found = file.get_tensor(tensor).to(before)
+        change = weight.data - before
+        held += float(((found - before) * change).sum(dtype=torch.float64))
+        total += float(change.square().sum(dtype=torch.float64))
+        weight.data = weight.data[:0]  # the model is not used again: frees the memory
     return held / total if total else None

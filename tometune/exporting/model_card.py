@@ -14,11 +14,12 @@ from tometune.exporting.licences import licence_for, licence_texts
 from tometune.models import smollm2
 from tometune.runs.finished import Finished, is_local
 
-LIBRARY = {"adapter": "peft", "merged_16bit": "transformers", "gguf": "gguf"}
-"""The hub's name for what loads a format."""
-
-RELATION = {"adapter": "adapter", "merged_16bit": "finetune", "gguf": "quantized"}
-"""The hub's name for how a format relates to its base."""
+HUB_NAMES = {
+    "adapter": ("peft", "adapter"),
+    "merged_16bit": ("transformers", "finetune"),
+    "gguf": ("gguf", "quantized"),
+}
+"""The hub's names for the library that loads a format, and for how a format relates to its base."""
 
 PSF = "Python Software Foundation License Version 2 (https://docs.python.org/3/license.html)"
 
@@ -77,13 +78,14 @@ def card(finished: Finished, kind: str, gates: Gates, repository: str) -> str:
 
 def _metadata(finished: Finished, kind: str, licence: str, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the YAML that the hub indexes."""
-    metadata: dict[str, Any] = {"library_name": LIBRARY[kind], "pipeline_tag": "text-generation", "license": licence}
+    library, relation = HUB_NAMES[kind]
+    metadata: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "license": licence}
     if licence == "other":
         metadata["license_name"] = "that-of-the-base"
         metadata["license_link"] = f"https://huggingface.co/{finished.base_name}"
     base = finished.model if kind == "adapter" else finished.base
     if not is_local(base):
-        metadata |= {"base_model": base.id, "base_model_relation": RELATION[kind]}
+        metadata |= {"base_model": base.id, "base_model_relation": relation}
     if datasets := [source["name"] for source in sources if source["hub"]]:
         metadata["datasets"] = datasets
     how = "lora" if finished.config.lora.enabled else "full-fine-tuning"

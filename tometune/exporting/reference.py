@@ -18,6 +18,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
 from tometune.config.model import ModelConfig, Precision
+from tometune.evaluation.engines.base import Plain
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import CONVERSATIONS, NEW_TOKENS, Example, Prompt, Reference, divergence
 from tometune.exporting.merge import load_base
@@ -67,22 +68,24 @@ class References:
                 raise
             log.warning("no GPU for the 4-bit base: exports are compared with the adapter on the 16-bit base")
             return None
-        return self._ask(self.finished.model, "as trained", None)
+        return self._reference("as trained")
 
     @cached_property
     def on_base(self) -> Reference:
         """The adapter on the 16-bit base, and its distance from the adapter as trained."""
-        return self._ask(self.finished.base, "16-bit base", self.as_trained)
+        return self._reference("16-bit base", self.as_trained)
 
-    def _ask(self, base: ModelConfig, label: str, trained: Reference | None) -> Reference:
+    def _reference(self, label: str, trained: Reference | None = None) -> Reference:
         """Load the tuned model and record its behaviour."""
         finished, whole = self.finished, self.finished.whole
-        log.info("asking %s", f"the adapter on {base.id}" if whole is None else "the run's model")
-        if whole is None:
-            named = label != "as trained" and finished.config.export.base is not None
-            model = load_adapter(load_base(self.exact(base), self.cache, named), finished.adapter)
+        tuned = "the adapter" if whole is None else "the run's model"
+        if label == "as trained":
+            model = load_model(locate(self.exact(whole or finished.model), self.cache))
         else:
-            model = load_model(locate(self.exact(whole), self.cache))
+            model = load_base(replace(finished, base=self.exact(finished.base)), self.cache)
+        if whole is None:
+            model = load_adapter(model, finished.adapter)
+        log.info("answering the fixed conversations with %s (%s)", tuned, label)
         self.compute = (next(model.parameters()).dtype, model.device)
         self.generation = GenerationConfig.from_dict(model.generation_config.to_dict())
         stops = greedy(model, self.tokenizer, NEW_TOKENS).eos_token_id
@@ -90,21 +93,18 @@ class References:
         self.generation.pad_token_id = self.tokenizer.pad_token_id
         self.generation.bos_token_id = self.tokenizer.bos_token_id
         try:
-            apart = None
+            distance = None
             if trained is not None:
-                values = [
-                    divergence(p.log_probabilities, log_probabilities(model, p.ids, p.answer)) for p in trained.prompts
-                ]
-                apart = float(np.concatenate(values).mean())
-            tuned = "the adapter" if whole is None else "the run's model"
+                pairs = [(p.log_probabilities, log_probabilities(model, p.ids, p.answer)) for p in trained.prompts]
+                distance = float(np.concatenate([divergence(*pair) for pair in pairs]).mean())
             dtype = str(self.compute[0]).removeprefix("torch.")
-            return Reference(self._prompts(model), self._examples(), label, dtype, apart, tuned)
+            return Reference(self._prompts(model), self._examples(), label, dtype, distance, tuned)
         finally:
             del model
             free_memory()
 
     def _prompts(self, model: Any) -> list[Prompt]:
-        """Ask the fixed conversations, without those that the chat template refuses (some allow no system message)."""
+        """Answer the fixed conversations that the chat template accepts (some allow no system message)."""
         rendered = [(messages, ids) for messages in CONVERSATIONS if (ids := render(self.tokenizer, messages))]
         answers = answer(model, self.tokenizer, [ids for _, ids in rendered], NEW_TOKENS, keep_end=True)
         return [
@@ -118,15 +118,11 @@ class References:
         for name, task in self.finished.config.eval.tasks.items():
             path = self.finished.folder / "eval" / "tuned" / f"{name}.jsonl"
             try:
-                with path.open(encoding="utf-8") as lines:
-                    rows = [json.loads(line) for line in lines]
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
                 prompts = self.tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
-                by_task.append(
-                    [
-                        Example(ids, task.max_new_tokens, row["references"], row["prediction"])
-                        for ids, row in zip(prompts, rows, strict=True)
-                    ]
-                )
+                pairs = zip(prompts, rows, strict=True)
+                new = task.max_new_tokens
+                by_task.append([Example(ids, new, row["references"], row["prediction"]) for ids, row in pairs])
             except (OSError, ValueError, KeyError, TypeError):
                 raise UserError(f"{path}: not a file of scores; delete it and {REPEAT}") from None
         in_turn = [found for found in chain.from_iterable(zip_longest(*by_task)) if found is not None]
@@ -145,7 +141,7 @@ class References:
 
 
 class TorchEngine:
-    """An export that PEFT or transformers loads from the folder that was just written; see `Engine`."""
+    """An export that PEFT or transformers loads from the folder that was just written; an `Engine`."""
 
     def __init__(self, library: str, model: Any, tokenizer: PreTrainedTokenizerBase, run_dtype: torch.dtype) -> None:
         """`run_dtype` is the arithmetic in which the run's examples were answered."""
@@ -153,11 +149,9 @@ class TorchEngine:
         self.model, self.tokenizer, self.run_dtype = model.eval(), tokenizer, run_dtype
 
     def render(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """See `Engine`."""
         return [render(self.tokenizer, prompt.messages) or [] for prompt in prompts]
 
     def log_probabilities(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """See `Engine`."""
         return [log_probabilities(self.model, prompt.ids, prompt.answer) for prompt in prompts]
 
     def answer(self, examples: Sequence[Example]) -> list[str]:
@@ -170,9 +164,7 @@ class TorchEngine:
             indices = [index for index, example in enumerate(examples) if example.max_new_tokens == length]
             answers = answer(self.model, self.tokenizer, [examples[index].ids for index in indices], length)
             decoded = self.tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            texts |= {
-                index: text.strip() for index, text in zip(indices, decoded, strict=True)
-            }  # as answers are scored
+            texts |= zip(indices, (text.strip() for text in decoded), strict=True)  # stripped, as answers are scored
         return [texts[index] for index in range(len(examples))]
 
 
@@ -190,15 +182,13 @@ def answer(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], length: int, keep_end: bool = False
 ) -> list[list[int]]:
     """Return the tokens of greedy answers of at most `length` tokens, with their end of turn if `keep_end`."""
-    config = greedy(model, tokenizer, length)
+    config, engine = greedy(model, tokenizer, length), Plain(model)
     found: dict[int, list[int]] = {}
     longest_first = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     for start in range(0, len(prompts), BATCH):
         indices = longest_first[start : start + BATCH]
-        rows = {"input_ids": [prompts[index] for index in indices]}
-        inputs = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
-        output = model.generate(**inputs, generation_config=config)
-        for index, ids in zip(indices, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+        answers = engine.answer([prompts[index] for index in indices], config, [])
+        for index, ids in zip(indices, answers, strict=True):
             end = next((place for place, token in enumerate(ids) if token in config.eos_token_id), len(ids))
             found[index] = ids[: end + keep_end]
     return [found[index] for index in range(len(prompts))]
