@@ -1,4 +1,4 @@
-"""Full fine-tuning (`lora=none`) through the verbs: trained, broken off, scored again, talked to, exported."""
+"""Full fine-tuning (`lora=none`) through the verbs: trained, interrupted, scored again, in a chat, exported."""
 
 import json
 import shutil
@@ -38,9 +38,9 @@ def model_of(run: Path) -> dict[str, torch.Tensor]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace with one finished run."""
     made = Workplace(tmp_path_factory.mktemp("full"))
-    done = made.verb("train", *SMOKE)
-    assert done.returncode == 0, done.stderr
-    assert "full fine-tuning: " in done.stderr
+    status, stderr = made.train(*SMOKE)
+    assert status == 0, stderr
+    assert "full fine-tuning: " in stderr
     return made
 
 
@@ -73,6 +73,7 @@ def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(trained: Workp
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.nightly
 def test_evaluate_scores_the_saved_model_again(trained: Workplace, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained.run_folder(), tmp_path / "run"))
     kept = answers_of(run)
@@ -90,7 +91,8 @@ def test_evaluate_scores_the_saved_model_again(trained: Workplace, tmp_path: Pat
     assert_one_line(trained.verb("evaluate", f"run={run}"), r"holds no model \(status completed\); finish its training")
 
 
-def test_it_answers_in_the_terminal_and_its_base_beside_it(trained: Workplace) -> None:
+@pytest.mark.nightly
+def test_it_answers_in_the_terminal_next_to_its_base(trained: Workplace) -> None:
     run = trained.run_folder().name
     done = subprocess.run(
         [sys.executable, "-m", "tometune.chat", f"run={run}", "against=base", "ui=terminal", "chat.max_new_tokens=8"],
@@ -124,6 +126,7 @@ def peaked(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
+@pytest.mark.nightly
 def test_exports_are_the_model_itself(peaked: Workplace) -> None:
     run = peaked.run_folder()
     done = peaked.verb("export", f"run={run.name}", "format=merged_16bit")

@@ -1,4 +1,4 @@
-"""What only a GPU can show: backends that learn the same, packs kept apart by lengths, memory that was foretold."""
+"""Tests that need a GPU: backends that learn the same, packs isolated by lengths, memory that was estimated."""
 
 import json
 from pathlib import Path
@@ -112,4 +112,4 @@ def test_the_micro_batch_that_fits_is_found_and_memory_foretold(place: Workplace
     assert not train["gradient_checkpointing"]
     assert train["peak_memory_bytes"] == pytest.approx(train["estimated_memory_bytes"], rel=0.25)
     kept = json.loads((place.folder / "home" / "tometune" / "micro_batch.json").read_text())
-    assert kept["rooms"]
+    assert kept["found"]

@@ -46,11 +46,10 @@ def test_verb_with_nothing_near(monkeypatch, capsys):
     assert error.startswith("zzz: no such verb; one of ")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["data=mix_30k"]])
-def test_both_ways_are_the_same(tmp_path, arguments):
+def test_both_ways_are_the_same(tmp_path):
     ways = [["tometune", "train"], ["tometune.train"]]
     first, second = (
-        subprocess.run([sys.executable, "-m", *way, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        subprocess.run([sys.executable, "-m", *way, "data=mix_30k"], cwd=tmp_path, capture_output=True, text=True)
         for way in ways
     )
     assert (first.returncode, first.stdout, first.stderr) == (second.returncode, second.stdout, second.stderr)

@@ -77,13 +77,14 @@ def test_what_is_allowed_is_not():
 IN_PLACE = {
     "common/files.py": (1, "the temporary file that is then renamed"),
     "common/cache.py": (1, "in the temporary folder that is then renamed"),
+    "data/contamination.py": (2, "in a temporary folder of the cache"),
     "data/standardise.py": (2, "in a temporary folder of the cache"),
     "training/checkpoints.py": (1, "in the temporary folder that is then renamed"),
     "training/metrics.py": (2, "in a checkpoint that counts only with its last file; lines that are appended"),
     "runs/lock.py": (1, "the lock's own file, while it is held"),
     "exporting/gguf.py": (1, "the request to a process, in a temporary folder"),
     "exporting/llama_cpp.py": (2, "the result of a process, in a temporary folder"),
-    "chatting/commands.py": (2, "a file of the user, which must not exist"),
+    "chatting/terminal.py": (2, "a file of the user, which must not exist"),
     "models/unsloth_backend.py": (1, "the null device"),
 }
 """Modules that write files at their own paths: how many such calls, and why a reader never sees half a file."""

@@ -1,4 +1,4 @@
-"""What stops `train` or `prepare` before anything is made: the machine, the config, the data; one line each."""
+"""Errors that stop `train` or `prepare` before anything is written: machine, config, data; one line each."""
 
 import time
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def test_what_is_missing_is_one_line_and_no_folder_is_made(place: Workplace, ove
     start = time.monotonic()
     done = place.verb("train", *overrides, "paths.outputs=refused")
     assert done.returncode == 2
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20, "no retries of the hub, which take 25 s"
     assert_one_line(done, says)
     assert not (place.folder / "refused").exists()
 

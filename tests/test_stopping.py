@@ -1,4 +1,4 @@
-"""Told to stop, wherever that comes: one line, the exit status of the signal, and the same command goes on."""
+"""A stop signal at any moment: one line, the exit status of the signal, and repeating the command resumes."""
 
 import os
 import pickle
@@ -13,7 +13,7 @@ import pytest
 from tests.whole import Workplace, record_of
 from tometune.common.signals import Stopped, stop_signals
 
-TOLD = "run the same command again to resume"
+RESUME = "run the same command again to resume"
 MODEL = ("model=tiny", "eval=pydocs", "eval.limit=24", "tracking=none")
 SMOKE = ("+experiment=smoke", "trainer.max_steps=2", "eval.base=false")
 
@@ -40,7 +40,7 @@ def test_while_the_data_is_prepared(place: Workplace, number: signal.Signals) ->
     status, err = stopped(place, "prepare", *command, once=f"{cache}/*/.*", number=number)
     assert status == 128 + number
     name = "interrupted" if number is signal.SIGINT else f"stopped by {number.name}"
-    assert err.splitlines()[-1] == f"{name}; {TOLD}"
+    assert err.splitlines()[-1] == f"{name}; {RESUME}"
     assert "Traceback" not in err
     assert not list(place.folder.glob(f"{cache}/*/.*")), "nothing half-built is left"
     if number is signal.SIGTERM:
@@ -53,7 +53,7 @@ def test_while_a_model_is_evaluated(place: Workplace) -> None:
     scored = "outputs/*/eval/base/*.json"
     status, err = stopped(place, "evaluate", *MODEL, once=scored, number=signal.SIGTERM)
     assert status == 143
-    assert err.splitlines()[-1] == f"stopped by SIGTERM; {TOLD}"
+    assert err.splitlines()[-1] == f"stopped by SIGTERM; {RESUME}"
     assert "Traceback" not in err
     kept = len(list(place.folder.glob(scored)))
     assert kept
@@ -77,20 +77,20 @@ def test_while_a_model_is_evaluated(place: Workplace) -> None:
 def test_wherever_a_run_is(place: Workplace, moment: tuple[str, int, str]) -> None:
     status, stderr = place.train(*SMOKE, "paths.outputs=runs", moment=moment)
     assert status == 128 + signal.Signals[moment[2]]
-    assert stderr.splitlines()[-1] == f"stopped by {moment[2]}; {TOLD}"
+    assert stderr.splitlines()[-1] == f"stopped by {moment[2]}; {RESUME}"
     assert "Traceback" not in stderr
     for run in (place.folder / "runs").glob("*"):
         assert record_of(run)["status"] == "running"
 
 
 @pytest.mark.whole
-def test_a_run_stopped_that_often_ends(place: Workplace) -> None:
+def test_a_run_that_was_stopped_often_completes(place: Workplace) -> None:
     status, stderr = place.train(*SMOKE, "paths.outputs=runs")
     assert status == 0, stderr
     assert record_of(place.run_folder("runs"))["status"] == "completed"
 
 
-def test_it_travels_from_a_launchers_worker() -> None:
+def test_it_can_be_pickled_in_a_launchers_worker() -> None:
     stopped = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM)))
     assert (stopped.signal, stopped.code) == (signal.SIGTERM, 143)
 
@@ -101,7 +101,7 @@ def send_myself(*numbers: signal.Signals) -> None:
     time.sleep(1)
 
 
-def test_what_is_ignored_stays_so_and_handlers_come_back() -> None:
+def test_ignored_signals_stay_ignored_and_handlers_are_restored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     handler = signal.getsignal(signal.SIGTERM)
     try:

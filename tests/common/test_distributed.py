@@ -100,6 +100,7 @@ def test_stopped_or_killed_it_resumes_and_ends_the_same(place: Workplace, two: t
     assert scores_of(run) == scores_of(two[0])
 
 
+@pytest.mark.nightly
 def test_every_weight_in_two_processes(place: Workplace) -> None:
     full = ("lora=none", "trainer.learning_rate=1e-3", "trainer.max_steps=6", "eval.base=false")
     process = start(place, TWO, *full, "paths.outputs=two_full")

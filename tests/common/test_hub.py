@@ -3,7 +3,9 @@
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pyarrow as pa
@@ -13,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.hub import Hub
+from tometune.common.hub import commit_of
 
 FINETOME = "mlabonne/FineTome-100k"
 CARD = """---
@@ -88,6 +91,7 @@ def test_load_dataset_parquet(hub, finetome, ask):
     assert {request.status for request in hub.requests if "/train-00000" in request.path} <= {200, 206}
 
 
+@pytest.mark.nightly
 def test_load_dataset_jsonl(hub, ask):
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)
     hub.add_dataset("arcee-ai/The-Tome", {"train.jsonl": lines})
@@ -95,6 +99,7 @@ def test_load_dataset_jsonl(hub, ask):
     assert rows == ROWS
 
 
+@pytest.mark.nightly
 def test_load_dataset_at_a_commit(finetome, ask):
     _, rows = ask(load(f"'{FINETOME}', split='train', revision='{finetome.commit()}'"))
     assert rows == ROWS
@@ -108,11 +113,13 @@ def test_commit_follows_the_content(hub, finetome):
     assert finetome.commit() != before
 
 
+@pytest.mark.nightly
 def test_commit_from_the_api(finetome, ask):
     code = f"import huggingface_hub\nprint(json.dumps(huggingface_hub.HfApi().dataset_info('{FINETOME}').sha))"
     assert ask(code) == finetome.commit()
 
 
+@pytest.mark.nightly
 def test_from_pretrained(hub, ask):
     repository = hub.add_model("user/tiny")
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
@@ -148,6 +155,7 @@ def test_gated(hub, finetome, ask):
     assert rows == ROWS
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("token", [{}, {"HF_TOKEN": "hf_any"}])
 def test_missing_repository(token, ask):
     text, name, *_ = ask(error_of("datasets.load_dataset('nobody/nothing')"), **token)
@@ -165,6 +173,7 @@ def test_missing_revision(finetome, ask):
     assert "RevisionNotFoundError" in ask(error_of(call, "huggingface_hub"))
 
 
+@pytest.mark.nightly
 def test_missing_file(finetome, ask):
     call = f"huggingface_hub.hf_hub_download('{FINETOME}', 'nothing.json', repo_type='dataset')"
     assert "EntryNotFoundError" in ask(error_of(call, "huggingface_hub"))
@@ -196,3 +205,23 @@ def test_no_way_out_of_the_tree(hub, finetome):
     (hub.root / "secret.txt").write_text("secret")
     answer = httpx.get(f"{hub.url}/datasets/{FINETOME}/resolve/main/..%2F..%2F..%2Fsecret.txt")
     assert answer.status_code == 404
+
+
+def test_the_commit_behind_a_branch_is_kept_in_our_own_cache(monkeypatch, tmp_path):
+    """Offline it is read again, and before that the hub's own cache is asked. Nothing is written into that one."""
+    sha = "0123456789abcdef0123456789abcdef01234567"
+    theirs = tmp_path / "hub"
+    monkeypatch.setenv("TOMETUNE_CACHE", str(tmp_path / "ours"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(theirs))
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(sha=sha))
+    find = partial(commit_of.__wrapped__, "model.id", "user/name", "main", "model")
+    assert find() == sha
+    assert not theirs.exists()
+    assert (tmp_path / "ours" / "pins" / "models--user--name" / "main").read_text() == sha
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert find() == sha
+    monkeypatch.setenv("TOMETUNE_CACHE", str(tmp_path / "empty"))
+    assert find() == "main"
+    (theirs / "models--user--name" / "refs").mkdir(parents=True)
+    (theirs / "models--user--name" / "refs" / "main").write_text("another")
+    assert find() == "another"

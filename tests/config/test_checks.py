@@ -80,6 +80,7 @@ CASES = [
     (["lora.target_modules=[]"], "lora.target_modules: empty;"),
     (["trainer.optim=adam"], "trainer.optim=adam: one of adamw_torch,"),
     (["trainer.lr_scheduler_type=cosin"], "trainer.lr_scheduler_type=cosin: one of linear, cosine,"),
+    (["trainer.lr_scheduler_type=constant"], "trainer.lr_scheduler_type=constant: has no warm-up, so trainer.warmup"),
     (["trainer.loss_type=mle"], "trainer.loss_type=mle: one of chunked_nll, nll, dft"),
     (["trainer.max_steps=4"], "trainer.warmup_steps=5: not below trainer.max_steps=4, so the peak learning rate"),
     (["trainer.warmup_steps=2.5"], "trainer.warmup_steps=2.5: neither a whole number of steps nor a share"),
@@ -91,11 +92,11 @@ CASES = [
     (["trainer.gradient_checkpointing=maybe"], "trainer.gradient_checkpointing=maybe: one of auto, true, false"),
     (
         ["trainer.packing=false"],
-        "trainer.packing=false: steps are then counted in conversations; set trainer.conversations_per_step, e.g. 8",
+        "trainer.packing=false: counts steps in conversations; set trainer.conversations_per_step, e.g. 8",
     ),
     (
         ["trainer.max_length=3000"],
-        "trainer.tokens_per_step=16384: no whole number of packs of trainer.max_length=3000; e.g. 15000",
+        "trainer.tokens_per_step=16384: not a whole number of packs of trainer.max_length=3000; e.g. 15000",
     ),
     (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: not a finite number"),
     (["trainer.num_train_epochs=inf"], "trainer.num_train_epochs=inf: not a finite number"),

@@ -11,6 +11,8 @@ from inspect import get_annotations
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import pytest
+
 import tometune
 from tometune.config.data import SourceConfig
 from tometune.config.root import Config
@@ -80,6 +82,7 @@ def reads(folder: Path) -> set[str]:
     return {inherited.get(name, name) for name in found}
 
 
+@pytest.mark.nightly
 def test_every_field_is_read_by_some_code(tmp_path):
     fields_of_all = {f"{cls.__name__}.{name}" for cls, name in schema_fields()}
     found = reads(tmp_path)

@@ -28,10 +28,10 @@ def hashes(configs: list[Config]) -> list[str]:
     ],
 )
 def test_documented_sweeps_compose_and_each_run_is_the_same_as_alone(line, pools):
-    configs = [config for config in sweep_of(*line) if config.seed == 0]
+    configs = sweep_of(*line, "seed=0")
     assert [config.data.pool is not None for config in configs] == pools
-    plain = sweep_of(*(text for text in line if "path" in text or text.startswith(("+", "-m", "data="))))
-    others = hashes([config for config in plain if config.seed == 0])
+    shared = [text for text in line if "path" in text or text.startswith(("+", "-m", "data="))]
+    others = hashes(sweep_of(*shared, "seed=0"))
     same = [mine == other for mine, other in zip(hashes(configs), others, strict=True)]
     assert same[0], "the base alone reads none of it"
     ranked = [config.data.pool is not None and config.data.pool.order is PoolOrder.best for config in configs]

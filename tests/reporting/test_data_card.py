@@ -78,7 +78,7 @@ def test_what_was_left_out_is_told_with_examples(mix_of: Callable[..., Mix]) -> 
         "near_base": {"gamma": 1},
     }
     mix.facts["pool"] |= {"contaminated_rows": 2, "contaminated": {"qa": {"gamma": 2}}}
-    mix.examples["language"] = [example]
+    mix.parts["pool"].examples["language"] = [example]
     found, page, text = card_of(mix)
     rows = {(entry["reason"], entry["origin"]): entry for entry in found["dropped"]}
     assert (rows["in_base", "pool"]["rows"], rows["in_base", "pool"]["sources"]) == (3, "alpha 3")

@@ -8,7 +8,6 @@ import pytest
 
 from tests.reporting.sweeps import edit, write_run, write_table
 from tometune.common.errors import UserError
-from tometune.reporting.figures import label_place
 from tometune.reporting.page import page
 
 FIGURES = ["means", "tasks", "published", "loss", "sources", "throughput"]
@@ -132,17 +131,3 @@ def test_names_with_markup_are_escaped(tmp_path, report):
     html = text_of(report(tmp_path / "<i>&"))
     assert "<i>" not in html
     shutil.rmtree(tmp_path / "<i>&")
-
-
-@pytest.mark.parametrize(
-    ("value", "taken", "expected"),
-    [
-        (0.5, [(0.8, 0.9), (0.8, 0.9)], (False, False)),
-        (0.5, [(0.52, 0.7), (0.8, 0.9)], (True, False)),
-        (0.5, [(0.52, 0.7), (0.51, 0.7)], (False, True)),
-        (0.02, [(0.03, 0.7), (0.05, 0.7)], (False, False)),
-    ],
-    ids=["left and above", "right of the bar", "below both bars", "no room below"],
-)
-def test_a_lines_name_keeps_clear_of_the_bars(value, taken, expected):
-    assert label_place(value, 0.0, 1.0, taken) == expected

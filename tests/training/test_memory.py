@@ -7,17 +7,23 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import LlamaConfig, Trainer
 
-from tests.training.conftest import Train, settings
+from tests.training.conftest import MOST, Fitted, Train, settings
 from tests.training.test_full import full, saved
 from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
 from tometune.config.model import ModelConfig, Quantization
+from tometune.models.adapter import add_adapter
+from tometune.models.load import load_model
 from tometune.models.source import ModelSource, locate
-from tometune.training import memory
+from tometune.training import memory, sft
+from tometune.training.batches import Training
+from tometune.training.inputs import TrainingInputs
 from tometune.training.memory import MicroBatch, embedded, estimate, largest_that_fits, trainable
 from tometune.training.optimisers import state_bytes
+from tometune.training.steps import Step
+from tometune.training.trainer import MeteredTrainer
 
 
 def trainer(**changes: Any) -> Any:
@@ -54,6 +60,34 @@ def test_if_nothing_fits_the_line_names_the_settings(sizes: list[int], checkpoin
         largest_that_fits(attempt, sizes, trainer(gradient_checkpointing=checkpointing))
     assert ("trainer.micro_batch=auto" in str(error.value)) == (sizes == [4])
     assert ("trainer.gradient_checkpointing=auto" in str(error.value)) == (checkpointing is False)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_attempt_is_a_pass_over_full_rows_and_leaves_no_trace(
+    plain: Fitted, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    """On a CPU, with the numbers of a GPU that has 1 MB."""
+    config = settings(conversations_per_step=4)
+    source = locate(config.model, cache)
+    inputs = TrainingInputs(source, plain.tokens, config.trainer, config.lora, config.seeds, tmp_path, cache)
+    model = add_adapter(load_model(source), config.lora, 0)
+    training = Training(model, plain.trainer.processing_class, inputs, lambda *_: None)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    passes: list[dict[str, Any]] = []
+    model.register_forward_pre_hook(lambda _, __, inputs: passes.append(inputs), with_kwargs=True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1_000_000, 1_000_000))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 500_000)
+
+    def build(step: Step, again: bool) -> MeteredTrainer:
+        assert (step, again) == (Step(4, 2), checkpointing)
+        return sft._trainer(training, step, again)
+
+    assert memory._attempt(build, training, 2, checkpointing) == 500_000 - 80_000
+    (given,) = passes
+    assert given["input_ids"].shape == (2, MOST)
+    assert all(weight.grad is None for weight in model.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 def test_a_micro_batch_is_remembered_per_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +154,6 @@ def test_states_of_optimisers() -> None:
 def test_the_estimate_for_a_plan_needs_no_weights(cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "llama"
     nothing = ModelConfig(id=str(folder), quantization=Quantization.none)
-    from transformers import LlamaConfig
-
     shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24}
     LlamaConfig(**shape, num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=True).save_pretrained(folder)
     source = ModelSource(nothing, str(folder), None)

@@ -1,4 +1,4 @@
-"""Runs that are killed or told to stop, and the same command again: on a CPU the end is bit for bit the same."""
+"""Runs that are killed or stopped, and resumed by the same command: on a CPU the result is the same, bit for bit."""
 
 import random
 
@@ -20,7 +20,7 @@ DEATHS = {
     "in training, by Ctrl-C": ((STEP, draw.randint(4, 6), "SIGINT"), 130),
     "while a checkpoint is saved": (("transformers:Trainer._save_rng_state", 1, "SIGKILL"), -9),
     "in training": ((STEP, draw.randint(2, 3), "SIGKILL"), -9),
-    "in training, told to stop": ((STEP, 2, "SIGTERM"), 143),
+    "in training, by SIGTERM": ((STEP, 2, "SIGTERM"), 143),
     "after the last step": (("tometune.training.sft:save_adapter", 1, "SIGKILL"), -9),
     "before the record of the training": (("tometune.runs.run:Run.save", 3, "SIGKILL"), -9),
     "in the tuned evaluation": ((ANSWERS, draw.randint(2, 4), "SIGKILL"), -9),
@@ -47,10 +47,10 @@ def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(unbroken: Work
         assert (record["status"], record["attempts"]) == ("running", number), where
         if where == "in training, by Ctrl-C":
             assert stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
-        if where == "in training, told to stop":
+        if where == "in training, by SIGTERM":
             step = int(stderr.partition("checkpoint saved at step ")[2].split()[0])
             assert (run / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").exists()
-            assert step % 3, "saved because it was told to, not because it was time"
+            assert step % 3, "saved because of the signal, not because it was due"
 
     done = unbroken.verb("train", *outputs)
     assert done.returncode == 0, done.stderr
@@ -67,6 +67,7 @@ def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(unbroken: Work
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")], "nothing half-written is left"
 
 
+@pytest.mark.nightly
 def test_with_dropout_and_packing_too(unbroken: Workplace) -> None:
     status, stderr = unbroken.train(*HARD, "paths.outputs=hard")
     assert status == 0, stderr

@@ -1,7 +1,7 @@
 """Conversations: prompts with the answers of one or two models, truncation to the context, and export as ShareGPT."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,12 +33,12 @@ class Answer:
     note: str = ""
     """An error, or what was dropped because it did not fit."""
 
-    def generate(self, engine: Engine, messages: Sequence[Message], settings: Settings) -> Iterator[None]:
+    def generate(self, engine: Engine, messages: Sequence[Message], settings: Settings) -> Generator[None, None, None]:
         """Fill in the answer; yields after each piece. Closing the iterator stops the engine."""
         start = time.perf_counter()
         try:
             fitted, self.note = fit(engine, messages, settings.max_new_tokens)
-            with closing(engine.stream(fitted, settings)) as pieces:  # type: ignore[type-var]
+            with closing(engine.stream(fitted, settings)) as pieces:
                 for piece in pieces:
                     if piece.tokens > self.tokens:
                         self.tokens, self.seconds = piece.tokens, time.perf_counter() - start

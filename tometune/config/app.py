@@ -113,7 +113,7 @@ def _run(name: str, task: Task, hooks: Hooks | None, whole_sweep: bool) -> int:
 
 
 def _job(task: Task, statuses: list[int]) -> Callable[[DictConfig], object]:
-    """Return the function that Hydra calls with each composed config. It reports its errors, so that a sweep goes on.
+    """Return the function that Hydra calls with each composed config. It reports its errors, so that a sweep continues.
 
     A launcher pickles it into other processes, where `statuses` is a copy that nobody reads: the folders of those runs
     say how they ended.

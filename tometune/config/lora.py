@@ -1,4 +1,4 @@
-"""Schema of the `lora` group: the low-rank adapter (Hu et al. 2021, arXiv:2106.09685), or none."""
+"""Schema of the `lora` group: the LoRA adapter (Hu et al. 2021, arXiv:2106.09685), or full fine-tuning."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from tometune.config.validators import SINCE_DEFAULT, at_least
 
 @dataclass
 class LoraConfig:
-    """Arguments of `peft.LoraConfig`, by the same names, and whether there is an adapter at all."""
+    """Arguments of `peft.LoraConfig`, with the same names, and whether there is an adapter at all."""
 
     enabled: bool = field(default=True, metadata=SINCE_DEFAULT)
-    """Whether an adapter is trained; false trains every weight of the model, and reads nothing else of this group."""
+    """Whether an adapter is trained; false trains every weight and ignores the rest of this group."""
 
     r: int = 16
     """Rank of the update matrices."""

@@ -1,4 +1,4 @@
-"""Schema of the `model` group: which weights, at which precision, through which backend."""
+"""Schema of the `model` group: the weights, their precision and the backend."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from enum import StrEnum
 from tometune.config.validators import NOT_IDENTITY, file_name, one_of
 
 FOUR_BITS = ("-unsloth-bnb-4bit", "-bnb-4bit")
-"""Ends of the ids of 4-bit copies; the same id without it is the model in 16 bits."""
+"""Suffixes of ids of 4-bit copies; without the suffix the id is that of the model in 16 bits."""
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 """Attention kernels of transformers."""
 
 
 class Backend(StrEnum):
-    """Library that loads and trains the model."""
+    """Library that trains the model."""
 
     auto = "auto"
     transformers = "transformers"
@@ -22,14 +22,14 @@ class Backend(StrEnum):
 
 
 class Quantization(StrEnum):
-    """How the frozen base weights are stored while training."""
+    """Storage of the frozen base weights during training."""
 
     none = "none"
     nf4 = "nf4"
 
 
 class Precision(StrEnum):
-    """Floating point type of the unquantised weights and of the arithmetic; weights that are trained are in float32."""
+    """Number format of the unquantised weights and of the arithmetic; trained weights are float32."""
 
     auto = "auto"
     bf16 = "bf16"
@@ -38,7 +38,7 @@ class Precision(StrEnum):
 
 
 class Weights(StrEnum):
-    """Where the numbers come from."""
+    """Origin of the weights."""
 
     pretrained = "pretrained"
     random = "random"
@@ -58,8 +58,8 @@ class ModelConfig:
     """Branch, tag or commit of the hub repository; the resolved commit is recorded in run.json."""
 
     backend: Backend = Backend.auto
-    """What trains: `auto` is Unsloth on one NVIDIA GPU where it is installed, else transformers. Both score with
-    transformers."""
+    """Library that trains: `auto` is Unsloth on one NVIDIA GPU if it is installed, else transformers. Scoring always
+    uses transformers."""
 
     quantization: Quantization = Quantization.nf4
     """`nf4` is QLoRA's 4-bit type (needs an NVIDIA GPU and bitsandbytes); `none` keeps `precision`."""
@@ -71,10 +71,10 @@ class ModelConfig:
     """Attention kernel by transformers' name: `sdpa`, `eager`, `flash_attention_2`."""
 
     weights: Weights = Weights.pretrained
-    """`random` builds a tiny Llama of random weights: for tests of the machinery, not of quality."""
+    """`random` builds a tiny Llama with random weights, for tests of the machinery."""
 
     date_string: str = "26 Jul 2024"
-    """Date given to chat templates that print one, pinned so that tokens do not change with the calendar."""
+    """Date in chat templates that print one, pinned so that tokens do not change from day to day."""
 
 
 def model_problems(model: ModelConfig) -> Iterator[str]:

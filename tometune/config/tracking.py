@@ -9,7 +9,7 @@ from tometune.config.validators import at_least
 
 
 class Tracker(StrEnum):
-    """Service behind the tracking interface."""
+    """The tracker; each is a module `tometune.tracking.<name>_tracker`."""
 
     wandb = "wandb"
     trackio = "trackio"

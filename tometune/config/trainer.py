@@ -1,4 +1,4 @@
-"""Schema of the `trainer` group: optimisation, batches, checkpoints, by the names of transformers."""
+"""Schema of the `trainer` group: optimisation, batches and checkpoints, with the names that transformers uses."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from tometune.config.validators import NOT_IDENTITY, at_least, one_of
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial")
-"""Schedules of transformers that need no further argument."""
+"""Schedules of transformers without further arguments."""
 
 OPTIMISERS = (
     *("adamw_torch", "adamw_torch_fused", "adamw_torch_4bit", "adamw_torch_8bit", "adamw_8bit", "adamw_bnb_8bit"),
     *("paged_adamw_8bit", "paged_adamw_32bit", "ademamix", "ademamix_8bit", "lion_8bit", "lion_32bit"),
     *("paged_lion_8bit", "paged_lion_32bit", "adafactor", "sgd", "adagrad", "rmsprop", "stable_adamw"),
 )
-"""Optimisers of transformers that need no further argument."""
+"""Optimisers of transformers without further arguments."""
 
 LOSSES = ("chunked_nll", "nll", "dft")
 """Losses of TRL's SFTTrainer."""
@@ -27,63 +27,63 @@ class TrainerConfig:
     """Peak learning rate of AdamW."""
 
     lr_scheduler_type: str = "linear"
-    """Shape of the schedule after warm-up: `linear`, `cosine`, `constant`, `constant_with_warmup`."""
+    """Schedule after warm-up: `linear`, `cosine`, `constant_with_warmup`; `constant` has no warm-up."""
 
     warmup_steps: float = 5.0
-    """Steps of linear warm-up; a value below 1 is a share of all steps."""
+    """Steps of linear warm-up, or below 1 the share of all steps."""
 
     weight_decay: float = 0.01
     """Decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
 
     optim: str = "adamw_torch"
-    """Optimiser by transformers' name, e.g. `adamw_torch`, `adamw_8bit`."""
+    """Optimiser, by its name in transformers, e.g. `adamw_torch`, `adamw_8bit`."""
 
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm; 0 turns clipping off."""
 
     num_train_epochs: float = 1.0
-    """Passes over the mix; `max_steps` wins where it is set."""
+    """Passes over the mix; ignored if `max_steps` is set."""
 
     max_steps: int | None = None
-    """Optimiser steps in all; null trains `num_train_epochs`."""
+    """Total optimiser steps; null trains for `num_train_epochs`."""
 
     tokens_per_step: int = 16_384
-    """Tokens of one optimiser step over all processes, as whole packs of `max_length`; needs `packing`."""
+    """Tokens per optimiser step over all processes, in whole packs of `max_length`; needs `packing`."""
 
     conversations_per_step: int | None = None
-    """Conversations of one optimiser step over all processes; wins over `tokens_per_step` where it is set."""
+    """Conversations per optimiser step over all processes; replaces `tokens_per_step` if set."""
 
     micro_batch: int | str = field(default="auto", metadata=NOT_IDENTITY)
-    """Packs, or conversations, in one forward pass on one device; `auto` is as many as fit. A step stays what it is."""
+    """Packs or conversations in one forward pass on one device; `auto` is as many as fit. Steps do not depend on it."""
 
     max_length: int = 2048
-    """Tokens a row may have; longer rows are cut at the end, and how many were cut is reported."""
+    """Maximum tokens of a row; longer rows are truncated at the end and counted."""
 
     packing: bool = True
-    """No padding: conversations lie end to end, in packs of `max_length` where steps are counted in tokens, and
-    attention never crosses from one to another."""
+    """Join conversations without padding, in packs of `max_length` if steps are counted in tokens. Attention never
+    crosses from one conversation to another."""
 
     gradient_checkpointing: bool | str = field(default="auto", metadata=NOT_IDENTITY)
-    """Recompute activations in the backward pass: less memory, a quarter slower. `auto`: only where they do not fit."""
+    """Recompute activations in the backward pass: less memory, a quarter slower. `auto`: only if they do not fit."""
 
     loss_type: str = "chunked_nll"
     """TRL's loss: `chunked_nll` projects only trained tokens onto the vocabulary, `nll` all; same mathematics."""
 
     cuda_graph: bool | str = field(default="auto", metadata=NOT_IDENTITY)
-    """Compile the layers and play a pass back as one CUDA graph; `auto`: of models under 1 B parameters that
-    transformers trains in packs on a GPU, where that is three to four times as fast."""
+    """Compile the layers and replay each pass as one CUDA graph. `auto`: for models under 1 B parameters that
+    transformers trains in packs on a GPU, where it is three to four times as fast."""
 
     dataloader_num_workers: int = field(default=0, metadata=NOT_IDENTITY)
-    """Processes that collate batches; 0 collates in the training process."""
+    """Processes that collate batches; 0 uses the training process."""
 
     logging_steps: int = field(default=10, metadata=NOT_IDENTITY)
-    """Steps between two lines of the log and two points of the curves."""
+    """Steps between two log lines and points of the curves."""
 
     save_steps: int = field(default=200, metadata=NOT_IDENTITY)
-    """Steps between two checkpoints; what a kill can cost."""
+    """Steps between two checkpoints: a kill can lose that many."""
 
     save_total_limit: int = field(default=2, metadata=NOT_IDENTITY)
-    """Checkpoints kept."""
+    """Number of checkpoints to keep."""
 
 
 def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
@@ -110,10 +110,15 @@ def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
             f"trainer.warmup_steps={warmup:g}: not below trainer.max_steps={steps}, so the peak learning rate is never "
             "used; lower trainer.warmup_steps (0.1 is a tenth of the steps) or raise trainer.max_steps"
         )
+    if warmup and trainer.lr_scheduler_type == "constant":  # transformers ignores it without a word
+        yield (
+            f"trainer.lr_scheduler_type=constant: has no warm-up, so trainer.warmup_steps={warmup:g} is ignored; set "
+            "trainer.lr_scheduler_type=constant_with_warmup or trainer.warmup_steps=0"
+        )
 
 
 def _step_problems(trainer: TrainerConfig) -> Iterator[str]:
-    """Yield the problems of what a step is made of."""
+    """Yield the problems of the size of a step."""
     micro = trainer.micro_batch
     if micro != "auto" and (isinstance(micro, str) or micro < 1):
         yield f"trainer.micro_batch={micro}: neither auto nor 1 or more"
@@ -124,12 +129,10 @@ def _step_problems(trainer: TrainerConfig) -> Iterator[str]:
     if trainer.conversations_per_step is not None or trainer.max_length < 1 or trainer.tokens_per_step < 1:
         return
     if not trainer.packing:
-        yield (
-            "trainer.packing=false: steps are then counted in conversations; set trainer.conversations_per_step, e.g. 8"
-        )
+        yield ("trainer.packing=false: counts steps in conversations; set trainer.conversations_per_step, e.g. 8")
     elif trainer.tokens_per_step % trainer.max_length:
         packs = max(1, round(trainer.tokens_per_step / trainer.max_length))
         yield (
-            f"trainer.tokens_per_step={trainer.tokens_per_step}: no whole number of packs of "
+            f"trainer.tokens_per_step={trainer.tokens_per_step}: not a whole number of packs of "
             f"trainer.max_length={trainer.max_length}; e.g. {packs * trainer.max_length}"
         )

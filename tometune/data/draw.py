@@ -20,9 +20,7 @@ from tometune.config.data import DataConfig, PoolConfig, PoolOrder, SourceConfig
 from tometune.data.filters import NEAR, Filtered
 from tometune.data.standardise import Counts, Standardised
 
-# Raised when the same rows get another order.
-VERSION = 1
-
+VERSION = 1  # raised when the same rows get another order
 OTHERS = "all other sources"
 
 

@@ -16,14 +16,11 @@ from tokenizers import Tokenizer
 
 from tometune.data.template import Messages, Rendered, Template
 
-Encoded = tuple[list[int], list[tuple[int, int]]]
-"""Token ids, and the [start, end) of the tokens that are trained on."""
+Encoded = tuple[list[int], list[tuple[int, int]]]  # token ids, and the [start, end) of the tokens that are trained on
 
 # Rows encoded together, and their characters: an encoding takes some hundred bytes per token.
 BATCH, CHARACTERS = 1_000, 2_000_000
-
-# Batches that wait for the encoder.
-AHEAD = 2
+AHEAD = 2  # batches that wait for the encoder
 
 
 def without_truncation(backend: Any) -> Any:

@@ -26,21 +26,16 @@ from tometune.data.parallel import in_order
 if TYPE_CHECKING:
     from tometune.data.standardise import Standardised
 
-# Raised when a feature gives other numbers.
-VERSION = 1
-
-# Rows that a process takes at a time.
-STEP = 20_000
-
-# A refusal is looked for in so many characters at the start of an answer.
-REFUSAL_WITHIN = 400
+VERSION = 1  # raised when a feature gives other numbers
+STEP = 20_000  # rows that a process takes at a time
+REFUSAL_WITHIN = 400  # characters at the start of an answer in which a refusal is looked for
 
 _CANNOT = r"(?:can ?not|can['’]?t|won['’]?t|(?:am|['’]m) (?:not able|unable|not programmed))"
 _DO = r"(?:assist|help|provide|fulfil|comply|answer|complete|generate|create|write|engage|share|discuss|do that)"
 _SORRY = r"(?:(?:i['’]?m |i am )?(?:very |so |really |truly )?sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)"
 _OBJECT = r"(?: (?:you|with|to|any|that|this|in|on|your|the)\b|[.,!])"
 
-REFUSAL = "|".join(
+REFUSAL = "|".join(  # how a refusal begins (RE2); a sentence such as `I can't help but smile` does not match
     (
         rf"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b[^.\n]{{0,80}}\bi {_CANNOT}",
         r"\bas an? (?:ai|artificial intelligence)\b[^.\n]{0,80}\bi (?:do not|don['’]?t) have",
@@ -49,18 +44,13 @@ REFUSAL = "|".join(
         r"^\s*i (?:must|have to) (?:decline|refuse)\b",
     )
 )
-"""How a refusal begins (RE2). A sentence such as `I can't help but smile` does not match."""
-
+# Lines that open or close a code block (RE2, CommonMark 4.5); an odd number of one kind leaves a block open.
 FENCES = (r"(?m)^[ \t]*`{3,}[^`\n]*$", r"(?m)^[ \t]*~~~[^\n]*$")
-"""Lines that open or close a code block (RE2, CommonMark 4.5); an odd number of one kind leaves a block open."""
 
-# Words of a run that counts as a repetition.
-RUN = 5
+RUN = 5  # words of a run that counts as a repetition
 
 # The language is detected in so many characters, if they hold enough letters and the detector is sure enough.
 LANGUAGE_WITHIN, FEWEST_LETTERS, LEAST_PROBABILITY = 1_000, 24, 0.5
-
-_WORD = re.compile(r"\w+")
 
 
 def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
@@ -203,7 +193,7 @@ def heuristic_score(answers: list[str]) -> float:
     or lists, without repetition. It knows nothing about truth.
     """
     text = "\n".join(answers)
-    words = _WORD.findall(text)
+    words = re.findall(r"\w+", text)
     if not words:
         return 0.0
     length = min(1.0, math.log1p(len(words)) / math.log1p(400))

@@ -16,14 +16,10 @@ from tometune.data.encoder import without_truncation
 from tometune.data.features import STEP, feature, slices, turns_of
 from tometune.data.standardise import Counts, Standardised
 
-Tokenizer = Callable[[], Any]
-"""Loads the model's tokenizer; called only if a filter counts tokens."""
+Tokenizer = Callable[[], Any]  # loads the model's tokenizer; called only if a filter counts tokens
 
-NEAR = "near_duplicates"
-"""The reason for near-duplicates."""
-
-# Dropped rows that are kept as examples of each reason.
-EXAMPLES = 5
+NEAR = "near_duplicates"  # the reason for near-duplicates
+EXAMPLES = 5  # dropped rows that are kept as examples of each reason
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from typing import Any
 from tometune.common.errors import UserError, did_you_mean
 from tometune.config.data import RowFormat
 
-Turn = tuple[str, str]
-"""Role and text."""
+Turn = tuple[str, str]  # role and text
 
 ROLES = {
     "system": "system",

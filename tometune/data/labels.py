@@ -8,8 +8,7 @@ import pyarrow as pa
 from tometune.data.encoder import Encoded, Encoder
 from tometune.data.template import Messages, Rendered
 
-# Label of a token that is not trained on, PyTorch's `ignore_index`.
-IGNORE = -100
+IGNORE = -100  # label of a token that is not trained on, PyTorch's `ignore_index`
 
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 

@@ -21,22 +21,14 @@ from tometune.data.parallel import in_order
 if TYPE_CHECKING:
     from tometune.data.standardise import Standardised
 
-# Raised when the same rows give other near-duplicates.
-VERSION = 2
-
-# Of a signature; at a similarity of 0.8 the estimate has a standard deviation of 0.035.
-PERMUTATIONS = 128
+VERSION = 2  # raised when the same rows give other near-duplicates
+PERMUTATIONS = 128  # of a signature; at a similarity of 0.8 the estimate has a standard deviation of 0.035
 
 # With 8 permutations each: a pair of similarity 0.8 is compared with probability 0.95, one of 0.9 with 0.9999.
 BANDS = 16
-
-# Words of a run.
-WORDS = 3
-
+WORDS = 3  # of a run
 SEED = 42
-
-# Rows that a process signs at a time.
-STEP = 2_000
+STEP = 2_000  # rows that a process signs at a time
 
 Rows = tuple["Standardised", np.ndarray]
 """A source and the numbers of its rows in the order in which they are compared."""

@@ -12,10 +12,8 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# So few items are processed here: that is done before another process has started.
-ALONE = 8
-# Items per process that wait for a process or for the caller; bounds the memory.
-WAITING = 3
+ALONE = 8  # up to so many items are processed here, faster than another process starts
+WAITING = 3  # items per process that wait for a process or for the caller; bounds the memory
 
 
 class WorkerDiedError(RuntimeError):

@@ -14,9 +14,7 @@ from tometune.data.mix import Mix
 from tometune.data.tokens import Tokens
 
 TRAINED, OTHER = "bold green", "dim"
-MARKS = ("⟦", "⟧")
-"""Around trained tokens if there is no colour, as in a file."""
-
+MARKS = ("⟦", "⟧")  # around trained tokens if there is no colour, as in a file
 MOST_SOURCES = 12
 LONGEST_NAME = 40
 

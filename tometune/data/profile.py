@@ -13,9 +13,7 @@ from tometune.data.mix import Mix
 from tometune.data.tokens import Tokens
 
 BATCH = 10_000
-
-# Rows that a card shows as chats.
-SAMPLES = 10
+SAMPLES = 10  # rows that a card shows as chats
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from tometune.data.readers import BATCH, SUFFIXES, Batch, batches, read_file, un
 
 log = logging.getLogger(__name__)
 
-# Characters that an error shows of a path that the system rejects.
-LONGEST_PATH = 200
+LONGEST_PATH = 200  # characters that an error shows of a path that the system rejects
 
 # How `datasets` names a file of a hub dataset.
 ON_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")

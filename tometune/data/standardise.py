@@ -34,18 +34,15 @@ if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes t
 
 log = logging.getLogger(__name__)
 
-# Raised when the same source gives other rows.
-VERSION = 4
-# Raised when the same rows are stored in other files.
-LAYOUT = 2
+VERSION = 4  # raised when the same source gives other rows
+LAYOUT = 2  # raised when the same rows are stored in other files
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 SCHEMA = pa.schema({"key": pa.binary(), "source": pa.string(), "messages": MESSAGES})
 KEY_BYTES = 16
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 
-Counts = dict[str, dict[str, int]]
-"""Rows by reason and source."""
+Counts = dict[str, dict[str, int]]  # rows by reason and source
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ from tometune.data.template import Template
 
 log = logging.getLogger(__name__)
 
-# Raised when the same rows get other ids or labels, or are stored in another way.
-VERSION = 4
+VERSION = 4  # raised when the same rows get other ids or labels, or are stored in another way
 
 # Most rows of a piece, and how many of them are decoded and compared with their answers.
 PIECE, VERIFIED = 50_000, 200

@@ -1,4 +1,4 @@
-"""The LoRA adapter: made from a seed, or read back."""
+"""The LoRA adapter: made from a seed, or loaded."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from tometune.models.lora_rounding import round_once
 def add_adapter(model: Any, lora: LoraConfig, seed: int) -> peft.PeftModel:
     """Return the model with a fresh adapter; the same seed gives the same weights, bit for bit.
 
-    The adapter's weights are float32 whatever the base is held in, as PEFT's `autocast_adapter_dtype` has it.
+    The adapter's weights are float32 whatever the dtype of the base (PEFT's `autocast_adapter_dtype`).
 
     Args:
         model: a causal language model; its own weights are frozen.
@@ -44,10 +44,10 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> peft.PeftModel:
 
 
 def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftModel:
-    """Return the model with the adapter of a finished training, by a name in the model.
+    """Return the model with the adapter of a finished training, under a name.
 
     Raises:
-        UserError: the folder holds no adapter, only a pickled one, or one whose layers are not this model's.
+        UserError: the folder holds no adapter, only a pickled one, or one that does not fit the model.
     """
     path = folder / "adapter_config.json"
     if not path.exists():
@@ -65,10 +65,10 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftMo
 
 
 def check_safetensors(folder: Path) -> None:
-    """Check that an adapter's weights are safetensors; without them PEFT reads a pickle, whatever it is told.
+    """Check that an adapter's weights are safetensors; without them PEFT reads a pickle.
 
     Raises:
-        UserError: they are not there.
+        UserError: they are missing.
     """
     if not (folder / "adapter_model.safetensors").is_file():
         pickled = (folder / "adapter_model.bin").exists()

@@ -15,6 +15,7 @@ from tometune.models.adapter import check_targets, load_adapter
 from tometune.models.load import load_model
 from tometune.models.saved import ADAPTER, as_saved
 from tometune.models.source import ModelSource
+from tometune.models.transformers_backend import check_unquantised
 
 
 def load_to_train(source: ModelSource) -> Any:
@@ -78,19 +79,6 @@ def check_trainable(model: Any, name: str, lora: LoraConfig) -> None:
         check_targets(model, lora.target_modules)
     else:
         check_unquantised(model, name)
-
-
-def check_unquantised(model: Any, name: str) -> None:
-    """Check that a model's weights can be trained; a folder's name does not tell whether they are quantised.
-
-    Raises:
-        UserError: they are quantised.
-    """
-    if getattr(model, "hf_quantizer", None) is not None:
-        raise UserError(
-            f"model.id={name}: its files hold quantised weights, which lora=none cannot train; name the same model in "
-            "16 bits, or choose lora=default"
-        )
 
 
 def tuned(model: Any, source: ModelSource, lora: LoraConfig, run: Path) -> Any:

@@ -13,7 +13,7 @@ from tometune.models.source import ModelSource, fingerprint, quantized
 
 
 def check_machine(model: ModelConfig) -> None:
-    """Check, before anything is downloaded, that this machine can load the model.
+    """Check that this machine can load the model, before anything is downloaded.
 
     Raises:
         UserError: a GPU or a package is missing; the line names the command that works here.
@@ -66,7 +66,7 @@ def device_name() -> str:
 
 
 def free_memory() -> None:
-    """Give the GPU back what is held by nothing any more."""
+    """Free GPU memory that nothing uses any more."""
     import gc
 
     import torch
@@ -88,7 +88,7 @@ def load_model(source: ModelSource) -> Any:
 
 
 def describe(config: ModelConfig, model: Any) -> dict[str, Any]:
-    """Return what run.json says of the model: its name, where it is from, how it is held."""
+    """Return the entry `model` of run.json: its name, origin, backend and number format."""
     return {
         "name": config.name,
         "id": config.id,

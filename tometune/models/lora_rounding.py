@@ -1,10 +1,10 @@
-"""LoRA layers in 16 bits that round once: what was trained is added to a product before it is rounded, not after.
+"""LoRA layers in 16 bits that round once: the adapter's output is added before the base layer's output is rounded.
 
-PEFT adds the adapter's part to the base's product when that is a number of 8 significant bits already (bfloat16).
-Whatever is less than half of the last bit is lost then, always in the same direction: of changes of a thousandth, as
-they are at the beginning of a training, nearly half (docs/footguns.md). On a CPU `torch.addmm` adds before rounding;
-on a GPU it rounds twice as well. There the adapter's columns are put beside the weight's and one product adds over all
-of them, in float32. A bias comes after that, and DoRA, several adapters at once and float32 are PEFT's.
+PEFT adds it afterwards, to a number of 8 significant bits (bfloat16). Changes below half of the last bit are lost then,
+always in the same direction: of changes of a thousandth, as at the beginning of a training, nearly half
+(docs/footguns.md). On a CPU `torch.addmm` adds before rounding; on a GPU it rounds twice as well. There the columns of
+adapter and base are joined, and one product adds over all of them in float32. A bias is added after that. DoRA, several
+adapters at once and float32 are left to PEFT.
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 ALIGNED = 8
-"""Columns in 16 bits that fill the 16 bytes at which a GPU's fast kernels want each row to begin."""
+"""Columns in 16 bits that fill 16 bytes, to which fast kernels on a GPU need rows to be aligned."""
 
 
 class Joined(torch.autograd.Function):
-    """`x @ weight.T + low @ b.T` as one product, for a weight that is not trained."""
+    """`x @ weight.T + low @ b.T` as one product; the weight is frozen."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,7 @@ class Joined(torch.autograd.Function):
 def added(x: torch.Tensor, weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     """Return `x @ weight.T + change` [rows, out], added before rounding; on a GPU without gradients.
 
-    Unlike `Joined` it copies no weight, which an answer's few rows would not be worth.
+    Unlike `Joined` it copies no weight, which would not pay off for the few rows of generation.
     """
     if x.device.type == "cpu":
         return torch.addmm(change.to(x.dtype), x, weight.t())
@@ -49,10 +49,10 @@ def added(x: torch.Tensor, weight: torch.Tensor, change: torch.Tensor) -> torch.
 
 
 class RoundedOnce(Linear):
-    """PEFT's LoRA layer; with one plain adapter over 16 bits the sum is rounded once, and all else is PEFT's."""
+    """PEFT's LoRA layer, which rounds once if there is one plain adapter over 16 bits."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return base and adapter of `x` [..., in features], in the base's type."""
+        """Return the output of base and adapter for `x` [..., in features], in the base's dtype."""
         base, active = self.base_layer, [name for name in self.active_adapters if name in self.lora_A]
         plain = len(active) == 1 and active[0] not in self.lora_variant and not (args or kwargs)
         if not plain or self.disable_adapters or self.merged or not _only_multiplies(base, self.lora_B[active[0]]):
@@ -80,9 +80,9 @@ def _only_multiplies(base: nn.Linear, lora_b: nn.Linear) -> bool:
 
 
 def round_once(model: nn.Module) -> None:
-    """Make the LoRA layers of a model round once, where they stand on plain linear layers.
+    """Make the LoRA layers of a model round once, if their base is a plain linear layer.
 
-    Layers in 4 bits stay as they are: their kernels give a rounded product.
+    Layers in 4 bits are unchanged, because their kernels give a rounded product.
     """
     for module in model.modules():
         if type(module) is Linear and type(module.base_layer) is nn.Linear:

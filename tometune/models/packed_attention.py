@@ -1,6 +1,6 @@
-"""Attention over packs: which kernel this machine offers, so that conversations stay apart without a dense mask.
+"""Attention over packs: the kernel of this machine that isolates conversations, without a dense mask if possible.
 
-PyTorch's `varlen_attn` (2.11 and later) runs FlashAttention-2 over rows that lie end to end; it is registered with
+PyTorch's `varlen_attn` (2.11 and later) runs FlashAttention-2 over concatenated rows; it is registered with
 transformers under the name `varlen`, see
 https://huggingface.co/docs/transformers/attention_interface and
 https://docs.pytorch.org/docs/stable/nn.attention.varlen.html.
@@ -20,29 +20,29 @@ VARLEN = "varlen"
 
 
 class Packed(StrEnum):
-    """What tells the attention where conversations begin in a pack."""
+    """How the attention knows where conversations begin in a pack."""
 
     positions = "positions"
-    """Position ids that start again: transformers makes a mask of them, tokens × tokens."""
+    """Position ids that restart, from which transformers makes a mask, tokens × tokens."""
 
     lengths = "lengths"
-    """Cumulative lengths: kernels that take them work on one conversation at a time."""
+    """Cumulative lengths, for kernels that work on one conversation at a time."""
 
     unsloth = "unsloth"
-    """Lengths, by the name that Unsloth's models read."""
+    """Lengths, under the name that Unsloth's models use."""
 
 
 def kernel(dtype: torch.dtype, wanted: str) -> tuple[str, str]:
-    """Return the attention of transformers that trains packs here, and why it is that one.
+    """Return the attention of transformers that trains packs on this machine, and the reason.
 
     Args:
         dtype: of the arithmetic.
-        wanted: `model.attn_implementation`; anything but `sdpa` is taken as it is.
+        wanted: `model.attn_implementation`; anything but `sdpa` is used unchanged.
     """
     if wanted != "sdpa":
-        return wanted, "model.attn_implementation says so"
+        return wanted, "set by model.attn_implementation"
     if not torch.cuda.is_available():
-        return "sdpa", "there is no GPU; with a mask of each pack"
+        return "sdpa", "no GPU; with a mask per pack"
     major, minor = torch.cuda.get_device_capability()
     if dtype not in (torch.bfloat16, torch.float16) or major < 8:
         return "sdpa", f"FlashAttention needs 16 bits and compute capability 8.0, here {major}.{minor}; with a mask"
@@ -54,13 +54,13 @@ def kernel(dtype: torch.dtype, wanted: str) -> tuple[str, str]:
 
 
 def packed_by(implementation: str) -> Packed:
-    """Return what an attention of transformers reads."""
+    """Return how an attention of transformers separates conversations."""
     return Packed.lengths if implementation.startswith(("flash", VARLEN)) else Packed.positions
 
 
 @contextmanager
 def training_attention(model: Any, implementation: str | None) -> Iterator[None]:
-    """Switch the model's attention while the body runs; None leaves it."""
+    """Switch the model's attention while the body runs; None changes nothing."""
     if implementation is None:
         yield
         return
@@ -75,7 +75,7 @@ def training_attention(model: Any, implementation: str | None) -> Iterator[None]
 
 
 def _varlen() -> Any:
-    """Return PyTorch's attention over lengths, if this version has it with a window (which is how it is causal)."""
+    """Return PyTorch's attention over lengths, if this version has it with a window, which makes it causal."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -84,7 +84,7 @@ def _varlen() -> Any:
 
 
 def _register() -> None:
-    """Make `varlen` an attention of transformers, which asks for no mask."""
+    """Register `varlen` with transformers, without a mask."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(VARLEN, varlen_forward)
@@ -92,7 +92,7 @@ def _register() -> None:
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """Lengths say all."""
+    """Lengths replace the mask."""
 
 
 def varlen_forward(
@@ -124,14 +124,14 @@ def varlen_forward(
         [1, tokens, heads, head_dim], and no weights.
 
     Raises:
-        ValueError: the lengths are missing, or dropout is asked for.
+        ValueError: the lengths are missing, or there is dropout.
     """
     if cu_seq_lens_q is None or max_length_q is None or dropout:
         raise ValueError("the attention varlen needs the lengths of a pack's conversations, and has no dropout")
     if query.dtype is torch.float32:  # of float32 weights under autocast, which does not know this kernel
         query, key, value = (part.to(torch.get_autocast_dtype(part.device.type)) for part in (query, key, value))
     rows = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
-    grouped = {"enable_gqa": True} if _names_groups() else {}  # before PyTorch 2.12 the kernel sees it by itself
+    grouped = {"enable_gqa": True} if _names_groups() else {}  # before PyTorch 2.12 the kernel detects it
     found = _varlen()(
         *rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0), **grouped
     )
@@ -139,5 +139,5 @@ def varlen_forward(
 
 
 def _names_groups() -> bool:
-    """Tell whether `varlen_attn` wants to be told that heads share keys."""
+    """Tell whether `varlen_attn` has an argument for heads that share keys."""
     return "enable_gqa" in inspect.signature(_varlen()).parameters

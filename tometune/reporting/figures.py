@@ -147,9 +147,7 @@ def _draw_cells(axis: Axes, table: Mapping[str, Any], metric: str, task: str | N
         _mark(axis, place, values(row), dots, ACCENTS[number % len(ACCENTS)])
     margin = 0.08 * (max(shown) - min(shown)) or 0.01
     bases = [(names.index(row["model"]), values(row)["mean"]) for row in table["rows"] if row["stage"] == "base"]
-    ends = [values(row) for row in tuned if data_label(row) in (labels[0], labels[-1])]
-    intervals = [(end["ci_low"], end["ci_high"]) for end in ends]
-    axis.set_ylim(*_draw_bases(axis, bases, min(shown) - margin, max(shown) + margin, intervals))
+    axis.set_ylim(*_draw_bases(axis, bases, min(shown) - margin, max(shown) + margin))
     axis.set_xlim(-0.6, len(labels) - 0.4)
     texts = short_labels(tuned, small=task is not None)
     crowded = len(texts) * (max(map(len, texts)) + 1) > (34 if task is None else 24)
@@ -170,53 +168,27 @@ def _mark(axis: Axes, place: float, values: Row, dots: Sequence[float], colour: 
     axis.plot([place + 0.16] * len(dots), dots, "o", color=colour, markersize=3.4, alpha=0.75, markeredgewidth=0)
 
 
-def _draw_bases(
-    axis: Axes,
-    bases: Sequence[tuple[int, float]],
-    low: float,
-    high: float,
-    intervals: Sequence[tuple[float, float]],
-) -> tuple[float, float]:
-    """Draw the base models as labelled lines if they are close, else note them at the edge; returns the y limits.
+def _draw_bases(axis: Axes, bases: Sequence[tuple[int, float]], low: float, high: float) -> tuple[float, float]:
+    """Draw the base models as lines if they are close, else note them at the edge; returns the limits of the y axis.
 
     Args:
         axis: the panel.
         bases: index of each model and its score.
         low: lower limit that the cells need.
         high: upper limit that the cells need.
-        intervals: those at the left and right end of the panel, which a line's label avoids.
     """
-    lines = []
     for number, value in bases:
         colour = ACCENTS[number % len(ACCENTS)] if len(bases) > 1 else MUTED
         reach = max(high, value) - min(low, value)
-        if reach > FAR * (high - low):
-            under, space = value < low, 0.11 * (high - low)
-            low, high = (low - space, high) if under else (low, high + space)
-            height, side = (low + space / 4, "bottom") if under else (high - space / 4, "top")
-            axis.text(-0.55, height, f"base {value:.3f} {'↓' if under else '↑'}", color=colour, fontsize=8.5, va=side)
+        if reach <= FAR * (high - low):
+            low, high = min(low, value - 0.06 * reach), max(high, value + 0.06 * reach)
+            axis.axhline(value, color=colour, linewidth=1.1, linestyle=(0, (3, 3)))
             continue
-        margin = 0.06 * reach
-        low, high = min(low, value - margin), max(high, value + margin)
-        lines.append((value, colour))
-    for value, colour in lines:
-        axis.axhline(value, color=colour, linewidth=1.1, linestyle=(0, (3, 3)))
-        right, below = label_place(value, low, high, intervals)
-        axis.annotate(f"base {value:.3f}", (0.99 if right else 0.01, value), (0, -3 if below else 3),
-            xycoords=("axes fraction", "data"), textcoords="offset points", color=colour, fontsize=8.5,
-            ha="right" if right else "left", va="top" if below else "bottom")  # fmt: skip
+        under, space = value < low, 0.11 * (high - low)
+        low, high = (low - space, high) if under else (low, high + space)
+        height, side = (low + space / 4, "bottom") if under else (high - space / 4, "top")
+        axis.text(-0.55, height, f"base {value:.3f} {'↓' if under else '↑'}", color=colour, fontsize=8.5, va=side)
     return low, high
-
-
-def label_place(value: float, low: float, high: float, intervals: Sequence[tuple[float, float]]) -> tuple[bool, bool]:
-    """Return (on the right, below the line) for a line's label: the first place that no interval crosses."""
-    height = 0.12 * (high - low)
-    for below in (False, True):
-        bottom, top = (value - height, value) if below else (value, value + height)
-        for side, (start, end) in enumerate((intervals[0], intervals[-1])):
-            if (end < bottom or start > top) and low <= bottom and top <= high:
-                return bool(side), below
-    return False, False
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:

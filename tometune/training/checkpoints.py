@@ -12,6 +12,7 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, temporary_path
+from tometune.training.metrics import METER
 from tometune.training.optimisers import state_bytes
 from tometune.training.steps import checkpoints_kept, steps_of
 
@@ -26,8 +27,6 @@ SHARD = "5GB"
 STATE = "trainer_state.json"
 """Written last by transformers' Trainer, so it marks a checkpoint as complete."""
 
-METER = "meter.json"
-"""Seconds and tokens up to the checkpoint."""
 
 FILES = ("optimizer.pt", "scheduler.pt", METER, STATE)
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")

@@ -125,12 +125,12 @@ def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, 
     if processes() > 1:
         states += 4 * weights  # the buckets in which gradients are exchanged
     spare = int(SPARE * torch.cuda.mem_get_info()[1])
-    reserved = torch.empty(spare + states, dtype=torch.uint8, device="cuda")
+    reserved = torch.empty(spare + states, dtype=torch.uint8, device=model.device)
     torch.cuda.reset_peak_memory_stats()
     try:
         build(Step(effective_batch(trainer), rows), checkpointing).full_pass(_full_rows(training, rows))
         if trainer.optim == "adamw_torch":  # its step takes as much again as the gradients, by PyTorch's `foreach`
-            torch.empty(weights, dtype=torch.float32, device="cuda")
+            torch.empty(weights, dtype=torch.float32, device=model.device)
         return int(torch.cuda.max_memory_allocated()) - spare
     except torch.OutOfMemoryError:
         if training.graphed:

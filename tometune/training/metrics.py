@@ -16,9 +16,11 @@ import torch
 from tometune.common.errors import UserError
 from tometune.common.files import write_text
 from tometune.data.labels import IGNORE
-from tometune.training.checkpoints import METER
 
 log = logging.getLogger(__name__)
+
+METER = "meter.json"
+"""File of a checkpoint with the totals of the meter."""
 
 OnLog = Callable[[dict[str, float], int], None]
 """Called with the metrics and the optimiser step."""
