@@ -129,7 +129,8 @@ def test_every_preset_is_built_on_a_known_plugin() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_composes(name: str) -> None:
     needs(name)
-    jobs = jobs_of(CommandLine(["model=tiny", "eval=pydocs", "data=pydocs_1k", "+sweep=seeds", f"hydra/launcher={name}"]))
+    small = ["model=tiny", "eval=pydocs", "data=pydocs_1k"]
+    jobs = jobs_of(CommandLine([*small, "+sweep=seeds", f"hydra/launcher={name}"]))
     assert jobs is not None
     assert (jobs.launcher, len(jobs.known)) == (name, 3)
 

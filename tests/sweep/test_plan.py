@@ -146,7 +146,7 @@ def test_a_plan_before_and_after(tmp_path_factory: pytest.TempPathFactory) -> No
     assert status == 0, stderr
     for path in (place.folder / "multirun" / "planned").glob("*/run.json"):
         assert record_of(path.parent)["model"]["device_name"]
-    done = place.verb("train", *sweep, "seed=0,1,3", "plan=true")
+    done = place.verb("train", "-m", *quick, "seed=0,1,3", "sweep.name=planned", "plan=true")
     assert "3 runs: 2 done, 1 left" in done.stdout
     assert len(re.findall(r" done *$", done.stdout, re.MULTILINE)) == 2
     assert "(from 3 earlier runs)" in done.stdout
