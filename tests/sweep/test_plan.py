@@ -146,10 +146,8 @@ def test_a_plan_before_and_after(tmp_path_factory: pytest.TempPathFactory) -> No
     assert status == 0, stderr
     for path in (place.folder / "multirun" / "planned").glob("*/run.json"):
         assert record_of(path.parent)["model"]["device_name"]
-    done = place.verb("train", *sweep, "plan=true")
-    assert "2 runs: 2 done, 0 left" in done.stdout
+    done = place.verb("train", "-m", *quick, "seed=0,1,3", "sweep.name=planned", "plan=true")
+    assert "3 runs: 2 done, 1 left" in done.stdout
     assert len(re.findall(r" done *$", done.stdout, re.MULTILINE)) == 2
-    done = place.verb("train", *quick, "seed=3", "plan=true")
-    assert "1 runs: 0 done, 1 left" in done.stdout
     assert "(from 3 earlier runs)" in done.stdout
     assert not (place.folder / "outputs").exists()
