@@ -147,6 +147,6 @@ def test_every_metric_that_all_tasks_have_is_in_the_table(sweep, report):
     assert last["brand_new"]["mean"] == pytest.approx(last["rouge1"]["mean"] / 2, abs=1e-5)
     assert len(made.table["comparisons"]) == 12
     assert "| brand_new |" in as_markdown(made.table)
-    html = page(made.sweep, made.grid, made.table)
+    html = page(made)
     assert html.count("<th>brand_new</th>") == 2
     assert html.count("<th>sd brand_new</th>") == 1

@@ -11,31 +11,24 @@ from tometune.reporting.sweep import Sweep, read_sweep
 from tometune.reporting.table import analyse
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity, for the cache of figures
 class Report:
     """A sweep and its results."""
 
     sweep: Sweep
     grid: Grid
-    table: dict[str, Any]
-    """The content of table.json."""
+    table: dict[str, Any]  # the content of table.json
 
 
 def build(folder: Path, resamples: int, confidence: float) -> Report:
-    """Read a sweep folder and compare its cells.
-
-    Args:
-        folder: `<paths.multirun>/<sweep>`.
-        resamples: number of bootstrap resamples.
-        confidence: level of the intervals; 1 - confidence is the level of the tests.
+    """Read a sweep folder and compare its cells, with `table.analyse`.
 
     Raises:
         UserError: the folder, a record or a file of scores is missing or broken, or runs cannot be paired.
     """
     sweep = read_sweep(folder)
     grid = group(sweep)
-    scores = load_scores(sweep.runs)
-    return Report(sweep, grid, analyse(sweep, grid, scores, resamples, confidence))
+    return Report(sweep, grid, analyse(sweep, grid, load_scores(sweep.runs), resamples, confidence))
 
 
 def write(report: Report) -> Path:
@@ -47,5 +40,5 @@ def write(report: Report) -> Path:
     write_json(folder / "table.json", report.table)
     write_text(folder / "table.csv", as_csv(report.table))
     write_text(folder / "table.md", as_markdown(report.table))
-    write_text(folder / "report.html", page(report.sweep, report.grid, report.table))
+    write_text(folder / "report.html", page(report))
     return folder / "report.html"

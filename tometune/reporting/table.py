@@ -17,19 +17,12 @@ from tometune.evaluation.statistics import (
 )
 from tometune.reporting.cells import STREAMS, Cell, Grid, expected_seeds, one_factor, pairs
 from tometune.reporting.scores import Resampled, SweepScores, base_column
-from tometune.reporting.sweep import Missing, Sweep, SweepRun
+from tometune.reporting.sweep import Missing, Sweep
 
-SCHEMA = 1
-"""Version of table.json's layout."""
-
-DIFFERENCE = 0.01
-"""The difference in score that `seeds_needed` refers to."""
-
-POWER = 0.8
-"""Probability of detecting it."""
-
-DIGITS = 6
-"""Decimals in table.json; beyond them the order of a sum shows."""
+SCHEMA = 1  # version of table.json's layout
+DIFFERENCE = 0.01  # the difference in score that `seeds_needed` refers to
+POWER = 0.8  # probability of detecting it
+DIGITS = 6  # decimals in table.json; beyond them the order of a sum shows
 
 Values = dict[str, Any]
 
@@ -53,7 +46,7 @@ def analyse(sweep: Sweep, grid: Grid, scores: SweepScores, resamples: int, confi
     return {
         "schema": SCHEMA,
         "sweep": sweep.folder.resolve().name,
-        "limited": any(run.limited for run in sweep.runs),
+        "limited": any(bool(stage.get("limited")) for run in sweep.runs for stage in run.record["eval"].values()),
         "metrics": list(scores.metrics),
         "interval": {
             "confidence": confidence,
@@ -90,9 +83,7 @@ def _rows(
                     **{"cell": base, "stage": "base", "model": cell.model, "data": "before", "rows": 0, "settings": {}},
                     **{"seeds": 0, "seeds_expected": 0},
                     **_scores([base], tasks, resampled),
-                    "answer_tokens": answer_tokens(records, "base", tasks),
-                    "gain": None,
-                    "runs": [],
+                    **{"answer_tokens": _answer_tokens(records, "base", tasks), "gain": None, "runs": []},
                 }
             )
         names = [run.id for run in cell.runs.values()]
@@ -100,23 +91,23 @@ def _rows(
             {
                 **{"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows},
                 **{"settings": cell.settings, "seeds": len(names), "seeds_expected": expected_seeds(cell, missing)},
-                "answer_tokens": answer_tokens([run.record for run in cell.runs.values()], "tuned", tasks),
+                "answer_tokens": _answer_tokens([run.record for run in cell.runs.values()], "tuned", tasks),
                 **_scores(names, tasks, resampled),
                 "gain": _gain(names, base, resampled) if scored else None,
-                "runs": _runs(cell, tasks, resampled),
+                "runs": [
+                    {
+                        **{"run_id": run.id, "seed": seed, **_run_scores(run.id, None, resampled)},
+                        "tasks": {task: _run_scores(run.id, number, resampled) for number, task in enumerate(tasks)},
+                    }
+                    for seed, run in cell.runs.items()
+                ],
             }
         )
     return rows
 
 
-def answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, tasks: Sequence[str]) -> dict[str, float | None]:
-    """Return the mean number of generated tokens per answer by task, over runs; None where a record has no count.
-
-    Args:
-        records: run.json of each run.
-        stage: `base` or `tuned`.
-        tasks: their names.
-    """
+def _answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, tasks: Sequence[str]) -> dict[str, float | None]:
+    """Return the mean number of generated tokens per answer by task, over runs; None where a record has no count."""
     scored = [record["eval"][stage]["tasks"] for record in records if stage in record["eval"]]
     means: dict[str, float | None] = {}
     for task in tasks:
@@ -128,21 +119,21 @@ def answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, tasks: Seque
 
 def _scores(names: Sequence[str], tasks: Sequence[str], resampled: Resampled) -> Values:
     """Return mean, deviation and interval of each metric, over tasks and by task."""
-    by_task = {task: _metrics(names, number, resampled) for number, task in enumerate(tasks)}
+
+    def metrics(task: int | None) -> Values:
+        found = {}
+        for number, metric in enumerate(resampled.metrics):
+            runs = resampled.runs(names, number, task)
+            result = _estimate(runs, resampled.examples(names, number, task), resampled)
+            deviation = _rounded(float(np.std(runs, ddof=1))) if len(runs) > 1 else None
+            found[metric] = {"mean": _rounded(result.value), "std": deviation, **_interval(result)}
+        return found
+
     level = "seeds and examples" if len(names) > 1 else "examples"
-    return {"interval_over": level, **_metrics(names, None, resampled), "tasks": by_task}
-
-
-def _metrics(names: Sequence[str], task: int | None, resampled: Resampled) -> Values:
-    """Return mean, deviation and interval of each metric."""
-    found = {}
-    for number, metric in enumerate(resampled.metrics):
-        runs = resampled.runs(names, number, task)
-        seeds = [runs] if len(runs) > 1 else []  # the spread of one value is unknown, not zero
-        result = estimate(float(runs.mean()), resampled.examples(names, number, task), seeds, resampled.confidence)
-        deviation = _rounded(float(np.std(runs, ddof=1))) if len(runs) > 1 else None
-        found[metric] = {"mean": _rounded(result.value), "std": deviation, **_interval(result)}
-    return found
+    return {
+        **{"interval_over": level, **metrics(None)},
+        "tasks": {task: metrics(number) for number, task in enumerate(tasks)},
+    }
 
 
 def _gain(names: Sequence[str], base: str, resampled: Resampled) -> Values:
@@ -151,28 +142,22 @@ def _gain(names: Sequence[str], base: str, resampled: Resampled) -> Values:
     for number, metric in enumerate(resampled.metrics):
         gains = resampled.runs(names, number) - resampled.runs([base], number)
         examples = resampled.examples(names, number) - resampled.examples([base], number)
-        seeds = [gains] if len(gains) > 1 else []
-        result = estimate(float(gains.mean()), examples, seeds, resampled.confidence)
+        result = _estimate(gains, examples, resampled)
         found[metric] = {"delta": _rounded(result.value), **_interval(result)}
     return found
 
 
-def _runs(cell: Cell, tasks: Sequence[str], resampled: Resampled) -> list[Values]:
-    """Return the scores of each seed."""
+def _estimate(runs: Floats, examples: Floats, resampled: Resampled) -> Estimate:
+    """Estimate the mean over runs; the spread of a single run is unknown, not zero."""
+    return estimate(float(runs.mean()), examples, [runs] if len(runs) > 1 else [], resampled.confidence)
 
-    def scores(run: SweepRun, task: int | None) -> Values:
-        values = [resampled.runs([run.id], number, task)[0] for number in range(len(resampled.metrics))]
-        return {metric: _rounded(float(value)) for metric, value in zip(resampled.metrics, values, strict=True)}
 
-    return [
-        {
-            "run_id": run.id,
-            "seed": seed,
-            **scores(run, None),
-            "tasks": {task: scores(run, number) for number, task in enumerate(tasks)},
-        }
-        for seed, run in cell.runs.items()
-    ]
+def _run_scores(run_id: str, task: int | None, resampled: Resampled) -> Values:
+    """Return a run's score on each metric."""
+    return {
+        metric: _rounded(float(resampled.runs([run_id], number, task)[0]))
+        for number, metric in enumerate(resampled.metrics)
+    }
 
 
 def _compare_all(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
@@ -199,10 +184,7 @@ def _compare(a: Cell, b: Cell, metric: int, resampled: Resampled) -> Values:
     delta = float(runs[0].mean() - runs[1].mean())
     result = estimate(delta, examples, seeds if known else [], resampled.confidence)
     return {
-        "a": a.label,
-        "b": b.label,
-        "metric": resampled.metrics[metric],
-        "delta": _rounded(delta),
+        **{"a": a.label, "b": b.label, "metric": resampled.metrics[metric], "delta": _rounded(delta)},
         **_interval(result),
         "interval_over": "seeds and examples" if known else "examples",
         "p": result.p,
@@ -217,11 +199,8 @@ def _compare(a: Cell, b: Cell, metric: int, resampled: Resampled) -> Values:
 def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values:
     """Return the seeds per arm that detect `DIFFERENCE`, with the range given by the uncertainty of the deviation.
 
-    Args:
-        seeds: the paired differences, or the scores of both arms if their seeds differ; the deviation is then that of
-            the difference between one run of each arm.
-        paired: whether the arms share their seeds.
-        alpha: level of the test.
+    `seeds` holds the paired differences, or the scores of both arms if their seeds differ; the deviation is then that
+    of the difference between one run of each arm.
     """
     deviation = float(np.sqrt(sum(np.var(values, ddof=1) for values in seeds)))
     freedom = sum(len(values) - 1 for values in seeds)
@@ -236,12 +215,12 @@ def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values
 def _variance_by_cause(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
     """Return the deviation caused by each stream alone, from groups of runs that differ in nothing else."""
     found = []
-    for stream in STREAMS:
+    for stream, cause in STREAMS.items():
         groups = [[run.id for run in runs] for cell in cells for runs in one_factor(cell, stream)]
         if not groups:
             continue
-        entry: Values = {"cause": STREAMS[stream], "stream": f"seeds.{stream}", "groups": len(groups)}
-        entry |= {"runs": len({name for names in groups for name in names})}
+        entry: Values = {"cause": cause, "stream": f"seeds.{stream}", "groups": len(groups)}
+        entry["runs"] = len({name for names in groups for name in names})
         for number, metric in enumerate(resampled.metrics):
             deviation, freedom = pooled_deviation([resampled.runs(names, number) for names in groups])
             low, high = deviation_interval(deviation, freedom, resampled.confidence)
