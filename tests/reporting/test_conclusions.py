@@ -3,9 +3,8 @@ import json
 import pytest
 
 from tests.reporting.sweeps import TASKS, edit, write_table
-from tometune.reporting.conclusions import answers, cautions, headline, published_answer
+from tometune.reporting.conclusions import answers, cautions, headline, published_answer, published_comparisons
 from tometune.reporting.page import page
-from tometune.reporting.published import published_comparisons
 from tometune.reporting.report import build
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from tometune.common.errors import UserError
 from tometune.evaluation.metrics import label
 from tometune.reporting.cells import Cell
-from tometune.reporting.published import PUBLISHED
+from tometune.reporting.conclusions import PUBLISHED
 from tometune.reporting.scores import ROUGE
 from tometune.reporting.svg import ACCENTS, GRID, INK, MUTED, PAPER, WIDTH, as_svg, panels
 from tometune.reporting.sweep import SweepRun

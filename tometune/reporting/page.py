@@ -15,13 +15,13 @@ from tometune.reporting import figures, mix_figures
 from tometune.reporting.conclusions import (
     LIMIT,
     NOTHING_TO_COMPARE,
+    PUBLISHED,
     answers,
     cautions,
     p_value,
     published_answer,
     signed,
 )
-from tometune.reporting.published import PUBLISHED
 from tometune.reporting.report import Report
 from tometune.reporting.scores import ROUGE
 from tometune.reporting.svg import styled

@@ -78,7 +78,16 @@ def read_sweep(folder: Path) -> Sweep:
     if not found and not expected:
         raise UserError(f"{folder}: holds no runs; make some with python -m tometune.train -m sweep.name={folder.name}")
     records = {path.name: _read_record(path) for path in found}
-    _check_schemas(folder, records)
+    others = [
+        f"{name} (schema {record.get('schema')})"
+        for name, record in records.items()
+        if isinstance(record, dict) and record.get("schema") != SCHEMA
+    ]
+    if others:  # its numbers may mean something else
+        raise UserError(
+            f"{folder}: run.json of another version (this one reads schema {SCHEMA}): {', '.join(others)}; "
+            "move these runs away and repeat them"
+        )
     runs, missing = [], []
     for name in dict.fromkeys([*records, *expected]):
         record, cell = records.get(name), expected.get(name, {})
@@ -123,20 +132,6 @@ def _read_record(folder: Path) -> dict[str, Any] | str:
     if lacking:
         return f"run.json has no {', '.join(lacking)}"
     return record if "tuned" in record["eval"] else "completed without scores"
-
-
-def _check_schemas(folder: Path, records: Mapping[str, dict[str, Any] | str]) -> None:
-    """Reject runs with another schema version, whose numbers may mean something else."""
-    by_schema: dict[Any, list[str]] = {}
-    for name, record in records.items():
-        if isinstance(record, dict) and record.get("schema") != SCHEMA:
-            by_schema.setdefault(record.get("schema"), []).append(name)
-    if by_schema:
-        names = "; ".join(f"schema {schema}: {', '.join(found)}" for schema, found in by_schema.items())
-        raise UserError(
-            f"{folder}: run.json of another version (this one reads schema {SCHEMA}): {names}; "
-            "move these runs away and repeat them"
-        )
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
