@@ -43,23 +43,17 @@ def test_markdown(table):
     assert "published table" in text
 
 
-def test_csv(sweep, report):
-    edit(sorted(sweep.iterdir())[0], status="failed", error='a "reason", quoted')
-    rows = list(csv.DictReader(io.StringIO(as_csv(report(sweep).table))))
-    assert [row["data"] for row in rows] == ["base model", "pydocs_1k", "pydocs_2k", "pydocs_3k", "pydocs_1k"]
-    assert float(rows[1]["rougeL_low"]) < float(rows[1]["rougeL"]) < float(rows[1]["rougeL_high"])
-    assert rows[0]["rouge1_sd"] == ""
-    assert rows[-1]["note"].endswith('failed: a "reason", quoted')
-    assert rows[-1]["rouge1"] == ""
-
-
 def test_missing_cells_are_shown(sweep, report):
-    edit(sorted(sweep.iterdir())[0], status="failed", error="no [bold] memory")
+    edit(sorted(sweep.iterdir())[0], status="failed", error='no [bold] "memory", quoted')
     table = report(sweep).table
     assert "2/3" in shown(table)
-    assert "missing" in shown(table)
-    assert "failed: no [bold] memory" in shown(table, width=200), "not taken for markup"
+    assert 'failed: no [bold] "memory", quoted' in shown(table, width=200), "not read as markup"
     assert "Missing: tiny-pydocs_1k-s0" in as_markdown(table)
+    rows = list(csv.DictReader(io.StringIO(as_csv(table))))
+    assert [row["data"] for row in rows] == ["base model", "pydocs_1k", "pydocs_2k", "pydocs_3k", "pydocs_1k"]
+    assert float(rows[1]["rougeL_low"]) < float(rows[1]["rougeL"]) < float(rows[1]["rougeL_high"])
+    assert (rows[0]["rouge1_sd"], rows[-1]["rouge1"]) == ("", "")
+    assert rows[-1]["note"].endswith('failed: no [bold] "memory", quoted')
 
 
 def test_limit_is_marked_everywhere(sweep, report):
