@@ -107,4 +107,4 @@ def test_a_failed_run_is_tried_again(unbroken: Workplace) -> None:
     record = record_of(run)
     assert (record["status"], record["attempts"]) == ("completed", 2)
     assert "training: " not in stderr, "its adapter is there"
-    assert stderr.count("(found)") == 8
+    assert stderr.count("(reused)") == 8

@@ -126,7 +126,7 @@ def workers() -> set[int]:
 @needed
 @pytest.mark.whole
 @pytest.mark.nightly
-def test_stop_signals_it_saves_and_goes_on(place: Workplace) -> None:
+def test_stopped_by_a_signal_it_saves_and_resumes(place: Workplace) -> None:
     process = start(place, "stopped")
     folder = after_steps(place, "stopped", 7)
     process.send_signal(signal.SIGTERM)
