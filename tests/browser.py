@@ -1,6 +1,11 @@
 """A headless Chromium, for tests that look at pages; without one they are skipped."""
 
+import atexit
+import functools
+import re
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,32 +18,54 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; scripts/test.sh installs one as root")
 
 ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-    *("--disable-background-networking", "--no-first-run"),
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *("--disable-background-networking", "--no-first-run", "--remote-debugging-port=0"),
 )
 
 
 @dataclass
 class Seen:
-    """What a page said and asked for."""
+    """A page, its errors and its requests."""
 
     page: Any
     errors: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
 
+@functools.cache
+def chromium() -> str:
+    """Start the Chromium that all tests of this worker share; returns its address."""
+    profile = tempfile.TemporaryDirectory(prefix="tometune-chromium-", ignore_cleanup_errors=True)
+    command = [str(CHROMIUM), *ARGUMENTS, f"--user-data-dir={profile.name}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def stop() -> None:
+        process.kill()
+        process.wait()
+        profile.cleanup()
+
+    atexit.register(stop)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"DevTools listening on (ws://\S+)", line):
+            return found[1]
+    raise AssertionError(f"{CHROMIUM} did not start")
+
+
 @contextmanager
 def opened(url: str, scheme: str = "light", width: int = 1100, height: int = 1000) -> Iterator[Seen]:
-    """Open a page and note its errors and requests until the body ends."""
+    """Open a page in a context of its own and record its errors and requests until the body ends."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        context = playwright.chromium.connect_over_cdp(chromium()).new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme
+        )
+        page = context.new_page()
         seen = Seen(page)
         page.on("console", lambda message: message.type == "error" and seen.errors.append(message.text))
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
         page.on("request", lambda request: seen.requests.append(request.url))
         page.goto(url)
         yield seen
-        browser.close()
+        context.close()

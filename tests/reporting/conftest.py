@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.reporting.sweeps import write_table
-from tometune.reporting.page import page
+from tests.reporting.sweeps import write_run, write_table
+from tometune.reporting.page import page, pictures
 from tometune.reporting.report import Report, build, write
 
 RESAMPLES = 1_000
@@ -24,6 +24,35 @@ def table_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 @pytest.fixture(scope="session")
+def one_seed(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of two models with three mixes and one seed."""
+    folder = tmp_path_factory.mktemp("multirun") / "models"
+    for model in ("tiny", "small"):
+        write_table(folder, seeds=1, model=model)
+    return build(folder, 200, 0.95)
+
+
+@pytest.fixture(scope="session")
+def one_cell(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of a single run, written to its folder."""
+    folder = tmp_path_factory.mktemp("multirun") / "one"
+    write_run(folder)
+    made = build(folder, 200, 0.95)
+    write(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of one mix with three ranks and two seeds."""
+    folder = tmp_path_factory.mktemp("multirun") / "ranks"
+    for rank in (8, 16, 4):
+        for seed in (0, 1):
+            write_run(folder, seed=seed, settings={"lora.r": rank})
+    return build(folder, 200, 0.95)
+
+
+@pytest.fixture(scope="session")
 def table(table_report: Report) -> dict:
     """The content of its table.json."""
     return table_report.table
@@ -32,7 +61,8 @@ def table(table_report: Report) -> dict:
 @pytest.fixture(scope="session")
 def html(table_report: Report) -> str:
     """Its page."""
-    return page(table_report.sweep, table_report.grid, table_report.table)
+    pictures.cache_clear()  # the same bytes must come from drawing again
+    return page(table_report)
 
 
 @pytest.fixture

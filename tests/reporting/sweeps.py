@@ -1,14 +1,11 @@
-"""Sweep folders as training would leave them, with scores of a known truth, in milliseconds.
-
-`python -m tests.reporting.sweeps FOLDER` writes one to look at.
-"""
+"""Sweep folders as training would leave them, with scores of a known truth, in milliseconds."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -80,7 +77,7 @@ def write_run(
     for key, value in (settings or {}).items():
         OmegaConf.update(written, key, value)
     text = OmegaConf.to_yaml(written)
-    run_id = f"{model}-{data}-s{seed}-{np.abs(hash_of(text)):08x}"
+    run_id = f"{model}-{data}-s{seed}-{crc32(text.encode()):08x}"
     folder = sweep / run_id
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(text)
@@ -95,41 +92,22 @@ def write_run(
         for step in steps
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in curve))
+    train = {"steps": rows // 10, "tokens": rows * 90, "seconds": rows / 4, "tokens_per_second": 340.0 + seed}
     content = {
-        "schema": 1,
-        "run_id": run_id,
-        "status": "completed",
-        "config_hash": run_id[-8:],
-        "seed": seed,
+        **{"schema": 1, "run_id": run_id, "status": "completed", "config_hash": run_id[-8:], "seed": seed},
         "model": {"name": model, "id": f"test/{model}", "revision": "1", "backend": "transformers"},
         "data": {"name": data, "rows": rows, "digest": f"{data}{seed}", "tokens": rows * 100},
-        "train": {
-            "steps": rows // 10,
-            "tokens": rows * 90,
-            "seconds": rows / 4,
-            "tokens_per_second": 340.0 + seed,
-            "peak_memory_bytes": 3 * 10**9,
-            "final_loss": 1.3,
-        },
+        "train": {**train, "peak_memory_bytes": 3 * 10**9, "final_loss": 1.3},
         "eval": {
             "base": write_stage(folder, "base", 0.3, examples, noise, tasks),
             "tuned": write_stage(folder, "tuned", level, examples, noise, tasks),
         },
         "versions": {"python": "3.11.7", "tometune": "0.1.0", "torch": "2.13.0"},
         "git": {"commit": "0" * 40, "dirty": False},
-        "started": "2026-11-24T12:00:00+00:00",
-        "finished": "2026-11-24T12:10:00+00:00",
-        "attempts": 1,
+        **{"started": "2026-11-24T12:00:00+00:00", "finished": "2026-11-24T12:10:00+00:00", "attempts": 1},
     }
     (folder / "run.json").write_text(json.dumps({**content, **record}))
     return folder
-
-
-def hash_of(text: str) -> int:
-    """Return a number below 2**32 for a text."""
-    from zlib import crc32
-
-    return crc32(text.encode())
 
 
 def write_table(
@@ -140,12 +118,8 @@ def write_table(
     return [
         write_run(
             sweep,
-            f"pydocs_{size}k",
-            1000 * size,
-            seed,
-            0.4 + effect * (size - 1) + generator.normal(0, deviation),
-            model=model,
-            **deepcopy(options),
+            *(f"pydocs_{size}k", 1000 * size, seed, 0.4 + effect * (size - 1) + generator.normal(0, deviation)),
+            **{"model": model, **deepcopy(options)},
         )
         for size in (1, 2, 3)
         for seed in range(seeds)
@@ -156,7 +130,3 @@ def edit(folder: Path, **changes: Any) -> None:
     """Change what a run's run.json says."""
     path = folder / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-if __name__ == "__main__":
-    write_table(Path(sys.argv[1]), effect=0.004, examples=int(sys.argv[2]) if len(sys.argv) > 2 else 200)

@@ -1,17 +1,15 @@
 import pytest
 
-from tests.reporting.sweeps import edit, write_run
+from tests.reporting.sweeps import edit
 from tometune.config.tracking import TrackingConfig
 from tometune.reporting.conclusions import NOTHING_TO_COMPARE
-from tometune.reporting.publish import key, log_report, runs_elsewhere
-from tometune.reporting.report import build, write
+from tometune.reporting.publish import log_report, runs_elsewhere
 from tometune.reporting.sweep import read_sweep
-from tometune.reporting.wandb_report import run_id
 from tometune.tracking.tracker import RunLabels, RunTracker
 
 
 class Kept(RunTracker):
-    """Keeps what it is told."""
+    """Keeps everything that is logged."""
 
     def __init__(self, folder):
         super().__init__(TrackingConfig(), RunLabels("report-table", "report", "table", folder, {}))
@@ -65,31 +63,22 @@ def test_every_picture_is_a_page_and_so_is_the_report(kept, table_report):
     assert "http:" not in "".join(kept.pages.values())
 
 
-def test_one_cell_has_no_comparisons(tmp_path):
-    write_run(tmp_path / "one")
-    made = build(tmp_path / "one", 200, 0.95)
-    write(made)
-    tracker = Kept(tmp_path / "one")
-    log_report(tracker, made)
+def test_one_cell_has_no_comparisons(one_cell):
+    tracker = Kept(one_cell.sweep.folder)
+    log_report(tracker, one_cell)
     assert list(tracker.tables) == ["table"]
     assert tracker.values["answers"] == NOTHING_TO_COMPARE
 
 
-def test_names():
-    assert run_id("table") == "report-table"
-    assert key("small mix_100k lora.r=8") == "small_mix_100k_lora_r_8"
-
-
-def test_what_the_panels_will_lack(table_report):
-    runs = sorted(path.parent for path in table_report.sweep.folder.glob("*/run.json"))
+def test_notes_on_runs_that_the_panels_lack(sweep):
+    runs = sorted(path.parent for path in sweep.glob("*/run.json"))
     for run in runs[:-1]:
         edit(run, tracking={"tracker": "wandb", "path": "me/tometune/x"})
     edit(runs[0], tracking={"tracker": "wandb", "path": "other/x"})
-    sweep = read_sweep(table_report.sweep.folder)
-    assert runs_elsewhere(sweep, "tometune") == [
+    assert runs_elsewhere(read_sweep(sweep), "tometune") == [
         "1 of 9 runs were not logged to W&B, so its panels lack them",
         "runs were logged to project other, not tometune: set tracking.project",
     ]
     edit(runs[0], tracking={"tracker": "wandb", "path": "tometune/x"})
     edit(runs[-1], tracking={"tracker": "wandb", "path": "me/tometune/x"})
-    assert runs_elsewhere(read_sweep(table_report.sweep.folder), "tometune") == []
+    assert runs_elsewhere(read_sweep(sweep), "tometune") == []

@@ -37,13 +37,15 @@ def test_half_written_failed_and_running_runs_are_missing_with_a_reason(sweep):
     edit(folders[4], eval={"base": {}})
     found = read_sweep(sweep)
     assert len(found.runs) == 4
-    told = {cell.run_id: cell.reason for cell in found.missing}
-    assert told[folders[0].name].startswith("run.json is broken (Unterminated string ")
-    assert told[folders[0].name].endswith("; delete it and start the sweep again; the run resumes from its checkpoint")
-    assert told[folders[1].name] == "failed: OutOfMemoryError: CUDA out of memory"
-    assert told[folders[2].name] == "running or interrupted"
-    assert told[folders[3].name] == "interrupted before run.json was written"
-    assert told[folders[4].name] == "completed without scores"
+    reasons = {cell.run_id: cell.reason for cell in found.missing}
+    assert reasons[folders[0].name].startswith("run.json is broken (Unterminated string ")
+    assert reasons[folders[0].name].endswith(
+        "; delete it and start the sweep again; the run resumes from its checkpoint"
+    )
+    assert reasons[folders[1].name] == "failed: OutOfMemoryError: CUDA out of memory"
+    assert reasons[folders[2].name] == "running or interrupted"
+    assert reasons[folders[3].name] == "interrupted before run.json was written"
+    assert reasons[folders[4].name] == "completed without scores"
     first = found.missing[0]
     assert (first.model, first.data, first.seed) == ("tiny", "pydocs_1k", 0)
 
@@ -73,19 +75,11 @@ def test_cells_that_ended_before_they_had_a_record_say_why(sweep):
     assert (found.missing[2].model, found.missing[2].data) == ("tiny", "x")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 1, "cells": [{}]}', '{"schema": 2}'])
-def test_broken_list_of_cells(sweep, text):
-    (sweep / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"sweep\.json: not a list of runs .*delete it"):
-        read_sweep(sweep)
-
-
-def test_two_schema_versions_are_refused(sweep):
+def test_other_schema_versions_are_rejected(sweep):
     odd = sorted(sweep.iterdir())[3]
     edit(odd, schema=2)
-    with pytest.raises(UserError, match=rf"another version.*schema 2: {odd.name}; move") as error:
+    with pytest.raises(UserError, match=rf"another version.*: {odd.name} \(schema 2\); move"):
         read_sweep(sweep)
-    assert "\n" not in str(error.value)
 
 
 def test_no_folder_no_runs_none_completed(tmp_path):
@@ -99,14 +93,6 @@ def test_no_folder_no_runs_none_completed(tmp_path):
     edit(write_run(tmp_path / "table"), status="failed", error="no")
     with pytest.raises(UserError, match=r"none of its 1 runs is completed \(tiny.*: failed: no\)"):
         read_sweep(tmp_path / "table")
-
-
-def test_a_config_that_is_none(sweep):
-    path = next(sweep.iterdir()) / "config.yaml"
-    path.write_text("trainer: {max_steps: many}")
-    with pytest.raises(UserError, match=r"config\.yaml: cannot be read as a config") as error:
-        read_sweep(sweep)
-    assert "\n" not in str(error.value)
 
 
 def test_other_folders_are_no_runs(sweep):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.reporting.sweeps import METRICS, edit, write_run, write_table
+from tests.reporting.sweeps import METRICS, edit, write_run
 
 
 def rows(table):
@@ -66,11 +66,10 @@ def test_the_base_row_and_the_gain(table):
     assert 0 < gain["ci_low"] < gain["delta"] < gain["ci_high"]
 
 
-def test_one_seed_has_no_deviation_and_no_test(tmp_path, report):
-    write_table(tmp_path / "s", seeds=1)
-    table = report(tmp_path / "s").table
+def test_one_seed_has_no_deviation_and_no_test(one_seed):
+    table = one_seed.table
     assert all(row[metric]["std"] is None for row in table["rows"] for metric in METRICS)
-    found = compared(table, "pydocs_2k", "pydocs_1k")
+    found = compared(table, "tiny pydocs_2k", "tiny pydocs_1k")
     assert (found["p"], found["p_holm"], found["seeds_needed"]) == (None, None, None)
     assert found["interval_over"] == "examples"
     assert table["family"] == "Holm correction over 0 tests: 0 pairs of cells × 3 metrics"
@@ -113,11 +112,3 @@ def test_the_same_runs_give_the_same_bytes(sweep, table, report, tmp_path):
         shutil.copytree(folder, copy / folder.name)
         edit(copy / folder.name, started="2030-01-01T00:00:00+00:00", attempts=4)
     assert json.dumps(report(copy).table) == first
-
-
-def test_limit(sweep, report):
-    run = sorted(sweep.iterdir())[0]
-    record = json.loads((run / "run.json").read_text())
-    record["eval"]["tuned"]["limited"] = True
-    edit(run, eval=record["eval"])
-    assert report(sweep).table["limited"]

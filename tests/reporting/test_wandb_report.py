@@ -1,12 +1,10 @@
-"""The W&B report as far as it goes without a server: it is built, read back, and looked into."""
+"""The content of the W&B report, without a server."""
 
 import json
 
 import pytest
 import wandb_workspaces.reports.v2 as wr
 
-from tests.reporting.sweeps import write_run, write_table
-from tometune.reporting.report import build as build_report
 from tometune.reporting.wandb_report import build, factors, spec
 from tometune.tracking.tracker import sanitise
 
@@ -58,51 +56,40 @@ def test_the_runs_are_those_of_the_table_by_their_ids(blocks, table_report):
     assert {found["filters"]["filters"][0]["key"]["name"] for found in sets} == {"name"}  # W&B's word for a run's id
 
 
-def test_panels_do_not_lie_on_each_other(blocks):
+def test_panels_do_not_overlap(blocks):
     for grid in grids(blocks):
         taken = set()
         for panel in grid["panelBankSectionConfig"]["panels"]:
             place = panel["layout"]
-            cells = {
-                (x, y)
-                for x in range(place["x"], place["x"] + place["w"])
-                for y in range(place["y"], place["y"] + place["h"])
-            }
+            across, down = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+            cells = {(x, y) for x in across for y in down}
             assert place["x"] + place["w"] <= 24
             assert not cells & taken
             taken |= cells
 
 
-def test_it_is_json_and_wandb_reads_it_back(table_report):
-    content = json.loads(json.dumps(spec(build(table_report.table, "tometune", ""))))
-    model = type(build(table_report.table, "tometune", "")._to_model()).model_validate(content)
-    again = wr.Report._from_model(model)
+def test_wandb_reads_it_back(table_report):
+    made = build(table_report.table, "tometune", "")
+    again = wr.Report._from_model(type(made._to_model()).model_validate(json.loads(json.dumps(spec(made)))))
     assert again.title == "Sweep table"
     kinds = [type(block).__name__ for block in again.blocks]
     assert "UnknownBlock" not in kinds
     assert kinds.count("PanelGrid") == 4
 
 
-def test_several_models_and_settings(tmp_path):
-    write_table(tmp_path / "two", seeds=2)
-    write_table(tmp_path / "two", seeds=2, model="small")
-    table = build_report(tmp_path / "two", 200, 0.95).table
-    sets = grids(spec(build(table, "p", ""))["spec"]["blocks"])[0]["runSets"]
+def test_several_models_and_settings(one_seed, ranks):
+    sets = grids(spec(build(one_seed.table, "p", ""))["spec"]["blocks"])[0]["runSets"]
     assert [(found["name"], len(found["filters"]["filters"][0]["value"])) for found in sets] == [
-        ("small", 6),
-        ("tiny", 6),
+        *(("small", 3), ("tiny", 3)),
     ]
-    for rank in (8, 16):
-        write_run(tmp_path / "ranks", settings={"lora.r": rank})
-    table = build_report(tmp_path / "ranks", 200, 0.95).table
-    assert factors(table) == ["lora.r"]
-    bars = [config for kind, config in panels(spec(build(table, "p", ""))["spec"]["blocks"]) if kind == "Bar Chart"]
+    assert factors(ranks.table) == ["lora.r"]
+    content = spec(build(ranks.table, "p", ""))["spec"]["blocks"]
+    bars = [config for kind, config in panels(content) if kind == "Bar Chart"]
     assert bars[0]["groupBy"] == "lora.value.r"
 
 
-def test_one_cell(tmp_path):
-    write_run(tmp_path / "one")
-    table = build_report(tmp_path / "one", 200, 0.95).table
-    assert factors(table) == ["data.name"]
-    first = next(block for block in spec(build(table, "p", ""))["spec"]["blocks"] if block["type"] == "markdown-block")
+def test_one_cell(one_cell):
+    assert factors(one_cell.table) == ["data.name"]
+    content = spec(build(one_cell.table, "p", ""))["spec"]["blocks"]
+    first = next(block for block in content if block["type"] == "markdown-block")
     assert first["content"].startswith("There is nothing to compare")

@@ -1,4 +1,4 @@
-"""A tracked run in a process of its own."""
+"""Tracked runs in processes of their own."""
 
 import json
 import subprocess
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.whole import environment
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -17,16 +19,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "outputs" / "run"
 
 
-def start(folder: Path, env: dict[str, str], choice: dict) -> subprocess.CompletedProcess[str]:
-    """Track a run of three steps in a process of its own."""
-    command = [sys.executable, "-m", "tests.tracking.track", str(folder), "0", json.dumps(choice)]
-    env = {**env, "PYTHONPATH": str(CHECKOUT)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, cwd=folder.parents[1])
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
+    """An offline W&B run without a key: the current folder, what the process printed, and what it logged."""
+    place = tmp_path_factory.mktemp("place")
+    choice = json.dumps({"tags": ["first"], "entity": "someone"})
+    command = [sys.executable, "-m", "tests.tracking.track", str(place / "outputs" / "run"), "0", choice]
+    env = {**environment(place / "home"), "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place, json.loads(done.stdout), done.stderr
 
 
 @pytest.fixture
 def track(run_python: Callable, folder: Path) -> Callable:
-    """Return a function that tracks a run of three steps and gives back what the process said."""
+    """Return a function that tracks a run of three steps and returns the completed process."""
 
     def run(
         first_step: int = 0, env: dict[str, str] | None = None, **choice: object

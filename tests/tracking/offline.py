@@ -1,4 +1,4 @@
-"""What W&B wrote offline, read back with its own `wandb leet inspect`; and what a run in it is called."""
+"""Offline runs of W&B, read back with its own `wandb leet inspect`."""
 
 import json
 import subprocess

@@ -63,15 +63,8 @@ class WandbServer:
             return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s"}}}}
         if name == "GetProjects":
             pages = {"endCursor": None, "hasNextPage": False}
-            node = {
-                "id": "p",
-                "name": "tometune",
-                "entityName": "me",
-                "createdAt": "",
-                "isBenchmark": False,
-                "user": None,
-            }
-            return {"models": {"pageInfo": pages, "edges": [{"node": node}]}}
+            node = {"id": "p", "name": "tometune", "entityName": "me", "createdAt": ""}
+            return {"models": {"pageInfo": pages, "edges": [{"node": {**node, "isBenchmark": False, "user": None}}]}}
         if name == "ProjectInternalId":
             return {"project": {"internalId": "7"}}
         if name == "upsertView":

@@ -1,6 +1,5 @@
 """Nothing that breaks in a tracker fails the run that it tracks; it costs one warning."""
 
-import json
 import logging
 
 import pytest
@@ -95,27 +94,3 @@ def test_a_wrong_setting_still_stops_the_run(labels, monkeypatch):
     monkeypatch.setattr(tracking, "_module", lambda config: type("Module", (), {"check": staticmethod(refuse)}))
     with pytest.raises(UserError):
         check_tracker(TrackingConfig())
-
-
-def test_wandb_rejecting_a_table_and_an_artifact_leaves_the_run_completed(run_python, folder):
-    """A table whose rows are shorter than its columns raises in wandb.Table, an artifact without files in add_file."""
-    code = """
-import json, logging
-from pathlib import Path
-from tometune.config.tracking import TrackingConfig
-from tometune.tracking import RunLabels, start_tracker
-logging.basicConfig(level=logging.WARNING)
-with start_tracker(TrackingConfig(), RunLabels("x", "train", "g", Path("outputs/run"), {})) as tracker:
-    tracker.table("t", ["a", "b"], [[1]])
-    tracker.artifact("a", "mix", Path("nowhere"))
-    tracker.log({"train/loss": 1.0}, step=0)
-print(json.dumps(tracker.describe()["folders"]))
-"""
-    done = run_python("-c", code)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("the run continues; to upload what was logged: ") == 1
-    from tests.tracking.offline import inspect
-
-    (path,) = json.loads(done.stdout)
-    summary = json.loads(inspect("--summary", path))
-    assert (summary["state"], summary["summary"]["train/loss"]) == ("finished", 1.0)

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from tests.tracking.test_wandb_tracker import inspect, records
+from tests.tracking.offline import inspect, records
 
 
+@pytest.mark.nightly
 @pytest.mark.whole
-def test_one_group_a_sweep_and_a_name_a_cell(run_verb, tmp_path):
+def test_one_group_per_sweep_and_one_name_per_cell(run_verb, tmp_path):
     done = run_verb("train", "-m", "+experiment=smoke", "tracking=wandb", "seed=0,1", "sweep.name=pair")
     assert done.returncode == 0, done.stderr
     folders = sorted(path.parent for path in (tmp_path / "multirun" / "pair").glob("*/run.json"))

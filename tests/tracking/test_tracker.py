@@ -51,11 +51,6 @@ def test_prediction_tables_fill_what_a_row_lacks(tmp_path):
     }
 
 
-def test_no_prediction_rows_no_tables(tmp_path):
-    write_predictions(tmp_path, "base", "qa", 5)
-    assert prediction_tables(tmp_path, 0) == {}
-
-
 def test_sanitise_keeps_the_hash_at_the_end():
     assert sanitise("a:b;c,d#e?f/g'h\\i", 64) == "a_b_c_d_e_f_g_h_i"
     assert sanitise("m" * 100 + "-s0-abcdef01", 64) == "m" * 52 + "-s0-abcdef01"

@@ -1,9 +1,14 @@
-"""trackio: local, or a line that says how to install it."""
+"""trackio: local, or a line that says how to install it; and no tracker at all."""
 
 import importlib.util
 import json
 
 import pytest
+
+from tests.tracking.conftest import CHECKOUT
+from tometune.common.errors import UserError
+from tometune.config.tracking import Tracker, TrackingConfig, TrackingMode
+from tometune.tracking import check_tracker
 
 installed = pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is an extra")
 
@@ -24,9 +29,16 @@ def test_missing_library_says_how_to_install(track):
     ]
 
 
-def test_online_is_refused(track):
-    done = track(tracker="trackio", mode="online")
-    assert done.stderr == "UserError tracking.mode: trackio keeps runs on this machine only; set tracking.mode=auto\n"
+def test_online_is_rejected():
+    with pytest.raises(UserError, match="trackio keeps runs on this machine only; set tracking"):
+        check_tracker(TrackingConfig(tracker=Tracker.trackio, mode=TrackingMode.online))
+
+
+def test_without_a_tracker_nothing_is_written_or_imported(track, folder):
+    printed = json.loads(track(tracker="none").stdout)
+    assert printed["tracking"] == {"tracker": "none"}
+    assert printed["modules"] == []
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "eval", "mix.json"]
 
 
 @installed
@@ -38,8 +50,6 @@ def test_a_run_can_be_read_back(track, folder, run_python):
     said = json.loads(done.stdout)
     assert said["tracking"]["folders"] == [str(database)]
     assert said["modules"] == ["trackio"]
-    from tests.tracking.conftest import CHECKOUT
-
     read = run_python("-c", READ, env={"TRACKIO_DIR": str(database), "PYTHONPATH": str(CHECKOUT)})
     config, logs = json.loads(read.stdout)
     assert config["trainer"] == {"learning_rate": 2e-4}

@@ -1,4 +1,4 @@
-"""W&B online: with a server, without one, and with one that refuses or goes away."""
+"""W&B online: with a server, without one, and with one that rejects the key or goes away; and without a key."""
 
 import json
 import socket
@@ -7,51 +7,55 @@ import pytest
 
 from tests.tracking.offline import DOWN, ID, KEY, WANDB, the_folder
 from tests.tracking.server import WandbServer
+from tometune.common.errors import UserError
+from tometune.config.tracking import TrackingConfig, TrackingMode
+from tometune.tracking import check_tracker
 
 
-def test_an_unreachable_server_means_offline(track, folder):
+def test_an_unreachable_server_means_offline(track, folder, tmp_path):
     done = track(env={"WANDB_API_KEY": KEY, **DOWN})
-    said = json.loads(done.stdout)
-    assert said["tracking"]["mode"] == "offline"
-    assert said["seconds"] < 10
+    printed = json.loads(done.stdout)
+    assert printed["tracking"]["mode"] == "offline"
+    assert printed["seconds"] < 10
     assert "WARNING W&B is offline (http://127.0.0.1:9 did not accept the run within 2 s" in done.stderr
     assert f"{WANDB} sync {the_folder(folder)}" in done.stderr
     assert list(folder.glob("wandb/run-*")) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
+    assert KEY not in done.stdout + done.stderr
 
 
+@pytest.mark.nightly
 def test_a_silent_server_means_offline(track):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         done = track(env={"WANDB_API_KEY": KEY, **DOWN, "WANDB_BASE_URL": url})
-    said = json.loads(done.stdout)
-    assert said["tracking"]["mode"] == "offline"
-    assert said["seconds"] < 10
+    printed = json.loads(done.stdout)
+    assert printed["tracking"]["mode"] == "offline"
+    assert printed["seconds"] < 10
 
 
-@pytest.mark.parametrize("env", [{}, {"WANDB_MODE": "offline"}])
-def test_online_with_an_unreachable_server_is_an_error(track, folder, env):
-    done = track(mode="online", env={"WANDB_API_KEY": KEY, **DOWN, **env})
+def test_online_with_an_unreachable_server_is_an_error(track, folder):
+    done = track(mode="online", env={"WANDB_API_KEY": KEY, **DOWN, "WANDB_MODE": "offline"})
     assert done.returncode != 0
     assert done.stderr.startswith("UserError tracking.mode: online is not possible (http://127.0.0.1:9 did not accept")
     assert len(done.stderr.splitlines()) == 1
     assert list(folder.glob("wandb/*run-*")) == []
 
 
-def test_a_key_that_the_server_refuses_means_offline(track):
+def test_a_key_that_the_server_rejects_means_offline(track):
     with WandbServer(status=401) as server:
         done = track(env={"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url})
-    said = json.loads(done.stdout)
-    assert said["tracking"]["mode"] == "offline"
-    assert "401" in said["tracking"]["reason"]
-    assert said["seconds"] < 10
+    printed = json.loads(done.stdout)
+    assert printed["tracking"]["mode"] == "offline"
+    assert "401" in printed["tracking"]["reason"]
+    assert printed["seconds"] < 10
 
 
 def test_online_with_a_key(track, folder):
     with WandbServer() as server:
         done = track(env={"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url}, results=False)
     assert (done.returncode, done.stderr) == (0, "")
-    said = json.loads(done.stdout)
-    assert said["tracking"] == {
+    assert json.loads(done.stdout)["tracking"] == {
         "tracker": "wandb",
         "mode": "online",
         "reason": None,
@@ -71,7 +75,7 @@ def test_online_with_a_key(track, folder):
     assert [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
 
 
-def test_a_server_that_goes_away_does_not_hold_the_run_up(track):
+def test_a_server_that_goes_away_does_not_delay_the_run(track):
     with WandbServer() as server:
         env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "1"}
         server.leave_after = "UpsertBucket"
@@ -81,16 +85,54 @@ def test_a_server_that_goes_away_does_not_hold_the_run_up(track):
     assert f"to upload what was logged: {WANDB} sync " in done.stderr
 
 
-@pytest.mark.parametrize(("choice", "env"), [({"mode": "online"}, {}), ({}, {"WANDB_MODE": "online"})])
-def test_online_without_a_key_is_an_error(track, choice, env):
-    done = track(env=env, **choice)
-    assert done.stderr == (
-        f"UserError tracking.mode: online is not possible (no API key (`{WANDB} login` stores one)); "
-        "set tracking.mode=offline, or tracking=none\n"
-    )
+@pytest.fixture
+def own_home(clean_env, monkeypatch, tmp_path):
+    """An empty home and no settings of W&B in this process."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", clean_env["HOME"])
+    monkeypatch.chdir(tmp_path)
 
 
-def test_a_malformed_key_means_offline(track):
-    done = track(env={"WANDB_API_KEY": "short"})
-    said = json.loads(done.stdout)
-    assert said["tracking"]["reason"] == "WANDB_API_KEY invalid: API key must have 40+ characters, has 5"
+NO_KEY = (
+    f"tracking.mode: online is not possible (no API key (`{WANDB} login` stores one)); set tracking.mode=offline, or"
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "env", "line"),
+    [
+        (TrackingConfig(mode=TrackingMode.online), {}, NO_KEY),
+        (TrackingConfig(), {"WANDB_MODE": "online"}, NO_KEY),
+        (TrackingConfig(tags=["x" * 65]), {}, "tracking: W&B rejects this: "),
+        (TrackingConfig(project="a/b"), {}, "tracking: W&B rejects this: "),
+    ],
+)
+def test_check_stops_before_anything_is_written(config, env, line, own_home, monkeypatch, tmp_path):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as raised:
+        check_tracker(config)
+    assert str(raised.value).startswith(line)
+    assert "\n" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize(
+    ("env", "mode", "reason"),
+    [
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": KEY}, "disabled", None),
+        ({"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}, "offline", None),
+        ({"WANDB_API_KEY": "short"}, "offline", "WANDB_API_KEY invalid: API key must have 40+ characters, has 5"),
+    ],
+)
+def test_the_mode_is_that_of_the_environment(env, mode, reason, own_home, monkeypatch):
+    from tometune.tracking import wandb_tracker
+
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    check_tracker(TrackingConfig())
+    try:
+        assert wandb_tracker.choose_mode(TrackingMode.auto) == (mode, reason)
+    finally:
+        wandb_tracker.wandb.teardown()

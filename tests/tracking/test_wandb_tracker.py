@@ -1,4 +1,4 @@
-"""W&B for real, offline; what it wrote is read back with W&B's own `wandb leet inspect`."""
+"""Offline runs of W&B, read back with W&B's own `wandb leet inspect`."""
 
 import json
 import os
@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.tracking.conftest import start
-from tests.tracking.offline import DOWN, ID, KEY, WANDB, inspect, records, the_folder
-from tests.whole import environment
+from tests.tracking.offline import ID, KEY, WANDB, inspect, records, the_folder
 
 START = """
-import logging
+import logging, os, signal, time
 from pathlib import Path
 from tometune.config.tracking import TrackingConfig
 from tometune.tracking import RunLabels, start_tracker
@@ -24,20 +22,10 @@ tracker = start_tracker(TrackingConfig(), RunLabels("x", "train", "g", Path("out
 """
 
 
-@pytest.fixture(scope="module")
-def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
-    """An offline run without a key: the folder it was started in, what it printed, and what it logged."""
-    place = tmp_path_factory.mktemp("place")
-    choice = {"tags": ["first"], "entity": "someone"}
-    done = start(place / "outputs" / "run", environment(place / "home"), choice)
-    assert done.returncode == 0, done.stderr
-    return place, json.loads(done.stdout), done.stderr
-
-
 def test_offline_without_a_key(tracked):
-    place, said, stderr = tracked
+    place, printed, stderr = tracked
     run = the_folder(place / "outputs" / "run")
-    assert said["tracking"] == {
+    assert printed["tracking"] == {
         "tracker": "wandb",
         "mode": "offline",
         "reason": f"no API key (`{WANDB} login` stores one)",
@@ -46,26 +34,12 @@ def test_offline_without_a_key(tracked):
         "folders": [str(run)],
         "sync": f"{WANDB} sync {run}",
     }
-    assert said["after"] == said["tracking"]
-    assert said["modules"] == ["wandb"]
+    assert printed["after"] == printed["tracking"]
+    assert printed["modules"] == ["wandb"]
     assert [line for line in stderr.splitlines() if f"{WANDB} sync" in line]
     assert "wandb:" not in stderr
     assert sorted(path.name for path in place.iterdir()) == ["home", "outputs"]
     assert [path.name for path in (place / "home").rglob("*") if "netrc" in path.name or "settings" in path.name] == []
-
-
-@pytest.fixture
-def inactive(tmp_path):
-    """Environment of a shell in which no virtual environment is active."""
-    return {"PATH": os.defpath, "HOME": str(tmp_path)}
-
-
-def test_the_command_to_sync_works_as_copied_where_no_environment_is_active(track, folder, inactive):
-    sync = json.loads(track(env=inactive).stdout)["tracking"]["sync"]
-    assert sync == f"{Path(sys.executable).with_name('wandb')} sync {the_folder(folder)}"
-    program, verb, run = shlex.split(sync)
-    listed = subprocess.run([program, verb, "--dry-run", run], env=os.environ | inactive, capture_output=True)
-    assert listed.returncode == 0, listed.stderr
 
 
 def test_everything_is_in_the_run_and_nothing_about_the_machine(tracked):
@@ -90,41 +64,50 @@ def test_everything_is_in_the_run_and_nothing_about_the_machine(tracked):
     [adapter] = artifacts[f"adapter-{ID}"]["manifest"]["contents"]
     assert Path(adapter["local_path"]).read_bytes() == b"weights"
     assert json.loads(artifacts[f"mix-{ID}"]["metadata"]) == {"rows": 3}
-
-    assert '"environment"' not in json.dumps(written)
-    assert socket.gethostname() not in [run["host"] for run in [run] if "host" in run]
-    names = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert not names & {"requirements.txt", "wandb-metadata.json", "conda-environment.yaml", "diff.patch", "output.log"}
-
-
-def test_the_table_holds_the_predictions(tracked):
-    [path] = the_folder(tracked[0] / "outputs" / "run").glob("files/media/table/predictions/qa_*.table.json")
+    [path] = the_folder(folder).glob("files/media/table/predictions/qa_*.table.json")
     table = json.loads(path.read_text())
     assert table["columns"] == ["stage", "id", "prompt", "prediction", "references", "scores.rouge1"]
     assert table["data"][1] == ["base", "qa-1", "Question 1?", "base answer 1", "one\n\ntwo", 0.1]
 
+    assert '"environment"' not in json.dumps(written)
+    assert socket.gethostname() != run.get("host")
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert not names & {"requirements.txt", "wandb-metadata.json", "conda-environment.yaml", "diff.patch", "output.log"}
 
-def test_what_is_not_wanted_is_not_logged(track, folder):
-    assert track(log_adapter=False, prediction_rows=0).returncode == 0
-    assert [r["artifact"]["name"] for r in records(the_folder(folder)) if r["type"] == "artifact"] == [f"mix-{ID}"]
 
-
-@pytest.mark.parametrize("env", [{"WANDB_MODE": "offline"}, DOWN])
-def test_no_key_in_any_file(track, folder, env, tmp_path):
-    done = track(env={"WANDB_API_KEY": KEY, **env})
+def test_no_key_in_any_file_and_nothing_that_is_switched_off(track, folder, tmp_path):
+    done = track(env={"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, log_adapter=False, prediction_rows=0)
     assert done.returncode == 0, done.stderr
+    run = the_folder(folder)
+    assert [r["artifact"]["name"] for r in records(run) if r["type"] == "artifact"] == [f"mix-{ID}"]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert the_folder(folder) in {parent for path in files for parent in path.parents}
+    assert run in {parent for path in files for parent in path.parents}
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
     assert KEY not in done.stdout + done.stderr
 
 
+def test_a_resumed_run_continues_at_its_step_and_sync_works_where_no_environment_is_active(track, folder, tmp_path):
+    inactive = {"PATH": os.defpath, "HOME": str(tmp_path)}
+    first = json.loads(track(env=inactive).stdout)["tracking"]
+    second = json.loads(track(first_step=3, env=inactive).stdout)["tracking"]
+    one, two = second["folders"]
+    assert first["folders"] == [one]
+    assert second["sync"] == f"{Path(sys.executable).with_name('wandb')} sync {one} {two}"
+    steps = [
+        record["history"]["item"]["_step"]
+        for path in (one, two)
+        for record in records(Path(path))
+        if record["type"] == "history" and "train/loss" in record["history"]["item"]
+    ]
+    assert steps == [0, 1, 2, 3, 4, 5]
+    program, verb, *runs = shlex.split(second["sync"])
+    listed = subprocess.run([program, verb, "--dry-run", *runs], env=os.environ | inactive, capture_output=True)
+    assert listed.returncode == 0, listed.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds W&B's process through /proc")
-def test_a_dead_service_does_not_take_the_run_along(run_python, folder):
-    code = (
-        START
-        + """
-import os, signal
+def test_a_dead_service_does_not_stop_the_run(run_python, folder):
+    code = """
 children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
 tracker.log({"train/loss": 1.0}, step=0)
 for child in children:
@@ -135,52 +118,35 @@ tracker.summary({"x": 1})
 tracker.finish("completed")
 print("done", len(children))
 """
-    )
-    done = run_python("-c", code)
+    done = run_python("-c", START + code)
     assert done.stdout == "done 1\n", done.stderr
     assert done.stderr.count("the run continues") == 1
     assert "Traceback" not in done.stderr
 
 
 def test_a_killed_run_keeps_its_curves(run_python, folder):
-    code = (
-        START
-        + """
-import os, signal, time
+    code = """
 for step in range(100):
     tracker.log({"train/loss": 1.0}, step=step)
 time.sleep(2.5)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    )
-    assert run_python("-c", code).returncode == -9
+    assert run_python("-c", START + code).returncode == -9
     summary = json.loads(inspect("--summary", str(the_folder(folder))))
     assert (summary["state"], summary["exit_code"], summary["step"]) == ("running", None, 98)
 
 
-def test_a_resumed_run_goes_on_at_its_step(track, folder):
-    first = json.loads(track().stdout)
-    second = json.loads(track(first_step=3).stdout)
-    assert second["tracking"]["folders"] == [*first["tracking"]["folders"], *second["tracking"]["folders"][1:]]
-    one, two = second["tracking"]["folders"]
-    assert second["tracking"]["sync"] == f"{WANDB} sync {one} {two}"
-    steps = [
-        record["history"]["item"]["_step"]
-        for path in (one, two)
-        for record in records(Path(path))
-        if record["type"] == "history" and "train/loss" in record["history"]["item"]
-    ]
-    assert steps == [0, 1, 2, 3, 4, 5]
-
-
-def test_a_failed_run_is_marked(folder, run_python):
-    code = (
-        START
-        + """
+def test_rejected_tables_and_artifacts_are_one_warning_and_a_failed_run_is_marked(folder, run_python):
+    """A table whose rows are shorter than its columns raises in wandb.Table, an artifact without files in add_file."""
+    code = """
 with tracker:
+    tracker.table("t", ["a", "b"], [[1]])
+    tracker.artifact("a", "mix", Path("nowhere"))
+    tracker.log({"train/loss": 1.0}, step=0)
     raise ValueError("broken")
 """
-    )
-    assert "ValueError: broken" in run_python("-c", code).stderr
+    done = run_python("-c", START + code)
+    assert "ValueError: broken" in done.stderr
+    assert done.stderr.count("the run continues; to upload what was logged: ") == 1
     summary = json.loads(inspect("--summary", str(the_folder(folder))))
-    assert (summary["exit_code"], summary["state"]) == (1, "failed")
+    assert (summary["exit_code"], summary["state"], summary["summary"]["train/loss"]) == (1, "failed", 1.0)

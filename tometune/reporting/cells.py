@@ -7,33 +7,26 @@ from typing import Any
 from tometune.common.errors import UserError
 from tometune.reporting.sweep import Missing, Sweep, SweepRun
 
+# Streams of `seeds` and their names in the report.
 STREAMS = {
     "data": "data sample",
     "order": "data order",
     "adapter": "adapter initialisation",
     "generation": "generation",
 }
-"""Streams of `seeds` and their names in the report."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """One row of the table."""
 
-    label: str
-    """Unique in the report."""
-
+    label: str  # unique in the report
     model: str
     data: str
     rows: int
-    settings: dict[str, Any]
-    """Hyperparameters by which this cell differs from others with the same model and data."""
-
-    runs: dict[int, SweepRun]
-    """The replicates by seed: runs in which every stream that varies in the sweep has that seed."""
-
-    stream_runs: list[SweepRun]
-    """Runs whose streams have different seeds: they count for the variance by cause, not for the mean."""
+    settings: dict[str, Any]  # those by which this cell differs from others with the same model and data
+    runs: dict[int, SweepRun]  # replicates by seed: runs in which every stream that varies in the sweep has that seed
+    stream_runs: list[SweepRun]  # runs whose streams have different seeds: for the variance by cause, not for the mean
 
 
 @dataclass(frozen=True)
@@ -41,9 +34,7 @@ class Grid:
     """All cells of a sweep."""
 
     cells: list[Cell]
-    varied: list[str]
-    """Streams that differ between runs: the deviation over seeds covers these."""
-
+    varied: list[str]  # streams that differ between runs: the deviation over seeds covers these
     notes: list[str]
 
 
@@ -59,27 +50,33 @@ def group(sweep: Sweep) -> Grid:
     grouped: dict[tuple[Any, ...], list[SweepRun]] = {}
     for run in sweep.runs:
         own = tuple((key, run.settings.get(key)) for key in settings)
-        grouped.setdefault((_model(run), _rows(run), _data(run), own), []).append(run)
-    several = len({_model(run) for run in sweep.runs}) > 1
-    ordered = sorted(grouped.items(), key=lambda entry: (*entry[0][:3], [_rank(value) for _, value in entry[0][3]]))
+        grouped.setdefault((run.model, run.rows, run.data, own), []).append(run)
+    several = len({run.model for run in sweep.runs}) > 1
     cells = []
-    for (model, rows, data, every), runs in ordered:
+    for (model, rows, data, every), runs in sorted(
+        grouped.items(), key=lambda entry: (*entry[0][:3], [_rank(value) for _, value in entry[0][3]])
+    ):
         full = ("lora", "full") in every  # full fine-tuning reads no setting of the adapter
         own = tuple((key, value) for key, value in every if not (full and key.startswith("lora.")))
         label = " ".join([*([model] if several else []), data, *(f"{key}={value}" for key, value in own)])
-        replicates, others = _replicates(runs, varied)
-        cells.append(Cell(label, model, data, rows, dict(own), replicates, others))
+        cells.append(Cell(label, model, data, rows, dict(own), *_replicates(runs, varied)))
     if not any(cell.runs for cell in cells):
         raise UserError(
             f"{sweep.folder}: every run sets single streams of `seeds`, so there is no mean over seeds; "
             "add runs without seeds.*, e.g. seed=0"
         )
-    return Grid(cells, varied, [*_excluded(cells), *(_confounded(key, sweep.runs) for key in confounded)])
+    count = sum(len(cell.stream_runs) for cell in cells)
+    notes = [f"Runs with separately set streams ({count}) count for the variance by cause only."] if count else []
+    empty = [cell.label for cell in cells if not cell.runs]
+    if empty:
+        notes.append(f"Not in the table, because no run has one seed for all streams: {', '.join(empty)}.")
+    return Grid(cells, varied, notes + confounded)
 
 
 def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[int, SweepRun], list[SweepRun]]:
     """Separate the runs with one seed for all varied streams from the others."""
     replicates: dict[int, SweepRun] = {}
+    others = []
     by_streams: dict[tuple[int, ...], SweepRun] = {}
     for run in runs:
         twin = by_streams.setdefault(tuple(run.streams.values()), run)
@@ -91,59 +88,34 @@ def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[i
         seeds = {run.streams[name] for name in varied} or {int(run.record["seed"])}
         if len(seeds) == 1:
             replicates[seeds.pop()] = run
-    others = [run for run in runs if run not in replicates.values()]
+        else:
+            others.append(run)
     return dict(sorted(replicates.items())), others
 
 
 def _differing(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
-    """Return the settings that distinguish cells beyond model and data, and those that change together with the data.
+    """Return the settings that distinguish cells beyond model and data, and notes on those that vary with the data.
 
     A setting with one value per model (or, below `data.`, per mix) is part of that model or mix. One that changes from
     mix to mix becomes a note, because such a sweep does not vary the data alone.
     """
+
+    def constant(key: str, by: Callable[[SweepRun], Any]) -> bool:
+        seen: dict[Any, Any] = {}
+        return all(seen.setdefault(by(run), run.settings.get(key)) == run.settings.get(key) for run in runs)
+
     settings: list[str] = []
-    confounded: list[str] = []
+    notes: list[str] = []
     for key in sorted({key for run in runs for key in run.settings}):
-        if _constant(key, runs, _model) or (key.startswith("data.") and _constant(key, runs, _data)):
+        if constant(key, lambda run: run.model) or (key.startswith("data.") and constant(key, lambda run: run.data)):
             continue
-        together = _constant(key, runs, lambda run: (_model(run), _data(run)))
-        (confounded if together else settings).append(key)
-    return settings, confounded
-
-
-def _constant(key: str, runs: Iterable[SweepRun], by: Callable[[SweepRun], Any]) -> bool:
-    """Whether a setting has a single value for each value of `by(run)`."""
-    seen: dict[Any, Any] = {}
-    return all(seen.setdefault(by(run), run.settings.get(key)) == run.settings.get(key) for run in runs)
-
-
-def _excluded(cells: Sequence[Cell]) -> list[str]:
-    """Return notes on the runs that are not part of the means."""
-    count = sum(len(cell.stream_runs) for cell in cells)
-    notes = [f"Runs with separately set streams ({count}) count for the variance by cause only."] if count else []
-    empty = [cell.label for cell in cells if not cell.runs]
-    if empty:
-        notes.append(f"Not in the table, because no run has one seed for all streams: {', '.join(empty)}.")
-    return notes
-
-
-def _confounded(key: str, runs: Sequence[SweepRun]) -> str:
-    """Return the note on a setting that changes together with the data."""
-    values = {_data(run): run.settings.get(key) for run in sorted(runs, key=_rows)}
-    listed = ", ".join(f"{data}: {value}" for data, value in values.items())
-    return f"{key} changes together with the data ({listed}), so the comparisons cover both."
-
-
-def _model(run: SweepRun) -> str:
-    return str(run.record["model"]["name"])
-
-
-def _data(run: SweepRun) -> str:
-    return str(run.record["data"]["name"])
-
-
-def _rows(run: SweepRun) -> int:
-    return int(run.record["data"]["rows"])
+        if constant(key, lambda run: (run.model, run.data)):
+            values = {run.data: run.settings.get(key) for run in sorted(runs, key=lambda run: run.rows)}
+            listed = ", ".join(f"{data}: {value}" for data, value in values.items())
+            notes.append(f"{key} changes together with the data ({listed}), so the comparisons cover both.")
+        else:
+            settings.append(key)
+    return settings, notes
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:

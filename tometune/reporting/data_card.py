@@ -24,6 +24,7 @@ from tometune.reporting import mix_figures
 from tometune.reporting.page import draw, environment
 from tometune.reporting.text import markdown_line
 
+# Reasons in words; any other reason is shown by its key.
 REASONS = {
     "no_assistant_turn": "no assistant turn",
     "in_base": "text is in the base",
@@ -31,19 +32,10 @@ REASONS = {
     NEAR: "near-duplicate of another row",
     "contaminated": "overlaps with an evaluation example",
 }
-"""Reasons in words; any other reason is shown by its key."""
-
-FOLDED_AFTER = 700
-"""Characters of a turn that are visible without unfolding it."""
-
-MOST_CHARACTERS = 20_000
-"""Characters of a turn on the page."""
-
-MOST_SOURCES = 12
-"""Sources per task listed on the console."""
-
-MOST_WORDS = 24
-"""Words of an overlap listed on the console."""
+FOLDED_AFTER = 700  # characters of a turn that are visible without unfolding it
+MOST_CHARACTERS = 20_000  # characters of a turn on the page
+MOST_SOURCES = 12  # sources per task listed on the console
+MOST_WORDS = 24  # words of an overlap listed on the console
 
 
 def card(
@@ -61,21 +53,17 @@ def card(
         values: the values of its rows.
         samples: rows to show.
         overlaps: with the evaluation texts; None if there were no texts.
-        unchecked: the tasks that were not checked, with the reason.
+        unchecked: the reason by task for the tasks that were not checked.
         contamination: `data.contamination`.
     """
     duplicates = repeats(values)
     scores = None if values.scores is None else values.scores[~np.isnan(values.scores)]
     return {
-        **{"name": mix.name, "seed": mix.seed, "digest": mix.digest, "rows": len(values)},
+        **{"name": mix.name, "seed": mix.seed, "digest": mix.digest},
         "fingerprints": {origin: facts["fingerprint"] for origin, facts in mix.facts.items()},
-        "base": int((~values.pool).sum()),
-        "pool": int(values.pool.sum()),
-        "characters": described(values.characters),
-        "turns": described(values.turns),
-        "tokens": None if values.tokens is None else described(values.tokens),
+        **_rows(values, np.ones(len(values), dtype=bool)),
         "scores": None if scores is None else {**described(scores), "rows": len(scores)},
-        "sources": [_source(name, rows, values) for name, rows in values.by_source()],
+        "sources": [{"source": name, **_rows(values, rows)} for name, rows in values.by_source()],
         "steps": {origin: steps(facts) for origin, facts in mix.facts.items()},
         "dropped": _dropped(mix),
         "fixed": [
@@ -83,17 +71,17 @@ def card(
             for origin, facts in mix.facts.items()
             for reason, counts in facts["mended"].items()
         ],
-        "duplicates": {"rows": sum(duplicates.values()), "sources": duplicates},
+        "duplicates": {"rows": _total(duplicates), "sources": duplicates},
         "contamination": _contamination(overlaps, unchecked, contamination),
         "samples": samples,
     }
 
 
-def _source(name: str, rows: np.ndarray, values: Profile) -> dict[str, Any]:
-    """Describe one source; `rows` is its mask."""
+def _rows(values: Profile, rows: np.ndarray) -> dict[str, Any]:
+    """Describe the rows of a mask."""
     count, pool = int(rows.sum()), int(values.pool[rows].sum())
     return {
-        **{"source": name, "rows": count, "base": count - pool, "pool": pool, "share": count / len(values)},
+        **{"rows": count, "base": count - pool, "pool": pool, "share": count / len(values)},
         "characters": described(values.characters[rows]),
         "turns": described(values.turns[rows]),
         "tokens": None if values.tokens is None else described(values.tokens[rows]),
@@ -107,9 +95,8 @@ def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
     """
     rows = [("read", facts["read"])]
     rows += [(_words(reason), -_total(counts)) for reason, counts in facts["dropped"].items()]
-    later = {**facts.get("excluded", {}), **{reason: _total(n) for reason, n in facts.get("filtered", {}).items()}}
-    if NEAR in facts:
-        later[NEAR] = _total(facts[NEAR])
+    filtered = {**facts.get("filtered", {}), NEAR: facts.get(NEAR, {})}
+    later = {**facts.get("excluded", {}), **{reason: _total(counts) for reason, counts in filtered.items()}}
     later["contaminated"] = facts.get("contaminated_rows", 0)
     twice = sum(later.values()) - (facts["usable"] - facts["eligible"]) if "eligible" in facts else 0
     for reason in reversed(later):
@@ -130,7 +117,7 @@ def _dropped(mix: Mix) -> list[dict[str, Any]]:
         found += [_reason(reason, origin, _total(counts), counts) for reason, counts in by_source.items()]
         sources = facts.get("excluded_sources", {})
         excluded = facts.get("excluded", {}).items()
-        found += [_reason(reason, origin, count, sources.get(reason)) for reason, count in excluded if count]
+        found += [_reason(reason, origin, count, sources.get(reason, {})) for reason, count in excluded if count]
         if facts.get("contaminated_rows"):
             by_task = {f"{task}: {name}": n for task, by in facts["contaminated"].items() for name, n in by.items()}
             found.append(_reason("contaminated", origin, facts["contaminated_rows"], by_task))
@@ -141,10 +128,10 @@ def _dropped(mix: Mix) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: -entry["rows"])
 
 
-def _reason(reason: str, origin: str, rows: int, by_source: Mapping[str, int] | None) -> dict[str, Any]:
+def _reason(reason: str, origin: str, rows: int, by_source: Mapping[str, int]) -> dict[str, Any]:
     """Return one reason with its largest sources."""
-    largest = sorted((by_source or {}).items(), key=lambda entry: -entry[1])[:6]
-    more = len(by_source or {}) - len(largest)
+    largest = sorted(by_source.items(), key=lambda entry: -entry[1])[:6]
+    more = len(by_source) - len(largest)
     sources = ", ".join(f"{name} {count:,}" for name, count in largest) + (f" and {more} more" if more else "")
     return {"reason": reason, "text": _words(reason), "origin": origin, "rows": rows, "sources": sources}
 
@@ -159,24 +146,21 @@ def _total(counts: Mapping[str, int]) -> int:
 
 def _contamination(found: MixOverlaps | None, unchecked: Mapping[str, str], setting: str) -> dict[str, Any]:
     """Return the overlaps by task, and the tasks that were not checked."""
-    tasks: list[dict[str, Any]] = []
-    for task, examples in found.examples.items() if found is not None else ():
-        assert found is not None
+    tasks = []
+    for task, examples in found.examples.items() if found else ():
+        assert found
         by_source = found.counts.get(task, {})
         rows = _total(by_source)
         tasks.append(
             {
                 **{"task": task, "examples": examples, "rows": rows, "share": rows / found.rows, "sources": by_source},
-                "touched": found.touched.get(task, 0),
-                "too_short": found.too_short.get(task, 0),
+                **{"touched": found.touched.get(task, 0), "too_short": found.too_short.get(task, 0)},
             }
         )
     return {
-        "setting": setting,
-        "tasks": tasks,
+        **{"setting": setting, "tasks": tasks, "unchecked": _causes(unchecked)},
         "overlapping": 0 if found is None else found.overlapping,
         "examples": [] if found is None else found.shown,
-        "unchecked": _causes(unchecked),
     }
 
 
@@ -189,13 +173,7 @@ def _causes(unchecked: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def card_page(content: Mapping[str, Any], values: Profile, max_length: int | None) -> str:
-    """Return the HTML page.
-
-    Args:
-        content: the result of `card`.
-        values: the values of the rows, for the figures.
-        max_length: `trainer.max_length`, at which tokens were truncated.
-    """
+    """Return the HTML page of `content`, the result of `card`; tokens were truncated at `max_length`."""
     overlaps = {task["task"]: task["sources"] for task in content["contamination"]["tasks"] if task["rows"]}
     title = "Overlapping rows of each task by source"
     pictures = {
@@ -237,14 +215,9 @@ def large(number: float) -> str:
 
 def folded(text: str) -> dict[str, Any]:
     """Split a turn into its visible part and its folded part, with the number of characters hidden and left out."""
-    if len(text) <= FOLDED_AFTER * 1.3:
-        return {"head": text, "tail": "", "more": 0, "cut": 0}
-    return {
-        "head": text[:FOLDED_AFTER],
-        "tail": text[FOLDED_AFTER:MOST_CHARACTERS],
-        "more": len(text) - FOLDED_AFTER,
-        "cut": max(len(text) - MOST_CHARACTERS, 0),
-    }
+    visible = FOLDED_AFTER if len(text) > FOLDED_AFTER * 1.3 else len(text)
+    cut = max(len(text) - MOST_CHARACTERS, 0)
+    return {"head": text[:visible], "tail": text[visible:MOST_CHARACTERS], "more": len(text) - visible, "cut": cut}
 
 
 def inline(text: str) -> str:
@@ -274,10 +247,9 @@ def print_contamination(console: Console, found: MixOverlaps | None, unchecked: 
         if grid.rows:
             console.print(grid)
         for entry in found.shown:
-            words = entry["shared"].split()
-            shared = " ".join(words[:MOST_WORDS]) + (" …" if entry["words"] > MOST_WORDS else "")
-            line = f"  {entry['task']} {entry['example']}, {entry['source']}, {entry['words']} words: {shared}"
-            console.print(Text(line))
+            shared = " ".join(entry["shared"].split()[:MOST_WORDS]) + (" …" if entry["words"] > MOST_WORDS else "")
+            place = f"{entry['task']} {entry['example']}, {entry['source']}, {entry['words']} words"
+            console.print(Text(f"  {place}: {shared}"))
         clean = [task for task in found.examples if task not in found.counts]
         if clean:
             console.print(Text(f"  no overlap with {', '.join(clean)}"))

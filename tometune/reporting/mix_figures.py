@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,23 +14,16 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from tometune.common.errors import UserError
 from tometune.reporting.cells import Cell
-from tometune.reporting.svg import HUES, INK, MUTED, PAPER, WIDTH, as_svg, bar_axis, bar_number, panels
+from tometune.reporting.svg import HUES, INK, MUTED, PAPER, WIDTH, as_svg, panels
 
 if TYPE_CHECKING:
     from tometune.data.profile import Profile
 
-MOST_PARTS = len(HUES) - 1
-"""Parts of a bar with a colour of their own; the rest share one."""
-
-MOST_SOURCES = 12
-"""Sources of a mix drawn separately; the rest are one."""
-
+MOST_PARTS = len(HUES) - 1  # parts of a bar with a colour of their own; the rest share one
+MOST_SOURCES = 12  # sources of a mix drawn separately; the rest are one
+MOST_TURNS = 12  # conversations with more turns share the last bin
 NAME_LENGTH = 30
-
 BINS = 44
-
-MOST_TURNS = 12
-"""Conversations with more turns share the last bin."""
 
 
 def sources(cells: Sequence[Cell]) -> str | None:
@@ -42,32 +33,22 @@ def sources(cells: Sequence[Cell]) -> str | None:
     """
     mixes: dict[str, dict[str, int]] = {}
     for cell in cells:
-        found = recorded_sources(next(iter(cell.runs.values())).folder)
+        path = next(iter(cell.runs.values())).folder / "mix.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")).get("sources", {}) if path.exists() else {}
+        except ValueError as error:
+            raise UserError(
+                f"{path}: is not JSON ({error}); delete it, and the report leaves out the sources"
+            ) from None
         if found:
             mixes.setdefault(cell.data, found)
     return stacked_bars("sources", "Rows of each mix by source", mixes) if mixes else None
 
 
-def recorded_sources(folder: Path) -> dict[str, int]:
-    """Return the rows by source from a run's mix.json; empty if there is none."""
-    path = folder / "mix.json"
-    if not path.exists():
-        return {}
-    try:
-        found: dict[str, int] = json.loads(path.read_text(encoding="utf-8")).get("sources", {})
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); delete it, and the report leaves out the sources") from None
-    return found
-
-
 def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]], whole: int | None = None) -> str:
-    """Draw one horizontal bar per entry, divided into parts.
+    """Draw one horizontal bar per entry of `bars`, divided into parts.
 
-    Args:
-        name: of the figure, unique on the page.
-        title: of its description.
-        bars: rows by part, by the label of the bar.
-        whole: if given, the number at each bar also shows its share of this.
+    The number at each bar also shows its share of `whole`, if that is given.
     """
     total: Counter[str] = Counter()
     for parts in bars.values():
@@ -82,8 +63,14 @@ def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]], w
         for hue, count in zip(HUES, [*counts, sum(parts.values()) - sum(counts)], strict=False):
             axis.barh(place, count, left=end, height=0.64, color=hue, edgecolor=PAPER, linewidth=0.8)
             end += count
-        bar_number(axis, end, place, f"{end:,} ({end / whole:.1%})" if whole else f"{end:,}")
-    bar_axis(axis, list(map(label, bars)), 0.09 if whole is None else 0.16)
+        text = f"{end:,} ({end / whole:.1%})" if whole else f"{end:,}"
+        axis.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
+    axis.set_yticks(range(len(bars)), list(map(label, bars)))
+    axis.set_ylim(len(bars) - 0.45, -0.55)
+    axis.grid(visible=False)
+    axis.set_xticks([])
+    axis.margins(x=0.09 if whole is None else 0.16)
+    axis.spines["bottom"].set_visible(False)
     handles = [Patch(facecolor=hue, label=label(part)) for hue, part in zip(HUES, named, strict=False)]
     handles += [Patch(facecolor=HUES[-1], label=f"{rest} others")] if rest else []
     figure.legend(handles=handles, loc="outside lower left", ncols=4, handlelength=1, handleheight=1)
@@ -94,49 +81,37 @@ def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]], w
     return as_svg(figure, name, f"{title}: {described}.")
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows that are drawn together."""
-
-    name: str
-    rows: np.ndarray
-    """Boolean mask over the mix."""
-
-
-def groups(mix: Profile) -> list[Group]:
-    """Return the largest sources, and the others as one."""
-    found = [Group(name, rows) for name, rows in mix.by_source()]
-    if len(found) <= MOST_SOURCES + 1:
-        return found
-    rest = np.logical_or.reduce([group.rows for group in found[MOST_SOURCES:]])
-    return [*found[:MOST_SOURCES], Group(f"{len(found) - MOST_SOURCES} others", rest)]
+def groups(mix: Profile) -> dict[str, np.ndarray]:
+    """Return the masks of the largest sources by name, and that of the others as one."""
+    found = list(mix.by_source())
+    largest, rest = found[:MOST_SOURCES], found[MOST_SOURCES:]
+    if len(rest) < 2:
+        return dict(found)
+    return dict([*largest, (f"{len(rest)} others", np.logical_or.reduce([rows for _, rows in rest]))])
 
 
 def label(name: str) -> str:
     """Return a name for a figure: one line, shortened in the middle, and no `$` that would start a formula."""
     line = " ".join(name.split())
-    half = NAME_LENGTH // 2
-    short = (
-        line if len(line) <= NAME_LENGTH else f"{line[: half - 1]}…{line[-half:]}"
-    )  # long names differ at their ends
-    return short.replace("$", r"\$")
+    if len(line) > NAME_LENGTH:  # long names differ at their ends
+        half = NAME_LENGTH // 2
+        line = f"{line[: half - 1]}…{line[-half:]}"
+    return line.replace("$", r"\$")
 
 
 def composition(mix: Profile) -> str:
     """Draw the rows of one mix by source, divided into base and pool."""
     bars = {}
-    for group in groups(mix):
-        pool = int(mix.pool[group.rows].sum())
-        bars[group.name] = {"from the base": int(group.rows.sum()) - pool, "from the pool": pool}
+    for name, rows in groups(mix).items():
+        pool = int(mix.pool[rows].sum())
+        bars[name] = {"from the base": int(rows.sum()) - pool, "from the pool": pool}
     return stacked_bars("composition", "Rows by source", bars, whole=len(mix))
 
 
 def lengths(mix: Profile, max_length: int | None = None) -> str:
     """Draw histograms of characters, tokens and turns, one row per source, each scaled to its tallest bin.
 
-    Args:
-        mix: the values of its rows.
-        max_length: `trainer.max_length`, marked if rows reach it.
+    `max_length`, at which training truncates tokens, is marked if rows reach it.
     """
     shown = groups(mix)
     columns = {"characters": mix.characters}
@@ -146,12 +121,14 @@ def lengths(mix: Profile, max_length: int | None = None) -> str:
     figure, (axes,) = panels(1, len(columns), WIDTH, 0.95 + 0.43 * len(shown), sharey=True)
     for axis, (name, values) in zip(axes, columns.items(), strict=True):
         axis.set_title(name)
-        _histograms(axis, [values[group.rows & (values > 0)] for group in shown], logarithmic=name != "turns")
+        _histograms(axis, [values[rows & (values > 0)] for rows in shown.values()], logarithmic=name != "turns")
         if name == "tokens" and max_length is not None and (values >= max_length).any():
             axis.axvline(max_length, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
-    axes[0].set_yticks(range(len(shown)), [label(group.name) for group in shown])
+    axes[0].set_yticks(range(len(shown)), list(map(label, shown)))
     axes[0].set_ylim(len(shown) - 0.7, -1.02)
-    medians = "; ".join(f"{g.name}: median {np.median(mix.characters[g.rows]):,.0f} characters" for g in shown)
+    medians = "; ".join(
+        f"{name}: median {np.median(mix.characters[rows]):,.0f} characters" for name, rows in shown.items()
+    )
     return as_svg(figure, "lengths", f"Histograms of lengths and turns by source. {medians}.")
 
 

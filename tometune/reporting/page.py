@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +11,35 @@ from markupsafe import Markup
 
 from tometune.common.errors import UserError
 from tometune.evaluation.metrics import label
-from tometune.reporting import figures, mix_figures, training_figures
-from tometune.reporting.cells import Grid
+from tometune.reporting import figures, mix_figures
 from tometune.reporting.conclusions import (
     LIMIT,
     NOTHING_TO_COMPARE,
+    PUBLISHED,
     answers,
     cautions,
     p_value,
     published_answer,
     signed,
 )
-from tometune.reporting.published import PUBLISHED
+from tometune.reporting.report import Report
 from tometune.reporting.scores import ROUGE
 from tometune.reporting.svg import styled
-from tometune.reporting.sweep import Sweep
 from tometune.reporting.text import data_label, deviation_label, sd_label, seeds_label
 
 log = logging.getLogger(__name__)
 
-CROWDED = 12
-"""Loss curves are drawn for at most this many cells."""
+CROWDED = 12  # loss curves are drawn for at most this many cells
 
 
-def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
-    """Return the page of a sweep.
-
-    Args:
-        sweep: its runs, for everything that is not a score.
-        grid: its cells.
-        table: the content of table.json.
-    """
+def page(report: Report) -> str:
+    """Return the page of a sweep."""
+    table = report.table
+    versions: dict[str, set[str]] = {}
+    for run in report.sweep.runs:
+        commit = str((run.record.get("git") or {}).get("commit") or "")[:10]
+        for name, version in {**run.record.get("versions", {}), **({"commit": commit} if commit else {})}.items():
+            versions.setdefault(name, set()).add(str(version))
     templates = environment()
     templates.filters |= {
         "data": data_label,
@@ -62,9 +61,9 @@ def page(sweep: Sweep, grid: Grid, table: Mapping[str, Any]) -> str:
         published_answer=published_answer(table["interval"]["confidence"]),
         published=PUBLISHED,
         cautions=cautions(table),
-        pictures=pictures(grid, table),
-        runs=[_facts(run.record) for cell in grid.cells for run in [*cell.runs.values(), *cell.stream_runs]],
-        versions=_versions(sweep),
+        pictures=pictures(report),
+        records=[run.record for cell in report.grid.cells for run in [*cell.runs.values(), *cell.stream_runs]],
+        versions=[f"{name} {' / '.join(sorted(found))}" for name, found in versions.items()],
         models=figures.models(table),
         alpha=1 - table["interval"]["confidence"],
     )
@@ -80,26 +79,22 @@ def picture_page(picture: Markup) -> str:
 
 def environment() -> Environment:
     """Return the environment for the templates in this folder."""
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def pictures(grid: Grid, table: Mapping[str, Any]) -> dict[str, Markup | None]:
+@lru_cache(maxsize=1)  # the page and `publish` show the same ones
+def pictures(report: Report) -> Mapping[str, Markup | None]:
     """Draw every figure as an `<svg>` element, by name; None if the runs have nothing to draw."""
-    cells = [cell for cell in grid.cells if cell.runs]
+    table, cells = report.table, [cell for cell in report.grid.cells if cell.runs]
     models = figures.models(table)
     return {
         "means": draw(figures.means, table),
         "tasks": draw(figures.tasks, table) if len(table["tasks"]) > 1 else None,
         "published": draw(figures.published, table),
-        "loss": draw(training_figures.loss, cells, models) if len(cells) <= CROWDED else None,
+        "loss": draw(figures.loss, cells, models) if len(cells) <= CROWDED else None,
         "sources": draw(mix_figures.sources, cells),
-        "throughput": draw(training_figures.throughput, cells, models),
+        "throughput": draw(figures.throughput, cells, models),
     }
 
 
@@ -118,30 +113,3 @@ def draw(figure: Callable[..., str | None], *arguments: Any) -> Markup | None:
         log.warning("figure %s left out: %s: %s", figure.__name__, type(error).__name__, error)
         return None
     return None if svg is None else Markup(svg)  # noqa: S704 - our own SVG, with escaped texts
-
-
-def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's row in the table of runs."""
-    train = record.get("train") or {}
-    return {
-        "id": record["run_id"],
-        "steps": train.get("steps"),
-        "loss": train.get("final_loss"),
-        "seconds": train.get("seconds"),
-        "rate": train.get("tokens_per_second"),
-        "memory": train.get("peak_memory_bytes"),
-        "attempts": record.get("attempts"),
-        "digest": record["data"].get("digest"),
-    }
-
-
-def _versions(sweep: Sweep) -> list[str]:
-    """Return the versions and commits of all runs, each once."""
-    found: dict[str, set[str]] = {}
-    for run in sweep.runs:
-        for name, version in run.record.get("versions", {}).items():
-            found.setdefault(name, set()).add(str(version))
-        commit = (run.record.get("git") or {}).get("commit")
-        if commit:
-            found.setdefault("commit", set()).add(str(commit)[:10])
-    return [f"{name} {' / '.join(sorted(versions))}" for name, versions in found.items()]

@@ -20,10 +20,7 @@ from tometune.reporting.wandb_report import COMPARISONS, PAGE, TABLE
 from tometune.tracking import RunLabels, RunTracker, start_tracker
 from tometune.tracking.tracker import one_line
 
-FILE = "wandb_report.json"
-"""Name of the W&B report's specification in the sweep's folder."""
-
-Columns = tuple[list[str], list[list[Any]]]
+FILE = "wandb_report.json"  # the W&B report's specification in the sweep's folder
 
 
 def publish(report: Report, tracking: TrackingConfig) -> list[str]:
@@ -46,24 +43,14 @@ def publish(report: Report, tracking: TrackingConfig) -> list[str]:
 
 
 def log_report(tracker: RunTracker, report: Report) -> None:
-    """Log the report: numbers in the summary, two tables, one page per figure, and the whole page."""
-    table = report.table
+    """Log the report: numbers in the summary, two tables, one page per figure, and the whole page.
+
+    Unknown values in tables are None.
+    """
+    table, metrics = report.table, report.table["metrics"]
     text = "\n\n".join(" ".join([each.question, each.verdict, *each.sentences]) for each in answers(table))
     words = {"answers": text or NOTHING_TO_COMPARE, "cautions": "\n".join(cautions(table))}
     tracker.summary({**summary_numbers(table), **words})
-    tracker.table(TABLE, *table_rows(table))
-    if table["comparisons"]:
-        tracker.table(COMPARISONS, *comparison_rows(table))
-    for name, picture in pictures(report.grid, table).items():
-        if picture is not None:
-            tracker.page(f"picture/{name}", picture_page(picture))
-    tracker.page(PAGE, (report.sweep.folder / "report.html").read_text(encoding="utf-8"))
-
-
-def table_rows(table: Mapping[str, Any]) -> Columns:
-    """Return the columns of the printed table as numbers, then the intervals; unknown values are None."""
-    metrics = table["metrics"]
-    ends = [f"{label(metric)} {end}" for metric in metrics for end in ("from", "to")]
     rows = [
         [
             *cells(row, table)[:3],
@@ -72,13 +59,15 @@ def table_rows(table: Mapping[str, Any]) -> Columns:
         ]
         for row in table["rows"]
     ]
-    return [*columns(table), *ends], rows
-
-
-def comparison_rows(table: Mapping[str, Any]) -> Columns:
-    """Return one row per test."""
-    names = ["a", "b", "metric", "delta", "ci_low", "ci_high", "p", "p_holm", "interval_over"]
-    return names, [[entry[name] for name in names] for entry in table["comparisons"]]
+    ends = [f"{label(metric)} {end}" for metric in metrics for end in ("from", "to")]
+    tracker.table(TABLE, [*columns(table), *ends], rows)
+    if table["comparisons"]:
+        names = ["a", "b", "metric", "delta", "ci_low", "ci_high", "p", "p_holm", "interval_over"]
+        tracker.table(COMPARISONS, names, [[entry[name] for name in names] for entry in table["comparisons"]])
+    for name, picture in pictures(report).items():
+        if picture is not None:
+            tracker.page(f"picture/{name}", picture_page(picture))
+    tracker.page(PAGE, (report.sweep.folder / "report.html").read_text(encoding="utf-8"))
 
 
 def summary_numbers(table: Mapping[str, Any]) -> dict[str, float]:
@@ -86,33 +75,33 @@ def summary_numbers(table: Mapping[str, Any]) -> dict[str, float]:
 
     `cell/pydocs_1k/rouge1/mean` for each cell, and `difference/pydocs_3k-pydocs_1k/rouge1/delta` for each test.
     """
-    means = {
+
+    def key(cell: str) -> str:  # in a summary key, dots would nest and slashes would group
+        return re.sub(r"[^A-Za-z0-9_-]+", "_", cell)
+
+    numbers = {
         f"cell/{key(row['cell'])}/{metric}/{part}": row[metric][part]
         for row in table["rows"]
         for metric in table["metrics"]
         for part in ("mean", "std")
     }
-    differences = {
+    numbers |= {
         f"difference/{key(entry['a'])}-{key(entry['b'])}/{entry['metric']}/{part}": entry[part]
         for entry in table["comparisons"]
         for part in ("delta", "ci_low", "ci_high", "p_holm")
     }
-    return {name: value for name, value in {**means, **differences}.items() if value is not None}
-
-
-def key(cell: str) -> str:
-    """Return a cell's label as part of a summary key, where dots would nest and slashes would group."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", cell)
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def runs_elsewhere(sweep: Sweep, project: str) -> list[str]:
     """Return notes on runs that the panels lack: not logged to W&B, or logged to another project."""
-    tracked = {run.id: run.record.get("tracking") or {} for run in sweep.runs}
-    absent = [name for name, entry in tracked.items() if entry.get("tracker") != "wandb" or not entry.get("path")]
-    others = {str(entry["path"]).split("/")[-2] for name, entry in tracked.items() if name not in absent} - {project}
+    entries = [run.record.get("tracking") or {} for run in sweep.runs]
+    paths = [str(entry["path"]) for entry in entries if entry.get("tracker") == "wandb" and entry.get("path")]
+    others = {path.split("/")[-2] for path in paths} - {project}
     notes = []
-    if absent:
-        notes.append(f"{len(absent)} of {len(tracked)} runs were not logged to W&B, so its panels lack them")
+    if len(paths) < len(entries):
+        absent = len(entries) - len(paths)
+        notes.append(f"{absent} of {len(entries)} runs were not logged to W&B, so its panels lack them")
     if others:
         notes.append(f"runs were logged to project {', '.join(sorted(others))}, not {project}: set tracking.project")
     return notes
@@ -121,12 +110,7 @@ def runs_elsewhere(sweep: Sweep, project: str) -> list[str]:
 def save(report: Report, tracking: Mapping[str, Any]) -> str:
     """Write the W&B report to the sweep's folder and, if the run of the report is online, to the server.
 
-    Args:
-        report: the report.
-        tracking: the entry `tracking` of the report's own run: mode, reason, path.
-
-    Returns:
-        One line that says where it is.
+    `tracking` is the entry `tracking` of the report's own run. Returns one line that says where the report is.
     """
     import wandb
 
@@ -137,8 +121,8 @@ def save(report: Report, tracking: Mapping[str, Any]) -> str:
         saved = {name: earlier[name] for name in ("id", "url", "place")} if earlier["url"] else {}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         saved = {}
-    built = wandb_report.build(report.table, project, "")
-    content = {"url": None, "place": None, **wandb_report.spec(built), **saved}
+    content = wandb_report.spec(wandb_report.build(report.table, project, ""))
+    content = {"url": None, "place": None, **content, **saved}
     write_json(path, content)
     if tracking["mode"] != "online":
         reason = tracking["reason"] or tracking["mode"]
@@ -150,10 +134,9 @@ def save(report: Report, tracking: Mapping[str, Any]) -> str:
             built.id = saved["id"]
         with contextlib.redirect_stderr(io.StringIO()):  # wandb prints the address
             built.save()
-        saved = {"id": built.id, "url": built.url, "place": place}
     except Exception as error:  # wandb-workspaces raises plain ones
         return f"{path}: the W&B report; {wandb.setup().settings.base_url} rejected it: {one_line(error)}"
     finally:
         wandb.teardown()
-    write_json(path, {**content, **saved})
-    return str(saved["url"])
+    write_json(path, {**content, "id": built.id, "url": built.url, "place": place})
+    return str(built.url)

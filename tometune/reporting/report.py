@@ -1,24 +1,42 @@
-"""The report of a sweep folder, from reading the runs to writing its four files."""
+"""The report of a sweep folder: reads the runs, analyses them, and writes the four files."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from tometune.common.files import write_json, write_text
-from tometune.reporting.cells import Grid, group
-from tometune.reporting.scores import load_scores
-from tometune.reporting.sweep import Sweep, read_sweep
-from tometune.reporting.table import analyse
+from tometune.evaluation.statistics import (
+    Estimate,
+    Floats,
+    deviation_interval,
+    estimate,
+    holm,
+    pooled_deviation,
+    seeds_needed,
+)
+from tometune.reporting.cells import STREAMS, Cell, Grid, expected_seeds, group, one_factor, pairs
+from tometune.reporting.scores import Resampled, base_column, load_scores
+from tometune.reporting.sweep import Missing, Sweep, read_sweep
+
+SCHEMA = 1  # version of table.json's layout
+DIFFERENCE = 0.01  # the difference in score that `seeds_needed` refers to
+POWER = 0.8  # probability of detecting it
+DIGITS = 6  # decimals in table.json; beyond them the order of a sum shows
+
+Values = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity, for the cache of figures
 class Report:
     """A sweep and its results."""
 
     sweep: Sweep
     grid: Grid
-    table: dict[str, Any]
-    """The content of table.json."""
+    table: Values  # the content of table.json; the same runs give the same bytes
 
 
 def build(folder: Path, resamples: int, confidence: float) -> Report:
@@ -35,7 +53,36 @@ def build(folder: Path, resamples: int, confidence: float) -> Report:
     sweep = read_sweep(folder)
     grid = group(sweep)
     scores = load_scores(sweep.runs)
-    return Report(sweep, grid, analyse(sweep, grid, scores, resamples, confidence))
+    resampled = scores.resample(resamples, confidence)
+    cells = [cell for cell in grid.cells if cell.runs]
+    comparisons = _compare_all(cells, resampled)
+    tests = sum(comparison["p"] is not None for comparison in comparisons)
+    metrics = len(scores.metrics)
+    pairs_tested = f"{tests // metrics} pair{'' if tests == metrics else 's'} of cells"
+    table = {
+        "schema": SCHEMA,
+        "sweep": sweep.folder.resolve().name,
+        "limited": any(bool(stage.get("limited")) for run in sweep.runs for stage in run.record["eval"].values()),
+        "metrics": list(scores.metrics),
+        "interval": {
+            "confidence": confidence,
+            "resamples": resamples,
+            "method": "hierarchical bootstrap: examples resampled within each task, the same ones for all runs; "
+            "over seeds, Student's t scaled by the standard error over seeds (docs/statistics.md)",
+            "seeds_vary": [STREAMS[name] for name in grid.varied],
+        },
+        "family": f"Holm correction over {tests} tests: {pairs_tested} × {metrics} metrics",
+        "tasks": {task: len(values) for task, values in scores.tasks.items()},
+        "rows": _rows(cells, list(scores.tasks), resampled, sweep.missing),
+        "comparisons": comparisons,
+        "variance": _variance_by_cause(grid.cells, resampled),
+        "missing": [
+            {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
+            for cell in sweep.missing
+        ],
+        "notes": [*sweep.notes, *grid.notes, *scores.notes],
+    }
+    return Report(sweep, grid, table)
 
 
 def write(report: Report) -> Path:
@@ -47,5 +94,176 @@ def write(report: Report) -> Path:
     write_json(folder / "table.json", report.table)
     write_text(folder / "table.csv", as_csv(report.table))
     write_text(folder / "table.md", as_markdown(report.table))
-    write_text(folder / "report.html", page(report.sweep, report.grid, report.table))
+    write_text(folder / "report.html", page(report))
     return folder / "report.html"
+
+
+def _rows(
+    cells: Sequence[Cell], tasks: Sequence[str], resampled: Resampled, missing: Sequence[Missing]
+) -> list[Values]:
+    """Return one row per cell, and before the first cell of each model a row for its base model."""
+    rows: list[Values] = []
+    for cell in cells:
+        base = base_column(cell.model)
+        scored = base in resampled.columns
+        if scored and cell.model not in [row["model"] for row in rows]:
+            records = [run.record for other in cells if other.model == cell.model for run in other.runs.values()]
+            rows.append(
+                {
+                    **{"cell": base, "stage": "base", "model": cell.model, "data": "before", "rows": 0, "settings": {}},
+                    **{"seeds": 0, "seeds_expected": 0},
+                    **_scores([base], tasks, resampled),
+                    **{"answer_tokens": _answer_tokens(records, "base", tasks), "gain": None, "runs": []},
+                }
+            )
+        names = [run.id for run in cell.runs.values()]
+        rows.append(
+            {
+                **{"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows},
+                **{"settings": cell.settings, "seeds": len(names), "seeds_expected": expected_seeds(cell, missing)},
+                "answer_tokens": _answer_tokens([run.record for run in cell.runs.values()], "tuned", tasks),
+                **_scores(names, tasks, resampled),
+                "gain": _gain(names, base, resampled) if scored else None,
+                "runs": [
+                    {
+                        **{"run_id": run.id, "seed": seed, **_run_scores(run.id, None, resampled)},
+                        "tasks": {task: _run_scores(run.id, number, resampled) for number, task in enumerate(tasks)},
+                    }
+                    for seed, run in cell.runs.items()
+                ],
+            }
+        )
+    return rows
+
+
+def _answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, tasks: Sequence[str]) -> dict[str, float | None]:
+    """Return the mean number of generated tokens per answer by task, over runs; None where a record has no count."""
+    scored = [record["eval"][stage]["tasks"] for record in records if stage in record["eval"]]
+    means: dict[str, float | None] = {}
+    for task in tasks:
+        entries = [run.get(task, {}) for run in scored]
+        known = [entry["tokens"] / entry["examples"] for entry in entries if entry.get("tokens") is not None]
+        means[task] = round(fmean(known), 2) if known and len(known) == len(entries) else None
+    return means
+
+
+def _scores(names: Sequence[str], tasks: Sequence[str], resampled: Resampled) -> Values:
+    """Return mean, deviation and interval of each metric, over tasks and by task."""
+
+    def metrics(task: int | None) -> Values:
+        found = {}
+        for number, metric in enumerate(resampled.metrics):
+            runs = resampled.runs(names, number, task)
+            result = _estimate(runs, resampled.examples(names, number, task), resampled)
+            deviation = _rounded(float(np.std(runs, ddof=1))) if len(runs) > 1 else None
+            found[metric] = {"mean": _rounded(result.value), "std": deviation, **_interval(result)}
+        return found
+
+    level = "seeds and examples" if len(names) > 1 else "examples"
+    return {
+        **{"interval_over": level, **metrics(None)},
+        "tasks": {task: metrics(number) for number, task in enumerate(tasks)},
+    }
+
+
+def _gain(names: Sequence[str], base: str, resampled: Resampled) -> Values:
+    """Return tuned - base on the same examples; not part of the corrected tests."""
+    found = {}
+    for number, metric in enumerate(resampled.metrics):
+        gains = resampled.runs(names, number) - resampled.runs([base], number)
+        examples = resampled.examples(names, number) - resampled.examples([base], number)
+        result = _estimate(gains, examples, resampled)
+        found[metric] = {"delta": _rounded(result.value), **_interval(result)}
+    return found
+
+
+def _estimate(runs: Floats, examples: Floats, resampled: Resampled) -> Estimate:
+    """Estimate the mean over runs; the spread of a single run is unknown, not zero."""
+    return estimate(float(runs.mean()), examples, [runs] if len(runs) > 1 else [], resampled.confidence)
+
+
+def _run_scores(run_id: str, task: int | None, resampled: Resampled) -> Values:
+    """Return a run's score on each metric."""
+    return {
+        metric: _rounded(float(resampled.runs([run_id], number, task)[0]))
+        for number, metric in enumerate(resampled.metrics)
+    }
+
+
+def _compare_all(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
+    """Compare all cells that differ in one thing on each metric, and correct for the number of tests."""
+    found = [
+        _compare(cells[second], cells[first], number, resampled)
+        for second, first in pairs(cells)
+        for number in range(len(resampled.metrics))
+    ]
+    for comparison, adjusted in zip(found, holm([comparison["p"] for comparison in found]), strict=True):
+        comparison["p_holm"] = _rounded(adjusted)
+        comparison["p"] = _rounded(comparison["p"])
+    return found
+
+
+def _compare(a: Cell, b: Cell, metric: int, resampled: Resampled) -> Values:
+    """Return a - b on one metric: paired by seed if both have the same seeds, else as two samples."""
+    names = [[run.id for run in cell.runs.values()] for cell in (a, b)]
+    runs = [resampled.runs(ids, metric) for ids in names]
+    examples = resampled.examples(names[0], metric) - resampled.examples(names[1], metric)
+    paired = list(a.runs) == list(b.runs)
+    seeds = [runs[0] - runs[1]] if paired else runs
+    known = min(map(len, runs)) > 1
+    delta = float(runs[0].mean() - runs[1].mean())
+    result = estimate(delta, examples, seeds if known else [], resampled.confidence)
+    return {
+        **{"a": a.label, "b": b.label, "metric": resampled.metrics[metric], "delta": _rounded(delta)},
+        **_interval(result),
+        "interval_over": "seeds and examples" if known else "examples",
+        "p": result.p,
+        "p_holm": None,
+        "paired": paired,
+        "seeds": [len(ids) for ids in names],
+        "seeds_needed": _seeds_needed(seeds, paired, 1 - resampled.confidence) if known else None,
+        "examples_deviation": _rounded(float(np.std(examples))),
+    }
+
+
+def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values:
+    """Return the seeds per arm that detect `DIFFERENCE`, with the range given by the uncertainty of the deviation.
+
+    `seeds` holds the paired differences, or the scores of both arms if their seeds differ; the deviation is then that
+    of the difference between one run of each arm.
+    """
+    deviation = float(np.sqrt(sum(np.var(values, ddof=1) for values in seeds)))
+    freedom = sum(len(values) - 1 for values in seeds)
+    low, high = deviation_interval(deviation, freedom, 1 - alpha)
+    number, least, most = (seeds_needed(value, DIFFERENCE, POWER, alpha, paired) for value in (deviation, low, high))
+    return {
+        **{"difference": DIFFERENCE, "power": POWER, "deviation": _rounded(deviation)},
+        **{"n": number, "low": least, "high": most},
+    }
+
+
+def _variance_by_cause(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
+    """Return the deviation caused by each stream alone, from groups of runs that differ in nothing else."""
+    found = []
+    for stream, cause in STREAMS.items():
+        groups = [[run.id for run in runs] for cell in cells for runs in one_factor(cell, stream)]
+        if not groups:
+            continue
+        entry: Values = {"cause": cause, "stream": f"seeds.{stream}", "groups": len(groups)}
+        entry["runs"] = len({name for names in groups for name in names})
+        for number, metric in enumerate(resampled.metrics):
+            deviation, freedom = pooled_deviation([resampled.runs(names, number) for names in groups])
+            low, high = deviation_interval(deviation, freedom, resampled.confidence)
+            entry["freedom"] = freedom
+            entry[metric] = {"std": _rounded(deviation), "ci_low": _rounded(low), "ci_high": _rounded(high)}
+        found.append(entry)
+    return found
+
+
+def _interval(result: Estimate) -> dict[str, float | None]:
+    return {"ci_low": _rounded(result.low), "ci_high": _rounded(result.high)}
+
+
+def _rounded(value: float | None) -> float | None:
+    """Round for table.json, without negative zeros."""
+    return None if value is None else round(float(value), DIGITS) + 0.0

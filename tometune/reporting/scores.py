@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,9 @@ from tometune.common.errors import UserError
 from tometune.evaluation.statistics import Floats, resampled_means
 from tometune.reporting.sweep import SweepRun
 
-ROUGE = ("rouge1", "rouge2", "rougeL")
-"""Metrics of every run, and those of the published table."""
-
-TOLERANCE = 1e-9
-"""Means closer than this are equal: sums in another order differ by less."""
-
-LISTED = 3
-"""Ids listed in an error about differing examples."""
+ROUGE = ("rouge1", "rouge2", "rougeL")  # metrics of every run, and those of the published table
+TOLERANCE = 1e-9  # means closer than this are equal: sums in another order differ by less
+LISTED = 3  # ids listed in an error about differing examples
 
 
 @dataclass(frozen=True)
@@ -28,38 +23,26 @@ class TaskScores:
     """Scores of a task's examples in one run."""
 
     path: Path
-    metrics: list[str]
-    """In the order of the file."""
-
+    metrics: list[str]  # in the order of the file
     ids: list[str]
-    references: list[int]
-    """Hash of each example's references, because ids may be mere row numbers."""
+    references: list[int]  # hash of each example's references, because ids may be mere row numbers
+    values: Floats  # [examples, metrics]
 
-    values: Floats
-    """[examples, metrics]"""
-
-    def select(self, metrics: Sequence[str], order: Iterable[str]) -> Floats:
+    def select(self, metrics: Sequence[str], order: Sequence[str]) -> Floats:
         """Return [examples, metrics] for these metrics, with the examples in this order."""
-        place = {identifier: number for number, identifier in enumerate(self.ids)}
-        rows, columns = [place[identifier] for identifier in order], [self.metrics.index(name) for name in metrics]
-        return self.values[np.ix_(rows, columns)]
+        line = {identifier: number for number, identifier in enumerate(self.ids)}
+        columns = [self.metrics.index(name) for name in metrics]
+        return self.values[np.ix_([line[identifier] for identifier in order], columns)]
 
 
 @dataclass(frozen=True)
 class SweepScores:
     """Scores of every run, paired by example."""
 
-    metrics: tuple[str, ...]
-    """ROUGE, then every other metric that all tasks of all runs have."""
-
-    columns: dict[str, int]
-    """Column of each run by its id, and of each base model by `base_column(model)`."""
-
-    tasks: dict[str, Floats]
-    """[examples, columns, metrics] by task."""
-
-    notes: list[str]
-    """Where runs do not agree on the base model's scores."""
+    metrics: tuple[str, ...]  # ROUGE, then every other metric that all tasks of all runs have
+    columns: dict[str, int]  # column of each run by its id, and of each base model by `base_column(model)`
+    tasks: dict[str, Floats]  # [examples, columns, metrics] by task
+    notes: list[str]  # where runs do not agree on the base model's scores
 
     def resample(self, resamples: int, confidence: float) -> "Resampled":
         """Resample the examples of all tasks, once for all runs."""
@@ -76,12 +59,8 @@ class Resampled:
 
     metrics: tuple[str, ...]
     columns: dict[str, int]
-    means: Floats
-    """[tasks, columns, metrics]"""
-
-    draws: Floats
-    """[tasks, resamples, columns, metrics]"""
-
+    means: Floats  # [tasks, columns, metrics]
+    draws: Floats  # [tasks, resamples, columns, metrics]
     confidence: float
 
     def runs(self, names: Sequence[str], metric: int, task: int | None = None) -> Floats:
@@ -108,30 +87,45 @@ def load_scores(runs: Sequence[SweepRun]) -> SweepScores:
     Raises:
         UserError: a file is missing or broken, or runs were scored on different tasks or examples.
     """
-    _check_tasks(runs)
-    models: dict[str, list[SweepRun]] = {run.record["model"]["name"]: [] for run in runs}
+    names = list(runs[0].record["eval"]["tuned"]["tasks"])
+    for run in runs:
+        differ = set(names) ^ set(run.record["eval"]["tuned"]["tasks"])
+        if differ:
+            raise UserError(
+                f"{run.folder}: scored on other tasks than {runs[0].id} (not in both: {', '.join(sorted(differ))}), "
+                "so means over tasks cannot be compared; score one of them again, or move it away"
+            )
+    scored: dict[str, list[SweepRun]] = {}
     for run in runs:
         if "base" in run.record["eval"]:
-            models[run.record["model"]["name"]].append(run)
-    scored = {base_column(model): members for model, members in models.items() if members}
-    names = [*(run.id for run in runs), *scored]
-    read = {task: _read_stages(runs, task) for task in runs[0].record["eval"]["tuned"]["tasks"]}
+            scored.setdefault(base_column(run.model), []).append(run)
+    read = {task: _read_stages(runs, task) for task in names}
     files = [found for stages in read.values() for found in stages.values()]
     metrics = tuple(name for name in files[0].metrics if all(name in found.metrics for found in files))
-    tasks, spreads = {}, []
+    tasks = {}
+    spreads: dict[str, list[Floats]] = {name: [] for name in scored}  # [runs, metrics] for each task
     for task, stages in read.items():
         order = stages["tuned", runs[0].id].ids
         tuned = [stages["tuned", run.id].select(metrics, order) for run in runs]
-        base = [
-            np.stack([stages["base", run.id].select(metrics, order) for run in members]) for members in scored.values()
-        ]
-        tasks[task] = np.stack([*tuned, *(values.mean(axis=0) for values in base)], axis=1)
-        spreads.append([values.mean(axis=1) for values in base])
-    rouge_l = metrics.index("rougeL")
-    notes = [
-        _disagreement(name, by_task, rouge_l) for name, by_task in zip(scored, zip(*spreads, strict=True), strict=True)
-    ]
-    return SweepScores(metrics, {name: number for number, name in enumerate(names)}, tasks, list(filter(None, notes)))
+        base = {
+            name: np.stack([stages["base", run.id].select(metrics, order) for run in members])
+            for name, members in scored.items()
+        }
+        tasks[task] = np.stack([*tuned, *(values.mean(axis=0) for values in base.values())], axis=1)
+        for name, values in base.items():
+            spreads[name].append(values.mean(axis=1))
+    notes = []
+    for name, means in spreads.items():
+        spread = np.ptp(means, axis=1)
+        if np.any(spread > TOLERANCE):
+            rouge_l = np.mean(means, axis=0)[:, metrics.index("rougeL")]
+            notes.append(
+                f"Row {name}: the runs disagree on this score (ROUGE-L {rouge_l.min():.4f} to {rouge_l.max():.4f}, up "
+                f"to {spread.max():.4f} on one task), so the row is a mean. They were scored with different settings, "
+                "versions or hardware."
+            )
+    columns = {name: number for number, name in enumerate([*(run.id for run in runs), *scored])}
+    return SweepScores(metrics, columns, tasks, notes)
 
 
 def _read_stages(runs: Sequence[SweepRun], task: str) -> dict[tuple[str, str], TaskScores]:
@@ -145,8 +139,17 @@ def _read_stages(runs: Sequence[SweepRun], task: str) -> dict[tuple[str, str], T
     first = found["tuned", runs[0].id]
     references = dict(zip(first.ids, first.references, strict=True))
     for other in found.values():
-        if set(other.ids) != references.keys() or len(set(other.ids)) != len(other.ids):
-            raise UserError(_other_examples(first, other))
+        here, there = set(other.ids), references.keys()
+        if here != there or len(here) != len(other.ids):
+            only = [
+                f"only in {path}: {_some(sorted(ids))}"
+                for path, ids in ((other.path, here - there), (first.path, there - here))
+                if ids
+            ]
+            problem = "; ".join(only) or "an id occurs twice"
+            raise UserError(
+                f"{task}: runs with different examples cannot be paired; {problem}; score one of them again"
+            )
         changed = [name for name, number in zip(other.ids, other.references, strict=True) if number != references[name]]
         if changed:
             raise UserError(
@@ -154,19 +157,6 @@ def _read_stages(runs: Sequence[SweepRun], task: str) -> dict[tuple[str, str], T
                 "changed between the runs, so they cannot be paired: score one of them again"
             )
     return found
-
-
-def _disagreement(name: str, by_task: Sequence[Floats], rouge_l: int) -> str | None:
-    """Return a note if runs scored the same base model differently; `by_task` holds [runs, metrics]."""
-    spread = np.ptp(by_task, axis=1)
-    if not np.any(spread > TOLERANCE):
-        return None
-    runs = np.mean(by_task, axis=0)[:, rouge_l]
-    return (
-        f"Row {name}: the runs disagree on this score (ROUGE-L {runs.min():.4f} to {runs.max():.4f}, up to "
-        f"{spread.max():.4f} on one task), so the row is a mean. They were scored with different settings, versions or "
-        "hardware."
-    )
 
 
 def read_task(path: Path) -> TaskScores:
@@ -189,7 +179,7 @@ def read_task(path: Path) -> TaskScores:
                 identifier, references_hash = str(row["id"]), hash(tuple(row.get("references", ())))
                 values.append(scores)
                 references.append(references_hash)
-                ids.append(identifier)
+                ids.append(identifier)  # last, because an error counts the lines by it
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, although the run is completed; score the run again") from None
     except KeyError as error:
@@ -199,31 +189,6 @@ def read_task(path: Path) -> TaskScores:
     if not ids:
         raise UserError(f"{path}: no examples; {fix}")
     return TaskScores(path, metrics, ids, references, np.asarray(values))
-
-
-def _check_tasks(runs: Sequence[SweepRun]) -> None:
-    """Reject runs that were scored on different tasks."""
-    first = runs[0]
-    wanted = set(first.record["eval"]["tuned"]["tasks"])
-    for run in runs:
-        differ = wanted ^ set(run.record["eval"]["tuned"]["tasks"])
-        if differ:
-            raise UserError(
-                f"{run.folder}: scored on other tasks than {first.id} (not in both: {', '.join(sorted(differ))}), "
-                "so means over tasks cannot be compared; score one of them again, or move it away"
-            )
-
-
-def _other_examples(first: TaskScores, found: TaskScores) -> str:
-    """Return the error about examples that two files do not share."""
-    here, there = set(found.ids), set(first.ids)
-    only = [
-        f"only in {path}: {_some(sorted(ids))}"
-        for path, ids in ((found.path, here - there), (first.path, there - here))
-        if ids
-    ]
-    problem = "; ".join(only) or "an id occurs twice"
-    return f"{found.path.stem}: runs with different examples cannot be paired; {problem}; score one of them again"
 
 
 def _some(names: Sequence[Any]) -> str:

@@ -4,7 +4,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from matplotlib import rc_context
@@ -13,21 +13,14 @@ from matplotlib.figure import Figure
 
 # Placeholder colours: `as_svg` replaces each by a CSS variable, which has a light and a dark value in page.css.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
-ACCENTS = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506")
-"""One per model."""
-
-HUES = ("#060601", "#060602", "#060603", "#060604", "#060605", "#060606", "#060607", "#060608")
-"""One per source of a mix; the last is for all others."""
-
+ACCENTS = tuple(f"#05050{number}" for number in range(1, 7))  # one per model
+HUES = tuple(f"#06060{number}" for number in range(1, 9))  # one per source of a mix; the last is for all others
 VARIABLES = {
     **{INK: "--ink", MUTED: "--muted", GRID: "--rule", PAPER: "--paper"},
     **{colour: f"--accent-{number}" for number, colour in enumerate(ACCENTS, 1)},
     **{colour: f"--hue-{number}" for number, colour in enumerate(HUES, 1)},
 }
-"""CSS variable of each placeholder."""
-
-WIDTH = 9.6
-"""Inches of a figure as wide as the page."""
+WIDTH = 9.6  # inches of a figure as wide as the page
 
 STYLE = {
     "svg.fonttype": "none",
@@ -79,42 +72,23 @@ def panels(rows: int, columns: int, width: float, height: float, **options: obje
     return figure, [list(row) for row in axes]
 
 
-def bar_axis(axis: Axes, names: Sequence[str], margin: float) -> None:
-    """Set up an axis of horizontal bars that carry their own numbers."""
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.45, -0.55)
-    axis.grid(visible=False)
-    axis.set_xticks([])
-    axis.margins(x=margin)
-    axis.spines["bottom"].set_visible(False)
-
-
-def bar_number(axis: Axes, end: float, place: int, text: str) -> None:
-    """Write a number next to the end of a horizontal bar."""
-    axis.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
-
-
 def as_svg(figure: Figure, name: str, description: str) -> str:
     """Return a figure as an `<svg>` element with text as text and colours as CSS variables.
 
-    Args:
-        figure: the figure; its text is set in the page's font.
-        name: prefix of its ids, unique on the page.
-        description: text alternative for screen readers.
+    `name`, unique on the page, is the prefix of its ids; `description` is the text for screen readers.
     """
+
+    def font(found: re.Match[str]) -> str:  # the family is that of the page
+        weight = "font-weight: 650; " if "bold" in found[1] or "700" in found[1] else ""
+        return f"{weight}font-size: {found[2]}px"
+
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|\sxmlns(:xlink)?=\"[^\"]*\"", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id|href)="(#?)', rf'\1="\g<2>{name}-', svg).replace("url(#", f"url(#{name}-")
-    svg = re.sub(r'font: ((?:\w+ )*)([\d.]+)px [^;"]*', _font, svg)
+    svg = re.sub(r'font: ((?:\w+ )*)([\d.]+)px [^;"]*', font, svg)
     svg = re.sub(r"#0[1-6]0[1-6]0[1-8]", lambda found: f"var({VARIABLES[found[0]]})", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1).strip()
-
-
-def _font(found: re.Match[str]) -> str:
-    """Keep weight and size, and leave the family to the page."""
-    weight = "font-weight: 650; " if "bold" in found[1] or "700" in found[1] else ""
-    return f"{weight}font-size: {found[2]}px"

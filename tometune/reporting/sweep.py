@@ -22,19 +22,21 @@ class SweepRun:
 
     id: str
     folder: Path
-    record: dict[str, Any]
-    """Its run.json."""
-
-    settings: dict[str, Any]
-    """Everything that can change the result except the seeds, flat: `{"trainer.learning_rate": 2e-4, …}`."""
-
-    streams: dict[str, int]
-    """Seed of each stream: data, order, adapter, generation."""
+    record: dict[str, Any]  # its run.json
+    settings: dict[str, Any]  # all that can change the result except seeds, flat: `{"trainer.learning_rate": 2e-4, …}`
+    streams: dict[str, int]  # seed of each stream: data, order, adapter, generation
 
     @property
-    def limited(self) -> bool:
-        """Whether `eval.limit` left examples out."""
-        return any(bool(stage.get("limited")) for stage in self.record["eval"].values())
+    def model(self) -> str:
+        return str(self.record["model"]["name"])
+
+    @property
+    def data(self) -> str:
+        return str(self.record["data"]["name"])
+
+    @property
+    def rows(self) -> int:
+        return int(self.record["data"]["rows"])
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,7 @@ class Missing:
     model: str | None
     data: str | None
     seed: int | None
-    settings: dict[str, Any]
-    """As far as they are known, flat; values may be text."""
-
+    settings: dict[str, Any]  # as far as they are known, flat; values may be text
     reason: str
 
 
@@ -58,8 +58,7 @@ class Sweep:
     folder: Path
     runs: list[SweepRun]
     missing: list[Missing]
-    notes: list[str]
-    """Remarks for readers of the table."""
+    notes: list[str]  # for readers of the table
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -79,20 +78,27 @@ def read_sweep(folder: Path) -> Sweep:
     if not found and not expected:
         raise UserError(f"{folder}: holds no runs; make some with python -m tometune.train -m sweep.name={folder.name}")
     records = {path.name: _read_record(path) for path in found}
-    _check_schemas(folder, records)
+    others = [
+        f"{name} (schema {record.get('schema')})"
+        for name, record in records.items()
+        if isinstance(record, dict) and record.get("schema") != SCHEMA
+    ]
+    if others:  # its numbers may mean something else
+        raise UserError(
+            f"{folder}: run.json of another version (this one reads schema {SCHEMA}): {', '.join(others)}; "
+            "move these runs away and repeat them"
+        )
     runs, missing = [], []
-    for name, record in records.items():
-        reason = record if isinstance(record, str) else _reason_missing(record)
-        if reason is None:
-            assert isinstance(record, dict)
-            config = stored_config(folder / name)
-            runs.append(SweepRun(name, folder / name, record, _settings(config, record), asdict(config.seeds)))
-        else:
-            missing.append(_missing(folder, name, reason, expected.get(name, {})))
-    for name, cell in expected.items():
-        if name not in records:
+    for name in dict.fromkeys([*records, *expected]):
+        record, cell = records.get(name), expected.get(name, {})
+        if record is None:
             reason = f"failed: {cell['error']}" if cell.get("error") else "not started"
             missing.append(_missing(folder, name, reason, cell))
+        elif isinstance(record, str):
+            missing.append(_missing(folder, name, record, cell))
+        else:
+            config = stored_config(folder / name)
+            runs.append(SweepRun(name, folder / name, record, _settings(config, record), asdict(config.seeds)))
     missing.sort(key=lambda cell: cell.run_id)
     if not runs:
         raise UserError(
@@ -105,7 +111,7 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def _read_record(folder: Path) -> dict[str, Any] | str:
-    """Return the content of run.json, or the reason why there is none."""
+    """Return the content of run.json if the run is completed and scored, else the reason why it is not."""
     fix = "delete it and start the sweep again; the run resumes from its checkpoint"
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -113,26 +119,11 @@ def _read_record(folder: Path) -> dict[str, Any] | str:
         return "interrupted before run.json was written"
     except ValueError as error:
         return f"run.json is broken ({error}); {fix}"
-    return record if isinstance(record, dict) else f"run.json is broken (not an object); {fix}"
-
-
-def _check_schemas(folder: Path, records: Mapping[str, dict[str, Any] | str]) -> None:
-    """Reject runs with another schema version, whose numbers may mean something else."""
-    by_schema: dict[Any, list[str]] = {}
-    for name, record in records.items():
-        if isinstance(record, dict) and record.get("schema") != SCHEMA:
-            by_schema.setdefault(record.get("schema"), []).append(name)
-    if by_schema:
-        names = "; ".join(f"schema {schema}: {', '.join(found)}" for schema, found in by_schema.items())
-        raise UserError(
-            f"{folder}: run.json of another version (this one reads schema {SCHEMA}): {names}; "
-            "move these runs away and repeat them"
-        )
-
-
-def _reason_missing(record: Mapping[str, Any]) -> str | None:
-    """Return why a run is not completed, or None if it is."""
+    if not isinstance(record, dict):
+        return f"run.json is broken (not an object); {fix}"
     status = record.get("status")
+    if record.get("schema") != SCHEMA:
+        return record
     if status == "failed":
         return f"failed: {record.get('error', 'no reason recorded')}"
     if status != "completed":
@@ -140,7 +131,7 @@ def _reason_missing(record: Mapping[str, Any]) -> str | None:
     lacking = [name for name in ("model", "data", "seed", "eval") if name not in record]
     if lacking:
         return f"run.json has no {', '.join(lacking)}"
-    return None if "tuned" in record["eval"] else "completed without scores"
+    return record if "tuned" in record["eval"] else "completed without scores"
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,11 +167,4 @@ def _missing(folder: Path, name: str, reason: str, cell: Mapping[str, Any]) -> M
     full = known.get("lora") == "none" or str(known.get("lora.enabled")).lower() == "false"
     known["lora"] = "full" if full else "adapter"
     seed = str(known.get("seed"))
-    return Missing(
-        run_id=name,
-        model=known.get("model"),
-        data=known.get("data"),
-        seed=int(seed) if seed.isdigit() else None,
-        settings=known,
-        reason=reason,
-    )
+    return Missing(name, known.get("model"), known.get("data"), int(seed) if seed.isdigit() else None, known, reason)

@@ -84,13 +84,13 @@ def as_csv(table: Values) -> str:
     """Return the table with full numbers and intervals; unknown values are empty, missing runs have their own lines."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    metrics = table["metrics"]
-    parts = [("mean", ""), ("std", "_sd"), ("ci_low", "_low"), ("ci_high", "_high")]
-    names = [f"{metric}{suffix}" for _, suffix in parts for metric in metrics]
+    parts = [(metric, part) for part in ("mean", "std", "ci_low", "ci_high") for metric in table["metrics"]]
+    suffixes = {"mean": "", "std": "_sd", "ci_low": "_low", "ci_high": "_high"}
+    names = [metric + suffixes[part] for metric, part in parts]
     writer.writerow(["model", "data", "rows", "seeds", *names, "note"])
     mark = "LIMIT" if table["limited"] else ""
     for row in table["rows"]:
-        numbers = [row[metric][part] for part, _ in parts for metric in metrics]
+        numbers = [row[metric][part] for metric, part in parts]
         writer.writerow([row["model"], data_label(row), row["rows"], row["seeds"], *numbers, mark])
     for entry in table["missing"]:
         note = f"missing: {entry['run_id']}: {entry['reason']}"
@@ -101,15 +101,9 @@ def as_csv(table: Values) -> str:
 def print_report(table: Values, console: Console | None = None) -> None:
     """Print the table, the answers and the cautions."""
     console = console or Console()
-    mark = f"[bold red]{LIMIT}[/]\n" if table["limited"] else ""
-    grid = RichTable(
-        title=f"{mark}{table['sweep']}",
-        box=SIMPLE_HEAD,
-        caption=table["family"],
-        padding=(0, 1, 0, 0),  # names of 12 and 10 letters fit into 80 columns
-        pad_edge=False,
-        show_edge=False,
-    )
+    title = f"[bold red]{LIMIT}[/]\n{table['sweep']}" if table["limited"] else table["sweep"]
+    grid = RichTable(title=title, caption=table["family"], box=SIMPLE_HEAD, show_edge=False)
+    grid.padding, grid.pad_edge = (0, 1, 0, 0), False  # names of 12 and 10 letters fit into 80 columns
     for number, name in enumerate(columns(table)):
         left = number < 2
         grid.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
@@ -117,10 +111,8 @@ def print_report(table: Values, console: Console | None = None) -> None:
         grid.add_row(*map(escape, cells(row, table)), style="dim" if row["stage"] == "base" else None)
     console.print(grid)
     for answer in answers(table):
-        console.print(
-            f"[bold]{escape(answer.question)} {answer.verdict}[/] {escape(' '.join(answer.sentences))}\n",
-            highlight=False,
-        )
+        text = f"[bold]{escape(answer.question)} {answer.verdict}[/] {escape(' '.join(answer.sentences))}\n"
+        console.print(text, highlight=False)
     for text in cautions(table):
         console.print(f"[yellow]![/] {escape(text)}", highlight=False)
     for entry in table["missing"]:

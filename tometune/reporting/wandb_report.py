@@ -16,14 +16,9 @@ from tometune.tracking.tracker import sanitise
 import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
 
-WIDTH = 24
-"""Columns of a W&B panel grid."""
-
-JOB_TYPE = "report"
-"""Job type of the run that holds a report."""
-
-TABLE, COMPARISONS, PAGE = "table", "comparisons", "report"
-"""Names of the tables and the page in that run; its figures are `picture/<name>`."""
+WIDTH = 24  # columns of a W&B panel grid
+JOB_TYPE = "report"  # job type of the run that holds a report
+TABLE, COMPARISONS, PAGE = "table", "comparisons", "report"  # in that run; its figures are `picture/<name>`
 
 Table = Mapping[str, Any]
 
@@ -41,22 +36,31 @@ def build(table: Table, project: str, entity: str) -> wr.Report:
         project: W&B project of the runs.
         entity: their user or team; with "", the runs are looked up in the report's own project.
     """
-    where = {"project": project, "entity": entity} if entity else {}
+
+    def runset(name: str, ids: list[str]) -> wr.Runset:
+        where = {"project": project, "entity": entity} if entity else {}
+        return wr.Runset(name=name, filters=[expr.Metric("ID").isin([sanitise(each, 64) for each in ids])], **where)
+
     by_model: dict[str, list[str]] = {}
     for row in table["rows"]:
         by_model.setdefault(row["model"], []).extend(run["run_id"] for run in row["runs"])
-    runs = [_runset(model, ids, where) for model, ids in by_model.items() if ids]
-    own = _runset("report", [run_id(table["sweep"])], where)
+    runs = [runset(model, ids) for model, ids in by_model.items() if ids]
+    own = runset("report", [run_id(table["sweep"])])
     comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(w=WIDTH, h=14))
     deviation = f"sd: standard deviation over seeds (n − 1). {table['family']}."
-    first = answers(table)[:1]
+    found = answers(table)
+    texts = [f"**{LIMIT}.**"] if table["limited"] else []
+    texts += [f"### {each.question} {each.verdict}\n\n{' '.join(each.sentences)}" for each in found]
+    texts += [] if found else [NOTHING_TO_COMPARE]
+    notes = [f"- {text}" for text in cautions(table)]
+    notes += [f"- Missing: {entry['run_id']} ({entry['reason']})" for entry in table["missing"]]
     return wr.Report(
         project=project,
         entity=entity,
         title=f"Sweep {table['sweep']}",  # part of the address, where a question mark would end it
-        description=f"{first[0].question} {first[0].verdict}" if first else NOTHING_TO_COMPARE,
+        description=f"{found[0].question} {found[0].verdict}" if found else NOTHING_TO_COMPARE,
         blocks=[
-            wr.MarkdownBlock(_answers(table)),
+            wr.MarkdownBlock("\n\n".join([*texts, *(["\n".join(notes)] if notes else [])])),
             wr.H2("Scores"),
             wr.MarkdownBlock(f"{markdown_rows(table)}\n\n{deviation}"),
             wr.PanelGrid(runsets=runs, panels=_scores(table)),
@@ -68,21 +72,6 @@ def build(table: Table, project: str, entity: str) -> wr.Report:
             wr.PanelGrid(runsets=[own], panels=_pages(table)),
         ],
     )
-
-
-def _answers(table: Table) -> str:
-    """Return the answers and cautions as Markdown."""
-    texts = [f"**{LIMIT}.**"] if table["limited"] else []
-    texts += [f"### {each.question} {each.verdict}\n\n{' '.join(each.sentences)}" for each in answers(table)]
-    texts += [] if answers(table) else [NOTHING_TO_COMPARE]
-    notes = [f"- {text}" for text in cautions(table)]
-    notes += [f"- Missing: {entry['run_id']} ({entry['reason']})" for entry in table["missing"]]
-    return "\n\n".join([*texts, *(["\n".join(notes)] if notes else [])])
-
-
-def _runset(name: str, ids: list[str], where: Mapping[str, str]) -> wr.Runset:
-    """Return the set of the runs with these ids."""
-    return wr.Runset(name=name, filters=[expr.Metric("ID").isin([sanitise(each, 64) for each in ids])], **where)
 
 
 def factors(table: Table) -> list[str]:
@@ -99,51 +88,44 @@ def _scores(table: Table) -> list[Any]:
     """Return bars of means with deviations for each factor, and scores over the size of the data."""
     metrics = table["metrics"]
     width = max(WIDTH // len(metrics), WIDTH // 4)
-    panels: list[Any] = []
-    for factor in factors(table):
-        for metric in metrics:
-            bars = wr.BarPlot(
-                title=f"{label(metric)} by {factor}: mean and standard deviation over runs",
-                metrics=[f"eval/tuned/{metric}"],
-                groupby=wr.Config(factor),
-                groupby_aggfunc="mean",
-                groupby_rangefunc="stddev",
-                orientation="v",
-                layout=_place(len(panels), width),
-            )
-            panels.append(bars)
-    for metric in metrics:
-        dots = wr.ScatterPlot(
+    panels: list[Any] = [
+        wr.BarPlot(
+            title=f"{label(metric)} by {factor}: mean and standard deviation over runs",
+            metrics=[f"eval/tuned/{metric}"],
+            groupby=wr.Config(factor),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stddev",
+            orientation="v",
+        )
+        for factor in factors(table)
+        for metric in metrics
+    ]
+    panels += [
+        wr.ScatterPlot(
             title=f"{label(metric)} by rows of data, one dot per run",
             x=wr.SummaryMetric("data/rows"),
             y=wr.SummaryMetric(f"eval/tuned/{metric}"),
-            layout=_place(len(panels), width),
         )
-        panels.append(dots)
+        for metric in metrics
+    ]
+    for number, panel in enumerate(panels):
+        panel.layout = _place(number, width)
     return panels
 
 
 def _training(table: Table) -> list[Any]:
     """Return the loss, grouped by the first factor and run by run, and the throughput."""
-    factor = factors(table)[0]
+    grouped = {"groupby": wr.Config(factors(table)[0]), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    loss = {"x": "Step", "y": ["train/loss"]}
+    title = f"training loss by {factors(table)[0]}: mean, minimum and maximum"
     return [
-        wr.LinePlot(
-            title=f"training loss by {factor}: mean, minimum and maximum",
-            x="Step",
-            y=["train/loss"],
-            groupby=wr.Config(factor),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
-            layout=_place(0, 12, 9),
-        ),
-        wr.LinePlot(title="training loss, one line per run", x="Step", y=["train/loss"], layout=_place(1, 12, 9)),
+        wr.LinePlot(title=title, layout=_place(0, 12, 9), **loss, **grouped),
+        wr.LinePlot(title="training loss, one line per run", layout=_place(1, 12, 9), **loss),
         wr.BarPlot(
             title="training tokens per second",
             metrics=["train/tokens_per_second"],
-            groupby=wr.Config(factor),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
             layout=wr.Layout(x=0, y=9, w=WIDTH, h=6),
+            **grouped,
         ),
     ]
 

@@ -44,14 +44,12 @@ def start_tracker(config: TrackingConfig, labels: RunLabels) -> RunTracker:
     reason = None
     if config.tracker is not Tracker.none:
         try:
-            tracker: RunTracker = _module(config).TRACKER(config, labels)
+            return _module(config).TRACKER(config, labels)  # type: ignore[no-any-return]
         except UserError:
             raise
         except Exception as error:
             reason = f"{config.tracker} could not be started ({one_line(error)})"
             log.warning("%s; the run continues without a tracker", reason)
-        else:
-            return tracker
     return RunTracker(config, labels, reason)
 
 

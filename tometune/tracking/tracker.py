@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,13 +59,12 @@ class RunTracker:
     `sync_command`, and may raise in them.
     """
 
+    # Errors after which nothing more is sent, because each further attempt would wait for a dead connection.
     CONNECTION_ERRORS: tuple[type[Exception], ...] = ()
-    """Errors after which nothing more is sent, because each further attempt would wait for a dead connection."""
 
     def __init__(self, config: TrackingConfig, labels: RunLabels, reason: str | None = None) -> None:
         self.config, self.labels, self.reason = config, labels, reason
-        self.step = 0
-        """The last step that was logged; tables and final values belong to it."""
+        self.step = 0  # the last step that was logged; tables and final values belong to it
         self.lost = self.warned = False
 
     def __init_subclass__(cls) -> None:
@@ -101,19 +101,12 @@ class RunTracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         self.finish("completed" if kind is None else "failed")
 
     @_safe
     def results(self, record: Mapping[str, Any], folder: Path) -> None:
-        """Store the results of a run: numbers, predictions, its mix and its adapter.
-
-        Args:
-            record: the run's record, as in run.json.
-            folder: the run's folder, with `eval/<stage>/<task>.jsonl`, `mix.json` and `adapter/`.
-        """
+        """Store the results of a run: the numbers of run.json, predictions, its mix and its adapter."""
         if record.get("train"):  # an attempt that found the training finished has logged no step itself
             self.step = max(self.step, record["train"]["steps"])
         groups = {name: record[name] for name in ("data", "train", "eval") if record.get(name)}
@@ -154,9 +147,8 @@ def prediction_tables(folder: Path, rows_per_stage: int) -> dict[str, tuple[list
     examples: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("eval/*/*.jsonl")) if rows_per_stage else []:
         with path.open(encoding="utf-8") as lines:
-            for _, line in zip(range(rows_per_stage), lines, strict=False):
-                row = {"stage": path.parent.name, **_cells(json.loads(line))}
-                examples.setdefault(path.stem, []).append(row)
+            for line in islice(lines, rows_per_stage):
+                examples.setdefault(path.stem, []).append({"stage": path.parent.name, **_cells(json.loads(line))})
     tables = {}
     for task, rows in examples.items():
         columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -20,8 +20,8 @@ from tometune.tracking.tracker import RunLabels, RunTracker, program
 
 log = logging.getLogger(__name__)
 
+# Environment variables that would make trackio send runs elsewhere; they are hidden while a run starts.
 REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL")
-"""Environment variables that would make trackio send runs elsewhere; they are hidden while a run starts."""
 
 
 class TrackioTracker(RunTracker):
@@ -47,25 +47,20 @@ class TrackioTracker(RunTracker):
             )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Add one point to each curve."""
         self.step = max(self.step, step)
         self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Log the values at the last step, because trackio has no summary."""
-        self._run.log(values, step=self.step)
+        self._run.log(values, step=self.step)  # trackio has no summary
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Log a table at the last step."""
         import pandas as pd
 
         self._run.log({name: self._trackio.Table(dataframe=pd.DataFrame(rows, columns=columns))}, step=self.step)
 
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:
-        """Log an artifact."""
         artifact = self._trackio.Artifact(name, type=kind, metadata=metadata)
-        add = artifact.add_dir if path.is_dir() else artifact.add_file
-        add(str(path))
+        (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path))
         self._run.log_artifact(artifact)
 
     def finish(self, status: str) -> None:
@@ -75,7 +70,6 @@ class TrackioTracker(RunTracker):
             self._trackio.finish()
 
     def describe(self) -> dict[str, Any]:
-        """Return the database's folder and the command that shows it."""
         command = shlex.join([program("trackio"), "show", "--project", self.config.project])
         show = f"TRACKIO_DIR={shlex.quote(str(self.folder))} {command}"
         path = f"{self.config.project}/{self.labels.run_id}"

@@ -28,11 +28,11 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 log = logging.getLogger(__name__)
 
+# Seconds until a run starts offline instead, and until the rest of an upload is left to `wandb sync`.
 TIMEOUTS = {"init_timeout": 20.0, "finish_timeout": 300.0}
-"""Seconds until a run starts offline instead, and until the rest of an upload is left to `wandb sync`."""
 
+# Errors of W&B for a name, tag or setting that it does not accept (pydantic's ValidationError is a ValueError).
 REJECTIONS = (UsageError, ValueError)
-"""Errors of W&B for a name, tag or setting that it does not accept (pydantic's ValidationError is a ValueError)."""
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -58,22 +58,20 @@ class WandbTracker(RunTracker):
         try:
             self.mode, self.reason = choose_mode(config.mode)
             try:
-                self._run = self._init(quiet_settings())
+                self._run = self._init()
             except CommError as error:
                 self.reason = self._go_offline(error)
                 level = logging.WARNING
-                self._run = self._init(quiet_settings())
+                self._run = self._init()
             self.step = self._run.step  # past the last step if the server knew the run
         except BaseException as error:
             self._release()
             if isinstance(error, REJECTIONS):
                 raise _rejected(error) from None
             raise
-        if labels.replaces:
+        if labels.replaces:  # uploaded after this one, an earlier attempt would replace it
             for folder in self._unsynced():
-                if folder != Path(
-                    self._run.settings.sync_dir
-                ):  # uploaded after this one, an earlier attempt would replace it
+                if folder != Path(self._run.settings.sync_dir):
                     shutil.rmtree(folder)
         if self.mode == "offline":
             sync = self.describe()["sync"]
@@ -85,9 +83,8 @@ class WandbTracker(RunTracker):
         Raises:
             UserError: the user insists on the server.
         """
-        settings = wandb.setup().settings
-        timeout = quiet_settings().init_timeout
-        reason = f"{settings.base_url} did not accept the run within {timeout:g} s: {one_line(error)}"
+        server, timeout = wandb.setup().settings.base_url, quiet_settings().init_timeout
+        reason = f"{server} did not accept the run within {timeout:g} s: {one_line(error)}"
         wandb.teardown()  # otherwise the service still holds the run id
         for failed in self.labels.folder.glob("wandb/*run-*"):
             if failed.is_symlink():
@@ -99,7 +96,7 @@ class WandbTracker(RunTracker):
         self.mode = "offline"
         return reason
 
-    def _init(self, settings: wandb.Settings) -> Any:
+    def _init(self) -> Any:
         """Call `wandb.init` with everything that identifies the run and nothing about the machine."""
         labels = self.labels
         return wandb.init(
@@ -114,35 +111,30 @@ class WandbTracker(RunTracker):
             config=dict(labels.config),
             dir=labels.folder,
             mode=self.mode,
-            settings=settings,
+            settings=quiet_settings(),
         )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Add one point to each curve."""
         self.step = max(self.step, step)
         self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Set summary values."""
         self._run.summary.update(values)
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Log a table at the last step."""
         self._run.log({name: wandb.Table(columns=columns, data=rows, allow_mixed_types=True)}, step=self.step)
 
     def page(self, name: str, html: str) -> None:
-        """Log a page as it is; by default W&B would inject a stylesheet from its server."""
+        # By default W&B would inject a stylesheet from its server.
         self._run.log({name: wandb.Html(html, inject=False, data_is_not_path=True)}, step=self.step)
 
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:
-        """Log an artifact; its files are read in place instead of being copied first."""
         artifact = wandb.Artifact(name, type=kind, metadata=metadata)
         add = artifact.add_dir if path.is_dir() else artifact.add_file
-        add(str(path), policy="immutable")
+        add(str(path), policy="immutable")  # the files are read in place instead of being copied first
         self._run.log_artifact(artifact)
 
     def finish(self, status: str) -> None:
-        """Close the run and stop W&B's service process."""
         try:
             if not self.lost:
                 self._run.finish(exit_code=0 if status == "completed" else 1)
@@ -150,14 +142,12 @@ class WandbTracker(RunTracker):
             self._release()
 
     def _release(self) -> None:
-        """Stop W&B's service process and restore the environment."""
         with contextlib.suppress(*self.CONNECTION_ERRORS):
             wandb.teardown()
         if self._own_data_dir:
             os.environ.pop("WANDB_DATA_DIR", None)
 
     def describe(self) -> dict[str, Any]:
-        """Return path, mode, folders, and the address of the run or the command that uploads it."""
         waiting = [] if self.mode == "disabled" else self._unsynced()
         path = [self._run.entity, self._run.project, self.id]
         return {
@@ -171,7 +161,6 @@ class WandbTracker(RunTracker):
         }
 
     def sync_command(self) -> str:
-        """Return the command that uploads this attempt."""
         return _sync(Path(self._run.settings.sync_dir))
 
     def _unsynced(self) -> list[Path]:
@@ -189,10 +178,9 @@ def check(config: TrackingConfig) -> None:
     Raises:
         UserError: W&B would reject a name or tag, or the mode is `online` and there is no key.
     """
+    names = {"project": config.project, "entity": config.entity, "run_group": config.group}
     try:
-        wandb.Settings(
-            project=config.project, entity=config.entity, run_group=config.group, run_tags=tuple(config.tags)
-        )
+        wandb.Settings(**names, run_tags=tuple(config.tags))
         choose_mode(config.mode)
     except REJECTIONS as error:
         raise _rejected(error) from None
@@ -211,27 +199,20 @@ def choose_mode(wanted: TrackingMode) -> tuple[Mode, str | None]:
     """
     explicit = {"mode": "online"} if wanted is TrackingMode.online else {}
     found = wandb.setup(settings=wandb.Settings(silent=True, **explicit)).settings.mode
-    if wanted is TrackingMode.offline:
-        return "offline", None
-    if wanted is TrackingMode.auto and found in ("offline", "dryrun"):
+    if wanted is TrackingMode.offline or (wanted is TrackingMode.auto and found in ("offline", "dryrun")):
         return "offline", None
     if wanted is TrackingMode.auto and found == "disabled":
         return "disabled", None
-    reason = _missing_key()
-    if reason is None:
+    try:
+        key = wandb.login(prompt=False, verify=False)
+        reason = f"no API key (`{program('wandb')} login` stores one)"
+    except AuthenticationError as error:
+        key, reason = False, one_line(error)
+    if key:
         return "online", None
     if insists_on_server(wanted):
         raise _not_online(reason)
     return "offline", reason
-
-
-def _missing_key() -> str | None:
-    """Return why there is no usable key in the environment, W&B's settings or netrc; None if there is one."""
-    try:
-        found = wandb.login(prompt=False, verify=False)
-    except AuthenticationError as error:
-        return one_line(error)
-    return None if found else f"no API key (`{program('wandb')} login` stores one)"
 
 
 def insists_on_server(wanted: TrackingMode) -> bool:
@@ -244,7 +225,6 @@ def _not_online(reason: str) -> UserError:
 
 
 def _rejected(error: Exception) -> UserError:
-    """Return the error for a name, tag or setting that W&B rejects."""
     problems = [str(problem["msg"]) for problem in error.errors()] if isinstance(error, ValidationError) else []
     return UserError(
         f"tracking: W&B rejects this: {'; '.join(problems) or one_line(error)}; fix it, or set tracking=none"
