@@ -31,8 +31,7 @@ class Owner:
 
     host: str
     pid: int
-    since: str
-    """UTC, ISO 8601."""
+    since: str  # UTC, ISO 8601
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -54,12 +53,9 @@ class BusyError(UserError):
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run while the body runs. Empty folders that are left afterwards are removed.
+    """Hold the lock of a run while the body runs; its folder is made, and removed if it is still empty afterwards.
 
     The lock is the kernel's (flock), so it is free again when its owner ends, in whatever way.
-
-    Args:
-        folder: the run's folder; made if need be.
 
     Raises:
         BusyError: another process holds the lock.
