@@ -19,8 +19,7 @@ from tometune.models.source import fingerprint, quantized
 from tometune.runs.run import read_record
 from tometune.runs.stored import run_folder, stored_config
 
-REPEAT = "repeat the command that made this run"
-"""How to fix files of a run that are missing or broken."""
+REPEAT = "repeat the command that made this run"  # fixes files that are missing or broken
 
 
 def finished_record(folder: Path) -> dict[str, Any]:

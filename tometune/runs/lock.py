@@ -15,14 +15,9 @@ from tometune.common.errors import UserError
 from tometune.common.files import is_alive
 from tometune.runs.run import now
 
-NAME = ".lock"
-"""File in the run's folder; exists while a process works on the run, or after that process was killed."""
-
-WAIT = 5.0
-"""Seconds to wait for a lock without a living owner: another process is looking at it, or just starting or ending."""
-
-RETRY = 0.01
-"""Seconds between two attempts."""
+NAME = ".lock"  # in the run's folder while a process works on the run, or after that process was killed
+WAIT = 5.0  # seconds for a lock without a living owner: another process looks at it, or is just starting or ending
+RETRY = 0.01  # seconds between two attempts
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,8 @@ from tometune.config.root import Config
 from tometune.runs.identity import MEANING, content_hash, identity, plain
 from tometune.runs.provenance import git_state, versions
 
-SCHEMA = 1
-"""Version of run.json's layout."""
-
-HASH_LETTERS = 8
-"""Letters of the identity's hash in a run's id."""
+SCHEMA = 1  # version of run.json's layout
+HASH_LETTERS = 8  # letters of the identity's hash in a run's id
 
 
 def now() -> str:
@@ -45,7 +42,7 @@ class Run:
 
     @classmethod
     def find(cls, config: Config, fingerprints: Mapping[str, str]) -> "Run":
-        """Name the run of this config and read its record if there is one; writes nothing.
+        """Name the run of this config and read its record if there is one.
 
         Raises:
             UserError: the folder belongs to another config, or its run.json cannot be read.

@@ -18,8 +18,7 @@ from tometune.runs.provenance import git_state, versions
 from tometune.runs.run import SCHEMA, now, read_record
 from tometune.runs.stored import run_folder, stored_config, with_command_line
 
-SEPARATE = "evaluation.json"
-"""Record of an evaluation that has a folder of its own; a run's own tasks are recorded in its run.json."""
+SEPARATE = "evaluation.json"  # of an evaluation with a folder of its own; a run's own tasks are in its run.json
 
 
 @dataclass

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 _warned: set[str] = set()
 
+# Choices that made the run and cannot be changed when it is scored again. (evaluate rejects data, lora, trainer.)
 OF_THE_RUN = ("seed", "model", "experiment")
-"""Choices that made the run and cannot be changed when it is scored again. (evaluate rejects data, lora, trainer.)"""
 
 
 def run_folder(name: str, paths: PathsConfig, key: str = "run") -> Path:

@@ -12,9 +12,7 @@ from typing import Any
 from tometune.common.errors import UserError
 
 NAME = "sweep.json"
-
-SCHEMA = 1
-"""Version of the file's layout."""
+SCHEMA = 1  # version of the file's layout
 
 
 @dataclass(frozen=True)
