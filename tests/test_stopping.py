@@ -60,7 +60,7 @@ def test_while_a_model_is_evaluated(place: Workplace) -> None:
     assert not list(place.folder.glob("outputs/*/evaluation.json"))
     done = place.verb("evaluate", *MODEL)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("(found)") == kept
+    assert done.stderr.count("(reused)") == kept
 
 
 MOMENTS = [
