@@ -47,7 +47,7 @@ def start_up(arguments: list[str]) -> Iterator[tuple[float, float]]:
     for _ in range(3):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "tometune.chat", *arguments, f"chat.port={port}", "chat.inbrowser=false"]
+        command = [sys.executable, "-m", "tometune.chat", *arguments, f"chat.port={port}"]
         start = time.perf_counter()
         started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:

@@ -36,6 +36,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return Workplace(tmp_path_factory.mktemp("place"))
 
 
+SECRETS = {
+    "WANDB_API_KEY": "5ec2e7" * 6 + "abcd",
+    "HF_TOKEN": "hf_5ec2e7TokenThatNoFileMayHold",
+    "HUGGING_FACE_HUB_TOKEN": "hf_5ec2e7OldNameOfTheSame",
+    "OPENAI_API_KEY": "sk-5ec2e7SomeOtherKeyInTheEnvironment",
+}
+SMOKE = ("+experiment=smoke", "trainer.max_steps=6")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A workplace with one finished run, tracked by W&B offline, with secrets in its environment. Read only."""
+    made = Workplace(tmp_path_factory.mktemp("finished"))
+    done = made.verb("train", *SMOKE, "tracking=wandb", "tracking.mode=offline", env=SECRETS)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     """An empty hub on localhost; `hub.env(home)` points a subprocess at it."""

@@ -10,6 +10,7 @@ import pytest
 BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
 
 
+@pytest.mark.nightly
 @pytest.mark.whole
 def test_every_figure_has_a_target_and_its_circumstances(clean_env: dict[str, str], tmp_path: Path) -> None:
     sizes = ["--rows", "60", "--pairs", "50", "--repeat", "1", "--model", "tiny", "--runs", "2"]
@@ -34,9 +35,3 @@ def test_every_figure_has_a_target_and_its_circumstances(clean_env: dict[str, st
     assert all(figure["name"] in table for figure in written["figures"])
     assert "made-up rows" in done.stdout
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tometune-bench")] == []
-
-
-def test_files_come_in_twos(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, BENCH, "--base", "x.parquet"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--base and --pool: give both, or neither" in done.stderr

@@ -44,11 +44,6 @@ def test_steps_without_tokens_weigh_the_same() -> None:
     assert report.summary(bare, 0)["overall_tokens_per_second"] == pytest.approx(150)  # 1/100 and 1/300
 
 
-def test_nothing_after_the_warm_up_is_an_error() -> None:
-    with pytest.raises(ValueError, match="4 steps, and 4 of them are warm-up"):
-        report.summary(STEPS, 4)
-
-
 def test_mfu_and_the_cost_of_a_table() -> None:
     assert report.mfu(200, 1000, 8e6) == pytest.approx(0.1)
     tokens = report.table_tokens(200, 100)
@@ -90,21 +85,6 @@ def test_report_of_a_recorded_file() -> None:
     assert "…" not in text
 
 
-def test_options(capsys: pytest.CaptureFixture[str]) -> None:
-    options = bench_gpu.command_line(["--quick", "--contenders", "trl_peft,tometune_unsloth"])
-    assert (options.warmup, options.steps, options.rows) == (4, 16, 3000)
-    assert options.contenders == ["trl_peft", "tometune_unsloth"]
-    assert bench_gpu.command_line(["--base", "a", "--pool", "b"]).rows == 12_000
-    for wrong, why in (
-        (["--base", "x"], "give both, or neither"),
-        (["--contenders", "trl"], "there is no 'trl'"),
-        (["--warmup", "0"], "at least 1"),
-    ):
-        with pytest.raises(SystemExit):
-            bench_gpu.command_line(wrong)
-        assert why in capsys.readouterr().err
-
-
 def test_tometune_is_called_with_its_defaults(tmp_path: Path) -> None:
     settings = {"model": "/m", "base": "/b", "pool": "/p", "rows": 9, "gpu": True}
     given = overrides("unsloth", settings, tmp_path, 48)
@@ -116,29 +96,18 @@ def test_tometune_is_called_with_its_defaults(tmp_path: Path) -> None:
     ]
 
 
-def bench(environment: dict[str, str], folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, SCRIPTS / "bench_gpu.py", *options],
-        env={**environment, "TMPDIR": str(folder), "PATH": ""},  # no nvidia-smi: as on a machine without a GPU
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_no_gpu_is_said_in_one_line(clean_env: dict[str, str], tmp_path: Path) -> None:
-    done = bench(clean_env, tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "bench_gpu: there is no GPU here; --rehearse tries the script out on a CPU\n"
-
-
+@pytest.mark.nightly
 @pytest.mark.whole
 def test_rehearsal(clean_env: dict[str, str], tmp_path: Path) -> None:
-    hidden = {**clean_env, "CUDA_VISIBLE_DEVICES": ""}
+    hidden = {**clean_env, "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(tmp_path), "PATH": ""}  # no nvidia-smi
     sizes = ["--rows", "300", "--steps", "3", "--warmup", "1", "--batches", "2", "--new-tokens", "8"]
     names = ["tometune_transformers", "trl_peft", "generate_tometune"]
     chosen = ["--rehearse", "--model-shape", "tiny", "--contenders", ",".join(names), "--json", "found.json"]
-    done = bench(hidden, tmp_path, *sizes, *chosen)
+    command = [sys.executable, SCRIPTS / "bench_gpu.py"]
+    done = subprocess.run(command, env=hidden, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "bench_gpu: there is no GPU here; --rehearse tries the script out on a CPU\n"
+    done = subprocess.run([*command, *sizes, *chosen], env=hidden, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert [*found["contenders"], *found["generation"]] == names, done.stderr

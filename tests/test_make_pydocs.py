@@ -65,12 +65,9 @@ def test_doctests() -> None:
     assert not result.failed
 
 
-@pytest.mark.parametrize(
-    ("module", "expected"),
-    [("heapq", True), ("_heapq", True), ("collections.abc", True), ("json.decoder", False), ("_pydecimal", False)],
-)
-def test_held_out_modules(module: str, expected: bool) -> None:
-    assert make_pydocs.is_held_out(module) is expected
+def test_held_out_modules() -> None:
+    names = ("heapq", "_heapq", "collections.abc", "json.decoder", "_pydecimal")
+    assert [name for name in names if make_pydocs.is_held_out(name)] == ["heapq", "_heapq", "collections.abc"]
 
 
 def test_entries_of_a_source(tea: dict[str, Any]) -> None:

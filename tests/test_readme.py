@@ -3,18 +3,17 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.common.test_hub import CARD, FINETOME, parquet
+from tests.conftest import Run
 from tests.data.conftest import conversation, write_jsonl
 from tests.evaluation.test_hub_tasks import TASKS, write_sets
 from tests.hub import Hub
-from tometune.models import tiny
+from tests.whole import ForkServer, Workplace
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -24,38 +23,31 @@ LINES = [
     for line in block.splitlines()
 ]
 RUN, MIX = "python -m tometune.", ["data.base.rows=4", "data.rows=8"]
-TINY = ["model=tiny", "trainer=debug", "eval.limit=1"]
+TINY = ["model=tiny", "trainer=debug", "trainer.max_steps=2", "eval.limit=1"]
 HUB = [f"eval.tasks.{task}.{value}" for task in TASKS for value in ("revision=main", "max_new_tokens=4")]
+TABLE = [*TINY, *HUB, "data=mix_100k,mix_300k", "seed=0,1", "data.base.rows=4", "data.rows=4", "eval.resamples=200"]
 
 COMMANDS = {
     f"{RUN}prepare data=mix_300k": ["model=tiny", *MIX],
     f"{RUN}train data=mix_300k": [*TINY, *HUB, *MIX],
-    f"{RUN}train -m data=mix_100k,mix_200k,mix_300k seed=0,1,2": [*TINY, *HUB, "data.base.rows=4", "data.rows=4"],
-    f"{RUN}report sweep.name=adhoc": ["eval.resamples=200"],
-    f"{RUN}report sweep.name=adhoc publish=wandb": ["eval.resamples=200"],
-    f"{RUN}train data=files_300k data.base.path=base.parquet data.pool.path=pool.jsonl": [*TINY, *HUB, *MIX],
     f"{RUN}train data=files_100k data.base.path=mine.jsonl data.rows=5000": [*TINY, *HUB, "data.rows=4"],
-    f"{RUN}train +eval/task@eval.tasks.mine=jsonl eval.tasks.mine.path=mine_test.jsonl": [
-        *TINY,
-        *HUB,
-        "data.rows=4",
-    ],
+    f"{RUN}train data=files_300k data.base.path=base.parquet data.pool.path=pool.jsonl": [*TINY, *HUB, *MIX],
+    f"{RUN}train +eval/task@eval.tasks.mine=jsonl eval.tasks.mine.path=mine_test.jsonl": [*TINY, *HUB, "data.rows=4"],
     f"{RUN}train data=mix_300k data.contamination=drop": [*TINY, *HUB, *MIX],
-    f"{RUN}train data=mix_300k_top": [*TINY, *HUB, *MIX],
     f"{RUN}evaluate run=outputs/<run_id> eval=pydocs": ["eval.limit=1"],
-    f"{RUN}evaluate model.id=HuggingFaceTB/SmolLM2-360M-Instruct model.quantization=none": ["eval.limit=1", *HUB],
+    f"{RUN}train -m +sweep=table plan=true": TABLE,
+    f"{RUN}train -m +sweep=table": TABLE,
+    f"{RUN}report sweep.name=table publish=wandb": ["eval.resamples=200"],
 }
 """Each command of the README, in its order, and what makes it cheap."""
 
 OTHERS = {
-    "git clone <this repository> tometune && cd tometune": "a stranger's address",
+    "git clone <this repository> tometune && cd tometune": "needs an address",
     "bash scripts/quickstart.sh": "below",
-    "bash scripts/setup.sh gpu": "downloads what only a GPU needs",
+    "bash scripts/setup.sh unsloth": "downloads what only a GPU needs",
     "source .venv/bin/activate": "the tests' own environment is active",
-    "wandb login": "wants an account",
-    f"{RUN}train -m +sweep=random_vs_best": "two of the commands above, with two seeds; tests/config composes it",
+    "wandb login": "needs an account",
     f"{RUN}chat run=outputs/<run_id> against=base": "tests/chatting, in a browser",
-    f"{RUN}chat run=outputs/<run_id> ui=terminal": "tests/chatting",
     f"{RUN}export run=outputs/<run_id> format=gguf quant=q4_k_m": "tests/exporting",
     f"{RUN}export run=outputs/<run_id> push_to=user/name": "tests/exporting",
 }
@@ -67,77 +59,78 @@ def test_every_command_is_known():
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory):
-    """The repositories by their real names, each with a few rows in its real schema, and a model."""
-    root = tmp_path_factory.mktemp("hub")
-    with Hub(root) as running:
+    """The repositories by their real names, each with a few rows in its real schema."""
+    with Hub(tmp_path_factory.mktemp("hub")) as running:
         base = [conversation(n, source="infini-instruct-top-500k", score=4.0) for n in range(4)]
         running.add_dataset(FINETOME, {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(base)})
         pool = "".join(json.dumps(conversation(n, dataset="x")) + "\n" for n in range(2, 22))
         running.add_dataset("arcee-ai/The-Tome", {"train.jsonl": pool})
         write_sets(running.root / "datasets")
-        model = running.add_model("HuggingFaceTB/SmolLM2-360M-Instruct")
-        shutil.copytree(tiny.built(root / "cache"), model.folder, dirs_exist_ok=True)
         yield running
 
 
 @pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder the user is in, with the files that the commands name."""
-    folder = tmp_path_factory.mktemp("user")
+def user(hub: Hub, tmp_path_factory: pytest.TempPathFactory):
+    """A workplace of a user who reaches that hub, with the files that the commands name."""
+    place = Workplace(tmp_path_factory.mktemp("user"))
+    place.env |= hub.env(place.folder / "hf")
     base = [conversation(n, source="x", score=4.0) for n in range(4)]
-    (folder / "base.parquet").write_bytes(parquet(base))
-    write_jsonl(folder / "pool.jsonl", [conversation(n) for n in range(2, 22)])
-    write_jsonl(folder / "mine.jsonl", [conversation(n) for n in range(4)])
-    write_jsonl(folder / "mine_test.jsonl", [{"input": "a", "references": ["b"]}])
-    return folder
+    (place.folder / "base.parquet").write_bytes(parquet(base))
+    write_jsonl(place.folder / "pool.jsonl", [conversation(n) for n in range(2, 22)])
+    write_jsonl(place.folder / "mine.jsonl", [conversation(n) for n in range(4)])
+    write_jsonl(place.folder / "mine_test.jsonl", [{"input": "a", "references": ["b"]}])
+    return place
+
+
+@pytest.fixture(scope="module")
+def server(user: Workplace):
+    made = ForkServer(user.env)
+    yield made
+    made.close()
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command, hub, user, clean_env, tmp_path_factory):
-    run_id = next((folder.name for folder in user.glob("outputs/tiny-mix_300k-*")), "none")
+def test_command(command: str, user: Workplace, server: ForkServer):
+    run_id = next((folder.name for folder in user.folder.glob("outputs/tiny-mix_300k-*")), "none")
     words = shlex.split(command.replace("<run_id>", run_id).removeprefix("python "))
-    done = subprocess.run(
-        [sys.executable, *words, *COMMANDS[command], f"paths.cache={user}/cache"],
-        cwd=user,
-        env=clean_env | hub.env(user / "hf"),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    done = server.run([*words, *COMMANDS[command]], user.env, user.folder)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     if "tometune.prepare" in command:
         assert "trainable tokens" in done.stdout
-    elif "tometune.report" in command:
+    elif "plan=true" in command:
+        assert not list(user.folder.glob("multirun/table/*/run.json"))
+    elif "tometune.report" in command or "-m" in words[2:]:
         assert "Is mix_300k better than mix_100k?" in done.stdout
-        assert ("wandb sync" in done.stdout) == ("publish" in command)
-    elif "-m" in words[2:]:
-        assert len(list(user.glob("multirun/adhoc/tiny-mix_*/run.json"))) == 9
+        assert "publish" not in command or "wandb sync" in done.stdout
+        assert len(list(user.folder.glob("multirun/table/tiny-mix_*/run.json"))) == 4
     else:
         assert "mean of tasks" in done.stdout
 
 
 @pytest.mark.whole
-def test_quickstart_ends_with_the_table_and_the_paths(clean_env, tmp_path):
-    """The script itself, on `tiny`: what SmolLM2 makes of it is measured in docs/benchmarks.md."""
-    cheap = ["model=tiny", "trainer=debug", "eval.limit=2", "data.rows=64", f"paths.outputs={tmp_path}/outputs"]
-    for attempt in (1, 2):
-        script = [*("bash", "scripts/quickstart.sh"), *cheap]
-        done = subprocess.run(script, cwd=CHECKOUT, env=clean_env, capture_output=True, text=True)
+def test_quickstart_ends_with_the_table_and_the_paths(clean_env, run_verb: Run, tmp_path):
+    """The script itself, on `tiny`; a repeated command shows the results again."""
+    cheap = ["model=tiny", "trainer=debug", "trainer.max_steps=1", "eval.limit=1", "data.rows=64"]
+    cheap.append(f"paths.outputs={tmp_path}/outputs")
+    script = ["bash", "scripts/quickstart.sh", *cheap]
+    first = subprocess.run(script, cwd=CHECKOUT, env=clean_env, capture_output=True, text=True)
+    second = run_verb("train", "+experiment=quickstart", *cheap)
+    (run,) = (tmp_path / "outputs").iterdir()
+    for done in (first, second):
         assert done.returncode == 0, done.stderr
-        assert ("nothing to do" in done.stderr) == (attempt == 2)
-        (run,) = (tmp_path / "outputs").iterdir()
         lines = done.stdout.splitlines()
         assert f"run      {run}" in lines
         assert any(line.startswith(f"wandb    {run}/wandb/offline-run-") for line in lines)
         assert any(line.split()[:3] == ["mean", "of", "tasks"] for line in lines)
+    assert "nothing to do" in second.stderr
 
 
-def test_the_shown_error_is_what_is_printed(tmp_path):
-    shown = re.search(r"```text\n\$ python (.*?)\n(.*?)\n```", README, re.DOTALL)
-    done = subprocess.run([sys.executable, *shown[1].split()], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.strip()) == (2, shown[2])
+def test_the_shown_error_is_what_is_printed(run_verb: Run):
+    (wrong, message), *_ = re.findall(r"`(\S+)` gets\s+one line: `(.*?)`", README)
+    done = run_verb("train", wrong)
+    assert (done.returncode, done.stderr) == (2, f"{message}\n")
 
 
 def test_what_the_table_of_choices_names_is_there():

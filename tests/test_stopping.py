@@ -33,7 +33,7 @@ def stopped(place: Workplace, verb: str, *overrides: str, once: str, number: sig
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_while_the_data_is_prepared(place: Workplace, number: signal.Signals) -> None:
     cache = f"cache-{number.name}"
     command = ("data=pydocs_3k", "model=tiny", f"paths.cache={cache}")
@@ -63,28 +63,21 @@ def test_while_a_model_is_evaluated(place: Workplace) -> None:
     assert done.stderr.count("(reused)") == kept
 
 
-@pytest.mark.whole
-@pytest.mark.parametrize(
-    "moment",
-    [
-        ("tometune.data.tokens:tokenise", 1, "SIGTERM"),
-        ("tometune.models.load:load_model", 1, "SIGTERM"),
-        ("tometune.training.trainer:MeteredTrainer.training_step", 1, "SIGHUP"),
-        ("tometune.evaluation.scoring:write_result", 1, "SIGTERM"),
-        ("tometune.evaluation.scoring:write_result", 3, "SIGHUP"),
-    ],
-)
-def test_wherever_a_run_is(place: Workplace, moment: tuple[str, int, str]) -> None:
-    status, stderr = place.train(*SMOKE, "paths.outputs=runs", moment=moment)
-    assert status == 128 + signal.Signals[moment[2]]
-    assert stderr.splitlines()[-1] == f"stopped by {moment[2]}; {RESUME}"
-    assert "Traceback" not in stderr
-    for run in (place.folder / "runs").glob("*"):
-        assert record_of(run)["status"] == "running"
+MOMENTS = [
+    ("tometune.data.tokens:tokenise", 1, "SIGTERM"),
+    ("tometune.training.trainer:MeteredTrainer.training_step", 1, "SIGHUP"),
+    ("tometune.evaluation.scoring:write_result", 3, "SIGTERM"),
+]
 
 
 @pytest.mark.whole
-def test_a_run_that_was_stopped_often_completes(place: Workplace) -> None:
+def test_a_run_that_is_stopped_again_and_again_completes(place: Workplace) -> None:
+    for moment in MOMENTS:
+        status, stderr = place.train(*SMOKE, "paths.outputs=runs", moment=moment)
+        assert status == 128 + signal.Signals[moment[2]]
+        assert stderr.splitlines()[-1] == f"stopped by {moment[2]}; {RESUME}"
+        assert "Traceback" not in stderr
+        assert all(record_of(run)["status"] == "running" for run in (place.folder / "runs").glob("*"))
     status, stderr = place.train(*SMOKE, "paths.outputs=runs")
     assert status == 0, stderr
     assert record_of(place.run_folder("runs"))["status"] == "completed"

@@ -50,18 +50,18 @@ def environment(home: Path) -> dict[str, str]:
 class ForkServer:
     """The process behind `tests/fork_server.py`: started with the first request, shared by the tests of one worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
         self._home = tempfile.TemporaryDirectory(prefix="tometune-tests-", ignore_cleanup_errors=True)
-        self.env = environment(Path(self._home.name))
+        self.env = {**environment(Path(self._home.name)), **(env or {})}
         self._process: subprocess.Popen[str] | None = None
 
     def takes(self, arguments: Sequence[str], env: Mapping[str, str]) -> bool:
         """Tell whether these arguments can run in a fork: libraries read the hub's address and HF_* when imported."""
-        fixed = {name: value for name, value in env.items() if name.startswith("HF_") and name != "HF_HOME"}
-        ours = {name: value for name, value in self.env.items() if name.startswith("HF_") and name != "HF_HOME"}
+        late = ("HF_HOME", "HF_TOKEN")
+        theirs, ours = ({k: v for k, v in e.items() if k.startswith("HF_") and k not in late} for e in (env, self.env))
         verb = len(arguments) > 1 and arguments[0] == "-m" and arguments[1].startswith("tometune.")
         gpu = Path("/dev/nvidiactl").exists()  # CUDA does not survive a fork
-        return verb and fixed == ours and not gpu
+        return verb and theirs == ours and not gpu
 
     def run(
         self,

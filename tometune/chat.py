@@ -31,9 +31,9 @@ def main(config: Config) -> None:
             socket.create_server(("127.0.0.1", config.chat.port)).close()
         except OSError as error:
             raise UserError(f"chat.port={config.chat.port}: {error}; choose another port, or null") from error
-    targets, cache = find_targets(config), cache_folder(config)
+    targets = find_targets(config)
     models = [target.label for target in targets]
-    engines = load_engines(targets, cache, config.chat.context)
+    engines = load_engines(targets, cache_folder(config), config.chat.context)
     try:
         if page:
             from tometune.chatting.server import serve
@@ -43,7 +43,7 @@ def main(config: Config) -> None:
         else:
             from tometune.chatting.terminal import run
 
-            run(models, engines, config.chat, config.seeds.generation, cache / "chat_history")
+            run(models, engines, config.chat, config.seeds.generation)
     except KeyboardInterrupt:
         log.info("ended")
     finally:

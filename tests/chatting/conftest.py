@@ -20,6 +20,7 @@ from tests.fixtures.llama import tiny_llama
 from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
 from tometune.config.root import Config, conf_dir, register, typed
 from tometune.models import tiny
+from tometune.models.source import fingerprint
 from tometune.runs.identity import plain
 from tometune.runs.run import SCHEMA
 
@@ -68,8 +69,6 @@ def default_config() -> Config:
 
 def write_run(folder: Path, base: Path, seed: int = 1, local: bool = False, **record: Any) -> Path:
     """Write a finished run: a random adapter on `tiny` (at `base`); `local` names the base by its folder."""
-    from tometune.models.source import fingerprint
-
     config = default_config()
     values = plain(config)
     if local:
@@ -100,13 +99,12 @@ def write_whole(folder: Path, base: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with `tiny` in it."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
 def base(store: Path) -> Path:
-    """The folder of `tiny`."""
+    """The folder of `tiny` in that cache."""
     return tiny.built(store)
 
 

@@ -34,14 +34,9 @@ def page(tmp_path: Path, base: Path, store: Path, clean_env: dict[str, str]) -> 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tometune.chat", f"run={RUN}", "against=base", f"chat.port={port}"]
-    started = subprocess.Popen(
-        [*command, f"paths.cache={store}", "chat.max_new_tokens=40"],
-        cwd=tmp_path,
-        env=clean_env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command += [f"paths.cache={store}", "chat.max_new_tokens=40"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = subprocess.Popen(command, cwd=tmp_path, env=clean_env, text=True, **pipes)
     assert started.stdout is not None
     line = started.stdout.readline() if select.select([started.stdout], [], [], 400)[0] else ""
     try:
@@ -57,7 +52,7 @@ def test_a_run_next_to_its_base(page):
     started, address = page
     with opened(address) as seen:
         seen.page.wait_for_selector("#box textarea:enabled", timeout=60_000)
-        assert RUN in seen.page.inner_text(".tm-side:last-child")
+        seen.page.get_by_text(RUN).first.wait_for()
         ask(seen.page, "What does this function do?")
         seen.page.wait_for_selector("#box .stop-button")
         finished(seen.page)
@@ -65,29 +60,18 @@ def test_a_run_next_to_its_base(page):
         assert before != after
         assert "…" not in (before, after)
         assert not any(token in before + after for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
-    numbers = r"[\d.]+"
     started.send_signal(signal.SIGINT)
     _, stderr = started.communicate(timeout=20)
     assert started.returncode == 0, stderr
-    assert [re.sub(numbers, "1", line) for line in stderr.splitlines()] == [
-        "loading tiny (base)",
-        f"loading {re.sub(numbers, '1', RUN)}",
-        "ended",
-    ]
+    assert stderr.splitlines() == ["loading tiny (base)", f"loading {RUN}", "ended"]
 
 
 @pytest.mark.whole
 def test_the_terminal_through_a_pipe(tmp_path, base, store, clean_env):
     write_run(tmp_path / "outputs" / RUN, base)
-    overrides = [f"run={RUN}", "ui=terminal", f"paths.cache={store}", "chat.temperature=0"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tometune.chat", *overrides],
-        cwd=tmp_path,
-        env=clean_env,
-        input="/tokens 9\nWhat is it?\n/save saved.json\n",
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "tometune.chat", f"run={RUN}", "ui=terminal", f"paths.cache={store}"]
+    lines = "/tokens 9\nWhat is it?\n/save saved.json\n"
+    done = subprocess.run(command, cwd=tmp_path, env=clean_env, input=lines, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "tokens/s" in done.stdout
     (row,) = json.loads((tmp_path / "saved.json").read_text())

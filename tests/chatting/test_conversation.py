@@ -2,14 +2,12 @@
 
 import json
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.chatting.fake import Words
 from tometune.chatting.conversation import GAP, Answer, Conversation, fit
 from tometune.chatting.engine import Settings
-from tometune.common.errors import UserError
 from tometune.config.data import RowFormat
 from tometune.data.formats import format_of, reader
 from tometune.data.readers import read_file
@@ -35,6 +33,8 @@ def test_each_model_is_sent_its_own_answers():
         {"role": "assistant", "content": "tuned: one"},
         {"role": "user", "content": "two"},
     ]
+    made.ask("half \ud800 of a pair", 0)
+    assert json.dumps(made.messages(0), ensure_ascii=False).encode()
     answer = made.turns[1].answers[0]
     assert (answer.text, answer.tokens, answer.end) == ("base: two", 3, "turn")
     assert answer.seconds >= answer.first > 0
@@ -51,11 +51,6 @@ def test_an_export_is_read_back_as_training_data(tmp_path_factory, prompts, syst
     for side, turns in enumerate(read):
         sent = [(message["role"], message["content"]) for message in made.messages(side)]
         assert turns == [*sent, ("assistant", made.turns[-1].answers[side].text)]
-
-
-def test_surrogates_can_be_encoded():
-    made = conversation(["half \ud800 of a pair"])
-    assert json.dumps(made.sharegpt(), ensure_ascii=False).encode()
 
 
 def test_retry_and_edit_drop_later_turns():
@@ -121,9 +116,7 @@ def test_a_long_prompt_loses_its_middle():
     assert "middle" in note
 
 
-def test_a_system_message_without_room_is_rejected():
-    with pytest.raises(UserError, match="system message leaves no room"):
-        fit(Words(context=64), messages_of([3], "word " * 100), 10)
+def test_a_system_message_without_room_is_reported():
     answer = Answer()
     list(answer.generate(Words(context=64), messages_of([3], "word " * 100), Settings(max_new_tokens=10)))
     assert answer.summary().startswith("the system message leaves no room")

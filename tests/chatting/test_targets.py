@@ -89,12 +89,6 @@ def test_an_adapter_folder_brings_its_base(targets, store, base, tmp_path):
             targets(f"model.id={adapter}", PLAIN)
 
 
-def test_a_hub_id_needs_no_slash(targets, monkeypatch):
-    monkeypatch.setattr("tometune.chatting.targets._download", lambda *_args, **_named: None)
-    (target,) = targets("model.id=gpt2", PLAIN)
-    assert target.model.id == "gpt2"
-
-
 def test_a_base_that_has_moved_can_be_named(targets, base, tmp_path):
     mine = Path(shutil.copytree(base, tmp_path / "mine"))
     write_run(tmp_path / "outputs" / "one", mine, local=True)
@@ -170,14 +164,9 @@ def test_what_cannot_be_used_is_rejected_in_one_line(targets, base, tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             targets(*overrides)
-
-
-def test_an_export_folder_stands_for_its_gguf_file(targets, base, tmp_path):
-    (tmp_path / "export").mkdir()
-    (tmp_path / "export/model-q8_0.gguf").write_bytes(b"GGUF and more")
-    assert [target.gguf for target in targets("gguf=export")] == [Path("export/model-q8_0.gguf")]
-    write_run(tmp_path / "outputs" / "one", base)
-    assert targets("run=one", "against=export")[-1].gguf == Path("export/model-q8_0.gguf")
+    (tmp_path / "two/b.gguf").unlink()
+    assert [target.gguf for target in targets("gguf=two")] == [Path("two/a.gguf")], "an export is a folder"
+    assert targets("run=one", "against=two")[-1].gguf == Path("two/a.gguf")
 
 
 def test_a_missing_package_is_reported_with_the_command_that_installs_it(store, monkeypatch, tmp_path):

@@ -10,11 +10,8 @@ from tometune.chatting.engine import End, Engine, Message, Settings
 from tometune.common.errors import UserError
 from tometune.data.conversations import encodable
 
-GAP = "\n…\n"
-"""Replaces the middle of a prompt that is too long."""
-
-CHARACTERS_PER_TOKEN = 16
-"""More than any text that fills a context has on average."""
+GAP = "\n…\n"  # replaces the middle of a prompt that is too long
+CHARACTERS_PER_TOKEN = 16  # more than any text that fills a context has on average
 
 
 @dataclass
@@ -24,14 +21,9 @@ class Answer:
     text: str = ""
     tokens: int = 0
     seconds: float = 0.0
-    first: float = 0.0
-    """Seconds until the first token."""
-
-    end: str | None = None
-    """A value of `End`; None while the answer is being generated."""
-
-    note: str = ""
-    """An error, or what was dropped because it did not fit."""
+    first: float = 0.0  # seconds until the first token
+    end: str | None = None  # a value of `End`; None while the answer is being generated
+    note: str = ""  # an error, or what was dropped because it did not fit
 
     def generate(self, engine: Engine, messages: Sequence[Message], settings: Settings) -> Generator[None, None, None]:
         """Fill in the answer; yields after each piece. Closing the iterator stops the engine."""
@@ -75,14 +67,11 @@ class Turn:
 class Conversation:
     """A conversation of one user with one or two models."""
 
-    models: list[str]
-    """Names of the models, in the order of the answers of each turn."""
-
+    models: list[str]  # names of the models, in the order of the answers of each turn
     system: str = ""
     turns: list[Turn] = field(default_factory=list)
 
     def ask(self, prompt: str, seed: int) -> Turn:
-        """Add a turn without answers."""
         self.turns.append(Turn(encodable(prompt), [Answer() for _ in self.models], seed))
         return self.turns[-1]
 
@@ -120,13 +109,7 @@ class Conversation:
 def fit(engine: Engine, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[Message], str]:
     """Truncate a conversation to the context: the oldest turns first, then the middle of the last prompt.
 
-    Args:
-        engine: counts the tokens and knows the context.
-        messages: an optional system message, then prompts and answers in turn, ending with a prompt.
-        max_new_tokens: room to leave for the answer, at most half of the context.
-
-    Returns:
-        the messages that fit, and a description of what was dropped (empty if nothing was).
+    At most half of the context is left for the answer. Also returns what was dropped, in words (empty if nothing).
 
     Raises:
         UserError: the system message alone is too long, or the chat template refuses the messages.

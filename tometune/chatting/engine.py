@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-Message = dict[str, str]
-"""`{role, content}`."""
+Message = dict[str, str]  # `{role, content}`
 
 
 class End(StrEnum):
@@ -32,21 +31,17 @@ class Piece:
     """One step of an answer. A piece without a new token only gives the reader an opportunity to stop."""
 
     text: str
-    tokens: int
-    """Tokens generated so far, including the end-of-turn token."""
-
-    end: End | None = None
-    """Set in the last piece only."""
+    tokens: int  # generated so far, including the end-of-turn token
+    end: End | None = None  # set in the last piece only
 
 
 class Engine(Protocol):
     """A loaded model."""
 
-    context: int
-    """Tokens that prompt and answer may have together."""
+    context: int  # tokens that prompt and answer may have together
 
     def count(self, messages: Sequence[Message]) -> int:
-        """Return the number of tokens of a prompt. Raises UserError if the chat template refuses the messages."""
+        """Return the number of tokens of a prompt. Raises UserError if the chat template rejects the messages."""
 
     def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
         """Yield the answer piece by piece, without special tokens. Closing the iterator stops the generation."""

@@ -17,8 +17,12 @@ TAG = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
 MERMAID = re.compile("```(?=mermaid)")
 """Gradio would draw such a code block, including its tags and links."""
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters except tab and line feed, and those that change the direction of writing."""
+SYMBOLS = {
+    **dict.fromkeys([*range(0x80, 0xA0), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"),
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"},
+    0x7F: "\N{SYMBOL FOR DELETE}",
+}
+"""Replacements for control characters, and for those that change the direction of writing."""
 
 PARSER = MarkdownIt("commonmark", {"html": True})
 
@@ -51,11 +55,4 @@ def original(shown: str) -> str:
 
 def visible(text: str) -> str:
     """Return a text in which control characters are replaced by symbols for them."""
-    return CONTROL.sub(_symbol, text.replace("\r\n", "\n"))
-
-
-def _symbol(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else "\N{REPLACEMENT CHARACTER}"
+    return text.replace("\r\n", "\n").translate(SYMBOLS)

@@ -23,12 +23,8 @@ import httpx
 from tometune.chatting.engine import End, Message, Piece, Settings
 from tometune.common.errors import UserError
 
-LONGEST_WAIT = 3600.0
-"""Seconds to wait for the server: a large model on a slow machine is not an error."""
-
-EXIT_SECONDS = 5.0
-"""Time to let the server exit by itself before it is killed."""
-
+LONGEST_WAIT = 3600.0  # seconds to wait for the server: a large model on a slow machine is not an error
+EXIT_SECONDS = 5.0  # to let the server exit by itself before it is killed
 ERROR = re.compile(r"^(?:[\d.]+ )?E (?:\w+ +)?(.+)$", re.MULTILINE)
 """An error line of llama.cpp's log."""
 
@@ -75,12 +71,10 @@ class LlamaEngine:
         self.context = int(properties["default_generation_settings"]["n_ctx"])
 
     def count(self, messages: Sequence[Message]) -> int:
-        """Return the number of tokens of a prompt."""
         text = {"content": self._prompt(messages), "add_special": True, "parse_special": True}
         return len(self._post("/tokenize", text)["tokens"])
 
     def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
-        """Yield the answer, one piece per token. Closing the connection stops the server."""
         sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed, **NEUTRAL}
         limit = min(settings.max_new_tokens, self.context - self.count(messages))
         body = {"prompt": self._prompt(messages), "n_predict": limit, **sampling, "stream": True}
@@ -98,9 +92,8 @@ class LlamaEngine:
                         return
         raise UserError("llama.cpp broke off in the middle of an answer; start chat again")
 
-    def _prompt(self, messages: Sequence[Message]) -> str:
-        prompt: str = self._post("/apply-template", {"messages": list(messages)})["prompt"]
-        return prompt
+    def _prompt(self, messages: Sequence[Message]) -> Any:
+        return self._post("/apply-template", {"messages": list(messages)})["prompt"]
 
     def _post(self, route: str, body: dict[str, Any]) -> Any:
         with self._errors():
@@ -132,16 +125,11 @@ class LlamaEngine:
         self._log.close()
 
     def _end(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
         try:
-            self._process.wait(EXIT_SECONDS)
+            self._process.communicate(timeout=EXIT_SECONDS)  # closes its input
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            self._process.communicate()
 
 
 def serve(file: str, context: str) -> None:

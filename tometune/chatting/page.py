@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -15,11 +15,8 @@ from tometune.chatting.engine import End, Engine, Settings
 from tometune.chatting.inert import markdown, original, visible
 from tometune.config.chat import ChatConfig
 
-REFRESH = 0.1
-"""Seconds between two updates of an answer."""
-
-LONGEST_SHOWN = 20_000
-"""Characters of a prompt that the page shows."""
+REFRESH = 0.1  # seconds between two updates of an answer
+LONGEST_SHOWN = 20_000  # characters of a prompt
 
 DOWNLOAD = """(text) => {
   const link = document.createElement('a');
@@ -39,15 +36,27 @@ CSS = """
 }
 """
 
+CHATBOT: dict[str, Any] = {
+    "height": "calc(100dvh - 150px)",
+    "editable": "user",
+    "buttons": ["copy"],
+    "allow_tags": False,
+    "sanitize_html": True,
+    "latex_delimiters": [],  # KaTeX would get the text between them unescaped
+    "feedback_options": None,
+    "elem_classes": "tm-chat",
+}
+"""Settings with which a chat's messages cannot become live HTML (see also `inert`)."""
 
+
+@dataclass
 class ChatPage:
     """The page and its event handlers. Each tab has a `Conversation` of its own; models and queue are shared."""
 
-    def __init__(self, models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int) -> None:
-        self.models = models
-        self.engines = engines
-        self.defaults = defaults
-        self.seed = seed
+    models: list[str]
+    engines: Sequence[Engine]
+    defaults: ChatConfig
+    seed: int
 
     def build(self) -> gr.Blocks:
         """Return the page."""
@@ -69,7 +78,7 @@ class ChatPage:
             with gr.Row():
                 for model in self.models:
                     with gr.Column(min_width=300, elem_classes="tm-side"):
-                        chats.append(_chatbot(model))
+                        chats.append(gr.Chatbot(label=model, **CHATBOT))
                         summaries.append(gr.HTML(padding=False))
             box = gr.Textbox(
                 placeholder="Ask something (Enter sends, Shift+Enter starts a new line)",
@@ -100,9 +109,8 @@ class ChatPage:
             box.stop(None, None, None, cancels=answers, **quiet)
             clear = [new.click, *(chat.clear for chat in chats)]
             gr.on(clear, self._new, [system], [conversation, *view], cancels=answers, **quiet)
-            export.click(self._export, [conversation], [download], **quiet).then(
-                None, [download], None, js=DOWNLOAD, **quiet
-            )
+            exported = export.click(lambda chat: json.dumps(chat.sharegpt()), [conversation], [download], **quiet)
+            exported.then(None, [download], None, js=DOWNLOAD, **quiet)
             open_if_wide = {"js": "() => window.innerWidth", **quiet}
             page.load(lambda width: gr.Sidebar(open=width >= 900), [width], [sidebar], **open_if_wide)
         return page
@@ -140,9 +148,6 @@ class ChatPage:
         conversation = Conversation(self.models, system)
         return [conversation, *self._finish(conversation)]
 
-    def _export(self, conversation: Conversation) -> str:
-        return json.dumps(conversation.sharegpt(), ensure_ascii=False, indent=2)
-
     def _answer(self, conversation: Conversation, turn: Turn, system: str, settings: Settings) -> Iterator[list[Any]]:
         """Show the answers of all models, one after the other. Gradio closes the iterator to stop them."""
         conversation.system = system
@@ -168,21 +173,6 @@ class ChatPage:
         last = conversation.turns[-1].answers if conversation.turns else []
         summaries = [html.escape(visible(answer.summary())) for answer in last] or [""] * len(self.models)
         return [*messages, *(f"<div class='tm-summary' role='status'>{text}</div>" for text in summaries)]
-
-
-def _chatbot(label: str) -> gr.Chatbot:
-    """Return an empty chat whose messages cannot become live HTML (see `inert`)."""
-    return gr.Chatbot(
-        label=label,
-        height="calc(100dvh - 150px)",
-        editable="user",
-        buttons=["copy"],
-        allow_tags=False,
-        sanitize_html=True,
-        latex_delimiters=[],  # KaTeX would get the text between them unescaped
-        feedback_options=None,
-        elem_classes="tm-chat",
-    )
 
 
 def _messages(conversation: Conversation, side: int) -> list[dict[str, str]]:

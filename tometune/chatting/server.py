@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import os
 import secrets
-import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -48,57 +46,29 @@ HEADERS = [
 Message = MutableMapping[str, Any]
 
 
-class Guard:
-    """ASGI middleware: adds `HEADERS`, accepts only this machine's own names, and refuses uploads.
+def guard(app: Any, shared: bool) -> Callable[..., Awaitable[None]]:
+    """Make an ASGI app that adds `HEADERS`, accepts only this machine's own names, and rejects uploads.
 
     The names are checked because a website can point its own name at 127.0.0.1 (DNS rebinding).
     """
 
-    def __init__(self, app: Any, shared: bool) -> None:
-        self.app = app
-        self.shared = shared
-
-    async def __call__(
-        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
-    ) -> None:
-        """Handle one request."""
-        app = self.app
+    async def guarded(scope: Message, receive: Any, send: Callable[[Message], Awaitable[None]]) -> None:
+        answer = app
         if scope["type"] == "http":
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            if not self.shared and urlsplit(f"//{host}").hostname not in (HOST, "localhost"):
-                app = PlainTextResponse(f"this page is only available as http://{HOST}", 421)
+            if not shared and urlsplit(f"//{host}").hostname not in (HOST, "localhost"):
+                answer = PlainTextResponse(f"this page is only available as http://{HOST}", 421)
             elif scope["method"] not in ("GET", "HEAD") and scope["path"].rstrip("/") not in POSTS:
-                app = PlainTextResponse("this page does not accept such requests", 405)
+                answer = PlainTextResponse("this page does not accept such requests", 405)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *HEADERS]
             await send(message)
 
-        await app(scope, receive, send_with_headers)
+        await answer(scope, receive, send_with_headers)
 
-
-def import_gradio() -> None:
-    """Import Gradio without telemetry and without the stub files that it writes next to its own sources.
-
-    Parsing its sources for them takes a third of the import (1.1 of 3.0 s of CPU time). It skips components for which
-    `inspect.getfile` fails.
-    """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    getfile = inspect.getfile
-
-    def without_gradio(thing: Any) -> str:
-        if getattr(thing, "__module__", "").startswith("gradio."):
-            raise OSError("not needed")
-        return getfile(thing)
-
-    inspect.getfile = without_gradio  # type: ignore[assignment]
-    try:
-        with quick_imports():
-            import gradio  # noqa: F401
-    finally:
-        inspect.getfile = getfile
+    return guarded
 
 
 def serve(
@@ -109,10 +79,12 @@ def serve(
     Raises:
         UserError: the page cannot be shared.
     """
-    import_gradio()
-    import gradio as gr
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    with quick_imports():
+        import gradio as gr
 
-    from tometune.chatting.page import CSS, ChatPage
+        from tometune.chatting.page import CSS, ChatPage
 
     page = ChatPage(models, engines, config, seed).build()
     chosen = os.environ.get(PASSWORD)
@@ -129,7 +101,7 @@ def serve(
             server_port=config.port,
             share=share,
             auth=(USER, password) if share else None,
-            inbrowser=opens_browser(config.inbrowser, share),
+            inbrowser=bool(config.inbrowser),
             prevent_thread_lock=True,
             quiet=True,
             ssr_mode=False,
@@ -138,7 +110,7 @@ def serve(
             max_file_size=1,
             theme=theme,
             css=CSS,
-            app_kwargs={"middleware": [Middleware(Guard, shared=share)], "docs_url": None, "redoc_url": None},
+            app_kwargs={"middleware": [Middleware(guard, shared=share)], "docs_url": None, "redoc_url": None},
         )
     if share and not public:
         page.close(verbose=False)
@@ -149,10 +121,3 @@ def serve(
         secret = f"the password in {PASSWORD}" if chosen else f"password {password}"
         print(f"public address: {public} user {USER}, {secret}", flush=True)
     return page, str(local)
-
-
-def opens_browser(wanted: bool | None, share: bool) -> bool:
-    """Return whether to open a browser: as wanted, otherwise if a person sits in front of a local screen."""
-    screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
-    remote = any(map(os.environ.get, ("SSH_CONNECTION", "SSH_TTY")))
-    return bool(screen) and not remote and not share and sys.stdout.isatty() if wanted is None else wanted

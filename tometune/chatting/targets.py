@@ -18,16 +18,14 @@ from tometune.config.root import Config
 from tometune.models import smollm2
 from tometune.models.saved import ADAPTER, as_saved
 from tometune.runs.finished import as_trained, finished_record
-from tometune.runs.stored import stored_config, with_command_line
+from tometune.runs.stored import run_folder, stored_config, with_command_line
 
 if TYPE_CHECKING:
     from tometune.chatting.transformers_engine import SharedModel
 
 log = logging.getLogger(__name__)
 
-BASE = "base"
-"""The value of `against` that means the base model of the run."""
-
+BASE = "base"  # the value of `against` that means the base model of the run
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -36,9 +34,7 @@ class Target:
     """One of the models that answer."""
 
     label: str
-    model: ModelConfig | None = None
-    """The base of the adapter, or a whole model; None for a GGUF file."""
-
+    model: ModelConfig | None = None  # the base of the adapter, or a whole model; None for a GGUF file
     adapter: Path | None = None
     gguf: Path | None = None
 
@@ -70,12 +66,7 @@ def find_targets(config: Config) -> list[Target]:
 
 
 def load_engines(targets: Sequence[Target], cache: Path, context: int) -> list[Engine]:
-    """Return one engine per target. Targets with the same base share its weights.
-
-    Args:
-        targets: the models of the chat.
-        cache: folder of converted models.
-        context: longest conversation in tokens.
+    """Return one engine per target, with `context` tokens each. Targets with the same base share its weights.
 
     Raises:
         UserError: this machine, the hub or the files do not allow it.
@@ -130,7 +121,7 @@ def _gguf(key: str, name: str) -> Target:
 
 def _run(config: Config, key: str, name: str, with_base: bool = False) -> tuple[Target, ModelConfig | None]:
     """Return a finished run; also its base if the run has an adapter or if the base is asked for."""
-    folder = _folder(config, key, name)
+    folder = run_folder(name, config.paths, key)
     record = finished_record(folder)
     stored = with_command_line(stored_config(folder), config)
     run_id = record["run_id"]
@@ -140,17 +131,6 @@ def _run(config: Config, key: str, name: str, with_base: bool = False) -> tuple[
     return Target(run_id, replace(as_saved(stored.model, folder), name=run_id)), base
 
 
-def _folder(config: Config, key: str, name: str) -> Path:
-    """Return the folder of a run, given by path, by an id under `paths.outputs`, or by an id in a sweep."""
-    sweeps = Path(config.paths.multirun).expanduser()
-    folders = [Path(name).expanduser(), Path(config.paths.outputs).expanduser() / name]
-    folders += sorted((folder for folder in sweeps.glob("*/*") if folder.name == name), reverse=True)
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    raise UserError(f"{key}={name}: no such folder or run id; name a run folder, e.g. {key}=outputs/<run_id>")
-
-
 def _checked_base(where: str, model: ModelConfig, record: dict[str, Any]) -> ModelConfig:
     """Return the base of a run at the revision it was trained on.
 
@@ -158,9 +138,7 @@ def _checked_base(where: str, model: ModelConfig, record: dict[str, Any]) -> Mod
     compared, when the adapter is loaded.
     """
     if _missing(model):
-        raise UserError(
-            f"{where}: its base model {model.id} is gone; put it back, or say where it is now with model.id=…"
-        )
+        raise UserError(f"{where}: its base model {model.id} is gone; put it back, or name it with model.id=…")
     trained = record["model"]
     local = model.weights is Weights.random or Path(model.id).expanduser().is_dir()
     known_by_content = str(trained["revision"]).startswith(("folder-", "tiny-"))
@@ -175,8 +153,8 @@ def _checked_base(where: str, model: ModelConfig, record: dict[str, Any]) -> Mod
 
 def _missing(model: ModelConfig) -> bool:
     """Whether the id can only be a folder, and is not there."""
-    looks_local = model.id.startswith(("/", "~", ".")) or model.id.count("/") > 1
-    return model.weights is Weights.pretrained and looks_local and not Path(model.id).expanduser().is_dir()
+    local = model.weights is Weights.pretrained and (model.id.startswith(("/", "~", ".")) or model.id.count("/") > 1)
+    return local and not Path(model.id).expanduser().is_dir()
 
 
 def _model(model: ModelConfig) -> tuple[Target, ModelConfig | None]:
@@ -188,8 +166,13 @@ def _model(model: ModelConfig) -> tuple[Target, ModelConfig | None]:
     local = folder.is_dir()
     if model.weights is Weights.random or model.id == smollm2.HUB_ID or (folder / "config.json").exists():
         return whole
-    file = folder / ADAPTER_CONFIG if local else _download(model, ADAPTER_CONFIG, optional=True)
-    if file is None or not file.is_file():
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        file = folder / ADAPTER_CONFIG if local else _download(model, ADAPTER_CONFIG)
+    except (UserError, EntryNotFoundError):  # of the repository or the file; loading reports an error of the repository
+        return whole
+    if not file.is_file():
         return whole
     adapter: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if not (name := adapter.get("base_model_name_or_path")):
@@ -203,16 +186,10 @@ def _model(model: ModelConfig) -> tuple[Target, ModelConfig | None]:
     return Target(model.id, base, file.parent), base
 
 
-def _download(model: ModelConfig, file: str, optional: bool = False) -> Path | None:
-    """Download one file of a hub repository; None if it is optional and the repository or the file does not exist."""
+def _download(model: ModelConfig, file: str) -> Path:
+    """Download one file of a hub repository."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
 
-    try:
-        commit = commit_of("model.id", model.id, model.revision, "model")
-        with hub_errors("model.id", model.id):
-            return Path(hf_hub_download(model.id, file, revision=commit))
-    except (UserError, EntryNotFoundError):
-        if optional:
-            return None  # loading reports the error
-        raise
+    commit = commit_of("model.id", model.id, model.revision, "model")
+    with hub_errors("model.id", model.id):
+        return Path(hf_hub_download(model.id, file, revision=commit))

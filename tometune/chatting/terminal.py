@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,6 @@ from tometune.chatting.engine import Engine, Settings
 from tometune.chatting.inert import visible
 from tometune.common.errors import did_you_mean
 from tometune.config.chat import ChatConfig
-
-QUOTES = '"""'
-"""Begins and ends a prompt of several lines."""
 
 HELP = {
     "/system TEXT": "start a new conversation with this system message (none without TEXT)",
@@ -29,7 +26,6 @@ HELP = {
     "/seed N": "seed of the next answers",
     "/save FILE": "write the conversation as ShareGPT JSON (default: conversation.json)",
     "/quit": "end the chat, like Ctrl-D",
-    QUOTES: "begins and ends a prompt of several lines",
 }
 SETTINGS: dict[str, tuple[str, Callable[[str], float], float, float]] = {
     "/temperature": ("temperature", float, 0, 100),
@@ -43,11 +39,9 @@ SETTINGS: dict[str, tuple[str, Callable[[str], float], float, float]] = {
 class Terminal:
     """A conversation in the terminal."""
 
-    def __init__(
-        self, models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int, console: Console
-    ) -> None:
+    def __init__(self, models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int) -> None:
         self.engines = engines
-        self.console = console
+        self.console = Console(highlight=False, markup=False, soft_wrap=True)
         self.settings = Settings(defaults.temperature, defaults.top_p, defaults.max_new_tokens, seed)
         self.conversation = Conversation(models, defaults.system or "")
 
@@ -66,20 +60,20 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a message of the program."""
-        self.console.print(visible(text), style="dim", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(visible(text), style="dim")
 
     def _answer(self, turn: Turn) -> None:
         """Print the answers of all models, one after the other. Ctrl-C stops an answer."""
         settings = replace(self.settings, seed=turn.seed)
         for side, (engine, answer) in enumerate(zip(self.engines, turn.answers, strict=True)):
             if len(turn.answers) > 1:
-                self.console.print(self.conversation.models[side], style="bold", markup=False, highlight=False)
+                self.console.print(self.conversation.models[side], style="bold")
             printed = 0
             pieces = answer.generate(engine, self.conversation.messages(side), settings)
             with contextlib.suppress(KeyboardInterrupt), contextlib.closing(pieces):
                 for _ in pieces:
                     new, printed = answer.text[printed:], len(answer.text)
-                    self.console.print(visible(new), end="", markup=False, highlight=False, soft_wrap=True)
+                    self.console.print(visible(new), end="")
             self.console.print()
             self.say(answer.summary())
 
@@ -117,58 +111,23 @@ class Terminal:
         return True
 
 
-def run(models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int, history: Path) -> None:
-    """Chat until the user ends it. `history` is the file that keeps the lines that were typed."""
-    terminal = Terminal(models, engines, defaults, seed, Console(highlight=False))
-    if sys.stdin.isatty():
-        terminal.say(f"{' and '.join(models)}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
-    for line in _lines(history):
-        if not terminal.handle(line):
-            break
-
-
-def _lines(history: Path) -> Iterator[str]:
-    """Yield prompts and commands until the input ends. At the prompt, Ctrl-C discards the line, as in a shell."""
+def run(models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int) -> None:
+    """Chat until the user ends it."""
+    terminal = Terminal(models, engines, defaults, seed)
     typed = sys.stdin.isatty()
-    with _line_history(history) if typed else contextlib.nullcontext(), contextlib.suppress(EOFError):
-        while True:
-            try:
-                line = _read_line(*("> ", "… ") if typed else ("", ""))
-            except KeyboardInterrupt:
-                if not typed:
-                    return
-                print()
-                continue
-            if line.strip():
-                yield line
-
-
-def _read_line(prompt: str, continuation: str) -> str:
-    """Read one line, or several between triple quotes."""
-    line = input(prompt)
-    if not line.startswith(QUOTES):
-        return line
-    lines = [line.removeprefix(QUOTES)]
-    while not lines[-1].rstrip().endswith(QUOTES):
-        lines.append(input(continuation))
-    return "\n".join(lines).rstrip().removesuffix(QUOTES)
-
-
-@contextlib.contextmanager
-def _line_history(file: Path) -> Iterator[None]:
-    """Let the arrow keys recall lines, including those of earlier chats. Only the user may read the file."""
-    try:
-        import readline
-    except ImportError:  # Windows has its own
-        yield
-        return
-    with contextlib.suppress(OSError):
-        readline.read_history_file(file)
-    readline.set_history_length(1000)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch(mode=0o600)
-            readline.write_history_file(file)
+    if typed:
+        with contextlib.suppress(ImportError):  # Windows edits lines by itself
+            import readline  # noqa: F401 -- lets the arrow keys edit and recall lines
+        terminal.say(f"{' and '.join(models)}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
+    while True:
+        try:
+            line = input("> " if typed else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if not typed:
+                return
+            print()  # the line is discarded, as in a shell
+            continue
+        if line.strip() and not terminal.handle(line):
+            return

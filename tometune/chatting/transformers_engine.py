@@ -90,7 +90,6 @@ class TransformersEngine:
         return ids
 
     def count(self, messages: Sequence[Message]) -> int:
-        """Return the number of tokens of a prompt."""
         return len(self.encode(messages))
 
     def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
@@ -124,11 +123,9 @@ class TransformersEngine:
             worker.join()
 
     def close(self) -> None:
-        """Nothing is held outside this process."""
+        pass  # nothing is held outside this process
 
-    def _run(
-        self, ids: list[int], config: GenerationConfig, seed: int, streamer: "Streamer", stopped: threading.Event
-    ) -> None:
+    def _run(self, ids: list[int], config: GenerationConfig, seed: int, streamer: "Streamer", stopped: Any) -> None:
         """Generate in the background; tokens, errors and the end reach the reader through the streamer."""
         device = self.shared.model.device
         # `generate` takes no generator, so the global random state is seeded, and restored afterwards.

@@ -31,7 +31,7 @@ class ChatConfig:
     port: int | None = None
     """Port of the page; null takes the first free one from 7860."""
     inbrowser: bool | None = None
-    """Whether to open the page in a browser; null does so on a machine with a screen, but not over ssh."""
+    """Whether to open the page in a browser; null does not."""
 
 
 def chat_problems(chat: ChatConfig) -> Iterator[str]:

@@ -19,8 +19,7 @@ from tometune.models.source import fingerprint, quantized
 from tometune.runs.run import read_record
 from tometune.runs.stored import run_folder, stored_config
 
-REPEAT = "repeat the command that made this run"
-"""How to fix files of a run that are missing or broken."""
+REPEAT = "repeat the command that made this run"  # fixes files that are missing or broken
 
 
 def finished_record(folder: Path) -> dict[str, Any]:
@@ -86,21 +85,13 @@ class Finished:
     """A finished run that is to be exported."""
 
     folder: Path
-    record: dict[str, Any]
-    """run.json."""
-
-    config: Config
-    """The run's own, with `paths` and `export` of this command."""
-
-    model: ModelConfig
-    """The base model that was trained, at the revision that was read then."""
-
-    base: ModelConfig
-    """The base model in 16 bits or more: what the adapter is merged into."""
+    record: dict[str, Any]  # run.json
+    config: Config  # the run's own, with `paths` and `export` of this command
+    model: ModelConfig  # the base model that was trained, at the revision that was read then
+    base: ModelConfig  # the base model in 16 bits or more, into which the adapter is merged
 
     @property
     def adapter(self) -> Path:
-        """The folder of the adapter."""
         return self.folder / ADAPTER
 
     @property
@@ -110,13 +101,13 @@ class Finished:
 
     @property
     def base_name(self) -> str:
-        """What users of the adapter load as its base: a hub id, or the name of a local folder."""
-        return Path(self.model.id).name if is_local(self.model) else self.model.id
+        """What users of the adapter load as its base."""
+        return _public_name(self.model)
 
     @property
     def merged_into(self) -> str:
-        """The base of the merged model: a hub id, or the name of a local folder."""
-        return Path(self.base.id).name if is_local(self.base) else self.base.id
+        """The base of the merged model."""
+        return _public_name(self.base)
 
     def digest(self) -> str:
         """Return the sha256 of the adapter's files; for a whole model, its fingerprint."""
@@ -137,28 +128,32 @@ def find_finished(config: Config) -> Finished:
     """
     if config.run is None:
         raise UserError("run: missing; name a finished run, e.g. run=outputs/<run_id>")
-    folder = run_folder(config.run, Path(config.paths.outputs).expanduser())
+    folder = run_folder(config.run, config.paths)
     record = finished_record(folder)
     stored = replace(stored_config(folder), paths=config.paths, export=config.export)
     for task in stored.eval.tasks:
         answers = folder / "eval" / "tuned" / f"{task}.jsonl"
         if not answers.is_file() or not answers.stat().st_size:
-            raise UserError(
-                f"{answers}: missing or empty; score the run again: python -m tometune.evaluate run={folder}"
-            )
+            fix = f"score the run again: python -m tometune.evaluate run={folder}"
+            raise UserError(f"{answers}: missing or empty; {fix}")
     model = as_trained(stored.model, record)
-    if not stored.lora.enabled and ADAPTER in listed(config.format):
-        raise UserError(
-            f"format=adapter: {folder.name} was trained with lora=none and has none; use merged_16bit or gguf"
-        )
-    if not stored.lora.enabled and (base := config.export.base) is not None:
-        raise UserError(f"export.base={base}: {folder.name} is a whole model, which is not merged; leave it out")
+    if not stored.lora.enabled:
+        name, base = folder.name, config.export.base
+        if ADAPTER in listed(config.format):
+            raise UserError(f"format=adapter: {name} was trained with lora=none and has none; use merged_16bit or gguf")
+        if base is not None:
+            raise UserError(f"export.base={base}: {name} is a whole model, which is not merged; leave it out")
     return Finished(folder, record, stored, model, base_of(model, config.export))
 
 
 def is_local(model: ModelConfig) -> bool:
     """Return whether a model is a folder on this machine."""
     return model.weights is Weights.pretrained and Path(model.id).expanduser().is_dir()
+
+
+def _public_name(model: ModelConfig) -> str:
+    """Return a hub id, or the name of a local folder without its path."""
+    return Path(model.id).name if is_local(model) else model.id
 
 
 def base_of(model: ModelConfig, export: ExportConfig) -> ModelConfig:
@@ -170,14 +165,14 @@ def base_of(model: ModelConfig, export: ExportConfig) -> ModelConfig:
     plain = replace(model, quantization=Quantization.none, precision=Precision.auto)
     if export.base is not None:
         return replace(plain, id=export.base, revision=export.base_revision)
-    local = is_local(model)
     ending = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")
-    if local:
-        config = json.loads((Path(model.id).expanduser() / "config.json").read_text(encoding="utf-8"))
-    if not ("quantization_config" in config if local else quantized(model) and ending):
-        return plain
-    if ending and not local:
+    if not is_local(model):
+        if not (quantized(model) and ending):
+            return plain
         return replace(plain, id=model.id.removesuffix(ending), revision=export.base_revision)
+    config = json.loads((Path(model.id).expanduser() / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" not in config:
+        return plain
     raise UserError(
         f"export.base: missing; {model.id} is stored in 4 bits, so name the same model in 16 bits, e.g. "
         "export.base=unsloth/Llama-3.2-3B-Instruct"

@@ -30,19 +30,12 @@ class RunInputs:
     """The inputs of one run. Fingerprints are there at once; everything else is made when it is first used."""
 
     config: Config
-    cache: Path
-    """Folder of converted models, standardised data and tokens."""
-
-    fingerprints: dict[str, str]
-    """What identifies the content of each input, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`."""
+    cache: Path  # see `cache_folder`
+    fingerprints: dict[str, str]  # content of each input, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`
 
     @classmethod
     def resolve(cls, config: Config) -> RunInputs:
-        """Identify the inputs of a run; imports no torch and loads nothing. The hub is asked for commits only.
-
-        Raises:
-            UserError: a file or folder is missing, or the hub does not have an input.
-        """
+        """Identify the inputs of a run, see `fingerprints`."""
         return cls(config, cache_folder(config), fingerprints(config))
 
     def load(self) -> None:
@@ -63,13 +56,12 @@ class RunInputs:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, with its chat template."""
+        """The model's tokenizer, with its chat template. It is there sooner than the weights."""
         from tometune.models.source import locate
         from tometune.models.tokenizer import load_tokenizer
 
-        if "model" in self.__dict__:
-            return load_tokenizer(self.model)
-        return load_tokenizer(locate(self.config.model, self.cache, weights=False))  # sooner than with the weights
+        loaded: ModelSource | None = self.__dict__.get("model")
+        return load_tokenizer(loaded or locate(self.config.model, self.cache, weights=False))
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -90,14 +82,14 @@ class RunInputs:
         from tometune.evaluation.tasks import evaluation_texts
         from tometune.models.quality_scorer import quality_scorer
 
-        data = self.config.data
-        texts = None
-        if data.contamination is not Contamination.report:
-            texts = EvaluationTexts(evaluation_texts(self.config.eval))
+        data, checked = self.config.data, self.config.data.contamination is not Contamination.report
+        texts = EvaluationTexts(evaluation_texts(self.config.eval)) if checked else None
         scorer = quality_scorer(data.scorer)
         mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts, scorer)
         if texts is not None and data.contamination is Contamination.fail:
-            _reject(self._overlaps(mix, texts))
+            found = self._overlaps(mix, texts)
+            if found.overlapping:
+                raise UserError(_overlap_message(found))
         return mix
 
     @cached_property
@@ -145,7 +137,9 @@ def cache_folder(config: Config) -> Path:
 
 
 def fingerprints(config: Config) -> dict[str, str]:
-    """Return what identifies the content of each input, by its key in the config; imports no torch, loads nothing.
+    """Return what identifies the content of each input, by its key in the config.
+
+    Imports no torch and loads nothing; the hub is asked for commits only.
 
     Raises:
         UserError: a file or folder is missing, or the hub does not have an input.
@@ -163,11 +157,7 @@ def fingerprints(config: Config) -> dict[str, str]:
 
 
 def evaluation_fingerprints(model: ModelConfig, evaluation: EvalConfig) -> dict[str, str]:
-    """Return what identifies a model and the tasks that it is scored on.
-
-    Raises:
-        UserError: a file or folder is missing, or the hub does not have an input.
-    """
+    """Return what identifies a model and the tasks that it is scored on; raises like `fingerprints`."""
     from tometune.evaluation import tasks
     from tometune.models import source
 
@@ -177,14 +167,11 @@ def evaluation_fingerprints(model: ModelConfig, evaluation: EvalConfig) -> dict[
     return found
 
 
-def _reject(found: MixOverlaps) -> None:
-    """Stop if a mix overlaps with the evaluation."""
-    if not found.overlapping:
-        return
+def _overlap_message(found: MixOverlaps) -> str:
     first = found.shown[0]
     examples = ", ".join(f"{count:,} examples of {task}" for task, count in found.touched.items())
     shared = " ".join(first["shared"].split()[:13])
-    raise UserError(
+    return (
         f"data.contamination=fail: {found.overlapping:,} of {found.rows:,} rows share a 13-word sequence with "
         f"{examples}, e.g. {first['source']} with {first['example']}: {shared!r}; data.contamination=drop drops them"
     )

@@ -15,14 +15,9 @@ from tometune.common.errors import UserError
 from tometune.common.files import is_alive
 from tometune.runs.run import now
 
-NAME = ".lock"
-"""File in the run's folder; exists while a process works on the run, or after that process was killed."""
-
-WAIT = 5.0
-"""Seconds to wait for a lock without a living owner: another process is looking at it, or just starting or ending."""
-
-RETRY = 0.01
-"""Seconds between two attempts."""
+NAME = ".lock"  # in the run's folder while a process works on the run, or after that process was killed
+WAIT = 5.0  # seconds for a lock without a living owner: another process looks at it, or is just starting or ending
+RETRY = 0.01  # seconds between two attempts
 
 
 @dataclass(frozen=True)
@@ -31,8 +26,7 @@ class Owner:
 
     host: str
     pid: int
-    since: str
-    """UTC, ISO 8601."""
+    since: str  # UTC, ISO 8601
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -54,12 +48,9 @@ class BusyError(UserError):
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run while the body runs. Empty folders that are left afterwards are removed.
+    """Hold the lock of a run while the body runs; its folder is made, and removed if it is still empty afterwards.
 
     The lock is the kernel's (flock), so it is free again when its owner ends, in whatever way.
-
-    Args:
-        folder: the run's folder; made if need be.
 
     Raises:
         BusyError: another process holds the lock.

@@ -2,22 +2,13 @@
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 PACKAGES = (
-    "tometune",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "bitsandbytes",
-    "unsloth",
-    "hydra-core",
-    "wandb",
-    "rouge-score-rs",
+    *("tometune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth"),
+    *("hydra-core", "wandb", "rouge-score-rs"),
 )
 
 
@@ -25,10 +16,8 @@ def versions() -> dict[str, str]:
     """Return the version of Python and of every package of `PACKAGES` that is installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

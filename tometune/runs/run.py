@@ -22,11 +22,8 @@ from tometune.config.root import Config
 from tometune.runs.identity import MEANING, content_hash, identity, plain
 from tometune.runs.provenance import git_state, versions
 
-SCHEMA = 1
-"""Version of run.json's layout."""
-
-HASH_LETTERS = 8
-"""Letters of the identity's hash in a run's id."""
+SCHEMA = 1  # version of run.json's layout
+HASH_LETTERS = 8  # letters of the identity's hash in a run's id
 
 
 def now() -> str:
@@ -38,20 +35,14 @@ def now() -> str:
 class Run:
     """A run: its id, its folder and its record."""
 
-    id: str
-    """`<model>-<data>-s<seed>-<hash8>`."""
-
+    id: str  # `<model>-<data>-s<seed>-<hash8>`
     folder: Path
-
-    config_hash: str
-    """Full hash of `identity()`."""
-
-    record: dict[str, Any]
-    """The content of run.json; empty for a new run."""
+    config_hash: str  # full hash of `identity()`
+    record: dict[str, Any]  # the content of run.json; empty for a new run
 
     @classmethod
     def find(cls, config: Config, fingerprints: Mapping[str, str]) -> "Run":
-        """Name the run of this config and read its record if there is one; writes nothing.
+        """Name the run of this config and read its record if there is one.
 
         Raises:
             UserError: the folder belongs to another config, or its run.json cannot be read.
@@ -76,11 +67,7 @@ class Run:
         return self.record.get("status") == "completed"
 
     def check_writable(self) -> None:
-        """Check that the run's folder can be made or written, before anything slow is done.
-
-        Raises:
-            UserError: it cannot.
-        """
+        """Raise UserError if the run's folder cannot be made or written, before anything slow is done."""
         nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not nearest.is_dir():
             raise UserError(f"{nearest}: is a file, so {self.folder} cannot be made; set paths.outputs to a folder")
@@ -92,12 +79,8 @@ class Run:
         """Keep run.json up to date while the body runs: `running`, then `completed`, or `failed` with the reason.
 
         A run that is killed or stopped by a signal stays `running`, and the same command resumes it. Under torchrun
-        only the first process writes.
-
-        Args:
-            config: the whole config, stored as config.yaml.
-            facts: what is known before training, e.g. `model` and `data`.
-            manifest: the mix, stored as mix.json.
+        only the first process writes. `facts` is what is known before training, e.g. `model` and `data`; the config is
+        stored as config.yaml and the manifest of the mix as mix.json.
 
         Raises:
             SaveError: the disk is full; everything saved before is valid.
@@ -156,7 +139,7 @@ class Run:
             write_json(self.folder / "run.json", self.record)
 
     def _finish(self, status: str, **facts: str) -> None:
-        self.update(status=status, finished=now(), **facts)
+        self.record |= {"status": status, "finished": now(), **facts}
         self.save()
 
 

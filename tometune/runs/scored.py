@@ -18,42 +18,34 @@ from tometune.runs.provenance import git_state, versions
 from tometune.runs.run import SCHEMA, now, read_record
 from tometune.runs.stored import run_folder, stored_config, with_command_line
 
-SEPARATE = "evaluation.json"
-"""Record of an evaluation that has a folder of its own; a run's own tasks are recorded in its run.json."""
+SEPARATE = "evaluation.json"  # of an evaluation with a folder of its own; a run's own tasks are in its run.json
 
 
 @dataclass
 class Subject:
     """A model and the tasks it is scored on."""
 
-    id: str
-    """Name of the folder, and of the run in the tracker."""
+    id: str  # name of the folder, and of the run in the tracker
+    folder: Path  # gets `eval/<stage>/<task>.jsonl`
+    file: Path  # run.json if the tasks are the run's own, else evaluation.json
+    config: Config  # the model and the tasks
+    run: Path | None  # folder of the run that trained the model; None for a model that was not trained here
+    record: dict[str, Any]  # content of `file`
 
-    folder: Path
-    """Gets `eval/<stage>/<task>.jsonl`."""
-
-    file: Path
-    """run.json if the tasks are the run's own, else evaluation.json."""
-
-    config: Config
-    """The model and the tasks."""
-
-    run: Path | None
-    """Folder of the run that trained the model; None for a model that was not trained here."""
-
-    record: dict[str, Any]
-    """Content of `file`."""
+    @property
+    def separate(self) -> bool:
+        """Whether the scores have a record of their own."""
+        return self.file.name == SEPARATE
 
     @property
     def completed(self) -> bool:
         """Whether nothing is left to do. A run's own scores are always checked again, file by file."""
-        return self.file.name == SEPARATE and self.record.get("status") == "completed"
+        return self.separate and self.record.get("status") == "completed"
 
     @contextmanager
     def recording(self, model: Mapping[str, Any]) -> Iterator[None]:
         """Write the record once the body is done; a run's own record only gets the scores."""
-        separate = self.file.name == SEPARATE
-        if separate:
+        if self.separate:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(self.config))))
             self.record = {
@@ -71,17 +63,16 @@ class Subject:
                 "finished": None,
             }
         yield
-        if separate:
+        if self.separate:
             self.record |= {"status": "completed", "finished": now()}
         write_json(self.file, self.record)
 
     def add_tracking(self, described: Mapping[str, Any]) -> None:
         """Record where the tracker put it; a run that is scored again without a tracker keeps its earlier entry."""
-        if self.file.name == SEPARATE or described["tracker"] != "none":
+        if self.separate or described["tracker"] != "none":
             self.record["tracking"] = dict(described)
 
     def add_scores(self, stage: str, scores: Mapping[str, Any]) -> None:
-        """Record the scores of a stage."""
         self.record["eval"] = {**self.record["eval"], stage: scores}
 
 
@@ -94,7 +85,7 @@ def find_subject(config: Config) -> Subject:
     if config.run is None:
         name = f"{config.model.name}-{config.eval.name}-s{config.seeds.generation}-{_digest(config)[:8]}"
         return _separate(name, Path(config.paths.outputs).expanduser() / name, config, None)
-    folder = run_folder(config.run, Path(config.paths.outputs).expanduser())
+    folder = run_folder(config.run, config.paths)
     record = read_record(folder)
     stored = stored_config(folder)
     what, file = ("adapter", "adapter/adapter_config.json") if stored.lora.enabled else (WHOLE, f"{WHOLE}/config.json")
@@ -118,6 +109,5 @@ def _separate(name: str, folder: Path, config: Config, run: Path | None) -> Subj
 def _digest(config: Config) -> str:
     """Hash everything that can change the scores of a given model."""
     content = {"meaning": MEANING, "model": model_content(config.model), "eval": content_of(config.eval)}
-    return content_hash(
-        {**content, "seed": config.seeds.generation, "inputs": evaluation_fingerprints(config.model, config.eval)}
-    )
+    content["inputs"] = evaluation_fingerprints(config.model, config.eval)
+    return content_hash(content | {"seed": config.seeds.generation})

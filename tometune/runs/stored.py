@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from tometune.common.errors import UserError
-from tometune.config.root import Config, typed
+from tometune.config.root import Config, PathsConfig, typed
 from tometune.runs.identity import MEANING, identity
 from tometune.runs.run import HASH_LETTERS, read_record, runs_folder
 
@@ -21,20 +21,21 @@ log = logging.getLogger(__name__)
 
 _warned: set[str] = set()
 
+# Choices that made the run and cannot be changed when it is scored again. (evaluate rejects data, lora, trainer.)
 OF_THE_RUN = ("seed", "model", "experiment")
-"""Choices that made the run and cannot be changed when it is scored again. (evaluate rejects data, lora, trainer.)"""
 
 
-def run_folder(run: str, outputs: Path) -> Path:
-    """Return the folder of a run that is named by a path or by an id under `outputs`.
+def run_folder(name: str, paths: PathsConfig, key: str = "run") -> Path:
+    """Return the folder of a run that is named by a path, by an id under `paths.outputs`, or by an id in a sweep.
 
     Raises:
-        UserError: neither exists.
+        UserError: there is none.
     """
-    for folder in (Path(run).expanduser(), outputs / run):
+    sweeps = Path(paths.multirun).expanduser().glob(f"*/{escape(name)}")
+    for folder in (Path(name).expanduser(), Path(paths.outputs).expanduser() / name, *sorted(sweeps, reverse=True)):
         if folder.is_dir():
             return folder
-    raise UserError(f"run={run}: no such folder, nor {outputs / run}; name a run folder, e.g. run=outputs/<run_id>")
+    raise UserError(f"{key}={name}: no such folder or run id; name a run folder, e.g. {key}=outputs/<run_id>")
 
 
 def stored_config(folder: Path) -> Config:

@@ -12,30 +12,21 @@ from typing import Any
 from tometune.common.errors import UserError
 
 NAME = "sweep.json"
-
-SCHEMA = 1
-"""Version of the file's layout."""
+SCHEMA = 1  # version of the file's layout
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of a sweep, finished or not."""
 
-    run_id: str | None
-    """None if the config does not determine the run, because a value or an input is wrong; see `error`."""
-
-    overrides: list[str]
-    """Settings of this cell from the command line and the sweep's preset."""
-
+    run_id: str | None  # None if a value or an input is wrong, so that there is no run; see `error`
+    overrides: list[str]  # settings of this cell from the command line and the sweep's preset
     model: str | None = None
     data: str | None = None
     rows: int | None = None
     seed: int | None = None
-    error: str | None = None
-    """Why its last attempt ended without a run.json, in one line."""
-
-    exit_status: int | None = None
-    """The exit status that belongs to the error."""
+    error: str | None = None  # why its last attempt ended without a run.json, in one line
+    exit_status: int | None = None  # belongs to the error
 
     @property
     def name(self) -> str:
