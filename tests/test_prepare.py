@@ -128,7 +128,7 @@ def test_it_writes_a_card_and_finds_overlaps(run_verb: Run, paths: list[str], ta
     assert dropped.returncode == 0, dropped.stderr
     assert "with an evaluation example: 0" in " ".join(dropped.stdout.split())
     (page,) = {*tmp_path.glob("outputs/mixes/files_200k-s0-*/mix.html")} - {page}
-    assert "shares a run of words with an evaluation example" in page.read_text(encoding="utf-8")
+    assert "overlaps with an evaluation example" in page.read_text(encoding="utf-8")
     lost = run_verb("prepare", *small, *paths, *task[:-1], "eval.tasks.instruction_following.path=nowhere.jsonl")
     assert lost.returncode == 2
     assert "eval.tasks.instruction_following.path=nowhere.jsonl: no such file; " in lost.stderr

@@ -41,7 +41,7 @@ def test_what_is_missing_is_one_line_and_no_folder_is_made(place: Workplace, ove
     start = time.monotonic()
     done = place.verb("train", *overrides, "paths.outputs=refused")
     assert done.returncode == 2
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20, "no retries of the hub, which take 25 s"
     assert_one_line(done, says)
     assert not (place.folder / "refused").exists()
 

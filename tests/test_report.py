@@ -87,7 +87,7 @@ def other_examples(path):
     path.write_text(path.read_text().replace("summarisation-7", "summarisation-x"))
     first = sorted(path.parents[3].glob("*/"))[0] / "eval" / "tuned" / path.name
     here, there = f"only in {told(path)}: summarisation-x;", f"only in {told(first)}: summarisation-7;"
-    return "summarisation: runs with other examples cannot be paired; ", here, there, "score one of them again"
+    return "summarisation: runs with different examples cannot be paired; ", here, there, "score one of them again"
 
 
 def other_references(path):
@@ -98,8 +98,8 @@ def other_references(path):
 def other_schema(path):
     run = path.parents[2]
     edit(run, schema=7)
-    known = "multirun/table: run.json of another version than this one's (schema 1)"
-    return f"{known}: schema 7: {run.name}; ", "move these runs away and make them again"
+    known = "multirun/table: run.json of another version (this one reads schema 1)"
+    return f"{known}: schema 7: {run.name}; ", "move these runs away and repeat them"
 
 
 @pytest.mark.parametrize("spoil", [cut_line, foreign_line, other_examples, other_references, other_schema])
@@ -117,7 +117,7 @@ def test_one_seed_has_no_deviation_and_every_file_says_so(run_verb, tmp_path):
     done = run_verb("report", "sweep.name=table", "eval.resamples=300")
     assert done.returncode == 0, done.stderr
     read = {name: (tmp_path / "multirun" / "table" / name).read_text() for name in FILES}
-    said = "One seed only, so no deviation (–): pydocs_1k, pydocs_2k, pydocs_3k."
+    said = "A single seed, so the deviation is unknown (–): pydocs_1k, pydocs_2k, pydocs_3k."
     assert said in " ".join(done.stdout.split())
     assert said in read["table.md"]
     assert said in read["report.html"]

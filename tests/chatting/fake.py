@@ -1,7 +1,7 @@
 """An engine whose tokens are words and which repeats the prompt, for tests that are not about models."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from tometune.chatting.engine import End, Message, Piece, Settings
 
@@ -19,7 +19,7 @@ class Words:
     def count(self, messages: Sequence[Message]) -> int:
         return sum(len(message["content"].split()) + 1 for message in messages)
 
-    def stream(self, messages: Sequence[Message], settings: Settings) -> Iterator[Piece]:
+    def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
         self.seeds.append(settings.seed)
         words = (self.start + messages[-1]["content"]).split(" ")
         for number, word in enumerate(words):

@@ -7,7 +7,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tests.exporting.conftest import gate_of
-from tometune.exporting import gguf
+from tometune.common.errors import UserError
+from tometune.exporting import gguf, reference
 from tometune.exporting.build import exports_of, summary
 from tometune.exporting.gate import EngineError
 
@@ -85,3 +86,16 @@ def test_an_engine_that_crashes_fails_its_own_export_only(own_builder, monkeypat
     with pytest.raises(RuntimeError, match=r"^gguf-q6_k failed its checks: engine: llama.cpp ended with signal 6"):
         builder.make_all(exports_of(["adapter", "gguf"], ["q6_k"], builder.folder), print)
     assert not (builder.folder / ".unquantised").exists()
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_an_adapter_from_4_bits_is_compared_on_its_16_bit_base(own_builder, monkeypatch, gpu):
+    def no_gpu(_: object) -> None:
+        raise UserError("needs an NVIDIA GPU")
+
+    monkeypatch.setattr(reference, "quantized", lambda _: True)
+    monkeypatch.setattr(reference, "check_machine", (lambda _: None) if gpu else no_gpu)
+    adapter, merged = (own_builder.references.of(kind) for kind in ("adapter", "merged_16bit"))
+    assert (adapter.base, merged.base) == ("as trained" if gpu else "16-bit base", "16-bit base")
+    assert adapter.from_4_bits is None
+    assert merged.from_4_bits == (pytest.approx(0, abs=1e-6) if gpu else None)

@@ -38,7 +38,7 @@ class Answer:
         start = time.perf_counter()
         try:
             fitted, self.note = fit(engine, messages, settings.max_new_tokens)
-            with closing(engine.stream(fitted, settings)) as pieces:  # type: ignore[type-var]
+            with closing(engine.stream(fitted, settings)) as pieces:
                 for piece in pieces:
                     if piece.tokens > self.tokens:
                         self.tokens, self.seconds = piece.tokens, time.perf_counter() - start

@@ -1,6 +1,6 @@
 """What every engine offers. Imports no torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -48,7 +48,7 @@ class Engine(Protocol):
     def count(self, messages: Sequence[Message]) -> int:
         """Return the number of tokens of a prompt. Raises UserError if the chat template refuses the messages."""
 
-    def stream(self, messages: Sequence[Message], settings: Settings) -> Iterator[Piece]:
+    def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
         """Yield the answer piece by piece, without special tokens. Closing the iterator stops the generation."""
 
     def close(self) -> None:

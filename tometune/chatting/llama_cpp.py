@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class LlamaEngine:
         text = {"content": self._prompt(messages), "add_special": True, "parse_special": True}
         return len(self._post("/tokenize", text)["tokens"])
 
-    def stream(self, messages: Sequence[Message], settings: Settings) -> Iterator[Piece]:
+    def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
         """Yield the answer, one piece per token. Closing the connection stops the server."""
         sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed, **NEUTRAL}
         limit = min(settings.max_new_tokens, self.context - self.count(messages))

@@ -76,7 +76,7 @@ class Terminal:
                 self.console.print(self.conversation.models[side], style="bold", markup=False, highlight=False)
             printed = 0
             pieces = answer.generate(engine, self.conversation.messages(side), settings)
-            with contextlib.suppress(KeyboardInterrupt), contextlib.closing(pieces):  # type: ignore[type-var]
+            with contextlib.suppress(KeyboardInterrupt), contextlib.closing(pieces):
                 for _ in pieces:
                     new, printed = answer.text[printed:], len(answer.text)
                     self.console.print(visible(new), end="", markup=False, highlight=False, soft_wrap=True)

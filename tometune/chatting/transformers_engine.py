@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class TransformersEngine:
         """Return the number of tokens of a prompt."""
         return len(self.encode(messages))
 
-    def stream(self, messages: Sequence[Message], settings: Settings) -> Iterator[Piece]:
+    def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
         """Yield the answer, one piece per token. `generate` runs in a thread of its own."""
         ids, tokenizer = self.encode(messages), self.shared.tokenizer
         config = greedy(self.shared.model, tokenizer, min(settings.max_new_tokens, self.context - len(ids)))
