@@ -51,11 +51,7 @@ def effective_batch(trainer: TrainerConfig) -> int:
 
 
 def divisors(trainer: TrainerConfig) -> list[int]:
-    """Return the micro-batches that divide one process's share of a step, the largest first.
-
-    Raises:
-        UserError: a step cannot be divided evenly among the processes.
-    """
+    """Return the micro-batches that divide one process's share of a step, the largest first."""
     share = effective_batch(trainer) // processes()
     return [size for size in range(share, 0, -1) if share % size == 0]
 

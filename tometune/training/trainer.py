@@ -1,24 +1,22 @@
 """TRL's trainer: its arguments, and the trainer itself with the meter, the curves and complete checkpoints."""
 
 import shutil
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 from transformers import Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tometune.common.distributed import gather
 from tometune.common.files import SaveError, disk_errors
+from tometune.common.progress import Bar
 from tometune.data.labels import IGNORE
 from tometune.training.batches import Training
 from tometune.training.cuda_graph import PassGraph
-from tometune.training.metrics import Curves, Meter
+from tometune.training.metrics import Curves
 from tometune.training.steps import Step
 
 
@@ -27,19 +25,13 @@ class Arguments(SFTConfig):
 
     @property
     def device(self) -> torch.device:
-        """The device of this process. accelerate says `cpu:0`, where torch.load cannot put an optimiser's states."""
+        """The device. accelerate says `cpu:0`, where torch.load cannot put an optimiser's states."""
         device: torch.device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
 
 def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
-    """Return TRL's arguments; all that matter are set, because importing Unsloth changes the defaults.
-
-    Args:
-        training: the training.
-        step: rows per step, and how they are divided.
-        checkpointing: whether activations are recomputed in the backward pass.
-    """
+    """Return TRL's arguments; all that matter are set, because importing Unsloth changes the defaults."""
     trainer, seeds, dtype = training.inputs.trainer, training.inputs.seeds, training.dtype
     return Arguments(
         output_dir=str(training.checkpoints),
@@ -101,21 +93,13 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
 class MeteredTrainer(SFTTrainer):
     """`trl.SFTTrainer` on rows that are already tokenised and labelled."""
 
-    def __init__(
-        self,
-        *arguments: Any,
-        meter: Meter,
-        curves: Curves,
-        fused_loss: bool = False,
-        graph: PassGraph | None = None,
-        **keywords: Any,
-    ) -> None:
-        super().__init__(*arguments, **keywords)
-        self.meter, self.curves, self.fused_loss, self.graph = meter, curves, fused_loss, graph
+    def __init__(self, *, curves: Curves, fused_loss: bool, graph: PassGraph | None, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.meter, self.curves, self.fused_loss, self.graph = curves.meter, curves, fused_loss, graph
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """Count the batch over all processes, then run forward and backward pass; returns the loss."""
-        padded = None if self.graph is None else self.graph.tokens * len(inputs["parts"])
+        padded = self.graph.tokens * len(inputs["parts"]) if self.graph else 0
         self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)), padded)
         if self.graph is None:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -129,11 +113,7 @@ class MeteredTrainer(SFTTrainer):
         return Trainer.compute_loss(self, model, inputs, *arguments, **keywords)
 
     def full_pass(self, rows: list[dict[str, Any]]) -> None:
-        """Run one forward and backward pass over rows outside of the training loop, to see how much memory it takes.
-
-        Raises:
-            torch.OutOfMemoryError: the GPU ran out of memory.
-        """
+        """Run one forward and backward pass over rows outside of the training loop, to see how much memory it takes."""
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         try:
@@ -192,10 +172,7 @@ class StepCallback(TrainerCallback):
     def __init__(self) -> None:
         self.signal = 0
         """Number of the signal that was received; 0 if none."""
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self.bar = Progress(*columns, *times, console=console, transient=True, disable=not sys.stderr.isatty())
+        self.loss = ""
 
     def request_stop(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal: the current step is finished and a checkpoint is saved."""
@@ -203,12 +180,12 @@ class StepCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- a callback's form
         """Start the bar at the step of the checkpoint."""
-        self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, loss="")
-        self.bar.start()
+        self.bar = Bar("training", state.max_steps)
+        self._show(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Advance the bar, and tell the trainer what to do after this step."""
-        self.bar.update(self.task, completed=state.global_step)
+        self._show(state)
         if state.global_step >= state.max_steps:  # the curves end there, and a loss of nan is noticed
             control.should_log = True
         self.signal = max(gather([self.signal]))  # all processes stop after the same step
@@ -219,8 +196,13 @@ class StepCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:  # noqa: ARG002
         """Show the loss."""
         if logs and "loss" in logs:
-            self.bar.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+            self.loss = f"loss {float(logs['loss']):.3f}"
+            self._show(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Remove the bar."""
-        self.bar.stop()
+        self.bar.rich.stop()
+
+    def _show(self, state: Any) -> None:
+        if self.bar.visible:  # elsewhere the curves are logged
+            self.bar.set(state.global_step, note=self.loss)
