@@ -33,10 +33,7 @@ WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint below `folder`; newer incomplete ones are deleted.
-
-    A kill during saving leaves a checkpoint with missing or truncated files.
-    """
+    """Return the newest complete checkpoint; newer ones are deleted, whose files a kill left missing or truncated."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(found, key=step_of, reverse=True):
         if _is_complete(checkpoint):

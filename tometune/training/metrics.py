@@ -77,12 +77,9 @@ class Meter:
         return self._totals
 
     def count(self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0) -> None:
-        """Count one batch, without waiting for the GPU.
+        """Count one batch, [rows, length], without waiting for the GPU; `sum_over` adds the counts of all processes.
 
-        Args:
-            inputs: of this process, [rows, length] each.
-            sum_over: sums counts over all processes.
-            padded: tokens including padding, if more are added after the collator.
+        `padded` are the tokens including padding, if more are added after the collator.
         """
         labels, given = inputs["labels"], inputs["input_ids"].numel()
         # Made on the device of the labels: copying a number to a GPU waits until all its pending work is done.
@@ -128,7 +125,14 @@ class Curves:
         """Remove lines after the step of a checkpoint; these steps will be repeated."""
         if not self.path.exists():
             return
-        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+
+        def step_of(line: str) -> float:
+            try:
+                return int(json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):  # a kill cut the line short
+                return math.inf
+
+        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if step_of(line) <= step]
         write_text(self.path, "".join(f"{line}\n" for line in lines))  # atomic: a kill must not lose earlier lines
         if lines:
             self.last_loss = json.loads(lines[-1])["loss"]
@@ -157,11 +161,3 @@ class Curves:
             *(metrics["padded_tokens_per_second"], metrics["peak_memory_gb"]),
         )
         self.on_log({f"train/{key}": value for key, value in metrics.items()}, step)
-
-
-def _step(line: str) -> float:
-    """Return the step of a line; a line that a kill cut short counts as later than all others."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
