@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,11 +19,8 @@ from tometune.runs.finished import find_finished
 pytestmark = pytest.mark.whole
 FULL = ("lora=none", "trainer.learning_rate=2e-3")
 SMOKE = ("+experiment=smoke", *FULL, "trainer.max_steps=6", "trainer.save_steps=2", "eval.base=true")
-STEP = "tometune.training.trainer:MeteredTrainer.training_step"
 DEATHS = {
-    "in training": (STEP, 3, "SIGKILL"),
     "after the last step": ("tometune.training.sft:save_full_model", 1, "SIGKILL"),
-    "before the record of the training": ("tometune.runs.run:Run.save", 3, "SIGKILL"),
     "in the tuned evaluation": ("tometune.evaluation.scoring:write_result", 2, "SIGKILL"),
 }
 
@@ -89,22 +84,6 @@ def test_evaluate_scores_the_saved_model_again(trained: Workplace, tmp_path: Pat
     assert (record["adapter"], record["whole_model"]) == (None, str(run / "model"))
     shutil.rmtree(run / "model")
     assert_one_line(trained.verb("evaluate", f"run={run}"), r"holds no model \(status completed\); finish its training")
-
-
-@pytest.mark.nightly
-def test_it_answers_in_the_terminal_next_to_its_base(trained: Workplace) -> None:
-    run = trained.run_folder().name
-    done = subprocess.run(
-        [sys.executable, "-m", "tometune.chat", f"run={run}", "against=base", "ui=terminal", "chat.max_new_tokens=8"],
-        env=trained.env,
-        cwd=trained.folder,
-        input="the quick brown fox\n",
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.index("tiny (base)") < done.stdout.index(run)
 
 
 def test_exports_that_need_an_adapter_are_refused(trained: Workplace) -> None:

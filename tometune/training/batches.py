@@ -69,11 +69,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much one pass of a CUDA graph can hold, apart from its number of tokens."""
+    """How many conversations, and tokens with a label, one pass of a CUDA graph can hold."""
 
     conversations: int
     trained: int
-    """Tokens with a label; at least as many as one conversation can have."""
 
 
 @dataclass(frozen=True)

@@ -160,9 +160,8 @@ class PassGraph:
     def __call__(self, inputs: Mapping[str, Any], items: torch.Tensor | int) -> torch.Tensor:
         """Add the gradients of a batch to `grad` of the weights, and return its loss.
 
-        Args:
-            inputs: `input_ids`, `labels`, `position_ids` [1, tokens], `cu_seq_lens_q` [conversations + 1], and `parts`.
-            items: trained tokens of the whole step, by which the sum of losses is divided.
+        The inputs are `input_ids`, `labels`, `position_ids` [1, tokens], `cu_seq_lens_q` [conversations + 1] and
+        `parts`. The sum of losses is divided by `items`, the trained tokens of the whole step.
 
         Raises:
             GraphError: in the first call, if the pass cannot be compiled or captured.

@@ -7,7 +7,7 @@ gradients are added differs (`tometune.training.steps`), and the generators are 
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) ->
 def smaller(trainer: TrainerConfig, than: MicroBatch) -> MicroBatch | None:
     """Return half of a micro-batch, or the next smaller one that divides a step; None if there is none."""
     rows = next((size for size in divisors(trainer) if size <= than.rows // 2), None)
-    return None if rows is None else MicroBatch(rows, than.gradient_checkpointing, than.memory_bytes)
+    return replace(than, rows=rows) if rows else None
 
 
 def largest_that_fits(attempt: Callable[[int, bool], int], sizes: Sequence[int], trainer: TrainerConfig) -> MicroBatch:
@@ -114,7 +114,10 @@ def largest_that_fits(attempt: Callable[[int, bool], int], sizes: Sequence[int],
 
 
 def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, rows: int, checkpointing: bool) -> int:
-    """Make a pass over the longest possible rows, all of them with labels, next to what the optimiser will keep."""
+    """Make a pass over the longest possible rows with labels throughout, next to the memory of the optimiser's states.
+
+    A pack holds four conversations.
+    """
     model, trainer = training.model, training.inputs.trainer
     free_memory()
     weights, embeddings = trainable(model), embedded(model)
@@ -123,9 +126,14 @@ def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, 
         states += 4 * weights  # the buckets in which gradients are exchanged
     spare = int(SPARE * torch.cuda.mem_get_info()[1])
     reserved = torch.empty(spare + states, dtype=torch.uint8, device=model.device)
+    length = trainer.max_length
+    ids = [(7 * position) % min(1000, model.config.vocab_size) for position in range(length)]
+    row = {"input_ids": ids, "labels": ids}
+    if "seq_lengths" in training.rows.column_names:
+        row["seq_lengths"] = [length // 4] * 3 + [length - 3 * (length // 4)]
     torch.cuda.reset_peak_memory_stats()
     try:
-        build(Step(effective_batch(trainer), rows), checkpointing).full_pass(_full_rows(training, rows))
+        build(Step(effective_batch(trainer), rows), checkpointing).full_pass([dict(row) for _ in range(rows)])
         if trainer.optim == "adamw_torch":  # its step takes as much again as the gradients, by PyTorch's `foreach`
             torch.empty(weights, dtype=torch.float32, device=model.device)
         return int(torch.cuda.max_memory_allocated()) - spare
@@ -136,16 +144,6 @@ def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, 
     finally:
         del reserved
         model.zero_grad(set_to_none=True)
-
-
-def _full_rows(training: Training, count: int) -> list[dict[str, Any]]:
-    """Return rows of `max_length` tokens; a pack holds four conversations."""
-    length, vocabulary = training.inputs.trainer.max_length, training.model.config.vocab_size
-    ids = [(7 * position) % min(1000, vocabulary) for position in range(length)]
-    row: dict[str, Any] = {"input_ids": ids, "labels": ids}
-    if "seq_lengths" in training.rows.column_names:
-        row["seq_lengths"] = [length // 4] * 3 + [length - 3 * (length // 4)]
-    return [dict(row) for _ in range(count)]
 
 
 def trainable(model: Any) -> int:

@@ -29,20 +29,12 @@ log = logging.getLogger(__name__)
 
 
 def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unsloth: bool = False) -> dict[str, Any]:
-    """Train all trainable weights, resuming from the last complete checkpoint, and save the result.
+    """Train, resuming from the last complete checkpoint, save the result, and return the entry `train` of run.json.
 
-    Returns the entry `train` of run.json.
-
-    An adapter is saved in `<folder>/adapter`. With `lora=none` the whole model is saved in `<folder>/model`, in the
-    dtype of the arithmetic. If the GPU runs out of memory, the training continues from its last checkpoint with half
-    the micro-batch; steps stay the same.
-
-    Args:
-        model: a `PeftModel` with a fresh adapter, or with `lora=none` a model in float32.
-        tokenizer: of the model.
-        inputs: everything else.
-        on_log: called with the metrics of each logging step.
-        unsloth: whether the model was loaded by Unsloth.
+    The model is a `PeftModel` with a fresh adapter, which is saved in `<folder>/adapter`, or with `lora=none` a model
+    in float32, which is saved in `<folder>/model` in the dtype of the arithmetic. If the GPU runs out of memory, the
+    training continues from its last checkpoint with half the micro-batch; steps stay the same. `on_log` is called with
+    the metrics of each logging step.
 
     Raises:
         Stopped: SIGTERM or SIGHUP was received, and a checkpoint was saved.
@@ -127,7 +119,12 @@ def _train(training: Training, size: MicroBatch) -> dict[str, Any]:
             log.warning("stop requested; checkpoint saved at step %d", trainer.state.global_step)
             raise Stopped(callback.signal)
     meter.rates()
-    by_first(lambda: _save(training, trainer.accelerator.unwrap_model(trainer.model)))  # all processes read it next
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if training.full:
+        folder, configs = inputs.folder / WHOLE, training.author_configs
+        by_first(lambda: save_full_model(trained, training.tokenizer, folder, training.dtype, configs))
+    else:
+        by_first(lambda: save_adapter(trained, inputs.folder / ADAPTER, inputs.source.config.id))
     totals, peak = meter.totals, peak_memory_bytes()
     if size.memory_bytes is not None:
         log.info("peak memory: %.1f GB, expected %.1f GB", peak / 1e9, size.memory_bytes / 1e9)
@@ -183,11 +180,3 @@ def _trainer(
     for weight, data in trained:
         weight.data = data
     return trainer
-
-
-def _save(training: Training, model: Any) -> None:
-    inputs = training.inputs
-    if training.full:
-        save_full_model(model, training.tokenizer, inputs.folder / WHOLE, training.dtype, training.author_configs)
-    else:
-        save_adapter(model, inputs.folder / ADAPTER, inputs.source.config.id)

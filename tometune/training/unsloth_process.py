@@ -109,12 +109,10 @@ def main() -> None:
                 connection.send(("result", _train(inputs, lambda *logged: connection.send(("log", *logged)))))
         except EOFError:  # the parent ended before its training began
             return
-        except UserError as error:
-            connection.send(("error", UserError(str(error))))
-            sys.exit(2)
-        except SaveError as error:
-            connection.send(("error", SaveError(str(error))))
-            sys.exit(1)
+        except (UserError, SaveError) as error:
+            kind = UserError if isinstance(error, UserError) else SaveError
+            connection.send(("error", kind(str(error))))
+            sys.exit(2 if kind is UserError else 1)
         except KeyboardInterrupt:  # the parent reports it
             sys.exit(130)
 
