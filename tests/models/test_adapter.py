@@ -26,35 +26,27 @@ def test_seeds_1_1_2_give_adapters_a_a_b(tiny_config: ModelConfig, cache: Path) 
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_adapter_is_float32_over_a_bfloat16_base(tiny_config: ModelConfig, cache: Path) -> None:
-    model = add_adapter(load_model(locate(tiny_config, cache)).to(torch.bfloat16), LoraConfig(), 0)
-    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
-    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
-
-
-def test_its_sum_is_rounded_once_made_or_read_back(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
-    made = add_adapter(load_model(locate(tiny_config, cache)), LoraConfig(), 0)
-    made.save_pretrained(tmp_path)
-    for model in (made, load_adapter(load_model(locate(tiny_config, cache)), tmp_path)):
-        assert sum(isinstance(module, RoundedOnce) for module in model.modules()) == 2 * 7
-
-
-def test_a_wrong_layer_name_is_told(tiny_config: ModelConfig, cache: Path) -> None:
-    lora = dataclasses.replace(LoraConfig(), target_modules=["q_prj"])
-    with pytest.raises(UserError, match=r"no layer is named q_prj; did you mean q_proj"):
-        add_adapter(load_model(locate(tiny_config, cache)), lora, 0)
-
-
-def test_read_back_gives_the_same_logits(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
-    made = add_adapter(load_model(locate(tiny_config, cache)), LoraConfig(), 0)
+def test_a_loaded_adapter_gives_the_same_logits(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
+    made = add_adapter(load_model(locate(tiny_config, cache)).to(torch.bfloat16), LoraConfig(), 0)
+    assert {weight.dtype for weight in made.parameters() if weight.requires_grad} == {torch.float32}
+    assert {weight.dtype for weight in made.parameters() if not weight.requires_grad} == {torch.bfloat16}
     with torch.no_grad():
         for name, weight in made.named_parameters():
             if "lora_B" in name:
                 weight.normal_(generator=torch.Generator().manual_seed(3))
     made.save_pretrained(tmp_path)
-    tokens = torch.tensor([[5, 6, 7, 8]])
-    read = load_adapter(load_model(locate(tiny_config, cache)), tmp_path)
-    assert torch.equal(made.eval()(tokens).logits, read.eval()(tokens).logits)
-    assert not torch.equal(load_model(locate(tiny_config, cache))(tokens).logits, read(tokens).logits)
+    tokens, base = torch.tensor([[5, 6, 7, 8]]), load_model(locate(tiny_config, cache)).to(torch.bfloat16)
+    before = base(tokens).logits
+    loaded = load_adapter(base, tmp_path)
+    for model in (made, loaded):
+        assert sum(isinstance(module, RoundedOnce) for module in model.modules()) == 2 * 7
+    assert torch.equal(made.eval()(tokens).logits, loaded.eval()(tokens).logits)
+    assert not torch.equal(before, loaded(tokens).logits)
     with pytest.raises(UserError, match="holds no adapter"):
         load_adapter(load_model(locate(tiny_config, cache)), tmp_path / "none")
+
+
+def test_a_wrong_layer_name_is_reported(tiny_config: ModelConfig, cache: Path) -> None:
+    lora = dataclasses.replace(LoraConfig(), target_modules=["q_prj"])
+    with pytest.raises(UserError, match=r"no layer is named q_prj; did you mean q_proj"):
+        add_adapter(load_model(locate(tiny_config, cache)), lora, 0)

@@ -41,24 +41,12 @@ def arrives(model: nn.Module, x: torch.Tensor, training: bool, autocast: bool = 
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("bias", "dtype", "autocast"), [(False, "bfloat16", True), (True, "bfloat16", False)])
-def test_small_changes_arrive(training: bool, bias: bool, dtype: str, autocast: bool) -> None:
-    model = layer(getattr(torch, dtype), bias)
-    x = torch.randn(8, 1024, 64).to(getattr(torch, dtype))
+@pytest.mark.parametrize(("bias", "autocast"), [(False, True), (True, False)])
+def test_small_changes_arrive(training: bool, bias: bool, autocast: bool) -> None:
+    model, x = layer(torch.bfloat16, bias), torch.randn(8, 1024, 64).bfloat16()
     assert arrives(model, x, training, autocast) < 0.8, "what this is for"
     round_once(model)
     assert arrives(model, x, training, autocast) == pytest.approx(1, abs=0.03)
-
-
-def test_half_precision_loses_less_and_nothing_with_one_rounding() -> None:
-    model = layer(torch.float16)
-    with torch.no_grad():
-        inside(model).lora_B["default"].weight.mul_(0.1)
-    x = torch.randn(8, 1024, 64).half()
-    assert arrives(model, x, training=True) < 0.9
-    round_once(model)
-    for training in (True, False):
-        assert arrives(model, x, training) == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.gpu
@@ -136,22 +124,6 @@ def test_all_else_is_pefts(how: str) -> None:
     round_once(model)
     assert type(lora) is RoundedOnce
     assert torch.equal(lora(x), expected)
-
-
-def test_merging_and_back_again_changes_nothing() -> None:
-    model = layer(torch.bfloat16)
-    round_once(model)
-    lora, x = inside(model), torch.randn(512, 64).bfloat16()
-    with torch.no_grad():
-        before = lora(x)
-        lora.merge()
-        merged = lora(x)
-        lora.unmerge()
-        lora.enable_adapters(False)
-        assert torch.equal(lora(x), lora.base_layer(x))
-        lora.enable_adapters(True)
-        torch.testing.assert_close(merged, before, rtol=0.02, atol=0.02)
-        torch.testing.assert_close(lora(x), before, rtol=0.02, atol=0.02)
 
 
 def test_other_layers_stay_as_they_are() -> None:

@@ -71,7 +71,6 @@ def test_float32_weights_under_autocast_reach_the_kernel_in_16_bits(monkeypatch:
         return query
 
     monkeypatch.setattr(packed_attention, "_varlen", lambda: kernel)
-    monkeypatch.setattr(packed_attention, "_names_groups", lambda: False)
     parts = (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4, dtype=torch.bfloat16))
     ends = torch.tensor([0, 3], dtype=torch.int32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -29,23 +29,21 @@ def forget():
     ],
 )
 def test_auto_depends_on_the_device(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, cpu_bf16: bool, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capability: tuple[int, int] | None,
+    cpu_bf16: bool,
+    dtype: torch.dtype,
 ) -> None:
     monkeypatch.setattr(precision, "gpu_capability", lambda: capability)
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: cpu_bf16)
     precision.auto_precision.cache_clear()
-    assert compute_dtype(Precision.auto) is dtype
+    with caplog.at_level(logging.INFO, "tometune"):
+        assert compute_dtype(Precision.auto) is dtype
+    assert ("model.precision is fp16" in caplog.text) == (dtype is torch.float16)
     assert compute_dtype(Precision.bf16) is torch.bfloat16
     assert compute_dtype(Precision.fp16) is torch.float16
     assert compute_dtype(Precision.fp32) is torch.float32
-
-
-def test_fp16_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(precision, "gpu_capability", lambda: (7, 5))
-    precision.auto_precision.cache_clear()
-    with caplog.at_level(logging.INFO, "tometune"):
-        compute_dtype(Precision.auto)
-    assert "model.precision is fp16" in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about the CPU")

@@ -1,5 +1,7 @@
 import datetime
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,19 +17,23 @@ DATED = (
 )
 
 
+def saved(tokenizer: Any, base: str, folder: Path) -> ModelConfig:
+    """Save a changed tokenizer next to the configs of its model, and return the config that loads it."""
+    tokenizer.save_pretrained(folder)
+    for file in ("config.json", "generation_config.json"):
+        shutil.copy(Path(base) / file, folder)
+    return ModelConfig(id=str(folder), quantization=Quantization.none, date_string="01 Feb 2003")
+
+
 def test_the_date_is_pinned_and_travels_with_the_tokenizer(
     tiny_config: ModelConfig, cache: Path, tmp_path: Path
 ) -> None:
-    source = locate(tiny_config, cache).location
-    tokenizer = load_tokenizer(locate(tiny_config, cache))
+    source = locate(tiny_config, cache)
+    tokenizer = load_tokenizer(source)
     tokenizer.chat_template = DATED
-    tokenizer.save_pretrained(tmp_path)
-    for file in ("config.json", "generation_config.json"):
-        (tmp_path / file).write_text((Path(source) / file).read_text())
+    config = saved(tokenizer, source.location, tmp_path)
     today = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert datetime.datetime.now().strftime("%d %b %Y") in today
-
-    config = ModelConfig(id=str(tmp_path), quantization=Quantization.none, date_string="01 Feb 2003")
     pinned = load_tokenizer(locate(config, cache))
     assert pinned.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "Today: 01 Feb 2003|hi"
     pinned.save_pretrained(tmp_path)
@@ -40,20 +46,16 @@ def test_a_template_without_a_date_is_left_alone() -> None:
 
 
 def test_a_model_without_a_chat_template_is_refused(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(locate(tiny_config, cache))
+    source = locate(tiny_config, cache)
+    tokenizer = load_tokenizer(source)
     tokenizer.chat_template = None
-    tokenizer.save_pretrained(tmp_path)
-    source = locate(tiny_config, cache).location
-    (tmp_path / "config.json").write_text((Path(source) / "config.json").read_text())
     with pytest.raises(UserError, match="no chat template"):
-        load_tokenizer(locate(ModelConfig(id=str(tmp_path)), cache))
+        load_tokenizer(locate(saved(tokenizer, source.location, tmp_path), cache))
 
 
 def test_a_missing_pad_token_becomes_the_end_of_turn(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(locate(tiny_config, cache))
+    source = locate(tiny_config, cache)
+    tokenizer = load_tokenizer(source)
     tokenizer.pad_token = None
-    tokenizer.save_pretrained(tmp_path)
-    source = locate(tiny_config, cache).location
-    (tmp_path / "config.json").write_text((Path(source) / "config.json").read_text())
-    again = load_tokenizer(locate(ModelConfig(id=str(tmp_path)), cache))
+    again = load_tokenizer(locate(saved(tokenizer, source.location, tmp_path), cache))
     assert again.pad_token == again.eos_token == "<|im_end|>"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -25,7 +26,7 @@ from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.training import sft
 from tometune.training.inputs import TrainingInputs
-from tometune.training.metrics import OnLog, TrainResult
+from tometune.training.metrics import OnLog
 from tometune.training.sft import fit
 from tometune.training.trainer import MeteredTrainer
 
@@ -72,7 +73,9 @@ def packs(max_length: int, a_step: int) -> dict[str, Any]:
 class Fitted:
     """A finished training."""
 
-    result: TrainResult
+    result: SimpleNamespace
+    """The entry `train` of run.json."""
+
     folder: Path
     mix: Mix
     tokens: Tokens
@@ -138,7 +141,7 @@ def train(cache: Path, data: DataConfig) -> Train:
         inputs = TrainingInputs(source, tokens, config.trainer, config.lora, config.seeds, folder, cache)
         with patch.object(sft, "MeteredTrainer", Kept):
             result = fit(model, tokenizer, inputs, on_log)
-        return Fitted(result, folder, mix, tokens, trainers[-1], batches)
+        return Fitted(SimpleNamespace(**result), folder, mix, tokens, trainers[-1], batches)
 
     return run
 

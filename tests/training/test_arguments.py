@@ -1,7 +1,6 @@
 """The arguments of TRL come from the config, never from the defaults of a library."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,44 +15,21 @@ from tometune.training import trainer as module
 from tometune.training.steps import Step
 from tometune.training.trainer import arguments
 
+DEFAULTS = {
+    **{"seed": 3407, "data_seed": 3407, "learning_rate": 5e-5, "per_device_train_batch_size": 4, "warmup_steps": 0.1},
+    **{"gradient_accumulation_steps": 2, "weight_decay": 0.5, "optim": "adamw_8bit", "lr_scheduler_type": "cosine"},
+    **{"max_grad_norm": 0.1, "adam_beta2": 0.9, "adam_epsilon": 1e-4, "num_train_epochs": 9, "logging_steps": 3},
+    **{"logging_nan_inf_filter": True, "save_steps": 9, "max_length": 11, "packing": True, "padding_free": True},
+    **{"loss_type": "dft", "neftune_noise_alpha": 5.0, "label_smoothing_factor": 0.1, "completion_only_loss": True},
+    **{"remove_unused_columns": True, "dataloader_drop_last": True, "gradient_checkpointing": True},
+    **{"use_liger_kernel": True, "train_sampling_strategy": "sequential", "average_tokens_across_devices": False},
+    **{"auto_find_batch_size": True, "disable_tqdm": False},
+}
+"""Defaults after importing Unsloth, and others that would be noticed."""
 
-@dataclass
-class UnslothsDefaults(SFTConfig):
-    """Defaults after importing Unsloth, and others that would be noticed."""
-
-    seed: int = 3407
-    data_seed: int | None = 3407
-    learning_rate: float = 5e-5
-    per_device_train_batch_size: int = 4
-    gradient_accumulation_steps: int = 2
-    warmup_steps: float = 0.1
-    weight_decay: float = 0.5
-    optim: str = "adamw_8bit"
-    lr_scheduler_type: str = "cosine"
-    max_grad_norm: float = 0.1
-    adam_beta2: float = 0.9
-    adam_epsilon: float = 1e-4
-    num_train_epochs: float = 9
-    logging_steps: float = 3
-    logging_nan_inf_filter: bool = True
-    save_steps: float = 9
-    max_length: int | None = 11
-    packing: bool = True
-    padding_free: bool = True
-    loss_type: str = "dft"
-    neftune_noise_alpha: float | None = 5.0
-    label_smoothing_factor: float = 0.1
-    completion_only_loss: bool | None = True
-    remove_unused_columns: bool | None = True
-    dataloader_drop_last: bool = True
-    gradient_checkpointing: bool = True
-    use_liger_kernel: bool = True
-    train_sampling_strategy: str = "sequential"
-    average_tokens_across_devices: bool = False
-    auto_find_batch_size: bool = True
-    disable_tqdm: bool | None = False
-
-
+UnslothsDefaults = dataclasses.make_dataclass(
+    "UnslothsDefaults", [(name, Any, value) for name, value in DEFAULTS.items()], bases=(SFTConfig,)
+)
 STEP = Step(2, 2)
 
 
@@ -63,12 +39,11 @@ def given(config: Config, step: Step = STEP, checkpointing: bool = False, dtype:
 
 
 def test_no_default_of_a_library_reaches_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = set(UnslothsDefaults.__annotations__)
     ours = given(settings())
-    assert all(getattr(ours, name) != getattr(UnslothsDefaults, name) for name in names)
+    assert all(getattr(ours, name) != value for name, value in DEFAULTS.items())
     monkeypatch.setattr(module, "Arguments", UnslothsDefaults)
     theirs = given(settings())
-    assert {name: getattr(theirs, name) for name in names} == {name: getattr(ours, name) for name in names}
+    assert {name: getattr(theirs, name) for name in DEFAULTS} == {name: getattr(ours, name) for name in DEFAULTS}
 
 
 def test_settings_are_arguments_of_trl() -> None:
@@ -76,21 +51,17 @@ def test_settings_are_arguments_of_trl() -> None:
         **{"weight_decay": 0.5, "max_grad_norm": 0.125, "num_train_epochs": 3.5, "max_length": 33, "loss_type": "nll"},
         **{"dataloader_num_workers": 2, "logging_steps": 5, "save_steps": 7, "save_total_limit": 5},
     }
-    found = given(settings(**values))
-    assert {name: getattr(found, name) for name in values} == values
-    config = settings()
+    config = settings(**values)
     config.seeds = dataclasses.replace(config.seeds, order=5, adapter=6)
     found = given(config)
+    assert {name: getattr(found, name) for name in values} == values
     assert (found.max_steps, found.data_seed, found.seed) == (6, 5, 6)
     assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (2, 1)
     found = given(settings(max_steps=None), Step(6, 2), checkpointing=True)
     assert (found.gradient_accumulation_steps, found.gradient_checkpointing, found.max_steps) == (3, True, -1)
-
-
-@pytest.mark.parametrize(("dtype", "flags"), [("float32", (0, 0)), ("bfloat16", (1, 0)), ("float16", (0, 1))])
-def test_the_arithmetic_follows_the_dtype(dtype: str, flags: tuple[int, int]) -> None:
-    found = given(settings(), dtype=getattr(torch, dtype))
-    assert (found.bf16, found.fp16) == flags
+    for dtype, flags in ((torch.float32, (0, 0)), (torch.bfloat16, (1, 0)), (torch.float16, (0, 1))):
+        found = given(settings(), dtype=dtype)
+        assert (found.bf16, found.fp16) == flags
 
 
 def test_rate_optimiser_and_schedule_are_those_of_the_config(plain: Fitted, train: Train, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ def checkpoint(folder: Path, step: int, weights: str = WEIGHTS[0]) -> Path:
     return made
 
 
-def test_the_newest_is_taken_by_number(tmp_path: Path) -> None:
+def test_the_newest_is_found_by_number(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is last_checkpoint(tmp_path / "none") is None
     for step in (2, 10, 8):
         checkpoint(tmp_path, step)
     found = last_checkpoint(tmp_path)
@@ -29,14 +30,11 @@ def test_the_newest_is_taken_by_number(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_there_may_be_none(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path) is None
-    assert last_checkpoint(tmp_path / "none") is None
-
-
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_an_adapter_or_a_whole_model_is_in_it(tmp_path: Path, weights: str) -> None:
+def test_an_adapter_or_a_whole_model_is_complete_with_the_states_of_all_processes(tmp_path: Path, weights: str) -> None:
     made = checkpoint(tmp_path, 2, weights)
+    (made / "rng_state.pth").rename(made / "rng_state_0.pth")
+    (made / "rng_state_1.pth").write_text("something")
     assert last_checkpoint(tmp_path) == made
 
 
@@ -78,10 +76,3 @@ def test_an_older_broken_one_and_what_is_not_ours_are_left_alone(tmp_path: Path)
     (tmp_path / "checkpoint-mine").mkdir()
     assert last_checkpoint(tmp_path) == whole
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_several_processes_have_a_state_each(tmp_path: Path) -> None:
-    made = checkpoint(tmp_path, 4)
-    (made / "rng_state.pth").rename(made / "rng_state_0.pth")
-    (made / "rng_state_1.pth").write_text("something")
-    assert last_checkpoint(tmp_path) == made

@@ -37,35 +37,23 @@ def full(precision: Precision = Precision.fp32, **trainer: Any) -> Config:
 @pytest.fixture(scope="module")
 def fitted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     """A finished full fine-tuning; tests only look at it."""
-    return train(tmp_path_factory.mktemp("full"), full(save_total_limit=9))
+    return train(tmp_path_factory.mktemp("full"), full(save_total_limit=9, learning_rate=3e-3))
 
 
 def saved(fitted: Fitted) -> dict[str, torch.Tensor]:
     return load_file(fitted.folder / "model" / WEIGHTS)
 
 
-def test_every_weight_changes_and_the_loss_falls(train: Train, tmp_path: Path, cache: Path) -> None:
-    config = full(max_steps=16, save_steps=16, num_train_epochs=9, learning_rate=3e-3)
-    before = {name: weight.clone() for name, weight in load_model(locate(config.model, cache)).named_parameters()}
-    fitted = train(tmp_path, config)
-    assert fitted.curve[-1]["loss"] < 0.9 * fitted.curve[0]["loss"]
+def test_every_weight_changes_and_the_loss_falls(fitted: Fitted, cache: Path) -> None:
+    before = {name: weight.clone() for name, weight in load_model(locate(full().model, cache)).named_parameters()}
+    assert fitted.curve[-1]["loss"] < 0.95 * fitted.curve[0]["loss"]
     after = saved(fitted)
     assert after.keys() == before.keys() - {"lm_head.weight"}, "the head is the embedding"
     assert not [name for name, weight in after.items() if torch.equal(weight, before[name])]
     assert fitted.result.kind == "full"
     assert fitted.result.trainable_parameters == sum(weight.numel() for weight in before.values())
-    assert not (tmp_path / "adapter").exists()
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_the_first_loss_is_that_of_a_fresh_adapter(train: Train, tmp_path: Path) -> None:
-    for name, trainer in (("rows", {}), ("packs", packs(96, 2))):
-        adapter = train(tmp_path / f"lora-{name}", settings(max_steps=1, **trainer))
-        whole = train(tmp_path / f"full-{name}", full(max_steps=1, **trainer))
-        assert adapter.result.kind == "lora"
-        assert adapter.result.trainable_parameters < whole.result.trainable_parameters
-        assert whole.curve[0]["loss"] == pytest.approx(adapter.curve[0]["loss"], abs=1e-6)
-        assert whole.curve[0]["grad_norm"] > adapter.curve[0]["grad_norm"] > 0
+    assert not (fitted.folder / "adapter").exists()
+    assert not list(fitted.folder.glob(".*"))
 
 
 def test_the_model_is_saved_with_its_tokenizer(fitted: Fitted, cache: Path) -> None:
@@ -86,7 +74,6 @@ def test_weights_are_float32_under_16_bit_arithmetic_and_saved_in_16(train: Trai
     """In bfloat16 itself a step of 1e-5 of a weight would be rounded away."""
     slow: dict[str, Any] = {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "warmup_steps": 0}
     fitted = train(tmp_path / "bf16", full(Precision.bf16, **slow))
-    exact = train(tmp_path / "fp32", full(**slow))
     assert fitted.trainer.args.bf16
     kept = load_file(tmp_path / "bf16" / "checkpoints" / "checkpoint-6" / WEIGHTS)
     assert {weight.dtype for weight in kept.values()} == {torch.float32}
@@ -94,28 +81,18 @@ def test_weights_are_float32_under_16_bit_arithmetic_and_saved_in_16(train: Trai
     assert json.loads((tmp_path / "bf16" / "model" / "config.json").read_text())["dtype"] == "bfloat16"
     for name, weight in saved(fitted).items():
         assert torch.equal(weight, kept[name].bfloat16())
-    for mine, theirs in zip(fitted.curve, exact.curve, strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=5e-3)
-        assert mine["loss"] != theirs["loss"], "in other arithmetic"
+    first = load_file(tmp_path / "bf16" / "checkpoints" / "checkpoint-4" / WEIGHTS)
+    assert not [name for name, weight in kept.items() if torch.equal(weight, first[name])], "small steps are kept"
 
 
 def test_it_resumes_bit_for_bit(fitted: Fitted, train: Train, tmp_path: Path) -> None:
     shutil.copytree(fitted.folder / "checkpoints", tmp_path / "checkpoints")
     shutil.copy(fitted.folder / "metrics.jsonl", tmp_path)
     (tmp_path / "checkpoints" / "checkpoint-6" / WEIGHTS).unlink()  # killed while it was saved
-    again = train(tmp_path, full(save_total_limit=9))
+    again = train(tmp_path, full(save_total_limit=9, learning_rate=3e-3))
     assert len(again.batches) < len(fitted.batches)
     assert (tmp_path / "model" / WEIGHTS).read_bytes() == (fitted.folder / "model" / WEIGHTS).read_bytes()
     assert [line["loss"] for line in again.curve] == [line["loss"] for line in fitted.curve]
-
-
-def test_packs_keep_conversations_apart(train: Train, tmp_path: Path) -> None:
-    """Over one epoch rows alone and rows in packs give the same mean loss, and nearly the same weights."""
-    alone = train(tmp_path / "alone", full(max_steps=1, conversations_per_step=20, micro_batch=4))
-    together = train(tmp_path / "together", full(max_steps=1, **packs(64, 20)))
-    assert together.result.trained_tokens == alone.result.trained_tokens
-    assert together.curve[0]["loss"] == pytest.approx(alone.curve[0]["loss"], rel=1e-5)
-    assert together.curve[0]["grad_norm"] == pytest.approx(alone.curve[0]["grad_norm"], rel=1e-4)
 
 
 def test_the_cuda_graph_is_off_with_a_reason_and_rejected_if_it_was_set(
@@ -158,16 +135,8 @@ def test_a_disk_that_is_too_small_is_reported_before_the_first_step(
 ) -> None:
     weights = sum(weight.numel() for weight in load_to_train(locate(full().model, cache)).parameters())
     needed = 3 * 12 * weights + 4 * weights  # two checkpoints, one more while it is saved, and the model
-
-    def disk(free: int) -> None:
-        usage = shutil.disk_usage(tmp_path)._replace(free=free)
-        monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
-
-    disk(needed - 1)
+    usage = shutil.disk_usage(tmp_path)._replace(free=needed - 1)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"trainer\.save_total_limit=2: the checkpoints and .* take about 0\.0"):
         train(tmp_path / "small", full())
     assert not list((tmp_path / "small" / "checkpoints").iterdir())
-    disk(needed)
-    train(tmp_path / "enough", full())
-    taken = sum(path.stat().st_size for path in (tmp_path / "enough").rglob("*.*t*") if path.is_file())
-    assert taken < 1.1 * needed

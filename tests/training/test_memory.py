@@ -100,8 +100,10 @@ def test_a_micro_batch_is_remembered_per_kind(tmp_path: Path, monkeypatch: pytes
     assert memory._read(tmp_path) == {}
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-@pytest.mark.parametrize("failing_step", [2, 4])
+NIGHTLY = [pytest.param(*case, marks=pytest.mark.nightly) for case in (("lora", 2), ("full", 4))]
+
+
+@pytest.mark.parametrize(("kind", "failing_step"), [("lora", 4), ("full", 2), *NIGHTLY])
 def test_out_of_memory_continues_at_half_the_micro_batch(
     train: Train,
     tmp_path: Path,

@@ -44,16 +44,7 @@ def test_a_resumed_meter_continues_and_its_first_rate_is_of_this_attempt(tmp_pat
     assert 0 < rates["tokens_per_second"] <= 7 / 0.01
     assert rates["padded_tokens_per_second"] / rates["tokens_per_second"] == pytest.approx(10 / 7)
     assert again.totals.seconds > 100
-
-
-def test_rates_are_since_the_last_call_and_time_before_the_start_is_not_counted() -> None:
-    meter = Meter()
-    time.sleep(0.05)
-    meter.start()
-    meter.count(PADDED, lambda counts: counts)
-    meter.rates()
-    assert meter.totals.seconds < 0.05
-    assert meter.rates()["tokens_per_second"] == 0
+    assert again.rates()["tokens_per_second"] == 0, "since the last call"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about the process, not a GPU")
@@ -102,14 +93,13 @@ def test_rewind_removes_the_steps_after_the_checkpoint(curves: Curves) -> None:
     assert lines(curves) == []
 
 
-@pytest.mark.parametrize("half", ['{"step": 3, "lo', '{"step"', "{", '{"loss": 1.0}', "3"])
-def test_a_line_that_was_cut_short_is_removed(curves: Curves, half: str) -> None:
-    for step in (1, 2):
-        curves.add({"loss": float(step)}, step)
-    with curves.path.open("a") as file:
-        file.write(half)
-    curves.rewind(2)
-    assert [line["step"] for line in lines(curves)] == [1, 2]
+def test_a_line_that_was_cut_short_is_removed(curves: Curves) -> None:
+    for half in ('{"step": 3, "lo', '{"loss": 1.0}', "3"):
+        curves.add({"loss": 1.0}, 1)
+        with curves.path.open("a") as file:
+            file.write(half)
+        curves.rewind(2)
+        assert {line["step"] for line in lines(curves)} == {1}
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

@@ -60,14 +60,6 @@ def test_rows_that_are_not_packed_are_padded_and_masked(train: Train, tmp_path: 
     assert loss_of(fitted, batch, trained) == pytest.approx(alone, abs=1e-5)
 
 
-def test_packing_trains_on_the_same_tokens_in_fewer_steps(train: Train, tmp_path: Path) -> None:
-    loose = train(tmp_path / "loose", settings(max_steps=None, max_length=160))
-    packed = train(tmp_path / "packed", settings(**packs(160, 2), max_steps=None))
-    assert packed.result.tokens == packed.result.padded_tokens == loose.result.tokens < loose.result.padded_tokens
-    assert packed.result.trained_tokens == loose.result.trained_tokens
-    assert packed.result.steps < loose.result.steps
-
-
 def test_conversations_without_padding_train_as_they_do_with_it(plain: Fitted, train: Train, tmp_path: Path) -> None:
     flat = train(tmp_path, settings(packing=True, micro_batch=2))
     assert flat.result.padded_tokens == flat.result.tokens == plain.result.tokens < plain.result.padded_tokens

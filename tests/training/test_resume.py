@@ -9,8 +9,6 @@ from tests.whole import Workplace, adapter_of, answers_of, curve_of, record_of, 
 pytestmark = pytest.mark.whole
 
 SMOKE = ("+experiment=smoke", "trainer.max_steps=12", "trainer.save_steps=3", "trainer.learning_rate=1e-2")
-PACKS = ("trainer.packing=true", "trainer.conversations_per_step=null", "trainer.tokens_per_step=256")
-HARD = (*SMOKE, "lora.lora_dropout=0.1", *PACKS, "trainer.num_train_epochs=3", "eval.base=false")
 
 draw = random.Random(7)
 STEP = "tometune.training.trainer:MeteredTrainer.training_step"
@@ -65,20 +63,6 @@ def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(unbroken: Work
     for name in ("steps", "epochs", "tokens", "padded_tokens", "trained_tokens", "final_loss"):
         assert record["train"][name] == record_of(whole)["train"][name], name
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")], "nothing half-written is left"
-
-
-@pytest.mark.nightly
-def test_with_dropout_and_packing_too(unbroken: Workplace) -> None:
-    status, stderr = unbroken.train(*HARD, "paths.outputs=hard")
-    assert status == 0, stderr
-    assert unbroken.train(*HARD, "paths.outputs=hard_broken", moment=(STEP, 8, "SIGKILL"))[0] == -9
-    status, stderr = unbroken.train(*HARD, "paths.outputs=hard_broken")
-    assert status == 0, stderr
-    assert "resuming from checkpoint-6" in stderr
-    whole, broken = unbroken.run_folder("hard"), unbroken.run_folder("hard_broken")
-    assert adapter_of(broken) == adapter_of(whole) != adapter_of(unbroken.run_folder())
-    assert curve_of(broken) == curve_of(whole)
-    assert answers_of(broken) == answers_of(whole)
 
 
 def test_a_completed_run_prints_its_table_and_needs_no_torch(unbroken: Workplace) -> None:

@@ -78,7 +78,10 @@ def counts(fitted: Fitted) -> tuple[object, ...]:
     )
 
 
-@pytest.mark.parametrize("length", [{"max_steps": 6}, {"max_steps": None, "num_train_epochs": 1.0}])
+@pytest.mark.parametrize(
+    "length",
+    [{"max_steps": 6}, pytest.param({"max_steps": None, "num_train_epochs": 1.0}, marks=pytest.mark.nightly)],
+)
 def test_interrupted_after_the_last_checkpoint_trains_no_further_step(
     train: Train, tmp_path: Path, length: dict[str, Any]
 ) -> None:

@@ -29,68 +29,56 @@ RUN = (
     *("trainer.conversations_per_step=4", "trainer.micro_batch=2", f"trainer.max_steps={STEPS}"),
     *("trainer.save_steps=5", "trainer.learning_rate=3e-3", "trainer.num_train_epochs=3"),
 )
+FULL = (
+    *("lora=none", "trainer.learning_rate=1e-3", "trainer.packing=true", "trainer.conversations_per_step=null"),
+    *("trainer.tokens_per_step=512", "eval.base=false"),
+)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    made = Workplace(tmp_path_factory.mktemp("unsloth"))
-    return made
+    return Workplace(tmp_path_factory.mktemp("unsloth"))
 
 
 @needed
 @pytest.mark.whole
 @pytest.mark.parametrize(
-    ("precision", "tolerance"), [("bf16", 0.005), pytest.param("fp32", 1e-4, marks=pytest.mark.nightly)]
+    ("kind", "precision", "tolerance"),
+    [
+        ("lora", "bf16", 0.005),
+        pytest.param("lora", "fp32", 1e-4, marks=pytest.mark.nightly),
+        pytest.param("full", "bf16", 0.005, marks=pytest.mark.nightly),
+        pytest.param("full", "fp32", 1e-4, marks=pytest.mark.nightly),
+    ],
 )
-def test_what_is_learned_does_not_depend_on_the_backend(place: Workplace, precision: str, tolerance: float) -> None:
+def test_both_backends_learn_the_same(place: Workplace, kind: str, precision: str, tolerance: float) -> None:
+    runs = []
     for backend in ("transformers", "unsloth"):
-        where = f"paths.outputs={backend}-{precision}"
-        done = place.verb("train", *RUN, f"model.backend={backend}", f"model.precision={precision}", where)
+        where = f"{kind}-{backend}-{precision}"
+        settings = (*RUN, *(FULL if kind == "full" else ()), f"model.precision={precision}")
+        done = place.verb("train", *settings, f"model.backend={backend}", f"paths.outputs={where}")
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
-    plain, fast = (place.run_folder(f"{backend}-{precision}") for backend in ("transformers", "unsloth"))
+        runs.append(place.run_folder(where))
+    plain, fast = runs
     assert [step for step, _ in curve_of(fast)] == list(range(1, STEPS + 1))
     assert curve_of(fast)[-1][1] < 0.995 * curve_of(fast)[0][1], "it learns"
     for (_, theirs), (_, ours) in zip(curve_of(plain), curve_of(fast), strict=True):
         assert ours == pytest.approx(theirs, rel=tolerance)
     mine, other = record_of(fast), record_of(plain)
-    assert (mine["model"]["backend"], other["model"]["backend"]) == ("unsloth", "transformers")
-    assert set(mine["train"]) == set(other["train"])
-    for name in ("steps", "epochs", "effective_batch", "tokens", "trained_tokens"):
+    assert (mine["model"]["backend"], mine["train"]["kind"]) == ("unsloth", kind)
+    assert mine["train"].keys() == other["train"].keys()
+    for name in ("steps", "epochs", "effective_batch", "tokens", "trained_tokens", "trainable_parameters"):
         assert mine["train"][name] == other["train"][name], name
     assert mine["data"] == other["data"]
-    assert mine["eval"]["base"]["tasks"].keys() == mine["eval"]["tuned"]["tasks"].keys()
     assert not (place.folder / "unsloth_compiled_cache").exists()
-    config = json.loads((fast / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "tiny"
-
-
-@needed
-@pytest.mark.whole
-@pytest.mark.nightly
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.005), ("fp32", 1e-4)])
-def test_every_weight_learns_the_same_in_both(place: Workplace, precision: str, tolerance: float) -> None:
-    packs = ("trainer.packing=true", "trainer.conversations_per_step=null", "trainer.tokens_per_step=512")
-    full = (*RUN, *packs, "lora=none", "trainer.learning_rate=1e-3", f"model.precision={precision}", "eval.base=false")
-    for backend in ("transformers", "unsloth"):
-        done = place.verb("train", *full, f"model.backend={backend}", f"paths.outputs=full-{backend}-{precision}")
-        assert done.returncode == 0, done.stderr
-        assert "Traceback" not in done.stderr
-    plain, fast = (place.run_folder(f"full-{backend}-{precision}") for backend in ("transformers", "unsloth"))
-    assert curve_of(fast)[-1][1] < 0.995 * curve_of(fast)[0][1], "it learns"
-    assert len(curve_of(plain)) == len(curve_of(fast)) == STEPS
-    for (_, theirs), (_, ours) in zip(curve_of(plain), curve_of(fast), strict=True):
-        assert ours == pytest.approx(theirs, rel=tolerance)
-    mine, other = record_of(fast), record_of(plain)
-    assert (mine["model"]["backend"], mine["train"]["kind"]) == ("unsloth", "full")
-    assert mine["train"]["trainable_parameters"] == other["train"]["trainable_parameters"]
+    if kind == "lora":
+        config = json.loads((fast / "adapter" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "tiny"
+        return
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (fast, plain))
-    assert {name: weight.dtype for name, weight in ours.items()} == {
-        name: weight.dtype for name, weight in theirs.items()
-    }
-    assert json.loads((fast / "model" / "config.json").read_text()) == json.loads(
-        (plain / "model" / "config.json").read_text()
-    )
+    assert {name: weight.dtype for name, weight in ours.items()} == {name: w.dtype for name, w in theirs.items()}
+    assert (fast / "model" / "config.json").read_text() == (plain / "model" / "config.json").read_text()
 
 
 def start(place: Workplace, outputs: str) -> "subprocess.Popen[str]":
@@ -173,13 +161,10 @@ def test_what_is_wrong_in_the_training_is_told_in_one_line(place: Workplace) -> 
     assert record_of(place.run_folder())["status"] == "failed"
 
 
-def test_what_is_missing_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_and_versions_that_do_not_match_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unsloth_backend.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r'needs unsloth; run: pip install "tometune\[unsloth\]"'):
         check_installed()
-
-
-def test_versions_that_do_not_belong_together_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unsloth_backend.util, "find_spec", lambda _: object())
     versions = {"unsloth": "2026.10.9", "unsloth_zoo": "2025.1.1"}
     monkeypatch.setattr(metadata, "version", versions.__getitem__)

@@ -18,29 +18,20 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> peft.PeftModel:
 
     The adapter's weights are float32 whatever the dtype of the base (PEFT's `autocast_adapter_dtype`).
 
-    Args:
-        model: a causal language model; its own weights are frozen.
-        lora: rank, scaling, layers.
-        seed: of the initial weights.
-
     Raises:
         UserError: a name in `lora.target_modules` matches no linear layer.
     """
     check_targets(model, lora.target_modules)
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=list(lora.target_modules),
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-        bias="none",
-    )
     seed_everything(seed)
-    made = peft.get_peft_model(model, config)
+    made = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **peft_settings(lora)))
     round_once(made)
     return made
+
+
+def peft_settings(lora: LoraConfig) -> dict[str, Any]:
+    """Return the arguments of PEFT, and of Unsloth, that describe an adapter."""
+    names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
+    return {name: getattr(lora, name) for name in names} | {"target_modules": list(lora.target_modules), "bias": "none"}
 
 
 def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftModel:
@@ -65,11 +56,7 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftMo
 
 
 def check_safetensors(folder: Path) -> None:
-    """Check that an adapter's weights are safetensors; without them PEFT reads a pickle.
-
-    Raises:
-        UserError: they are missing.
-    """
+    """Raise a `UserError` unless an adapter's weights are safetensors; without them PEFT reads a pickle."""
     if not (folder / "adapter_model.safetensors").is_file():
         pickled = (folder / "adapter_model.bin").exists()
         raise UserError(
@@ -80,11 +67,7 @@ def check_safetensors(folder: Path) -> None:
 
 
 def check_targets(model: nn.Module, targets: list[str]) -> None:
-    """Check that each target names a linear layer of the model.
-
-    Raises:
-        UserError: one does not.
-    """
+    """Raise a `UserError` unless each target names a linear layer of the model."""
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()

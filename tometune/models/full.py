@@ -40,10 +40,7 @@ def restore(model: Any, source: ModelSource) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(
         source.location, revision=source.revision, dtype=torch.float32, use_safetensors=True
     )
-    initial = dict(loaded.named_parameters())
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(initial[name])
+    model.load_state_dict(loaded.state_dict())
 
 
 def author_configs(source: ModelSource) -> tuple[Any, Any]:
@@ -70,11 +67,7 @@ def author_configs(source: ModelSource) -> tuple[Any, Any]:
 
 
 def check_trainable(model: Any, name: str, lora: LoraConfig) -> None:
-    """Check that a model can be trained: it has the layers that get an adapter, or weights that are not quantised.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Raise a `UserError` unless the model has the layers that get an adapter, or weights that are not quantised."""
     if lora.enabled:
         check_targets(model, lora.target_modules)
     else:
@@ -82,13 +75,9 @@ def check_trainable(model: Any, name: str, lora: LoraConfig) -> None:
 
 
 def tuned(model: Any, source: ModelSource, lora: LoraConfig, run: Path) -> Any:
-    """Return the model that a run trained: the base model with its adapter, or the whole model.
+    """Return the model that the run in a folder trained: the base model with its adapter, or the whole model.
 
-    Args:
-        model: the base model, which gets the adapter; None loads it.
-        source: of the base model.
-        lora: of the run.
-        run: its folder.
+    The base model is loaded from the source if `model` is None.
 
     Raises:
         UserError: the folder holds no trained model, or one for another base model.

@@ -13,11 +13,7 @@ from tometune.models.source import ModelSource, fingerprint, quantized
 
 
 def check_machine(model: ModelConfig) -> None:
-    """Check that this machine can load the model, before anything is downloaded.
-
-    Raises:
-        UserError: a GPU or a package is missing; the line names the command that works here.
-    """
+    """Raise a `UserError` if this machine has no GPU or package to load the model; nothing is downloaded."""
     import torch
 
     if model.attn_implementation == "flash_attention_2" and util.find_spec("flash_attn") is None:
@@ -26,7 +22,6 @@ def check_machine(model: ModelConfig) -> None:
             "model.attn_implementation=sdpa"
         )
     gpu = torch.cuda.is_available()
-    here = f"on this machine: {HERE}"
     if model.backend is Backend.unsloth:
         unsloth_backend.check_installed()
         if processes() > 1:
@@ -35,7 +30,8 @@ def check_machine(model: ModelConfig) -> None:
             )
     if quantized(model) and not gpu:
         raise UserError(
-            f"model={model.name}: its 4-bit weights (model.quantization=nf4) need an NVIDIA GPU, none was found; {here}"
+            f"model={model.name}: its 4-bit weights (model.quantization=nf4) need an NVIDIA GPU, none was found; on "
+            f"this machine: {HERE}"
         )
     if quantized(model) and util.find_spec("bitsandbytes") is None:
         raise UserError(
@@ -77,11 +73,7 @@ def free_memory() -> None:
 
 
 def load_model(source: ModelSource) -> Any:
-    """Return the model on its device, in evaluation mode.
-
-    Raises:
-        UserError: the hub does not have it, or it has no safetensors.
-    """
+    """Return the model on its device, in evaluation mode; see `tometune.models.transformers_backend.load`."""
     from tometune.models import transformers_backend
 
     return transformers_backend.load(source)

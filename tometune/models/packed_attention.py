@@ -65,7 +65,10 @@ def training_attention(model: Any, implementation: str | None) -> Iterator[None]
         yield
         return
     if implementation == VARLEN:
-        _register()
+        from transformers import AttentionInterface, AttentionMaskInterface
+
+        AttentionInterface.register(VARLEN, varlen_forward)
+        AttentionMaskInterface.register(VARLEN, lambda *_, **__: None)  # lengths replace the mask
     before = model.config._attn_implementation
     model.set_attn_implementation(implementation)
     try:
@@ -83,18 +86,6 @@ def _varlen() -> Any:
     return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
 
 
-def _register() -> None:
-    """Register `varlen` with transformers, without a mask."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(VARLEN, varlen_forward)
-    AttentionMaskInterface.register(VARLEN, _no_mask)
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Lengths replace the mask."""
-
-
 def varlen_forward(
     module: nn.Module,  # noqa: ARG001 -- transformers' form
     query: torch.Tensor,
@@ -107,21 +98,10 @@ def varlen_forward(
     max_length_q: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend causally within each conversation of one row.
+    """Attend causally within each conversation of one row. Returns [1, tokens, heads, head_dim], and no weights.
 
-    Args:
-        module: the attention layer.
-        query: [1, heads, tokens, head_dim].
-        key: [1, key heads, tokens, head_dim]; each serves a group of query heads.
-        value: like key.
-        attention_mask: None.
-        scaling: of the products; None is 1 / sqrt(head_dim).
-        dropout: 0.
-        cu_seq_lens_q: cumulative lengths, [conversations + 1], int32.
-        max_length_q: of the longest conversation.
-
-    Returns:
-        [1, tokens, heads, head_dim], and no weights.
+    Queries, keys and values are [1, heads, tokens, head_dim], each key serves a group of query heads; `cu_seq_lens_q`
+    are cumulative lengths, [conversations + 1], int32, and `max_length_q` is the length of the longest conversation.
 
     Raises:
         ValueError: the lengths are missing, or there is dropout.
@@ -131,13 +111,10 @@ def varlen_forward(
     if query.dtype is torch.float32:  # of float32 weights under autocast, which does not know this kernel
         query, key, value = (part.to(torch.get_autocast_dtype(part.device.type)) for part in (query, key, value))
     rows = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
-    grouped = {"enable_gqa": True} if _names_groups() else {}  # before PyTorch 2.12 the kernel detects it
-    found = _varlen()(
+    attend = _varlen()
+    # Before PyTorch 2.12 the kernel detects by itself that heads share keys.
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(attend).parameters else {}
+    found = attend(
         *rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0), **grouped
     )
     return found.unsqueeze(0), None
-
-
-def _names_groups() -> bool:
-    """Tell whether `varlen_attn` has an argument for heads that share keys."""
-    return "enable_gqa" in inspect.signature(_varlen()).parameters

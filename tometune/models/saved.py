@@ -11,11 +11,6 @@ WHOLE = "model"
 
 
 def as_saved(model: ModelConfig, run: Path) -> ModelConfig:
-    """Return the config of the whole model that a run trained; it is loaded like any other.
-
-    Args:
-        model: the model that was trained.
-        run: folder of the run.
-    """
+    """Return the config of the whole model that the run in a folder trained; it is loaded like any other."""
     folder = str((run / WHOLE).absolute())
     return replace(model, id=folder, revision="main", weights=Weights.pretrained, quantization=Quantization.none)

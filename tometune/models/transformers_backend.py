@@ -27,7 +27,13 @@ def load(source: ModelSource) -> PreTrainedModel:
     dtype = compute_dtype(model.precision)
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
     if model.quantization is Quantization.nf4 and not model.id.endswith("-bnb-4bit"):
-        arguments["quantization_config"] = nf4(dtype)
+        # QLoRA's storage: NormalFloat4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314).
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     if torch.cuda.is_available():
         arguments["device_map"] = {"": torch.cuda.current_device()}
     with hub_errors("model.id", model.id):
@@ -45,16 +51,6 @@ def load(source: ModelSource) -> PreTrainedModel:
     return loaded.eval()
 
 
-def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return QLoRA's storage: NormalFloat4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314)."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
 def compute_dtype(precision: Precision) -> torch.dtype:
     """Return the dtype of a precision on this machine; see `tometune.models.precision`."""
     resolved = resolve_precision(precision)
@@ -64,11 +60,7 @@ def compute_dtype(precision: Precision) -> torch.dtype:
 
 
 def check_unquantised(model: Any, name: str) -> None:
-    """Check that a model's weights can be trained; a folder's name does not tell whether they are quantised.
-
-    Raises:
-        UserError: they are quantised.
-    """
+    """Raise a `UserError` if a model's weights are quantised, which a folder's name does not tell."""
     if getattr(model, "hf_quantizer", None) is not None:
         raise UserError(
             f"model.id={name}: its files hold quantised weights, which lora=none cannot train; name the same model in "

@@ -30,21 +30,14 @@ def installed() -> bool:
 
 
 def check_installed() -> None:
-    """Check that Unsloth is installed, in matching versions.
-
-    Raises:
-        UserError: it is not; the line has the command.
-    """
-    for package in ("unsloth", "unsloth_zoo"):
-        if util.find_spec(package) is None:
-            raise UserError(
-                f"model.backend=unsloth: needs {package}; run: {INSTALL} (or set model.backend=transformers)"
-            )
-    ours, theirs = (metadata.version(name).split(".")[:2] for name in ("unsloth", "unsloth_zoo"))
-    if ours != theirs:
+    """Raise a `UserError` unless Unsloth is installed in matching versions."""
+    if not installed():
+        raise UserError(f"model.backend=unsloth: needs unsloth; run: {INSTALL} (or set model.backend=transformers)")
+    ours, theirs = metadata.version("unsloth"), metadata.version("unsloth_zoo")
+    if ours.split(".")[:2] != theirs.split(".")[:2]:
         raise UserError(
-            f"model.backend=unsloth: unsloth {metadata.version('unsloth')} and unsloth_zoo "
-            f"{metadata.version('unsloth_zoo')} do not match; run: pip install --upgrade unsloth unsloth_zoo"
+            f"model.backend=unsloth: unsloth {ours} and unsloth_zoo {theirs} do not match; run: "
+            "pip install --upgrade unsloth unsloth_zoo"
         )
 
 
@@ -58,8 +51,16 @@ def prepare(cache: Path) -> None:
     os.environ["UNSLOTH_AUTO_INSTALL"] = "0"
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled"))
     _name_groups()
-    _hush()
-    with quiet():  # its banner
+
+    def is_relevant(record: logging.LogRecord) -> bool:
+        greeting = record.getMessage().lstrip("=(/)_ ").startswith("Unsloth")
+        return record.levelno >= logging.ERROR or not greeting
+
+    for name in ("unsloth", "unsloth_zoo.log", "transformers.trainer"):
+        logging.getLogger(name).addFilter(is_relevant)
+    # Of the pass that measures memory.
+    warnings.filterwarnings("ignore", message="Unsloth: detected a manual forward/backward run")
+    with quiet():
         try:
             import unsloth  # noqa: F401
         except (ImportError, AttributeError, RuntimeError) as error:
@@ -69,21 +70,9 @@ def prepare(cache: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Unsloth's banners and advice from the terminal while the body runs."""
+    """Hide Unsloth's banners and advice while the body runs."""
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         yield
-
-
-def _hush() -> None:
-    """Hide Unsloth's greetings and statistics, and its warning about the pass that measures memory."""
-
-    def is_relevant(record: logging.LogRecord) -> bool:
-        greeting = record.getMessage().lstrip("=(/)_ ").startswith("Unsloth")
-        return record.levelno >= logging.ERROR or not greeting
-
-    for name in ("unsloth", "unsloth_zoo.log", "transformers.trainer"):
-        logging.getLogger(name).addFilter(is_relevant)
-    warnings.filterwarnings("ignore", message="Unsloth: detected a manual forward/backward run")
 
 
 def _name_groups() -> None:
@@ -97,38 +86,25 @@ def _name_groups() -> None:
     except ImportError:
         return
     theirs = varlen.varlen_attn
-    given = inspect.signature(theirs).parameters
-    if "window_size" not in given or "enable_gqa" in given:
+    signature = inspect.signature(theirs)
+    if "window_size" not in signature.parameters or "enable_gqa" in signature.parameters:
         return
 
-    def varlen_attn(
-        query: Any,
-        key: Any,
-        value: Any,
-        cu_seq_q: Any,
-        cu_seq_k: Any,
-        max_q: int,
-        max_k: int,
-        *,
-        return_aux: Any = None,
-        scale: float | None = None,
-        window_size: tuple[int, int] = (-1, -1),
-        enable_gqa: bool = False,  # noqa: ARG001 -- the kernel sees it from the shapes
-    ) -> Any:
-        """Call PyTorch's."""
-        lengths = (cu_seq_q, cu_seq_k, max_q, max_k)
-        return theirs(query, key, value, *lengths, return_aux=return_aux, scale=scale, window_size=window_size)
+    def varlen_attn(*arguments: Any, enable_gqa: bool = False, **keywords: Any) -> Any:  # noqa: ARG001 -- see above
+        return theirs(*arguments, **keywords)
 
-    varlen.varlen_attn = varlen_attn  # type: ignore[assignment]
+    named = inspect.Parameter("enable_gqa", inspect.Parameter.KEYWORD_ONLY, default=False)
+    varlen_attn.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), named]
+    )
+    varlen.varlen_attn = varlen_attn
 
 
 def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
     """Load a causal language model with Unsloth's kernels.
 
-    Args:
-        source: of the model.
-        max_length: longest row; RoPE is scaled if the model's own context is shorter.
-        full: whether every weight is trained, in float32; `model.precision` is that of the arithmetic.
+    RoPE is scaled if the model's own context is shorter than `max_length`. With `full` every weight is trained, in
+    float32; `model.precision` is that of the arithmetic.
 
     Raises:
         UserError: the hub does not have it, or `full` and it is quantised.
@@ -140,9 +116,10 @@ def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
     from tometune.models.transformers_backend import check_unquantised, compute_dtype
 
     model = source.config
-    dtype, options = compute_dtype(model.precision), {}
-    if full and torch.cuda.is_available():
-        options = {"full_finetuning": True, "float32_mixed_precision": True}
+    dtype, gpu = compute_dtype(model.precision), torch.cuda.is_available()
+    options: dict[str, Any] = {"device_map": {"": torch.cuda.current_device()}} if gpu else {}
+    if full and gpu:
+        options |= {"full_finetuning": True, "float32_mixed_precision": True}
     elif full:  # Unsloth's CPU backend trains in the given dtype, under the trainer's autocast
         dtype, options = torch.float32, {"full_finetuning": True}
     with hub_errors("model.id", model.id), quiet():
@@ -156,7 +133,6 @@ def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
             use_exact_model_name=True,
             trust_remote_code=False,
             **options,
-            **({"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}),
         )
     if full:
         check_unquantised(loaded, model.id)
@@ -172,21 +148,12 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
     import torch
     from unsloth import FastLanguageModel
 
-    from tometune.models.adapter import check_targets
+    from tometune.models.adapter import check_targets, peft_settings
 
     check_targets(model, lora.target_modules)
     with quiet():
         made = FastLanguageModel.get_peft_model(
-            model,
-            r=lora.r,
-            target_modules=list(lora.target_modules),
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            bias="none",
-            use_rslora=lora.use_rslora,
-            use_dora=lora.use_dora,
-            use_gradient_checkpointing=False,
-            random_state=seed,
+            model, **peft_settings(lora), use_gradient_checkpointing=False, random_state=seed
         )
     if not getattr(model, "is_loaded_in_4bit", False) and model.dtype is not torch.float32:
         _sum_as_transformers(made)

@@ -45,8 +45,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Make the packs, and choose and log the attention."""
-        trainer, model = self.inputs.trainer, self.inputs.source.config
-        dataset = self.inputs.tokens.dataset
+        trainer, model, dataset = self.inputs.trainer, self.inputs.source.config, self.inputs.tokens.dataset
         self.dtype = compute_dtype(model.precision) if self.full else self.model.dtype
         self.rows = pack(dataset, trainer.max_length) if in_packs(trainer) else dataset
         self.attention, self.packed = model.attn_implementation, Packed.positions
@@ -64,17 +63,16 @@ class Training:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
+        """Their folder."""
         return self.inputs.folder / "checkpoints"
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much one pass of a CUDA graph can hold, apart from its number of tokens."""
+    """How many conversations, and tokens with a label, one pass of a CUDA graph can hold."""
 
     conversations: int
     trained: int
-    """Tokens with a label; at least as many as one conversation can have."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,9 @@ class BatchPart:
 
 
 def split(lengths: Sequence[int], labels: torch.Tensor, capacity: Capacity) -> list[BatchPart]:
-    """Split a batch between conversations so that each part fits; nearly always there is one part.
+    """Split a batch between conversations so that each part fits the capacity; nearly always there is one part.
 
-    Args:
-        lengths: of the conversations.
-        labels: of all tokens, [tokens], on the CPU.
-        capacity: of one part.
+    The labels are [tokens], on the CPU.
     """
     starts = [0, *accumulate(lengths)]
     trained = [0, *torch.cumsum(labels != IGNORE, 0).tolist()]

@@ -27,17 +27,13 @@ SHARD = "5GB"
 STATE = "trainer_state.json"
 """Written last by transformers' Trainer, so it marks a checkpoint as complete."""
 
-
 FILES = ("optimizer.pt", "scheduler.pt", METER, STATE)
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 """One of them: an adapter, a whole model, or the index of one in several files."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint below `folder`; newer incomplete ones are deleted.
-
-    A kill during saving leaves a checkpoint with missing or truncated files.
-    """
+    """Return the newest complete checkpoint; newer ones are deleted, whose files a kill left missing or truncated."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(found, key=step_of, reverse=True):
         if _is_complete(checkpoint):
@@ -53,41 +49,26 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """Tell whether every file exists and the one written last can be read."""
+    """Tell whether every file exists, and those that list others or are written last can be read."""
     weights = [checkpoint / name for name in WEIGHTS if (checkpoint / name).exists()]
-    weights += _shards(checkpoint / WEIGHTS[-1])
     generators = list(checkpoint.glob("rng_state*.pth"))
+    try:
+        if (index := checkpoint / WEIGHTS[-1]) in weights:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            weights += [checkpoint / name for name in set(names)]
+        step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
     files = [*(checkpoint / name for name in FILES), *weights, *generators]
     # Unlike a kill, a power cut can leave files without their content.
-    if not weights or not generators or not all(file.is_file() and file.stat().st_size for file in files):
-        return False
-    try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)
-
-
-def _shards(index: Path) -> list[Path]:
-    """Return the files of a whole model that is saved in several; a missing file if the index is damaged."""
-    if not index.is_file():
-        return []
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    except (ValueError, KeyError, TypeError):
-        names = ["unknown"]
-    return [index.with_name(name) for name in sorted(set(names))]
+    whole = all(file.is_file() and file.stat().st_size for file in files)
+    return whole and bool(weights and generators) and step == step_of(checkpoint)
 
 
 def check_disk(training: "Training", weights: int, embeddings: int) -> None:
     """Check before a full fine-tuning that the disk has space for its checkpoints and its model.
 
     A checkpoint holds the weights in float32 and the optimiser's states. While one is saved, the oldest still exists.
-
-    Args:
-        training: the training.
-        weights: number of trained weights.
-        embeddings: how many of them are embeddings.
 
     Raises:
         UserError: the space is not enough.
@@ -107,12 +88,9 @@ def check_disk(training: "Training", weights: int, embeddings: int) -> None:
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Write the adapter as safetensors.
+    """Write the adapter as safetensors; the folder exists only once it is complete.
 
-    Args:
-        model: with the adapter.
-        folder: destination; it exists only once it is complete.
-        base: name of the base model in the adapter's config: the hub id, not the folder of a copy in the cache.
+    Its config names the base model by `base`, the hub id, not by the folder of a copy in the cache.
     """
     with _complete_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)
@@ -125,15 +103,10 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
 def save_full_model(
     model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, author_configs: tuple[Any, Any]
 ) -> None:
-    """Write a whole model as safetensors, with its tokenizer.
+    """Write a whole model as safetensors, with its tokenizer; the folder exists only once it is complete.
 
-    Args:
-        model: the trained model in float32; afterwards in `dtype`.
-        tokenizer: its tokenizer.
-        folder: destination; it exists only once it is complete.
-        dtype: of the saved weights: that of the arithmetic in training, which scoring uses too.
-        author_configs: config and generation config as the author wrote them; the trainer and Unsloth change the
-            model's own.
+    The model is cast to `dtype`, that of the arithmetic in training, which scoring uses too. `author_configs` are its
+    config and generation config as the author wrote them; the trainer and Unsloth change the model's own.
     """
     with _complete_folder(folder) as temporary:
         model.to(dtype)

@@ -43,11 +43,7 @@ class GraphError(RuntimeError):
 
 
 def graphed(training: Training) -> bool:
-    """Tell whether passes run as a CUDA graph.
-
-    Raises:
-        UserError: `trainer.cuda_graph=true` and it is not possible.
-    """
+    """Tell whether passes run as a CUDA graph; a `UserError` if `trainer.cuda_graph=true` and it is not possible."""
     model, trainer, base = training.model, training.inputs.trainer, training.inputs.source.config
     requirements = {
         # With lora=none, weights are cast to 16 bits again in every pass, which costs more than the graph saves.
@@ -94,7 +90,7 @@ def compiled_layers(model: Any) -> Iterator[None]:
 def graph_for(training: Training, packs: int) -> "PassGraph":
     """Return a graph over so many packs, not captured yet."""
     length = training.inputs.trainer.max_length
-    _, longest = _conversations(training)
+    longest = int(pc.max(training.rows.with_format("arrow")["seq_lengths"].combine_chunks().values).as_py())
     longest = max(longest, length - 3 * (length // 4))  # the rows that measure memory have four conversations
     return PassGraph(training.model, packs * length, longest, capacity_for(training, packs))
 
@@ -105,32 +101,20 @@ def capacity_for(training: Training, packs: int) -> Capacity:
     The largest possible batch would need several times as much, and capacity costs time: kernels look at each possible
     conversation, and projecting onto the vocabulary is much of a small model's work. A larger batch takes two passes.
     """
-    conversations, _ = _conversations(training)
-    trained = 512 * math.ceil(_bound(_labels(training), packs) / 512)
+
+    def bound(per_pack: np.ndarray) -> int:
+        """Return mean + 3 sd of the sum over the packs (exceeded about once in 700 batches)."""
+        total: float = packs * per_pack.mean() + 3 * math.sqrt(packs) * per_pack.std()
+        return math.ceil(total)
+
+    rows = training.rows.with_format("arrow")
+    sample = np.linspace(0, len(rows) - 1, min(SAMPLED_PACKS, len(rows)), dtype=np.int64)
+    labels = rows[sample.tolist()]["labels"].combine_chunks()
+    trained = np.cumsum(np.append(0, labels.values.to_numpy() != IGNORE))[labels.offsets.to_numpy()]
     return Capacity(
-        conversations=max(4 * packs, _bound(conversations, packs)),
-        trained=max(training.inputs.trainer.max_length, trained),
+        conversations=max(4 * packs, bound(np.diff(rows["seq_lengths"].combine_chunks().offsets.to_numpy()))),
+        trained=max(training.inputs.trainer.max_length, 512 * math.ceil(bound(np.diff(trained)) / 512)),
     )
-
-
-def _bound(counts: np.ndarray, packs: int) -> int:
-    """Return mean + 3 sd of the sum of a count over so many packs (exceeded about once in 700 batches)."""
-    bound: float = packs * counts.mean() + 3 * math.sqrt(packs) * counts.std()
-    return math.ceil(bound)
-
-
-def _conversations(training: Training) -> tuple[np.ndarray, int]:
-    """Return the number of conversations of each pack, and the length of the longest conversation."""
-    lengths = training.rows.with_format("arrow")["seq_lengths"].combine_chunks()
-    return np.diff(lengths.offsets.to_numpy()), int(pc.max(lengths.values).as_py())
-
-
-def _labels(training: Training) -> np.ndarray:
-    """Return the number of labelled tokens of each pack in a sample."""
-    sample = np.linspace(0, len(training.rows) - 1, min(SAMPLED_PACKS, len(training.rows)), dtype=np.int64)
-    labels = training.rows.with_format("arrow")[sample.tolist()]["labels"].combine_chunks()
-    trained = np.cumsum(np.append(0, labels.values.to_numpy() != IGNORE))
-    return np.diff(trained[labels.offsets.to_numpy()])
 
 
 @contextmanager
@@ -153,14 +137,9 @@ class PassGraph:
     """
 
     def __init__(self, model: Any, tokens: int, longest: int, capacity: Capacity, capture: bool = True) -> None:
-        """Allocate the buffers.
+        """Allocate the buffers for a `PeftModel` whose attention reads lengths (`tometune.models.packed_attention`).
 
-        Args:
-            model: a `PeftModel` whose attention reads lengths (`tometune.models.packed_attention`).
-            tokens: of one pass.
-            longest: maximum length of a conversation.
-            capacity: of one pass, without padding.
-            capture: False runs the same pass without a graph, on any device.
+        `longest` is the maximum length of a conversation. Without `capture` the same pass runs on any device.
         """
         self.model, self.tokens, self.longest, self.capture = model, tokens, longest, capture
         self.capacity = Capacity(capacity.conversations, min(capacity.trained, tokens))
@@ -181,9 +160,8 @@ class PassGraph:
     def __call__(self, inputs: Mapping[str, Any], items: torch.Tensor | int) -> torch.Tensor:
         """Add the gradients of a batch to `grad` of the weights, and return its loss.
 
-        Args:
-            inputs: `input_ids`, `labels`, `position_ids` [1, tokens], `cu_seq_lens_q` [conversations + 1], and `parts`.
-            items: trained tokens of the whole step, by which the sum of losses is divided.
+        The inputs are `input_ids`, `labels`, `position_ids` [1, tokens], `cu_seq_lens_q` [conversations + 1] and
+        `parts`. The sum of losses is divided by `items`, the trained tokens of the whole step.
 
         Raises:
             GraphError: in the first call, if the pass cannot be compiled or captured.
@@ -196,12 +174,7 @@ class PassGraph:
         return torch.stack(losses).sum()
 
     def run_once(self, inputs: Mapping[str, Any], items: torch.Tensor | int) -> None:
-        """Run the same pass without capturing it, to measure its peak memory.
-
-        Raises:
-            torch.OutOfMemoryError: the GPU ran out of memory.
-            GraphError: the pass cannot be compiled.
-        """
+        """Run the same pass without capturing it, to measure its peak memory."""
         self._fill(inputs, inputs["parts"][0], items)
         with _graph_errors():
             self._pass()

@@ -15,20 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """One training."""
+    """The base model, the rows with labels, and settings; `seeds.adapter` is for the initial weights and dropout."""
 
     source: ModelSource
-    """The base model."""
-
     tokens: "Tokens"
-    """Rows with labels."""
-
     trainer: TrainerConfig
     lora: LoraConfig
-
     seeds: SeedsConfig
-    """`order`, and `adapter` for the initial weights and dropout."""
-
     folder: Path
     """Run folder, absolute; gets `checkpoints/`, `metrics.jsonl`, and `adapter/` or `model/`."""
 

@@ -7,7 +7,7 @@ gradients are added differs (`tometune.training.steps`), and the generators are 
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,6 @@ SPARE = 0.08
 ROWS_ON_CPU = 4
 """Rows in one forward pass on a CPU, where more are no faster."""
 
-Attempt = Callable[[int, bool], int]
-"""Makes a pass over so many full rows, with or without gradient checkpointing. Returns the peak memory of training in
-bytes; raises torch.OutOfMemoryError."""
-
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -56,9 +52,7 @@ class MicroBatch:
 def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) -> MicroBatch:
     """Return the micro-batch: the one that is set, or the largest one that fits this GPU.
 
-    Args:
-        build: makes the trainer of a step, with or without gradient checkpointing.
-        training: the training.
+    `build` makes the trainer of a step, with or without gradient checkpointing.
 
     Raises:
         UserError: not even one row fits.
@@ -89,11 +83,14 @@ def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) ->
 def smaller(trainer: TrainerConfig, than: MicroBatch) -> MicroBatch | None:
     """Return half of a micro-batch, or the next smaller one that divides a step; None if there is none."""
     rows = next((size for size in divisors(trainer) if size <= than.rows // 2), None)
-    return None if rows is None else MicroBatch(rows, than.gradient_checkpointing, than.memory_bytes)
+    return replace(than, rows=rows) if rows else None
 
 
-def largest_that_fits(attempt: Attempt, sizes: Sequence[int], trainer: TrainerConfig) -> MicroBatch:
+def largest_that_fits(attempt: Callable[[int, bool], int], sizes: Sequence[int], trainer: TrainerConfig) -> MicroBatch:
     """Try micro-batches, the largest first; with `auto`, activations are recomputed only if one row needs it.
+
+    `attempt` makes a pass over so many full rows, with or without gradient checkpointing, and returns its peak memory
+    in bytes.
 
     Raises:
         UserError: none fits; the line names the settings to change.
@@ -117,7 +114,10 @@ def largest_that_fits(attempt: Attempt, sizes: Sequence[int], trainer: TrainerCo
 
 
 def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, rows: int, checkpointing: bool) -> int:
-    """Make a pass over the longest possible rows, all of them with labels, next to what the optimiser will keep."""
+    """Make a pass over the longest possible rows with labels throughout, next to the memory of the optimiser's states.
+
+    A pack holds four conversations.
+    """
     model, trainer = training.model, training.inputs.trainer
     free_memory()
     weights, embeddings = trainable(model), embedded(model)
@@ -126,9 +126,14 @@ def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, 
         states += 4 * weights  # the buckets in which gradients are exchanged
     spare = int(SPARE * torch.cuda.mem_get_info()[1])
     reserved = torch.empty(spare + states, dtype=torch.uint8, device=model.device)
+    length = trainer.max_length
+    ids = [(7 * position) % min(1000, model.config.vocab_size) for position in range(length)]
+    row = {"input_ids": ids, "labels": ids}
+    if "seq_lengths" in training.rows.column_names:
+        row["seq_lengths"] = [length // 4] * 3 + [length - 3 * (length // 4)]
     torch.cuda.reset_peak_memory_stats()
     try:
-        build(Step(effective_batch(trainer), rows), checkpointing).full_pass(_full_rows(training, rows))
+        build(Step(effective_batch(trainer), rows), checkpointing).full_pass([dict(row) for _ in range(rows)])
         if trainer.optim == "adamw_torch":  # its step takes as much again as the gradients, by PyTorch's `foreach`
             torch.empty(weights, dtype=torch.float32, device=model.device)
         return int(torch.cuda.max_memory_allocated()) - spare
@@ -139,16 +144,6 @@ def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, 
     finally:
         del reserved
         model.zero_grad(set_to_none=True)
-
-
-def _full_rows(training: Training, count: int) -> list[dict[str, Any]]:
-    """Return rows of `max_length` tokens; a pack holds four conversations."""
-    length, vocabulary = training.inputs.trainer.max_length, training.model.config.vocab_size
-    ids = [(7 * position) % min(1000, vocabulary) for position in range(length)]
-    row: dict[str, Any] = {"input_ids": ids, "labels": ids}
-    if "seq_lengths" in training.rows.column_names:
-        row["seq_lengths"] = [length // 4] * 3 + [length - 3 * (length // 4)]
-    return [dict(row) for _ in range(count)]
 
 
 def trainable(model: Any) -> int:
@@ -206,23 +201,18 @@ def estimate(source: ModelSource, trainer: TrainerConfig, lora: LoraConfig) -> i
     config = AutoConfig.from_pretrained(source.location, revision=source.revision)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    linear = {
-        name.rpartition(".")[2]: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    weights = sum(weight.numel() for weight in model.parameters())
+    weights = trained = sum(weight.numel() for weight in model.parameters())
+    base = 0
     if lora.enabled:
-        sizes = [linear[name].in_features + linear[name].out_features for name in lora.target_modules if name in linear]
-        trained = lora.r * sum(sizes) * config.num_hidden_layers
-        base = (
-            weights * 2 if not quantized(source.config) else 2 * config.vocab_size * config.hidden_size + weights // 2
-        )
-    else:
-        trained, base = weights, 0
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        adapted = [layer for name, layer in layers.items() if name.rpartition(".")[2] in lora.target_modules]
+        trained = lora.r * sum(layer.in_features + layer.out_features for layer in adapted)
+        base = 2 * config.vocab_size * config.hidden_size + weights // 2 if quantized(source.config) else 2 * weights
     # Kept for the backward pass, per layer and token: about 8 hidden and 4 intermediate vectors in 16 bits. It comes to
     # the 58 GB that were measured for Llama-3.2-3B with 16,384 tokens (docs/benchmarks.md).
     kept = 2 * (8 * config.hidden_size + 4 * config.intermediate_size)
-    layers = 1 if trainer.gradient_checkpointing is True else config.num_hidden_layers
-    activations = trainer.max_length * (layers * kept + 2 * config.num_hidden_layers * config.hidden_size)
+    full_layers = 1 if trainer.gradient_checkpointing is True else config.num_hidden_layers
+    activations = trainer.max_length * (full_layers * kept + 2 * config.num_hidden_layers * config.hidden_size)
     logits = 12 * config.vocab_size * (trainer.max_length if trainer.loss_type != "chunked_nll" else 256)
     peak: int = base + 12 * trained + state_bytes(trainer.optim, trained) + activations + logits
     return peak

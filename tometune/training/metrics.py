@@ -1,4 +1,4 @@
-"""Metrics of a training: the meter (tokens, seconds, memory), the curves in `metrics.jsonl`, and the final result."""
+"""Metrics of a training: the meter (tokens, seconds, memory) and the curves in `metrics.jsonl`."""
 
 import json
 import logging
@@ -37,8 +37,6 @@ class Totals:
     """Wall clock time of the training loop, including saving."""
 
     tokens: int = 0
-    """Tokens of conversations, without padding."""
-
     padded_tokens: int = 0
     """Tokens including padding."""
 
@@ -73,31 +71,21 @@ class Meter:
     def totals(self) -> Totals:
         """Everything counted so far; on a GPU this waits for the batches that are being computed."""
         for counts in self._pending:
-            tokens, padded_tokens, trained_tokens = counts.tolist()
-            self._totals.tokens += tokens
-            self._totals.padded_tokens += padded_tokens
-            self._totals.trained_tokens += trained_tokens
+            for name, count in zip(("tokens", "padded_tokens", "trained_tokens"), counts.tolist(), strict=True):
+                setattr(self._totals, name, getattr(self._totals, name) + count)
         self._pending.clear()
         return self._totals
 
-    def count(
-        self,
-        inputs: dict[str, Any],
-        over_processes: Callable[[torch.Tensor], torch.Tensor],
-        padded: int | None = None,
-    ) -> None:
-        """Count one batch, without waiting for the GPU.
+    def count(self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0) -> None:
+        """Count one batch, [rows, length], without waiting for the GPU; `sum_over` adds the counts of all processes.
 
-        Args:
-            inputs: of this process, [rows, length] each.
-            over_processes: sums counts over all processes.
-            padded: tokens including padding, if more are added after the collator.
+        `padded` are the tokens including padding, if more are added after the collator.
         """
         labels, given = inputs["labels"], inputs["input_ids"].numel()
         # Made on the device of the labels: copying a number to a GPU waits until all its pending work is done.
         real = inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.new_full((), given)
         counts = [real, labels.new_full((), padded or given), (labels != IGNORE).sum()]
-        self._pending.append(over_processes(torch.stack(counts)))
+        self._pending.append(sum_over(torch.stack(counts)))
 
     def rates(self) -> dict[str, float]:
         """Return tokens per second since the last call, without and with padding, and the peak memory in GB."""
@@ -137,7 +125,14 @@ class Curves:
         """Remove lines after the step of a checkpoint; these steps will be repeated."""
         if not self.path.exists():
             return
-        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+
+        def step_of(line: str) -> float:
+            try:
+                return int(json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):  # a kill cut the line short
+                return math.inf
+
+        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if step_of(line) <= step]
         write_text(self.path, "".join(f"{line}\n" for line in lines))  # atomic: a kill must not lose earlier lines
         if lines:
             self.last_loss = json.loads(lines[-1])["loss"]
@@ -166,45 +161,3 @@ class Curves:
             *(metrics["padded_tokens_per_second"], metrics["peak_memory_gb"]),
         )
         self.on_log({f"train/{key}": value for key, value in metrics.items()}, step)
-
-
-def _step(line: str) -> float:
-    """Return the step of a line; a line that a kill cut short counts as later than all others."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The entry `train` of run.json."""
-
-    kind: str
-    """`lora`, or `full` if every weight was trained."""
-
-    trainable_parameters: int
-    steps: int
-    epochs: float
-    effective_batch: int
-    """Rows (packs or conversations) per step over all processes."""
-
-    micro_batch: int
-    """Rows in one forward pass."""
-
-    gradient_checkpointing: bool
-    attention: str
-    """Attention used in training: transformers' name, or `unsloth`."""
-
-    tokens: int
-    padded_tokens: int
-    trained_tokens: int
-    seconds: float
-    tokens_per_second: float
-    """Without padding."""
-
-    peak_memory_bytes: int
-    estimated_memory_bytes: int | None
-    """Estimate for the GPU before the start (`tometune.training.memory`); None on a CPU."""
-
-    final_loss: float | None

@@ -6,11 +6,7 @@ from tometune.common.errors import UserError
 from tometune.config.trainer import TrainerConfig
 
 PACKAGES = (
-    (
-        ("adamw_8bit", "adamw_bnb_8bit", "paged_", "ademamix", "lion_"),
-        "bitsandbytes",
-        'pip install "tometune[gpu]"',
-    ),
+    (("adamw_8bit", "adamw_bnb_8bit", "paged_", "ademamix", "lion_"), "bitsandbytes", 'pip install "tometune[gpu]"'),
     (("adamw_torch_4bit", "adamw_torch_8bit"), "torchao", "pip install torchao"),
     (("stable_adamw",), "optimi", "pip install torch-optimi"),
 )
@@ -27,11 +23,7 @@ ADAMW_BYTES = 8
 
 
 def check_optimiser(trainer: TrainerConfig) -> None:
-    """Check that the package behind `trainer.optim` is installed.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raise a `UserError` unless the package behind `trainer.optim` is installed."""
     for prefixes, package, install in PACKAGES:
         if trainer.optim.startswith(prefixes) and util.find_spec(package) is None:
             raise UserError(
@@ -40,14 +32,9 @@ def check_optimiser(trainer: TrainerConfig) -> None:
 
 
 def state_bytes(optim: str, weights: int, embeddings: int = 0) -> int:
-    """Return the bytes of an optimiser's states.
-
-    Args:
-        optim: name in transformers; `paged_` ones use GPU memory as long as there is some.
-        weights: number of trained weights.
-        embeddings: how many of them are embeddings, which transformers gives 32-bit states in bitsandbytes.
-    """
-    name = optim.removeprefix("paged_")
+    """Return the bytes of an optimiser's states for so many weights, some of which are embeddings."""
+    name = optim.removeprefix("paged_")  # these use GPU memory as long as there is some
     per_weight = STATE_BYTES.get(name, ADAMW_BYTES)
+    # transformers gives embeddings 32-bit states in bitsandbytes.
     in_32_bits = embeddings if name.endswith("8bit") and "torch" not in name else 0
     return per_weight * (weights + 3 * in_32_bits)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,26 +21,20 @@ from tometune.training.checkpoints import check_disk, last_checkpoint, save_adap
 from tometune.training.cuda_graph import GraphError, compiled_layers, graph_for, graphed
 from tometune.training.inputs import TrainingInputs
 from tometune.training.memory import MicroBatch
-from tometune.training.metrics import Curves, Meter, OnLog, TrainResult, peak_memory_bytes
+from tometune.training.metrics import Curves, Meter, OnLog, peak_memory_bytes
 from tometune.training.steps import Step, effective_batch, in_packs, steps_of
 from tometune.training.trainer import MeteredTrainer, StepCallback, arguments
 
 log = logging.getLogger(__name__)
 
 
-def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unsloth: bool = False) -> TrainResult:
-    """Train all trainable weights, resuming from the last complete checkpoint, and save the result.
+def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unsloth: bool = False) -> dict[str, Any]:
+    """Train, resuming from the last complete checkpoint, save the result, and return the entry `train` of run.json.
 
-    An adapter is saved in `<folder>/adapter`. With `lora=none` the whole model is saved in `<folder>/model`, in the
-    dtype of the arithmetic. If the GPU runs out of memory, the training continues from its last checkpoint with half
-    the micro-batch; steps stay the same.
-
-    Args:
-        model: a `PeftModel` with a fresh adapter, or with `lora=none` a model in float32.
-        tokenizer: for padding.
-        inputs: everything else.
-        on_log: called with the metrics of each logging step.
-        unsloth: whether the model was loaded by Unsloth.
+    The model is a `PeftModel` with a fresh adapter, which is saved in `<folder>/adapter`, or with `lora=none` a model
+    in float32, which is saved in `<folder>/model` in the dtype of the arithmetic. If the GPU runs out of memory, the
+    training continues from its last checkpoint with half the micro-batch; steps stay the same. `on_log` is called with
+    the metrics of each logging step.
 
     Raises:
         Stopped: SIGTERM or SIGHUP was received, and a checkpoint was saved.
@@ -65,7 +58,7 @@ def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unslo
         return _fit(training)
 
 
-def _fit(training: Training) -> TrainResult:
+def _fit(training: Training) -> dict[str, Any]:
     """Train with the micro-batch that fits; halve it whenever the GPU runs out of memory all the same."""
     trainer, model = training.inputs.trainer, training.model
     fresh = {}
@@ -98,9 +91,10 @@ def _fit(training: Training) -> TrainResult:
             restore(model, training.inputs.source)
 
 
-def _train(training: Training, size: MicroBatch) -> TrainResult:
+def _train(training: Training, size: MicroBatch) -> dict[str, Any]:
     """Run the training loop and save the trained weights."""
-    inputs, model = training.inputs, training.model
+    inputs, model, rows = training.inputs, training.model, len(training.rows)
+    weights, counts = memory.trainable(model), inputs.tokens.counts
     checkpoint = by_first(lambda: last_checkpoint(training.checkpoints))
     meter = Meter.load(checkpoint) if checkpoint else Meter()
     seed_everything(inputs.seeds.adapter)
@@ -110,17 +104,48 @@ def _train(training: Training, size: MicroBatch) -> TrainResult:
         trainer = _trainer(training, step, size.gradient_checkpointing, meter, callback)
         if is_first():
             trainer.curves.rewind(step_of(checkpoint) if checkpoint else 0)
-        _log_plan(training, step, checkpoint)
         if training.full:
-            by_first(lambda: check_disk(training, memory.trainable(model), memory.embedded(model)))
+            log.info("full fine-tuning: %s weights in float32", f"{weights:,}")
+            by_first(lambda: check_disk(training, weights, memory.embedded(model)))
+        log.info(
+            "training: %s %s of %s tokens (%s trained), %d per step, %d at a time, %d steps of %d per epoch%s",
+            *(f"{rows:,}", "packs" if in_packs(inputs.trainer) else "rows", f"{counts.tokens:,}"),
+            *(f"{counts.trainable_tokens:,}", step.rows, step.micro_batch, steps_of(inputs.trainer, rows)),
+            *(math.ceil(rows / step.rows), f", resuming from {checkpoint.name}" if checkpoint else ""),
+        )
         meter.start()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if callback.signal:
             log.warning("stop requested; checkpoint saved at step %d", trainer.state.global_step)
             raise Stopped(callback.signal)
     meter.rates()
-    by_first(lambda: _save(training, trainer.accelerator.unwrap_model(trainer.model)))  # all processes read it next
-    return _result(training, size, step, trainer)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if training.full:
+        folder, configs = inputs.folder / WHOLE, training.author_configs
+        by_first(lambda: save_full_model(trained, training.tokenizer, folder, training.dtype, configs))
+    else:
+        by_first(lambda: save_adapter(trained, inputs.folder / ADAPTER, inputs.source.config.id))
+    totals, peak = meter.totals, peak_memory_bytes()
+    if size.memory_bytes is not None:
+        log.info("peak memory: %.1f GB, expected %.1f GB", peak / 1e9, size.memory_bytes / 1e9)
+    return {
+        "kind": "full" if training.full else "lora",
+        "trainable_parameters": weights,
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch or 0.0, 4),
+        "effective_batch": step.rows,
+        "micro_batch": step.micro_batch,
+        "gradient_checkpointing": size.gradient_checkpointing,
+        "attention": training.attention,
+        "tokens": totals.tokens,
+        "padded_tokens": totals.padded_tokens,
+        "trained_tokens": totals.trained_tokens,
+        "seconds": round(totals.seconds, 3),
+        "tokens_per_second": round(totals.tokens / totals.seconds, 1) if totals.seconds else 0.0,
+        "peak_memory_bytes": peak,
+        "estimated_memory_bytes": size.memory_bytes,
+        "final_loss": trainer.curves.last_loss,
+    }
 
 
 def _trainer(
@@ -132,8 +157,7 @@ def _trainer(
 ) -> MeteredTrainer:
     """Return TRL's trainer; the trained weights stay as they are."""
     model, inputs = training.model, training.inputs
-    trained = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
-    meter = meter or Meter()
+    trained = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
     graph = graph_for(training, step.micro_batch) if training.graphed and not checkpointing else None
     trainer = MeteredTrainer(
         model=model,
@@ -147,59 +171,12 @@ def _trainer(
         ),
         processing_class=training.tokenizer,
         callbacks=[callback or StepCallback()],
-        meter=meter,
-        curves=Curves(inputs.folder / "metrics.jsonl", meter, training.on_log),
+        curves=Curves(inputs.folder / "metrics.jsonl", meter or Meter(), training.on_log),
         fused_loss=training.unsloth,
         graph=graph,
     )
     trainer.remove_callback(PrinterCallback)
     # Over a 4-bit base TRL makes the adapter bfloat16, which rounds away AdamW's small steps and fails with fp16.
-    for name, weight in model.named_parameters():
-        if name in trained:
-            weight.data = trained[name]
+    for weight, data in trained:
+        weight.data = data
     return trainer
-
-
-def _log_plan(training: Training, step: Step, checkpoint: Path | None) -> None:
-    """Log what is about to be trained."""
-    trainer, counts, rows = training.inputs.trainer, training.inputs.tokens.counts, len(training.rows)
-    if training.full:
-        log.info("full fine-tuning: %s weights in float32", f"{memory.trainable(training.model):,}")
-    log.info(
-        "training: %s %s of %s tokens (%s trained), %d per step, %d at a time, %d steps of %d per epoch%s",
-        *(f"{rows:,}", "packs" if in_packs(trainer) else "rows", f"{counts.tokens:,}"),
-        *(f"{counts.trainable_tokens:,}", step.rows, step.micro_batch, steps_of(trainer, rows)),
-        *(math.ceil(rows / step.rows), f", resuming from {checkpoint.name}" if checkpoint else ""),
-    )
-
-
-def _save(training: Training, model: Any) -> None:
-    inputs = training.inputs
-    if training.full:
-        save_full_model(model, training.tokenizer, inputs.folder / WHOLE, training.dtype, training.author_configs)
-    else:
-        save_adapter(model, inputs.folder / ADAPTER, inputs.source.config.id)
-
-
-def _result(training: Training, size: MicroBatch, step: Step, trainer: MeteredTrainer) -> TrainResult:
-    totals, peak = trainer.meter.totals, peak_memory_bytes()
-    if size.memory_bytes is not None:
-        log.info("peak memory: %.1f GB, expected %.1f GB", peak / 1e9, size.memory_bytes / 1e9)
-    return TrainResult(
-        kind="full" if training.full else "lora",
-        trainable_parameters=memory.trainable(training.model),
-        steps=trainer.state.global_step,
-        epochs=round(trainer.state.epoch or 0.0, 4),
-        effective_batch=step.rows,
-        micro_batch=step.micro_batch,
-        gradient_checkpointing=size.gradient_checkpointing,
-        attention=training.attention,
-        tokens=totals.tokens,
-        padded_tokens=totals.padded_tokens,
-        trained_tokens=totals.trained_tokens,
-        seconds=round(totals.seconds, 3),
-        tokens_per_second=round(totals.tokens / totals.seconds, 1) if totals.seconds else 0.0,
-        peak_memory_bytes=peak,
-        estimated_memory_bytes=size.memory_bytes,
-        final_loss=trainer.curves.last_loss,
-    )

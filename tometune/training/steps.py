@@ -34,11 +34,7 @@ def in_packs(trainer: TrainerConfig) -> bool:
 
 
 def effective_batch(trainer: TrainerConfig) -> int:
-    """Return the rows (packs or conversations) of one optimiser step over all processes.
-
-    Raises:
-        UserError: they cannot be divided evenly among the processes.
-    """
+    """Return the rows (packs or conversations) of one step; a `UserError` if the processes cannot share them evenly."""
     rows = trainer.conversations_per_step or trainer.tokens_per_step // trainer.max_length
     if rows % processes():
         key = "conversations_per_step" if trainer.conversations_per_step else "tokens_per_step"
@@ -51,21 +47,13 @@ def effective_batch(trainer: TrainerConfig) -> int:
 
 
 def divisors(trainer: TrainerConfig) -> list[int]:
-    """Return the micro-batches that divide one process's share of a step, the largest first.
-
-    Raises:
-        UserError: a step cannot be divided evenly among the processes.
-    """
+    """Return the micro-batches that divide one process's share of a step, the largest first."""
     share = effective_batch(trainer) // processes()
     return [size for size in range(share, 0, -1) if share % size == 0]
 
 
 def micro_batches(trainer: TrainerConfig) -> list[int]:
-    """Return the micro-batches to choose from, the largest first; only one if `trainer.micro_batch` sets it.
-
-    Raises:
-        UserError: the one that is set does not divide a process's share of a step.
-    """
+    """Return the micro-batches to choose from, the largest first; only one if `trainer.micro_batch` sets it."""
     possible = divisors(trainer)
     if trainer.micro_batch == "auto":
         return possible

@@ -16,7 +16,7 @@ from tometune.common.progress import Bar
 from tometune.data.labels import IGNORE
 from tometune.training.batches import Training
 from tometune.training.cuda_graph import PassGraph
-from tometune.training.metrics import Curves, Meter
+from tometune.training.metrics import Curves
 from tometune.training.steps import Step
 
 
@@ -25,19 +25,13 @@ class Arguments(SFTConfig):
 
     @property
     def device(self) -> torch.device:
-        """The device of this process. accelerate says `cpu:0`, where torch.load cannot put an optimiser's states."""
+        """The device. accelerate says `cpu:0`, where torch.load cannot put an optimiser's states."""
         device: torch.device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
 
 def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
-    """Return TRL's arguments; all that matter are set, because importing Unsloth changes the defaults.
-
-    Args:
-        training: the training.
-        step: rows per step, and how they are divided.
-        checkpointing: whether activations are recomputed in the backward pass.
-    """
+    """Return TRL's arguments; all that matter are set, because importing Unsloth changes the defaults."""
     trainer, seeds, dtype = training.inputs.trainer, training.inputs.seeds, training.dtype
     return Arguments(
         output_dir=str(training.checkpoints),
@@ -99,21 +93,13 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
 class MeteredTrainer(SFTTrainer):
     """`trl.SFTTrainer` on rows that are already tokenised and labelled."""
 
-    def __init__(
-        self,
-        *arguments: Any,
-        meter: Meter,
-        curves: Curves,
-        fused_loss: bool = False,
-        graph: PassGraph | None = None,
-        **keywords: Any,
-    ) -> None:
-        super().__init__(*arguments, **keywords)
-        self.meter, self.curves, self.fused_loss, self.graph = meter, curves, fused_loss, graph
+    def __init__(self, *, curves: Curves, fused_loss: bool, graph: PassGraph | None, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.meter, self.curves, self.fused_loss, self.graph = curves.meter, curves, fused_loss, graph
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """Count the batch over all processes, then run forward and backward pass; returns the loss."""
-        padded = None if self.graph is None else self.graph.tokens * len(inputs["parts"])
+        padded = self.graph.tokens * len(inputs["parts"]) if self.graph else 0
         self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)), padded)
         if self.graph is None:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -127,11 +113,7 @@ class MeteredTrainer(SFTTrainer):
         return Trainer.compute_loss(self, model, inputs, *arguments, **keywords)
 
     def full_pass(self, rows: list[dict[str, Any]]) -> None:
-        """Run one forward and backward pass over rows outside of the training loop, to see how much memory it takes.
-
-        Raises:
-            torch.OutOfMemoryError: the GPU ran out of memory.
-        """
+        """Run one forward and backward pass over rows outside of the training loop, to see how much memory it takes."""
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         try:

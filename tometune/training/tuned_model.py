@@ -1,6 +1,5 @@
 """The tuned model of a run: trained in this process or in Unsloth's, or loaded if an earlier attempt trained it."""
 
-from dataclasses import asdict
 from typing import Any
 
 from tometune.models.adapter import add_adapter
@@ -17,13 +16,8 @@ from tometune.training.unsloth_process import UnslothProcess
 def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process: UnslothProcess | None) -> Any:
     """Train, unless an interrupted run already finished training; record the result and return the tuned model.
 
-    Args:
-        run: its folder gets checkpoints, metrics and the adapter or the whole model.
-        inputs: of the run.
-        model: the base model, which gets the adapter. None if another one is loaded for the training: in Unsloth's
-            process, or every weight in float32 (`lora=none`).
-        on_log: called with the metrics of each logging step.
-        process: Unsloth's process, which trains; None trains here.
+    `model` is the base model, which gets the adapter. It is None if another one is loaded for the training: in
+    Unsloth's `process`, which then trains, or every weight in float32 (`lora=none`).
 
     Raises:
         UserError: the model or the machine is not suitable, or the loss is not finite.
@@ -38,9 +32,9 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
         result = process.fit(training, on_log)
     elif config.lora.enabled:
         model = add_adapter(model, config.lora, config.seeds.adapter)
-        result = asdict(fit(model, inputs.tokenizer, training, on_log))
+        result = fit(model, inputs.tokenizer, training, on_log)
     else:
-        result = asdict(fit(load_to_train(inputs.model), inputs.tokenizer, training, on_log))
+        result = fit(load_to_train(inputs.model), inputs.tokenizer, training, on_log)
         free_memory()
     run.update(train=result)
     run.save()

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,16 +41,9 @@ class UnslothProcess:
         self.process, self.connection = process, connection
 
     def fit(self, inputs: TrainingInputs, on_log: "OnLog") -> dict[str, Any]:
-        """Train in that process, and return the entry `train` of run.json.
-
-        Args:
-            inputs: sent to the process.
-            on_log: called with the metrics of each logging step.
+        """Train in that process as `tometune.training.sft.fit` does, with the same result and errors.
 
         Raises:
-            Stopped: SIGTERM or SIGHUP was received, and a checkpoint was saved.
-            SaveError: the disk is full.
-            UserError: the model, the adapter or the machine is not suitable, or the loss is not finite.
             ProcessError: the process crashed.
         """
         result: dict[str, Any] | None = None
@@ -83,11 +75,7 @@ class UnslothProcess:
 
 @contextmanager
 def unsloth_process(cache: Path) -> Iterator[UnslothProcess]:
-    """Start the process, which begins to import Unsloth; it ends with the body at the latest.
-
-    Args:
-        cache: gets the code that Unsloth compiles.
-    """
+    """Start the process, which begins to import Unsloth; it ends with the body at the latest."""
     ours, theirs = Pipe()
     process = subprocess.Popen(  # noqa: S603 -- this program
         [sys.executable, "-m", "tometune.training.unsloth_process", str(cache), str(theirs.fileno())],
@@ -121,12 +109,10 @@ def main() -> None:
                 connection.send(("result", _train(inputs, lambda *logged: connection.send(("log", *logged)))))
         except EOFError:  # the parent ended before its training began
             return
-        except UserError as error:
-            connection.send(("error", UserError(str(error))))
-            sys.exit(2)
-        except SaveError as error:
-            connection.send(("error", SaveError(str(error))))
-            sys.exit(1)
+        except (UserError, SaveError) as error:
+            kind = UserError if isinstance(error, UserError) else SaveError
+            connection.send(("error", kind(str(error))))
+            sys.exit(2 if kind is UserError else 1)
         except KeyboardInterrupt:  # the parent reports it
             sys.exit(130)
 
@@ -141,7 +127,7 @@ def _train(inputs: TrainingInputs, on_log: "OnLog") -> dict[str, Any]:
     model = unsloth_backend.load(inputs.source, inputs.trainer.max_length, full=not inputs.lora.enabled)
     if inputs.lora.enabled:
         model = unsloth_backend.add_adapter(model, inputs.lora, inputs.seeds.adapter)
-    return asdict(fit(model, tokenizer, inputs, on_log, unsloth=True))
+    return fit(model, tokenizer, inputs, on_log, unsloth=True)
 
 
 def _end_with_parent(connection: "Connection[Any, Any]") -> None:
