@@ -79,25 +79,36 @@ def _name_groups() -> None:
     """Add to PyTorch 2.11's `varlen_attn` the argument by which Unsloth recognises kernels that share keys among heads.
 
     The kernel of 2.11 does it anyway; 2.12 added `enable_gqa` to the Python function. Without it Unsloth runs each
-    conversation of a pack separately: 13,400 instead of 32,100 tokens/s (docs/benchmarks.md).
+    conversation of a pack separately: 13,400 instead of 32,100 tokens/s (docs/LOG.md).
     """
     try:
         from torch.nn.attention import varlen
     except ImportError:
         return
     theirs = varlen.varlen_attn
-    signature = inspect.signature(theirs)
-    if "window_size" not in signature.parameters or "enable_gqa" in signature.parameters:
+    given = inspect.signature(theirs).parameters
+    if "window_size" not in given or "enable_gqa" in given:
         return
 
-    def varlen_attn(*arguments: Any, enable_gqa: bool = False, **keywords: Any) -> Any:  # noqa: ARG001 -- see above
-        return theirs(*arguments, **keywords)
+    def varlen_attn(
+        query: Any,
+        key: Any,
+        value: Any,
+        cu_seq_q: Any,
+        cu_seq_k: Any,
+        max_q: int,
+        max_k: int,
+        *,
+        return_aux: Any = None,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+        enable_gqa: bool = False,  # noqa: ARG001 -- the kernel sees it from the shapes
+    ) -> Any:
+        """Call PyTorch's own function."""
+        lengths = (cu_seq_q, cu_seq_k, max_q, max_k)
+        return theirs(query, key, value, *lengths, return_aux=return_aux, scale=scale, window_size=window_size)
 
-    named = inspect.Parameter("enable_gqa", inspect.Parameter.KEYWORD_ONLY, default=False)
-    varlen_attn.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), named]
-    )
-    varlen.varlen_attn = varlen_attn
+    varlen.varlen_attn = varlen_attn  # type: ignore[assignment]
 
 
 def load(source: ModelSource, max_length: int, full: bool = False) -> Any:

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tometune.common.errors import UserError
+from tometune.common.files import write_json, write_text
 from tometune.evaluation.metrics import label
 from tometune.reporting import figures, mix_figures
 from tometune.reporting.conclusions import (
@@ -25,7 +26,7 @@ from tometune.reporting.conclusions import (
 from tometune.reporting.report import Report
 from tometune.reporting.scores import ROUGE
 from tometune.reporting.svg import styled
-from tometune.reporting.text import data_label, deviation_label, sd_label, seeds_label
+from tometune.reporting.text import as_csv, as_markdown, data_label, deviation_label, sd_label, seeds_label
 
 log = logging.getLogger(__name__)
 
@@ -113,3 +114,13 @@ def draw(figure: Callable[..., str | None], *arguments: Any) -> Markup | None:
         log.warning("figure %s left out: %s: %s", figure.__name__, type(error).__name__, error)
         return None
     return None if svg is None else Markup(svg)  # noqa: S704 - our own SVG, with escaped texts
+
+
+def write(report: Report) -> Path:
+    """Write table.json, table.csv, table.md and report.html into the sweep's folder; returns the page's path."""
+    folder = report.sweep.folder
+    write_json(folder / "table.json", report.table)
+    write_text(folder / "table.csv", as_csv(report.table))
+    write_text(folder / "table.md", as_markdown(report.table))
+    write_text(folder / "report.html", page(report))
+    return folder / "report.html"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from tometune.common.files import write_json, write_text
 from tometune.evaluation.statistics import (
     Estimate,
     Floats,
@@ -83,19 +82,6 @@ def build(folder: Path, resamples: int, confidence: float) -> Report:
         "notes": [*sweep.notes, *grid.notes, *scores.notes],
     }
     return Report(sweep, grid, table)
-
-
-def write(report: Report) -> Path:
-    """Write table.json, table.csv, table.md and report.html into the sweep's folder; returns the page's path."""
-    from tometune.reporting.page import page
-    from tometune.reporting.text import as_csv, as_markdown
-
-    folder = report.sweep.folder
-    write_json(folder / "table.json", report.table)
-    write_text(folder / "table.csv", as_csv(report.table))
-    write_text(folder / "table.md", as_markdown(report.table))
-    write_text(folder / "report.html", page(report))
-    return folder / "report.html"
 
 
 def _rows(
