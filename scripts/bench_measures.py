@@ -72,28 +72,22 @@ def fresh(cache: Path) -> None:
 
 def ready(model: str) -> Result:
     """Put the model into the cache; converting SmolLM2 once takes half a minute, which is not measured."""
-    from tometune.models.load import source_of
-    from tometune.runs.inputs import cache_folder
+    from tometune.runs.inputs import RunInputs
 
-    config = config_of(f"model={model}")
-    return {"source": source_of(config.model, cache_folder(config))[0]}
+    return {"source": RunInputs.resolve(config_of(f"model={model}")).model.location}
 
 
 def prepare(model: str, base: str, rows: str) -> Result:
     """Time reading, standardising, templates and tokens of a base, from the file to the cache."""
-    from tometune.data.mix import build_mix
-    from tometune.data.tokens import tokenise
-    from tometune.models.tokenizer import load_tokenizer
-    from tometune.runs.inputs import cache_folder
+    from tometune.runs.inputs import RunInputs
 
-    config = config_of(f"model={model}", *mix_of(base, "", rows))
-    cache = cache_folder(config)
-    fresh(cache)
-    tokenizer = load_tokenizer(config.model, cache)
+    inputs = RunInputs.resolve(config_of(f"model={model}", *mix_of(base, "", rows)))
+    fresh(inputs.cache)
+    _ = inputs.tokenizer
     started, cpu = time.perf_counter(), time.process_time()
-    mix = build_mix(config.data, config.seeds.data, cache)
+    mix = inputs.mix
     standardised = time.perf_counter()
-    tokens = tokenise(mix, tokenizer, config.trainer.max_length, cache)
+    tokens = inputs.tokens
     ended = time.perf_counter()
     return {
         "rows": len(mix.row_ids),

@@ -160,7 +160,7 @@ def test_the_estimate_for_a_plan_needs_no_weights(cache: Path, tmp_path: Path) -
     LlamaConfig(**shape, num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=True).save_pretrained(folder)
     source = ModelSource(nothing, str(folder), None)
     eight = trainer(max_length=8 * 2048, packing=True, conversations_per_step=None)
-    measured = 58.3e9  # Llama-3.2-3B on an H200, 8 packs of 2,048 tokens per pass (docs/benchmarks.md)
+    measured = 58.3e9  # Llama-3.2-3B on an H200, 8 packs of 2,048 tokens per pass (docs/LOG.md)
     assert estimate(source, eight, LoraConfig()) == pytest.approx(measured, rel=0.33)
     assert estimate(source, eight, LoraConfig(enabled=False)) > 20 * 3.2e9
     tiny = locate(settings().model, cache)

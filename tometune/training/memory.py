@@ -69,6 +69,7 @@ def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) ->
         # Processes whose GPUs have less memory left decide for all.
         chosen = min(gather([largest]), key=lambda size: (not size.gradient_checkpointing, size.rows))
         remember(training, chosen)
+        torch.cuda.reset_peak_memory_stats()  # run.json records the training's peak, not that of the search
     else:
         chosen = MicroBatch(**found)
     log.info(
@@ -209,7 +210,7 @@ def estimate(source: ModelSource, trainer: TrainerConfig, lora: LoraConfig) -> i
         trained = lora.r * sum(layer.in_features + layer.out_features for layer in adapted)
         base = 2 * config.vocab_size * config.hidden_size + weights // 2 if quantized(source.config) else 2 * weights
     # Kept for the backward pass, per layer and token: about 8 hidden and 4 intermediate vectors in 16 bits. It comes to
-    # the 58 GB that were measured for Llama-3.2-3B with 16,384 tokens (docs/benchmarks.md).
+    # the 58 GB that were measured for Llama-3.2-3B with 16,384 tokens (docs/LOG.md).
     kept = 2 * (8 * config.hidden_size + 4 * config.intermediate_size)
     full_layers = 1 if trainer.gradient_checkpointing is True else config.num_hidden_layers
     activations = trainer.max_length * (full_layers * kept + 2 * config.num_hidden_layers * config.hidden_size)
