@@ -48,7 +48,7 @@ def evaluate(subject: Subject) -> None:
         from tometune.evaluation.engines.choice import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
-        from tometune.models.full import tuned
+        from tometune.models.full import load_tuned
         from tometune.models.load import check_machine, describe, free_memory, load_model
         from tometune.models.source import locate
         from tometune.models.tokenizer import load_tokenizer
@@ -77,7 +77,7 @@ def evaluate(subject: Subject) -> None:
             if not config.lora.enabled:
                 model = None  # frees its memory for the tuned model
                 free_memory()
-            subject.add_scores("tuned", scorer.stage("tuned", tuned(model, source, config.lora, subject.run)))
+            subject.add_scores("tuned", scorer.stage("tuned", load_tuned(model, source, config.lora, subject.run)))
         tracker.results(subject.record, subject.folder)
         subject.add_tracking(tracker.describe())
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def before_sweep(jobs: Jobs) -> bool:
-    """Called once before the runs of a sweep, in the process that the user started; returns whether any is left."""
+    """Called once before the runs of a sweep, in the user's process; returns whether a run is left to make."""
     return hooks.begin(jobs, measure)
 
 
@@ -44,7 +44,8 @@ def main(config: Config) -> float | None:
     """Make the run of a config, or find it finished, and print its scores.
 
     Returns:
-        ROUGE-L of the tuned model, which a search maximises; None if there is no run to score.
+        ROUGE-L of the tuned model, which a search maximises; None for a plan, a skipped run, or a
+        run that another process makes.
     """
     if config.plan:  # a sweep is planned before its first run
         from tometune.sweep.plan import plan_run, print_plan
@@ -83,7 +84,7 @@ def find_run(config: Config) -> tuple[RunInputs, Run]:
     """Identify the inputs of a config and find its run, or name a new one.
 
     Raises:
-        UserError: an input is missing; or the machine cannot make the run anyway, which is then the error to show.
+        UserError: an input is missing; or this machine cannot make such a run at all, which is reported first.
     """
     try:
         inputs = RunInputs.resolve(config)
@@ -96,7 +97,7 @@ def find_run(config: Config) -> tuple[RunInputs, Run]:
 
 
 def experiment(run: Run, inputs: RunInputs) -> None:
-    """The method: resolve the inputs, score the base model, train, score the tuned model, record.
+    """The method: make the inputs, score the base model, train, score the tuned model, record.
 
     Everything that can be wrong with the inputs is found before the run's folder is made.
 
@@ -122,7 +123,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
 
         inputs.load()
         seed_everything(config.seeds.adapter)
-        model = load_model(inputs.model)
+        model = load_model(inputs.model_source)
         check_trainable(model, config.model.id, config.lora)
         data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}
         facts = {"model": describe(config.model, model), "data": data}

@@ -203,7 +203,7 @@ class _Builder:
             "rows": added,
         }
         if config.near_dedup.threshold is not None:
-            fixed = self._texts(base)
+            fixed = self._one_row_per_text(base)
             if config.near_dedup.base:
                 fixed = fixed[self._near_mask(base)[1][fixed]]
             near, near_base = near_duplicates((base, fixed), (pool, rows), config.near_dedup.threshold, cache)
@@ -237,13 +237,13 @@ class _Builder:
     def _near_mask(self, base: Standardised) -> Mask:
         """Return the mask of base rows that are not near-duplicates; rows with the same text are not compared."""
         assert self.config.near_dedup.threshold is not None
-        rows = self._texts(base)
+        rows = self._one_row_per_text(base)
         near, _ = near_duplicates((base, rows[:0]), (base, rows), self.config.near_dedup.threshold, self.cache)
         keep = np.ones(len(base.rows), dtype=bool)
         keep[rows[near]] = False
         return NEAR, keep
 
-    def _texts(self, source: Standardised) -> np.ndarray:
+    def _one_row_per_text(self, source: Standardised) -> np.ndarray:
         """Return one row number for each text, in key order."""
         order = draw.in_key_order(source, self.cache)
         rows: np.ndarray = order[draw.first_of_each(source.keys[order])]

@@ -74,7 +74,7 @@ def check_trainable(model: Any, name: str, lora: LoraConfig) -> None:
         check_unquantised(model, name)
 
 
-def tuned(model: Any, source: ModelSource, lora: LoraConfig, run: Path) -> Any:
+def load_tuned(model: Any, source: ModelSource, lora: LoraConfig, run: Path) -> Any:
     """Return the model that the run in a folder trained: the base model with its adapter, or the whole model.
 
     The base model is loaded from the source if `model` is None.

@@ -45,10 +45,10 @@ class RunInputs:
             UserError: a task, the data or the model does not allow this run.
         """
         with quick_imports(), first_alone():
-            _ = self.model, self.tasks, self.tokens
+            _ = self.model_source, self.tasks, self.tokens  # each is made when it is first read
 
     @cached_property
-    def model(self) -> ModelSource:
+    def model_source(self) -> ModelSource:
         """The model to be loaded; what must be local (a converted SmolLM2, a random model) is made first."""
         from tometune.models.source import locate
 
@@ -56,11 +56,11 @@ class RunInputs:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, with its chat template. It is there sooner than the weights."""
+        """The model's tokenizer, with its chat template; can be loaded without the weights."""
         from tometune.models.source import locate
         from tometune.models.tokenizer import load_tokenizer
 
-        loaded: ModelSource | None = self.__dict__.get("model")
+        loaded: ModelSource | None = self.__dict__.get("model_source")
         return load_tokenizer(loaded or locate(self.config.model, self.cache, weights=False))
 
     @cached_property

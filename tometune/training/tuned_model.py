@@ -3,7 +3,7 @@
 from typing import Any
 
 from tometune.models.adapter import add_adapter
-from tometune.models.full import load_to_train, tuned
+from tometune.models.full import load_to_train, load_tuned
 from tometune.models.load import free_memory
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
@@ -24,9 +24,15 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
     """
     config = inputs.config
     if run.record["train"] is not None:
-        return tuned(model, inputs.model, config.lora, run.folder)
+        return load_tuned(model, inputs.model_source, config.lora, run.folder)
     training = TrainingInputs(
-        *(inputs.model, inputs.tokens, config.trainer, config.lora, config.seeds, run.folder.absolute(), inputs.cache)
+        source=inputs.model_source,
+        tokens=inputs.tokens,
+        trainer=config.trainer,
+        lora=config.lora,
+        seeds=config.seeds,
+        folder=run.folder.absolute(),
+        cache=inputs.cache,
     )
     if process is not None:
         result = process.fit(training, on_log)
@@ -34,8 +40,8 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
         model = add_adapter(model, config.lora, config.seeds.adapter)
         result = fit(model, inputs.tokenizer, training, on_log)
     else:
-        result = fit(load_to_train(inputs.model), inputs.tokenizer, training, on_log)
+        result = fit(load_to_train(inputs.model_source), inputs.tokenizer, training, on_log)
         free_memory()
     run.update(train=result)
     run.save()
-    return tuned(None, inputs.model, config.lora, run.folder) if model is None else model
+    return load_tuned(None, inputs.model_source, config.lora, run.folder) if model is None else model
