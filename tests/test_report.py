@@ -86,7 +86,7 @@ def test_one_seed_has_no_deviation_and_every_file_says_so(run_verb, tmp_path):
 def test_no_torch(run_python, sweep):
     code = (
         "import sys; from pathlib import Path; from tometune.reporting.page import write;"
-        "from tometune.reporting.report import build;"
+        "from tometune.reporting.analysis import build;"
         "write(build(Path('multirun/table'), 200, 0.95));"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )

@@ -30,8 +30,8 @@ def write_all(folder: Path, config: Config) -> None:
     Raises:
         UserError: the runs cannot be read or compared, or `tracking.mode=online` is not possible.
     """
+    from tometune.reporting.analysis import build
     from tometune.reporting.page import write
-    from tometune.reporting.report import build
     from tometune.reporting.text import print_report
 
     report = build(folder, config.eval.resamples, config.eval.confidence)

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from tests.config.conftest import sweep_of
 from tometune.common.errors import ConfigError
 from tometune.config.command_line import read_command_line
-from tometune.config.messages import composition_errors
+from tometune.config.error_messages import composition_errors
 from tometune.config.root import CONFIG_NAME, conf_dir, register, typed
 
 register()

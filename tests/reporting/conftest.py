@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.reporting.sweeps import write_run, write_table
+from tometune.reporting.analysis import Report, build
 from tometune.reporting.page import page, pictures, write
-from tometune.reporting.report import Report, build
 
 RESAMPLES = 1_000
 

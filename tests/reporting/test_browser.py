@@ -7,8 +7,8 @@ import pytest
 
 from tests.browser import needs_browser, opened
 from tests.reporting.sweeps import write_table
+from tometune.reporting.analysis import build
 from tometune.reporting.page import write
-from tometune.reporting.report import build
 
 pytestmark = needs_browser
 

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from tests.reporting.sweeps import TASKS, edit, write_table
+from tometune.reporting.analysis import build
 from tometune.reporting.conclusions import answers, cautions, headline, published_answer, published_comparisons
 from tometune.reporting.page import page
-from tometune.reporting.report import build
 
 
 def test_a_planted_effect_is_a_yes(table):

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 
 from tests.whole import Workplace, adapter_of, record_of, scores_of
 from tometune.config.command_line import CommandLine
+from tometune.config.error_messages import PLUGINS, explain
 from tometune.config.jobs import jobs_of
-from tometune.config.messages import PLUGINS, explain
 from tometune.config.root import conf_dir, register
 
 register()

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 
 from tometune.common.errors import ConfigError
 from tometune.config.command_line import CommandLine
-from tometune.config.messages import composition_errors
+from tometune.config.error_messages import composition_errors
 from tometune.config.root import ADHOC, CONFIG_NAME, Config, check, conf_dir, typed
 from tometune.config.unused_settings import check_used, without_unused_data, without_unused_lora, without_unused_pool
 

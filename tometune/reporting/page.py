@@ -13,6 +13,7 @@ from tometune.common.errors import UserError
 from tometune.common.files import write_json, write_text
 from tometune.evaluation.metrics import label
 from tometune.reporting import figures, mix_figures
+from tometune.reporting.analysis import Report
 from tometune.reporting.conclusions import (
     LIMIT,
     NOTHING_TO_COMPARE,
@@ -23,7 +24,6 @@ from tometune.reporting.conclusions import (
     published_answer,
     signed,
 )
-from tometune.reporting.report import Report
 from tometune.reporting.scores import ROUGE
 from tometune.reporting.svg import styled
 from tometune.reporting.text import as_csv, as_markdown, data_label, deviation_label, sd_label, seeds_label

@@ -11,9 +11,9 @@ from tometune.common.files import write_json
 from tometune.config.tracking import TrackingConfig
 from tometune.evaluation.metrics import label
 from tometune.reporting import wandb_report
+from tometune.reporting.analysis import Report
 from tometune.reporting.conclusions import NOTHING_TO_COMPARE, answers, cautions
 from tometune.reporting.page import picture_page, pictures
-from tometune.reporting.report import Report
 from tometune.reporting.sweep import Sweep
 from tometune.reporting.text import cells, columns
 from tometune.reporting.wandb_report import COMPARISONS, PAGE, TABLE
