@@ -1,4 +1,7 @@
-"""Reads the command line of a verb; rejects overrides without effect, and keys that only other verbs read."""
+"""Reads the command line of a verb; rejects overrides without effect, and keys that only other verbs read.
+
+Unknown keys and wrong values are Hydra's errors; `error_messages` turns them into one line.
+"""
 
 import argparse
 import contextlib

@@ -32,7 +32,7 @@ class ExportConfig:
     min_share: float = 0.1
     """Smallest share of the change made by training that the merged model may hold after rounding to 16 bits."""
     max_divergence: dict[str, float] = field(default_factory=dict)
-    """Largest mean Kullback-Leibler divergence in nats per token, by format or quant (values: conf/export/default.yaml)."""
+    """Largest mean KL divergence in nats per token, by format or quant (values: conf/export/default.yaml)."""
     max_rouge_change: dict[str, float] = field(default_factory=dict)
     """Largest change of mean ROUGE-L (0 to 1), up or down, by format or quant (values: conf/export/default.yaml)."""
 
