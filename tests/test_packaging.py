@@ -77,7 +77,7 @@ def test_the_installed_console_script_is_the_same_as_the_module(binaries, tmp_pa
 
 @pytest.mark.whole
 def test_a_whole_run_from_another_folder(binaries, tmp_path, clean_env):
-    command = [binaries / "tometune", "train", "+experiment=smoke", "trainer.max_steps=1", "eval.base=false"]
+    command = [binaries / "tometune", "train", "+experiment=smoke", "trainer.max_steps=2", "eval.base=false"]
     done = subprocess.run(command, cwd=tmp_path, env=clean_env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("outputs/*/run.json"))) == 1

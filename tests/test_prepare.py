@@ -48,7 +48,7 @@ def test_it_prints_the_mix_and_a_row_and_loads_no_model(run_verb: Run, paths: li
     assert "trained tokens between ⟦ and ⟧" in first.stdout
     assert re.search(r"⟦answer 0<\|\w+\|>⟧", first.stdout)
     assert not list(tmp_path.rglob("run.json")), "it makes no run"
-    assert "! evaluation texts not looked for in dialogue_summarisation, " in out, "the hub is out of reach"
+    assert "! not checked against dialogue_summarisation, " in out, "the hub is out of reach"
 
     cache = tmp_path / "home" / "tometune"
     for weights in cache.rglob("*.safetensors"):

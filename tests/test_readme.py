@@ -112,7 +112,7 @@ def test_command(command: str, user: Workplace, server: ForkServer):
 @pytest.mark.whole
 def test_quickstart_ends_with_the_table_and_the_paths(clean_env, run_verb: Run, tmp_path):
     """The script itself, on `tiny`; a repeated command shows the results again."""
-    cheap = ["model=tiny", "trainer=debug", "trainer.max_steps=1", "eval.limit=1", "data.rows=64"]
+    cheap = ["model=tiny", "trainer=debug", "trainer.max_steps=2", "eval.limit=1", "data.rows=64"]
     cheap.append(f"paths.outputs={tmp_path}/outputs")
     script = ["bash", "scripts/quickstart.sh", *cheap]
     first = subprocess.run(script, cwd=CHECKOUT, env=clean_env, capture_output=True, text=True)

@@ -49,6 +49,7 @@ def test_while_the_data_is_prepared(place: Workplace, number: signal.Signals) ->
 
 
 @pytest.mark.whole
+@pytest.mark.nightly
 def test_while_a_model_is_evaluated(place: Workplace) -> None:
     scored = "outputs/*/eval/base/*.json"
     status, err = stopped(place, "evaluate", *MODEL, once=scored, number=signal.SIGTERM)

@@ -107,6 +107,7 @@ print(json.dumps(messages))
 
 
 @pytest.mark.whole
+@pytest.mark.nightly
 def test_models_and_adapters_on_the_hub(run_python: Run, hub: Hub, base: Path, tmp_path: Path):
     hub.gated.add("some/gated")
     for name in ("some/gated", "some/pickled", "some/good"):

@@ -56,6 +56,7 @@ def test_it_answers_ends_its_turn_and_obeys_the_settings(engine):
     assert answer(engine, WATER, replace(sampled, seed=2)) != first
 
 
+@pytest.mark.nightly
 def test_a_long_conversation_is_truncated(engine):
     roles = ["user", "assistant"] * 400 + ["user"]
     messages = [{"role": role, "content": f"{number}: water is wet"} for number, role in enumerate(roles)]

@@ -199,7 +199,7 @@ def test_a_conversation_is_exported_and_a_new_one_begun(served: Served, tab: Any
     ]
     served.engines[:] = [Words(context=500)] * 2
     ask(tab, "x " * 500_000)
-    tab.get_by_text("dropped the middle of the prompt").first.wait_for()
+    tab.get_by_text("dropped the oldest turn and the middle of the prompt").first.wait_for()
     assert "more characters are not shown" in tab.inner_text(".tm-chat")
     finished(tab)
     tab.get_by_text("New conversation", exact=True).click()

@@ -73,6 +73,7 @@ def test_one_process_speaks_and_writes(two: tuple[Path, str, str]) -> None:
     assert len(rows) == len({row["id"] for row in rows}) == 2
 
 
+@pytest.mark.nightly
 def test_stopped_or_killed_it_resumes_and_ends_the_same(place: Workplace, two: tuple[Path, str, str]) -> None:
     outputs = (TWO, "paths.outputs=broken")
     process = start(place, *outputs)
@@ -126,6 +127,7 @@ def wait_for(place: Workplace, outputs: str, step: int) -> Path:
     raise AssertionError(f"no checkpoint {step} in {outputs}")
 
 
+@pytest.mark.nightly
 def test_an_error_in_the_first_process_is_told_once(place: Workplace) -> None:
     process = start(place, "data.rows=100000", "paths.outputs=wrong")
     _, err = process.communicate(timeout=120)

@@ -157,6 +157,7 @@ def test_a_draw_depends_on_the_seed_and_not_on_the_batch(model, tokenizer):
 
 
 @pytest.mark.smollm2
+@pytest.mark.nightly
 def test_real_weights_in_float32_answer_the_same_in_every_batch(tmp_path_factory):
     """In 16 bits another batch size rounds differently, and some answers differ; see `eval.batch_size`."""
     if smollm2.wheel_version() is None:

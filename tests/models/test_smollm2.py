@@ -26,6 +26,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.nightly
 def test_the_conversion_keeps_logits_and_tokens(smollm2_config: ModelConfig, cache: Path) -> None:
     model, tokenizer = load_model(locate(smollm2_config, cache)), load_tokenizer(locate(smollm2_config, cache))
     gguf = smollm2.gguf_file()

@@ -142,6 +142,7 @@ def test_failed_cells_are_retried_unless_retry_failed_is_false(place: Workplace)
     assert "error" not in record_of(run.parent)
 
 
+@pytest.mark.nightly
 def test_two_processes_share_a_sweep(place: Workplace) -> None:
     """Both start at the same time; each cell is run once, by either of them."""
     command = [sys.executable, "-m", "tometune.train", "-m", *QUICK, "seed=0,1,2,3", "sweep.name=shared"]
