@@ -46,7 +46,6 @@ OTHERS = {
     "bash scripts/quickstart.sh": "below",
     "bash scripts/setup.sh unsloth": "downloads what only a GPU needs",
     "source .venv/bin/activate": "the tests' own environment is active",
-    "wandb login": "needs an account",
     f"{RUN}chat run=outputs/<run_id> against=base": "tests/chatting, in a browser",
     f"{RUN}export run=outputs/<run_id> format=gguf quant=q4_k_m": "tests/exporting",
     f"{RUN}export run=outputs/<run_id> push_to=user/name": "tests/exporting",
