@@ -124,6 +124,7 @@ def carry_out(request: dict[str, Any]) -> None:
     sys.argv = [request["module"], *request["arguments"]]
     if request["moment"]:
         arm(*request["moment"])
+    importlib.invalidate_caches()  # the server listed the package's folder when it started
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # runpy: the module was imported before
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
