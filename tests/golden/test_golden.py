@@ -1,4 +1,4 @@
-"""What a refactoring must not change, recomputed and compared with the files beside this one.
+"""What a refactoring must not change, recomputed and compared with the files in this folder.
 
 Where a change is meant: `python -m tests.golden.record NAME …` writes them again, and `git diff` shows what it did.
 """

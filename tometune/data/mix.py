@@ -37,7 +37,7 @@ class Part:
 
     source: Standardised
     chosen: np.ndarray  # row numbers in the order of the mix
-    facts: dict[str, Any]  # counts of rows read, dropped, mended, filtered and excluded
+    facts: dict[str, Any]  # counts of rows read, dropped, fixed, filtered and excluded
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # a few dropped rows, as in `Filtered`
 
 

@@ -126,7 +126,7 @@ def standardise_batch(
     """Standardise a batch of rows, in any process.
 
     Returns:
-        The usable rows, of `SCHEMA`; their scores, float32, NaN for rows without one; counts of dropped and mended
+        The usable rows, of `SCHEMA`; their scores, float32, NaN for rows without one; counts of dropped and fixed
         rows by (change, reason, source); and the number of rows in the batch.
 
     Raises:
