@@ -22,21 +22,12 @@ class SweepRun:
 
     id: str
     folder: Path
+    model: str
+    data: str
+    rows: int
     record: dict[str, Any]  # its run.json
     settings: dict[str, Any]  # all that can change the result except seeds, flat: `{"trainer.learning_rate": 2e-4, …}`
     streams: dict[str, int]  # seed of each stream: data, order, adapter, generation
-
-    @property
-    def model(self) -> str:
-        return str(self.record["model"]["name"])
-
-    @property
-    def data(self) -> str:
-        return str(self.record["data"]["name"])
-
-    @property
-    def rows(self) -> int:
-        return int(self.record["data"]["rows"])
 
 
 @dataclass(frozen=True)
@@ -97,8 +88,9 @@ def read_sweep(folder: Path) -> Sweep:
         elif isinstance(record, str):
             missing.append(_missing(folder, name, record, cell))
         else:
-            config = stored_config(folder / name)
-            runs.append(SweepRun(name, folder / name, record, _settings(config, record), asdict(config.seeds)))
+            config, data = stored_config(folder / name), record["data"]
+            names = record["model"]["name"], data["name"], data["rows"]
+            runs.append(SweepRun(name, folder / name, *names, record, _settings(config, record), asdict(config.seeds)))
     missing.sort(key=lambda cell: cell.run_id)
     if not runs:
         raise UserError(
