@@ -104,18 +104,6 @@ def test_the_report_has_the_table_and_panels_over_its_runs(table):
     assert {found["filters"]["filters"][0]["key"]["name"] for found in sets} == {"name"}  # W&B's word for a run's id
 
 
-def test_panels_do_not_overlap(table):
-    for grid in grids(blocks_of(table)):
-        taken = set()
-        for panel in grid["panelBankSectionConfig"]["panels"]:
-            place = panel["layout"]
-            across, down = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
-            cells = {(x, y) for x in across for y in down}
-            assert place["x"] + place["w"] <= 24
-            assert not cells & taken
-            taken |= cells
-
-
 def test_wandb_reads_the_report_back(table):
     made = build(table, "tometune", "")
     again = wr.Report._from_model(type(made._to_model()).model_validate(json.loads(json.dumps(specification(made)))))
@@ -215,10 +203,3 @@ def test_online_without_a_key_stops_before_anything_is_computed(run_verb, sweep)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("tracking.mode: online is not possible (no API key")
     assert not (sweep / "table.json").exists()
-
-
-def test_other_services_are_rejected(run_verb, sweep):
-    done = run_verb(*ASK[:3], "publish=wandbb")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "publish" in done.stderr
-    assert "wandb" in done.stderr

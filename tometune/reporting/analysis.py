@@ -41,12 +41,7 @@ class Report:
 
 
 def build(folder: Path, resamples: int, confidence: float) -> Report:
-    """Read a sweep folder and compare its cells.
-
-    Args:
-        folder: `<paths.multirun>/<sweep>`.
-        resamples: number of bootstrap resamples.
-        confidence: level of the intervals; 1 - confidence is the level of the tests.
+    """Read a sweep folder and compare its cells; 1 - `confidence` is the level of the tests.
 
     Raises:
         UserError: the folder, a record or a file of scores is missing or broken, or runs cannot be paired.

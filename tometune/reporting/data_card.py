@@ -40,14 +40,7 @@ MOST_WORDS = 24  # words of an overlap listed on the console
 def card(
     mix: Mix, values: Profile, samples: Sequence[Mapping[str, Any]], contamination: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the content of a card as plain values.
-
-    Args:
-        mix: the mix.
-        values: the values of its rows.
-        samples: rows to show.
-        contamination: the result of `describe_overlaps`.
-    """
+    """Return the content of a card as plain values; `contamination` is the result of `describe_overlaps`."""
     duplicates = repeats(values)
     scores = None if values.scores is None else values.scores[~np.isnan(values.scores)]
     return {
@@ -143,17 +136,14 @@ def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], s
         unchecked: the reason by task for the tasks that were not checked.
         setting: `data.contamination`.
     """
-    tasks = []
+    tasks: list[dict[str, Any]] = []
     for task, examples in found.examples.items() if found else ():
         assert found
         by_source = found.counts.get(task, {})
         rows = sum(by_source.values())
-        tasks.append(
-            {
-                **{"task": task, "examples": examples, "rows": rows, "share": rows / found.rows, "sources": by_source},
-                **{"touched": found.touched.get(task, 0), "too_short": found.too_short.get(task, 0)},
-            }
-        )
+        tasks.append({"task": task, "examples": examples, "rows": rows, "share": rows / found.rows})
+        tasks[-1] |= {"touched": found.touched.get(task, 0), "too_short": found.too_short.get(task, 0)}
+        tasks[-1]["sources"] = by_source
     causes: dict[str, list[str]] = {}  # tasks by reason, without the config key in front
     for task, reason in unchecked.items():
         causes.setdefault(reason.partition(": ")[2] or reason, []).append(task)

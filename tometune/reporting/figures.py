@@ -44,7 +44,7 @@ def _grid(count: int, width: float, height: float, **options: bool) -> tuple[Fig
 def means(table: Table) -> str:
     """Draw the mean and interval of each cell, with each seed as a dot; one panel per metric."""
     metrics = table["metrics"]
-    figure, axes = _grid(len(metrics), WIDTH, 3.5 + 0.25 * (len(short_labels(tuned_rows(table))) > 4))
+    figure, axes = _grid(len(metrics), WIDTH, 3.5)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         _draw_cells(axis, table, metric)

@@ -119,10 +119,7 @@ def lengths(mix: Profile, max_length: int | None = None) -> str:
             axis.axvline(max_length, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
     axes[0].set_yticks(range(len(shown)), list(map(label, shown)))
     axes[0].set_ylim(len(shown) - 0.7, -1.02)
-    medians = "; ".join(
-        f"{name}: median {np.median(mix.characters[rows]):,.0f} characters" for name, rows in shown.items()
-    )
-    return as_svg(figure, "lengths", f"Histograms of lengths and turns by source. {medians}.")
+    return as_svg(figure, "lengths", f"Histograms of {', '.join(columns)} by source: {', '.join(shown)}.")
 
 
 def _histograms(axis: Axes, rows: Sequence[np.ndarray], logarithmic: bool) -> None:

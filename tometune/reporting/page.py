@@ -28,43 +28,12 @@ VARIABLES = {
 }
 WIDTH = 9.6  # inches of a figure as wide as the page
 
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tometune",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 9,
-    "axes.labelsize": 9.5,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": GRID,
-    "axes.linewidth": 0.8,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.major.pad": 6,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.solid_capstyle": "round",
-}
+FOLDER = Path(__file__).parent  # of the templates and styles
 
 
 def environment() -> Environment:
     """Return the environment for the templates in this folder."""
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader(FOLDER)
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
@@ -76,7 +45,7 @@ def markdown_line(texts: Iterable[str]) -> str:
 def draw(figure: Callable[..., str | None], *arguments: Any) -> Markup | None:
     """Call a function that draws a figure; if that fails, log one warning and leave the figure out."""
     try:
-        with rc_context(STYLE), warnings.catch_warnings():
+        with rc_context(fname=FOLDER / "page.mplstyle"), warnings.catch_warnings():
             # The browser chooses the font, so glyphs that matplotlib's own font lacks do not matter.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             svg = figure(*arguments)

@@ -78,9 +78,11 @@ def seeds_label(row: Values) -> str:
 
 def as_markdown(table: Values) -> str:
     """Return the table, the answers and the cautions as Markdown."""
+    head = columns(table)
+    rows = [head, ["---"] * 3 + ["---:"] * (len(head) - 3), *(row_texts(row, table) for row in table["rows"])]
     lines = [f"# {table['sweep']}", ""]
     lines += [f"**{LIMIT}.**", ""] if table["limited"] else []
-    lines += [markdown_rows(table), ""]
+    lines += [*map(markdown_line, rows), ""]
     lines += [f"sd: standard deviation over seeds (n − 1). {table['family']}.", ""]
     for answer in answers(table):
         lines += [f"**{answer.question}** {answer.verdict} {' '.join(answer.sentences)}", ""]
@@ -88,13 +90,6 @@ def as_markdown(table: Values) -> str:
     lines += [f"- {text}" for text in cautions(table)]
     lines += [f"- Missing: {entry['run_id']} ({entry['reason']})" for entry in table["missing"]]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def markdown_rows(table: Values) -> str:
-    """Return the rows and their head as a Markdown table."""
-    head = columns(table)
-    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3), *(row_texts(row, table) for row in table["rows"])]
-    return "\n".join(markdown_line(line) for line in lines)
 
 
 def as_csv(table: Values) -> str:

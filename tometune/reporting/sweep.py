@@ -111,19 +111,14 @@ def _read_record(folder: Path) -> dict[str, Any] | str:
         return "interrupted before run.json was written"
     except ValueError as error:
         return f"run.json is broken ({error}); {fix}"
-    if not isinstance(record, dict):
-        return f"run.json is broken (not an object); {fix}"
     status = record.get("status")
     if record.get("schema") != SCHEMA:
-        return record
+        return dict(record)
     if status == "failed":
         return f"failed: {record.get('error', 'no reason recorded')}"
     if status != "completed":
         return "running or interrupted" if status == "running" else f"status {status}"
-    lacking = [name for name in ("model", "data", "seed", "eval") if name not in record]
-    if lacking:
-        return f"run.json has no {', '.join(lacking)}"
-    return record if "tuned" in record["eval"] else "completed without scores"
+    return dict(record) if "tuned" in record["eval"] else "completed without scores"
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -149,13 +149,7 @@ def specification(report: wr.Report) -> dict[str, Any]:
 
 
 def build(table: Table, project: str, entity: str) -> wr.Report:
-    """Return the W&B report.
-
-    Args:
-        table: the content of table.json.
-        project: W&B project of the runs.
-        entity: their user or team; with "", the runs are looked up in the report's own project.
-    """
+    """Return the W&B report; without an entity (user or team), the runs are looked up in the report's own project."""
 
     def runset(name: str, ids: list[str]) -> wr.Runset:
         where = {"project": project, "entity": entity} if entity else {}
