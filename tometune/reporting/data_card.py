@@ -18,7 +18,6 @@ from rich.text import Text
 from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
-from tometune.data.ngrams import SHORTEST
 from tometune.data.profile import Profile, described, repeats
 from tometune.reporting import mix_figures
 from tometune.reporting.page import draw, environment, markdown_line
@@ -222,7 +221,7 @@ def print_overlaps(console: Console, overlaps: Mapping[str, Any]) -> None:
         title = "rows that share 13 consecutive words, or a whole shorter text, with an evaluation example"
         console.print(Text(f"\n{title}: {overlaps['overlapping']:,}", style="bold"))
         grid = Table("task", box=SIMPLE_HEAD, show_edge=False)
-        for name in ("rows", "share", f"texts < {SHORTEST} words, not checked"):
+        for name in ("rows", "share", "too short"):  # texts of fewer than ngrams.SHORTEST words, which are not checked
             grid.add_column(name, justify="right")
         grid.add_column("rows by source")
         for task in overlaps["tasks"]:
