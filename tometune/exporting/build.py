@@ -121,6 +121,7 @@ class Builder:
                 return gate | {"folder": str(export.folder)}
             log.warning("%s: %s changed since its checks; making it again", export.folder, ", ".join(changed))
         reference = self.references.of(export.format)  # before anything is written: the base may be gone
+        free_memory()  # of the tuned model: writing loads its base again
         self.folder.mkdir(parents=True, exist_ok=True)  # `check_space` knows that it can be written
         with disk_errors(self.folder), temporary_path(export.folder, folder=True) as folder:
             gate = {
