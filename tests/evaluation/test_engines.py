@@ -1,20 +1,27 @@
 """The engine that decodes without padding gives the answers of the model's own `generate`."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from tests.evaluation.test_generation import TALKS, THINGS
 from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 from tometune.config.model import ModelConfig, Precision, Quantization
 from tometune.evaluation.engines import cuda_graph, decoder, ragged
-from tometune.evaluation.engines.base import Plain, UnsupportedError
-from tometune.evaluation.engines.choice import CPU_ROWS, check_engine, engine_for, rows_that_fit
 from tometune.evaluation.engines.cuda_graph import CudaGraph
+from tometune.evaluation.engines.engine import (
+    CPU_ROWS,
+    Engine,
+    UnsupportedError,
+    check_engine,
+    engine_for,
+    rows_that_fit,
+)
 from tometune.evaluation.generation import generate, greedy
 from tometune.models import smollm2
 from tometune.models.load import load_model
@@ -29,27 +36,13 @@ def eager(model, longest_row=800):
     return CudaGraph(model, longest_row, capture=False)
 
 
-@pytest.mark.parametrize(("batch_size", "most"), [(1, 2), (5, 1), (5, 20), (24, 20)])
-def test_answers_are_those_of_generate_one_by_one(model, tokenizer, batch_size, most):
-    expected = generate(model, tokenizer, TALKS, most, 1, 512)
-    found = generate(model, tokenizer, TALKS, most, batch_size, 512, engine=eager(model))
-    assert found.answers == expected.answers
-    assert model.config._attn_implementation == "sdpa"
-
-
-def test_answers_end_where_they_should(model, tokenizer):
-    expected = generate(model, tokenizer, TALKS, 200, 24, 512)
-    found = generate(model, tokenizer, TALKS, 200, 24, 512, engine=eager(model))
-    assert found.answers == expected.answers
-    assert {answer.ended for answer in found.answers} == {True, False}
-
-
 def test_one_engine_answers_batches_of_all_sizes(model, tokenizer):
     """Cache and steps are reused between batches, and their content does not affect the next answers."""
     engine = eager(model)
-    for batch_size, most in ((5, 12), (24, 30), (3, 7), (24, 30)):
+    for batch_size, most in ((1, 2), (5, 1), (5, 12), (24, 200), (3, 7), (24, 30)):
         expected = generate(model, tokenizer, TALKS, most, batch_size, 512).answers
         assert generate(model, tokenizer, TALKS, most, batch_size, 512, engine=engine).answers == expected
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_prompts_are_read_in_pieces(model, tokenizer, monkeypatch):
@@ -62,7 +55,7 @@ def test_prompts_are_read_in_pieces(model, tokenizer, monkeypatch):
 def test_it_stops_once_every_row_has_ended(model, tokenizer, monkeypatch):
     monkeypatch.setattr(cuda_graph, "CHECK_EVERY", 4)
     config = greedy(model, tokenizer, 200)
-    first = Plain(model).answer([[5, 6, 7], [9]], config, [])
+    first = Engine(model).answer([[5, 6, 7], [9]], config, [])
     config.eos_token_id = sorted({first[0][2], first[1][2]})
     rows = eager(model).answer([[5, 6, 7], [9]], config, [])
     assert len(rows[0]) == 4
@@ -95,24 +88,18 @@ def test_the_cache_holds_no_padding(model, tokenizer):
     assert engine._cache.layers[0].keys.shape == (1024, 2, 8)
     engine.release()
     assert engine._cache is None
-
-
-def test_a_row_that_is_too_long(model, tokenizer):
     with pytest.raises(ValueError, match="slots"):
         eager(model, longest_row=30).answer([[5] * 20], greedy(model, tokenizer, 20), [])
 
 
-def test_other_attention_is_rejected(tokenizer):
+def test_other_attention_is_rejected(model, tokenizer, monkeypatch):
     sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     sliding = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=4)).eval()
     with pytest.raises(UnsupportedError, match="sliding_window"):
         eager(sliding).probe()
     assert sliding.config._attn_implementation == "sdpa"
-    eager(LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()).probe()
-
-
-def test_a_model_that_ignores_the_attention_is_rejected(model, monkeypatch):
+    eager(model).probe()
     monkeypatch.setattr(type(model), "set_attn_implementation", lambda *_: None)
     with pytest.raises(UnsupportedError, match="only 0 of its 2 layers"):
         eager(model).probe()
@@ -132,49 +119,49 @@ def test_without_a_gpu_auto_is_transformers(model, caplog, monkeypatch):
         check_engine(EngineKind.auto, must_compile=True)
 
 
-def test_an_old_gpu_is_rejected(monkeypatch):
+def with_gpu(monkeypatch, capability):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.version.cuda", "13.0")
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+
+
+def test_an_old_gpu_is_rejected(monkeypatch):
+    with_gpu(monkeypatch, (7, 5))
     with pytest.raises(UserError, match=r"compute capability is 7\.5"):
         check_engine(EngineKind.cuda_graph)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    with_gpu(monkeypatch, (9, 0))
     check_engine(EngineKind.cuda_graph)
 
 
 def test_a_torch_without_the_kernel_falls_back_with_one_line(model, caplog, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.version.cuda", "13.0")
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    with_gpu(monkeypatch, (9, 0))
     monkeypatch.setattr(ragged, "KERNEL", "_no_such_kernel")
     with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
         assert engine.name == "transformers"
     (line,) = [record.message for record in caplog.records]
     assert line.startswith("eval.engine=auto: using transformers (torch ")
     assert line.endswith("does not have the attention kernel aten::_no_such_kernel)")
-    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: torch .* does not have"):
-        check_engine(EngineKind.cuda_graph)
+    with (
+        pytest.raises(UserError, match=r"^eval.engine=cuda_graph: torch .* does not have"),
+        engine_for(EngineKind.cuda_graph, model, 100),
+    ):
+        pass
 
 
-def test_rows_without_a_gpu(model):
-    assert rows_that_fit(model, 1000, 100, padded=True, prefill_tokens=0) == CPU_ROWS
-
-
-@pytest.mark.parametrize(("free", "rows"), [(10**5, 1), (2 * 10**6, 4), (10**12, 256)])
-def test_rows_follow_the_free_memory(model, monkeypatch, free, rows):
-    """A row takes 256 bytes per token for its cache, and 12 bytes per vocabulary entry for its logits."""
-
-    class OnGpu:
-        type = "cuda"
-
+@pytest.mark.parametrize("engine", [Engine, eager])
+@pytest.mark.parametrize(("free", "rows"), [(10**5, (1, 1)), (2 * 10**6, (4, 1)), (10**12, (256, 256))])
+def test_rows_follow_the_free_memory(model, monkeypatch, engine, free, rows):
+    """A row takes 256 bytes per token for its cache, 12 per vocabulary entry for logits, and what prompts take."""
+    assert rows_that_fit(engine(model), 400, 100) == CPU_ROWS
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 10**13))
-    monkeypatch.setattr("tometune.evaluation.engines.choice._cache_bytes", lambda model: 256)
-    monkeypatch.setattr(type(model), "device", property(lambda self: OnGpu()))
-    assert rows_that_fit(model, 400, 100, padded=False, prefill_tokens=100) == rows
+    monkeypatch.setattr("tometune.evaluation.engines.engine._cache_bytes", lambda model: 256)
+    monkeypatch.setattr("tometune.evaluation.engines.engine.PREFILL_TOKENS", 100)
+    monkeypatch.setattr(type(model), "device", property(lambda self: SimpleNamespace(type="cuda")))
+    assert rows_that_fit(engine(model), 400, 100) == rows[engine is Engine]
 
 
-class Scarce(Plain):
+class Scarce(Engine):
     """Has memory for a limited number of rows."""
 
     def __init__(self, model, rows):

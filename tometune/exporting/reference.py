@@ -18,7 +18,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
 from tometune.config.model import ModelConfig, Precision
-from tometune.evaluation.engines.base import Plain
+from tometune.evaluation.engines.engine import Engine as EvaluationEngine
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import CONVERSATIONS, NEW_TOKENS, Example, Prompt, Reference, divergence
 from tometune.exporting.merge import load_base
@@ -182,7 +182,7 @@ def answer(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], length: int, keep_end: bool = False
 ) -> list[list[int]]:
     """Return the tokens of greedy answers of at most `length` tokens, with their end of turn if `keep_end`."""
-    config, engine = greedy(model, tokenizer, length), Plain(model)
+    config, engine = greedy(model, tokenizer, length), EvaluationEngine(model)
     found: dict[int, list[int]] = {}
     longest_first = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     for start in range(0, len(prompts), BATCH):

@@ -10,21 +10,18 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from tometune.evaluation.engines.base import UnsupportedError
 from tometune.evaluation.engines.compiled import CompiledParts
 from tometune.evaluation.engines.decoder import Choose, Decoder, slots_for
+from tometune.evaluation.engines.engine import Engine, UnsupportedError
 from tometune.evaluation.engines.ragged import RaggedCache, ragged_attention
 
 log = logging.getLogger(__name__)
 
-CHECK_EVERY = 16
-"""Steps between two checks whether all rows have ended; each check waits for the GPU."""
-
-SLOTS = 1024
-"""The cache grows by this many tokens."""
+CHECK_EVERY = 16  # steps between two checks whether all rows have ended; each check waits for the GPU
+SLOTS = 1024  # the cache grows by this many tokens
 
 
-class CudaGraph:
+class CudaGraph(Engine):
     """Keeps one cache, and a captured step for each number of rows (a power of two)."""
 
     name = "cuda_graph"
@@ -38,14 +35,14 @@ class CudaGraph:
             capture: False runs the same steps without graphs, on any device.
             compiles: whether parts of the model are compiled for large batches.
         """
-        self.model, self.longest_row, self.capture = model, longest_row, capture
+        super().__init__(model)
+        self.longest_row, self.capture = longest_row, capture
         self._parts = CompiledParts(model, compiles)
         self._cache: RaggedCache | None = None
         self._decoders: dict[tuple[int, ...], Decoder] = {}
         self._steps: dict[tuple[int, ...], Callable[[], None]] = {}
 
     def kind(self, rows: int) -> str:
-        """See `Engine`."""
         return f"{self.name}, compiled" if self._parts.used_for(_power_of_two(rows)) else self.name
 
     def probe(self) -> None:
@@ -66,7 +63,6 @@ class CudaGraph:
     def answer(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
     ) -> list[list[int]]:
-        """See `Engine`."""
         choose = _noisy(noise[0], len(prompts)) if noise else _greedy
         with torch.no_grad(), ragged_attention(self.model):
             decoder, step = self._prepared(prompts, config, bool(noise))

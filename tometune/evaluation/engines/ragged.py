@@ -20,40 +20,23 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tometune.evaluation.engines.base import UnsupportedError
+from tometune.evaluation.engines.engine import UnsupportedError
 
-NAME = "tometune_ragged"
-"""Name of the attention function in transformers. It has no mask function, because it needs no mask."""
-
-
-KERNEL = "_flash_attention_forward"
-"""Private torch operator for the attention; another torch version may not have it."""
+NAME = "tometune_ragged"  # of the attention function in transformers; it needs no mask and has no mask function
+KERNEL = "_flash_attention_forward"  # private torch operator for the attention; another version may not have it
 
 
 @dataclass
 class Layout:
     """Slots of the N tokens of one forward pass over R rows."""
 
-    slots: Tensor
-    """[N] int64: slot of each token in the cache."""
-
-    first: Tensor
-    """[R + 1] int32: each row's first token in this pass, and N."""
-
-    start: Tensor
-    """[R + 1] int32: each row's first slot; the last entry is not read."""
-
-    used: Tensor
-    """[R] int32: number of used slots of each row, including this pass."""
-
-    longest_query: int
-    """Largest number of tokens of a row in this pass."""
-
-    longest_row: int
-    """Upper bound of the slots used by a row."""
-
-    calls: int = 0
-    """Number of calls of `attend`: one per layer, unless the model uses other attention."""
+    slots: Tensor  # [N] int64: slot of each token in the cache
+    first: Tensor  # [R + 1] int32: each row's first token in this pass, and N
+    start: Tensor  # [R + 1] int32: each row's first slot; the last entry is not read
+    used: Tensor  # [R] int32: number of used slots of each row, including this pass
+    longest_query: int  # largest number of tokens of a row in this pass
+    longest_row: int  # upper bound of the slots used by a row
+    calls: int = 0  # of `attend`: one per layer, unless the model uses other attention
 
 
 class RaggedLayer(CacheLayerMixin):

@@ -1,4 +1,4 @@
-"""Decisions that depend on the machine and the model: which engine answers, and how many prompts at a time.
+"""The engines' common interface, the engine that runs every model, and the choice of engine and batch size.
 
 The engine is checked before anything is loaded, so this module imports torch late.
 """
@@ -6,7 +6,7 @@ The engine is checked before anything is loaded, so this module imports torch la
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,26 +14,68 @@ from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from tometune.evaluation.engines.base import Engine
+    from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 log = logging.getLogger(__name__)
 
-CAPABILITY = (8, 0)
-"""Compute capability that the attention kernel of `cuda_graph` needs."""
+CAPABILITY = (8, 0)  # compute capability that the attention kernel of `cuda_graph` needs
+PREFILL_TOKENS = 16_384  # prompt tokens per forward pass of `cuda_graph`; more is not faster and takes memory
+MOST_ROWS = 256  # larger batches are hardly faster: the matrix products are large enough
+CPU_ROWS = 16  # batch size without a GPU
+SHARE = 0.9  # usable share of the free memory; the rest is for fragments and libraries' workspaces
+BUFFERS = 8  # tensors as wide as the widest layer that a forward pass holds at once; measured peaks are lower
 
-MOST_ROWS = 256
-"""Larger batches are hardly faster: the matrix products are large enough."""
 
-CPU_ROWS = 16
-"""Batch size without a GPU."""
+class UnsupportedError(Exception):
+    """The engine cannot run this model on this device; the text is the reason, as a clause."""
 
-SHARE = 0.9
-"""Usable share of the free memory; the rest is for fragments and libraries' workspaces."""
 
-BUFFERS = 8
-"""Tensors as wide as the widest layer that a forward pass holds at once; measured peaks are lower."""
+class Engine:
+    """Answers prompts in batches. This is the engine `transformers`; `CudaGraph` has the same methods."""
+
+    name = "transformers"  # as in `eval.engine`
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def kind(self, rows: int) -> str:  # noqa: ARG002 -- the same for all batches
+        """Return the name recorded with the scores; it includes whether a batch of `rows` uses compiled parts."""
+        return self.name
+
+    def answer(
+        self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
+    ) -> list[list[int]]:
+        """Return the new tokens of each prompt, here of a left-padded batch and the model's own `generate`.
+
+        Tokens after the end of turn have no meaning.
+
+        Args:
+            prompts: token ids, at least one per prompt.
+            config: `max_new_tokens`, `eos_token_id` (a list) and `pad_token_id` are used.
+            noise: empty for greedy answers, else one processor that receives the scores of each step.
+
+        Raises:
+            torch.OutOfMemoryError: the batch is too large; the engine can be used again after `release`.
+        """
+        import torch
+
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), config.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        output = self.model.generate(
+            input_ids=ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            generation_config=config,
+            logits_processor=list(noise),
+        )
+        new: list[list[int]] = output[:, width:].tolist()
+        return new
+
+    def release(self) -> None:
+        """Free the memory that is kept between batches."""
 
 
 def check_engine(wanted: EngineKind, must_compile: bool = False) -> None:
@@ -79,10 +121,7 @@ def engine_for(
     Raises:
         UserError: the engine that was asked for explicitly cannot run this model here.
     """
-    from tometune.evaluation.engines.base import Plain, UnsupportedError
-
-    check_engine(wanted)
-    engine: Engine = Plain(model)
+    engine = Engine(model)
     if wanted is not EngineKind.transformers:
         reason = missing_for_cuda_graph()
         if not reason:
@@ -105,23 +144,20 @@ def engine_for(
         engine.release()
 
 
-def rows_that_fit(
-    model: PreTrainedModel, prompt_tokens: int, new_tokens: int, padded: bool, prefill_tokens: int
-) -> int:
+def rows_that_fit(engine: Engine, prompt_tokens: int, new_tokens: int) -> int:
     """Return a batch size: a power of two, at most MOST_ROWS.
 
     The free memory differs a little between runs; rounding to a power of two gives the same batch size each time.
 
     Args:
-        model: in eval mode, on the device where it generates.
+        engine: with its model in eval mode, on the device where it generates.
         prompt_tokens: maximum tokens of a prompt.
         new_tokens: maximum tokens of an answer.
-        padded: whether all rows are padded to the longest and read in one forward pass.
-        prefill_tokens: otherwise, the prompt tokens per forward pass.
     """
     import torch
     from torch import nn
 
+    model = engine.model
     if model.device.type != "cuda":
         return CPU_ROWS
     torch.cuda.empty_cache()
@@ -133,8 +169,11 @@ def rows_that_fit(
     activations = BUFFERS * widest * model.dtype.itemsize  # bytes per token
     row = _cache_bytes(model) * (prompt_tokens + new_tokens)
     row += 12 * text_config.vocab_size  # logits in 16 bits and twice in 32
-    row += activations * prompt_tokens if padded else 0
-    shared = 0 if padded else activations * max(prefill_tokens, prompt_tokens)
+    shared = 0
+    if engine.name == "transformers":  # reads all prompts in one forward pass, padded to the longest
+        row += activations * prompt_tokens
+    else:
+        shared = activations * max(PREFILL_TOKENS, prompt_tokens)
     fit = max(1, int((SHARE * free - shared) // row))
     rows = min(MOST_ROWS, 1 << (fit.bit_length() - 1))
     log.info("%d prompts per batch: %.1f GB are free, and a row takes up to %.3f GB", rows, free / 1e9, row / 1e9)
