@@ -188,11 +188,10 @@ class GumbelNoise(LogitsProcessor):
 
     The argmax of logits / temperature + Gumbel noise is a draw from softmax(logits / temperature); see Maddison, Tarlow
     and Minka 2014, "A* Sampling", arXiv:1411.0030, section 2. The noise comes from NumPy on the CPU, so it is the same
-    on every device.
+    on every device. `examples` are those in the rows of the batch.
     """
 
     def __init__(self, temperature: float, seed: int, examples: Sequence[int]) -> None:
-        """Start the stream of each row of the batch, which has one of the `examples`."""
         self.temperature = temperature
         self.streams = [stream(seed, f"answer {example}") for example in examples]
 

@@ -2,16 +2,9 @@
 
 The difference between two cells varies because of other seeds and because of other examples. There are many examples,
 so they are resampled: within each task (stratified), and the same ones for every run (paired; Koehn 2004,
-https://aclanthology.org/W04-3250). There are few seeds. Three values have only ten distinct resamples, whose spread is
-too small by (k - 1) / k and whose tails are too short, so the plain hierarchical bootstrap reports far too many false
-effects (docs/statistics.md). Each resample therefore adds a draw from Student's t with k - 1 degrees of freedom, scaled
-by the standard error over the k seeds.
-
-The sum of a scaled t and a nearly normal part follows the Behrens-Fisher distribution, whose intervals cover at least
-as often as stated (Robinson 1976, Annals of Statistics 4(5), 963-971). Without spread over seeds the result is the
-percentile interval over examples (Efron and Tibshirani 1993, chapter 13); with a single example it is Student's t
-interval over seeds. Examples and seeds are crossed, so the noise of one example in one run is counted in both parts:
-the interval is slightly too wide, never too narrow (Owen 2007, The pigeonhole bootstrap, arXiv:0712.1111).
+https://aclanthology.org/W04-3250). There are few seeds, and resampling them reports far too many false effects. Each
+resample therefore adds a draw from Student's t with k - 1 degrees of freedom, scaled by the standard error over the k
+seeds. docs/statistics.md has the reasons, the sources and measured error rates.
 """
 
 from bisect import bisect_left
@@ -46,10 +39,7 @@ class Estimate:
 def mean_interval(tasks: Sequence[Sequence[float]], resamples: int, confidence: float) -> Estimate:
     """Return the mean of task means with its interval over examples.
 
-    Args:
-        tasks: for each task, one score per example. Tasks are resampled separately, so each keeps its weight.
-        resamples: number of bootstrap resamples.
-        confidence: level of the interval, e.g. 0.95.
+    `tasks` has one score per example of each task. Tasks are resampled separately, so each keeps its weight.
     """
     columns = [np.asarray(scores, dtype=np.float64)[:, None] for scores in tasks]
     value = float(np.mean([column.mean() for column in columns]))
@@ -75,7 +65,7 @@ def resampled_means(tasks: Sequence[Floats], resamples: int) -> Floats:
 
     Args:
         tasks: for each task, [examples, columns]; a column holds the scores of one run.
-        resamples: number of bootstrap resamples.
+        resamples: number of resamples.
 
     Returns:
         Mean scores of the resampled examples, [tasks, resamples, columns].
@@ -97,10 +87,7 @@ def resampled_means(tasks: Sequence[Floats], resamples: int) -> Floats:
 def seed_draws(values: Floats, resamples: int, stream: int = 0) -> Floats:
     """Return draws of the error of a mean over seeds: a scaled t at evenly spaced levels, in random order.
 
-    Args:
-        values: one number per seed, at least two.
-        resamples: number of draws.
-        stream: another number gives an independent order.
+    `values` has one number per seed, at least two. Another `stream` gives an independent order.
     """
     from scipy.stats import t
 

@@ -55,9 +55,7 @@ class Task:
 def fingerprint(task: TaskConfig, key: str) -> str:
     """Return what identifies a task's rows and the models of its metrics; loads nothing.
 
-    Args:
-        task: the task.
-        key: full key of the task in the config, e.g. `eval.tasks.qa`.
+    `key` is the full key of the task in the config, e.g. `eval.tasks.qa`.
 
     Raises:
         UserError: a file is missing.
@@ -86,7 +84,7 @@ def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
 
     Args:
         name: key under `eval.tasks`.
-        task: the source of the examples and how they are prompted.
+        task: the settings of the task.
         limit: `eval.limit`, in addition to the task's own.
 
     Raises:
@@ -163,10 +161,6 @@ def _example(key: str, task: TaskConfig, row: Row, number: int) -> Example:
 def read_rows(key: str, task: TaskConfig) -> list[Row]:
     """Return the rows of a task in the order of its source.
 
-    Args:
-        key: full key of the task in the config, e.g. `eval.tasks.qa`.
-        task: the task.
-
     Raises:
         UserError: the source is missing, broken or empty.
     """
@@ -188,11 +182,6 @@ def read_rows(key: str, task: TaskConfig) -> list[Row]:
 
 def render(template: str, row: Row, key: str) -> tuple[str, list[str]]:
     """Replace each `{field}` of a template by that field of the row; `{{` and `}}` are plain braces.
-
-    Args:
-        template: the text with its fields.
-        row: the row.
-        key: key of the template in the config, e.g. `eval.tasks.qa.prompt`.
 
     Returns:
         The text without outer white space, and the values in it. A null value is empty, a list is joined by commas.

@@ -27,10 +27,10 @@ class CudaGraph(Engine):
     name = "cuda_graph"
 
     def __init__(self, model: PreTrainedModel, longest_row: int, capture: bool = True, compiles: bool = False) -> None:
-        """Prepare for a causal language model, with or without an adapter; its weights are not changed.
+        """Prepare for a model in eval mode, with or without an adapter; its weights are not changed.
 
         Args:
-            model: in eval mode whenever this engine answers.
+            model: a causal language model.
             longest_row: maximum number of tokens of a prompt and its answer.
             capture: False runs the same steps without graphs, on any device.
             compiles: whether parts of the model are compiled for large batches.
