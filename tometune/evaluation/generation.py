@@ -73,14 +73,14 @@ def generate(
         model: a causal language model in eval mode, with or without an adapter.
         tokenizer: its tokenizer, with a chat template and a pad token.
         conversations: each a list of `{role, content}` that ends with a user message.
-        max_new_tokens: maximum tokens per answer.
+        max_new_tokens: per answer.
         batch_size: prompts per batch. The longest come first, so that the memory runs out at the start or never. If it
             does, the batch is halved once.
         max_prompt_tokens: longer prompts lose the middle of their last user message.
         advance: called after each batch, with its number of answers.
         temperature: 0 is greedy; above 0 each answer is drawn from its own random stream.
         seed: `seeds.generation`, for drawn answers.
-        engine: generates the answers; None is the model's own `generate`.
+        engine: None is the model's own `generate`.
 
     Raises:
         UserError: a prompt cannot be shortened enough, or the device has too little memory.

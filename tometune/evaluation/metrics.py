@@ -56,11 +56,7 @@ def score(
 ) -> Scores:
     """Return the columns of ROUGE, which every run records, and of the named metrics.
 
-    Args:
-        names: keys of `METRICS` and `MODEL_METRICS`.
-        predictions: one text per example.
-        references: one or more texts per example.
-        context: required if a metric uses a model.
+    There are one or more references per prediction. Metrics with a model need a context.
     """
     columns: Scores = {}
     for name in dict.fromkeys(["rouge", *names]):

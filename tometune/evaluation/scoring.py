@@ -68,9 +68,12 @@ class Scorer:
         compiles = config.compile is True or (config.compile == "auto" and many)
         results: dict[str, TaskScores] = {}
         with evaluating(model), engine_for(config.engine, model, longest_row, compiles) as engine:
-            sizes = self._batch_sizes(engine)  # measured while the memory is still free
+            sizes = {  # by length of answers, measured while the memory is still free; the same in every process
+                new: config.batch_size or min(gather([rows_that_fit(engine, config.max_prompt_tokens, new)]))
+                for new in sorted({task.config.max_new_tokens for task in self.tasks})
+            }
             for task in self.tasks:
-                path, size = self.folder / "eval" / name / f"{task.name}.jsonl", sizes[task.name]
+                path, size = self.folder / "eval" / name / f"{task.name}.jsonl", sizes[task.config.max_new_tokens]
                 key = shared_key | {"task": task.digest, "engine": engine.kind(size), "batch_size": size}
                 found = by_first(partial(read_result, path, key))
                 result = results[task.name] = found or self._score(name, model, engine, task, path, key)
@@ -79,17 +82,6 @@ class Scorer:
                 costs = f"{result['examples']} examples, {result['seconds']:.0f} s, {speed:.0f} tokens/s"
                 log.info("%s %s: %s; %s%s", name, task.name, means, costs, " (reused)" if found else "")
         return _summary(self.tasks, results)
-
-    def _batch_sizes(self, engine: Engine) -> dict[str, int]:
-        """Return prompts per batch by task, the same in every process."""
-        if self.config.batch_size is not None:
-            return {task.name: self.config.batch_size for task in self.tasks}
-        lengths = {task.name: task.config.max_new_tokens for task in self.tasks}
-        fit = {
-            new: min(gather([rows_that_fit(engine, self.config.max_prompt_tokens, new)]))
-            for new in sorted(set(lengths.values()))
-        }
-        return {name: fit[new] for name, new in lengths.items()}
 
     def _score(
         self, stage: str, model: PreTrainedModel, engine: Engine, task: Task, path: Path, key: dict[str, Any]
@@ -135,11 +127,7 @@ class Scorer:
 def write_result(path: Path, key: dict[str, Any], lines: Sequence[str], result: TaskScores) -> None:
     """Write `<task>.jsonl`, then `<task>.json` with its digest; without the second file the first is ignored.
 
-    Args:
-        path: the `.jsonl` file.
-        key: everything the scores depend on.
-        lines: one JSON object per example.
-        result: the means and counts.
+    `key` holds everything that the scores depend on, `lines` one JSON object per example.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(f"{line}\n" for line in lines)

@@ -27,12 +27,7 @@ class CompiledParts:
     """The compiled parts of a decoder's layers; parts of the same kind and size share one compilation."""
 
     def __init__(self, model: Any, wanted: bool = True) -> None:
-        """Find the parts; each is compiled when it is first used.
-
-        Args:
-            model: a causal language model of transformers, with or without an adapter.
-            wanted: False finds none.
-        """
+        """Find the parts of a causal language model, if wanted; each is compiled when it is first used."""
         layers: list[nn.Module] = list(getattr(model.get_decoder(), "layers", [])) if wanted else []
         inside = [part for layer in layers for part in layer.modules()]
         modules = {type(part).__module__: vars(sys.modules[type(part).__module__]) for part in inside}

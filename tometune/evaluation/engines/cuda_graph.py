@@ -90,10 +90,7 @@ class CudaGraph(Engine):
     def _prepared(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noisy: bool
     ) -> tuple[Decoder, Callable[[], None]]:
-        """Return a decoder that is large enough and a function that runs one step of it; both are reused.
-
-        With noise, which comes from the CPU, a step ends with the logits.
-        """
+        """Return a decoder that is large enough and a function that runs one step of it; both are reused."""
         need = slots_for(prompts, config.max_new_tokens)
         if self._cache is None or self._cache.slots < need:
             self.release()
@@ -108,7 +105,7 @@ class CudaGraph(Engine):
 
             def run() -> None:
                 decoder.forward()
-                if not noisy:
+                if not noisy:  # noise comes from the CPU, so such a step ends with the logits
                     decoder.advance(_greedy)
 
             self._steps[noisy, *key] = captured(run, decoder, self._parts) if self.capture else run

@@ -23,7 +23,7 @@ class Decoder:
         Args:
             model: a causal language model in eval mode, attending by `ragged_attention`.
             cache: holds the tokens of all rows, and slot 0.
-            rows: batch size.
+            rows: R, the batch size.
             longest_row: maximum number of tokens of a prompt and its answer.
             stops: tokens that end an answer.
             pad: token that follows the end.

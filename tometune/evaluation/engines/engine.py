@@ -110,13 +110,9 @@ def missing_for_cuda_graph() -> str | None:
 def engine_for(
     wanted: EngineKind, model: PreTrainedModel, longest_row: int, compiles: bool = False
 ) -> Iterator[Engine]:
-    """Yield the engine for a model and release it afterwards; the log says which one it is and why.
+    """Yield the engine for a model in eval mode and release it afterwards; the log says which one it is and why.
 
-    Args:
-        wanted: `eval.engine`.
-        model: a causal language model in eval mode, with or without an adapter.
-        longest_row: maximum number of tokens of a prompt and its answer.
-        compiles: whether `cuda_graph` compiles parts of the model.
+    `longest_row` is the maximum number of tokens of a prompt and its answer.
 
     Raises:
         UserError: the engine that was asked for explicitly cannot run this model here.
@@ -145,14 +141,9 @@ def engine_for(
 
 
 def rows_that_fit(engine: Engine, prompt_tokens: int, new_tokens: int) -> int:
-    """Return a batch size: a power of two, at most MOST_ROWS.
+    """Return a batch size for prompts and answers of at most so many tokens: a power of two, at most MOST_ROWS.
 
     The free memory differs a little between runs; rounding to a power of two gives the same batch size each time.
-
-    Args:
-        engine: with its model in eval mode, on the device where it generates.
-        prompt_tokens: maximum tokens of a prompt.
-        new_tokens: maximum tokens of an answer.
     """
     import torch
     from torch import nn

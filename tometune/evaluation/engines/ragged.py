@@ -64,23 +64,19 @@ class RaggedLayer(CacheLayerMixin):
         return self.keys.transpose(0, 1)[None], self.values.transpose(0, 1)[None]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 -- transformers' signature
-        """Return the length and offset of a mask."""
         return self.slots, 0
 
     def get_seq_length(self) -> int:
-        """Return 0: lengths differ by row, and positions are always given."""
-        return 0
+        return 0  # lengths differ by row, and positions are always given
 
     def get_max_length(self) -> int:
-        """Return the number of slots."""
         return self.slots
 
 
 class RaggedCache(Cache):
-    """The layers of a model, which share one layout."""
+    """The layers of a model, which share one layout; each has `slots` slots for the tokens of all rows."""
 
     def __init__(self, layers: int, slots: int) -> None:
-        """Prepare `slots` slots, for the tokens of all rows, in each layer."""
         super().__init__(layers=[RaggedLayer(slots) for _ in range(layers)])
         self.slots = slots
 
@@ -102,15 +98,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attend from each row's tokens to that row's slots, causally.
 
-    Args:
-        module: the attention layer.
-        query: [1, heads, N, head_dim].
-        key: [1, key heads, slots, head_dim], as `RaggedLayer.update` returns it.
-        value: likewise.
-        attention_mask: must be None.
-        scaling: of the scores; None is 1 / sqrt(head_dim).
-        layout: keyword argument of the model's call.
-        other: anything but plain attention is rejected.
+    The arguments are those of transformers: query is [1, heads, N, head_dim], key and value are [1, key heads, slots,
+    head_dim], as `RaggedLayer.update` returns them, and `layout` comes from the model's call.
 
     Returns:
         [1, N, heads, head_dim], and None for the weights.
