@@ -165,7 +165,7 @@ def _tometune_answers(
 ) -> Iterator[Callable[[list[Any]], float]]:
     """Yield a function that answers with the engine that the evaluation would choose, built once for all batches."""
     from tometune.config.eval import EngineKind
-    from tometune.evaluation.engines.engine import engine_for
+    from tometune.evaluation.engines.choice import engine_for
     from tometune.evaluation.generation import generate
 
     with engine_for(EngineKind("auto"), model, LONGEST_PROMPT + new, compiles) as engine:

@@ -45,7 +45,7 @@ def evaluate(subject: Subject) -> None:
     """
     with quick_imports():
         from tometune.common.seeding import seed_everything
-        from tometune.evaluation.engines.engine import check_engine
+        from tometune.evaluation.engines.choice import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
         from tometune.models.full import load_tuned

@@ -167,7 +167,7 @@ def check_requirements(config: Config) -> None:
     Raises:
         UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
     """
-    from tometune.evaluation.engines.engine import check_engine
+    from tometune.evaluation.engines.choice import check_engine
     from tometune.models.load import check_machine
     from tometune.models.source import check_source
     from tometune.tracking import check_tracker

@@ -38,15 +38,17 @@ def sweeps(world: World, count: int, generator: np.random.Generator) -> list[np.
     return tasks
 
 
+def resample(tasks: list[np.ndarray], resamples: int) -> np.ndarray:
+    """Return [resamples, count, arms, seeds]: mean scores on resampled examples."""
+    draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples).mean(axis=0)
+    return draws.reshape(resamples, *tasks[0].shape[1:])
+
+
 def ours(tasks: list[np.ndarray], resamples: int, paired: bool = True) -> list[tuple[float, float]]:
     """Return the intervals of the report, one per sweep."""
-    _, count, arms, seeds = tasks[0].shape
-    draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples).mean(axis=0)
-    draws = draws.reshape(resamples, count, arms, seeds).mean(axis=3)
-    runs = np.mean([task.mean(axis=0) for task in tasks], axis=0)
+    draws = resample(tasks, resamples).mean(axis=3)
     found = []
-    for number in range(count):
-        before, after = runs[number]
+    for number, (before, after) in enumerate(np.mean([task.mean(axis=0) for task in tasks], axis=0)):
         varies = [after - before] if paired else [after, before]
         examples = draws[:, number, 1] - draws[:, number, 0]
         result = estimate(float((after - before).mean()), examples, varies, LEVEL)
@@ -59,9 +61,7 @@ def plain(tasks: list[np.ndarray], resamples: int, expand: bool = False) -> list
 
     With `expand`, deviations over seeds are stretched by sqrt(k / (k - 1)) t / z (Hesterberg 2015, arXiv:1411.5279).
     """
-    _, count, arms, seeds = tasks[0].shape
-    draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples).mean(axis=0)
-    draws = draws.reshape(resamples, count, arms, seeds)
+    draws, seeds = resample(tasks, resamples), tasks[0].shape[3]
     differences = draws[:, :, 1] - draws[:, :, 0]
     chosen = np.random.default_rng(1).integers(0, seeds, (resamples, 1, seeds))
     drawn = np.take_along_axis(differences, np.broadcast_to(chosen, differences.shape), axis=2).mean(axis=2)

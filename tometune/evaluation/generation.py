@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, Pre
 from tometune.common.distributed import gather, processes, rank
 from tometune.common.errors import UserError
 from tometune.common.seeding import stream
-from tometune.evaluation.engines.engine import Engine
+from tometune.evaluation.engines import Engine
 
 log = logging.getLogger(__name__)
 

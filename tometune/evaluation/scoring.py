@@ -18,7 +18,8 @@ from tometune.common.distributed import by_first, gather, is_first
 from tometune.common.files import write_json, write_text
 from tometune.common.progress import progress
 from tometune.config.eval import EvalConfig
-from tometune.evaluation.engines.engine import Engine, engine_for, rows_that_fit
+from tometune.evaluation.engines import Engine
+from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.generation import Generation, generate
 from tometune.evaluation.metrics import MetricContext, Scores, score
 from tometune.evaluation.tasks import Task

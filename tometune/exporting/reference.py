@@ -18,7 +18,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
 from tometune.config.model import ModelConfig, Precision
-from tometune.evaluation.engines.engine import Engine as EvaluationEngine
+from tometune.evaluation.engines import Engine as EvaluationEngine
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import CONVERSATIONS, NEW_TOKENS, Example, Prompt, Reference, divergence
 from tometune.exporting.merge import load_base

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
+from tometune.evaluation.engines import Engine, UnsupportedError
 from tometune.evaluation.engines.compiled import CompiledParts
 from tometune.evaluation.engines.decoder import Choose, Decoder, slots_for
-from tometune.evaluation.engines.engine import Engine, UnsupportedError
 from tometune.evaluation.engines.ragged import RaggedCache, ragged_attention
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tometune.evaluation.engines.engine import PREFILL_TOKENS, UnsupportedError
+from tometune.evaluation.engines import UnsupportedError
 from tometune.evaluation.engines.ragged import Layout, RaggedCache
 
+PREFILL_TOKENS = 16_384  # prompt tokens per forward pass; more is not faster and takes memory
 Choose = Callable[[Tensor], Tensor]  # turns logits [rows, vocabulary] into scores; the largest is the next token
 
 

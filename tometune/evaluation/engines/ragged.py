@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tometune.evaluation.engines.engine import UnsupportedError
+from tometune.evaluation.engines import UnsupportedError
 
 NAME = "tometune_ragged"  # of the attention function in transformers; it needs no mask and has no mask function
 KERNEL = "_flash_attention_forward"  # private torch operator for the attention; another version may not have it

@@ -1,4 +1,4 @@
-"""The engines' common interface, the engine that runs every model, and the choice of engine and batch size.
+"""Decisions that depend on the machine and the model: which engine answers, and how many prompts at a time.
 
 The engine is checked before anything is loaded, so this module imports torch late.
 """
@@ -6,76 +6,24 @@ The engine is checked before anything is loaded, so this module imports torch la
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
+from tometune.evaluation.engines import Engine, UnsupportedError
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
 CAPABILITY = (8, 0)  # compute capability that the attention kernel of `cuda_graph` needs
-PREFILL_TOKENS = 16_384  # prompt tokens per forward pass of `cuda_graph`; more is not faster and takes memory
 MOST_ROWS = 256  # larger batches are hardly faster: the matrix products are large enough
 CPU_ROWS = 16  # batch size without a GPU
 SHARE = 0.9  # usable share of the free memory; the rest is for fragments and libraries' workspaces
 BUFFERS = 8  # tensors as wide as the widest layer that a forward pass holds at once; measured peaks are lower
-
-
-class UnsupportedError(Exception):
-    """The engine cannot run this model on this device; the text is the reason, as a clause."""
-
-
-class Engine:
-    """Answers prompts in batches. This is the engine `transformers`; `CudaGraph` has the same methods."""
-
-    name = "transformers"  # as in `eval.engine`
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    def kind(self, rows: int) -> str:  # noqa: ARG002 -- the same for all batches
-        """Return the name recorded with the scores; it includes whether a batch of `rows` uses compiled parts."""
-        return self.name
-
-    def answer(
-        self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
-    ) -> list[list[int]]:
-        """Return the new tokens of each prompt, here of a left-padded batch and the model's own `generate`.
-
-        Tokens after the end of turn have no meaning.
-
-        Args:
-            prompts: token ids, at least one per prompt.
-            config: `max_new_tokens`, `eos_token_id` (a list) and `pad_token_id` are used.
-            noise: empty for greedy answers, else one processor that receives the scores of each step.
-
-        Raises:
-            torch.OutOfMemoryError: the batch is too large; the engine can be used again after `release`.
-        """
-        import torch
-
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), config.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        output = self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            generation_config=config,
-            logits_processor=list(noise),
-        )
-        new: list[list[int]] = output[:, width:].tolist()
-        return new
-
-    def release(self) -> None:
-        """Free the memory that is kept between batches."""
 
 
 def check_engine(wanted: EngineKind, must_compile: bool = False) -> None:
@@ -147,6 +95,8 @@ def rows_that_fit(engine: Engine, prompt_tokens: int, new_tokens: int) -> int:
     """
     import torch
     from torch import nn
+
+    from tometune.evaluation.engines.decoder import PREFILL_TOKENS
 
     model = engine.model
     if model.device.type != "cuda":
