@@ -9,6 +9,7 @@ import torch
 from absl import logging as absl_logging
 from rouge_score.rouge_scorer import RougeScorer
 
+from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.metrics import METRICS, MODEL_METRICS, MetricContext, Scores, score, squad
 from tometune.evaluation.scoring import Scorer
@@ -101,6 +102,11 @@ def test_squad_metrics():
     assert columns["exact_match"] == [1, 0, 0, 1]
     assert squad("The  Cat's, an (apple)!") == "cats apple"
     assert score(["token_f1"], ["the", "a dog dog"], [["an"], ["dog"]])["token_f1"] == pytest.approx([1, 2 / 3])
+
+
+def test_an_unknown_metric_is_named_with_the_nearest():
+    with pytest.raises(UserError, match=r"'token_f' is unknown; did you mean token_f1\?.*known: rouge, chrf"):
+        score(["token_f"], ["a"], [["b"]])
 
 
 @dataclass

@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+from tometune.common.errors import UserError, did_you_mean
+
 Scores = dict[str, list[float]]  # scores per example, by column; a metric may have several columns
 PlainMetric = Callable[[list[str], list[list[str]]], Scores]  # of predictions and, for each, its references
 
@@ -57,9 +59,15 @@ def score(
     """Return the columns of ROUGE, which every run records, and of the named metrics.
 
     There are one or more references per prediction. Metrics with a model need a context.
+
+    Raises:
+        UserError: a name is unknown, e.g. in the config of a run that was made elsewhere.
     """
+    known = [*METRICS, *MODEL_METRICS]
     columns: Scores = {}
     for name in dict.fromkeys(["rouge", *names]):
+        if name not in known:
+            raise UserError(f"metrics: {name!r} is unknown{did_you_mean(name, known)} (known: {', '.join(known)})")
         if name in METRICS:
             columns |= METRICS[name](predictions, references)
         else:
