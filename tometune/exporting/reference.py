@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Precision
-from tometune.evaluation.engines.base import Plain
+from tometune.evaluation.engines import Engine as EvaluationEngine
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import Conversation, Example, Reference, Tokens, divergence
 from tometune.models.adapter import load_adapter
@@ -188,7 +188,7 @@ class TorchEngine:
 
     def tokens(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
         """Return greedy answers of at most so many tokens, with their end of turn."""
-        engine, found = Plain(self.model), dict[int, Tokens]()
+        engine, found = EvaluationEngine(self.model), dict[int, Tokens]()
         for length in sorted(set(lengths)):
             config = greedy(self.model, self.tokenizer, length)
             indices = [index for index, own in enumerate(lengths) if own == length]
