@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Sequence
 
-from tometune.chatting.engine import End, Message, Piece, Settings
+from tometune.chatting.conversation import End, Message, Piece, Settings
 
 
 class Words:
@@ -27,6 +27,3 @@ class Words:
             self.made += 1
             yield Piece(word if number == 0 else f" {word}", number + 1)
         yield Piece("", len(words) + 1, End.turn)
-
-    def close(self) -> None:
-        pass

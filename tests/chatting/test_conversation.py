@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.chatting.fake import Words
-from tometune.chatting.conversation import GAP, Answer, Conversation, fit
-from tometune.chatting.engine import Settings
+from tometune.chatting.conversation import GAP, Answer, Conversation, Settings, truncate_to_context
 from tometune.config.data import RowFormat
 from tometune.data.formats import format_of, reader
 from tometune.data.readers import read_file
@@ -94,7 +93,7 @@ def test_the_oldest_turns_are_dropped_first(turns, data, system):
     lengths = data.draw(st.lists(st.integers(1, 60), min_size=2 * turns + 1, max_size=2 * turns + 1))
     engine = Words(context=100)
     messages = messages_of(lengths, "be kind" if system else "")
-    fitted, note = fit(engine, messages, 40)
+    fitted, note = truncate_to_context(engine, messages, 40)
     assert engine.count(fitted) <= 60
     kept = fitted[system:]
     assert fitted[:system] == messages[:system]
@@ -108,7 +107,9 @@ def test_the_oldest_turns_are_dropped_first(turns, data, system):
 
 
 def test_a_long_prompt_loses_its_middle():
-    fitted, note = fit(Words(context=1000), [{"role": "user", "content": "first " + "x " * 500_000 + "last"}], 100)
+    fitted, note = truncate_to_context(
+        Words(context=1000), [{"role": "user", "content": "first " + "x " * 500_000 + "last"}], 100
+    )
     content = fitted[0]["content"]
     assert content.startswith("first x")
     assert content.endswith("x last")

@@ -8,8 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tometune.chatting.conversation import fit
-from tometune.chatting.engine import End, Settings
+from tometune.chatting.conversation import End, Settings, truncate_to_context
 from tometune.chatting.llama_cpp import LlamaEngine
 from tometune.common.errors import UserError
 from tometune.models import smollm2
@@ -35,7 +34,7 @@ def engine(file: Path) -> Iterator[LlamaEngine]:
         patch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other on busy cores are slow
         started = LlamaEngine(file, 4096)
     yield started
-    started.close()
+    started.end()
 
 
 def answer(engine, messages, settings):
@@ -60,7 +59,7 @@ def test_it_answers_ends_its_turn_and_obeys_the_settings(engine):
 def test_a_long_conversation_is_truncated(engine):
     roles = ["user", "assistant"] * 400 + ["user"]
     messages = [{"role": role, "content": f"{number}: water is wet"} for number, role in enumerate(roles)]
-    fitted, note = fit(engine, messages, 100)
+    fitted, note = truncate_to_context(engine, messages, 100)
     assert engine.count(fitted) <= engine.context - 100 < engine.count(messages[-len(fitted) - 2 :])
     assert "the oldest" in note
 

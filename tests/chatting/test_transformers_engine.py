@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tometune.chatting.engine import End, Settings
+from tometune.chatting.conversation import End, Settings
 from tometune.evaluation.generation import generate
 
 GREEDY = Settings(temperature=0, max_new_tokens=24)
