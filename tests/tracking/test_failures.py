@@ -50,7 +50,7 @@ def test_a_method_that_raises_is_one_warning(method, labels, caplog):
     described = track(made, labels.folder)
     assert made.calls > 0
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
-        f"wandb: {method} failed (no); the run continues"
+        f"wandb: {method} failed (no more); the run continues"
     ]
     assert described == ({"tracker": "wandb"} if method == "describe" else {"tracker": "none"})
 

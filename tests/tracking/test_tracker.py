@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tometune.tracking.tracker import numbers, prediction_tables, sanitise
+from tometune.tracking.tracker import flatten, prediction_tables, sanitise
 
 
 def write_predictions(folder: Path, stage: str, task: str, count: int) -> None:
@@ -23,14 +23,9 @@ def write_predictions(folder: Path, stage: str, task: str, count: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def test_numbers_flattens_and_leaves_words_out():
-    record = {
-        "eval": {"base": {"rouge1": 0.3, "tasks": {"qa": {"examples": 4}}}},
-        "name": "x",
-        "dirty": True,
-        "no": None,
-    }
-    assert numbers(record) == {"eval/base/rouge1": 0.3, "eval/base/tasks/qa/examples": 4}
+def test_nested_values_are_flattened():
+    record = {"eval": {"base": {"rouge1": 0.3, "tasks": {"qa": {"examples": 4}}}}, "name": "x"}
+    assert flatten(record, "/") == {"eval/base/rouge1": 0.3, "eval/base/tasks/qa/examples": 4, "name": "x"}
 
 
 def test_prediction_tables_hold_every_stage(tmp_path):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tometune.common.errors import one_line
 from tometune.common.files import write_json
 from tometune.config.tracking import TrackingConfig
 from tometune.evaluation.metrics import label
@@ -18,7 +19,6 @@ from tometune.reporting.sweep import Sweep
 from tometune.reporting.text import cells, columns
 from tometune.reporting.wandb_report import COMPARISONS, PAGE, TABLE
 from tometune.tracking import RunLabels, RunTracker, start_tracker
-from tometune.tracking.tracker import one_line
 
 FILE = "wandb_report.json"  # the W&B report's specification in the sweep's folder
 
