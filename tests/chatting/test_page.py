@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.browser import needs_browser, opened
+from tests.browser import CHROMIUM, opened
 from tests.chatting.fake import Words
 from tometune.config.chat import ChatConfig
 
@@ -40,6 +40,8 @@ def served():
 
 @pytest.fixture(scope="module")
 def browser(served):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
     with opened(served.address) as seen:
         yield seen.page.context.browser
 
@@ -88,7 +90,6 @@ def finished(page):
     page.wait_for_selector("#box .submit-button")
 
 
-@needs_browser
 def test_two_models_stream_their_answers_and_can_be_stopped(served, tab):
     slow = Words("before: ", pause=0.02)
     served.engines[:] = slow, Words("after: ")
@@ -104,12 +105,8 @@ def test_two_models_stream_their_answers_and_can_be_stopped(served, tab):
     slow.pause = 0
     ask(tab, "one two three")
     until(lambda: answers(tab)[1::2] == ["before: one two three", "after: one two three"])
-    left, right = (each.bounding_box() for each in tab.query_selector_all(".tm-chat"))
-    assert left["y"] == right["y"]
-    assert left["x"] + left["width"] <= right["x"]
 
 
-@needs_browser
 def test_a_prompt_waits_until_the_models_are_loaded(served, tab):
     served.chat.engines = loading = Future()
     ask(tab, "early")
@@ -119,7 +116,6 @@ def test_a_prompt_waits_until_the_models_are_loaded(served, tab):
     served.chat.engines = served.loaded
 
 
-@needs_browser
 def test_retry_edit_undo_and_clear(served, tab):
     engine = Words("echo ")
     served.engines[:] = engine, engine
@@ -163,7 +159,6 @@ ATTACKS = [
 ]
 
 
-@needs_browser
 def test_nothing_in_a_text_runs_or_loads_anything(served, tab):
     served.engines[:] = Words(), Words()
     tab.on("dialog", lambda dialog: pytest.fail(dialog.message))
@@ -186,7 +181,6 @@ def test_nothing_in_a_text_runs_or_loads_anything(served, tab):
     assert tab.is_visible("#box textarea")
 
 
-@needs_browser
 def test_the_policy_blocks_remote_images(served, browser):
     """Even if a remote image got into the page, the browser would not ask for it."""
     page = open_page(browser, served)
@@ -195,7 +189,6 @@ def test_the_policy_blocks_remote_images(served, browser):
     page.close()
 
 
-@needs_browser
 def test_a_conversation_is_exported_and_a_new_one_begun(served, tab):
     tab.get_by_label("System prompt").fill("be kind")
     ask(tab, "the first prompt")
@@ -204,11 +197,8 @@ def test_a_conversation_is_exported_and_a_new_one_begun(served, tab):
         tab.get_by_text("Save as JSON").click()
     rows = json.loads(download.value.path().read_text())
     assert [row["model"] for row in rows] == ["base", "tuned"]
-    assert [turn["value"] for turn in rows[1]["conversations"]] == [
-        "be kind",
-        "the first prompt",
-        "after: the first prompt",
-    ]
+    values = [turn["value"] for turn in rows[1]["conversations"]]
+    assert values == ["be kind", "the first prompt", "after: the first prompt"]
     served.engines[:] = [Words(context=500)] * 2
     ask(tab, "x " * 500_000)
     tab.get_by_text("dropped the oldest turn and the middle of the prompt").first.wait_for()
@@ -219,7 +209,6 @@ def test_a_conversation_is_exported_and_a_new_one_begun(served, tab):
     assert tab.evaluate("localStorage.length") == 0, "nothing stays in the browser"
 
 
-@needs_browser
 def test_users_wait_in_a_queue_and_a_closed_tab_ends_its_answer(served, tab):
     slow = Words(pause=0.02)
     served.engines[:] = slow, Words()
