@@ -1,4 +1,4 @@
-"""Texts of users and models are made inert; test_page checks it in a browser."""
+"""Texts of users and models are made harmless; test_page checks it in a browser."""
 
 import re
 

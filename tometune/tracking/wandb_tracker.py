@@ -50,7 +50,7 @@ class WandbTracker(RunTracker):
                 try:
                     self._run = self._init()
                 except CommError as error:
-                    self.reason = self._go_offline(error)
+                    self._go_offline(error)
                     level = logging.WARNING
                     self._run = self._init()
         except BaseException:
@@ -65,17 +65,14 @@ class WandbTracker(RunTracker):
             sync = self.describe()["sync"]
             log.log(level, "W&B is offline (%s); to upload the run later: %s", self.reason or "as configured", sync)
 
-    def _go_offline(self, error: CommError) -> str:
-        """Switch to offline mode after a failed start; returns the reason. Raises UserError in the mode `online`."""
+    def _go_offline(self, error: CommError) -> None:
+        """Switch to offline mode after a failed start."""
         server, timeout = wandb.setup().settings.base_url, quiet_settings().init_timeout
         reason = f"{server} did not accept the run within {timeout:g} s: {described(error)}"
         wandb.teardown()  # otherwise the service still holds the run id
         for failed in self.labels.folder.glob("wandb/run-*"):
             shutil.rmtree(failed)
-        if _insists_on_server(self.config.mode):
-            raise _not_online(reason)
-        self.mode = "offline"
-        return reason
+        self.mode, self.reason = _offline(self.config.mode, reason)
 
     def _init(self) -> Any:
         """Call `wandb.init` with everything that identifies the run and nothing about the machine."""
@@ -91,7 +88,7 @@ class WandbTracker(RunTracker):
             resume="allow",
             config=dict(labels.config),
             dir=labels.folder,
-            mode=self.mode,
+            mode=self.mode,  # type: ignore[arg-type]
             settings=quiet_settings(),
         )
 
@@ -181,19 +178,16 @@ def choose_mode(wanted: TrackingMode) -> tuple[str, str | None]:
         reason = f"no API key (`{program('wandb')} login` stores one)"
     except AuthenticationError as error:
         key, reason = False, described(error)
-    if key:
-        return "online", None
-    if _insists_on_server(wanted):
-        raise _not_online(reason)
+    return ("online", None) if key else _offline(wanted, reason)
+
+
+def _offline(wanted: TrackingMode, reason: str) -> tuple[str, str]:
+    """Return the mode and the reason. Raises UserError if the config or the environment insists on the server."""
+    if wanted is TrackingMode.online or (wanted is TrackingMode.auto and os.environ.get("WANDB_MODE") == "online"):
+        raise UserError(
+            f"tracking.mode: online is not possible ({reason}); set tracking.mode=offline, or tracking=none"
+        )
     return "offline", reason
-
-
-def _insists_on_server(wanted: TrackingMode) -> bool:
-    return wanted is TrackingMode.online or (wanted is TrackingMode.auto and os.environ.get("WANDB_MODE") == "online")
-
-
-def _not_online(reason: str) -> UserError:
-    return UserError(f"tracking.mode: online is not possible ({reason}); set tracking.mode=offline, or tracking=none")
 
 
 @contextlib.contextmanager
