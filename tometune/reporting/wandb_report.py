@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tometune.tracking.wandb_tracker  # noqa: F401 - before wandb, because it turns off error reporting
+from tometune.common.errors import one_line
 from tometune.common.files import write_json
 from tometune.config.tracking import TrackingConfig
 from tometune.evaluation.metrics import label
@@ -19,7 +20,7 @@ from tometune.reporting.conclusions import NOTHING_TO_COMPARE, answers, cautions
 from tometune.reporting.report_files import as_markdown, columns, row_texts
 from tometune.reporting.sweep import Sweep
 from tometune.tracking import RunLabels, RunTracker, start_tracker
-from tometune.tracking.tracker import numbers, one_line, sanitise
+from tometune.tracking.tracker import flatten, sanitise
 
 # isort: split
 import wandb
@@ -93,7 +94,8 @@ def summary_numbers(table: Table) -> dict[str, float]:
     for entry in table["comparisons"]:
         parts = {part: entry[part] for part in ("delta", "ci_low", "ci_high", "p_holm")}
         differences.setdefault(f"{key(entry['a'])}-{key(entry['b'])}", {})[entry["metric"]] = parts
-    return numbers({"cell": cells, "difference": differences})
+    values = flatten({"cell": cells, "difference": differences}, "/").items()
+    return {name: value for name, value in values if type(value) in (int, float)}
 
 
 def runs_elsewhere(sweep: Sweep, project: str) -> list[str]:
