@@ -4,7 +4,7 @@ import pytest
 
 from tests.config.conftest import config_of, problems_of, sweep_of
 from tometune.config.data import FiltersConfig, PoolConfig, PoolOrder, ScorerConfig, ScorerKind
-from tometune.config.lora import LoraConfig
+from tometune.config.model import LoraConfig
 from tometune.config.root import Config
 from tometune.runs.identity import content_hash, identity
 

@@ -11,8 +11,7 @@ from tests.exporting.conftest import builder_of
 from tests.fixtures.llama import tiny_llama
 from tometune.common.errors import UserError
 from tometune.config.export import ExportConfig
-from tometune.config.lora import LoraConfig
-from tometune.config.model import ModelConfig, Quantization
+from tometune.config.model import LoraConfig, ModelConfig, Quantization
 from tometune.config.root import Config
 from tometune.exporting import build
 from tometune.exporting.build import exports_of

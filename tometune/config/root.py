@@ -14,8 +14,7 @@ from tometune.config.chat import ChatConfig, Interface, chat_problems
 from tometune.config.data import DataConfig, data_problems
 from tometune.config.eval import EvalConfig, eval_problems
 from tometune.config.export import ExportConfig, export_problems
-from tometune.config.lora import LoraConfig, lora_problems
-from tometune.config.model import FOUR_BITS, ModelConfig, Quantization, model_problems
+from tometune.config.model import FOUR_BITS, LoraConfig, ModelConfig, Quantization, lora_problems, model_problems
 from tometune.config.tracking import Publish, TrackingConfig, tracking_problems
 from tometune.config.trainer import TrainerConfig, trainer_problems
 from tometune.config.validators import file_name, folder

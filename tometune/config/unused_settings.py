@@ -18,7 +18,7 @@ from tometune.config.data import (
     ScorerKind,
     SourceConfig,
 )
-from tometune.config.lora import LoraConfig
+from tometune.config.model import LoraConfig
 
 Source = TypeVar("Source", bound=SourceConfig)
 

@@ -1,14 +1,14 @@
-"""The folder of a run and its record, run.json.
-
-A run is identified by its content: `run_id = <model>-<data>-s<seed>-<hash8>`, see `tometune.runs.identity`.
-"""
+"""The folder of a run and its record, run.json."""
 
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from tometune.common.files import disk_errors, write_json, write_text
 from tometune.common.logs import log_file
 from tometune.config.root import Config
 from tometune.runs.identity import MEANING, content_hash, identity, plain
-from tometune.runs.provenance import git_state, versions
 
 SCHEMA = 1  # version of run.json's layout
 HASH_LETTERS = 8  # letters of the identity's hash in a run's id
@@ -172,3 +171,36 @@ def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise UserError(f"{path}: not of schema {SCHEMA}; it was written by another version of tometune")
     return record
+
+
+PACKAGES = (
+    *("tometune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth"),
+    *("hydra-core", "wandb", "rouge-score-rs"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python and of every package of `PACKAGES` that is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def git_state() -> dict[str, str | bool | None]:
+    """Return the commit of the code and whether it has uncommitted changes; None where it is not a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    if not (package.parent / ".git").exists():  # installed; a repository further up belongs to something else
+        return {"commit": None, "dirty": None}
+    try:
+        commit = _git(package, "rev-parse", "HEAD")
+        dirty = bool(_git(package, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": dirty}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
