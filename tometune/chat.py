@@ -7,8 +7,7 @@ from importlib import util
 
 from tometune.common.errors import UserError
 from tometune.config.app import verb
-from tometune.config.chat import Interface
-from tometune.config.root import Config
+from tometune.config.root import Config, Interface
 from tometune.runs.inputs import cache_folder
 
 log = logging.getLogger(__name__)

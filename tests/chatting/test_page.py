@@ -13,7 +13,7 @@ import pytest
 from tests.browser import needs_browser, opened
 from tests.chatting.fake import Words
 from tometune.chatting.engine import Engine
-from tometune.config.chat import ChatConfig
+from tometune.config.root import ChatConfig
 
 pytest.importorskip("gradio")
 

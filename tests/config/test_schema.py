@@ -11,7 +11,7 @@ import tometune
 from tometune.config.root import Config
 
 PACKAGE = Path(tometune.__file__).parent
-GROUP_FILES = ("chat", "data", "eval", "export", "lora", "model", "root", "tracking", "trainer")
+GROUP_FILES = ("data", "eval", "export", "model", "root", "tracking", "trainer")
 
 
 def leaves(cls: type = Config) -> Iterator[str]:

@@ -13,7 +13,7 @@ import gradio as gr
 from tometune.chatting.conversation import Conversation, Turn
 from tometune.chatting.engine import End, Engine, Settings
 from tometune.chatting.inert import markdown, original, visible
-from tometune.config.chat import ChatConfig
+from tometune.config.root import ChatConfig
 
 REFRESH = 0.1  # seconds between two updates of an answer
 LONGEST_SHOWN = 20_000  # characters of a prompt

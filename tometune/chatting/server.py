@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from tometune.chatting.engine import Engine
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.chat import ChatConfig
+from tometune.config.root import ChatConfig
 
 if TYPE_CHECKING:
     import gradio as gr

@@ -13,7 +13,7 @@ from tometune.chatting.conversation import Conversation, Turn
 from tometune.chatting.engine import Engine, Settings
 from tometune.chatting.inert import visible
 from tometune.common.errors import did_you_mean
-from tometune.config.chat import ChatConfig
+from tometune.config.root import ChatConfig
 
 HELP = {
     "/system TEXT": "start a new conversation with this system message (none without TEXT)",

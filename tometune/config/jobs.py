@@ -16,9 +16,10 @@ from omegaconf import DictConfig, open_dict
 
 from tometune.common.errors import ConfigError
 from tometune.config.command_line import CommandLine
+from tometune.config.data import without_unused, without_unused_pool
 from tometune.config.error_messages import composition_errors
+from tometune.config.model import LoraConfig
 from tometune.config.root import ADHOC, CONFIG_NAME, Config, check, conf_dir, typed
-from tometune.config.unused_settings import check_used, without_unused_data, without_unused_lora, without_unused_pool
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,29 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
         config.model.name = slug(config.model.id)
     if hydra_node.mode == RunMode.MULTIRUN:
         config.sweep.name = ADHOC if config.sweep.name is None else config.sweep.name
-        config.data, config.lora = without_unused_data(config.data), without_unused_lora(config.lora)
+        config.data = without_unused(config.data)
+        config.lora = config.lora if config.lora.enabled else LoraConfig(enabled=False)
     else:
-        check_used(config.data, config.lora, keys)
+        _check_used(config, keys)
         config.data = without_unused_pool(config.data)
     return config
+
+
+def _check_used(config: Config, keys: set[str]) -> None:
+    """Check that a single run has a pool or an adapter if the command line sets keys of it: an effect is expected.
+
+    Raises:
+        ConfigError: with one line for each of the full `keys` that is set without effect.
+    """
+    data, problems = config.data, []
+    for key in sorted(keys):
+        if data.pool is not None and not data.pool.draw and f"{key}.".startswith("data.pool."):
+            fix = "choose a mix that does, e.g. data=mix_200k, files_200k or pydocs_2k"
+            problems.append(f"{key}: {data.name} draws no rows from a pool; {fix}")
+        if not config.lora.enabled and key.startswith("lora.") and key != "lora.enabled":
+            problems.append(f"{key}: is ignored without an adapter; leave it out, or choose lora=default")
+    if problems:
+        raise ConfigError(problems)
 
 
 def slug(model_id: str) -> str:
