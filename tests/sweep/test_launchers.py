@@ -132,7 +132,7 @@ def test_a_preset_composes(name: str) -> None:
     small = ["model=tiny", "eval=pydocs", "data=pydocs_1k"]
     jobs = jobs_of(CommandLine([*small, "+sweep=seeds", f"hydra/launcher={name}"]))
     assert jobs is not None
-    assert (jobs.launcher, len(jobs.known)) == (name, 3)
+    assert len(jobs.known) == 3
 
 
 @pytest.mark.nightly

@@ -1,7 +1,6 @@
 """From composed configs to dataclasses: of one run, and of all runs of a sweep before the first one starts."""
 
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +40,6 @@ class Jobs:
     """All runs; empty for a search, which chooses its runs as it goes."""
     search: bool
     """Whether a sweeper other than Hydra's own chooses the runs by the scores of earlier ones."""
-    launcher: str
-    """The option of `hydra/launcher`."""
-    started: float
-    """When the command began, in seconds since 1970."""
 
 
 def jobs_of(line: CommandLine) -> Jobs | None:
@@ -56,7 +51,6 @@ def jobs_of(line: CommandLine) -> Jobs | None:
     Raises:
         ConfigError: the config of a run cannot be composed, or every run is wrong.
     """
-    started = time.time()
     if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
         return None  # only an added group (+sweep=…) or a key of Hydra's makes it a sweep; saves one composition
     with composition_errors(line.extra_folder), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
@@ -67,11 +61,10 @@ def jobs_of(line: CommandLine) -> Jobs | None:
         overrides = [*line.overrides, "hydra.mode=MULTIRUN"]
         master = hydra.compose_config(CONFIG_NAME, overrides, RunMode.MULTIRUN, with_log_configuration=False)
         search = not str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}")
-        launcher = str(master.hydra.runtime.choices["hydra/launcher"])
         jobs = [_job(hydra.config_loader, master, cell) for cell in _cells(hydra.config_loader, master, search)]
     if all(job.problems for job in jobs):
         raise ConfigError(list(dict.fromkeys(problem for job in jobs for problem in job.problems)))
-    return Jobs(jobs[0].config, [] if search else jobs, search, launcher, started)
+    return Jobs(jobs[0].config, [] if search else jobs, search)
 
 
 def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> list[list[str]]:
