@@ -47,7 +47,7 @@ CASES = [
     ("eval.engine=vllm", "eval.engine=vllm: one of auto, transformers, cuda_graph"),
     ("data.base={kind:fils}", "data.base.kind=fils: one of hub, files, pydocs; did you mean files?"),
     ("data.base={knd:files}", "data.base.knd: no such key; did you mean data.base.kind?"),
-    ("seeds=1", "seeds=1: a group of keys, not a value; set one of seeds.data, seeds.order"),
+    ("seeds=1", "seeds=1: a group of keys, not a value; set seeds.KEY=VALUE"),
     ("eval.tasks.mine.path=x", "eval.tasks.mine: no such task; to add one: +eval/task@eval.tasks.mine=jsonl"),
     (
         "eval.tasks.data_to_txt.limit=1",
