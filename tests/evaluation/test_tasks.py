@@ -4,7 +4,7 @@ import pytest
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
-from tometune.evaluation.tasks import evaluation_texts, load_task, load_tasks, texts_of_task
+from tometune.evaluation.tasks import load_task, load_tasks, texts_of_task
 
 ROWS = [{"id": f"q{n}", "input": f"Question {n}?", "references": [f"Answer {n}."]} for n in range(50)]
 
@@ -92,8 +92,7 @@ def test_texts_are_fields_and_references_without_the_words_of_the_template(tmp_p
         {"id": "a", "input": "why?", "context": "since", "references": ["one", "two"], "note": "unused"},
         {"input": "how?", "context": None, "references": ["three"]},
     ]
-    config = EvalConfig(tasks={"qa": task(tmp_path, rows, limit=1)}, limit=1)
-    assert evaluation_texts(config) == [
+    assert texts_of_task("qa", task(tmp_path, rows, limit=1)) == [
         *[("qa", "a", text) for text in ("since", "why?", "one", "two")],
         *[("qa", "1", text) for text in ("", "how?", "three")],
     ]

@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_made_is_found_before_the_work(tmp_path: Path) -
     Run.find(made, INPUTS).check_writable()
     assert not (tmp_path / "outputs").exists()
     (tmp_path / "outputs").write_text("")
-    with pytest.raises(UserError, match=r"outputs: is a file, .*set paths\.outputs"):
+    with pytest.raises(UserError, match=r"outputs: cannot be written to; set paths\.outputs"):
         Run.find(made, INPUTS).check_writable()
 
 

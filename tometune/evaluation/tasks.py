@@ -152,11 +152,6 @@ def _example(key: str, task: TaskConfig, row: Row, number: int) -> Example:
     return Example(str(number if identifier is None else identifier), messages, references)
 
 
-def evaluation_texts(config: EvalConfig) -> list[Text]:
-    """Return the texts of all tasks; see `texts_of_task`."""
-    return [text for name, task in config.tasks.items() for text in texts_of_task(name, task)]
-
-
 def texts_of_task(name: str, task: TaskConfig) -> list[Text]:
     """Return the texts of a task that training data must not contain: fields in the prompt, and references.
 

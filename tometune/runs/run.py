@@ -68,8 +68,6 @@ class Run:
     def check_writable(self) -> None:
         """Raise UserError if the run's folder cannot be made or written, before anything slow is done."""
         nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        if not nearest.is_dir():
-            raise UserError(f"{nearest}: is a file, so {self.folder} cannot be made; set paths.outputs to a folder")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise UserError(f"{nearest}: cannot be written to; set paths.outputs to a writable folder")
 
@@ -84,7 +82,10 @@ class Run:
         Raises:
             SaveError: the disk is full; everything saved before is valid.
         """
-        self.record = self._new_attempt(config, facts)
+        before = self.record
+        attempt = {"attempts": before.get("attempts", 0) + 1, "train": before.get("train")}
+        made_by = {"meaning": MEANING, "config_hash": self.config_hash, "seed": config.seed}
+        self.record = new_record(self.id, {**made_by, **facts, **attempt}, before)
         if not is_first():
             yield
             return
@@ -101,27 +102,6 @@ class Run:
                     self._finish("failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
                 raise
             self._finish("completed")
-
-    def _new_attempt(self, config: Config, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the record of a new attempt, with the results of earlier ones."""
-        before = self.record
-        return {
-            "schema": SCHEMA,
-            "run_id": self.id,
-            "status": "running",
-            "meaning": MEANING,
-            "config_hash": self.config_hash,
-            "seed": config.seed,
-            **facts,
-            "train": before.get("train"),
-            "eval": before.get("eval", {}),
-            "tracking": before.get("tracking"),
-            "versions": versions(),
-            "git": git_state(),
-            "started": before.get("started", now()),
-            "finished": None,
-            "attempts": before.get("attempts", 0) + 1,
-        }
 
     def add_scores(self, stage: str, scores: Mapping[str, Any]) -> None:
         """Record the scores of a stage, `base` or `tuned`, at once: they take minutes to hours."""
@@ -140,6 +120,23 @@ class Run:
     def _finish(self, status: str, **facts: str) -> None:
         self.record |= {"status": status, "finished": now(), **facts}
         self.save()
+
+
+def new_record(run_id: str, facts: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the record of a new attempt, with the scores of the earlier ones in the record `before`."""
+    before = before or {}
+    return {
+        "schema": SCHEMA,
+        "run_id": run_id,
+        "status": "running",
+        **facts,
+        "eval": before.get("eval", {}),
+        "tracking": before.get("tracking"),
+        "versions": versions(),
+        "git": git_state(),
+        "started": before.get("started", now()),
+        "finished": None,
+    }
 
 
 def name_of(config: Config, fingerprints: Mapping[str, str]) -> tuple[str, str]:

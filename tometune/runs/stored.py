@@ -3,24 +3,24 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from tometune.common.errors import UserError
 from tometune.common.files import write_json, write_text
 from tometune.config.root import Config, PathsConfig, typed
-from tometune.models.saved import WHOLE
+from tometune.models.saved import ADAPTER, WHOLE
 from tometune.runs.identity import MEANING, content_hash, content_of, identity, model_content, plain
 from tometune.runs.inputs import evaluation_fingerprints
-from tometune.runs.run import HASH_LETTERS, SCHEMA, git_state, now, read_record, runs_folder, versions
+from tometune.runs.run import HASH_LETTERS, new_record, now, read_record, runs_folder
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +52,20 @@ def stored_config(folder: Path) -> Config:
         UserError: config.yaml is missing or broken, or holds a value that its setting cannot take.
     """
     path = folder / "config.yaml"
+    unknown: list[str] = []
     try:
         loaded = OmegaConf.create(path.read_text(encoding="utf-8"))
         assert isinstance(loaded, DictConfig), "not keys and values"
         if OmegaConf.select(loaded, "eval.engine") == "vllm":  # this engine was removed
             loaded.eval.engine = "auto"
-        unknown: list[str] = []
-        known = _known_settings(OmegaConf.to_container(loaded), Config, "", unknown)
-        config = typed(OmegaConf.create(known))
+        while True:
+            try:
+                config = typed(loaded)
+                break
+            except ConfigKeyError as error:  # OmegaConf stops at the first key that the schema does not have
+                group, _, name = str(error.full_key).rpartition(".")
+                (OmegaConf.select(loaded, group) if group else loaded).pop(name)
+                unknown.append(str(error.full_key))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a run folder, e.g. run=outputs/<run_id>") from None
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, AssertionError) as error:
@@ -72,22 +78,6 @@ def stored_config(folder: Path) -> Config:
         _warned.add(keys)
         log.warning("%s: ignoring settings that this version does not have: %s", path, keys)
     return config
-
-
-def _known_settings(values: Any, schema: Any, prefix: str, unknown: list[str]) -> Any:
-    """Return `values` without the keys that `schema` (a type annotation) does not have; add those to `unknown`."""
-    if not isinstance(values, dict):
-        return values
-    types = (schema, *get_args(schema))  # a field may be optional: `PoolConfig | None`
-    group = next((each for each in types if is_dataclass(each)), None)
-    if get_origin(schema) is dict:  # e.g. `dict[str, TaskConfig]`: any key, each value a group
-        return {key: _known_settings(value, types[-1], f"{prefix}{key}.", unknown) for key, value in values.items()}
-    if group is None:
-        return values
-    hints = get_type_hints(group)
-    unknown += [f"{prefix}{key}" for key in values if key not in hints]
-    kept = {key: value for key, value in values.items() if key in hints}
-    return {key: _known_settings(value, hints[key], f"{prefix}{key}.", unknown) for key, value in kept.items()}
 
 
 def run_of_older_version(config: Config, run_id: str) -> Path | None:
@@ -169,20 +159,10 @@ class Subject:
         if self.separate:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(self.config))))
-            self.record = {
-                "schema": SCHEMA,
-                "run_id": self.id,
-                "status": "running",
-                "model": dict(model),
-                "adapter": str(self.run / "adapter") if self.run and self.config.lora.enabled else None,
-                "whole_model": str(self.run / WHOLE) if self.run and not self.config.lora.enabled else None,
-                "eval": {},
-                "tracking": None,
-                "versions": versions(),
-                "git": git_state(),
-                "started": now(),
-                "finished": None,
-            }
+            trained = None if self.run is None else str(self.run / (ADAPTER if self.config.lora.enabled else WHOLE))
+            kind = "adapter" if self.config.lora.enabled else "whole_model"
+            facts = {"model": dict(model), "adapter": None, "whole_model": None, kind: trained}
+            self.record = new_record(self.id, facts)
         yield
         if self.separate:
             self.record |= {"status": "completed", "finished": now()}
