@@ -23,12 +23,6 @@ BREAK = "data.rows=64,100000"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    made = Workplace(tmp_path_factory.mktemp("sweeps"))
-    return made
-
-
-@pytest.fixture(scope="module")
 def finished(place: Workplace) -> Path:
     """A sweep of two seeds, finished; its folder."""
     status, stderr = place.train("-m", *QUICK, "seed=0,1", "sweep.name=finished")
@@ -40,19 +34,15 @@ def runs_in(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: record_of(path.parent) for path in sorted(folder.glob("*/run.json"))}
 
 
-def test_every_cell_is_listed_and_done(finished: Path) -> None:
+def test_the_same_command_again_runs_nothing_and_imports_no_torch(place: Workplace, finished: Path) -> None:
     listed = [entry["run_id"] for entry in json.loads((finished / "sweep.json").read_text())["cells"]]
     assert sorted(listed) == sorted(runs_in(finished))
     assert [record["status"] for record in runs_in(finished).values()] == ["completed"] * 2
     assert not list(finished.glob("*/.lock"))
-
-
-def test_the_same_command_again_runs_nothing_and_imports_no_torch(place: Workplace, finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     watch = place.folder / "watch.py"
     watch.write_text(
-        "import runpy, sys, time\n"
-        "start = time.perf_counter()\n"
+        "import runpy, sys\n"
         "runpy.run_module('tometune.train', run_name='__main__', alter_sys=True)\n"
         "print('heavy:', *sorted({'torch', 'transformers', 'trl', 'datasets', 'wandb'} & set(sys.modules)))\n"
     )
