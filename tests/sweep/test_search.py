@@ -1,14 +1,17 @@
 """A search: three trials on tiny weights, guided by validation examples that are in no test task."""
 
 import json
+import re
 
 import pytest
 import yaml
 
+from tests.config.conftest import config_of
 from tests.whole import Workplace, record_of
 from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
 from tometune.config.root import register
+from tometune.evaluation.tasks import load_tasks
 
 register()
 
@@ -18,14 +21,13 @@ SEARCH = (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def needs_optuna() -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+PLUGIN = "hydra_plugins.hydra_optuna_sweeper"
 
 
 @pytest.mark.nightly
 @pytest.mark.whole
 def test_three_trials_and_the_same_command_again(place: Workplace) -> None:
+    pytest.importorskip(PLUGIN)
     done = place.verb("train", *SEARCH)
     assert done.returncode == 0, done.stderr
     folder = place.folder / "multirun" / "optuna_pydocs"
@@ -43,6 +45,7 @@ def test_three_trials_and_the_same_command_again(place: Workplace) -> None:
 
 
 def test_the_runs_of_a_search_are_not_known_before_and_the_test_tasks_do_not_guide_it(place: Workplace) -> None:
+    pytest.importorskip(PLUGIN)
     jobs = jobs_of(CommandLine(list(SEARCH)))
     assert jobs is not None
     assert (jobs.search, jobs.known, jobs.config.eval.validation) == (True, [], True)
@@ -50,3 +53,18 @@ def test_the_runs_of_a_search_are_not_known_before_and_the_test_tasks_do_not_gui
     assert status == 2
     assert stderr.startswith("eval=pydocs: a search would choose settings by the test tasks")
     assert len(stderr.splitlines()) == 1
+
+
+def test_validation_and_test_share_no_entry_of_the_documentation() -> None:
+    whole = [f"eval.tasks.{name}.limit=null" for name in ("summarisation", "question_answering", "data_to_text")]
+    test, validation = (
+        {
+            task.name: [example.id for example in task.examples]
+            for task in load_tasks(config_of(f"eval={name}", *whole).eval)
+        }
+        for name in ("pydocs", "pydocs_validation")
+    )
+    for name in test:
+        entries = [{re.sub(r"-\d+$", "", example) for example in examples[name]} for examples in (test, validation)]
+        assert not entries[0] & entries[1], name
+        assert len(validation[name]) >= 20, name

@@ -117,11 +117,7 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
 
 
 def _check_used(config: Config, keys: set[str]) -> None:
-    """Check that a single run has a pool or an adapter if the command line sets keys of it: an effect is expected.
-
-    Raises:
-        ConfigError: with one line for each of the full `keys` that is set without effect.
-    """
+    """Check that a single run has a pool or an adapter if the command line sets keys of it: an effect is expected."""
     data, problems = config.data, []
     for key in sorted(keys):
         if data.pool is not None and not data.pool.draw and f"{key}.".startswith("data.pool."):

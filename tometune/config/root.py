@@ -168,11 +168,7 @@ def typed(composed: DictConfig) -> Config:
 
 
 def check(config: Config) -> None:
-    """Check everything that types cannot: ranges, and settings that contradict each other.
-
-    Raises:
-        ConfigError: with one line for each problem.
-    """
+    """Raise ConfigError for everything that types cannot check: ranges, and settings that contradict each other."""
     problems = [
         *model_problems(config.model),
         *data_problems(config.data),

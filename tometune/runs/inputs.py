@@ -39,11 +39,7 @@ class RunInputs:
         return cls(config, cache_folder(config), fingerprints(config))
 
     def load(self) -> None:
-        """Make the tasks, the tokenizer, the mix and its tokens now; under torchrun, the first process does it alone.
-
-        Raises:
-            UserError: a task, the data or the model does not allow this run.
-        """
+        """Make the tasks, the mix and its tokens now; under torchrun, the first process does it alone."""
         with quick_imports(), first_alone():
             _ = self.model_source, self.tasks, self.tokens  # each is made when it is first read
 
@@ -87,7 +83,7 @@ class RunInputs:
         if texts is not None and data.contamination is Contamination.fail:
             found = self._overlaps(mix, texts)
             if found.overlapping:
-                raise UserError(_overlap_message(found))
+                raise _contaminated(found)
         return mix
 
     @cached_property
@@ -171,11 +167,11 @@ def evaluation_fingerprints(model: ModelConfig, evaluation: EvalConfig) -> dict[
     return found
 
 
-def _overlap_message(found: MixOverlaps) -> str:
+def _contaminated(found: MixOverlaps) -> UserError:
     first = found.shown[0]
     examples = ", ".join(f"{count:,} examples of {task}" for task, count in found.touched.items())
     shared = " ".join(first["shared"].split()[:13])
-    return (
+    return UserError(
         f"data.contamination=fail: {found.overlapping:,} of {found.rows:,} rows share a 13-word sequence with "
         f"{examples}, e.g. {first['source']} with {first['example']}: {shared!r}; data.contamination=drop drops them"
     )

@@ -41,11 +41,7 @@ class Run:
 
     @classmethod
     def find(cls, config: Config, fingerprints: Mapping[str, str]) -> "Run":
-        """Name the run of this config and read its record if there is one.
-
-        Raises:
-            UserError: the folder belongs to another config, or its run.json cannot be read.
-        """
+        """Name the run of a config and read its record if there is one; UserError if another config has its folder."""
         run_id, digest = name_of(config, fingerprints)
         folder = runs_folder(config) / run_id
         record = read_record(folder) if (folder / "run.json").exists() else {}
@@ -153,11 +149,7 @@ def runs_folder(config: Config) -> Path:
 
 
 def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
-    """Read run.json, or another file with the same layout, from a folder.
-
-    Raises:
-        UserError: it is missing, broken, or has another schema.
-    """
+    """Read run.json, or another file with the same layout; UserError if it is missing, broken or of another schema."""
     path = folder / name
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -31,11 +31,7 @@ OF_THE_RUN = ("seed", "model", "experiment")
 
 
 def run_folder(name: str, paths: PathsConfig, key: str = "run") -> Path:
-    """Return the folder of a run that is named by a path, by an id under `paths.outputs`, or by an id in a sweep.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the folder of a run that is named by a path, by an id under `paths.outputs`, or by an id in a sweep."""
     sweeps = Path(paths.multirun).expanduser().glob(f"*/{escape(name)}")
     for folder in (Path(name).expanduser(), Path(paths.outputs).expanduser() / name, *sorted(sweeps, reverse=True)):
         if folder.is_dir():

@@ -89,11 +89,7 @@ class PlannedRun:
 
 
 def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
-    """Print the plan of a command; see `plan_run`.
-
-    Raises:
-        UserError: the command is a search, whose runs are not known in advance.
-    """
+    """Print the plan of a command; see `plan_run`."""
     if jobs.search:
         raise UserError("plan=true: the runs of a search are not known in advance; plan one of them without the sweep")
     runs, problems = [], []
