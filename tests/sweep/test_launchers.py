@@ -3,7 +3,9 @@
 One test of the launcher `processes` runs by default, everything else nightly.
 """
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,9 +78,13 @@ def test_processes_make_the_same_runs_and_report_errors_at_the_end(place: Workpl
     done = place.verb("train", *SWEEP, "data.rows=64,100000", *launcher)
     check_runs(place, basic, "failing", done.stderr)
     assert done.returncode == 1
+    assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines()
     assert lines[-3] == "2 of 4 runs are missing:", done.stderr
-    assert all("failed: data.base.rows=100000: the base has 1,000" in line for line in lines[-2:])
+    for line in lines[-2:]:
+        assert re.match(r"  tiny-pydocs_64-s[01]-\w{8}: failed: data\.base\.rows=100000: the base has 1,000 ", line)
+    cells = json.loads((place.folder / "multirun" / "failing" / "sweep.json").read_text())["cells"]
+    assert ["error" in cell for cell in cells] == [False, True, False, True]
 
 
 @pytest.mark.nightly

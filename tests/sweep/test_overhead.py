@@ -62,15 +62,6 @@ def cpu_seconds(place: Workplace, *overrides: str) -> float:
 
 
 @pytest.mark.nightly
-def test_a_sweep_takes_at_most_a_tenth_more_than_its_runs_one_by_one(place: Workplace) -> None:
-    """It takes less, because it imports once; its own work has to cost less than that saves."""
-    sweep = cpu_seconds(place, "-m", *TINY, "seed=10,11,12", "sweep.name=three")
-    single = sum(cpu_seconds(place, *TINY, f"seed={seed}") for seed in (13, 14)) / 2
-    print(f"a sweep of 3: {sweep:.1f} s of CPU; one run: {single:.1f} s")
-    assert 0 < sweep <= 1.1 * 3 * single
-
-
-@pytest.mark.nightly
 def test_a_finished_run_takes_at_most_a_second(place: Workplace) -> None:
     """The difference between commands with two and with one finished run, so that start and report cancel out."""
     sweep = ("-m", *TINY, "sweep.name=finished")

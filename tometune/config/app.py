@@ -68,7 +68,8 @@ def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
     """Run the command and return its exit status."""
     name = name_of(task)
     register()
-    OmegaConf.register_new_resolver("verb", lambda: summary(task), replace=True)
+    summary = (sys.modules[task.__module__].__doc__ or "").partition("\n")[0]
+    OmegaConf.register_new_resolver("verb", lambda: summary, replace=True)
     line = read_command_line()
     with composition_errors(line.extra_folder):
         if line.options is None:
@@ -160,8 +161,3 @@ def report_error(error: BaseException, resumes: bool = False) -> int:
 def name_of(task: Task) -> str:
     """Return the name of the verb: of the file that defines its task, even if it runs as `__main__`."""
     return Path(sys.modules[task.__module__].__file__ or "").stem
-
-
-def summary(task: Task) -> str:
-    """Return the first line of the docstring of the task's module."""
-    return (sys.modules[task.__module__].__doc__ or "").strip().partition("\n")[0]

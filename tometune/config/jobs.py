@@ -34,12 +34,9 @@ class Job:
 class Jobs:
     """The runs of a sweep."""
 
-    config: Config
-    """That of the first run."""
-    known: list[Job]
-    """All runs; empty for a search, which chooses its runs as it goes."""
-    search: bool
-    """Whether a sweeper other than Hydra's own chooses the runs by the scores of earlier ones."""
+    config: Config  # that of the first run
+    known: list[Job]  # all runs; empty for a search
+    search: bool  # whether a sweeper other than Hydra's own chooses the runs by the scores of earlier ones
 
 
 def jobs_of(line: CommandLine) -> Jobs | None:
