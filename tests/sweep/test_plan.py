@@ -11,11 +11,13 @@ import pytest
 from rich.console import Console
 
 from tests.whole import Workplace, record_of
+from tometune.config.command_line import CommandLine
 from tometune.config.eval import EvalConfig
+from tometune.config.jobs import jobs_of
 from tometune.config.model import Backend, ModelConfig, Quantization
-from tometune.config.root import Config, PathsConfig
+from tometune.config.root import Config, PathsConfig, register
 from tometune.sweep import plan
-from tometune.sweep.plan import REFERENCE, Kind, PlannedRun, Speed, known_speed, print_plan
+from tometune.sweep.plan import REFERENCE, Kind, PlannedRun, Speed, known_speed, plan_sweep, print_plan
 
 TASK = {"seconds": 4.0, "examples": 2}
 RECORD = {
@@ -119,6 +121,20 @@ def test_the_printed_plan() -> None:
         "  1 of unknown speed, about 5.0 GB of GPU memory; plan=measure makes a short run",
         "  not possible: seed=x: wrong",
     ]
+
+
+def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatch, capsys) -> None:
+    register()
+    planned: list[tuple[str | None, int]] = []
+    monkeypatch.setattr(plan, "plan_run", lambda config, _: planned.append((config.sweep.name, config.seed)))
+    monkeypatch.setattr(plan, "print_plan", lambda runs, problems: print(*problems, sep="\n"))
+    jobs = jobs_of(
+        CommandLine(["model=tiny", "data=pydocs_1k", "sweep.name=a,b", "seed=0,1", "lora.r=0,4"], multirun=True)
+    )
+    assert jobs is not None
+    plan_sweep(jobs, print)
+    assert planned == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert capsys.readouterr().out.count("lora.r=0: lora.r=0: not 1 or more") == 4
 
 
 @pytest.mark.whole
