@@ -12,7 +12,7 @@ from tometune.config.root import Config
 from tometune.runs.inputs import cache_folder
 
 if TYPE_CHECKING:
-    from tometune.runs.scored import Subject
+    from tometune.runs.stored import Subject
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def main(config: Config) -> None:
     """Find the run or the model, score it, and print the table."""
     from tometune.evaluation.table import print_run
     from tometune.models.load import check_machine
-    from tometune.runs.scored import find_subject
+    from tometune.runs.stored import find_subject
 
     try:
         subject = find_subject(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -10,7 +11,7 @@ from functools import partial
 from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.app import Hooks, verb
+from tometune.config.app import verb
 from tometune.config.jobs import Jobs
 from tometune.config.model import Backend
 from tometune.config.root import Config
@@ -25,21 +26,23 @@ from tometune.sweep import hooks
 log = logging.getLogger(__name__)
 
 
-def before_sweep(jobs: Jobs) -> bool:
-    """Called once before the runs of a sweep, in the user's process; returns whether a run is left to make."""
-    return hooks.begin(jobs, measure)
+def sweep(jobs: Jobs, make_runs: Callable[[], None]) -> int:
+    """Make the runs of a sweep that are missing and report on it, or print its plan; returns the exit status."""
+    if jobs.config.plan:
+        from tometune.sweep.plan import plan_sweep
 
-
-def after_sweep(jobs: Jobs) -> int:
-    """Report on the sweep and list missing runs; returns the exit status. Called once, in the user's process."""
+        plan_sweep(jobs, measure)
+        return 0
     from tometune import report
 
-    for folder in hooks.folders(jobs):
+    if hooks.begin_sweep(jobs):
+        make_runs()
+    for folder in hooks.folders_with_results(jobs):
         report.report_finished(folder, jobs.config)
-    return hooks.end(jobs)
+    return hooks.end_sweep(jobs)
 
 
-@partial(verb, hooks=Hooks(before_sweep, after_sweep))
+@partial(verb, sweep=sweep)
 def main(config: Config) -> float | None:
     """Make the run of a config, or find it finished, and print its scores.
 

@@ -12,7 +12,6 @@ from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
 from tometune.evaluation.tasks import (
     Row,
     collect,
-    evaluation_texts,
     fingerprint,
     load_task,
     load_tasks,
@@ -105,8 +104,8 @@ def test_texts_are_fields_and_references_without_the_words_of_the_template(jsonl
         {"id": "a", "input": "why?", "context": "since", "references": ["one", "two"], "note": "unused"},
         {"input": "how?", "context": None, "references": ["three"]},
     ]
-    config = EvalConfig(tasks={"qa": jsonl(rows, prompt="Read.\n{context}\n\nAnswer: {input}", limit=1)}, limit=1)
-    assert evaluation_texts(config) == [
+    task = jsonl(rows, prompt="Read.\n{context}\n\nAnswer: {input}", limit=1)
+    assert texts_of_task("qa", task) == [
         *[("qa", "a", text) for text in ("since", "why?", "one", "two")],
         *[("qa", "1", text) for text in ("", "how?", "three")],
     ]

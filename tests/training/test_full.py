@@ -15,8 +15,7 @@ from torch import nn
 
 from tests.training.conftest import Fitted, Train, packs, settings
 from tometune.common.errors import UserError
-from tometune.config.lora import LoraConfig
-from tometune.config.model import Precision, Weights
+from tometune.config.model import LoraConfig, Precision, Weights
 from tometune.config.root import Config
 from tometune.models.full import author_configs, check_unquantised, load_to_train
 from tometune.models.load import load_model

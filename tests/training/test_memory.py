@@ -12,8 +12,7 @@ from transformers import LlamaConfig, Trainer
 from tests.training.conftest import MOST, Fitted, Train, settings
 from tests.training.test_full import full, saved
 from tometune.common.errors import UserError
-from tometune.config.lora import LoraConfig
-from tometune.config.model import ModelConfig, Quantization
+from tometune.config.model import LoraConfig, ModelConfig, Quantization
 from tometune.models.adapter import add_adapter
 from tometune.models.load import load_model
 from tometune.models.source import ModelSource, locate

@@ -102,11 +102,6 @@ def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
     return Task(name, task, kept, len(kept) < len(own), sha256(content.encode()).hexdigest())
 
 
-def evaluation_texts(config: EvalConfig) -> list[tuple[str, str, str]]:
-    """Return the texts of all tasks; see `texts_of_task`."""
-    return [text for name, task in config.tasks.items() for text in texts_of_task(name, task)]
-
-
 def texts_of_task(name: str, task: TaskConfig) -> list[tuple[str, str, str]]:
     """Return task, example and text of everything that training data must not contain; raises like `load_task`.
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from tometune.common.errors import UserError, did_you_mean
 from tometune.common.seeding import seed_everything
-from tometune.config.lora import LoraConfig
+from tometune.config.model import LoraConfig
 from tometune.models.lora_rounding import round_once
 
 

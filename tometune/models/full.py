@@ -9,8 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
-from tometune.config.lora import LoraConfig
-from tometune.config.model import Precision
+from tometune.config.model import LoraConfig, Precision
 from tometune.models.adapter import check_targets, load_adapter
 from tometune.models.load import load_model
 from tometune.models.saved import ADAPTER, as_saved

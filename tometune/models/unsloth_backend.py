@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tometune.common.errors import UserError
-from tometune.config.lora import LoraConfig
+from tometune.config.model import LoraConfig
 from tometune.models.source import ModelSource, quantized
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tometune.config.lora import LoraConfig
+from tometune.config.model import LoraConfig
 from tometune.config.root import SeedsConfig
 from tometune.config.trainer import TrainerConfig
 from tometune.models.source import ModelSource

@@ -18,7 +18,7 @@ from torch import nn
 from tometune.common.distributed import gather, processes
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
-from tometune.config.lora import LoraConfig
+from tometune.config.model import LoraConfig
 from tometune.config.trainer import TrainerConfig
 from tometune.models.load import free_memory
 from tometune.models.source import ModelSource, quantized
