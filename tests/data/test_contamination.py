@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import Contamination, DataConfig
-from tometune.data import ngrams, parallel
-from tometune.data.contamination import COMMON, STRETCH, EvaluationTexts, of_mix, overlaps
+from tometune.data import parallel
+from tometune.data.contamination import COPY_FROM, LENGTH, STOCK_PHRASE_ABOVE, EvaluationTexts, fold, of_mix, overlaps
 from tometune.data.mix import build_mix
-from tometune.data.ngrams import LENGTH, Index, fold
 from tometune.data.standardise import standardise
 
 DELETE = str.maketrans("", "", string.punctuation)
@@ -67,32 +66,6 @@ def test_folding_beyond_ascii(text: str, same: str) -> None:
     assert " ".join(fold(text)) == same
 
 
-def test_the_index_agrees_with_a_plain_search() -> None:
-    """There are so few different words that sequences abound."""
-    random_ = random.Random(0)
-    made = [random_.choices("ab", k=random_.randrange(60)) for _ in range(300)]
-    texts = [words for words in made[:40] if len(words) >= 8]
-    index = Index(texts)
-    wanted = {tuple(words[start:][:LENGTH]) for words in texts for start in range(max(len(words) - LENGTH, 0) + 1)}
-    expected, found = set(), set()
-    for row, words in enumerate(made[40:]):
-        for length in {len(sequence) for sequence in wanted}:
-            for start in range(len(words) - length + 1):
-                if tuple(words[start : start + length]) in wanted:
-                    expected.add((row, start, tuple(words[start : start + length])))
-        for place, sequence, length in index.find(words):
-            found.add((row, place, tuple(index.words[sequence : sequence + length])))
-    assert found == expected
-    assert expected
-
-
-def test_a_collision_of_hashes_is_no_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngrams, "_hashes", lambda words, length: iter([0] * (len(words) - length + 1)))
-    index = Index([[f"e{number}" for number in range(LENGTH)]])
-    assert index.find([f"w{number}" for number in range(LENGTH)]) == []
-    assert index.find(["w", *(f"e{number}" for number in range(LENGTH))]) == [(1, 0, LENGTH)]
-
-
 def noisy(random_: random.Random, words: Sequence[str]) -> str:
     """The same words in other case, with other punctuation and white space."""
     forms = ("{}", "({})", "{},", "“{}”", "*{}*")
@@ -136,16 +109,16 @@ def test_stock_phrases_are_no_overlap(found_in: FoundIn) -> None:
     of_task = [("a", str(n), f"{PHRASE} {sentence(random_, 20, 'e')}") for n in range(4)]
     assert found_in([f"{PHRASE} {sentence(random_, 20)}" for _ in range(3)], of_task) == set()
     alone = [("b", "0", f"{PHRASE} {sentence(random_, 20, 'e')}")]
-    many = [f"{sentence(random_, 5)} {PHRASE} {sentence(random_, 20)}" for _ in range(COMMON + 1)]
+    many = [f"{sentence(random_, 5)} {PHRASE} {sentence(random_, 20)}" for _ in range(STOCK_PHRASE_ABOVE + 1)]
     assert found_in(many, alone) == set()
-    assert len(found_in(many[:COMMON], alone)) == COMMON, "so few rows make no stock phrase"
+    assert len(found_in(many[:STOCK_PHRASE_ABOVE], alone)) == STOCK_PHRASE_ABOVE, "so few rows make no stock phrase"
 
 
 def test_many_copies_are_no_stock_phrases(found_in: FoundIn) -> None:
     random_ = random.Random(2)
     short, long = sentence(random_, 15, "e"), sentence(random_, 120, "f")
     copies = [f"{sentence(random_, 5)} {short} {sentence(random_, 5)}" for _ in range(40)]
-    stretch = " ".join(long.split()[10 : 10 + STRETCH])
+    stretch = " ".join(long.split()[10 : 10 + COPY_FROM])
     copies += [f"{sentence(random_, 5)} {stretch} {sentence(random_, 5)}" for _ in range(40)]
     found = found_in(copies, [("a", "0", short), ("a", "1", long)])
     assert found == {(row, "a", str(row // 40)) for row in range(80)}

@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tometune.data.contamination import MixOverlaps
+from tometune.data.contamination import SHORTEST, MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
-from tometune.data.ngrams import SHORTEST
 from tometune.data.profile import Profile, described, repeats
 from tometune.reporting import mix_figures
 from tometune.reporting.page import draw, environment
