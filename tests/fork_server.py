@@ -26,7 +26,7 @@ HEAVY = (
     "tometune.evaluation.scoring",
     "tometune.evaluation.rouge",
     "tometune.data.tokens",
-    "tometune.models.load",
+    "tometune.models.machine",
     "transformers.models.llama.modeling_llama",
     "peft",
     "trl",

@@ -9,7 +9,8 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Precision, Quantization
-from tometune.models.load import check_machine, describe, load_model
+from tometune.models.load import describe, load_model
+from tometune.models.machine import check_machine
 from tometune.models.source import check_source, fingerprint, locate
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

@@ -180,11 +180,11 @@ def _overlapping(hits: list[Hit], texts: EvaluationTexts, keys: np.ndarray) -> I
     normalised, owners = list(texts.owners), list(texts.owners.values())
     sequences = [set(_sequences(text.split())) for text in normalised]
     texts_with, texts_beginning_with = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
-    for number, text in enumerate(normalised):
-        for sequence in sequences[number]:
-            texts_with[sequence].append(number)
-        if text.count(" ") >= LENGTH - 1:
-            texts_beginning_with[_sequences(text.split())[0]].append(number)
+    for text, words in enumerate(map(str.split, normalised)):
+        for sequence in sequences[text]:
+            texts_with[sequence].append(text)
+        if len(words) >= LENGTH:
+            texts_beginning_with[_sequences(words)[0]].append(text)
     boilerplate = {
         sequence
         for sequence, found in texts_with.items()

@@ -25,7 +25,8 @@ from tometune.exporting.merge import load_base, merge, share_of_change, sixteen_
 from tometune.exporting.model_card import write_card, write_licence
 from tometune.exporting.modelfile import modelfile
 from tometune.exporting.reference import References, TorchEngine
-from tometune.models.load import free_memory, load_model
+from tometune.models.load import load_model
+from tometune.models.machine import free_memory
 from tometune.models.source import fingerprint, locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.runs.finished import Finished, is_local

@@ -23,7 +23,8 @@ from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import CONVERSATIONS, NEW_TOKENS, Example, Prompt, Reference, divergence
 from tometune.exporting.merge import load_base
 from tometune.models.adapter import load_adapter
-from tometune.models.load import check_machine, free_memory, load_model
+from tometune.models.load import load_model
+from tometune.models.machine import check_machine, free_memory
 from tometune.models.source import locate, quantized
 from tometune.runs.finished import REPEAT, Finished
 

@@ -17,7 +17,7 @@ from tometune.config.model import ModelConfig
 from tometune.config.root import Config
 from tometune.config.unused_settings import identity_of, without_unused_lora
 from tometune.config.validators import SINCE_DEFAULT
-from tometune.models.precision import resolve_precision
+from tometune.models.machine import resolve_precision
 
 MEANING = 5
 """Raised when a release makes the same config give another result, so that runs of older releases are not reused."""

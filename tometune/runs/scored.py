@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tometune.common.errors import UserError
 from tometune.common.files import write_json, write_text
 from tometune.config.root import Config
-from tometune.models.saved import WHOLE
+from tometune.models.source import WHOLE
 from tometune.runs.identity import MEANING, content_hash, content_of, model_content, plain
 from tometune.runs.inputs import evaluation_fingerprints
 from tometune.runs.provenance import git_state, versions

@@ -19,7 +19,7 @@ from tometune.common.errors import UserError
 from tometune.config.model import Quantization
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker
-from tometune.models.load import device_name, resolve_backend
+from tometune.models.machine import device_name, resolve_backend
 from tometune.models.source import quantized
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run

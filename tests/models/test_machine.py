@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tometune.config.model import Precision
-from tometune.models import precision
-from tometune.models.transformers_backend import compute_dtype
+from tometune.models import machine
+from tometune.models.load import compute_dtype
 
 
 @pytest.fixture(autouse=True)
 def forget():
     yield
-    precision.auto_precision.cache_clear()
+    machine.auto_precision.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_auto_depends_on_the_device(
     cpu_bf16: bool,
     dtype: torch.dtype,
 ) -> None:
-    monkeypatch.setattr(precision, "gpu_capability", lambda: capability)
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: cpu_bf16)
-    precision.auto_precision.cache_clear()
+    monkeypatch.setattr(machine, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: cpu_bf16)
+    machine.auto_precision.cache_clear()
     with caplog.at_level(logging.INFO, "tometune"):
         assert compute_dtype(Precision.auto) is dtype
     assert ("model.precision is fp16" in caplog.text) == (dtype is torch.float16)
@@ -49,18 +49,16 @@ def test_auto_depends_on_the_device(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about the CPU")
 def test_this_cpu_as_torch_sees_it() -> None:
     capabilities = torch.cpu.get_capabilities()
-    assert precision.cpu_has_bf16() == any(capabilities.get(name, False) for name in precision.CPU_FLAGS)
-    assert precision.gpu_capability() is None
+    assert machine.cpu_has_bf16() == any(capabilities.get(name, False) for name in machine.CPU_FLAGS)
+    assert machine.gpu_capability() is None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="is about the GPU")
 def test_this_gpu_as_torch_sees_it() -> None:
-    assert precision.gpu_capability() == torch.cuda.get_device_capability()
+    assert machine.gpu_capability() == torch.cuda.get_device_capability()
 
 
 def test_it_imports_no_torch() -> None:
-    code = (
-        "import sys; from tometune.models.precision import auto_precision as p; p(); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from tometune.models.machine import auto_precision as p; p(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == (0 if sys.platform == "linux" else 1)
