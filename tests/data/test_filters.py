@@ -58,8 +58,8 @@ def test_a_filter_counts_dropped_rows_and_keeps_examples(pool_of, filters, kept,
     mix = pool_of([dropped, kept], filters=FiltersConfig(**filters))
     assert mix.facts["pool"]["filtered"] == {reason: {"bad": 1}}
     assert mix.sources == {"files": 1, "good": 1}
-    [example] = mix.examples[reason]
-    assert (example["origin"], example["source"]) == ("pool", "bad")
+    [example] = mix.parts["pool"].examples[reason]
+    assert example["source"] == "bad"
     assert example["messages"][-1]["content"] == dropped["conversations"][-1]["value"]
     assert "examples" not in mix.manifest()
     with pytest.raises(UserError, match=r"usable rows of 2 \(.* dropped: 0, filtered: 1\), but"):
@@ -76,8 +76,10 @@ def test_a_row_counts_under_its_first_reason_and_the_base_is_filtered_only_if_co
     mix = pool_of([chat("q" * 50, "fine")], base=[*rows, chat("z" * 50, "fine")], take=-2, filters=on)
     assert mix.facts["base"]["filtered"] == {"too_few_characters": {"files": 1}, "refusal": {"files": 2}}
     assert mix.sources == {"files": 2}
-    origins = [(example["origin"], reason) for reason, found in mix.examples.items() for example in found]
-    assert origins == [("base", "too_few_characters"), *[("base", "refusal")] * 2]
+    assert {reason: len(rows) for reason, rows in mix.parts["base"].examples.items()} == {
+        "too_few_characters": 1,
+        "refusal": 2,
+    }
     with pytest.raises(UserError, match=r"data\.base: no row is left .*too_few_characters 1, refusal 2\); relax"):
         pool_of(rows, base=rows, filters=on)
 
@@ -135,7 +137,7 @@ def test_near_duplicates_of_the_base_are_dropped(pool_of):
     mix = pool_of([*pool, near(2)], base=[near(0)], take=2, near_dedup=NearDedupConfig(threshold=0.8))
     assert mix.facts["pool"]["near_duplicates"] == {"a": 1, "b": 1}
     assert mix.facts["pool"]["eligible"] == 2
-    assert {example["source"] for example in mix.examples["near_duplicates"]} == {"a", "b"}
+    assert {example["source"] for example in mix.parts["pool"].examples["near_duplicates"]} == {"a", "b"}
     with pytest.raises(UserError, match=r"2 usable rows of 4 \(.* dropped: 0, near-duplicates: 2\)"):
         pool_of([*pool, near(2)], base=[near(0)], take=3, near_dedup=NearDedupConfig(threshold=0.8))
 
@@ -146,7 +148,7 @@ def test_near_duplicates_within_the_base_are_dropped_only_if_configured(pool_of)
     assert left.facts["base"]["filtered"] == {}
     mix = pool_of([near(2)], base=base, take=0, near_dedup=NearDedupConfig(threshold=0.8, base=True))
     assert (mix.facts["base"]["filtered"], mix.facts["base"]["near_duplicates"]) == ({}, {"files": 1})
-    assert [example["origin"] for example in mix.examples["near_duplicates"]] == ["base"]
+    assert len(mix.parts["base"].examples["near_duplicates"]) == 1
     assert len(mix.row_ids) == 3
 
 

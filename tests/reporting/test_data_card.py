@@ -9,7 +9,7 @@ from tests.browser import needs_browser, opened
 from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
 from tometune.config.data import DataConfig, NearDedupConfig
 from tometune.data.mix import Mix, build_mix
-from tometune.data.profile import profile, samples
+from tometune.data.preview import profile, samples, steps
 from tometune.reporting.data_card import (
     FOLDED_AFTER,
     MOST_CHARACTERS,
@@ -18,7 +18,6 @@ from tometune.reporting.data_card import (
     card_page,
     folded,
     inline,
-    steps,
 )
 
 EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bold** $x^2$ | `c`"
@@ -69,7 +68,7 @@ def test_dropped_rows_are_listed_with_examples(mix_of: Callable[..., Mix]) -> No
     base = [conversation(number, source="alpha") for number in range(5)]
     pool = [*base[:2], conversation("p1"), conversation("p1"), *base[:1], conversation("p2"), {"conversations": []}]
     mix = mix_of(base, pool, 6, base_rows=5)
-    example = {"origin": "pool", "source": "gamma", "messages": [{"role": "user", "content": "cut me"}]}
+    example = {"source": "gamma", "messages": [{"role": "user", "content": "cut me"}]}
     mix.facts["pool"] |= {
         "filtered": {"language": {"gamma": 3, "delta": 1}},
         "near_duplicates": {"gamma": 2},

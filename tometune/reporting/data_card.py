@@ -18,19 +18,11 @@ from rich.text import Text
 from tometune.data.contamination import SHORTEST, MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
-from tometune.data.profile import Profile, described, repeats
+from tometune.data.preview import REASONS, Profile, described, repeats, steps
 from tometune.reporting import mix_figures
 from tometune.reporting.page import draw, environment
 from tometune.reporting.text import markdown_line
 
-# Reasons in words; any other reason is shown by its key.
-REASONS = {
-    "no_assistant_turn": "no assistant turn",
-    "in_base": "text is in the base",
-    "repeats": "text is in an earlier row of the pool",
-    NEAR: "near-duplicate of another row",
-    "contaminated": "overlaps with an evaluation example",
-}
 FOLDED_AFTER = 700  # characters of a turn that are visible without unfolding it
 MOST_CHARACTERS = 20_000  # characters of a turn on the page
 MOST_SOURCES = 12  # sources per task listed on the console
@@ -63,7 +55,9 @@ def card(
         **_rows(values, np.ones(len(values), dtype=bool)),
         "scores": None if scores is None else {**described(scores), "rows": len(scores)},
         "sources": [{"source": name, **_rows(values, rows)} for name, rows in values.by_source()],
-        "steps": {origin: steps(facts) for origin, facts in mix.facts.items()},
+        "steps": {
+            origin: [(_words(reason), count) for reason, count in steps(facts)] for origin, facts in mix.facts.items()
+        },
         "dropped": _dropped(mix),
         "fixed": [
             _reason(reason, origin, _total(counts), counts)
@@ -85,26 +79,6 @@ def _rows(values: Profile, rows: np.ndarray) -> dict[str, Any]:
         "turns": described(values.turns[rows]),
         "tokens": None if values.tokens is None else described(values.tokens[rows]),
     }
-
-
-def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the steps from the rows read from a base or pool to the rows taken; rows dropped are negative.
-
-    A row that was dropped for two reasons is counted under the first of them.
-    """
-    rows = [("read", facts["read"])]
-    rows += [(_words(reason), -_total(counts)) for reason, counts in facts["dropped"].items()]
-    filtered = {**facts.get("filtered", {}), NEAR: facts.get(NEAR, {})}
-    later = {**facts.get("excluded", {}), **{reason: _total(counts) for reason, counts in filtered.items()}}
-    later["contaminated"] = facts.get("contaminated_rows", 0)
-    twice = sum(later.values()) - (facts["usable"] - facts["eligible"]) if "eligible" in facts else 0
-    for reason in reversed(later):
-        counted_before = min(later[reason], max(twice, 0))
-        later[reason] -= counted_before
-        twice -= counted_before
-    rows += [(_words(reason), -count) for reason, count in later.items() if count]
-    rows += [("eligible", facts["eligible"])] if "eligible" in facts else []
-    return [*rows, ("taken", facts["rows"])]
 
 
 def _dropped(mix: Mix) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     Raises:
         UserError: the data or a task does not allow the run.
     """
-    from tometune.data.packing import pack
+    from tometune.data.tokens import pack
     from tometune.models.source import locate
     from tometune.training.memory import estimate
     from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of

@@ -12,7 +12,7 @@ from datasets import Dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tometune.data.labels import IGNORE
-from tometune.data.packing import pack
+from tometune.data.tokens import pack
 from tometune.models.load import compute_dtype
 from tometune.models.packed_attention import Packed, kernel, packed_by
 from tometune.training.inputs import TrainingInputs
