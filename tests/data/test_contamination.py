@@ -15,7 +15,7 @@ from tometune.common.errors import UserError
 from tometune.config.data import Contamination, DataConfig
 from tometune.data import parallel
 from tometune.data.contamination import COPY_FROM, LENGTH, STOCK_PHRASE_ABOVE, EvaluationTexts, fold, of_mix, overlaps
-from tometune.data.mix import build_mix
+from tometune.data.mix import Mix, build_mix
 from tometune.data.standardise import standardise
 
 DELETE = str.maketrans("", "", string.punctuation)
@@ -112,6 +112,7 @@ def test_stock_phrases_are_no_overlap(found_in: FoundIn) -> None:
     many = [f"{sentence(random_, 5)} {PHRASE} {sentence(random_, 20)}" for _ in range(STOCK_PHRASE_ABOVE + 1)]
     assert found_in(many, alone) == set()
     assert len(found_in(many[:STOCK_PHRASE_ABOVE], alone)) == STOCK_PHRASE_ABOVE, "so few rows make no stock phrase"
+    assert len(found_in(many[:1] * 30, alone)) == 30, "nor do repeats of one text"
 
 
 def test_many_copies_are_no_stock_phrases(found_in: FoundIn) -> None:
@@ -144,11 +145,13 @@ def test_short_texts_are_looked_for_as_a_whole_or_counted(found_in: FoundIn) -> 
     assert EvaluationTexts(texts).too_short == {"t": 2}
 
 
-def test_a_long_text_an_empty_evaluation_and_odd_bytes(found_in: FoundIn) -> None:
+def test_the_middle_of_a_long_text_an_empty_evaluation_and_odd_bytes(found_in: FoundIn) -> None:
     long = sentence(random.Random(4), 20_000, "h")
     middle = " ".join(long.split()[7_000 : 7_000 + LENGTH])
-    found = found_in([f"x {middle} y", "a\x01" * 50, long, "a\x00b"], [("t", "0", long)])
-    assert found == {(0, "t", "0"), (2, "t", "0")}
+    assert found_in([f"x {middle} y", "a\x01" * 50, long, "a\x00b"], [("t", "0", long)]) == {
+        (0, "t", "0"),
+        (2, "t", "0"),
+    }
     assert found_in(["anything at all"], []) == set()
 
 
@@ -180,29 +183,31 @@ def copied(mix: Any) -> int:
 
 def test_drop_leaves_the_other_rows(tmp_path: Path) -> None:
     texts = EvaluationTexts(TEXTS)
-    cache = tmp_path / "cache"
-    kept = build_mix(config(tmp_path, Contamination.report, rows=46), 0, cache)
-    assert copied(kept) > 8
-    mix = build_mix(config(tmp_path, Contamination.drop, rows=38), 0, cache, texts=texts)
+
+    def dropped(rows: int, base_rows: int | None = 6) -> Mix:
+        data = config(tmp_path, Contamination.drop, rows, base_rows)
+        return build_mix(data, 0, tmp_path / "cache", texts=texts)
+
+    mix = dropped(38)
     assert (len(mix.row_ids), copied(mix)) == (38, 0)
     assert mix.facts["base"]["contaminated"] == {"qa": {"alpha": 2}}
     assert mix.facts["pool"]["contaminated"] == {"qa": {"beta": 8}}
     assert mix.facts["pool"]["contaminated_rows"] == 8
     assert mix.facts["pool"]["eligible"] == 32
     assert [len(part.examples["contaminated"]) for part in mix.parts.values()] == [2, 5]
-    smaller = build_mix(config(tmp_path, Contamination.drop, rows=20), 0, cache, texts=texts)
-    assert smaller.row_ids == mix.row_ids[:20], "mixes stay nested"
+    assert dropped(20).row_ids == mix.row_ids[:20], "mixes stay nested"
     with pytest.raises(UserError, match=r"data\.pool: 32 usable .* data\.contamination=drop: 8\), but"):
-        build_mix(config(tmp_path, Contamination.drop, rows=39), 0, cache, texts=texts)
+        dropped(39)
     with pytest.raises(UserError, match=r"has 8 usable .* data\.contamination=drop: 2\); set data\.base\.rows=8"):
-        build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=9), 0, cache, texts=texts)
-    whole = build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=None), 0, cache, texts=texts)
-    assert whole.facts["base"]["rows"] == 8, "all that are left"
+        dropped(20, base_rows=9)
+    assert dropped(20, base_rows=None).facts["base"]["rows"] == 8, "all that are left"
 
 
 def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("INFO")
     data = config(tmp_path, Contamination.report, rows=40, base_rows=None)
+    base = [row(number % 8, copied=number % 8 in (1, 4), source="alpha") for number in range(10)]
+    write_jsonl(tmp_path / "base.jsonl", base)
     cache = tmp_path / "cache"
     mix = build_mix(data, 0, cache)
     assert data.pool is not None
@@ -214,18 +219,8 @@ def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(tmp_path: P
         }
         counted = of_mix(mix.row_ids, found, texts)
         assert counted.overlapping == copied(mix) == sum(counted.counts["qa"].values())
-        assert counted.counts["qa"]["alpha"] == 2
+        assert counted.counts["qa"]["alpha"] == 3, "each repeat counts"
         assert counted.touched == {"qa": 1}
         assert list(counted.examples.items()) == [("qa", 1), ("other", 1)], "in the order of the tasks"
         assert (counted.shown[0]["shared"], counted.shown[0]["words"]) == (TEXTS[0][2], 14)
     assert len([record for record in caplog.records if "searched for evaluation texts" in record.message]) == 2
-
-
-def test_each_repeat_in_a_base_counts_but_makes_no_stock_phrase(tmp_path: Path) -> None:
-    rows = [row(0, copied=True, source="alpha")] * 30
-    rows[0]["conversations"][0]["value"] = rows[0]["conversations"][0]["value"].replace("ZERO ", "")
-    data = DataConfig(name="test", rows=30, base=files(write_jsonl(tmp_path / "base.jsonl", rows), rows=30))
-    mix = build_mix(data, 0, tmp_path / "cache")
-    texts = EvaluationTexts(TEXTS)
-    found = {"base": overlaps(standardise(data.base, "data.base", tmp_path / "cache"), texts, tmp_path / "cache")}
-    assert of_mix(mix.row_ids, found, texts).counts == {"qa": {"alpha": 30}}
