@@ -4,10 +4,6 @@ A row overlaps an evaluation text if it holds 13 of its words in sequence. Two k
 boilerplate of the task, which is in several examples, and stock phrases, which are in many rows. A copy may be in many
 rows as well, so a whole evaluation text always counts, and so do 50 words in sequence that are no boilerplate.
 docs/contamination.md describes the method and its limits.
-
-Words are those of GPT-3's appendix C (https://arxiv.org/abs/2005.14165) and of lm-evaluation-harness' janitor.py: case
-is folded, punctuation deleted, and the text split at white space. Beyond ASCII too, punctuation, symbols, accents and
-invisible characters are deleted. Compatibility variants (full width, superscript, no-break space) are normalised.
 """
 
 import json
@@ -71,7 +67,7 @@ _FOLDING = _Folding()
 
 
 def fold(text: str) -> list[str]:
-    """Return the normalised words of a text.
+    """Return the normalised words of a text, as GPT-3's appendix C (https://arxiv.org/abs/2005.14165) defines them.
 
     >>> fold("The  Café’s “opening”, at 9:30!")
     ['the', 'cafes', 'opening', 'at', '930']
@@ -242,7 +238,7 @@ class MixOverlaps:
 
 def of_mix(row_ids: Sequence[str], found: Mapping[str, list[Overlap]], texts: EvaluationTexts) -> MixOverlaps:
     """Return the overlaps of a mix; `found` are the `overlaps` by origin, `base` and `pool`."""
-    copies = Counter(row_id.partition("-")[0] for row_id in row_ids)
+    copies = Counter(row_id.partition("-")[0] for row_id in row_ids)  # `-2` marks a copy
     touched = defaultdict[str, set[str]](set)
     longest: dict[tuple[str, str], Overlap] = {}
     for origin, of_source in found.items():
