@@ -219,7 +219,7 @@ class _Builder:
             masks = chain(masks, [(CONTAMINATED, ~contaminated)])
         filtered = apply_masks(source, masks)
         counts = {"read": source.read, "usable": len(source.rows), "dropped": source.dropped, "mended": source.mended}
-        facts = {"fingerprint": source.fingerprint, **counts, "filtered": dict(filtered.counts)}
+        facts: dict[str, Any] = {"fingerprint": source.fingerprint, **counts, "filtered": dict(filtered.counts)}
         if by_task is not None:
             facts["contaminated"] = by_task
             facts["contaminated_rows"] = sum(facts["filtered"].pop(CONTAMINATED).values())
