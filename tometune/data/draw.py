@@ -35,7 +35,7 @@ def in_key_order(source: Standardised, cache: Path) -> np.ndarray:
 
 
 def starts_group(keys: np.ndarray) -> np.ndarray:
-    """Return which of sorted keys, shape (rows, 2), differ from the one before."""
+    """Return which of sorted keys, shape (rows, columns), differ from the one before."""
     return np.concatenate([np.ones(min(len(keys), 1), dtype=bool), (keys[1:] != keys[:-1]).any(axis=1)])
 
 

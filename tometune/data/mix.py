@@ -1,12 +1,9 @@
-"""Mixes: the whole base, then random rows of the pool; nested and disjoint.
+"""Mixes: the whole base, then random rows of the pool; nested and disjoint (docs/data.md).
 
 For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put into one seeded order, and a larger mix takes a
-longer prefix of it. Excluded before that: pool rows that a filter drops, whose text is in the base, whose text an
-earlier pool row has, and near-duplicates if that is on. The seeded order starts from the order of keys, so neither file
-names nor how rows are spread over files change the draw.
-
-The base is taken whole, including rows that repeat each other, in key order. If it has more than `data.base.rows` rows,
-that many are drawn with the seed (for short trials); pool rows whose text is anywhere in the base are still excluded.
+longer prefix of it. The order starts from that of the keys, so neither file names nor how rows are spread over files
+change the draw. If the base has more than `data.base.rows` rows, that many are drawn with the seed; pool rows whose
+text is anywhere in the base are still excluded.
 """
 
 from collections import Counter

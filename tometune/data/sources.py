@@ -82,7 +82,7 @@ def _digest(file: Path) -> bytes:
 
 
 def content_digest(file: Path) -> bytes:
-    """Return the sha256 of a file's content. A file is hashed again only if its size or time changes."""
+    """Return the sha256 of a file's content; hashed again only if its size or time changes."""
     try:
         found = file.stat()
         return _content_digest(file.resolve(), found.st_size, found.st_mtime_ns)
