@@ -26,7 +26,7 @@ HEAVY = (
     "tometune.evaluation.scoring",
     "evaluate",
     "tometune.data.tokens",
-    "tometune.models.load",
+    "tometune.models.machine",
     "transformers.models.llama.modeling_llama",
     "peft",
     "trl",

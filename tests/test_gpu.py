@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.whole import Workplace, curve_of, record_of
 from tometune.models import tiny
-from tometune.models.unsloth_backend import installed
+from tometune.models.machine import unsloth_installed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,7 +58,7 @@ def run(place: Workplace, outputs: str, *overrides: str) -> Path:
     return place.run_folder(outputs)
 
 
-@pytest.mark.skipif(not installed(), reason="Unsloth is not installed")
+@pytest.mark.skipif(not unsloth_installed(), reason="Unsloth is not installed")
 @pytest.mark.parametrize(("kind", "tolerance"), [("nf4", 0.01), ("none", 0.005), ("full", 0.01)])
 def test_both_backends_learn_the_same(place: Workplace, model: Path, kind: str, tolerance: float) -> None:
     full = ("lora=none", "trainer.learning_rate=1e-4") if kind == "full" else ()

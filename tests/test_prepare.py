@@ -38,9 +38,9 @@ def test_it_prints_the_mix_and_a_row_and_loads_no_model(run_verb: Run, paths: li
     told = numbers(out)
     assert told["rows"] == ["9"]
     assert told["read"] == ["6", "9"]
-    assert told["dropped: no_assistant_turn"] == ["1"]
+    assert told["no assistant turn"] == ["1"]
     assert told["text is in the base"] == ["2"]
-    assert told["left to draw from"] == ["7"]
+    assert told["eligible"] == ["7"]
     assert told["taken"] == ["5", "4"]
     assert told["alpha"] == ["5", "55.6%"]
     assert told["beta"] == ["4", "44.4%"]
@@ -60,7 +60,7 @@ def test_it_prints_the_mix_and_a_row_and_loads_no_model(run_verb: Run, paths: li
     assert again.stderr == "", "nothing was made a second time"
     other = run_verb("prepare", *SMALL, *paths, "data.rows=10", env={"COLUMNS": "80"})
     assert other.returncode == 0, "a tokenizer is all it needs of the model, whose weights are gone"
-    assert other.stderr.splitlines() == ["1 of 1 rows tokenised"], "sources are read once, rows tokenised once"
+    assert other.stderr.splitlines() == ["1 rows tokenised"], "sources are read once, rows tokenised once"
     coloured = run_verb("prepare", *SMALL, *paths, env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
     assert re.search(r"\x1b\[1;32manswer 0<\|\w+\|>\x1b\[0m", coloured.stdout)
     assert "⟦" not in coloured.stdout

@@ -93,7 +93,7 @@ def find_run(config: Config) -> tuple[RunInputs, Run]:
         inputs = RunInputs.resolve(config)
         return inputs, Run.find(config, inputs.fingerprints)
     except UserError:
-        from tometune.models.load import check_machine
+        from tometune.models.machine import check_machine
 
         check_machine(config.model)
         raise
@@ -107,7 +107,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
     Raises:
         UserError: the machine, the model, the data or a task does not allow this run.
     """
-    from tometune.models.load import resolve_backend
+    from tometune.models.machine import resolve_backend
     from tometune.training.unsloth_process import unsloth_process
 
     config = inputs.config
@@ -119,8 +119,8 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         with quick_imports():
             from tometune.common.seeding import seed_everything
             from tometune.evaluation.scoring import Scorer
-            from tometune.models.full import check_trainable
-            from tometune.models.load import describe, free_memory, load_model
+            from tometune.models.load import check_trainable, describe, load_model
+            from tometune.models.machine import free_memory
             from tometune.tracking import RunLabels, start_tracker
             from tometune.training.tuned_model import tuned_model
 
@@ -171,7 +171,7 @@ def check_requirements(config: Config) -> None:
         UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
     """
     from tometune.evaluation.engines.choice import check_engine
-    from tometune.models.load import check_machine
+    from tometune.models.machine import check_machine
     from tometune.models.source import check_source
     from tometune.tracking import check_tracker
     from tometune.training.optimisers import check_optimiser

@@ -37,12 +37,17 @@ def test_formats_are_recognised_and_read(row, form, turns):
     assert reader(form)(row) == turns
 
 
-def test_the_first_rows_may_be_null_or_lack_the_column():
+def test_rows_may_be_null_or_lack_a_column():
     rows = [{"conversations": None}, {"conversations": []}, {"conversations": [None]}, {"other": 1}, SHAREGPT]
     assert format_of(rows, RowFormat.auto, "x") is RowFormat.sharegpt
     read = reader(RowFormat.sharegpt)
     assert [read(row) for row in rows] == [[], [], [("", "")], [], QA]
     assert format_of([{"messages": None}], RowFormat.auto, "x") is RowFormat.messages
+    for empty in (None, [], [None], ""):  # the next column counts
+        assert reader(RowFormat.messages)({"conversations": empty, **MESSAGES}) == QA
+    rows = [{"prompt": "q"}, {"prompt": None, "completion": "a"}]
+    assert format_of(rows, RowFormat.auto, "x") is RowFormat.prompt_completion
+    assert reader(RowFormat.prompt_completion)(rows[1]) == [("user", ""), ("assistant", "a")]
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -121,18 +126,6 @@ def test_any_rows_are_read_or_rejected(rows, requested):
             continue
         assert {role for role, _ in turns} <= {"", "system", "user", "assistant", "tool"}
         assert all(isinstance(text, str) for _, text in turns)
-
-
-def test_a_row_may_lack_columns_of_the_source():
-    rows = [{"prompt": "q"}, {"prompt": None, "completion": "a"}]
-    assert format_of(rows, RowFormat.auto, "x") is RowFormat.prompt_completion
-    assert reader(RowFormat.prompt_completion)(rows[1]) == [("user", ""), ("assistant", "a")]
-
-
-def test_an_empty_column_is_skipped_for_the_next_one():
-    for empty in (None, [], [None], ""):
-        row = {"conversations": empty, **MESSAGES}
-        assert reader(format_of([row], RowFormat.auto, "x"))(row) == QA
 
 
 def test_an_error_is_one_line_for_any_column_names():

@@ -44,7 +44,7 @@ def mix_from(conversations: list[Messages], digest: str = "d") -> Mix:
         labels=np.zeros(len(rows), np.int32), names=["test"], scores=None, read=len(rows), dropped={}, mended={},
     )  # fmt: skip
     facts = {"fingerprint": "f", "read": len(rows), "usable": len(rows), "rows": len(rows)}
-    part = Part(source, np.arange(len(rows)), facts)
+    part = Part(source, np.arange(len(rows)), facts, {})
     return Mix("test", 0, dataset, row_ids, digest, {"test": len(rows)}, {"base": part})
 
 

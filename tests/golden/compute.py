@@ -86,7 +86,7 @@ def inputs_of(config: Config) -> dict[str, str]:
 def run_ids(folder: Path) -> str:
     """Return the ids of the runs of each command line on a machine with bfloat16, and what the first id is made of."""
     lines = []
-    with mock.patch("tometune.models.precision.auto_precision", return_value=Precision.bf16):
+    with mock.patch("tometune.models.machine.auto_precision", return_value=Precision.bf16):
         for line in commands("run_ids.txt"):
             lines += [f"$ {line}", *(name_of(config, inputs_of(config))[0] for config in configs_of(line))]
         (config,) = configs_of(commands("run_ids.txt")[0])

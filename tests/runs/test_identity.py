@@ -63,7 +63,7 @@ def test_auto_precision_is_the_precision_of_this_machine(monkeypatch: pytest.Mon
     config = Config()
     ids = {}
     for resolved in ("bf16", "fp16", "fp32"):
-        monkeypatch.setattr("tometune.models.precision.auto_precision", lambda resolved=resolved: Precision(resolved))
+        monkeypatch.setattr("tometune.models.machine.auto_precision", lambda resolved=resolved: Precision(resolved))
         ids[resolved] = name_of(config, INPUTS)[0]
         explicit = replace(config, model=replace(config.model, precision=Precision(resolved)))
         assert name_of(explicit, INPUTS)[0] == ids[resolved]

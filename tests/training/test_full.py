@@ -17,10 +17,8 @@ from tests.training.conftest import Fitted, Train, packs, settings
 from tometune.common.errors import UserError
 from tometune.config.model import LoraConfig, Precision, Weights
 from tometune.config.root import Config
-from tometune.models.full import author_configs, check_unquantised, load_to_train
-from tometune.models.load import load_model
-from tometune.models.saved import as_saved
-from tometune.models.source import locate
+from tometune.models.load import author_configs, check_unquantised, load_model, load_to_train
+from tometune.models.source import as_saved, locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.training import checkpoints, cuda_graph
 

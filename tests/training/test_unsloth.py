@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from tests.models.test_lora_rounding import inside, layer
 from tests.whole import Workplace, curve_of, record_of
 from tometune.common.errors import UserError
-from tometune.models import unsloth_backend
+from tometune.config.model import Backend, ModelConfig, Quantization
+from tometune.models import machine, unsloth_backend
 from tometune.models.lora_rounding import RoundedOnce
-from tometune.models.unsloth_backend import check_installed, installed
 
-needed = pytest.mark.skipif(not installed(), reason="Unsloth is not installed")
+needed = pytest.mark.skipif(not machine.unsloth_installed(), reason="Unsloth is not installed")
 STEPS = 20
 RUN = (
     *("+experiment=smoke", "~eval.tasks.summarisation", "~eval.tasks.question_answering", "trainer.logging_steps=1"),
@@ -162,14 +162,15 @@ def test_what_is_wrong_in_the_training_is_told_in_one_line(place: Workplace) -> 
 
 
 def test_a_missing_package_and_versions_that_do_not_match_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unsloth_backend.util, "find_spec", lambda _: None)
+    model = ModelConfig(id="x", backend=Backend.unsloth, quantization=Quantization.none)
+    monkeypatch.setattr(machine.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r'needs unsloth; run: pip install "tometune\[unsloth\]"'):
-        check_installed()
-    monkeypatch.setattr(unsloth_backend.util, "find_spec", lambda _: object())
+        machine.check_machine(model)
+    monkeypatch.setattr(machine.util, "find_spec", lambda _: object())
     versions = {"unsloth": "2026.10.9", "unsloth_zoo": "2025.1.1"}
     monkeypatch.setattr(metadata, "version", versions.__getitem__)
     with pytest.raises(UserError, match=r"unsloth 2026\.10\.9 and unsloth_zoo 2025\.1\.1 do not match"):
-        check_installed()
+        machine.check_machine(model)
 
 
 @pytest.mark.parametrize("version", ["without kernels", "this", "another", "forced"])

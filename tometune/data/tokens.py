@@ -1,7 +1,7 @@
 """Tokens of a mix, cached per source: each row is tokenised once, whichever mixes take it.
 
-Rows that a mix needs and no earlier mix had form pieces: rows.arrow with the rows that have labels, and index.npy with
-one line per row. The cells of a table therefore share the tokens of base and pool, and a kill costs at most one piece.
+Rows that a mix needs and no earlier mix had form a piece: rows.arrow with the rows that have labels, and index.npy with
+one line per row. The cells of a table therefore share the tokens of base and pool.
 """
 
 import json
@@ -15,11 +15,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
+from datasets import (
+    Dataset,
+    concatenate_datasets,
+    disable_progress_bars,
+    enable_progress_bars,
+    is_progress_bar_enabled,
+)
 from filelock import FileLock
 
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
+from tometune.common.progress import progress
 from tometune.data.encoder import Encoder, encode_rows, without_truncation
 from tometune.data.labels import INDEX, SCHEMA, label_rows, verify
 from tometune.data.mix import Mix, Part
@@ -29,8 +36,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 4  # raised when the same rows get other ids or labels, or are stored in another way
 
-# Most rows of a piece, and how many of them are decoded and compared with their answers.
-PIECE, VERIFIED = 50_000, 200
+VERIFIED = 200  # rows of a piece that are decoded and compared with their answers
 
 # Tokenised rows, memory-mapped tables of `SCHEMA`; and their index, (rows, len(INDEX)), sorted by row, each row once.
 Pieces = tuple[list[Dataset], np.ndarray]
@@ -123,20 +129,19 @@ def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_leng
     with FileLock(cache / kind / ".lock"):  # other processes that need these rows wait and then find them
         for left in (cache / kind).glob(".*/"):  # left by a killed process; nobody else holds the lock
             shutil.rmtree(left, ignore_errors=True)
-        missing = np.setdiff1d(part.chosen, _load(cache / kind, repair=True)[1][:, 0])
-        for start in range(0, len(missing), PIECE):
-            numbers = missing[start : start + PIECE]
-            rows = {"count": len(numbers), "sha256": sha256(numbers.astype("<i8").tobytes()).hexdigest()[:20]}
-            build = partial(_build, part.source.rows.select(numbers), numbers, template, max_length)
+        missing = np.setdiff1d(part.chosen, _load(cache / kind)[1][:, 0])
+        if len(missing):
+            rows = {"count": len(missing), "sha256": sha256(missing.astype("<i8").tobytes()).hexdigest()[:20]}
+            build = partial(_build, part.source.rows.select(missing), missing, template, max_length)
             cached_folder(cache, kind, {**key, "rows": rows}, build)
-            log.info("%s of %s rows tokenised", f"{start + len(numbers):,}", f"{len(missing):,}")
+            log.info("%s rows tokenised", f"{len(missing):,}")
     return _load(cache / kind)
 
 
-def _load(folder: Path, repair: bool = False) -> Pieces:
+def _load(folder: Path) -> Pieces:
     """Return the pieces in a folder; if two machines tokenised the same row, the first one is used.
 
-    A piece that cannot be read is ignored, and with `repair` deleted, so that its rows are made again.
+    A piece that cannot be read is deleted, so that its rows are made again.
     """
     tables, indexes, length = [], [np.empty((0, len(INDEX)), dtype=np.int64)], 0
     for piece in sorted(path.parent for path in folder.glob("[!.]*/config.json")):
@@ -144,8 +149,7 @@ def _load(folder: Path, repair: bool = False) -> Pieces:
             index, table = np.load(piece / "index.npy"), Dataset.from_file(str(piece / "rows.arrow"))
         except (OSError, EOFError, ValueError, pa.ArrowException):
             log.warning("%s: cannot be read; its rows are tokenised again", piece)
-            if repair:
-                shutil.rmtree(piece)
+            shutil.rmtree(piece, ignore_errors=True)
             continue
         index[:, 1] += np.where(index[:, 1] >= 0, length, 0)
         tables.append(table)
@@ -161,7 +165,11 @@ def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: i
     encoder = Encoder(template)
     verified = set(np.linspace(0, len(rows) - 1, VERIFIED, dtype=int).tolist())
     lines, place = [], 0
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+    with (
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, SCHEMA) as writer,
+        progress("rows tokenised", len(rows)) as advance,
+    ):
         for batch in encode_rows(rows.select_columns("messages"), template, encoder, max_length):
             stop = batch.start + len(batch.encoded)
             for number in verified.intersection(range(batch.start, stop)):
@@ -176,4 +184,23 @@ def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: i
             lines.append(index)
             place += len(table)
             writer.write_batch(table)
+            advance(len(batch.encoded))
     np.save(folder / "index.npy", np.concatenate(lines))
+
+
+def pack(dataset: Dataset, max_length: int) -> Dataset:
+    """Pack rows of at most `max_length` tokens by best fit, longest first (arXiv:2404.10830); no row is split.
+
+    Returns:
+        The packs with a third column, `seq_lengths`: the lengths of the rows in each pack. The collator turns them
+        into position ids that restart with each row, by which attention keeps the rows separate.
+    """
+    from trl import pack_dataset  # takes seconds to import
+
+    shown = is_progress_bar_enabled()
+    disable_progress_bars()  # it takes seconds, and the log is for lines
+    try:
+        return pack_dataset(dataset, max_length, strategy="bfd", map_kwargs={"keep_in_memory": True})
+    finally:
+        if shown:
+            enable_progress_bars()

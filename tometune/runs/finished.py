@@ -14,8 +14,7 @@ from tometune.common.hub import is_commit
 from tometune.config.export import ExportConfig, listed
 from tometune.config.model import FOUR_BITS, ModelConfig, Precision, Quantization, Weights
 from tometune.config.root import Config
-from tometune.models.saved import ADAPTER, WHOLE, as_saved
-from tometune.models.source import fingerprint, quantized
+from tometune.models.source import ADAPTER, WHOLE, as_saved, fingerprint, quantized
 from tometune.runs.run import read_record
 from tometune.runs.stored import run_folder, stored_config
 

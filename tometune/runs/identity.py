@@ -17,7 +17,7 @@ from tometune.config.data import DataConfig, PoolOrder, ScorerKind, SourceConfig
 from tometune.config.model import LoraConfig, ModelConfig
 from tometune.config.root import Config
 from tometune.config.validators import SINCE_DEFAULT
-from tometune.models.precision import resolve_precision
+from tometune.models.machine import resolve_precision
 
 MEANING = 5
 """Raised when a release makes the same config give another result, so that runs of older releases are not reused."""

@@ -17,7 +17,7 @@ from yaml import YAMLError
 from tometune.common.errors import UserError
 from tometune.common.files import write_json, write_text
 from tometune.config.root import Config, PathsConfig, typed
-from tometune.models.saved import ADAPTER, WHOLE
+from tometune.models.source import ADAPTER, WHOLE
 from tometune.runs.identity import MEANING, content_hash, content_of, identity, model_content, plain
 from tometune.runs.inputs import evaluation_fingerprints
 from tometune.runs.run import HASH_LETTERS, new_record, now, read_record, runs_folder

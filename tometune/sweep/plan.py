@@ -20,7 +20,7 @@ from tometune.config.jobs import Jobs
 from tometune.config.model import Quantization
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker
-from tometune.models.load import device_name, resolve_backend
+from tometune.models.machine import device_name, resolve_backend
 from tometune.models.source import quantized
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
@@ -111,7 +111,7 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     Raises:
         UserError: the data or a task does not allow the run.
     """
-    from tometune.data.packing import pack
+    from tometune.data.tokens import pack
     from tometune.models.source import locate
     from tometune.training.memory import estimate
     from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of

@@ -12,9 +12,9 @@ from datasets import Dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tometune.data.labels import IGNORE
-from tometune.data.packing import pack
+from tometune.data.tokens import pack
+from tometune.models.load import compute_dtype
 from tometune.models.packed_attention import Packed, kernel, packed_by
-from tometune.models.transformers_backend import compute_dtype
 from tometune.training.inputs import TrainingInputs
 from tometune.training.metrics import OnLog
 from tometune.training.steps import in_packs

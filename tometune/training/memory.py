@@ -20,7 +20,7 @@ from tometune.common.errors import UserError
 from tometune.common.files import write_json
 from tometune.config.model import LoraConfig
 from tometune.config.trainer import TrainerConfig
-from tometune.models.load import free_memory
+from tometune.models.machine import free_memory
 from tometune.models.source import ModelSource, quantized
 from tometune.training.batches import Training
 from tometune.training.cuda_graph import capacity_for

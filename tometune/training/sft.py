@@ -11,10 +11,10 @@ from tometune.common.distributed import by_first, is_first
 from tometune.common.errors import UserError
 from tometune.common.seeding import seed_everything
 from tometune.common.signals import Stopped, stop_signals
-from tometune.models.full import author_configs, restore
-from tometune.models.load import free_memory
+from tometune.models.load import author_configs, restore
+from tometune.models.machine import free_memory
 from tometune.models.packed_attention import training_attention
-from tometune.models.saved import ADAPTER, WHOLE
+from tometune.models.source import ADAPTER, WHOLE
 from tometune.training import memory
 from tometune.training.batches import Collator, Training
 from tometune.training.checkpoints import check_disk, last_checkpoint, save_adapter, save_full_model, step_of

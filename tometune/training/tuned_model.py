@@ -3,8 +3,8 @@
 from typing import Any
 
 from tometune.models.adapter import add_adapter
-from tometune.models.full import load_to_train, load_tuned
-from tometune.models.load import free_memory
+from tometune.models.load import load_to_train, load_tuned
+from tometune.models.machine import free_memory
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
 from tometune.training.inputs import TrainingInputs
