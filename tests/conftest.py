@@ -1,5 +1,6 @@
 """Fixtures shared by all rooms: a clean environment, a hub on localhost, verbs in processes of their own."""
 
+import gc
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that hold whole runs, so that no core is idle at the end while another has one left."""
     long = {item.path for item in items if item.get_closest_marker("whole")}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt everything that is imported by now from garbage collection, which is slow with torch and transformers."""
+    gc.freeze()
 
 
 @pytest.fixture
