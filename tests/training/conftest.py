@@ -25,7 +25,7 @@ from tometune.models.load import load_model
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.training import sft
-from tometune.training.inputs import TrainingInputs
+from tometune.training.batches import TrainingInputs
 from tometune.training.metrics import OnLog
 from tometune.training.sft import fit
 from tometune.training.trainer import MeteredTrainer
@@ -45,15 +45,8 @@ def settings(seed: int = 0, **trainer: Any) -> Config:
         name="tiny", id="tiny", weights=Weights.random, quantization=Quantization.none, precision=Precision.fp32
     )
     quick: dict[str, Any] = {
-        "max_length": MOST,
-        "max_steps": 6,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "warmup_steps": 2,
-        "packing": False,
-        "conversations_per_step": 2,
-        "micro_batch": "auto",
+        **{"max_length": MOST, "max_steps": 6, "save_steps": 2, "logging_steps": 1, "warmup_steps": 2},
+        **{"packing": False, "conversations_per_step": 2, "micro_batch": "auto", "learning_rate": 1e-2},
     }
     return Config(model=model, trainer=TrainerConfig(**quick | trainer), seed=seed, seeds=SeedsConfig(*[seed] * 4))
 
@@ -90,8 +83,20 @@ class Fitted:
 
     @property
     def curve(self) -> list[dict[str, float]]:
-        """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        """The lines of metrics.jsonl without times and memory."""
+        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+        return [{k: value for k, value in line.items() if not k.endswith(("_second", "_gb"))} for line in lines]
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each logging step."""
+        return [line["loss"] for line in self.curve]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What run.json says of the training without times and memory."""
+        omitted = ("seconds", "tokens_per_second", "peak_memory_bytes")
+        return {name: value for name, value in vars(self.result).items() if name not in omitted}
 
 
 Train = Callable[..., Fitted]
@@ -150,8 +155,3 @@ def train(cache: Path, data: DataConfig) -> Train:
 def plain(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     """A finished training with the settings above; tests only look at it."""
     return train(tmp_path_factory.mktemp("plain"), settings())
-
-
-def without_times(line: dict[str, float]) -> dict[str, float]:
-    """Return a line of metrics.jsonl without what depends on time and memory."""
-    return {name: value for name, value in line.items() if not name.endswith(("_second", "_gb"))}

@@ -26,10 +26,6 @@ DEFAULTS = {
     **{"auto_find_batch_size": True, "disable_tqdm": False},
 }
 """Defaults after importing Unsloth, and others that would be noticed."""
-
-UnslothsDefaults = dataclasses.make_dataclass(
-    "UnslothsDefaults", [(name, Any, value) for name, value in DEFAULTS.items()], bases=(SFTConfig,)
-)
 STEP = Step(2, 2)
 
 
@@ -41,7 +37,8 @@ def given(config: Config, step: Step = STEP, checkpointing: bool = False, dtype:
 def test_no_default_of_a_library_reaches_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = given(settings())
     assert all(getattr(ours, name) != value for name, value in DEFAULTS.items())
-    monkeypatch.setattr(module, "Arguments", UnslothsDefaults)
+    fields = [(name, Any, value) for name, value in DEFAULTS.items()]
+    monkeypatch.setattr(module, "Arguments", dataclasses.make_dataclass("Changed", fields, bases=(SFTConfig,)))
     theirs = given(settings())
     assert {name: getattr(theirs, name) for name in DEFAULTS} == {name: getattr(ours, name) for name in DEFAULTS}
 
@@ -68,8 +65,7 @@ def test_rate_optimiser_and_schedule_are_those_of_the_config(plain: Fitted, trai
     optimiser = plain.trainer.optimizer.optimizer
     assert type(optimiser) is torch.optim.AdamW
     assert {group["weight_decay"] for group in optimiser.param_groups if group["params"]} == {0.01}
-    rates = [line["learning_rate"] for line in plain.curve]
-    assert rates == pytest.approx([0, 0.005, 0.01, 0.0075, 0.005, 0.0025])
+    assert [line["learning_rate"] for line in plain.curve] == pytest.approx([0, 0.005, 0.01, 0.0075, 0.005, 0.0025])
     constant = settings(learning_rate=3e-3, lr_scheduler_type="constant", optim="sgd", warmup_steps=0, max_steps=3)
     other = train(tmp_path, constant)
     assert type(other.trainer.optimizer.optimizer) is torch.optim.SGD
