@@ -50,6 +50,7 @@ def serve() -> dict[str, Any] | None:
             before = progress(Path(request["kill"][0])) if request["kill"] else set()
             child = os.fork()
             if child == 0:
+                signal.alarm(int(request["timeout"]))  # ends it
                 os.setsid()
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.dup2(stdout.fileno(), 1)
@@ -57,24 +58,12 @@ def serve() -> dict[str, Any] | None:
                 return request
             if request["kill"]:
                 kill(child, before, *request["kill"])
-            status = wait(child, request["timeout"])
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             for file in (stdout, stderr):
                 file.seek(0)
             answer = {"status": status, "stdout": stdout.read(), "stderr": stderr.read()}
             print(json.dumps(answer), flush=True)
     return None
-
-
-def wait(child: int, timeout: float) -> int:
-    """Wait for a child and return its status; after the timeout its process group is killed."""
-    end = time.monotonic() + timeout
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            os.killpg(child, signal.SIGKILL)
-        time.sleep(0.005)
 
 
 def kill(child: int, before: set[str], folder: str, events: int, delay: float) -> None:

@@ -41,9 +41,8 @@ def talk(number: int, length: int) -> dict[str, Any]:
 
 def settings(seed: int = 0, **trainer: Any) -> Config:
     """Return a config of the tiny model: 20 rows of two files, six steps of two rows, a high learning rate."""
-    model = ModelConfig(
-        name="tiny", id="tiny", weights=Weights.random, quantization=Quantization.none, precision=Precision.fp32
-    )
+    kind = {"weights": Weights.random, "quantization": Quantization.none, "precision": Precision.fp32}
+    model = ModelConfig(name="tiny", id="tiny", **kind)
     quick: dict[str, Any] = {
         **{"max_length": MOST, "max_steps": 6, "save_steps": 2, "logging_steps": 1, "warmup_steps": 2},
         **{"packing": False, "conversations_per_step": 2, "micro_batch": "auto", "learning_rate": 1e-2},
@@ -53,13 +52,8 @@ def settings(seed: int = 0, **trainer: Any) -> Config:
 
 def packs(max_length: int, a_step: int) -> dict[str, Any]:
     """Return settings for steps of so many packs, all in one forward pass."""
-    return {
-        "packing": True,
-        "conversations_per_step": None,
-        "max_length": max_length,
-        "tokens_per_step": max_length * a_step,
-        "micro_batch": a_step,
-    }
+    sizes = {"max_length": max_length, "tokens_per_step": max_length * a_step, "micro_batch": a_step}
+    return {"packing": True, "conversations_per_step": None, **sizes}
 
 
 @dataclass
@@ -108,19 +102,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """A base of eight rows and a pool of forty, from which twelve are drawn."""
-    folder = tmp_path_factory.mktemp("data")
-    base = write_jsonl(folder / "base.jsonl", [talk(n, 1 + n * 5 % 11) for n in range(8)])
-    pool = write_jsonl(folder / "pool.jsonl", [talk(n, 1 + n * 7 % 17) for n in range(100, 140)])
-    return DataConfig(name="test", rows=20, base=files(base), pool=files(pool))
+def train(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Return a function that does what the verb does with a config, from the mix to the saved adapter.
 
+    The mix has a base of eight rows, and twelve of the forty rows of a pool.
+    """
+    rows = tmp_path_factory.mktemp("data")
+    base = write_jsonl(rows / "base.jsonl", [talk(n, 1 + n * 5 % 11) for n in range(8)])
+    pool = write_jsonl(rows / "pool.jsonl", [talk(n, 1 + n * 7 % 17) for n in range(100, 140)])
+    data = DataConfig(name="test", rows=20, base=files(base), pool=files(pool))
 
-@pytest.fixture(scope="session")
-def train(cache: Path, data: DataConfig) -> Train:
-    """Return a function that does what the verb does with a config, from the mix to the saved adapter."""
-
-    def run(folder: Path, config: Config, data: DataConfig = data, on_log: OnLog = lambda *_: None) -> Fitted:
+    def run(folder: Path, config: Config, on_log: OnLog = lambda *_: None) -> Fitted:
         batches: list[dict[str, torch.Tensor]] = []
         trainers: list[MeteredTrainer] = []
 

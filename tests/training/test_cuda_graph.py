@@ -135,33 +135,15 @@ def test_what_a_graph_writes_is_added_up_over_a_step(fitted: Fitted, monkeypatch
 def test_what_a_graph_needs(change: dict[str, Any], needs: str | None) -> None:
     decoder = SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=[1]))
     model = SimpleNamespace(device=torch.device("cuda"), num_parameters=lambda: 1, get_base_model=lambda: decoder)
+    config = settings(**SETTINGS, cuda_graph=True)
+    inputs = SimpleNamespace(trainer=config.trainer, source=SimpleNamespace(config=config.model))
     met = {"dtype": torch.bfloat16, "full": False, "packed": Packed.lengths, "unsloth": False}
-
-    def decide(asked: bool | str) -> bool:
-        config = settings(**SETTINGS, cuda_graph=asked)
-        inputs = SimpleNamespace(trainer=config.trainer, source=SimpleNamespace(config=config.model))
-        return can_use_graph(SimpleNamespace(model=model, inputs=inputs, **met | change))  # type: ignore[arg-type]
-
-    assert decide("auto") == (needs is None)
+    training: Any = SimpleNamespace(model=model, inputs=inputs, **met | change)
     if needs is None:
-        assert decide(True)
+        assert can_use_graph(training)
         return
     with pytest.raises(UserError, match=f"cuda_graph=true: needs {needs}"):
-        decide(True)
-
-
-def test_a_batch_is_cut_between_conversations_and_only_where_it_must_be() -> None:
-    lengths, labels = [4, 3, 5, 2], torch.tensor([-100, 1, 1, 1, *[-100] * 3, -100, 1, 1, 1, 1, -100, 1])
-
-    def cut(conversations: int, trained: int) -> list[tuple[int, int, int, int]]:
-        found = split(lengths, labels, Capacity(conversations, trained))
-        return [(part.tokens.start, part.tokens.stop, part.ends.start, part.ends.stop) for part in found]
-
-    assert cut(4, 8) == [(0, 14, 0, 5)]
-    assert cut(3, 8) == [(0, 12, 0, 4), (12, 14, 3, 5)]
-    assert cut(4, 7) == [(0, 12, 0, 4), (12, 14, 3, 5)]
-    assert cut(4, 4) == [(0, 7, 0, 3), (7, 12, 2, 4), (12, 14, 3, 5)]
-    assert cut(1, 99) == [(0, 4, 0, 2), (4, 7, 1, 3), (7, 12, 2, 4), (12, 14, 3, 5)]
+        can_use_graph(training)
 
 
 def test_a_pass_has_room_for_nearly_every_batch() -> None:

@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import sys
-import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -18,17 +17,6 @@ from tometune.training.trainer import StepCallback
 
 def test_log_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
-    shown = bytearray()
-
-    def read() -> None:
-        try:
-            while chunk := os.read(ours, 4096):
-                shown.extend(chunk)
-        except OSError:  # Linux raises when the other end is closed
-            pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     with os.fdopen(theirs, "w") as terminal:
@@ -37,15 +25,16 @@ def test_log_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None
         log.addHandler(StderrHandler())
         bar, state, control = StepCallback(), SimpleNamespace(max_steps=2, global_step=0), SimpleNamespace()
         bar.on_train_begin(None, state, control)
+        shown = ""
         for state.global_step in (1, 2):
             bar.on_step_end(None, state, control)
             bar.on_log(None, state, control, logs={"loss": 1.5})
             log.info("line %d", state.global_step)
             time.sleep(0.3)
+            shown += os.read(ours, 4096).decode()
         bar.on_train_end(None, state, control)
         monkeypatch.undo()
-    reader.join(timeout=10)
-    uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+    uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", shown)
     lines = [part.strip() for part in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", uncoloured))]
     assert [line for line in lines if line.startswith("line")] == ["line 1", "line 2"]
     assert any(line.startswith("training") and "2/2" in line and "loss 1.500" in line for line in lines)

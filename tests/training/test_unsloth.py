@@ -78,59 +78,38 @@ def test_both_backends_learn_the_same(place: Workplace, kind: str, precision: st
     assert (fast / "model" / "config.json").read_text() == (plain / "model" / "config.json").read_text()
 
 
-class Started:
-    """A run that lasts."""
-
-    def __init__(self, place: Workplace, outputs: str) -> None:
-        lasts = ("trainer.max_steps=2000", "trainer.num_train_epochs=999", "eval.base=false")
-        self.outputs = place.folder / outputs
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tometune.train", *UNSLOTH, *lasts, f"paths.outputs={outputs}"],
-            **{"env": place.env, "cwd": place.folder, "stderr": subprocess.PIPE, "text": True},
-        )
-
-    def wait_for(self, steps: int) -> Path:
-        """Wait until so many steps are logged; returns the run's folder."""
-        for _ in range(600):
-            for path in self.outputs.glob("*/metrics.jsonl"):
-                if len(path.read_text().splitlines()) >= steps:
-                    return path.parent
-            time.sleep(0.1)
-        raise AssertionError("the training did not get that far")
-
-    def stop(self, number: signal.Signals) -> tuple[int, str]:
-        """Send a signal; returns the exit status and stderr."""
-        self.process.send_signal(number)
-        stderr = self.process.communicate(timeout=60)[1]
-        return self.process.returncode, stderr
-
-
 @needed
 @pytest.mark.whole
 @pytest.mark.nightly
-def test_stopped_by_a_signal_it_saves_and_resumes(place: Workplace) -> None:
-    run = Started(place, "stopped")
-    folder = run.wait_for(7)
-    status, stderr = run.stop(signal.SIGTERM)
+def test_signals_reach_the_training_which_ends_with_its_parent(place: Workplace) -> None:
+    lasts = ("trainer.max_steps=2000", "trainer.num_train_epochs=999", "eval.base=false", "paths.outputs=signals")
+    command = [sys.executable, "-m", "tometune.train", *UNSLOTH, *lasts]
+
+    def stop(number: signal.Signals, steps: int) -> tuple[Path, int, str]:
+        """Start the run, and send a signal when so many steps are logged; returns its folder, status and stderr."""
+        pipes = {"stderr": subprocess.PIPE, "text": True}
+        process = psutil.Popen(command, env=place.env, cwd=place.folder, **pipes)
+        logs: list[Path] = []
+        for _ in range(600):
+            logs = list(place.folder.glob("signals/*/metrics.jsonl"))
+            if logs and len(logs[0].read_text().splitlines()) >= steps:
+                break
+            time.sleep(0.1)
+        children = process.children()
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+        assert psutil.wait_procs(children, timeout=10)[1] == [], "the training goes on without its parent"
+        return logs[0].parent, process.returncode, stderr
+
+    folder, status, stderr = stop(signal.SIGTERM, 7)
     assert status == 143, stderr
     step = int(stderr.partition("checkpoint saved at step ")[2].split()[0])
     assert (folder / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").exists()
     assert record_of(folder)["status"] == "running"
-    run = Started(place, "stopped")
-    run.wait_for(step + 3)
-    assert run.stop(signal.SIGINT)[1].splitlines()[-1] == "interrupted; run the same command again to resume"
+    *_, stderr = stop(signal.SIGINT, step + 3)
+    assert stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
+    stop(signal.SIGKILL, step + 8)
     assert [number for number, _ in curve_of(folder)][: step + 3] == list(range(1, step + 4))
-
-
-@needed
-@pytest.mark.whole
-@pytest.mark.nightly
-def test_a_killed_parent_takes_its_training_along(place: Workplace) -> None:
-    run = Started(place, "killed")
-    run.wait_for(3)
-    (child,) = psutil.Process(run.process.pid).children()
-    run.stop(signal.SIGKILL)
-    assert psutil.wait_procs([child], timeout=10)[1] == [], "the training goes on without its parent"
 
 
 @needed
