@@ -35,10 +35,3 @@ def broken_links(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_relative_links_of(page: Path) -> None:
     assert broken_links(page) == []
-
-
-def test_broken_links_are_found(tmp_path: Path) -> None:
-    (tmp_path / "b.md").write_text("# A `heading`, and more\n")
-    page = tmp_path / "a.md"
-    page.write_text("[x](b.md#a-heading-and-more) [y](b.md#no) [z](c.md) [w](https://x.org/c)\n```\n[v](d.md)\n```\n")
-    assert broken_links(page) == ["b.md#no", "c.md"]

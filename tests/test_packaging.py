@@ -70,16 +70,6 @@ def test_the_installed_console_script_is_the_same_as_the_module(binaries, tmp_pa
     assert not [path for path in tmp_path.iterdir() if path.name != "home"]
 
 
-@pytest.mark.whole
-@pytest.mark.nightly
-def test_a_whole_run_from_another_folder(binaries, tmp_path, clean_env):
-    clean_env.pop("PYTHONPATH", None)
-    command = [binaries / "tometune", "train", "+experiment=smoke", "trainer.max_steps=2", "eval.base=false"]
-    done = subprocess.run(command, cwd=tmp_path, env=clean_env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("outputs/*/run.json"))) == 1
-
-
 def declared(requirements: Iterable[str]) -> set[str]:
     """Return the names of distributions as they are compared."""
     return {Requirement(text).name.lower().replace("_", "-") for text in requirements}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.training.conftest import Fitted, Train, packs, settings
+from tests.training.conftest import Fitted, Train, settings
 from tometune.common.errors import UserError
 from tometune.config.lora import LoraConfig
 from tometune.config.model import Precision, Weights
@@ -91,11 +91,6 @@ def test_it_resumes_bit_for_bit(fitted: Fitted, train: Train, tmp_path: Path) ->
     assert len(again.batches) < len(fitted.batches)
     assert (tmp_path / "model" / WEIGHTS).read_bytes() == (fitted.folder / "model" / WEIGHTS).read_bytes()
     assert again.losses == fitted.losses
-
-
-def test_the_cuda_graph_is_rejected_if_it_was_set(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"trainer\.cuda_graph=true: needs a LoRA adapter \(lora=default\)"):
-        train(tmp_path, full(cuda_graph=True, **packs(96, 2)))
 
 
 def test_a_model_that_could_not_be_saved_is_rejected_at_the_start(tmp_path: Path, base: Any, cache: Path) -> None:

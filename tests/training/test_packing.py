@@ -41,19 +41,6 @@ def test_the_loss_of_a_packed_block_is_that_of_its_rows_alone(
     assert abs(loss_of(fitted, one_mask, trained) - alone) > 1e-3
 
 
-def test_rows_that_are_not_packed_are_padded_and_masked(train: Train, tmp_path: Path) -> None:
-    fitted = train(tmp_path, settings(max_steps=1, conversations_per_step=4))
-    (batch,) = fitted.batches
-    lengths = batch["attention_mask"].sum(dim=1)
-    assert lengths.min() < lengths.max()
-    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
-    sharpen(fitted)
-    trained = (batch["labels"] != -100).sum()
-    rows = ({name: batch[name][row : row + 1, : int(lengths[row])] for name in batch} for row in range(4))
-    alone = sum(loss_of(fitted, row, trained) for row in rows)
-    assert loss_of(fitted, batch, trained) == pytest.approx(alone, abs=1e-5)
-
-
 def test_conversations_without_padding_train_as_they_do_with_it(plain: Fitted, train: Train, tmp_path: Path) -> None:
     flat = train(tmp_path, settings(packing=True, micro_batch=2))
     assert flat.result.padded_tokens == flat.result.tokens == plain.result.tokens < plain.result.padded_tokens
