@@ -24,7 +24,7 @@ LINES = [
 RUN, MIX = "python -m tometune.", ["data.base.rows=4", "data.rows=8"]
 TINY = ["model=tiny", "trainer=debug", "trainer.max_steps=2", "eval.limit=1"]
 HUB = [f"eval.tasks.{task}.{value}" for task in TASKS for value in ("revision=main", "max_new_tokens=4")]
-TABLE = [*TINY, *HUB, "data=mix_100k,mix_300k", "seed=0,1", "data.base.rows=4", "data.rows=4", "eval.resamples=200"]
+TABLE = [*TINY, *HUB, "data=mix_100k,mix_300k", "seed=0", "data.base.rows=4", "data.rows=4", "eval.resamples=200"]
 
 COMMANDS = {
     f"{RUN}prepare data=mix_300k": ["model=tiny", *MIX],
@@ -90,7 +90,7 @@ def test_command(command: str, user: tuple[Workplace, ForkServer]):
     elif "tometune.report" in command or "-m" in words[2:]:
         assert "Is mix_300k better than mix_100k?" in done.stdout
         assert "publish" not in command or "wandb sync" in done.stdout
-        assert len(list(place.folder.glob("multirun/table/tiny-mix_*/run.json"))) == 4
+        assert len(list(place.folder.glob("multirun/table/tiny-mix_*/run.json"))) == 2
     else:
         assert "mean of tasks" in done.stdout
 

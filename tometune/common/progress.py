@@ -77,10 +77,7 @@ class QuietFileHandler(logging.FileHandler):
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to the current `sys.stderr`, which rich's progress bars replace while they are shown.
-
-    logging's own handler keeps the stream that it was made with, so its lines would break the bar.
-    """
+    """Writes to the current `sys.stderr`, which rich replaces while a bar is shown; logging's own handler keeps one."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)  # not StreamHandler's, which sets the stream
