@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
@@ -22,6 +23,10 @@ from tometune.runs.lock import BusyError
 from tometune.runs.run import Run
 from tometune.runs.stored import run_of_older_version
 from tometune.sweep import hooks
+
+if TYPE_CHECKING:
+    from tometune.training.metrics import OnLog
+    from tometune.training.unsloth_process import UnslothProcess
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +127,6 @@ def experiment(run: Run, inputs: RunInputs) -> None:
             from tometune.models.load import check_trainable, describe, load_model
             from tometune.models.machine import free_memory
             from tometune.tracking import RunLabels, start_tracker
-            from tometune.training.tuned_model import tuned_model
 
         inputs.load()
         seed_everything(config.seeds.adapter)
@@ -157,6 +161,47 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         run.update(tracking=tracker.describe())
 
 
+def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process: UnslothProcess | None) -> Any:
+    """Train, unless an interrupted run already finished training; record the result and return the tuned model.
+
+    `model` is the base model, which gets the adapter. It is None if another one is loaded for the training: in
+    Unsloth's `process`, which then trains, or every weight in float32 (`lora=none`).
+
+    Raises:
+        UserError: the model or the machine is not suitable, or the loss is not finite.
+    """
+    with quick_imports():
+        from tometune.models.adapter import add_adapter
+        from tometune.models.load import load_to_train, load_tuned
+        from tometune.models.machine import free_memory
+        from tometune.training.batches import TrainingInputs
+        from tometune.training.sft import fit
+
+    config, source = inputs.config, inputs.model_source
+    if run.record["train"] is not None:
+        return load_tuned(model, source, config.lora, run.folder)
+    training = TrainingInputs(
+        source=source,
+        tokens=inputs.tokens,
+        trainer=config.trainer,
+        lora=config.lora,
+        seeds=config.seeds,
+        folder=run.folder.absolute(),
+        cache=inputs.cache,
+    )
+    if process is not None:
+        result = process.fit(training, on_log)
+    elif config.lora.enabled:
+        model = add_adapter(model, config.lora, config.seeds.adapter)
+        result = fit(model, inputs.tokenizer, training, on_log)
+    else:
+        result = fit(load_to_train(source), inputs.tokenizer, training, on_log)
+        free_memory()
+    run.update(train=result)
+    run.save()
+    return load_tuned(None, source, config.lora, run.folder) if model is None else model
+
+
 def log_older_version(run: Run, config: Config) -> None:
     """Log it if a new run repeats one that an older version of tometune made."""
     older = None if run.record else run_of_older_version(config, run.id)
@@ -174,7 +219,7 @@ def check_requirements(config: Config) -> None:
     from tometune.models.machine import check_machine
     from tometune.models.source import check_source
     from tometune.tracking import check_tracker
-    from tometune.training.optimisers import check_optimiser
+    from tometune.training.steps import check_optimiser
 
     check_machine(config.model)
     check_optimiser(config.trainer)

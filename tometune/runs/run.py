@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from tometune.common.distributed import is_first
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_json, write_text
-from tometune.common.logs import log_file
+from tometune.common.progress import log_file
 from tometune.config.root import Config
 from tometune.runs.identity import MEANING, content_hash, identity, plain
 
