@@ -18,8 +18,10 @@ train on.
 Texts are otherwise unchanged, including white space at their ends.
 """  # noqa: E501 -- table rows stay on one line
 
+import json
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from tometune.data.formats import Turn
 
@@ -76,3 +78,12 @@ def normalised(texts: Iterable[str]) -> str:
     Every turn counts, including the system's. Roles and turn borders are ignored, so the format does not matter.
     """
     return " ".join(" ".join(texts).split()).casefold()
+
+
+def full_conversation(messages: list[dict[str, str]], extras: str | None) -> tuple[list[dict[str, Any]], Any]:
+    """Return the messages of a row with what they have besides role and content, and the definitions of its tools."""
+    if extras is None:
+        return messages, None
+    found = json.loads(extras)
+    turns = found.get("turns", {})
+    return [{**message, **turns.get(str(number), {})} for number, message in enumerate(messages)], found.get("tools")

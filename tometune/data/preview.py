@@ -11,6 +11,7 @@ from rich.text import Text
 from tometune.data.filters import NEAR
 from tometune.data.labels import IGNORE
 from tometune.data.mix import Mix
+from tometune.data.template import NOTES
 from tometune.data.tokens import Tokens
 
 TRAINED, OTHER = "bold green", "dim"
@@ -61,8 +62,9 @@ def _sizes(tokens: Tokens, max_length: int) -> RenderableType:
     rows = [
         ("rows", f"{counts.rows:,}", ""),
         (f"rows truncated at trainer.max_length={max_length}", *_share(counts.truncated, counts.rows)),
-        ("rows skipped: no trainable tokens left after that", *_share(counts.without_labels, counts.rows)),
+        ("rows skipped: nothing left to train on", *_share(counts.without_labels, counts.rows)),
         ("rows whose text spells a control token, kept as text", *_share(counts.special_text, counts.rows)),
+        *((f"rows with {NOTES[note]}", *_share(count, counts.rows)) for note, count in counts.template.items()),
         ("tokens", f"{counts.tokens:,}", ""),
         ("trainable tokens (answers and their ends)", *_share(counts.trainable_tokens, counts.tokens)),
         ("tokens cut off", *_share(counts.tokens_cut, counts.tokens + counts.tokens_cut)),
