@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from tests.data.chatml import CHATML, chatml_tokenizer, turns
@@ -5,6 +7,7 @@ from tests.data.tokenised import TOKENIZERS
 from tometune.common.errors import UserError
 from tometune.data.template import Template
 from tometune.data.template_support import Messages
+from tometune.evaluation.generation import greedy
 from tometune.models.chat_template import adapt
 
 
@@ -72,8 +75,8 @@ def test_a_template_without_an_end_of_turn() -> None:
     tokenizer = chatml_tokenizer("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}")
     tokenizer.chat_template = adapt(tokenizer, thinking=False)
     template = Template(tokenizer)
-    assert not template.ends
-    assert Template(chatml_tokenizer()).ends
+    assert not template.end
+    assert Template(chatml_tokenizer()).end
     assert trained(template, turns("q", "a")) == ["a"]
     assert template.prompt(turns("q")).text == "user: q\nassistant: "
 
@@ -123,3 +126,12 @@ def test_special_tokens_in_calls_and_definitions_are_text() -> None:
     row = template.render([[*turns("q"), caller]], [[tool]])[0]
     assert row.text.count("<|eot_id|>") == 4, "one for each turn and the template's own"
     assert row.original(*row.spans[0]).count("<|eot_id|>") == 2, "the argument's and the end of the turn"
+
+
+def test_the_end_of_a_turn_is_labelled_and_ends_answers_whatever_eos_and_pad_are() -> None:
+    tokenizer = chatml_tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
+    assert trained(Template(tokenizer), turns("q", "a")) == ["a<|im_end|>"]
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
+    stops = greedy(model, tokenizer, 4).eos_token_id
+    assert tokenizer.convert_ids_to_tokens(stops) == ["<|endoftext|>", "<|im_end|>"]

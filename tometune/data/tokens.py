@@ -72,7 +72,7 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         raise UserError(
             f"trainer.max_length={max_length}: the chat template alone takes {overhead} tokens; raise it above that"
         )
-    if not template.ends:
+    if not template.end:
         log.warning("the chat template ends answers without a special token, so the model does not learn to stop")
     made_by = {
         "tokenizer": _hash(without_truncation(tokenizer.backend_tokenizer).to_str()),
