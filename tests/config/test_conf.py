@@ -42,7 +42,10 @@ def choice(name: str) -> list[str]:
     return [f"{group}={option}", *PATHS.get(name, [])]
 
 
-PLUGINS = {"hydra/launcher/ray": "hydra_plugins.hydra_ray_launcher", "sweep/optuna": "hydra_plugins.hydra_optuna_sweeper"}
+PLUGINS = {
+    "hydra/launcher/ray": "hydra_plugins.hydra_ray_launcher",
+    "sweep/optuna": "hydra_plugins.hydra_optuna_sweeper",
+}
 
 
 @pytest.mark.parametrize("name", FILES)
