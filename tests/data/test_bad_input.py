@@ -6,7 +6,8 @@ import pytest
 
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
-from tometune.data.standardise import standardise
+from tometune.config.data import BadRows, DataConfig
+from tometune.data.standardise import check_malformed, standardise
 
 
 def write_parquet(path, rows, **options):
@@ -17,7 +18,7 @@ def write_parquet(path, rows, **options):
 
 def error_of(path, cache):
     with pytest.raises(UserError) as caught:
-        standardise(files(path), "data.pool", cache)
+        check_malformed(standardise(files(path), "data.pool", cache), "data.pool", DataConfig(bad_rows=BadRows.stop))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -33,7 +34,8 @@ def test_shards_may_differ_in_schema(tmp_path):
     assert (made.names, len(made.rows)) == (["a", "b", "files"], 4)
     write_parquet(shards / "e.parquet", [{"text": "x"}])
     error = error_of(shards, tmp_path / "cache")
-    assert error.startswith(f"{shards}/e.parquet: no conversation column among text; a row needs")
+    assert f": {shards}/e.parquet, row 0 (the first is 0): no columns with turns, nor a question and its an" in error
+    assert error.endswith("among text; name them with 'data.pool.columns={user: text, assistant: ANSWERS}'")
 
 
 @pytest.mark.nightly
@@ -60,8 +62,8 @@ def test_a_row_of_another_type_in_the_middle_of_a_file(tmp_path):
     """A worker process reads it; the error still has the right line."""
     good = [conversation(n) for n in range(17_000)]
     file = write_jsonl(tmp_path / "x.jsonl", [*good, {"conversations": 3}, *good[:2_000]])
-    message = "the conversation is of type int; make it a list of turns"
-    assert error_of(file, tmp_path / "cache") == f"{file}, line 17001: {message}"
+    message = "the conversation in 'conversations' is of type int; make it a list of turns"
+    assert error_of(file, tmp_path / "cache").endswith(f": {file}, line 17001: {message}")
 
 
 def test_parquet_text_that_is_not_utf8(tmp_path):

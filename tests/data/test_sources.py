@@ -66,11 +66,14 @@ def test_folders_and_globs(tmp_path):
     ("path", "message"),
     [
         (None, "data.base.path: is not set; set it to"),
-        ("missing.jsonl", "data.base.path={}/missing.jsonl: no such file; name a parquet"),
-        ("*.parquet", "data.base.path={}/*.parquet: no such file; name a parquet"),
-        ("**x", "data.base.path={}/**x: no such file; name a parquet"),
-        ("empty", "data.base.path={}/empty: has no file that ends in .parquet, .jsonl, .json; name another"),
-        ("notes.txt", "data.base.path={}/notes.txt: cannot be read; the name must end in .parquet, .jsonl, .json"),
+        ("missing.jsonl", "data.base.path={}/missing.jsonl: no such file; name a JSONL"),
+        ("*.parquet", "data.base.path={}/*.parquet: no such file; name a JSONL"),
+        ("**x", "data.base.path={}/**x: no such file; name a JSONL"),
+        (
+            "empty",
+            "data.base.path={}/empty: has no file that ends in .parquet, .jsonl, .ndjson, ",
+        ),
+        ("notes.txt", "data.base.path={}/notes.txt: cannot be read; the name must end in .parquet, .jsonl, .ndjson"),
         ("links", "{}/links/lost.jsonl: cannot be read (No such file or directory); check that it"),
     ],
 )

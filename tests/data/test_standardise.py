@@ -1,13 +1,14 @@
 import logging
 import multiprocessing
+from contextlib import nullcontext
 from hashlib import blake2b
 
 import pytest
 
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
-from tometune.config.data import RowFormat
-from tometune.data.standardise import standardise, text_key
+from tometune.config.data import BadRows, DataConfig, RowFormat
+from tometune.data.standardise import check_malformed, standardise, text_key
 
 ALPACA = {"instruction": "Question 1", "input": "", "output": "answer\n1"}
 
@@ -54,13 +55,48 @@ def test_a_source_is_cached_until_its_content_or_format_changes(tmp_path, caplog
     assert len(caplog.messages) == 3
 
 
-def test_the_error_for_a_bad_row_names_it_and_leaves_no_files(tmp_path):
-    bad = {"conversations": [turn("humn", "q")]}
-    file = write_jsonl(tmp_path / "x.jsonl", [conversation(1), conversation(2), bad])
+def test_a_bad_row_is_counted_and_an_error_names_it(tmp_path):
+    bad = {"conversations": [turn("humn", "q")], "dataset": "d"}
+    file = write_jsonl(tmp_path / "x.jsonl", [conversation(1), conversation(2), bad, [1], bad])
+    made = standardise(files(file), "data.base", tmp_path / "cache")
+    assert (made.read, len(made.rows)) == (5, 2)
+    assert made.malformed == {"unknown_role": {"d": 2}, "not_an_object": {"files": 1}}
+    check_malformed(made, "data.base", DataConfig())
     with pytest.raises(UserError) as caught:
-        standardise(files(file), "data.base", tmp_path / "cache")
-    assert str(caught.value).startswith(f"{file}, line 3: unknown role 'humn'; did you mean human? use one of")
-    assert list((tmp_path / "cache" / "sources").iterdir()) == []
+        check_malformed(made, "data.base", DataConfig(bad_rows=BadRows.stop))
+    start, *shown = str(caught.value).split(" | ")
+    assert start.startswith(
+        "data.base: 3 of 5 rows cannot be read (unknown_role 2, not_an_object 1); fix them, or set data.bad_rows=drop "
+        f"to leave them out: {file}, line 3 and {file}, line 5: unknown role 'humn'; did you mean human? use one of"
+    )
+    assert shown == [f"{file}, line 4: is not an object {{…}}; fix or delete this line"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "bad", "share", "stops"),
+    [
+        (100, 5, 0.05, None),
+        (100, 6, 0.05, "raise data.max_bad_share=0.05"),
+        (100, 6, 0.06, None),
+        (100, 1, 0, "raise data.max_bad_share=0"),
+        (99, 50, 0.05, None),
+        (3, 3, 0.05, "none is left"),
+    ],
+)
+def test_too_many_bad_rows_stop(tmp_path, rows, bad, share, stops):
+    texts = [*({"text": str(number)} for number in range(bad)), *(conversation(n) for n in range(rows - bad))]
+    made = standardise(files(write_jsonl(tmp_path / "x.jsonl", texts)), "data.base", tmp_path / "cache")
+    with pytest.raises(UserError, match=stops) if stops else nullcontext():
+        check_malformed(made, "data.base", DataConfig(max_bad_share=share))
+
+
+def test_columns_and_keys_that_are_not_read_are_counted(tmp_path):
+    turns = [{"from": "human", "value": "q", "id": 7, "note": None}, {"from": "gpt", "value": "a", "id": 8}]
+    rows = [{"conversations": turns, "images": [], "topic": "t", "source": "s"}, conversation(1, topic="", lang="en")]
+    rows.append({"conversations": turns[:1], "score": 1.5, "source": "s", "dataset": "d", "topic": "t"})
+    made = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "k", tmp_path / "cache")
+    assert made.unread == {"topic": {"s": 2}, "turn.id": {"s": 2}, "lang": {"files": 1}, "dataset": {"s": 1}}
+    assert made.dropped == {"no_assistant_turn": {"s": 1}}
 
 
 def _length(source, cache):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, at_least, file_name, identity_if
+from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, at_least, file_name, identity_if, one_of
 
 
 class ScorerKind(StrEnum):
@@ -107,6 +107,24 @@ class RowFormat(StrEnum):
     prompt_completion = "prompt_completion"
 
 
+class Preference(StrEnum):
+    """What to do with preference data: rows with a chosen and a rejected answer, or with a label, true or false."""
+
+    refuse = "refuse"
+    chosen = "chosen"
+    ignore = "ignore"
+
+
+class BadRows(StrEnum):
+    """What to do about rows that cannot be read."""
+
+    drop = "drop"
+    stop = "stop"
+
+
+COLUMN_ROLES = ("messages", "user", "context", "assistant", "reasoning", "system", "history", "tools")
+
+
 class Contamination(StrEnum):
     """What to do about rows that share a 13-word sequence with an evaluation example."""
 
@@ -130,11 +148,17 @@ class SourceConfig:
     split: str = "train"
     """Split of the hub dataset."""
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
-    """Parquet, JSONL or JSON file, a folder of them, or a glob, for `kind=files`."""
+    """File (JSONL, JSON, CSV, TSV, parquet, Arrow), folder of them, or glob, for `kind=files`."""
     filtered: bool = False
     """For `kind=pydocs`: keep the rows with the best text (in the base, not in the pool)."""
     format: RowFormat = RowFormat.auto
-    """`auto` recognises the format by the columns of the first rows."""
+    """`auto` recognises the format of each row by its columns."""
+    columns: dict[str, str] = field(default_factory=dict, metadata=SINCE_DEFAULT)
+    """Columns with names that are not recognised, by what they hold: `messages` (a list of turns), or `user` and
+    `assistant`; and `context`, `reasoning`, `system`, `history`, `tools`."""
+    preference: Preference = field(default=Preference.refuse, metadata=SINCE_DEFAULT)
+    """Rows with a rejected answer or a label: `refuse` counts them as rows that cannot be read, `chosen` trains on the
+    chosen side, `ignore` does not read these columns."""
     score: str = field(default="score", metadata=SINCE_DEFAULT)
     """Column with the score of a row, for `data.filters.min_score` and `data.scorer.kind=column`; may be missing."""
     rows: int | None = None
@@ -180,6 +204,10 @@ class DataConfig:
     """Near-duplicates."""
     scorer: ScorerConfig = field(default_factory=ScorerConfig, metadata=SINCE_DEFAULT)
     """What ranks the pool if `data.pool.order=best`."""
+    bad_rows: BadRows = field(default=BadRows.drop, metadata=NOT_IDENTITY)
+    """Rows that cannot be read: `drop` leaves them out and counts them, `stop` shows the first three."""
+    max_bad_share: float = field(default=0.05, metadata=NOT_IDENTITY)
+    """Largest share, 0 to 1, of rows that cannot be read, in a source of at least 100 rows."""
     contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
     """What to do about rows that share a 13-word sequence with an example of `eval.tasks`, see docs/contamination.md.
 
@@ -192,6 +220,8 @@ def data_problems(data: DataConfig) -> Iterator[str]:
     """Yield the problems of the group."""
     yield from file_name("data.name", data.name)
     yield from at_least(1, {"data.rows": data.rows})
+    if not 0 <= data.max_bad_share <= 1:
+        yield f"data.max_bad_share={data.max_bad_share}: not a share from 0 to 1"
     yield from _source_problems("data.base", data.base)
     if data.pool is not None:
         yield from _source_problems("data.pool", data.pool)
@@ -235,5 +265,7 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
         if source.kind is not kind and value:
             fix = f"choose a mix over {kind}, e.g. data={example}"
             yield f"{key}.{name}={value}: is ignored if {key}.kind={source.kind}; {fix}"
+    for role in source.columns:
+        yield from one_of(f"{key}.columns", role, COLUMN_ROLES)
     if source.filtered and source.kind is not SourceKind.pydocs:
         yield f"{key}.filtered=true: only {key}.kind=pydocs has a filter; set {key}.filtered=false"

@@ -48,7 +48,8 @@ def _key_order(source: Standardised) -> np.ndarray:
     rows = order[places]
     hashes = np.empty(len(rows), dtype="S32")
     for place in np.argsort(rows).tolist():
-        messages = json.dumps(source.rows[int(rows[place])]["messages"])
+        row = source.rows[int(rows[place])]
+        messages = json.dumps(row["messages"]) + (row["extras"] or "")
         hashes[place] = blake2b(messages.encode(), digest_size=16).hexdigest().encode()
     order[places] = rows[np.lexsort((hashes, run))]
     return order
@@ -170,7 +171,7 @@ def check_base(base: Standardised, filtered: Filtered, contaminated: int, wanted
             "and an assistant turn that answers it"
         )
     found = int(filtered.keep.sum())
-    lost = [_reasons("dropped", base.dropped)]
+    lost = [_reasons("dropped", base.dropped | base.malformed)]
     lost += [_reasons("filtered", filtered.counts)] if filtered.counts else []
     lost += [f"data.contamination=drop: {contaminated:,}"] if contaminated else []
     if not found:
@@ -212,7 +213,7 @@ def shortage_error(pool: Standardised, facts: dict[str, Any], found: int, reason
     lost = {
         "in the base": excluded["in_base"],
         "repeats": excluded["repeats"],
-        "dropped": _total(pool.dropped),
+        "dropped": _total(pool.dropped | pool.malformed),
         "filtered": _total(facts["filtered"]) if facts["filtered"] else None,
         "data.contamination=drop": facts.get("contaminated_rows") or None,
         "near-duplicates": sum(facts[NEAR].values()) if NEAR in facts else None,

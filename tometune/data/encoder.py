@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Dataset
 from tokenizers import Tokenizer
 
-from tometune.data.conversations import full_conversation
+from tometune.data.conversations import full_messages
 from tometune.data.template import Rendered, Template
 from tometune.data.template_support import Messages, Tools
 
@@ -142,7 +142,7 @@ def _batches(rows: Dataset) -> Iterator[tuple[int, list[Messages], list[Tools]]]
         stored = rows[start : start + BATCH]
         first, size, batch, tools = start, 0, list[Messages](), list[Tools]()
         for messages, extras in zip(stored["messages"], stored["extras"], strict=True):
-            whole, given = full_conversation(messages, extras)
+            whole, given = full_messages(messages, extras)
             batch.append(whole)
             tools.append(given)
             size += sum(len(message["content"]) for message in messages) + len(extras or "")

@@ -26,7 +26,7 @@ from tometune.data import draw
 from tometune.data.contamination import EvaluationTexts, overlapping_rows
 from tometune.data.filters import NEAR, Filtered, Mask, Tokenizer, apply_masks, by_source, examples_of, filters
 from tometune.data.near_duplicates import near_duplicates
-from tometune.data.standardise import Standardised, standardise
+from tometune.data.standardise import KINDS, Standardised, check_malformed, standardise
 
 CONTAMINATED = "contaminated"
 
@@ -47,7 +47,7 @@ class Mix:
 
     name: str
     seed: int
-    dataset: Dataset  # columns `source` and `messages` ([{role, content}]); rows as in `row_ids`
+    dataset: Dataset  # columns `source`, `messages` ([{role, content}]) and `extras`; rows as in `row_ids`
     row_ids: list[str]  # `base:<key>` or `pool:<key>`: the 128-bit hash of the normalised text in hex
     digest: str  # sha256 over the row ids in order, 20 hex digits
     sources: dict[str, int]  # rows by source, largest first
@@ -163,6 +163,7 @@ class _Builder:
         """Take the whole base in key order, or a draw of `data.base.rows` rows."""
         config, cache = self.config, self.cache
         base = standardise(config.base, "data.base", cache)
+        check_malformed(base, "data.base", config)
         active = config.filters if config.filters.base else FiltersConfig()
         near = config.near_dedup.base and config.near_dedup.threshold is not None
         masks = chain(filters(active, base, cache, self.tokenizer), [self._near_mask(base)] if near else [])
@@ -184,6 +185,7 @@ class _Builder:
         draw.check_pool(config, added)
         assert config.pool is not None
         pool = standardise(config.pool, "data.pool", cache)
+        check_malformed(pool, "data.pool", config)
         draw.check_not_empty(pool, config.pool, "data.pool")
         draw.check_names(config.pool, pool.names)
         filtered = apply_masks(pool, "pool", filters(config.filters, pool, cache, self.tokenizer))
@@ -252,5 +254,5 @@ class _Builder:
 
 def _facts(source: Standardised, filtered: Filtered) -> dict[str, Any]:
     """Return the counts of standardising and filtering, for the manifest."""
-    counts = {"read": source.read, "usable": len(source.rows), "dropped": source.dropped, "mended": source.mended}
+    counts = {"read": source.read, "usable": len(source.rows), **{kind: getattr(source, kind) for kind in KINDS}}
     return {"fingerprint": source.fingerprint, **counts, "filtered": dict(filtered.counts)}
