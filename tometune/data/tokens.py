@@ -106,7 +106,7 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
     shown = [f"{count:,} rows with {NOTES[name]}" for name, count in counts.template.items()]
     if counts.without_labels == counts.rows and shown:
         raise UserError(
-            f"model: its chat template leaves nothing to train on: {'; '.join(shown)}; choose another model"
+            f"model: its chat template leaves nothing to train on ({'; '.join(shown)}); choose another model"
         )
     if counts.without_labels == counts.rows:
         raise UserError(f"trainer.max_length={max_length}: no row has an answer left after truncation; raise it")
