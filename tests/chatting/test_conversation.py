@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.chatting.fake import Words
 from tometune.chatting.conversation import GAP, Answer, Conversation, Settings, truncate_to_context
-from tometune.config.data import RowFormat
-from tometune.data.formats import format_of, reader
+from tometune.config.data import SourceConfig
+from tometune.data.formats import Reader
 from tometune.data.readers import read_file
 
 TEXTS = st.text(min_size=1, max_size=30).filter(lambda text: text.strip())
@@ -46,11 +46,10 @@ def test_an_export_is_read_back_as_training_data(tmp_path_factory, prompts, syst
     file = tmp_path_factory.mktemp("export") / "conversation.json"
     file.write_text(json.dumps(made.sharegpt()), encoding="utf-8")
     rows = [row for batch in read_file(file) for row in batch.rows]
-    assert format_of(rows, RowFormat.auto, str(file)) is RowFormat.sharegpt
-    read = [reader(RowFormat.sharegpt)(row) for row in rows]
-    for side, turns in enumerate(read):
-        sent = [(message["role"], message["content"]) for message in made.messages(side)]
-        assert turns == [*sent, ("assistant", made.turns[-1].answers[side].text)]
+    read = [Reader(SourceConfig(), "data.base").read(row) for row in rows]
+    for side, found in enumerate(read):
+        sent = [(message["role"], message["content"], None) for message in made.messages(side)]
+        assert found.turns == [*sent, ("assistant", made.turns[-1].answers[side].text, None)]
 
 
 def test_retry_and_edit_drop_later_turns():

@@ -2,136 +2,310 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tometune.common.errors import UserError
-from tometune.config.data import RowFormat
-from tometune.data.formats import ROLES, FormatError, format_of, reader
+from tests.data.conftest import files
+from tometune.config.data import Preference, RowFormat
+from tometune.data.formats import COLUMNS, MEDIA, REJECTED, ROLES, FormatError, Reader, Turn
 
-COLUMNS = ("conversations", "messages", "instruction", "input", "output", "prompt", "completion", "system")
-NAMES = st.sampled_from([*COLUMNS, "from", "value", "role", "content"])
 QA = [("user", "q"), ("assistant", "a")]
 SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 MESSAGES = {"messages": TURNS}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+def read(row, **options):
+    return Reader(files(None, **options), "data.base").read(row)
+
+
+def said(row, **options):
+    return [(turn.role, turn.text) for turn in read(row, **options).turns]
 
 
 @pytest.mark.parametrize(
-    ("row", "form", "turns"),
+    ("row", "turns"),
     [
-        (SHAREGPT, RowFormat.sharegpt, QA),
-        (MESSAGES, RowFormat.messages, QA),
-        ({"conversations": TURNS}, RowFormat.messages, QA),
-        ({**MESSAGES, "prompt": "q", "completion": "other"}, RowFormat.messages, QA),
-        ({"instruction": "q", "input": "", "output": "a"}, RowFormat.alpaca, [("system", ""), *QA]),
+        (SHAREGPT, QA),
+        (MESSAGES, QA),
+        ({"conversations": TURNS}, QA),
+        ({"messages": [{"from": "user", "content": "q"}, {"role": "AI", "value": "a"}]}, QA),
+        ({"messages": [{"role": "user", "content": None, "text": "q"}, TURNS[1]]}, QA),
+        ({"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'}, QA),
+        ({"messages": ["q", "a"]}, QA),
+        ({"conversation": [{"human": "q", "assistant": "a"}] * 2}, QA * 2),
+        ({"conversation": [{"system": "s", "input": "q", "output": "a"}]}, [("system", "s"), *QA]),
+        ({**MESSAGES, "prompt": "q", "completion": "other"}, QA),
+        ({"conversations": [], "messages": TURNS}, QA),
+        ({"conversations": [None], **MESSAGES}, QA),
+        ({"conversations": "", "instruction": "q", "output": "a"}, QA),
+        ({"messages": None}, [("user", ""), ("assistant", "")]),
+        ({"messages": [None, *TURNS]}, [("", ""), *QA]),
+        ({"instruction": "q", "input": "", "output": "a"}, QA),
+        ({"instruction": "q", "input": float("nan"), "output": "a"}, QA),
+        ({"instruction": "", "input": "q", "output": "a"}, QA),
         (
             {"instruction": "q", "input": "i", "output": "a", "system": "s"},
-            RowFormat.alpaca,
             [("system", "s"), ("user", "q\n\ni"), ("assistant", "a")],
         ),
-        ({"prompt": "q", "completion": "a"}, RowFormat.prompt_completion, QA),
-        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, RowFormat.prompt_completion, QA),
+        ({"instruction": "q", "context": "c", "response": "a"}, [("user", "q\n\nc"), ("assistant", "a")]),
+        ({"prompt": "q", "completion": "a"}, QA),
+        ({"prompt": None, "completion": "a"}, [("user", ""), ("assistant", "a")]),
+        ({"prompt": "q"}, [("user", "q"), ("assistant", "")]),  # JSON may leave out an answer that is null
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, QA),
+        ({"prompt": [{"role": "system", "content": "s"}, TURNS[0]], "completion": "a"}, [("system", "s"), *QA]),
+        *(({user: "q", answer: "a"}, QA) for user in COLUMNS["user"] for answer in ("response", "answer", "target")),
+        ({"system_prompt": "s", **SHAREGPT}, [("system", "s"), *QA]),
+        ({"system": "s", "messages": [{"role": "developer", "content": "own"}, *TURNS]}, [("system", "own"), *QA]),
+        ({"query": "q", "response": "a", "history": [["q", "a"]]}, QA * 2),
+        ({"history": TURNS, "system": "s", **MESSAGES}, [("system", "s"), *QA * 2]),
+        (
+            {"history": [["q", "a"]], "messages": [{"role": "system", "content": "s"}, *TURNS]},
+            [("system", "s"), *QA * 2],
+        ),
     ],
 )
-def test_formats_are_recognised_and_read(row, form, turns):
-    assert format_of([row], RowFormat.auto, "x") is form
-    assert format_of([row], form, "x") is form
-    assert reader(form)(row) == turns
+def test_shapes(row, turns):
+    assert said(row) == turns
 
 
-def test_rows_may_be_null_or_lack_a_column():
-    rows = [{"conversations": None}, {"conversations": []}, {"conversations": [None]}, {"other": 1}, SHAREGPT]
-    assert format_of(rows, RowFormat.auto, "x") is RowFormat.sharegpt
-    read = reader(RowFormat.sharegpt)
-    assert [read(row) for row in rows] == [[], [], [("", "")], [], QA]
-    assert format_of([{"messages": None}], RowFormat.auto, "x") is RowFormat.messages
-    for empty in (None, [], [None], ""):  # the next column counts
-        assert reader(RowFormat.messages)({"conversations": empty, **MESSAGES}) == QA
-    rows = [{"prompt": "q"}, {"prompt": None, "completion": "a"}]
-    assert format_of(rows, RowFormat.auto, "x") is RowFormat.prompt_completion
-    assert reader(RowFormat.prompt_completion)(rows[1]) == [("user", ""), ("assistant", "a")]
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        (SHAREGPT, "sharegpt"),
+        (MESSAGES, "messages"),
+        ({"instruction": "q", "output": "a", **SHAREGPT, "conversations": TURNS[:1]}, "alpaca"),
+        ({"instruction": "q", "response": "a"}, "alpaca"),
+        ({"prompt": "q", "completion": "a", "answer": "b"}, "prompt_completion"),
+    ],
+)
+def test_a_format_that_is_asked_for(row, form):
+    assert said(row, format=RowFormat(form)) == QA
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_role_names(role):
-    assert reader(RowFormat.messages)({"messages": [{"role": role, "content": None}]}) == [(ROLES[role], "")]
+    for name in (role, role.title(), f" {role.upper().replace('_', ' ')} "):
+        assert said({"messages": [{"role": name, "content": "x"}]}) == [(ROLES[role], "x")]
 
 
 @pytest.mark.parametrize(
-    ("rows", "requested", "message"),
+    ("turn", "extra"),
     [
-        ([{"id": 1}, {"text": "x"}], "auto", "x.jsonl: no conversation column among id, text; a row needs"),
-        ([{"conversations": "[]"}], "auto", "x.jsonl: column conversations holds str, not a list of turns; a row"),
-        ([{"messages": ["a"]}], "auto", "x.jsonl: column messages holds list of str, not a list of turns"),
+        ({"content": "a", "weight": 0}, {"trained": False}),
+        ({"content": "a", "train": False}, {"trained": False}),
+        ({"content": "a", "loss": "false"}, {"trained": False}),
+        ({"content": "a", "loss_weight": 1.0}, None),
+        ({"content": "a", "weight": None}, None),
+        ({"content": "a", "reasoning_content": "r"}, {"reasoning": "r"}),
+        ({"content": "a", "thinking": [{"type": "text", "text": "r"}]}, {"reasoning": "r"}),
+        ({"content": "a", "tool_calls": []}, None),
+        ({"content": "a", "tool_calls": [{"id": "1", **CALL}]}, {"tool_calls": [{"id": "1", **CALL}]}),
+        ({"content": None, "tool_calls": '[{"name": "f", "arguments": "{\\"x\\": 1}"}]'}, {"tool_calls": [CALL]}),
+        ({"tool_calls": [{"name": "f", "parameters": {"x": 1}}]}, {"tool_calls": [CALL]}),
+        ({"content": "", "function_call": {"name": "f", "arguments": '{"x": 1}'}}, {"tool_calls": [CALL]}),
+        ({"role": "function_call", "content": '{"name": "f", "arguments": {"x": 1}}'}, {"tool_calls": [CALL]}),
+        ({"role": "tool_call", "content": "print(1)"}, None),
+        ({"role": "tool", "content": "", "name": "f", "tool_call_id": "1"}, {"name": "f", "tool_call_id": "1"}),
+        ({"role": "user", "content": "q", "weight": 0}, None),
+    ],
+)
+def test_what_a_turn_holds_beyond_its_text(turn, extra):
+    found = read({"messages": [{"role": "assistant", **turn}]})
+    assert found.turns[0].extra == extra
+    assert found.unread == set()
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({**MESSAGES, "label": 3, "images": [], "note": None, "score": 1.0}, {"label"}),
+        ({"prompt": "q", "question": "other", "answer": "a"}, {"prompt"}),
+        ({"system": "s", "messages": [{"role": "system", "content": "t"}, *TURNS]}, {"system"}),
+        ({"system": "s", "messages": [{"role": "system", "content": "s"}, *TURNS]}, set()),
+        ({**MESSAGES, "tools": "not JSON"}, {"tools"}),
+        ({**MESSAGES, "history": "a text"}, {"history"}),
+        ({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5, "id": 0}]}, {"turn.weight", "turn.id"}),
         (
-            [SHAREGPT],
-            "alpaca",
-            "x.jsonl: format=alpaca needs instruction and output, but the columns are conversations",
+            {"messages": [{**TURNS[0], "train": True, "tool_calls": [CALL]}, TURNS[1]]},
+            {"turn.train", "turn.tool_calls"},
         ),
-        ([{"prompt": "q"}], "messages", "x.jsonl: format=messages needs conversations or messages or conversation"),
+        ({"messages": [{"human": "q", "assistant": "a", "id": 5}]}, {"turn.id"}),
     ],
 )
-def test_unknown_columns(rows, requested, message):
-    with pytest.raises(UserError, match=r"try format=auto|a row needs") as caught:
-        format_of(rows, RowFormat(requested), "x.jsonl")
-    assert str(caught.value).startswith(message)
+def test_what_is_not_read_is_named(row, unread):
+    found = read(row)
+    assert found.unread == unread
+    assert found.dropped is None
 
 
 @pytest.mark.parametrize(
-    ("form", "row", "message"),
+    "given", [[TOOL], [TOOL["function"]], '[{"name": "f", "parameters": {}}]', ['{"name": "f", "parameters": {}}']]
+)
+def test_tools_have_one_shape(given):
+    assert read({**MESSAGES, "tools": given}).tools == [TOOL]
+    assert read({**SHAREGPT, "functions": given}).tools == [TOOL]
+    assert read({**MESSAGES, "tools": []}).tools is None
+
+
+@pytest.mark.parametrize("name", MEDIA)
+def test_rows_that_need_more_than_text_are_dropped(name):
+    part = [{"type": "text", "text": "q"}, {"type": name, name: {"url": "x"}}]
+    for row in ({**MESSAGES, name: ["x"]}, {"messages": [{"role": "user", "content": part}, TURNS[1]]}):
+        assert read(row).dropped == MEDIA[name]
+    assert read({**MESSAGES, name: []}).dropped is None
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
     [
-        ("sharegpt", {"conversations": [{"from": "humn"}]}, "unknown role 'humn'; did you mean human? use one of"),
-        ("sharegpt", {"conversations": [{"value": "q"}]}, "a turn has no role in 'from' (its keys: value); use one of"),
-        ("messages", {"messages": [{"role": None, "content": "q"}]}, "a turn has no role in 'role'"),
-        ("messages", {"messages": [{"role": ["user"]}]}, "unknown role \"['user']\"; use one of system, human"),
-        ("messages", {"messages": [{"role": "user", "content": 3}]}, "a turn's text is of type int; make it text"),
-        ("messages", {"messages": [{"role": "user", "text": ""}]}, "a turn has no text in 'content' (its keys: role, "),
-        ("messages", {"messages": ["q"]}, "a turn is of type str; make it {role, content}"),
-        ("messages", {"messages": {"role": "user"}}, "the conversation is of type dict; make it a list of turns"),
-        ("alpaca", {"instruction": 1, "output": "a"}, "a turn's text is of type int"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, QA),
+        ({"prompt": "q", "chosen": [TURNS[1]], "rejected": [TURNS[1]]}, QA),
+        ({"prompt": "q", "chosen": TURNS, "rejected": TURNS, "messages": TURNS[:1]}, QA),
+        ({"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": TURNS[1]}, QA),
+        ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, QA),
+        ({"system": "s", "question": "q", "chosen": "a", "rejected": "b"}, [("system", "s"), *QA]),
+        ({**MESSAGES, "rejected_response": "b"}, QA),
+        ({**MESSAGES, "label": True}, QA),
+        ({"prompt": "q", "completion": "a", "kto_tag": True}, QA),
+        ({**MESSAGES, "kto_tag": False}, None),
     ],
 )
-def test_broken_rows(form, row, message):
+def test_preference_data_is_read_only_if_asked_for(row, turns):
+    with pytest.raises(FormatError, match=r"set data\.base\.preference=chosen") as caught:
+        read(row)
+    assert caught.value.reason == "preference_data"
+    found = read(row, preference=Preference.chosen)
+    assert found.unread <= {"prompt", "messages"}
+    assert found.dropped == (None if turns else "not_chosen")
+    assert said(row, preference=Preference.chosen) == (turns or QA)
+    if "messages" in row and len(row) == 2:
+        ignored = read(row, preference=Preference.ignore)
+        assert [tuple(turn[:2]) for turn in ignored.turns] == QA
+        assert ignored.unread == row.keys() - {"messages"}
+
+
+@pytest.mark.parametrize(
+    ("text", "turns"),
+    [
+        ("### Human: q### Assistant: a", QA),
+        ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n", QA),
+        ("USER: q\n\n\nASSISTANT: f(1) <|endoftext|>\n\n\nFUNCTION RESPONSE: 1\n\n\nASSISTANT: a <|endoftext|>", None),
+        ("Human: q\nAssistant: a", QA),
+    ],
+)
+def test_transcripts_are_read_from_a_column_that_is_named(text, turns):
+    row = {"text": text}
+    assert said(row, columns={"messages": "text"}) == (
+        turns or [("user", "q"), ("assistant", "f(1)"), ("tool", "1"), ("assistant", "a")]
+    )
+
+
+def test_columns_that_are_named():
+    row = {"Frage": "q", "Antwort": "a", "Gedanken": "r", "context": "c", "persona": "s", "input": "i"}
+    columns = {"user": "Frage", "assistant": "Antwort", "reasoning": "Gedanken", "system": "persona"}
+    found = read(row, columns=columns)
+    assert found.turns == [Turn("system", "s"), Turn("user", "q"), Turn("assistant", "a", {"reasoning": "r"})]
+    assert found.unread == {"context", "input"}
+    assert said(row, columns={**columns, "context": "context"})[1] == ("user", "q\n\nc")
+    assert said({"chat": TURNS, "input": "i"}, columns={"messages": "chat"}) == QA
+    assert (
+        said({"prompt": "q", "chosen": "a", "rejected": "b"}, columns={"user": "prompt", "assistant": "chosen"}) == QA
+    )
+    with pytest.raises(
+        FormatError, match=r"has no column 'Frage', which data\.base\.columns\.user names; its columns are"
+    ):
+        read(MESSAGES, columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("row", "mapping"),
+    [
+        ({"id": "1", "Question": "q", "Answer": "a"}, "user: Question, assistant: Answer"),
+        ({"ask": "q", "reply text": "a"}, "user: ask, assistant: reply text"),
+        ({"a:b": "q", "c": "a"}, 'user: "a:b", assistant: c'),
+        ({"text": "x"}, "user: text, assistant: ANSWERS"),
+        ({"log": TURNS, "text": "x"}, "messages: log"),
+    ],
+)
+def test_unknown_columns_are_answered_with_the_mapping(row, mapping):
+    for options, more in (({}, ""), ({"format": RowFormat.alpaca}, "data.base.format=auto ")):
+        with pytest.raises(FormatError) as caught:
+            read(row, **options)
+        assert caught.value.reason == "unknown_columns"
+        assert str(caught.value).endswith(f"; name them with {more}'data.base.columns={{{mapping}}}'")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "message"),
+    [
+        ({"messages": [{"role": "usr", "content": "q"}]}, "unknown_role", "unknown role 'usr'; did you mean user? use"),
+        (
+            {"messages": [{"role": ["user"], "content": ""}]},
+            "unknown_role",
+            "unknown role \"['user']\"; use one of sys",
+        ),
+        (
+            {"messages": [{"content": "q"}]},
+            "no_role",
+            "a turn has no role in from or role (its keys: content); use one",
+        ),
+        ({"messages": [{"role": None, "content": "q"}]}, "no_role", "a turn has no role in from or role"),
+        ({"messages": [{"role": "user", "txt": ""}]}, "no_text", "a turn has no text in value or content or text (its"),
+        ({"messages": [{"role": "user", "content": 3}]}, "not_a_text", "a turn's text is of type int; make it text"),
+        ({"messages": [3]}, "turn_not_an_object", "a turn is of type int; make it an object with role and content"),
+        ({"messages": {"role": "user"}}, "not_a_list_of_turns", "the conversation in 'messages' is of type dict; make"),
+        ({"messages": "hello"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; make it a list"),
+        ({"instruction": 1, "output": "a"}, "not_a_text", "a turn's text is of type int"),
+        ({"question": "q", "answer": ["a", "b"]}, "not_a_text", "a turn's text is of type list"),
+        ({"messages": [{**TURNS[1], "weight": "much"}]}, "bad_weight", "a turn's weight is 'much'; make it 0 or 1"),
+        (
+            {"messages": [{**TURNS[1], "tool_calls": "f(1)"}]},
+            "bad_tool_call",
+            "a tool call cannot be read; make it {fun",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "pdf"}]}]}, "unknown_part", "a part of a turn is of type"),
+        ({}, "unknown_columns", "no columns with turns, nor a question and its answer, among none; name them with"),
+    ],
+)
+def test_rows_that_cannot_be_read(row, reason, message):
     with pytest.raises(FormatError) as caught:
-        reader(RowFormat(form))(row)
+        read(row)
+    assert caught.value.reason == reason
     assert str(caught.value).startswith(message)
 
 
+NAMES = st.sampled_from([*(name for names in COLUMNS.values() for name in names), *MEDIA, *REJECTED, "label", "chosen"])
+KEYS = st.sampled_from(["from", "value", "role", "content", "type", "text", "tool_calls", "function", "name", "weight"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS | NAMES | st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
-TURN = st.dictionaries(NAMES, JSON | st.sampled_from(list(ROLES)), max_size=4)
+TURN = st.dictionaries(KEYS | NAMES, JSON | st.sampled_from(list(ROLES)), max_size=4)
 ROW = st.dictionaries(NAMES | st.text(max_size=3), JSON | st.lists(JSON | TURN, max_size=3), max_size=5)
 
 
-@settings(deadline=None, max_examples=150)
-@given(rows=st.lists(ROW, max_size=4), requested=st.sampled_from(RowFormat))
-def test_any_rows_are_read_or_rejected(rows, requested):
-    """Rows become turns with a known role and text, or one of the two errors is raised; nothing else happens."""
+@settings(deadline=None, max_examples=300)
+@given(row=ROW, form=st.sampled_from(RowFormat), preference=st.sampled_from(Preference))
+def test_any_row_is_read_or_rejected(row, form, preference):
+    """A row becomes turns with a known role and text, and each column is read or named; or it has one error."""
     try:
-        form = format_of(rows, requested, "x")
-    except UserError as error:
-        assert str(error).startswith("x: ")  # noqa: PT017 -- either outcome is right, each in its own way
+        found = read(row, format=form, preference=preference)
+    except FormatError as error:
+        assert "; " in str(error)  # noqa: PT017 -- either outcome is right, each in its own way
         assert "\n" not in str(error)  # noqa: PT017
         return
-    assert form is not RowFormat.auto
-    assert requested in (RowFormat.auto, form)
-    read = reader(form)
-    for row in rows:
-        try:
-            turns = read(row)
-        except FormatError as error:
-            assert "; " in str(error)  # noqa: PT017
-            assert "\n" not in str(error)  # noqa: PT017
-            continue
-        assert {role for role, _ in turns} <= {"", "system", "user", "assistant", "tool"}
-        assert all(isinstance(text, str) for _, text in turns)
+    assert {turn.role for turn in found.turns} <= {"", "system", "user", "assistant", "tool"}
+    assert all(isinstance(turn.text, str) for turn in found.turns)
+    assert {name for name, value in row.items() if value not in (None, "", [], {})} <= found.read | found.unread | {
+        name for name, value in row.items() if value != value
+    }
 
 
 def test_an_error_is_one_line_for_any_column_names():
-    with pytest.raises(UserError) as caught:
-        format_of([{"a\nb": 1, "c" * 10_000: 1, **{f"d{number}": 1 for number in range(1000)}}], RowFormat.auto, "x")
+    with pytest.raises(FormatError) as caught:
+        read({"a\nb": 1, "c" * 10_000: 1, **{f"d{number}": 1 for number in range(1000)}})
     assert "\n" not in str(caught.value)
     assert "among 'a\\nb', " in str(caught.value)
-    assert "and 972 more; a row needs" in str(caught.value)
+    assert "and 972 more; name them" in str(caught.value)
     assert len(str(caught.value)) < 1000

@@ -35,19 +35,19 @@ def test_wrong_labels_are_found(text: str) -> None:
     messages = turns("hi", text, "hi", "again")
     row = encoder.template.render([messages])[0]
     ids, places = encoder.encode([row])[0]
-    verify(encoder, messages, row, (ids, places), 7)
+    verify(encoder, row, (ids, places), 7)
     (a, b), (c, d) = places
     wrong = [[(a, b)], [(a - 1, b), (c, d)], [(a, b - 1), (c, d)], [(a, b + 1), (c, d)], [(c, d), (a, b)]]
     for each in wrong:
         with pytest.raises(RuntimeError, match="row 7"):
-            verify(encoder, messages, row, (ids, each), 7)
+            verify(encoder, row, (ids, each), 7)
     with pytest.raises(RuntimeError, match="row 7"):
-        verify(encoder, turns("hi", text, "hi", "other"), row, (ids, places), 7)
+        verify(encoder, replace(row, answers=[text, "other"]), (ids, places), 7)
     (first, last), other = row.spans
     end = len("<|im_end|>")
     for tokens, characters in (((b - 1, b), (last - end, last)), ((a, b - 1), (first, last - end))):
         with pytest.raises(RuntimeError, match="the labels decode to"):
-            verify(encoder, messages, replace(row, spans=[characters, other]), (ids, [tokens, (c, d)]), 7)
+            verify(encoder, replace(row, spans=[characters, other]), (ids, [tokens, (c, d)]), 7)
 
 
 @both
@@ -61,7 +61,7 @@ def test_decoded_labels_are_the_answers(name: str, rows: list[list[str]], system
         answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
         shown = [answer.strip() for answer in answers] if name == "llama3" else answers
         assert [encoder.decode(ids[a:b]) for a, b in places] == [answer + end for answer in shown]
-        verify(encoder, messages, row, (ids, places), "row")
+        verify(encoder, row, (ids, places), "row")
 
 
 @cache

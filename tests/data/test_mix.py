@@ -29,7 +29,7 @@ def test_a_mix_is_the_whole_base_and_rows_of_the_pool(mix_of):
     assert [row_id.partition(":")[0] for row_id in mix.row_ids] == ["base"] * 10 + ["pool"] * 20
     assert mix.facts["pool"]["excluded"] == {"in_base": 5, "repeats": 0}
     assert mix.facts["pool"]["eligible"] == 35
-    assert mix.dataset.column_names == ["source", "messages"]
+    assert mix.dataset.column_names == ["source", "messages", "extras"]
 
 
 def test_texts_are_compared_by_their_words(mix_of):

@@ -13,7 +13,7 @@ ROWS = [{"n": n, "text": f"é {n}"} for n in range(BATCH + 3)]
 
 
 def all_of(file: Path):
-    return [(row, batch.where(index)) for batch in read_file(file) for index, row in enumerate(batch.rows)]
+    return [(row, batch.where(index)) for batch in read_file(file) for index, row in enumerate(batch.checked_rows())]
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.json", "lines.json"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.data.tokenised import CONVERSATIONS, TOKENIZERS, mix_from
-from tometune.data.template import Messages
+from tometune.data.template_support import Messages
 from tometune.data.tokens import tokenise
 
 PREAMBLE = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+from contextlib import nullcontext
 from hashlib import blake2b
 
 import pyarrow as pa
@@ -10,8 +11,8 @@ import pytest
 
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
-from tometune.config.data import RowFormat
-from tometune.data.standardise import standardise, text_key
+from tometune.config.data import BadRows, DataConfig, RowFormat
+from tometune.data.standardise import check_malformed, standardise, text_key
 
 ALPACA = {"instruction": "Question 1", "input": "", "output": "answer\n1"}
 
@@ -81,8 +82,9 @@ def test_shards_may_differ_in_schema(tmp_path):
     made = standardise(files(shards), "data.pool", tmp_path / "cache")
     assert (made.names, len(made.rows)) == (["a", "b", "files"], 4)
     write_parquet(shards / "e.parquet", [{"text": "x"}])
-    error = error_of(shards, tmp_path / "cache")
-    assert error.startswith(f"{shards}/e.parquet: no conversation column among text; a row needs")
+    again = standardise(files(shards), "data.pool", tmp_path / "cache")
+    assert again.malformed == {"unknown_columns": {"files": 1}}
+    assert again.bad[0][0] == f"{shards}/e.parquet, row 0 (the first is 0)"
 
 
 @pytest.mark.nightly
@@ -105,13 +107,58 @@ def test_an_incomplete_parquet_file(tmp_path, damage):
     assert list((tmp_path / "cache" / "sources").iterdir()) == []
 
 
+def test_a_bad_row_is_counted_and_an_error_names_it(tmp_path):
+    bad = {"conversations": [turn("humn", "q")], "dataset": "d"}
+    file = write_jsonl(tmp_path / "x.jsonl", [conversation(1), conversation(2), bad, [1], bad])
+    made = standardise(files(file), "data.base", tmp_path / "cache")
+    assert (made.read, len(made.rows)) == (5, 2)
+    assert made.malformed == {"unknown_role": {"d": 2}, "not_an_object": {"files": 1}}
+    check_malformed(made, "data.base", DataConfig())
+    with pytest.raises(UserError) as caught:
+        check_malformed(made, "data.base", DataConfig(bad_rows=BadRows.stop))
+    start, *shown = str(caught.value).split(" | ")
+    assert start.startswith(
+        "data.base: 3 of 5 rows cannot be read (unknown_role 2, not_an_object 1); fix them, or set data.bad_rows=drop "
+        f"to leave them out: {file}, line 3 and {file}, line 5: unknown role 'humn'; did you mean human? use one of"
+    )
+    assert shown == [f"{file}, line 4: is not an object {{…}}; fix or delete this line"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "bad", "share", "stops"),
+    [
+        (100, 5, 0.05, None),
+        (100, 6, 0.05, "raise data.max_bad_share=0.05"),
+        (100, 6, 0.06, None),
+        (100, 1, 0, "raise data.max_bad_share=0"),
+        (99, 50, 0.05, None),
+        (3, 3, 0.05, "none is left"),
+    ],
+)
+def test_too_many_bad_rows_stop(tmp_path, rows, bad, share, stops):
+    texts = [*({"text": str(number)} for number in range(bad)), *(conversation(n) for n in range(rows - bad))]
+    made = standardise(files(write_jsonl(tmp_path / "x.jsonl", texts)), "data.base", tmp_path / "cache")
+    with pytest.raises(UserError, match=stops) if stops else nullcontext():
+        check_malformed(made, "data.base", DataConfig(max_bad_share=share))
+
+
+def test_columns_and_keys_that_are_not_read_are_counted(tmp_path):
+    turns = [{"from": "human", "value": "q", "id": 7, "note": None}, {"from": "gpt", "value": "a", "id": 8}]
+    rows = [{"conversations": turns, "images": [], "topic": "t", "source": "s"}, conversation(1, topic="", lang="en")]
+    rows.append({"conversations": turns[:1], "score": 1.5, "source": "s", "dataset": "d", "topic": "t"})
+    made = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "k", tmp_path / "cache")
+    assert made.unread == {"topic": {"s": 2}, "turn.id": {"s": 2}, "lang": {"files": 1}, "dataset": {"s": 1}}
+    assert made.dropped == {"no_assistant_turn": {"s": 1}}
+
+
 def test_a_row_of_another_type_in_the_middle_of_a_file(tmp_path):
-    """A worker process reads it; the error still has the right line, and no files are left."""
+    """A worker process reads it; its line is still right."""
     good = [conversation(n) for n in range(17_000)]
     file = write_jsonl(tmp_path / "x.jsonl", [*good, {"conversations": 3}, *good[:2_000]])
-    message = "the conversation is of type int; make it a list of turns"
-    assert error_of(file, tmp_path / "cache") == f"{file}, line 17001: {message}"
-    assert list((tmp_path / "cache" / "sources").iterdir()) == []
+    made = standardise(files(file), "data.pool", tmp_path / "cache")
+    assert (len(made.rows), made.malformed) == (19_000, {"not_a_list_of_turns": {"files": 1}})
+    message = "the conversation in 'conversations' is of type int; make it a list of turns"
+    assert made.bad == [[f"{file}, line 17001", message]]
 
 
 def test_parquet_text_that_is_not_utf8(tmp_path):

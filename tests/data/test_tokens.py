@@ -194,3 +194,27 @@ def test_the_key_contains_everything_that_makes_the_tokens(tmp_path: Path) -> No
     for number, (mix, each, most) in enumerate(variants, start=1):
         tokenise(mix, each, most, tmp_path)
         assert len(list((tmp_path / "tokens").iterdir())) == number
+
+
+def test_what_a_template_cannot_show_is_counted(tmp_path: Path) -> None:
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    call = {"type": "function", "function": {"name": "tide", "arguments": {"port": "Brest"}}}
+    extras = [None, None, json.dumps({"turns": {"1": {"tool_calls": [call]}}}), json.dumps({"tools": [call]})]
+    extras.append(json.dumps({"turns": {"1": {"trained": False}, "3": {"reasoning": "Because."}}}))
+    rows = [turns("q", "a"), turns("q", "a", system="s"), turns("q", ""), turns("q", "a"), turns("q", "a", "q", "b")]
+    mix = mix_from(rows)
+    stored = mix.dataset.remove_columns("extras").add_column("extras", extras)
+    part = replace(mix.parts["base"], source=replace(mix.parts["base"].source, rows=stored))
+    tokenizer = chatml_tokenizer(strict)
+    made = tokenise(replace(mix, parts={"base": part}), tokenizer, 512, tmp_path)
+    assert made.counts.template == {
+        "reasoning_removed": 1,
+        "tool_definitions_removed": 1,
+        "tools_not_shown": 1,
+        "rejected_by_template": 1,
+    }
+    assert (made.counts.rows, made.counts.without_labels) == (5, 2)
+    shown = [trained_texts(tokenizer, row, "<|im_end|>") for row in made.dataset]
+    assert shown == [["a<|im_end|>"], ["a<|im_end|>"], ["b<|im_end|>"]]
+    with pytest.raises(UserError, match=r"leaves nothing to train on \(1 rows with turns that the template rejects"):
+        tokenise(mix_from(rows[1:2], "e"), tokenizer, 512, tmp_path)

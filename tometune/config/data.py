@@ -100,8 +100,16 @@ SourceKind = StrEnum("SourceKind", ["hub", "files", "pydocs"])
 RowFormat = StrEnum("RowFormat", ["auto", "sharegpt", "messages", "alpaca", "prompt_completion"])
 """Format of a row; all are converted to messages with role and content."""
 
+Preference = StrEnum("Preference", ["refuse", "chosen", "ignore"])
+"""What to do with preference data: rows with a chosen and a rejected answer, or with a label, true or false."""
+
+BadRows = StrEnum("BadRows", ["drop", "stop"])
+"""What to do about rows that cannot be read."""
+
 Contamination = StrEnum("Contamination", ["report", "drop", "fail"])
 """What to do about rows that share a 13-word sequence with an evaluation example."""
+
+COLUMN_ROLES = ("messages", "user", "context", "assistant", "reasoning", "system", "history", "tools")
 
 
 @dataclass
@@ -119,11 +127,17 @@ class SourceConfig:
     split: str = "train"
     """Split of the hub dataset."""
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
-    """Parquet, JSONL or JSON file, a folder of them, or a glob, for `kind=files`."""
+    """File (JSONL, JSON, CSV, TSV, parquet, Arrow), folder of them, or glob, for `kind=files`."""
     filtered: bool = False
     """For `kind=pydocs`: keep the rows with the best text (in the base, not in the pool)."""
     format: RowFormat = RowFormat.auto
-    """`auto` recognises the format by the columns of the first rows."""
+    """`auto` recognises the format of each row by its columns."""
+    columns: dict[str, str] = field(default_factory=dict, metadata=SINCE_DEFAULT)
+    """Columns with names that are not recognised, by what they hold: `messages` (a list of turns), or `user` and
+    `assistant`; and `context`, `reasoning`, `system`, `history`, `tools`."""
+    preference: Preference = field(default=Preference.refuse, metadata=SINCE_DEFAULT)
+    """Rows with a rejected answer or a label: `refuse` counts them as rows that cannot be read, `chosen` trains on the
+    chosen side, `ignore` does not read these columns."""
     score: str = field(default="score", metadata=SINCE_DEFAULT)
     """Column with the score of a row, for `data.filters.min_score` and `data.scorer.kind=column`; may be missing."""
     rows: int | None = field(default=None, metadata=at_least(1))
@@ -166,6 +180,10 @@ class DataConfig:
     """Near-duplicates."""
     scorer: ScorerConfig = field(default_factory=ScorerConfig, metadata=SINCE_DEFAULT)
     """What ranks the pool if `data.pool.order=best`."""
+    bad_rows: BadRows = field(default=BadRows.drop, metadata=NOT_IDENTITY)
+    """Rows that cannot be read: `drop` leaves them out and counts them, `stop` shows the first three."""
+    max_bad_share: float = field(default=0.05, metadata=NOT_IDENTITY)
+    """Largest share, 0 to 1, of rows that cannot be read, in a source of at least 100 rows."""
     contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
     """What to do about rows that share a 13-word sequence with an example of `eval.tasks`, see docs/contamination.md.
 
@@ -232,5 +250,8 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
         if source.kind is not kind and value:
             fix = f"choose a mix over {kind}, e.g. data={example}"
             yield f"{key}.{name}={value}: is ignored if {key}.kind={source.kind}; {fix}"
+    for role in source.columns:
+        if role not in COLUMN_ROLES:
+            yield f"{key}.columns.{role}: one of {', '.join(COLUMN_ROLES)}"
     if source.filtered and source.kind is not SourceKind.pydocs:
         yield f"{key}.filtered=true: only {key}.kind=pydocs has a filter; set {key}.filtered=false"

@@ -58,6 +58,9 @@ class ModelConfig:
     """`random` builds a tiny Llama with random weights, for tests of the machinery."""
     date_string: str = "26 Jul 2024"
     """Date in chat templates that print one, pinned so that tokens do not change from day to day."""
+    thinking: bool = field(default=False, metadata=SINCE_DEFAULT)
+    """Whether the model reasons before it answers: reasoning in the data is trained on, and prompts leave room for it.
+    Otherwise reasoning is removed where the template has a place for it, and prompts skip that place."""
 
 
 def model_problems(model: ModelConfig) -> Iterator[str]:

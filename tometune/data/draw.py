@@ -47,7 +47,8 @@ def _key_order(source: Standardised) -> np.ndarray:
     group, rows = np.cumsum(begins)[places], order[places]
     hashes = np.empty(len(rows), dtype="S32")
     for place in np.argsort(rows).tolist():
-        messages = json.dumps(source.rows[int(rows[place])]["messages"])
+        row = source.rows[int(rows[place])]
+        messages = json.dumps(row["messages"]) + (row["extras"] or "")
         hashes[place] = blake2b(messages.encode(), digest_size=16).hexdigest().encode()
     order[places] = rows[np.lexsort((hashes, group))]
     return order
@@ -159,7 +160,7 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
             f"data.base: none of its {count} is usable ({_reasons('dropped', base.dropped)}); a row needs a user turn "
             "and an assistant turn that answers it"
         )
-    lost = [_reasons("dropped", base.dropped)]
+    lost = [_reasons("dropped", base.dropped | base.malformed)]
     lost += [_reasons("filtered", facts["filtered"])] if facts["filtered"] else []
     lost += [f"data.contamination=drop: {facts['contaminated_rows']:,}"] if facts.get("contaminated_rows") else []
     if not found:
@@ -211,7 +212,7 @@ def shortage_error(pool: Standardised, facts: dict[str, Any], found: int, reason
     lost = {
         "in the base": excluded["in_base"],
         "repeats": excluded["repeats"],
-        "dropped": _total(pool.dropped),
+        "dropped": _total(pool.dropped | pool.malformed),
         "filtered": _total(facts["filtered"]) if facts["filtered"] else None,
         "data.contamination=drop": facts.get("contaminated_rows") or None,
         "near-duplicates": sum(facts[NEAR].values()) if NEAR in facts else None,

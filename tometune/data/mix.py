@@ -24,7 +24,7 @@ from tometune.data import draw
 from tometune.data.contamination import EvaluationTexts, overlapping_rows
 from tometune.data.filters import NEAR, Filtered, Mask, Tokenizer, apply_masks, by_source, examples_of, filters
 from tometune.data.near_duplicates import near_duplicates
-from tometune.data.standardise import Standardised, standardise
+from tometune.data.standardise import KINDS, Standardised, check_malformed, standardise
 
 CONTAMINATED = "contaminated"
 
@@ -45,7 +45,7 @@ class Mix:
 
     name: str
     seed: int
-    dataset: Dataset  # columns `source` and `messages` ([{role, content}]); rows as in `row_ids`
+    dataset: Dataset  # columns `source`, `messages` ([{role, content}]) and `extras`; rows as in `row_ids`
     row_ids: list[str]  # `base:<key>` or `pool:<key>`: the 128-bit hash of the normalised text in hex
     digest: str  # sha256 over the row ids in order, 20 hex digits
     sources: dict[str, int]  # rows by source, largest first
@@ -153,6 +153,7 @@ class _Builder:
         """Take the whole base in key order, or a draw of `data.base.rows` rows."""
         config = self.config
         base = standardise(config.base, "data.base", self.cache)
+        check_malformed(base, "data.base", config)
         near = config.near_dedup.base and config.near_dedup.threshold is not None
         active = config.filters if config.filters.base else FiltersConfig()
         filtered, facts = self._filter(base, active, [self._near_mask(base)] if near else [])
@@ -172,6 +173,7 @@ class _Builder:
         draw.check_pool(config, added)
         assert config.pool is not None
         pool = standardise(config.pool, "data.pool", cache)
+        check_malformed(pool, "data.pool", config)
         draw.check_sources(pool, config.pool)
         filtered, facts = self._filter(pool, config.filters)
         best = config.pool.order is PoolOrder.best
@@ -215,7 +217,7 @@ class _Builder:
             contaminated, by_task = overlapping_rows(source, self.texts, self.cache)
             masks = chain(masks, [(CONTAMINATED, ~contaminated)])
         filtered = apply_masks(source, masks)
-        counts = {"read": source.read, "usable": len(source.rows), "dropped": source.dropped, "mended": source.mended}
+        counts = {"read": source.read, "usable": len(source.rows), **{kind: getattr(source, kind) for kind in KINDS}}
         facts: dict[str, Any] = {"fingerprint": source.fingerprint, **counts, "filtered": dict(filtered.counts)}
         if by_task is not None:
             facts["contaminated"] = by_task

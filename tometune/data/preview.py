@@ -16,6 +16,7 @@ from tometune.data.features import characters, sum_turns, turns_of
 from tometune.data.filters import NEAR
 from tometune.data.labels import IGNORE
 from tometune.data.mix import CONTAMINATED, Mix
+from tometune.data.template import NOTES
 from tometune.data.tokens import Tokens
 
 # Reasons why rows are dropped, in words; any other reason is shown by its key.
@@ -66,8 +67,9 @@ def _sizes(tokens: Tokens, max_length: int) -> RenderableType:
     rows = [
         ("rows", f"{counts.rows:,}", ""),
         (f"rows truncated at trainer.max_length={max_length}", *_share(counts.truncated, counts.rows)),
-        ("rows skipped: no trainable tokens left after that", *_share(counts.without_labels, counts.rows)),
+        ("rows skipped: nothing left to train on", *_share(counts.without_labels, counts.rows)),
         ("rows whose text spells a control token, kept as text", *_share(counts.special_text, counts.rows)),
+        *((f"rows with {NOTES[note]}", *_share(count, counts.rows)) for note, count in counts.template.items()),
         ("tokens", f"{counts.tokens:,}", ""),
         ("trainable tokens (answers and their ends)", *_share(counts.trainable_tokens, counts.tokens)),
         ("tokens cut off", *_share(counts.tokens_cut, counts.tokens + counts.tokens_cut)),

@@ -1,16 +1,23 @@
-"""Local files as batches of rows: parquet, JSONL and JSON. Each row keeps its file and line for errors."""
+"""Local files as batches of rows: JSON in several layouts, tables, parquet and Arrow. Rows keep their file and line."""
 
+import csv
+import gzip
+import io
 import json
-from collections.abc import Iterator, Sequence
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tometune.common.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -18,34 +25,52 @@ Row = dict[str, Any]
 BATCH = 2_000
 BATCH_BYTES = 16 * 2**20
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow")
+PACKED = (".gz", ".zst")  # may follow the suffix of a text file
+TABLES = {".csv": ",", ".tsv": "\t"}
 FIX_LINE = "fix or delete this line"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LONGEST_CELL = 2**31 - 1  # of a table; Python's own limit is 131,072 characters
+
+SPACE = re.compile(r"\s*")
+
+# Keys that hold the rows of a file that is one object, such as {"data": […]}.
+WRAPPERS = ("data", "rows", "train", "instances", "examples", "records", "items", "samples")
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be read: a short name of the defect to count it by, and a message with the fix."""
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
 class Batch:
     """Consecutive rows of a source; they are parsed in the process that asks for `rows`."""
 
-    content: Any  # rows, JSON lines as bytes, or a pyarrow.RecordBatch
+    content: Any  # a list of rows, bad rows and JSON lines (bytes), or a pyarrow.RecordBatch
     origin: str  # file or dataset
     numbers: Sequence[int]  # position of each row: lines count from 1, rows from 0
-    lines: bool = False  # whether `content` is JSON lines
+    lines: bool = False  # whether `numbers` are lines
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     @cached_property
-    def rows(self) -> list[Row]:
-        """The rows as Python objects; a `UserError` names a line that is not a JSON object in UTF-8."""
+    def rows(self) -> list[Row | BadRow]:
+        """The rows as Python objects; a row that is not a JSON object in UTF-8 is a `BadRow`."""
         if not isinstance(self.content, list):
             return _arrow_rows(self.content)
-        if not self.lines:
-            return list(self.content)
-        positions = map(self.where, range(len(self)))
-        return [
-            _checked(_loads(line.strip(), at, FIX_LINE), at, FIX_LINE)
-            for line, at in zip(self.content, positions, strict=True)
-        ]
+        return [_parsed(entry) for entry in self.content]
+
+    def checked_rows(self) -> list[Row]:
+        """Return the rows; raises a `UserError` that names the first bad one."""
+        for index, row in enumerate(self.rows):
+            if isinstance(row, BadRow):
+                raise UserError(f"{self.where(index)}: {row.message}")
+        return self.rows  # type: ignore[return-value]
 
     def where(self, index: int) -> str:
         """Return the file and line of a row, for errors."""
@@ -53,15 +78,36 @@ class Batch:
         return f"{self.origin}, line {number}" if self.lines else f"{self.origin}, row {number} (the first is 0)"
 
 
+def kind_of(file: Path) -> str:
+    """Return the suffix that decides how a file is read, in lower case, e.g. `.jsonl` or `.jsonl.gz`; or nothing."""
+    ending = file.suffix.lower()
+    if ending in PACKED:
+        inner = Path(file.stem).suffix.lower()
+        return inner + ending if inner in SUFFIXES else ""
+    return ending if ending in SUFFIXES else ""
+
+
 def read_file(file: Path) -> Iterator[Batch]:
-    """Yield the rows of a file in order; the suffix decides how it is read."""
+    """Yield the rows of a file in order.
+
+    Raises:
+        UserError: the file as a whole cannot be read. A broken row in it is a `BadRow`.
+    """
+    kind = Path(kind_of(file)).stem if file.suffix.lower() in PACKED else kind_of(file)
     try:
-        if file.suffix == ".parquet":
+        with file.open("rb") as content:
+            if content.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(f"{file}: is a Git LFS pointer, not the data; run `git lfs pull` in its repository")
+        if kind == ".parquet":
             yield from _parquet(file)
-        elif file.suffix == ".json" and _begins(file) == b"[":
-            yield from _array(file)
-        else:  # many .json files hold one object per line
-            yield from _lines(file)
+        elif kind == ".arrow":
+            yield from _arrow(file)
+        elif kind in TABLES:
+            yield from _table(file, TABLES[kind])
+        else:
+            yield from _json(file, kind)
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise UserError(f"{file}: is not a complete file ({error}); copy it again") from error
     except OSError as error:
         raise unreadable(file, error) from error
 
@@ -71,7 +117,7 @@ def unreadable(file: Path, error: OSError) -> UserError:
     return UserError(f"{file}: cannot be read ({error.strerror or error}); check that it exists and is readable")
 
 
-def batches(rows: list[Row], origin: str) -> Iterator[Batch]:
+def batches(rows: list[Any], origin: str) -> Iterator[Batch]:
     """Yield rows that are already in memory."""
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
@@ -91,74 +137,206 @@ def _parquet(file: Path) -> Iterator[Batch]:
                 yield Batch(batch, str(file), range(start, start + len(batch)))
                 start += len(batch)
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: is not a complete parquet file ({reason}); copy it again") from error
+        raise _incomplete(file, error, "parquet") from error
 
 
-def _lines(file: Path) -> Iterator[Batch]:
-    """Read one JSON object per line; blank lines are skipped but counted."""
-    lines: list[bytes] = []
-    numbers: list[int] = []
-    size = 0
-    with file.open("rb") as content:
-        for number, line in enumerate(content, start=1):
-            if line.isspace():
-                continue
-            lines.append(line)
-            numbers.append(number)
-            size += len(line)
-            if len(lines) == BATCH or size > BATCH_BYTES:
-                yield Batch(lines, str(file), numbers, lines=True)
-                lines, numbers, size = [], [], 0
-    if lines:
-        yield Batch(lines, str(file), numbers, lines=True)
+def _arrow(file: Path) -> Iterator[Batch]:
+    """Read an Arrow file as `save_to_disk` writes it, or in the layout with a footer."""
+    import pyarrow as pa
 
-
-def _checked(row: Any, position: str, fix: str) -> Row:
-    if not isinstance(row, dict):
-        raise UserError(f"{position}: is not an object {{…}}; {fix}")
-    return row
-
-
-def _loads(content: bytes, position: str, fix: str) -> Any:
-    """Parse JSON in UTF-8. `json.loads(bytes)` would guess other encodings, so the bytes are decoded here."""
+    start = 0
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
+        with pa.memory_map(str(file)) as source:
+            footer = source.read(6) == b"ARROW1"
+            source.seek(0)
+            opened = pa.ipc.open_file(source) if footer else pa.ipc.open_stream(source)
+            for whole in map(opened.get_batch, range(opened.num_record_batches)) if footer else opened:
+                for first in range(0, len(whole), BATCH):
+                    batch = whole.slice(first, BATCH)
+                    yield Batch(batch, str(file), range(start, start + len(batch)))
+                    start += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise _incomplete(file, error, "Arrow") from error
+
+
+def _incomplete(file: Path, error: Exception, kind: str) -> Exception:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    reason = str(error).splitlines()[0]
+    return UserError(f"{file}: is not a complete {kind} file ({reason}); copy it again")
+
+
+def _open(file: Path) -> BinaryIO:
+    """Open a file and decompress it on the way."""
+    ending = file.suffix.lower()
+    if ending == ".gz":
+        return gzip.open(file)  # type: ignore[return-value]
+    if ending == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"))
+    return file.open("rb")
+
+
+def _batched(file: Path, rows: Iterable[tuple[int, Any, int]]) -> Iterator[Batch]:
+    """Yield rows in batches; each comes with its line and a measure of its size."""
+    content: list[Any] = []
+    numbers: list[int] = []
+    total = 0
+    for number, row, size in rows:
+        content.append(row)
+        numbers.append(number)
+        total += size
+        if len(content) == BATCH or total > BATCH_BYTES:
+            yield Batch(content, str(file), numbers, lines=True)
+            content, numbers, total = [], [], 0
+    if content:
+        yield Batch(content, str(file), numbers, lines=True)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes, int]]:
+    """Read lines; blank ones are skipped but counted."""
+    with _open(file) as content:
+        for number, line in enumerate(content, start=1):
+            if not line.isspace():
+                yield number, line, len(line)
+
+
+def _table(file: Path, delimiter: str) -> Iterator[Batch]:
+    """Read a table with a header. Bytes that are not UTF-8 become lone surrogates, which are replaced and counted."""
+
+    def rows() -> Iterator[tuple[int, Row | BadRow, int]]:
+        with io.TextIOWrapper(_open(file), "utf-8-sig", errors="surrogateescape", newline="") as text:
+            lines = csv.reader(text, delimiter=delimiter)
+            header = next(lines, [])
+            start = lines.line_num + 1
+            for cells in lines:
+                row: Row | BadRow = dict(zip(header, cells, strict=False))
+                if len(cells) != len(header):
+                    reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with {delimiter!r} in"
+                    row = BadRow("wrong_number_of_cells", f"{reason} double quotes")
+                if cells:
+                    yield start, row, sum(map(len, cells))
+                start = lines.line_num + 1
+
+    csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield from _batched(file, rows())
+    except csv.Error as error:
+        raise UserError(f"{file}: is not a table ({error}); write it again, or as JSONL") from error
+
+
+def _json(file: Path, kind: str) -> Iterator[Batch]:
+    """Read one object per line, or a list, an object over several lines, or an object that holds the rows.
+
+    The first line decides, whatever the suffix: many .json files hold one object per line, some .jsonl files a list.
+    """
+    lines = _lines(file)
+    head = next(lines, (0, b"", 0))[1]
+    begin = head.removeprefix(b"\xef\xbb\xbf").strip()
+    if next(lines, None) is None:
+        try:
+            first = json.loads(begin)
+        except (ValueError, RecursionError):
+            first = None
+        documents = _holds_rows(first) or (
+            isinstance(first, list) and (kind == ".json" or isinstance((first or [0])[0], dict))
+        )
+    else:
+        documents = isinstance(_parsed(head), BadRow) and (begin[:1] == b"[" or begin[-1:] in b"{[,:")
+    lines.close()
+    if not documents:
+        yield from _batched(file, _lines(file))
+        return
+    rows: list[Any] = []
+    with _open(file) as content:
+        for value in _documents(file, content.read()):
+            rows += value if isinstance(value, list) else _unwrapped(file, value)
+    yield from batches([_checked(row, "fix or delete it") for row in rows], str(file))
+
+
+def _documents(file: Path, content: bytes) -> Iterator[Any]:
+    """Parse JSON values that follow each other, as indented objects may."""
+    fix = "fix the file, or write one object per line"
+    position, decoder = 0, json.JSONDecoder()
+    try:
+        text = content.decode("utf-8-sig")
+        while (position := SPACE.match(text, position).end()) < len(text):  # type: ignore[union-attr]
+            value, position = decoder.raw_decode(text, position)
+            yield value
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: {_defect(error).message}; {fix}") from None
+
+
+def _holds_rows(value: Any) -> str | None:
+    """Return the key of an object that holds rows; turns have a role and are not rows."""
+    for key in WRAPPERS if isinstance(value, dict) else ():
+        rows = value.get(key)
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict) and not {"role", "from"} & rows[0].keys():
+            return key
+    return None
+
+
+def _unwrapped(file: Path, value: Any) -> list[Any]:
+    """Return the rows that an object holds, or the object itself as a row."""
+    key = _holds_rows(value)
+    if key is None:
+        return [value]
+    others = [name for name, entry in value.items() if isinstance(entry, list) and name != key]
+    log.info("%s: the rows below %r are read%s", file, key, f", not {', '.join(others)}" if others else "")
+    return value[key]  # type: ignore[no-any-return]
+
+
+def _parsed(entry: Any) -> Row | BadRow:
+    """Return a row, parsed if it is a line. It is decoded here, because `json.loads(bytes)` guesses encodings."""
+    if not isinstance(entry, bytes):
+        return entry  # type: ignore[no-any-return]
+    try:
+        return _checked(json.loads(entry.strip().decode("utf-8-sig")), FIX_LINE)
+    except (ValueError, RecursionError) as error:
+        bad = _defect(error)
+        return BadRow(bad.reason, f"{bad.message}; {FIX_LINE}")
+
+
+def _checked(row: Any, fix: str) -> Row | BadRow:
+    return row if isinstance(row, dict | BadRow) else BadRow("not_an_object", f"is not an object {{…}}; {fix}")
+
+
+def _defect(error: Exception) -> BadRow:
+    """Return why a text is not JSON, without the fix."""
+    if isinstance(error, json.JSONDecodeError):
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{position}: is not JSON ({error.msg}, {place}); {fix}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{position}: is not UTF-8 ({error.reason} at byte {error.start}); {fix}") from None
-    except ValueError as error:  # a number with more digits than Python parses
-        raise UserError(f"{position}: cannot be read ({str(error).partition(';')[0]}); {fix}") from None
-    except RecursionError:
-        raise UserError(f"{position}: is nested too deeply; {fix}") from None
+        return BadRow("not_json", f"is not JSON ({error.msg}, {place})")
+    if isinstance(error, UnicodeDecodeError):
+        return BadRow("not_utf8", f"is not UTF-8 ({error.reason} at byte {error.start})")
+    if isinstance(error, RecursionError):
+        return BadRow("nested_too_deeply", "is nested too deeply")
+    # A number with more digits than Python parses.
+    return BadRow("number_too_long", f"cannot be read ({str(error).partition(';')[0]})")
 
 
-def _begins(file: Path) -> bytes:
-    """Return the first byte of a text file that is neither white space nor byte order mark."""
-    with file.open("rb") as content:
-        return content.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-
-
-def _array(file: Path) -> Iterator[Batch]:
-    rows = _loads(file.read_bytes(), str(file), "fix the file, or write one object per line")
-    for number, row in enumerate(rows):
-        _checked(row, f"{file}, row {number} (the first is 0)", "fix or delete it")
-    yield from batches(rows, str(file))
-
-
-def _arrow_rows(batch: "pa.RecordBatch") -> list[Row]:
+def _arrow_rows(batch: "pa.RecordBatch") -> list[Any]:
     """Convert Arrow rows; bytes that are not UTF-8 become lone surrogates, which `fix_conversation` replaces."""
     import pyarrow as pa
 
     try:
-        return batch.to_pylist()  # type: ignore[no-any-return]
+        rows: list[Row] = batch.to_pylist()
     except UnicodeDecodeError:
         schema = pa.schema([pa.field(field.name, _bytes_type(field.type)) for field in batch.schema])
-        return _decoded(batch.cast(schema).to_pylist())  # type: ignore[no-any-return]
+        rows = _decoded(batch.cast(schema).to_pylist())
+    for name in (field.name for field in batch.schema if str(field.type).count("struct<") > 1):
+        for row in rows:
+            row[name] = _without_nulls(row[name])
+    return rows
+
+
+def _without_nulls(value: Any, level: int = 0) -> Any:
+    """Drop the null keys of nested structs: Arrow gives each tool call the arguments of all others as nulls."""
+    if isinstance(value, list):
+        return [_without_nulls(entry, level) for entry in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(entry, level + 1) for key, entry in value.items() if not level or entry is not None}
+    return value
 
 
 def _bytes_type(kind: "pa.DataType") -> "pa.DataType":

@@ -20,11 +20,18 @@ from tometune.common.errors import UserError
 from tometune.common.files import write_json
 from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
-from tometune.data.readers import BATCH, SUFFIXES, Batch, batches, read_file, unreadable
+from tometune.data.readers import BATCH, SUFFIXES, Batch, batches, kind_of, read_file, unreadable
 
 log = logging.getLogger(__name__)
 
 LONGEST_PATH = 200  # characters that an error shows of a path that the system rejects
+
+FILES = "a JSONL, JSON, CSV, TSV, parquet or Arrow file, a folder of them, or a glob"
+
+# Parts of a path that name a split other than train.
+HELD_OUT = re.compile(r"(?:^|[/._-])(?:test|testing|valid|validation|val|dev|eval)(?=[/._-]|\d*$)", re.IGNORECASE)
+# Files of a `save_to_disk` folder that hold no rows.
+NO_ROWS = ("dataset_info.json", "dataset_dict.json", "state.json")
 
 # How `datasets` names a file of a hub dataset.
 ON_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
@@ -50,9 +57,9 @@ def fingerprint(source: SourceConfig, key: str) -> str:
 
 
 def files_of(path: str | None, key: str) -> list[Path]:
-    """Return the files of a path: one file, those of a folder (without hidden ones), or the matches of a glob."""
+    """Return the files of a path: one file, those of a folder that are not held out, or the matches of a glob."""
     if not path:
-        raise UserError(f"{key}: is not set; set it to a parquet, JSONL or JSON file, a folder of them, or a glob")
+        raise UserError(f"{key}: is not set; set it to {FILES}")
     try:
         found = _matches(Path(path).expanduser())
     except (OSError, RuntimeError, ValueError) as error:  # no permission, name too long, no such home, null byte
@@ -61,24 +68,34 @@ def files_of(path: str | None, key: str) -> list[Path]:
     if found is None:
         raise UserError(f"{key}={path}: has no file that ends in {', '.join(SUFFIXES)}; name another folder")
     if not found:
-        raise UserError(f"{key}={path}: no such file; name a parquet, JSONL or JSON file, a folder of them, or a glob")
+        raise UserError(f"{key}={path}: no such file; name {FILES}")
     for file in found:
-        if file.suffix not in SUFFIXES:
+        if not kind_of(file):
             raise UserError(f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)}")
-    return found
+    held_out = _held_out(Path(path).expanduser(), found)
+    return [file for file in found if file not in held_out]
 
 
 def _matches(path: Path) -> list[Path] | None:
     """Return the files of a path; None for a folder without a readable one."""
     if path.is_dir():
-        inside = (file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.is_dir())
+        inside = (file for file in path.rglob("*") if kind_of(file) and file.name not in NO_ROWS and not file.is_dir())
         return [file for file in inside if "/." not in f"/{file.relative_to(path).as_posix()}"] or None
     matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 -- takes any pattern
     return [path] if path.exists() else [file for file in map(Path, matches) if not file.is_dir()]
 
 
+def _held_out(path: Path, files: list[Path]) -> set[Path]:
+    """Return the files of a folder that are another split than train; none if there are no others."""
+    if not path.is_dir():
+        return set()
+    stems = {file: file.relative_to(path).as_posix().partition(kind_of(file))[0] for file in files}
+    held_out = {file for file, stem in stems.items() if HELD_OUT.search(stem)}
+    return held_out if len(held_out) < len(files) else set()
+
+
 def _digest(file: Path) -> bytes:
-    return content_digest(file) + file.suffix.encode()  # the suffix decides how it is read
+    return content_digest(file) + kind_of(file).encode()  # the suffix decides how it is read
 
 
 def content_digest(file: Path) -> bytes:
@@ -105,7 +122,11 @@ def read(source: SourceConfig, key: str) -> Iterator[Batch]:
     elif source.kind is SourceKind.hub:
         yield from _hub(source, key)
     else:
-        for file in sorted(files_of(source.path, f"{key}.path"), key=_digest):
+        files = files_of(source.path, f"{key}.path")
+        folder = Path(str(source.path)).expanduser()
+        if others := sorted(file.name for file in _held_out(folder, _matches(folder) or [])):
+            log.info("%s.path=%s: %s is another split and not read", key, source.path, ", ".join(others))
+        for file in sorted(files, key=_digest):
             yield from read_file(file)
 
 

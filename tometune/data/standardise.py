@@ -1,8 +1,8 @@
 """Sources as role/content messages, each row with a 128-bit key of its text, cached as Arrow.
 
-A cached source is a folder with `rows.arrow` (key, source, messages) and small files with everything else that a warm
-start needs: `keys.npy` (16 bytes per row), `labels.npy` and `labels.json` (the source of each row), `scores.npy` (if
-any row has a score) and `counts.json`.
+A cached source is a folder with `rows.arrow` (key, source, messages, extras) and small files with everything else that
+a warm start needs: `keys.npy` (16 bytes per row), `labels.npy` and `labels.json` (the source of each row), `scores.npy`
+(if any row has a score) and `counts.json`.
 """
 
 import json
@@ -22,11 +22,11 @@ import pyarrow as pa
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
-from tometune.config.data import SourceConfig
-from tometune.data import formats
-from tometune.data.conversations import encodable, fix_conversation, normalised
+from tometune.config.data import BadRows, DataConfig, Preference, SourceConfig
+from tometune.data.conversations import compared_texts, encodable, extras_of, fix_conversation, normalised
+from tometune.data.formats import SOURCE_COLUMNS, FormatError, Reader
 from tometune.data.parallel import in_order
-from tometune.data.readers import Batch
+from tometune.data.readers import BadRow, Batch
 from tometune.data.sources import fingerprint, read
 
 if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes them a second
@@ -34,15 +34,19 @@ if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes t
 
 log = logging.getLogger(__name__)
 
-VERSION = 4  # raised when the same source gives other rows
-LAYOUT = 2  # raised when the same rows are stored in other files
+VERSION = 5  # raised when the same source gives other rows
+LAYOUT = 3  # raised when the same rows are stored in other files
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
-SCHEMA = pa.schema({"key": pa.binary(), "source": pa.string(), "messages": MESSAGES})
+# What a row holds beyond its messages is JSON in `extras`, see `conversations`; null for ordinary rows.
+SCHEMA = pa.schema({"key": pa.binary(), "source": pa.string(), "messages": MESSAGES, "extras": pa.string()})
 KEY_BYTES = 16
 LARGEST_SCORE = float(np.finfo(np.float32).max)
+SHOWN = 3  # rows that cannot be read of which an error shows the place and the defect
+FEWEST = 100  # rows of a source from which on `data.max_bad_share` applies
 
 Counts = dict[str, dict[str, int]]  # rows by reason and source
+KINDS = ("dropped", "malformed", "mended", "unread")  # of counts
 
 
 @dataclass(frozen=True)
@@ -51,25 +55,41 @@ class Standardised:
 
     fingerprint: str  # content of the source, format, and version of the standardising
     folder: Path
-    rows: "Dataset"  # columns `key` (16 bytes), `source`, `messages`; memory-mapped
+    rows: "Dataset"  # columns `key` (16 bytes), `source`, `messages`, `extras`; memory-mapped
     keys: np.ndarray  # (rows, 2) uint64: the 128 bits of each key, higher half first
     labels: np.ndarray  # (rows,) int32: the source of each row as an index into `names`
     names: list[str]  # sorted
     scores: np.ndarray | None  # (rows,) float32, NaN for rows without a score; None if no row has one
     read: int  # rows of the source, usable or not
-    dropped: Counts
+    dropped: Counts  # on purpose
+    malformed: Counts  # rows that cannot be read
     mended: Counts  # rows that were fixed
+    unread: Counts  # rows by column or `turn.KEY` that was not used
+    bad: list[tuple[str, str]]  # place and defect of the first malformed rows
+
+
+@dataclass(frozen=True)
+class StandardBatch:
+    """The usable rows of a batch."""
+
+    rows: pa.RecordBatch  # of `SCHEMA`
+    scores: np.ndarray  # float32, NaN for rows without one
+    counts: Counter[tuple[str, str, str]]  # rows by kind, reason and source
+    bad: list[tuple[str, str]]  # as in `Standardised`
+    read: int  # rows of the batch
 
 
 def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
     """Return the usable rows of a source, cached; `key` is its key in the config, for errors.
 
     Raises:
-        UserError: the source is missing, broken or of an unknown shape.
+        UserError: the source is missing or broken. Rows that cannot be read are counted, see `check_malformed`.
     """
     from datasets import Dataset
 
-    made_from = {"source": fingerprint(source, key), "format": str(source.format), "standardise": VERSION}
+    read_as = [str(source.format), *(f"{role}={name}" for role, name in sorted(source.columns.items()))]
+    read_as += [] if source.preference is Preference.refuse else [str(source.preference)]
+    made_from = {"source": fingerprint(source, key), "format": ",".join(read_as), "standardise": VERSION}
     stored_as = {**made_from, "layout": LAYOUT, "score": source.score}
     folder = cached_folder(cache, "sources", stored_as, lambda target: _build(source, key, target))
     scores = folder / "scores.npy"
@@ -89,22 +109,22 @@ def _build(source: SourceConfig, key: str, folder: Path) -> None:
     keys, labels, scores = bytearray(), list[int](), [np.empty(0, np.float32)]
     names: dict[str, int] = {}
     counts: Counter[tuple[str, str, str]] = Counter()
+    bad: list[tuple[str, str]] = []
     total = 0
     with (
         pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress(f"{key}: rows standardised") as advance,
     ):
-        for rows, more_scores, more_counts, count in in_order(
-            partial(standardise_batch, source=source), read(source, key)
-        ):
-            writer.write_batch(rows)
-            keys += b"".join(rows.column("key").to_pylist())
-            labels += [names.setdefault(name, len(names)) for name in rows.column("source").to_pylist()]
-            scores.append(more_scores)
-            counts.update(more_counts)
-            total += count
-            advance(count)
+        for done in in_order(partial(standardise_batch, source=source, key=key), read(source, key)):
+            writer.write_batch(done.rows)
+            keys += b"".join(done.rows.column("key").to_pylist())
+            labels += [names.setdefault(name, len(names)) for name in done.rows.column("source").to_pylist()]
+            scores.append(done.scores)
+            counts.update(done.counts)
+            bad += done.bad
+            total += done.read
+            advance(done.read)
     np.save(folder / "keys.npy", np.frombuffer(keys, dtype=np.uint8).reshape(-1, KEY_BYTES))
     ordered = sorted(names)
     places = np.array([ordered.index(name) for name in names], dtype=np.int32)
@@ -113,45 +133,75 @@ def _build(source: SourceConfig, key: str, folder: Path) -> None:
     score = np.concatenate(scores)
     if not np.isnan(score).all():
         np.save(folder / "scores.npy", score)
-    nested: dict[str, Counts] = {"dropped": {}, "mended": {}}
-    for (change, reason, name), count in counts.items():
-        nested[change].setdefault(reason, {})[name] = count
-    (folder / "counts.json").write_text(json.dumps({"read": total, **nested}), encoding="utf-8")
+    nested: dict[str, Counts] = {kind: {} for kind in KINDS}
+    for (kind, reason, name), count in counts.items():
+        nested[kind].setdefault(reason, {})[name] = count
+    found = {"read": total, **nested, "bad": bad[:SHOWN]}
+    (folder / "counts.json").write_text(json.dumps(found), encoding="utf-8")
     log.info("%s: %s rows standardised", key, f"{total:,}")
 
 
-def standardise_batch(
-    batch: Batch, source: SourceConfig
-) -> tuple[pa.RecordBatch, np.ndarray, Counter[tuple[str, str, str]], int]:
-    """Standardise a batch of rows, in any process.
-
-    Returns:
-        The usable rows, of `SCHEMA`; their scores, float32, NaN for rows without one; counts of dropped and fixed
-        rows by (change, reason, source); and the number of rows in the batch.
-
-    Raises:
-        UserError: a row does not match the source's format; names it.
-    """
-    read_turns = formats.reader(formats.format_of(batch.rows, source.format, batch.origin))
+def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardBatch:
+    """Standardise a batch of rows, in any process; `key` is the source's key in the config, for messages."""
+    reader = Reader(source, key)
     counts: Counter[tuple[str, str, str]] = Counter()
-    keys, names, conversations, scores = [], [], [], []
+    bad: list[tuple[str, str]] = []
+    usable: list[tuple[bytes, str, list[dict[str, str]], str | None]] = []
+    scores = []
+    unnamed = source.id or str(source.kind)
     for index, row in enumerate(batch.rows):
+        name = unnamed
         try:
-            turns, reasons = fix_conversation(read_turns(row))
-        except formats.FormatError as error:
-            raise UserError(f"{batch.where(index)}: {error}") from None
-        named = (row.get(column) for column in ("source", "dataset"))
-        name = next((encodable(value) for value in named if isinstance(value, str) and value), None)
-        name = name or source.id or str(source.kind)
+            if isinstance(row, BadRow):
+                raise FormatError(row.reason, row.message)
+            named = next(
+                (column for column in SOURCE_COLUMNS if row.get(column) and isinstance(row[column], str)), None
+            )
+            name = encodable(row[named]) if named else unnamed
+            found = reader.read(row)
+        except FormatError as error:
+            counts["malformed", error.reason, name] += 1
+            bad.append((encodable(batch.where(index)), encodable(str(error))))
+            continue
+        counts.update(("unread", encodable(column), name) for column in found.unread - {named})
+        if found.dropped:
+            counts["dropped", found.dropped, name] += 1
+            continue
+        turns, reasons = fix_conversation(found.turns)
         counts.update(("mended" if turns else "dropped", reason, name) for reason in sorted(reasons))
         if turns:
-            keys.append(text_key(text for _, text in turns))
-            names.append(name)
-            conversations.append([{"role": role, "content": text} for role, text in turns])
+            messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+            extras = extras_of(turns, found.tools)
+            usable.append((text_key(compared_texts(turns, found.tools)), name, messages, extras))
             scores.append(_score(row.get(source.score)))
-    columns = [pa.array(keys, pa.binary()), pa.array(names, pa.string()), pa.array(conversations, MESSAGES)]
+    columns = [
+        pa.array(values, field.type)
+        for values, field in zip(zip(*usable, strict=True) if usable else [()] * len(SCHEMA), SCHEMA, strict=True)
+    ]
     rows = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
-    return rows, np.array(scores, np.float32), counts, len(batch)
+    return StandardBatch(rows, np.array(scores, np.float32), counts, bad[:SHOWN], len(batch))
+
+
+def check_malformed(source: Standardised, key: str, config: DataConfig) -> None:
+    """Raise a `UserError` that shows the first rows that cannot be read, if they are too many or none are wanted."""
+    by_reason = {reason: sum(counts.values()) for reason, counts in source.malformed.items()}
+    count = sum(by_reason.values())
+    if not count:
+        return
+    if source.read >= FEWEST and count / source.read > config.max_bad_share:
+        fix = f"fix them, or raise data.max_bad_share={config.max_bad_share:g}"
+    elif config.bad_rows is BadRows.stop:
+        fix = "fix them, or set data.bad_rows=drop to leave them out"
+    elif not len(source.rows):
+        fix = "none is left"
+    else:
+        return
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in by_reason.items())
+    shown: dict[str, list[str]] = {}
+    for place, defect in source.bad:
+        shown.setdefault(defect, []).append(place)
+    first = " | ".join(f"{' and '.join(places)}: {defect}" for defect, places in shown.items())
+    raise UserError(f"{key}: {count:,} of {source.read:,} rows cannot be read ({reasons}); {fix}: {first}")
 
 
 def text_key(texts: Iterable[str]) -> bytes:

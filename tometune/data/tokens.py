@@ -7,7 +7,7 @@ one line per row. The cells of a table therefore share the tokens of base and po
 import json
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -30,11 +30,11 @@ from tometune.common.progress import progress
 from tometune.data.encoder import Encoder, encode_rows, without_truncation
 from tometune.data.labels import INDEX, SCHEMA, label_rows, verify
 from tometune.data.mix import Mix, Part
-from tometune.data.template import Template
+from tometune.data.template import NOTES, Template
 
 log = logging.getLogger(__name__)
 
-VERSION = 4  # raised when the same rows get other ids or labels, or are stored in another way
+VERSION = 5  # raised when the same rows get other ids or labels, or are stored in another way
 
 VERIFIED = 200  # rows of a piece that are decoded and compared with their answers
 
@@ -53,6 +53,7 @@ class Counts:
     tokens_cut: int = 0  # a lower bound for rows so long that their end was not tokenised
     without_labels: int = 0  # rows without trainable tokens after truncation: they stay in the mix, training skips them
     special_text: int = 0  # rows whose texts spell a special token; it is encoded as plain text
+    template: dict[str, int] = field(default_factory=dict)  # rows by what the chat template could not show, see `NOTES`
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         raise UserError(
             f"trainer.max_length={max_length}: the chat template alone takes {overhead} tokens; raise it above that"
         )
-    if not template.ends:
+    if not template.end:
         log.warning("the chat template ends answers without a special token, so the model does not learn to stop")
     made_by = {
         "tokenizer": _hash(without_truncation(tokenizer.backend_tokenizer).to_str()),
@@ -97,7 +98,7 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         numbers.append(chosen[chosen[:, 1] >= 0, 1] + length)
         length += sum(map(len, rows))
     index = np.concatenate(lines)
-    _, places, lengths, trained, cut, special = index.T
+    _, places, lengths, trained, cut, special, *notes = index.T
     counts = Counts(
         rows=len(index),
         tokens=int(lengths.sum()),
@@ -106,11 +107,19 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         tokens_cut=int(cut.sum()),
         without_labels=int((places < 0).sum()),
         special_text=int(special.sum()),
+        template={name: int(column.sum()) for name, column in zip(NOTES, notes, strict=True) if column.any()},
     )
+    shown = [f"{count:,} rows with {NOTES[name]}" for name, count in counts.template.items()]
+    if counts.without_labels == counts.rows and shown:
+        raise UserError(
+            f"model: its chat template leaves nothing to train on ({'; '.join(shown)}); choose another model"
+        )
     if counts.without_labels == counts.rows:
         raise UserError(f"trainer.max_length={max_length}: no row has an answer left after truncation; raise it")
+    for line in shown:
+        log.warning("%s", line)
     if counts.without_labels:
-        log.warning("%s rows skipped: no trainable tokens left after truncation", f"{counts.without_labels:,}")
+        log.warning("%s rows skipped: nothing left to train on", f"{counts.without_labels:,}")
     return Tokens(concatenate_datasets(tables).select(np.concatenate(numbers)), counts, lengths)
 
 
@@ -170,17 +179,16 @@ def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: i
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress("rows tokenised", len(rows)) as advance,
     ):
-        for batch in encode_rows(rows.select_columns("messages"), template, encoder, max_length):
+        for batch in encode_rows(rows.select_columns(["messages", "extras"]), template, encoder, max_length):
             stop = batch.start + len(batch.encoded)
             for number in verified.intersection(range(batch.start, stop)):
                 row = number - batch.start
                 if batch.rendered[row] is batch.clipped[row]:
-                    messages, rendered, encoded = batch.conversations[row], batch.rendered[row], batch.encoded[row]
-                    verify(encoder, messages, rendered, encoded, int(numbers[number]))
+                    verify(encoder, batch.rendered[row], batch.encoded[row], int(numbers[number]))
             table, index = label_rows(batch.encoded, max_length)
             index[:, 0] = numbers[batch.start : stop]
             index[index[:, 1] >= 0, 1] += place
-            index[:, 5] = [bool(row.stand_ins) for row in batch.rendered]
+            index[:, 5:] = [[bool(row.stand_ins), *(note in row.notes for note in NOTES)] for row in batch.rendered]
             lines.append(index)
             place += len(table)
             writer.write_batch(table)

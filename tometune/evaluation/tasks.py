@@ -169,7 +169,7 @@ def read_rows(key: str, task: TaskConfig) -> list[Row]:
             from tometune.data import pydocs
 
             found = batches(pydocs.examples(task.topic or ""), f"pydocs {task.topic}")
-    rows = [Row(fields, batch.where(index)) for batch in found for index, fields in enumerate(batch.rows)]
+    rows = [Row(fields, batch.where(index)) for batch in found for index, fields in enumerate(batch.checked_rows())]
     if not rows:
         raise UserError(f"{key}: {task.path or task.id or task.topic} has no examples; choose a source that has some")
     return rows
