@@ -23,6 +23,7 @@ from tometune.evaluation.engines.decoder import PREFILL_TOKENS
 from tometune.evaluation.generation import Generations, evaluating, generate
 from tometune.evaluation.metrics import MetricContext, Scores, score
 from tometune.evaluation.tasks import Task
+from tometune.evaluation.unicode_words import needs_unicode
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,9 @@ class TaskResult:
 
     engine: str
     batch_size: int
+
+    unicode_words: int = 0
+    """Examples that ROUGE compares by Unicode words, because a reference is in another script than Latin."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ class Scorer:
             unended=sum(not answer.ended for answer in generations.answers),
             engine=engine.kind(generations.batch_size),
             batch_size=generations.batch_size,
+            unicode_words=sum(any(map(needs_unicode, texts)) for texts in references),
         )
         if is_first():
             key = key | {"engine": engine.kind(key["batch_size"])}  # compiling may have failed
