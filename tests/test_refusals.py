@@ -59,7 +59,10 @@ def test_a_broken_task_is_reported_before_the_rows_are_tokenised(place: Workplac
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["data.base.path=broken.jsonl"], r"^broken\.jsonl, line 7: is not JSON .*fix or delete this line"),
+        (
+            ["data.base.path=broken.jsonl", "data.bad_rows=stop"],
+            r"^data\.base: 1 of 12 rows cannot be read \(not_json 1\); .* broken\.jsonl, line 7: is not JSON .*fix or",
+        ),
         (["data.base.path=empty.jsonl"], r"^data\.base: none of its 1 row is usable \(dropped: no_assistant_turn 1\)"),
         (
             ["trainer.max_length=4", "data.base.path=good.jsonl"],

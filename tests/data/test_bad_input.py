@@ -34,8 +34,8 @@ def test_shards_may_differ_in_schema(tmp_path):
     assert (made.names, len(made.rows)) == (["a", "b", "files"], 4)
     write_parquet(shards / "e.parquet", [{"text": "x"}])
     error = error_of(shards, tmp_path / "cache")
-    assert f": {shards}/e.parquet, row 0 (the first is 0): no columns with turns, nor a question and its an" in error
-    assert error.endswith("among text; name them with 'data.pool.columns={user: text, assistant: ANSWERS}'")
+    assert f": {shards}/e.parquet, row 0 (the first is 0): no columns with turns, nor with a question and " in error
+    assert error.endswith("among text; set 'data.pool.columns={user: text, assistant: ANSWERS}'")
 
 
 @pytest.mark.nightly

@@ -34,7 +34,9 @@ def test_trained_tokens_are_highlighted(tmp_path: Path) -> None:
 
 def test_the_summary_counts_everything(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
     rows = [conversation(number, source="alpha" if number < 8 else "[beta]") for number in range(10)]
-    rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": "alpha"})
+    rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": "alpha", "lang": "en"})
+    rows[0]["topic"] = rows[1]["topic"] = rows[8]["topic"] = "x"
+    rows.append({"conversations": 7, "source": "alpha"})
     pool = [
         *rows[:3],
         rows[0],
@@ -55,10 +57,13 @@ def test_the_summary_counts_everything(mix_of: Callable[..., Mix], tmp_path: Pat
             "left after that 4 28.6%",
         ),
         *("alpha 8 57.1%", "[beta] 2 14.3%", "pool 4 28.6%"),
-        *("read 11 11 ", "dropped: no_assistant_turn 1 ", "usable 10 11 ", "taken 10 4"),
+        *("read 12 11 ", "dropped: no_assistant_turn 1 ", "usable 10 11 ", "taken 10 4"),
+        *("− cannot be read: not_a_list_of_turns 1", "cannot be read: not_a_list_of_turns base alpha 1"),
+        " base alpha topic 2, lang 1 pool alpha topic 3 ",
         *("text is in the base 4 ", "in an earlier row of the pool 2 ", "+ both, so subtracted twice 1 "),
         "left to draw from 6 ",
         "dropped: no_assistant_turn base alpha 1",
+        "base [beta] topic 1",
     ):
         assert part in text, part
 

@@ -51,6 +51,13 @@ def test_samples_are_drawn_with_the_seed(mix_of: Callable[..., Mix]) -> None:
     assert len(samples(mix_of([conversation(0)], None, 1))) == 1
 
 
+def test_samples_show_tool_calls(mix_of: Callable[..., Mix]) -> None:
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}
+    (row,) = samples(mix_of([{"messages": [{"role": "user", "content": "q"}, call]}], None, 1))
+    assert row["messages"][0] == {"role": "user", "content": "q"}
+    assert '{"name": "f", "arguments": {}}' in row["messages"][1]["content"]
+
+
 def test_scores_are_those_of_the_column_or_of_the_scorer(tmp_path: Path) -> None:
     base = write_jsonl(tmp_path / "base.jsonl", [conversation(number) for number in range(3)])
     rows = [conversation(f"p{number} " * number, score=number / 2) for number in range(1, 9)]

@@ -172,6 +172,7 @@ def check_base(base: Standardised, filtered: Filtered, contaminated: int, wanted
         )
     found = int(filtered.keep.sum())
     lost = [_reasons("dropped", base.dropped | base.malformed)]
+    lost += [f"{place}: {defect}" for place, defect in base.bad[:1]]
     lost += [_reasons("filtered", filtered.counts)] if filtered.counts else []
     lost += [f"data.contamination=drop: {contaminated:,}"] if contaminated else []
     if not found:

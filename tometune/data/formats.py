@@ -216,23 +216,25 @@ class Reader:
             return  # without turns
         known = all(any(name in row for name in self.columns[side]) for side in ("user", "assistant"))
         if not (known or (asked and not _texts(row, asked)) or chosen):
-            reads = "turns, nor a question and its answer," if self.form is RowFormat.auto else f"format={self.form}"
-            wrong = f"no columns with {reads} among {_names(row) or 'none'}"
-            raise FormatError("unknown_columns", f"{wrong}; name them with {self._mapping(row)}")
+            auto = self.form is RowFormat.auto
+            reads = "with turns, nor with a question and its answer," if auto else f"of format={self.form}"
+            wrong = f"no columns {reads} among {_names(row) or 'none'}"
+            raise FormatError("unknown_columns", f"{wrong}; set {self._fix(row)}")
 
-    def _mapping(self, row: dict[str, Any]) -> str:
-        """Return the override that names a row's columns, as far as their names tell what they hold."""
-        chat = next(
-            (name for name, value in row.items() if isinstance(value, list) and any(map(_is_turn, value))), None
-        )
+    def _fix(self, row: dict[str, Any]) -> str:
+        """Return the overrides that name a row's columns, as far as their names tell what they hold."""
+        lists = {name: value for name, value in row.items() if isinstance(value, list)}
+        chat = next((name for name, value in lists.items() if any(map(_is_turn, value))), None)
         texts = _texts(row)
         assistant = next(filter(ANSWERING.search, texts), texts[-1] if len(texts) > 1 else "ANSWERS")
         rest = [name for name in texts if name != assistant]
         user = next(filter(ASKING.search, rest), rest[0] if rest else "QUESTIONS")
         names = {"messages": chat} if chat else {"user": user, "assistant": assistant}
+        fix = "" if self.form is RowFormat.auto else f"{self.key}.format=auto"
+        if all(name in COLUMNS[role] for role, name in names.items()):
+            return fix
         listed = ", ".join(f"{role}: {_quoted(name)}" for role, name in names.items())
-        auto = "" if self.form is RowFormat.auto else f"{self.key}.format=auto "
-        return f"{auto}'{self.key}.columns={{{listed}}}'"
+        return f"{fix} '{self.key}.columns={{{listed}}}'".lstrip()
 
     def _surroundings(self, row: dict[str, Any], found: Conversation) -> None:
         """Add earlier turns, the system text and tools that a row has in columns of their own."""

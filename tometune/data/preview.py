@@ -11,6 +11,7 @@ from rich.text import Text
 from tometune.data.filters import NEAR
 from tometune.data.labels import IGNORE
 from tometune.data.mix import Mix
+from tometune.data.profile import unread_columns
 from tometune.data.tokens import Tokens
 
 TRAINED, OTHER = "bold green", "dim"
@@ -36,12 +37,17 @@ def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
     odd = [
         (f"{verb}: {reason}", origin, _name(name), f"{number:,}")
         for origin, facts in mix.facts.items()
-        for verb, key in (("dropped", "dropped"), ("fixed", "mended"))
+        for verb, key in (("dropped", "dropped"), ("cannot be read", "malformed"), ("fixed", "mended"))
         for reason, by_source in facts[key].items()
         for name, number in sorted(by_source.items(), key=lambda entry: -entry[1])[:MOST_SOURCES]
     ]
     if odd:
         tables.append(_table("dropped and fixed rows by source", ("reason", "from", "source", "rows"), odd))
+    if unread := unread_columns(mix):
+        shown = [(origin, _name(source), names) for origin, source, names in unread[:MOST_SOURCES]]
+        tables.append(
+            _table("columns and keys of turns that were not read", ("from", "source", "name and rows"), shown)
+        )
     return Group(title, *(part for table in tables for part in ("", table)))
 
 
@@ -79,6 +85,7 @@ def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
     steps = {(0, "read"): facts["read"], (2, "usable"): facts["usable"], (10, "taken"): facts["rows"]}
     for place, key, prefix in (
         (1, "dropped", "− dropped"),
+        (1, "malformed", "− cannot be read"),
         (3, "mended", "  of them fixed"),
         (4, "filtered", "− filtered"),
     ):

@@ -1,5 +1,6 @@
 """The numbers of a data card: one value per row of a mix, computed on Arrow columns."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +9,13 @@ import numpy as np
 import pyarrow.compute as pc
 
 from tometune.common.seeding import stream
+from tometune.data.conversations import full_messages
 from tometune.data.features import characters, sum_turns, turns_of
 from tometune.data.mix import Mix
 from tometune.data.tokens import Tokens
 
 BATCH = 10_000
+MOST_NAMES, LONGEST_NAME = 30, 60  # of columns that were not read
 SAMPLES = 10  # rows that a card shows as chats
 
 
@@ -62,6 +65,22 @@ def profile(mix: Mix, tokens: Tokens | None = None) -> Profile:
     )
 
 
+def unread_columns(mix: Mix) -> list[tuple[str, str, str]]:
+    """Return (origin, source, `images 6, label 3`): columns and keys of turns that were not read, and their rows."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for origin, facts in mix.facts.items():
+        for name, by_source in facts["unread"].items():
+            for source, rows in by_source.items():
+                found.setdefault((origin, source), {})[name] = rows
+    listed = []
+    for (origin, source), names in sorted(found.items(), key=lambda entry: -sum(entry[1].values())):
+        largest = sorted(names.items(), key=lambda entry: (-entry[1], entry[0]))
+        shown = [f"{' '.join(name[:LONGEST_NAME].split())} {rows:,}" for name, rows in largest[:MOST_NAMES]]
+        shown += [f"{len(largest) - MOST_NAMES:,} more"] if len(largest) > MOST_NAMES else []
+        listed.append((origin, source, ", ".join(shown)))
+    return listed
+
+
 def repeats(found: Profile) -> dict[str, int]:
     """Count by source the rows whose text an earlier row of the mix has."""
     _, first = np.unique(found.keys, return_index=True)
@@ -70,11 +89,21 @@ def repeats(found: Profile) -> dict[str, int]:
 
 
 def samples(mix: Mix, count: int = SAMPLES) -> list[dict[str, Any]]:
-    """Return a few random rows, drawn with the mix's seed: `number, row_id, source, messages`."""
+    """Return a few random rows, drawn with the mix's seed: `number, row_id, source, messages`.
+
+    What a turn holds beyond its text, such as tool calls, is appended to the text as JSON.
+    """
     drawn = stream(mix.seed, "card").permutation(len(mix.row_ids))[:count]
-    return [
-        {"number": number, "row_id": mix.row_ids[number], **mix.dataset[number]} for number in sorted(drawn.tolist())
-    ]
+    shown = []
+    for number in sorted(drawn.tolist()):
+        row = mix.dataset[number]
+        messages = []
+        for turn in full_messages(row["messages"], row["extras"])[0]:
+            more = {name: value for name, value in turn.items() if name not in ("role", "content")}
+            text = "\n".join([turn["content"], json.dumps(more, ensure_ascii=False)] if more else [turn["content"]])
+            messages.append({"role": turn["role"], "content": text})
+        shown.append({"number": number, "row_id": mix.row_ids[number], "source": row["source"], "messages": messages})
+    return shown
 
 
 def described(values: np.ndarray) -> dict[str, float]:

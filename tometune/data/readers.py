@@ -106,10 +106,10 @@ def read_file(file: Path) -> Iterator[Batch]:
             yield from _table(file, TABLES[kind])
         else:
             yield from _json(file, kind)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(file, error) from error
         raise UserError(f"{file}: is not a complete file ({error}); copy it again") from error
-    except OSError as error:
-        raise unreadable(file, error) from error
 
 
 def unreadable(file: Path, error: OSError) -> UserError:

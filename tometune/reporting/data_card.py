@@ -19,7 +19,7 @@ from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
 from tometune.data.ngrams import SHORTEST
-from tometune.data.profile import Profile, described, repeats
+from tometune.data.profile import Profile, described, repeats, unread_columns
 from tometune.reporting import mix_figures
 from tometune.reporting.page import draw, environment
 from tometune.reporting.text import markdown_line
@@ -71,6 +71,7 @@ def card(
             for origin, facts in mix.facts.items()
             for reason, counts in facts["mended"].items()
         ],
+        "unread": unread_columns(mix),
         "duplicates": {"rows": _total(duplicates), "sources": duplicates},
         "contamination": _contamination(overlaps, unchecked, contamination),
         "samples": samples,
@@ -94,7 +95,8 @@ def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
     A row that was dropped for two reasons is counted under the first of them.
     """
     rows = [("read", facts["read"])]
-    rows += [(_words(reason), -_total(counts)) for reason, counts in facts["dropped"].items()]
+    unusable = {**facts["dropped"], **facts["malformed"]}
+    rows += [(_words(reason), -_total(counts)) for reason, counts in unusable.items()]
     filtered = {**facts.get("filtered", {}), NEAR: facts.get(NEAR, {})}
     later = {**facts.get("excluded", {}), **{reason: _total(counts) for reason, counts in filtered.items()}}
     later["contaminated"] = facts.get("contaminated_rows", 0)
@@ -112,7 +114,7 @@ def _dropped(mix: Mix) -> list[dict[str, Any]]:
     """Return the reasons why rows are not in the mix, the most frequent first, with example rows."""
     found = []
     for origin, facts in mix.facts.items():
-        by_source: dict[str, Any] = {**facts["dropped"], **facts.get("filtered", {})}
+        by_source: dict[str, Any] = {**facts["dropped"], **facts["malformed"], **facts.get("filtered", {})}
         by_source |= {NEAR: facts[NEAR]} if facts.get(NEAR) else {}
         found += [_reason(reason, origin, _total(counts), counts) for reason, counts in by_source.items()]
         sources = facts.get("excluded_sources", {})
