@@ -1,4 +1,4 @@
-"""Measure what docs/chat.md reports: seconds to the page (with loaded models) and to the first token, and tokens/s.
+"""Measure what docs/chat.md reports: seconds to the page and to the first token, and tokens/s.
 
 The arguments are those of `chat`, e.g. `bench_chat.py run=outputs/<run_id> against=base`. CPU time shows how
 long it would take on free cores. On busy cores set OMP_NUM_THREADS=1, because threads that wait for each other spin,
@@ -73,7 +73,7 @@ def responds(url: str) -> bool:
 
 def measure_engines() -> None:
     """Send each model the same prompts, one model after the other, and print medians."""
-    from tometune.chatting.engine import Settings
+    from tometune.chatting.conversation import Settings
     from tometune.chatting.targets import find_targets, load_engines
     from tometune.config.app import verb
     from tometune.config.root import Config
@@ -98,8 +98,6 @@ def measure_engines() -> None:
             (wall, cpu), (fast, by_cpu) = (map(median, zip(*each, strict=True)) for each in (first, rest))
             print(f"{target.label}: first token {wall:.2f} s ({cpu:.2f} s of CPU), ", end="")
             print(f"then {fast:.1f} tokens/s ({by_cpu:.1f} per CPU second)", flush=True)
-        for engine in engines:
-            engine.close()
 
     verb(measure)()
 

@@ -24,7 +24,7 @@ from typing import Any
 HEAVY = (
     "tometune.training.sft",
     "tometune.evaluation.scoring",
-    "tometune.evaluation.rouge",
+    "evaluate",
     "tometune.data.tokens",
     "tometune.models.load",
     "transformers.models.llama.modeling_llama",

@@ -44,11 +44,9 @@ def test_a_run_on_other_tasks_leaves_its_record_alone(place, run):
     assert (run / "run.json").read_bytes() == before
     assert record["status"] == "completed"
     assert [stage["tasks"]["summarisation"]["examples"] for stage in record["eval"].values()] == [4, 4]
-    written = file.stat().st_mtime_ns
     again = place.verb("evaluate", *choice)
-    assert again.returncode == 0
+    assert (again.returncode, json.loads(file.read_text())) == (0, record)
     assert "nothing to do" in again.stderr
-    assert file.stat().st_mtime_ns == written
 
 
 @pytest.mark.whole
@@ -82,7 +80,6 @@ def test_broken_weights_are_one_line_and_leave_the_record_alone(finished, place,
     before = (run / "run.json").read_bytes()
     done = place.verb("evaluate", f"run={run}", *tasks, "tracking=none")
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr
     assert [line for line in done.stderr.splitlines() if "Error" in line] == done.stderr.splitlines()[-1:]
     assert (run / "run.json").read_bytes() == before
     assert not list(run.glob("evaluations/*/evaluation.json"))

@@ -82,7 +82,6 @@ IN_PLACE = {
     "training/checkpoints.py": (1, "in the temporary folder that is then renamed"),
     "training/metrics.py": (2, "in a checkpoint that counts only with its last file; lines that are appended"),
     "runs/lock.py": (1, "the lock's own file, while it is held"),
-    "exporting/gguf.py": (2, "the request to a process and its result, in a temporary folder"),
     "chatting/terminal.py": (2, "a file of the user, which must not exist"),
     "models/unsloth_backend.py": (1, "the null device"),
 }

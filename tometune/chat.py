@@ -1,22 +1,27 @@
 """Chat with a run's model, any other model or a GGUF file, alone or side by side: in the browser or the terminal."""
 
 import logging
-import socket
 import threading
+from concurrent.futures import Future
 from importlib import util
+from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
+from tometune.common.imports import quick_imports
 from tometune.config.app import verb
 from tometune.config.chat import Interface
 from tometune.config.root import Config
 from tometune.runs.inputs import cache_folder
+
+if TYPE_CHECKING:
+    from tometune.chatting.conversation import Engine
 
 log = logging.getLogger(__name__)
 
 
 @verb
 def main(config: Config) -> None:
-    """Load the models, then serve the page or chat in the terminal until the user ends it.
+    """Serve the page and load the models, or load them and chat in the terminal, until the user ends it.
 
     Raises:
         UserError: a model cannot be found or loaded, Gradio is not installed, or the port is taken.
@@ -26,29 +31,26 @@ def main(config: Config) -> None:
     page = config.ui is Interface.page
     if page and util.find_spec("gradio") is None:
         raise UserError("the page needs gradio; run: bash scripts/setup.sh chat, or pip install gradio; or ui=terminal")
-    if page and config.chat.port is not None:
-        try:  # before the model is loaded, which may take minutes
-            socket.create_server(("127.0.0.1", config.chat.port)).close()
-        except OSError as error:
-            raise UserError(f"chat.port={config.chat.port}: {error}; choose another port, or null") from error
     targets = find_targets(config)
     models = [target.label for target in targets]
-    engines = load_engines(targets, cache_folder(config), config.chat.context)
+    loaded: Future[list[Engine]] = Future()
     try:
         if page:
-            from tometune.chatting.server import serve
-
-            serve(models, engines, config.chat, config.seeds.generation, config.share)
+            with quick_imports():
+                from tometune.chatting.page import ChatPage
+            ChatPage(models, loaded, config.chat, config.seeds.generation).serve(config.share)
+        engines = load_engines(targets, cache_folder(config), config.chat.context)
+        loaded.set_result(engines)
+        if page:
             threading.Event().wait()
         else:
-            from tometune.chatting.terminal import run
+            from tometune.chatting.terminal import Terminal
 
-            run(models, engines, config.chat, config.seeds.generation)
+            Terminal(models, engines, config.chat, config.seeds.generation).run()
     except KeyboardInterrupt:
         log.info("ended")
     finally:
-        for engine in engines:
-            engine.close()
+        loaded.cancel()  # otherwise a prompt that waits for the models keeps the process alive
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
@@ -26,28 +27,47 @@ def main(config: Config) -> None:
         check_push(finished, config.push_to, formats, config.private)
     with quick_imports():
         from tometune.exporting import gguf
-        from tometune.exporting.build import Builder, exports_of
-        from tometune.exporting.folders import check_folders, check_space
+        from tometune.exporting.build import Builder, check_folders, check_space
+        from tometune.exporting.formats import exports_of
         from tometune.exporting.hub import publish
-        from tometune.exporting.merge import naming_base
         from tometune.models.source import check_source
 
     exports = exports_of(formats, listed(config.quant), folder)
-    merged = exports_of(["merged_16bit"], [], folder)
-    check_folders(finished, folder, [one.folder for one in [*exports, *(merged if "gguf" in formats else [])]])
-    with naming_base(finished):
-        check_source(finished.base)
-    check_space(finished, folder, [(one.format, one.quant) for one in exports])
+    check_folders(finished, folder, exports)
+    check_space(finished, folder, exports)
     missing = gguf.missing() if "gguf" in formats else []
-    wanted = [one for one in exports if one.format != "gguf"] + merged if missing else exports
-    gates = Builder(finished, cache_folder(config), folder).make_all(wanted, print)
+    try:
+        check_source(finished.base)
+        possible = [one for one in exports if not (missing and one.format == "gguf")]
+        gates = Builder(finished, cache_folder(config), folder).make_all(possible, print_summary)
+    except UserError as error:
+        base = config.export.base
+        raise UserError(str(error).replace(f"model.id={base}", f"export.base={base}")) from error
     if missing:
         raise UserError(
             f"format=gguf: needs {', '.join(missing)}; run: {gguf.INSTALL} and the same command again "
-            f"(the merged model is kept in {merged[0].folder})"
+            f"(the merged model is kept in {folder / 'merged_16bit'})"
         )
     if config.push_to is not None:
-        publish(finished, exports, gates, config.push_to, config.private)
+        wanted = {name: gate for name, gate in gates.items() if gate["format"] in formats}
+        publish(finished, wanted, config.push_to, config.private)
+
+
+def print_summary(gate: dict[str, Any]) -> None:
+    """Print one line about an export."""
+    checks, rouge = gate["checks"], gate["checks"].get("rouge", {})
+    parts = [f"{gate['folder']}: {'passed' if gate['passed'] else 'FAILED'}"]
+    if "logits" in checks:
+        parts.append(f"{checks['logits']['mean_divergence']:.2g} nats per token from {gate['reference']['tuned']}")
+    if checks.get("share_of_change") is not None:
+        parts.append(f"holds {checks['share_of_change']:.0%} of the change")
+    if rouge.get("stored"):
+        parts.append(f"same model, so the {rouge['examples']} scored answers stand")
+    elif rouge:
+        before, after = rouge["adapter"]["rougeL"], rouge["export"]["rougeL"]
+        equal = f"{rouge['same_answers']} of {rouge['examples']} answers equal"
+        parts.append(f"ROUGE-L {before:.3f} → {after:.3f}, {equal}")
+    print(f"{', '.join(parts)} ({gate['seconds']['export']:.0f} s, checks {gate['seconds']['gate']:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_text
@@ -13,7 +13,6 @@ from tometune.config.root import Config
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tometune.data.contamination import MixOverlaps
     from tometune.data.mix import Mix
     from tometune.data.tokens import Tokens
 
@@ -30,19 +29,19 @@ def main(config: Config) -> None:
 
     with quick_imports():
         from tometune.data import preview
-        from tometune.reporting.data_card import print_contamination
+        from tometune.reporting.data_card import describe_overlaps, print_overlaps
         from tometune.runs.inputs import RunInputs
 
     inputs = RunInputs.resolve(config)
     mix, tokens = inputs.mix, inputs.tokens
     console = Console(highlight=False)
     console.print(preview.summary(mix, tokens, config.trainer.max_length))
-    found, missing = inputs.contamination()
-    print_contamination(console, found, missing)
+    overlaps = describe_overlaps(*inputs.contamination(), str(config.data.contamination))
+    print_overlaps(console, overlaps)
     _row(console, config, tokens, inputs.tokenizer)
     folder = Path(config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
     try:
-        _write_card(folder, config, mix, tokens, found, missing)
+        _write_card(folder, config, mix, tokens, overlaps)
         files = f"{folder / 'mix.html'}, and as Markdown {folder / 'mix.md'}"
         console.print(f"\ndata card: {files}", soft_wrap=True, markup=False)
     except UserError:
@@ -64,9 +63,7 @@ def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object
     console.print(preview.row(tokens, tokenizer, number, marks), soft_wrap=True)
 
 
-def _write_card(
-    folder: Path, config: Config, mix: "Mix", tokens: "Tokens", found: "MixOverlaps | None", missing: dict[str, str]
-) -> None:
+def _write_card(folder: Path, config: Config, mix: "Mix", tokens: "Tokens", overlaps: dict[str, Any]) -> None:
     """Write mix.html and mix.md.
 
     Raises:
@@ -76,7 +73,7 @@ def _write_card(
     from tometune.reporting.data_card import card, card_markdown, card_page
 
     values = profile(mix, tokens)
-    content = card(mix, values, samples(mix), found, missing, str(config.data.contamination))
+    content = card(mix, values, samples(mix), overlaps)
     try:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -31,14 +31,13 @@ def write_all(folder: Path, config: Config) -> None:
         UserError: the runs cannot be read or compared, or `tracking.mode=online` is not possible.
     """
     from tometune.reporting.analysis import build
-    from tometune.reporting.page import write
-    from tometune.reporting.text import print_report
+    from tometune.reporting.report_files import print_report, write
 
     report = build(folder, config.eval.resamples, config.eval.confidence)
     print_report(report.table)
     print(f"{write(report)} (also table.md, table.csv and table.json)")
     if config.publish is not None:
-        from tometune.reporting.publish import publish
+        from tometune.reporting.wandb_report import publish
 
         print(*publish(report, publisher(config)), sep="\n")
 

@@ -1,25 +1,24 @@
 """An engine whose tokens are words and which repeats the prompt, for tests that are not about models."""
 
 import time
-from collections.abc import Generator, Sequence
 
-from tometune.chatting.engine import End, Message, Piece, Settings
+from tometune.chatting.conversation import End, Piece
 
 
 class Words:
     """Generates a word every `pause` seconds."""
 
-    def __init__(self, start: str = "", context: int = 10_000, pause: float = 0.0) -> None:
+    def __init__(self, start="", context=10_000, pause=0.0):
         self.start = start
         self.context = context
         self.pause = pause
         self.made = 0
-        self.seeds: list[int] = []
+        self.seeds = []
 
-    def count(self, messages: Sequence[Message]) -> int:
+    def count(self, messages):
         return sum(len(message["content"].split()) + 1 for message in messages)
 
-    def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
+    def stream(self, messages, settings):
         self.seeds.append(settings.seed)
         words = (self.start + messages[-1]["content"]).split(" ")
         for number, word in enumerate(words):
@@ -27,6 +26,3 @@ class Words:
             self.made += 1
             yield Piece(word if number == 0 else f" {word}", number + 1)
         yield Piece("", len(words) + 1, End.turn)
-
-    def close(self) -> None:
-        pass

@@ -2,24 +2,19 @@
 
 import json
 import re
-import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from tests.browser import needs_browser, opened
 from tests.chatting.conftest import write_run
-from tests.chatting.test_page import answers, ask, finished
+from tests.chatting.test_page import answers, ask
 from tests.conftest import Run
-from tests.hub import Hub
 from tests.whole import assert_one_line
 
 pytest.importorskip("gradio")
@@ -27,43 +22,31 @@ pytest.importorskip("gradio")
 RUN = "tiny-pydocs_1k-s0-abcdef00"
 
 
-@pytest.fixture
-def page(tmp_path: Path, base: Path, store: Path, clean_env: dict[str, str]) -> Iterator[tuple[Any, str]]:
-    """The command with a run and its base, and the address that it prints."""
+@needs_browser
+@pytest.mark.whole
+def test_a_run_next_to_its_base(tmp_path, base, store, clean_env):
     write_run(tmp_path / "outputs" / RUN, base)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tometune.chat", f"run={RUN}", "against=base", f"chat.port={port}"]
-    command += [f"paths.cache={store}", "chat.max_new_tokens=40"]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    started = subprocess.Popen(command, cwd=tmp_path, env=clean_env, text=True, **pipes)
-    assert started.stdout is not None
-    line = started.stdout.readline() if select.select([started.stdout], [], [], 400)[0] else ""
+    command = [sys.executable, "-m", "tometune.chat", f"run={RUN}", "against=base", f"paths.cache={store}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = subprocess.Popen([*command, "chat.max_new_tokens=40"], cwd=tmp_path, env=clean_env, **pipes)
     try:
-        yield started, re.findall(r"http://127\.0\.0\.1:\d+/", line)[0]
+        with opened(re.search(r"http://127\.0\.0\.1:\d+/", started.stdout.readline())[0]) as seen:
+            seen.page.wait_for_selector("#box textarea:enabled")
+            seen.page.get_by_text(RUN).first.wait_for()
+            ask(seen.page, "What does this function do?")
+            seen.page.wait_for_selector("#box .stop-button")
+            seen.page.wait_for_selector("#box .submit-button", timeout=200_000)
+            before, after = answers(seen.page)
+            assert before != after
+            assert "…" not in (before, after)
+            assert not any(token in before + after for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+        started.send_signal(signal.SIGINT)
+        _, stderr = started.communicate(timeout=20)
+        assert started.returncode == 0, stderr
+        assert stderr.splitlines() == ["loading tiny (base)", f"loading {RUN}", "ended"]
     finally:
         started.kill()
         started.communicate()
-
-
-@needs_browser
-@pytest.mark.whole
-def test_a_run_next_to_its_base(page):
-    started, address = page
-    with opened(address) as seen:
-        seen.page.wait_for_selector("#box textarea:enabled", timeout=60_000)
-        seen.page.get_by_text(RUN).first.wait_for()
-        ask(seen.page, "What does this function do?")
-        seen.page.wait_for_selector("#box .stop-button")
-        finished(seen.page)
-        before, after = answers(seen.page)
-        assert before != after
-        assert "…" not in (before, after)
-        assert not any(token in before + after for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
-    started.send_signal(signal.SIGINT)
-    _, stderr = started.communicate(timeout=20)
-    assert started.returncode == 0, stderr
-    assert stderr.splitlines() == ["loading tiny (base)", f"loading {RUN}", "ended"]
 
 
 @pytest.mark.whole
@@ -72,12 +55,11 @@ def test_the_terminal_through_a_pipe(tmp_path, base, store, clean_env):
     command = [sys.executable, "-m", "tometune.chat", f"run={RUN}", "ui=terminal", f"paths.cache={store}"]
     lines = "/tokens 9\nWhat is it?\n/save saved.json\n"
     done = subprocess.run(command, cwd=tmp_path, env=clean_env, input=lines, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, f"loading {RUN}\n")
     assert "tokens/s" in done.stdout
     (row,) = json.loads((tmp_path / "saved.json").read_text())
     assert row["model"] == RUN
     assert row["conversations"][0] == {"from": "human", "value": "What is it?"}
-    assert done.stderr == f"loading {RUN}\n"
 
 
 def test_a_port_that_is_taken(run_verb: Run, store: Path):
@@ -89,45 +71,35 @@ def test_a_port_that_is_taken(run_verb: Run, store: Path):
 
 
 LOAD = """
-import json, sys
+import sys
 from pathlib import Path
 from tometune.chatting.targets import _model, load_engines
-from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Quantization
-messages = []
 for name in sys.argv[1:]:
     try:
-        target, _ = _model(ModelConfig(name="it", id=name, quantization=Quantization.none))
+        target = _model(ModelConfig(name="it", id=name, quantization=Quantization.none))
         (engine,) = load_engines([target], Path("cache"), 256)
-        messages.append(f"loaded {engine.adapter}")
-    except UserError as error:
-        messages.append(str(error))
-print(json.dumps(messages))
+        print(f"loaded {engine.adapter}")
+    except Exception as error:
+        print(error)
 """
 
 
 @pytest.mark.whole
 @pytest.mark.nightly
-def test_models_and_adapters_on_the_hub(run_python: Run, hub: Hub, base: Path, tmp_path: Path):
-    hub.gated.add("some/gated")
-    for name in ("some/gated", "some/pickled", "some/good"):
-        shutil.copytree(base, hub.add_model(name).folder, dirs_exist_ok=True)
-    pickled = hub.add_model("some/pickled").folder
-    (pickled / "model.safetensors").unlink()
-    torch.save({}, pickled / "pytorch_model.bin")
-    adapters = [write_run(tmp_path / name, base) / "adapter" for name in ("safe", "unsafe")]
-    torch.save({}, adapters[1] / "adapter_model.bin")
-    (adapters[1] / "adapter_model.safetensors").unlink()
-    for name, adapter in zip(("some/adapter", "some/unsafe"), adapters, strict=True):
-        config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": "some/good"}
+def test_models_and_adapters_on_the_hub(run_python, hub, base, tmp_path):
+    shutil.copytree(base, hub.add_model("some/model").folder, dirs_exist_ok=True)
+    for name in ("adapter", "pickled"):
+        adapter = write_run(tmp_path / name, base) / "adapter"
+        config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": "some/model"}
         (adapter / "adapter_config.json").write_text(json.dumps(config))
-        shutil.copytree(adapter, hub.add_model(name).folder, dirs_exist_ok=True)
-    names = ["some/missing", "some/gated", "some/pickled", "some/good", "some/adapter", "some/unsafe"]
+        if name == "pickled":
+            (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+        shutil.copytree(adapter, hub.add_model(f"some/{name}").folder, dirs_exist_ok=True)
+    names = ["some/missing", "some/model", "some/adapter", "some/pickled"]
     done = run_python("-c", LOAD, *names, env=hub.env(tmp_path / "hf"), timeout=120)
     assert done.returncode == 0, done.stderr
-    missing, gated, pickles, good, tuned, unsafe = json.loads(done.stdout.splitlines()[-1])
+    missing, model, adapter, pickled = done.stdout.splitlines()[-4:]
     assert missing.startswith("model.id=some/missing: no such repository on the hub")
-    assert gated.startswith("model.id=some/gated: is gated; accept its terms")
-    assert pickles.startswith("model.id=some/pickled: holds no safetensors weights")
-    assert (good, tuned) == ("loaded None", "loaded target0")
-    assert unsafe.startswith("model.id=some/unsafe: ")
+    assert (model, adapter) == ("loaded None", "loaded target0")
+    assert pickled.startswith("model.id=some/pickled: ")

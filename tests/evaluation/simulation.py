@@ -18,18 +18,10 @@ LEVEL = 0.95
 class World:
     """How scores are generated: standard deviations, and the true difference between the arms."""
 
-    seed: float = 0.010
-    """Standard deviation of each run (seed × arm), as in the published table."""
-
-    example: float = 0.20
-    """Difficulty of an example, shared by all runs."""
-
-    taste: float = 0.05
-    """Preference of an example for one of the arms, shared by its seeds."""
-
-    rest: float = 0.10
-    """Noise of one example in one run."""
-
+    seed: float = 0.010  # of each run (seed × arm), as in the published table
+    example: float = 0.20  # difficulty of an example, shared by all runs
+    taste: float = 0.05  # preference of an example for one of the arms, shared by its seeds
+    rest: float = 0.10  # noise of one example in one run
     effect: float = 0.0
     seeds: int = 3
 
@@ -46,15 +38,17 @@ def sweeps(world: World, count: int, generator: np.random.Generator) -> list[np.
     return tasks
 
 
+def resample(tasks: list[np.ndarray], resamples: int) -> np.ndarray:
+    """Return [resamples, count, arms, seeds]: mean scores on resampled examples."""
+    draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples).mean(axis=0)
+    return draws.reshape(resamples, *tasks[0].shape[1:])
+
+
 def ours(tasks: list[np.ndarray], resamples: int, paired: bool = True) -> list[tuple[float, float]]:
     """Return the intervals of the report, one per sweep."""
-    _, count, arms, seeds = tasks[0].shape
-    draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples).mean(axis=0)
-    draws = draws.reshape(resamples, count, arms, seeds).mean(axis=3)
-    runs = np.mean([task.mean(axis=0) for task in tasks], axis=0)
+    draws = resample(tasks, resamples).mean(axis=3)
     found = []
-    for number in range(count):
-        before, after = runs[number]
+    for number, (before, after) in enumerate(np.mean([task.mean(axis=0) for task in tasks], axis=0)):
         varies = [after - before] if paired else [after, before]
         examples = draws[:, number, 1] - draws[:, number, 0]
         result = estimate(float((after - before).mean()), examples, varies, LEVEL)
@@ -67,9 +61,7 @@ def plain(tasks: list[np.ndarray], resamples: int, expand: bool = False) -> list
 
     With `expand`, deviations over seeds are stretched by sqrt(k / (k - 1)) t / z (Hesterberg 2015, arXiv:1411.5279).
     """
-    _, count, arms, seeds = tasks[0].shape
-    draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples).mean(axis=0)
-    draws = draws.reshape(resamples, count, arms, seeds)
+    draws, seeds = resample(tasks, resamples), tasks[0].shape[3]
     differences = draws[:, :, 1] - draws[:, :, 0]
     chosen = np.random.default_rng(1).integers(0, seeds, (resamples, 1, seeds))
     drawn = np.take_along_axis(differences, np.broadcast_to(chosen, differences.shape), axis=2).mean(axis=2)
@@ -80,36 +72,22 @@ def plain(tasks: list[np.ndarray], resamples: int, expand: bool = False) -> list
     return [tuple(pair) for pair in np.quantile(drawn, [0.025, 0.975], axis=0).T]
 
 
-def parts(tasks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return for each sweep the difference, its variance over seeds and its variance over examples."""
+def t_intervals(tasks: list[np.ndarray], over: str) -> list[tuple[float, float]]:
+    """Return intervals of a t test over `seeds`, over `examples`, or over `both` as Welch and Satterthwaite do."""
     runs = np.mean([task.mean(axis=0) for task in tasks], axis=0)
     differences = runs[:, 1] - runs[:, 0]
-    seeds = differences.var(axis=1, ddof=1) / differences.shape[1]
+    k = differences.shape[1]
+    seeds = differences.var(axis=1, ddof=1) / k
     by_example = [(task[:, :, 1] - task[:, :, 0]).mean(axis=2) for task in tasks]
     examples = sum(task.var(axis=0, ddof=1) / len(task) for task in by_example) / len(tasks) ** 2
-    return differences.mean(axis=1), seeds, examples
-
-
-def satterthwaite(tasks: list[np.ndarray]) -> list[tuple[float, float]]:
-    """Return intervals of a t with the degrees of freedom of Welch and Satterthwaite."""
-    middle, seeds, examples = parts(tasks)
-    k = tasks[0].shape[3]
-    freedom = (seeds + examples) ** 2 / (seeds**2 / (k - 1) + examples**2 / (TASKS * (EXAMPLES - 1)))
-    half = stats.t.ppf(0.975, freedom) * np.sqrt(seeds + examples)
-    return list(zip(middle - half, middle + half, strict=True))
-
-
-def seeds_only(tasks: list[np.ndarray]) -> list[tuple[float, float]]:
-    """Return intervals of the paired t test over seeds."""
-    middle, seeds, _ = parts(tasks)
-    half = stats.t.ppf(0.975, tasks[0].shape[3] - 1) * np.sqrt(seeds)
-    return list(zip(middle - half, middle + half, strict=True))
-
-
-def examples_only(tasks: list[np.ndarray]) -> list[tuple[float, float]]:
-    """Return intervals of a bootstrap over examples that ignores seeds."""
-    middle, _, examples = parts(tasks)
-    half = stats.norm.ppf(0.975) * np.sqrt(examples)
+    both = (seeds + examples) ** 2 / (seeds**2 / (k - 1) + examples**2 / (TASKS * (EXAMPLES - 1)))
+    freedom, variance = {
+        "seeds": (k - 1, seeds),
+        "examples": (np.inf, examples),
+        "both": (both, seeds + examples),
+    }[over]
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    middle = differences.mean(axis=1)
     return list(zip(middle - half, middle + half, strict=True))
 
 
@@ -118,9 +96,9 @@ METHODS = {
     "ours, seeds not paired": lambda tasks: ours(tasks, 2_000, paired=False),
     "plain hierarchical bootstrap": lambda tasks: plain(tasks, 2_000),
     "plain, expanded": lambda tasks: plain(tasks, 2_000, expand=True),
-    "Satterthwaite t": satterthwaite,
-    "t over seeds alone": seeds_only,
-    "examples alone": examples_only,
+    "Satterthwaite t": lambda tasks: t_intervals(tasks, "both"),
+    "t over seeds alone": lambda tasks: t_intervals(tasks, "seeds"),
+    "examples alone": lambda tasks: t_intervals(tasks, "examples"),
 }
 
 

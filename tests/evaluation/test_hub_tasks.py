@@ -1,6 +1,6 @@
 """The shipped hub tasks, over rows with the schema of the real datasets, through the real hub client."""
 
-import csv
+import io
 import json
 from dataclasses import fields
 
@@ -15,13 +15,15 @@ from tometune.config.root import conf_dir
 TASKS = ("dialogue_summarisation", "question_answering", "data_to_text", "instruction_following")
 LOAD = """
 import json, sys
+from tometune.common.errors import UserError
 from tometune.config.eval import TaskConfig, TaskKind
 from tometune.evaluation.tasks import load_task
-settings = json.loads(sys.argv[1])
-for name, values in settings.items():
-    values["kind"] = TaskKind(values["kind"])
-    task = load_task(name, TaskConfig(**{**values, "revision": "main"}))
-    print(json.dumps([name, [vars(example) for example in task.examples]]))
+for name, values in json.loads(sys.argv[1]).items():
+    try:
+        task = load_task(name, TaskConfig(**{**values, "kind": TaskKind.hub}))
+        print(json.dumps([name, [vars(example) for example in task.examples]]))
+    except UserError as error:
+        print(json.dumps([name, str(error)]))
 """
 
 
@@ -40,46 +42,50 @@ def test_pinned_licensed_and_versioned(name):
     assert f"https://huggingface.co/datasets/{task['id']}" in (conf_dir() / f"eval/task/{name}.yaml").read_text()
 
 
-def write_sets(root):
+def parquet(rows):
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def chat(*turns):
+    messages = [{"content": content, "role": role} for role, content in turns]
+    return {"prompt": "p", "prompt_id": "1", "category": "Chat", "messages": messages}
+
+
+def write_sets(hub):
     """Write each dataset with the columns, files and README of the real one."""
-    folders = {name: root / settings(name)["id"] for name in TASKS}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    with (folders["dialogue_summarisation"] / "test.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "dialogue", "summary", "topic"])
-        for number in (1, 2, 3):
-            writer.writerow([f"test_0_{number}", "#Person1#: Hi.\n#Person2#: Bye.", f"Summary {number}.", "talk"])
-    squad = folders["question_answering"] / "plain_text"
-    squad.mkdir()
-    row = {"id": "56be", "title": "T", "context": "It is blue.", "question": "Which colour?"}
-    table = pa.Table.from_pylist(
-        [{**row, "answers": {"text": ["blue", "blue", "It is blue"], "answer_start": [6, 6, 0]}}]
-    )
-    pq.write_table(table, squad / "validation-00000-of-00001.parquet")
-    files = [{"split": "validation", "path": "plain_text/validation-*"}]
-    readme = yaml.safe_dump({"configs": [{"config_name": "plain_text", "data_files": files}]})
-    (folders["question_answering"] / "README.md").write_text(f"---\n{readme}---\n")
-    facts = folders["data_to_text"] / "default" / "test"
-    facts.mkdir(parents=True)
-    rows = [{"meaning_representation": "name[X], food[Y]", "human_reference": text} for text in ("X has Y.", "Y at X.")]
-    pq.write_table(pa.Table.from_pylist(rows), facts / "0000.parquet")
-    robots = folders["instruction_following"] / "data"
-    robots.mkdir()
-    talk = [("user", "Hello"), ("assistant", "Hi."), ("user", "More"), ("assistant", "No.")]
-    rows = [
-        {"prompt": "p", "prompt_id": "1", "category": "Chat", "messages": [{"content": c, "role": r} for r, c in turns]}
-        for turns in (talk, [("system", "You are kind."), ("user", "Sing."), ("assistant", "La.")])
+    lines = "".join(f'test_0_{n},"#Person1#: Hi.\n#Person2#: Bye.",Summary {n}.,talk\n' for n in (1, 2, 3))
+    split = {"split": "validation", "path": "plain_text/validation-*"}
+    card = yaml.safe_dump({"configs": [{"config_name": "plain_text", "data_files": [split]}]})
+    answers = {"text": ["blue", "blue", "It is blue"], "answer_start": [6, 6, 0]}
+    question = {"id": "56be", "title": "T", "context": "It is blue.", "question": "Which colour?", "answers": answers}
+    facts = [
+        {"meaning_representation": "name[X], food[Y]", "human_reference": text} for text in ("X has Y.", "Y at X.")
     ]
-    pq.write_table(pa.Table.from_pylist(rows), robots / "test-00000-of-00001.parquet")
+    talk = chat(("user", "Hello"), ("assistant", "Hi."), ("user", "More"), ("assistant", "No."))
+    song = chat(("system", "You are kind."), ("user", "Sing."), ("assistant", "La."))
+    files = {
+        "dialogue_summarisation": {"test.csv": f"id,dialogue,summary,topic\n{lines}"},
+        "question_answering": {
+            "README.md": f"---\n{card}---\n",
+            "plain_text/validation-00000-of-00001.parquet": parquet([question]),
+        },
+        "data_to_text": {"default/test/0000.parquet": parquet(facts), "default/test/index.duckdb": b"not read"},
+        "instruction_following": {"data/test-00000-of-00001.parquet": parquet([talk, song])},
+    }
+    for name, content in files.items():
+        hub.add_dataset(settings(name)["id"], content)
 
 
 def test_rows_of_the_real_schemas_become_examples(hub, run_python, tmp_path):
-    write_sets(hub.root / "datasets")
-    arguments = json.dumps({name: settings(name) for name in TASKS})
-    done = run_python("-c", LOAD, arguments, env=hub.env(tmp_path / "home"))
+    write_sets(hub)
+    wanted = {name: settings(name) | {"revision": "main"} for name in TASKS}
+    wanted["wrong"] = wanted["data_to_text"] | {"split": "tset"}
+    done = run_python("-c", LOAD, json.dumps(wanted), env=hub.env(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     tasks = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    assert "eval.tasks.wrong.split" in tasks["wrong"]
     (dialogue,) = tasks["dialogue_summarisation"]
     assert dialogue["id"] == "test_0_1"
     assert dialogue["references"] == ["Summary 1.", "Summary 2.", "Summary 3."]
@@ -92,3 +98,10 @@ def test_rows_of_the_real_schemas_become_examples(hub, run_python, tmp_path):
     chats = tasks["instruction_following"]
     assert [chat["messages"][0]["content"] for chat in chats] == ["Hello", "You are kind.\n\nSing."]
     assert [chat["references"] for chat in chats] == [["Hi."], ["La."]]
+
+
+def test_an_unreachable_hub_is_reported_at_once(run_python):
+    """In one line, without the client's retries, which take 23 s and print a dozen lines."""
+    done = run_python("-c", LOAD, json.dumps({"t": {"id": "user/facts", "revision": "a" * 40}}), timeout=60)
+    assert json.loads(done.stdout)[1].startswith("eval.tasks.t.id=user/facts: the model hub cannot be reached")
+    assert "Retry" not in done.stderr

@@ -19,21 +19,16 @@ from tometune.evaluation.statistics import (
 SWEEPS = 200
 
 
-def test_resampled_means_have_the_standard_error_and_share_their_examples():
+def test_resampled_means_have_the_standard_error_and_share_their_examples(monkeypatch):
     scores = np.random.default_rng(0).normal(0.4, 0.2, (500, 1))
-    draws = resampled_means([np.hstack([scores, scores + 0.1])], 20_000)
-    assert draws.shape == (1, 20_000, 2)
+    draws = resampled_means([np.hstack([scores, scores + 0.1]), np.hstack([scores, scores])], 20_000)
+    assert draws.shape == (2, 20_000, 2)
     assert draws[0, :, 0].mean() == pytest.approx(scores.mean(), abs=3e-4)
     assert draws[0, :, 0].std() == pytest.approx(scores.std() / np.sqrt(500), rel=0.02)
     assert np.allclose(draws[0, :, 1] - draws[0, :, 0], 0.1), "the same examples for every column"
-
-
-def test_tasks_are_resampled_apart_and_chunks_do_not_matter(monkeypatch):
-    scores = np.random.default_rng(1).normal(0, 1, (300, 1))
-    draws = resampled_means([scores, scores], 2_000)
-    assert abs(np.corrcoef(draws[0, :, 0], draws[1, :, 0])[0, 1]) < 0.1
-    monkeypatch.setattr("tometune.evaluation.statistics.NUMBERS_AT_ONCE", 7 * 300)
-    assert np.allclose(resampled_means([scores, scores], 2_000), draws)
+    assert abs(np.corrcoef(draws[0, :, 0], draws[1, :, 0])[0, 1]) < 0.1, "others for each task"
+    monkeypatch.setattr("tometune.evaluation.statistics.NUMBERS_AT_ONCE", 7 * 500)
+    assert np.allclose(resampled_means([scores], 2_000), draws[:1, :2_000, :1])
 
 
 def test_seed_draws_are_a_scaled_t():
@@ -74,12 +69,9 @@ def test_two_samples_give_the_behrens_fisher_distribution():
     assert -found.low / error == pytest.approx(2.435, rel=0.01)
 
 
-def test_equal_scores_differ_by_nothing():
+def test_equal_scores_differ_by_nothing_and_one_seed_has_no_test():
     found = estimate(0.0, np.full(1_000, 1e-17), [np.zeros(3)], 0.95)
     assert (found.low, found.high, found.p) == (pytest.approx(0), pytest.approx(0), 1.0)
-
-
-def test_one_seed_has_no_test():
     assert estimate(0.1, np.full(100, 0.1), [], 0.95).p is None
 
 
@@ -139,50 +131,28 @@ def test_holm(p_values, adjusted):
     assert holm(p_values) == [None if p is None else pytest.approx(p) for p in adjusted]
 
 
-@pytest.mark.parametrize(("effect_size", "pairs"), [(0.5, 34), (0.8, 15), (0.2, 199)])
-def test_seeds_needed_of_the_paired_test(effect_size, pairs):
-    """The usual tables (G*Power: paired t, two-sided, alpha 0.05, power 0.8)."""
+@pytest.mark.parametrize(("effect_size", "pairs", "each"), [(0.5, 34, 64), (0.8, 15, 26), (0.2, 199, 394)])
+def test_seeds_needed(effect_size, pairs, each):
+    """The usual tables: G*Power (paired t, two-sided, alpha 0.05, power 0.8), and Cohen 1988, table 2.4.1.
+
+    The deviation of a difference of two samples is √2 that of one arm.
+    """
     assert seeds_needed(0.01 / effect_size, 0.01) == pairs
-
-
-@pytest.mark.parametrize(("effect_size", "each"), [(0.5, 64), (0.8, 26), (0.2, 394)])
-def test_seeds_needed_of_two_samples(effect_size, each):
-    """Cohen 1988, table 2.4.1; the deviation of a difference is √2 that of one arm."""
     assert abs(seeds_needed(np.sqrt(2) * 0.01 / effect_size, 0.01, paired=False) - each) <= 1
 
 
-def test_seeds_needed_at_the_ends():
-    assert seeds_needed(0.0, 0.01) == 2
-    assert seeds_needed(1e-6, 0.01) == 2
-    assert seeds_needed(50.0, 0.01) is None
+@pytest.mark.parametrize(("deviation", "seeds"), [(0.0, 2), (1e-6, 2), (1.1, 94_974), (50.0, None)])
+def test_seeds_needed_at_the_ends(deviation, seeds):
+    assert seeds_needed(deviation, 0.01) == seeds
 
 
-def test_power_by_simulation():
-    generator = np.random.default_rng(5)
-    samples = generator.normal(0.01, 0.008, (20_000, 4))
-    found = (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05) & (samples.mean(axis=1) > 0)
-    assert power(4, 0.01, 0.008, 0.05) == pytest.approx(found.mean(), abs=0.01)
-
-
-def test_deviation_interval_covers():
+def test_deviation_interval_covers_and_groups_are_pooled():
     generator = np.random.default_rng(6)
     deviations = generator.normal(0, 2.0, (4_000, 3)).std(axis=1, ddof=1)
     ends = [deviation_interval(deviation, 2, 0.95) for deviation in deviations]
     assert np.mean([low <= 2.0 <= high for low, high in ends]) == pytest.approx(0.95, abs=0.015)
-
-
-def test_pooled_deviation():
     groups = [np.array([1.0, 3.0]), np.array([10.0, 11.0, 12.0])]
     assert pooled_deviation(groups) == (pytest.approx(np.sqrt((2 + 2) / 3)), 3)
-
-
-def test_one_task_by_the_normal_formula():
-    scores = np.random.default_rng(0).normal(0.3, 0.2, 400)
-    found = mean_interval([scores], 10_000, 0.95)
-    half = 1.96 * scores.std(ddof=1) / 20
-    assert found.value == pytest.approx(scores.mean())
-    assert found.low == pytest.approx(scores.mean() - half, abs=0.002)
-    assert found.high == pytest.approx(scores.mean() + half, abs=0.002)
 
 
 def test_tasks_weigh_the_same_and_are_resampled_apart():
@@ -194,53 +164,24 @@ def test_tasks_weigh_the_same_and_are_resampled_apart():
     assert found.high - found.low == pytest.approx(2 * 1.96 * 1 / 20 / 2, rel=0.1)
 
 
-def test_coverage():
-    """Of 200 experiments with a known truth, about 95 % have it in their interval."""
-    generator = np.random.default_rng(2)
-    truths = [0.1, 0.4, 0.25]
-    hits = 0
-    for _ in range(200):
-        tasks = [generator.beta(20 * truth, 20 * (1 - truth), 80) for truth in truths]
-        found = mean_interval(tasks, 1000, 0.95)
-        hits += found.low <= np.mean(truths) <= found.high
-    assert 0.90 <= hits / 200 <= 0.99
-
-
-def pairs(shift, generator, hard=0.2, noise=0.05, n=150):
+def test_a_planted_shift_is_found_in_pairs_and_a_null_is_not():
     """Scores of two models on the same examples, which differ much more from each other than the models do."""
-    base = [np.clip(generator.normal(0.4, hard, n), 0, 1) for _ in range(4)]
-    return base, [task + shift + generator.normal(0, noise, n) for task in base]
-
-
-def test_a_planted_shift_is_found_and_a_null_is_not():
     generator = np.random.default_rng(3)
-    found = [paired_difference(*pairs(0.01, generator), 2000, 0.95) for _ in range(40)]
-    null = [paired_difference(*pairs(0.0, generator), 2000, 0.95) for _ in range(40)]
-    assert sum(interval.excludes_zero and interval.low > 0 for interval in found) >= 38
-    assert sum(interval.excludes_zero for interval in null) <= 6
+
+    def found(shift):
+        base = [np.clip(generator.normal(0.4, 0.2, 150), 0, 1) for _ in range(4)]
+        tuned = [task + shift + generator.normal(0, 0.05, 150) for task in base]
+        return paired_difference(base, tuned, 2000, 0.95), mean_interval(base, 2000, 0.95)
+
+    shifts, nulls = ([found(shift) for _ in range(40)] for shift in (0.01, 0.0))
+    assert sum(interval.excludes_zero and interval.low > 0 for interval, _ in shifts) >= 38
+    assert sum(interval.excludes_zero for interval, _ in nulls) <= 6
+    paired, alone = shifts[0]
+    assert alone.high - alone.low > 3 * (paired.high - paired.low), "without pairs the shift would not be seen"
 
 
-def test_pairing_is_what_finds_it():
-    """The same shift drowns where the examples are not paired: the interval of the means is ten times wider."""
-    base, tuned = pairs(0.01, np.random.default_rng(4))
-    paired = paired_difference(base, tuned, 2000, 0.95)
-    alone = mean_interval(base, 2000, 0.95)
-    assert paired.excludes_zero
-    assert alone.high - alone.low > 3 * (paired.high - paired.low)
-
-
-def test_same_scores_same_interval_and_no_difference_none():
-    base, tuned = pairs(0.01, np.random.default_rng(5))
-    assert paired_difference(base, tuned, 500, 0.9) == paired_difference(base, tuned, 500, 0.9)
-    same = paired_difference(base, base, 500, 0.95)
-    assert (same.value, same.low, same.high, same.excludes_zero) == (0, 0, 0, False)
-
-
-def test_one_example_has_no_interval():
+def test_one_example_has_no_interval_and_other_examples_are_refused():
     found = paired_difference([[0.1], [0.2, 0.3]], [[0.3], [0.2, 0.3]], 500, 0.95)
     assert (found.value, found.low, found.excludes_zero) == (pytest.approx(0.1), None, False)
-
-
-def test_other_examples_are_refused():
     with pytest.raises(ValueError, match="longer"):
         paired_difference([[0.1, 0.2]], [[0.1]], 500, 0.95)

@@ -22,12 +22,12 @@ def write(folder, stage, task, shift, count=N):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def shown(folder, stages, limited=False, width=80, tracking=None):
+def shown(folder, stages, limited=False, tracking=None):
     tasks = {"qa": {}, "summaries": {}}
     record = {"run_id": "tiny-x-s0-1", "eval": {stage: {"tasks": tasks, "limited": limited} for stage in stages}}
     record["tracking"] = tracking
     out = io.StringIO()
-    print_run(folder, record, EvalConfig(resamples=300), Console(file=out, width=width))
+    print_run(folder, record, EvalConfig(resamples=300), Console(file=out, width=80))
     return out.getvalue()
 
 
@@ -50,36 +50,33 @@ def test_base_tuned_gain_and_interval(folder):
     assert 0 < low < 0.1 < high
     assert "paired bootstrap" in text
     assert "LIMIT" not in text
+    assert "LIMIT" in shown(folder, ["base", "tuned"], limited=True)
+    assert max(len(line) for line in text.splitlines() if not line.startswith("run ")) <= 80
+    assert "…" not in text, "no number is cut"
 
 
-def test_one_example_is_not_plural(folder):
+def test_one_stage_alone(folder):
     write(folder, "tuned", "qa", 0.2, count=1)
-    lines = [line.split()[:2] for line in shown(folder, ["tuned"]).splitlines()]
+    text = shown(folder, ["tuned"])
+    assert "gain" not in text
+    assert "0.495" in text
+    lines = [line.split()[:2] for line in text.splitlines()]
     assert ["1", "example"] in lines
     assert ["61", "examples"] in lines
+    assert shown(folder, []) == f"run      {folder}\n"
 
 
 def test_columns_are_those_of_the_scores(folder):
+    """An answer may hold any line separator."""
     for stage in ("base", "tuned"):
         path = folder / "eval" / stage / "qa.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        rows = [row | {"scores": {"chrf": 0.5, "my_metric": 0.25}} for row in rows]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = [row | {"prediction": "one\u2028two\x85", "scores": {"chrf": 0.5, "my_metric": 0.25}} for row in rows]
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     lines = [line.split()[:4] for line in shown(folder, ["base", "tuned"]).splitlines()]
     assert ["60", "examples", "my_metric", "0.250"] in lines
     assert ["qa", "chrF", "0.500", "0.500"] in lines
     assert ["mean", "of", "tasks"] not in [line[:3] for line in lines], "no column is in both tasks"
-
-
-def test_limit_is_marked(folder):
-    assert "LIMIT" in shown(folder, ["base", "tuned"], limited=True)
-
-
-def test_one_stage_alone(folder):
-    text = shown(folder, ["tuned"])
-    assert "gain" not in text
-    assert "0.495" in text
-    assert shown(folder, []) == f"run      {folder}\n"
 
 
 def test_the_paths_come_last_and_are_not_truncated(folder):
@@ -88,25 +85,14 @@ def test_the_paths_come_last_and_are_not_truncated(folder):
     assert lines == [f"run      {folder}", f"wandb    outputs/{'x' * 90}", "sync     wandb sync outputs/x"]
 
 
-def test_it_fits_80_columns_and_cuts_no_number(folder):
-    text = shown(folder, ["base", "tuned"])
-    assert max(len(line) for line in text.splitlines() if not line.startswith("run ")) <= 80
-    assert "…" not in text
-
-
-def test_files_of_other_examples_or_none(folder):
+def test_files_of_other_examples_broken_or_missing(folder):
     path = folder / "eval" / "tuned" / "qa.jsonl"
     path.write_text(path.read_text().split("\n", 1)[1])
     with pytest.raises(UserError, match="the examples differ"):
         shown(folder, ["base", "tuned"])
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"qa\.jsonl: not a file of scores"):
+        shown(folder, ["tuned"])
     path.unlink()
     with pytest.raises(UserError, match=r"qa\.jsonl: no such file"):
         shown(folder, ["base", "tuned"])
-
-
-def test_an_answer_may_hold_any_line_separator(folder):
-    path = folder / "eval" / "base" / "qa.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[0]["prediction"] = "one\u2028two\x85three"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    assert "0.295" in shown(folder, ["base", "tuned"])

@@ -1,12 +1,29 @@
 import json
+import subprocess
+import sys
+from hashlib import sha256
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
-from tometune.evaluation.tasks import evaluation_texts, load_task, load_tasks, texts_of_task
+from tometune.evaluation.tasks import (
+    Row,
+    collect,
+    evaluation_texts,
+    fingerprint,
+    load_task,
+    load_tasks,
+    reach,
+    read_rows,
+    render,
+    texts_of_task,
+)
 
 ROWS = [{"id": f"q{n}", "input": f"Question {n}?", "references": [f"Answer {n}."]} for n in range(50)]
+GOOD = '{"input": "a", "references": ["b"]}'
 
 
 def ids(task):
@@ -35,30 +52,28 @@ def test_limits_are_nested_stable_and_marked(jsonl):
     assert ids(own) == ids(ten)
     assert ids(both) == ids(four)
     assert [task.limited for task in (ten, four, own, both)] == [True, True, False, True]
-    assert not load_task("t", config, 50).limited
+    tasks = {"a": config, "b": jsonl(ROWS[:3], "b.jsonl")}
+    loaded = load_tasks(EvalConfig(tasks=tasks, limit=5))
+    assert [(task.name, len(task.examples), task.limited) for task in loaded] == [("a", 5, True), ("b", 3, False)]
 
 
-def test_digest_follows_what_changes_a_score(jsonl):
+def test_the_digest_follows_what_changes_a_score(jsonl):
     def digest(rows=ROWS, limit=None, **settings):
         return load_task("t", jsonl(rows, **settings), limit).digest
 
-    same = [digest(), digest(description="other"), digest(limit=50)]
-    assert len(set(same)) == 1
-    other = [
-        digest(version=2),
-        digest(max_new_tokens=9),
-        digest(metrics=["rouge", "bleu"]),
-        digest(prompt="Q {input}"),
-        digest(limit=5),
-        digest(ROWS[1:]),
-    ]
-    assert len({*same, *other}) == 7
+    same = {digest(), digest(description="other"), digest(limit=50)}
+    assert len(same) == 1
+    other = {digest(version=2), digest(max_new_tokens=9), digest(metrics=["rouge", "bleu"]), digest(prompt="Q {input}")}
+    assert len(same | other | {digest(limit=5), digest(ROWS[1:])}) == 7
 
 
 def test_rows_of_one_prompt_are_one_example(jsonl):
     rows = [{"input": "a", "references": text} for text in ("x", "y", "x")] + [{"input": "b", "references": "z"}]
-    task = load_task("t", jsonl(rows))
+    config = jsonl(rows)
+    task = load_task("t", config)
     assert [(example.id, example.references) for example in task.examples] == [("0", ["x", "y"]), ("3", ["z"])]
+    found = texts_of_task("t", config)
+    assert {text[1:] for text in found} == {("0", "a"), ("0", "x"), ("0", "y"), ("3", "b"), ("3", "z")}
 
 
 @pytest.mark.parametrize(
@@ -68,57 +83,130 @@ def test_rows_of_one_prompt_are_one_example(jsonl):
         ([{"input": " ", "references": ["x"]}], r"prompt: .*task\.jsonl, line 1 gives an empty prompt"),
         ([{"input": "a", "references": []}], r"references: .*task\.jsonl, line 1 has no reference"),
         ([{"input": "a", "reference": "x"}], r"no field 'references'; did you mean reference\?"),
+        ([GOOD, "", GOOD, '{"input": '], r"task\.jsonl, line 4: is not JSON \(Expecting value, column 10\)"),
+        ([], r"eval\.tasks\.t: .*task\.jsonl has no examples"),
     ],
 )
-def test_bad_rows(jsonl, rows, message):
+@pytest.mark.parametrize("read", [load_task, texts_of_task])
+def test_bad_rows(jsonl, rows, message, read):
     with pytest.raises(UserError, match=message):
-        load_task("t", jsonl(rows))
+        read("t", jsonl(rows))
 
 
-def test_all_tasks_of_a_config(jsonl):
-    tasks = {"a": jsonl(ROWS, "a.jsonl"), "b": jsonl(ROWS[:3], "b.jsonl")}
-    loaded = load_tasks(EvalConfig(tasks=tasks, limit=5))
-    assert [(task.name, len(task.examples), task.limited) for task in loaded] == [("a", 5, True), ("b", 3, False)]
+def test_missing_file_and_empty_folder(tmp_path):
+    with pytest.raises(UserError, match=r"eval\.tasks\.t\.path=.*gone\.jsonl: no such file"):
+        load_task("t", TaskConfig(path=str(tmp_path / "gone.jsonl")))
+    with pytest.raises(UserError, match="has no file that ends in"):
+        fingerprint(TaskConfig(path=str(tmp_path)), "eval.tasks.t")
 
 
-def task(tmp_path, rows, **settings):
-    path = tmp_path / "task.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return TaskConfig(path=str(path), prompt="Read.\n{context}\n\nAnswer: {input}", **settings)
-
-
-def test_texts_are_fields_and_references_without_the_words_of_the_template(tmp_path):
+def test_texts_are_fields_and_references_without_the_words_of_the_template(jsonl):
     rows = [
         {"id": "a", "input": "why?", "context": "since", "references": ["one", "two"], "note": "unused"},
         {"input": "how?", "context": None, "references": ["three"]},
     ]
-    config = EvalConfig(tasks={"qa": task(tmp_path, rows, limit=1)}, limit=1)
+    config = EvalConfig(tasks={"qa": jsonl(rows, prompt="Read.\n{context}\n\nAnswer: {input}", limit=1)}, limit=1)
     assert evaluation_texts(config) == [
         *[("qa", "a", text) for text in ("since", "why?", "one", "two")],
         *[("qa", "1", text) for text in ("", "how?", "three")],
     ]
 
 
-def test_texts_of_rows_with_one_prompt_belong_to_one_example(tmp_path):
-    rows = [{"id": name, "input": "why?", "context": "c", "references": [name]} for name in "ab"]
-    found = texts_of_task("qa", task(tmp_path, rows))
-    assert {example for _, example, _ in found} == {"a"}
-    assert {"a", "b"} <= {text for _, _, text in found}
-
-
 def test_the_splits_of_the_documentation_share_no_example():
-    parts = {
-        split: texts_of_task("s", TaskConfig(kind=TaskKind.pydocs, topic="summarisation", split=split))
-        for split in ("test", "validation")
-    }
-    names = {split: {example for _, example, _ in texts} for split, texts in parts.items()}
-    assert names["test"]
-    assert names["validation"]
-    assert not names["test"] & names["validation"]
+    def examples(split):
+        texts = texts_of_task("s", TaskConfig(kind=TaskKind.pydocs, topic="summarisation", split=split))
+        return {example for _, example, _ in texts}
+
+    test, validation = examples("test"), examples("validation")
+    assert test
+    assert validation
+    assert not test & validation
+    with pytest.raises(UserError, match=r"^eval\.tasks\.s\.split=train: the documentation has the splits test and"):
+        examples("train")
 
 
-def test_texts_of_a_bad_task(tmp_path):
-    with pytest.raises(UserError, match=r"eval\.tasks\.qa\.prompt: .*line 1 has no field 'context'"):
-        texts_of_task("qa", task(tmp_path, [{"input": "x", "references": ["y"]}]))
-    with pytest.raises(UserError, match=r"no such file"):
-        texts_of_task("qa", TaskConfig(path=str(tmp_path / "nowhere.jsonl")))
+def test_fingerprints_follow_the_content_and_other_formats_are_read(tmp_path, jsonl):
+    rows = [{"input": "a", "references": ["b"]}, {"input": "one\u2028two\u0085three", "references": ["d"]}]
+    (tmp_path / "array.json").write_text(json.dumps(rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    jsonl([json.dumps(row, ensure_ascii=False) for row in rows])
+    for name in ("task.jsonl", "array.json", "table.parquet"):
+        task = TaskConfig(path=str(tmp_path / name))
+        assert [row.fields for row in read_rows("eval.tasks.t", task)] == rows
+        assert fingerprint(task, "k") == sha256((tmp_path / name).read_bytes()).hexdigest()
+
+
+def test_a_fingerprint_imports_nothing_heavy():
+    code = (
+        "import sys; from tometune.config.eval import TaskConfig, TaskKind\n"
+        "from tometune.evaluation.tasks import fingerprint\n"
+        "print(fingerprint(TaskConfig(kind=TaskKind.hub, id='a/b', revision='c' * 40), 'k'))\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'evaluate', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"a/b@{'c' * 40}", "[]"]
+
+
+ROW = {
+    "input": "What?",
+    "context": None,
+    "facts": ["a", "b"],
+    "number": 3,
+    "broken": "a\ud800b",
+    "answers": {"text": ["x", "y"], "start": [1, 2]},
+    "instances": [{"output": "one"}, {"output": "two"}],
+    "messages": [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "assistant", "content": "Bye."},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{context}\n\n{input}\n", ("What?", ["", "What?"])),
+        ("{facts} {number}", ("a, b 3", ["a, b", "3"])),
+        ("{{input}} {input}", ("{input} What?", ["What?"])),
+        ("{answers.text}", ("x, y", ["x, y"])),
+        ("{broken}", ("a?b", ["a?b"])),
+    ],
+)
+def test_render(template, expected):
+    assert render(template, Row(ROW, "o"), "k") == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("answers.text", ["x", "y"]),
+        ("instances.output", ["one", "two"]),
+        ("messages.assistant", ["Hi."]),
+        ("messages.content", ["Be kind.", "Hello", "Hi.", "Bye."]),
+        ("context", []),
+    ],
+)
+def test_reach(path, expected):
+    assert list(reach(ROW, path, "k: o")) == expected
+
+
+def test_an_unknown_field_is_reported_with_the_nearest_and_all():
+    message = r"^eval\.tasks\.t\.prompt: f\.jsonl:7 has no field 'imput'; did you mean input\? \(fields: input, context"
+    with pytest.raises(UserError, match=message):
+        render("{imput}", Row(ROW, "f.jsonl:7"), "eval.tasks.t.prompt")
+    with pytest.raises(UserError, match=r"no field 'txt'; did you mean text\? \(fields: text, start\)"):
+        collect(["answers.txt"], Row(ROW, "o"), "k")
+
+
+@pytest.mark.parametrize("template", ["{input", "input}", "{}", "{input!r}", "{number:03d}"])
+def test_malformed_templates(template):
+    with pytest.raises(UserError, match=r"^k: "):
+        render(template, Row(ROW, "o"), "k")
+
+
+def test_references_are_distinct_and_not_empty():
+    assert collect(["r", "s"], Row({"r": [" a ", "", "b", "a"], "s": "c"}, "o"), "k") == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"^k: f:3 has no reference with any text"):
+        collect(["r"], Row({"r": [" ", None]}, "f:3"), "k")

@@ -1,14 +1,12 @@
 """A run on a small model with SmolLM2's real tokenizer, which llama.cpp's converter knows, and its exports.
 
-Both are made once per test session, with one GGUF conversion; all workers read them, so tests change copies only.
+Both are made once per test session; all workers read them, so tests change copies only.
 """
 
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from tometune.config.app import verb  # noqa: F401 -- registers the resolvers th
 from tometune.config.export import ExportConfig
 from tometune.config.root import Config, PathsConfig, conf_dir
 from tometune.exporting.build import Builder
+from tometune.exporting.gate import Reference
 from tometune.models import smollm2
 from tometune.runs.finished import find_finished
 
@@ -30,7 +29,6 @@ SMOKE = ("+experiment=smoke", *STEPS, "model.precision=fp32")
 TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_following")
 SHORT = tuple(f"eval.tasks.{task}.max_new_tokens=8" for task in TASKS)
 LIMITS = ExportConfig(**OmegaConf.to_container(OmegaConf.load(conf_dir() / "export" / "default.yaml")))
-LIMITS.max_divergence["q4_k_m"] = 2  # random weights have no structure that 4 bits could keep
 
 
 def save_base(folder: Path, seed: int) -> Path:
@@ -45,41 +43,30 @@ def save_base(folder: Path, seed: int) -> Path:
     return folder
 
 
-@contextmanager
-def made_once(folder: Path, name: str) -> Iterator[bool]:
-    """Yield whether this worker is the one that has to make something in the folder; the others wait for it."""
-    done = folder / f"{name}.done"
-    with (folder / f"{name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield not done.exists()
-        done.touch()
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    """A workplace with one finished run in outputs/, on the model in base/; other/ is a model of the same shape."""
+    """A workplace with one finished run and its exports in outputs/; other/ is a model of the same shape as base/."""
     root = tmp_path_factory.getbasetemp()
     folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "trained"
     folder.mkdir(exist_ok=True)
-    place = Workplace(folder)
-    with made_once(place.folder, "trained") as wanted:
-        if wanted:
-            base = save_base(place.folder / "base", seed=3)
-            save_base(place.folder / "other", seed=4)
+    place, done = Workplace(folder), folder / "done"
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one worker makes it, the others wait
+        if not done.exists():
+            base = save_base(folder / "base", seed=3)
+            save_base(folder / "other", seed=4)
             made = place.verb("train", *SMOKE, *SHORT, f"model.id={base}", "model.weights=pretrained")
             assert made.returncode == 0, made.stderr
+            made = place.verb("export", f"run={place.run_folder().name}", "format=[adapter,gguf]", "quant=q8_0")
+            assert made.returncode == 0, made.stderr
+            assert made.stdout.count(": passed") == 3
+            done.touch()
     return place
 
 
 @pytest.fixture(scope="session")
 def exported(trained: Workplace) -> Path:
     """The folder of the run's exports in every format, made by the verb."""
-    formats = ("format=[adapter,merged_16bit,gguf]", "quant=[q8_0,q4_k_m]", "export.max_divergence.q4_k_m=2")
-    with made_once(trained.folder, "exported") as wanted:
-        if wanted:
-            done = trained.verb("export", f"run={trained.run_folder().name}", *formats)
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.count(": passed") == 4
     return trained.run_folder() / "export"
 
 
@@ -90,12 +77,6 @@ def builder_of(run: Path, place: Workplace, folder: Path) -> Builder:
     return Builder(finished, place.folder / "cache", folder)
 
 
-@pytest.fixture(scope="session")
-def builder(trained: Workplace, exported: Path) -> Builder:
-    """A builder whose folder holds the exports; tests must not make others with it."""
-    return builder_of(trained.run_folder(), trained, exported)
-
-
 @pytest.fixture
 def copied(trained: Workplace, tmp_path: Path) -> Path:
     """A copy of the run that a test may change, without its exports."""
@@ -103,11 +84,16 @@ def copied(trained: Workplace, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def own_builder(trained: Workplace, exported: Path, tmp_path: Path) -> Builder:
+def builder(trained: Workplace, exported: Path, tmp_path: Path) -> Builder:
     """A builder whose folder holds copies of the adapter and the merged model, which a test may change."""
-    ignored = shutil.ignore_patterns("gguf*")
-    folder = Path(shutil.copytree(exported, tmp_path / "export", ignore=ignored))
+    folder = Path(shutil.copytree(exported, tmp_path / "export", ignore=shutil.ignore_patterns("gguf*")))
     return builder_of(trained.run_folder(), trained, folder)
+
+
+@pytest.fixture(scope="session")
+def reference(trained: Workplace, exported: Path) -> Reference:
+    """The behaviour of the run's adapter."""
+    return builder_of(trained.run_folder(), trained, exported).references.of("merged_16bit")
 
 
 def gate_of(folder: Path) -> dict:

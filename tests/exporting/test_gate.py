@@ -11,70 +11,71 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.exporting.conftest import LIMITS
-from tometune.exporting.build import Builder
-from tometune.exporting.gate import Check, Prompt, Reference, compare
+from tometune.exporting.gate import Check, Reference, compare
 from tometune.exporting.reference import TorchEngine
 
 pytestmark = pytest.mark.whole
 
 
-def check(builder: Builder, folder: Path) -> Check:
-    """Check a merged model in another folder."""
+def check(reference: Reference, folder: Path) -> Check:
+    """Check a merged model."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    engine = TorchEngine("transformers", model, AutoTokenizer.from_pretrained(folder), torch.float32)
-    return compare(engine, "merged_16bit", builder.references.as_trained, builder.tokenizer.bos_token_id, LIMITS)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    engine = TorchEngine("transformers", model, tokenizer, torch.float32)
+    return compare(engine, "merged_16bit", reference, tokenizer.bos_token_id, LIMITS)
 
 
 @pytest.fixture
-def merged(builder: Builder, tmp_path: Path) -> Path:
+def merged(exported: Path, tmp_path: Path) -> Path:
     """A copy of the merged model that a test may spoil."""
-    return Path(shutil.copytree(builder.folder / "merged_16bit", tmp_path / "merged"))
+    return Path(shutil.copytree(exported / "merged_16bit", tmp_path / "merged"))
 
 
 @pytest.mark.parametrize(
     ("was", "now"), [("<|im_start|>assistant\n", "<|im_start|>assistant "), ("named SmolLM", "named Llama")]
 )
-def test_a_changed_template_is_found_and_located(builder, merged, was, now):
+def test_a_changed_template_is_found_and_located(reference, merged, was, now):
     path = merged / "chat_template.jinja"
     assert was in path.read_text()
     path.write_text(path.read_text().replace(was, now))
-    checks, problems = check(builder, merged)
+    checks, problems = check(reference, merged)
     assert problems[0].startswith("template: ")
     assert "differ from token" in problems[0]
     assert "logits" not in checks
 
 
 @pytest.mark.parametrize("fault", ["damaged weight", "lost adapter", "not a number"])
-def test_wrong_weights_are_found(builder, merged, fault):
+def test_wrong_weights_are_found(trained, reference, merged, fault):
     path = merged / "model.safetensors"
     weights = load_file(path)
     if fault == "damaged weight":
         weights["model.layers.1.mlp.down_proj.weight"] *= 0.5
     elif fault == "lost adapter":
-        weights = load_file(Path(builder.finished.model.id) / "model.safetensors")
+        weights = load_file(trained.folder / "base" / "model.safetensors")
     else:
         weights["model.norm.weight"][0] = float("nan")
     save_file(weights, path, metadata={"format": "pt"})
-    checks, problems = check(builder, merged)
+    checks, problems = check(reference, merged)
     assert problems[0].startswith("logits: differ from the adapter by ")
     assert ("nan" in problems[0]) == (fault == "not a number")
     assert not checks["logits"]["mean_divergence"] < 3 * checks["logits"]["limit"]
 
 
-def test_other_answers_change_rouge(builder, merged, monkeypatch):
-    checks, problems = check(builder, merged)
+def test_other_answers_change_rouge(reference, merged, monkeypatch):
+    checks, problems = check(reference, merged)
     assert (set(checks), problems) == ({"template", "logits", "rouge"}, [])
-    monkeypatch.setattr(TorchEngine, "answer", lambda _, examples: [one.references[0] for one in examples])
-    _, problems = check(builder, merged)
+    texts = [one.references[0] for one in reference.examples]
+    monkeypatch.setattr(TorchEngine, "answer", lambda *_: texts)
+    _, problems = check(reference, merged)
     assert problems[0].startswith("rouge: ROUGE-L is 1.000 on 8 examples and ")
 
 
 def test_a_wrong_16_bit_base_and_a_doubled_begin_of_text():
     even = np.log(np.full((1, 4), 0.25, np.float32))
-    engine = SimpleNamespace(render=lambda _: [[1, 1, 2]], log_probabilities=lambda _: [even])
-    reference = Reference([Prompt([], [1, 1, 2], [3], even)], [], "16-bit base", "float32", from_4_bits=0.5)
-    checks, problems = compare(engine, "merged_16bit", reference, None, LIMITS)
+    engine = SimpleNamespace(render=lambda _: [[1, 1, 2]], log_probabilities=lambda *_: [even])
+    tuned = Reference([[]], [[1, 1, 2]], [[3]], [even], [], "16-bit base", "float32", from_4_bits=0.5)
+    checks, problems = compare(engine, "merged_16bit", tuned, None, LIMITS)
     assert checks["logits"]["from_4_bits"] == 0.5
     assert problems[0].endswith("more than 0.3 (export.max_divergence.from_4_bits); is export.base the right model?")
-    _, problems = compare(engine, "merged_16bit", reference, 1, LIMITS)
+    _, problems = compare(engine, "merged_16bit", tuned, 1, LIMITS)
     assert problems == ["template: two begin-of-text tokens at the start"]

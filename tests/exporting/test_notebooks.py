@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.exporting.conftest import SHORT, SMOKE, save_base
 from tests.hub import Hub
 from tests.whole import environment
-from tometune.exporting.gate import CONVERSATIONS
-from tometune.exporting.reference import answer, render
+from tometune.exporting.reference import CONVERSATIONS, TorchEngine
 
 FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
 TOKEN = "hf_may_write"
@@ -82,5 +81,5 @@ def test_train_publish_and_ask(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mon
     told = run("inference", {mine: 'MODEL = "tester/tuned-adapter"'}, tmp_path, env, monkeypatch)[-1].strip()
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.folder), made / "adapter")
-    (ids,) = answer(tuned, tokenizer, [render(tokenizer, CONVERSATIONS[0])], 128)
-    assert told == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    engine = TorchEngine("peft", tuned, tokenizer, tuned.dtype)
+    assert [told] == engine.answer(engine.render(CONVERSATIONS[:1]), [128])

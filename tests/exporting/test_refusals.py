@@ -1,9 +1,7 @@
 """What `export` refuses, each in one line, before anything is made."""
 
 import json
-import shlex
 import shutil
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,10 @@ from tests.whole import assert_one_line
 from tometune import export
 from tometune.common.errors import UserError
 from tometune.config.export import ExportConfig, export_problems
-from tometune.config.model import ModelConfig
 from tometune.config.root import Config, PathsConfig
-from tometune.exporting import folders, gguf
+from tometune.exporting import gguf
 from tometune.models.source import fingerprint
-from tometune.runs.finished import Finished, find_finished
+from tometune.runs.finished import find_finished
 from tometune.runs.stored import stored_config
 
 
@@ -91,17 +88,6 @@ def test_nothing_is_written_without_the_hub(trained):
     assert sorted(trained.run_folder().rglob("*")) == before
 
 
-def test_a_full_disk_and_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    large = Finished(tmp_path, {"model": {"parameters": 3_210_000_000}}, Config(), ModelConfig(), ModelConfig())
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(30e9, 29e9, 1e9))
-    exports = [("adapter", None), ("merged_16bit", None), ("gguf", "q8_0")]
-    with pytest.raises(UserError, match=r"the exports need about 18\.\d GB, 1\.0 GB are free; free space, or set"):
-        folders.check_space(large, tmp_path / "export", exports)
-    monkeypatch.setattr(folders.os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(UserError, match=r"not writable; set export.folder to a folder that is"):
-        folders.check_space(large, tmp_path / "export", [])
-
-
 @pytest.mark.whole
 def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied, exported, tmp_path, monkeypatch):
     shutil.copytree(exported / "merged_16bit", copied / "export" / "merged_16bit")
@@ -111,10 +97,3 @@ def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied
         export.main.__wrapped__(config)
     assert (copied / "export" / "merged_16bit" / "model.safetensors").exists()
     assert not list((copied / "export").glob("gguf*"))
-
-
-def test_the_command_that_is_named_installs_the_extra():
-    """tometune itself is on no package index."""
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    extra = project["project"]["optional-dependencies"]["gguf"]
-    assert shlex.split(gguf.INSTALL) == ["pip", "install", *extra]

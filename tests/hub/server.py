@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -55,7 +54,7 @@ class Hub:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -91,15 +90,7 @@ class Hub:
         repository = Repository(kind, repo_id, self.root / kind / repo_id)
         repository.folder.mkdir(parents=True, exist_ok=True)
         for path, content in files.items():
-            target = repository.folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content.encode() if isinstance(content, str) else content)
-        return repository
-
-    def find(self, kind: str, repo_id: str) -> Repository:
-        repository = Repository(kind, repo_id, self.root / kind / repo_id)
-        if ".." in repo_id or not repository.folder.is_dir():
-            raise NotFoundOnHubError("RepoNotFound", "Repository not found")
+            repository.write(path, content)
         return repository
 
 
@@ -110,81 +101,81 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def do_PUT(self) -> None:
-        """Take an LFS object; who has its address may send it."""
-        match = OBJECT.fullmatch(urlsplit(self.path).path)
-        if match is None:
-            return self._error(HTTPStatus.NOT_FOUND, None, self.path)
-        try:
-            return self._send(self.hub.uploads.put(self, match["oid"]), b"", {})
-        except ConnectionError:
-            self.close_connection = True
-
-    def _answer(self) -> None:
         """Find the route; errors become the status and headers by which the hub client knows them."""
+        self.token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
-        path, query = unquote(url.path), parse_qs(url.query)
+        path, known = unquote(url.path), self.token in self.hub.tokens
         try:
             if match := API.fullmatch(path):
-                self._api(match, query, body)
+                self._api(match, parse_qs(url.query), body)
             elif match := RESOLVE.fullmatch(path):
                 self._resolve(match)
             elif path == "/api/validate-yaml":
                 self._json({"errors": [], "warnings": []})
-            elif (path == "/api/repos/create" or BATCH.fullmatch(path)) and self._token() not in self.hub.tokens:
+            elif not known:
                 self._error(HTTPStatus.UNAUTHORIZED, None, "Invalid credentials in Authorization header")
+            elif path == "/api/whoami-v2":
+                self._json({"type": "user", "name": "tester", "orgs": [], "auth": {"type": "access_token"}})
             elif path == "/api/repos/create":
                 self._create(json.loads(body))
             elif BATCH.fullmatch(path):
                 self._json(self.hub.uploads.batch(self.hub.url, body))
-            elif path == "/api/whoami-v2" and self._token() in self.hub.tokens:
-                self._json({"type": "user", "name": "tester", "orgs": [], "auth": {"type": "access_token"}})
             else:
-                self._error(HTTPStatus.UNAUTHORIZED if path == "/api/whoami-v2" else HTTPStatus.NOT_FOUND, None, path)
+                self._error(HTTPStatus.NOT_FOUND, None, path)
         except NotFoundOnHubError as error:
             # The hub does not tell a stranger whether a repository exists.
-            stranger = error.code == "RepoNotFound" and self._token() is None
+            stranger = error.code == "RepoNotFound" and not self.token
             self._error(HTTPStatus.UNAUTHORIZED if stranger else HTTPStatus.NOT_FOUND, error.code, str(error))
 
+    do_HEAD = do_POST = do_GET  # noqa: N815
+
+    def do_PUT(self) -> None:
+        """Take an LFS object; who has its address may send it."""
+        try:
+            self._send(self.hub.uploads.put(self, OBJECT.fullmatch(self.path)["oid"]), b"", {})
+        except ConnectionError:
+            self.close_connection = True
+
+    def _find(self, kind: str, repo_id: str) -> Repository:
+        """Find a repository; a private one is hidden from strangers."""
+        repository = Repository(kind, repo_id, self.hub.root / kind / repo_id)
+        hidden = repo_id in self.hub.private and self.token not in self.hub.tokens
+        if ".." in repo_id or hidden or not repository.folder.is_dir():
+            raise NotFoundOnHubError("RepoNotFound", "Repository not found")
+        return repository
+
     def _api(self, match: re.Match[str], query: dict[str, list[str]], body: bytes) -> None:
-        """Answer `/api/{models,datasets}/{id}` with nothing, `revision`, `tree` or `paths-info` after it."""
-        repository = self.hub.find(match["kind"], match["id"])
-        self._check_private(repository)
+        """Answer `/api/{models,datasets}/{id}` with nothing, `revision`, `tree`, `paths-info` or an upload after it."""
+        repository = self._find(match["kind"], match["id"])
         verb, (revision, _, below) = match["verb"], (match["rest"] or "main").partition("/")
-        if verb in ("preupload", "commit"):
-            return self._upload(verb, repository, body)
-        if verb not in (None, "revision", "tree", "paths-info"):
-            return self._error(HTTPStatus.NOT_FOUND, None, f"no such route: {verb}")
+        if verb in ("preupload", "commit") and self.token not in self.hub.tokens:
+            return self._error(HTTPStatus.FORBIDDEN, None, "You don't have the rights to write here")
+        if verb == "preupload":
+            return self._json(preupload(body))
+        if verb == "commit":
+            self.hub.uploads.commit(repository, body)
+            commit = repository.commit()
+            return self._json({"commitUrl": f"{self.hub.url}/{repository.id}/commit/{commit}", "commitOid": commit})
         repository.check(revision)
         if verb == "tree":
-            recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
-            return self._json(repository.tree(below, recursive))
+            return self._json(repository.tree(below, query.get("recursive", ["false"])[0].lower() in ("true", "1")))
         if verb == "paths-info":
             is_json = "json" in self.headers.get("Content-Type", "")
-            asked = json.loads(body) if is_json else parse_qs(body.decode())
-            paths = asked["paths"]
-            return self._json(repository.paths_info([paths] if isinstance(paths, str) else paths))
-        seen = {
+            paths = (json.loads(body) if is_json else parse_qs(body.decode()))["paths"]
+            paths = [paths] if isinstance(paths, str) else paths
+            return self._json([repository.entry(path) for path in paths if (repository.folder / path).exists()])
+        flags = {
             "gated": "auto" if repository.id in self.hub.gated else False,
             "private": repository.id in self.hub.private,
         }
-        return self._json({**repository.info(), **seen})
+        return self._json({**repository.info(), **flags})
 
     def _resolve(self, match: re.Match[str]) -> None:
         """Send a file, or the range of it that was asked for."""
-        repository = self.hub.find("datasets" if match["kind"] else "models", match["id"])
-        self._check_private(repository)
-        if repository.id in self.hub.gated and self._token() not in self.hub.tokens:
-            status = HTTPStatus.UNAUTHORIZED if self._token() is None else HTTPStatus.FORBIDDEN
+        repository = self._find("datasets" if match["kind"] else "models", match["id"])
+        if repository.id in self.hub.gated and self.token not in self.hub.tokens:
+            status = HTTPStatus.FORBIDDEN if self.token else HTTPStatus.UNAUTHORIZED
             return self._error(status, "GatedRepo", f"Access to {repository.id} is restricted")
         repository.check(match["revision"])
         file = repository.file(match["path"])
@@ -192,8 +183,6 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{blob_id(file)}"', "X-Repo-Commit": repository.commit(), "Accept-Ranges": "bytes"}
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
-            if first >= len(content):
-                return self._error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, None, "range past the end")
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             content, status = content[first : last + 1], HTTPStatus.PARTIAL_CONTENT
         return self._send(status, content, {"Content-Type": "application/octet-stream", **headers})
@@ -203,34 +192,14 @@ class Handler(BaseHTTPRequestHandler):
         repo_id = f"{asked.get('organization') or 'tester'}/{asked['name']}"
         made = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id}
         if (self.hub.root / "models" / repo_id).is_dir():
-            told = json.dumps({"error": "You already created this model repo", **made}).encode()
-            return self._send(HTTPStatus.CONFLICT, told, {"Content-Type": "application/json"})
+            return self._json({"error": "You already created this model repo", **made}, HTTPStatus.CONFLICT)
         self.hub.add_model(repo_id)
         if asked.get("visibility") == "private" or asked.get("private"):
             self.hub.private.add(repo_id)
         return self._json(made)
 
-    def _upload(self, verb: str, repository: Repository, body: bytes) -> None:
-        """Answer how files are to be sent, or take a commit; both need a token."""
-        if self._token() not in self.hub.tokens:
-            return self._error(HTTPStatus.FORBIDDEN, None, "You don't have the rights to write here")
-        if verb == "preupload":
-            return self._json(preupload(body))
-        self.hub.uploads.commit(repository.folder, body)
-        commit = repository.commit()
-        return self._json({"commitUrl": f"{self.hub.url}/{repository.id}/commit/{commit}", "commitOid": commit})
-
-    def _check_private(self, repository: Repository) -> None:
-        """Hide a private repository from strangers."""
-        if repository.id in self.hub.private and self._token() not in self.hub.tokens:
-            raise NotFoundOnHubError("RepoNotFound", "Repository not found")
-
-    def _token(self) -> str | None:
-        kind, _, token = self.headers.get("Authorization", "").partition(" ")
-        return token if kind == "Bearer" else None
-
-    def _json(self, content: Any) -> None:
-        self._send(HTTPStatus.OK, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    def _json(self, content: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _error(self, status: HTTPStatus, code: str | None, message: str) -> None:
         headers = {"Content-Type": "application/json", "X-Error-Message": message}
@@ -245,8 +214,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             cut = self.hub.cut_after if "resolve" in self.path else None
             self.wfile.write(content[:cut])
-            if cut is not None and cut < len(content):
-                self.close_connection = True
+            self.close_connection = self.close_connection or (cut is not None and cut < len(content))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep the console quiet; `Hub.requests` has it all."""

@@ -1,4 +1,4 @@
-"""The writing half of the hub's protocol: repositories, LFS objects, commits; uploads stand still on demand.
+"""The writing half of the hub's protocol: LFS objects and commits; uploads stand still on demand.
 
 huggingface_hub's `_commit_api.py` and `lfs.py` are the source of the routes. Objects are kept by their sha256 as soon
 as they are whole, whether or not a commit ever names them.
@@ -12,6 +12,8 @@ from hashlib import sha256
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+
+from tests.hub.repository import Repository
 
 BATCH = re.compile(r"/(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
 OBJECT = re.compile(r"/lfs/(?P<oid>[0-9a-f]{64})")
@@ -34,9 +36,6 @@ class Uploads:
         self.stalled = threading.Event()
         self.received: list[str] = []
         self._puts = 0
-
-    def has(self, oid: str) -> bool:
-        return (self.folder / oid).exists()
 
     def put(self, handler: Any, oid: str) -> HTTPStatus:
         """Read an object from the connection and keep it, if it is whole and what its name says."""
@@ -61,35 +60,23 @@ class Uploads:
         objects = []
         for wanted in json.loads(body)["objects"]:
             found = {"oid": wanted["oid"], "size": wanted["size"]}
-            if not self.has(wanted["oid"]):
+            if not (self.folder / wanted["oid"]).exists():
                 found["actions"] = {"upload": {"href": f"{url}/lfs/{wanted['oid']}", "header": {}}}
             objects.append(found)
         return {"transfer": "basic", "objects": objects}
 
-    def commit(self, folder: Path, body: bytes) -> None:
-        """Write the files of a commit into a repository's folder, all or none."""
-        files: dict[str, bytes] = {}
-        for line in body.splitlines():
-            entry = json.loads(line)
+    def commit(self, repository: Repository, body: bytes) -> None:
+        """Write the files of a commit into a repository."""
+        for entry in map(json.loads, body.splitlines()):
             value = entry["value"]
             if entry["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
+                repository.write(value["path"], base64.b64decode(value["content"]))
             elif entry["key"] == "lfsFile":
-                files[value["path"]] = (self.folder / value["oid"]).read_bytes()
-        for path, content in files.items():
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+                repository.write(value["path"], (self.folder / value["oid"]).read_bytes())
 
 
 def preupload(body: bytes) -> dict[str, Any]:
     """Answer which files are kept as LFS objects."""
-    files = [
-        {
-            "path": file["path"],
-            "uploadMode": "lfs" if file["path"].endswith(LARGE) or file["size"] > 10_000_000 else "regular",
-            "shouldIgnore": False,
-        }
-        for file in json.loads(body)["files"]
-    ]
-    return {"files": files}
+    asked = ((file["path"], file["path"].endswith(LARGE)) for file in json.loads(body)["files"])
+    modes = {False: "regular", True: "lfs"}
+    return {"files": [{"path": path, "uploadMode": modes[large], "shouldIgnore": False} for path, large in asked]}

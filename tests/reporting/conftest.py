@@ -1,4 +1,4 @@
-"""A sweep of nine runs as training would leave it, and its report."""
+"""A sweep of nine runs as training would leave it, and reports of it and of other sweeps; do not change the latter."""
 
 import shutil
 from collections.abc import Callable
@@ -8,48 +8,49 @@ import pytest
 
 from tests.reporting.sweeps import write_run, write_table
 from tometune.reporting.analysis import Report, build
-from tometune.reporting.page import page, pictures, write
+from tometune.reporting.report_files import as_html, write
 
 RESAMPLES = 1_000
 
 
 @pytest.fixture(scope="session")
-def table_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """The report of a 3 × 3 table in which more data helps, written to its folder; do not change it."""
-    folder = tmp_path_factory.mktemp("multirun") / "table"
-    write_table(folder, effect=0.08, deviation=0.002)
-    made = build(folder, RESAMPLES, 0.95)
+def multirun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("multirun")
+
+
+@pytest.fixture(scope="session")
+def table_report(multirun: Path) -> Report:
+    """The report of a 3 × 3 table in which more data helps, written to its folder."""
+    write_table(multirun / "table", effect=0.08, deviation=0.002)
+    made = build(multirun / "table", RESAMPLES, 0.95)
     write(made)
     return made
 
 
 @pytest.fixture(scope="session")
-def one_seed(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def one_seed(multirun: Path) -> Report:
     """The report of two models with three mixes and one seed."""
-    folder = tmp_path_factory.mktemp("multirun") / "models"
     for model in ("tiny", "small"):
-        write_table(folder, seeds=1, model=model)
-    return build(folder, 200, 0.95)
+        write_table(multirun / "models", seeds=1, model=model)
+    return build(multirun / "models", 200, 0.95)
 
 
 @pytest.fixture(scope="session")
-def one_cell(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def one_cell(multirun: Path) -> Report:
     """The report of a single run, written to its folder."""
-    folder = tmp_path_factory.mktemp("multirun") / "one"
-    write_run(folder)
-    made = build(folder, 200, 0.95)
+    write_run(multirun / "one")
+    made = build(multirun / "one", 200, 0.95)
     write(made)
     return made
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def ranks(multirun: Path) -> Report:
     """The report of one mix with three ranks and two seeds."""
-    folder = tmp_path_factory.mktemp("multirun") / "ranks"
     for rank in (8, 16, 4):
         for seed in (0, 1):
-            write_run(folder, seed=seed, settings={"lora.r": rank})
-    return build(folder, 200, 0.95)
+            write_run(multirun / "ranks", seed=seed, settings={"lora.r": rank})
+    return build(multirun / "ranks", 200, 0.95)
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +61,8 @@ def table(table_report: Report) -> dict:
 
 @pytest.fixture(scope="session")
 def html(table_report: Report) -> str:
-    """Its page."""
-    pictures.cache_clear()  # the same bytes must come from drawing again
-    return page(table_report)
+    """Its page, drawn a second time."""
+    return as_html(table_report)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Sweep folders as training would leave them, with scores of a known truth, in milliseconds."""
 
 import json
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -24,31 +24,26 @@ def scores(level: float, examples: int, task: int, run: str, noise: float = 0.05
     return {metric: np.clip(level + shift + 0.05 * task + hard + own, 0, 1) for metric, shift in METRICS.items()}
 
 
-def write_stage(
-    folder: Path, stage: str, level: float, examples: int, noise: float = 0.05, names: Sequence[str] = TASKS
-) -> dict[str, Any]:
+def write_stage(folder: Path, stage: str, level: float, examples: int, noise: float, names: Sequence[str]) -> dict:
     """Write `eval/<stage>/<task>.jsonl` and return what run.json says of the stage."""
     where = folder / "eval" / stage
-    where.mkdir(parents=True, exist_ok=True)
+    where.mkdir(parents=True)
     tasks = {}
     for number, task in enumerate(names):
         values = scores(level, examples, number, f"{folder.name} {stage}" if stage == "tuned" else stage, noise)
+        texts = {"prompt": "?" * 300, "prediction": "!" * 100, "tokens": 20}
         rows = [
             {
                 "id": f"{task}-{example}",
-                "prompt": "?" * 300,
-                "prediction": "!" * 100,
                 "references": [f"reference {example}"],
                 "scores": {metric: float(values[metric][example]) for metric in METRICS},
-                "tokens": 20,
+                **texts,
             }
             for example in range(examples)
         ]
         (where / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        tasks[task] = {metric: float(values[metric].mean()) for metric in METRICS} | {
-            "examples": examples,
-            "tokens": 20 * examples,
-        }
+        means = {metric: float(values[metric].mean()) for metric in METRICS}
+        tasks[task] = {**means, "examples": examples, "tokens": 20 * examples}
     means = {metric: float(np.mean([task[metric] for task in tasks.values()])) for metric in METRICS}
     return {**means, "tasks": tasks, "limited": False}
 
@@ -66,9 +61,8 @@ def write_run(
     settings: Mapping[str, Any] | None = None,
     noise: float = 0.05,
     tasks: Sequence[str] = TASKS,
-    **record: Any,
 ) -> Path:
-    """Write a completed run's folder and return it; `record` overwrites what run.json says."""
+    """Write a completed run's folder and return it."""
     config = Config()
     config.model.name, config.data.name, config.data.rows, config.seed = model, data, rows, seed
     for name in vars(config.seeds):
@@ -81,19 +75,16 @@ def write_run(
     folder = sweep / run_id
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(text)
-    sources = {"docs/questions": rows // 2, "docs/summaries": rows - rows // 2}
-    if rows > 1000:
-        sources = {"docs/questions": 500, "docs/summaries": 500, "pool/other": rows - 1000}
+    sources = {"docs/questions": 500, "docs/summaries": 500, **({"pool/other": rows - 1000} if rows > 1000 else {})}
     (folder / "mix.json").write_text(json.dumps({"name": data, "seed": seed, "rows": rows, "sources": sources}))
     generator = np.random.default_rng([rows, seed])
-    steps = range(10, rows // 10 + 1, 10)
-    curve = [
+    points = [
         {"step": step, "loss": 1.2 + 1.5 * np.exp(-step / 40) + generator.normal(0, 0.05), "tokens_per_second": 320.0}
-        for step in steps
+        for step in range(10, rows // 10 + 1, 10)
     ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in curve))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
     train = {"steps": rows // 10, "tokens": rows * 90, "seconds": rows / 4, "tokens_per_second": 340.0 + seed}
-    content = {
+    record = {
         **{"schema": 1, "run_id": run_id, "status": "completed", "config_hash": run_id[-8:], "seed": seed},
         "model": {"name": model, "id": f"test/{model}", "revision": "1", "backend": "transformers"},
         "data": {"name": data, "rows": rows, "digest": f"{data}{seed}", "tokens": rows * 100},
@@ -106,27 +97,36 @@ def write_run(
         "git": {"commit": "0" * 40, "dirty": False},
         **{"started": "2026-11-24T12:00:00+00:00", "finished": "2026-11-24T12:10:00+00:00", "attempts": 1},
     }
-    (folder / "run.json").write_text(json.dumps({**content, **record}))
+    (folder / "run.json").write_text(json.dumps(record))
     return folder
 
 
 def write_table(
-    sweep: Path, seeds: int = 3, effect: float = 0.0, deviation: float = 0.01, model: str = "tiny", **options: Any
+    sweep: Path, seeds: int = 3, effect: float = 0.0, deviation: float = 0.01, **options: Any
 ) -> list[Path]:
     """Write a table: three mixes of growing size, each `effect` better than the one before."""
-    generator = np.random.default_rng([5, len(model)])
+    generator = np.random.default_rng(5)
     return [
         write_run(
             sweep,
             *(f"pydocs_{size}k", 1000 * size, seed, 0.4 + effect * (size - 1) + generator.normal(0, deviation)),
-            **{"model": model, **deepcopy(options)},
+            **options,
         )
         for size in (1, 2, 3)
         for seed in range(seeds)
     ]
 
 
+@contextmanager
+def editing(folder: Path) -> Iterator[dict[str, Any]]:
+    """Change a run's run.json."""
+    path = folder / "run.json"
+    record = json.loads(path.read_text())
+    yield record
+    path.write_text(json.dumps(record))
+
+
 def edit(folder: Path, **changes: Any) -> None:
     """Change what a run's run.json says."""
-    path = folder / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with editing(folder) as record:
+        record.update(changes)

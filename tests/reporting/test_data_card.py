@@ -1,11 +1,14 @@
-"""The data card: its content, that texts stay texts, many sources, and the page in a browser."""
+"""The data card: its content, that texts stay texts, many sources. (test_browser.py opens it.)"""
 
 import re
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from tests.browser import needs_browser, opened
+from rich.console import Console
+
 from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
 from tometune.config.data import DataConfig, NearDedupConfig
 from tometune.data.mix import Mix, build_mix
@@ -16,29 +19,33 @@ from tometune.reporting.data_card import (
     card,
     card_markdown,
     card_page,
+    describe_overlaps,
     folded,
     inline,
+    print_overlaps,
     steps,
 )
 
+# ruff: noqa: F811 - `mix_of` is a fixture of the room `data`
+Build = Callable[..., Mix]
 EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bold** $x^2$ | `c`"
 
 
-def card_of(mix: Mix) -> tuple[dict[str, Any], str, str]:
+def card_of(mix: Mix, overlaps: Any = None) -> tuple[dict[str, Any], str, str]:
     """The card of a mix as values, page and Markdown."""
     values = profile(mix)
     unchecked = {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}
-    content = card(mix, values, samples(mix), None, unchecked, "report")
+    content = card(mix, values, samples(mix), describe_overlaps(overlaps, unchecked, "report"))
     return content, card_page(content, values, None), card_markdown(content)
 
 
-def evil_mix(build: Callable[..., Mix]) -> Mix:
+def evil_mix(build: Build) -> Mix:
     rows = [conversation(f"{number} {EVIL}", source=EVIL) for number in range(11)]
     rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": EVIL})
     return build(rows, None, 11)
 
 
-def test_texts_and_names_stay_texts(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+def test_texts_and_names_stay_texts(mix_of: Build) -> None:
     _, page, text = card_of(evil_mix(mix_of))
     assert "<script" not in page
     assert "<img" not in page
@@ -51,12 +58,12 @@ def test_texts_and_names_stay_texts(mix_of: Callable[..., Mix]) -> None:  # noqa
     assert inline("a\nb*c") == "a b\\*c"
 
 
-def test_a_fence_is_longer_than_any_in_the_text(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+def test_a_fence_is_longer_than_any_in_the_text(mix_of: Build) -> None:
     _, _, text = card_of(mix_of([conversation("````` here")], None, 1))
     assert re.search(r"^`{6}text$", text, re.MULTILINE)
 
 
-def test_long_turns_are_folded_and_end(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+def test_long_turns_are_folded_and_end(mix_of: Build) -> None:
     assert folded("a" * FOLDED_AFTER)["tail"] == ""
     found = folded("a" * (MOST_CHARACTERS + 5))
     assert (len(found["head"]) + len(found["tail"]), found["cut"]) == (MOST_CHARACTERS, 5)
@@ -65,31 +72,25 @@ def test_long_turns_are_folded_and_end(mix_of: Callable[..., Mix]) -> None:  # n
     assert "further characters are not on this page" in page
 
 
-def test_dropped_rows_are_listed_with_examples(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+def test_dropped_rows_are_listed_with_examples(mix_of: Build) -> None:
     base = [conversation(number, source="alpha") for number in range(5)]
     pool = [*base[:2], conversation("p1"), conversation("p1"), *base[:1], conversation("p2"), {"conversations": []}]
     base.append(conversation("b6", source="alpha", **{"<em>": 1}))
     pool.append([])
     mix = mix_of(base, pool, 7, base_rows=6)
     example = {"origin": "pool", "source": "gamma", "messages": [{"role": "user", "content": "cut me"}]}
-    mix.facts["pool"] |= {
-        "filtered": {"language": {"gamma": 3, "delta": 1}},
-        "near_duplicates": {"gamma": 2},
-        "near_base": {"gamma": 1},
-    }
+    mix.facts["pool"] |= {"filtered": {"language": {"gamma": 3, "delta": 1}}}
     mix.facts["pool"] |= {"contaminated_rows": 2, "contaminated": {"qa": {"gamma": 2}}}
     mix.parts["pool"].examples["language"] = [example]
     found, page, text = card_of(mix)
-    rows = {(entry["reason"], entry["origin"]): entry for entry in found["dropped"]}
-    assert (rows["in_base", "pool"]["rows"], rows["in_base", "pool"]["sources"]) == (3, "alpha 3")
-    assert rows["repeats", "pool"]["sources"] == "alpha 1, files 1"
-    assert rows["language", "pool"]["sources"] == "gamma 3, delta 1"
-    assert rows["near_duplicates", "pool"]["rows"] == 2
-    assert rows["near_duplicates", "pool"]["text"].endswith("(1 of them of a row of the base)")
-    assert rows["contaminated", "pool"]["sources"] == "qa: gamma 2"
+    rows = {(entry["text"], entry["origin"]): (entry["rows"], entry["sources"]) for entry in found["dropped"]}
+    assert rows["text is in the base", "pool"] == (3, "alpha 3")
+    assert rows["text is in an earlier row of the pool", "pool"][1] == "alpha 1, files 1"
+    assert rows["language", "pool"][1] == "gamma 3, delta 1"
+    assert rows["overlaps with an evaluation example", "pool"] == (2, "qa: gamma 2")
     assert "cut me" in page
     assert "cut me" in text
-    assert rows["not_an_object", "pool"]["sources"] == "files 1"
+    assert rows["not_an_object", "pool"] == (1, "files 1")
     assert found["unread"] == [("base", "alpha", "<em> 1")]
     assert "<li>base, alpha: &lt;em&gt; 1</li>" in page
     assert r"- base, alpha: \<em\> 1" in text
@@ -108,21 +109,19 @@ def test_near_duplicates_are_shown(tmp_path: Path) -> None:
     pool = write_jsonl(tmp_path / "pool.jsonl", [near(0, 9), *(near(1, other) for other in range(8))])
     config = DataConfig(rows=2, base=files(base), pool=files(pool), near_dedup=NearDedupConfig(0.8, base=True))
     content, page, _ = card_of(build_mix(config, 0, tmp_path / "cache"))
-    found = {entry["origin"]: entry for entry in content["dropped"] if entry["reason"] == "near_duplicates"}
-    assert {origin: (entry["rows"], len(entry["examples"])) for origin, entry in found.items()} == {
-        "base": (7, 5),
-        "pool": (8, 5),
-    }
+    found = {entry["origin"]: entry for entry in content["dropped"] if "near-duplicate" in entry["text"]}
+    shown = {origin: (entry["rows"], len(entry["examples"])) for origin, entry in found.items()}
+    assert shown == {"base": (7, 5), "pool": (8, 5)}
     assert "near-duplicate of another row (1 of them of a row of the base)" in page
 
 
-def test_quality_scores_are_on_the_card(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+def test_quality_scores_are_on_the_card(mix_of: Build) -> None:
     rows = [conversation(number, **({"score": number} if number else {})) for number in range(4)]
     _, *pages = card_of(mix_of(rows, None, 4))
     assert all("Quality scores of 3 rows: mean 2.000, median 2.000." in text for text in pages)
 
 
-def test_the_steps_count_a_row_once(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+def test_the_steps_count_a_row_once(mix_of: Build) -> None:
     base = [conversation(number) for number in range(5)]
     mix = mix_of(base, [*base[:3], base[0], conversation("p1"), conversation("p1"), conversation("p2")], 6, base_rows=5)
     left = 0
@@ -131,26 +130,29 @@ def test_the_steps_count_a_row_once(mix_of: Callable[..., Mix]) -> None:  # noqa
         left = number if number > 0 else left + number
 
 
-def test_sixty_sources(mix_of: Callable[..., Mix]) -> None:  # noqa: F811
+def test_of_sixty_sources_the_figure_names_the_largest(mix_of: Build) -> None:
     rows = [conversation(number, source=f"source {number % 60:02}") for number in range(240)]
     found, page, text = card_of(mix_of(rows, None, 240))
     assert len(found["sources"]) == 60
-    drawn = re.findall(r"source \d\d(?: [^<]*)?</text>", page)
-    assert len(drawn) <= 2 * 12
+    assert len(re.findall(r"source \d\d(?: [^<]*)?</text>", page)) <= 2 * 12
     assert "48 others" in page
     assert "source 59" in text
 
 
-@needs_browser
-def test_it_fits_a_phone_and_requests_nothing(mix_of: Callable[..., Mix], tmp_path: Path) -> None:  # noqa: F811
-    path = tmp_path / "mix.html"
-    path.write_text(card_of(evil_mix(mix_of))[1], encoding="utf-8")
-    with opened(f"file://{path}", width=1200) as seen:
-        for width in (1200, 400):
-            seen.page.set_viewport_size({"width": width, "height": 1000})
-            assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
-        assert seen.page.locator(".row").count() == 10
-        assert seen.page.locator("main svg").count() == 2
-        assert EVIL in seen.page.locator(".turn pre").first.inner_text()
-    assert seen.errors == []
-    assert [url for url in seen.requests if not url.startswith("file:")] == []
+def test_overlaps_are_on_the_card_and_on_the_console(mix_of: Build) -> None:
+    shown = {"task": "qa", "example": "q3", "origin": "base", "source": "a", "words": 30, "shared": "x " * 29 + "end"}
+    counts = {"qa": {f"s{number}": 10 - number for number in range(8)}}
+    numbers = {"rows": 100, "overlapping": 52, "examples": {"qa": 9, "sum": 5}, "touched": {"qa": 4}}
+    found = SimpleNamespace(counts=counts, too_short={"sum": 3}, shown=[shown], **numbers)
+    _, page, text = card_of(mix_of([conversation("a")], None, 1), found)
+    assert "<td>9</td><td>4</td><td>52</td><td>52.0000%</td>" in page
+    assert "fewer than 8 words are not checked: sum." in page
+    assert "| qa | 9 | 4 | 52 | 52.0000% | s0 10, s1 9" in text
+    out = StringIO()
+    print_overlaps(Console(file=out, width=120), describe_overlaps(found, {"hub": "eval.tasks.hub: offline"}, "report"))
+    said = " ".join(out.getvalue().split())
+    assert "with an evaluation example: 52" in said
+    assert "qa 52 52.0000% 0 s0 10, s1 9, s2 8, s3 7, s4 6, s5 5 and 2 more" in said
+    assert "sum 0 0.0000% 3" in said
+    assert f"qa q3, a, 30 words: {'x ' * 24}… !" in said
+    assert said.endswith("not checked against hub: offline")

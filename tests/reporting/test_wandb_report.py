@@ -1,95 +1,205 @@
-"""The content of the W&B report, without a server."""
+"""`report publish=wandb`: what is logged, the W&B report, and both offline and against a server on localhost."""
 
 import json
+import shutil
 
 import pytest
 import wandb_workspaces.reports.v2 as wr
 
-from tometune.reporting.wandb_report import build, factors, spec
-from tometune.tracking.tracker import sanitise
+from tests.reporting.sweeps import edit
+from tests.tracking.offline import DOWN, KEY, WANDB, inspect, records
+from tests.tracking.server import WandbServer
+from tometune.config.tracking import TrackingConfig
+from tometune.reporting.conclusions import NOTHING_TO_COMPARE
+from tometune.reporting.sweep import read_sweep
+from tometune.reporting.wandb_report import build, factors, log_report, runs_elsewhere, specification
+from tometune.tracking.tracker import RunLabels, RunTracker, sanitise
+
+# In processes of their own: W&B keeps files in a temporary folder that the first fork to end would delete.
+ASK = ("report", "sweep.name=table", "eval.resamples=200", "publish=wandb")
 
 
-@pytest.fixture
-def blocks(table_report):
-    return spec(build(table_report.table, "tometune", ""))["spec"]["blocks"]
+class Kept(RunTracker):
+    """Keeps everything that is logged."""
+
+    def __init__(self, report):
+        labels = RunLabels("report-table", "report", "table", report.sweep.folder, {})
+        super().__init__(TrackingConfig(), labels)
+        self.values, self.tables, self.pages = {}, {}, {}
+        log_report(self, report)
+
+    def summary(self, values):
+        self.values |= values
+
+    def table(self, name, columns, rows):
+        self.tables[name] = columns, rows
+
+    def page(self, name, html):
+        self.pages[name] = html
+
+
+def blocks_of(table):
+    return specification(build(table, "tometune", ""))["spec"]["blocks"]
 
 
 def grids(blocks):
     return [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
 
 
-def panels(blocks):
+def panels(blocks, kind):
     found = [panel for grid in grids(blocks) for panel in grid["panelBankSectionConfig"]["panels"]]
-    return [(panel["viewType"], panel["config"]) for panel in found]
+    return [panel["config"] for panel in found if panel["viewType"] == kind]
 
 
-def test_the_comparison_panels_are_there(blocks):
-    kinds = [kind for kind, _ in panels(blocks)]
-    assert kinds.count("Run History Line Plot") == 2
-    assert kinds.count("Bar Chart") == 4
-    assert kinds.count("Scatter Plot") == 3
-    assert kinds.count("Run Comparer") == 1
-    assert kinds.count("Media Browser") == 1
-    loss = next(config for kind, config in panels(blocks) if kind == "Run History Line Plot")
+def test_tables_summary_and_page_are_logged(table_report, table):
+    kept = Kept(table_report)
+    columns, rows = kept.tables["table"]
+    assert columns[:9] == ["model", "data", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-L", "sd 1", "sd 2", "sd L"]
+    assert columns[9:11] == ["ROUGE-1 from", "ROUGE-1 to"]
+    assert {len(row) for row in rows} == {len(columns)}
+    assert (rows[0][:3], rows[0][6:9]) == (["tiny", "base model", "–"], [None] * 3), "unknown values are None"
+    last, entry = table["rows"][-1], table["comparisons"][0]
+    assert rows[-1][3] == last["rouge1"]["mean"]
+    assert rows[-1][-2:] == [last["rougeL"]["ci_low"], last["rougeL"]["ci_high"]]
+    assert len(kept.tables["comparisons"][1]) == len(table["comparisons"])
+    assert kept.values["difference/pydocs_2k-pydocs_1k/rouge1/p_holm"] == entry["p_holm"]
+    assert kept.values["cell/pydocs_3k/rougeL/mean"] == last["rougeL"]["mean"]
+    assert "cell/before_tiny/rouge1/std" not in kept.values
+    assert kept.values["answers"].startswith("Is pydocs_3k better than pydocs_1k? Yes.")
+    assert kept.pages == {"report": (table_report.sweep.folder / "report.html").read_text()}
+
+
+def test_notes_on_runs_that_the_panels_lack(sweep):
+    runs = sorted(path.parent for path in sweep.glob("*/run.json"))
+    for run in runs[:-1]:
+        edit(run, tracking={"tracker": "wandb", "path": "me/tometune/x"})
+    edit(runs[0], tracking={"tracker": "wandb", "path": "other/x"})
+    assert runs_elsewhere(read_sweep(sweep), "tometune") == [
+        "1 of 9 runs were not logged to W&B, so its panels lack them",
+        "runs were logged to project other, not tometune: set tracking.project",
+    ]
+    for run in (runs[0], runs[-1]):
+        edit(run, tracking={"tracker": "wandb", "path": "tometune/x"})
+    assert runs_elsewhere(read_sweep(sweep), "tometune") == []
+
+
+def test_the_report_has_the_table_and_panels_over_its_runs(table):
+    blocks = blocks_of(table)
+    (text,) = (block["content"] for block in blocks if block["type"] == "markdown-block")
+    assert text.startswith("| model | data | seeds | ROUGE-1 |")
+    assert text.count("\n| tiny |") == 4
+    assert "**Is pydocs_3k better than pydocs_1k?** Yes." in text
+    loss, _ = panels(blocks, "Run History Line Plot")
     assert (loss["metrics"], loss["groupBy"], loss["groupArea"]) == (["train/loss"], "data.value.name", "minmax")
-    bars = [config for kind, config in panels(blocks) if kind == "Bar Chart"]
-    assert [each["metrics"] for each in bars[:3]] == [[f"eval/tuned/{name}"] for name in ("rouge1", "rouge2", "rougeL")]
-    assert {each["groupArea"] for each in bars[:3]} == {"stddev"}
-    dots = [config for kind, config in panels(blocks) if kind == "Scatter Plot"]
-    assert {each["xAxis"] for each in dots} == {"summary:data/rows"}
-
-
-def test_the_answers_and_the_table_are_markdown(blocks):
-    words, table = (block["content"] for block in blocks if block["type"] == "markdown-block")
-    assert words.startswith("### Is pydocs_3k better than pydocs_1k? Yes.")
-    assert "| model | data | seeds | ROUGE-1 |" in table
-    assert table.count("\n| tiny |") == 4
-
-
-def test_the_runs_are_those_of_the_table_by_their_ids(blocks, table_report):
+    *bars, _ = panels(blocks, "Bar Chart")
+    assert [each["metrics"] for each in bars] == [[f"eval/tuned/{name}"] for name in ("rouge1", "rouge2", "rougeL")]
+    assert {each["groupArea"] for each in bars} == {"stddev"}
+    assert [each["xAxis"] for each in panels(blocks, "Scatter Plot")] == ["summary:data/rows"] * 3
+    assert len(panels(blocks, "Run Comparer")) == len(panels(blocks, "Media Browser")) == 1
     sets = [found for grid in grids(blocks) for found in grid["runSets"]]
-    names = [found["name"] for found in sets]
-    assert names == ["tiny", "tiny", "tiny", "report"]
+    assert [found["name"] for found in sets] == ["tiny", "tiny", "tiny", "report"]
     values = [found["filters"]["filters"][0]["value"] for found in sets]
-    assert sorted(values[0]) == sorted(sanitise(run.id, 64) for run in table_report.sweep.runs)
-    assert values[-1] == ["report-table"]
+    runs = [run["run_id"] for row in table["rows"] for run in row["runs"]]
+    assert (sorted(values[0]), values[-1]) == (sorted(sanitise(run, 64) for run in runs), ["report-table"])
     assert {found["filters"]["filters"][0]["key"]["name"] for found in sets} == {"name"}  # W&B's word for a run's id
 
 
-def test_panels_do_not_overlap(blocks):
-    for grid in grids(blocks):
-        taken = set()
-        for panel in grid["panelBankSectionConfig"]["panels"]:
-            place = panel["layout"]
-            across, down = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
-            cells = {(x, y) for x in across for y in down}
-            assert place["x"] + place["w"] <= 24
-            assert not cells & taken
-            taken |= cells
-
-
-def test_wandb_reads_it_back(table_report):
-    made = build(table_report.table, "tometune", "")
-    again = wr.Report._from_model(type(made._to_model()).model_validate(json.loads(json.dumps(spec(made)))))
+def test_wandb_reads_the_report_back(table):
+    made = build(table, "tometune", "")
+    again = wr.Report._from_model(type(made._to_model()).model_validate(json.loads(json.dumps(specification(made)))))
     assert again.title == "Sweep table"
-    kinds = [type(block).__name__ for block in again.blocks]
-    assert "UnknownBlock" not in kinds
-    assert kinds.count("PanelGrid") == 4
+    assert [type(block) for block in again.blocks] == [type(block) for block in made.blocks]
 
 
-def test_several_models_and_settings(one_seed, ranks):
-    sets = grids(spec(build(one_seed.table, "p", ""))["spec"]["blocks"])[0]["runSets"]
+def test_panels_follow_models_and_settings_and_one_cell_is_enough(one_seed, ranks, one_cell):
+    sets = grids(blocks_of(one_seed.table))[0]["runSets"]
     assert [(found["name"], len(found["filters"]["filters"][0]["value"])) for found in sets] == [
         *(("small", 3), ("tiny", 3)),
     ]
     assert factors(ranks.table) == ["lora.r"]
-    content = spec(build(ranks.table, "p", ""))["spec"]["blocks"]
-    bars = [config for kind, config in panels(content) if kind == "Bar Chart"]
-    assert bars[0]["groupBy"] == "lora.value.r"
-
-
-def test_one_cell(one_cell):
+    assert panels(blocks_of(ranks.table), "Bar Chart")[0]["groupBy"] == "lora.value.r"
     assert factors(one_cell.table) == ["data.name"]
-    content = spec(build(one_cell.table, "p", ""))["spec"]["blocks"]
-    first = next(block for block in content if block["type"] == "markdown-block")
-    assert first["content"].startswith("There is nothing to compare")
+    kept = Kept(one_cell)
+    assert (list(kept.tables), kept.values["answers"]) == (["table"], NOTHING_TO_COMPARE)
+    assert build(one_cell.table, "p", "").description == NOTHING_TO_COMPARE
+
+
+def test_offline_it_prints_how_to_sync_and_a_second_report_replaces_the_first(run_verb, sweep):
+    done = run_verb(*ASK, "tracking=none", fresh=True)
+    assert done.returncode == 0, done.stderr
+    (first,) = sweep.glob("wandb/*run-*")
+    assert done.stdout.splitlines()[-3:] == [
+        "9 of 9 runs were not logged to W&B, so its panels lack them",
+        f"{WANDB} sync {first}",
+        "multirun/table/wandb_report.json: the W&B report, not on a server (no API key "
+        f"(`{WANDB} login` stores one)); repeat this command when W&B is online",
+    ]
+    assert json.loads((sweep / "wandb_report.json").read_text())["spec"]["blocks"]
+    summary = json.loads(inspect("--summary", str(first)))
+    assert (summary["run_id"], summary["name"], summary["state"]) == ("report-table", "report-table", "finished")
+    (run,) = [record["run"] for record in records(first) if record["type"] == "run"]
+    assert (run["job_type"], run["run_group"], run["resume"]) == ("report", "table", True)
+    (html,) = first.glob("files/media/html/report_*.html")
+    assert html.read_text() == (sweep / "report.html").read_text()
+    (table,) = first.glob("files/media/table/table_*.table.json")
+    assert json.loads(table.read_text())["data"][-1][:3] == ["tiny", "pydocs_3k", "3"]
+
+    uploaded = first.with_name("offline-run-20260101_000000-report-table")
+    shutil.copytree(first, uploaded)
+    next(uploaded.glob("*.wandb")).with_suffix(".wandb.synced").touch()
+    done = run_verb(*ASK, fresh=True)
+    kept, second = sorted(sweep.glob("wandb/*run-*"))
+    assert kept == uploaded, "an attempt that was uploaded is kept"
+    assert second != first
+    assert str(uploaded) not in done.stdout
+
+
+def test_online_the_report_is_saved_and_then_updated(run_verb, sweep):
+    with WandbServer() as server:
+        env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "20"}
+        done = run_verb(*ASK, env=env, fresh=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-2:] == [
+            f"{server.url}/me/tometune/runs/report-table",
+            f"{server.url}/me/tometune/reports/Sweep-table--view1",
+        ]
+        sent = server.queries["upsertView"]
+        assert (sent["id"], sent["entityName"], sent["projectName"]) == (None, "me", "tometune")
+        sets = [found for grid in grids(json.loads(sent["spec"])["blocks"]) for found in grid["runSets"]]
+        assert {found["project"]["id"] for found in sets} == {"7"}
+        for kind in ("html/report_", "table/table_"):
+            assert any(name.startswith(f"/upload/media/{kind}") for name in server.bodies)
+        stored = json.loads((sweep / "wandb_report.json").read_text())
+        assert (stored["id"], stored["place"]) == ("view1", "me/tometune")
+        assert run_verb(*ASK, env=env, fresh=True).returncode == 0
+        assert server.queries["upsertView"]["id"] == "view1"
+        everything = json.dumps([server.queries, server.bodies])
+    assert KEY not in everything
+    assert str(sweep) not in everything
+    assert [path for path in sweep.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.nightly
+def test_a_server_that_rejects_the_report_is_unreachable_or_disabled_is_one_line(run_verb, sweep):
+    with WandbServer() as server:
+        server.leave_after = "GetProjects"
+        env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "20"}
+        rejected = run_verb(*ASK, env=env, fresh=True)
+    start = f"multirun/table/wandb_report.json: the W&B report; {server.url} rejected it: "
+    assert rejected.stdout.splitlines()[-1].startswith(start)
+    assert "Traceback" not in rejected.stderr
+    assert json.loads((sweep / "wandb_report.json").read_text())["url"] is None
+    unreachable = run_verb(*ASK, env={"WANDB_API_KEY": KEY, **DOWN}, fresh=True)
+    assert "did not accept the run within 2 s" in unreachable.stdout.splitlines()[-1]
+    assert unreachable.stderr.count("did not accept the run") == 1
+    disabled = run_verb(*ASK, env={"WANDB_MODE": "disabled"}, fresh=True)
+    assert "not on a server (disabled)" in disabled.stdout
+    assert "None" not in disabled.stdout
+    assert [done.returncode for done in (rejected, unreachable, disabled)] == [0, 0, 0]
+
+
+def test_online_without_a_key_stops_before_anything_is_computed(run_verb, sweep):
+    done = run_verb(*ASK, "tracking.mode=online", fresh=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("tracking.mode: online is not possible (no API key")
+    assert not (sweep / "table.json").exists()

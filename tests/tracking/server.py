@@ -4,25 +4,17 @@ import json
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from types import TracebackType
 from typing import Self
 
 
 class WandbServer:
-    """A server on localhost; a context manager.
-
-    Attributes:
-        status: what it answers with; any but 200 refuses everything.
-        leave_after: the GraphQL operation after which it answers 503 to everything.
-        queries: GraphQL operations by name, with their last variables.
-        bodies: the last body sent to each path other than GraphQL's.
-    """
+    """A server on localhost; a context manager."""
 
     def __init__(self, status: int = 200) -> None:
-        self.status = status
-        self.leave_after: str | None = None
-        self.queries: dict[str, dict] = {}
-        self.bodies: dict[str, str] = {}
+        self.status = status  # any but 200 refuses everything
+        self.leave_after: str | None = None  # the GraphQL operation after which it answers 503 to everything
+        self.queries: dict[str, dict] = {}  # GraphQL operations by name, with their last variables
+        self.bodies: dict[str, str] = {}  # what was sent to each path other than GraphQL's
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"server_state": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -30,9 +22,7 @@ class WandbServer:
         Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -42,35 +32,25 @@ class WandbServer:
         if name == self.leave_after:
             self.status = 503
         project = {"id": "p", "name": variables.get("project"), "entity": {"id": "e", "name": "me"}}
-        if name == "RunResumeStatus":
-            return {"model": {**project, "bucket": None}}
-        if name == "UpsertBucket":
-            run = {"id": "r", "name": variables["name"], "displayName": variables["name"], "config": "{}"}
-            return {"upsertBucket": {"bucket": {**run, "project": project}, "inserted": True}}
-        if name == "CreateRunFiles":
-            files = [{"name": file, "uploadUrl": f"{self.url}/upload/{file}"} for file in variables["files"]]
-            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
-        return self._answers(name, variables)
-
-    @staticmethod
-    def _answers(name: str, variables: dict) -> dict:
-        """Answer what is asked for artifacts and for a W&B report."""
-        if name == "Viewer":
-            return {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
-        if name == "ArtifactType":
-            return {"project": {"artifact": None}}
-        if name == "CreateArtifact":  # as one that is there already, so that nothing is uploaded
-            return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s"}}}}
-        if name == "GetProjects":
-            pages = {"endCursor": None, "hasNextPage": False}
-            node = {"id": "p", "name": "tometune", "entityName": "me", "createdAt": ""}
-            return {"models": {"pageInfo": pages, "edges": [{"node": {**node, "isBenchmark": False, "user": None}}]}}
-        if name == "ProjectInternalId":
-            return {"project": {"internalId": "7"}}
-        if name == "upsertView":
-            view = {"id": variables["id"] or "view1", "name": variables["name"], "displayName": "", "spec": "{}"}
-            return {"upsertView": {"view": view, "inserted": variables["id"] is None}}
-        return {}
+        run = {"id": "r", "name": variables.get("name"), "displayName": variables.get("name"), "config": "{}"}
+        names = variables.get("files") or []
+        files = [{"name": file, "uploadUrl": f"{self.url}/upload/{file}"} for file in names]
+        artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s"}}  # so nothing is uploaded
+        pages = {"endCursor": None, "hasNextPage": False}
+        node = {"id": "p", "name": "tometune", "entityName": "me", "createdAt": "", "isBenchmark": False, "user": None}
+        view = {"id": variables.get("id") or "view1", "name": variables.get("name"), "displayName": "", "spec": "{}"}
+        answers = {
+            "RunResumeStatus": {"model": {**project, "bucket": None}},
+            "UpsertBucket": {"upsertBucket": {"bucket": {**run, "project": project}, "inserted": True}},
+            "CreateRunFiles": {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}},
+            "Viewer": {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}},
+            "ArtifactType": {"project": {"artifact": None}},
+            "CreateArtifact": {"createArtifact": {"artifact": artifact}},
+            "GetProjects": {"models": {"pageInfo": pages, "edges": [{"node": node}]}},
+            "ProjectInternalId": {"project": {"internalId": "7"}},
+            "upsertView": {"upsertView": {"view": view, "inserted": variables.get("id") is None}},
+        }
+        return answers.get(name, {})
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -96,11 +76,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def do_PUT(self) -> None:
-        self.do_POST()
-
-    def do_GET(self) -> None:
-        self.do_POST()
+    do_PUT = do_GET = do_POST  # noqa: N815 -- the names that http.server calls
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the console quiet."""

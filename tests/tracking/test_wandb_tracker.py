@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracking.conftest import track_in
 from tests.tracking.offline import ID, KEY, WANDB, inspect, records, the_folder
 
 START = """
@@ -22,8 +23,23 @@ tracker = start_tracker(TrackingConfig(), RunLabels("x", "train", "g", Path("out
 """
 
 
-def test_offline_without_a_key(tracked):
-    place, printed, stderr = tracked
+def losses(written):
+    """The points of the curve `train/loss`: step and value."""
+    points = [record["history"]["item"] for record in written if record["type"] == "history"]
+    return [(point["_step"], point["train/loss"]) for point in points if "train/loss" in point]
+
+
+@pytest.fixture(scope="module")
+def offline_run(tmp_path_factory):
+    """A run without a key: its place, what the process printed, and what it logged."""
+    place = tmp_path_factory.mktemp("place")
+    done = track_in(place, tags=["first"], entity="someone")
+    assert done.returncode == 0, done.stderr
+    return place, json.loads(done.stdout), done.stderr
+
+
+def test_offline_without_a_key(offline_run):
+    place, printed, stderr = offline_run
     run = the_folder(place / "outputs" / "run")
     assert printed["tracking"] == {
         "tracker": "wandb",
@@ -36,54 +52,50 @@ def test_offline_without_a_key(tracked):
     }
     assert printed["after"] == printed["tracking"]
     assert printed["modules"] == ["wandb"]
-    assert [line for line in stderr.splitlines() if f"{WANDB} sync" in line]
+    assert f"{WANDB} sync" in stderr
     assert "wandb:" not in stderr
     assert sorted(path.name for path in place.iterdir()) == ["home", "outputs"]
     assert [path.name for path in (place / "home").rglob("*") if "netrc" in path.name or "settings" in path.name] == []
 
 
-def test_everything_is_in_the_run_and_nothing_about_the_machine(tracked):
-    folder = tracked[0] / "outputs" / "run"
-    summary = json.loads(inspect("--summary", str(the_folder(folder))))
+def test_curves_summary_table_and_artifacts_are_in_the_run(offline_run):
+    folder = the_folder(offline_run[0] / "outputs" / "run")
+    summary = json.loads(inspect("--summary", str(folder)))
     assert summary["config"] == {"trainer": {"learning_rate": 2e-4}}
     assert (summary["project"], summary["entity"], summary["run_id"]) == ("tometune", "someone", ID)
     assert (summary["name"], summary["tags"], summary["state"]) == ("tiny-mix:1k-s0-abcdef01", ["first"], "finished")
     values = summary["summary"]
-    assert (values["data/rows"], values["train/steps"]) == (3, 2)
-    assert (values["eval/base/rouge1"], values["eval/tuned/rouge1"]) == (0.25, 0.5)
+    expected = {"data/rows": 3, "train/steps": 2, "eval/base/rouge1": 0.25, "eval/tuned/rouge1": 0.5}
+    assert {key: values[key] for key in expected} == expected
     assert values["predictions/qa"]["_type"] == "table-file"
-
-    written = records(the_folder(folder))
+    written = records(folder)
     [run] = [record["run"] for record in written if record["type"] == "run"]
     assert (run["job_type"], run["run_group"], run["resume"]) == ("train", "g", True)
-    points = [record["history"]["item"] for record in written if record["type"] == "history"]
-    assert [(p["_step"], p["train/loss"]) for p in points if "train/loss" in p] == [(0, 1), (1, 1 / 2), (2, 1 / 3)]
+    assert losses(written) == [(0, 1), (1, 1 / 2), (2, 1 / 3)]
     artifacts = {r["artifact"]["name"]: r["artifact"] for r in written if r["type"] == "artifact"}
     [table] = [name for name in artifacts if name.startswith(f"run-{ID}-predictionsqa")]
     assert set(artifacts) == {f"mix-{ID}", f"adapter-{ID}", table}
     [adapter] = artifacts[f"adapter-{ID}"]["manifest"]["contents"]
     assert Path(adapter["local_path"]).read_bytes() == b"weights"
     assert json.loads(artifacts[f"mix-{ID}"]["metadata"]) == {"rows": 3}
-    [path] = the_folder(folder).glob("files/media/table/predictions/qa_*.table.json")
-    table = json.loads(path.read_text())
-    assert table["columns"] == ["stage", "id", "prompt", "prediction", "references", "scores.rouge1"]
-    assert table["data"][1] == ["base", "qa-1", "Question 1?", "base answer 1", "one\n\ntwo", 0.1]
+    [path] = folder.glob("files/media/table/predictions/qa_*.table.json")
+    assert json.loads(path.read_text())["data"][1][3:] == ["base answer 1", "one\n\ntwo", 0.1]
 
-    assert '"environment"' not in json.dumps(written)
-    assert socket.gethostname() != run.get("host")
+
+def test_nothing_about_the_machine_is_in_the_run(offline_run):
+    folder = offline_run[0] / "outputs" / "run"
+    written = json.dumps(records(the_folder(folder)))
+    assert '"environment"' not in written
+    assert f'"host": "{socket.gethostname()}"' not in written
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert not names & {"requirements.txt", "wandb-metadata.json", "conda-environment.yaml", "diff.patch", "output.log"}
 
 
-def test_no_key_in_any_file_and_nothing_that_is_switched_off(track, folder, tmp_path):
+def test_adapter_and_predictions_can_be_left_out(track, folder):
     done = track(env={"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, log_adapter=False, prediction_rows=0)
     assert done.returncode == 0, done.stderr
-    run = the_folder(folder)
-    assert [r["artifact"]["name"] for r in records(run) if r["type"] == "artifact"] == [f"mix-{ID}"]
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert run in {parent for path in files for parent in path.parents}
-    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
-    assert KEY not in done.stdout + done.stderr
+    artifacts = [r["artifact"]["name"] for r in records(the_folder(folder)) if r["type"] == "artifact"]
+    assert artifacts == [f"mix-{ID}"]
 
 
 def test_a_resumed_run_continues_at_its_step_and_sync_works_where_no_environment_is_active(track, folder, tmp_path):
@@ -93,13 +105,7 @@ def test_a_resumed_run_continues_at_its_step_and_sync_works_where_no_environment
     one, two = second["folders"]
     assert first["folders"] == [one]
     assert second["sync"] == f"{Path(sys.executable).with_name('wandb')} sync {one} {two}"
-    steps = [
-        record["history"]["item"]["_step"]
-        for path in (one, two)
-        for record in records(Path(path))
-        if record["type"] == "history" and "train/loss" in record["history"]["item"]
-    ]
-    assert steps == [0, 1, 2, 3, 4, 5]
+    assert [step for path in (one, two) for step, _ in losses(records(Path(path)))] == [0, 1, 2, 3, 4, 5]
     program, verb, *runs = shlex.split(second["sync"])
     listed = subprocess.run([program, verb, "--dry-run", *runs], env=os.environ | inactive, capture_output=True)
     assert listed.returncode == 0, listed.stderr
@@ -150,3 +156,20 @@ with tracker:
     assert done.stderr.count("the run continues; to upload what was logged: ") == 1
     summary = json.loads(inspect("--summary", str(the_folder(folder))))
     assert (summary["exit_code"], summary["state"], summary["summary"]["train/loss"]) == (1, "failed", 1.0)
+
+
+@pytest.mark.nightly
+@pytest.mark.whole
+def test_one_group_per_sweep_and_one_name_per_cell(run_verb, tmp_path):
+    done = run_verb("train", "-m", "+experiment=smoke", "tracking=wandb", "seed=0,1", "sweep.name=pair")
+    assert done.returncode == 0, done.stderr
+    folders = sorted(path.parent for path in (tmp_path / "multirun" / "pair").glob("*/run.json"))
+    assert [folder.name[:17] for folder in folders] == ["tiny-pydocs_64-s0", "tiny-pydocs_64-s1"]
+    for folder in folders:
+        (path,) = folder.glob("wandb/offline-run-*")
+        written = records(path)
+        (run,) = [record["run"] for record in written if record["type"] == "run"]
+        assert (run["run_group"], run["job_type"], run["display_name"]) == ("pair", "train", folder.name)
+        values = json.loads(inspect("--summary", str(path)))["summary"]
+        assert {"data/rows", "train/tokens_per_second", "eval/tuned/rouge1"} <= set(values), "what the panels show"
+        assert losses(written)

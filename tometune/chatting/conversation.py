@@ -1,17 +1,60 @@
-"""Conversations: prompts with the answers of one or two models, truncation to the context, and export as ShareGPT."""
+"""Conversations with one or two models: prompts, answers, truncation to the context, and export as ShareGPT.
+
+Also the interface of the engines that generate the answers. Imports no torch.
+"""
 
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum
+from typing import Any, Protocol
 
-from tometune.chatting.engine import End, Engine, Message, Settings
 from tometune.common.errors import UserError
 from tometune.data.conversations import encodable
 
+Message = dict[str, str]  # `{role, content}`
+
 GAP = "\n…\n"  # replaces the middle of a prompt that is too long
-CHARACTERS_PER_TOKEN = 16  # more than any text that fills a context has on average
+
+
+class End(StrEnum):
+    """Why an answer ended."""
+
+    turn = "turn"
+    length = "length"
+    stopped = "stopped"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an answer is sampled; temperature 0 is greedy."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_new_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of an answer. A piece without a new token only gives the reader an opportunity to stop."""
+
+    text: str
+    tokens: int  # generated so far, including the end-of-turn token
+    end: End | None = None  # set in the last piece only
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    context: int  # tokens that prompt and answer may have together
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Return the number of tokens of a prompt. Raises UserError if the chat template rejects the messages."""
+
+    def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
+        """Yield the answer piece by piece, without special tokens. Closing the iterator stops the generation."""
 
 
 @dataclass
@@ -22,33 +65,33 @@ class Answer:
     tokens: int = 0
     seconds: float = 0.0
     first: float = 0.0  # seconds until the first token
-    end: str | None = None  # a value of `End`; None while the answer is being generated
-    note: str = ""  # an error, or what was dropped because it did not fit
+    end: End | None = None  # None while the answer is being generated
+    note: str = ""  # what the model is waiting for, an error, or what was dropped because it did not fit
 
     def generate(self, engine: Engine, messages: Sequence[Message], settings: Settings) -> Generator[None, None, None]:
         """Fill in the answer; yields after each piece. Closing the iterator stops the engine."""
         start = time.perf_counter()
         try:
-            fitted, self.note = fit(engine, messages, settings.max_new_tokens)
+            fitted, self.note = truncate_to_context(engine, messages, settings.max_new_tokens)
             with closing(engine.stream(fitted, settings)) as pieces:
                 for piece in pieces:
                     if piece.tokens > self.tokens:
                         self.tokens, self.seconds = piece.tokens, time.perf_counter() - start
                         self.first = self.first or self.seconds
                     self.text = (self.text + piece.text).lstrip()
-                    self.end = piece.end and str(piece.end)
+                    self.end = piece.end
                     yield
         except Exception as error:  # e.g. out of memory: the next prompt may be a shorter one
             self.note = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         finally:
             self.text = self.text.strip()  # as in scoring
-            self.end = self.end or str(End.stopped)
+            self.end = self.end or End.stopped
 
     def summary(self) -> str:
         """Return length and speed in words, and what was unusual."""
         if not self.tokens:
             return self.note or ("stopped" if self.end else "")
-        speed = f"{self.tokens / self.seconds:.1f} tokens/s" if self.seconds else ""
+        speed = f"{self.tokens / self.seconds:.1f} tokens/s"
         counted = f"{self.tokens} token{'' if self.tokens == 1 else 's'}"
         end = {"length": "reached max new tokens", "stopped": "stopped"}.get(self.end or "", "")
         return " · ".join(filter(None, [counted, speed, f"first token after {self.first:.2f} s", end, self.note]))
@@ -106,8 +149,8 @@ class Conversation:
         return rows
 
 
-def fit(engine: Engine, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[Message], str]:
-    """Truncate a conversation to the context: the oldest turns first, then the middle of the last prompt.
+def truncate_to_context(engine: Engine, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[Message], str]:
+    """Drop the oldest turns, then the middle of the last prompt, until a conversation fits into the context.
 
     At most half of the context is left for the answer. Also returns what was dropped, in words (empty if nothing).
 
@@ -115,31 +158,21 @@ def fit(engine: Engine, messages: Sequence[Message], max_new_tokens: int) -> tup
         UserError: the system message alone is too long, or the chat template refuses the messages.
     """
     limit = engine.context - min(max_new_tokens, engine.context // 2)
-    longest = CHARACTERS_PER_TOKEN * engine.context
     system = [message for message in messages[:1] if message["role"] == "system"]
     *earlier, last = messages[len(system) :]
-    shortened = len(last["content"]) > longest
-    if shortened:  # tokenising megabytes takes seconds
-        last = _without_middle(last, longest)
-    dropped = 0
-    while earlier and (
-        sum(len(message["content"]) for message in earlier) > longest or engine.count([*system, *earlier, last]) > limit
-    ):
-        del earlier[:2]
-        dropped += 1
+    turns, prompt = len(earlier) // 2, last["content"]
     while (count := engine.count([*system, *earlier, last])) > limit:
-        shortened = True
-        keep = min(len(last["content"]) * limit // count, len(last["content"]) - 8)
+        if earlier:
+            del earlier[:2]
+            continue
+        text = last["content"]
+        keep = min(len(text) * limit // count, len(text) - 8)
         if keep <= 0:
             raise UserError(f"the system message leaves no room for a prompt ({count} of {limit} tokens); shorten it")
-        last = _without_middle(last, keep)
+        # The first and the last characters are kept, where instructions usually stand (arXiv:2307.03172).
+        last = {**last, "content": f"{text[: (keep + 1) // 2]}{GAP}{text[len(text) - keep // 2 :]}"}
+    dropped = turns - len(earlier) // 2
     parts = [f"the oldest {dropped} turns" if dropped > 1 else "the oldest turn"] if dropped else []
-    parts += ["the middle of the prompt"] if shortened else []
+    parts += ["the middle of the prompt"] if last["content"] != prompt else []
     note = f"too long for the context; dropped {' and '.join(parts)}" if parts else ""
     return [*system, *earlier, last], note
-
-
-def _without_middle(message: Message, keep: int) -> Message:
-    """Keep the first and the last characters, where instructions usually stand (arXiv:2307.03172)."""
-    text = message["content"]
-    return {**message, "content": f"{text[: (keep + 1) // 2]}{GAP}{text[len(text) - keep // 2 :]}"}

@@ -20,11 +20,10 @@ from typing import Any
 
 import httpx
 
-from tometune.chatting.engine import End, Message, Piece, Settings
+from tometune.chatting.conversation import End, Message, Piece, Settings
 from tometune.common.errors import UserError
 
-LONGEST_WAIT = 3600.0  # seconds to wait for the server: a large model on a slow machine is not an error
-EXIT_SECONDS = 5.0  # to let the server exit by itself before it is killed
+KEY = "TOMETUNE_LLAMA_KEY"  # environment variable with the API key of the server
 ERROR = re.compile(r"^(?:[\d.]+ )?E (?:\w+ +)?(.+)$", re.MULTILINE)
 """An error line of llama.cpp's log."""
 
@@ -47,32 +46,29 @@ class LlamaEngine:
         """
         if util.find_spec("xllamacpp") is None:
             raise UserError(f"{file}: needs llama.cpp; run: bash scripts/setup.sh gguf, or pip install xllamacpp")
+        key = secrets.token_urlsafe(16)
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 -- lives as long
         self._process = subprocess.Popen(  # noqa: S603 -- our own module
             [sys.executable, "-m", "tometune.chatting.llama_cpp", str(file), str(context)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            env={**os.environ, KEY: key},
             text=True,
             start_new_session=True,
         )
-        key = secrets.token_urlsafe(16)
-        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already, and its log says why
-            print(key, file=self._process.stdin, flush=True)
         address = self._process.stdout.readline().strip()
         if not address:
             raise UserError(f"{file}: llama.cpp cannot read it ({self._exit_reason()}); export it again")
         headers = {"Authorization": f"Bearer {key}"}
-        self._client = httpx.Client(base_url=address, headers=headers, timeout=LONGEST_WAIT, trust_env=False)
-        with self._errors():
-            properties = self._client.get("/props").raise_for_status().json()
-        self.context = int(properties["default_generation_settings"]["n_ctx"])
+        # Without a time limit, because a large model on a slow machine is not an error.
+        self._client = httpx.Client(base_url=address, headers=headers, timeout=None, trust_env=False)  # noqa: S113
+        self.context = int(self._request("GET", "/props")["default_generation_settings"]["n_ctx"])
 
     def count(self, messages: Sequence[Message]) -> int:
         text = {"content": self._prompt(messages), "add_special": True, "parse_special": True}
-        return len(self._post("/tokenize", text)["tokens"])
+        return len(self._request("POST", "/tokenize", text)["tokens"])
 
     def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
         sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed, **NEUTRAL}
@@ -93,11 +89,11 @@ class LlamaEngine:
         raise UserError("llama.cpp broke off in the middle of an answer; start chat again")
 
     def _prompt(self, messages: Sequence[Message]) -> Any:
-        return self._post("/apply-template", {"messages": list(messages)})["prompt"]
+        return self._request("POST", "/apply-template", {"messages": list(messages)})["prompt"]
 
-    def _post(self, route: str, body: dict[str, Any]) -> Any:
+    def _request(self, method: str, route: str, body: dict[str, Any] | None = None) -> Any:
         with self._errors():
-            return self._client.post(route, json=body).raise_for_status().json()
+            return self._client.request(method, route, json=body).raise_for_status().json()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -111,35 +107,30 @@ class LlamaEngine:
 
     def _exit_reason(self) -> str:
         """End the server; return its exit status and the first error (or the last line) of its log."""
-        self._end()
+        self.end()
         self._log.seek(0)
         lines = self._log.read().strip().splitlines() or ["no message"]
         errors = [found[1] for found in map(ERROR.match, lines) if found]
         status = self._process.returncode
         return f"{f'signal {-status}' if status < 0 else f'status {status}'}: {[*errors, lines[-1]][0][:300]}"
 
-    def close(self) -> None:
-        """End the server."""
-        self._client.close()
-        self._end()
-        self._log.close()
-
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the server; without this it ends with this process."""
         try:
-            self._process.communicate(timeout=EXIT_SECONDS)  # closes its input
+            self._process.communicate(timeout=5)  # closes its input
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
 
 
 def serve(file: str, context: str) -> None:
-    """Run the server on localhost until the input ends. Reads an API key from the input and prints the address."""
+    """Run the server on localhost until the input ends; prints the address."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = file
     params.n_ctx, params.n_parallel = int(context), 1
-    params.api_keys = [sys.stdin.readline().strip()]  # without a key, any page in a browser could send requests
+    params.api_keys = [os.environ[KEY]]  # without a key, any page in a browser could send requests
     params.warmup = False
     params.n_batch = 256  # the server notices between two batches of the prompt that the client has gone
     if threads := os.environ.get("OMP_NUM_THREADS"):  # llama.cpp has its own threads and ignores the variable

@@ -1,19 +1,39 @@
-"""The page: one or two chats side by side, a prompt box, and a sidebar with the settings."""
+"""The page: one or two chats side by side, a prompt box, and a sidebar with the settings; only on this machine.
 
+Importing this module imports Gradio, which takes seconds.
+"""
+
+import contextlib
 import html
+import io
 import json
+import os
+import secrets
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-import gradio as gr
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from tometune.chatting.conversation import Conversation, Turn
-from tometune.chatting.engine import End, Engine, Settings
-from tometune.chatting.inert import markdown, original, visible
+# isort: split
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from tometune.chatting.conversation import Conversation, End, Engine, Settings, Turn
+from tometune.chatting.security import JOINER, guard, safe_markdown, show_control_characters
+from tometune.common.errors import UserError
 from tometune.config.chat import ChatConfig
+
+Updates = Iterator[list[Any]]
+
+HOST = "127.0.0.1"
+PASSWORD = "TOMETUNE_CHAT_PASSWORD"  # noqa: S105 -- the name of a variable
+"""Environment variable with the password of a shared page. It is never printed; only a generated one is."""
 
 REFRESH = 0.1  # seconds between two updates of an answer
 LONGEST_SHOWN = 20_000  # characters of a prompt
@@ -27,14 +47,7 @@ DOWNLOAD = """(text) => {
 }"""
 """Saves a text as a file from the browser, without a file on the server."""
 
-CSS = """
-.tm-summary { font-size: .8rem; color: var(--body-text-color-subdued); min-height: 1.2rem; }
-@media (max-width: 767px) {
-  .row:has(> .tm-side) { flex-wrap: wrap; }
-  .tm-side { flex: 1 1 100% !important; min-width: 0 !important; }
-  .tm-side:not(:only-child) .tm-chat { height: calc(50dvh - 125px) !important; min-height: 150px; }
-}
-"""
+CSS = ".tm-summary { font-size: .8rem; color: var(--body-text-color-subdued); min-height: 1.2rem; }"
 
 CHATBOT: dict[str, Any] = {
     "height": "calc(100dvh - 150px)",
@@ -46,25 +59,76 @@ CHATBOT: dict[str, Any] = {
     "feedback_options": None,
     "elem_classes": "tm-chat",
 }
-"""Settings with which a chat's messages cannot become live HTML (see also `inert`)."""
+"""Settings with which a chat's messages cannot become live HTML (see also `security`)."""
 
 
 @dataclass
 class ChatPage:
-    """The page and its event handlers. Each tab has a `Conversation` of its own; models and queue are shared."""
+    """The page and its event handlers. Each tab has a `Conversation` of its own; models and queue are shared.
+
+    The index of an event is that of a message; each turn has two.
+    """
 
     models: list[str]
-    engines: Sequence[Engine]
+    engines: Future[list[Engine]]  # in the order of `models`; loaded while the page is already served
     defaults: ChatConfig
     seed: int
+
+    def serve(self, share: bool) -> tuple[gr.Blocks, str]:
+        """Serve the page in the background and print its address. Returns the page and the address.
+
+        Raises:
+            UserError: the port is taken, or the page cannot be shared.
+        """
+        page = self.build()
+        chosen = os.environ.get(PASSWORD)
+        password = chosen or secrets.token_urlsafe(9)
+        theme = gr.themes.Base(
+            primary_hue="blue",
+            neutral_hue="slate",
+            font=["system-ui", "sans-serif"],  # the default fonts come from another host
+            font_mono=["ui-monospace", "monospace"],
+        )
+        # Another website could point its own name at 127.0.0.1 and then read the page (DNS rebinding).
+        hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["*"] if share else [HOST, "localhost"])
+        middleware = [hosts, Middleware(BaseHTTPMiddleware, dispatch=guard)]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # Gradio's advice if it cannot share
+                _, local, public = page.queue(default_concurrency_limit=None, api_open=False).launch(
+                    server_name=HOST,
+                    server_port=self.defaults.port,
+                    share=share,
+                    auth=("chat", password) if share else None,
+                    inbrowser=bool(self.defaults.inbrowser),
+                    prevent_thread_lock=True,
+                    quiet=True,
+                    ssr_mode=False,
+                    enable_monitoring=False,
+                    footer_links=[],
+                    max_file_size=1,
+                    theme=theme,
+                    css=CSS,
+                    app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None},
+                )
+        except OSError as error:
+            raise UserError(f"chat.port={self.defaults.port}: in use; choose another port, or null") from error
+        if share and not public:
+            page.close(verbose=False)
+            raise UserError("share=true: Gradio's servers cannot be reached or its tunnel is not installed; omit share")
+        page.share = False  # otherwise Gradio's page loads a script from another host
+        print(f"chat page: {local} (Ctrl-C ends it)", flush=True)
+        if share:
+            secret = f"the password in {PASSWORD}" if chosen else f"password {password}"
+            print(f"public address: {public} user chat, {secret}", flush=True)
+        return page, str(local)
 
     def build(self) -> gr.Blocks:
         """Return the page."""
         defaults = self.defaults
         with gr.Blocks(title="tometune chat", analytics_enabled=False, fill_width=True) as page:
             conversation = gr.State(Conversation(self.models, defaults.system or ""))
-            width, download = gr.Number(visible=False), gr.Textbox(visible=False)
-            with gr.Sidebar(width=290, open=False) as sidebar:
+            download = gr.Textbox(visible=False)
+            with gr.Sidebar(width=290):
                 new = gr.Button("New conversation", variant="primary", size="sm")
                 export = gr.Button("Save as JSON", size="sm")
                 system = gr.Textbox(defaults.system or "", label="System prompt", lines=2, max_lines=6)
@@ -77,7 +141,7 @@ class ChatPage:
             chats, summaries = [], []
             with gr.Row():
                 for model in self.models:
-                    with gr.Column(min_width=300, elem_classes="tm-side"):
+                    with gr.Column(min_width=300):
                         chats.append(gr.Chatbot(label=model, **CHATBOT))
                         summaries.append(gr.HTML(padding=False))
             box = gr.Textbox(
@@ -90,7 +154,7 @@ class ChatPage:
                 elem_id="box",
             )
 
-            view = [box, *chats, *summaries]
+            shown = [box, *chats, *summaries]
             quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
             queued: Any = {  # all answers share one queue: the models answer one prompt at a time
                 "concurrency_id": "answers",
@@ -99,100 +163,92 @@ class ChatPage:
                 "show_progress_on": chats,
                 "api_visibility": "private",
             }
-            answers = [box.submit(self._ask, [conversation, box, system, *sampling], view, **queued)]
+            answers = [box.submit(self._ask, [conversation, box, system, *sampling], shown, **queued)]
             for chat in chats:
                 for event, handler in ((chat.retry, self._retry), (chat.edit, self._edit)):
-                    answers.append(event(handler, [conversation, system, *sampling], view, **queued))
-                chat.undo(self._undo, [conversation], view, **quiet)
+                    answers.append(event(handler, [conversation, system, *sampling], shown, **queued))
+                chat.undo(self._undo, [conversation], shown, **quiet)
             for answer in answers:  # also after an answer was stopped
-                answer.then(self._finish, [conversation], view, **quiet)
+                answer.then(self._finish, [conversation], shown, **quiet)
             box.stop(None, None, None, cancels=answers, **quiet)
             clear = [new.click, *(chat.clear for chat in chats)]
-            gr.on(clear, self._new, [system], [conversation, *view], cancels=answers, **quiet)
+            gr.on(clear, self._new, [system], [conversation, *shown], cancels=answers, **quiet)
             exported = export.click(lambda chat: json.dumps(chat.sharegpt()), [conversation], [download], **quiet)
             exported.then(None, [download], None, js=DOWNLOAD, **quiet)
-            open_if_wide = {"js": "() => window.innerWidth", **quiet}
-            page.load(lambda width: gr.Sidebar(open=width >= 900), [width], [sidebar], **open_if_wide)
         return page
 
-    def _ask(self, conversation: Conversation, prompt: str, system: str, *sampling: float) -> Iterator[list[Any]]:
+    def _ask(self, conversation: Conversation, prompt: str, system: str, *sampling: float) -> Updates:
         settings = _settings(*sampling)
         if prompt.strip():
             yield from self._answer(conversation, conversation.ask(prompt, settings.seed), system, settings)
         else:
-            yield [gr.skip(), *self._view(conversation)]
+            yield [gr.skip(), *self._chats(conversation)]
 
-    def _retry(
-        self, event: gr.RetryData, conversation: Conversation, system: str, *sampling: float
-    ) -> Iterator[list[Any]]:
+    def _retry(self, event: gr.RetryData, conversation: Conversation, system: str, *sampling: float) -> Updates:
         settings = _settings(*sampling)
-        yield from self._answer(conversation, conversation.retry(_turn(event), settings), system, settings)
+        yield from self._answer(conversation, conversation.retry(event.index // 2, settings), system, settings)
 
-    def _edit(
-        self, event: gr.EditData, conversation: Conversation, system: str, *sampling: float
-    ) -> Iterator[list[Any]]:
+    def _edit(self, event: gr.EditData, conversation: Conversation, system: str, *sampling: float) -> Updates:
         settings = _settings(*sampling)
-        turn = conversation.edit(_turn(event), original(str(event.value)), settings)
+        turn = conversation.edit(event.index // 2, str(event.value).replace(JOINER, ""), settings)
         yield from self._answer(conversation, turn, system, settings)
 
     def _undo(self, event: gr.UndoData, conversation: Conversation) -> list[Any]:
         """Remove a turn and put its prompt back into the box."""
-        prompt = conversation.turns[_turn(event)].prompt
-        del conversation.turns[_turn(event) :]
-        return [prompt, *self._view(conversation)]
+        number = event.index // 2
+        prompt = conversation.turns[number].prompt
+        del conversation.turns[number:]
+        return [prompt, *self._chats(conversation)]
 
     def _finish(self, conversation: Conversation) -> list[Any]:
-        return [gr.Textbox(submit_btn=True, stop_btn=False), *self._view(conversation)]
+        return [gr.Textbox(submit_btn=True, stop_btn=False), *self._chats(conversation)]
 
     def _new(self, system: str) -> list[Any]:
         conversation = Conversation(self.models, system)
         return [conversation, *self._finish(conversation)]
 
-    def _answer(self, conversation: Conversation, turn: Turn, system: str, settings: Settings) -> Iterator[list[Any]]:
+    def _answer(self, conversation: Conversation, turn: Turn, system: str, settings: Settings) -> Updates:
         """Show the answers of all models, one after the other. Gradio closes the iterator to stop them."""
         conversation.system = system
         settings = replace(settings, seed=turn.seed)
-        yield [gr.Textbox("", submit_btn=False, stop_btn=True), *self._view(conversation)]
+        if not self.engines.done():
+            turn.answers[0].note = "the models are being loaded"
+        yield [gr.Textbox("", submit_btn=False, stop_btn=True), *self._chats(conversation)]
         try:
-            for side, (engine, answer) in enumerate(zip(self.engines, turn.answers, strict=True)):
+            while not self.engines.done():
+                time.sleep(REFRESH)
+                yield [gr.skip(), *self._chats(conversation)]  # an opportunity to stop
+            for side, (engine, answer) in enumerate(zip(self.engines.result(), turn.answers, strict=True)):
                 updated = time.monotonic()
-                with closing(answer.generate(engine, conversation.messages(side), settings)) as pieces:
+                with contextlib.closing(answer.generate(engine, conversation.messages(side), settings)) as pieces:
                     for _ in pieces:
                         if time.monotonic() - updated >= REFRESH:
-                            yield [gr.skip(), *self._view(conversation, side)]
+                            yield [gr.skip(), *self._chats(conversation)]
                             updated = time.monotonic()
         finally:
             for answer in turn.answers:
-                answer.end = answer.end or str(End.stopped)
-        yield [gr.skip(), *self._view(conversation)]
+                answer.end = answer.end or End.stopped
+        yield [gr.skip(), *self._chats(conversation)]
 
-    def _view(self, conversation: Conversation, only: int | None = None) -> list[Any]:
-        """Return the messages and the summary of each side; of the side `only` if the others have not changed."""
+    def _chats(self, conversation: Conversation) -> list[Any]:
+        """Return the messages of each chat as Gradio expects them, then the summaries of the last answers."""
         sides = range(len(self.models))
-        messages = [_messages(conversation, side) if only in (None, side) else gr.skip() for side in sides]
+        chats = [[message for turn in conversation.turns for message in _messages(turn, side)] for side in sides]
         last = conversation.turns[-1].answers if conversation.turns else []
-        summaries = [html.escape(visible(answer.summary())) for answer in last] or [""] * len(self.models)
-        return [*messages, *(f"<div class='tm-summary' role='status'>{text}</div>" for text in summaries)]
+        summaries = [html.escape(show_control_characters(answer.summary())) for answer in last] or [""] * len(chats)
+        return [*chats, *(f"<div class='tm-summary' role='status'>{text}</div>" for text in summaries)]
 
 
-def _messages(conversation: Conversation, side: int) -> list[dict[str, str]]:
-    """Return the messages of one model as Gradio expects them, with inert texts."""
-    messages = []
-    for turn in conversation.turns:
-        hidden = len(turn.prompt) - LONGEST_SHOWN
-        more = f"\n\n… {hidden:,} more characters are not shown" if hidden > 0 else ""
-        messages.append({"role": "user", "content": markdown(turn.prompt[:LONGEST_SHOWN] + more)})
-        answer = turn.answers[side]
-        shown = markdown(answer.text) or ("…" if answer.end is None else "*(no text)*")
-        messages.append({"role": "assistant", "content": shown})
-    return messages
+def _messages(turn: Turn, side: int) -> list[dict[str, str]]:
+    hidden = len(turn.prompt) - LONGEST_SHOWN
+    more = f"\n\n… {hidden:,} more characters are not shown" if hidden > 0 else ""
+    answer = turn.answers[side]
+    shown = safe_markdown(answer.text) or ("…" if answer.end is None else "*(no text)*")
+    return [
+        {"role": "user", "content": safe_markdown(turn.prompt[:LONGEST_SHOWN] + more)},
+        {"role": "assistant", "content": shown},
+    ]
 
 
 def _settings(temperature: float, top_p: float, max_new_tokens: float, seed: float) -> Settings:
     return Settings(float(temperature), float(top_p), int(max_new_tokens), int(seed or 0))
-
-
-def _turn(event: Any) -> int:
-    """Return the number of the turn that a message of a chat belongs to; a turn has two messages."""
-    index = event.index
-    return int(index[0] if isinstance(index, Sequence) else index) // 2

@@ -1,15 +1,13 @@
 """The models of a chat, a run, its base, any other model or a GGUF file: how they are found and loaded."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tometune.chatting.engine import Engine, Settings
+from tometune.chatting.conversation import Engine, Settings
 from tometune.common.errors import UserError
 from tometune.common.hub import commit_of, hub_errors
 from tometune.common.imports import quick_imports
@@ -20,13 +18,10 @@ from tometune.models.saved import ADAPTER, as_saved
 from tometune.runs.finished import as_trained, finished_record
 from tometune.runs.stored import run_folder, stored_config, with_command_line
 
-if TYPE_CHECKING:
-    from tometune.chatting.transformers_engine import SharedModel
-
 log = logging.getLogger(__name__)
 
 BASE = "base"  # the value of `against` that means the base model of the run
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,7 @@ class Target:
     model: ModelConfig | None = None  # the base of the adapter, or a whole model; None for a GGUF file
     adapter: Path | None = None
     gguf: Path | None = None
+    base: ModelConfig | None = None  # what `against=base` means
 
 
 def find_targets(config: Config) -> list[Target]:
@@ -47,22 +43,21 @@ def find_targets(config: Config) -> list[Target]:
     """
     if config.gguf is not None and config.run is not None:
         raise UserError("gguf and run: set only one of them; to compare them, set run=… against=FILE.gguf")
-    base: ModelConfig | None = None
     if config.gguf is not None:
         first = _gguf("gguf", config.gguf)
     elif config.run is not None:
-        first, base = _run(config, "run", config.run, with_base=config.against == BASE)
+        first = _run(config, "run", config.run, with_base=config.against == BASE)
     else:
-        first, base = _model(config.model)
+        first = _model(config.model)
     if config.against is None:
         return [first]
     if config.against == BASE:
-        if base is None:
+        if first.base is None:
             raise UserError("against=base: only a run or an adapter has a base; set run=…, or name a run in against=…")
-        return [Target(f"{base.name} (base)", base), first]
+        return [Target(f"{first.base.name} (base)", first.base), first]
     if config.against.endswith(".gguf") or any(Path(config.against).expanduser().glob("*.gguf")):
         return [first, _gguf("against", config.against)]
-    return [first, _run(config, "against", config.against)[0]]
+    return [first, _run(config, "against", config.against)]
 
 
 def load_engines(targets: Sequence[Target], cache: Path, context: int) -> list[Engine]:
@@ -71,7 +66,7 @@ def load_engines(targets: Sequence[Target], cache: Path, context: int) -> list[E
     Raises:
         UserError: this machine, the hub or the files do not allow it.
     """
-    bases: dict[str, SharedModel] = {}
+    bases: dict[str, Any] = {}  # a `SharedModel` per base
     engines: list[Engine] = []
     for number, target in enumerate(targets):
         log.info("loading %s", target.label)
@@ -109,26 +104,21 @@ def _gguf(key: str, name: str) -> Target:
             found = ", ".join(file.name for file in files) or "none"
             raise UserError(f"{key}={name}: expected a folder with one GGUF file, found {found}; name a file")
         path = files[0]
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise UserError(f"{key}={name}: cannot be read ({error.strerror}); name a GGUF file") from None
-    if magic != b"GGUF":
-        raise UserError(f"{key}={name}: not a GGUF file; name one, e.g. {key}=model-q8_0.gguf")
+    if not path.is_file():
+        raise UserError(f"{key}={name}: no such file; name a GGUF file, e.g. {key}=model-q8_0.gguf")
     return Target(path.stem, gguf=path)
 
 
-def _run(config: Config, key: str, name: str, with_base: bool = False) -> tuple[Target, ModelConfig | None]:
-    """Return a finished run; also its base if the run has an adapter or if the base is asked for."""
+def _run(config: Config, key: str, name: str, with_base: bool = False) -> Target:
+    """Return a finished run. A whole model (`lora=none`) needs its base only if that is asked for."""
     folder = run_folder(name, config.paths, key)
     record = finished_record(folder)
     stored = with_command_line(stored_config(folder), config)
     run_id = record["run_id"]
     base = _checked_base(f"{key}={name}", stored.model, record) if stored.lora.enabled or with_base else None
     if stored.lora.enabled:
-        return Target(run_id, base, folder / ADAPTER), base
-    return Target(run_id, replace(as_saved(stored.model, folder), name=run_id)), base
+        return Target(run_id, base, folder / ADAPTER, base=base)
+    return Target(run_id, replace(as_saved(stored.model, folder), name=run_id), base=base)
 
 
 def _checked_base(where: str, model: ModelConfig, record: dict[str, Any]) -> ModelConfig:
@@ -157,20 +147,18 @@ def _missing(model: ModelConfig) -> bool:
     return local and not Path(model.id).expanduser().is_dir()
 
 
-def _model(model: ModelConfig) -> tuple[Target, ModelConfig | None]:
-    """Return the model that `model.id` names; if it names an adapter, also the base of that."""
+def _model(model: ModelConfig) -> Target:
+    """Return the model or adapter that `model.id` names."""
     if _missing(model):
         raise UserError(f"model.id={model.id}: no such folder; name one, or a hub id (user/name)")
-    whole = Target(model.name, model), None
+    whole = Target(model.name, model)
     folder = Path(model.id).expanduser()
     local = folder.is_dir()
     if model.weights is Weights.random or model.id == smollm2.HUB_ID or (folder / "config.json").exists():
         return whole
-    from huggingface_hub.errors import EntryNotFoundError
-
     try:
         file = folder / ADAPTER_CONFIG if local else _download(model, ADAPTER_CONFIG)
-    except (UserError, EntryNotFoundError):  # of the repository or the file; loading reports an error of the repository
+    except UserError:  # no such file; or no such repository, which loading reports
         return whole
     if not file.is_file():
         return whole
@@ -182,8 +170,8 @@ def _model(model: ModelConfig) -> tuple[Target, ModelConfig | None]:
     if _missing(base):
         raise UserError(f"model.id={model.id}: its base model {name} is gone; put it back, or merge the adapter")
     if not local:
-        _download(model, ADAPTER_WEIGHTS)
-    return Target(model.id, base, file.parent), base
+        _download(model, "adapter_model.safetensors")
+    return Target(model.id, base, file.parent, base=base)
 
 
 def _download(model: ModelConfig, file: str) -> Path:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tometune.chatting.conversation import Conversation, Turn
-from tometune.chatting.engine import Engine, Settings
-from tometune.chatting.inert import visible
+from tometune.chatting.conversation import Conversation, Engine, Settings, Turn
+from tometune.chatting.security import show_control_characters
 from tometune.common.errors import did_you_mean
 from tometune.config.chat import ChatConfig
 
@@ -45,6 +44,27 @@ class Terminal:
         self.settings = Settings(defaults.temperature, defaults.top_p, defaults.max_new_tokens, seed)
         self.conversation = Conversation(models, defaults.system or "")
 
+    def run(self) -> None:
+        """Chat until the user ends it."""
+        typed = sys.stdin.isatty()
+        if typed:
+            with contextlib.suppress(ImportError):  # Windows edits lines by itself
+                import readline  # noqa: F401 -- lets the arrow keys edit and recall lines
+            models = " and ".join(self.conversation.models)
+            self._say(f"{models}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
+        while True:
+            try:
+                line = input("> " if typed else "")
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if not typed:
+                    return
+                print()  # the line is discarded, as in a shell
+                continue
+            if line.strip() and not self.handle(line):
+                return
+
     def handle(self, line: str) -> bool:
         """Answer a prompt or run a command; return False if it ends the chat."""
         try:
@@ -53,29 +73,27 @@ class Terminal:
                 return self._command(name, text.strip())
             self._answer(self.conversation.ask(line, self.settings.seed))
         except KeyboardInterrupt:
-            self.say("stopped")
+            self._say("\nstopped")
         except (ValueError, OSError) as error:
-            self.say(f"{line}: {error}")
+            self._say(f"{line}: {error}")
         return True
 
-    def say(self, text: str) -> None:
-        """Print a message of the program."""
-        self.console.print(visible(text), style="dim")
+    def _say(self, text: str) -> None:
+        self.console.print(show_control_characters(text), style="dim")
 
     def _answer(self, turn: Turn) -> None:
-        """Print the answers of all models, one after the other. Ctrl-C stops an answer."""
+        """Print the answers of all models, one after the other."""
         settings = replace(self.settings, seed=turn.seed)
         for side, (engine, answer) in enumerate(zip(self.engines, turn.answers, strict=True)):
             if len(turn.answers) > 1:
                 self.console.print(self.conversation.models[side], style="bold")
             printed = 0
-            pieces = answer.generate(engine, self.conversation.messages(side), settings)
-            with contextlib.suppress(KeyboardInterrupt), contextlib.closing(pieces):
+            with contextlib.closing(answer.generate(engine, self.conversation.messages(side), settings)) as pieces:
                 for _ in pieces:
                     new, printed = answer.text[printed:], len(answer.text)
-                    self.console.print(visible(new), end="")
+                    self.console.print(show_control_characters(new), end="")
             self.console.print()
-            self.say(answer.summary())
+            self._say(answer.summary())
 
     def _command(self, name: str, text: str) -> bool:
         """Run a command; return False if it ends the chat."""
@@ -84,13 +102,13 @@ class Terminal:
             case "/quit":
                 return False
             case "/help":
-                self.say("\n".join(f"{command:16} {meaning}" for command, meaning in HELP.items()))
+                self._say("\n".join(f"{command:16} {meaning}" for command, meaning in HELP.items()))
             case "/system" | "/new":
                 system = text if name == "/system" else self.conversation.system
                 self.conversation = Conversation(self.conversation.models, system)
-                self.say("new conversation")
+                self._say("new conversation")
             case "/retry" | "/edit" if not turns or (name == "/edit" and not text):
-                self.say(f"{name}: there is no prompt")
+                self._say(f"{name}: there is no prompt")
             case "/retry":
                 self._answer(self.conversation.retry(len(turns) - 1, self.settings))
             case "/edit":
@@ -99,7 +117,7 @@ class Terminal:
                 path = Path(text or "conversation.json").expanduser()
                 with path.open("x", encoding="utf-8") as file:  # never overwrites a file
                     json.dump(self.conversation.sharegpt(), file, ensure_ascii=False, indent=2)
-                self.say(f"saved {path}")
+                self._say(f"saved {path}")
             case _ if name in SETTINGS:
                 field, kind, least, most = SETTINGS[name]
                 if not least <= kind(text) <= most:
@@ -107,27 +125,5 @@ class Terminal:
                 self.settings = replace(self.settings, **{field: kind(text)})  # type: ignore[arg-type]
             case _:
                 hint = did_you_mean(name, [command.partition(" ")[0] for command in HELP]) or "; /help lists them"
-                self.say(f"{name}: no such command{hint}")
+                self._say(f"{name}: no such command{hint}")
         return True
-
-
-def run(models: list[str], engines: Sequence[Engine], defaults: ChatConfig, seed: int) -> None:
-    """Chat until the user ends it."""
-    terminal = Terminal(models, engines, defaults, seed)
-    typed = sys.stdin.isatty()
-    if typed:
-        with contextlib.suppress(ImportError):  # Windows edits lines by itself
-            import readline  # noqa: F401 -- lets the arrow keys edit and recall lines
-        terminal.say(f"{' and '.join(models)}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
-    while True:
-        try:
-            line = input("> " if typed else "")
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            if not typed:
-                return
-            print()  # the line is discarded, as in a shell
-            continue
-        if line.strip() and not terminal.handle(line):
-            return

@@ -1,7 +1,6 @@
 """The engine that runs a model with transformers. Engines on the same base share its weights and switch adapters."""
 
 import contextlib
-import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from tokenizers.decoders import DecodeStream
-from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import DynamicLayer
-from transformers.generation.streamers import BaseStreamer
 
-from tometune.chatting.engine import End, Message, Piece, Settings
+from tometune.chatting.conversation import End, Message, Piece, Settings
 from tometune.common.errors import UserError
 from tometune.data.encoder import Encoder
 from tometune.data.template import Template
@@ -38,8 +36,8 @@ class SharedModel:
         # A model that writes a token with which the template begins or ends a turn has finished its answer.
         example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
         text = self.template.render([example])[0].text + self.template.prompt(example[:1]).text
-        around = tokenizer.convert_tokens_to_ids(sorted(set(self.template.special.findall(text))))
-        self.stops = sorted({*greedy(model, tokenizer, 1).eos_token_id, *around})
+        markers = tokenizer.convert_tokens_to_ids(sorted(set(self.template.special.findall(text))))
+        self.stops = {*greedy(model, tokenizer, 1).eos_token_id, *markers}
 
     def add_adapter(self, folder: Path, name: str) -> None:
         """Add an adapter. Raises UserError if it was made for another base or its weights are a pickle."""
@@ -59,13 +57,12 @@ class SharedModel:
     @contextlib.contextmanager
     def using(self, adapter: str | None) -> Iterator[Any]:
         """Reserve the model and give it with this adapter, or with all adapters off."""
-        with self.lock, contextlib.ExitStack() as stack:
-            if isinstance(self.model, PeftModel):
-                if adapter is None:
-                    stack.enter_context(self.model.disable_adapter())
-                else:
-                    self.model.set_adapter(adapter)
-            yield self.model
+        with self.lock:
+            if adapter is not None:
+                self.model.set_adapter(adapter)
+            off = adapter is None and isinstance(self.model, PeftModel)
+            with self.model.disable_adapter() if off else contextlib.nullcontext():
+                yield self.model
 
 
 class TransformersEngine:
@@ -93,67 +90,39 @@ class TransformersEngine:
         return len(self.encode(messages))
 
     def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
-        """Yield the answer, one piece per token. `generate` runs in a thread of its own."""
+        """Yield the answer, one piece per token."""
         ids, tokenizer = self.encode(messages), self.shared.tokenizer
-        config = greedy(self.shared.model, tokenizer, min(settings.max_new_tokens, self.context - len(ids)))
-        config.eos_token_id = self.shared.stops
-        if settings.temperature > 0:
-            temperature = float(settings.temperature)
-            config.update(do_sample=True, temperature=temperature, top_p=settings.top_p, top_k=0)
-        streamer, stopped = Streamer(), threading.Event()
-        worker = threading.Thread(target=self._run, args=(ids, config, settings.seed, streamer, stopped), daemon=True)
-        worker.start()
+        limit = min(settings.max_new_tokens, self.context - len(ids))
+        random = torch.Generator(self.shared.model.device).manual_seed(settings.seed)
         decoder, text, generated = DecodeStream(skip_special_tokens=True), "", list[int]()
-        try:
-            for token in streamer.tokens():
-                if token is None:
-                    yield Piece("", len(generated))
-                    continue
+        with self.shared.using(self.adapter) as model:
+            done = self._reuse(ids)
+            while len(ids) - done > PREFILL:
+                self._read(model, ids[done : done + PREFILL])
+                done += PREFILL
+                yield Piece("", 0)
+            logits = self._read(model, ids[done:])
+            while True:
+                token = _sample(logits, settings, random)
                 generated.append(token)
-                length = len(generated) == config.max_new_tokens
-                end = End.turn if token in self.shared.stops else End.length if length else None
-                if end is None:
-                    new = decoder.step(tokenizer.backend_tokenizer, token) or ""
-                else:  # including the bytes of an incomplete character, which the decoder holds back
-                    new = tokenizer.decode(generated, skip_special_tokens=True)[len(text) :]
+                if token in self.shared.stops or len(generated) == limit:
+                    end = End.turn if token in self.shared.stops else End.length
+                    # The bytes of an incomplete character, which the decoder holds back, are part of the answer too.
+                    yield Piece(tokenizer.decode(generated, skip_special_tokens=True)[len(text) :], len(generated), end)
+                    return
+                new = decoder.step(tokenizer.backend_tokenizer, token) or ""
                 text += new
-                yield Piece(new, len(generated), end)
-        finally:
-            stopped.set()
-            worker.join()
+                yield Piece(new, len(generated))
+                logits = self._read(model, [token])
 
-    def close(self) -> None:
-        pass  # nothing is held outside this process
-
-    def _run(self, ids: list[int], config: GenerationConfig, seed: int, streamer: "Streamer", stopped: Any) -> None:
-        """Generate in the background; tokens, errors and the end reach the reader through the streamer."""
-        device = self.shared.model.device
-        # `generate` takes no generator, so the global random state is seeded, and restored afterwards.
-        forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        try:
-            with self.shared.using(self.adapter) as model, forked, torch.no_grad():
-                torch.manual_seed(seed)
-                done = self._reuse(ids)
-                prompt = torch.tensor([ids], device=device)
-                while len(ids) - done > PREFILL and not stopped.is_set():
-                    part = prompt[:, done : done + PREFILL]
-                    model(input_ids=part, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-                    done += PREFILL
-                if not stopped.is_set():
-                    generated = model.generate(
-                        input_ids=prompt,
-                        attention_mask=torch.ones_like(prompt),
-                        generation_config=config,
-                        past_key_values=self._cache,
-                        streamer=streamer,
-                        stopping_criteria=StoppingCriteriaList([lambda *_, **__: stopped.is_set()]),
-                    )
-                    ids = generated[0].tolist()
-                self._ids = ids[: self._cache.get_seq_length()]
-            streamer.queue.put(None)
-        except BaseException as error:
-            self._ids, self._start = [], 0  # e.g. out of memory: the layers of the cache may differ in length
-            streamer.queue.put(error)
+    def _read(self, model: Any, ids: list[int]) -> torch.Tensor:
+        """Add tokens to the cache; return the logits of the next token ([1, vocabulary])."""
+        known, self._ids = self._ids, []  # after an error, e.g. out of memory, the cache cannot be used again
+        tokens = torch.tensor([ids], device=model.device)
+        with torch.no_grad():
+            made = model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._ids = known + ids
+        return made.logits[:, -1].float()  # type: ignore[no-any-return]
 
     def _reuse(self, ids: list[int]) -> int:
         """Prepare the cache for a prompt and return how many of its tokens are in it; at least one is left to read."""
@@ -164,34 +133,14 @@ class TransformersEngine:
             self._cache, start = DynamicCache(config=self.shared.model.config), 0
         elif start < len(self._ids):
             self._cache.crop(start - len(self._ids))
-        self._start = start
+        self._ids, self._start = ids[:start], start
         return start
 
 
-class Streamer(BaseStreamer):
-    """Passes on each token of `generate` at once. `TextIteratorStreamer` holds back all but complete words."""
-
-    def __init__(self) -> None:
-        self.queue: queue.SimpleQueue[torch.Tensor | BaseException | None] = queue.SimpleQueue()
-
-    def put(self, value: torch.Tensor) -> None:
-        """Take the prompt ([1, tokens]) and then each token ([1])."""
-        if value.dim() == 1:
-            self.queue.put(value)
-
-    def end(self) -> None:
-        """Called by `generate`; the end is queued only after its last error could have been raised."""
-
-    def tokens(self) -> Iterator[int | None]:
-        """Yield the tokens until the end, and None whenever none has come for a moment."""
-        while True:
-            try:
-                found = self.queue.get(timeout=0.1)
-            except queue.Empty:
-                yield None
-                continue
-            if isinstance(found, BaseException):
-                raise found
-            if found is None:
-                return
-            yield int(found)
+def _sample(logits: torch.Tensor, settings: Settings, random: torch.Generator) -> int:
+    """Return the next token: the most likely one at temperature 0, else drawn from the tokens within top-p."""
+    if settings.temperature == 0:
+        return int(logits.argmax())
+    scores = TemperatureLogitsWarper(float(settings.temperature))(None, logits)
+    scores = TopPLogitsWarper(settings.top_p)(None, scores)
+    return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=random))

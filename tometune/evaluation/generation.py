@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,45 +11,32 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, Pre
 from tometune.common.distributed import gather, processes, rank
 from tometune.common.errors import UserError
 from tometune.common.seeding import stream
-from tometune.evaluation.engines.base import Engine, Plain
+from tometune.evaluation.engines import Engine
 
 log = logging.getLogger(__name__)
 
 Messages = Sequence[dict[str, str]]
-Advance = Callable[[int], None]
-"""Called with the number of answers that were just finished."""
 
-GAP = " … "
-"""Replaces the removed middle of a message."""
+GAP = " … "  # replaces the removed middle of a message
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A conversation as the model sees it."""
 
-    text: str
+    text: str  # with the chat template's markers
     ids: list[int]
-    shortened: bool
+    shortened: bool  # whether it was truncated to `max_prompt_tokens`
 
 
 @dataclass(frozen=True)
 class Generation:
     """One answer."""
 
-    prompt: str
-    """The text the model saw, with the chat template's markers."""
-
-    text: str
-    """The answer without special tokens and outer white space."""
-
-    tokens: int
-    """Tokens generated, including the end of turn."""
-
-    ended: bool
-    """Whether the model ended its turn; otherwise it reached `max_new_tokens`."""
-
-    shortened: bool
-    """Whether the prompt was truncated to `max_prompt_tokens`."""
+    prompt: Prompt
+    text: str  # without special tokens and outer white space
+    tokens: int  # generated, including the end of turn
+    ended: bool  # whether the model ended its turn; otherwise it reached `max_new_tokens`
 
 
 @dataclass(frozen=True)
@@ -59,19 +45,12 @@ class Generations:
 
     answers: list[Generation]
     seconds: float
-
-    batch_size: int
-    """Prompts per batch; of several processes, the smallest."""
+    batch_size: int  # prompts per batch; of several processes, the smallest
 
     @property
     def tokens(self) -> int:
         """Total number of generated tokens."""
         return sum(answer.tokens for answer in self.answers)
-
-    @property
-    def shortened(self) -> int:
-        """Number of truncated prompts."""
-        return sum(answer.shortened for answer in self.answers)
 
 
 def generate(
@@ -81,27 +60,27 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     max_prompt_tokens: int,
-    advance: Advance = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None,
     temperature: float = 0.0,
     seed: int = 0,
     engine: Engine | None = None,
 ) -> Generations:
-    """Answer each conversation, greedily unless a temperature is given, with dropout off.
+    """Answer each conversation, greedily unless a temperature is given.
 
     With several processes, each answers its share and all of them return all answers.
 
     Args:
-        model: a causal language model, with or without an adapter; its train or eval mode is restored.
+        model: a causal language model in eval mode, with or without an adapter.
         tokenizer: its tokenizer, with a chat template and a pad token.
         conversations: each a list of `{role, content}` that ends with a user message.
-        max_new_tokens: maximum tokens per answer.
+        max_new_tokens: per answer.
         batch_size: prompts per batch. The longest come first, so that the memory runs out at the start or never. If it
             does, the batch is halved once.
         max_prompt_tokens: longer prompts lose the middle of their last user message.
-        advance: called after each batch.
+        advance: called after each batch, with its number of answers.
         temperature: 0 is greedy; above 0 each answer is drawn from its own random stream.
         seed: `seeds.generation`, for drawn answers.
-        engine: generates the answers; None is the model's own `generate`.
+        engine: None is the model's own `generate`.
 
     Raises:
         UserError: a prompt cannot be shortened enough, or the device has too little memory.
@@ -111,34 +90,33 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids), reverse=True)
     own = order[rank() :: processes()]
     config = greedy(model, tokenizer, max_new_tokens)
-    engine = engine or Plain(model)
-    answers: dict[int, Generation] = {}
+    engine = engine or Engine(model)
+    answers: dict[int, list[int]] = {}
     halved = False
-    with evaluating(model):
-        while len(answers) < len(own):
-            batch = own[len(answers) :][:batch_size]
-            noise = [GumbelNoise(temperature, seed, batch)] if temperature else []
-            try:
-                new = engine.answer([prompts[index].ids for index in batch], config, noise)
-            except torch.OutOfMemoryError:
-                if halved or len(batch) == 1:
-                    raise UserError(
-                        f"eval.batch_size={len(batch)}: the device has too little memory for prompts of "
-                        f"{len(prompts[batch[0]].ids)} tokens; lower it"
-                    ) from None
-                new = None
-            if new is None:  # outside the except clause, whose error keeps the batch's tensors alive
-                engine.release()
-                torch.cuda.empty_cache()
-                halved, batch_size = True, len(batch) // 2
-                log.warning("out of memory with %d prompts per batch; continuing with %d", len(batch), batch_size)
-                continue
-            for index, ids in zip(batch, new, strict=True):
-                answers[index] = _decode(tokenizer, prompts[index], ids, config)
-            advance(len(new))
+    while len(answers) < len(own):
+        batch = own[len(answers) :][:batch_size]
+        noise = [GumbelNoise(temperature, seed, batch)] if temperature else []
+        try:
+            new = engine.answer([prompts[index].ids for index in batch], config, noise)
+        except torch.OutOfMemoryError:
+            if halved or len(batch) == 1:
+                raise UserError(
+                    f"eval.batch_size={len(batch)}: the device has too little memory for prompts of "
+                    f"{len(prompts[batch[0]].ids)} tokens; lower it"
+                ) from None
+            new = None
+        if new is None:  # outside the except clause, whose error keeps the batch's tensors alive
+            engine.release()
+            torch.cuda.empty_cache()
+            halved, batch_size = True, len(batch) // 2
+            log.warning("out of memory with %d prompts per batch; continuing with %d", len(batch), batch_size)
+            continue
+        answers.update(zip(batch, new, strict=True))
+        advance(len(new))
     answers = dict(gather(list(answers.items())))
     smallest = min(gather([batch_size]))
-    return Generations([answers[n] for n in range(len(prompts))], time.perf_counter() - start, smallest)
+    decoded = [_decode(tokenizer, prompt, answers[number], config) for number, prompt in enumerate(prompts)]
+    return Generations(decoded, time.perf_counter() - start, smallest)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, most: int) -> Prompt:
@@ -155,25 +133,25 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, most: int) ->
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def render(conversation: Messages) -> tuple[str, list[int]]:
+    def render(conversation: Messages, shortened: bool) -> Prompt:
         text = tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
-        return text, tokens(text)
+        return Prompt(text, tokens(text), shortened)
 
-    text, ids = render(messages)
-    if len(ids) <= most:
-        return Prompt(text, ids, shortened=False)
+    prompt = render(messages, shortened=False)
+    if len(prompt.ids) <= most:
+        return prompt
     last = max(index for index, message in enumerate(messages) if message["role"] == "user")
     content = tokens(messages[last]["content"])
-    keep = len(content) - (len(ids) - most)
+    keep = len(content) - (len(prompt.ids) - most)
     while keep > 0:
         # A cut inside a character leaves a replacement character, which is removed.
         start = tokenizer.decode(content[: (keep + 1) // 2]).rstrip("\ufffd")
         end = tokenizer.decode(content[len(content) - keep // 2 :]).lstrip("\ufffd")
         shorter = {**messages[last], "content": f"{start}{GAP}{end}"}
-        text, ids = render([*messages[:last], shorter, *messages[last + 1 :]])
-        if len(ids) <= most:
-            return Prompt(text, ids, shortened=True)
-        keep -= len(ids) - most
+        prompt = render([*messages[:last], shorter, *messages[last + 1 :]], shortened=True)
+        if len(prompt.ids) <= most:
+            return prompt
+        keep -= len(prompt.ids) - most
     raise UserError(f"eval.max_prompt_tokens={most}: too few for the chat template alone; raise it")
 
 
@@ -210,17 +188,10 @@ class GumbelNoise(LogitsProcessor):
 
     The argmax of logits / temperature + Gumbel noise is a draw from softmax(logits / temperature); see Maddison, Tarlow
     and Minka 2014, "A* Sampling", arXiv:1411.0030, section 2. The noise comes from NumPy on the CPU, so it is the same
-    on every device.
+    on every device. `examples` are those in the rows of the batch.
     """
 
     def __init__(self, temperature: float, seed: int, examples: Sequence[int]) -> None:
-        """Start the streams.
-
-        Args:
-            temperature: above 0; lower is closer to greedy.
-            seed: `seeds.generation`.
-            examples: number of the example in each row of the batch.
-        """
         self.temperature = temperature
         self.streams = [stream(seed, f"answer {example}") for example in examples]
 
@@ -236,15 +207,4 @@ def _decode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ids: list[int], 
     end = next((position for position, token in enumerate(ids) if token in stops), None)
     kept = ids if end is None else ids[:end]
     text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-    return Generation(prompt.text, text, len(kept) + (end is not None), end is not None, prompt.shortened)
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Put the model into eval mode, which turns dropout off, and restore its mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+    return Generation(prompt, text, len(kept) + (end is not None), end is not None)

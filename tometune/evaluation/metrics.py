@@ -8,43 +8,36 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 from tometune.common.errors import UserError, did_you_mean
 
-Scores = dict[str, list[float]]
-"""Scores per example, by column; a metric may have several columns."""
-
-PlainMetric = Callable[[list[str], list[list[str]]], Scores]
-"""Takes the predictions and, for each of them, its references."""
+Scores = dict[str, list[float]]  # scores per example, by column; a metric may have several columns
+PlainMetric = Callable[[list[str], list[list[str]]], Scores]  # of predictions and, for each, its references
 
 
 @dataclass(frozen=True)
 class MetricContext:
     """Where a metric with a model runs."""
 
-    device: str
-    """Device of the model that was scored, e.g. `cuda:0`. Free its memory again before returning."""
-
-    cache: Path
-    """Folder for anything that the metric makes from its model; it may not exist yet."""
+    device: str  # of the model that was scored, e.g. `cuda:0`; free its memory again before returning
+    cache: Path  # folder for anything that the metric makes from its model; it may not exist yet
 
 
 class ModelMetric(Protocol):
     """A metric that loads a model. The model belongs to the digest of every task that uses the metric."""
 
-    model: str
-    """Hub id, or any other name that says which model it is."""
-
-    revision: str
-    """Full commit on the hub, so that the scores cannot change later."""
+    model: str  # hub id, or any other name that says which model it is
+    revision: str  # full commit on the hub, so that the scores cannot change later
 
     def __call__(self, predictions: list[str], references: list[list[str]], context: MetricContext) -> Scores:
         """Score all predictions of a task."""
 
 
-LABELS = {
+LABELS = {  # names of columns in tables and figures; any other column is shown under its own name
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
@@ -53,7 +46,6 @@ LABELS = {
     "token_f1": "token F1",
     "exact_match": "exact",
 }
-"""Names of columns in tables and figures; any other column is shown under its own name."""
 
 
 def label(column: str) -> str:
@@ -66,25 +58,21 @@ def score(
 ) -> Scores:
     """Return the columns of ROUGE, which every run records, and of the named metrics.
 
-    Args:
-        names: keys of `METRICS`.
-        predictions: one text per example.
-        references: one or more texts per example.
-        context: required if a metric uses a model.
+    There are one or more references per prediction. Metrics with a model need a context.
 
     Raises:
-        UserError: a name is unknown.
+        UserError: a name is unknown, e.g. in the config of a run that was made elsewhere.
     """
     known = [*METRICS, *MODEL_METRICS]
     columns: Scores = {}
     for name in dict.fromkeys(["rouge", *names]):
+        if name not in known:
+            raise UserError(f"metrics: {name!r} is unknown{did_you_mean(name, known)} (known: {', '.join(known)})")
         if name in METRICS:
             columns |= METRICS[name](predictions, references)
-        elif name in MODEL_METRICS:
+        else:
             assert context is not None
             columns |= MODEL_METRICS[name](predictions, references, context)
-        else:
-            raise UserError(f"metrics: {name!r} is unknown{did_you_mean(name, known)} (known: {', '.join(known)})")
     return columns
 
 
@@ -103,29 +91,61 @@ def best_of(pair: Callable[[str, str], float], predictions: list[str], reference
 
 
 def _rouge(predictions: list[str], references: list[list[str]]) -> Scores:
-    from tometune.evaluation.rouge import rouge  # imports `evaluate`, which takes seconds
+    """ROUGE-1, -2 and -L F1 with the Porter stemmer (Lin 2004, https://aclanthology.org/W04-1013).
 
-    return rouge(predictions, references)
+    With several references, each of the three is the maximum over the references (as in `score_multi` of
+    google-research/rouge, whose `rouge_scorer` gives the same numbers as rouge-score-rs). There is no bootstrap
+    aggregate, because its mean would change from call to call.
+    """
+    import datasets
+    import evaluate  # imports transformers' pipelines, which takes seconds
+    from rouge_score_rs import RougeScorer
+
+    kinds = ["rouge1", "rouge2", "rougeL"]
+
+    class Rouge(evaluate.Metric):  # type: ignore[misc] # the library is untyped
+        """A metric of the `evaluate` library that needs no hub."""
+
+        def _info(self) -> evaluate.MetricInfo:
+            text = datasets.Value("string")
+            features = datasets.Features({"predictions": text, "references": datasets.List(text)})
+            return evaluate.MetricInfo(description="", citation="", features=features)
+
+        def _compute(self, predictions: list[str], references: list[list[str]]) -> Scores:
+            targets = [text for texts in references for text in texts]
+            owners = [index for index, texts in enumerate(references) for _ in texts]
+            scorer = RougeScorer(kinds, use_stemmer=True)
+            pairs = scorer.score_batch(targets, [predictions[index] for index in owners])
+            best: Scores = {kind: [0.0] * len(predictions) for kind in kinds}
+            for index, pair in zip(owners, pairs, strict=True):
+                for kind in kinds:
+                    best[kind][index] = max(best[kind][index], pair[kind].fmeasure)
+            return best
+
+    with TemporaryDirectory() as scratch:  # `evaluate` would otherwise make an empty folder in the user's cache
+        metric = Rouge(keep_in_memory=True, cache_dir=scratch, seed=0)
+        scores: Scores = metric.compute(predictions=predictions, references=references)
+    return scores
 
 
 def _chrf(predictions: list[str], references: list[list[str]]) -> Scores:
     """Sentence chrF2: character 6-grams, no words, beta 2 (Popović 2015, sacrebleu's defaults), divided by 100."""
     from sacrebleu.metrics import CHRF
 
-    chrf = CHRF(char_order=6, word_order=0, beta=2)
-    return {
-        "chrf": best_of(lambda text, target: chrf.sentence_score(text, [target]).score / 100, predictions, references)
-    }
+    scorer = CHRF(char_order=6, word_order=0, beta=2)
+    return {"chrf": best_of(partial(_sacrebleu, scorer), predictions, references)}
 
 
 def _bleu(predictions: list[str], references: list[list[str]]) -> Scores:
     """Sentence BLEU-4: tokens `13a`, exponential smoothing, effective order (Post 2018, sacrebleu), divided by 100."""
     from sacrebleu.metrics import BLEU
 
-    bleu = BLEU(tokenize="13a", smooth_method="exp", max_ngram_order=4, effective_order=True)
-    return {
-        "bleu": best_of(lambda text, target: bleu.sentence_score(text, [target]).score / 100, predictions, references)
-    }
+    scorer = BLEU(tokenize="13a", smooth_method="exp", max_ngram_order=4, effective_order=True)
+    return {"bleu": best_of(partial(_sacrebleu, scorer), predictions, references)}
+
+
+def _sacrebleu(scorer: Any, text: str, target: str) -> float:
+    return float(scorer.sentence_score(text, [target]).score) / 100
 
 
 def _token_f1(predictions: list[str], references: list[list[str]]) -> Scores:
@@ -152,6 +172,7 @@ def squad(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
+# The names that a task can give; the same names are in `tometune.config.eval.METRICS`.
 METRICS: dict[str, PlainMetric] = {
     "rouge": _rouge,
     "chrf": _chrf,
@@ -159,7 +180,4 @@ METRICS: dict[str, PlainMetric] = {
     "token_f1": _token_f1,
     "exact_match": _exact_match,
 }
-"""Metrics that a task can name, without a model. The same names are in `tometune.config.eval.METRICS`."""
-
 MODEL_METRICS: dict[str, ModelMetric] = {}
-"""Metrics that a task can name, with a model. The same names are in `tometune.config.eval.METRICS`."""

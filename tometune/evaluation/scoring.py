@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -17,44 +18,18 @@ from tometune.common.distributed import by_first, gather, is_first
 from tometune.common.files import write_json, write_text
 from tometune.common.progress import progress
 from tometune.config.eval import EvalConfig
-from tometune.evaluation.engines.base import Engine
+from tometune.evaluation.engines import Engine
 from tometune.evaluation.engines.choice import engine_for, rows_that_fit
-from tometune.evaluation.engines.decoder import PREFILL_TOKENS
-from tometune.evaluation.generation import Generations, evaluating, generate
+from tometune.evaluation.generation import Generation, generate
 from tometune.evaluation.metrics import MetricContext, Scores, score
 from tometune.evaluation.tasks import Task
 
 log = logging.getLogger(__name__)
 
-MANY = 16_384
-"""Number of answers from which compiling pays off (`eval.compile=auto`)."""
+MANY = 16_384  # number of answers from which compiling pays off (`eval.compile=auto`)
 
-StageScores = dict[str, Any]
-"""Entry of a stage in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…, examples}}, limited, seconds, …}`."""
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """Scores and costs of one task."""
-
-    means: dict[str, float]
-    """Plain mean of each column of scores."""
-
-    examples: int
-    seconds: float
-    """Time of generation."""
-
-    tokens: int
-    """Tokens generated."""
-
-    shortened: int
-    """Prompts truncated to `eval.max_prompt_tokens`."""
-
-    unended: int
-    """Answers that reached `max_new_tokens`."""
-
-    engine: str
-    batch_size: int
+TaskScores = dict[str, Any]  # `means` (plain mean of each column), counts and costs of one task, see `Scorer._score`
+StageScores = dict[str, Any]  # of a stage, as in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…}}, limited, …}`
 
 
 @dataclass(frozen=True)
@@ -63,18 +38,10 @@ class Scorer:
 
     tokenizer: PreTrainedTokenizerBase
     tasks: Sequence[Task]
-
-    config: EvalConfig
-    """The `eval` group."""
-
-    folder: Path
-    """The run's folder; the scores of a task are kept in `<folder>/eval/<stage>/<task>.jsonl`."""
-
-    cache: Path
-    """Cache folder, for metrics that use a model."""
-
-    seed: int = 0
-    """`seeds.generation`, for drawn answers."""
+    config: EvalConfig  # the `eval` group
+    folder: Path  # of the run; the scores of a task are kept in `<folder>/eval/<stage>/<task>.jsonl`
+    cache: Path  # folder for metrics that use a model
+    seed: int = 0  # `seeds.generation`, for drawn answers
 
     def stage(self, name: str, model: PreTrainedModel) -> StageScores:
         """Score a model on every task, with dropout off.
@@ -93,47 +60,34 @@ class Scorer:
         """
         if cut := [f"{task.name} {len(task.examples)}" for task in self.tasks if task.limited]:
             log.warning("LIMIT: only some examples are scored (%s); do not report these scores", ", ".join(cut))
-        weights = weights_digest(model)
-        results: dict[str, TaskResult] = {}
-        longest_row = self.config.max_prompt_tokens + max(task.config.max_new_tokens for task in self.tasks)
+        config, weights = self.config, weights_digest(model)
+        shared_key = {"weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
+        if config.temperature:
+            shared_key |= {"temperature": config.temperature, "seed": self.seed}
+        longest_row = config.max_prompt_tokens + max(task.config.max_new_tokens for task in self.tasks)
         many = sum(len(task.examples) for task in self.tasks) >= MANY
-        compiles = self.config.compile is True or (self.config.compile == "auto" and many)
-        with evaluating(model), engine_for(self.config.engine, model, longest_row, compiles) as engine:
-            sizes = self._batch_sizes(model, engine)
+        compiles = config.compile is True or (config.compile == "auto" and many)
+        results: dict[str, TaskScores] = {}
+        with evaluating(model), engine_for(config.engine, model, longest_row, compiles) as engine:
+            sizes = {  # by length of answers, measured while the memory is still free; the same in every process
+                new: config.batch_size or min(gather([rows_that_fit(engine, config.max_prompt_tokens, new)]))
+                for new in sorted({task.config.max_new_tokens for task in self.tasks})
+            }
             for task in self.tasks:
-                path = self.folder / "eval" / name / f"{task.name}.jsonl"
-                key = self._key(task, weights, engine, sizes[task.name])
+                path, size = self.folder / "eval" / name / f"{task.name}.jsonl", sizes[task.config.max_new_tokens]
+                key = shared_key | {"task": task.digest, "engine": engine.kind(size), "batch_size": size}
                 found = by_first(partial(read_result, path, key))
-                result = found or self._score_task(name, model, engine, task, path, key)
-                results[task.name] = result
-                means = ", ".join(f"{column} {mean:.4f}" for column, mean in result.means.items())
-                speed = result.tokens / result.seconds if result.seconds else 0.0
-                costs = f"{result.examples} examples, {result.seconds:.0f} s, {speed:.0f} tokens/s"
+                result = results[task.name] = found or self._score(name, model, engine, task, path, key)
+                means = ", ".join(f"{column} {mean:.4f}" for column, mean in result["means"].items())
+                speed = result["tokens"] / result["seconds"] if result["seconds"] else 0.0
+                costs = f"{result['examples']} examples, {result['seconds']:.0f} s, {speed:.0f} tokens/s"
                 log.info("%s %s: %s; %s%s", name, task.name, means, costs, " (reused)" if found else "")
         return _summary(self.tasks, results)
 
-    def _batch_sizes(self, model: PreTrainedModel, engine: Engine) -> dict[str, int]:
-        """Return prompts per batch by task, the same in every process; measured while the memory is still free."""
-        config = self.config
-        if config.batch_size is not None:
-            return {task.name: config.batch_size for task in self.tasks}
-        padded = engine.name == "transformers"
-        fit = {
-            new: min(gather([rows_that_fit(model, config.max_prompt_tokens, new, padded, PREFILL_TOKENS)]))
-            for new in sorted({task.config.max_new_tokens for task in self.tasks})
-        }
-        return {task.name: fit[task.config.max_new_tokens] for task in self.tasks}
-
-    def _key(self, task: Task, weights: str, engine: Engine, batch_size: int) -> dict[str, Any]:
-        """Return everything that the scores of a task depend on."""
-        key: dict[str, Any] = {"task": task.digest, "weights": weights, "engine": engine.kind(batch_size)}
-        key |= {"max_prompt_tokens": self.config.max_prompt_tokens, "batch_size": batch_size}
-        drawn = {"temperature": self.config.temperature, "seed": self.seed}
-        return key | drawn if self.config.temperature else key
-
-    def _score_task(
+    def _score(
         self, stage: str, model: PreTrainedModel, engine: Engine, task: Task, path: Path, key: dict[str, Any]
-    ) -> TaskResult:
+    ) -> TaskScores:
+        most = self.config.max_prompt_tokens
         with progress(f"{stage}: {task.name}", len(task.examples)) as advance:
             generations = generate(
                 model,
@@ -141,53 +95,48 @@ class Scorer:
                 [example.messages for example in task.examples],
                 task.config.max_new_tokens,
                 key["batch_size"],
-                self.config.max_prompt_tokens,
+                most,
                 advance,
                 self.config.temperature,
                 self.seed,
                 engine,
             )
-        if generations.shortened:
-            log.warning(
-                "%s: %d of %d prompts truncated to eval.max_prompt_tokens=%d",
-                *(task.name, generations.shortened, len(task.examples), self.config.max_prompt_tokens),
-            )
-        predictions = [answer.text for answer in generations.answers]
+        answers = generations.answers
+        shortened = sum(answer.prompt.shortened for answer in answers)
+        if shortened:
+            message = "%s: %d of %d prompts truncated to eval.max_prompt_tokens=%d"
+            log.warning(message, task.name, shortened, len(answers), most)
+        predictions = [answer.text for answer in answers]
         references = [example.references for example in task.examples]
         columns = score(task.config.metrics, predictions, references, MetricContext(str(model.device), self.cache))
-        result = TaskResult(
-            means={name: fmean(values) for name, values in columns.items()},
-            examples=len(task.examples),
-            seconds=round(generations.seconds, 3),
-            tokens=generations.tokens,
-            shortened=generations.shortened,
-            unended=sum(not answer.ended for answer in generations.answers),
-            engine=engine.kind(generations.batch_size),
-            batch_size=generations.batch_size,
-        )
+        result = {
+            "means": {name: fmean(values) for name, values in columns.items()},
+            "examples": len(answers),
+            "seconds": round(generations.seconds, 3),  # of generation
+            "tokens": generations.tokens,  # generated
+            "shortened": shortened,  # prompts
+            "unended": sum(not answer.ended for answer in answers),  # those that reached `max_new_tokens`
+            "engine": engine.kind(generations.batch_size),
+            "batch_size": generations.batch_size,
+        }
         if is_first():
             key = key | {"engine": engine.kind(key["batch_size"])}  # compiling may have failed
-            write_result(path, key, _lines(task, generations, columns), result)
+            write_result(path, key, _lines(task, answers, columns), result)
         return result
 
 
-def write_result(path: Path, key: dict[str, Any], lines: Sequence[str], result: TaskResult) -> None:
+def write_result(path: Path, key: dict[str, Any], lines: Sequence[str], result: TaskScores) -> None:
     """Write `<task>.jsonl`, then `<task>.json` with its digest; without the second file the first is ignored.
 
-    Args:
-        path: the `.jsonl` file.
-        key: everything the scores depend on.
-        lines: one JSON object per example.
-        result: the means and counts.
+    `key` holds everything that the scores depend on, `lines` one JSON object per example.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(f"{line}\n" for line in lines)
     write_text(path, text)
-    digest = sha256(text.encode()).hexdigest()
-    write_json(path.with_suffix(".json"), {"key": key, "sha256": digest, **asdict(result)})
+    write_json(path.with_suffix(".json"), {"key": key, "sha256": sha256(text.encode()).hexdigest(), **result})
 
 
-def read_result(path: Path, key: dict[str, Any]) -> TaskResult | None:
+def read_result(path: Path, key: dict[str, Any]) -> TaskScores | None:
     """Return the stored result of a task; None if it is missing, broken, or was made with another key."""
     try:
         stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -196,7 +145,18 @@ def read_result(path: Path, key: dict[str, Any]) -> TaskResult | None:
         return None
     if not isinstance(stored, dict) or stored.pop("key", None) != key or stored.pop("sha256", None) != digest:
         return None
-    return TaskResult(**stored)
+    return stored
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Put the model into eval mode, which turns dropout off, and restore its mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -212,33 +172,36 @@ def weights_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _lines(task: Task, generations: Generations, columns: Scores) -> list[str]:
+def _lines(task: Task, answers: Sequence[Generation], columns: Scores) -> list[str]:
     """Return one JSON line per example."""
     lines = []
-    for index, (example, answer) in enumerate(zip(task.examples, generations.answers, strict=True)):
+    for index, (example, answer) in enumerate(zip(task.examples, answers, strict=True)):
         row = {
             "id": example.id,
-            "prompt": answer.prompt,
+            "prompt": answer.prompt.text,
             "prediction": answer.text,
             "references": example.references,
             "scores": {name: values[index] for name, values in columns.items()},
             "tokens": answer.tokens,
             "ended": answer.ended,
-            "shortened": answer.shortened,
+            "shortened": answer.prompt.shortened,
         }
         lines.append(json.dumps(row, ensure_ascii=False))
     return lines
 
 
-def _summary(tasks: Sequence[Task], results: dict[str, TaskResult]) -> StageScores:
+def _summary(tasks: Sequence[Task], results: dict[str, TaskScores]) -> StageScores:
     """Average the columns that all tasks have over tasks, and add up the costs."""
-    columns = [name for name in next(iter(results.values())).means if all(name in r.means for r in results.values())]
-    seconds = sum(result.seconds for result in results.values())
-    tokens = sum(result.tokens for result in results.values())
-    rows = {name: asdict(result) for name, result in results.items()}
+    means = [result["means"] for result in results.values()]
+    columns = [name for name in means[0] if all(name in other for other in means)]
+    seconds = sum(result["seconds"] for result in results.values())
+    tokens = sum(result["tokens"] for result in results.values())
     return {
-        **{name: fmean(result.means[name] for result in results.values()) for name in columns},
-        "tasks": {name: row.pop("means") | row for name, row in rows.items()},
+        **{name: fmean(other[name] for other in means) for name in columns},
+        "tasks": {
+            name: result["means"] | {key: value for key, value in result.items() if key != "means"}
+            for name, result in results.items()
+        },
         "limited": any(task.limited for task in tasks),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,

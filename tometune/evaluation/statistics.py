@@ -2,35 +2,23 @@
 
 The difference between two cells varies because of other seeds and because of other examples. There are many examples,
 so they are resampled: within each task (stratified), and the same ones for every run (paired; Koehn 2004,
-https://aclanthology.org/W04-3250). There are few seeds. Three values have only ten distinct resamples, whose spread is
-too small by (k - 1) / k and whose tails are too short, so the plain hierarchical bootstrap reports far too many false
-effects (docs/statistics.md). Each resample therefore adds a draw from Student's t with k - 1 degrees of freedom, scaled
-by the standard error over the k seeds.
-
-The sum of a scaled t and a nearly normal part follows the Behrens-Fisher distribution, whose intervals cover at least
-as often as stated (Robinson 1976, Annals of Statistics 4(5), 963-971). Without spread over seeds the result is the
-percentile interval over examples (Efron and Tibshirani 1993, chapter 13); with a single example it is Student's t
-interval over seeds. Examples and seeds are crossed, so the noise of one example in one run is counted in both parts:
-the interval is slightly too wide, never too narrow (Owen 2007, The pigeonhole bootstrap, arXiv:0712.1111).
+https://aclanthology.org/W04-3250). There are few seeds, and resampling them reports far too many false effects. Each
+resample therefore adds a draw from Student's t with k - 1 degrees of freedom, scaled by the standard error over the k
+seeds. docs/statistics.md has the reasons, the sources and measured error rates.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-SEED = 0
-"""Seed of all resamples, so that the same scores give the same report."""
-
-NUMBERS_AT_ONCE = 2_000_000
-"""Resampled examples held in memory (16 MB)."""
-
-ZERO = 1e-12
-"""Differences up to this size are rounding errors."""
+SEED = 0  # of all resamples, so that the same scores give the same report
+NUMBERS_AT_ONCE = 2_000_000  # resampled examples held in memory (16 MB)
+ZERO = 1e-12  # differences up to this size are rounding errors
 
 
 @dataclass(frozen=True)
@@ -38,12 +26,9 @@ class Estimate:
     """A mean or a difference, with its interval and test."""
 
     value: float
-    low: float | None
-    """None where a task has fewer than two examples, so that there is nothing to resample."""
-
+    low: float | None  # None where a task has fewer than two examples, so that there is nothing to resample
     high: float | None
-    p: float | None
-    """Two-sided p-value of the value being zero; None without two seeds to test with."""
+    p: float | None  # two-sided p-value of the value being zero; None without two seeds to test with
 
     @property
     def excludes_zero(self) -> bool:
@@ -54,10 +39,7 @@ class Estimate:
 def mean_interval(tasks: Sequence[Sequence[float]], resamples: int, confidence: float) -> Estimate:
     """Return the mean of task means with its interval over examples.
 
-    Args:
-        tasks: for each task, one score per example. Tasks are resampled separately, so each keeps its weight.
-        resamples: number of bootstrap resamples.
-        confidence: level of the interval, e.g. 0.95.
+    `tasks` has one score per example of each task. Tasks are resampled separately, so each keeps its weight.
     """
     columns = [np.asarray(scores, dtype=np.float64)[:, None] for scores in tasks]
     value = float(np.mean([column.mean() for column in columns]))
@@ -69,19 +51,13 @@ def mean_interval(tasks: Sequence[Sequence[float]], resamples: int, confidence: 
 def paired_difference(
     base: Sequence[Sequence[float]], tuned: Sequence[Sequence[float]], resamples: int, confidence: float
 ) -> Estimate:
-    """Return the mean of task means of `tuned - base`, example by example, with its interval over examples.
-
-    Args:
-        base: for each task, one score per example.
-        tuned: scores of the same examples in the same order.
-        resamples: number of bootstrap resamples.
-        confidence: level of the interval, e.g. 0.95.
+    """Return the `mean_interval` of `tuned - base`, example by example.
 
     Raises:
         ValueError: the two do not have the same number of examples.
     """
-    pairs = [list(zip(after, before, strict=True)) for after, before in zip(tuned, base, strict=True)]
-    return mean_interval([[after - before for after, before in task] for task in pairs], resamples, confidence)
+    gains = [[after - before for after, before in zip(*task, strict=True)] for task in zip(tuned, base, strict=True)]
+    return mean_interval(gains, resamples, confidence)
 
 
 def resampled_means(tasks: Sequence[Floats], resamples: int) -> Floats:
@@ -89,48 +65,36 @@ def resampled_means(tasks: Sequence[Floats], resamples: int) -> Floats:
 
     Args:
         tasks: for each task, [examples, columns]; a column holds the scores of one run.
-        resamples: number of bootstrap resamples.
+        resamples: number of resamples.
 
     Returns:
         Mean scores of the resampled examples, [tasks, resamples, columns].
     """
-    return np.stack([_resample(task, resamples, [SEED, number]) for number, task in enumerate(tasks)])
-
-
-def _resample(scores: Floats, resamples: int, seed: Sequence[int]) -> Floats:
-    """Resample one task as a matrix product: how often each example was drawn, times its scores."""
-    generator = np.random.default_rng(seed)
-    examples = len(scores)
-    means = np.empty((resamples, scores.shape[1]))
-    step = max(1, NUMBERS_AT_ONCE // examples)
-    for start in range(0, resamples, step):
-        count = min(step, resamples - start)
-        drawn = generator.integers(0, examples, (count, examples)) + examples * np.arange(count)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=count * examples).reshape(count, examples)
-        means[start : start + count] = times.astype(np.float64) @ scores / examples
+    means = np.empty((len(tasks), resamples, tasks[0].shape[1]))
+    for number, scores in enumerate(tasks):
+        generator = np.random.default_rng([SEED, number])
+        examples = len(scores)
+        step = max(1, NUMBERS_AT_ONCE // examples)
+        for start in range(0, resamples, step):
+            count = min(step, resamples - start)
+            drawn = generator.integers(0, examples, (count, examples)) + examples * np.arange(count)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=count * examples).reshape(count, examples)
+            # A matrix product: how often each example was drawn, times its scores.
+            means[number, start : start + count] = times.astype(np.float64) @ scores / examples
     return means
 
 
 def seed_draws(values: Floats, resamples: int, stream: int = 0) -> Floats:
     """Return draws of the error of a mean over seeds: a scaled t at evenly spaced levels, in random order.
 
-    Args:
-        values: one number per seed, at least two.
-        resamples: number of draws.
-        stream: another number gives an independent order.
+    `values` has one number per seed, at least two. Another `stream` gives an independent order.
     """
-    quantiles = _t_quantiles(resamples, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    draws: Floats = np.random.default_rng([SEED, 1_000 + stream]).permutation(quantiles)
-    return draws
-
-
-@cache
-def _t_quantiles(count: int, freedom: int) -> Floats:
-    """Return Student's t at evenly spaced levels; computing it takes milliseconds, and reports need it often."""
     from scipy.stats import t
 
-    quantiles: Floats = t.ppf((np.arange(count) + 0.5) / count, freedom)
-    return quantiles
+    levels = (np.arange(resamples) + 0.5) / resamples
+    quantiles = t.ppf(levels, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    draws: Floats = np.random.default_rng([SEED, 1_000 + stream]).permutation(quantiles)
+    return draws
 
 
 def estimate(value: float, examples: Floats, seeds: Sequence[Floats], confidence: float) -> Estimate:
@@ -194,18 +158,10 @@ def seeds_needed(
     """
     if deviation < difference / 1_000:  # two seeds are enough, and scipy's noncentral t gives nan so far out
         return 2
-    low, high = 1, 2
-    while power(high, difference, deviation, alpha, paired) < wanted:
-        low, high = high, 2 * high
-        if high > 100_000:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        if power(middle, difference, deviation, alpha, paired) < wanted:
-            low = middle
-        else:
-            high = middle
-    return high
+    found = bisect_left(
+        range(100_001), wanted, lo=2, key=lambda seeds: power(seeds, difference, deviation, alpha, paired)
+    )
+    return found if found <= 100_000 else None
 
 
 def deviation_interval(deviation: float, freedom: int, confidence: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -16,8 +17,8 @@ from tometune.evaluation.statistics import Estimate, mean_interval, paired_diffe
 
 MEAN = "mean of tasks"
 
-Scores = dict[str, dict[str, float]]
-"""Scores of a task's examples, by example id and column."""
+Scores = dict[str, dict[str, float]]  # of a task's examples, by example id and column
+Columns = dict[str, list[list[float]]]  # of a task, by column, stage and example
 
 
 def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, console: Console | None = None) -> None:
@@ -25,7 +26,7 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, conso
 
     Args:
         folder: the run's folder, with `eval/<stage>/<task>.jsonl`.
-        record: the run's record, as in run.json.
+        record: the content of run.json.
         config: the `eval` group, for the intervals.
         console: None means stdout.
 
@@ -84,14 +85,14 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
     for name in [*stages, *(["gain"] if paired else []), f"{config.confidence:.0%} interval"]:
         table.add_column(name, justify="right", no_wrap=True)
     tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
-    for name, scores in tasks.items():
-        _add(table, name, [scores], config)
+    for name, columns in tasks.items():
+        _add_section(table, name, [columns], config)
     if len(tasks) > 1:
-        _add(table, MEAN, list(tasks.values()), config)
+        _add_section(table, MEAN, list(tasks.values()), config)
     return table
 
 
-def _load(folder: Path, task: str, stages: Sequence[str]) -> list[Scores]:
+def _load(folder: Path, task: str, stages: Sequence[str]) -> Columns:
     """Read a task's scores of each stage.
 
     Raises:
@@ -100,35 +101,29 @@ def _load(folder: Path, task: str, stages: Sequence[str]) -> list[Scores]:
     loaded = [read_scores(folder / "eval" / stage / f"{task}.jsonl") for stage in stages]
     if any(list(scores) != list(loaded[0]) for scores in loaded):
         raise UserError(f"{folder}/eval/*/{task}.jsonl: the examples differ; delete these and score the run again")
-    return loaded
+    columns = next(iter(loaded[0].values()))
+    return {column: [[example[column] for example in scores.values()] for scores in loaded] for column in columns}
 
 
-def _add(table: Table, name: str, tasks: Sequence[Sequence[Scores]], config: EvalConfig) -> None:
+def _add_section(table: Table, name: str, tasks: Sequence[Columns], config: EvalConfig) -> None:
     """Add one row per metric that all these tasks have, in the order of the scores."""
     table.add_section()
-    count = sum(len(stages[0]) for stages in tasks)
+    count = sum(len(next(iter(columns.values()))[0]) for columns in tasks)
     heads = [name, f"{count} example{'s' if count != 1 else ''}"]
-    columns = [list(next(iter(stages[0].values()))) for stages in tasks]
-    for number, column in enumerate(name for name in columns[0] if all(name in found for found in columns)):
-        values = [
-            [[scores[column] for scores in stages[stage].values()] for stages in tasks]
-            for stage in range(len(tasks[0]))
-        ]
-        table.add_row(heads[number] if number < len(heads) else "", label(column), *_cells(values, config))
+    shared = [column for column in tasks[0] if all(column in columns for columns in tasks)]
+    for number, column in enumerate(shared):
+        stages = list(zip(*(columns[column] for columns in tasks), strict=True))
+        means = [f"{fmean(map(fmean, stage)):.3f}" for stage in stages]
+        if len(stages) == 1:
+            cells = [*means, _interval(mean_interval(stages[0], config.resamples, config.confidence), "")]
+        else:
+            gain = paired_difference(stages[0], stages[1], config.resamples, config.confidence)
+            star, style = ("*", "bold") if gain.excludes_zero else (" ", "none")
+            cells = [*means, f"[{style}]{gain.value:+.3f}{star}[/]", _interval(gain, "+")]
+        table.add_row(heads[number] if number < len(heads) else "", label(column), *cells)
 
 
-def _cells(values: Sequence[Sequence[Sequence[float]]], config: EvalConfig) -> list[str]:
-    """Return the numbers of a row; `values` are by stage, task and example."""
-    means = [sum(sum(task) / len(task) for task in stage) / len(stage) for stage in values]
-    if len(values) == 1:
-        found = mean_interval(values[0], config.resamples, config.confidence)
-        return [f"{means[0]:.3f}", _range(found, "")]
-    found = paired_difference(values[0], values[1], config.resamples, config.confidence)
-    star, style = ("*", "bold") if found.excludes_zero else (" ", "none")
-    return [*(f"{mean:.3f}" for mean in means), f"[{style}]{found.value:+.3f}{star}[/]", _range(found, "+")]
-
-
-def _range(found: Estimate, sign: str) -> str:
+def _interval(found: Estimate, sign: str) -> str:
     if found.low is None or found.high is None:
         return "–"
     return f"{found.low:{sign}.3f} to {found.high:{sign}.3f}"

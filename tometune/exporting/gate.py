@@ -4,7 +4,7 @@ The tuned model is the base with the run's adapter, or the whole model of `lora=
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -13,52 +13,18 @@ import numpy as np
 from tometune.config.export import FROM_4_BITS, ExportConfig
 from tometune.evaluation.metrics import score
 
+Check = tuple[dict[str, Any], list[str]]
+"""Measurements, and the problems they show, each in one line."""
+
 Conversation = list[dict[str, str]]
-
-NEW_TOKENS = 24
-"""Longest answer to a fixed conversation; its tokens are those that logits are compared on."""
-
-
-TEXTS = (
-    "What is the capital of France?",
-    "What does this function return?\n\n```python\ndef f(x, y=2):\n    return x ** y  # power\n```",
-    "Übersetze ins Englische: „Der schnelle Fuchs – 3,14 × 2 = 6,28 – springt.“ 漢字 🦊",
-    "  Keep   these\tspaces,\n\n\nlines, and <b>tags</b> & {{ braces }} {% raw %}.  ",
-    "Count: 1 22 333 4444 55555 666666 7777777 88888888 999999999.",
-    "Summarise in ten words: Return a list of the names of the entries in the given directory, in arbitrary order.",
-)
-CONVERSATIONS: list[Conversation] = [
-    *([{"role": "user", "content": text}] for text in TEXTS),
-    [{"role": "system", "content": "You answer in one sentence."}, {"role": "user", "content": "Why is the sky blue?"}],
-    [
-        {"role": "user", "content": "Name a fruit."},
-        {"role": "assistant", "content": "An apple."},
-        {"role": "user", "content": "And another one, with its colour?"},
-    ],
-]
-"""Ordinary prompts, and prompts that break templates. Where there is no system message, a template may add its own."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A fixed conversation and the tuned model's greedy answer to it."""
-
-    messages: Conversation
-    ids: list[int]
-    """Tokens up to where the answer begins, from the run's own tokenizer."""
-
-    answer: list[int]
-    """Tokens of the answer with its end of turn; at least one."""
-
-    log_probabilities: np.ndarray
-    """float32 [answer tokens, vocabulary]."""
+Tokens = list[int]
 
 
 @dataclass(frozen=True)
 class Example:
     """An example that the run was scored on, with the answer that was scored."""
 
-    ids: list[int]
+    ids: Tokens
     max_new_tokens: int
     references: list[str]
     prediction: str
@@ -66,19 +32,32 @@ class Example:
 
 @dataclass(frozen=True)
 class Reference:
-    """The behaviour of the tuned model."""
+    """The behaviour of the tuned model.
 
-    prompts: list[Prompt]
+    Attributes:
+        conversations: the fixed conversations that its chat template accepts; the next three have an entry for each.
+        prompts: tokens up to where the answer begins, from the run's own tokenizer.
+        answers: greedy answers with their end of turn; at least one token.
+        log_probabilities: float32 [answer tokens, vocabulary].
+        examples: examples that the run was scored on.
+        base: `as trained`, or `16-bit base` for an adapter that was trained on a base in 4 bits.
+        dtype: in which the log-probabilities were computed.
+        tuned: name of the tuned model in messages.
+        from_4_bits: mean KL(adapter as trained || adapter on the 16-bit base) in nats per token; None if they are the
+            same, or the former cannot be loaded here.
+        generation: the base's generation config, ending turns where the chat template does.
+    """
+
+    conversations: list[Conversation]
+    prompts: list[Tokens]
+    answers: list[Tokens]
+    log_probabilities: list[np.ndarray]
     examples: list[Example]
     base: str
-    """`as trained`, or `16-bit base` for an adapter that was trained on a base in 4 bits."""
-
     dtype: str
-    from_4_bits: float | None = None
-    """Mean KL(adapter as trained || adapter on the 16-bit base) in nats per token; None where both are the same."""
-
     tuned: str = "the adapter"
-    """Name of the tuned model in messages."""
+    from_4_bits: float | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
 
 
 class EngineError(RuntimeError):
@@ -94,31 +73,21 @@ class Engine(Protocol):
 
     name: str
 
-    def render(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Return the tokens of each conversation, by the export's own template and tokenizer."""
+    def render(self, conversations: Sequence[Conversation]) -> list[Tokens]:
+        """Return the tokens of each conversation up to the answer, by the export's own template and tokenizer."""
 
-    def log_probabilities(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """Return float32 [answer tokens, vocabulary] per prompt, for the tuned model's answer."""
+    def log_probabilities(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[np.ndarray]:
+        """Return float32 [answer tokens, vocabulary] for each answer to its prompt."""
 
-    def answer(self, examples: Sequence[Example]) -> list[str]:
-        """Return greedy answers to the examples."""
-
-
-Check = tuple[dict[str, Any], list[str]]
-"""The measurements, and the problems, one line each."""
+    def answer(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[str]:
+        """Return greedy answers of up to so many tokens."""
 
 
 def compare(engine: Engine, kind: str, reference: Reference, bos: int | None, limits: ExportConfig) -> Check:
     """Compare an export with the tuned model; the checks after one that fails are skipped.
 
     A wrong template makes other prompts, and wrong logits other answers: only the first failure explains the rest.
-
-    Args:
-        engine: the loaded export.
-        kind: its format, or its quant if it is a GGUF; selects the limits.
-        reference: the tuned model's behaviour.
-        bos: begin-of-text token, if the tokenizer has one.
-        limits: the largest differences that pass.
+    `kind` selects the limits: the export's format, or its quant. `bos` is the tokenizer's begin-of-text token, if any.
     """
     checks: dict[str, Any] = {}
     checks["template"], problems = _template(engine, reference, bos)
@@ -137,13 +106,13 @@ def compare(engine: Engine, kind: str, reference: Reference, bos: int | None, li
 
 def _template(engine: Engine, reference: Reference, bos: int | None) -> Check:
     problems = []
-    rendered = engine.render(reference.prompts)
-    for prompt, found in zip(reference.prompts, rendered, strict=True):
-        if found != prompt.ids:
-            same = [a == b for a, b in zip(found, prompt.ids, strict=False)]
+    rendered = engine.render(reference.conversations)
+    for messages, ids, found in zip(reference.conversations, reference.prompts, rendered, strict=True):
+        if found != ids:
+            same = [a == b for a, b in zip(found, ids, strict=False)]
             problems.append(
-                f"template: {prompt.messages[-1]['content'][:30]!r} becomes {len(found)} tokens instead of "
-                f"{len(prompt.ids)}; they differ from token {[*same, False].index(False) + 1} on"
+                f"template: {messages[-1]['content'][:30]!r} becomes {len(found)} tokens instead of {len(ids)}; "
+                f"they differ from token {[*same, False].index(False) + 1} on"
             )
         elif bos is not None and found[:2] == [bos, bos]:
             problems.append("template: two begin-of-text tokens at the start")
@@ -152,10 +121,10 @@ def _template(engine: Engine, reference: Reference, bos: int | None) -> Check:
 
 def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfig) -> Check:
     """Compare the probabilities of each next token of the tuned model's answers."""
-    own = [prompt.log_probabilities for prompt in reference.prompts]
-    found = engine.log_probabilities(reference.prompts)
-    values = np.concatenate([divergence(*pair) for pair in zip(own, found, strict=True)])
+    own, found = reference.log_probabilities, engine.log_probabilities(reference.prompts, reference.answers)
+    values = divergence(own, found)
     mean, limit = float(values.mean()), limits.max_divergence[kind]
+    shift, most = reference.from_4_bits, limits.max_divergence.get(FROM_4_BITS, 0.0)
     checks = {
         "tokens": len(values),
         "identical": all(map(np.array_equal, own, found)),
@@ -164,12 +133,12 @@ def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfi
         "limit": limit,
     }
     problems = []
-    if (shift := reference.from_4_bits) is not None:
+    if shift is not None:
         checks["from_4_bits"] = round(shift, 7)
-    if shift is not None and not shift <= (allowed := limits.max_divergence[FROM_4_BITS]):
+    if shift is not None and not shift <= most:
         problems = [
             f"logits: the adapter on the 16-bit base differs from the adapter as trained by {shift:.4g} nats per "
-            f"token, more than {allowed} (export.max_divergence.{FROM_4_BITS}); is export.base the right model?"
+            f"token, more than {most} (export.max_divergence.{FROM_4_BITS}); is export.base the right model?"
         ]
     elif not mean <= limit:  # true for nan, too
         problems = [
@@ -179,18 +148,20 @@ def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfi
     return checks, problems
 
 
-def divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return KL(first || second) per row in nats; log-probabilities [rows, vocabulary], of which one may be padded."""
-    width = min(first.shape[1], second.shape[1])
-    first, second = first[:, :width], second[:, :width]
-    return np.asarray((np.exp(first) * (first - second)).sum(axis=-1, dtype=np.float64))
+def divergence(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
+    """Return KL(first || second) in nats per row; log-probabilities [rows, vocabulary], of which one may be padded."""
+    found = []
+    for p, q in zip(first, second, strict=True):
+        width = min(p.shape[1], q.shape[1])
+        found.append((np.exp(p[:, :width]) * (p[:, :width] - q[:, :width])).sum(axis=-1, dtype=np.float64))
+    return np.concatenate(found)
 
 
 def _rouge(engine: Engine, kind: str, reference: Reference, limits: ExportConfig) -> Check:
     """Score the export's answers to the run's own examples in the same way as the run was scored."""
-    answers = engine.answer(reference.examples)
-    stored = [example.prediction for example in reference.examples]
-    references = [example.references for example in reference.examples]
+    examples = reference.examples
+    answers = engine.answer([one.ids for one in examples], [one.max_new_tokens for one in examples])
+    stored, references = [one.prediction for one in examples], [one.references for one in examples]
     before, after = (
         {name: round(fmean(values), 4) for name, values in score(["rouge"], texts, references).items()}
         for texts in (stored, answers)

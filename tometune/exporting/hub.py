@@ -5,17 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
-from tometune.exporting.folders import changed
-from tometune.exporting.licences import licence_for
-from tometune.exporting.model_card import write_card
+from tometune.exporting.model_card import licence_for, write_card
 from tometune.runs.finished import Finished, is_local
-
-if TYPE_CHECKING:
-    from tometune.exporting.build import Export
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +35,7 @@ def check_push(finished: Finished, push_to: str, formats: Sequence[str], private
 
     prefix = licence_for(finished).prefix
     user, _, name = push_to.partition("/")
-    if prefix is not None and not name.startswith(prefix):
+    if not name.startswith(prefix):
         raise UserError(
             f"push_to={push_to}: the licence of {finished.merged_into} requires a name that begins with {prefix}; e.g. "
             f"push_to={user}/{prefix}-{name}"
@@ -57,15 +52,11 @@ def check_push(finished: Finished, push_to: str, formats: Sequence[str], private
 
 
 def check_repository(repository: str, private: bool) -> None:
-    """Check that the token may write to a repository, by creating it if it does not exist.
-
-    Raises:
-        UserError: the token may not, or the repository is public although `private` is set.
-    """
+    """Check that the token may write to a repository, by creating it if it does not exist; see `check_push`."""
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with upload_errors(repository):
+    with _upload_errors(repository):
         who = api.whoami()
         role = who.get("auth", {}).get("accessToken", {}).get("role")
         owners = {who["name"], *(organisation["name"] for organisation in who.get("orgs", []))}
@@ -83,25 +74,14 @@ def check_repository(repository: str, private: bool) -> None:
         )
 
 
-def publish(
-    finished: Finished, exports: Sequence["Export"], gates: Mapping[str, Mapping[str, Any]], push_to: str, private: bool
-) -> None:
-    """Upload each format into its repository with a card that names it, and print its address.
-
-    Raises:
-        UserError: an export was changed since its checks, or the hub refuses it.
-    """
-    for export in exports:
-        if files := changed(export.folder, gates[export.name]):
-            raise UserError(
-                f"{export.folder}: {', '.join(files)} changed since its checks, so it is not published; repeat the "
-                "command to make it again"
-            )
-    for kind, repository in repositories(push_to, list(dict.fromkeys(one.format for one in exports))).items():
-        same = [one for one in exports if one.format == kind]
+def publish(finished: Finished, gates: Mapping[str, Mapping[str, Any]], push_to: str, private: bool) -> None:
+    """Upload each format into its repository with a card that names it, and print its address; `gates` have folders."""
+    formats = list(dict.fromkeys(gate["format"] for gate in gates.values()))
+    for kind, repository in repositories(push_to, formats).items():
+        same = [(name, gate) for name, gate in gates.items() if gate["format"] == kind]
         with TemporaryDirectory() as folder:
-            write_card(finished, kind, [(one.name, gates[one.name]) for one in same], Path(folder), repository)
-            url = push([one.folder for one in same], Path(folder) / CARD, repository, private)
+            write_card(finished, kind, same, Path(folder), repository)
+            url = push([Path(gate["folder"]) for _, gate in same], Path(folder) / CARD, repository, private)
         print(f"{kind}: {url}")
 
 
@@ -119,7 +99,7 @@ def push(folders: Sequence[Path], card: Path, repository: str, private: bool) ->
     files = files_of(folders) | {card.name: card}
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
     log.info("uploading %d files to %s", len(files), repository)
-    with upload_errors(repository, begun=True):
+    with _upload_errors(repository, begun=True):
         url = HfApi().create_repo(repository, private=private, exist_ok=True)
         HfApi().create_commit(repository, operations, commit_message="Upload by tometune")
     return str(url)
@@ -142,7 +122,7 @@ def files_of(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 @contextmanager
-def upload_errors(repository: str, begun: bool = False) -> Iterator[None]:
+def _upload_errors(repository: str, begun: bool = False) -> Iterator[None]:
     """Turn errors of the hub into a `UserError` with the fix; `begun` once files are being sent."""
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -1,4 +1,4 @@
-"""The tuned model's answers that exports are compared with, and the exports that PyTorch loads (PEFT, transformers)."""
+"""What exports are compared with: the tuned model's answers. And exports that PyTorch loads (PEFT, transformers)."""
 
 import json
 import logging
@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import TemplateError
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tometune.common.errors import UserError
-from tometune.common.hub import hub_errors
 from tometune.config.model import ModelConfig, Precision
-from tometune.evaluation.engines.base import Plain
+from tometune.evaluation.engines import Engine as EvaluationEngine
 from tometune.evaluation.generation import greedy
-from tometune.exporting.gate import CONVERSATIONS, NEW_TOKENS, Example, Prompt, Reference, divergence
-from tometune.exporting.merge import load_base
+from tometune.exporting.gate import Conversation, Example, Reference, Tokens, divergence
 from tometune.models.adapter import load_adapter
-from tometune.models.load import check_machine, free_memory, load_model
+from tometune.models.load import check_machine, load_model
 from tometune.models.source import locate, quantized
 from tometune.runs.finished import REPEAT, Finished
 
@@ -35,19 +33,34 @@ MOST_IN_FLOAT32 = 4_000_000_000
 BATCH = 16
 """Prompts that are answered at once."""
 
+NEW_TOKENS = 24
+"""Longest answer to a fixed conversation; its tokens are those that logits are compared on."""
+
+TEXTS = (
+    "What is the capital of France?",
+    "What does this function return?\n\n```python\ndef f(x, y=2):\n    return x ** y  # power\n```",
+    "Übersetze ins Englische: „Der schnelle Fuchs – 3,14 × 2 = 6,28 – springt.“ 漢字 🦊",
+    "  Keep   these\tspaces,\n\n\nlines, and <b>tags</b> & {{ braces }} {% raw %}.  ",
+    "Count: 1 22 333 4444 55555 666666 7777777 88888888 999999999.",
+    "Summarise in ten words: Return a list of the names of the entries in the given directory, in arbitrary order.",
+)
+CONVERSATIONS: list[Conversation] = [
+    *([{"role": "user", "content": text}] for text in TEXTS),
+    [{"role": "system", "content": "You answer in one sentence."}, {"role": "user", "content": "Why is the sky blue?"}],
+    [
+        {"role": "user", "content": "Name a fruit."},
+        {"role": "assistant", "content": "An apple."},
+        {"role": "user", "content": "And another one, with its colour?"},
+    ],
+]
+"""Ordinary prompts, and prompts that break templates. Where there is no system message, a template may add its own."""
+
 
 class References:
-    """The tuned model on each base that exports need; every base is loaded once, when it is first needed.
-
-    Attributes:
-        generation: the base's generation config, ending turns where the chat template does; set by the first reference.
-        compute: dtype and device of the reference.
-    """
+    """The tuned model on each base that exports need; every base is loaded once, when it is first needed."""
 
     def __init__(self, finished: Finished, cache: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self.finished, self.cache, self.tokenizer = finished, cache, tokenizer
-        self.generation = GenerationConfig()
-        self.compute: tuple[torch.dtype, torch.device] = (torch.float32, torch.device("cpu"))
 
     def of(self, kind: str) -> Reference:
         """Return what an export of this format is compared with.
@@ -68,49 +81,49 @@ class References:
                 raise
             log.warning("no GPU for the 4-bit base: exports are compared with the adapter on the 16-bit base")
             return None
-        return self._reference("as trained")
+        model = self.finished.whole or self.finished.model
+        return self._record(load_model(locate(exact(model, self.finished), self.cache)), "as trained")
 
     @cached_property
     def on_base(self) -> Reference:
         """The adapter on the 16-bit base, and its distance from the adapter as trained."""
-        return self._reference("16-bit base", self.as_trained)
+        trained = self.as_trained
+        model = load_model(locate(exact(self.finished.base, self.finished), self.cache))
+        return self._record(model, "16-bit base", trained)
 
-    def _reference(self, label: str, trained: Reference | None = None) -> Reference:
-        """Load the tuned model and record its behaviour."""
-        finished, whole = self.finished, self.finished.whole
-        tuned = "the adapter" if whole is None else "the run's model"
-        if label == "as trained":
-            model = load_model(locate(self.exact(whole or finished.model), self.cache))
-        else:
-            model = load_base(replace(finished, base=self.exact(finished.base)), self.cache)
-        if whole is None:
-            model = load_adapter(model, finished.adapter)
-        log.info("answering the fixed conversations with %s (%s)", tuned, label)
-        self.compute = (next(model.parameters()).dtype, model.device)
-        self.generation = GenerationConfig.from_dict(model.generation_config.to_dict())
+    def _record(self, model: Any, base: str, trained: Reference | None = None) -> Reference:
+        """Record the behaviour of the tuned model, given its base or the whole model."""
+        tuned = "the run's model"
+        if self.finished.whole is None:
+            model, tuned = load_adapter(model, self.finished.adapter), "the adapter"
+        log.info("answering the fixed conversations with %s (%s)", tuned, base)
+        engine = TorchEngine("torch", model, self.tokenizer, model.dtype)
+        rendered = zip(CONVERSATIONS, engine.render(CONVERSATIONS), strict=True)
+        accepted = [(messages, ids) for messages, ids in rendered if ids]  # some templates allow no system message
+        prompts = [ids for _, ids in accepted]
+        answers = engine.tokens(prompts, [NEW_TOKENS] * len(prompts))
+        distance = None
+        if trained is not None:
+            found = engine.log_probabilities(trained.prompts, trained.answers)
+            distance = float(divergence(trained.log_probabilities, found).mean())
         stops = greedy(model, self.tokenizer, NEW_TOKENS).eos_token_id
-        self.generation.eos_token_id = stops[0] if len(stops) == 1 else stops
-        self.generation.pad_token_id = self.tokenizer.pad_token_id
-        self.generation.bos_token_id = self.tokenizer.bos_token_id
-        try:
-            distance = None
-            if trained is not None:
-                pairs = [(p.log_probabilities, log_probabilities(model, p.ids, p.answer)) for p in trained.prompts]
-                distance = float(np.concatenate([divergence(*pair) for pair in pairs]).mean())
-            dtype = str(self.compute[0]).removeprefix("torch.")
-            return Reference(self._prompts(model), self._examples(), label, dtype, distance, tuned)
-        finally:
-            del model
-            free_memory()
-
-    def _prompts(self, model: Any) -> list[Prompt]:
-        """Answer the fixed conversations that the chat template accepts (some allow no system message)."""
-        rendered = [(messages, ids) for messages in CONVERSATIONS if (ids := render(self.tokenizer, messages))]
-        answers = answer(model, self.tokenizer, [ids for _, ids in rendered], NEW_TOKENS, keep_end=True)
-        return [
-            Prompt(messages, ids, new, log_probabilities(model, ids, new))
-            for (messages, ids), new in zip(rendered, answers, strict=True)
-        ]
+        model.generation_config.update(
+            eos_token_id=stops[0] if len(stops) == 1 else stops,
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=self.tokenizer.bos_token_id,
+        )
+        return Reference(
+            conversations=[messages for messages, _ in accepted],
+            prompts=prompts,
+            answers=answers,
+            log_probabilities=engine.log_probabilities(prompts, answers),
+            examples=self._examples(),
+            base=base,
+            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+            tuned=tuned,
+            from_4_bits=distance,
+            generation=model.generation_config.to_dict(),
+        )
 
     def _examples(self) -> list[Example]:
         """Read examples that the run was scored on, in turn from each task."""
@@ -128,76 +141,60 @@ class References:
         in_turn = [found for found in chain.from_iterable(zip_longest(*by_task)) if found is not None]
         return in_turn[: self.finished.config.export.examples]
 
-    def exact(self, model: ModelConfig) -> ModelConfig:
-        """Return the model in float32 if it is small enough."""
-        small = int(self.finished.record["model"]["parameters"]) <= MOST_IN_FLOAT32
-        return replace(model, precision=Precision.fp32) if small else model
 
-    def config_of(self, model: ModelConfig) -> Any:
-        """Return the config of a model without loading its weights."""
-        source = locate(model, self.cache)
-        with hub_errors("export.base" if model is self.finished.base else "model.id", model.id):
-            return AutoConfig.from_pretrained(source.location, revision=source.revision)
+def exact(model: ModelConfig, finished: Finished) -> ModelConfig:
+    """Return the model in float32 if it is small enough."""
+    small = int(finished.record["model"]["parameters"]) <= MOST_IN_FLOAT32
+    return replace(model, precision=Precision.fp32) if small else model
 
 
 class TorchEngine:
-    """An export that PEFT or transformers loads from the folder that was just written; an `Engine`."""
+    """A model in PyTorch: the tuned model, or an export that PEFT or transformers loaded; an `Engine`."""
 
     def __init__(self, library: str, model: Any, tokenizer: PreTrainedTokenizerBase, run_dtype: torch.dtype) -> None:
         """`run_dtype` is the arithmetic in which the run's examples were answered."""
         self.name = f"{library} {metadata.version(library)}"
         self.model, self.tokenizer, self.run_dtype = model.eval(), tokenizer, run_dtype
 
-    def render(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        return [render(self.tokenizer, prompt.messages) or [] for prompt in prompts]
+    def render(self, conversations: Sequence[Conversation]) -> list[Tokens]:
+        """See `Engine`; no tokens if the template refuses a conversation."""
+        found: list[Tokens] = []
+        for messages in conversations:
+            try:
+                text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                found.append(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            except TemplateError:
+                found.append([])
+        return found
 
-    def log_probabilities(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        return [log_probabilities(self.model, prompt.ids, prompt.answer) for prompt in prompts]
+    def log_probabilities(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[np.ndarray]:
+        found = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            ids = torch.tensor([[*prompt, *answer]], device=self.model.device)
+            with torch.no_grad():
+                logits = self.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+            found.append(torch.log_softmax(logits.float(), dim=-1).cpu().numpy())
+        return found
 
-    def answer(self, examples: Sequence[Example]) -> list[str]:
+    def answer(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[str]:
         """See `Engine`; the model computes in the run's own arithmetic from here on."""
         for name, parameter in self.model.named_parameters():
             if parameter.dtype is torch.float32 and "lora_" not in name:
                 parameter.data = parameter.data.to(self.run_dtype)
-        texts: dict[int, str] = {}
-        for length in sorted({example.max_new_tokens for example in examples}):
-            indices = [index for index, example in enumerate(examples) if example.max_new_tokens == length]
-            answers = answer(self.model, self.tokenizer, [examples[index].ids for index in indices], length)
-            decoded = self.tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            texts |= zip(indices, (text.strip() for text in decoded), strict=True)  # stripped, as answers are scored
-        return [texts[index] for index in range(len(examples))]
+        stops = greedy(self.model, self.tokenizer, 1).eos_token_id
+        answers = [[token for token in ids if token not in stops] for ids in self.tokens(prompts, lengths)]
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [text.strip() for text in texts]  # stripped, as answers are scored
 
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int] | None:
-    """Return the tokens of a conversation up to the answer; None if the template refuses it."""
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError:
-        return None
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def answer(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], length: int, keep_end: bool = False
-) -> list[list[int]]:
-    """Return the tokens of greedy answers of at most `length` tokens, with their end of turn if `keep_end`."""
-    config, engine = greedy(model, tokenizer, length), Plain(model)
-    found: dict[int, list[int]] = {}
-    longest_first = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    for start in range(0, len(prompts), BATCH):
-        indices = longest_first[start : start + BATCH]
-        answers = engine.answer([prompts[index] for index in indices], config, [])
-        for index, ids in zip(indices, answers, strict=True):
-            end = next((place for place, token in enumerate(ids) if token in config.eos_token_id), len(ids))
-            found[index] = ids[: end + keep_end]
-    return [found[index] for index in range(len(prompts))]
-
-
-def log_probabilities(model: Any, prompt: list[int], new: list[int]) -> np.ndarray:
-    """Return float32 [answer tokens, vocabulary] for an answer to a prompt."""
-    ids = torch.tensor([[*prompt, *new]], device=model.device)
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
-    found: np.ndarray = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
-    return found
+    def tokens(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
+        """Return greedy answers of at most so many tokens, with their end of turn."""
+        engine, found = EvaluationEngine(self.model), dict[int, Tokens]()
+        for length in sorted(set(lengths)):
+            config = greedy(self.model, self.tokenizer, length)
+            indices = [index for index, own in enumerate(lengths) if own == length]
+            for start in range(0, len(indices), BATCH):
+                batch = indices[start : start + BATCH]
+                for index, ids in zip(batch, engine.answer([prompts[i] for i in batch], config, []), strict=True):
+                    end = next((place for place, token in enumerate(ids) if token in config.eos_token_id), len(ids))
+                    found[index] = ids[: end + 1]
+        return [found[index] for index in range(len(prompts))]

@@ -1,1 +1,1 @@
-"""The report of a sweep: its runs grouped into cells, statistics, words, tables, pictures, one page. No torch."""
+"""The report of a sweep and the data card of a mix, without torch. Intervals: evaluation/statistics.py."""

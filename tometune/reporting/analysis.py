@@ -1,4 +1,7 @@
-"""The report of a sweep folder: reads the runs, analyses them, and writes the four files."""
+"""Builds the content of table.json: rows with scores, comparisons, variance by cause.
+
+Intervals and tests are computed in evaluation/statistics.py; this module chooses what to compare.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from tometune.evaluation.statistics import (
-    Estimate,
     Floats,
     deviation_interval,
     estimate,
@@ -17,8 +19,8 @@ from tometune.evaluation.statistics import (
     pooled_deviation,
     seeds_needed,
 )
-from tometune.reporting.cells import STREAMS, Cell, Grid, expected_seeds, group, one_factor, pairs
-from tometune.reporting.scores import Resampled, base_column, load_scores
+from tometune.reporting.grouping import STREAMS, Cell, expected_seeds, group, one_factor, pairs, varied_streams
+from tometune.reporting.score_files import Scores, base_column, load_scores
 from tometune.reporting.sweep import Missing, Sweep, read_sweep
 
 SCHEMA = 1  # version of table.json's layout
@@ -29,32 +31,26 @@ DIGITS = 6  # decimals in table.json; beyond them the order of a sum shows
 Values = dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed by identity, for the cache of figures
+@dataclass(frozen=True)
 class Report:
     """A sweep and its results."""
 
     sweep: Sweep
-    grid: Grid
+    cells: list[Cell]
     table: Values  # the content of table.json; the same runs give the same bytes
 
 
 def build(folder: Path, resamples: int, confidence: float) -> Report:
-    """Read a sweep folder and compare its cells.
-
-    Args:
-        folder: `<paths.multirun>/<sweep>`.
-        resamples: number of bootstrap resamples.
-        confidence: level of the intervals; 1 - confidence is the level of the tests.
+    """Read a sweep folder and compare its cells; 1 - `confidence` is the level of the tests.
 
     Raises:
         UserError: the folder, a record or a file of scores is missing or broken, or runs cannot be paired.
     """
     sweep = read_sweep(folder)
-    grid = group(sweep)
-    scores = load_scores(sweep.runs)
-    resampled = scores.resample(resamples, confidence)
-    cells = [cell for cell in grid.cells if cell.runs]
-    comparisons = _compare_all(cells, resampled)
+    all_cells, notes = group(sweep)
+    scores = load_scores(sweep.runs, resamples)
+    cells = [cell for cell in all_cells if cell.runs]
+    comparisons = _compare_all(cells, scores, confidence)
     tests = sum(comparison["p"] is not None for comparison in comparisons)
     metrics = len(scores.metrics)
     pairs_tested = f"{tests // metrics} pair{'' if tests == metrics else 's'} of cells"
@@ -62,44 +58,42 @@ def build(folder: Path, resamples: int, confidence: float) -> Report:
         "schema": SCHEMA,
         "sweep": sweep.folder.resolve().name,
         "limited": any(bool(stage.get("limited")) for run in sweep.runs for stage in run.record["eval"].values()),
-        "metrics": list(scores.metrics),
+        "metrics": scores.metrics,
         "interval": {
             "confidence": confidence,
             "resamples": resamples,
             "method": "hierarchical bootstrap: examples resampled within each task, the same ones for all runs; "
             "over seeds, Student's t scaled by the standard error over seeds (docs/statistics.md)",
-            "seeds_vary": [STREAMS[name] for name in grid.varied],
+            "seeds_vary": [STREAMS[name] for name in varied_streams(sweep.runs)],
         },
         "family": f"Holm correction over {tests} tests: {pairs_tested} × {metrics} metrics",
-        "tasks": {task: len(values) for task, values in scores.tasks.items()},
-        "rows": _rows(cells, list(scores.tasks), resampled, sweep.missing),
+        "tasks": scores.examples,
+        "rows": _rows(cells, scores, sweep.missing, confidence),
         "comparisons": comparisons,
-        "variance": _variance_by_cause(grid.cells, resampled),
+        "variance": _variance_by_cause(all_cells, scores, confidence),
         "missing": [
             {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
             for cell in sweep.missing
         ],
-        "notes": [*sweep.notes, *grid.notes, *scores.notes],
+        "notes": [*sweep.notes, *notes, *scores.notes],
     }
-    return Report(sweep, grid, table)
+    return Report(sweep, all_cells, table)
 
 
-def _rows(
-    cells: Sequence[Cell], tasks: Sequence[str], resampled: Resampled, missing: Sequence[Missing]
-) -> list[Values]:
+def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], confidence: float) -> list[Values]:
     """Return one row per cell, and before the first cell of each model a row for its base model."""
     rows: list[Values] = []
     for cell in cells:
         base = base_column(cell.model)
-        scored = base in resampled.columns
+        scored = base in scores.columns
         if scored and cell.model not in [row["model"] for row in rows]:
             records = [run.record for other in cells if other.model == cell.model for run in other.runs.values()]
             rows.append(
                 {
                     **{"cell": base, "stage": "base", "model": cell.model, "data": "before", "rows": 0, "settings": {}},
                     **{"seeds": 0, "seeds_expected": 0},
-                    **_scores([base], tasks, resampled),
-                    **{"answer_tokens": _answer_tokens(records, "base", tasks), "gain": None, "runs": []},
+                    **_mean_scores([base], scores, confidence),
+                    **{"answer_tokens": _answer_tokens(records, "base", scores), "gain": None, "runs": []},
                 }
             )
         names = [run.id for run in cell.runs.values()]
@@ -107,13 +101,13 @@ def _rows(
             {
                 **{"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows},
                 **{"settings": cell.settings, "seeds": len(names), "seeds_expected": expected_seeds(cell, missing)},
-                "answer_tokens": _answer_tokens([run.record for run in cell.runs.values()], "tuned", tasks),
-                **_scores(names, tasks, resampled),
-                "gain": _gain(names, base, resampled) if scored else None,
+                "answer_tokens": _answer_tokens([run.record for run in cell.runs.values()], "tuned", scores),
+                **_mean_scores(names, scores, confidence),
+                "gain": _gain(names, base, scores, confidence) if scored else None,
                 "runs": [
                     {
-                        **{"run_id": run.id, "seed": seed, **_run_scores(run.id, None, resampled)},
-                        "tasks": {task: _run_scores(run.id, number, resampled) for number, task in enumerate(tasks)},
+                        **{"run_id": run.id, "seed": seed, **_run_scores(run.id, None, scores)},
+                        "tasks": {task: _run_scores(run.id, task, scores) for task in scores.examples},
                     }
                     for seed, run in cell.runs.items()
                 ],
@@ -122,66 +116,63 @@ def _rows(
     return rows
 
 
-def _answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, tasks: Sequence[str]) -> dict[str, float | None]:
+def _answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, scores: Scores) -> dict[str, float | None]:
     """Return the mean number of generated tokens per answer by task, over runs; None where a record has no count."""
     scored = [record["eval"][stage]["tasks"] for record in records if stage in record["eval"]]
     means: dict[str, float | None] = {}
-    for task in tasks:
+    for task in scores.examples:
         entries = [run.get(task, {}) for run in scored]
         known = [entry["tokens"] / entry["examples"] for entry in entries if entry.get("tokens") is not None]
         means[task] = round(fmean(known), 2) if known and len(known) == len(entries) else None
     return means
 
 
-def _scores(names: Sequence[str], tasks: Sequence[str], resampled: Resampled) -> Values:
+def _mean_scores(names: Sequence[str], scores: Scores, confidence: float) -> Values:
     """Return mean, deviation and interval of each metric, over tasks and by task."""
 
-    def metrics(task: int | None) -> Values:
+    def metrics(task: str | None) -> Values:
         found = {}
-        for number, metric in enumerate(resampled.metrics):
-            runs = resampled.runs(names, number, task)
-            result = _estimate(runs, resampled.examples(names, number, task), resampled)
+        for metric in scores.metrics:
+            runs = scores.of_runs(names, metric, task)
+            interval = _interval(runs, scores.on_resampled(names, metric, task), confidence)
             deviation = _rounded(float(np.std(runs, ddof=1))) if len(runs) > 1 else None
-            found[metric] = {"mean": _rounded(result.value), "std": deviation, **_interval(result)}
+            found[metric] = {"mean": _rounded(float(runs.mean())), "std": deviation, **interval}
         return found
 
-    level = "seeds and examples" if len(names) > 1 else "examples"
     return {
-        **{"interval_over": level, **metrics(None)},
-        "tasks": {task: metrics(number) for number, task in enumerate(tasks)},
+        "interval_over": "seeds and examples" if len(names) > 1 else "examples",
+        **metrics(None),
+        "tasks": {task: metrics(task) for task in scores.examples},
     }
 
 
-def _gain(names: Sequence[str], base: str, resampled: Resampled) -> Values:
+def _gain(names: Sequence[str], base: str, scores: Scores, confidence: float) -> Values:
     """Return tuned - base on the same examples; not part of the corrected tests."""
     found = {}
-    for number, metric in enumerate(resampled.metrics):
-        gains = resampled.runs(names, number) - resampled.runs([base], number)
-        examples = resampled.examples(names, number) - resampled.examples([base], number)
-        result = _estimate(gains, examples, resampled)
-        found[metric] = {"delta": _rounded(result.value), **_interval(result)}
+    for metric in scores.metrics:
+        gains = scores.of_runs(names, metric) - scores.of_runs([base], metric)
+        examples = scores.on_resampled(names, metric) - scores.on_resampled([base], metric)
+        found[metric] = {"delta": _rounded(float(gains.mean())), **_interval(gains, examples, confidence)}
     return found
 
 
-def _estimate(runs: Floats, examples: Floats, resampled: Resampled) -> Estimate:
-    """Estimate the mean over runs; the spread of a single run is unknown, not zero."""
-    return estimate(float(runs.mean()), examples, [runs] if len(runs) > 1 else [], resampled.confidence)
+def _interval(runs: Floats, examples: Floats, confidence: float) -> Values:
+    """Return the interval of a mean over runs; the spread of a single run is unknown, not zero."""
+    result = estimate(float(runs.mean()), examples, [runs] if len(runs) > 1 else [], confidence)
+    return {"ci_low": _rounded(result.low), "ci_high": _rounded(result.high)}
 
 
-def _run_scores(run_id: str, task: int | None, resampled: Resampled) -> Values:
+def _run_scores(run_id: str, task: str | None, scores: Scores) -> Values:
     """Return a run's score on each metric."""
-    return {
-        metric: _rounded(float(resampled.runs([run_id], number, task)[0]))
-        for number, metric in enumerate(resampled.metrics)
-    }
+    return {metric: _rounded(float(scores.of_runs([run_id], metric, task)[0])) for metric in scores.metrics}
 
 
-def _compare_all(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
+def _compare_all(cells: Sequence[Cell], scores: Scores, confidence: float) -> list[Values]:
     """Compare all cells that differ in one thing on each metric, and correct for the number of tests."""
     found = [
-        _compare(cells[second], cells[first], number, resampled)
-        for second, first in pairs(cells)
-        for number in range(len(resampled.metrics))
+        _compare(later, earlier, metric, scores, confidence)
+        for later, earlier in pairs(cells)
+        for metric in scores.metrics
     ]
     for comparison, adjusted in zip(found, holm([comparison["p"] for comparison in found]), strict=True):
         comparison["p_holm"] = _rounded(adjusted)
@@ -189,25 +180,25 @@ def _compare_all(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
     return found
 
 
-def _compare(a: Cell, b: Cell, metric: int, resampled: Resampled) -> Values:
+def _compare(a: Cell, b: Cell, metric: str, scores: Scores, confidence: float) -> Values:
     """Return a - b on one metric: paired by seed if both have the same seeds, else as two samples."""
     names = [[run.id for run in cell.runs.values()] for cell in (a, b)]
-    runs = [resampled.runs(ids, metric) for ids in names]
-    examples = resampled.examples(names[0], metric) - resampled.examples(names[1], metric)
+    runs = [scores.of_runs(ids, metric) for ids in names]
+    examples = scores.on_resampled(names[0], metric) - scores.on_resampled(names[1], metric)
     paired = list(a.runs) == list(b.runs)
     seeds = [runs[0] - runs[1]] if paired else runs
     known = min(map(len, runs)) > 1
     delta = float(runs[0].mean() - runs[1].mean())
-    result = estimate(delta, examples, seeds if known else [], resampled.confidence)
+    result = estimate(delta, examples, seeds if known else [], confidence)
     return {
-        **{"a": a.label, "b": b.label, "metric": resampled.metrics[metric], "delta": _rounded(delta)},
-        **_interval(result),
+        **{"a": a.label, "b": b.label, "metric": metric, "delta": _rounded(delta)},
+        **{"ci_low": _rounded(result.low), "ci_high": _rounded(result.high)},
         "interval_over": "seeds and examples" if known else "examples",
         "p": result.p,
         "p_holm": None,
         "paired": paired,
         "seeds": [len(ids) for ids in names],
-        "seeds_needed": _seeds_needed(seeds, paired, 1 - resampled.confidence) if known else None,
+        "seeds_needed": _seeds_needed(seeds, paired, 1 - confidence) if known else None,
         "examples_deviation": _rounded(float(np.std(examples))),
     }
 
@@ -228,7 +219,7 @@ def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values
     }
 
 
-def _variance_by_cause(cells: Sequence[Cell], resampled: Resampled) -> list[Values]:
+def _variance_by_cause(cells: Sequence[Cell], scores: Scores, confidence: float) -> list[Values]:
     """Return the deviation caused by each stream alone, from groups of runs that differ in nothing else."""
     found = []
     for stream, cause in STREAMS.items():
@@ -237,17 +228,13 @@ def _variance_by_cause(cells: Sequence[Cell], resampled: Resampled) -> list[Valu
             continue
         entry: Values = {"cause": cause, "stream": f"seeds.{stream}", "groups": len(groups)}
         entry["runs"] = len({name for names in groups for name in names})
-        for number, metric in enumerate(resampled.metrics):
-            deviation, freedom = pooled_deviation([resampled.runs(names, number) for names in groups])
-            low, high = deviation_interval(deviation, freedom, resampled.confidence)
+        for metric in scores.metrics:
+            deviation, freedom = pooled_deviation([scores.of_runs(names, metric) for names in groups])
+            low, high = deviation_interval(deviation, freedom, confidence)
             entry["freedom"] = freedom
             entry[metric] = {"std": _rounded(deviation), "ci_low": _rounded(low), "ci_high": _rounded(high)}
         found.append(entry)
     return found
-
-
-def _interval(result: Estimate) -> dict[str, float | None]:
-    return {"ci_low": _rounded(result.low), "ci_high": _rounded(result.high)}
 
 
 def _rounded(value: float | None) -> float | None:

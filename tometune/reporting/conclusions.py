@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from tometune.evaluation.metrics import label
 from tometune.evaluation.statistics import seeds_needed
-from tometune.reporting.scores import ROUGE
+from tometune.reporting.score_files import ROUGE
 
 LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, not a result"
 NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model differ in exactly one setting."
@@ -16,10 +16,7 @@ Table = Mapping[str, Any]
 
 
 class PublishedRow(NamedTuple):
-    """One row of the published table: means and deviations over three runs of ROUGE-1, -2 and -L.
-
-    Llama-3.2-3B-Instruct in 4 bits, LoRA through Unsloth, four evaluation tasks.
-    """
+    """One row of the published table (Llama-3.2-3B-Instruct, 4 bits): ROUGE-1, -2 and -L over three runs."""
 
     data: str
     mean: tuple[float, float, float]
@@ -60,8 +57,8 @@ def answers(table: Table) -> list[Answer]:
 def headline(table: Table) -> list[tuple[str, str]]:
     """Return the pairs in question: for each model, the last and the first cell that were compared."""
     chosen = []
-    for model in dict.fromkeys(row["model"] for row in table["rows"]):
-        labels = [row["cell"] for row in _tuned(table) if row["model"] == model]
+    for model in models(table):
+        labels = [row["cell"] for row in tuned_rows(table) if row["model"] == model]
         found = [(entry["a"], entry["b"]) for entry in table["comparisons"] if entry["a"] in labels]
         if found:
             chosen.append(max(found, key=lambda pair: labels.index(pair[0]) - labels.index(pair[1])))
@@ -81,7 +78,13 @@ def _comparisons(pair: tuple[str, str], table: Table) -> list[Table]:
     return [entry for entry in table["comparisons"] if (entry["a"], entry["b"]) == pair]
 
 
-def _tuned(table: Table) -> list[Table]:
+def models(table: Table) -> list[str]:
+    """Return the models in the order of the table."""
+    return list(dict.fromkeys(row["model"] for row in table["rows"]))
+
+
+def tuned_rows(table: Table) -> list[Table]:
+    """Return the rows of cells, without those of base models."""
     return [row for row in table["rows"] if row["stage"] == "tuned"]
 
 
@@ -159,43 +162,32 @@ def _seeds(found: Sequence[Table]) -> str:
     )
 
 
-def published_comparisons(confidence: float) -> list[dict[str, Any]]:
-    """Return 300k - 100k of the published table with Welch's interval, from means and deviations alone."""
-    from scipy.stats import t, ttest_ind_from_stats
+def published_answer(confidence: float) -> str:
+    """Return what can be concluded about 300k - 100k from the published means and deviations alone (Welch's test)."""
+    from scipy.stats import t
 
     first, last = PUBLISHED[0], PUBLISHED[-1]
-    found = []
-    for metric, *numbers in zip(ROUGE, last.mean, last.std, first.mean, first.std, strict=True):
-        a, a_sd, b, b_sd = numbers
-        p = float(ttest_ind_from_stats(a, a_sd, RUNS, b, b_sd, RUNS, equal_var=False).pvalue)
+    differences, needed = [], []
+    for metric, a, a_sd, b, b_sd in zip(ROUGE, last.mean, last.std, first.mean, first.std, strict=True):
         variances = a_sd**2, b_sd**2
+        error = (sum(variances) / RUNS) ** 0.5
         freedom = (RUNS - 1) * sum(variances) ** 2 / sum(variance**2 for variance in variances)
-        half = float(t.ppf((1 + confidence) / 2, freedom)) * (sum(variances) / RUNS) ** 0.5
-        needed = seeds_needed(sum(variances) ** 0.5, 0.01, alpha=1 - confidence, paired=False)
-        interval = {"ci_low": a - b - half, "ci_high": a - b + half}
-        found.append({"metric": metric, "delta": a - b, **interval, "p": p, "seeds_needed": needed})
-    return found
-
-
-def published_answer(confidence: float) -> str:
-    """Return what can be concluded from the published table's means and deviations."""
-    found = published_comparisons(confidence)
-    differences = ", ".join(
-        f"{label(entry['metric'])} {signed(entry['delta'])} ({between(entry)}, {p_value(entry['p'])})"
-        for entry in found
-    )
-    least, most = (choose(int(entry["seeds_needed"]) for entry in found) for choose in (min, max))
+        half = t.ppf((1 + confidence) / 2, freedom) * error
+        p = 2 * t.sf(abs(a - b) / error, freedom)
+        interval = between({"ci_low": a - b - half, "ci_high": a - b + half})
+        differences.append(f"{label(metric)} {signed(a - b)} ({interval}, {p_value(p)})")
+        needed.append(seeds_needed(sum(variances) ** 0.5, 0.01, alpha=1 - confidence, paired=False) or 100_000)
     return (
-        f"300k vs. 100k in the published table: {differences}. The intervals are Welch's, computed from the published "
-        f"means and standard deviations of three runs each, without correction. With such deviations, detecting a "
-        f"difference of 0.01 takes {least} to {most} runs per arm."
+        f"300k vs. 100k in the published table: {', '.join(differences)}. The intervals are Welch's, computed from the "
+        "published means and standard deviations of three runs each, without correction. With such deviations, "
+        f"detecting a difference of 0.01 takes {min(needed)} to {max(needed)} runs per arm."
     )
 
 
 def cautions(table: Table) -> list[str]:
     """Return the limits that a reader of the numbers must know."""
     found = []
-    tuned = _tuned(table)
+    tuned = tuned_rows(table)
     single = [row["cell"] for row in tuned if row["seeds"] == 1]
     if single:
         found.append(f"A single seed, so the deviation is unknown (–): {', '.join(single)}.")
@@ -211,7 +203,7 @@ def cautions(table: Table) -> list[str]:
         found.append(f"The seeds vary only in: {listed(vary)}.")
     if any(not entry["paired"] for entry in table["comparisons"]):
         found.append("Arms with different seeds are compared as independent samples.")
-    for model in dict.fromkeys(row["model"] for row in tuned):
+    for model in models(table):
         for task in table["tasks"]:
             tokens = {row["cell"]: row["answer_tokens"][task] for row in tuned if row["model"] == model}
             known = {cell: value for cell, value in tokens.items() if value is not None}
@@ -219,6 +211,13 @@ def cautions(table: Table) -> list[str]:
                 means = listed([f"{value:.1f} for {cell}" for cell, value in known.items()])
                 found.append(f"Answer length on {task} in tokens: {means}. {PENALTY}")
     return [*found, *table["notes"]]
+
+
+def data_label(row: Table) -> str:
+    """Name a cell within its model: the data and the settings that differ."""
+    if row["stage"] == "base":
+        return "base model"
+    return " ".join([row["data"], *(f"{key}={value}" for key, value in row["settings"].items())])
 
 
 def p_value(p: float) -> str:

@@ -18,11 +18,9 @@ from rich.text import Text
 from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
-from tometune.data.ngrams import SHORTEST
 from tometune.data.profile import Profile, described, repeats, unread_columns
 from tometune.reporting import mix_figures
-from tometune.reporting.page import draw, environment
-from tometune.reporting.text import markdown_line
+from tometune.reporting.page import draw, environment, markdown_line
 
 # Reasons in words; any other reason is shown by its key.
 REASONS = {
@@ -34,28 +32,14 @@ REASONS = {
 }
 FOLDED_AFTER = 700  # characters of a turn that are visible without unfolding it
 MOST_CHARACTERS = 20_000  # characters of a turn on the page
-MOST_SOURCES = 12  # sources per task listed on the console
+MOST_SOURCES = 6  # sources that are listed with their rows
 MOST_WORDS = 24  # words of an overlap listed on the console
 
 
 def card(
-    mix: Mix,
-    values: Profile,
-    samples: Sequence[Mapping[str, Any]],
-    overlaps: MixOverlaps | None,
-    unchecked: Mapping[str, str],
-    contamination: str,
+    mix: Mix, values: Profile, samples: Sequence[Mapping[str, Any]], contamination: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the content of a card as plain values.
-
-    Args:
-        mix: the mix.
-        values: the values of its rows.
-        samples: rows to show.
-        overlaps: with the evaluation texts; None if there were no texts.
-        unchecked: the reason by task for the tasks that were not checked.
-        contamination: `data.contamination`.
-    """
+    """Return the content of a card as plain values; `contamination` is the result of `describe_overlaps`."""
     duplicates = repeats(values)
     scores = None if values.scores is None else values.scores[~np.isnan(values.scores)]
     return {
@@ -67,13 +51,13 @@ def card(
         "steps": {origin: steps(facts) for origin, facts in mix.facts.items()},
         "dropped": _dropped(mix),
         "fixed": [
-            _reason(reason, origin, _total(counts), counts)
+            _reason(reason, origin, sum(counts.values()), counts)
             for origin, facts in mix.facts.items()
             for reason, counts in facts["mended"].items()
         ],
         "unread": unread_columns(mix),
-        "duplicates": {"rows": _total(duplicates), "sources": duplicates},
-        "contamination": _contamination(overlaps, unchecked, contamination),
+        "duplicates": {"rows": sum(duplicates.values()), "sources": duplicates},
+        "contamination": contamination,
         "samples": samples,
     }
 
@@ -89,89 +73,91 @@ def _rows(values: Profile, rows: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _drops(facts: Mapping[str, Any]) -> dict[str, tuple[int, Mapping[str, int]]]:
+    """Return (rows, rows by source) for each reason to drop rows, in the order in which rows are checked."""
+    by_source = {
+        **facts["dropped"],
+        **facts["malformed"],
+        **facts.get("excluded_sources", {}),
+        **facts.get("filtered", {}),
+    }
+    by_source[NEAR] = facts.get(NEAR, {})
+    found = {reason: (sum(sources.values()), sources) for reason, sources in by_source.items()}
+    by_task = facts.get("contaminated", {}).items()
+    overlaps = {f"{task}: {name}": count for task, sources in by_task for name, count in sources.items()}
+    found["contaminated"] = facts.get("contaminated_rows", 0), overlaps
+    return {reason: entry for reason, entry in found.items() if entry[0]}
+
+
 def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Return the steps from the rows read from a base or pool to the rows taken; rows dropped are negative.
 
     A row that was dropped for two reasons is counted under the first of them.
     """
-    rows = [("read", facts["read"])]
-    unusable = {**facts["dropped"], **facts["malformed"]}
-    rows += [(_words(reason), -_total(counts)) for reason, counts in unusable.items()]
-    filtered = {**facts.get("filtered", {}), NEAR: facts.get(NEAR, {})}
-    later = {**facts.get("excluded", {}), **{reason: _total(counts) for reason, counts in filtered.items()}}
-    later["contaminated"] = facts.get("contaminated_rows", 0)
-    twice = sum(later.values()) - (facts["usable"] - facts["eligible"]) if "eligible" in facts else 0
-    for reason in reversed(later):
-        counted_before = min(later[reason], max(twice, 0))
-        later[reason] -= counted_before
-        twice -= counted_before
-    rows += [(_words(reason), -count) for reason, count in later.items() if count]
-    rows += [("eligible", facts["eligible"])] if "eligible" in facts else []
-    return [*rows, ("taken", facts["rows"])]
+    counts = {reason: rows for reason, (rows, _) in _drops(facts).items()}
+    left = []
+    if "eligible" in facts:
+        left.append(("eligible", facts["eligible"]))
+        later = [reason for reason in counts if reason not in facts["dropped"] | facts["malformed"]]
+        twice = sum(counts[reason] for reason in later) - (facts["usable"] - facts["eligible"])
+        for reason in reversed(later):
+            counted_before = min(counts[reason], max(twice, 0))
+            counts[reason] -= counted_before
+            twice -= counted_before
+    dropped = [(REASONS.get(reason, reason), -rows) for reason, rows in counts.items() if rows]
+    return [("read", facts["read"]), *dropped, *left, ("taken", facts["rows"])]
 
 
 def _dropped(mix: Mix) -> list[dict[str, Any]]:
     """Return the reasons why rows are not in the mix, the most frequent first, with example rows."""
     found = []
-    for origin, facts in mix.facts.items():
-        by_source: dict[str, Any] = {**facts["dropped"], **facts["malformed"], **facts.get("filtered", {})}
-        by_source |= {NEAR: facts[NEAR]} if facts.get(NEAR) else {}
-        found += [_reason(reason, origin, _total(counts), counts) for reason, counts in by_source.items()]
-        sources = facts.get("excluded_sources", {})
-        excluded = facts.get("excluded", {}).items()
-        found += [_reason(reason, origin, count, sources.get(reason, {})) for reason, count in excluded if count]
-        if facts.get("contaminated_rows"):
-            by_task = {f"{task}: {name}": n for task, by in facts["contaminated"].items() for name, n in by.items()}
-            found.append(_reason("contaminated", origin, facts["contaminated_rows"], by_task))
-    for entry in found:
-        near_base = _total(mix.facts[entry["origin"]].get("near_base", {})) if entry["reason"] == NEAR else 0
-        entry["text"] += f" ({near_base:,} of them of a row of the base)" if near_base else ""
-        entry["examples"] = mix.parts[entry["origin"]].examples.get(entry["reason"], [])
+    for origin, part in mix.parts.items():
+        for reason, (rows, sources) in _drops(part.facts).items():
+            entry = {**_reason(reason, origin, rows, sources), "examples": part.examples.get(reason, [])}
+            near_base = sum(part.facts.get("near_base", {}).values()) if reason == NEAR else 0
+            entry["text"] += f" ({near_base:,} of them of a row of the base)" if near_base else ""
+            found.append(entry)
     return sorted(found, key=lambda entry: -entry["rows"])
 
 
 def _reason(reason: str, origin: str, rows: int, by_source: Mapping[str, int]) -> dict[str, Any]:
     """Return one reason with its largest sources."""
-    largest = sorted(by_source.items(), key=lambda entry: -entry[1])[:6]
-    more = len(by_source) - len(largest)
-    sources = ", ".join(f"{name} {count:,}" for name, count in largest) + (f" and {more} more" if more else "")
-    return {"reason": reason, "text": _words(reason), "origin": origin, "rows": rows, "sources": sources}
+    text, sources = REASONS.get(reason, reason), _largest(by_source)
+    return {"text": text, "origin": origin, "rows": rows, "sources": sources}
 
 
-def _words(reason: str) -> str:
-    return REASONS.get(reason, reason)
+def _largest(by_source: Mapping[str, int]) -> str:
+    """Return the largest sources with their rows, in one line."""
+    largest = sorted(by_source.items(), key=lambda entry: -entry[1])[:MOST_SOURCES]
+    more = f" and {len(by_source) - MOST_SOURCES} more" if len(by_source) > MOST_SOURCES else ""
+    return ", ".join(f"{' '.join(name.split())} {count:,}" for name, count in largest) + more
 
 
-def _total(counts: Mapping[str, int]) -> int:
-    return sum(counts.values())
+def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], setting: str) -> dict[str, Any]:
+    """Return the overlaps with the evaluation by task, and the tasks that were not checked.
 
-
-def _contamination(found: MixOverlaps | None, unchecked: Mapping[str, str], setting: str) -> dict[str, Any]:
-    """Return the overlaps by task, and the tasks that were not checked."""
-    tasks = []
+    Args:
+        found: the overlaps; None if there were no evaluation texts.
+        unchecked: the reason by task for the tasks that were not checked.
+        setting: `data.contamination`.
+    """
+    tasks: list[dict[str, Any]] = []
     for task, examples in found.examples.items() if found else ():
         assert found
         by_source = found.counts.get(task, {})
-        rows = _total(by_source)
-        tasks.append(
-            {
-                **{"task": task, "examples": examples, "rows": rows, "share": rows / found.rows, "sources": by_source},
-                **{"touched": found.touched.get(task, 0), "too_short": found.too_short.get(task, 0)},
-            }
-        )
-    return {
-        **{"setting": setting, "tasks": tasks, "unchecked": _causes(unchecked)},
-        "overlapping": 0 if found is None else found.overlapping,
-        "examples": [] if found is None else found.shown,
-    }
-
-
-def _causes(unchecked: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return (tasks, reason), with the tasks of one reason together and without the config key in front."""
-    found: dict[str, list[str]] = {}
+        rows = sum(by_source.values())
+        tasks.append({"task": task, "examples": examples, "rows": rows, "share": rows / found.rows})
+        tasks[-1] |= {"touched": found.touched.get(task, 0), "too_short": found.too_short.get(task, 0)}
+        tasks[-1]["sources"] = by_source
+    causes: dict[str, list[str]] = {}  # tasks by reason, without the config key in front
     for task, reason in unchecked.items():
-        found.setdefault(reason.partition(": ")[2] or reason, []).append(task)
-    return [(", ".join(tasks), reason) for reason, tasks in found.items()]
+        causes.setdefault(reason.partition(": ")[2] or reason, []).append(task)
+    return {
+        **{"setting": setting, "tasks": tasks},
+        "unchecked": [(", ".join(names), reason) for reason, names in causes.items()],
+        "overlapping": found.overlapping if found else 0,
+        "examples": found.shown if found else [],
+    }
 
 
 def card_page(content: Mapping[str, Any], values: Profile, max_length: int | None) -> str:
@@ -235,28 +221,22 @@ def fenced(row: Mapping[str, Any]) -> str:
     return f"{fence}text\n{turns}\n{fence}"
 
 
-def print_contamination(console: Console, found: MixOverlaps | None, unchecked: Mapping[str, str]) -> None:
-    """Print the overlaps by task and source, with examples, and the tasks that were not checked."""
-    if found is not None:
+def print_overlaps(console: Console, overlaps: Mapping[str, Any]) -> None:
+    """Print the result of `describe_overlaps`."""
+    if overlaps["tasks"]:
         title = "rows that share 13 consecutive words, or a whole shorter text, with an evaluation example"
-        console.print(Text(f"\n{title}: {found.overlapping:,}", style="bold"))
-        grid = Table("task", "source", box=SIMPLE_HEAD, show_edge=False)
-        grid.add_column("rows", justify="right")
-        grid.add_column("share", justify="right")
-        for task, by_source in found.counts.items():
-            for name, count in list(by_source.items())[:MOST_SOURCES]:
-                grid.add_row(task, Text(" ".join(name.split())), f"{count:,}", f"{count / found.rows:.4%}")
-        if grid.rows:
-            console.print(grid)
-        for entry in found.shown:
-            shared = " ".join(entry["shared"].split()[:MOST_WORDS]) + (" …" if entry["words"] > MOST_WORDS else "")
-            place = f"{entry['task']} {entry['example']}, {entry['source']}, {entry['words']} words"
-            console.print(Text(f"  {place}: {shared}"))
-        clean = [task for task in found.examples if task not in found.counts]
-        if clean:
-            console.print(Text(f"  no overlap with {', '.join(clean)}"))
-        if found.too_short:
-            short = ", ".join(f"{task} {count:,}" for task, count in found.too_short.items())
-            console.print(Text(f"  not checked because shorter than {SHORTEST} words: {short}"))
-    for tasks, reason in _causes(unchecked):
-        console.print(Text(f"! not checked against {tasks}: {reason}", style="yellow"))
+        console.print(Text(f"\n{title}: {overlaps['overlapping']:,}", style="bold"))
+        grid = Table("task", box=SIMPLE_HEAD, show_edge=False)
+        for name in ("rows", "share", "too short"):  # texts of fewer than ngrams.SHORTEST words, which are not checked
+            grid.add_column(name, justify="right")
+        grid.add_column("rows by source")
+        for task in overlaps["tasks"]:
+            numbers = f"{task['rows']:,}", f"{task['share']:.4%}", f"{task['too_short']:,}"
+            grid.add_row(task["task"], *numbers, Text(_largest(task["sources"])))
+        console.print(grid)
+    for entry in overlaps["examples"]:
+        shared = " ".join(entry["shared"].split()[:MOST_WORDS]) + (" …" if entry["words"] > MOST_WORDS else "")
+        place = f"{entry['task']} {entry['example']}, {entry['source']}, {entry['words']} words"
+        console.print(Text(f"  {place}: {shared}"))
+    for names, reason in overlaps["unchecked"]:
+        console.print(Text(f"! not checked against {names}: {reason}", style="yellow"))

@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
-from tometune.common.errors import UserError
-from tometune.reporting.cells import Cell
-from tometune.reporting.svg import HUES, INK, MUTED, PAPER, WIDTH, as_svg, panels
+from tometune.reporting.grouping import Cell
+from tometune.reporting.page import HUES, INK, MUTED, PAPER, WIDTH, as_svg, panels
 
 if TYPE_CHECKING:
     from tometune.data.profile import Profile
@@ -37,19 +36,14 @@ def sources(cells: Sequence[Cell]) -> str | None:
         try:
             found = json.loads(path.read_text(encoding="utf-8")).get("sources", {}) if path.exists() else {}
         except ValueError as error:
-            raise UserError(
-                f"{path}: is not JSON ({error}); delete it, and the report leaves out the sources"
-            ) from None
+            raise ValueError(f"{path}: {error}") from None
         if found:
             mixes.setdefault(cell.data, found)
     return stacked_bars("sources", "Rows of each mix by source", mixes) if mixes else None
 
 
-def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]], whole: int | None = None) -> str:
-    """Draw one horizontal bar per entry of `bars`, divided into parts.
-
-    The number at each bar also shows its share of `whole`, if that is given.
-    """
+def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]]) -> str:
+    """Draw one horizontal bar per entry of `bars`, divided into parts."""
     total: Counter[str] = Counter()
     for parts in bars.values():
         total.update(parts)
@@ -63,13 +57,12 @@ def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]], w
         for hue, count in zip(HUES, [*counts, sum(parts.values()) - sum(counts)], strict=False):
             axis.barh(place, count, left=end, height=0.64, color=hue, edgecolor=PAPER, linewidth=0.8)
             end += count
-        text = f"{end:,} ({end / whole:.1%})" if whole else f"{end:,}"
-        axis.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
+        axis.annotate(f"{end:,}", (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
     axis.set_yticks(range(len(bars)), list(map(label, bars)))
     axis.set_ylim(len(bars) - 0.45, -0.55)
     axis.grid(visible=False)
     axis.set_xticks([])
-    axis.margins(x=0.09 if whole is None else 0.16)
+    axis.margins(x=0.09)
     axis.spines["bottom"].set_visible(False)
     handles = [Patch(facecolor=hue, label=label(part)) for hue, part in zip(HUES, named, strict=False)]
     handles += [Patch(facecolor=HUES[-1], label=f"{rest} others")] if rest else []
@@ -105,7 +98,7 @@ def composition(mix: Profile) -> str:
     for name, rows in groups(mix).items():
         pool = int(mix.pool[rows].sum())
         bars[name] = {"from the base": int(rows.sum()) - pool, "from the pool": pool}
-    return stacked_bars("composition", "Rows by source", bars, whole=len(mix))
+    return stacked_bars("composition", "Rows by source", bars)
 
 
 def lengths(mix: Profile, max_length: int | None = None) -> str:
@@ -126,10 +119,7 @@ def lengths(mix: Profile, max_length: int | None = None) -> str:
             axis.axvline(max_length, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
     axes[0].set_yticks(range(len(shown)), list(map(label, shown)))
     axes[0].set_ylim(len(shown) - 0.7, -1.02)
-    medians = "; ".join(
-        f"{name}: median {np.median(mix.characters[rows]):,.0f} characters" for name, rows in shown.items()
-    )
-    return as_svg(figure, "lengths", f"Histograms of lengths and turns by source. {medians}.")
+    return as_svg(figure, "lengths", f"Histograms of {', '.join(columns)} by source: {', '.join(shown)}.")
 
 
 def _histograms(axis: Axes, rows: Sequence[np.ndarray], logarithmic: bool) -> None:

@@ -22,21 +22,12 @@ class SweepRun:
 
     id: str
     folder: Path
+    model: str
+    data: str
+    rows: int
     record: dict[str, Any]  # its run.json
     settings: dict[str, Any]  # all that can change the result except seeds, flat: `{"trainer.learning_rate": 2e-4, …}`
     streams: dict[str, int]  # seed of each stream: data, order, adapter, generation
-
-    @property
-    def model(self) -> str:
-        return str(self.record["model"]["name"])
-
-    @property
-    def data(self) -> str:
-        return str(self.record["data"]["name"])
-
-    @property
-    def rows(self) -> int:
-        return int(self.record["data"]["rows"])
 
 
 @dataclass(frozen=True)
@@ -97,8 +88,9 @@ def read_sweep(folder: Path) -> Sweep:
         elif isinstance(record, str):
             missing.append(_missing(folder, name, record, cell))
         else:
-            config = stored_config(folder / name)
-            runs.append(SweepRun(name, folder / name, record, _settings(config, record), asdict(config.seeds)))
+            config, data = stored_config(folder / name), record["data"]
+            names = record["model"]["name"], data["name"], data["rows"]
+            runs.append(SweepRun(name, folder / name, *names, record, _settings(config, record), asdict(config.seeds)))
     missing.sort(key=lambda cell: cell.run_id)
     if not runs:
         raise UserError(
@@ -119,19 +111,14 @@ def _read_record(folder: Path) -> dict[str, Any] | str:
         return "interrupted before run.json was written"
     except ValueError as error:
         return f"run.json is broken ({error}); {fix}"
-    if not isinstance(record, dict):
-        return f"run.json is broken (not an object); {fix}"
     status = record.get("status")
     if record.get("schema") != SCHEMA:
-        return record
+        return dict(record)
     if status == "failed":
         return f"failed: {record.get('error', 'no reason recorded')}"
     if status != "completed":
         return "running or interrupted" if status == "running" else f"status {status}"
-    lacking = [name for name in ("model", "data", "seed", "eval") if name not in record]
-    if lacking:
-        return f"run.json has no {', '.join(lacking)}"
-    return record if "tuned" in record["eval"] else "completed without scores"
+    return dict(record) if "tuned" in record["eval"] else "completed without scores"
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,41 +1,157 @@
-"""The W&B report of a sweep: the answers, the table, and panels over its runs.
+"""Publishes a report to W&B: as a run of the sweep's group, and as a W&B report with panels over the sweep's runs.
 
-Built with wandb-workspaces (https://github.com/wandb/wandb-workspaces); nothing here contacts a server.
+The W&B report is built with wandb-workspaces (https://github.com/wandb/wandb-workspaces).
 """
 
+import contextlib
+import io
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import tometune.tracking.wandb_tracker  # noqa: F401 - before wandb, because it turns off error reporting
+from tometune.common.errors import one_line
+from tometune.common.files import write_json
+from tometune.config.tracking import TrackingConfig
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import LIMIT, NOTHING_TO_COMPARE, answers, cautions
-from tometune.reporting.text import markdown_rows
-from tometune.tracking.tracker import sanitise
+from tometune.reporting.analysis import Report
+from tometune.reporting.conclusions import NOTHING_TO_COMPARE, answers, cautions
+from tometune.reporting.report_files import as_markdown, columns, row_texts
+from tometune.reporting.sweep import Sweep
+from tometune.tracking import RunLabels, RunTracker, start_tracker
+from tometune.tracking.tracker import flatten, sanitise
 
 # isort: split
+import wandb
 import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
 
-WIDTH = 24  # columns of a W&B panel grid
+FILE = "wandb_report.json"  # the W&B report's specification in the sweep's folder
+WIDTH = 24  # columns of a panel grid; W&B's package moves panels that overlap to the next free place
 JOB_TYPE = "report"  # job type of the run that holds a report
-TABLE, COMPARISONS, PAGE = "table", "comparisons", "report"  # in that run; its figures are `picture/<name>`
+TABLE, COMPARISONS, PAGE = "table", "comparisons", "report"  # what that run contains
 
 Table = Mapping[str, Any]
 
 
-def run_id(sweep: str) -> str:
+def publish(report: Report, tracking: TrackingConfig) -> list[str]:
+    """Log the report as a run of the sweep's group, then save the W&B report; returns lines that say where both are.
+
+    Raises:
+        UserError: the mode is `online` and that is not possible.
+    """
+    table, folder = report.table, report.sweep.folder
+    facts = {name: table[name] for name in ("sweep", "interval", "tasks", "limited")}
+    labels = RunLabels(_run_id(table), JOB_TYPE, table["sweep"], folder, facts, replaces=True)
+    with start_tracker(tracking, labels) as tracker:
+        log_report(tracker, report)
+    described = tracker.describe()
+    if "path" not in described:
+        return [f"not published: {described.get('reason') or 'W&B does not say where the run is'}"]
+    lines = [*runs_elsewhere(report.sweep, tracking.project), described["url"] or described["sync"]]
+    return [line for line in [*lines, _save(report, described)] if line]
+
+
+def _run_id(table: Table) -> str:
     """Return the id of the run that holds a sweep's report; always the same, so that a later report replaces it."""
-    return f"{JOB_TYPE}-{sweep}"
+    return f"{JOB_TYPE}-{table['sweep']}"
+
+
+def log_report(tracker: RunTracker, report: Report) -> None:
+    """Log numbers and answers in the summary, two tables (unknown values are None), and the page."""
+    table, metrics = report.table, report.table["metrics"]
+    text = "\n\n".join(" ".join([each.question, each.verdict, *each.sentences]) for each in answers(table))
+    words = {"answers": text or NOTHING_TO_COMPARE, "cautions": "\n".join(cautions(table))}
+    tracker.summary({**summary_numbers(table), **words})
+    rows = [
+        [
+            *row_texts(row, table)[:3],
+            *(row[metric][part] for part in ("mean", "std") for metric in metrics),
+            *(row[metric][end] for metric in metrics for end in ("ci_low", "ci_high")),
+        ]
+        for row in table["rows"]
+    ]
+    ends = [f"{label(metric)} {end}" for metric in metrics for end in ("from", "to")]
+    tracker.table(TABLE, [*columns(table), *ends], rows)
+    if table["comparisons"]:
+        names = ["a", "b", "metric", "delta", "ci_low", "ci_high", "p", "p_holm", "interval_over"]
+        tracker.table(COMPARISONS, names, [[entry[name] for name in names] for entry in table["comparisons"]])
+    tracker.page(PAGE, (report.sweep.folder / "report.html").read_text(encoding="utf-8"))
+
+
+def summary_numbers(table: Table) -> dict[str, float]:
+    """Return the numbers by which W&B can compare sweeps.
+
+    `cell/pydocs_1k/rouge1/mean` for each cell, and `difference/pydocs_3k-pydocs_1k/rouge1/delta` for each test.
+    """
+
+    def key(cell: str) -> str:  # in a summary key, dots would nest and slashes would group
+        return re.sub(r"[^A-Za-z0-9_-]+", "_", cell)
+
+    cells = {key(row["cell"]): {metric: row[metric] for metric in table["metrics"]} for row in table["rows"]}
+    differences: dict[str, dict[str, Any]] = {}
+    for entry in table["comparisons"]:
+        parts = {part: entry[part] for part in ("delta", "ci_low", "ci_high", "p_holm")}
+        differences.setdefault(f"{key(entry['a'])}-{key(entry['b'])}", {})[entry["metric"]] = parts
+    values = flatten({"cell": cells, "difference": differences}, "/").items()
+    return {name: value for name, value in values if type(value) in (int, float)}
+
+
+def runs_elsewhere(sweep: Sweep, project: str) -> list[str]:
+    """Return notes on runs that the panels lack: not logged to W&B, or logged to another project."""
+    entries = [run.record.get("tracking") or {} for run in sweep.runs]
+    paths = [str(entry["path"]) for entry in entries if entry.get("tracker") == "wandb" and entry.get("path")]
+    others = {path.split("/")[-2] for path in paths} - {project}
+    notes = []
+    if len(paths) < len(entries):
+        absent = len(entries) - len(paths)
+        notes.append(f"{absent} of {len(entries)} runs were not logged to W&B, so its panels lack them")
+    if others:
+        notes.append(f"runs were logged to project {', '.join(sorted(others))}, not {project}: set tracking.project")
+    return notes
+
+
+def _save(report: Report, tracking: Mapping[str, Any]) -> str:
+    """Write the W&B report to the sweep's folder and, if the run of the report is online, to the server.
+
+    `tracking` is the entry `tracking` of the report's own run. Returns one line that says where the report is.
+    """
+    *entity, project, _ = tracking["path"].split("/")
+    path = report.sweep.folder / FILE
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        saved = {name: earlier[name] for name in ("id", "url", "place")} if earlier["url"] else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        saved = {}
+    content = {"url": None, "place": None, **specification(build(report.table, project, "")), **saved}
+    write_json(path, content)
+    if tracking["mode"] != "online":
+        reason = tracking["reason"] or tracking["mode"]
+        return f"{path}: the W&B report, not on a server ({reason}); repeat this command when W&B is online"
+    place = f"{entity[0]}/{project}"
+    try:
+        built = build(report.table, project, entity[0])
+        if saved.get("place") == place:
+            built.id = saved["id"]
+        with contextlib.redirect_stderr(io.StringIO()):  # wandb prints the address
+            built.save()
+    except Exception as error:  # wandb-workspaces raises plain ones
+        return f"{path}: the W&B report; {wandb.setup().settings.base_url} rejected it: {one_line(error)}"
+    finally:
+        wandb.teardown()
+    write_json(path, {**content, "id": built.id, "url": built.url, "place": place})
+    return str(built.url)
+
+
+def specification(report: wr.Report) -> dict[str, Any]:
+    """Return the content of a W&B report as it is sent to the server."""
+    content: dict[str, Any] = report._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    return content
 
 
 def build(table: Table, project: str, entity: str) -> wr.Report:
-    """Return the report.
-
-    Args:
-        table: the content of table.json.
-        project: W&B project of the runs.
-        entity: their user or team; with "", the runs are looked up in the report's own project.
-    """
+    """Return the W&B report; without an entity (user or team), the runs are looked up in the report's own project."""
 
     def runset(name: str, ids: list[str]) -> wr.Runset:
         where = {"project": project, "entity": entity} if entity else {}
@@ -45,31 +161,27 @@ def build(table: Table, project: str, entity: str) -> wr.Report:
     for row in table["rows"]:
         by_model.setdefault(row["model"], []).extend(run["run_id"] for run in row["runs"])
     runs = [runset(model, ids) for model, ids in by_model.items() if ids]
-    own = runset("report", [run_id(table["sweep"])])
-    comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(w=WIDTH, h=14))
-    deviation = f"sd: standard deviation over seeds (n − 1). {table['family']}."
     found = answers(table)
-    texts = [f"**{LIMIT}.**"] if table["limited"] else []
-    texts += [f"### {each.question} {each.verdict}\n\n{' '.join(each.sentences)}" for each in found]
-    texts += [] if found else [NOTHING_TO_COMPARE]
-    notes = [f"- {text}" for text in cautions(table)]
-    notes += [f"- Missing: {entry['run_id']} ({entry['reason']})" for entry in table["missing"]]
+    compared = wr.RunComparer(diff_only="split", layout=wr.Layout(w=WIDTH, h=14))
+    names = [TABLE, *([COMPARISONS] if table["comparisons"] else [])]
+    own: list[Any] = [wr.WeavePanelSummaryTable(table_name=name, layout=wr.Layout(w=WIDTH, h=8)) for name in names]
+    page = wr.Layout(w=WIDTH, h=30)
+    own.append(wr.MediaBrowser(title="The whole report", media_keys=[PAGE], num_columns=1, layout=page))
     return wr.Report(
         project=project,
         entity=entity,
         title=f"Sweep {table['sweep']}",  # part of the address, where a question mark would end it
         description=f"{found[0].question} {found[0].verdict}" if found else NOTHING_TO_COMPARE,
         blocks=[
-            wr.MarkdownBlock("\n\n".join([*texts, *(["\n".join(notes)] if notes else [])])),
+            wr.MarkdownBlock(as_markdown(table).partition("\n\n")[2]),  # without its heading
             wr.H2("Scores"),
-            wr.MarkdownBlock(f"{markdown_rows(table)}\n\n{deviation}"),
-            wr.PanelGrid(runsets=runs, panels=_scores(table)),
+            wr.PanelGrid(runsets=runs, panels=_score_panels(table)),
             wr.H2("Training"),
-            wr.PanelGrid(runsets=runs, panels=_training(table)),
+            wr.PanelGrid(runsets=runs, panels=_training_panels(factors(table)[0])),
             wr.H2("Run by run"),
-            wr.PanelGrid(runsets=runs, panels=[comparer]),
+            wr.PanelGrid(runsets=runs, panels=[compared]),
             wr.H2("Intervals, comparisons and figures"),
-            wr.PanelGrid(runsets=[own], panels=_pages(table)),
+            wr.PanelGrid(runsets=[runset("report", [_run_id(table)])], panels=own),
         ],
     )
 
@@ -84,78 +196,41 @@ def factors(table: Table) -> list[str]:
     return [*(["data.name"] if several or not settings else []), *keys]
 
 
-def _scores(table: Table) -> list[Any]:
+def _score_panels(table: Table) -> list[Any]:
     """Return bars of means with deviations for each factor, and scores over the size of the data."""
-    metrics = table["metrics"]
-    width = max(WIDTH // len(metrics), WIDTH // 4)
+    width = max(WIDTH // len(table["metrics"]), WIDTH // 4)
+    bars: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev", "orientation": "v"}
     panels: list[Any] = [
         wr.BarPlot(
             title=f"{label(metric)} by {factor}: mean and standard deviation over runs",
             metrics=[f"eval/tuned/{metric}"],
             groupby=wr.Config(factor),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stddev",
-            orientation="v",
+            layout=wr.Layout(w=width, h=8),
+            **bars,
         )
         for factor in factors(table)
-        for metric in metrics
+        for metric in table["metrics"]
     ]
     panels += [
         wr.ScatterPlot(
             title=f"{label(metric)} by rows of data, one dot per run",
             x=wr.SummaryMetric("data/rows"),
             y=wr.SummaryMetric(f"eval/tuned/{metric}"),
+            layout=wr.Layout(w=width, h=8),
         )
-        for metric in metrics
+        for metric in table["metrics"]
     ]
-    for number, panel in enumerate(panels):
-        panel.layout = _place(number, width)
     return panels
 
 
-def _training(table: Table) -> list[Any]:
-    """Return the loss, grouped by the first factor and run by run, and the throughput."""
-    grouped = {"groupby": wr.Config(factors(table)[0]), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
-    loss = {"x": "Step", "y": ["train/loss"]}
-    title = f"training loss by {factors(table)[0]}: mean, minimum and maximum"
+def _training_panels(factor: str) -> list[Any]:
+    """Return the loss, grouped by a factor and run by run, and the throughput."""
+    grouped = {"groupby": wr.Config(factor), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    loss: dict[str, Any] = {"x": "Step", "y": ["train/loss"]}
+    rate: dict[str, Any] = {"title": "training tokens per second", "metrics": ["train/tokens_per_second"]}
+    title = f"training loss by {factor}: mean, minimum and maximum"
     return [
-        wr.LinePlot(title=title, layout=_place(0, 12, 9), **loss, **grouped),
-        wr.LinePlot(title="training loss, one line per run", layout=_place(1, 12, 9), **loss),
-        wr.BarPlot(
-            title="training tokens per second",
-            metrics=["train/tokens_per_second"],
-            layout=wr.Layout(x=0, y=9, w=WIDTH, h=6),
-            **grouped,
-        ),
+        wr.LinePlot(title=title, layout=wr.Layout(w=12, h=9), **loss, **grouped),
+        wr.LinePlot(title="training loss, one line per run", layout=wr.Layout(w=12, h=9), **loss),
+        wr.BarPlot(layout=wr.Layout(w=WIDTH, h=6), **rate, **grouped),
     ]
-
-
-def _pages(table: Table) -> list[Any]:
-    """Return the tables and the page of the report's own run."""
-    names = [TABLE, *([COMPARISONS] if table["comparisons"] else [])]
-    tables = [
-        wr.WeavePanelSummaryTable(table_name=name, layout=_place(number, WIDTH)) for number, name in enumerate(names)
-    ]
-    layout = wr.Layout(x=0, y=8 * len(names), w=WIDTH, h=30)
-    return [*tables, wr.MediaBrowser(title="The whole report", media_keys=[PAGE], num_columns=1, layout=layout)]
-
-
-def _place(number: int, width: int, height: int = 8) -> wr.Layout:
-    """Return the place of a panel in a grid that is filled line by line."""
-    columns = WIDTH // width
-    return wr.Layout(x=width * (number % columns), y=height * (number // columns), w=width, h=height)
-
-
-def spec(report: wr.Report) -> dict[str, Any]:
-    """Return the content that would be sent, after reading it back as W&B's own loader does.
-
-    Raises:
-        ValueError: a block does not survive that.
-    """
-    model = report._to_model()
-    content: dict[str, Any] = model.model_dump(mode="json", by_alias=True, exclude_none=True)
-    loaded = type(report)._from_model(type(model).model_validate(content))
-    written, read = ([type(block).__name__ for block in each.blocks] for each in (report, loaded))
-    if written != read:
-        raise ValueError(f"the W&B report is not read back as it was written: {read}, not {written}")
-    return content

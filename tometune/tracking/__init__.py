@@ -11,7 +11,7 @@ from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig
-from tometune.tracking.tracker import RunLabels, RunTracker, one_line
+from tometune.tracking.tracker import RunLabels, RunTracker, described
 
 __all__ = ["RunLabels", "RunTracker", "check_tracker", "start_tracker"]
 
@@ -30,7 +30,7 @@ def check_tracker(config: TrackingConfig) -> None:
         except UserError:
             raise
         except Exception as error:  # start_tracker warns if the tracker cannot be used then either
-            log.debug("%s could not be checked: %s", config.tracker, one_line(error))
+            log.debug("%s could not be checked: %s", config.tracker, described(error))
 
 
 def start_tracker(config: TrackingConfig, labels: RunLabels) -> RunTracker:
@@ -48,7 +48,7 @@ def start_tracker(config: TrackingConfig, labels: RunLabels) -> RunTracker:
         except UserError:
             raise
         except Exception as error:
-            reason = f"{config.tracker} could not be started ({one_line(error)})"
+            reason = f"{config.tracker} could not be started ({described(error)})"
             log.warning("%s; the run continues without a tracker", reason)
     return RunTracker(config, labels, reason)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tometune.common.errors import one_line
 from tometune.config.tracking import TrackingConfig
 
 log = logging.getLogger(__name__)
@@ -41,12 +42,10 @@ def _safe(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *arguments, **options)
         except Exception as error:
             self.lost = self.lost or isinstance(error, self.CONNECTION_ERRORS)
-            level = logging.DEBUG if self.warned else logging.WARNING
+            upload = f"; to upload what was logged: {command}" if (command := self.sync_command()) else ""
+            text = f"{self.config.tracker}: {method.__name__} failed ({described(error)}); the run continues{upload}"
+            log.log(logging.DEBUG if self.warned else logging.WARNING, text)
             self.warned = True
-            command = self.sync_command()
-            upload = f"; to upload what was logged: {command}" if command else ""
-            text = "%s: %s failed (%s); the run continues%s"
-            log.log(level, text, self.config.tracker, method.__name__, one_line(error), upload)
             return {"tracker": str(self.config.tracker)} if method.__name__ == "describe" else None
 
     return call
@@ -110,7 +109,8 @@ class RunTracker:
         if record.get("train"):  # an attempt that found the training finished has logged no step itself
             self.step = max(self.step, record["train"]["steps"])
         groups = {name: record[name] for name in ("data", "train", "eval") if record.get(name)}
-        self.summary(numbers(groups))
+        values = flatten(groups, "/").items()
+        self.summary({key: value for key, value in values if type(value) in (int, float)})
         for task, (columns, rows) in prediction_tables(folder, self.config.prediction_rows).items():
             self.table(f"predictions/{task}", columns, rows)
         name = sanitise(self.labels.run_id, 100)
@@ -120,10 +120,9 @@ class RunTracker:
             self.artifact(f"adapter-{name}", "model", folder / "adapter", dict(record["model"]))
 
 
-def one_line(error: Exception) -> str:
-    """Return the first line of an error's text, or its type if it has no text."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+def described(error: Exception) -> str:
+    """Return an error in one line; some have no text but their type."""
+    return one_line(error).rstrip(".") or type(error).__name__
 
 
 def sanitise(name: str, most: int) -> str:
@@ -131,14 +130,12 @@ def sanitise(name: str, most: int) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)[-most:].lstrip(".-")
 
 
-def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flatten nested mappings to their numbers: `{"eval": {"base": {"rouge1": .3}}}` → `{"eval/base/rouge1": .3}`."""
-    flat: dict[str, float] = {}
+def flatten(values: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings under joined keys: `{"base": {"rouge1": .3}}` → `{"base/rouge1": .3}`."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[f"{prefix}{key}"] = value
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, separator, f"{prefix}{key}{separator}") if nested else {f"{prefix}{key}": value}
     return flat
 
 
@@ -148,7 +145,8 @@ def prediction_tables(folder: Path, rows_per_stage: int) -> dict[str, tuple[list
     for path in sorted(folder.glob("eval/*/*.jsonl")) if rows_per_stage else []:
         with path.open(encoding="utf-8") as lines:
             for line in islice(lines, rows_per_stage):
-                examples.setdefault(path.stem, []).append({"stage": path.parent.name, **_cells(json.loads(line))})
+                row = {"stage": path.parent.name, **flatten(json.loads(line), ".")}
+                examples.setdefault(path.stem, []).append({key: _cell(value) for key, value in row.items()})
     tables = {}
     for task, rows in examples.items():
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -156,18 +154,11 @@ def prediction_tables(folder: Path, rows_per_stage: int) -> dict[str, tuple[list
     return tables
 
 
-def _cells(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn a JSON object into table cells: nested objects become `outer.inner`, lists become text."""
-    cells: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            cells |= _cells(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            texts = (entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False) for entry in value)
-            cells[prefix + key] = "\n\n".join(texts)
-        else:
-            cells[prefix + key] = value
-    return cells
+def _cell(value: Any) -> Any:
+    """Return the value for a table: lists, e.g. of references, become text."""
+    if not isinstance(value, list):
+        return value
+    return "\n\n".join(each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in value)
 
 
 def program(name: str) -> str:

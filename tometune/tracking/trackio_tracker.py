@@ -10,7 +10,6 @@ import io
 import logging
 import os
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tometune.tracking.tracker import RunLabels, RunTracker, program
 
 log = logging.getLogger(__name__)
 
-# Environment variables that would make trackio send runs elsewhere; they are hidden while a run starts.
+# Environment variables that would make trackio send runs elsewhere.
 REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL")
 
 
@@ -30,7 +29,11 @@ class TrackioTracker(RunTracker):
     def __init__(self, config: TrackingConfig, labels: RunLabels) -> None:
         super().__init__(config, labels)
         check(config)
-        with _local(labels.folder.parent / "trackio"):
+        os.environ.setdefault("TRACKIO_DIR", str(labels.folder.parent / "trackio"))
+        for name in REMOTE:
+            if os.environ.pop(name, None):
+                log.warning("%s ignored: runs in trackio stay on this machine", name)
+        with contextlib.redirect_stdout(io.StringIO()):
             import trackio  # reads TRACKIO_DIR when it is imported
 
             self._trackio = trackio
@@ -80,26 +83,8 @@ TRACKER = TrackioTracker
 
 
 def check(config: TrackingConfig) -> None:
-    """Check that trackio can be used.
-
-    Raises:
-        UserError: it is not installed, or the mode is `online`.
-    """
+    """Raise UserError if trackio is not installed or the mode is `online`."""
     if config.mode is TrackingMode.online:
         raise UserError("tracking.mode: trackio keeps runs on this machine only; set tracking.mode=auto")
     if importlib.util.find_spec("trackio") is None:
         raise UserError('tracking.tracker: trackio is not installed; pip install "tometune[trackio]"')
-
-
-@contextlib.contextmanager
-def _local(folder: Path) -> Iterator[None]:
-    """Start trackio quietly, in `folder` unless the user set another, and without an address to send to."""
-    os.environ.setdefault("TRACKIO_DIR", str(folder))
-    hidden = {name: os.environ.pop(name) for name in REMOTE if name in os.environ}
-    if hidden:
-        log.warning("%s ignored: runs in trackio stay on this machine", ", ".join(hidden))
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        os.environ |= hidden

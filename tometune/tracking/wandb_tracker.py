@@ -10,12 +10,13 @@ import logging
 import os
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
-from tometune.tracking.tracker import RunLabels, RunTracker, one_line, program, sanitise
+from tometune.tracking.tracker import RunLabels, RunTracker, described, program, sanitise
 
 # W&B reads this when it is imported: crash reports stay on the machine unless the user asks for them.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -28,14 +29,6 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 log = logging.getLogger(__name__)
 
-# Seconds until a run starts offline instead, and until the rest of an upload is left to `wandb sync`.
-TIMEOUTS = {"init_timeout": 20.0, "finish_timeout": 300.0}
-
-# Errors of W&B for a name, tag or setting that it does not accept (pydantic's ValidationError is a ValueError).
-REJECTIONS = (UsageError, ValueError)
-
-Mode = Literal["online", "offline", "disabled"]
-
 
 class WandbTracker(RunTracker):
     """One attempt of a run in W&B."""
@@ -43,11 +36,7 @@ class WandbTracker(RunTracker):
     CONNECTION_ERRORS = (wandb.Error, ConnectionError, TimeoutError, HandleAbandonedError, MailboxClosedError)
 
     def __init__(self, config: TrackingConfig, labels: RunLabels) -> None:
-        """Start or resume the run.
-
-        Raises:
-            UserError: the mode is `online` and that is not possible, or W&B rejects a name, tag or setting.
-        """
+        """Start or resume the run. Raises UserError like `check`, or if the mode is `online` and the server is not."""
         super().__init__(config, labels)
         self.id = sanitise(labels.run_id, 64)
         # Artifacts of an offline run wait for `wandb sync` in this folder, which by default is in the user's home.
@@ -56,19 +45,18 @@ class WandbTracker(RunTracker):
             os.environ["WANDB_DATA_DIR"] = str(labels.folder / "wandb" / "data")
         level = logging.INFO
         try:
-            self.mode, self.reason = choose_mode(config.mode)
-            try:
-                self._run = self._init()
-            except CommError as error:
-                self.reason = self._go_offline(error)
-                level = logging.WARNING
-                self._run = self._init()
-            self.step = self._run.step  # past the last step if the server knew the run
-        except BaseException as error:
+            with rejections():
+                self.mode, self.reason = choose_mode(config.mode)
+                try:
+                    self._run = self._init()
+                except CommError as error:
+                    self._go_offline(error)
+                    level = logging.WARNING
+                    self._run = self._init()
+        except BaseException:
             self._release()
-            if isinstance(error, REJECTIONS):
-                raise _rejected(error) from None
             raise
+        self.step = self._run.step  # past the last step if the server knew the run
         if labels.replaces:  # uploaded after this one, an earlier attempt would replace it
             for folder in self._unsynced():
                 if folder != Path(self._run.settings.sync_dir):
@@ -77,24 +65,14 @@ class WandbTracker(RunTracker):
             sync = self.describe()["sync"]
             log.log(level, "W&B is offline (%s); to upload the run later: %s", self.reason or "as configured", sync)
 
-    def _go_offline(self, error: CommError) -> str:
-        """Clean up after a failed start and switch to offline mode; returns the reason.
-
-        Raises:
-            UserError: the user insists on the server.
-        """
+    def _go_offline(self, error: CommError) -> None:
+        """Switch to offline mode after a failed start."""
         server, timeout = wandb.setup().settings.base_url, quiet_settings().init_timeout
-        reason = f"{server} did not accept the run within {timeout:g} s: {one_line(error)}"
+        reason = f"{server} did not accept the run within {timeout:g} s: {described(error)}"
         wandb.teardown()  # otherwise the service still holds the run id
-        for failed in self.labels.folder.glob("wandb/*run-*"):
-            if failed.is_symlink():
-                failed.unlink()
-            elif failed.name.startswith("run-"):
-                shutil.rmtree(failed)
-        if insists_on_server(self.config.mode):
-            raise _not_online(reason)
-        self.mode = "offline"
-        return reason
+        for failed in self.labels.folder.glob("wandb/run-*"):
+            shutil.rmtree(failed)
+        self.mode, self.reason = _offline(self.config.mode, reason)
 
     def _init(self) -> Any:
         """Call `wandb.init` with everything that identifies the run and nothing about the machine."""
@@ -110,7 +88,7 @@ class WandbTracker(RunTracker):
             resume="allow",
             config=dict(labels.config),
             dir=labels.folder,
-            mode=self.mode,
+            mode=self.mode,  # type: ignore[arg-type]
             settings=quiet_settings(),
         )
 
@@ -161,7 +139,7 @@ class WandbTracker(RunTracker):
         }
 
     def sync_command(self) -> str:
-        return _sync(Path(self._run.settings.sync_dir))
+        return _sync(self._run.settings.sync_dir)
 
     def _unsynced(self) -> list[Path]:
         """Return the offline folders of all attempts that no `wandb sync` has marked as uploaded."""
@@ -173,67 +151,59 @@ TRACKER = WandbTracker
 
 
 def check(config: TrackingConfig) -> None:
-    """Check names, mode and key, as far as that is possible without a server.
-
-    Raises:
-        UserError: W&B would reject a name or tag, or the mode is `online` and there is no key.
-    """
+    """Raise UserError if W&B would reject a name or tag, or if the mode is `online` and there is no key."""
     names = {"project": config.project, "entity": config.entity, "run_group": config.group}
     try:
-        wandb.Settings(**names, run_tags=tuple(config.tags))
-        choose_mode(config.mode)
-    except REJECTIONS as error:
-        raise _rejected(error) from None
+        with rejections():
+            wandb.Settings(**names, run_tags=tuple(config.tags))
+            choose_mode(config.mode)
     finally:
         wandb.teardown()
 
 
-def choose_mode(wanted: TrackingMode) -> tuple[Mode, str | None]:
-    """Return the mode and, if `auto` could not go online, the reason.
+def choose_mode(wanted: TrackingMode) -> tuple[str, str | None]:
+    """Return the mode (online, offline or disabled) and, if `auto` could not go online, the reason.
 
-    `online` and `offline` in the config take precedence. With `auto`, WANDB_MODE and W&B's own settings decide, then
-    whether there is a key.
-
-    Raises:
-        UserError: the mode is `online` and there is no key.
+    With `auto`, WANDB_MODE and W&B's own settings decide, then whether there is a key. Raises UserError if the mode is
+    `online` and there is no key.
     """
+    if wanted is TrackingMode.offline:
+        return "offline", None
     explicit = {"mode": "online"} if wanted is TrackingMode.online else {}
     found = wandb.setup(settings=wandb.Settings(silent=True, **explicit)).settings.mode
-    if wanted is TrackingMode.offline or (wanted is TrackingMode.auto and found in ("offline", "dryrun")):
-        return "offline", None
-    if wanted is TrackingMode.auto and found == "disabled":
-        return "disabled", None
+    if found in ("offline", "dryrun", "disabled"):
+        return ("disabled" if found == "disabled" else "offline"), None
     try:
         key = wandb.login(prompt=False, verify=False)
         reason = f"no API key (`{program('wandb')} login` stores one)"
     except AuthenticationError as error:
-        key, reason = False, one_line(error)
-    if key:
-        return "online", None
-    if insists_on_server(wanted):
-        raise _not_online(reason)
+        key, reason = False, described(error)
+    return ("online", None) if key else _offline(wanted, reason)
+
+
+def _offline(wanted: TrackingMode, reason: str) -> tuple[str, str]:
+    """Return the mode and the reason. Raises UserError if the config or the environment insists on the server."""
+    if wanted is TrackingMode.online or (wanted is TrackingMode.auto and os.environ.get("WANDB_MODE") == "online"):
+        raise UserError(
+            f"tracking.mode: online is not possible ({reason}); set tracking.mode=offline, or tracking=none"
+        )
     return "offline", reason
 
 
-def insists_on_server(wanted: TrackingMode) -> bool:
-    """Return whether the config or the environment asks for online mode explicitly."""
-    return wanted is TrackingMode.online or (wanted is TrackingMode.auto and os.environ.get("WANDB_MODE") == "online")
-
-
-def _not_online(reason: str) -> UserError:
-    return UserError(f"tracking.mode: online is not possible ({reason}); set tracking.mode=offline, or tracking=none")
-
-
-def _rejected(error: Exception) -> UserError:
-    problems = [str(problem["msg"]) for problem in error.errors()] if isinstance(error, ValidationError) else []
-    return UserError(
-        f"tracking: W&B rejects this: {'; '.join(problems) or one_line(error)}; fix it, or set tracking=none"
-    )
+@contextlib.contextmanager
+def rejections() -> Iterator[None]:
+    """Turn W&B's errors for a name, tag or setting that it does not accept into a `UserError`."""
+    try:
+        yield
+    except (UsageError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        texts = [problem["msg"] for problem in error.errors()] if isinstance(error, ValidationError) else []
+        problem = "; ".join(texts) or described(error)
+        raise UserError(f"tracking: W&B rejects this: {problem}; fix it, or set tracking=none") from None
 
 
 def quiet_settings() -> wandb.Settings:
     """Return settings with which W&B prints nothing and sends nothing except what it is given."""
-    settings = wandb.Settings(
+    return wandb.Settings(
         silent=True,
         console="off",
         use_dot_wandb=False,
@@ -247,12 +217,11 @@ def quiet_settings() -> wandb.Settings:
         x_disable_machine_info=True,
         x_save_requirements=False,
         x_transaction_log_flush_interval=2.0,  # seconds of curves that a kill can cost
+        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", 20)),  # seconds until a run starts offline instead
+        finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", 300)),  # the rest is left to `wandb sync`
     )
-    for name, seconds in TIMEOUTS.items():
-        setattr(settings, name, float(os.environ.get(f"WANDB_{name.upper()}", seconds)))
-    return settings
 
 
-def _sync(*folders: Path) -> str:
+def _sync(*folders: Path | str) -> str:
     """Return the command that uploads these offline runs."""
     return shlex.join([program("wandb"), "sync", *map(str, folders)])

@@ -1,1 +1,61 @@
-"""Engines that generate answers, all with the same interface."""
+"""Engines that generate answers: what they have in common, and the one that runs every model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+
+
+class UnsupportedError(Exception):
+    """The engine cannot run this model on this device; the text is the reason, as a clause."""
+
+
+class Engine:
+    """Answers prompts in batches. This is the engine `transformers`; `CudaGraph` has the same methods."""
+
+    name = "transformers"  # as in `eval.engine`
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def kind(self, rows: int) -> str:  # noqa: ARG002 -- the same for all batches
+        """Return the name recorded with the scores; it includes whether a batch of `rows` uses compiled parts."""
+        return self.name
+
+    def answer(
+        self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
+    ) -> list[list[int]]:
+        """Return the new tokens of each prompt, here of a left-padded batch and the model's own `generate`.
+
+        Tokens after the end of turn have no meaning.
+
+        Args:
+            prompts: token ids, at least one per prompt.
+            config: `max_new_tokens`, `eos_token_id` (a list) and `pad_token_id` are used.
+            noise: empty for greedy answers, else one processor that receives the scores of each step.
+
+        Raises:
+            torch.OutOfMemoryError: the batch is too large; the engine can be used again after `release`.
+        """
+        import torch
+
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), config.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        output = self.model.generate(
+            input_ids=ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            generation_config=config,
+            logits_processor=list(noise),
+        )
+        new: list[list[int]] = output[:, width:].tolist()
+        return new
+
+    def release(self) -> None:
+        """Free the memory that is kept between batches."""

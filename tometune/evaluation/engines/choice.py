@@ -12,28 +12,18 @@ from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
+from tometune.evaluation.engines import Engine, UnsupportedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tometune.evaluation.engines.base import Engine
-
 log = logging.getLogger(__name__)
 
-CAPABILITY = (8, 0)
-"""Compute capability that the attention kernel of `cuda_graph` needs."""
-
-MOST_ROWS = 256
-"""Larger batches are hardly faster: the matrix products are large enough."""
-
-CPU_ROWS = 16
-"""Batch size without a GPU."""
-
-SHARE = 0.9
-"""Usable share of the free memory; the rest is for fragments and libraries' workspaces."""
-
-BUFFERS = 8
-"""Tensors as wide as the widest layer that a forward pass holds at once; measured peaks are lower."""
+CAPABILITY = (8, 0)  # compute capability that the attention kernel of `cuda_graph` needs
+MOST_ROWS = 256  # larger batches are hardly faster: the matrix products are large enough
+CPU_ROWS = 16  # batch size without a GPU
+SHARE = 0.9  # usable share of the free memory; the rest is for fragments and libraries' workspaces
+BUFFERS = 8  # tensors as wide as the widest layer that a forward pass holds at once; measured peaks are lower
 
 
 def check_engine(wanted: EngineKind, must_compile: bool = False) -> None:
@@ -68,21 +58,14 @@ def missing_for_cuda_graph() -> str | None:
 def engine_for(
     wanted: EngineKind, model: PreTrainedModel, longest_row: int, compiles: bool = False
 ) -> Iterator[Engine]:
-    """Yield the engine for a model and release it afterwards; the log says which one it is and why.
+    """Yield the engine for a model in eval mode and release it afterwards; the log says which one it is and why.
 
-    Args:
-        wanted: `eval.engine`.
-        model: a causal language model in eval mode, with or without an adapter.
-        longest_row: maximum number of tokens of a prompt and its answer.
-        compiles: whether `cuda_graph` compiles parts of the model.
+    `longest_row` is the maximum number of tokens of a prompt and its answer.
 
     Raises:
         UserError: the engine that was asked for explicitly cannot run this model here.
     """
-    from tometune.evaluation.engines.base import Plain, UnsupportedError
-
-    check_engine(wanted)
-    engine: Engine = Plain(model)
+    engine = Engine(model)
     if wanted is not EngineKind.transformers:
         reason = missing_for_cuda_graph()
         if not reason:
@@ -105,23 +88,17 @@ def engine_for(
         engine.release()
 
 
-def rows_that_fit(
-    model: PreTrainedModel, prompt_tokens: int, new_tokens: int, padded: bool, prefill_tokens: int
-) -> int:
-    """Return a batch size: a power of two, at most MOST_ROWS.
+def rows_that_fit(engine: Engine, prompt_tokens: int, new_tokens: int) -> int:
+    """Return a batch size for prompts and answers of at most so many tokens: a power of two, at most MOST_ROWS.
 
     The free memory differs a little between runs; rounding to a power of two gives the same batch size each time.
-
-    Args:
-        model: in eval mode, on the device where it generates.
-        prompt_tokens: maximum tokens of a prompt.
-        new_tokens: maximum tokens of an answer.
-        padded: whether all rows are padded to the longest and read in one forward pass.
-        prefill_tokens: otherwise, the prompt tokens per forward pass.
     """
     import torch
     from torch import nn
 
+    from tometune.evaluation.engines.decoder import PREFILL_TOKENS
+
+    model = engine.model
     if model.device.type != "cuda":
         return CPU_ROWS
     torch.cuda.empty_cache()
@@ -133,8 +110,11 @@ def rows_that_fit(
     activations = BUFFERS * widest * model.dtype.itemsize  # bytes per token
     row = _cache_bytes(model) * (prompt_tokens + new_tokens)
     row += 12 * text_config.vocab_size  # logits in 16 bits and twice in 32
-    row += activations * prompt_tokens if padded else 0
-    shared = 0 if padded else activations * max(prefill_tokens, prompt_tokens)
+    shared = 0
+    if engine.name == "transformers":  # reads all prompts in one forward pass, padded to the longest
+        row += activations * prompt_tokens
+    else:
+        shared = activations * max(PREFILL_TOKENS, prompt_tokens)
     fit = max(1, int((SHARE * free - shared) // row))
     rows = min(MOST_ROWS, 1 << (fit.bit_length() - 1))
     log.info("%d prompts per batch: %.1f GB are free, and a row takes up to %.3f GB", rows, free / 1e9, row / 1e9)

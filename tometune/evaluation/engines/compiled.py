@@ -18,28 +18,20 @@ from torch import nn
 from tometune.config.eval import FEW
 from tometune.models.lora_rounding import RoundedOnce
 
-ROTARY = "apply_rotary_pos_emb"
-"""Name of the function in transformers' model files that rotates queries and keys."""
-
+ROTARY = "apply_rotary_pos_emb"  # the function in transformers' model files that rotates queries and keys
+# With dynamic shapes, one compilation serves prompts and steps of any number of rows.
 OPTIONS: dict[str, Any] = {"dynamic": True, "options": {"emulate_precision_casts": True}}
-"""With dynamic shapes, one compilation serves prompts and steps of any number of rows."""
 
 
 class CompiledParts:
     """The compiled parts of a decoder's layers; parts of the same kind and size share one compilation."""
 
     def __init__(self, model: Any, wanted: bool = True) -> None:
-        """Find the parts; each is compiled when it is first used.
-
-        Args:
-            model: a causal language model of transformers, with or without an adapter.
-            wanted: False finds none.
-        """
+        """Find the parts of a causal language model, if wanted; each is compiled when it is first used."""
         layers: list[nn.Module] = list(getattr(model.get_decoder(), "layers", [])) if wanted else []
         inside = [part for layer in layers for part in layer.modules()]
         modules = {type(part).__module__: vars(sys.modules[type(part).__module__]) for part in inside}
-        self.works = wanted
-        """False too after compiling has failed."""
+        self.works = wanted  # False too after compiling has failed
         self._modules = {module: names for module, names in modules.items() if ROTARY in names}
         self._rotary = {module: torch.compile(names[ROTARY], **OPTIONS) for module, names in self._modules.items()}
         self._calls: dict[nn.Module, Any] = {}

@@ -10,42 +10,39 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from tometune.evaluation.engines.base import UnsupportedError
+from tometune.evaluation.engines import Engine, UnsupportedError
 from tometune.evaluation.engines.compiled import CompiledParts
 from tometune.evaluation.engines.decoder import Choose, Decoder, slots_for
 from tometune.evaluation.engines.ragged import RaggedCache, ragged_attention
 
 log = logging.getLogger(__name__)
 
-CHECK_EVERY = 16
-"""Steps between two checks whether all rows have ended; each check waits for the GPU."""
-
-SLOTS = 1024
-"""The cache grows by this many tokens."""
+CHECK_EVERY = 16  # steps between two checks whether all rows have ended; each check waits for the GPU
+SLOTS = 1024  # the cache grows by this many tokens
 
 
-class CudaGraph:
+class CudaGraph(Engine):
     """Keeps one cache, and a captured step for each number of rows (a power of two)."""
 
     name = "cuda_graph"
 
     def __init__(self, model: PreTrainedModel, longest_row: int, capture: bool = True, compiles: bool = False) -> None:
-        """Prepare for a causal language model, with or without an adapter; its weights are not changed.
+        """Prepare for a model in eval mode, with or without an adapter; its weights are not changed.
 
         Args:
-            model: in eval mode whenever this engine answers.
+            model: a causal language model.
             longest_row: maximum number of tokens of a prompt and its answer.
             capture: False runs the same steps without graphs, on any device.
             compiles: whether parts of the model are compiled for large batches.
         """
-        self.model, self.longest_row, self.capture = model, longest_row, capture
+        super().__init__(model)
+        self.longest_row, self.capture = longest_row, capture
         self._parts = CompiledParts(model, compiles)
         self._cache: RaggedCache | None = None
         self._decoders: dict[tuple[int, ...], Decoder] = {}
         self._steps: dict[tuple[int, ...], Callable[[], None]] = {}
 
     def kind(self, rows: int) -> str:
-        """See `Engine`."""
         return f"{self.name}, compiled" if self._parts.used_for(_power_of_two(rows)) else self.name
 
     def probe(self) -> None:
@@ -66,7 +63,6 @@ class CudaGraph:
     def answer(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
     ) -> list[list[int]]:
-        """See `Engine`."""
         choose = _noisy(noise[0], len(prompts)) if noise else _greedy
         with torch.no_grad(), ragged_attention(self.model):
             decoder, step = self._prepared(prompts, config, bool(noise))
@@ -94,10 +90,7 @@ class CudaGraph:
     def _prepared(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noisy: bool
     ) -> tuple[Decoder, Callable[[], None]]:
-        """Return a decoder that is large enough and a function that runs one step of it; both are reused.
-
-        With noise, which comes from the CPU, a step ends with the logits.
-        """
+        """Return a decoder that is large enough and a function that runs one step of it; both are reused."""
         need = slots_for(prompts, config.max_new_tokens)
         if self._cache is None or self._cache.slots < need:
             self.release()
@@ -112,7 +105,7 @@ class CudaGraph:
 
             def run() -> None:
                 decoder.forward()
-                if not noisy:
+                if not noisy:  # noise comes from the CPU, so such a step ends with the logits
                     decoder.advance(_greedy)
 
             self._steps[noisy, *key] = captured(run, decoder, self._parts) if self.capture else run

@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tometune.evaluation.engines.base import UnsupportedError
+from tometune.evaluation.engines import UnsupportedError
 from tometune.evaluation.engines.ragged import Layout, RaggedCache
 
-PREFILL_TOKENS = 16_384
-"""Prompt tokens per forward pass, at least one whole prompt; more is not faster and takes memory."""
-
-Choose = Callable[[Tensor], Tensor]
-"""Turns logits [rows, vocabulary] into scores of the same shape; the largest one is the next token."""
+PREFILL_TOKENS = 16_384  # prompt tokens per forward pass; more is not faster and takes memory
+Choose = Callable[[Tensor], Tensor]  # turns logits [rows, vocabulary] into scores; the largest is the next token
 
 
 class Decoder:
@@ -27,7 +24,7 @@ class Decoder:
         Args:
             model: a causal language model in eval mode, attending by `ragged_attention`.
             cache: holds the tokens of all rows, and slot 0.
-            rows: batch size.
+            rows: R, the batch size.
             longest_row: maximum number of tokens of a prompt and its answer.
             stops: tokens that end an answer.
             pad: token that follows the end.
@@ -58,12 +55,7 @@ class Decoder:
             )
 
     def start(self, prompts: Sequence[list[int]], steps: int, choose: Choose) -> None:
-        """Read the prompts and choose the first token of each answer.
-
-        Args:
-            prompts: at most `rows`; see `slots_for`.
-            steps: maximum tokens per answer.
-            choose: chooses from logits whose first rows belong to the prompts.
+        """Read at most `rows` prompts and choose the first token of each answer, of which there are at most `steps`.
 
         Raises:
             ValueError: the prompts do not fit into the cache, or one is too long.
@@ -147,7 +139,7 @@ def slots_for(prompts: Sequence[list[int]], steps: int) -> int:
 
 
 def _chunks(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Split rows into ranges of at most PREFILL_TOKENS, or of one row."""
+    """Split rows into ranges of at most PREFILL_TOKENS, or of one row that is longer."""
     ranges, first, tokens = [], 0, 0
     for row, length in enumerate(lengths):
         if row > first and tokens + length > PREFILL_TOKENS:

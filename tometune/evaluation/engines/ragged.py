@@ -20,40 +20,23 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tometune.evaluation.engines.base import UnsupportedError
+from tometune.evaluation.engines import UnsupportedError
 
-NAME = "tometune_ragged"
-"""Name of the attention function in transformers. It has no mask function, because it needs no mask."""
-
-
-KERNEL = "_flash_attention_forward"
-"""Private torch operator for the attention; another torch version may not have it."""
+NAME = "tometune_ragged"  # of the attention function in transformers; it needs no mask and has no mask function
+KERNEL = "_flash_attention_forward"  # private torch operator for the attention; another version may not have it
 
 
 @dataclass
 class Layout:
     """Slots of the N tokens of one forward pass over R rows."""
 
-    slots: Tensor
-    """[N] int64: slot of each token in the cache."""
-
-    first: Tensor
-    """[R + 1] int32: each row's first token in this pass, and N."""
-
-    start: Tensor
-    """[R + 1] int32: each row's first slot; the last entry is not read."""
-
-    used: Tensor
-    """[R] int32: number of used slots of each row, including this pass."""
-
-    longest_query: int
-    """Largest number of tokens of a row in this pass."""
-
-    longest_row: int
-    """Upper bound of the slots used by a row."""
-
-    calls: int = 0
-    """Number of calls of `attend`: one per layer, unless the model uses other attention."""
+    slots: Tensor  # [N] int64: slot of each token in the cache
+    first: Tensor  # [R + 1] int32: each row's first token in this pass, and N
+    start: Tensor  # [R + 1] int32: each row's first slot; the last entry is not read
+    used: Tensor  # [R] int32: number of used slots of each row, including this pass
+    longest_query: int  # largest number of tokens of a row in this pass
+    longest_row: int  # upper bound of the slots used by a row
+    calls: int = 0  # of `attend`: one per layer, unless the model uses other attention
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -81,23 +64,19 @@ class RaggedLayer(CacheLayerMixin):
         return self.keys.transpose(0, 1)[None], self.values.transpose(0, 1)[None]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 -- transformers' signature
-        """Return the length and offset of a mask."""
         return self.slots, 0
 
     def get_seq_length(self) -> int:
-        """Return 0: lengths differ by row, and positions are always given."""
-        return 0
+        return 0  # lengths differ by row, and positions are always given
 
     def get_max_length(self) -> int:
-        """Return the number of slots."""
         return self.slots
 
 
 class RaggedCache(Cache):
-    """The layers of a model, which share one layout."""
+    """The layers of a model, which share one layout; each has `slots` slots for the tokens of all rows."""
 
     def __init__(self, layers: int, slots: int) -> None:
-        """Prepare `slots` slots, for the tokens of all rows, in each layer."""
         super().__init__(layers=[RaggedLayer(slots) for _ in range(layers)])
         self.slots = slots
 
@@ -119,15 +98,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attend from each row's tokens to that row's slots, causally.
 
-    Args:
-        module: the attention layer.
-        query: [1, heads, N, head_dim].
-        key: [1, key heads, slots, head_dim], as `RaggedLayer.update` returns it.
-        value: likewise.
-        attention_mask: must be None.
-        scaling: of the scores; None is 1 / sqrt(head_dim).
-        layout: keyword argument of the model's call.
-        other: anything but plain attention is rejected.
+    The arguments are those of transformers: query is [1, heads, N, head_dim], key and value are [1, key heads, slots,
+    head_dim], as `RaggedLayer.update` returns them, and `layout` comes from the model's call.
 
     Returns:
         [1, N, heads, head_dim], and None for the weights.

@@ -1,8 +1,9 @@
-"""The table as text: terminal, Markdown and CSV, with the columns of the published table first."""
+"""A report in its formats: table.json, .csv and .md, report.html, and the table on the terminal."""
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,10 +11,38 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from tometune.common.files import write_json, write_text
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import LIMIT, answers, cautions, published_answer
+from tometune.reporting import figures, mix_figures
+from tometune.reporting.analysis import Report
+from tometune.reporting.conclusions import (
+    LIMIT,
+    NOTHING_TO_COMPARE,
+    PUBLISHED,
+    answers,
+    cautions,
+    data_label,
+    models,
+    p_value,
+    published_answer,
+    signed,
+)
+from tometune.reporting.page import draw, environment, markdown_line
+from tometune.reporting.score_files import ROUGE
+
+CROWDED = 12  # loss curves are drawn for at most this many cells
 
 Values = Mapping[str, Any]
+
+
+def write(report: Report) -> Path:
+    """Write table.json, table.csv, table.md and report.html into the sweep's folder; returns the page's path."""
+    folder = report.sweep.folder
+    write_json(folder / "table.json", report.table)
+    write_text(folder / "table.csv", as_csv(report.table))
+    write_text(folder / "table.md", as_markdown(report.table))
+    write_text(folder / "report.html", as_html(report))
+    return folder / "report.html"
 
 
 def columns(table: Values) -> list[str]:
@@ -26,7 +55,7 @@ def sd_label(metric: str) -> str:
     return f"sd {label(metric).removeprefix('ROUGE-')}"
 
 
-def cells(row: Values, table: Values) -> list[str]:
+def row_texts(row: Values, table: Values) -> list[str]:
     """Return the texts of a row in the order of `columns`; unknown values are a dash."""
     means = [f"{row[metric]['mean']:.3f}" for metric in table["metrics"]]
     deviations = [deviation_label(row[metric]["std"]) for metric in table["metrics"]]
@@ -40,13 +69,6 @@ def deviation_label(deviation: float | None) -> str:
     return "<0.001" if 0 < deviation < 0.0005 else f"{deviation:.3f}"
 
 
-def data_label(row: Values) -> str:
-    """Name a cell within its model: the data and the settings that differ."""
-    if row["stage"] == "base":
-        return "base model"
-    return " ".join([row["data"], *(f"{key}={value}" for key, value in row["settings"].items())])
-
-
 def seeds_label(row: Values) -> str:
     """Return the number of seeds, or `2/3` if runs are missing."""
     if row["stage"] == "base":
@@ -56,9 +78,11 @@ def seeds_label(row: Values) -> str:
 
 def as_markdown(table: Values) -> str:
     """Return the table, the answers and the cautions as Markdown."""
+    head = columns(table)
+    rows = [head, ["---"] * 3 + ["---:"] * (len(head) - 3), *(row_texts(row, table) for row in table["rows"])]
     lines = [f"# {table['sweep']}", ""]
     lines += [f"**{LIMIT}.**", ""] if table["limited"] else []
-    lines += [markdown_rows(table), ""]
+    lines += [*map(markdown_line, rows), ""]
     lines += [f"sd: standard deviation over seeds (n − 1). {table['family']}.", ""]
     for answer in answers(table):
         lines += [f"**{answer.question}** {answer.verdict} {' '.join(answer.sentences)}", ""]
@@ -66,18 +90,6 @@ def as_markdown(table: Values) -> str:
     lines += [f"- {text}" for text in cautions(table)]
     lines += [f"- Missing: {entry['run_id']} ({entry['reason']})" for entry in table["missing"]]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def markdown_rows(table: Values) -> str:
-    """Return the rows and their head as a Markdown table."""
-    head = columns(table)
-    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3), *(cells(row, table) for row in table["rows"])]
-    return "\n".join(markdown_line(line) for line in lines)
-
-
-def markdown_line(texts: Iterable[str]) -> str:
-    """Return a line of a Markdown table."""
-    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
 
 
 def as_csv(table: Values) -> str:
@@ -108,7 +120,7 @@ def print_report(table: Values, console: Console | None = None) -> None:
         left = number < 2
         grid.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in table["rows"]:
-        grid.add_row(*map(escape, cells(row, table)), style="dim" if row["stage"] == "base" else None)
+        grid.add_row(*map(escape, row_texts(row, table)), style="dim" if row["stage"] == "base" else None)
     console.print(grid)
     for answer in answers(table):
         text = f"[bold]{escape(answer.question)} {answer.verdict}[/] {escape(' '.join(answer.sentences))}\n"
@@ -117,3 +129,49 @@ def print_report(table: Values, console: Console | None = None) -> None:
         console.print(f"[yellow]![/] {escape(text)}", highlight=False)
     for entry in table["missing"]:
         console.print(f"[yellow]missing[/] {escape(entry['run_id'])}: {escape(entry['reason'])}", highlight=False)
+
+
+def as_html(report: Report) -> str:
+    """Return the page: one file that refers to nothing outside itself."""
+    table, cells = report.table, [cell for cell in report.cells if cell.runs]
+    names = models(table)
+    versions: dict[str, set[str]] = {}
+    for run in report.sweep.runs:
+        commit = str((run.record.get("git") or {}).get("commit") or "")[:10]
+        for name, version in {**run.record.get("versions", {}), **({"commit": commit} if commit else {})}.items():
+            versions.setdefault(name, set()).add(str(version))
+    templates = environment()
+    templates.filters |= {
+        "data": data_label,
+        "label": label,
+        "p": lambda value: p_value(value).removeprefix("p ").removeprefix("= "),
+        "score": lambda value: "–" if value is None else f"{value:.3f}",
+        "sd": deviation_label,
+        "sd_label": sd_label,
+        "seeds": seeds_label,
+        "signed": signed,
+    }
+    text = templates.get_template("report.html.jinja").render(
+        table=table,
+        rouge=ROUGE,
+        limit=LIMIT,
+        nothing=NOTHING_TO_COMPARE,
+        answers=answers(table),
+        published_answer=published_answer(table["interval"]["confidence"]),
+        published=PUBLISHED,
+        cautions=cautions(table),
+        pictures={
+            "means": draw(figures.means, table),
+            "tasks": draw(figures.tasks, table) if len(table["tasks"]) > 1 else None,
+            "published": draw(figures.published, table),
+            "loss": draw(figures.loss, cells, names) if len(cells) <= CROWDED else None,
+            "sources": draw(mix_figures.sources, cells),
+            "throughput": draw(figures.throughput, cells, names),
+        },
+        records=[run.record for cell in report.cells for run in [*cell.runs.values(), *cell.stream_runs]],
+        versions=[f"{name} {' / '.join(sorted(found))}" for name, found in versions.items()],
+        models=names,
+    )
+    return text.replace("ROUGE-", "ROUGE\N{NON-BREAKING HYPHEN}").replace(
+        "p = ", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
+    )

@@ -1,4 +1,4 @@
-"""Texts of users and models are made inert; test_page checks it in a browser."""
+"""Texts of users and models are made harmless; test_page checks it in a browser."""
 
 import re
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tometune.chatting.inert import JOINER, markdown, original, visible
+from tometune.chatting.security import JOINER, safe_markdown, show_control_characters
 
 TAGS = ["<script>", "</script>", "<img src=x onerror=1>", "![a](http://x)"]
 CODE = ["`", "``", "```", "~~~", "```mermaid\n", "$$", "\n", "\n\n", " ", "a"]
@@ -17,20 +17,20 @@ TEXTS = st.lists(st.sampled_from([*TAGS, *CODE]), max_size=12).map("".join)
 @given(TEXTS)
 def test_no_html_and_no_image_is_left(text):
     found = set()
-    for token in MarkdownIt("commonmark", {"html": True}).parse(markdown(text)):
+    for token in MarkdownIt("commonmark", {"html": True}).parse(safe_markdown(text)):
         found |= {token.type} | {child.type for child in token.children or []}
     assert not found & {"html_block", "html_inline", "image"}
-    assert "```mermaid" not in markdown(text)
+    assert "```mermaid" not in safe_markdown(text)
 
 
 @given(TEXTS)
 def test_an_edit_starts_from_the_original_text(text):
-    assert original(markdown(text)) == text
+    assert safe_markdown(text).replace(JOINER, "") == text
 
 
 def test_code_is_left_alone():
     text = "look:\n\n```html\n<b>bold</b>\n```\n\n    <i>\n\nbut <u>"
-    assert markdown(text) == text.replace("<u>", f"<{JOINER}u>")
+    assert safe_markdown(text) == text.replace("<u>", f"<{JOINER}u>")
 
 
 @pytest.mark.parametrize(
@@ -43,5 +43,5 @@ def test_code_is_left_alone():
     ],
 )
 def test_control_characters_become_symbols(text, shown):
-    assert visible(text) == shown
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", visible(text))
+    assert show_control_characters(text) == shown
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", show_control_characters(text))

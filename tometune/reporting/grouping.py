@@ -1,4 +1,4 @@
-"""Cells: runs that differ by their seeds alone. Any other setting that differs is part of the cell's name."""
+"""Groups runs into cells: runs that differ by their seeds alone. Other settings that differ name the cell."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,23 +29,19 @@ class Cell:
     stream_runs: list[SweepRun]  # runs whose streams have different seeds: for the variance by cause, not for the mean
 
 
-@dataclass(frozen=True)
-class Grid:
-    """All cells of a sweep."""
-
-    cells: list[Cell]
-    varied: list[str]  # streams that differ between runs: the deviation over seeds covers these
-    notes: list[str]
+def varied_streams(runs: Sequence[SweepRun]) -> list[str]:
+    """Return the streams that differ between runs: the deviation over seeds covers these."""
+    return [name for name in STREAMS if len({run.streams[name] for run in runs}) > 1]
 
 
-def group(sweep: Sweep) -> Grid:
-    """Group the runs of a sweep into cells.
+def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
+    """Group the runs of a sweep into cells; also returns notes for readers of the table.
 
     Raises:
         UserError: two runs have the same settings and seeds, so that one of them is outdated, or no run has one seed
             for all streams.
     """
-    varied = [name for name in STREAMS if len({run.streams[name] for run in sweep.runs}) > 1]
+    varied = varied_streams(sweep.runs)
     settings, confounded = _differing(sweep.runs)
     grouped: dict[tuple[Any, ...], list[SweepRun]] = {}
     for run in sweep.runs:
@@ -70,7 +66,7 @@ def group(sweep: Sweep) -> Grid:
     empty = [cell.label for cell in cells if not cell.runs]
     if empty:
         notes.append(f"Not in the table, because no run has one seed for all streams: {', '.join(empty)}.")
-    return Grid(cells, varied, notes + confounded)
+    return cells, notes + confounded
 
 
 def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[int, SweepRun], list[SweepRun]]:
@@ -124,17 +120,14 @@ def _rank(value: Any) -> tuple[bool, float, str]:
     return (not number, float(value) if number else 0.0, str(value))
 
 
-def pairs(cells: Sequence[Cell]) -> list[tuple[int, int]]:
-    """Return the indices of cells to compare, the later one first.
-
-    Two cells are compared if they have the same model and differ in one thing only: the data or one hyperparameter.
-    """
+def pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
+    """Return the cells to compare, the later one first: of one model, and different in the data or in one setting."""
     found = []
-    for second, later in enumerate(cells):
-        for first, earlier in enumerate(cells[:second]):
+    for number, later in enumerate(cells):
+        for earlier in cells[:number]:
             differ = sum(later.settings[key] != earlier.settings.get(key) for key in later.settings)
             if later.model == earlier.model and differ + (later.data != earlier.data) == 1:
-                found.append((second, first))
+                found.append((later, earlier))
     return found
 
 

@@ -1,0 +1,180 @@
+"""Reads the score files of a sweep's runs and pairs them by example.
+
+Intervals and tests are computed in evaluation/statistics.py.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tometune.common.errors import UserError
+from tometune.evaluation.statistics import Floats, resampled_means
+from tometune.reporting.sweep import SweepRun
+
+ROUGE = ("rouge1", "rouge2", "rougeL")  # metrics of every run, and those of the published table
+TOLERANCE = 1e-9  # means closer than this are equal: sums in another order differ by less
+LISTED = 3  # ids listed in an error about differing examples
+
+
+class Example(NamedTuple):
+    """One scored example of a run."""
+
+    references: int  # hash of its references, because ids may be mere row numbers
+    scores: dict[str, float]  # by metric
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean scores of every column by task, on the examples themselves and on resampled ones, the same for all columns.
+
+    There is one column per run, named by its id, and one per base model, named by `base_column(model)`.
+    """
+
+    metrics: list[str]  # ROUGE, then every other metric that all tasks of all runs have
+    columns: list[str]
+    examples: dict[str, int]  # their number by task
+    means: Floats  # [tasks, columns, metrics]
+    resampled: Floats  # [tasks, resamples, columns, metrics]
+    notes: list[str]  # where runs do not agree on the base model's scores
+
+    def of_runs(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:
+        """Return the score of each run, [runs]: on one task, or the plain mean over tasks."""
+        return self._over_tasks(self.means[:, self._columns(names), self.metrics.index(metric)], task)
+
+    def on_resampled(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:
+        """Return the mean score of these runs on resampled examples, [resamples]."""
+        by_run = self.resampled[:, :, self._columns(names), self.metrics.index(metric)]
+        return self._over_tasks(by_run.mean(axis=2), task)
+
+    def _columns(self, names: Sequence[str]) -> list[int]:
+        return [self.columns.index(name) for name in names]
+
+    def _over_tasks(self, values: Floats, task: str | None) -> Floats:
+        found: Floats = values.mean(axis=0) if task is None else values[list(self.examples).index(task)]
+        return found
+
+
+def base_column(model: str) -> str:
+    """Return the name of a base model's column."""
+    return f"before {model}"
+
+
+def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
+    """Read `eval/<stage>/<task>.jsonl` of all runs; base scores are averaged over the runs that have them.
+
+    Raises:
+        UserError: a file is missing or broken, or runs were scored on different tasks or examples.
+    """
+    names = list(runs[0].record["eval"]["tuned"]["tasks"])
+    for run in runs:
+        differ = set(names) ^ set(run.record["eval"]["tuned"]["tasks"])
+        if differ:
+            raise UserError(
+                f"{run.folder}: scored on other tasks than {runs[0].id} (not in both: {', '.join(sorted(differ))}), "
+                "so means over tasks cannot be compared; score one of them again, or move it away"
+            )
+    columns = {run.id: [("tuned", run.id)] for run in runs}  # (stage, run id) of the files behind each column
+    for run in runs:
+        if "base" in run.record["eval"]:
+            columns.setdefault(base_column(run.model), []).append(("base", run.id))
+    read = {task: _read_stages(runs, task) for task in names}
+    known = [list(next(iter(examples.values())).scores) for files in read.values() for examples in files.values()]
+    metrics = [name for name in known[0] if all(name in others for others in known)]
+    tasks: list[Floats] = []  # [examples, columns, metrics] by task
+    means: dict[str, list[Floats]] = {name: [] for name in columns}  # [files, metrics] by task
+    for files in read.values():
+        by_column = []
+        for name, stages in columns.items():
+            scores = [
+                [[each.scores[metric] for metric in metrics] for each in files[stage].values()] for stage in stages
+            ]
+            values = np.array(scores)  # [files, examples, metrics]
+            by_column.append(values.mean(axis=0))
+            means[name].append(values.mean(axis=1))
+        tasks.append(np.stack(by_column, axis=1))
+    notes = []
+    for name, found in means.items():
+        spread = np.ptp(found, axis=1)
+        if np.any(spread > TOLERANCE):
+            rouge_l = np.mean(found, axis=0)[:, metrics.index("rougeL")]
+            notes.append(
+                f"Row {name}: the runs disagree on this score (ROUGE-L {rouge_l.min():.4f} to {rouge_l.max():.4f}, up "
+                f"to {spread.max():.4f} on one task), so the row is a mean. They were scored with different settings, "
+                "versions or hardware."
+            )
+    resampled = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples)
+    return Scores(
+        metrics,
+        list(columns),
+        {name: len(task) for name, task in zip(names, tasks, strict=True)},
+        np.stack([task.mean(axis=0) for task in tasks]),
+        resampled.reshape(len(tasks), resamples, len(columns), len(metrics)),
+        notes,
+    )
+
+
+def _read_stages(runs: Sequence[SweepRun], task: str) -> dict[tuple[str, str], dict[str, Example]]:
+    """Read a task's examples by (stage, run id), in the order of the first run; all must have the same ones."""
+    paths = {
+        (stage, run.id): run.folder / "eval" / stage / f"{task}.jsonl"
+        for stage in ("tuned", "base")
+        for run in runs
+        if stage in run.record["eval"]
+    }
+    found = {name: read_task(path) for name, path in paths.items()}
+    first, expected = paths["tuned", runs[0].id], found["tuned", runs[0].id]
+    for name, examples in found.items():
+        if examples.keys() != expected.keys():
+            differ = ((paths[name], examples.keys() - expected.keys()), (first, expected.keys() - examples.keys()))
+            only = "; ".join(f"only in {path}: {_some(sorted(ids))}" for path, ids in differ if ids)
+            raise UserError(f"{task}: runs with different examples cannot be paired; {only}; score one of them again")
+        changed = [each for each in examples if examples[each].references != expected[each].references]
+        if changed:
+            raise UserError(
+                f"{paths[name]}: other references than in {first} for {_some(changed)}; the task's examples "
+                "changed between the runs, so they cannot be paired: score one of them again"
+            )
+    return {name: {each: examples[each] for each in expected} for name, examples in found.items()}
+
+
+def read_task(path: Path) -> dict[str, Example]:
+    """Read one file of scores; returns its examples by id.
+
+    Raises:
+        UserError: it is missing, has no examples, or a line is broken; names the line.
+    """
+    fix = "delete it and run the same command again to score it again"
+    metrics: list[str] = []
+    found: dict[str, Example] = {}
+    try:
+        with path.open(encoding="utf-8", newline="\n") as lines:  # not splitlines(): it also splits at U+2028
+            for line in lines:
+                row = json.loads(line)
+                metrics = metrics or [*ROUGE, *(name for name in row["scores"] if name not in ROUGE)]
+                scores = {metric: float(row["scores"][metric]) for metric in metrics}
+                if not all(map(math.isfinite, scores.values())):
+                    raise ValueError("a score is not a number")
+                identifier, references = str(row["id"]), hash(tuple(row.get("references", ())))
+                if identifier in found:
+                    raise ValueError(f"the id {identifier} occurs twice")
+                found[identifier] = Example(references, scores)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, although the run is completed; score the run again") from None
+    except KeyError as error:
+        raise UserError(f"{path}:{len(found) + 1}: has no {error}, which the report needs; {fix}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}:{len(found) + 1}: not a line of scores ({error}); {fix}") from None
+    if not found:
+        raise UserError(f"{path}: no examples; {fix}")
+    return found
+
+
+def _some(names: Sequence[Any]) -> str:
+    """List the first few names."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(map(str, names[:LISTED]))}{more}"
