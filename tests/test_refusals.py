@@ -60,7 +60,10 @@ def test_what_is_wrong_is_reported_before_slow_work(
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["data.base.path=broken.jsonl"], r"^broken\.jsonl, line 7: is not JSON .*fix or delete this line"),
+        (
+            ["data.base.path=broken.jsonl", "data.bad_rows=stop"],
+            r"^data\.base: 1 of 12 rows cannot be read \(not_json 1\); .* broken\.jsonl, line 7: is not JSON .*fix or",
+        ),
         (["trainer.max_length=4", "data.base.path=good.jsonl"], r"^trainer\.max_length=4: the chat template alone"),
         ([*POOL, "data.rows=30", "data.base.path=good.jsonl"], r"^data\.pool: 3 usable rows of 7 .*data\.rows=30 nee"),
     ],

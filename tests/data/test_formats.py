@@ -232,7 +232,7 @@ def test_unknown_columns_are_answered_with_the_mapping(row, mapping):
         with pytest.raises(FormatError) as caught:
             read(row, **options)
         assert caught.value.reason == "unknown_columns"
-        assert str(caught.value).endswith(f"; name them with {more}'data.base.columns={{{mapping}}}'")
+        assert str(caught.value).endswith(f"; set {more}'data.base.columns={{{mapping}}}'")
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_unknown_columns_are_answered_with_the_mapping(row, mapping):
             "a tool call cannot be read; make it {fun",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "pdf"}]}]}, "unknown_part", "a part of a turn is of type"),
-        ({}, "unknown_columns", "no columns with turns, nor a question and its answer, among none; name them with"),
+        ({}, "unknown_columns", "no columns with turns, nor with a question and its answer, among none; set"),
     ],
 )
 def test_rows_that_cannot_be_read(row, reason, message):
@@ -302,10 +302,15 @@ def test_any_row_is_read_or_rejected(row, form, preference):
     }
 
 
+def test_a_format_that_does_not_fit_is_answered_with_auto():
+    with pytest.raises(FormatError, match=r"^no columns of format=alpaca among messages; set data\.base\.format=auto$"):
+        read(MESSAGES, format=RowFormat.alpaca)
+
+
 def test_an_error_is_one_line_for_any_column_names():
     with pytest.raises(FormatError) as caught:
         read({"a\nb": 1, "c" * 10_000: 1, **{f"d{number}": 1 for number in range(1000)}})
     assert "\n" not in str(caught.value)
     assert "among 'a\\nb', " in str(caught.value)
-    assert "and 972 more; name them" in str(caught.value)
+    assert "and 972 more; set" in str(caught.value)
     assert len(str(caught.value)) < 1000

@@ -39,7 +39,9 @@ def test_trained_tokens_are_highlighted(tmp_path: Path) -> None:
 
 def test_the_summary_counts_everything_in_80_columns(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
     rows = [conversation(number, source="alpha" if number < 8 else "[beta]") for number in range(10)]
-    rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": "alpha"})
+    rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": "alpha", "lang": "en"})
+    rows[0]["topic"] = rows[1]["topic"] = rows[8]["topic"] = "x"
+    rows.append({"conversations": 7, "source": "alpha"})
     pool = [*rows[:3], rows[0], *(conversation(f"p{number} {'long ' * 60}", source="pool") for number in range(6))]
     pool[-1]["conversations"].insert(0, {"from": "gpt", "value": "first"})
     pool += [conversation("p1 " + "long " * 60, source="a/very-long name\n" * 20)]
@@ -54,7 +56,9 @@ def test_the_summary_counts_everything_in_80_columns(mix_of: Callable[..., Mix],
         *(" rows 14 ", f" tokens {counts.tokens:,} ", f"(answers and their ends) {counts.trainable_tokens:,} "),
         *("trainer.max_length=64 4 28.6%", f"tokens cut off {counts.tokens_cut:,} ", "left after that 4 28.6%"),
         *("alpha 8 57.1%", "[beta] 2 14.3%", " 4 28.6%"),
-        *("read 11 11 ", "− no assistant turn 1 ", "eligible 6 ", "taken 10 4"),
+        *("− not_a_list_of_turns 1", "cannot be read: not_a_list_of_turns base alpha 1"),
+        " base alpha topic 2, lang 1 pool alpha topic 3 ",
+        *("read 12 11 ", "− no assistant turn 1 ", "eligible 6 ", "taken 10 4"),
         *("− text is in the base 4 ", "in an earlier row of the pool 1 "),
         *("dropped: no_assistant_turn base alpha 1", "fixed: leading_assistant_removed pool pool 1"),
     ):
@@ -121,3 +125,10 @@ def test_scores_are_those_of_the_column_or_of_the_scorer(tmp_path: Path) -> None
     ranked = scores(PoolOrder.best)
     assert not np.isnan(ranked).any()
     assert (np.diff(ranked[3:]) <= 0).all()
+
+
+def test_samples_show_tool_calls(mix_of: Callable[..., Mix]) -> None:
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}
+    (row,) = samples(mix_of([{"messages": [{"role": "user", "content": "q"}, call]}], None, 1))
+    assert row["messages"][0] == {"role": "user", "content": "q"}
+    assert '{"name": "f", "arguments": {}}' in row["messages"][1]["content"]

@@ -119,7 +119,7 @@ def test_a_bad_row_is_counted_and_an_error_names_it(tmp_path):
     start, *shown = str(caught.value).split(" | ")
     assert start.startswith(
         "data.base: 3 of 5 rows cannot be read (unknown_role 2, not_an_object 1); fix them, or set data.bad_rows=drop "
-        f"to leave them out: {file}, line 3 and {file}, line 5: unknown role 'humn'; did you mean human? use one of"
+        f"to leave them out: {file}, line 3 and line 5: unknown role 'humn'; did you mean human? use one of"
     )
     assert shown == [f"{file}, line 4: is not an object {{…}}; fix or delete this line"]
 
@@ -132,7 +132,7 @@ def test_a_bad_row_is_counted_and_an_error_names_it(tmp_path):
         (100, 6, 0.06, None),
         (100, 1, 0, "raise data.max_bad_share=0"),
         (99, 50, 0.05, None),
-        (3, 3, 0.05, "none is left"),
+        (3, 3, 0.05, "no row is left"),
     ],
 )
 def test_too_many_bad_rows_stop(tmp_path, rows, bad, share, stops):

@@ -74,7 +74,9 @@ def test_long_turns_are_folded_and_end(mix_of: Build) -> None:
 def test_dropped_rows_are_listed_with_examples(mix_of: Build) -> None:
     base = [conversation(number, source="alpha") for number in range(5)]
     pool = [*base[:2], conversation("p1"), conversation("p1"), *base[:1], conversation("p2"), {"conversations": []}]
-    mix = mix_of(base, pool, 6, base_rows=5)
+    base.append(conversation("b6", source="alpha", **{"<em>": 1}))
+    pool.append([])
+    mix = mix_of(base, pool, 7, base_rows=6)
     example = {"origin": "pool", "source": "gamma", "messages": [{"role": "user", "content": "cut me"}]}
     mix.facts["pool"] |= {"filtered": {"language": {"gamma": 3, "delta": 1}}}
     mix.facts["pool"] |= {"contaminated_rows": 2, "contaminated": {"qa": {"gamma": 2}}}
@@ -87,8 +89,12 @@ def test_dropped_rows_are_listed_with_examples(mix_of: Build) -> None:
     assert rows["overlaps with an evaluation example", "pool"] == (2, "qa: gamma 2")
     assert "cut me" in page
     assert "cut me" in text
+    assert rows["not_an_object", "pool"] == (1, "files 1")
+    assert found["unread"] == [("base", "alpha", "<em> 1")]
+    assert "<li>base, alpha: &lt;em&gt; 1</li>" in page
+    assert r"- base, alpha: \<em\> 1" in text
     way = found["steps"]["pool"]
-    assert way[0] == ("read", 7)
+    assert way[0] == ("read", 8)
     assert way[-2:] == [("eligible", 2), ("taken", 1)]
 
 

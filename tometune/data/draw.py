@@ -161,6 +161,7 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
             "and an assistant turn that answers it"
         )
     lost = [_reasons("dropped", base.dropped | base.malformed)]
+    lost += [f"{place}: {defect}" for place, defect in base.bad[:1]]
     lost += [_reasons("filtered", facts["filtered"])] if facts["filtered"] else []
     lost += [f"data.contamination=drop: {facts['contaminated_rows']:,}"] if facts.get("contaminated_rows") else []
     if not found:

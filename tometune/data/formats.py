@@ -52,7 +52,10 @@ ONLY: dict[RowFormat, dict[str, tuple[str, ...]]] = {
     RowFormat.alpaca: {"messages": (), "user": ("instruction", "input"), "assistant": ("output", "response")},
     RowFormat.prompt_completion: {"messages": (), "user": ("prompt",), "context": (), "assistant": ("completion",)},
 }
-TURN_KEYS = {RowFormat.sharegpt: (("from",), ("value",)), RowFormat.messages: (("role",), ("content",))}
+TURN_KEYS: dict[RowFormat, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    RowFormat.sharegpt: (("from",), ("value",)),
+    RowFormat.messages: (("role",), ("content",)),
+}
 
 # Preference data: the side that was chosen, the other one, and labels of single answers.
 CHOSEN = ("chosen", "chosen_response", "response_chosen")
@@ -66,7 +69,7 @@ MEDIA = {
     for kind in ("image", "audio", "video")
     for name in (kind, f"{kind}s", f"{kind}_url", f"input_{kind}")
 }
-TEXT_PARTS = ("text", "input_text", "output_text", None)
+TEXT_PARTS = ("text", "input_text", "output_text")
 
 # How conversations are written as one text: what begins a turn, with its role. The first that begins the text counts.
 TRANSCRIPTS = (
@@ -196,7 +199,7 @@ class Reader:
         """Read a question or an answer: a text, a turn, or turns."""
         turns = [value] if isinstance(value, dict) else value
         if isinstance(turns, list) and turns and isinstance(turns[0], dict) and not _is_parts(turns):
-            return self._turns(turns, found)
+            return self._turns(turns, found) or [Turn(role, "")]
         return [Turn(role, _text(value, found))]
 
     def _check_columns(self, row: dict[str, Any], asked: str | None, replied: str | None, chosen: bool) -> None:
@@ -216,23 +219,25 @@ class Reader:
             return  # without turns
         known = all(any(name in row for name in self.columns[side]) for side in ("user", "assistant"))
         if not (known or (asked and not _texts(row, asked)) or chosen):
-            reads = "turns, nor a question and its answer," if self.form is RowFormat.auto else f"format={self.form}"
-            wrong = f"no columns with {reads} among {_names(row) or 'none'}"
-            raise FormatError("unknown_columns", f"{wrong}; name them with {self._mapping(row)}")
+            auto = self.form is RowFormat.auto
+            reads = "with turns, nor with a question and its answer," if auto else f"of format={self.form}"
+            wrong = f"no columns {reads} among {_names(row) or 'none'}"
+            raise FormatError("unknown_columns", f"{wrong}; set {self._fix(row)}")
 
-    def _mapping(self, row: dict[str, Any]) -> str:
-        """Return the override that names a row's columns, as far as their names tell what they hold."""
-        chat = next(
-            (name for name, value in row.items() if isinstance(value, list) and any(map(_is_turn, value))), None
-        )
+    def _fix(self, row: dict[str, Any]) -> str:
+        """Return the overrides that name a row's columns, as far as their names tell what they hold."""
+        lists = {name: value for name, value in row.items() if isinstance(value, list)}
+        chat = next((name for name, value in lists.items() if any(map(_is_turn, value))), None)
         texts = _texts(row)
         assistant = next(filter(ANSWERING.search, texts), texts[-1] if len(texts) > 1 else "ANSWERS")
         rest = [name for name in texts if name != assistant]
         user = next(filter(ASKING.search, rest), rest[0] if rest else "QUESTIONS")
         names = {"messages": chat} if chat else {"user": user, "assistant": assistant}
+        fix = "" if self.form is RowFormat.auto else f"{self.key}.format=auto"
+        if all(name in COLUMNS[role] for role, name in names.items()):
+            return fix
         listed = ", ".join(f"{role}: {_quoted(name)}" for role, name in names.items())
-        auto = "" if self.form is RowFormat.auto else f"{self.key}.format=auto "
-        return f"{auto}'{self.key}.columns={{{listed}}}'"
+        return f"{fix} '{self.key}.columns={{{listed}}}'".lstrip()
 
     def _surroundings(self, row: dict[str, Any], found: Conversation) -> None:
         """Add earlier turns, the system text and tools that a row has in columns of their own."""
@@ -291,8 +296,8 @@ class Reader:
         keys = [key for key in self.text_keys if key in turn]
         text_key = next((key for key in keys if not _empty(turn[key])), next(iter(keys), None))
         if text_key is None and not _first(turn, CALL_KEYS):
-            keys = f"a turn has no text in {' or '.join(self.text_keys)} (its keys: {_names(turn)})"
-            raise FormatError("no_text", f"{keys}; rename the key, or set it to null")
+            wrong = f"a turn has no text in {' or '.join(self.text_keys)} (its keys: {_names(turn)})"
+            raise FormatError("no_text", f"{wrong}; rename the key, or set it to null")
         role = ROLES[name]
         text = _text(turn[text_key], found) if text_key else ""
         extra = _extra(role, turn, {role_key, text_key}, found) if len(turn) > 2 or not text_key else {}
@@ -387,13 +392,14 @@ def _text(value: Any, found: Conversation) -> str:
         raise FormatError("not_a_text", f"a turn's text is of type {type(value).__name__}; make it text")
     texts = []
     for part in value:
-        if part["type"] in MEDIA:
-            found.dropped = MEDIA[part["type"]]
-        elif part["type"] in TEXT_PARTS and isinstance(part.get("text"), str):
+        kind = str(part["type"] or "text")
+        if kind in MEDIA:
+            found.dropped = MEDIA[kind]
+        elif kind in TEXT_PARTS and isinstance(part.get("text"), str):
             texts.append(part["text"])
         else:
-            kind = _short(str(part["type"]))
-            raise FormatError("unknown_part", f"a part of a turn is of type {kind!r}; make it text, or drop the row")
+            wrong = f"a part of a turn is of type {_short(kind)!r}"
+            raise FormatError("unknown_part", f"{wrong}; make it text, or drop the row")
     return "".join(texts)
 
 

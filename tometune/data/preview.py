@@ -1,5 +1,6 @@
 """What `prepare` shows of a mix: its numbers, on the console and the data card, and a row with its trained tokens."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tometune.common.seeding import stream
+from tometune.data.conversations import full_messages
 from tometune.data.features import characters, sum_turns, turns_of
 from tometune.data.filters import NEAR
 from tometune.data.labels import IGNORE
@@ -31,6 +33,7 @@ TRAINED, OTHER = "bold green", "dim"
 MARKS = ("⟦", "⟧")  # around trained tokens if there is no colour, as in a file
 MOST_SOURCES = 12
 LONGEST_NAME = 40
+MOST_NAMES = 30  # of columns that were not read
 
 
 def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
@@ -42,12 +45,17 @@ def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
     odd = [
         (f"{verb}: {reason}", origin, _name(name), f"{number:,}")
         for origin, facts in mix.facts.items()
-        for verb, key in (("dropped", "dropped"), ("fixed", "mended"))
+        for verb, key in (("dropped", "dropped"), ("cannot be read", "malformed"), ("fixed", "mended"))
         for reason, by_source in facts[key].items()
         for name, number in sorted(by_source.items(), key=lambda entry: -entry[1])[:MOST_SOURCES]
     ]
     if odd:
         tables.append(_table("dropped and fixed rows by source", ("reason", "from", "source", "rows"), odd))
+    if unread := unread_columns(mix):
+        shown = [(origin, _name(source), names) for origin, source, names in unread[:MOST_SOURCES]]
+        tables.append(
+            _table("columns and keys of turns that were not read", ("from", "source", "name and rows"), shown)
+        )
     return Group(title, *(part for table in tables for part in ("", table)))
 
 
@@ -86,7 +94,8 @@ def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
 
     A row that was dropped for two reasons is counted under the first of them.
     """
-    dropped = [(reason, -sum(counts.values())) for reason, counts in facts["dropped"].items()]
+    lost = facts["malformed"] | facts["dropped"]
+    dropped = [(reason, -sum(counts.values())) for reason, counts in lost.items()]
     filtered = {**facts.get("filtered", {}), NEAR: facts.get(NEAR, {})}
     later = {**facts.get("excluded", {}), **{reason: sum(counts.values()) for reason, counts in filtered.items()}}
     later[CONTAMINATED] = facts.get("contaminated_rows", 0)
@@ -189,6 +198,22 @@ def profile(mix: Mix, tokens: Tokens | None = None) -> Profile:
     )
 
 
+def unread_columns(mix: Mix) -> list[tuple[str, str, str]]:
+    """Return (origin, source, `images 6, label 3`): columns and keys of turns that were not read, and their rows."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for origin, facts in mix.facts.items():
+        for name, by_source in facts["unread"].items():
+            for source, rows in by_source.items():
+                found.setdefault((origin, source), {})[name] = rows
+    listed = []
+    for (origin, source), names in sorted(found.items(), key=lambda entry: -sum(entry[1].values())):
+        largest = sorted(names.items(), key=lambda entry: (-entry[1], entry[0]))
+        shown = [f"{' '.join(name[:LONGEST_NAME].split())} {rows:,}" for name, rows in largest[:MOST_NAMES]]
+        shown += [f"{len(largest) - MOST_NAMES:,} more"] if len(largest) > MOST_NAMES else []
+        listed.append((origin, source, ", ".join(shown)))
+    return listed
+
+
 def repeats(found: Profile) -> dict[str, int]:
     """Count by source the rows whose text an earlier row of the mix has."""
     _, first = np.unique(found.keys, return_index=True)
@@ -197,11 +222,21 @@ def repeats(found: Profile) -> dict[str, int]:
 
 
 def samples(mix: Mix, count: int = SAMPLES) -> list[dict[str, Any]]:
-    """Return a few random rows, drawn with the mix's seed: `number, row_id, source, messages`."""
+    """Return a few random rows, drawn with the mix's seed: `number, row_id, source, messages`.
+
+    What a turn holds beyond its text, such as tool calls, is appended to the text as JSON.
+    """
     drawn = stream(mix.seed, "card").permutation(len(mix.row_ids))[:count]
-    return [
-        {"number": number, "row_id": mix.row_ids[number], **mix.dataset[number]} for number in sorted(drawn.tolist())
-    ]
+    shown = []
+    for number in sorted(drawn.tolist()):
+        row = mix.dataset[number]
+        messages = []
+        for turn in full_messages(row["messages"], row["extras"])[0]:
+            more = {name: value for name, value in turn.items() if name not in ("role", "content")}
+            text = "\n".join([turn["content"], json.dumps(more, ensure_ascii=False)] if more else [turn["content"]])
+            messages.append({"role": turn["role"], "content": text})
+        shown.append({"number": number, "row_id": mix.row_ids[number], "source": row["source"], "messages": messages})
+    return shown
 
 
 def described(values: np.ndarray) -> dict[str, float]:

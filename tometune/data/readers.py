@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,10 +106,10 @@ def read_file(file: Path) -> Iterator[Batch]:
             yield from _table(file, TABLES[kind])
         else:
             yield from _json(file, kind)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(file, error) from error
         raise UserError(f"{file}: is not a complete file ({error}); copy it again") from error
-    except OSError as error:
-        raise unreadable(file, error) from error
 
 
 def unreadable(file: Path, error: OSError) -> UserError:
@@ -194,7 +194,7 @@ def _batched(file: Path, rows: Iterable[tuple[int, Any, int]]) -> Iterator[Batch
         yield Batch(content, str(file), numbers, lines=True)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes, int]]:
+def _lines(file: Path) -> Generator[tuple[int, bytes, int]]:
     """Read lines; blank ones are skipped but counted."""
     with _open(file) as content:
         for number, line in enumerate(content, start=1):

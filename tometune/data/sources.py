@@ -28,8 +28,8 @@ LONGEST_PATH = 200  # characters that an error shows of a path that the system r
 
 FILES = "a JSONL, JSON, CSV, TSV, parquet or Arrow file, a folder of them, or a glob"
 
-# Parts of a path that name a split other than train.
-HELD_OUT = re.compile(r"(?:^|[/._-])(?:test|testing|valid|validation|val|dev|eval)(?=[/._-]|\d*$)", re.IGNORECASE)
+# What in a path below a folder names a split other than train.
+HELD_OUT = re.compile(r"(?:^|[/._-])(?:test|testing|valid|validation|val|dev|eval)(?=[/._-])", re.IGNORECASE)
 # Files of a `save_to_disk` folder that hold no rows.
 NO_ROWS = ("dataset_info.json", "dataset_dict.json", "state.json")
 
@@ -57,11 +57,17 @@ def fingerprint(source: SourceConfig, key: str) -> str:
 
 
 def files_of(path: str | None, key: str) -> list[Path]:
-    """Return the files of a path: one file, those of a folder that are not held out, or the matches of a glob."""
+    """Return the files of a path: one file, those of a folder except its other splits, or the matches of a glob."""
+    return _files(path, key)[0]
+
+
+def _files(path: str | None, key: str) -> tuple[list[Path], list[Path]]:
+    """Return the files to read, and those of a folder that are another split than train."""
     if not path:
         raise UserError(f"{key}: is not set; set it to {FILES}")
     try:
         found = _matches(Path(path).expanduser())
+        folder = Path(path).expanduser() if Path(path).expanduser().is_dir() else None
     except (OSError, RuntimeError, ValueError) as error:  # no permission, name too long, no such home, null byte
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise UserError(f"{key}={path[:LONGEST_PATH]}: cannot be looked up ({reason}); check the path") from error
@@ -72,8 +78,9 @@ def files_of(path: str | None, key: str) -> list[Path]:
     for file in found:
         if not kind_of(file):
             raise UserError(f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)}")
-    held_out = _held_out(Path(path).expanduser(), found)
-    return [file for file in found if file not in held_out]
+    held_out = [file for file in found if folder and HELD_OUT.search(file.relative_to(folder).as_posix())]
+    kept = [file for file in found if file not in held_out]
+    return (kept, held_out) if kept else (held_out, [])
 
 
 def _matches(path: Path) -> list[Path] | None:
@@ -83,15 +90,6 @@ def _matches(path: Path) -> list[Path] | None:
         return [file for file in inside if "/." not in f"/{file.relative_to(path).as_posix()}"] or None
     matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 -- takes any pattern
     return [path] if path.exists() else [file for file in map(Path, matches) if not file.is_dir()]
-
-
-def _held_out(path: Path, files: list[Path]) -> set[Path]:
-    """Return the files of a folder that are another split than train; none if there are no others."""
-    if not path.is_dir():
-        return set()
-    stems = {file: file.relative_to(path).as_posix().partition(kind_of(file))[0] for file in files}
-    held_out = {file for file, stem in stems.items() if HELD_OUT.search(stem)}
-    return held_out if len(held_out) < len(files) else set()
 
 
 def _digest(file: Path) -> bytes:
@@ -122,10 +120,12 @@ def read(source: SourceConfig, key: str) -> Iterator[Batch]:
     elif source.kind is SourceKind.hub:
         yield from _hub(source, key)
     else:
-        files = files_of(source.path, f"{key}.path")
-        folder = Path(str(source.path)).expanduser()
-        if others := sorted(file.name for file in _held_out(folder, _matches(folder) or [])):
-            log.info("%s.path=%s: %s is another split and not read", key, source.path, ", ".join(others))
+        files, others = _files(source.path, f"{key}.path")
+        if others:
+            names = ", ".join(
+                sorted(file.relative_to(Path(str(source.path)).expanduser()).as_posix() for file in others)
+            )
+            log.info("%s.path=%s: only train is read, not %s; name a file to read it", key, source.path, names)
         for file in sorted(files, key=_digest):
             yield from read_file(file)
 

@@ -10,7 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -62,10 +62,10 @@ class Standardised:
     scores: np.ndarray | None  # (rows,) float32, NaN for rows without a score; None if no row has one
     read: int  # rows of the source, usable or not
     dropped: Counts  # on purpose
-    malformed: Counts  # rows that cannot be read
     mended: Counts  # rows that were fixed
-    unread: Counts  # rows by column or `turn.KEY` that was not used
-    bad: list[tuple[str, str]]  # place and defect of the first malformed rows
+    malformed: Counts = field(default_factory=dict)  # rows that cannot be read
+    unread: Counts = field(default_factory=dict)  # rows by column or `turn.KEY` that was not used
+    bad: list[tuple[str, str]] = field(default_factory=list)  # place and defect of the first malformed rows
 
 
 @dataclass(frozen=True)
@@ -193,14 +193,15 @@ def check_malformed(source: Standardised, key: str, config: DataConfig) -> None:
     elif config.bad_rows is BadRows.stop:
         fix = "fix them, or set data.bad_rows=drop to leave them out"
     elif not len(source.rows):
-        fix = "none is left"
+        fix = "no row is left"
     else:
         return
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in by_reason.items())
-    shown: dict[str, list[str]] = {}
+    shown: dict[tuple[str, str], list[str]] = {}
     for place, defect in source.bad:
-        shown.setdefault(defect, []).append(place)
-    first = " | ".join(f"{' and '.join(places)}: {defect}" for defect, places in shown.items())
+        file, _, line = place.rpartition(", ")
+        shown.setdefault((file, defect), []).append(line)
+    first = " | ".join(f"{file}, {' and '.join(lines)}: {defect}" for (file, defect), lines in shown.items())
     raise UserError(f"{key}: {count:,} of {source.read:,} rows cannot be read ({reasons}); {fix}: {first}")
 
 

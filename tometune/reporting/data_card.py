@@ -18,7 +18,7 @@ from rich.text import Text
 from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
-from tometune.data.preview import REASONS, Profile, described, repeats, steps
+from tometune.data.preview import REASONS, Profile, described, repeats, steps, unread_columns
 from tometune.reporting import mix_figures
 from tometune.reporting.page import draw, environment, markdown_line
 
@@ -50,6 +50,7 @@ def card(
             for origin, facts in mix.facts.items()
             for reason, counts in facts["mended"].items()
         ],
+        "unread": unread_columns(mix),
         "duplicates": {"rows": sum(duplicates.values()), "sources": duplicates},
         "contamination": contamination,
         "samples": samples,
@@ -69,7 +70,12 @@ def _rows(values: Profile, rows: np.ndarray) -> dict[str, Any]:
 
 def _drops(facts: Mapping[str, Any]) -> dict[str, tuple[int, Mapping[str, int]]]:
     """Return (rows, rows by source) for each reason to drop rows, in the order in which rows are checked."""
-    by_source = {**facts["dropped"], **facts.get("excluded_sources", {}), **facts.get("filtered", {})}
+    by_source = {
+        **facts["dropped"],
+        **facts["malformed"],
+        **facts.get("excluded_sources", {}),
+        **facts.get("filtered", {}),
+    }
     by_source[NEAR] = facts.get(NEAR, {})
     found = {reason: (sum(sources.values()), sources) for reason, sources in by_source.items()}
     by_task = facts.get("contaminated", {}).items()

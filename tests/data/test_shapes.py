@@ -1,0 +1,388 @@
+"""Rows and files of every kind that is met in practice: what becomes of each of them."""
+
+import csv
+import gzip
+import io
+import json
+import logging
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.conftest import conversation, files, write_jsonl
+from tometune.common.errors import UserError
+from tometune.config.data import BadRows, DataConfig, Preference
+from tometune.data.conversations import full_messages
+from tometune.data.mix import build_mix
+from tometune.data.standardise import Standardised, check_malformed, standardise
+
+
+def role(name, content, **keys):
+    return {"role": name, "content": content, **keys}
+
+
+ASK, ANSWER = role("user", "Who mends nets?"), role("assistant", "The net loft.")
+QA = [ASK, ANSWER]
+PARTS = role("assistant", [{"type": "text", "text": ANSWER["content"]}])
+CHAT = {"messages": QA}
+SHAREGPT = {"conversations": [{"from": "human", "value": ASK["content"]}, {"from": "gpt", "value": ANSWER["content"]}]}
+ALPACA = {"instruction": ASK["content"], "input": "", "output": ANSWER["content"]}
+SYSTEM = role("system", "Talk like a ferryman.")
+GIVEN = {"id": "k1", "type": "function", "function": {"name": "fare", "arguments": '{"zone": 3}'}}
+CALL = {**GIVEN, "function": {"name": "fare", "arguments": {"zone": 3}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "fare", "description": "Price of a crossing", "parameters": {"type": "object"}},
+}
+RESULT = role("tool", "4.20", tool_call_id="k1")
+QUESTION = role("user", "What does zone 3 cost?")
+
+
+def standardised(path: Path | str, cache: Path, **options: object) -> Standardised:
+    made = standardise(files(path, **options), "data.base", cache)
+    check_malformed(made, "data.base", DataConfig())
+    return made
+
+
+def rows_of(made: Standardised) -> list[tuple[object, object]]:
+    return [full_messages(row["messages"], row["extras"]) for row in made.rows]
+
+
+def called(**turn: object) -> list[dict[str, object]]:
+    return [QUESTION, {"role": "assistant", **turn}, RESULT, role("assistant", "4.20 euros.")]
+
+
+CALLED = [QUESTION, role("assistant", "", tool_calls=[CALL]), RESULT, role("assistant", "4.20 euros.")]
+TWICE = [
+    role("user", "Name a knot."),
+    role("assistant", "A rope."),
+    role("user", "A knot."),
+    role("assistant", "Reef."),
+]
+
+
+def weighted(key: str, no: object, yes: object) -> dict[str, object]:
+    return {"messages": [TWICE[0], {**TWICE[1], key: no}, TWICE[2], {**TWICE[3], key: yes}]}
+
+
+SECOND_ONLY = [TWICE[0], {**TWICE[1], "trained": False}, *TWICE[2:]]
+SHAREGPT_CALL = {
+    "conversations": [
+        {"from": "human", "value": QUESTION["content"]},
+        {"from": "function_call", "value": '{"name": "fare", "arguments": {"zone": 3}}'},
+        {"from": "observation", "value": "4.20"},
+        {"from": "gpt", "value": "4.20 euros."},
+    ],
+    "tools": json.dumps([TOOL["function"]]),
+}
+NO_ID = {"type": "function", "function": CALL["function"]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "messages", "tools"),
+    [
+        pytest.param([weighted("weight", 0, 1)], [SECOND_ONLY], None, id="weight"),
+        pytest.param([weighted("train", False, True)], [SECOND_ONLY], None, id="train"),
+        pytest.param([weighted("loss", False, True)], [SECOND_ONLY], None, id="loss"),
+        pytest.param([weighted("loss_weight", 0.0, 1.0)], [SECOND_ONLY], None, id="loss_weight"),
+        pytest.param(
+            [{"messages": called(content=None, tool_calls=[GIVEN]), "tools": [TOOL]}], [CALLED], [TOOL], id="null"
+        ),
+        pytest.param([{"messages": called(content="", tool_calls=[GIVEN])}], [CALLED], None, id="empty content"),
+        pytest.param([{"messages": called(tool_calls=[GIVEN]), "tools": [TOOL]}], [CALLED], [TOOL], id="no content"),
+        pytest.param(
+            [{"messages": [SYSTEM, *called(content="", tool_calls=[GIVEN])[:2]]}],
+            [[SYSTEM, *CALLED[:2]]],
+            None,
+            id="only a call",
+        ),
+        pytest.param(
+            [{"messages": called(content="I look it up.", tool_calls=[GIVEN])}],
+            [[QUESTION, {**CALLED[1], "content": "I look it up."}, *CALLED[2:]]],
+            None,
+            id="a call and text",
+        ),
+        pytest.param(
+            [SHAREGPT_CALL],
+            [[QUESTION, {**CALLED[1], "tool_calls": [NO_ID]}, role("tool", "4.20"), CALLED[3]]],
+            [TOOL],
+            id="function_call",
+        ),
+        pytest.param([{"system": SYSTEM["content"], **SHAREGPT}] * 2, [[SYSTEM, *QA]] * 2, None, id="system, ShareGPT"),
+        pytest.param([{"system": SYSTEM["content"], **CHAT}], [[SYSTEM, *QA]], None, id="system, messages"),
+        pytest.param([{"system": "x", "messages": [SYSTEM, *QA]}], [[SYSTEM, *QA]], None, id="own system"),
+        pytest.param([{"tools": json.dumps([TOOL]), **SHAREGPT}], [QA], [TOOL], id="tools"),
+        pytest.param([{**ALPACA, "history": [["Name a knot.", "A rope."]]}], [[*TWICE[:2], *QA]], None, id="history"),
+        pytest.param(
+            [{"messages": [ASK, {**ANSWER, "reasoning_content": "Lofts are dry."}]}],
+            [[ASK, {**ANSWER, "reasoning_content": "Lofts are dry."}]],
+            None,
+            id="reasoning",
+        ),
+        pytest.param(
+            [{"instruction": "Where?", "context": "In the loft.", "response": "There.", "category": "x"}],
+            [[role("user", "Where?\n\nIn the loft."), role("assistant", "There.")]],
+            None,
+            id="dolly",
+        ),
+        pytest.param(
+            [{"instruction": "Where?", "context": "In the loft.", "output": "There."}],
+            [[role("user", "Where?\n\nIn the loft."), role("assistant", "There.")]],
+            None,
+            id="dolly, renamed",
+        ),
+        pytest.param([ALPACA, ALPACA, CHAT, SHAREGPT], [QA] * 4, None, id="mixed shapes"),
+        pytest.param(
+            [{"messages": [role("developer", SYSTEM["content"]), *QA]}], [[SYSTEM, *QA]], None, id="developer"
+        ),
+        pytest.param(
+            [{"messages": [role("User", ASK["content"]), role("ASSISTANT", ANSWER["content"])]}], [QA], None, id="case"
+        ),
+        pytest.param(
+            [
+                CHAT,
+                {
+                    "messages": [
+                        role("user", [{"type": "text", "text": "Who mends"}, {"type": "text", "text": " nets?"}]),
+                        PARTS,
+                    ]
+                },
+            ],
+            [QA] * 2,
+            None,
+            id="parts",
+        ),
+        pytest.param([{**ALPACA, "input": float("nan")}], [QA], None, id="NaN"),
+        pytest.param([{"input": ASK["content"], "output": ANSWER["content"]}], [QA], None, id="input, output"),
+        pytest.param(
+            [{"system": SYSTEM["content"], "query": ASK["content"], "response": ANSWER["content"], "history": []}],
+            [[SYSTEM, *QA]],
+            None,
+            id="query, response",
+        ),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_rows_are_read_as_they_are_meant(tmp_path, rows, messages, tools, suffix):
+    if suffix == "jsonl":
+        write_jsonl(tmp_path / "in" / "x.jsonl", rows)
+    else:  # a column has one type, so each row has a file
+        (tmp_path / "in").mkdir()
+        for number, row in enumerate(rows):
+            pq.write_table(pa.Table.from_pylist([row]), tmp_path / "in" / f"{number}.parquet")
+    made = standardised(tmp_path / "in", tmp_path / "cache")
+    assert [full for full, _ in rows_of(made)] == messages
+    assert [given for _, given in rows_of(made)] == [tools] * len(messages)
+    assert (made.dropped, made.mended, made.malformed) == ({}, {}, {})
+    assert set(made.unread) <= {"category", "system"}
+
+
+def test_parquet_gives_no_call_the_arguments_of_others(tmp_path):
+    calls = [{"function": {"name": name, "arguments": {name: 1}}} for name in ("fare", "tide")]
+    rows = [{"messages": [QUESTION, role("assistant", None, tool_calls=[call])], "tools": [TOOL]} for call in calls]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    for (messages, _), call in zip(
+        rows_of(standardised(tmp_path / "x.parquet", tmp_path / "cache")), calls, strict=True
+    ):
+        assert messages[1]["tool_calls"] == [{"type": "function", **call}]
+
+
+@pytest.mark.parametrize(
+    ("row", "dropped", "unread"),
+    [
+        ({**CHAT, "images": ["quay.png"]}, "image_not_read", {"images"}),
+        (
+            {"messages": [role("user", [{"type": "image_url", "image_url": {"url": "x"}}]), ANSWER]},
+            "image_not_read",
+            set(),
+        ),
+        ({"messages": [role("user", [{"type": "input_audio", "input_audio": {}}]), ANSWER]}, "audio_not_read", set()),
+        ({"messages": [ASK, {**ANSWER, "weight": 0}]}, "no_trained_turn", set()),
+    ],
+)
+def test_rows_that_are_dropped_on_purpose_have_a_name(tmp_path, row, dropped, unread):
+    made = standardised(write_jsonl(tmp_path / "x.jsonl", [row, CHAT]), tmp_path / "cache")
+    assert (made.dropped, set(made.unread), made.malformed) == ({dropped: {"files": 1}}, unread, {})
+    assert len(made.rows) == 1
+
+
+def test_labelled_answers_need_a_setting(tmp_path):
+    file = write_jsonl(tmp_path / "x.jsonl", [{**CHAT, "label": False}, {**CHAT, "label": True}])
+    with pytest.raises(
+        UserError, match=r"preference_data 2.* set data\.base\.preference=chosen to train on the chosen"
+    ):
+        standardised(file, tmp_path / "cache")
+    made = standardised(file, tmp_path / "cache", preference=Preference.chosen)
+    assert (made.dropped, len(made.rows)) == ({"not_chosen": {"files": 1}}, 1)
+
+
+def write_csv(rows: list[dict[str, object]], delimiter: str = ",") -> bytes:
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
+
+
+def lines(*rows: object) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def packed(content: bytes) -> bytes:
+    target = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(target, "zstd") as stream:
+        stream.write(content)
+    return target.getvalue().to_pybytes()
+
+
+LONG = {**ALPACA, "input": "a cell with, commas and\nlines, " * 9_000}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("x.ndjson", lines(ALPACA, CHAT), 2),
+        ("LOUD.JSONL", lines(ALPACA), 1),
+        ("x.json", lines(ALPACA, SHAREGPT), 2),
+        ("x.json", json.dumps(SHAREGPT, indent=2).encode(), 1),
+        ("x.jsonl", (json.dumps(SHAREGPT, indent=2) + "\n" + json.dumps(CHAT, indent=2)).encode(), 2),
+        ("x.json", json.dumps({"version": 1, "data": [ALPACA, ALPACA]}).encode(), 2),
+        ("x.json", json.dumps({"train": [ALPACA], "test": [ALPACA]}, indent=1).encode(), 1),
+        ("x.jsonl", json.dumps([ALPACA, ALPACA], indent=1).encode(), 2),
+        ("x.jsonl", json.dumps([ALPACA, ALPACA]).encode(), 2),
+        ("x.jsonl", lines({"messages": QA, "data": "x"}), 1),
+        ("x.csv", write_csv([ALPACA, LONG]), 2),
+        ("x.TSV", b"\xef\xbb\xbf" + write_csv([ALPACA, LONG], "\t"), 2),
+        ("x.csv", write_csv([{"messages": json.dumps(QA)}]), 1),
+        ("x.jsonl.gz", gzip.compress(lines(ALPACA)) + gzip.compress(lines(CHAT)), 2),
+        ("x.JSON.GZ", gzip.compress(json.dumps([ALPACA]).encode()), 1),
+        ("x.csv.zst", packed(write_csv([ALPACA])), 1),
+        ("x.jsonl.zst", packed(lines(ALPACA) * 3), 3),
+        ("x.json", b"[]", 0),
+        ("x.jsonl", b"", 0),
+    ],
+)
+def test_files_of_every_kind(tmp_path, name, content, rows):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(content)
+    made = standardised(tmp_path / "in", tmp_path / "cache")
+    assert (made.read, len(made.rows)) == (rows, rows)
+    assert all(messages[-1] == ANSWER for messages, _ in rows_of(made))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "is a Git LFS pointer, not ",
+        ),
+        (
+            "x.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "is a Git LFS pointer, not ",
+        ),
+        (
+            "x.jsonl.gz",
+            gzip.compress(lines(ALPACA) * 999)[:-20],
+            "is not a complete file (Compressed file ended before",
+        ),
+        ("x.jsonl.gz", lines(ALPACA), "is not a complete file (Not a gzipped file"),
+        ("x.jsonl.zst", packed(lines(ALPACA) * 999)[:-20], "is not a complete file ("),
+        (
+            "x.json",
+            b'{\n "messages": [',
+            "is not JSON (Expecting value, line 2, column 15); fix the file, or write one",
+        ),
+        ("x.arrow", b"nothing", "is not a complete Arrow file ("),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        standardised(tmp_path / name, tmp_path / "cache")
+    assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_a_table_with_too_many_cells(tmp_path):
+    (tmp_path / "x.csv").write_text('question,answer\nq,a\nWho, me?,a\n\n"two\nlines",a\nq\n')
+    made = standardised(tmp_path / "x.csv", tmp_path / "cache")
+    assert (made.read, len(made.rows)) == (4, 2)
+    assert made.malformed == {"wrong_number_of_cells": {"files": 2}}
+    assert [place.rpartition(", ")[2] for place, _ in made.bad] == ["line 3", "line 7"]
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (("train.jsonl", "valid.jsonl", "test.jsonl"), {"train.jsonl"}),
+        (
+            ("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/test-00000-of-00001.jsonl"),
+            None,
+        ),
+        (("one.jsonl", "two.jsonl", "dev.csv"), {"one.jsonl", "two.jsonl"}),
+        (("test.jsonl",), {"test.jsonl"}),
+        (("latest.jsonl", "contest.jsonl"), {"latest.jsonl", "contest.jsonl"}),
+    ],
+)
+def test_of_a_folder_of_splits_only_train_is_read(tmp_path, caplog, names, read):
+    caplog.set_level(logging.INFO)
+    for name in names:
+        write_jsonl(tmp_path / "in" / name, [{**ALPACA, "source": name}])
+    made = standardised(tmp_path / "in", tmp_path / "cache")
+    assert set(made.names) == (read or {name for name in names if "train" in name})
+    others = sorted(set(names) - set(made.names))
+    told = [text for text in caplog.messages if "only train is read" in text]
+    assert len(told) == bool(others)
+    assert not others or f"not {', '.join(others)}; name a file to read it" in told[0]
+
+
+def test_folders_of_save_to_disk(tmp_path, caplog):
+    one = datasets.Dataset.from_list([CHAT] * 3)
+    one.save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "both")
+    for folder in ("one", "both"):
+        made = standardised(tmp_path / folder, tmp_path / "cache")
+        assert [messages for messages, _ in rows_of(made)] == [QA] * 3
+
+
+TEN_KINDS = {
+    "not_json": b'{"messages": [',
+    "not_utf8": b'{"instruction": "caf\xe9", "output": "x"}',
+    "not_an_object": b"[1, 2]",
+    "nested_too_deeply": b'{"messages": ' + b"[" * 100_000,
+    "unknown_columns": b'{"title": "Tides", "page": 3}',
+    "unknown_role": b'{"messages": [{"role": "narrator", "content": "x"}]}',
+    "no_text": b'{"messages": [{"role": "user", "txet": "x"}]}',
+    "not_a_text": b'{"instruction": 3, "output": "x"}',
+    "not_a_list_of_turns": b'{"messages": "x"}',
+    "bad_tool_call": b'{"messages": [{"role": "assistant", "tool_calls": ["fare(3)"]}]}',
+}
+
+
+def test_one_percent_of_broken_rows_of_ten_kinds(tmp_path):
+    """The mix is made and has ten counts; with `data.bad_rows=stop` there is one message with the first three."""
+    good = [json.dumps(conversation(number)).encode() for number in range(2_970)]
+    content = [
+        line for start, bad in enumerate(TEN_KINDS.values()) for line in (*good[start * 297 :][:297], bad, bad, bad)
+    ]
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b"\n".join(content))
+    config = DataConfig(rows=2_970, base=files(file))
+    mix = build_mix(config, 0, tmp_path / "cache")
+    assert mix.facts["base"]["malformed"] == {reason: {"files": 3} for reason in TEN_KINDS}
+    assert (mix.facts["base"]["read"], len(mix.row_ids)) == (3_000, 2_970)
+    config.bad_rows = BadRows.stop
+    with pytest.raises(UserError) as caught:
+        build_mix(config, 0, tmp_path / "cache")
+    text = str(caught.value)
+    assert text.startswith("data.base: 30 of 3,000 rows cannot be read (not_json 3, not_utf8 3, ")
+    assert text.endswith(
+        f"set data.bad_rows=drop to leave them out: {file}, line 298 and line 299 and line 300: is not JSON (Expecting "
+        "value, column 15); fix or delete this line"
+    )
