@@ -39,4 +39,4 @@ def pin_date(template: str, date: str) -> str:
         return template
     quoted = date.replace("\\", "\\\\").replace('"', '\\"')
     pin = f'{{%- set date_string = "{quoted}" %}}'
-    return template if template.startswith(pin) else pin + template
+    return template if pin in template else pin + template
