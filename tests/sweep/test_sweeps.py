@@ -162,3 +162,21 @@ def test_the_runs_of_a_sweep_are_those_of_single_commands(place: Workplace, fini
     assert status == 0, stderr
     single = place.run_folder()
     assert adapter_of(single) == adapter_of(finished / single.name)
+
+
+def test_a_data_file_that_was_replaced_makes_other_cells(place: Workplace) -> None:
+    """The second run has another seed and other rows: they are two cells, and the report says so."""
+    file = place.folder / "rows.jsonl"
+    command = ("-m", *QUICK, "data=files_100k", f"data.base.path={file}", "data.rows=8", "sweep.name=replaced")
+    for seed, word in enumerate(("red", "blue")):
+        turns = [[("user", f"Say {word} {row}."), ("assistant", f"{word} {row}")] for row in range(8)]
+        rows = [{"messages": [{"role": role, "content": text} for role, text in row]} for row in turns]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        status, stderr = place.train(*command, f"seed={seed}")
+        assert status == 0, stderr
+    table = json.loads((place.folder / "multirun" / "replaced" / "table.json").read_text())
+    cells = [row["cell"] for row in table["rows"] if row["stage"] == "tuned"]
+    assert len(cells) == 2
+    assert all(re.fullmatch(r"pydocs_64 data\.base=files-\w{8}", cell) for cell in cells), cells
+    assert [row["seeds"] for row in table["rows"] if row["stage"] == "tuned"] == [1, 1]
+    assert any(note.startswith("The content of data.base is not the same in all runs") for note in table["notes"])
