@@ -42,9 +42,8 @@ def sweep(jobs: Jobs, make_runs: Callable[[], None]) -> int:
 
     if hooks.begin_sweep(jobs):
         make_runs()
-    for folder in hooks.folders_with_results(jobs):
-        report.report_finished(folder, jobs.config)
-    return hooks.end_sweep(jobs)
+    reported = {path: report.report_finished(path, jobs.config) for path in hooks.folders_with_results(jobs)}
+    return hooks.end_sweep(jobs, reported)
 
 
 @partial(verb, sweep=sweep)

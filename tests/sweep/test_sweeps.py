@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.whole import Workplace, adapter_of, record_of
+from tometune.runs.lock import run_lock
 
 pytestmark = pytest.mark.whole
 
@@ -48,7 +50,14 @@ def test_the_same_command_again_runs_nothing_and_imports_no_torch(place: Workpla
     assert done.stderr.splitlines() == ["sweep multirun/finished: 2 runs, 2 completed"]
     assert done.stdout.splitlines()[-1] == "heavy:"
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    report = (".sweep.lock", "table.json", "table.csv", "table.md", "report.html")  # rewritten for the same runs
+    report = (
+        ".sweep.lock",
+        ".report.lock",
+        "table.json",
+        "table.csv",
+        "table.md",
+        "report.html",
+    )  # rewritten for the same runs
     assert {path for path in after if after[path] != before.get(path)} - {finished} <= {finished / n for n in report}
 
 
@@ -135,7 +144,30 @@ def test_two_processes_share_a_sweep(place: Workplace) -> None:
     assert set(left) <= pids
     assert min(status for status, _ in outcomes) == 0, "the last to end finds nothing missing"
     for status, stderr in outcomes:
-        assert (status == 1) == ("running elsewhere: process " in stderr)
+        assert (status == 1) == ("runs are missing:" in stderr)
+    table = json.loads((place.folder / "multirun" / "shared" / "table.json").read_text())
+    assert table["missing"] == [], "the last one to read the sweep wrote the report"
+
+
+def test_a_run_of_another_process_is_missing_in_the_report_and_exits_1(place: Workplace) -> None:
+    command = ("-m", *QUICK, "seed=0,1", "sweep.name=taken")
+    folder = place.folder / "multirun" / "taken"
+    status, stderr = place.train(*command, "lora.r=0", "sweep.name=taken")
+    assert status == 2, stderr
+    status, stderr = place.train("-m", *QUICK, "seed=1", "sweep.name=taken")
+    assert status == 0, stderr
+    (run,) = folder.glob("*/run.json")
+    shutil.rmtree(run.parent)
+    with run_lock(run.parent):
+        status, stderr = place.train(*command)
+    assert status == 1, stderr
+    assert f"1 of 2 runs are missing:\n  {run.parent.name}: running elsewhere" in stderr
+    table = json.loads((folder / "table.json").read_text())
+    assert [entry["run_id"] for entry in table["missing"]] == [run.parent.name]
+    assert f"missing: {run.parent.name}" in (folder / "report.html").read_text()
+    status, stderr = place.train(*command)
+    assert status == 0, stderr
+    assert json.loads((folder / "table.json").read_text())["missing"] == []
 
 
 def test_a_second_terminal_sees_who_works_on_a_single_run(place: Workplace) -> None:

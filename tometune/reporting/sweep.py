@@ -16,7 +16,6 @@ from tometune.runs.run import SCHEMA
 from tometune.runs.stored import stored_config
 from tometune.runs.sweep_file import NAME, read_cells
 
-
 PARTS = ("base", "pool")
 
 CONTENT = {
