@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any, NamedTuple
 
-from tometune.common.errors import did_you_mean
+from tometune.common.errors import did_you_mean, shell_word
 from tometune.config.data import Preference, RowFormat, SourceConfig
 
 # Role names found in datasets, in lower case, and the standard role of each.
@@ -237,7 +237,7 @@ class Reader:
         if all(name in COLUMNS[role] for role, name in names.items()):
             return fix
         listed = ", ".join(f"{role}: {_quoted(name)}" for role, name in names.items())
-        return f"{fix} '{self.key}.columns={{{listed}}}'".lstrip()
+        return f"{fix} {shell_word(f'{self.key}.columns={{{listed}}}')}".lstrip()
 
     def _surroundings(self, row: dict[str, Any], found: Conversation) -> None:
         """Add earlier turns, the system text and tools that a row has in columns of their own."""
