@@ -76,16 +76,20 @@ class Meter:
         self._pending.clear()
         return self._totals
 
-    def count(self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0) -> None:
-        """Count one batch, [rows, length], without waiting for the GPU; `sum_over` adds the counts of all processes.
+    def count(
+        self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0
+    ) -> torch.Tensor:
+        """Count one batch, [rows, length], without waiting for the GPU, and return its tokens with a label.
 
-        `padded` are the tokens including padding, if more are added after the collator.
+        `sum_over` adds the counts of all processes. `padded` are the tokens including padding, if more are added after
+        the collator.
         """
         labels, given = inputs["labels"], inputs["input_ids"].numel()
         # Made on the device of the labels: copying a number to a GPU waits until all its pending work is done.
         real = inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.new_full((), given)
         counts = [real, labels.new_full((), padded or given), (labels != IGNORE).sum()]
         self._pending.append(sum_over(torch.stack(counts)))
+        return self._pending[-1][2]
 
     def rates(self) -> dict[str, float]:
         """Return tokens per second since the last call, without and with padding, and the peak memory in GB."""
