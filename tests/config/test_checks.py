@@ -27,6 +27,11 @@ CASES = [
     (["data.rows=0"], "data.rows=0: not 1 or more"),
     (["data.base.rows=0"], "data.base.rows=0: not 1 or more"),
     (["data=mix_200k", "data.pool.rows=0"], "data.pool.rows=0: not 1 or more"),
+    (["data.max_bad_share=5"], "data.max_bad_share=5.0: not a share from 0 to 1"),
+    (
+        ["data.base.columns={usr: q}"],
+        "data.base.columns=usr: one of messages, user, context, assistant, reasoning, system,",
+    ),
     (["data=mix_200k", "data.pool.weights.x=1.5"], "data.pool.weights.x=1.5: not a share from 0 to 1"),
     (
         ["data=mix_200k", "data.pool.weights={a: 0.6, b-2.0: 0.6}"],

@@ -55,6 +55,7 @@ def said(row, **options):
         ({"prompt": [{"role": "system", "content": "s"}, TURNS[0]], "completion": "a"}, [("system", "s"), *QA]),
         *(({user: "q", answer: "a"}, QA) for user in COLUMNS["user"] for answer in ("response", "answer", "target")),
         ({"system_prompt": "s", **SHAREGPT}, [("system", "s"), *QA]),
+        ({"system": "SYSTEM: s", **SHAREGPT}, [("system", "s"), *QA]),
         ({"system": "s", "messages": [{"role": "developer", "content": "own"}, *TURNS]}, [("system", "own"), *QA]),
         ({"query": "q", "response": "a", "history": [["q", "a"]]}, QA * 2),
         ({"history": TURNS, "system": "s", **MESSAGES}, [("system", "s"), *QA * 2]),
@@ -145,6 +146,7 @@ def test_tools_have_one_shape(given):
     assert read({**MESSAGES, "tools": given}).tools == [TOOL]
     assert read({**SHAREGPT, "functions": given}).tools == [TOOL]
     assert read({**MESSAGES, "tools": []}).tools is None
+    assert read({**MESSAGES, "tools": "[]"}).unread == set()
 
 
 @pytest.mark.parametrize("name", MEDIA)
@@ -207,6 +209,7 @@ def test_columns_that_are_named():
     assert found.turns == [Turn("system", "s"), Turn("user", "q"), Turn("assistant", "a", {"reasoning": "r"})]
     assert found.unread == {"context", "input"}
     assert said(row, columns={**columns, "context": "context"})[1] == ("user", "q\n\nc")
+    assert said({"Frage": "q", "output": "a", "input": "i"}, columns={"user": "Frage"}) == QA
     assert said({"chat": TURNS, "input": "i"}, columns={"messages": "chat"}) == QA
     assert (
         said({"prompt": "q", "chosen": "a", "rejected": "b"}, columns={"user": "prompt", "assistant": "chosen"}) == QA

@@ -123,8 +123,8 @@ class Reader:
         mapped = {role: (column,) for role, column in source.columns.items()}
         self.mapped = source.columns
         self.columns = COLUMNS | ONLY.get(source.format, {}) | mapped
-        if mapped.keys() & {"user", "assistant"}:  # then nothing else of a question and its answer is guessed
-            self.columns |= {role: mapped.get(role, ()) for role in ("messages", "user", "context", "assistant")}
+        if mapped.keys() & {"user", "assistant"}:  # a question and its answer, to which nothing is added by guessing
+            self.columns |= {role: mapped.get(role, ()) for role in ("messages", "context")}
         elif "messages" in mapped:
             self.columns |= {"user": (), "assistant": ()}
         self.role_keys, self.text_keys = TURN_KEYS.get(source.format, (ROLE_KEYS, TEXT_KEYS))
@@ -248,14 +248,14 @@ class Reader:
             start = 1 if own and found.turns[0] is own else 0
             found.turns[start:start] = self._turns(row[history], found)
         if system := _first(row, self.columns["system"]):
-            text = _text(row[system], found)
+            text = re.sub(r"^SYSTEM:\s*", "", _text(row[system], found))  # Glaive's rows begin so
             if own is None:
                 found.turns.insert(0, Turn("system", text))
             if own is None or own.text == text:
                 found.read.add(system)
         if name := _first(row, self.columns["tools"]):
             found.tools = _tools(row[name])
-            found.read.update([name] if found.tools else [])
+            found.read.update([name] if found.tools is not None else [])
 
     def _turns(self, value: Any, found: Conversation) -> list[Turn]:
         """Read the turns of a list, of a list as JSON, or of a transcript."""
@@ -415,7 +415,7 @@ def _trained(key: str, value: Any) -> bool | None:
 def _calls(value: Any) -> list[dict[str, Any]]:
     """Return tool calls in one shape, `{type, function: {name, arguments}}` with the arguments as an object."""
     calls = []
-    for call in _objects(value):
+    for call in _objects(value) or ():
         function = call.get("function", call)
         name = function.get("name") if isinstance(function, dict) else None
         arguments = function.get("arguments", function.get("parameters")) if name else None
@@ -437,21 +437,24 @@ def _calls(value: Any) -> list[dict[str, Any]]:
 def _tools(value: Any) -> list[dict[str, Any]] | None:
     """Return tools in one shape, `{type, function}`; None if they cannot be read."""
     tools = _objects(value)
-    if not tools or not all(isinstance(tool.get("function", tool), dict) for tool in tools):
+    if tools is None or not all(isinstance(tool.get("function", tool), dict) for tool in tools):
         return None
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
-    """Return the objects of a list, which may be JSON, as may its entries; empty if it holds anything else."""
+def _objects(value: Any) -> list[dict[str, Any]] | None:
+    """Return the objects of a list, which may be JSON, as may its entries; None if it holds anything else."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            return []
-    entries = value if isinstance(value, list) else [value]
-    objects = [found for entry in entries for found in (_objects(entry) if isinstance(entry, str) else [entry])]
-    return objects if all(isinstance(entry, dict) for entry in objects) else []
+            return None
+    entries = [
+        json_objects
+        for entry in (value if isinstance(value, list) else [value])
+        for json_objects in ((_objects(entry) or [None]) if isinstance(entry, str) else [entry])
+    ]
+    return entries if all(isinstance(entry, dict) for entry in entries) else None
 
 
 def _names(names: Iterable[str]) -> str:
