@@ -129,6 +129,7 @@ class Reader:
             self.columns |= {"user": (), "assistant": ()}
         self.role_keys, self.text_keys = TURN_KEYS.get(source.format, (ROLE_KEYS, TEXT_KEYS))
         self.pairs = tuple(zip(self.role_keys, self.text_keys, strict=False))
+        self.surroundings = frozenset(name for role in ("system", "history", "tools") for name in self.columns[role])
         self.score = source.score
 
     def read(self, row: dict[str, Any]) -> Conversation:
@@ -148,7 +149,8 @@ class Reader:
             else:
                 found.read.add(column)
                 found.turns = self._turns(row[column], found) + (answer or [])
-        self._surroundings(row, found)
+        if not self.surroundings.isdisjoint(row):
+            self._surroundings(row, found)
         for name, value in row.items():
             if name not in found.read and not _empty(value):
                 found.unread.add(name)
@@ -449,12 +451,10 @@ def _objects(value: Any) -> list[dict[str, Any]] | None:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
-    entries = [
-        json_objects
-        for entry in (value if isinstance(value, list) else [value])
-        for json_objects in ((_objects(entry) or [None]) if isinstance(entry, str) else [entry])
-    ]
-    return entries if all(isinstance(entry, dict) for entry in entries) else None
+    objects: list[Any] = []
+    for entry in value if isinstance(value, list) else [value]:
+        objects += (_objects(entry) or [None]) if isinstance(entry, str) else [entry]
+    return objects if all(isinstance(entry, dict) for entry in objects) else None
 
 
 def _names(names: Iterable[str]) -> str:
