@@ -22,7 +22,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tometune.runs.provenance import git_state, versions
+from tometune.runs.run import git_state, versions
 
 MEASURES, COMMANDS = (Path(__file__).with_name(f"bench_{name}.py") for name in ("measures", "commands"))
 Result = dict[str, Any]

@@ -17,7 +17,7 @@ from statistics import median
 
 import httpx
 
-from tometune.runs.provenance import git_state, versions
+from tometune.runs.run import git_state, versions
 
 PROMPTS = [
     f"{number}. Explain in a few sentences what the Python function os.path.join does." for number in range(1, 6)

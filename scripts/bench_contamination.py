@@ -12,14 +12,11 @@ import os
 import string
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tometune.config.data import SourceConfig, SourceKind
-from tometune.data.contamination import EvaluationTexts
-from tometune.data.ngrams import LENGTH, ROWS, search
-from tometune.data.parallel import in_order
+from tometune.data.contamination import LENGTH, EvaluationTexts, search
 from tometune.data.standardise import Standardised, standardise
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -37,14 +34,6 @@ def plain(source: Standardised, texts: EvaluationTexts, count: int) -> set[int]:
             if tuple(words[place : place + 3]) in starts and tuple(words[place : place + LENGTH]) in sequences:
                 found.add(number)
     return found
-
-
-def ours(source: Standardised, texts: EvaluationTexts, folder: Path) -> set[int]:
-    """Return the rows that share a sequence, as the package finds them."""
-    listed = folder / "texts.txt"
-    listed.write_text("\n".join(texts.owners), encoding="utf-8")
-    work = partial(search, rows=source.folder / "rows.arrow", texts=listed)
-    return {row for hits in in_order(work, range(0, len(source.rows), ROWS)) for row, *_ in hits}
 
 
 def timed(name: str, count: int, find: Callable[[], set[int]]) -> set[int]:
@@ -81,7 +70,7 @@ def main() -> None:
         print(f"{len(texts.texts):,} texts, {count:,} rows, load {os.getloadavg()[0]:.1f}\n")
         print("| way | seconds | CPU seconds | rows/s | rows/CPU second | rows found |\n|---|---:|---:|---:|---:|---:|")
         slow = timed(f"plain Python, {some:,} rows", some, lambda: plain(source, texts, some))
-        found = timed("the package", count, lambda: ours(source, texts, Path(folder)))
+        found = timed("the package", count, lambda: {hit[0] for hit in search(source, texts, Path(folder))})
         assert slow <= found, f"not found by the package: {sorted(slow - found)[:5]}"
 
 

@@ -23,7 +23,7 @@ from bench_gpu_recipes import RECIPES
 from bench_gpu_report import finish, lines, parameters
 from rich.console import Console
 
-from tometune.runs.provenance import git_state, versions
+from tometune.runs.run import git_state, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("bench_gpu_contenders.py")

@@ -74,7 +74,7 @@ def ready(model: str) -> Result:
     """Put the model into the cache; converting SmolLM2 once takes half a minute, which is not measured."""
     from tometune.runs.inputs import RunInputs
 
-    return {"source": RunInputs.resolve(config_of(f"model={model}")).model_source.location}
+    return {"source": RunInputs.resolve(config_of(f"model={model}", "data=pydocs_1k")).model_source.location}
 
 
 def prepare(model: str, base: str, rows: str) -> Result:

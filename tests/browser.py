@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; scripts/test.sh installs one as root")
 
 ARGUMENTS = (
@@ -38,13 +37,8 @@ def chromium() -> str:
     profile = tempfile.TemporaryDirectory(prefix="tometune-chromium-", ignore_cleanup_errors=True)
     command = [str(CHROMIUM), *ARGUMENTS, f"--user-data-dir={profile.name}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-    def stop() -> None:
-        process.kill()
-        process.wait()
-        profile.cleanup()
-
-    atexit.register(stop)
+    for end in (profile.cleanup, process.wait, process.kill):  # called in reverse order
+        atexit.register(end)
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.search(r"DevTools listening on (ws://\S+)", line):

@@ -1,27 +1,33 @@
 """Fixtures shared by all rooms: a clean environment, a hub on localhost, verbs in processes of their own."""
 
+import gc
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.hub import Hub
-from tests.whole import Workplace, environment
+from tests.whole import Done, Workplace, environment
 from tests.whole import run_python as run_in
 
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:  # in the background or under nohup; processes of tests inherit it
         signal.signal(_number, _usual)
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Run = Callable[..., Done]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that hold whole runs, so that no core is idle at the end while another has one left."""
     long = {item.path for item in items if item.get_closest_marker("whole")}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt everything that is imported by now from garbage collection, which is slow with torch and transformers."""
+    gc.freeze()
 
 
 @pytest.fixture
@@ -63,20 +69,10 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def run_python(clean_env: dict[str, str], tmp_path: Path) -> Run:
-    """Return a function that runs Python with these arguments in the clean environment, in `tmp_path`.
+    """Return a function that runs Python with these arguments in the clean environment, in `tmp_path`."""
 
-    Verbs (`-m tometune.VERB`) run in a fork of a process that has imported everything, unless `fresh=True`.
-    """
-
-    def run(
-        *arguments: str,
-        env: Mapping[str, str] | None = None,
-        cwd: Path = tmp_path,
-        timeout: float = 300,
-        fresh: bool = False,
-    ) -> "subprocess.CompletedProcess[str]":
-        whole = {**clean_env, **(env or {})}
-        return run_in(arguments, whole, cwd, timeout, fresh)
+    def run(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path = tmp_path, **options: Any) -> Done:
+        return run_in(arguments, {**clean_env, **(env or {})}, cwd, **options)
 
     return run
 
@@ -84,8 +80,4 @@ def run_python(clean_env: dict[str, str], tmp_path: Path) -> Run:
 @pytest.fixture
 def run_verb(run_python: Run) -> Run:
     """Return a function that runs `python -m tometune.VERB override…` in the clean environment, in `tmp_path`."""
-
-    def run(verb: str, *overrides: str, **options: object) -> "subprocess.CompletedProcess[str]":
-        return run_python("-m", f"tometune.{verb}", *overrides, **options)
-
-    return run
+    return lambda verb, *overrides, **options: run_python("-m", f"tometune.{verb}", *overrides, **options)

@@ -8,7 +8,9 @@ the answer `{"status": …, "stdout": "…", "stderr": "…"}`; a negative statu
 - `"kill": ["FOLDER", 5, 0.1]` sends SIGKILL 0.1 s after the fifth new thing appears in a sweep's folder (`progress`).
 """
 
+import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -16,6 +18,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -26,7 +29,7 @@ HEAVY = (
     "tometune.evaluation.scoring",
     "evaluate",
     "tometune.data.tokens",
-    "tometune.models.load",
+    "tometune.models.machine",
     "transformers.models.llama.modeling_llama",
     "peft",
     "trl",
@@ -40,12 +43,14 @@ def serve() -> dict[str, Any] | None:
     """Answer requests; returns a request in the child that carries it out, None when there are no more."""
     for name in HEAVY:
         importlib.import_module(name)
+    gc.freeze()  # a fork does not look through them, and so does not copy their memory
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
             before = progress(Path(request["kill"][0])) if request["kill"] else set()
             child = os.fork()
             if child == 0:
+                signal.alarm(int(request["timeout"]))  # ends it
                 os.setsid()
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.dup2(stdout.fileno(), 1)
@@ -53,24 +58,12 @@ def serve() -> dict[str, Any] | None:
                 return request
             if request["kill"]:
                 kill(child, before, *request["kill"])
-            status = wait(child, request["timeout"])
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             for file in (stdout, stderr):
                 file.seek(0)
             answer = {"status": status, "stdout": stdout.read(), "stderr": stderr.read()}
             print(json.dumps(answer), flush=True)
     return None
-
-
-def wait(child: int, timeout: float) -> int:
-    """Wait for a child and return its status; after the timeout its process group is killed."""
-    end = time.monotonic() + timeout
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            os.killpg(child, signal.SIGKILL)
-        time.sleep(0.005)
 
 
 def kill(child: int, before: set[str], folder: str, events: int, delay: float) -> None:
@@ -111,8 +104,8 @@ def arm(place: str, count: int, name: str) -> None:
     setattr(owner, attribute, dying)
 
 
-def carry_out(request: dict[str, Any]) -> None:
-    """Run the module as `python -m` would, in the request's folder and environment."""
+def carry_out(request: dict[str, Any]) -> int:
+    """Run the module as `python -m` would, in the request's folder and environment; returns the exit status."""
     import torch
 
     os.environ.clear()
@@ -125,12 +118,25 @@ def carry_out(request: dict[str, Any]) -> None:
     if request["moment"]:
         arm(*request["moment"])
     importlib.invalidate_caches()  # the server listed the package's folder when it started
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # runpy: the module was imported before
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # runpy: the module was imported before
+            runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
     served = serve()
     if served is not None:
-        carry_out(served)  # outside the loop, so that the interpreter ends as usual, with its exit handlers
+        status = carry_out(served)
+        # The interpreter ends as usual, but without freeing torch's objects one by one, which takes two seconds.
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

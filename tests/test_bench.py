@@ -1,28 +1,75 @@
-"""scripts/bench.py at a tiny size: what it prints and writes, not how fast anything is."""
+"""scripts/bench.py and bench_gpu.py: their arithmetic with known answers, and both at a tiny size on the CPU."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import bench_gpu_report as report  # noqa: E402
+from bench_gpu_contenders import overrides  # noqa: E402
+from bench_gpu_model import SHAPES  # noqa: E402
+
+STEPS = [
+    {"tokens": 900.0, "tokens_per_second": 1.0, "padded_tokens_per_second": 1.0},
+    {"tokens": 100.0, "tokens_per_second": 100.0, "padded_tokens_per_second": 200.0},
+    {"tokens": 300.0, "tokens_per_second": 300.0, "padded_tokens_per_second": 300.0},
+    {"tokens": 200.0, "tokens_per_second": 200.0, "padded_tokens_per_second": 400.0},
+]
+
+
+def test_speed_is_of_the_steps_after_the_warm_up() -> None:
+    found = report.summary(STEPS, 1)
+    assert found["steps"] == 3
+    assert found["tokens_per_second"] == {"median": 200.0, "min": 100.0, "max": 300.0}
+    assert found["overall_tokens_per_second"] == pytest.approx(600 / 3)  # a second each
+    assert found["padding_share"] == pytest.approx(1 - 600 / 900)
+    bare = [{key: value for key, value in step.items() if key != "tokens"} for step in STEPS[1:3]]
+    assert report.summary(bare, 0)["overall_tokens_per_second"] == pytest.approx(
+        150
+    )  # the same weight: 1/100 and 1/300
+
+
+def test_mfu_and_the_cost_of_a_table() -> None:
+    facts = {"parameters": 1000, "matmul_flops": 8e6, "base_mean_tokens": 200.0, "pool_mean_tokens": 100.0}
+    tokens = report.table_tokens(200, 100)
+    assert tokens == 3 * (3 * 100_000 * 200 + 300_000 * 100)
+    assert report.table_hours(1000, 3.6e6, 400) == pytest.approx(1 + 1)
+    done = report.finish({"steps": STEPS, "seconds_to_first_step": 0.0, "peak_memory_gb": 1.0}, facts, 1)
+    assert done["mfu"] == pytest.approx(report.mfu(200, 1000, 8e6)) == pytest.approx(0.1)
+    assert done["table_hours"] == pytest.approx(tokens / 200 / 3600)
+    assert report.parameters(SHAPES["llama32_3b"]) == 3_212_749_824
+
+
+def test_tometune_is_called_with_its_defaults(tmp_path: Path) -> None:
+    settings = {"model": "/m", "base": "/b", "pool": "/p", "rows": 9, "gpu": True}
+    given = overrides("unsloth", settings, tmp_path, 48)
+    assert {"model.backend=unsloth", "trainer.max_steps=48", "data.base.rows=3"} <= set(given)
+    changed = {each.partition("=")[0] for each in given if each.startswith(("trainer.", "model.", "lora."))}
+    trainer = {"trainer.max_steps", "trainer.logging_steps", "trainer.save_steps"}
+    assert changed == {"model.id", "model.backend", *trainer}
+
+
+def run_script(name: str, folder: Path, env: dict[str, str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """Run a script in a folder; returns the JSON that it writes and what it prints."""
+    command = [sys.executable, SCRIPTS / name, *arguments, "--json", "found.json"]
+    env = {**env, "COLUMNS": "80", "TMPDIR": str(folder)}
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in folder.iterdir() if path.name.startswith("tometune-bench")] == []
+    return json.loads((folder / "found.json").read_text(encoding="utf-8")), done.stdout
 
 
 @pytest.mark.nightly
 @pytest.mark.whole
 def test_every_figure_has_a_target_and_its_circumstances(clean_env: dict[str, str], tmp_path: Path) -> None:
     sizes = ["--rows", "60", "--pairs", "50", "--repeat", "1", "--model", "tiny", "--runs", "2"]
-    done = subprocess.run(
-        [sys.executable, BENCH, *sizes, "--json", "bench.json"],
-        env={**clean_env, "COLUMNS": "80", "TMPDIR": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    written = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    written, printed = run_script("bench.py", tmp_path, clean_env, *sizes)
     assert written["data"] == "made-up rows of the same shape, 60 rows of the base; model=tiny"
     assert " cores, load " in written["machine"]
     assert "torch" in written["versions"]
@@ -30,8 +77,25 @@ def test_every_figure_has_a_target_and_its_circumstances(clean_env: dict[str, st
     sweep = [("times", 1.1), ("s", 1)]
     assert targets == [("rows/s", 4000), ("s", 5), *[("s", 1.5)] * 3, *sweep, ("pairs/s", 15_000), ("GB", 3)]
     assert all(figure["median"] > 0 for figure in written["figures"])
-    table = done.stdout[done.stdout.index("\nwhat ") :]
+    table = printed[printed.index("\nwhat ") :]
     assert max(map(len, table.splitlines())) <= 80
     assert all(figure["name"] in table for figure in written["figures"])
-    assert "made-up rows" in done.stdout
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tometune-bench")] == []
+
+
+@pytest.mark.nightly
+@pytest.mark.whole
+def test_contenders_on_the_cpu(clean_env: dict[str, str], tmp_path: Path) -> None:
+    names = ["tometune_transformers", "trl_peft", "generate_tometune"]
+    sizes = ["--rows", "300", "--steps", "3", "--warmup", "1", "--batches", "2", "--new-tokens", "8"]
+    chosen = ["--rehearse", "--model-shape", "tiny", "--contenders", ",".join(names)]
+    hidden = {**clean_env, "CUDA_VISIBLE_DEVICES": "", "PATH": ""}  # no nvidia-smi
+    found, printed = run_script("bench_gpu.py", tmp_path, hidden, *sizes, *chosen)
+    assert [*found["contenders"], *found["generation"]] == names
+    assert all(name in printed for name in names)
+    for each in found["contenders"].values():
+        assert "error" not in each, each
+        assert len(each["raw_steps"]) == 4
+        assert each["tokens_per_second"]["min"] > 0
+        assert 0 <= each["padding_share"] < 1
+    assert found["generation"]["generate_tometune"]["runs"][0]["tokens_per_second"] > 0
+    assert 0 < found["facts"]["pool_mean_tokens"] < 256

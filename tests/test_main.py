@@ -9,39 +9,40 @@ import tometune
 from tometune.__main__ import main, verbs
 
 
-def run(monkeypatch, capsys, *arguments):
+@pytest.mark.parametrize(
+    ("arguments", "status", "out", "error"),
+    [
+        *(
+            ([*help_], 0, [f"  {name}" for name in verbs()] + [*verbs().values()], "")
+            for help_ in ([], ["--help"], ["-h"])
+        ),
+        (["--version"], 0, [f"tometune {tometune.__version__}\n"], ""),
+        (["trian"], 2, [], "trian: no such verb; did you mean train?\n"),
+        (["zzz"], 2, [], "zzz: no such verb; one of "),
+    ],
+)
+def test_what_the_command_says(monkeypatch, capsys, arguments, status, out, error):
     monkeypatch.setattr(sys, "argv", ["tometune", *arguments])
-    status = 0
     try:
         main()
+        code = 0
     except SystemExit as stop:
-        status = int(stop.code or 0)
-    return status, *capsys.readouterr()
+        code = int(stop.code or 0)
+    printed = capsys.readouterr()
+    assert code == status
+    assert all(text in printed.out for text in out)
+    assert printed.err.startswith(error)
+    assert bool(printed.err) == bool(error)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_overview_lists_the_verbs(monkeypatch, capsys, arguments):
-    status, out, _ = run(monkeypatch, capsys, *arguments)
-    assert status == 0
+def test_the_verbs():
     assert set(verbs()) == {"chat", "evaluate", "export", "prepare", "report", "train"}
-    assert all(f"  {name}" in out and line in out for name, line in verbs().items())
-
-
-def test_version(monkeypatch, capsys):
-    assert run(monkeypatch, capsys, "--version") == (0, f"tometune {tometune.__version__}\n", "")
-
-
-def test_unknown_verb(monkeypatch, capsys):
-    assert run(monkeypatch, capsys, "trian") == (2, "", "trian: no such verb; did you mean train?\n")
-    status, _, error = run(monkeypatch, capsys, "zzz")
-    assert status == 2
-    assert error.startswith("zzz: no such verb; one of ")
 
 
 def test_both_ways_are_the_same(tmp_path):
-    ways = [["tometune", "train"], ["tometune.train"]]
     first, second = (
         subprocess.run([sys.executable, "-m", *way, "data=mix_30k"], cwd=tmp_path, capture_output=True, text=True)
-        for way in ways
+        for way in (["tometune", "train"], ["tometune.train"])
     )
     assert (first.returncode, first.stdout, first.stderr) == (second.returncode, second.stdout, second.stderr)
+    assert first.returncode == 2

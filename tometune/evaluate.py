@@ -12,7 +12,7 @@ from tometune.config.root import Config
 from tometune.runs.inputs import cache_folder
 
 if TYPE_CHECKING:
-    from tometune.runs.scored import Subject
+    from tometune.runs.stored import Subject
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 def main(config: Config) -> None:
     """Find the run or the model, score it, and print the table."""
     from tometune.evaluation.table import print_run
-    from tometune.models.load import check_machine
-    from tometune.runs.scored import find_subject
+    from tometune.models.machine import check_machine
+    from tometune.runs.stored import find_subject
 
     try:
         subject = find_subject(config)
@@ -48,8 +48,8 @@ def evaluate(subject: Subject) -> None:
         from tometune.evaluation.engines.choice import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
-        from tometune.models.full import load_tuned
-        from tometune.models.load import check_machine, describe, free_memory, load_model
+        from tometune.models.load import describe, load_model, load_tuned
+        from tometune.models.machine import check_machine, free_memory
         from tometune.models.source import locate
         from tometune.models.tokenizer import load_tokenizer
         from tometune.runs.identity import plain

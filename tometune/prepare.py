@@ -69,7 +69,7 @@ def _write_card(folder: Path, config: Config, mix: "Mix", tokens: "Tokens", over
     Raises:
         UserError: the folder cannot be created or written to.
     """
-    from tometune.data.profile import profile, samples
+    from tometune.data.preview import profile, samples
     from tometune.reporting.data_card import card, card_markdown, card_page
 
     values = profile(mix, tokens)

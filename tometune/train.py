@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.app import Hooks, verb
+from tometune.config.app import verb
 from tometune.config.jobs import Jobs
 from tometune.config.model import Backend
 from tometune.config.root import Config
@@ -22,24 +24,30 @@ from tometune.runs.run import Run
 from tometune.runs.stored import run_of_older_version
 from tometune.sweep import hooks
 
+if TYPE_CHECKING:
+    from tometune.training.metrics import OnLog
+    from tometune.training.unsloth_process import UnslothProcess
+
 log = logging.getLogger(__name__)
 
 
-def before_sweep(jobs: Jobs) -> bool:
-    """Called once before the runs of a sweep, in the user's process; returns whether a run is left to make."""
-    return hooks.begin(jobs, measure)
+def sweep(jobs: Jobs, make_runs: Callable[[], None]) -> int:
+    """Make the runs of a sweep that are missing and report on it, or print its plan; returns the exit status."""
+    if jobs.config.plan:
+        from tometune.sweep.plan import plan_sweep
 
-
-def after_sweep(jobs: Jobs) -> int:
-    """Report on the sweep and list missing runs; returns the exit status. Called once, in the user's process."""
+        plan_sweep(jobs, measure)
+        return 0
     from tometune import report
 
-    for folder in hooks.folders(jobs):
+    if hooks.begin_sweep(jobs):
+        make_runs()
+    for folder in hooks.folders_with_results(jobs):
         report.report_finished(folder, jobs.config)
-    return hooks.end(jobs)
+    return hooks.end_sweep(jobs)
 
 
-@partial(verb, hooks=Hooks(before_sweep, after_sweep))
+@partial(verb, sweep=sweep)
 def main(config: Config) -> float | None:
     """Make the run of a config, or find it finished, and print its scores.
 
@@ -90,7 +98,7 @@ def find_run(config: Config) -> tuple[RunInputs, Run]:
         inputs = RunInputs.resolve(config)
         return inputs, Run.find(config, inputs.fingerprints)
     except UserError:
-        from tometune.models.load import check_machine
+        from tometune.models.machine import check_machine
 
         check_machine(config.model)
         raise
@@ -104,7 +112,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
     Raises:
         UserError: the machine, the model, the data or a task does not allow this run.
     """
-    from tometune.models.load import resolve_backend
+    from tometune.models.machine import resolve_backend
     from tometune.training.unsloth_process import unsloth_process
 
     config = inputs.config
@@ -116,10 +124,9 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         with quick_imports():
             from tometune.common.seeding import seed_everything
             from tometune.evaluation.scoring import Scorer
-            from tometune.models.full import check_trainable
-            from tometune.models.load import describe, free_memory, load_model
+            from tometune.models.load import check_trainable, describe, load_model
+            from tometune.models.machine import free_memory
             from tometune.tracking import RunLabels, start_tracker
-            from tometune.training.tuned_model import tuned_model
 
         inputs.load()
         seed_everything(config.seeds.adapter)
@@ -154,6 +161,47 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         run.update(tracking=tracker.describe())
 
 
+def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process: UnslothProcess | None) -> Any:
+    """Train, unless an interrupted run already finished training; record the result and return the tuned model.
+
+    `model` is the base model, which gets the adapter. It is None if another one is loaded for the training: in
+    Unsloth's `process`, which then trains, or every weight in float32 (`lora=none`).
+
+    Raises:
+        UserError: the model or the machine is not suitable, or the loss is not finite.
+    """
+    with quick_imports():
+        from tometune.models.adapter import add_adapter
+        from tometune.models.load import load_to_train, load_tuned
+        from tometune.models.machine import free_memory
+        from tometune.training.batches import TrainingInputs
+        from tometune.training.sft import fit
+
+    config, source = inputs.config, inputs.model_source
+    if run.record["train"] is not None:
+        return load_tuned(model, source, config.lora, run.folder)
+    training = TrainingInputs(
+        source=source,
+        tokens=inputs.tokens,
+        trainer=config.trainer,
+        lora=config.lora,
+        seeds=config.seeds,
+        folder=run.folder.absolute(),
+        cache=inputs.cache,
+    )
+    if process is not None:
+        result = process.fit(training, on_log)
+    elif config.lora.enabled:
+        model = add_adapter(model, config.lora, config.seeds.adapter)
+        result = fit(model, inputs.tokenizer, training, on_log)
+    else:
+        result = fit(load_to_train(source), inputs.tokenizer, training, on_log)
+        free_memory()
+    run.update(train=result)
+    run.save()
+    return load_tuned(None, source, config.lora, run.folder) if model is None else model
+
+
 def log_older_version(run: Run, config: Config) -> None:
     """Log it if a new run repeats one that an older version of tometune made."""
     older = None if run.record else run_of_older_version(config, run.id)
@@ -168,10 +216,10 @@ def check_requirements(config: Config) -> None:
         UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
     """
     from tometune.evaluation.engines.choice import check_engine
-    from tometune.models.load import check_machine
+    from tometune.models.machine import check_machine
     from tometune.models.source import check_source
     from tometune.tracking import check_tracker
-    from tometune.training.optimisers import check_optimiser
+    from tometune.training.steps import check_optimiser
 
     check_machine(config.model)
     check_optimiser(config.trainer)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.browser import CHROMIUM, opened
 from tests.chatting.fake import Words
-from tometune.config.chat import ChatConfig
+from tometune.config.root import ChatConfig
 
 pytest.importorskip("gradio")
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chatting.fake import Words
 from tometune.chatting.terminal import Terminal
-from tometune.config.chat import ChatConfig
+from tometune.config.root import ChatConfig
 
 
 @pytest.fixture

@@ -10,33 +10,26 @@ from tometune.common.files import SaveError
 
 def test_built_once_and_keyed_by_everything(tmp_path: Path) -> None:
     built: list[str] = []
-
-    def build(folder: Path) -> None:
-        built.append(folder.name)
-        (folder / "data").write_text("x")
-
-    one = cached_folder(tmp_path, "kind", {"a": 1}, build)
-    assert cached_folder(tmp_path, "kind", {"a": 1}, build) == one
-    assert cached_folder(tmp_path, "kind", {"a": 2}, build) != one
+    one = cached_folder(tmp_path, "kind", {"a": 1}, lambda folder: built.append(folder.name))
+    assert cached_folder(tmp_path, "kind", {"a": 1}, lambda folder: built.append(folder.name)) == one
+    assert cached_folder(tmp_path, "kind", {"a": 2}, lambda folder: built.append(folder.name)) != one
     assert len(built) == 2
     assert json.loads((one / "config.json").read_text()) == {"a": 1}
 
 
-def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("raised", "error", "says"),
+    [
+        (OSError("broken"), OSError, "broken"),
+        (OSError(errno.ENOSPC, "No space left on device"), SaveError, "/kind: no space left on the disk"),
+    ],
+)
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path, raised: OSError, error: type, says: str) -> None:
     def build(folder: Path) -> None:
         (folder / "half").write_text("x")
-        raise OSError("disk full")
+        raise raised
 
-    with pytest.raises(OSError, match="disk full"):
-        cached_folder(tmp_path, "kind", {}, build)
-    assert list((tmp_path / "kind").iterdir()) == []
-
-
-def test_a_full_disk_is_told_with_its_folder(tmp_path: Path) -> None:
-    def build(folder: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(SaveError, match=f"{tmp_path}/kind: no space left on the disk"):
+    with pytest.raises(error, match=says):
         cached_folder(tmp_path, "kind", {}, build)
     assert list((tmp_path / "kind").iterdir()) == []
 

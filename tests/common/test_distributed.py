@@ -14,12 +14,10 @@ from tests.whole import Workplace, adapter_of, curve_of, record_of, scores_of
 
 pytestmark = pytest.mark.whole
 
-TASKS = ("~eval.tasks.summarisation", "~eval.tasks.data_to_text")
 RUN = (
-    *("+experiment=smoke", *TASKS, "data.rows=128"),
+    *("+experiment=smoke", "~eval.tasks.summarisation", "~eval.tasks.data_to_text", "data.rows=128"),
     *("trainer.learning_rate=1e-2", "trainer.max_steps=27", "trainer.save_steps=10"),
 )
-TWO, ONE = "trainer.micro_batch=1", "trainer.micro_batch=2"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 TOLERANCE = 2e-5
@@ -31,30 +29,42 @@ accelerate gives two processes rows of the epoch's beginning again, and one proc
 
 
 def start(place: Workplace, *overrides: str) -> "subprocess.Popen[str]":
-    command = [*TORCHRUN, "-m", "tometune.train", *RUN, *overrides]
+    command = [*TORCHRUN, "-m", "tometune.train", *RUN, "trainer.micro_batch=1", *overrides]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=place.env, cwd=place.folder, text=True, **pipes)
 
 
-@pytest.fixture(scope="module")
-def two(place: Workplace) -> tuple[Path, str, str]:
-    """A run of two processes: its folder, stdout and stderr."""
-    process = start(place, TWO, "paths.outputs=two")
+def run_two(place: Workplace, outputs: str, *overrides: str) -> tuple[Path, str, str]:
+    """Run two processes to the end; returns the run's folder, stdout and stderr."""
+    process = start(place, *overrides, f"paths.outputs={outputs}")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    return place.run_folder("two"), out, err
+    return place.run_folder(outputs), out, err
 
 
-def test_the_curve_is_that_of_one_process_with_the_same_rows_a_step(
-    place: Workplace, two: tuple[Path, str, str]
-) -> None:
-    status, stderr = place.train(*RUN, ONE, "paths.outputs=one")
+def run_one(place: Workplace, outputs: str, *overrides: str) -> Path:
+    """Run one process with the same rows per step."""
+    status, stderr = place.train(*RUN, "trainer.micro_batch=2", *overrides, f"paths.outputs={outputs}")
     assert status == 0, stderr
-    one, both = place.run_folder("one"), two[0]
+    return place.run_folder(outputs)
+
+
+def assert_same_losses(both: Path, one: Path) -> list[float]:
     assert [step for step, _ in curve_of(both)] == [step for step, _ in curve_of(one)]
-    losses = [[loss for _, loss in curve_of(run)] for run in (both, one)]
-    assert losses[0] == pytest.approx(losses[1], abs=TOLERANCE)
-    assert losses[0][0] - losses[0][-1] > 0.1, "it learnt something"
+    mine, theirs = ([loss for _, loss in curve_of(run)] for run in (both, one))
+    assert mine == pytest.approx(theirs, abs=TOLERANCE)
+    return mine
+
+
+@pytest.fixture(scope="module")
+def two(place: Workplace) -> tuple[Path, str, str]:
+    return run_two(place, "two")
+
+
+def test_two_processes_do_what_one_does(place: Workplace, two: tuple[Path, str, str]) -> None:
+    both, one = two[0], run_one(place, "one")
+    losses = assert_same_losses(both, one)
+    assert losses[0] - losses[-1] > 0.1, "it learnt something"
     for name in ("steps", "epochs", "effective_batch", "tokens", "trained_tokens"):
         assert record_of(both)["train"][name] == record_of(one)["train"][name], name
     assert scores_of(both).keys() == scores_of(one).keys()
@@ -67,16 +77,14 @@ def test_one_process_speaks_and_writes(two: tuple[Path, str, str]) -> None:
     assert err.count("training: ") == 1
     assert record_of(run)["attempts"] == 1
     assert not list(run.glob(".*"))
-    log = (run / "train.log").read_text()
-    assert log.count("step 27: loss") == 1
+    assert (run / "train.log").read_text().count("step 27: loss") == 1
     rows = [json.loads(line) for line in (run / "eval" / "tuned" / "question_answering.jsonl").read_text().splitlines()]
     assert len(rows) == len({row["id"] for row in rows}) == 2
 
 
 @pytest.mark.nightly
 def test_stopped_or_killed_it_resumes_and_ends_the_same(place: Workplace, two: tuple[Path, str, str]) -> None:
-    outputs = (TWO, "paths.outputs=broken")
-    process = start(place, *outputs)
+    process = start(place, "paths.outputs=broken")
     run = wait_for(place, "broken", 10)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -85,35 +93,18 @@ def test_stopped_or_killed_it_resumes_and_ends_the_same(place: Workplace, two: t
     assert (run / "checkpoints" / f"checkpoint-{step}" / "rng_state_1.pth").exists()
     assert record_of(run)["status"] == "running"
 
-    process = start(place, *outputs)
+    process = start(place, "paths.outputs=broken")
     wait_for(place, "broken", min(20, 10 * (step // 10 + 1)))
     for child in [*psutil.Process(process.pid).children(recursive=True), process]:
         child.kill()
     process.communicate()
 
-    process = start(place, *outputs)
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+    run, _, err = run_two(place, "broken")
     assert "resuming from checkpoint-" in err
     assert record_of(run)["attempts"] == 3
     assert curve_of(run) == curve_of(two[0])
     assert adapter_of(run) == adapter_of(two[0])
     assert scores_of(run) == scores_of(two[0])
-
-
-@pytest.mark.nightly
-def test_every_weight_in_two_processes(place: Workplace) -> None:
-    full = ("lora=none", "trainer.learning_rate=1e-3", "trainer.max_steps=6", "eval.base=false")
-    process = start(place, TWO, *full, "paths.outputs=two_full")
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    status, stderr = place.train(*RUN, ONE, *full, "paths.outputs=one_full")
-    assert status == 0, stderr
-    both, one = place.run_folder("two_full"), place.run_folder("one_full")
-    losses = [[loss for _, loss in curve_of(run)] for run in (both, one)]
-    assert losses[0] == pytest.approx(losses[1], abs=TOLERANCE)
-    assert record_of(both)["train"]["kind"] == "full"
-    assert (both / "model" / "model.safetensors").exists()
 
 
 def wait_for(place: Workplace, outputs: str, step: int) -> Path:
@@ -128,7 +119,16 @@ def wait_for(place: Workplace, outputs: str, step: int) -> Path:
 
 
 @pytest.mark.nightly
-def test_an_error_in_the_first_process_is_told_once(place: Workplace) -> None:
+def test_every_weight_in_two_processes(place: Workplace) -> None:
+    full = ("lora=none", "trainer.learning_rate=1e-3", "trainer.max_steps=6", "eval.base=false")
+    both, one = run_two(place, "two_full", *full)[0], run_one(place, "one_full", *full)
+    assert_same_losses(both, one)
+    assert record_of(both)["train"]["kind"] == "full"
+    assert (both / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.nightly
+def test_an_error_in_the_first_process_is_reported_once(place: Workplace) -> None:
     process = start(place, "data.rows=100000", "paths.outputs=wrong")
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -1,15 +1,12 @@
-"""The hub on localhost answers as the real one does, and we keep the commit behind a branch."""
+"""The commit behind a branch is kept."""
 
 import io
 from functools import partial
 from types import SimpleNamespace
 
-import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
-from tests.hub import Hub
 from tometune.common.hub import commit_of
 
 FINETOME = "mlabonne/FineTome-100k"
@@ -32,31 +29,6 @@ def parquet(rows: list[dict]) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
     return buffer.getvalue()
-
-
-@pytest.fixture
-def finetome(hub: Hub):
-    return hub.add_dataset(FINETOME, {"README.md": CARD})
-
-
-def test_commit_follows_the_content(hub, finetome):
-    before = finetome.commit()
-    hub.add_dataset(FINETOME, {"README.md": CARD})
-    assert finetome.commit() == before
-    hub.add_dataset(FINETOME, {"README.md": CARD + "more"})
-    assert finetome.commit() != before
-
-
-def test_range_and_etag(hub, finetome):
-    url = f"{hub.url}/datasets/{FINETOME}/resolve/main/README.md"
-    whole, part, head = httpx.get(url), httpx.get(url, headers={"Range": "bytes=4-10"}), httpx.head(url)
-    assert whole.text == CARD
-    assert (part.status_code, part.text) == (206, CARD[4:11])
-    assert part.headers["content-range"] == f"bytes 4-10/{len(CARD)}"
-    assert int(head.headers["content-length"]) == len(CARD)
-    assert head.content == b""
-    assert head.headers["etag"] == whole.headers["etag"]
-    assert whole.headers["x-repo-commit"] == finetome.commit()
 
 
 def test_the_commit_behind_a_branch_is_kept_in_our_own_cache(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""A wrong override is one line with its full key and the nearest valid name."""
+"""A wrong override is one line with its key and the nearest name. tests/golden/errors.txt has more of these lines."""
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -15,8 +15,6 @@ CASES = [
     ("data=mix_30k", "data=mix_30k: no such option; did you mean mix_300k, mix_100k? (options: files_100k,"),
     ("model=a/b", "model=a/b: no such option; for a hub id or a folder write model.id=a/b"),
     ("tracking=null", "tracking=null: choose an option of this group, tracking=OPTION"),
-    ("trainer.lerning_rate=1", "trainer.lerning_rate: no such key; did you mean trainer.learning_rate?"),
-    ("learning_rate=1", "learning_rate: no such key; did you mean trainer.learning_rate?"),
     ("model.lerning_rate=1", "model.lerning_rate: no such key; did you mean trainer.learning_rate?"),
     (
         "trainer.per_device_train_batch_size=1",
@@ -26,16 +24,10 @@ CASES = [
     ("trainer.foo=1", "trainer.foo: no such key; --cfg job prints all keys"),
     ("data/pool=x", "data/pool: no such key; did you mean data.pool?"),
     ("dta=mix_100k", "dta: no such key; did you mean data?"),
-    ("evel.limit=1", "evel: no such key; did you mean eval?"),
     ("+qqqqq=1", "qqqqq: no such key; --cfg job prints all keys"),
-    ("+trainer.qqqqq=1", "trainer.qqqqq: no such key; --cfg job prints all keys"),
     ("~qqqqq", "~qqqqq: only a task can be deleted, ~eval.tasks.NAME"),
-    ("~trainer", "~trainer: only a task can be deleted, ~eval.tasks.NAME; set trainer to another value"),
-    ("~model=llama32_3b", "~model=llama32_3b: only a task can be deleted"),
     ("~trainer.learning_rate", "~trainer.learning_rate: only a task can be deleted"),
-    ("~eval.tasks.data_to_text.limit", "~eval.tasks.data_to_text.limit: only a task can be deleted"),
     ("eval.tasks={}", "eval.tasks={}: an empty dict changes nothing; name the keys to change, or delete a task:"),
-    ("data.base={}", "data.base={}: an empty dict changes nothing"),
     ("hydra.verbos=true", "hydra.verbos: no such key; did you mean hydra.verbose?"),
     ("trainer.max_steps=2.5", "trainer.max_steps=2.5: not an integer"),
     ("trainer.learning_rate=high", "trainer.learning_rate=high: not a number"),
@@ -43,16 +35,10 @@ CASES = [
     ("trainer.packing=maybe", "trainer.packing=maybe: not true or false"),
     ("model.name={a:1}", "model.name={'a': 1}: not a text"),
     ("lora.target_modules=q_proj", "lora.target_modules=q_proj: not a list; write lora.target_modules=[a,b]"),
-    ("model.backend=unslth", "model.backend=unslth: one of auto, transformers, unsloth; did you mean unsloth?"),
-    ("eval.engine=vllm", "eval.engine=vllm: one of auto, transformers, cuda_graph"),
-    ("data.base={kind:fils}", "data.base.kind=fils: one of hub, files, pydocs; did you mean files?"),
     ("data.base={knd:files}", "data.base.knd: no such key; did you mean data.base.kind?"),
-    ("seeds=1", "seeds=1: a group of keys, not a value; set one of seeds.data, seeds.order"),
+    ("seeds=1", "seeds=1: a group of keys, not a value; set seeds.KEY=VALUE"),
     ("eval.tasks.mine.path=x", "eval.tasks.mine: no such task; to add one: +eval/task@eval.tasks.mine=jsonl"),
-    (
-        "eval.tasks.data_to_txt.limit=1",
-        "eval.tasks.data_to_txt: no such task; did you mean data_to_text?",
-    ),
+    ("eval.tasks.data_to_txt.limit=1", "eval.tasks.data_to_txt: no such task; did you mean data_to_text?"),
     ("+eval.tasks.mine={kind:jsonl}", "+eval.tasks.mine={kind:jsonl}: Invalid type assigned: dict is not a subclass"),
     ("eval/task=jsonl", "Could not override 'eval/task'. Did you mean to override one of eval/task@eval.tasks.data"),
     ("experiment=smoke", "Could not override 'experiment'. No match in the defaults list. To append to your default"),
@@ -60,9 +46,7 @@ CASES = [
     ("+trainer.learning_rate=1", "Could not append to config. An item is already at 'trainer.learning_rate'."),
     ("seed=0,1", "seed=0,1: several values need --multirun (-m)"),
     ("model.name=a,b", "model.name=a,b: several values need --multirun (-m); one list is written model.name=[a,b],"),
-    ("quickstart", "quickstart: no value; write key=value"),
     ("model.name=a(", "model.name=a(: no viable alternative at input 'a('; quote the value: 'model.name=\"a(\"'"),
-    ("data.rows=${foo}", "data.rows: refers to ${foo}; foo: no such key; --cfg job prints all keys"),
     ("model.id=${model.nme}", "model.id: refers to ${model.nme}; model.nme: no such key; did you mean model.name?"),
     ("model.id=${oc.env:NOT_SET}", "model.id: refers to ${oc.env:NOT_SET}, which is not set; set it, or give a"),
     ("model.id=${nope:1}", "model.id: Unsupported interpolation type nope"),
@@ -82,20 +66,10 @@ def test_one_wrong_override(override, message):
     assert problem.startswith(message)
 
 
-def test_a_wrong_override_stops_the_command(command):
-    outcome = command("trainer.lerning_rate=1", "lora.r=0")
-    assert outcome.status == 2
-    assert outcome.errors == ["trainer.lerning_rate: no such key; did you mean trainer.learning_rate?"]
-    assert outcome.configs == []
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data=mix_100k,mix_30k"], "data=mix_30k: no such option; did you mean mix_300k, mix_100k?"),
         (["data=mix_30k,mix_100k"], "data=mix_30k: no such option; did you mean mix_300k, mix_100k?"),
-        (["trainer.foo=1,2"], "trainer.foo: no such key"),
-        (["seed=0,1", "~trainer"], "~trainer: only a task can be deleted"),
         (["seed=0,one"], "seed=one: not an integer"),
         (["seed=one,0"], "seed=one: not an integer"),
     ],
@@ -134,12 +108,6 @@ def test_a_sweep_of_wrong_runs_is_wrong_input(command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_file_takes_several_values(command):
-    outcome = command("+sweep=seeds", "data=mix_100k,mix_200k", "seed=1")
-    assert outcome.status == 0
-    assert [config.data.name for config in outcome.configs] == ["mix_100k", "mix_200k"]
-
-
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -150,8 +118,6 @@ def test_a_sweep_file_takes_several_values(command):
         ["data=mix_200k", "data.pool={revision: x, split: test}"],
         ["+eval/task@eval.tasks.mine=jsonl", "eval.tasks.mine.path=x", "~eval.tasks.mine"],
         ["~eval.tasks.data_to_text", "hydra.job.env_set={}"],
-        ["lora.target_modules=[q_proj]"],
-        ["model.name='a'"],
     ],
 )
 def test_nothing_right_is_called_wrong(overrides):

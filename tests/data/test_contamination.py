@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import Contamination, DataConfig
-from tometune.data import ngrams, parallel
-from tometune.data.contamination import COMMON, STRETCH, EvaluationTexts, of_mix, overlaps
-from tometune.data.mix import build_mix
-from tometune.data.ngrams import LENGTH, Index, fold
+from tometune.data import parallel
+from tometune.data.contamination import COPY_FROM, LENGTH, STOCK_PHRASE_ABOVE, EvaluationTexts, fold, of_mix, overlaps
+from tometune.data.mix import Mix, build_mix
 from tometune.data.standardise import standardise
 
 DELETE = str.maketrans("", "", string.punctuation)
@@ -67,32 +66,6 @@ def test_folding_beyond_ascii(text: str, same: str) -> None:
     assert " ".join(fold(text)) == same
 
 
-def test_the_index_agrees_with_a_plain_search() -> None:
-    """There are so few different words that sequences abound."""
-    random_ = random.Random(0)
-    made = [random_.choices("ab", k=random_.randrange(60)) for _ in range(300)]
-    texts = [words for words in made[:40] if len(words) >= 8]
-    index = Index(texts)
-    wanted = {tuple(words[start:][:LENGTH]) for words in texts for start in range(max(len(words) - LENGTH, 0) + 1)}
-    expected, found = set(), set()
-    for row, words in enumerate(made[40:]):
-        for length in {len(sequence) for sequence in wanted}:
-            for start in range(len(words) - length + 1):
-                if tuple(words[start : start + length]) in wanted:
-                    expected.add((row, start, tuple(words[start : start + length])))
-        for place, sequence, length in index.find(words):
-            found.add((row, place, tuple(index.words[sequence : sequence + length])))
-    assert found == expected
-    assert expected
-
-
-def test_a_collision_of_hashes_is_no_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngrams, "_hashes", lambda words, length: iter([0] * (len(words) - length + 1)))
-    index = Index([[f"e{number}" for number in range(LENGTH)]])
-    assert index.find([f"w{number}" for number in range(LENGTH)]) == []
-    assert index.find(["w", *(f"e{number}" for number in range(LENGTH))]) == [(1, 0, LENGTH)]
-
-
 def noisy(random_: random.Random, words: Sequence[str]) -> str:
     """The same words in other case, with other punctuation and white space."""
     forms = ("{}", "({})", "{},", "“{}”", "*{}*")
@@ -136,16 +109,17 @@ def test_stock_phrases_are_no_overlap(found_in: FoundIn) -> None:
     of_task = [("a", str(n), f"{PHRASE} {sentence(random_, 20, 'e')}") for n in range(4)]
     assert found_in([f"{PHRASE} {sentence(random_, 20)}" for _ in range(3)], of_task) == set()
     alone = [("b", "0", f"{PHRASE} {sentence(random_, 20, 'e')}")]
-    many = [f"{sentence(random_, 5)} {PHRASE} {sentence(random_, 20)}" for _ in range(COMMON + 1)]
+    many = [f"{sentence(random_, 5)} {PHRASE} {sentence(random_, 20)}" for _ in range(STOCK_PHRASE_ABOVE + 1)]
     assert found_in(many, alone) == set()
-    assert len(found_in(many[:COMMON], alone)) == COMMON, "so few rows make no stock phrase"
+    assert len(found_in(many[:STOCK_PHRASE_ABOVE], alone)) == STOCK_PHRASE_ABOVE, "so few rows make no stock phrase"
+    assert len(found_in(many[:1] * 30, alone)) == 30, "nor do repeats of one text"
 
 
 def test_many_copies_are_no_stock_phrases(found_in: FoundIn) -> None:
     random_ = random.Random(2)
     short, long = sentence(random_, 15, "e"), sentence(random_, 120, "f")
     copies = [f"{sentence(random_, 5)} {short} {sentence(random_, 5)}" for _ in range(40)]
-    stretch = " ".join(long.split()[10 : 10 + STRETCH])
+    stretch = " ".join(long.split()[10 : 10 + COPY_FROM])
     copies += [f"{sentence(random_, 5)} {stretch} {sentence(random_, 5)}" for _ in range(40)]
     found = found_in(copies, [("a", "0", short), ("a", "1", long)])
     assert found == {(row, "a", str(row // 40)) for row in range(80)}
@@ -171,11 +145,13 @@ def test_short_texts_are_looked_for_as_a_whole_or_counted(found_in: FoundIn) -> 
     assert EvaluationTexts(texts).too_short == {"t": 2}
 
 
-def test_a_long_text_an_empty_evaluation_and_odd_bytes(found_in: FoundIn) -> None:
+def test_the_middle_of_a_long_text_an_empty_evaluation_and_odd_bytes(found_in: FoundIn) -> None:
     long = sentence(random.Random(4), 20_000, "h")
     middle = " ".join(long.split()[7_000 : 7_000 + LENGTH])
-    found = found_in([f"x {middle} y", "a\x01" * 50, long, "a\x00b"], [("t", "0", long)])
-    assert found == {(0, "t", "0"), (2, "t", "0")}
+    assert found_in([f"x {middle} y", "a\x01" * 50, long, "a\x00b"], [("t", "0", long)]) == {
+        (0, "t", "0"),
+        (2, "t", "0"),
+    }
     assert found_in(["anything at all"], []) == set()
 
 
@@ -207,29 +183,31 @@ def copied(mix: Any) -> int:
 
 def test_drop_leaves_the_other_rows(tmp_path: Path) -> None:
     texts = EvaluationTexts(TEXTS)
-    cache = tmp_path / "cache"
-    kept = build_mix(config(tmp_path, Contamination.report, rows=46), 0, cache)
-    assert copied(kept) > 8
-    mix = build_mix(config(tmp_path, Contamination.drop, rows=38), 0, cache, texts=texts)
+
+    def dropped(rows: int, base_rows: int | None = 6) -> Mix:
+        data = config(tmp_path, Contamination.drop, rows, base_rows)
+        return build_mix(data, 0, tmp_path / "cache", texts=texts)
+
+    mix = dropped(38)
     assert (len(mix.row_ids), copied(mix)) == (38, 0)
     assert mix.facts["base"]["contaminated"] == {"qa": {"alpha": 2}}
     assert mix.facts["pool"]["contaminated"] == {"qa": {"beta": 8}}
     assert mix.facts["pool"]["contaminated_rows"] == 8
     assert mix.facts["pool"]["eligible"] == 32
-    assert [entry["origin"] for entry in mix.examples["contaminated"]] == ["base"] * 2 + ["pool"] * 5
-    smaller = build_mix(config(tmp_path, Contamination.drop, rows=20), 0, cache, texts=texts)
-    assert smaller.row_ids == mix.row_ids[:20], "mixes stay nested"
+    assert [len(part.examples["contaminated"]) for part in mix.parts.values()] == [2, 5]
+    assert dropped(20).row_ids == mix.row_ids[:20], "mixes stay nested"
     with pytest.raises(UserError, match=r"data\.pool: 32 usable .* data\.contamination=drop: 8\), but"):
-        build_mix(config(tmp_path, Contamination.drop, rows=39), 0, cache, texts=texts)
+        dropped(39)
     with pytest.raises(UserError, match=r"has 8 usable .* data\.contamination=drop: 2\); set data\.base\.rows=8"):
-        build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=9), 0, cache, texts=texts)
-    whole = build_mix(config(tmp_path, Contamination.drop, rows=20, base_rows=None), 0, cache, texts=texts)
-    assert whole.facts["base"]["rows"] == 8, "all that are left"
+        dropped(20, base_rows=9)
+    assert dropped(20, base_rows=None).facts["base"]["rows"] == 8, "all that are left"
 
 
 def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("INFO")
     data = config(tmp_path, Contamination.report, rows=40, base_rows=None)
+    base = [row(number % 8, copied=number % 8 in (1, 4), source="alpha") for number in range(10)]
+    write_jsonl(tmp_path / "base.jsonl", base)
     cache = tmp_path / "cache"
     mix = build_mix(data, 0, cache)
     assert data.pool is not None
@@ -241,18 +219,8 @@ def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(tmp_path: P
         }
         counted = of_mix(mix.row_ids, found, texts)
         assert counted.overlapping == copied(mix) == sum(counted.counts["qa"].values())
-        assert counted.counts["qa"]["alpha"] == 2
+        assert counted.counts["qa"]["alpha"] == 3, "each repeat counts"
         assert counted.touched == {"qa": 1}
         assert list(counted.examples.items()) == [("qa", 1), ("other", 1)], "in the order of the tasks"
         assert (counted.shown[0]["shared"], counted.shown[0]["words"]) == (TEXTS[0][2], 14)
     assert len([record for record in caplog.records if "searched for evaluation texts" in record.message]) == 2
-
-
-def test_each_repeat_in_a_base_counts_but_makes_no_stock_phrase(tmp_path: Path) -> None:
-    rows = [row(0, copied=True, source="alpha")] * 30
-    rows[0]["conversations"][0]["value"] = rows[0]["conversations"][0]["value"].replace("ZERO ", "")
-    data = DataConfig(name="test", rows=30, base=files(write_jsonl(tmp_path / "base.jsonl", rows), rows=30))
-    mix = build_mix(data, 0, tmp_path / "cache")
-    texts = EvaluationTexts(TEXTS)
-    found = {"base": overlaps(standardise(data.base, "data.base", tmp_path / "cache"), texts, tmp_path / "cache")}
-    assert of_mix(mix.row_ids, found, texts).counts == {"qa": {"alpha": 30}}

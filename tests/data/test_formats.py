@@ -39,6 +39,10 @@ def said(row, **options):
         ({"conversations": [None], **MESSAGES}, QA),
         ({"conversations": "", "instruction": "q", "output": "a"}, QA),
         ({"messages": None}, [("user", ""), ("assistant", "")]),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}, TURNS[1]]},
+            [("user", ""), QA[1]],
+        ),
         ({"messages": [None, *TURNS]}, [("", ""), *QA]),
         ({"instruction": "q", "input": "", "output": "a"}, QA),
         ({"instruction": "q", "input": float("nan"), "output": "a"}, QA),
@@ -124,6 +128,7 @@ def test_what_a_turn_holds_beyond_its_text(turn, extra):
         ({"system": "s", "messages": [{"role": "system", "content": "t"}, *TURNS]}, {"system"}),
         ({"system": "s", "messages": [{"role": "system", "content": "s"}, *TURNS]}, set()),
         ({**MESSAGES, "tools": "not JSON"}, {"tools"}),
+        ({**MESSAGES, "tools": {"f": {}}}, {"tools"}),
         ({**MESSAGES, "history": "a text"}, {"history"}),
         ({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5, "id": 0}]}, {"turn.weight", "turn.id"}),
         (
@@ -228,6 +233,7 @@ def test_columns_that_are_named():
         ({"a:b": "q", "c": "a"}, 'user: "a:b", assistant: c'),
         ({"text": "x"}, "user: text, assistant: ANSWERS"),
         ({"log": TURNS, "text": "x"}, "messages: log"),
+        ({"text": "### Human: q### Assistant: a"}, "messages: text"),
     ],
 )
 def test_unknown_columns_are_answered_with_the_mapping(row, mapping):

@@ -186,12 +186,13 @@ def test_an_interrupted_download_resumes(hub, ask, run, folder):
     assert fetched() == [(1, 200)]
 
 
-def test_cached_rows_need_no_hub(hub, finetome, ask, env):
+def test_cached_rows_need_no_hub_and_nothing_of_ours_is_in_its_cache(hub, finetome, ask, env, folder):
     """The last test of this module, because it stops the hub."""
     [(identity, sources, messages)] = ask({"id": ID})
     assert identity.startswith(f"{ID}@{finetome.commit()}/default/train/")
     assert sources == ["infini-instruct-top-500k"] * 5
     assert messages[4][1] == {"role": "assistant", "content": "answer 4"}
+    assert not list((folder / "hf").rglob("shards"))
     hub.stop()
     (error,) = ask({"id": ID})
     assert "cannot be reached (HF_HUB_OFFLINE=1 uses only the local cache)" in error

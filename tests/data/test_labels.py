@@ -28,33 +28,26 @@ def test_a_normalising_tokenizer_passes_the_check(tmp_path: Path) -> None:
     assert trained_texts(tokenizer, made.dataset[0], "<|im_end|>") == ["é is one letter<|im_end|>"]
 
 
-def test_wrong_labels_are_found() -> None:
+@pytest.mark.parametrize("text", ["hello you", "_", ">", "<|im_end|>", "im_end"])
+def test_wrong_labels_are_found(text: str) -> None:
+    """Also where the answer is a part of the end of turn."""
     encoder = _encoder("chatml")
-    messages = turns("hi", "hello you", "hi", "again")
+    messages = turns("hi", text, "hi", "again")
     row = encoder.template.render([messages])[0]
     ids, places = encoder.encode([row])[0]
-    verify(encoder, messages, row, (ids, places), "base:7")
+    verify(encoder, row, (ids, places), 7)
     (a, b), (c, d) = places
     wrong = [[(a, b)], [(a - 1, b), (c, d)], [(a, b - 1), (c, d)], [(a, b + 1), (c, d)], [(c, d), (a, b)]]
     for each in wrong:
-        with pytest.raises(RuntimeError, match="row base:7"):
-            verify(encoder, messages, row, (ids, each), "base:7")
-    with pytest.raises(RuntimeError, match="row base:7"):
-        verify(encoder, turns("hi", "hello you", "hi", "other"), row, (ids, places), "base:7")
-
-
-@pytest.mark.parametrize("text", ["_", ">", "<|im_end|>", "im_end"])
-def test_an_answer_that_is_part_of_the_end_of_turn(text: str) -> None:
-    encoder = _encoder("chatml")
-    messages = turns("hi", text)
-    row = encoder.template.render([messages])[0]
-    encoded = encoder.encode([row])[0]
-    verify(encoder, messages, row, encoded, "row")
-    (start, end), (first, last) = encoded[1][0], row.spans[0]
-    for tokens_, characters in (((end - 1, end), (last - len("<|im_end|>"), last)), ((start, end - 1), (first, last))):
-        wrong = replace(row, spans=[characters])
+        with pytest.raises(RuntimeError, match="row 7"):
+            verify(encoder, row, (ids, each), 7)
+    with pytest.raises(RuntimeError, match="row 7"):
+        verify(encoder, replace(row, answers=[text, "other"]), (ids, places), 7)
+    (first, last), other = row.spans
+    end = len("<|im_end|>")
+    for tokens, characters in (((b - 1, b), (last - end, last)), ((a, b - 1), (first, last - end))):
         with pytest.raises(RuntimeError, match="the labels decode to"):
-            verify(encoder, messages, wrong, (encoded[0], [tokens_]), "row")
+            verify(encoder, replace(row, spans=[characters, other]), (ids, [tokens, (c, d)]), 7)
 
 
 @both
@@ -68,7 +61,7 @@ def test_decoded_labels_are_the_answers(name: str, rows: list[list[str]], system
         answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
         shown = [answer.strip() for answer in answers] if name == "llama3" else answers
         assert [encoder.decode(ids[a:b]) for a, b in places] == [answer + end for answer in shown]
-        verify(encoder, messages, row, (ids, places), "row")
+        verify(encoder, row, (ids, places), "row")
 
 
 @cache

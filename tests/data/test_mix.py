@@ -1,19 +1,12 @@
 import json
-import random
-import tempfile
 from hashlib import blake2b, sha256
-from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from tests.data.conftest import conversation, files, write_jsonl
+from tests.data.conftest import conversation
 from tometune.common.errors import UserError
-from tometune.config.data import DataConfig
-from tometune.data.mix import build_mix
 
 BASE = [conversation(number, source="b") for number in range(10)]
 POOL = [conversation(number, dataset="p") for number in range(5, 45)]
@@ -81,14 +74,13 @@ def test_a_smaller_base_is_drawn_with_the_seed(mix_of):
     assert set(numbers[4:]) <= set(range(10, 45))
 
 
-def test_manifest(mix_of):
+def test_the_manifest_holds_everything_but_the_texts(mix_of):
     mix = mix_of([*BASE, {"conversations": []}], POOL, 30)
     manifest = json.loads(json.dumps(mix.manifest()))
-    assert manifest["row_ids"] == mix.row_ids
-    assert (manifest["name"], manifest["seed"], manifest["digest"], manifest["rows"]) == ("test", 0, mix.digest, 30)
-    assert manifest["sources"] == {"p": 20, "b": 10}
-    assert (manifest["base"]["read"], manifest["base"]["usable"], manifest["base"]["rows"]) == (11, 10, 10)
-    assert manifest["base"]["dropped"] == {"no_assistant_turn": {"files": 1}}
+    expected = {"name": "test", "seed": 0, "digest": mix.digest, "rows": 30, "sources": {"p": 20, "b": 10}}
+    assert manifest.items() >= {**expected, "row_ids": mix.row_ids}.items()
+    counts = {"read": 11, "usable": 10, "rows": 10, "dropped": {"no_assistant_turn": {"files": 1}}}
+    assert manifest["base"].items() >= counts.items()
 
 
 @pytest.mark.parametrize(
@@ -112,27 +104,3 @@ def test_too_few_rows(mix_of, tmp_path, base, pool, rows, base_rows, message):
         mix_of(base, pool, rows, base_rows=base_rows)
     assert str(caught.value).startswith(message.format(folder=tmp_path))
     assert "\n" not in str(caught.value)
-
-
-LIKE = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["", " ", "\n"]), st.sampled_from("ab")), min_size=1)
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(base=LIKE, pool=LIKE, seed=st.integers(0, 99))
-def test_rows_with_the_same_text_are_chosen_independently_of_file_layout(base, pool, seed):
-    """The exact texts in their order are equal, however base and pool are spread over files."""
-    rows = [[conversation(f"{number}{end} x", source=label) for number, end, label in part] for part in (base, pool)]
-    wanted = len(base) + len({number for number, *_ in pool} - {number for number, *_ in base})
-    found = []
-    with tempfile.TemporaryDirectory() as name:
-        for way in range(2):
-            folder = Path(name) / str(way)
-            for part, content in zip(("base", "pool"), rows, strict=True):
-                shuffled = random.Random(seed).sample(content, len(content)) if way else content
-                for number in range(1 + 2 * way):
-                    if lines := shuffled[number :: 1 + 2 * way]:
-                        write_jsonl(folder / part / f"{number}.jsonl", lines)
-            config = DataConfig(rows=wanted, base=files(folder / "base"), pool=files(folder / "pool"))
-            mix = build_mix(config, seed, folder / "cache")
-            found.append((mix.digest, mix.row_ids, mix.dataset.to_list()))
-    assert found[0] == found[1]

@@ -7,8 +7,7 @@ from tests.data.chatml import chatml_tokenizer, turns
 from tests.data.tokenised import mix_from
 from tests.fixtures.llama import tiny_llama
 from tometune.data.labels import IGNORE
-from tometune.data.packing import pack
-from tometune.data.tokens import tokenise
+from tometune.data.tokens import pack, tokenise
 
 MOST = 96
 

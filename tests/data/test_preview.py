@@ -1,22 +1,27 @@
+"""What `prepare` shows of a mix, compared with plain Python."""
+
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console, RenderableType
 
 from tests.data.chatml import chatml_tokenizer, turns
-from tests.data.conftest import conversation
+from tests.data.conftest import conversation, files, write_jsonl
 from tests.data.tokenised import mix_from
+from tometune.config.data import DataConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data import preview
-from tometune.data.mix import Mix
+from tometune.data.mix import Mix, build_mix
+from tometune.data.preview import profile, repeats, samples
 from tometune.data.tokens import tokenise
 
 
-def shown(renderable: RenderableType) -> str:
-    console = Console(file=StringIO(), width=120, color_system=None)
+def shown(renderable: RenderableType) -> list[str]:
+    console = Console(file=StringIO(), width=80, color_system=None)
     console.print(renderable)
     assert isinstance(console.file, StringIO)
-    return " ".join(console.file.getvalue().split())
+    return console.file.getvalue().splitlines()
 
 
 def test_trained_tokens_are_highlighted(tmp_path: Path) -> None:
@@ -32,79 +37,98 @@ def test_trained_tokens_are_highlighted(tmp_path: Path) -> None:
     assert marked.replace("⟦", "").replace("⟧", "") == text.plain
 
 
-def test_the_summary_counts_everything(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
+def test_the_summary_counts_everything_in_80_columns(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
     rows = [conversation(number, source="alpha" if number < 8 else "[beta]") for number in range(10)]
     rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": "alpha", "lang": "en"})
     rows[0]["topic"] = rows[1]["topic"] = rows[8]["topic"] = "x"
     rows.append({"conversations": 7, "source": "alpha"})
-    pool = [
-        *rows[:3],
-        rows[0],
-        conversation("p1 " + "long " * 60, source="pool"),
-        *(conversation(f"p{number} {'long ' * 60}", source="pool") for number in range(6)),
-    ]
+    pool = [*rows[:3], rows[0], *(conversation(f"p{number} {'long ' * 60}", source="pool") for number in range(6))]
+    pool[-1]["conversations"].insert(0, {"from": "gpt", "value": "first"})
+    pool += [conversation("p1 " + "long " * 60, source="a/very-long name\n" * 20)]
     mix = mix_of(rows, pool, 14, base_rows=10)
-    tokens = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")
-    text = shown(preview.summary(mix, tokens, 64))
-    counts = tokens.counts
+    counts = (tokens := tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")).counts
     assert counts.truncated == counts.without_labels == 4
+    lines = shown(preview.summary(mix, tokens, 64))
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
     for part in (
         f"test: 14 rows, seeds.data=0, digest {mix.digest}",
         *(" rows 14 ", f" tokens {counts.tokens:,} ", f"(answers and their ends) {counts.trainable_tokens:,} "),
-        *(
-            "truncated at trainer.max_length=64 4 28.6%",
-            f"tokens cut off {counts.tokens_cut:,} ",
-            "left after that 4 28.6%",
-        ),
-        *("alpha 8 57.1%", "[beta] 2 14.3%", "pool 4 28.6%"),
-        *("read 12 11 ", "dropped: no_assistant_turn 1 ", "usable 10 11 ", "taken 10 4"),
-        *("− cannot be read: not_a_list_of_turns 1", "cannot be read: not_a_list_of_turns base alpha 1"),
+        *("trainer.max_length=64 4 28.6%", f"tokens cut off {counts.tokens_cut:,} ", "left after that 4 28.6%"),
+        *("alpha 8 57.1%", "[beta] 2 14.3%", " 4 28.6%"),
+        *("− not_a_list_of_turns 1", "cannot be read: not_a_list_of_turns base alpha 1"),
         " base alpha topic 2, lang 1 pool alpha topic 3 ",
-        *("text is in the base 4 ", "in an earlier row of the pool 2 ", "+ both, so subtracted twice 1 "),
-        "left to draw from 6 ",
-        "dropped: no_assistant_turn base alpha 1",
-        "base [beta] topic 1",
+        *("read 12 11 ", "− no assistant turn 1 ", "eligible 6 ", "taken 10 4"),
+        *("− text is in the base 4 ", "in an earlier row of the pool 1 "),
+        *("dropped: no_assistant_turn base alpha 1", "fixed: leading_assistant_removed pool pool 1"),
     ):
         assert part in text, part
 
 
-def test_the_steps_add_up(mix_of: Callable[..., Mix]) -> None:
-    odd = [{"conversations": []}, {"conversations": [*conversation(0)["conversations"], None]}]
-    base = [*map(conversation, range(5)), odd[0]]
-    pool = [*map(conversation, [3, 3, 4, 5, 5, 6]), *odd]
-    mix = mix_of(base, pool, 6)
-    left, numbers = 0, {}
-    for (_, name), number in sorted(preview._steps(mix.facts["pool"]).items()):
-        numbers[name] = number
-        if name[0] in "−+":
-            left += number if name[0] == "+" else -number
-        elif name in ("usable", "left to draw from"):
-            assert number == left, name
-        elif name == "read":
-            left = number
-    assert numbers["left to draw from"] == 2
-    assert numbers["taken"] == 1
-    assert numbers["  of them fixed: empty_turn_removed"] == 1
-    more = mix.facts["pool"] | {"filtered": {"refusal": {"a": 1}}, "contaminated_rows": 2, "near_duplicates": {"a": 3}}
-    steps = {name: number for (_, name), number in preview._steps(more).items()}
-    assert steps["− filtered: refusal"] == 1
-    assert steps["− shares words with the evaluation"] == 2
-    assert steps["− near-duplicate of a row that stays"] == 3
-
-
-def test_the_summary_fits_80_columns(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
-    pool = [*map(conversation, range(3)), *(conversation(f"p{n}", source="a/very-long name\n" * 20) for n in range(9))]
-    pool.append({"conversations": [{"from": "gpt", "value": "first"}, *conversation(99)["conversations"]]})
-    mix = mix_of([conversation(number, source=f"source{number}") for number in range(20)], pool, 22)
+def test_the_largest_sources_are_listed(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
+    mix = mix_of([conversation(number, source=f"source{number}") for number in range(20)], None, 20)
     tokens = tokenise(mix, chatml_tokenizer(), 2048, tmp_path / "cache")
-    console = Console(file=StringIO(), width=80, color_system=None)
-    console.print(preview.summary(mix, tokens, 2048))
-    assert isinstance(console.file, StringIO)
-    lines = console.file.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert " rows truncated at trainer.max_length=2048                   0    0.0%" in "\n".join(lines)
-    assert {"size", "from rows read to rows taken", "sources", "dropped and fixed rows by source"} <= set(
-        map(str.strip, lines)
-    )
-    assert any(line.startswith(" fixed: leading_assistant_removed   pool   files") for line in lines)
-    assert any(f" {len(mix.sources) - preview.MOST_SOURCES} more " in line for line in lines)
+    assert any(f" {20 - preview.MOST_SOURCES} more " in line for line in shown(preview.summary(mix, tokens, 2048)))
+
+
+def long_one(mix: Mix) -> int:
+    """The row of the mix with the longest text."""
+    sizes = [sum(len(turn["content"]) for turn in messages) for messages in mix.dataset["messages"]]
+    return sizes.index(max(sizes))
+
+
+def test_each_row_is_measured(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
+    long = conversation("long " * 90, source="alpha")
+    system = {"conversations": [{"from": "system", "value": "be kind"}, *conversation(5)["conversations"] * 2]}
+    base = [*(conversation(n, source="alpha") for n in range(6)), conversation(0, source="alpha"), system, long]
+    mix = mix_of(base, [conversation(f"p{n} é漢字", dataset="beta") for n in range(9)], 15, base_rows=9)
+    tokens = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")
+    values, rows = profile(mix, tokens), list(mix.dataset)
+    assert [values.names[number] for number in values.sources] == [entry["source"] for entry in rows]
+    assert values.names[:2] == ["alpha", "beta"]
+    assert values.characters.tolist() == [sum(len(turn["content"]) for turn in entry["messages"]) for entry in rows]
+    assert values.turns.tolist() == [sum(turn["role"] != "system" for turn in e["messages"]) for e in rows]
+    assert values.pool.tolist() == [False] * 9 + [True] * 6
+    kept = [len(entry["input_ids"]) for entry in tokens.dataset]
+    kept.insert(long_one(mix), 0)  # of the long one no answer is left
+    assert values.tokens is not None
+    assert values.tokens.tolist() == kept
+    assert repeats(values) == {"alpha": 1}
+    assert values.scores is None
+
+
+def test_samples_are_drawn_with_the_seed(mix_of: Callable[..., Mix]) -> None:
+    mix = mix_of([conversation(number) for number in range(40)], None, 40)
+    drawn = samples(mix)
+    assert drawn == samples(mix)
+    assert len({entry["row_id"] for entry in drawn}) == 10
+    assert all(mix.row_ids[entry["number"]] == entry["row_id"] for entry in drawn)
+
+
+def test_scores_are_those_of_the_column_or_of_the_scorer(tmp_path: Path) -> None:
+    base = write_jsonl(tmp_path / "base.jsonl", [conversation(number) for number in range(3)])
+    rows = [conversation(f"p{number} " * number, score=number / 2) for number in range(1, 9)]
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+
+    def scores(order: PoolOrder = PoolOrder.random, kind: ScorerKind = ScorerKind.heuristic) -> np.ndarray:
+        config = DataConfig(rows=7, base=files(base), pool=files(pool, order=order), scorer=ScorerConfig(kind=kind))
+        mix = build_mix(config, 0, tmp_path / "cache")
+        assert mix.scores is not None
+        if order is PoolOrder.random:
+            expected = {row["conversations"][0]["value"]: row["score"] for row in rows}
+            texts = [entry["messages"][0]["content"] for entry in mix.dataset.to_list()[3:]]
+            assert mix.scores[3:].tolist() == [expected[text] for text in texts]
+        return mix.scores
+
+    assert np.isnan(scores()[:3]).all()
+    assert scores(PoolOrder.best, ScorerKind.column)[3:].tolist() == [4.0, 3.5, 3.0, 2.5]
+    ranked = scores(PoolOrder.best)
+    assert not np.isnan(ranked).any()
+    assert (np.diff(ranked[3:]) <= 0).all()
+
+
+def test_samples_show_tool_calls(mix_of: Callable[..., Mix]) -> None:
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}
+    (row,) = samples(mix_of([{"messages": [{"role": "user", "content": "q"}, call]}], None, 1))
+    assert row["messages"][0] == {"role": "user", "content": "q"}
+    assert '{"name": "f", "arguments": {}}' in row["messages"][1]["content"]

@@ -1,14 +1,9 @@
 """Llama 3: the same tokens as Meta's own code gives."""
 
-import sys
-from importlib import util
 from pathlib import Path
-from types import ModuleType
-
-import pytest
 
 from tests.data.tokenised import CONVERSATIONS, TOKENIZERS, mix_from
-from tometune.data.template import Messages
+from tometune.data.template_support import Messages
 from tometune.data.tokens import tokenise
 
 PREAMBLE = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
@@ -23,19 +18,6 @@ def with_preamble(messages: Messages) -> Messages:
     return [system, *messages[own:]]
 
 
-@pytest.fixture
-def no_pillow_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference names Pillow's image type in annotations; for texts an empty module will do."""
-    if util.find_spec("PIL") is None:
-        image = ModuleType("PIL.Image")
-        image.Image = object  # type: ignore[attr-defined]
-        package = ModuleType("PIL")
-        package.Image = image  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "PIL", package)
-        monkeypatch.setitem(sys.modules, "PIL.Image", image)
-
-
-@pytest.mark.usefixtures("no_pillow_needed")
 def test_llama3_agrees_with_the_reference(tmp_path: Path) -> None:
     from llama_models.datatypes import RawMessage
     from llama_models.llama3.chat_format import ChatFormat

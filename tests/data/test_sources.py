@@ -69,11 +69,12 @@ def test_folders_and_globs(tmp_path):
         ("missing.jsonl", "data.base.path={}/missing.jsonl: no such file; name a JSONL"),
         ("*.parquet", "data.base.path={}/*.parquet: no such file; name a JSONL"),
         ("**x", "data.base.path={}/**x: no such file; name a JSONL"),
-        (
-            "empty",
-            "data.base.path={}/empty: has no file that ends in .parquet, .jsonl, .ndjson, ",
-        ),
+        ("empty", "data.base.path={}/empty: has no file that ends in .parquet, .jsonl, .ndjson, "),
         ("notes.txt", "data.base.path={}/notes.txt: cannot be read; the name must end in .parquet, .jsonl, .ndjson"),
+        ("x" * 5000 + ".jsonl", "data.base.path={}/xxx"),
+        ("~nobody-of-that-name/x.jsonl", "data.base.path=~nobody-of-that-name/x.jsonl: cannot be looked up"),
+        ("a\0b.jsonl", "data.base.path={}/a"),
+        ("x.parquet.gz", "data.base.path={}/x.parquet.gz: cannot be read; the name must end in .parquet, .jsonl"),
         ("links", "{}/links/lost.jsonl: cannot be read (No such file or directory); check that it"),
     ],
 )
@@ -82,16 +83,11 @@ def test_no_files(tmp_path, path, message):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "lost.jsonl").symlink_to(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "x.parquet.gz").write_text("x")
     with pytest.raises(UserError) as caught:
-        fingerprint(files(path and tmp_path / path), "data.base")
+        fingerprint(files(path and (path if path.startswith("~") else tmp_path / path)), "data.base")
     assert str(caught.value).startswith(message.format(tmp_path))
-
-
-@pytest.mark.parametrize("path", ["x" * 5000 + ".jsonl", "~nobody-of-that-name/x.jsonl", "a\0b.jsonl"])
-def test_a_path_that_the_system_rejects(path):
-    with pytest.raises(UserError, match=r"^data\.base\.path=") as caught:
-        fingerprint(files(path), "data.base")
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 600
 
 
 def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):

@@ -1,8 +1,12 @@
+"""Sources as messages: keys, counts, the cache; defects of real files as errors of one line or counted fixes."""
+
 import logging
 import multiprocessing
 from contextlib import nullcontext
 from hashlib import blake2b
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.data.conftest import conversation, files, write_jsonl
@@ -15,6 +19,19 @@ ALPACA = {"instruction": "Question 1", "input": "", "output": "answer\n1"}
 
 def turn(role, text):
     return {"from": role, "value": text}
+
+
+def write_parquet(path, rows, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, **options)
+    return path
+
+
+def error_of(path, cache):
+    with pytest.raises(UserError) as caught:
+        standardise(files(path), "data.pool", cache)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_rows_keys_and_counts_by_reason_and_source(tmp_path):
@@ -53,6 +70,41 @@ def test_a_source_is_cached_until_its_content_or_format_changes(tmp_path, caplog
     write_jsonl(file, [conversation(2)])
     assert standardise(files(file), "k", cache).rows[0]["messages"][0]["content"] == "question 2"
     assert len(caplog.messages) == 3
+
+
+def test_shards_may_differ_in_schema(tmp_path):
+    shards = tmp_path / "shards"
+    write_parquet(shards / "a.parquet", [conversation(1, source="a", score=1.0)])
+    write_parquet(shards / "b.parquet", [conversation(2, dataset="b")])
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    write_parquet(shards / "c.parquet", [{"messages": turns, "score": "high"}])
+    write_jsonl(shards / "d.jsonl", [{"instruction": "i", "output": "o"}])
+    made = standardise(files(shards), "data.pool", tmp_path / "cache")
+    assert (made.names, len(made.rows)) == (["a", "b", "files"], 4)
+    write_parquet(shards / "e.parquet", [{"text": "x"}])
+    again = standardise(files(shards), "data.pool", tmp_path / "cache")
+    assert again.malformed == {"unknown_columns": {"files": 1}}
+    assert again.bad[0][0] == f"{shards}/e.parquet, row 0 (the first is 0)"
+
+
+@pytest.mark.nightly
+def test_a_row_of_20_mb(tmp_path):
+    long = conversation("word " * 4_000_000)  # longer than `BATCH_BYTES`
+    rows = [conversation(1), long, conversation(2)]
+    one = standardise(files(write_parquet(tmp_path / "x.parquet", rows)), "data.pool", tmp_path / "cache")
+    other = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "data.pool", tmp_path / "cache")
+    assert one.rows["key"][:] == other.rows["key"][:]
+    assert len(one.rows[1]["messages"][0]["content"]) > 20_000_000
+
+
+@pytest.mark.parametrize("damage", ["cut", "middle"])
+def test_an_incomplete_parquet_file(tmp_path, damage):
+    file = write_parquet(tmp_path / "x.parquet", [conversation(n) for n in range(20_000)], row_group_size=2_000)
+    content = file.read_bytes()
+    half = len(content) // 2
+    file.write_bytes(content[:half] if damage == "cut" else content[:half] + bytes(5_000) + content[half + 5_000 :])
+    assert error_of(file, tmp_path / "cache").startswith(f"{file}: is not a complete parquet file (")
+    assert list((tmp_path / "cache" / "sources").iterdir()) == []
 
 
 def test_a_bad_row_is_counted_and_an_error_names_it(tmp_path):
@@ -97,6 +149,27 @@ def test_columns_and_keys_that_are_not_read_are_counted(tmp_path):
     made = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "k", tmp_path / "cache")
     assert made.unread == {"topic": {"s": 2}, "turn.id": {"s": 2}, "lang": {"files": 1}, "dataset": {"s": 1}}
     assert made.dropped == {"no_assistant_turn": {"s": 1}}
+
+
+def test_a_row_of_another_type_in_the_middle_of_a_file(tmp_path):
+    """A worker process reads it; its line is still right."""
+    good = [conversation(n) for n in range(17_000)]
+    file = write_jsonl(tmp_path / "x.jsonl", [*good, {"conversations": 3}, *good[:2_000]])
+    made = standardise(files(file), "data.pool", tmp_path / "cache")
+    assert (len(made.rows), made.malformed) == (19_000, {"not_a_list_of_turns": {"files": 1}})
+    message = "the conversation in 'conversations' is of type int; make it a list of turns"
+    assert made.bad == [[f"{file}, line 17001", message]]
+
+
+def test_parquet_text_that_is_not_utf8(tmp_path):
+    texts = pa.array([b"q", b"a\xff", b"q", b"b"]).view(pa.string())
+    turns = pa.StructArray.from_arrays([pa.array(["human", "gpt"] * 2), texts], names=["from", "value"])
+    labels = pa.array([b"d\xfe", b"d"]).view(pa.string())
+    table = pa.table({"conversations": pa.ListArray.from_arrays([0, 2, 4], turns), "dataset": labels})
+    pq.write_table(table, tmp_path / "x.parquet")
+    made = standardise(files(tmp_path / "x.parquet"), "data.pool", tmp_path / "cache")
+    assert made.mended == {"broken_character_replaced": {"d\N{REPLACEMENT CHARACTER}": 1}}
+    assert made.rows[0]["messages"][1]["content"] == "a\N{REPLACEMENT CHARACTER}"
 
 
 def _length(source, cache):

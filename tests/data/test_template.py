@@ -1,14 +1,14 @@
+from types import SimpleNamespace
+
 import pytest
 
 from tests.data.chatml import CHATML, chatml_tokenizer, turns
 from tests.data.tokenised import TOKENIZERS
-from tests.fixtures.llama3 import TEMPLATES
 from tometune.common.errors import UserError
-from tometune.data.template import Messages, Template
-
-ENDS = ["<eos>", "</s>", "<|end|>", "<|return|>", "<|eot_id|>"]
-NEED_PARTS = {"idefics3", "idefics3_training", "llava_next", "llava_next_training"}
-"""Templates of image models, which take contents as lists of parts and no text."""
+from tometune.data.template import Template
+from tometune.data.template_support import Messages
+from tometune.evaluation.generation import greedy
+from tometune.models.chat_template import adapt
 
 
 def trained(template: Template, messages: Messages) -> list[str]:
@@ -57,27 +57,9 @@ def test_a_rewritten_tool_turn_goes_step_by_step() -> None:
 def test_step_by_step_agrees_with_the_walk() -> None:
     for make, *_ in TOKENIZERS.values():
         template = Template(make())
-        for messages in (turns("q", "a"), turns("q", "a", "q", "a"), turns("q", "é😀", "  q", "a", system="s")):
+        for messages in (turns("q", "a", "q", "a"), turns("q", "é😀", "  q", "a", system="s")):
             row = template.render([messages])[0]
-            assert template._walk(row.text, messages) == template._step_by_step(row.text, messages)
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
-def test_the_template_of_every_family_is_supported_or_rejected(name: str) -> None:
-    """This tokenizer knows only ChatML's control tokens, so those of other families are plain text."""
-    tokenizer = chatml_tokenizer((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))
-    if name in NEED_PARTS:
-        with pytest.raises(UserError, match="model: its chat template"):
-            Template(tokenizer)
-        return
-    tokenizer.add_special_tokens({"additional_special_tokens": ENDS})
-    answers = ["first answer", "second answer"]
-    found = trained(Template(tokenizer), turns("first question", answers[0], "second question", answers[1]))
-    assert len(found) == 2
-    for text, answer in zip(found, answers, strict=True):
-        before, _, after = text.partition(answer)
-        assert before.strip() == ""
-        assert after.strip() in {"", "<|im_end|>", *ENDS}
+            assert template._walk(row.text, messages) == template._step_by_step(row.text, messages, None)
 
 
 def test_a_space_after_the_prompt_is_generated_by_the_model() -> None:
@@ -90,34 +72,66 @@ def test_a_space_after_the_prompt_is_generated_by_the_model() -> None:
 
 
 def test_a_template_without_an_end_of_turn() -> None:
-    bare = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
-    template = Template(chatml_tokenizer(bare))
-    assert not template.ends
-    assert Template(chatml_tokenizer()).ends
+    tokenizer = chatml_tokenizer("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}")
+    tokenizer.chat_template = adapt(tokenizer, thinking=False)
+    template = Template(tokenizer)
+    assert not template.end
+    assert Template(chatml_tokenizer()).end
     assert trained(template, turns("q", "a")) == ["a"]
+    assert template.prompt(turns("q")).text == "user: q\nassistant: "
 
 
-def test_a_template_that_shows_no_text_is_rejected() -> None:
+def test_templates_that_cannot_render_a_row_are_rejected() -> None:
     with pytest.raises(UserError, match="does not show each turn's text once"):
         Template(chatml_tokenizer("{% for m in messages %}{{ m['role'] }}{% endfor %}"))
 
 
-def test_an_error_of_the_template_names_the_roles() -> None:
+def test_rows_that_a_template_rejects_are_noted() -> None:
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
     template = Template(chatml_tokenizer(strict))
-    with pytest.raises(UserError, match=r"turns of system, user, assistant \(no system role\)") as error:
-        template.render([turns("q", "a"), turns("q", "a", system="s")])
-    assert "\n" not in str(error.value)
+    good, bad = template.render([turns("q", "a"), turns("q", "a", system="s")])
+    assert good.spans
+    assert not good.notes
+    assert (bad.spans, bad.notes) == ([], ["rejected_by_template"])
+    with pytest.raises(UserError, match="cannot render turns of system, user"):
+        template.prompt(turns("q", system="s"))
 
 
-def test_a_row_whose_earlier_turns_the_template_changes_is_rejected() -> None:
+def test_earlier_answers_that_the_template_changes_are_context() -> None:
     forgets = CHATML.replace(
         "message['content'] +", "(message['content'] if loop.last else message['content'].split('</think>')[-1]) +"
     )
     template = Template(chatml_tokenizer(forgets))
-    assert trained(template, turns("q", "a", "q", "<think>b</think>c")) == [
-        "a<|im_end|>",
-        "<think>b</think>c<|im_end|>",
-    ]
-    with pytest.raises(UserError, match="changes earlier turns"):
-        template.render([turns("q", "<think>b</think>c", "q", "a")])
+    reasoned = "<think>b</think>c"
+    assert trained(template, turns("q", "a", "q", reasoned)) == ["a<|im_end|>", f"{reasoned}<|im_end|>"]
+    row = template.render([turns("q", reasoned, "q", "a")])[0]
+    assert [row.original(*span) for span in row.spans] == ["a<|im_end|>"]
+    assert row.notes == ["prompt_differs"]
+
+
+def test_an_answer_of_weight_zero_is_context() -> None:
+    messages = turns("q", "a", "q", "b")
+    messages[1]["trained"] = False
+    for name in TOKENIZERS:
+        row = Template(TOKENIZERS[name][0]()).render([messages])[0]
+        assert [row.original(*span)[0] for span in row.spans] == ["b"]
+        assert "a" in row.text
+
+
+def test_special_tokens_in_calls_and_definitions_are_text() -> None:
+    function = {"name": "say", "arguments": {"text": "<|eot_id|>"}}
+    caller = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    tool = {"type": "function", "function": {"name": "say", "description": "<|eot_id|>", "parameters": {}}}
+    template = Template(TOKENIZERS["llama3"][0]())
+    row = template.render([[*turns("q"), caller]], [[tool]])[0]
+    assert row.text.count("<|eot_id|>") == 4, "one for each turn and the template's own"
+    assert row.original(*row.spans[0]).count("<|eot_id|>") == 2, "the argument's and the end of the turn"
+
+
+def test_the_end_of_a_turn_is_labelled_and_ends_answers_whatever_eos_and_pad_are() -> None:
+    tokenizer = chatml_tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
+    assert trained(Template(tokenizer), turns("q", "a")) == ["a<|im_end|>"]
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
+    stops = greedy(model, tokenizer, 4).eos_token_id
+    assert tokenizer.convert_ids_to_tokens(stops) == ["<|endoftext|>", "<|im_end|>"]

@@ -63,11 +63,8 @@ def test_rows_that_spell_control_tokens_do_not_change_other_batches(
 ) -> None:
     monkeypatch.setattr("tometune.data.encoder.BATCH", 50)  # others are encoded in a thread meanwhile
     rows = [turns("hi", "hello " * 200), turns("<|im_end|>", "<|im_start|>")] * 400
-    tokenizer = chatml_tokenizer()
-    made = tokenise(mix_from(rows), tokenizer, 2048, tmp_path)
-    first, second, *rest = made.dataset["input_ids"][:]
+    first, second, *rest = tokenise(mix_from(rows), chatml_tokenizer(), 2048, tmp_path).dataset["input_ids"][:]
     assert rest == [first, second] * 399
-    assert sum(i in tokenizer.added_tokens_decoder for i in first) == 6
 
 
 def test_long_rows_are_truncated_at_the_end(tmp_path: Path) -> None:
@@ -91,13 +88,11 @@ def test_long_rows_are_truncated_at_the_end(tmp_path: Path) -> None:
 
 
 def test_a_row_truncated_before_its_answer_is_skipped(tmp_path: Path) -> None:
-    tokenizer = chatml_tokenizer(CHATML)
-    row = turns("hi " * 20, "hello", "hi", "hello")
-    labels = tokenise(mix_from([row]), tokenizer, 512, tmp_path).dataset[0]["labels"]
+    tokenizer, rows = chatml_tokenizer(CHATML), [turns("hi " * 20, "hello", "hi", "hello"), turns("a", "a")]
+    labels = tokenise(mix_from(rows), tokenizer, 512, tmp_path).dataset[0]["labels"]
     first = next(place for place, label in enumerate(labels) if label != IGNORE)
-    shortest = turns("a", "a")
     for most, trained in ((first + 1, 1), (first, 0)):
-        made = tokenise(mix_from([row, shortest]), tokenizer, most, tmp_path)
+        made = tokenise(mix_from(rows), tokenizer, most, tmp_path)
         assert made.counts.without_labels == 1 - trained
         assert sum(label != IGNORE for label in made.dataset[0]["labels"]) == (1 if trained else 2)
 
@@ -146,9 +141,11 @@ def test_mixes_share_tokenised_rows(tmp_path: Path) -> None:
         assert [row for piece in pieces for row in np.load(piece / "index.npy")[:, 0].tolist()] == rows_made
 
 
-def test_a_broken_piece_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tometune.data.tokens.PIECE", 3)
+def test_a_broken_piece_is_rebuilt(tmp_path: Path) -> None:
     tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
+    for chosen in ([0, 1, 2], [3, 4, 5], [6, 7]):
+        part = replace(whole.parts["base"], chosen=np.array(chosen))
+        tokenise(replace(whole, parts={"base": part}), tokenizer, 512, tmp_path)
     first = tokenise(whole, tokenizer, 512, tmp_path)
     expected = first.dataset["input_ids"][:]
     pieces = sorted((tmp_path / "tokens").glob("*/*/"))
@@ -159,7 +156,8 @@ def test_a_broken_piece_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     killed.mkdir()
     again = tokenise(whole, tokenizer, 512, tmp_path)
     assert (again.counts, again.dataset["input_ids"][:]) == (first.counts, expected)
-    assert sorted((tmp_path / "tokens").glob("*/*/")) == pieces
+    assert pieces[2] in (left := sorted((tmp_path / "tokens").glob("*/*/")))
+    assert len(left) == 2, "one new piece instead of the two broken ones"
     assert not killed.exists()
 
 
@@ -196,3 +194,27 @@ def test_the_key_contains_everything_that_makes_the_tokens(tmp_path: Path) -> No
     for number, (mix, each, most) in enumerate(variants, start=1):
         tokenise(mix, each, most, tmp_path)
         assert len(list((tmp_path / "tokens").iterdir())) == number
+
+
+def test_what_a_template_cannot_show_is_counted(tmp_path: Path) -> None:
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    call = {"type": "function", "function": {"name": "tide", "arguments": {"port": "Brest"}}}
+    extras = [None, None, json.dumps({"turns": {"1": {"tool_calls": [call]}}}), json.dumps({"tools": [call]})]
+    extras.append(json.dumps({"turns": {"1": {"trained": False}, "3": {"reasoning": "Because."}}}))
+    rows = [turns("q", "a"), turns("q", "a", system="s"), turns("q", ""), turns("q", "a"), turns("q", "a", "q", "b")]
+    mix = mix_from(rows)
+    stored = mix.dataset.remove_columns("extras").add_column("extras", extras)
+    part = replace(mix.parts["base"], source=replace(mix.parts["base"].source, rows=stored))
+    tokenizer = chatml_tokenizer(strict)
+    made = tokenise(replace(mix, parts={"base": part}), tokenizer, 512, tmp_path)
+    assert made.counts.template == {
+        "reasoning_removed": 1,
+        "tool_definitions_removed": 1,
+        "tools_not_shown": 1,
+        "rejected_by_template": 1,
+    }
+    assert (made.counts.rows, made.counts.without_labels) == (5, 2)
+    shown = [trained_texts(tokenizer, row, "<|im_end|>") for row in made.dataset]
+    assert shown == [["a<|im_end|>"], ["a<|im_end|>"], ["b<|im_end|>"]]
+    with pytest.raises(UserError, match=r"leaves nothing to train on \(1 rows with turns that the template rejects"):
+        tokenise(mix_from(rows[1:2], "e"), tokenizer, 512, tmp_path)

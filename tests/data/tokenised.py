@@ -14,7 +14,7 @@ from tests.fixtures.llama3 import llama3_tokenizer
 from tometune.data.labels import IGNORE
 from tometune.data.mix import Mix, Part
 from tometune.data.standardise import Standardised
-from tometune.data.template import Messages
+from tometune.data.template_support import Messages
 
 TOKENIZERS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "chatml": (chatml_tokenizer, "<|im_end|>", "<|im_start|>"),
@@ -36,15 +36,16 @@ CONVERSATIONS: list[Messages] = [
 
 
 def mix_from(conversations: list[Messages], digest: str = "d") -> Mix:
-    rows = [{"source": "test", "messages": messages} for messages in conversations]
+    rows = [{"source": "test", "messages": messages, "extras": None} for messages in conversations]
     dataset = Dataset.from_list(rows)
     row_ids = [f"base:{number}" for number in range(len(rows))]
     source = Standardised(
         fingerprint=digest, folder=Path(), rows=dataset, keys=np.zeros((len(rows), 2), np.uint64),
-        labels=np.zeros(len(rows), np.int32), names=["test"], scores=None, read=len(rows), dropped={}, mended={},
+        labels=np.zeros(len(rows), np.int32), names=["test"], scores=None, read=len(rows),
+        dropped={}, malformed={}, mended={}, unread={}, bad=[],
     )  # fmt: skip
     facts = {"fingerprint": "f", "read": len(rows), "usable": len(rows), "rows": len(rows)}
-    part = Part(source, np.arange(len(rows)), facts)
+    part = Part(source, np.arange(len(rows)), facts, {})
     return Mix("test", 0, dataset, row_ids, digest, {"test": len(rows)}, {"base": part})
 
 

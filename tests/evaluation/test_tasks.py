@@ -9,18 +9,8 @@ import pytest
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
-from tometune.evaluation.tasks import (
-    Row,
-    collect,
-    evaluation_texts,
-    fingerprint,
-    load_task,
-    load_tasks,
-    reach,
-    read_rows,
-    render,
-    texts_of_task,
-)
+from tometune.evaluation.fields import Row, collect, reach, render
+from tometune.evaluation.tasks import fingerprint, load_task, load_tasks, read_rows, texts_of_task
 
 ROWS = [{"id": f"q{n}", "input": f"Question {n}?", "references": [f"Answer {n}."]} for n in range(50)]
 GOOD = '{"input": "a", "references": ["b"]}'
@@ -81,7 +71,7 @@ def test_rows_of_one_prompt_are_one_example(jsonl):
     [
         ([{"id": 1, "input": "a", "references": ["x"]}, {"id": "1", "input": "b", "references": ["x"]}], "id '1'"),
         ([{"input": " ", "references": ["x"]}], r"prompt: .*task\.jsonl, line 1 gives an empty prompt"),
-        ([{"input": "a", "references": []}], r"references: .*task\.jsonl, line 1 has no reference"),
+        ([{"input": "a", "references": []}], r"references: 1 of 1 rows have no reference.*task\.jsonl, line 1"),
         ([{"input": "a", "reference": "x"}], r"no field 'references'; did you mean reference\?"),
         ([GOOD, "", GOOD, '{"input": '], r"task\.jsonl, line 4: is not JSON \(Expecting value, column 10\)"),
         ([], r"eval\.tasks\.t: .*task\.jsonl has no examples"),
@@ -105,8 +95,8 @@ def test_texts_are_fields_and_references_without_the_words_of_the_template(jsonl
         {"id": "a", "input": "why?", "context": "since", "references": ["one", "two"], "note": "unused"},
         {"input": "how?", "context": None, "references": ["three"]},
     ]
-    config = EvalConfig(tasks={"qa": jsonl(rows, prompt="Read.\n{context}\n\nAnswer: {input}", limit=1)}, limit=1)
-    assert evaluation_texts(config) == [
+    task = jsonl(rows, prompt="Read.\n{context}\n\nAnswer: {input}", limit=1)
+    assert texts_of_task("qa", task) == [
         *[("qa", "a", text) for text in ("since", "why?", "one", "two")],
         *[("qa", "1", text) for text in ("", "how?", "three")],
     ]
@@ -208,5 +198,57 @@ def test_malformed_templates(template):
 
 def test_references_are_distinct_and_not_empty():
     assert collect(["r", "s"], Row({"r": [" a ", "", "b", "a"], "s": "c"}, "o"), "k") == ["a", "b", "c"]
-    with pytest.raises(UserError, match=r"^k: f:3 has no reference with any text"):
-        collect(["r"], Row({"r": [" ", None]}, "f:3"), "k")
+    assert collect(["r"], Row({"r": [" ", None]}, "f:3"), "k") == []
+
+
+PARTS = [{"type": "text", "text": "Where do "}, {"type": "text", "text": "eels spawn?"}]
+
+
+def test_a_list_of_text_parts_is_one_text():
+    row = Row({"messages": [{"role": "user", "content": PARTS}, {"role": "assistant", "content": PARTS[1:]}]}, "o")
+    assert render("{messages.user}", row, "k")[0] == "Where do eels spawn?"
+    assert collect(["messages.assistant"], row, "k") == ["eels spawn?"]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [({"text": "a"}, "an object with the fields text"), (float("nan"), "NaN"), ([{"a": 1}], "an object")],
+)
+def test_what_is_not_text_is_rejected_with_the_name_of_the_field(value, kind):
+    with pytest.raises(UserError, match=rf"^k: o: field 'answer' is {kind}.*name another field"):
+        collect(["answer"], Row({"answer": value}, "o"), "k")
+
+
+def test_rows_without_references_are_counted_in_one_message(jsonl):
+    rows = [{"input": "a", "references": ["b"]}, {"input": "c", "references": [""]}, {"input": "d", "references": []}]
+    with pytest.raises(UserError, match=r"^eval\.tasks\.t\.references: 2 of 3 rows have no reference.*line 2;"):
+        load_task("t", jsonl(rows))
+
+
+def test_fields_with_other_names_are_answered_with_the_settings_that_read_them(jsonl):
+    setting = r"; set e\.g\. eval\.tasks\.t\.prompt='\{puzzle\}' eval\.tasks\.t\.references=\[solution\]$"
+    with pytest.raises(UserError, match=setting):
+        load_task("t", jsonl([{"id": "1", "puzzle": "2, 3, 5?", "solution": "7"}]))
+
+
+def test_a_rows_system_text_precedes_its_prompt_unless_the_task_has_one(jsonl):
+    rows = [{"system": "Reply in Welsh.", "input": "Hello", "references": ["Shwmae"]}]
+    assert load_task("t", jsonl(rows)).examples[0].messages[0] == {"role": "system", "content": "Reply in Welsh."}
+    own = load_task("t", jsonl(rows, system="{system} Be brief.")).examples[0].messages
+    assert own[0]["content"] == "Reply in Welsh. Be brief."
+
+
+def test_fields_that_are_not_read_and_repeated_prompts_are_logged(jsonl, caplog):
+    rows = [{"input": "a", "hint": "b", "references": ["x"]}, {"input": "a", "references": ["y"]}]
+    caplog.set_level("INFO")
+    (example,) = load_task("t", jsonl(rows)).examples
+    assert example.references == ["x", "y"]
+    assert "eval.tasks.t: not read: hint 1" in caplog.text
+    assert "eval.tasks.t: 1 rows repeat a prompt; their references are joined" in caplog.text
+
+
+def test_unicode_words_are_part_of_the_digest(jsonl, caplog):
+    caplog.set_level("INFO")
+    latin, greek = (load_task("t", jsonl([{"input": "a", "references": [text]}])) for text in ("alpha", "άλφα"))
+    assert "ROUGE compares 1 examples by Unicode words" in caplog.text
+    assert latin.digest != greek.digest

@@ -11,7 +11,7 @@ from tests.data.chatml import CHATML, DEFAULT_SYSTEM, chatml_tokenizer
 from tests.exporting.conftest import builder_of
 from tests.fixtures.llama import tiny_llama
 from tests.fixtures.llama3 import llama3_tokenizer
-from tometune.config.lora import LoraConfig
+from tometune.config.model import LoraConfig
 from tometune.exporting import formats
 from tometune.exporting.formats import exports_of, go_template, merge, modelfile, share_of_change
 from tometune.models.adapter import add_adapter, load_adapter

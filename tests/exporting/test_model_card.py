@@ -10,8 +10,7 @@ from huggingface_hub import ModelCard
 from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, SourceConfig, SourceKind
 from tometune.config.export import ExportConfig
-from tometune.config.lora import LoraConfig
-from tometune.config.model import ModelConfig
+from tometune.config.model import LoraConfig, ModelConfig
 from tometune.config.root import Config
 from tometune.exporting.hub import check_push, repositories
 from tometune.exporting.model_card import card, licence_for, licence_of, write_card, write_licence

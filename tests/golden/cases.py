@@ -7,9 +7,10 @@ import json
 import random
 import re
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tests.data.conftest import write_jsonl
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 """A revision that is a commit is not looked up on the hub."""
@@ -108,11 +109,6 @@ def vary(given: dict[str, Any]) -> dict[str, Any]:
     """Return a row with one more word at the end of its last answer."""
     *turns, last = given["conversations"]
     return {**given, "conversations": [*turns, {**last, "value": f"{last['value']} Indeed."}]}
-
-
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one row a line."""
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
 
 
 CONVERSATIONS = [

@@ -1,21 +1,20 @@
 """Computes the golden files; every import from tometune that the golden tests need is in this module."""
 
 import contextlib
-import gc
 import importlib
 import io
 import json
 import logging
-import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from tests.config.conftest import config_of, sweep_of
+from tests.data.conftest import write_jsonl
 from tests.golden import cases
 from tests.golden.sweeps import write_sweeps
 from tometune.config.model import Precision
@@ -26,7 +25,6 @@ from tometune.runs.inputs import RunInputs, cache_folder, fingerprints
 from tometune.runs.run import name_of
 
 HERE = Path(__file__).parent
-OURS = ("HF_", "HUGGINGFACE_", "WANDB_", "TRACKIO_", "TRANSFORMERS_", "TOMETUNE_", "HYDRA_")
 TIMES = ("second", "memory")
 """Parts of the names in metrics.jsonl that say how fast and in how much memory."""
 
@@ -35,25 +33,6 @@ def commands(name: str) -> list[str]:
     """Return the command lines of a golden file: what follows each `$`."""
     lines = (HERE / name).read_text(encoding="utf-8").splitlines()
     return [line[2:] for line in lines if line.startswith("$ ")]
-
-
-@contextlib.contextmanager
-def workplace(folder: Path) -> Iterator[Path]:
-    """Work in a folder that holds the files of the cases, as a user who has set nothing in the environment."""
-    cases.write_files(folder)
-    before, cwd = dict(os.environ), Path.cwd()
-    gc.disable()  # to compose a config makes many objects and no garbage worth collecting: a third of the time
-    try:
-        for name in [name for name in os.environ if name.startswith(OURS)]:
-            del os.environ[name]
-        os.environ |= {"HOME": str(folder), "TOMETUNE_CACHE": str(folder / "cache")}
-        os.chdir(folder)
-        yield folder
-    finally:
-        os.chdir(cwd)
-        os.environ.clear()
-        os.environ.update(before)
-        gc.enable()
 
 
 def run(*arguments: str) -> tuple[int, list[str]]:
@@ -86,7 +65,7 @@ def inputs_of(config: Config) -> dict[str, str]:
 def run_ids(folder: Path) -> str:
     """Return the ids of the runs of each command line on a machine with bfloat16, and what the first id is made of."""
     lines = []
-    with mock.patch("tometune.models.precision.auto_precision", return_value=Precision.bf16):
+    with mock.patch("tometune.models.machine.auto_precision", return_value=Precision.bf16):
         for line in commands("run_ids.txt"):
             lines += [f"$ {line}", *(name_of(config, inputs_of(config))[0] for config in configs_of(line))]
         (config,) = configs_of(commands("run_ids.txt")[0])
@@ -113,7 +92,7 @@ def tokens(folder: Path) -> str:
     from tometune.models.tokenizer import load_tokenizer
 
     rows = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in cases.CONVERSATIONS]
-    cases.write_jsonl(folder / "turns.jsonl", rows)
+    write_jsonl(folder / "turns.jsonl", rows)
     made = {}
     for name in cases.TOKENIZERS:
         model = "tiny" if name == "llama3" else name

@@ -1,33 +1,51 @@
 """What a refactoring must not change, recomputed and compared with the files in this folder.
 
-Where a change is meant: `python -m tests.golden.record NAME …` writes them again, and `git diff` shows what it did.
+Where a change is meant, `TOMETUNE_RECORD=1 pytest tests/golden -k NAME` writes a file again, and `git diff` shows what
+it did.
 """
 
+import gc
 import json
+import os
 from difflib import unified_diff
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
-from tests.golden.compute import HERE, SECTIONS, workplace
+from tests.golden import cases
+from tests.golden.compute import HERE, SECTIONS
+from tests.whole import OURS
 
+RECORD = "TOMETUNE_RECORD" in os.environ
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="recorded on a machine without a GPU")
 
 
 @pytest.fixture
-def place(tmp_path: Path):
-    with workplace(tmp_path.resolve()) as folder:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The folder with the files of the cases, of a user who has set nothing in the environment."""
+    folder = tmp_path.resolve()
+    cases.write_files(folder)
+    monkeypatch.chdir(folder)
+    unset = {name: text for name, text in os.environ.items() if not name.startswith(OURS)}
+    gc.disable()  # to compose a config makes many objects and no garbage worth collecting: a third of the time
+    with mock.patch.dict(os.environ, {**unset, "HOME": str(folder), "TOMETUNE_CACHE": f"{folder}/cache"}, clear=True):
         yield folder
+    gc.enable()
 
 
-def golden(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
+def computed(name: str, place: Path) -> tuple[str, str]:
+    """Return what is recorded and what is computed now."""
+    text = SECTIONS[name](place)
+    if RECORD:
+        (HERE / name).write_text(text, encoding="utf-8")
+    return (HERE / name).read_text(encoding="utf-8"), text
 
 
 def check(name: str, place: Path) -> None:
-    texts = golden(name).splitlines(), SECTIONS[name](place).splitlines()
+    texts = (text.splitlines() for text in computed(name, place))
     difference = "\n".join(unified_diff(*texts, f"recorded {name}", "computed", n=1, lineterm=""))
     assert not difference, f"\n{difference}"
 
@@ -50,7 +68,7 @@ def test_errors(place: Path) -> None:
 @no_gpu
 def test_smoke_runs(place: Path) -> None:
     """Bytes where they were recorded; on another kind of CPU or with another torch, all but the last digits."""
-    made, kept = json.loads(SECTIONS["smoke_runs.json"](place)), json.loads(golden("smoke_runs.json"))
+    kept, made = map(json.loads, computed("smoke_runs.json", place))
     same = made.pop("machine") == kept.pop("machine")
     assert made == (kept if same else {line: Nearly(run) for line, run in kept.items()})
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from tometune.common.errors import UserError
-from tometune.config.lora import LoraConfig
-from tometune.config.model import ModelConfig
+from tometune.config.model import LoraConfig, ModelConfig
 from tometune.models.adapter import add_adapter, load_adapter
 from tometune.models.load import load_model
 from tometune.models.lora_rounding import RoundedOnce

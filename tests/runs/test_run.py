@@ -15,27 +15,24 @@ from tometune.runs.stored import run_of_older_version
 INPUTS = {"model": "a", "data.base": "b"}
 
 
-def config(tmp_path: Path) -> Config:
-    made = Config()
-    made.paths.outputs = str(tmp_path / "outputs")
-    return made
+@pytest.fixture
+def made(tmp_path: Path) -> Config:
+    """The config of a run in `tmp_path`."""
+    config = Config()
+    config.paths.outputs = str(tmp_path / "outputs")
+    return config
 
 
-def test_run_id_is_model_data_seed_and_eight_hex_digits(tmp_path: Path) -> None:
-    run = Run.find(config(tmp_path), INPUTS)
+def test_a_run_has_an_id_and_a_folder_also_in_a_sweep(made: Config, tmp_path: Path) -> None:
+    run = Run.find(made, INPUTS)
     assert run.id == f"llama32_3b-mix_100k-s0-{run.config_hash[:8]}"
     assert run.folder == tmp_path / "outputs" / run.id
     assert not run.folder.exists()
-
-
-def test_a_sweep_has_its_own_folder(tmp_path: Path) -> None:
-    made = config(tmp_path)
     made.paths.multirun, made.sweep.name = str(tmp_path / "multirun"), "table"
-    assert Run.find(made, INPUTS).folder.parent == tmp_path / "multirun" / "table"
+    assert Run.find(made, INPUTS).folder == tmp_path / "multirun" / "table" / run.id
 
 
-def test_recording_leaves_completed_and_counts_attempts(tmp_path: Path) -> None:
-    made = config(tmp_path)
+def test_recording_leaves_completed_and_counts_attempts(made: Config) -> None:
     run = Run.find(made, INPUTS)
     with (  # noqa: PT012 -- the body is the run that fails
         pytest.raises(OSError, match="disk"),
@@ -60,16 +57,14 @@ def test_recording_leaves_completed_and_counts_attempts(tmp_path: Path) -> None:
     assert json.loads((run.folder / "mix.json").read_text()) == {"rows": ["a"]}
 
 
-def test_a_stop_signal_leaves_the_run_open(tmp_path: Path) -> None:
-    made = config(tmp_path)
+def test_a_stop_signal_leaves_the_run_open(made: Config) -> None:
     run = Run.find(made, INPUTS)
     with pytest.raises(KeyboardInterrupt), run.recording(made, {}, {}):
         raise KeyboardInterrupt
     assert read_record(run.folder)["status"] == "running"
 
 
-def test_a_folder_of_another_config_is_refused(tmp_path: Path) -> None:
-    made = config(tmp_path)
+def test_a_folder_of_another_config_is_refused(made: Config) -> None:
     run = Run.find(made, INPUTS)
     with run.recording(made, {}, {}):
         pass
@@ -87,8 +82,7 @@ def test_a_broken_record_is_an_error_of_one_line(tmp_path: Path, text: str, says
     assert "\n" not in str(error.value)
 
 
-def test_a_full_disk_is_told_in_one_line_and_recorded(tmp_path: Path) -> None:
-    made = config(tmp_path)
+def test_a_full_disk_is_one_line_and_recorded(made: Config) -> None:
     run = Run.find(made, INPUTS)
     with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):
         Path("/dev/full").write_text("x")
@@ -97,8 +91,7 @@ def test_a_full_disk_is_told_in_one_line_and_recorded(tmp_path: Path) -> None:
     assert record["error"].startswith(f"SaveError: {run.folder}: no space left")
 
 
-def test_where_not_even_the_record_can_be_written_the_error_is_still_told(tmp_path: Path, monkeypatch) -> None:
-    made = config(tmp_path)
+def test_a_disk_too_full_for_the_record_is_the_same_line(made: Config, monkeypatch) -> None:
     run = Run.find(made, INPUTS)
     with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):  # noqa: PT012
         monkeypatch.setattr("tometune.common.files.write_text", lambda path, text: Path("/dev/full").write_text(text))
@@ -106,17 +99,15 @@ def test_where_not_even_the_record_can_be_written_the_error_is_still_told(tmp_pa
     assert read_record(run.folder)["status"] == "running"
 
 
-def test_a_folder_that_cannot_be_made_is_found_before_the_work(tmp_path: Path) -> None:
-    made = config(tmp_path)
+def test_a_folder_that_cannot_be_made_is_found_before_the_work(made: Config, tmp_path: Path) -> None:
     Run.find(made, INPUTS).check_writable()
     assert not (tmp_path / "outputs").exists()
     (tmp_path / "outputs").write_text("")
-    with pytest.raises(UserError, match=r"outputs: is a file, .*set paths\.outputs"):
+    with pytest.raises(UserError, match=r"outputs: cannot be written to; set paths\.outputs"):
         Run.find(made, INPUTS).check_writable()
 
 
-def test_a_run_of_an_older_version_is_found_by_its_settings(tmp_path: Path) -> None:
-    made = config(tmp_path)
+def test_a_run_of_an_older_version_is_found_by_its_settings(made: Config, tmp_path: Path) -> None:
     run = Run.find(made, INPUTS)
     older = run.folder.with_name(f"{run.id[:-8]}00000000")
     older.mkdir(parents=True)

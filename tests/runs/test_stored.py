@@ -66,16 +66,12 @@ def test_unknown_keys_at_any_depth_are_one_warning(run, caplog):
     assert "q2_k" not in warning
 
 
-def test_a_removed_engine_is_read_as_auto(run):
-    change(run, eval__engine="vllm")
-    assert stored_config(run).eval.engine == "auto"
-
-
-def test_a_missing_group_or_key_takes_its_defaults(run):
-    change(run, chat=None, trainer=None, model__attn_implementation=None)
+def test_a_missing_group_or_key_takes_its_default_and_a_removed_engine_is_auto(run):
+    change(run, chat=None, trainer=None, model__attn_implementation=None, eval__engine="vllm")
     config = stored_config(run)
     assert config.trainer == TrainerConfig()
     assert config.model.attn_implementation == "sdpa"
+    assert config.eval.engine == "auto"
 
 
 def test_a_pool_is_optional_and_its_keys_are_checked_too(run, caplog):

@@ -23,49 +23,20 @@ def cell(number: int, *overrides: str) -> Cell:
 
 
 def cells(*overrides: str) -> list[Cell]:
-    jobs = jobs_of(CommandLine([*PYDOCS, *overrides], multirun=True))
+    jobs = jobs_of(CommandLine([*PYDOCS, *overrides]))
     assert jobs is not None
     (found,) = cells_of(jobs.known).values()
     return found
 
 
-@pytest.fixture(scope="module")
-def nine() -> list[Cell]:
-    """The cells of a preset."""
-    return cells("+sweep=table_pydocs", "model=tiny")
-
-
-def test_a_preset_gives_nine_cells_in_hydras_order(nine: list[Cell]) -> None:
+def test_a_preset_lists_its_cells_in_hydras_order(tmp_path: Path) -> None:
+    nine = cells("+sweep=table_pydocs", "model=tiny")
     assert [(entry.data, entry.rows, entry.seed) for entry in nine] == [
         (f"pydocs_{n}k", n * 1000, seed) for n in (1, 2, 3) for seed in (0, 1, 2)
     ]
     assert len({entry.run_id for entry in nine}) == 9
     assert all(str(entry.run_id).startswith(f"tiny-{entry.data}-s{entry.seed}-") for entry in nine)
     assert nine[0].overrides[:2] == ["data=pydocs_1k", "seed=0"]
-
-
-def test_the_command_line_wins_over_the_preset() -> None:
-    assert [entry.seed for entry in cells("+sweep=seeds", "data=pydocs_1k", "seed=5,6")] == [5, 6]
-
-
-def test_a_single_run_is_no_sweep() -> None:
-    assert jobs_of(CommandLine([*PYDOCS, "data=pydocs_1k"])) is None
-
-
-def test_a_preset_needs_no_multirun() -> None:
-    jobs = jobs_of(CommandLine([*PYDOCS, "data=pydocs_1k", "+sweep=seeds"]))
-    assert jobs is not None
-    assert len(jobs.known) == 3
-
-
-def test_the_error_of_a_cell_is_in_its_entry() -> None:
-    first, second = cells("data=pydocs_1k", "lora.r=0,4")
-    assert (first.run_id, first.exit_status) == (None, 2)
-    assert "lora.r" in str(first.error)
-    assert second.error is None
-
-
-def test_the_list_is_the_same_for_the_same_command(tmp_path: Path, nine: list[Cell]) -> None:
     list_cells(tmp_path, nine)
     text = (tmp_path / "sweep.json").read_bytes()
     list_cells(tmp_path, list(reversed(nine)))
@@ -77,22 +48,30 @@ def test_the_list_is_the_same_for_the_same_command(tmp_path: Path, nine: list[Ce
     assert read_cells(tmp_path) == nine
 
 
-def test_another_command_adds_its_cells(tmp_path: Path) -> None:
+def test_the_command_line_wins_over_the_preset_and_a_wrong_cell_keeps_its_error() -> None:
+    first, second = cells("+sweep=seeds", "data=pydocs_1k", "seed=5", "lora.r=0,4")
+    assert (first.seed, first.run_id, first.exit_status) == (5, None, 2)
+    assert "lora.r" in str(first.error)
+    assert (second.seed, second.error) == (5, None)
+
+
+def test_a_single_run_is_no_sweep() -> None:
+    assert jobs_of(CommandLine([*PYDOCS, "data=pydocs_1k"])) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "ids", "overrides"),
+    [
+        ([cell(1), cell(2)], "012", ["seed=0", "seed=1", "seed=2"]),
+        ([cell(0, "seed=0", "tracking=none")], "01", ["seed=0", "seed=1"]),  # the same run, written in another way
+        ([replace(cell(0), run_id="tiny-x-s9-bbbbbbbb")], "91", ["seed=0", "seed=1"]),  # its config has changed
+    ],
+)
+def test_another_command_adds_what_is_new(tmp_path: Path, more: list[Cell], ids: str, overrides: list[str]) -> None:
     list_cells(tmp_path, [cell(0), cell(1)])
-    list_cells(tmp_path, [cell(1), cell(2)])
-    assert [entry.seed for entry in read_cells(tmp_path)] == [0, 1, 2]
-
-
-def test_a_run_is_listed_once_however_it_is_written(tmp_path: Path) -> None:
-    list_cells(tmp_path, [cell(0, "seed=0"), cell(1)])
-    list_cells(tmp_path, [cell(0, "seed=0", "tracking=none")])
-    assert [entry.overrides for entry in read_cells(tmp_path)] == [["seed=0"], ["seed=1"]]
-
-
-def test_a_changed_config_with_the_same_overrides_replaces_the_cell(tmp_path: Path) -> None:
-    list_cells(tmp_path, [cell(0), cell(1)])
-    list_cells(tmp_path, [replace(cell(0), run_id="tiny-x-s0-bbbbbbbb")])
-    assert [entry.run_id for entry in read_cells(tmp_path)] == ["tiny-x-s0-bbbbbbbb", "tiny-x-s1-aaaaaaaa"]
+    list_cells(tmp_path, more)
+    assert "".join(str(entry.run_id).split("-s")[1][0] for entry in read_cells(tmp_path)) == ids
+    assert [" ".join(entry.overrides) for entry in read_cells(tmp_path)] == overrides
 
 
 def test_an_error_stays_until_the_next_attempt(tmp_path: Path) -> None:

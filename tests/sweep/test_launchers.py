@@ -3,7 +3,9 @@
 One test of the launcher `processes` runs by default, everything else nightly.
 """
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,12 +30,6 @@ TASKS = ("~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.t
 SWEEP = ("-m", "+experiment=smoke", *TASKS, "eval.base=false", "eval.limit=1", "trainer.max_steps=2", "seed=0,1")
 PACKAGES = {"ray": "hydra_plugins.hydra_ray_launcher", "submitit": "submitit", "slurm": "submitit"}
 PRESETS = sorted(path.stem for path in (conf_dir() / "hydra" / "launcher").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    made = Workplace(tmp_path_factory.mktemp("launchers"))
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +78,13 @@ def test_processes_make_the_same_runs_and_report_errors_at_the_end(place: Workpl
     done = place.verb("train", *SWEEP, "data.rows=64,100000", *launcher)
     check_runs(place, basic, "failing", done.stderr)
     assert done.returncode == 1
+    assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines()
     assert lines[-3] == "2 of 4 runs are missing:", done.stderr
-    assert all("failed: data.base.rows=100000: the base has 1,000" in line for line in lines[-2:])
+    for line in lines[-2:]:
+        assert re.match(r"  tiny-pydocs_64-s[01]-\w{8}: failed: data\.base\.rows=100000: the base has 1,000 ", line)
+    cells = json.loads((place.folder / "multirun" / "failing" / "sweep.json").read_text())["cells"]
+    assert ["error" in cell for cell in cells] == [False, True, False, True]
 
 
 @pytest.mark.nightly
@@ -120,19 +120,15 @@ def check_runs(place: Workplace, basic: dict[str, Path], name: str, stderr: str)
         assert scores_of(run) == scores_of(basic[run_id])
 
 
-def test_every_preset_is_built_on_a_known_plugin() -> None:
-    for name in PRESETS:
-        text = (conf_dir() / "hydra" / "launcher" / f"{name}.yaml").read_text()
-        assert {*PLUGINS, *PRESETS} & set(OmegaConf.create(text).defaults), name
-
-
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_composes(name: str) -> None:
+def test_a_preset_is_built_on_a_known_plugin_and_composes(name: str) -> None:
+    text = (conf_dir() / "hydra" / "launcher" / f"{name}.yaml").read_text()
+    assert {*PLUGINS, *PRESETS} & set(OmegaConf.create(text).defaults)
     needs(name)
     small = ["model=tiny", "eval=pydocs", "data=pydocs_1k"]
     jobs = jobs_of(CommandLine([*small, "+sweep=seeds", f"hydra/launcher={name}"]))
     assert jobs is not None
-    assert (jobs.launcher, len(jobs.known)) == (name, 3)
+    assert len(jobs.known) == 3
 
 
 @pytest.mark.nightly
@@ -161,31 +157,13 @@ def test_the_batch_file_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     executor.map_array(print, range(9))
     text = (tmp_path / "batch.sh").read_text()
-    for line in (
-        "array=0-8%9",
-        "gpus-per-node=1",
-        "nodes=1",
-        "partition=gpu",
-        "time=720",
-        "requeue",
-        "signal=USR2@120",
-    ):
-        assert f"#SBATCH --{line}\n" in text, text
+    wanted = ("array=0-8%9", "gpus-per-node=1", "nodes=1", "partition=gpu", "time=720", "requeue", "signal=USR2@120")
+    assert [line for line in wanted if f"#SBATCH --{line}\n" not in text] == [], text
 
 
-@pytest.mark.parametrize(
-    ("choice", "package"),
-    [
-        ("hydra/launcher=submitit_slurm", '"tometune[slurm]"'),
-        ("hydra/launcher=ray", '"tometune[ray]"'),
-        ("hydra/launcher=joblib", "hydra-joblib-launcher"),
-        ("hydra/sweeper=optuna", '"tometune[optuna]"'),
-    ],
-)
-def test_a_missing_package_is_one_line(choice: str, package: str) -> None:
-    name = choice.replace("=", "/")
-    group = choice.partition("=")[0]
-    error = MissingConfigException(
-        f"Could not find '{name}'\n\nAvailable options in '{group}':\n\tbasic", missing_cfg_file=name, options=["basic"]
-    )
-    assert explain(error, []) == f"{choice}: not installed; pip install {package}"
+@pytest.mark.parametrize("option", PLUGINS)
+def test_a_missing_package_is_one_line(option: str) -> None:
+    group = "hydra/sweeper" if option == "optuna" else "hydra/launcher"
+    text = f"Could not find '{group}/{option}'\n\nAvailable options in '{group}':\n\tbasic"
+    error = MissingConfigException(text, missing_cfg_file=f"{group}/{option}", options=["basic"])
+    assert explain(error, []) == f"{group}={option}: not installed; pip install {PLUGINS[option]}"

@@ -11,11 +11,13 @@ import pytest
 from rich.console import Console
 
 from tests.whole import Workplace, record_of
+from tometune.config.command_line import CommandLine
 from tometune.config.eval import EvalConfig
+from tometune.config.jobs import jobs_of
 from tometune.config.model import Backend, ModelConfig, Quantization
-from tometune.config.root import Config, PathsConfig
+from tometune.config.root import Config, PathsConfig, register
 from tometune.sweep import plan
-from tometune.sweep.plan import REFERENCE, Kind, PlannedRun, Speed, duration, known_speed, print_plan
+from tometune.sweep.plan import REFERENCE, Kind, PlannedRun, Speed, known_speed, plan_sweep, print_plan
 
 TASK = {"seconds": 4.0, "examples": 2}
 RECORD = {
@@ -58,9 +60,7 @@ def test_the_median_of_the_last_runs_of_the_same_kind(config: Config, tmp_path: 
         return {"tokens": tokens, "seconds": 1.0, "peak_memory_bytes": tokens}
 
     outputs = tmp_path / "outputs"
-    write(
-        outputs / "oldest", train=train(9000), finished="2025-01-01T00:00:00+00:00", started="2025-01-01T00:00:00+00:00"
-    )
+    write(outputs / "oldest", train=train(9000), finished="2025-01-01T00:00:00+00:00")
     for number, tokens in enumerate((100, 200, 300, 400)):
         write(outputs / f"{number}", train=train(tokens))
     write(tmp_path / "cache" / "measured" / "short", train=train(300))
@@ -106,28 +106,39 @@ def test_reference_speeds_are_those_of_the_named_file(kind: Kind) -> None:
         assert speed.answers_per_second == round(answers / sum(stage["seconds"] for stage in stages))
 
 
-def test_times_in_words() -> None:
-    assert [duration(t) for t in (42.4, 600, 20_000, None)] == ["42 s", "10 min", "5.6 h", "unknown"]
-
-
 def test_the_printed_plan() -> None:
     known = PlannedRun("a", 10, 1000, 4, 8, False, 7200.0, 2e9, 3e9, "1 earlier run")
     out = StringIO()
     runs = [known, replace(known, run_id="b", done=True), PlannedRun("c", 10, 1000, 4, 8, False, memory=5e9)]
+    runs += [replace(known, run_id="d", seconds=42.4), replace(known, run_id="e", seconds=600.0)]
     print_plan(runs, ["seed=x: wrong"], Console(file=out, width=100, highlight=False))
     lines = out.getvalue().splitlines()
-    assert [line.split()[-2:] for line in lines[3:6]] == [["2.0", "h"], ["8", "done"], ["8", "unknown"]]
+    times = [line.partition(" 8 ")[2].strip() for line in lines[3:8]]
+    assert times == ["2.0 h", "done", "unknown", "42 s", "10 min"]
     assert lines[-4:] == [
-        "3 runs: 1 done, 2 left with 2,000 tokens, 8 steps",
-        "  2.0 h one after the other, memory 2.0 GB, disk 3.00 GB (from 1 earlier run)",
+        "5 runs: 1 done, 4 left with 4,000 tokens, 16 steps",
+        "  2.2 h one after the other, memory 2.0 GB, disk 9.00 GB (from 1 earlier run)",
         "  1 of unknown speed, about 5.0 GB of GPU memory; plan=measure makes a short run",
         "  not possible: seed=x: wrong",
     ]
 
 
+def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatch, capsys) -> None:
+    register()
+    planned: list[tuple[str | None, int]] = []
+    monkeypatch.setattr(plan, "plan_run", lambda config, _: planned.append((config.sweep.name, config.seed)))
+    monkeypatch.setattr(plan, "print_plan", lambda runs, problems: print(*problems, sep="\n"))
+    jobs = jobs_of(
+        CommandLine(["model=tiny", "data=pydocs_1k", "sweep.name=a,b", "seed=0,1", "lora.r=0,4"], multirun=True)
+    )
+    assert jobs is not None
+    plan_sweep(jobs, print)
+    assert planned == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert capsys.readouterr().out.count("lora.r=0: lora.r=0: not 1 or more") == 4
+
+
 @pytest.mark.whole
-def test_a_plan_before_and_after(tmp_path_factory: pytest.TempPathFactory) -> None:
-    place = Workplace(tmp_path_factory.mktemp("plan"))
+def test_a_plan_before_and_after(place: Workplace) -> None:
     tasks = ("~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.tasks.data_to_text")
     quick = ("+experiment=smoke", *tasks, "trainer.max_steps=4")
     sweep = ("-m", *quick, "seed=0,1", "sweep.name=planned")

@@ -1,10 +1,12 @@
 """A search: three trials on tiny weights, guided by validation examples that are in no test task."""
 
 import json
+import re
 
 import pytest
 import yaml
 
+from tests.config.conftest import config_of
 from tests.whole import Workplace, record_of
 from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
@@ -19,16 +21,13 @@ SEARCH = (
 )
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    made = Workplace(tmp_path_factory.mktemp("search"))
-    return made
+PLUGIN = "hydra_plugins.hydra_optuna_sweeper"
 
 
 @pytest.mark.nightly
 @pytest.mark.whole
 def test_three_trials_and_the_same_command_again(place: Workplace) -> None:
+    pytest.importorskip(PLUGIN)
     done = place.verb("train", *SEARCH)
     assert done.returncode == 0, done.stderr
     folder = place.folder / "multirun" / "optuna_pydocs"
@@ -45,34 +44,27 @@ def test_three_trials_and_the_same_command_again(place: Workplace) -> None:
     assert again.stderr.count("nothing to do") == 3, "the draws follow the seed"
 
 
-def test_a_search_by_the_test_tasks_is_refused(place: Workplace) -> None:
+def test_the_runs_of_a_search_are_not_known_before_and_the_test_tasks_do_not_guide_it(place: Workplace) -> None:
+    pytest.importorskip(PLUGIN)
+    jobs = jobs_of(CommandLine(list(SEARCH)))
+    assert jobs is not None
+    assert (jobs.search, jobs.known, jobs.config.eval.validation) == (True, [], True)
     status, stderr = place.train(*SEARCH, "eval=pydocs")
     assert status == 2
     assert stderr.startswith("eval=pydocs: a search would choose settings by the test tasks")
     assert len(stderr.splitlines()) == 1
 
 
-def test_the_runs_of_a_search_are_not_known_before() -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    jobs = jobs_of(CommandLine(list(SEARCH)))
-    assert jobs is not None
-    assert (jobs.search, jobs.known, jobs.config.eval.validation) == (True, [], True)
-
-
-def tasks(name: str, *more: str) -> dict[str, list[str]]:
-    jobs = jobs_of(CommandLine(["-m", f"eval={name}", "seed=0,1", *more][1:], multirun=True))
-    assert jobs is not None
-    return {task.name: [example.id for example in task.examples] for task in load_tasks(jobs.config.eval)}
-
-
-def test_validation_and_test_share_no_example() -> None:
-    def entries(ids: list[str]) -> set[str]:
-        return {name.rpartition("-")[0] if name.rpartition("-")[2].isdigit() else name for name in ids}
-
-    all_of = [f"eval.tasks.{name}.limit=null" for name in ("summarisation", "question_answering", "data_to_text")]
-    test, validation = tasks("pydocs", *all_of), tasks("pydocs_validation", *all_of)
+def test_validation_and_test_share_no_entry_of_the_documentation() -> None:
+    whole = [f"eval.tasks.{name}.limit=null" for name in ("summarisation", "question_answering", "data_to_text")]
+    test, validation = (
+        {
+            task.name: [example.id for example in task.examples]
+            for task in load_tasks(config_of(f"eval={name}", *whole).eval)
+        }
+        for name in ("pydocs", "pydocs_validation")
+    )
     for name in test:
-        assert not entries(test[name]) & entries(validation[name]), name
+        entries = [{re.sub(r"-\d+$", "", example) for example in examples[name]} for examples in (test, validation)]
+        assert not entries[0] & entries[1], name
         assert len(validation[name]) >= 20, name
-    few, full = tasks("pydocs"), test
-    assert all(set(few[name]) <= set(full[name]) for name in few)

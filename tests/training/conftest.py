@@ -20,12 +20,11 @@ from tometune.config.trainer import TrainerConfig
 from tometune.data.mix import Mix, build_mix
 from tometune.data.tokens import Tokens, tokenise
 from tometune.models.adapter import add_adapter
-from tometune.models.full import load_to_train
-from tometune.models.load import load_model
+from tometune.models.load import load_model, load_to_train
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.training import sft
-from tometune.training.inputs import TrainingInputs
+from tometune.training.batches import TrainingInputs
 from tometune.training.metrics import OnLog
 from tometune.training.sft import fit
 from tometune.training.trainer import MeteredTrainer
@@ -41,32 +40,19 @@ def talk(number: int, length: int) -> dict[str, Any]:
 
 def settings(seed: int = 0, **trainer: Any) -> Config:
     """Return a config of the tiny model: 20 rows of two files, six steps of two rows, a high learning rate."""
-    model = ModelConfig(
-        name="tiny", id="tiny", weights=Weights.random, quantization=Quantization.none, precision=Precision.fp32
-    )
+    kind = {"weights": Weights.random, "quantization": Quantization.none, "precision": Precision.fp32}
+    model = ModelConfig(name="tiny", id="tiny", **kind)
     quick: dict[str, Any] = {
-        "max_length": MOST,
-        "max_steps": 6,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "warmup_steps": 2,
-        "packing": False,
-        "conversations_per_step": 2,
-        "micro_batch": "auto",
+        **{"max_length": MOST, "max_steps": 6, "save_steps": 2, "logging_steps": 1, "warmup_steps": 2},
+        **{"packing": False, "conversations_per_step": 2, "micro_batch": "auto", "learning_rate": 1e-2},
     }
     return Config(model=model, trainer=TrainerConfig(**quick | trainer), seed=seed, seeds=SeedsConfig(*[seed] * 4))
 
 
 def packs(max_length: int, a_step: int) -> dict[str, Any]:
     """Return settings for steps of so many packs, all in one forward pass."""
-    return {
-        "packing": True,
-        "conversations_per_step": None,
-        "max_length": max_length,
-        "tokens_per_step": max_length * a_step,
-        "micro_batch": a_step,
-    }
+    sizes = {"max_length": max_length, "tokens_per_step": max_length * a_step, "micro_batch": a_step}
+    return {"packing": True, "conversations_per_step": None, **sizes}
 
 
 @dataclass
@@ -90,8 +76,20 @@ class Fitted:
 
     @property
     def curve(self) -> list[dict[str, float]]:
-        """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        """The lines of metrics.jsonl without times and memory."""
+        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+        return [{k: value for k, value in line.items() if not k.endswith(("_second", "_gb"))} for line in lines]
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each logging step."""
+        return [line["loss"] for line in self.curve]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What run.json says of the training without times and memory."""
+        omitted = ("seconds", "tokens_per_second", "peak_memory_bytes")
+        return {name: value for name, value in vars(self.result).items() if name not in omitted}
 
 
 Train = Callable[..., Fitted]
@@ -103,19 +101,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """A base of eight rows and a pool of forty, from which twelve are drawn."""
-    folder = tmp_path_factory.mktemp("data")
-    base = write_jsonl(folder / "base.jsonl", [talk(n, 1 + n * 5 % 11) for n in range(8)])
-    pool = write_jsonl(folder / "pool.jsonl", [talk(n, 1 + n * 7 % 17) for n in range(100, 140)])
-    return DataConfig(name="test", rows=20, base=files(base), pool=files(pool))
+def train(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Return a function that does what the verb does with a config, from the mix to the saved adapter.
 
+    The mix has a base of eight rows, and twelve of the forty rows of a pool.
+    """
+    rows = tmp_path_factory.mktemp("data")
+    base = write_jsonl(rows / "base.jsonl", [talk(n, 1 + n * 5 % 11) for n in range(8)])
+    pool = write_jsonl(rows / "pool.jsonl", [talk(n, 1 + n * 7 % 17) for n in range(100, 140)])
+    data = DataConfig(name="test", rows=20, base=files(base), pool=files(pool))
 
-@pytest.fixture(scope="session")
-def train(cache: Path, data: DataConfig) -> Train:
-    """Return a function that does what the verb does with a config, from the mix to the saved adapter."""
-
-    def run(folder: Path, config: Config, data: DataConfig = data, on_log: OnLog = lambda *_: None) -> Fitted:
+    def run(folder: Path, config: Config, on_log: OnLog = lambda *_: None) -> Fitted:
         batches: list[dict[str, torch.Tensor]] = []
         trainers: list[MeteredTrainer] = []
 
@@ -150,8 +146,3 @@ def train(cache: Path, data: DataConfig) -> Train:
 def plain(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     """A finished training with the settings above; tests only look at it."""
     return train(tmp_path_factory.mktemp("plain"), settings())
-
-
-def without_times(line: dict[str, float]) -> dict[str, float]:
-    """Return a line of metrics.jsonl without what depends on time and memory."""
-    return {name: value for name, value in line.items() if not name.endswith(("_second", "_gb"))}

@@ -1,11 +1,9 @@
 """`lora=none`: every weight is trained, in float32 whatever the arithmetic, and resumes bit for bit."""
 
 import json
-import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,17 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.training.conftest import Fitted, Train, packs, settings
+from tests.training.conftest import Fitted, Train, settings
 from tometune.common.errors import UserError
-from tometune.config.lora import LoraConfig
-from tometune.config.model import Precision, Weights
+from tometune.config.model import LoraConfig, Precision, Weights
 from tometune.config.root import Config
-from tometune.models.full import author_configs, check_unquantised, load_to_train
-from tometune.models.load import load_model
-from tometune.models.saved import as_saved
-from tometune.models.source import locate
+from tometune.models.load import author_configs, check_unquantised, load_model
+from tometune.models.source import as_saved, locate
 from tometune.models.tokenizer import load_tokenizer
-from tometune.training import checkpoints, cuda_graph
+from tometune.training import checkpoints
 
 WEIGHTS = "model.safetensors"
 
@@ -40,13 +35,18 @@ def fitted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return train(tmp_path_factory.mktemp("full"), full(save_total_limit=9, learning_rate=3e-3))
 
 
+@pytest.fixture
+def base(cache: Path) -> Any:
+    return load_model(locate(full().model, cache))
+
+
 def saved(fitted: Fitted) -> dict[str, torch.Tensor]:
     return load_file(fitted.folder / "model" / WEIGHTS)
 
 
-def test_every_weight_changes_and_the_loss_falls(fitted: Fitted, cache: Path) -> None:
-    before = {name: weight.clone() for name, weight in load_model(locate(full().model, cache)).named_parameters()}
-    assert fitted.curve[-1]["loss"] < 0.95 * fitted.curve[0]["loss"]
+def test_every_weight_changes_and_the_loss_falls(fitted: Fitted, base: Any) -> None:
+    before = dict(base.named_parameters())
+    assert fitted.losses[-1] < 0.95 * fitted.losses[0]
     after = saved(fitted)
     assert after.keys() == before.keys() - {"lm_head.weight"}, "the head is the embedding"
     assert not [name for name, weight in after.items() if torch.equal(weight, before[name])]
@@ -56,16 +56,13 @@ def test_every_weight_changes_and_the_loss_falls(fitted: Fitted, cache: Path) ->
     assert not list(fitted.folder.glob(".*"))
 
 
-def test_the_model_is_saved_with_its_tokenizer(fitted: Fitted, cache: Path) -> None:
-    folder = fitted.folder / "model"
-    config = as_saved(full().model, fitted.folder)
-    model, tokenizer = load_model(locate(config, cache)), load_tokenizer(locate(config, cache))
+def test_the_model_is_saved_with_its_tokenizer(fitted: Fitted, base: Any, cache: Path) -> None:
+    folder, source = fitted.folder / "model", locate(as_saved(full().model, fitted.folder), cache)
     trained = dict(fitted.trainer.model.named_parameters())
-    assert all(torch.equal(weight, trained[name]) for name, weight in model.named_parameters())
-    assert tokenizer.chat_template == load_tokenizer(locate(full().model, cache)).chat_template
-    base = Path(load_model(locate(full().model, cache)).config._name_or_path)
+    assert all(torch.equal(weight, trained[name]) for name, weight in load_model(source).named_parameters())
+    assert load_tokenizer(source).chat_template == load_tokenizer(locate(full().model, cache)).chat_template
     for name in ("config.json", "generation_config.json"):
-        said, was = (json.loads((place / name).read_text()) for place in (folder, base))
+        said, was = (json.loads((Path(place) / name).read_text()) for place in (folder, base.config._name_or_path))
         assert said == was, "the trainer's own settings are not the model's"
     assert {path.stat().st_mode for path in folder.glob("*.json")} == {(folder / WEIGHTS).stat().st_mode}
 
@@ -73,16 +70,14 @@ def test_the_model_is_saved_with_its_tokenizer(fitted: Fitted, cache: Path) -> N
 def test_weights_are_float32_under_16_bit_arithmetic_and_saved_in_16(train: Train, tmp_path: Path) -> None:
     """In bfloat16 itself a step of 1e-5 of a weight would be rounded away."""
     slow: dict[str, Any] = {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "warmup_steps": 0}
-    fitted = train(tmp_path / "bf16", full(Precision.bf16, **slow))
+    fitted = train(tmp_path, full(Precision.bf16, **slow))
     assert fitted.trainer.args.bf16
-    kept = load_file(tmp_path / "bf16" / "checkpoints" / "checkpoint-6" / WEIGHTS)
+    first, kept = (load_file(tmp_path / "checkpoints" / f"checkpoint-{step}" / WEIGHTS) for step in (4, 6))
     assert {weight.dtype for weight in kept.values()} == {torch.float32}
-    assert {weight.dtype for weight in saved(fitted).values()} == {torch.bfloat16}
-    assert json.loads((tmp_path / "bf16" / "model" / "config.json").read_text())["dtype"] == "bfloat16"
-    for name, weight in saved(fitted).items():
-        assert torch.equal(weight, kept[name].bfloat16())
-    first = load_file(tmp_path / "bf16" / "checkpoints" / "checkpoint-4" / WEIGHTS)
     assert not [name for name, weight in kept.items() if torch.equal(weight, first[name])], "small steps are kept"
+    assert {weight.dtype for weight in saved(fitted).values()} == {torch.bfloat16}
+    assert all(torch.equal(weight, kept[name].bfloat16()) for name, weight in saved(fitted).items())
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_it_resumes_bit_for_bit(fitted: Fitted, train: Train, tmp_path: Path) -> None:
@@ -92,28 +87,12 @@ def test_it_resumes_bit_for_bit(fitted: Fitted, train: Train, tmp_path: Path) ->
     again = train(tmp_path, full(save_total_limit=9, learning_rate=3e-3))
     assert len(again.batches) < len(fitted.batches)
     assert (tmp_path / "model" / WEIGHTS).read_bytes() == (fitted.folder / "model" / WEIGHTS).read_bytes()
-    assert [line["loss"] for line in again.curve] == [line["loss"] for line in fitted.curve]
+    assert again.losses == fitted.losses
 
 
-def test_the_cuda_graph_is_off_with_a_reason_and_rejected_if_it_was_set(
-    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(UserError, match=r"trainer\.cuda_graph=true: needs a LoRA adapter \(lora=default\)"):
-        train(tmp_path / "asked", full(cuda_graph=True, **packs(96, 2)))
-
-    # Everything but the adapter is there, as far as `graphed` looks.
-    model = SimpleNamespace(device=torch.device("cuda"), num_parameters=lambda: 1000)
-    inputs = SimpleNamespace(trainer=full(**packs(96, 2)).trainer, source=SimpleNamespace(config=full().model))
-    kind = {"full": True, "unsloth": False, "packed": cuda_graph.Packed.lengths, "dtype": torch.bfloat16}
-    gpu: Any = SimpleNamespace(inputs=inputs, model=model, **kind)
-    with caplog.at_level(logging.INFO, "tometune"):
-        assert not cuda_graph.graphed(gpu)
-    assert "CUDA graph off: it needs a LoRA adapter (lora=default)" in caplog.text
-
-
-def test_a_model_that_could_not_be_saved_is_rejected_at_the_start(tmp_path: Path, cache: Path) -> None:
+def test_a_model_that_could_not_be_saved_is_rejected_at_the_start(tmp_path: Path, base: Any, cache: Path) -> None:
     mine = tmp_path / "mine"
-    shutil.copytree(load_model(locate(full().model, cache)).config._name_or_path, mine)
+    shutil.copytree(base.config._name_or_path, mine)
     model = replace(full().model, id=str(mine), weights=Weights.pretrained)
     assert author_configs(locate(model, cache))[0].vocab_size > 0
     (mine / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
@@ -131,12 +110,12 @@ def test_quantised_files_are_rejected() -> None:
 
 
 def test_a_disk_that_is_too_small_is_reported_before_the_first_step(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Any
 ) -> None:
-    weights = sum(weight.numel() for weight in load_to_train(locate(full().model, cache)).parameters())
+    weights = sum(weight.numel() for weight in base.parameters())
     needed = 3 * 12 * weights + 4 * weights  # two checkpoints, one more while it is saved, and the model
     usage = shutil.disk_usage(tmp_path)._replace(free=needed - 1)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"trainer\.save_total_limit=2: the checkpoints and .* take about 0\.0"):
-        train(tmp_path / "small", full())
-    assert not list((tmp_path / "small" / "checkpoints").iterdir())
+        train(tmp_path, full())
+    assert not list((tmp_path / "checkpoints").iterdir())

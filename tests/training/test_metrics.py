@@ -56,50 +56,42 @@ def test_peak_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch, platform: str,
 
 
 @pytest.fixture
-def logged() -> list[tuple[dict[str, float], int]]:
-    return []
-
-
-@pytest.fixture
-def curves(tmp_path: Path, logged: list[Any]) -> Curves:
-    return Curves(tmp_path / "metrics.jsonl", Meter(), lambda metrics, step: logged.append((metrics, step)))
+def curves(tmp_path: Path) -> Curves:
+    """Curves whose listener appends to `logged`."""
+    made = Curves(tmp_path / "metrics.jsonl", Meter(), lambda metrics, step: made.logged.append((metrics, step)))
+    made.logged = []
+    return made
 
 
 def lines(curves: Curves) -> list[dict[str, float]]:
     return [json.loads(line) for line in curves.path.read_text().splitlines()]
 
 
-def test_a_log_becomes_a_line_and_a_point(curves: Curves, logged: list[Any]) -> None:
+def test_a_log_becomes_a_line_and_a_point(curves: Curves) -> None:
     curves.add({"loss": 2.5, "learning_rate": 1e-4, "mean_token_accuracy": 0.5, "num_tokens": 7}, 3)
     curves.add({"train_loss": 2.5, "train_runtime": 1.0}, 3)  # the summary at the end is not a point
     (line,) = lines(curves)
     assert (line["step"], line["loss"], line["token_accuracy"]) == (3, 2.5, 0.5)
     assert {"tokens_per_second", "padded_tokens_per_second", "peak_memory_gb"} <= line.keys()
     assert "num_tokens" not in line
-    assert logged == [({f"train/{name}": value for name, value in line.items() if name != "step"}, 3)]
+    assert curves.logged == [({f"train/{name}": value for name, value in line.items() if name != "step"}, 3)]
     assert curves.last_loss == 2.5
 
 
-def test_rewind_removes_the_steps_after_the_checkpoint(curves: Curves) -> None:
-    for step in range(1, 6):
-        curves.add({"loss": float(step)}, step)
-    curves.rewind(3)
-    assert [line["step"] for line in lines(curves)] == [1, 2, 3]
-    assert curves.last_loss == 3.0
-    curves.add({"loss": 4.5}, 4)
-    assert [line["loss"] for line in lines(curves)] == [1.0, 2.0, 3.0, 4.5]
-    assert [path.name for path in curves.path.parent.iterdir()] == ["metrics.jsonl"]
-    curves.rewind(0)
-    assert lines(curves) == []
-
-
-def test_a_line_that_was_cut_short_is_removed(curves: Curves) -> None:
-    for half in ('{"step": 3, "lo', '{"loss": 1.0}', "3"):
-        curves.add({"loss": 1.0}, 1)
+def test_rewind_removes_lines_after_the_checkpoint_and_lines_cut_short(curves: Curves) -> None:
+    for half in ("", '{"step": 3, "lo', '{"loss": 1.0}', "3"):
+        for step in range(1, 6):
+            curves.add({"loss": float(step)}, step)
         with curves.path.open("a") as file:
             file.write(half)
-        curves.rewind(2)
-        assert {line["step"] for line in lines(curves)} == {1}
+        curves.rewind(3)
+        assert [line["step"] for line in lines(curves)] == [1, 2, 3]
+        assert curves.last_loss == 3.0
+        curves.add({"loss": 4.5}, 4)
+        assert [line["loss"] for line in lines(curves)] == [1.0, 2.0, 3.0, 4.5]
+        assert [path.name for path in curves.path.parent.iterdir()] == ["metrics.jsonl"]
+        curves.rewind(0)
+        assert lines(curves) == []
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

@@ -1,7 +1,6 @@
 """The training loop over the real TRL and PEFT, on the tiny model."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def test_seeds_0_0_1_give_adapters_samples_and_first_batches_a_a_b(plain: Fitted
     assert set(plain.mix.row_ids[8:]) != set(other.mix.row_ids[8:])
     assert torch.equal(plain.batches[0]["input_ids"], again.batches[0]["input_ids"])
     assert not torch.equal(plain.batches[0]["input_ids"], other.batches[0]["input_ids"])
-    assert [line["loss"] for line in plain.curve] == [line["loss"] for line in again.curve]
+    assert plain.losses == again.losses
 
 
 def test_each_seed_changes_its_own_part(plain: Fitted, train: Train, tmp_path: Path) -> None:
@@ -47,16 +46,6 @@ def test_each_seed_changes_its_own_part(plain: Fitted, train: Train, tmp_path: P
     assert torch.equal(adapter.batches[0]["input_ids"], plain.batches[0]["input_ids"])
     assert not torch.equal(order.batches[0]["input_ids"], plain.batches[0]["input_ids"])
     assert len({fitted.adapter for fitted in (plain, order, adapter, data)}) == 4
-
-
-def test_the_base_is_frozen_and_the_adapter_learns(train: Train, tmp_path: Path) -> None:
-    fitted = train(tmp_path, settings(max_steps=16, save_steps=16, num_train_epochs=9, learning_rate=3e-2))
-    assert {name.rpartition(".lora_")[2][0] for name in weights(fitted)} == {"A", "B"}
-    assert fitted.curve[-1]["loss"] < 0.95 * fitted.curve[0]["loss"]
-    assert fitted.result.final_loss == fitted.curve[-1]["loss"]
-    names = sorted(path.name for path in (tmp_path / "adapter").iterdir())
-    assert names == ["adapter_config.json", "adapter_model.safetensors"]
-    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_adapter_stays_float32_over_a_4_bit_base(
@@ -86,22 +75,21 @@ def test_an_epoch_uses_every_row_once(train: Train, tmp_path: Path) -> None:
 
 def test_accumulation_is_the_same_as_a_larger_batch(train: Train, tmp_path: Path) -> None:
     """Rows of very different lengths: a mean of means over the parts would differ by far more than the tolerance."""
-    whole, *parts = (
+    whole, parts = (
         train(tmp_path / str(size), settings(conversations_per_step=4, micro_batch=size, max_steps=3))
         for size in (4, 1)
     )
-    assert {fitted.result.effective_batch for fitted in (whole, *parts)} == {4}
-    assert {fitted.result.tokens for fitted in parts} == {whole.result.tokens}
-    for fitted in parts:
-        for mine, theirs in zip(fitted.curve, whole.curve, strict=True):
-            assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
-            assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    assert whole.result.effective_batch == parts.result.effective_batch == 4
+    assert whole.result.tokens == parts.result.tokens
+    assert parts.losses == pytest.approx(whole.losses, abs=1e-5)
+    norms = ([line["grad_norm"] for line in run.curve] for run in (whole, parts))
+    assert next(norms) == pytest.approx(next(norms), rel=1e-4)
 
 
 def test_first_and_last_step_are_logged_whatever_the_logging_steps(train: Train, tmp_path: Path) -> None:
     fitted = train(tmp_path / "fine", settings(logging_steps=4))
     assert [line["step"] for line in fitted.curve] == [1, 4, 6]
-    assert fitted.result.final_loss == fitted.curve[-1]["loss"]
+    assert fitted.result.final_loss == fitted.losses[-1]
     config = settings(logging_steps=100, learning_rate=1e30, lr_scheduler_type="constant", max_grad_norm=0, optim="sgd")
     with pytest.raises(UserError, match=r"trainer\.learning_rate: the loss became"):
         train(tmp_path / "diverged", config)
@@ -121,14 +109,9 @@ def test_a_model_that_was_just_trained_answers_without_dropout(train: Train, tmp
     examples = [{"input": f"q {number}", "references": ["word"]} for number in range(3)]
     tasks = {"words": TaskConfig(path=str(write_jsonl(tmp_path / "words.jsonl", examples)), max_new_tokens=4)}
     evaluation = EvalConfig(tasks=tasks, batch_size=2, max_prompt_tokens=64)
-    for name in ("one", "other"):
-        Scorer(fitted.trainer.processing_class, load_tasks(evaluation), evaluation, tmp_path / name, tmp_path).stage(
-            "tuned", model
-        )
+    Scorer(fitted.trainer.processing_class, load_tasks(evaluation), evaluation, tmp_path, tmp_path).stage(
+        "tuned", model
+    )
     assert modes
     assert not any(modes)
-    one, other = ((tmp_path / name / "eval" / "tuned" / "words.jsonl").read_text() for name in ("one", "other"))
-    assert [json.loads(line).get("prediction") for line in one.splitlines()] == [
-        json.loads(line).get("prediction") for line in other.splitlines()
-    ]
     assert model.training, "its mode is restored"

@@ -1,10 +1,12 @@
-"""The size of a step does not depend on how much fits into a forward pass."""
+"""The size of a step does not depend on how much fits into a forward pass; the memory of optimisers."""
 
 import pytest
+from torch import nn
 
 from tests.training.conftest import settings
 from tometune.common.errors import UserError
-from tometune.training.steps import Step, effective_batch, in_packs, micro_batches, steps_of
+from tometune.training.memory import embedded, trainable
+from tometune.training.steps import Step, effective_batch, in_packs, micro_batches, state_bytes, steps_of
 
 PACKS = {"packing": True, "conversations_per_step": None, "tokens_per_step": 512}
 
@@ -25,14 +27,33 @@ def test_micro_batches_divide_a_step(monkeypatch: pytest.MonkeyPatch, world: str
     assert {Step(8, size).accumulation * size * int(world) for size in expected} == {8}
 
 
-def test_steps_that_cannot_be_divided_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        UserError, match=r"^trainer\.micro_batch=3: does not divide the 8 rows .* one of 1, 2, 4, 8, or"
-    ):
-        micro_batches(settings(**PACKS, micro_batch=3).trainer)
+@pytest.mark.parametrize(
+    ("world", "trainer", "line"),
+    [
+        (
+            "1",
+            PACKS | {"micro_batch": 3},
+            r"^trainer\.micro_batch=3: does not divide the 8 rows .* of 1, 2, 4, 8, ",
+        ),
+        ("3", PACKS, r"^trainer\.tokens_per_step=512: 8 packs per step cannot be divided among 3"),
+        ("3", {"conversations_per_step": 8}, r"^trainer\.conversations_per_step=8: 8 conversations per step"),
+    ],
+)
+def test_steps_that_cannot_be_divided_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, world: str, trainer: dict[str, object], line: str
+) -> None:
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match=r"^trainer\.tokens_per_step=512: 8 packs per step cannot be divided among 3"):
-        effective_batch(settings(**PACKS).trainer)
-    with pytest.raises(UserError, match=r"^trainer\.conversations_per_step=8: 8 conversations per step"):
-        effective_batch(settings(conversations_per_step=8).trainer)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(UserError, match=line):
+        micro_batches(settings(**trainer).trainer)
+
+
+def test_states_of_optimisers() -> None:
+    assert state_bytes("adamw_torch", 10, embeddings=4) == 80
+    assert state_bytes("paged_adamw_8bit", 10) == 20
+    assert state_bytes("adamw_8bit", 10, embeddings=4) == 6 * 2 + 4 * 8
+    assert state_bytes("adamw_torch_8bit", 10, embeddings=4) == 20, "torchao has no exception for embeddings"
+    assert state_bytes("adamw_torch_4bit", 10) == 10
+    tied = nn.ModuleDict({"table": nn.Embedding(5, 2), "head": nn.Linear(2, 5, bias=False)})
+    tied["head"].weight = tied["table"].weight
+    assert embedded(tied) == trainable(tied) == 10

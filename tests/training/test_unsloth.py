@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from peft.tuners.lora.layer import Linear
@@ -18,26 +19,22 @@ from safetensors.torch import load_file
 from tests.models.test_lora_rounding import inside, layer
 from tests.whole import Workplace, curve_of, record_of
 from tometune.common.errors import UserError
-from tometune.models import unsloth_backend
+from tometune.config.model import Backend, ModelConfig, Quantization
+from tometune.models import machine, unsloth_backend
 from tometune.models.lora_rounding import RoundedOnce
-from tometune.models.unsloth_backend import check_installed, installed
 
-needed = pytest.mark.skipif(not installed(), reason="Unsloth is not installed")
+needed = pytest.mark.skipif(not machine.unsloth_installed(), reason="Unsloth is not installed")
 STEPS = 20
 RUN = (
     *("+experiment=smoke", "~eval.tasks.summarisation", "~eval.tasks.question_answering", "trainer.logging_steps=1"),
     *("trainer.conversations_per_step=4", "trainer.micro_batch=2", f"trainer.max_steps={STEPS}"),
     *("trainer.save_steps=5", "trainer.learning_rate=3e-3", "trainer.num_train_epochs=3"),
 )
+UNSLOTH = (*RUN, "model.backend=unsloth")
 FULL = (
     *("lora=none", "trainer.learning_rate=1e-3", "trainer.packing=true", "trainer.conversations_per_step=null"),
     *("trainer.tokens_per_step=512", "eval.base=false"),
 )
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("unsloth"))
 
 
 @needed
@@ -81,95 +78,60 @@ def test_both_backends_learn_the_same(place: Workplace, kind: str, precision: st
     assert (fast / "model" / "config.json").read_text() == (plain / "model" / "config.json").read_text()
 
 
-def start(place: Workplace, outputs: str) -> "subprocess.Popen[str]":
-    """Start a run that lasts."""
-    command = [sys.executable, "-m", "tometune.train", *RUN, "model.backend=unsloth", f"paths.outputs={outputs}"]
-    return subprocess.Popen(
-        [*command, "trainer.max_steps=2000", "trainer.num_train_epochs=999", "eval.base=false"],
-        env=place.env,
-        cwd=place.folder,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def after_steps(place: Workplace, outputs: str, steps: int) -> Path:
-    """Wait until so many steps are logged; returns the run's folder."""
-    for _ in range(600):
-        for path in (place.folder / outputs).glob("*/metrics.jsonl"):
-            if len(path.read_text().splitlines()) >= steps:
-                return path.parent
-        time.sleep(0.1)
-    raise AssertionError("the training did not get that far")
-
-
-def workers() -> set[int]:
-    """Return the Unsloth processes."""
-    found = subprocess.run(
-        ["pgrep", "-f", "tometune.training.unsloth_process"], capture_output=True, text=True, check=False
-    )
-    return {int(line) for line in found.stdout.split()}
-
-
 @needed
 @pytest.mark.whole
 @pytest.mark.nightly
-def test_stopped_by_a_signal_it_saves_and_resumes(place: Workplace) -> None:
-    process = start(place, "stopped")
-    folder = after_steps(place, "stopped", 7)
-    process.send_signal(signal.SIGTERM)
-    stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, stderr
+def test_signals_reach_the_training_which_ends_with_its_parent(place: Workplace) -> None:
+    lasts = ("trainer.max_steps=2000", "trainer.num_train_epochs=999", "eval.base=false", "paths.outputs=signals")
+    command = [sys.executable, "-m", "tometune.train", *UNSLOTH, *lasts]
+
+    def stop(number: signal.Signals, steps: int) -> tuple[Path, int, str]:
+        """Start the run, and send a signal when so many steps are logged; returns its folder, status and stderr."""
+        pipes = {"stderr": subprocess.PIPE, "text": True}
+        process = psutil.Popen(command, env=place.env, cwd=place.folder, **pipes)
+        logs: list[Path] = []
+        for _ in range(600):
+            logs = list(place.folder.glob("signals/*/metrics.jsonl"))
+            if logs and len(logs[0].read_text().splitlines()) >= steps:
+                break
+            time.sleep(0.1)
+        children = process.children()
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+        assert psutil.wait_procs(children, timeout=10)[1] == [], "the training goes on without its parent"
+        return logs[0].parent, process.returncode, stderr
+
+    folder, status, stderr = stop(signal.SIGTERM, 7)
+    assert status == 143, stderr
     step = int(stderr.partition("checkpoint saved at step ")[2].split()[0])
     assert (folder / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").exists()
     assert record_of(folder)["status"] == "running"
-    process = start(place, "stopped")
-    after_steps(place, "stopped", step + 3)
-    process.send_signal(signal.SIGINT)
-    assert (
-        process.communicate(timeout=60)[1]
-        .splitlines()[-1]
-        .startswith("interrupted; run the same command again to resume")
-    )
+    *_, stderr = stop(signal.SIGINT, step + 3)
+    assert stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
+    stop(signal.SIGKILL, step + 8)
     assert [number for number, _ in curve_of(folder)][: step + 3] == list(range(1, step + 4))
 
 
 @needed
 @pytest.mark.whole
 @pytest.mark.nightly
-def test_a_killed_parent_takes_its_training_along(place: Workplace) -> None:
-    before = workers()
-    process = start(place, "killed")
-    after_steps(place, "killed", 3)
-    assert workers() - before
-    process.kill()
-    process.communicate()
-    for _ in range(100):
-        if not workers() - before:
-            return
-        time.sleep(0.1)
-    raise AssertionError("the training goes on without its parent")
-
-
-@needed
-@pytest.mark.whole
-@pytest.mark.nightly
-def test_what_is_wrong_in_the_training_is_told_in_one_line(place: Workplace) -> None:
-    done = place.verb("train", *RUN, "model.backend=unsloth", "trainer.learning_rate=1e30", "eval.base=false")
+def test_an_error_in_the_training_is_one_line(place: Workplace) -> None:
+    done = place.verb("train", *UNSLOTH, "trainer.learning_rate=1e30", "eval.base=false")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("trainer.learning_rate: the loss became")
     assert record_of(place.run_folder())["status"] == "failed"
 
 
 def test_a_missing_package_and_versions_that_do_not_match_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unsloth_backend.util, "find_spec", lambda _: None)
+    model = ModelConfig(id="x", backend=Backend.unsloth, quantization=Quantization.none)
+    monkeypatch.setattr(machine.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r'needs unsloth; run: pip install "tometune\[unsloth\]"'):
-        check_installed()
-    monkeypatch.setattr(unsloth_backend.util, "find_spec", lambda _: object())
+        machine.check_machine(model)
+    monkeypatch.setattr(machine.util, "find_spec", lambda _: object())
     versions = {"unsloth": "2026.10.9", "unsloth_zoo": "2025.1.1"}
     monkeypatch.setattr(metadata, "version", versions.__getitem__)
     with pytest.raises(UserError, match=r"unsloth 2026\.10\.9 and unsloth_zoo 2025\.1\.1 do not match"):
-        check_installed()
+        machine.check_machine(model)
 
 
 @pytest.mark.parametrize("version", ["without kernels", "this", "another", "forced"])
@@ -190,12 +152,9 @@ def test_16_bit_layers_round_once_where_the_fused_kernels_can_be_taken_out(
     assert ("its fused kernels remain" in caplog.text) == stays
 
 
-@needed
-@pytest.mark.nightly
-def test_telemetry_is_off_and_the_terminal_quiet(tmp_path: Path) -> None:
-    code = (
-        "import os; from pathlib import Path; from tometune.models.unsloth_backend import prepare; "
-        f"prepare(Path({str(tmp_path)!r})); print(os.environ['UNSLOTH_DISABLE_STATISTICS'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, check=True)
-    assert done.stdout == "1\n"
+def test_telemetry_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())  # type: ignore[misc]
+    monkeypatch.setattr(unsloth_backend, "_name_groups", lambda: None)
+    monkeypatch.setattr(os, "environ", {})
+    unsloth_backend.prepare(tmp_path)
+    assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"

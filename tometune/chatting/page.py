@@ -27,7 +27,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from tometune.chatting.conversation import Conversation, End, Engine, Settings, Turn
 from tometune.chatting.security import JOINER, guard, safe_markdown, show_control_characters
 from tometune.common.errors import UserError
-from tometune.config.chat import ChatConfig
+from tometune.config.root import ChatConfig
 
 Updates = Iterator[list[Any]]
 

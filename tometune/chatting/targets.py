@@ -14,7 +14,7 @@ from tometune.common.imports import quick_imports
 from tometune.config.model import ModelConfig, Weights
 from tometune.config.root import Config
 from tometune.models import smollm2
-from tometune.models.saved import ADAPTER, as_saved
+from tometune.models.source import ADAPTER, as_saved
 from tometune.runs.finished import as_trained, finished_record
 from tometune.runs.stored import run_folder, stored_config, with_command_line
 
@@ -77,7 +77,8 @@ def load_engines(targets: Sequence[Target], cache: Path, context: int) -> list[E
             continue
         with quick_imports():
             from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
-            from tometune.models.load import check_machine, load_model
+            from tometune.models.load import load_model
+            from tometune.models.machine import check_machine
             from tometune.models.source import locate
             from tometune.models.tokenizer import load_tokenizer
         assert target.model is not None

@@ -12,7 +12,7 @@ from rich.console import Console
 from tometune.chatting.conversation import Conversation, Engine, Settings, Turn
 from tometune.chatting.security import show_control_characters
 from tometune.common.errors import did_you_mean
-from tometune.config.chat import ChatConfig
+from tometune.config.root import ChatConfig
 
 HELP = {
     "/system TEXT": "start a new conversation with this system message (none without TEXT)",

@@ -20,14 +20,9 @@ def default_cache() -> Path:
 def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     """Return the folder of this key, which is built first if it is not there.
 
-    It is built under a temporary name and then renamed. If two processes build it at once, the first to finish wins
-    and both use its folder.
-
-    Args:
-        root: the cache, e.g. `~/.cache/tometune`.
-        kind: of content, e.g. `tokens`; the folder is `<root>/<kind>/<hash of the key>`.
-        key: everything that can change the content, as plain values; stored in the folder as config.json.
-        build: fills the empty folder that it is given.
+    The folder is `<root>/<kind>/<hash of the key>`. The key holds everything that can change the content, as plain
+    values, and is stored in the folder as config.json. `build` fills a folder with a temporary name, which is then
+    renamed. If two processes build it at once, the first to finish wins and both use its folder.
 
     Raises:
         UserError: the cache cannot be written to.

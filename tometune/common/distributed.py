@@ -1,7 +1,6 @@
-"""Several processes for one run (`torchrun`): only the first one writes and prints.
+"""Several processes for one run (`torchrun`): only the first one prints and writes caches, record, log and scores.
 
-It writes the caches of data and models before the others read them, the record, the log and the scores. Without
-torchrun these functions do nothing special, and do not import torch.
+Without torchrun these functions do nothing special, and do not import torch.
 """
 
 import logging
@@ -86,8 +85,7 @@ def first_alone() -> Iterator[None]:
         RelayedError: in the others, if the first failed.
     """
     if not is_first():
-        reason = agree("")
-        if reason:
+        if reason := agree(""):
             raise RelayedError(reason)
         yield
         return

@@ -44,12 +44,12 @@ def nearest(wrong: str, valid: Iterable[str]) -> list[str]:
     Similar means a share of matching characters of at least 0.7 and close to the best; a name that begins or ends with
     `wrong` is similar too.
     """
-    scores = {name: _similarity(wrong, name) for name in valid}
+
+    def similarity(name: str) -> float:
+        ratio = SequenceMatcher(None, name.lower(), wrong.lower()).ratio()
+        return max(ratio, 0.85) if wrong and (name.startswith(wrong) or name.endswith(wrong)) else ratio
+
+    scores = {name: similarity(name) for name in valid}
     best = max(scores.values(), default=0.0)
     near = [name for name, score in scores.items() if score >= 0.7 and score > best - 0.15]
     return sorted(near, key=scores.__getitem__, reverse=True)[:2]
-
-
-def _similarity(wrong: str, name: str) -> float:
-    ratio = SequenceMatcher(None, name.lower(), wrong.lower()).ratio()
-    return max(ratio, 0.85) if wrong and (name.startswith(wrong) or name.endswith(wrong)) else ratio

@@ -133,8 +133,6 @@ def is_alive(pid: int) -> bool:
     """Return whether there is such a process on this machine, of whichever user."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True

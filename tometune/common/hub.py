@@ -37,11 +37,7 @@ def commit_of(key: str, repository: str, revision: str, kind: str) -> str:
     branch moves, it is another cache entry and another run. With HF_HUB_OFFLINE=1 nothing is asked: it is the commit
     that we, or the hub's own cache, last saw behind the revision, or else the revision itself.
 
-    Args:
-        key: of the config that names the repository, e.g. `model.id`.
-        repository: hub id.
-        revision: branch, tag or commit.
-        kind: `model` or `dataset`.
+    `key` is the config key that names the repository, e.g. `model.id`; `kind` is `model` or `dataset`.
 
     Raises:
         UserError: there is no such repository or revision, or the hub cannot be reached.

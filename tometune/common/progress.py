@@ -1,9 +1,12 @@
-"""Progress of long work: a bar if stderr is a terminal, else a line in the log now and then."""
+"""Logs on stderr and in the run's folder; progress of long work as a bar, or as lines in the log without a terminal."""
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
 
 log = logging.getLogger(__name__)
 
@@ -49,3 +52,36 @@ def progress(description: str, total: int | None = None) -> Iterator[Bar]:
         yield bar
     finally:
         bar.rich.stop()
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append the log of this process to a file while the body runs."""
+    handler = QuietFileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        with suppress(OSError):  # the disk is full
+            handler.close()
+
+
+class QuietFileHandler(logging.FileHandler):
+    """A log file that a full disk cannot break: logging would print a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- the name logging calls
+        """Drop the line; stderr has it too."""
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to the current `sys.stderr`, which rich replaces while a bar is shown; logging's own handler keeps one."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # not StreamHandler's, which sets the stream
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr

@@ -1,7 +1,4 @@
-"""Stop signals: SIGTERM from batch systems and containers, SIGHUP from a closed terminal. Ctrl-C stays Python's own.
-
-Everything saved so far stays valid, and repeating the command resumes from it.
-"""
+"""Stop signals: SIGTERM from batch systems and containers, SIGHUP from a closed terminal. Ctrl-C stays Python's own."""
 
 import signal
 from collections.abc import Callable, Iterator

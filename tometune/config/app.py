@@ -8,7 +8,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import initialize_config_dir
@@ -37,17 +36,14 @@ Task = Callable[[Config], object]
 """A verb's own function; its return value is the objective of a search."""
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What a verb does once per sweep, in the process that the user started."""
+Sweep = Callable[[Jobs, Callable[[], None]], int]
+"""What a verb does with all runs of a sweep, in the process that the user started.
 
-    before: Callable[[Jobs], bool]
-    """Called before the first run; returns whether there is anything to run."""
-    after: Callable[[Jobs], int]
-    """Called after the last run, even if runs failed; returns the exit status of the command."""
+It gets them and a function that makes them, and returns the exit status. A run that fails does not raise.
+"""
 
 
-def verb(task: Task, hooks: Hooks | None = None, whole_sweep: bool = False) -> Callable[[], None]:
+def verb(task: Task, sweep: Sweep | None = None, whole_sweep: bool = False) -> Callable[[], None]:
     """Return the command that composes and checks a config and calls `task` with it.
 
     Exit status: 0 for success; 2 if the user's input or config is wrong (in a sweep: for every run), 1 for any other
@@ -59,7 +55,7 @@ def verb(task: Task, hooks: Hooks | None = None, whole_sweep: bool = False) -> C
     def command() -> None:
         try:
             with stop_signals():
-                status = _run(task, hooks, whole_sweep)
+                status = _run(task, sweep, whole_sweep)
         except (Exception, KeyboardInterrupt, Stopped) as error:
             status = report_error(error, name_of(task) in RESUMED)
         if status != DONE:
@@ -68,11 +64,12 @@ def verb(task: Task, hooks: Hooks | None = None, whole_sweep: bool = False) -> C
     return command
 
 
-def _run(task: Task, hooks: Hooks | None, whole_sweep: bool) -> int:
+def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
     """Run the command and return its exit status."""
     name = name_of(task)
     register()
-    OmegaConf.register_new_resolver("verb", lambda: summary(task), replace=True)
+    summary = (sys.modules[task.__module__].__doc__ or "").partition("\n")[0]
+    OmegaConf.register_new_resolver("verb", lambda: summary, replace=True)
     line = read_command_line()
     with composition_errors(line.extra_folder):
         if line.options is None:
@@ -89,17 +86,20 @@ def _run(task: Task, hooks: Hooks | None, whole_sweep: bool) -> int:
             if jobs is None:
                 hydra.run(CONFIG_NAME, job, [*line.overrides, "hydra.mode=RUN"])
             else:
-                if hooks is not None and not hooks.before(jobs):
-                    return hooks.after(jobs)
-                try:
-                    with disk_errors(Path(jobs.config.paths.multirun), "paths.multirun"):  # for Hydra's multirun.yaml
-                        hydra.multirun(CONFIG_NAME, job, [*line.overrides, "hydra.mode=MULTIRUN"])
-                except Exception as error:
-                    if hooks is None or isinstance(error, UserError):
+                folder = Path(jobs.config.paths.multirun)
+
+                def make_runs() -> None:
+                    try:
+                        with disk_errors(folder, "paths.multirun"):  # for Hydra's multirun.yaml
+                            hydra.multirun(CONFIG_NAME, job, [*line.overrides, "hydra.mode=MULTIRUN"])
+                    except UserError:
                         raise
-                    report_error(error)  # a launcher broke; `after` reports what became of its runs
-                if hooks is not None:
-                    return hooks.after(jobs)
+                    except Exception as error:  # a launcher broke; some of its runs may have finished
+                        statuses.append(report_error(error))
+
+                if sweep is not None:
+                    return sweep(jobs, make_runs)
+                make_runs()
     if len(statuses) > 1 and any(statuses):
         print(f"{sum(map(bool, statuses))} of {len(statuses)} runs did not finish", file=sys.stderr)
     kinds = set(statuses) or {DONE}
@@ -161,8 +161,3 @@ def report_error(error: BaseException, resumes: bool = False) -> int:
 def name_of(task: Task) -> str:
     """Return the name of the verb: of the file that defines its task, even if it runs as `__main__`."""
     return Path(sys.modules[task.__module__].__file__ or "").stem
-
-
-def summary(task: Task) -> str:
-    """Return the first line of the docstring of the task's module."""
-    return (sys.modules[task.__module__].__doc__ or "").strip().partition("\n")[0]

@@ -47,15 +47,10 @@ GROUPS = ("model", "data", "lora", "trainer", "eval", "tracking", "chat", "expor
 class CommandLine:
     """The arguments after the verb."""
 
-    overrides: list[str]
-    """`key=value`, `group=option`, with or without a plus or tilde; and the one that adds `extra_folder` to Hydra's
-    search path."""
+    overrides: list[str]  # `key=value`, `group=option`; and the one that adds `extra_folder` to Hydra's search path
     multirun: bool = False
-    """Whether `--multirun` was given."""
-    extra_folder: Path | None = None
-    """A folder of YAML files that is searched in addition to `conf/` (`--config-dir`)."""
-    options: argparse.Namespace | None = None
-    """Hydra's options if nothing is run: `--help`, `--cfg job` and the like."""
+    extra_folder: Path | None = None  # a folder of YAML files that is searched in addition to `conf/` (`--config-dir`)
+    options: argparse.Namespace | None = None  # Hydra's options if nothing is run: `--help`, `--cfg job` and the like
 
 
 def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine:

@@ -2,18 +2,28 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, at_least, file_name, identity_if, one_of
+from tometune.config.validators import (
+    NOT_IDENTITY,
+    SINCE_DEFAULT,
+    at_least,
+    checked,
+    file_name,
+    identity_if,
+    one_of,
+    valid_if,
+    value_problems,
+)
+
+ScorerKind = StrEnum("ScorerKind", ["heuristic", "fineweb_edu", "column"])
+"""What ranks the pool if `data.pool.order=best`."""
 
 
-class ScorerKind(StrEnum):
-    """What ranks the pool if `data.pool.order=best`."""
+LANGUAGE = valid_if(lambda code: re.fullmatch("[a-z]{2,3}", code), "not a code of ISO 639, e.g. en")
 
-    heuristic = "heuristic"
-    fineweb_edu = "fineweb_edu"
-    column = "column"
+SHARE = valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1 of the added rows")
 
 
 @dataclass
@@ -22,17 +32,17 @@ class FiltersConfig:
 
     base: bool = False
     """Whether the base is filtered too."""
-    min_characters: int | None = None
+    min_characters: int | None = field(default=None, metadata=at_least(1))
     """Fewest characters of a conversation, over all turns."""
-    max_characters: int | None = None
+    max_characters: int | None = field(default=None, metadata=at_least(1))
     """Most characters of a conversation, over all turns."""
-    min_tokens: int | None = None
+    min_tokens: int | None = field(default=None, metadata=at_least(1))
     """Fewest tokens of a conversation's texts in the model's tokenizer, without those of the chat template."""
-    max_tokens: int | None = None
+    max_tokens: int | None = field(default=None, metadata=at_least(1))
     """Most tokens of a conversation's texts in the model's tokenizer, without those of the chat template."""
-    min_turns: int | None = None
+    min_turns: int | None = field(default=None, metadata=at_least(1))
     """Fewest turns, including those of system and tools."""
-    max_turns: int | None = None
+    max_turns: int | None = field(default=None, metadata=at_least(1))
     """Most turns, including those of system and tools."""
     min_score: float | None = None
     """Lowest score, in the column that the source's `score` names; rows without a score are dropped."""
@@ -42,7 +52,7 @@ class FiltersConfig:
     """Whether rows are dropped in which a code fence (three backticks or tildes) is not closed."""
     max_repetition: float | None = None
     """Largest share, 0 to 1, of the assistant's words in lines or 5-word sequences that it repeats."""
-    languages: list[str] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list, metadata=LANGUAGE)
     """Languages to keep, as ISO 639-1 codes, recognised by the assistant's text; empty keeps all."""
 
 
@@ -73,7 +83,6 @@ class ScorerConfig:
 def _filter_problems(filters: FiltersConfig, near: NearDedupConfig, pool: bool) -> Iterator[str]:
     for name in ("characters", "tokens", "turns"):
         low, high = getattr(filters, f"min_{name}"), getattr(filters, f"max_{name}")
-        yield from at_least(1, {f"data.filters.min_{name}": low, f"data.filters.max_{name}": high})
         if low is not None and high is not None and low > high:
             yield f"data.filters.min_{name}={low}: above data.filters.max_{name}={high}; no row is both"
     for key, share in (("filters.max_repetition", filters.max_repetition), ("near_dedup.threshold", near.threshold)):
@@ -82,55 +91,26 @@ def _filter_problems(filters: FiltersConfig, near: NearDedupConfig, pool: bool) 
     if near.threshold is not None and 0 <= near.threshold < 0.5:
         low = f"data.near_dedup.threshold={near.threshold}: below 0.5"
         yield f"{low}, texts that only share a form are similar; raise it"
-    for code in filters.languages:
-        if not re.fullmatch("[a-z]{2,3}", code):
-            yield f"data.filters.languages={code}: not a code of ISO 639, e.g. en"
     if not pool and not filters.base and filters != FiltersConfig():
         yield "data.filters: has no effect, since there is no pool to filter; set data.filters.base=true"
 
 
-class SourceKind(StrEnum):
-    """Where rows come from."""
+SourceKind = StrEnum("SourceKind", ["hub", "files", "pydocs"])
+"""Where rows come from."""
 
-    hub = "hub"
-    files = "files"
-    pydocs = "pydocs"
+RowFormat = StrEnum("RowFormat", ["auto", "sharegpt", "messages", "alpaca", "prompt_completion"])
+"""Format of a row; all are converted to messages with role and content."""
 
+Preference = StrEnum("Preference", ["refuse", "chosen", "ignore"])
+"""What to do with preference data: rows with a chosen and a rejected answer, or with a label, true or false."""
 
-class RowFormat(StrEnum):
-    """Format of a row; all are converted to messages with role and content."""
+BadRows = StrEnum("BadRows", ["drop", "stop"])
+"""What to do about rows that cannot be read."""
 
-    auto = "auto"
-    sharegpt = "sharegpt"
-    messages = "messages"
-    alpaca = "alpaca"
-    prompt_completion = "prompt_completion"
-
-
-class Preference(StrEnum):
-    """What to do with preference data: rows with a chosen and a rejected answer, or with a label, true or false."""
-
-    refuse = "refuse"
-    chosen = "chosen"
-    ignore = "ignore"
-
-
-class BadRows(StrEnum):
-    """What to do about rows that cannot be read."""
-
-    drop = "drop"
-    stop = "stop"
-
+Contamination = StrEnum("Contamination", ["report", "drop", "fail"])
+"""What to do about rows that share a 13-word sequence with an evaluation example."""
 
 COLUMN_ROLES = ("messages", "user", "context", "assistant", "reasoning", "system", "history", "tools")
-
-
-class Contamination(StrEnum):
-    """What to do about rows that share a 13-word sequence with an evaluation example."""
-
-    report = "report"
-    drop = "drop"
-    fail = "fail"
 
 
 @dataclass
@@ -161,15 +141,12 @@ class SourceConfig:
     chosen side, `ignore` does not read these columns."""
     score: str = field(default="score", metadata=SINCE_DEFAULT)
     """Column with the score of a row, for `data.filters.min_score` and `data.scorer.kind=column`; may be missing."""
-    rows: int | None = None
+    rows: int | None = field(default=None, metadata=at_least(1))
     """Number of usable rows to take; null takes all."""
 
 
-class PoolOrder(StrEnum):
-    """The order in which pool rows are added."""
-
-    random = "random"
-    best = "best"
+PoolOrder = StrEnum("PoolOrder", ["random", "best"])
+"""The order in which pool rows are added."""
 
 
 @dataclass
@@ -180,9 +157,9 @@ class PoolConfig(SourceConfig):
     """Whether rows are drawn from it; false is the same as `pool=null`."""
     order: PoolOrder = field(default=PoolOrder.random, metadata=SINCE_DEFAULT)
     """`random` draws by `seeds.data`; `best` takes those with the highest score of `data.scorer`."""
-    weights: dict[str, float] = field(default_factory=dict, metadata=SINCE_DEFAULT)
+    weights: dict[str, float] = field(default_factory=dict, metadata=SINCE_DEFAULT | SHARE)
     """Share, 0 to 1, of the added rows per source; the other sources share the rest in proportion to the pool."""
-    caps: dict[str, int] = field(default_factory=dict, metadata=SINCE_DEFAULT)
+    caps: dict[str, int] = field(default_factory=dict, metadata=SINCE_DEFAULT | at_least(1))
     """Most added rows per source."""
 
 
@@ -190,9 +167,9 @@ class PoolConfig(SourceConfig):
 class DataConfig:
     """A mix: the whole base, then pool rows up to exactly `rows`."""
 
-    name: str = field(default="mix_100k", metadata=NOT_IDENTITY)
+    name: str = field(default="mix_100k", metadata=NOT_IDENTITY | checked(file_name))
     """Short name in the run id and the tables."""
-    rows: int = 100_000
+    rows: int = field(default=100_000, metadata=at_least(1))
     """Exact number of conversations in the mix; a run stops if there are fewer."""
     base: SourceConfig = field(default_factory=SourceConfig)
     """The data that every mix contains."""
@@ -206,7 +183,9 @@ class DataConfig:
     """What ranks the pool if `data.pool.order=best`."""
     bad_rows: BadRows = field(default=BadRows.drop, metadata=NOT_IDENTITY)
     """Rows that cannot be read: `drop` leaves them out and counts them, `stop` shows the first three."""
-    max_bad_share: float = field(default=0.05, metadata=NOT_IDENTITY)
+    max_bad_share: float = field(
+        default=0.05, metadata=NOT_IDENTITY | valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1")
+    )
     """Largest share, 0 to 1, of rows that cannot be read, in a source of at least 100 rows."""
     contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
     """What to do about rows that share a 13-word sequence with an example of `eval.tasks`, see docs/contamination.md.
@@ -216,24 +195,42 @@ class DataConfig:
     """
 
 
+def without_unused_pool(data: DataConfig) -> DataConfig:
+    """Return the config with `pool=null` if no rows are drawn from the pool."""
+    return data if data.pool is None or data.pool.draw else replace(data, pool=None)
+
+
+def without_unused(data: DataConfig) -> DataConfig:
+    """Return the config of a mix with the settings that it does not use at their defaults.
+
+    `+sweep=random_vs_best data.scorer.kind=fineweb_edu` sets a scorer for three mixes, of which one ranks its pool. For
+    the others the setting is neither an error nor part of their identity.
+    """
+    data = without_unused_pool(data)
+    filters, near = data.filters, data.near_dedup
+    if replace(filters, base=False) == FiltersConfig() or (data.pool is None and not filters.base):
+        filters = FiltersConfig()
+    if near.threshold is None or (data.pool is None and not near.base):
+        near = NearDedupConfig()
+    ranked = data.pool is not None and data.pool.order is PoolOrder.best
+    return replace(data, filters=filters, near_dedup=near, scorer=data.scorer if ranked else ScorerConfig())
+
+
 def data_problems(data: DataConfig) -> Iterator[str]:
     """Yield the problems of the group."""
-    yield from file_name("data.name", data.name)
-    yield from at_least(1, {"data.rows": data.rows})
-    if not 0 <= data.max_bad_share <= 1:
-        yield f"data.max_bad_share={data.max_bad_share}: not a share from 0 to 1"
+    for line in value_problems("data", data):
+        if data.base.rows != data.rows or not line.startswith("data.base.rows="):  # it usually is ${data.rows}
+            yield line
     yield from _source_problems("data.base", data.base)
     if data.pool is not None:
         yield from _source_problems("data.pool", data.pool)
-        yield from at_least(1, {"data.pool.rows": data.pool.rows})
-        yield from _share_problems(data.pool.weights)
-        yield from at_least(1, {f"data.pool.caps.{name}": most for name, most in data.pool.caps.items()})
+        weights = data.pool.weights.values()
+        if sum(weights) > 1 + 1e-9 and max(weights) <= 1:
+            yield f"data.pool.weights: their sum is {sum(weights):g}, above 1; lower them"
     yield from _filter_problems(data.filters, data.near_dedup, pool=data.pool is not None)
     if data.scorer != ScorerConfig() and (data.pool is None or data.pool.order is not PoolOrder.best):
         yield "data.scorer: has no effect, since the pool is not ranked; set data.pool.order=best"
     base_rows = data.base.rows
-    if base_rows != data.rows:  # else it is reported already
-        yield from at_least(1, {"data.base.rows": base_rows})
     if base_rows is None or base_rows < 1 or data.rows < 1:
         return
     if base_rows > data.rows:
@@ -248,15 +245,6 @@ def data_problems(data: DataConfig) -> Iterator[str]:
         )
 
 
-def _share_problems(weights: dict[str, float]) -> Iterator[str]:
-    for name, weight in weights.items():
-        if not 0 <= weight <= 1:
-            yield f"data.pool.weights.{name}={weight}: not a share from 0 to 1 of the added rows"
-    total = sum(weights.values())
-    if total > 1 + 1e-9 and max(weights.values()) <= 1:
-        yield f"data.pool.weights: their sum is {total:g}, above 1; lower them"
-
-
 def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
     needs = ((SourceKind.hub, "id", source.id, "mix_100k"), (SourceKind.files, "path", source.path, "files_100k"))
     for kind, name, value, example in needs:
@@ -265,7 +253,6 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
         if source.kind is not kind and value:
             fix = f"choose a mix over {kind}, e.g. data={example}"
             yield f"{key}.{name}={value}: is ignored if {key}.kind={source.kind}; {fix}"
-    for role in source.columns:
-        yield from one_of(f"{key}.columns", role, COLUMN_ROLES)
+    yield from filter(None, (one_of(COLUMN_ROLES)(f"{key}.columns", role) for role in source.columns))
     if source.filtered and source.kind is not SourceKind.pydocs:
         yield f"{key}.filtered=true: only {key}.kind=pydocs has a filter; set {key}.filtered=false"

@@ -3,11 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from enum import Enum
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -17,7 +14,16 @@ from yaml import MarkedYAMLError, YAMLError
 from tometune.common.errors import ConfigError, chain_of, did_you_mean, nearest
 from tometune.config.root import Config, conf_dir
 
-WRONG = {int: "not an integer", float: "not a number", bool: "not true or false", str: "not a text"}
+WRONG_VALUES = {
+    "is not Optional": "must not be null",
+    "converted to Integer": "not an integer",
+    "converted to Float": "not a number",
+    "not a valid bool": "not true or false",
+    "to string": "not a text",
+    "is not a ListConfig": "not a list; write {key}=[a,b]",
+    "is not a subclass of": "a group of keys, not a value; set {key}.KEY=VALUE",
+}
+"""Parts of OmegaConf's texts, and ours for them."""
 
 OTHER_NAMES = {
     "per_device_train_batch_size": ["trainer.micro_batch", "trainer.conversations_per_step"],
@@ -88,8 +94,12 @@ def _wrong_key(error: OmegaConfBaseException, key: str, override: str) -> str:
     text = str(error.msg or error).splitlines()[0]
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return unknown_key(key, list(error.parent_node or {}))
-    if isinstance(error, ValidationError) and type_of(key) is not None:
-        return f"{key}=null: must not be null" if "is not Optional" in text else _wrong_value(key, error.value)
+    if isinstance(error, ValidationError) and not override.startswith("+"):
+        value = "null" if error.value is None else error.value
+        if found := re.search(r"expected one of \[(.*)\]", text):
+            return f"{key}={value}: one of {found[1]}{did_you_mean(str(value), found[1].split(', '))}"
+        ours = next((ours for part, ours in WRONG_VALUES.items() if part in text), text)
+        return f"{key}={value}: {ours.replace('{key}', key)}"
     if found := re.search(r"Interpolation key '(.*)' not found", text):
         return f"{key}: refers to ${{{found[1]}}}; {unknown_key(found[1])}"
     if found := re.search(r"Environment variable '(.*)' not found", text):
@@ -117,36 +127,6 @@ def unknown_key(key: str, siblings: Sequence[str] = ()) -> str:
         or elsewhere[:2]
     )
     return f"{key}: no such key" + (f"; did you mean {', '.join(meant)}?" if meant else "; --cfg job prints all keys")
-
-
-def _wrong_value(key: str, value: Any) -> str:
-    text, expected = f"{key}={value}", type_of(key)
-    if get_origin(expected) is list:
-        return f"{text}: not a list; write {key}=[a,b]"
-    if not isinstance(expected, type):
-        return f"{text}: not a value of this key"
-    if issubclass(expected, Enum):
-        names = [member.name for member in expected]
-        return f"{text}: one of {', '.join(names)}{did_you_mean(str(value), names)}"
-    if is_dataclass(expected):
-        keys = ", ".join(f"{key}.{field.name}" for field in fields(expected))
-        return f"{text}: a group of keys, not a value; set one of {keys}"
-    return f"{text}: {WRONG.get(expected, 'wrong type')}"
-
-
-def type_of(key: str) -> Any:
-    """Return the type of a full key in the schema, without its `| None`; None if there is no such key."""
-    node: Any = Config
-    for part in key.split("."):
-        if get_origin(node) is dict:
-            node = get_args(node)[1]
-        elif is_dataclass(node):
-            node = get_type_hints(node).get(part)
-        else:
-            return None
-        if NoneType in get_args(node):
-            node = next(option for option in get_args(node) if option is not NoneType)
-    return node
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

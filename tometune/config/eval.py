@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import NOT_IDENTITY, at_least, file_name, one_of
+from tometune.config.validators import NOT_IDENTITY, at_least, checked, file_name, one_of, value_problems
 
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 """Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
@@ -14,27 +14,18 @@ FEW = 32
 """Largest batch for which compiling does not pay off."""
 
 
-class TaskKind(StrEnum):
-    """Where the examples of a task come from."""
+TaskKind = StrEnum("TaskKind", ["hub", "jsonl", "pydocs"])
+"""Where the examples of a task come from."""
 
-    hub = "hub"
-    jsonl = "jsonl"
-    pydocs = "pydocs"
-
-
-class EngineKind(StrEnum):
-    """What generates the answers."""
-
-    auto = "auto"
-    transformers = "transformers"
-    cuda_graph = "cuda_graph"
+EngineKind = StrEnum("EngineKind", ["auto", "transformers", "cuda_graph"])
+"""What generates the answers."""
 
 
 @dataclass
 class TaskConfig:
     """An evaluation task: examples, a prompt template, references, metrics."""
 
-    version: int = 1
+    version: int = field(default=1, metadata=at_least(1))
     """Raised with each change that makes scores incomparable with earlier ones."""
     description: str = field(default="", metadata=NOT_IDENTITY)
     """One sentence for the tables and the docs."""
@@ -60,11 +51,11 @@ class TaskConfig:
     """User message; `{field}` is replaced by that field of the example."""
     references: list[str] = field(default_factory=lambda: ["references"])
     """Fields with the references; a dot reaches into a nested field, a list field gives several references."""
-    max_new_tokens: int = 128
+    max_new_tokens: int = field(default=128, metadata=at_least(1))
     """Longest answer, in tokens."""
     metrics: list[str] = field(default_factory=lambda: ["rouge"])
     """Names from `METRICS`; `rouge` is always computed."""
-    limit: int | None = None
+    limit: int | None = field(default=None, metadata=at_least(1))
     """Number of examples, drawn with a fixed seed (the same for every run); null takes all."""
 
 
@@ -72,7 +63,7 @@ class TaskConfig:
 class EvalConfig:
     """The evaluation of the base model and the tuned model."""
 
-    name: str = field(default="hub", metadata=NOT_IDENTITY)
+    name: str = field(default="hub", metadata=NOT_IDENTITY | checked(file_name))
     """Short name of the task set."""
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """The tasks by name; add one with `+eval/task@eval.tasks.NAME=jsonl eval.tasks.NAME.path=…`."""
@@ -80,9 +71,9 @@ class EvalConfig:
     """Whether the tasks are for choosing settings, and share no example with a test task."""
     base: bool = True
     """Whether the base model is scored too: without it there are no gains."""
-    limit: int | None = None
+    limit: int | None = field(default=None, metadata=at_least(1))
     """Most examples per task, for trials; scores with a limit are marked everywhere."""
-    temperature: float = 0.0
+    temperature: float = field(default=0.0, metadata=at_least(0))
     """0 answers greedily; above 0 draws from softmax(logits / temperature), with `seeds.generation`."""
     engine: EngineKind = EngineKind.auto
     """What generates the answers: `transformers` is its `generate`; `cuda_graph` a captured step without padding.
@@ -97,15 +88,15 @@ class EvalConfig:
     `auto` compiles from 16,384 answers on: it takes about 8 s and makes answers a third faster. In 16 bits the order of
     summation changes, and with it, rarely, a token.
     """
-    batch_size: int | None = None
+    batch_size: int | None = field(default=None, metadata=at_least(1))
     """Prompts per batch, sorted by length; null is the largest power of two that fits into the GPU's memory.
 
     In float32 the batch does not change the answers. In 16 bits it changes the rounding, and with it, rarely, a token;
     so it is recorded with the scores.
     """
-    max_prompt_tokens: int = 1792
+    max_prompt_tokens: int = field(default=1792, metadata=at_least(1))
     """Longer prompts are shortened in the middle of the user message, and counted."""
-    resamples: int = field(default=10_000, metadata=NOT_IDENTITY)
+    resamples: int = field(default=10_000, metadata=NOT_IDENTITY | at_least(1))
     """Bootstrap resamples for the intervals."""
     confidence: float = field(default=0.95, metadata=NOT_IDENTITY)
     """Level of the intervals."""
@@ -113,10 +104,7 @@ class EvalConfig:
 
 def eval_problems(config: EvalConfig) -> Iterator[str]:
     """Yield the problems of the group."""
-    yield from file_name("eval.name", config.name)
-    names = ("limit", "batch_size", "max_prompt_tokens", "resamples")
-    yield from at_least(1, {f"eval.{name}": vars(config)[name] for name in names})
-    yield from at_least(0, {"eval.temperature": config.temperature})
+    yield from value_problems("eval", config)
     if config.compile != "auto" and not isinstance(config.compile, bool):
         yield f"eval.compile={config.compile}: one of auto, true, false"
     if config.compile is True and config.engine is EngineKind.transformers:
@@ -129,7 +117,8 @@ def eval_problems(config: EvalConfig) -> Iterator[str]:
     if not config.tasks:
         yield "eval.tasks: empty; choose eval=hub, eval=files or eval=pydocs, or add +eval/task@eval.tasks.NAME=jsonl"
     for name, task in config.tasks.items():
-        yield from file_name(f"eval.tasks.{name}", name)
+        if problem := file_name(f"eval.tasks.{name}", name):
+            yield problem
         yield from _task_problems(f"eval.tasks.{name}", task)
 
 
@@ -138,13 +127,9 @@ def _task_problems(key: str, task: TaskConfig) -> Iterator[str]:
     name, value = needs[task.kind]
     if not value:
         yield f"{key}.{name} is required if {key}.kind={task.kind}; set {key}.{name}=…"
-    for metric in task.metrics:
-        yield from one_of(f"{key}.metrics", metric, METRICS)
+    yield from filter(None, (one_of(METRICS)(f"{key}.metrics", metric) for metric in task.metrics))
     for name, values in (("metrics", task.metrics), ("references", task.references)):
         if not values:
             yield f"{key}.{name}: empty; name at least one"
     if not re.search(r"\{[^{}]+\}", task.prompt):
         yield f"{key}.prompt: has no field of the example, so all prompts would be the same; write e.g. '{{input}}'"
-    yield from at_least(
-        1, {f"{key}.max_new_tokens": task.max_new_tokens, f"{key}.limit": task.limit, f"{key}.version": task.version}
-    )

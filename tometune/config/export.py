@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tometune.config.validators import at_least, folder, one_of
+from tometune.config.validators import at_least, checked, folder, one_of, value_problems
 
 FORMATS = ("adapter", "merged_16bit", "gguf")
 """Formats of an export."""
@@ -25,15 +25,15 @@ class ExportConfig:
     """The base in 16 bits that an adapter of a 4-bit base is merged into: hub id or local folder; null finds it."""
     base_revision: str = "main"
     """Branch, tag or commit of `export.base` on the hub."""
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata=checked(folder))
     """Folder of the exports; null is `export/` in the run's folder."""
-    examples: int = 50
+    examples: int = field(default=50, metadata=at_least(1))
     """Examples of the run's own evaluation whose answers are compared, or all if there are fewer."""
-    min_share: float = 0.1
+    min_share: float = field(default=0.1, metadata=at_least(0))
     """Smallest share of the change made by training that the merged model may hold after rounding to 16 bits."""
-    max_divergence: dict[str, float] = field(default_factory=dict)
+    max_divergence: dict[str, float] = field(default_factory=dict, metadata=at_least(0))
     """Largest mean KL divergence in nats per token, by format or quant (values: conf/export/default.yaml)."""
-    max_rouge_change: dict[str, float] = field(default_factory=dict)
+    max_rouge_change: dict[str, float] = field(default_factory=dict, metadata=at_least(0))
     """Largest change of mean ROUGE-L (0 to 1), up or down, by format or quant (values: conf/export/default.yaml)."""
 
 
@@ -48,16 +48,10 @@ def export_problems(formats: Any, quants: Any, push_to: str | None, config: Expo
     for key, value, valid in (("format", formats, FORMATS), ("quant", quants, QUANTS)):
         if not listed(value):
             yield f"{key}: empty; name one or more of {', '.join(valid)}"
-        for word in listed(value):
-            yield from one_of(key, word, valid)
+        yield from filter(None, (one_of(valid)(key, word) for word in listed(value)))
     if push_to is not None and not re.fullmatch(r"[\w.-]+/[\w.-]{1,90}", push_to):
         yield f"push_to={push_to}: not the id of a repository; write push_to=user/name"
-    yield from at_least(1, {"export.examples": config.examples})
-    yield from at_least(0, {"export.min_share": config.min_share})
-    if config.folder is not None:
-        yield from folder("export.folder", config.folder)
+    yield from value_problems("export", config)
+    limited = one_of((*FORMATS[:2], *QUANTS, FROM_4_BITS))
     for name in ("max_divergence", "max_rouge_change"):
-        values: dict[str, float] = vars(config)[name]
-        for word in values:
-            yield from one_of(f"export.{name}", word, (*FORMATS[:2], *QUANTS, FROM_4_BITS))
-        yield from at_least(0, {f"export.{name}.{word}": value for word, value in values.items()})
+        yield from filter(None, (limited(f"export.{name}", word) for word in vars(config)[name]))

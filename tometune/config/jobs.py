@@ -1,7 +1,6 @@
 """From composed configs to dataclasses: of one run, and of all runs of a sweep before the first one starts."""
 
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from omegaconf import DictConfig, open_dict
 
 from tometune.common.errors import ConfigError
 from tometune.config.command_line import CommandLine
+from tometune.config.data import without_unused, without_unused_pool
 from tometune.config.error_messages import composition_errors
+from tometune.config.model import LoraConfig
 from tometune.config.root import ADHOC, CONFIG_NAME, Config, check, conf_dir, typed
-from tometune.config.unused_settings import check_used, without_unused_data, without_unused_lora, without_unused_pool
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,9 @@ class Job:
 class Jobs:
     """The runs of a sweep."""
 
-    config: Config
-    """That of the first run."""
-    known: list[Job]
-    """All runs; empty for a search, which chooses its runs as it goes."""
-    search: bool
-    """Whether a sweeper other than Hydra's own chooses the runs by the scores of earlier ones."""
-    launcher: str
-    """The option of `hydra/launcher`."""
-    started: float
-    """When the command began, in seconds since 1970."""
+    config: Config  # that of the first run
+    known: list[Job]  # all runs; empty for a search
+    search: bool  # whether a sweeper other than Hydra's own chooses the runs by the scores of earlier ones
 
 
 def jobs_of(line: CommandLine) -> Jobs | None:
@@ -55,7 +48,6 @@ def jobs_of(line: CommandLine) -> Jobs | None:
     Raises:
         ConfigError: the config of a run cannot be composed, or every run is wrong.
     """
-    started = time.time()
     if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
         return None  # only an added group (+sweep=…) or a key of Hydra's makes it a sweep; saves one composition
     with composition_errors(line.extra_folder), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
@@ -66,11 +58,10 @@ def jobs_of(line: CommandLine) -> Jobs | None:
         overrides = [*line.overrides, "hydra.mode=MULTIRUN"]
         master = hydra.compose_config(CONFIG_NAME, overrides, RunMode.MULTIRUN, with_log_configuration=False)
         search = not str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}")
-        launcher = str(master.hydra.runtime.choices["hydra/launcher"])
         jobs = [_job(hydra.config_loader, master, cell) for cell in _cells(hydra.config_loader, master, search)]
     if all(job.problems for job in jobs):
         raise ConfigError(list(dict.fromkeys(problem for job in jobs for problem in job.problems)))
-    return Jobs(jobs[0].config, [] if search else jobs, search, launcher, started)
+    return Jobs(jobs[0].config, [] if search else jobs, search)
 
 
 def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> list[list[str]]:
@@ -114,11 +105,25 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
         config.model.name = slug(config.model.id)
     if hydra_node.mode == RunMode.MULTIRUN:
         config.sweep.name = ADHOC if config.sweep.name is None else config.sweep.name
-        config.data, config.lora = without_unused_data(config.data), without_unused_lora(config.lora)
+        config.data = without_unused(config.data)
+        config.lora = config.lora if config.lora.enabled else LoraConfig(enabled=False)
     else:
-        check_used(config.data, config.lora, keys)
+        _check_used(config, keys)
         config.data = without_unused_pool(config.data)
     return config
+
+
+def _check_used(config: Config, keys: set[str]) -> None:
+    """Check that a single run has a pool or an adapter if the command line sets keys of it: an effect is expected."""
+    data, problems = config.data, []
+    for key in sorted(keys):
+        if data.pool is not None and not data.pool.draw and f"{key}.".startswith("data.pool."):
+            fix = "choose a mix that does, e.g. data=mix_200k, files_200k or pydocs_2k"
+            problems.append(f"{key}: {data.name} draws no rows from a pool; {fix}")
+        if not config.lora.enabled and key.startswith("lora.") and key != "lora.enabled":
+            problems.append(f"{key}: is ignored without an adapter; leave it out, or choose lora=default")
+    if problems:
+        raise ConfigError(problems)
 
 
 def slug(model_id: str) -> str:

@@ -1,10 +1,19 @@
-"""Schema of the `model` group: the weights, their precision and the backend."""
+"""Schema of the `model` group (weights, precision, backend) and of the `lora` group (adapter or full fine-tuning)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import NOT_IDENTITY, file_name, one_of
+from tometune.config.validators import (
+    NOT_IDENTITY,
+    SINCE_DEFAULT,
+    at_least,
+    checked,
+    file_name,
+    one_of,
+    valid_if,
+    value_problems,
+)
 
 FOUR_BITS = ("-unsloth-bnb-4bit", "-bnb-4bit")
 """Suffixes of ids of 4-bit copies; without the suffix the id is that of the model in 16 bits."""
@@ -13,42 +22,24 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_at
 """Attention kernels of transformers."""
 
 
-class Backend(StrEnum):
-    """Library that trains the model."""
+Backend = StrEnum("Backend", ["auto", "transformers", "unsloth"])
+"""Library that trains the model."""
 
-    auto = "auto"
-    transformers = "transformers"
-    unsloth = "unsloth"
+Quantization = StrEnum("Quantization", ["none", "nf4"])
+"""Storage of the frozen base weights during training."""
 
+Precision = StrEnum("Precision", ["auto", "bf16", "fp16", "fp32"])
+"""Number format of the unquantised weights and of the arithmetic; trained weights are float32."""
 
-class Quantization(StrEnum):
-    """Storage of the frozen base weights during training."""
-
-    none = "none"
-    nf4 = "nf4"
-
-
-class Precision(StrEnum):
-    """Number format of the unquantised weights and of the arithmetic; trained weights are float32."""
-
-    auto = "auto"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
-
-
-class Weights(StrEnum):
-    """Origin of the weights."""
-
-    pretrained = "pretrained"
-    random = "random"
+Weights = StrEnum("Weights", ["pretrained", "random"])
+"""Origin of the weights."""
 
 
 @dataclass
 class ModelConfig:
     """A causal language model with a chat template."""
 
-    name: str = field(default="llama32_3b", metadata=NOT_IDENTITY)
+    name: str = field(default="llama32_3b", metadata=NOT_IDENTITY | checked(file_name))
     """Short name in the run id and the tables; follows `model.id` when only that is overridden."""
     id: str = field(default="unsloth/Llama-3.2-3B-Instruct-bnb-4bit", metadata=NOT_IDENTITY)
     """Hub id, or a local folder that `from_pretrained` can read."""
@@ -61,22 +52,53 @@ class ModelConfig:
     """`nf4` is QLoRA's 4-bit type (needs an NVIDIA GPU and bitsandbytes); `none` keeps `precision`."""
     precision: Precision = Precision.auto
     """`auto`: bf16 where the device computes in it natively, else fp16 on a GPU and fp32 on a CPU."""
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = field(default="sdpa", metadata=checked(one_of(ATTENTION)))
     """Attention kernel by transformers' name: `sdpa`, `eager`, `flash_attention_2`."""
     weights: Weights = Weights.pretrained
     """`random` builds a tiny Llama with random weights, for tests of the machinery."""
     date_string: str = "26 Jul 2024"
     """Date in chat templates that print one, pinned so that tokens do not change from day to day."""
+    thinking: bool = field(default=False, metadata=SINCE_DEFAULT)
+    """Whether the model reasons before it answers: reasoning in the data is trained on, and prompts leave room for it.
+    Otherwise reasoning is removed where the template has a place for it, and prompts skip that place."""
 
 
 def model_problems(model: ModelConfig) -> Iterator[str]:
     """Yield the problems of the `model` group."""
-    yield from file_name("model.name", model.name)
+    yield from value_problems("model", model)
     if not model.id:
         yield "model.id: empty; give a hub id or a local folder"
-    yield from one_of("model.attn_implementation", model.attn_implementation, ATTENTION)
     if model.weights is Weights.random and model.quantization is not Quantization.none:
         yield (
             f"model.quantization={model.quantization}: model.weights=random has nothing to quantise; "
             "set model.quantization=none or choose model=tiny"
         )
+
+
+@dataclass
+class LoraConfig:
+    """Arguments of `peft.LoraConfig`, with the same names, and whether there is an adapter at all."""
+
+    enabled: bool = field(default=True, metadata=SINCE_DEFAULT)
+    """Whether an adapter is trained; false trains every weight and ignores the rest of this group."""
+    r: int = field(default=16, metadata=at_least(1))
+    """Rank of the update matrices."""
+    lora_alpha: int = field(default=16, metadata=at_least(1))
+    """The update is scaled by `lora_alpha / r` (by `lora_alpha / sqrt(r)` with `use_rslora`)."""
+    lora_dropout: float = field(default=0.0, metadata=valid_if(lambda p: 0 <= p < 1, "not from 0 to below 1"))
+    """Dropout on the adapter's input, 0 to 1."""
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """Names of the linear layers that get an adapter."""
+    use_rslora: bool = False
+    """Rank-stabilised scaling (Kalajdzievski 2023, arXiv:2312.03732)."""
+    use_dora: bool = False
+    """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353); slower."""
+
+
+def lora_problems(lora: LoraConfig) -> Iterator[str]:
+    """Yield the problems of the `lora` group."""
+    yield from value_problems("lora", lora)
+    if not lora.target_modules:
+        yield "lora.target_modules: empty; name the layers that get an adapter, e.g. [q_proj,v_proj]"

@@ -1,8 +1,8 @@
 """The whole config: its schema, its checks, and where its YAML files are."""
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,45 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from tometune.common.errors import ConfigError
-from tometune.config.chat import ChatConfig, Interface, chat_problems
 from tometune.config.data import DataConfig, data_problems
 from tometune.config.eval import EvalConfig, eval_problems
 from tometune.config.export import ExportConfig, export_problems
-from tometune.config.lora import LoraConfig, lora_problems
-from tometune.config.model import FOUR_BITS, ModelConfig, Quantization, model_problems
+from tometune.config.model import FOUR_BITS, LoraConfig, ModelConfig, Quantization, lora_problems, model_problems
 from tometune.config.tracking import Publish, TrackingConfig, tracking_problems
 from tometune.config.trainer import TrainerConfig, trainer_problems
-from tometune.config.validators import file_name, folder
+from tometune.config.validators import NOT_FINITE, at_least, checked, file_name, folder, valid_if, value_problems
 
 CONFIG_NAME = "train"
 """The primary config of every verb: `conf/train.yaml`."""
 
 ADHOC = "adhoc"
 """Name of a sweep without a name."""
+
+
+Interface = StrEnum("Interface", ["page", "terminal"])
+"""Where the chat takes place."""
+
+
+@dataclass
+class ChatConfig:
+    """Chatting with a model. The sampling settings are initial values that can be changed during the chat."""
+
+    system: str | None = None
+    """System message of new conversations; null gives none (the chat template may have its own)."""
+    temperature: float = field(default=0.7, metadata=at_least(0))
+    """0 is greedy; above 0, tokens are sampled from softmax(logits / temperature) with `seeds.generation`."""
+    top_p: float = field(default=0.9, metadata=valid_if(lambda p: 0 < p <= 1, "must be above 0 and at most 1"))
+    """Sample from the most likely tokens with this total probability (arXiv:1904.09751); 1 is all tokens."""
+    max_new_tokens: int = field(default=512, metadata=at_least(1))
+    """Longest answer, in tokens."""
+    context: int = field(default=8192, metadata=at_least(64))
+    """Most tokens of conversation and answer, if the model allows as many; memory for keys and values grows with it."""
+    port: int | None = field(
+        default=None, metadata=valid_if(lambda port: 1 <= port <= 65535, "must be from 1 to 65535")
+    )
+    """Port of the page; null takes the first free one from 7860."""
+    inbrowser: bool | None = None
+    """Whether to open the page in a browser; null does not."""
 
 
 @dataclass
@@ -45,7 +69,7 @@ class SeedsConfig:
 class SweepConfig:
     """A named set of runs."""
 
-    name: str | None = None
+    name: str | None = field(default=None, metadata=checked(file_name))
     """Folder under `paths.multirun`; null means a single run under `paths.outputs`. `report` reads that folder."""
     retry_failed: bool = True
     """Whether repeating the command runs failed runs again; false only lists them."""
@@ -55,11 +79,11 @@ class SweepConfig:
 class PathsConfig:
     """Folders. None of them is part of a run's identity."""
 
-    outputs: str = "outputs"
+    outputs: str = field(default="outputs", metadata=checked(folder))
     """Single runs are in `<outputs>/<run_id>/`."""
-    multirun: str = "multirun"
+    multirun: str = field(default="multirun", metadata=checked(folder))
     """Runs of a sweep are in `<multirun>/<sweep>/<run_id>/`."""
-    cache: str = "~/.cache/tometune"
+    cache: str = field(default="~/.cache/tometune", metadata=checked(folder))
     """Converted models, standardised mixes and tokens; safe to delete."""
 
 
@@ -144,13 +168,8 @@ def typed(composed: DictConfig) -> Config:
 
 
 def check(config: Config) -> None:
-    """Check everything that types cannot: ranges, and settings that contradict each other.
-
-    Raises:
-        ConfigError: with one line for each problem.
-    """
-    not_finite = dict(_not_finite(config))
-    others = [
+    """Raise ConfigError for everything that types cannot check: ranges, and settings that contradict each other."""
+    problems = [
         *model_problems(config.model),
         *data_problems(config.data),
         *lora_problems(config.lora),
@@ -158,23 +177,18 @@ def check(config: Config) -> None:
         *trainer_problems(config.trainer),
         *eval_problems(config.eval),
         *tracking_problems(config.tracking),
-        *chat_problems(config.chat),
+        *value_problems("chat", config.chat),
         *export_problems(config.format, config.quant, config.push_to, config.export),
-        *_run_problems(config),
+        *_seed_problems(config),
+        *value_problems("paths", config.paths),
+        *value_problems("sweep", config.sweep),
     ]
-    problems = [*not_finite.values(), *(line for line in others if line.partition("=")[0] not in not_finite)]
+    if config.plan != "measure" and not isinstance(config.plan, bool):
+        problems.append(f"plan={config.plan}: one of true, false, measure")
+    not_finite = {line.partition("=")[0]: line for line in problems if line.endswith(NOT_FINITE)}
+    others = [line for line in problems if line.partition("=")[0] not in not_finite]
     if problems:
-        raise ConfigError(problems)
-
-
-def _not_finite(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (full key, problem) for each number below `node` that is nan or infinite."""
-    children = node if isinstance(node, dict) else {entry.name: getattr(node, entry.name) for entry in fields(node)}
-    for name, value in children.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            yield f"{prefix}{name}", f"{prefix}{name}={value}: not a finite number"
-        if isinstance(value, dict) or is_dataclass(value):
-            yield from _not_finite(value, f"{prefix}{name}.")
+        raise ConfigError([*not_finite.values(), *others])
 
 
 def _full_problems(config: Config) -> Iterator[str]:
@@ -187,17 +201,11 @@ def _full_problems(config: Config) -> Iterator[str]:
     yield f"lora.enabled=false: weights in 4 bits cannot be trained; set {whole}model.quantization=none"
 
 
-def _run_problems(config: Config) -> Iterator[str]:
+def _seed_problems(config: Config) -> Iterator[str]:
     largest = 2**32 - 1  # of numpy's generators
     for key, seed in {"seed": config.seed, **{f"seeds.{k}": v for k, v in vars(config.seeds).items()}}.items():
         if not 0 <= seed <= largest and (key == "seed" or seed != config.seed):
             yield f"{key}={seed}: not from 0 to {largest}"
-    for name, path in vars(config.paths).items():
-        yield from folder(f"paths.{name}", path)
-    if config.sweep.name is not None:
-        yield from file_name("sweep.name", config.sweep.name)
-    if config.plan != "measure" and not isinstance(config.plan, bool):
-        yield f"plan={config.plan}: one of true, false, measure"
 
 
 # At import, not in register(): a launcher's worker composes configs too, and imports this module but runs no verb.

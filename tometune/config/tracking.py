@@ -5,29 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import at_least
+from tometune.config.validators import at_least, valid_if, value_problems
 
+Tracker = StrEnum("Tracker", ["wandb", "trackio", "none"])
+"""The tracker; each is a module `tometune.tracking.<name>_tracker`."""
 
-class Tracker(StrEnum):
-    """The tracker; each is a module `tometune.tracking.<name>_tracker`."""
+TrackingMode = StrEnum("TrackingMode", ["auto", "online", "offline"])
+"""Whether the tracker may use the network."""
 
-    wandb = "wandb"
-    trackio = "trackio"
-    none = "none"
-
-
-class TrackingMode(StrEnum):
-    """Whether the tracker may use the network."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-
-
-class Publish(StrEnum):
-    """Service that shows a report."""
-
-    wandb = "wandb"
+Publish = StrEnum("Publish", ["wandb"])
+"""Service that shows a report."""
 
 
 @dataclass
@@ -38,7 +25,10 @@ class TrackingConfig:
     """`none` writes the run folder only."""
     mode: TrackingMode = TrackingMode.auto
     """`auto`: online with a W&B key, else offline, with a note on how to sync later."""
-    project: str = "tometune"
+    project: str = field(
+        default="tometune",
+        metadata=valid_if(lambda name: re.fullmatch(r"[^/\\#?%:]+", name), r"a name without / \ # ? % : is needed"),
+    )
     """Project of the runs."""
     entity: str | None = None
     """W&B user or team; null is the owner of the key."""
@@ -48,7 +38,7 @@ class TrackingConfig:
     """Free labels."""
     log_adapter: bool = True
     """Whether the adapter is stored as an artifact of the run (a few MB to 100 MB); a full model never is."""
-    prediction_rows: int = 50
+    prediction_rows: int = field(default=50, metadata=at_least(0))
     """Examples per task in the table of predictions; 0 logs none."""
 
 
@@ -56,6 +46,4 @@ def tracking_problems(tracking: TrackingConfig) -> Iterator[str]:
     """Yield the problems of the group."""
     if tracking.tracker is Tracker.none and tracking.mode is TrackingMode.online:
         yield "tracking.mode=online: tracking.tracker=none logs nowhere; choose tracking=wandb or tracking.mode=auto"
-    if not tracking.project or re.search(r"[/\\#?%:]", tracking.project):
-        yield f"tracking.project={tracking.project}: a name without / \\ # ? % : is needed"
-    yield from at_least(0, {"tracking.prediction_rows": tracking.prediction_rows})
+    yield from value_problems("tracking", tracking)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tometune.config.validators import NOT_IDENTITY, at_least, one_of
+from tometune.config.validators import NOT_IDENTITY, at_least, checked, one_of, valid_if, value_problems
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial")
 """Schedules of transformers without further arguments."""
@@ -19,69 +19,65 @@ LOSSES = ("chunked_nll", "nll", "dft")
 """Losses of TRL's SFTTrainer."""
 
 
+SWITCH = valid_if(lambda value: value == "auto" or isinstance(value, bool), "one of auto, true, false")
+"""Check of a setting that is on, off or chosen by the program."""
+
+
 @dataclass
 class TrainerConfig:
     """Arguments of the supervised fine-tuning loop."""
 
-    learning_rate: float = 2e-4
+    learning_rate: float = field(default=2e-4, metadata=valid_if(lambda value: value > 0, "not above 0"))
     """Peak learning rate of AdamW."""
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: str = field(default="linear", metadata=checked(one_of(SCHEDULES)))
     """Schedule after warm-up: `linear`, `cosine`, `constant_with_warmup`; `constant` has no warm-up."""
-    warmup_steps: float = 5.0
+    warmup_steps: float = field(default=5.0, metadata=at_least(0))
     """Steps of linear warm-up, or below 1 the share of all steps."""
-    weight_decay: float = 0.01
+    weight_decay: float = field(default=0.01, metadata=at_least(0))
     """Decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
-    optim: str = "adamw_torch"
+    optim: str = field(default="adamw_torch", metadata=checked(one_of(OPTIMISERS)))
     """Optimiser, by its name in transformers, e.g. `adamw_torch`, `adamw_8bit`."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = field(default=1.0, metadata=at_least(0))
     """Gradients are clipped to this global norm; 0 turns clipping off."""
-    num_train_epochs: float = 1.0
+    num_train_epochs: float = field(default=1.0, metadata=valid_if(lambda value: value > 0, "not above 0"))
     """Passes over the mix; ignored if `max_steps` is set."""
-    max_steps: int | None = None
+    max_steps: int | None = field(default=None, metadata=at_least(1))
     """Total optimiser steps; null trains for `num_train_epochs`."""
-    tokens_per_step: int = 16_384
+    tokens_per_step: int = field(default=16_384, metadata=at_least(1))
     """Tokens per optimiser step over all processes, in whole packs of `max_length`; needs `packing`."""
-    conversations_per_step: int | None = None
+    conversations_per_step: int | None = field(default=None, metadata=at_least(1))
     """Conversations per optimiser step over all processes; replaces `tokens_per_step` if set."""
-    micro_batch: int | str = field(default="auto", metadata=NOT_IDENTITY)
+    micro_batch: int | str = field(
+        default="auto",
+        metadata=NOT_IDENTITY
+        | valid_if(lambda n: n == "auto" or (isinstance(n, int) and n >= 1), "neither auto nor 1 or more"),
+    )
     """Packs or conversations in one forward pass on one device; `auto` is as many as fit. Steps do not depend on it."""
-    max_length: int = 2048
+    max_length: int = field(default=2048, metadata=at_least(1))
     """Maximum tokens of a row; longer rows are truncated at the end and counted."""
     packing: bool = True
     """Join conversations without padding, in packs of `max_length` if steps are counted in tokens. Attention never
     crosses from one conversation to another."""
-    gradient_checkpointing: bool | str = field(default="auto", metadata=NOT_IDENTITY)
+    gradient_checkpointing: bool | str = field(default="auto", metadata=NOT_IDENTITY | SWITCH)
     """Recompute activations in the backward pass: less memory, a quarter slower. `auto`: only if they do not fit."""
-    loss_type: str = "chunked_nll"
+    loss_type: str = field(default="chunked_nll", metadata=checked(one_of(LOSSES)))
     """TRL's loss: `chunked_nll` projects only trained tokens onto the vocabulary, `nll` all; same mathematics."""
-    cuda_graph: bool | str = field(default="auto", metadata=NOT_IDENTITY)
+    cuda_graph: bool | str = field(default="auto", metadata=NOT_IDENTITY | SWITCH)
     """Compile the layers and replay each pass as one CUDA graph. `auto`: for models under 1 B parameters that
     transformers trains in packs on a GPU, where it is three to four times as fast."""
-    dataloader_num_workers: int = field(default=0, metadata=NOT_IDENTITY)
+    dataloader_num_workers: int = field(default=0, metadata=NOT_IDENTITY | at_least(0))
     """Processes that collate batches; 0 uses the training process."""
-    logging_steps: int = field(default=10, metadata=NOT_IDENTITY)
+    logging_steps: int = field(default=10, metadata=NOT_IDENTITY | at_least(1))
     """Steps between two log lines and points of the curves."""
-    save_steps: int = field(default=200, metadata=NOT_IDENTITY)
+    save_steps: int = field(default=200, metadata=NOT_IDENTITY | at_least(1))
     """Steps between two checkpoints: a kill can lose that many."""
-    save_total_limit: int = field(default=2, metadata=NOT_IDENTITY)
+    save_total_limit: int = field(default=2, metadata=NOT_IDENTITY | at_least(1))
     """Number of checkpoints to keep."""
 
 
 def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
     """Yield the problems of the `trainer` group."""
-    yield from one_of("trainer.lr_scheduler_type", trainer.lr_scheduler_type, SCHEDULES)
-    yield from one_of("trainer.optim", trainer.optim, OPTIMISERS)
-    yield from one_of("trainer.loss_type", trainer.loss_type, LOSSES)
-    counts = (
-        *("max_steps", "tokens_per_step", "conversations_per_step", "max_length"),
-        *("logging_steps", "save_steps", "save_total_limit"),
-    )
-    yield from at_least(1, {f"trainer.{name}": vars(trainer)[name] for name in counts})
-    positive_or_zero = ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers")
-    yield from at_least(0, {f"trainer.{name}": vars(trainer)[name] for name in positive_or_zero})
-    for name in ("learning_rate", "num_train_epochs"):
-        if vars(trainer)[name] <= 0:
-            yield f"trainer.{name}={vars(trainer)[name]}: not above 0"
+    yield from value_problems("trainer", trainer)
     yield from _step_problems(trainer)
     warmup, steps = trainer.warmup_steps, trainer.max_steps
     if warmup > 1 and not warmup.is_integer():
@@ -100,13 +96,6 @@ def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
 
 def _step_problems(trainer: TrainerConfig) -> Iterator[str]:
     """Yield the problems of the size of a step."""
-    micro = trainer.micro_batch
-    if micro != "auto" and (isinstance(micro, str) or micro < 1):
-        yield f"trainer.micro_batch={micro}: neither auto nor 1 or more"
-    for name in ("gradient_checkpointing", "cuda_graph"):
-        value = vars(trainer)[name]
-        if value != "auto" and not isinstance(value, bool):
-            yield f"trainer.{name}={value}: one of auto, true, false"
     if trainer.conversations_per_step is not None or trainer.max_length < 1 or trainer.tokens_per_step < 1:
         return
     if not trainer.packing:

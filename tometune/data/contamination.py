@@ -1,8 +1,8 @@
 """Contamination: rows of a mix that share a sequence of words with an evaluation example.
 
-A row overlaps an evaluation text if it holds 13 of its words in sequence (`ngrams`). Two kinds of sequences do not
-count: boilerplate of the task, which is in several examples, and stock phrases, which are in many rows. A copy may be
-in many rows as well, so a whole evaluation text always counts, and so do 50 words in sequence that are no boilerplate.
+A row overlaps an evaluation text if it holds 13 of its words in sequence. Two kinds of sequences do not count:
+boilerplate of the task, which is in several examples, and stock phrases, which are in many rows. A copy may be in many
+rows as well, so a whole evaluation text always counts, and so do 50 words in sequence that are no boilerplate.
 docs/contamination.md describes the method and its limits.
 """
 
@@ -12,10 +12,9 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import chain, groupby
-from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,21 +22,57 @@ from typing import Any
 import numpy as np
 
 from tometune.common.cache import cached_folder
-from tometune.data.ngrams import LENGTH, ROWS, SHORTEST, Hit, Index, fold, index_of, search
+from tometune.data.features import slices
 from tometune.data.parallel import in_order
 from tometune.data.standardise import Standardised
 
 log = logging.getLogger(__name__)
 
 VERSION = 2  # raised when the same source and the same texts give other overlaps
-SHARED = 3  # a sequence in more evaluation texts than that, of more examples, is boilerplate
-COMMON = 10  # a sequence in more different rows than that is a stock phrase, as in GPT-3's appendix C
-STRETCH = 50  # words that are too many for a stock phrase
+LENGTH = 13  # words in a sequence, as in GPT-3's appendix C and lm-evaluation-harness
+
+# A shorter evaluation text is looked for as a whole, down to this many words, the least in GPT-3's appendix C.
+SHORTEST = 8
+
+BOILERPLATE_ABOVE = 3  # evaluation texts, and examples, with the same sequence
+STOCK_PHRASE_ABOVE = 10  # different rows with the same sequence, as in GPT-3's appendix C
+COPY_FROM = 50  # words in sequence, too many for a stock phrase
 SHOWN_WORDS, SHOWN_EXAMPLES = 60, 5  # words kept of an overlap, and overlaps that a report shows per task
+ROWS = 500  # rows that a worker process searches at once
+
+# Unicode categories that are deleted: punctuation, symbols, marks (accents), format characters, surrogates.
+DELETED = ("P", "S", "M", "Cf", "Cs")
 
 # A row (`row`, `source`, `key` in hex) and an example (`task`, `example`) that share words: the length of the longest
 # stretch (`words`) and its first words (`shared`).
 Overlap = dict[str, Any]
+
+Hit = tuple[int, list[str], list[tuple[int, str]]]  # a row, its words, and the sequences in it by place
+
+
+class _Folding(dict[int, str]):
+    """What `str.translate` replaces each character with, worked out when the character first occurs."""
+
+    def __missing__(self, number: int) -> str:
+        character = chr(number)
+        decomposed = unicodedata.normalize("NFKD", character).casefold()
+        kept = "".join(part for part in decomposed if not unicodedata.category(part).startswith(DELETED))
+        if character.isspace() or kept.isspace() or character < " " or character == "\x7f":
+            kept = " "
+        self[number] = character if len(kept) > 1 else kept  # a ligature stays one
+        return self[number]
+
+
+_FOLDING = _Folding()
+
+
+def fold(text: str) -> list[str]:
+    """Return the normalised words of a text, as GPT-3's appendix C (https://arxiv.org/abs/2005.14165) defines them.
+
+    >>> fold("The  Café’s “opening”, at 9:30!")
+    ['the', 'cafes', 'opening', 'at', '930']
+    """
+    return text.translate(_FOLDING).split()
 
 
 class EvaluationTexts:
@@ -73,68 +108,100 @@ def overlaps(source: Standardised, texts: EvaluationTexts, cache: Path) -> list[
 
 
 def _build(source: Standardised, texts: EvaluationTexts, folder: Path) -> None:
-    start, count = perf_counter(), len(source.rows)
-    listed = folder / "texts.txt"
-    listed.write_text("\n".join(texts.owners), encoding="utf-8")
-    work = partial(search, rows=source.folder / "rows.arrow", texts=listed)
-    hits = list(chain.from_iterable(in_order(work, range(0, count, ROWS))))
-    owners = list(texts.owners.values())
+    start, owners = perf_counter(), list(texts.owners.values())
     longest: dict[tuple[int, str, str], tuple[int, str]] = {}
-    for row, text, words, shared in _judged(index_of(listed), owners, hits, source.keys):
+    for row, text, shared in _overlapping(search(source, texts, folder), texts, source.keys):
         for owner in owners[text]:
-            longest[row, *owner] = max(longest.get((row, *owner), (0, "")), (words, shared))
-    listed.unlink()
-    found = []
-    for (row, task, example), (words, shared) in longest.items():
+            found = (len(shared), " ".join(shared[:SHOWN_WORDS]))
+            longest[row, *owner] = max(longest.get((row, *owner), (0, "")), found)
+    listed = []
+    for (row, task, example), (words, beginning) in longest.items():
         key = "".join(f"{half:016x}" for half in source.keys[row].tolist())
         of_row = {"row": row, "key": key, "source": source.names[source.labels[row]]}
-        found.append(of_row | {"task": task, "example": example, "words": words, "shared": shared})
-    (folder / "overlaps.json").write_text(json.dumps(found), encoding="utf-8")
-    log.info("%s rows searched for evaluation texts in %.1f s", f"{count:,}", perf_counter() - start)
+        listed.append(of_row | {"task": task, "example": example, "words": words, "shared": beginning})
+    (folder / "overlaps.json").write_text(json.dumps(listed), encoding="utf-8")
+    log.info("%s rows searched for evaluation texts in %.1f s", f"{len(source.rows):,}", perf_counter() - start)
 
 
-def _judged(
-    index: Index, owners: list[list[tuple[str, str]]], hits: list[Hit], keys: np.ndarray
-) -> Iterator[tuple[int, int, int, str]]:
-    """Yield each row and text that overlap, with the length and the words of the longest shared stretch.
+def search(source: Standardised, texts: EvaluationTexts, folder: Path) -> list[Hit]:
+    """Return the rows that hold a sequence of an evaluation text; the folder is for a temporary file."""
+    listed = folder / "texts.txt"
+    listed.write_text("\n".join(texts.owners), encoding="utf-8")
+    known = {sequence for text in texts.owners for sequence in _sequences(text.split())}
+    lengths = {len(sequence.split()) for sequence in known}
+    hits = []
+    work = partial(_similar_rows, rows=source.folder / "rows.arrow", texts=listed)
+    for row, words in chain.from_iterable(in_order(work, range(0, len(source.rows), ROWS))):
+        in_row = {pair for length in lengths for pair in enumerate(_sequences(words, length)) if pair[1] in known}
+        if in_row:
+            hits.append((row, words, sorted(in_row)))
+    listed.unlink()
+    return hits
 
-    `hits` are those of `search` over all rows, `keys` of all rows: rows of one key have one text and count as one.
+
+def _sequences(words: list[str], length: int = LENGTH) -> list[str]:
+    """Return every sequence of `length` words; a shorter text is one sequence."""
+    length = min(length, len(words))
+    return [" ".join(words[start : start + length]) for start in range(len(words) - length + 1)]
+
+
+def _similar_rows(first: int, rows: Path, texts: Path) -> list[tuple[int, list[str]]]:
+    """Return the numbers and words of those of `ROWS` rows that share `SHORTEST` words in sequence with a text.
+
+    Few rows do, so only they are searched for longer sequences. The turns of a row are one text.
     """
-    # In how many different rows each sequence is.
-    rows_with = Counter(sequence for sequence, _ in {(sequence, keys[row].tobytes()) for row, _, sequence, _ in hits})
-    sequences: dict[int, set[int]] = {}  # of each text that shares any
-    texts_with = defaultdict[int, list[int]](list)
-    whole = defaultdict[int, list[int]](list)  # texts that may be in a row as a whole, by their rarest sequence
-    for text in range(len(owners)):
-        own = index.sequences(text)
-        if not own.isdisjoint(rows_with):
-            sequences[text] = own
-            for sequence in own & rows_with.keys():
-                texts_with[sequence].append(text)
-            if len(index.texts[text]) >= LENGTH and own <= rows_with.keys():
-                whole[min(own, key=rows_with.__getitem__)].append(text)
+    known = _hashes_in(texts)
+    conversations = (turns for batch in slices(rows, first, first + ROWS) for turns in batch["messages"].to_pylist())
+    folded = (fold(" ".join(turn["content"] for turn in turns)) for turns in conversations)
+    return [(row, words) for row, words in enumerate(folded, first) if not known.isdisjoint(_hashes(words))]
+
+
+@lru_cache(maxsize=1)
+def _hashes_in(file: Path) -> set[int]:
+    """Return the hashes of all sequences of `SHORTEST` words in a file of texts; made once per process."""
+    lines = file.read_text(encoding="utf-8").split("\n")
+    return {value for line in lines for value in _hashes(line.split())}
+
+
+def _hashes(words: list[str]) -> Iterator[int]:
+    """Yield a hash of every sequence of `SHORTEST` words; each process has its own hashes."""
+    return map(hash, zip(*(words[start:] for start in range(SHORTEST)), strict=False))
+
+
+def _overlapping(hits: list[Hit], texts: EvaluationTexts, keys: np.ndarray) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield each row and text that overlap, and the words of the longest stretch that they share.
+
+    `keys` are those of all rows: rows of one key have one text and count as one.
+    """
+    normalised, owners = list(texts.owners), list(texts.owners.values())
+    sequences = [set(_sequences(text.split())) for text in normalised]
+    texts_with, texts_beginning_with = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
+    for text, words in enumerate(map(str.split, normalised)):
+        for sequence in sequences[text]:
+            texts_with[sequence].append(text)
+        if len(words) >= LENGTH:
+            texts_beginning_with[_sequences(words)[0]].append(text)
     boilerplate = {
         sequence
-        for sequence, texts in texts_with.items()
-        if len(texts) > SHARED and len({owner for text in texts for owner in owners[text]}) > SHARED
+        for sequence, found in texts_with.items()
+        if min(len(found), len({owner for text in found for owner in owners[text]})) > BOILERPLATE_ABOVE
     }
-    phrases = {sequence for sequence, rows in rows_with.items() if rows > COMMON}
-    # Row by row: the sequences that count, then the texts that hold one of them or are in the row as a whole.
-    for row, group in groupby(hits, itemgetter(0)):
-        of_row = list(group)
-        held = {sequence for _, _, sequence, _ in of_row}
-        at_place = {place: sequence for _, place, sequence, length in of_row if length == LENGTH}
+    in_rows = {(sequence, keys[row].tobytes()) for row, _, held in hits for _, sequence in held}
+    rows_with = Counter(sequence for sequence, _ in in_rows)
+    phrases = {sequence for sequence, rows in rows_with.items() if rows > STOCK_PHRASE_ABOVE}
+    for row, words, in_row in hits:
+        held = {sequence for _, sequence in in_row}
+        at_place = {place: sequence for place, sequence in in_row if sequence.count(" ") == LENGTH - 1}
         # n sequences, each beginning a word after the one before, span n + LENGTH - 1 words.
-        long = [part for part in _stretches(at_place) if len(part) + LENGTH - 1 >= STRETCH]
-        counted = (held - phrases | {at_place[place] for part in long for place in part}) - boilerplate
+        copied = [part for part in _stretches(at_place) if len(part) + LENGTH - 1 >= COPY_FROM]
+        counted = (held - phrases | {at_place[place] for part in copied for place in part}) - boilerplate
         matching = {text for sequence in counted for text in texts_with[sequence]}
-        matching |= {text for sequence in held for text in whole.get(sequence, ()) if sequences[text] <= held}
+        beginning = (text for sequence in held for text in texts_beginning_with.get(sequence, ()))
+        matching |= {text for text in beginning if sequences[text] <= held}  # the whole text
         for text in sorted(matching):
-            of_text = {place: sequence for _, place, sequence, _ in of_row if sequence in sequences[text]}
-            first, *others = (of_text[place] for place in max(_stretches(of_text), key=len))
-            length = min(len(index.texts[text]), LENGTH)
-            words = index.words[first : first + length] + [index.words[other + length - 1] for other in others]
-            yield row, text, len(words), " ".join(words[:SHOWN_WORDS])
+            longest = max(_stretches(place for place, held in in_row if held in sequences[text]), key=len)
+            length = min(normalised[text].count(" ") + 1, LENGTH)
+            yield row, text, words[longest[0] : longest[-1] + length]
 
 
 def _stretches(places: Iterable[int]) -> list[list[int]]:
@@ -171,7 +238,7 @@ class MixOverlaps:
 
 def of_mix(row_ids: Sequence[str], found: Mapping[str, list[Overlap]], texts: EvaluationTexts) -> MixOverlaps:
     """Return the overlaps of a mix; `found` are the `overlaps` by origin, `base` and `pool`."""
-    copies = Counter(row_id.partition("-")[0] for row_id in row_ids)
+    copies = Counter(row_id.partition("-")[0] for row_id in row_ids)  # `-2` marks a copy
     touched = defaultdict[str, set[str]](set)
     longest: dict[tuple[str, str], Overlap] = {}
     for origin, of_source in found.items():

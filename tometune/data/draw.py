@@ -19,7 +19,7 @@ from tometune.common.errors import UserError, did_you_mean
 from tometune.common.progress import progress
 from tometune.config.data import DataConfig, PoolConfig, ScorerConfig, ScorerKind, SourceConfig, SourceKind
 from tometune.data.features import cached_array, feature
-from tometune.data.filters import NEAR, Filtered
+from tometune.data.filters import NEAR
 from tometune.data.standardise import Counts, Standardised
 
 VERSION = 1  # raised when the same rows get another order
@@ -34,24 +34,23 @@ def in_key_order(source: Standardised, cache: Path) -> np.ndarray:
     return cached_array(cache, "order", key, lambda: _key_order(source))
 
 
-def first_of_each(keys: np.ndarray) -> np.ndarray:
-    """Return which of sorted keys, shape (rows, 2), differ from the one before."""
+def starts_group(keys: np.ndarray) -> np.ndarray:
+    """Return which of sorted keys, shape (rows, columns), differ from the one before."""
     return np.concatenate([np.ones(min(len(keys), 1), dtype=bool), (keys[1:] != keys[:-1]).any(axis=1)])
 
 
 def _key_order(source: Standardised) -> np.ndarray:
     order = np.lexsort((source.labels, source.keys[:, 1], source.keys[:, 0]))
-    begins = first_of_each(np.column_stack([source.keys[order], source.labels[order].astype(np.uint64)]))
+    begins = starts_group(np.column_stack([source.keys[order], source.labels[order].astype(np.uint64)]))
     # Only rows that share key and source need the hash of their messages; they are read in the order of the file.
     places = np.flatnonzero(~begins | ~np.append(begins[1:], True))
-    run = np.cumsum(begins)[places]
-    rows = order[places]
+    group, rows = np.cumsum(begins)[places], order[places]
     hashes = np.empty(len(rows), dtype="S32")
     for place in np.argsort(rows).tolist():
         row = source.rows[int(rows[place])]
         messages = json.dumps(row["messages"]) + (row["extras"] or "")
         hashes[place] = blake2b(messages.encode(), digest_size=16).hexdigest().encode()
-    order[places] = rows[np.lexsort((hashes, run))]
+    order[places] = rows[np.lexsort((hashes, group))]
     return order
 
 
@@ -110,7 +109,7 @@ def eligible(
         finite = [np.nan_to_num(values.astype(np.float64), neginf=np.finfo(np.float64).min) for values in ranks]
         sorting = [*(np.concatenate([lowest, values]) for values in finite), *sorting]
     order = np.lexsort(sorting)  # stable: the base's rows first, then the pool's in the given order
-    begins = first_of_each(keys[order])
+    begins = starts_group(keys[order])
     of_base = order < len(base.keys)
     # The base's rows come first, so the first row of a text tells whether the base has it.
     in_base = of_base[begins][np.cumsum(begins) - 1]
@@ -118,15 +117,6 @@ def eligible(
     masks = (first & ~in_base, in_base & ~of_base, ~of_base & ~first)
     rows, in_the_base, repeats = (numbers[order[mask] - len(base.keys)] for mask in masks)
     return rows, {"in_base": in_the_base, "repeats": repeats}
-
-
-def check_names(config: PoolConfig, names: list[str]) -> None:
-    """Raise a `UserError` for a weight or cap of a source that does not exist."""
-    for kind, name in [*(("weights", name) for name in config.weights), *(("caps", name) for name in config.caps)]:
-        if name not in names:
-            listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-            near = did_you_mean(name, names)
-            raise UserError(f"data.pool.{kind}.{name}: the pool has no such source{near} (sources: {listed})")
 
 
 def take(ordered: np.ndarray, added: int, source: Standardised, config: PoolConfig) -> tuple[np.ndarray, str]:
@@ -161,20 +151,19 @@ def take(ordered: np.ndarray, added: int, source: Standardised, config: PoolConf
     return ordered[merged[: min(added, allowed)]], reason
 
 
-def check_base(base: Standardised, filtered: Filtered, contaminated: int, wanted: int, config: DataConfig) -> None:
-    """Raise a `UserError` if the base has fewer rows than wanted, after `contaminated` rows were dropped."""
-    check_not_empty(base, config.base, "data.base")
+def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: int, config: DataConfig) -> None:
+    """Raise a `UserError` if fewer rows of the base than wanted were found after filtering; `facts` counts them."""
+    _check_not_empty(base, config.base, "data.base")
     if not len(base.rows):
         count = f"{base.read:,} row{'s' if base.read != 1 else ''}"
         raise UserError(
             f"data.base: none of its {count} is usable ({_reasons('dropped', base.dropped)}); a row needs a user turn "
             "and an assistant turn that answers it"
         )
-    found = int(filtered.keep.sum())
     lost = [_reasons("dropped", base.dropped | base.malformed)]
     lost += [f"{place}: {defect}" for place, defect in base.bad[:1]]
-    lost += [_reasons("filtered", filtered.counts)] if filtered.counts else []
-    lost += [f"data.contamination=drop: {contaminated:,}"] if contaminated else []
+    lost += [_reasons("filtered", facts["filtered"])] if facts["filtered"] else []
+    lost += [f"data.contamination=drop: {facts['contaminated_rows']:,}"] if facts.get("contaminated_rows") else []
     if not found:
         raise UserError(
             f"data.base: no row is left ({'; '.join(lost)}); relax data.filters, or set data.filters.base=false"
@@ -201,8 +190,18 @@ def check_pool(config: DataConfig, added: int) -> None:
         )
 
 
-def check_not_empty(source: Standardised, config: SourceConfig, key: str) -> None:
-    """Raise a `UserError` if a source has no row at all."""
+def check_sources(pool: Standardised, config: PoolConfig) -> None:
+    """Raise a `UserError` if the pool is empty, or lacks a source that has a weight or cap."""
+    _check_not_empty(pool, config, "data.pool")
+    names = pool.names
+    for kind, name in [*(("weights", name) for name in config.weights), *(("caps", name) for name in config.caps)]:
+        if name not in names:
+            listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+            near = did_you_mean(name, names)
+            raise UserError(f"data.pool.{kind}.{name}: the pool has no such source{near} (sources: {listed})")
+
+
+def _check_not_empty(source: Standardised, config: SourceConfig, key: str) -> None:
     if not source.read:
         place = f"{key}.path={config.path}" if config.kind is SourceKind.files else f"{key}.id={config.id}"
         raise UserError(f"{place}: is empty; name a source that holds conversations")

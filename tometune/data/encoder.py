@@ -15,7 +15,9 @@ from typing import Any
 from datasets import Dataset
 from tokenizers import Tokenizer
 
-from tometune.data.template import Messages, Rendered, Template
+from tometune.data.conversations import full_messages
+from tometune.data.template import Rendered, Template
+from tometune.data.template_support import Messages, Tools
 
 Encoded = tuple[list[int], list[tuple[int, int]]]  # token ids, and the [start, end) of the tokens that are trained on
 
@@ -111,7 +113,6 @@ class Batch:
     """Rows that are encoded together."""
 
     start: int  # number of the first row
-    conversations: list[Messages]
     rendered: list[Rendered]
     clipped: list[Rendered]  # without text that can only lie beyond `max_length` tokens
     encoded: list[Encoded]
@@ -125,30 +126,31 @@ def encode_rows(rows: Dataset, template: Template, encoder: Encoder, max_length:
     waiting: deque[tuple[Batch, Future[list[Any]]]] = deque()
     longest = max_length * max(map(len, template.tokenizer.get_vocab()))
     with ThreadPoolExecutor(1) as thread:
-        for start, conversations in _batches(rows):
-            rendered = template.render(conversations)
+        for start, conversations, tools in _batches(rows):
+            rendered = template.render(conversations, tools)
             clipped = [_clip(row, longest) for row in rendered]
-            waiting.append(
-                (Batch(start, conversations, rendered, clipped, []), thread.submit(encoder.encodings, clipped))
-            )
+            waiting.append((Batch(start, rendered, clipped, []), thread.submit(encoder.encodings, clipped)))
             if len(waiting) > AHEAD:
                 yield _finish(encoder, *waiting.popleft(), max_length)
         while waiting:
             yield _finish(encoder, *waiting.popleft(), max_length)
 
 
-def _batches(rows: Dataset) -> Iterator[tuple[int, list[Messages]]]:
-    """Yield the number of the first row, and conversations: at most `BATCH` rows and about `CHARACTERS` characters."""
+def _batches(rows: Dataset) -> Iterator[tuple[int, list[Messages], list[Tools]]]:
+    """Yield the number of the first row, conversations and tools: at most `BATCH` rows and about `CHARACTERS`."""
     for start in range(0, len(rows), BATCH):
-        first, size, batch = start, 0, []
-        for messages in rows[start : start + BATCH]["messages"]:
-            batch.append(messages)
-            size += sum(len(message["content"]) for message in messages)
+        stored = rows[start : start + BATCH]
+        first, size, batch, tools = start, 0, list[Messages](), list[Tools]()
+        for messages, extras in zip(stored["messages"], stored["extras"], strict=True):
+            whole, given = full_messages(messages, extras)
+            batch.append(whole)
+            tools.append(given)
+            size += sum(len(message["content"]) for message in messages) + len(extras or "")
             if size > CHARACTERS:
-                yield first, batch
-                first, size, batch = first + len(batch), 0, []
+                yield first, batch, tools
+                first, size, batch, tools = first + len(batch), 0, [], []
         if batch:
-            yield first, batch
+            yield first, batch, tools
 
 
 def _clip(row: Rendered, longest: int) -> Rendered:

@@ -28,17 +28,17 @@ class Filtered:
 
     keep: np.ndarray  # (rows,) bool
     counts: Counts  # dropped rows; each counts under the first reason that applies
-    examples: dict[str, list[dict[str, Any]]]  # up to `EXAMPLES` dropped rows by reason: {origin, source, messages}
+    examples: dict[str, list[dict[str, Any]]]  # up to `EXAMPLES` dropped rows by reason: {source, messages}
 
 
-def apply_masks(source: Standardised, origin: str, masks: Iterable[Mask]) -> Filtered:
-    """Apply masks in order; `origin` is `base` or `pool`."""
+def apply_masks(source: Standardised, masks: Iterable[Mask]) -> Filtered:
+    """Apply masks in order."""
     keep = np.ones(len(source.rows), dtype=bool)
     counts, examples = {}, {}
     for reason, stays in masks:
         dropped = np.flatnonzero(keep & ~stays)
         counts[reason] = by_source(source, dropped)
-        examples[reason] = examples_of(source, origin, dropped)
+        examples[reason] = examples_of(source, dropped)
         keep &= stays
     return Filtered(keep, counts, examples)
 
@@ -50,13 +50,11 @@ def by_source(source: Standardised, rows: np.ndarray) -> dict[str, int]:
     return dict(sorted(named.items(), key=lambda entry: -entry[1]))
 
 
-def examples_of(source: Standardised, origin: str, rows: np.ndarray) -> list[dict[str, Any]]:
+def examples_of(source: Standardised, rows: np.ndarray) -> list[dict[str, Any]]:
     """Return the rows with the lowest keys, which are the same for any order of files."""
     order = np.lexsort((source.keys[rows, 1], source.keys[rows, 0]))[:EXAMPLES]
-    return [
-        {"origin": origin, "source": row["source"], "messages": row["messages"]}
-        for row in (source.rows[int(number)] for number in rows[order])
-    ]
+    found: list[dict[str, Any]] = source.rows.select_columns(["source", "messages"]).select(rows[order]).to_list()
+    return found
 
 
 def filters(config: FiltersConfig, source: Standardised, cache: Path, tokenizer: Tokenizer | None) -> Iterator[Mask]:

@@ -228,8 +228,8 @@ class Reader:
 
     def _fix(self, row: dict[str, Any]) -> str:
         """Return the overrides that name a row's columns, as far as their names tell what they hold."""
-        lists = {name: value for name, value in row.items() if isinstance(value, list)}
-        chat = next((name for name, value in lists.items() if any(map(_is_turn, value))), None)
+        chats = {name: _entries(value) or () for name, value in row.items()}
+        chat = next((name for name, entries in chats.items() if any(map(_is_turn, entries))), None)
         texts = _texts(row)
         assistant = next(filter(ANSWERING.search, texts), texts[-1] if len(texts) > 1 else "ANSWERS")
         rest = [name for name in texts if name != assistant]
@@ -397,8 +397,8 @@ def _text(value: Any, found: Conversation) -> str:
         kind = str(part["type"] or "text")
         if kind in MEDIA:
             found.dropped = MEDIA[kind]
-        elif kind in TEXT_PARTS and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+        elif kind in TEXT_PARTS and isinstance(part.get("text"), str | None):
+            texts.append(part.get("text") or "")
         else:
             wrong = f"a part of a turn is of type {_short(kind)!r}"
             raise FormatError("unknown_part", f"{wrong}; make it text, or drop the row")
@@ -439,9 +439,9 @@ def _calls(value: Any) -> list[dict[str, Any]]:
 def _tools(value: Any) -> list[dict[str, Any]] | None:
     """Return tools in one shape, `{type, function}`; None if they cannot be read."""
     tools = _objects(value)
-    if tools is None or not all(isinstance(tool.get("function", tool), dict) for tool in tools):
-        return None
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    shaped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools or ()]
+    named = all(isinstance(tool["function"], dict) and "name" in tool["function"] for tool in shaped)
+    return shaped if tools is not None and named else None
 
 
 def _objects(value: Any) -> list[dict[str, Any]] | None:

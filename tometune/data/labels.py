@@ -6,22 +6,24 @@ import numpy as np
 import pyarrow as pa
 
 from tometune.data.encoder import Encoded, Encoder
-from tometune.data.template import Messages, Rendered
+from tometune.data.template import NOTES, Rendered
 
 IGNORE = -100  # label of a token that is not trained on, PyTorch's `ignore_index`
 
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 
-INDEX = ("row", "place", "tokens", "trained", "cut", "special")
+INDEX = ("row", "place", "tokens", "trained", "cut", "special", *NOTES)
 """Columns of the index: row number in the source; place among the rows with labels, or -1; tokens after truncation (0
-without labels); tokens with a label; tokens cut off; whether the texts spell a special token."""
+without labels); tokens with a label; tokens cut off; whether the texts spell a special token; whether each of `NOTES`
+applies."""
 
 
 def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np.ndarray]:
     """Truncate rows and label their trained tokens; a row without a label is left out.
 
     Returns:
-        The rows, of `SCHEMA`, and the index of all rows, shape (rows, len(INDEX)), with `row` and `special` still 0.
+        The rows, of `SCHEMA`, and the index of all rows, shape (rows, len(INDEX)), in which `row`, `special` and the
+        notes are still 0.
     """
     index = np.zeros((len(rows), len(INDEX)), dtype=np.int64)
     # The first token is never predicted, so a label there trains nothing.
@@ -46,25 +48,28 @@ def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), index
 
 
-def verify(encoder: Encoder, messages: Messages, row: Rendered, encoded: Encoded, number: int) -> None:
+def verify(encoder: Encoder, row: Rendered, encoded: Encoded, number: int) -> None:
     """Check that the trained tokens decode to the assistant's texts, each with its end of turn and nothing else.
 
     Raises:
         RuntimeError: they do not.
     """
     ids, places = encoded
-    answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
-    if not len(answers) == len(places) == len(row.spans):
-        raise RuntimeError(f"row {number}: {len(places)} spans are trained on, but there are {len(answers)} answers")
+    if not len(places) == len(row.spans) == len(row.answers):
+        raise RuntimeError(
+            f"row {number}: {len(places)} spans are trained on, but there are {len(row.answers)} answers"
+        )
     template = encoder.template
-    for answer, (start, end), span in zip(answers, places, row.spans, strict=True):
+    for answer, (start, end), span in zip(row.answers, places, row.spans, strict=True):
         decoded, shown = encoder.decode(ids[start:end]), row.original(*span)
         kept = encoder.round_trip(shown)
         # A tokenizer that normalises text, or marks the starts of words, decodes to another text; most do not.
-        same = decoded == shown if kept == shown else decoded.strip() == kept.strip()
-        body = shown.strip()
-        ending = body[len(answer) :].strip()
-        ends = template.special.fullmatch(ending) is not None if template.ends else not ending
-        controls = sum(number in encoder.controls for number in ids[start:end])
-        if not (same and body.startswith(answer) and ends and controls <= 1):
-            raise RuntimeError(f"row {number}: the labels decode to {decoded!r}, not to the answer {answer!r}")
+        correct = decoded == shown if kept == shown else decoded.strip() == kept.strip()
+        if answer is not None:
+            body, text = shown.strip(), answer.strip()
+            ending = body[len(text) :].strip()
+            ends = template.special.fullmatch(ending) is not None if template.end else not ending
+            controls = sum(number in encoder.controls for number in ids[start:end])
+            correct = correct and body.startswith(text) and ends and controls <= 1
+        if not correct:
+            raise RuntimeError(f"row {number}: the labels decode to {decoded!r}, not to the answer {answer or shown!r}")

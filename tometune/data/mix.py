@@ -1,16 +1,14 @@
-"""Mixes: the whole base, then random rows of the pool; nested and disjoint.
+"""Mixes: the whole base, then random rows of the pool; nested and disjoint (docs/data.md).
 
 For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put into one seeded order, and a larger mix takes a
-longer prefix of it. Excluded before that: pool rows that a filter drops, whose text is in the base, whose text an
-earlier pool row has, and near-duplicates if that is on. The seeded order starts from the order of keys, so neither file
-names nor how rows are spread over files change the draw.
-
-The base is taken whole, including rows that repeat each other, in key order. If it has more than `data.base.rows` rows,
-that many are drawn with the seed (for short trials); pool rows whose text is anywhere in the base are still excluded.
+longer prefix of it. The order starts from that of the keys, so neither file names nor how rows are spread over files
+change the draw. If the base has more than `data.base.rows` rows, that many are drawn with the seed; pool rows whose
+text is anywhere in the base are still excluded.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -38,7 +36,7 @@ class Part:
     source: Standardised
     chosen: np.ndarray  # row numbers in the order of the mix
     facts: dict[str, Any]  # counts of rows read, dropped, fixed, filtered and excluded
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # a few dropped rows, as in `Filtered`
+    examples: dict[str, list[dict[str, Any]]]  # a few dropped rows, as in `Filtered`
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,6 @@ class Mix:
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
         return {origin: part.facts for origin, part in self.parts.items()}
-
-    @property
-    def examples(self) -> dict[str, list[dict[str, Any]]]:
-        """A few dropped rows of both parts by reason."""
-        reasons = dict.fromkeys(reason for part in self.parts.values() for reason in part.examples)
-        return {
-            reason: [row for part in self.parts.values() for row in part.examples.get(reason, ())] for reason in reasons
-        }
 
     def manifest(self) -> dict[str, Any]:
         """Return the content of mix.json: everything but the texts."""
@@ -95,9 +85,9 @@ def build_mix(
     """
     builder = _Builder(config, seed, cache, tokenizer, texts, scorer)
     base = builder.select_base()
-    parts, size = {"base": base}, len(base.chosen)
-    added = config.rows - size
+    parts, added = {"base": base}, config.rows - len(base.chosen)
     if added < 0:
+        size = len(base.chosen)
         raise UserError(f"data.rows={config.rows}: is less than the base's {size}; set data.base.rows={config.rows}")
     if added:
         parts["pool"] = builder.select_pool(added, base.source)
@@ -136,9 +126,9 @@ def _scores(config: DataConfig, parts: dict[str, Part], scorer: draw.Scorer | No
     ranked = "pool" in parts and config.pool is not None and config.pool.order is PoolOrder.best
     kind = config.scorer.kind if ranked else ScorerKind.column
     found = []
-    for name, part in parts.items():
+    for origin, part in parts.items():
         scores = part.source.scores
-        if kind is ScorerKind.heuristic or (kind is ScorerKind.fineweb_edu and name == "pool"):
+        if kind is ScorerKind.heuristic or (kind is ScorerKind.fineweb_edu and origin == "pool"):
             scores = draw.scores_of(part.source, config.scorer, scorer, cache)
         elif kind is ScorerKind.fineweb_edu:
             scores = None
@@ -161,20 +151,18 @@ class _Builder:
 
     def select_base(self) -> Part:
         """Take the whole base in key order, or a draw of `data.base.rows` rows."""
-        config, cache = self.config, self.cache
-        base = standardise(config.base, "data.base", cache)
+        config = self.config
+        base = standardise(config.base, "data.base", self.cache)
         check_malformed(base, "data.base", config)
-        active = config.filters if config.filters.base else FiltersConfig()
         near = config.near_dedup.base and config.near_dedup.threshold is not None
-        masks = chain(filters(active, base, cache, self.tokenizer), [self._near_mask(base)] if near else [])
-        filtered = apply_masks(base, "base", masks)
-        contamination = self._drop_contaminated(base, "base", filtered)
-        order = draw.in_key_order(base, cache)
+        active = config.filters if config.filters.base else FiltersConfig()
+        filtered, facts = self._filter(base, active, [self._near_mask(base)] if near else [])
+        order = draw.in_key_order(base, self.cache)
         rows = order[filtered.keep[order]]
         wanted = config.base.rows if config.base.rows is not None else len(rows)
-        draw.check_base(base, filtered, contamination.get("contaminated_rows", 0), wanted, config)
+        draw.check_base(base, len(rows), facts, wanted, config)
         chosen = rows[stream(self.seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
-        facts = {**_facts(base, filtered), **contamination, "rows": wanted}
+        facts["rows"] = wanted
         if near:
             facts[NEAR] = facts["filtered"].pop(NEAR)
         return Part(base, chosen, facts, filtered.examples)
@@ -186,55 +174,55 @@ class _Builder:
         assert config.pool is not None
         pool = standardise(config.pool, "data.pool", cache)
         check_malformed(pool, "data.pool", config)
-        draw.check_not_empty(pool, config.pool, "data.pool")
-        draw.check_names(config.pool, pool.names)
-        filtered = apply_masks(pool, "pool", filters(config.filters, pool, cache, self.tokenizer))
-        contamination = self._drop_contaminated(pool, "pool", filtered)
+        draw.check_sources(pool, config.pool)
+        filtered, facts = self._filter(pool, config.filters)
         best = config.pool.order is PoolOrder.best
         scores = draw.scores_of(pool, config.scorer, self.scorer, cache) if best else None
         order = draw.in_key_order(pool, cache)
         rows, excluded = draw.eligible(pool, order[filtered.keep[order]], base, scores)
         if scores is not None:  # the best first, in this order they are also drawn
             rows = rows[np.argsort(-scores[rows], kind="stable")]
-        facts = {
-            **_facts(pool, filtered),
-            **contamination,
-            "excluded": {reason: len(numbers) for reason, numbers in excluded.items()},
-            "excluded_sources": {reason: by_source(pool, numbers) for reason, numbers in excluded.items()},
-            "eligible": len(rows),
-            "rows": added,
-        }
+        facts["excluded"] = {reason: len(numbers) for reason, numbers in excluded.items()}
+        facts["excluded_sources"] = {reason: by_source(pool, numbers) for reason, numbers in excluded.items()}
+        facts |= {"eligible": len(rows), "rows": added}
         if config.near_dedup.threshold is not None:
-            fixed = self._one_row_per_text(base)
+            compared = self._one_row_per_text(base)
             if config.near_dedup.base:
-                fixed = fixed[self._near_mask(base)[1][fixed]]
-            near, near_base = near_duplicates((base, fixed), (pool, rows), config.near_dedup.threshold, cache)
+                compared = compared[self._near_mask(base)[1][compared]]
+            near, near_base = near_duplicates((base, compared), (pool, rows), config.near_dedup.threshold, cache)
             facts |= {NEAR: by_source(pool, rows[near]), "near_base": by_source(pool, rows[near_base])}
-            filtered.examples[NEAR] = examples_of(pool, "pool", rows[near])
+            filtered.examples[NEAR] = examples_of(pool, rows[near])
             rows = rows[~near]
             facts["eligible"] = len(rows)
-        ordered = rows if scores is not None else rows[stream(self.seed, "data").permutation(len(rows))]
+        ordered = rows if best else rows[stream(self.seed, "data").permutation(len(rows))]
         chosen, reason = draw.take(ordered, added, pool, config.pool)
         if len(chosen) < added:
             raise draw.shortage_error(pool, facts, len(chosen), reason, config)
         return Part(pool, chosen, facts, filtered.examples)
 
-    def _drop_contaminated(self, source: Standardised, origin: str, filtered: Filtered) -> dict[str, Any]:
-        """Remove from `filtered` the rows that overlap with the evaluation, if they are to be dropped.
+    def _filter(
+        self, source: Standardised, config: FiltersConfig, masks: Iterable[Mask] = ()
+    ) -> tuple[Filtered, dict[str, Any]]:
+        """Apply filters, then other masks, then that of contamination if those rows are to be dropped.
 
         Returns:
-            `contaminated_rows`, counted among the rows that the filters kept, and `contaminated`: all such rows by
-            task and source.
+            The rows that are left, and the counts of standardising and filtering for the manifest. Contamination adds
+            `contaminated`, all such rows by task and source, and `contaminated_rows`, of the rows that were left.
         """
-        if self.config.contamination is not Contamination.drop:
-            return {}
-        if self.texts is None:
-            raise ValueError("data.contamination=drop needs the evaluation texts")
-        contaminated, counts = overlapping_rows(source, self.texts, self.cache)
-        dropped = np.flatnonzero(contaminated & filtered.keep)
-        filtered.examples[CONTAMINATED] = examples_of(source, origin, dropped)
-        filtered.keep[dropped] = False
-        return {"contaminated": counts, "contaminated_rows": len(dropped)}
+        masks = chain(filters(config, source, self.cache, self.tokenizer), masks)
+        by_task: dict[str, dict[str, int]] | None = None
+        if self.config.contamination is Contamination.drop:
+            if self.texts is None:
+                raise ValueError("data.contamination=drop needs the evaluation texts")
+            contaminated, by_task = overlapping_rows(source, self.texts, self.cache)
+            masks = chain(masks, [(CONTAMINATED, ~contaminated)])
+        filtered = apply_masks(source, masks)
+        counts = {"read": source.read, "usable": len(source.rows), **{kind: getattr(source, kind) for kind in KINDS}}
+        facts: dict[str, Any] = {"fingerprint": source.fingerprint, **counts, "filtered": dict(filtered.counts)}
+        if by_task is not None:
+            facts["contaminated"] = by_task
+            facts["contaminated_rows"] = sum(facts["filtered"].pop(CONTAMINATED).values())
+        return filtered, facts
 
     def _near_mask(self, base: Standardised) -> Mask:
         """Return the mask of base rows that are not near-duplicates; rows with the same text are not compared."""
@@ -248,11 +236,5 @@ class _Builder:
     def _one_row_per_text(self, source: Standardised) -> np.ndarray:
         """Return one row number for each text, in key order."""
         order = draw.in_key_order(source, self.cache)
-        rows: np.ndarray = order[draw.first_of_each(source.keys[order])]
+        rows: np.ndarray = order[draw.starts_group(source.keys[order])]
         return rows
-
-
-def _facts(source: Standardised, filtered: Filtered) -> dict[str, Any]:
-    """Return the counts of standardising and filtering, for the manifest."""
-    counts = {"read": source.read, "usable": len(source.rows), **{kind: getattr(source, kind) for kind in KINDS}}
-    return {"fingerprint": source.fingerprint, **counts, "filtered": dict(filtered.counts)}

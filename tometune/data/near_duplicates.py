@@ -1,7 +1,7 @@
 """Near-duplicates, found with rensa: MinHash signatures over runs of words, and an LSH index of the rows that stay.
 
-A row is dropped if its estimated Jaccard similarity to a row that stays reaches the threshold. Rows are compared in key
-order, or by score and then key, so the result does not depend on files. Memory: about 2 KB per row that stays.
+A row is dropped if its estimated Jaccard similarity to a row that stays reaches the threshold. Memory: about 2 KB per
+row that stays.
 """
 
 from functools import partial

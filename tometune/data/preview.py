@@ -1,23 +1,39 @@
-"""What `prepare` prints: counts of the mix, and one row with its trained tokens highlighted."""
+"""What `prepare` shows of a mix: its numbers, on the console and the data card, and a row with its trained tokens."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tometune.common.seeding import stream
+from tometune.data.conversations import full_messages
+from tometune.data.features import characters, sum_turns, turns_of
 from tometune.data.filters import NEAR
 from tometune.data.labels import IGNORE
-from tometune.data.mix import Mix
-from tometune.data.profile import unread_columns
+from tometune.data.mix import CONTAMINATED, Mix
+from tometune.data.template import NOTES
 from tometune.data.tokens import Tokens
 
+# Reasons why rows are dropped, in words; any other reason is shown by its key.
+REASONS = {
+    "no_assistant_turn": "no assistant turn",
+    "in_base": "text is in the base",
+    "repeats": "text is in an earlier row of the pool",
+    NEAR: "near-duplicate of another row",
+    CONTAMINATED: "overlaps with an evaluation example",
+}
 TRAINED, OTHER = "bold green", "dim"
 MARKS = ("⟦", "⟧")  # around trained tokens if there is no colour, as in a file
 MOST_SOURCES = 12
 LONGEST_NAME = 40
+MOST_NAMES = 30  # of columns that were not read
 
 
 def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
@@ -25,15 +41,7 @@ def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
     count = len(mix.row_ids)
     rows = f"{count:,} row{'s' if count != 1 else ''}"
     title = Text(f"{mix.name}: {rows}, seeds.data={mix.seed}, digest {mix.digest}", style="bold")
-    # Steps from the rows read to the rows taken, one column each for base and pool.
-    columns = [_steps(facts) for facts in mix.facts.values()]
-    steps = sorted({step for column in columns for step in column})
-    table = [(step[1], *(f"{column[step]:,}" if step in column else "" for column in columns)) for step in steps]
-    tables = [
-        _sizes(tokens, max_length),
-        _table("from rows read to rows taken", ("step", *mix.facts), table),
-        _sources(mix),
-    ]
+    tables = [_sizes(tokens, max_length), _steps(mix), _sources(mix)]
     odd = [
         (f"{verb}: {reason}", origin, _name(name), f"{number:,}")
         for origin, facts in mix.facts.items()
@@ -67,8 +75,9 @@ def _sizes(tokens: Tokens, max_length: int) -> RenderableType:
     rows = [
         ("rows", f"{counts.rows:,}", ""),
         (f"rows truncated at trainer.max_length={max_length}", *_share(counts.truncated, counts.rows)),
-        ("rows skipped: no trainable tokens left after that", *_share(counts.without_labels, counts.rows)),
+        ("rows skipped: nothing left to train on", *_share(counts.without_labels, counts.rows)),
         ("rows whose text spells a control token, kept as text", *_share(counts.special_text, counts.rows)),
+        *((f"rows with {NOTES[note]}", *_share(count, counts.rows)) for note, count in counts.template.items()),
         ("tokens", f"{counts.tokens:,}", ""),
         ("trainable tokens (answers and their ends)", *_share(counts.trainable_tokens, counts.tokens)),
         ("tokens cut off", *_share(counts.tokens_cut, counts.tokens + counts.tokens_cut)),
@@ -80,30 +89,36 @@ def _share(part: int, whole: int) -> tuple[str, str]:
     return f"{part:,}", f"{part / whole:.1%}" if whole else "–"
 
 
-def _steps(facts: Mapping[str, Any]) -> dict[tuple[int, str], int]:
-    """Return the rows of a base or pool at each step, and those subtracted on the way; the number is the order."""
-    steps = {(0, "read"): facts["read"], (2, "usable"): facts["usable"], (10, "taken"): facts["rows"]}
-    for place, key, prefix in (
-        (1, "dropped", "− dropped"),
-        (1, "malformed", "− cannot be read"),
-        (3, "mended", "  of them fixed"),
-        (4, "filtered", "− filtered"),
-    ):
-        steps |= {(place, f"{prefix}: {reason}"): sum(counts.values()) for reason, counts in facts[key].items()}
-    if contaminated := facts.get("contaminated_rows", 0):
-        steps[4, "− shares words with the evaluation"] = contaminated
-    if NEAR in facts:
-        steps[8, "− near-duplicate of a row that stays"] = sum(facts[NEAR].values())
-    if "excluded" in facts:
-        left = facts["usable"] - sum(number for (place, _), number in steps.items() if place == 4)
-        near = sum(facts.get(NEAR, {}).values())
-        in_base, repeats = facts["excluded"]["in_base"], facts["excluded"]["repeats"]
-        steps[5, "− text is in the base"] = in_base
-        steps[6, "− text is in an earlier row of the pool"] = repeats
-        if both := in_base + repeats - (left - near - facts["eligible"]):
-            steps[7, "+ both, so subtracted twice"] = both
-        steps[9, "left to draw from"] = facts["eligible"]
-    return steps
+def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the steps from the rows read from a base or pool to the rows taken; rows dropped are negative.
+
+    A row that was dropped for two reasons is counted under the first of them.
+    """
+    lost = facts["malformed"] | facts["dropped"]
+    dropped = [(reason, -sum(counts.values())) for reason, counts in lost.items()]
+    filtered = {**facts.get("filtered", {}), NEAR: facts.get(NEAR, {})}
+    later = {**facts.get("excluded", {}), **{reason: sum(counts.values()) for reason, counts in filtered.items()}}
+    later[CONTAMINATED] = facts.get("contaminated_rows", 0)
+    twice = sum(later.values()) - (facts["usable"] - facts["eligible"]) if "eligible" in facts else 0
+    for reason in reversed(later):
+        counted_before = min(later[reason], max(twice, 0))
+        later[reason] -= counted_before
+        twice -= counted_before
+    dropped += [(reason, -count) for reason, count in later.items() if count]
+    eligible = [("eligible", facts["eligible"])] if "eligible" in facts else []
+    return [("read", facts["read"]), *dropped, *eligible, ("taken", facts["rows"])]
+
+
+def _steps(mix: Mix) -> RenderableType:
+    """Return the steps with one column each for base and pool."""
+    columns = [dict(steps(facts)) for facts in mix.facts.values()]
+    dropped = [reason for column in columns for reason, count in column.items() if count < 0]
+    names = dict.fromkeys(["read", *dropped, *(["eligible"] if "pool" in mix.facts else []), "taken"])
+    rows = []
+    for name in names:
+        text = f"− {REASONS.get(name, name)}" if name in dropped else name
+        rows.append((text, *(f"{abs(column[name]):,}" if name in column else "" for column in columns)))
+    return _table("from rows read to rows taken", ("step", *mix.facts), rows)
 
 
 def _sources(mix: Mix) -> RenderableType:
@@ -131,3 +146,102 @@ def row(tokens: Tokens, tokenizer: Any, number: int, marks: tuple[str, str] = ("
             shown.append(f"{marks[0]}{text}{marks[1]}" if trained else text, style=TRAINED if trained else OTHER)
             start = end
     return shown
+
+
+BATCH = 10_000
+SAMPLES = 10  # rows that a card shows as chats
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Values of the rows of a mix, in its order; arrays of the same length."""
+
+    name: str  # of the mix
+    names: list[str]  # sources, largest first
+    sources: np.ndarray  # index of each row's source in `names`
+    pool: np.ndarray  # bool: whether the row is from the pool
+    keys: np.ndarray  # S32: hash of the normalised text; rows that share one have the same text
+    characters: np.ndarray  # of all turns
+    turns: np.ndarray  # without system turns
+    tokens: np.ndarray | None  # after truncation, 0 for rows that training skips; None if the mix is not tokenised
+    scores: np.ndarray | None  # NaN for rows without one; None if no row has one
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def by_source(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield each source with the mask of its rows."""
+        for number, name in enumerate(self.names):
+            yield name, self.sources == number
+
+
+def profile(mix: Mix, tokens: Tokens | None = None) -> Profile:
+    """Return the values of a mix, with those of its tokens if it is tokenised."""
+    rank = {name: number for number, name in enumerate(mix.sources)}
+    sources, sizes, turns = [], [], []
+    for table in mix.dataset.with_format("arrow").iter(BATCH):
+        for batch in table.combine_chunks().to_batches():
+            sources += [rank[name] for name in batch["source"].to_pylist()]
+            sizes.append(characters(batch))
+            turns.append(sum_turns(batch, pc.not_equal(turns_of(batch)[1], "system")))
+    return Profile(
+        name=mix.name,
+        names=list(rank),
+        sources=np.array(sources),
+        # A row id is `base:KEY` or `pool:KEY`, with `-2` after the key of a copy.
+        pool=np.array([row_id.startswith("pool:") for row_id in mix.row_ids]),
+        keys=np.array([row_id[5:37] for row_id in mix.row_ids], dtype="S32"),
+        characters=np.concatenate(sizes),
+        turns=np.concatenate(turns),
+        tokens=None if tokens is None else tokens.lengths,
+        scores=mix.scores,
+    )
+
+
+def unread_columns(mix: Mix) -> list[tuple[str, str, str]]:
+    """Return (origin, source, `images 6, label 3`): columns and keys of turns that were not read, and their rows."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for origin, facts in mix.facts.items():
+        for name, by_source in facts["unread"].items():
+            for source, rows in by_source.items():
+                found.setdefault((origin, source), {})[name] = rows
+    listed = []
+    for (origin, source), names in sorted(found.items(), key=lambda entry: -sum(entry[1].values())):
+        largest = sorted(names.items(), key=lambda entry: (-entry[1], entry[0]))
+        shown = [f"{' '.join(name[:LONGEST_NAME].split())} {rows:,}" for name, rows in largest[:MOST_NAMES]]
+        shown += [f"{len(largest) - MOST_NAMES:,} more"] if len(largest) > MOST_NAMES else []
+        listed.append((origin, source, ", ".join(shown)))
+    return listed
+
+
+def repeats(found: Profile) -> dict[str, int]:
+    """Count by source the rows whose text an earlier row of the mix has."""
+    _, first = np.unique(found.keys, return_index=True)
+    counts = np.bincount(np.delete(found.sources, first), minlength=len(found.names)).tolist()
+    return {name: count for name, count in zip(found.names, counts, strict=True) if count}
+
+
+def samples(mix: Mix, count: int = SAMPLES) -> list[dict[str, Any]]:
+    """Return a few random rows, drawn with the mix's seed: `number, row_id, source, messages`.
+
+    What a turn holds beyond its text, such as tool calls, is appended to the text as JSON.
+    """
+    drawn = stream(mix.seed, "card").permutation(len(mix.row_ids))[:count]
+    shown = []
+    for number in sorted(drawn.tolist()):
+        row = mix.dataset[number]
+        messages = []
+        for turn in full_messages(row["messages"], row["extras"])[0]:
+            more = {name: value for name, value in turn.items() if name not in ("role", "content")}
+            text = "\n".join([turn["content"], json.dumps(more, ensure_ascii=False)] if more else [turn["content"]])
+            messages.append({"role": turn["role"], "content": text})
+        shown.append({"number": number, "row_id": mix.row_ids[number], "source": row["source"], "messages": messages})
+    return shown
+
+
+def described(values: np.ndarray) -> dict[str, float]:
+    """Return mean, median, 5th and 95th percentile, and sum; zeros if there are no values."""
+    if not len(values):
+        return dict.fromkeys(("mean", "median", "p5", "p95", "sum"), 0.0)
+    p5, median, p95 = np.percentile(values, [5, 50, 95]).tolist()
+    return {"mean": float(values.mean()), "median": median, "p5": p5, "p95": p95, "sum": float(values.sum())}

@@ -15,6 +15,7 @@ from functools import lru_cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 
+from tometune.common.cache import default_cache
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
 from tometune.common.hub import commit_of, hub_errors, pinned
@@ -28,7 +29,7 @@ LONGEST_PATH = 200  # characters that an error shows of a path that the system r
 FILES = "a JSONL, JSON, CSV, TSV, parquet or Arrow file, a folder of them, or a glob"
 
 # What in a path below a folder names a split other than train.
-HELD_OUT = re.compile(r"(?:^|[/._-])(?:test|testing|valid|validation|val|dev|eval)(?=[/._-])", re.IGNORECASE)
+HELD_OUT = re.compile(r"(?:^|[/._-])(?:test|testing|valid|validation|val|dev|eval|evaluation)(?=[/._-])", re.IGNORECASE)
 # Files of a `save_to_disk` folder that hold no rows.
 NO_ROWS = ("dataset_info.json", "dataset_dict.json", "state.json")
 
@@ -76,7 +77,9 @@ def _files(path: str | None, key: str) -> tuple[list[Path], list[Path]]:
         raise UserError(f"{key}={path}: no such file; name {FILES}")
     for file in found:
         if not kind_of(file):
-            raise UserError(f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)}")
+            raise UserError(
+                f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)} (text also in .gz, .zst)"
+            )
     held_out = [file for file in found if folder and HELD_OUT.search(file.relative_to(folder).as_posix())]
     kept = [file for file in found if file not in held_out]
     return (kept, held_out) if kept else (held_out, [])
@@ -96,7 +99,7 @@ def _digest(file: Path) -> bytes:
 
 
 def content_digest(file: Path) -> bytes:
-    """Return the sha256 of a file's content. A file is hashed again only if its size or time changes."""
+    """Return the sha256 of a file's content; hashed again only if its size or time changes."""
     try:
         found = file.stat()
         return _content_digest(file.resolve(), found.st_size, found.st_mtime_ns)
@@ -185,15 +188,13 @@ def _load_error(source: SourceConfig, key: str, reason: str) -> UserError:
 def _shards(source: SourceConfig, commit: str) -> list[str] | None:
     """Return the parquet files of a split as paths in the repository; None if it is not made of parquet files.
 
-    The list is stored in the hub's local cache, so that cached shards can be read with HF_HUB_OFFLINE=1.
+    The list is stored, so that the shards in the hub's own cache can be read with HF_HUB_OFFLINE=1.
     """
     import datasets
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    folder = repo_folder_name(repo_id=str(source.id), repo_type="dataset")
-    name = re.sub(r"[^\w.-]", "_", f"{commit}-{source.subset}-{source.split}")
-    stored = Path(constants.HF_HUB_CACHE) / folder / "shards" / f"{name}.json"
+    asked = json.dumps([source.id, commit, source.subset, source.split])
+    stored = default_cache() / "shards" / f"{sha256(asked.encode()).hexdigest()[:20]}.json"
     if stored.is_file():
         return json.loads(stored.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     if constants.HF_HUB_OFFLINE:
@@ -202,7 +203,7 @@ def _shards(source: SourceConfig, commit: str) -> list[str] | None:
     names = [str(file) for file in (builder.config.data_files or {}).get(source.split, [])]
     paths = [match["path"] for match in map(ON_HUB.fullmatch, names) if match and match["path"].endswith(".parquet")]
     shards = paths if paths and len(paths) == len(names) else None
-    with suppress(OSError):
+    with suppress(OSError):  # it is only needed offline
         stored.parent.mkdir(parents=True, exist_ok=True)
         write_json(stored, shards)
     return shards

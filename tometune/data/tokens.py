@@ -1,13 +1,13 @@
 """Tokens of a mix, cached per source: each row is tokenised once, whichever mixes take it.
 
-Rows that a mix needs and no earlier mix had form pieces: rows.arrow with the rows that have labels, and index.npy with
-one line per row. The cells of a table therefore share the tokens of base and pool, and a kill costs at most one piece.
+Rows that a mix needs and no earlier mix had form a piece: rows.arrow with the rows that have labels, and index.npy with
+one line per row. The cells of a table therefore share the tokens of base and pool.
 """
 
 import json
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -15,22 +15,28 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
+from datasets import (
+    Dataset,
+    concatenate_datasets,
+    disable_progress_bars,
+    enable_progress_bars,
+    is_progress_bar_enabled,
+)
 from filelock import FileLock
 
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
+from tometune.common.progress import progress
 from tometune.data.encoder import Encoder, encode_rows, without_truncation
 from tometune.data.labels import INDEX, SCHEMA, label_rows, verify
 from tometune.data.mix import Mix, Part
-from tometune.data.template import Template
+from tometune.data.template import NOTES, Template
 
 log = logging.getLogger(__name__)
 
-VERSION = 4  # raised when the same rows get other ids or labels, or are stored in another way
+VERSION = 5  # raised when the same rows get other ids or labels, or are stored in another way
 
-# Most rows of a piece, and how many of them are decoded and compared with their answers.
-PIECE, VERIFIED = 50_000, 200
+VERIFIED = 200  # rows of a piece that are decoded and compared with their answers
 
 # Tokenised rows, memory-mapped tables of `SCHEMA`; and their index, (rows, len(INDEX)), sorted by row, each row once.
 Pieces = tuple[list[Dataset], np.ndarray]
@@ -47,6 +53,7 @@ class Counts:
     tokens_cut: int = 0  # a lower bound for rows so long that their end was not tokenised
     without_labels: int = 0  # rows without trainable tokens after truncation: they stay in the mix, training skips them
     special_text: int = 0  # rows whose texts spell a special token; it is encoded as plain text
+    template: dict[str, int] = field(default_factory=dict)  # rows by what the chat template could not show, see `NOTES`
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         raise UserError(
             f"trainer.max_length={max_length}: the chat template alone takes {overhead} tokens; raise it above that"
         )
-    if not template.ends:
+    if not template.end:
         log.warning("the chat template ends answers without a special token, so the model does not learn to stop")
     made_by = {
         "tokenizer": _hash(without_truncation(tokenizer.backend_tokenizer).to_str()),
@@ -91,7 +98,7 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         numbers.append(chosen[chosen[:, 1] >= 0, 1] + length)
         length += sum(map(len, rows))
     index = np.concatenate(lines)
-    _, places, lengths, trained, cut, special = index.T
+    _, places, lengths, trained, cut, special, *notes = index.T
     counts = Counts(
         rows=len(index),
         tokens=int(lengths.sum()),
@@ -100,11 +107,19 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         tokens_cut=int(cut.sum()),
         without_labels=int((places < 0).sum()),
         special_text=int(special.sum()),
+        template={name: int(column.sum()) for name, column in zip(NOTES, notes, strict=True) if column.any()},
     )
+    shown = [f"{count:,} rows with {NOTES[name]}" for name, count in counts.template.items()]
+    if counts.without_labels == counts.rows and shown:
+        raise UserError(
+            f"model: its chat template leaves nothing to train on ({'; '.join(shown)}); choose another model"
+        )
     if counts.without_labels == counts.rows:
         raise UserError(f"trainer.max_length={max_length}: no row has an answer left after truncation; raise it")
+    for line in shown:
+        log.warning("%s", line)
     if counts.without_labels:
-        log.warning("%s rows skipped: no trainable tokens left after truncation", f"{counts.without_labels:,}")
+        log.warning("%s rows skipped: nothing left to train on", f"{counts.without_labels:,}")
     return Tokens(concatenate_datasets(tables).select(np.concatenate(numbers)), counts, lengths)
 
 
@@ -123,20 +138,19 @@ def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_leng
     with FileLock(cache / kind / ".lock"):  # other processes that need these rows wait and then find them
         for left in (cache / kind).glob(".*/"):  # left by a killed process; nobody else holds the lock
             shutil.rmtree(left, ignore_errors=True)
-        missing = np.setdiff1d(part.chosen, _load(cache / kind, repair=True)[1][:, 0])
-        for start in range(0, len(missing), PIECE):
-            numbers = missing[start : start + PIECE]
-            rows = {"count": len(numbers), "sha256": sha256(numbers.astype("<i8").tobytes()).hexdigest()[:20]}
-            build = partial(_build, part.source.rows.select(numbers), numbers, template, max_length)
+        missing = np.setdiff1d(part.chosen, _load(cache / kind)[1][:, 0])
+        if len(missing):
+            rows = {"count": len(missing), "sha256": sha256(missing.astype("<i8").tobytes()).hexdigest()[:20]}
+            build = partial(_build, part.source.rows.select(missing), missing, template, max_length)
             cached_folder(cache, kind, {**key, "rows": rows}, build)
-            log.info("%s of %s rows tokenised", f"{start + len(numbers):,}", f"{len(missing):,}")
+            log.info("%s rows tokenised", f"{len(missing):,}")
     return _load(cache / kind)
 
 
-def _load(folder: Path, repair: bool = False) -> Pieces:
+def _load(folder: Path) -> Pieces:
     """Return the pieces in a folder; if two machines tokenised the same row, the first one is used.
 
-    A piece that cannot be read is ignored, and with `repair` deleted, so that its rows are made again.
+    A piece that cannot be read is deleted, so that its rows are made again.
     """
     tables, indexes, length = [], [np.empty((0, len(INDEX)), dtype=np.int64)], 0
     for piece in sorted(path.parent for path in folder.glob("[!.]*/config.json")):
@@ -144,8 +158,7 @@ def _load(folder: Path, repair: bool = False) -> Pieces:
             index, table = np.load(piece / "index.npy"), Dataset.from_file(str(piece / "rows.arrow"))
         except (OSError, EOFError, ValueError, pa.ArrowException):
             log.warning("%s: cannot be read; its rows are tokenised again", piece)
-            if repair:
-                shutil.rmtree(piece)
+            shutil.rmtree(piece, ignore_errors=True)
             continue
         index[:, 1] += np.where(index[:, 1] >= 0, length, 0)
         tables.append(table)
@@ -161,19 +174,41 @@ def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: i
     encoder = Encoder(template)
     verified = set(np.linspace(0, len(rows) - 1, VERIFIED, dtype=int).tolist())
     lines, place = [], 0
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
-        for batch in encode_rows(rows.select_columns("messages"), template, encoder, max_length):
+    with (
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, SCHEMA) as writer,
+        progress("rows tokenised", len(rows)) as advance,
+    ):
+        for batch in encode_rows(rows.select_columns(["messages", "extras"]), template, encoder, max_length):
             stop = batch.start + len(batch.encoded)
             for number in verified.intersection(range(batch.start, stop)):
                 row = number - batch.start
                 if batch.rendered[row] is batch.clipped[row]:
-                    messages, rendered, encoded = batch.conversations[row], batch.rendered[row], batch.encoded[row]
-                    verify(encoder, messages, rendered, encoded, int(numbers[number]))
+                    verify(encoder, batch.rendered[row], batch.encoded[row], int(numbers[number]))
             table, index = label_rows(batch.encoded, max_length)
             index[:, 0] = numbers[batch.start : stop]
             index[index[:, 1] >= 0, 1] += place
-            index[:, 5] = [bool(row.stand_ins) for row in batch.rendered]
+            index[:, 5:] = [[bool(row.stand_ins), *(note in row.notes for note in NOTES)] for row in batch.rendered]
             lines.append(index)
             place += len(table)
             writer.write_batch(table)
+            advance(len(batch.encoded))
     np.save(folder / "index.npy", np.concatenate(lines))
+
+
+def pack(dataset: Dataset, max_length: int) -> Dataset:
+    """Pack rows of at most `max_length` tokens by best fit, longest first (arXiv:2404.10830); no row is split.
+
+    Returns:
+        The packs with a third column, `seq_lengths`: the lengths of the rows in each pack. The collator turns them
+        into position ids that restart with each row, by which attention keeps the rows separate.
+    """
+    from trl import pack_dataset  # takes seconds to import
+
+    shown = is_progress_bar_enabled()
+    disable_progress_bars()  # it takes seconds, and the log is for lines
+    try:
+        return pack_dataset(dataset, max_length, strategy="bfd", map_kwargs={"keep_in_memory": True})
+    finally:
+        if shown:
+            enable_progress_bars()

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, Pre
 from tometune.common.distributed import gather, processes, rank
 from tometune.common.errors import UserError
 from tometune.common.seeding import stream
+from tometune.data.template import end_of_turn
 from tometune.evaluation.engines import Engine
 
 log = logging.getLogger(__name__)
@@ -159,10 +160,11 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_t
     """Return a config in which every setting is neutral.
 
     `generate` fills missing settings from the model's own config, which for Llama means sampling at temperature 0.6 and
-    for others a repetition penalty. Of that config, only the end-of-turn tokens are used, with the tokenizer's.
+    for others a repetition penalty. Of that config, only the end-of-turn tokens are used, with those of the tokenizer
+    and its chat template.
     """
     own = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    stops = {tokenizer.eos_token_id, end_of_turn(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         min_new_tokens=0,

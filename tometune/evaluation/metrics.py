@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from tometune.common.errors import UserError, did_you_mean
+from tometune.evaluation.unicode_words import as_rouge_words, needs_unicode
 
 Scores = dict[str, list[float]]  # scores per example, by column; a metric may have several columns
 PlainMetric = Callable[[list[str], list[list[str]]], Scores]  # of predictions and, for each, its references
@@ -95,7 +96,8 @@ def _rouge(predictions: list[str], references: list[list[str]]) -> Scores:
 
     With several references, each of the three is the maximum over the references (as in `score_multi` of
     google-research/rouge, whose `rouge_scorer` gives the same numbers as rouge-score-rs). There is no bootstrap
-    aggregate, because its mean would change from call to call.
+    aggregate, because its mean would change from call to call. Examples with a reference in another script than Latin
+    are compared by Unicode words, see `unicode_words`.
     """
     import datasets
     import evaluate  # imports transformers' pipelines, which takes seconds
@@ -114,8 +116,11 @@ def _rouge(predictions: list[str], references: list[list[str]]) -> Scores:
         def _compute(self, predictions: list[str], references: list[list[str]]) -> Scores:
             targets = [text for texts in references for text in texts]
             owners = [index for index, texts in enumerate(references) for _ in texts]
-            scorer = RougeScorer(kinds, use_stemmer=True)
-            pairs = scorer.score_batch(targets, [predictions[index] for index in owners])
+            answers = [predictions[index] for index in owners]
+            for index, owner in enumerate(owners):
+                if any(map(needs_unicode, references[owner])):
+                    targets[index], answers[index] = as_rouge_words(targets[index]), as_rouge_words(answers[index])
+            pairs = RougeScorer(kinds, use_stemmer=True).score_batch(targets, answers)
             best: Scores = {kind: [0.0] * len(predictions) for kind in kinds}
             for index, pair in zip(owners, pairs, strict=True):
                 for kind in kinds:

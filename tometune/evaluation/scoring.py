@@ -23,6 +23,7 @@ from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.generation import Generation, generate
 from tometune.evaluation.metrics import MetricContext, Scores, score
 from tometune.evaluation.tasks import Task
+from tometune.evaluation.unicode_words import needs_unicode
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class Scorer:
             "unended": sum(not answer.ended for answer in answers),  # those that reached `max_new_tokens`
             "engine": engine.kind(generations.batch_size),
             "batch_size": generations.batch_size,
+            "unicode_words": sum(any(map(needs_unicode, texts)) for texts in references),  # examples, see `metrics`
         }
         if is_first():
             key = key | {"engine": engine.kind(key["batch_size"])}  # compiling may have failed

@@ -2,33 +2,25 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from string import Formatter
-from typing import Any
 
-from tometune.common.errors import UserError, did_you_mean
+from tometune.common.errors import UserError
 from tometune.common.hub import pinned
 from tometune.common.seeding import stream
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
 from tometune.data.readers import Batch, batches
 from tometune.data.sources import content_digest, files_of, read
+from tometune.evaluation.fields import Row, collect, names_in, render
 from tometune.evaluation.metrics import MODEL_METRICS, identity_of
+from tometune.evaluation.unicode_words import needs_unicode
 
 log = logging.getLogger(__name__)
 
 SHUFFLE_SEED = 0  # of the shuffle that a limit takes a prefix of: every run is scored on the same examples
-ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One raw row of a source."""
-
-    fields: dict[str, Any]
-    origin: str  # its file and line, for error messages
 
 
 @dataclass(frozen=True)
@@ -97,14 +89,15 @@ def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
     about = " ".join(part for part in (task.description, f"({task.licence})" if task.licence else "") if part)
     log.info("task %s: %d of %d examples. %s", name, len(kept), len(order), about)
     metrics = [identity_of(metric) for metric in sorted(task.metrics)]
+    other_scripts = sum(any(map(needs_unicode, example.references)) for example in kept)
+    if other_scripts:
+        metrics.append("rouge by Unicode words")
+        log.info(
+            "task %s: ROUGE compares %d examples by Unicode words, since their script is not Latin", name, other_scripts
+        )
     asked = [{"id": one.id, "messages": one.messages, "references": one.references} for one in kept]
     content = json.dumps([task.version, task.max_new_tokens, metrics, asked], ensure_ascii=False)
     return Task(name, task, kept, len(kept) < len(own), sha256(content.encode()).hexdigest())
-
-
-def evaluation_texts(config: EvalConfig) -> list[tuple[str, str, str]]:
-    """Return the texts of all tasks; see `texts_of_task`."""
-    return [text for name, task in config.tasks.items() for text in texts_of_task(name, task)]
 
 
 def texts_of_task(name: str, task: TaskConfig) -> list[tuple[str, str, str]]:
@@ -121,19 +114,29 @@ def texts_of_task(name: str, task: TaskConfig) -> list[tuple[str, str, str]]:
 def _examples_of(key: str, task: TaskConfig) -> tuple[list[Example], list[int]]:
     """Return all examples, and the indices that the task uses, in the shuffled order of which limits take a prefix."""
     rows = read_rows(key, task)
+    made = [_example(key, task, row, number) for number, row in enumerate(rows)]
+    empty = [row.origin for row, example in zip(rows, made, strict=True) if not example.references]
+    if empty:
+        raise UserError(
+            f"{key}.references: {len(empty)} of {len(rows)} rows have no reference with any text, first {empty[0]}; "
+            "delete these rows, or name another field"
+        )
     merged: dict[str, Example] = {}
-    for number, row in enumerate(rows):
-        example = _example(key, task, row, number)
+    for example in made:
         first = merged.setdefault(json.dumps(example.messages), example)
         if first is not example:
             first.references[:] = dict.fromkeys([*first.references, *example.references])
             first.texts.extend(example.texts)
+    read = {"id", *names_in(task)}
+    unread = Counter(name for row in rows for name, value in row.fields.items() if name not in read and value)
     examples = list(merged.values())
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:  # scores are paired by it
-            raise UserError(f"{key}: two examples have the id {example.id!r}; give each its own, or none at all")
-        seen.add(example.id)
+    if len(examples) < len(rows):
+        log.info("%s: %d rows repeat a prompt; their references are joined", key, len(rows) - len(examples))
+    if unread and task.kind is TaskKind.jsonl:
+        log.info("%s: not read: %s", key, ", ".join(f"{name} {count:,}" for name, count in unread.most_common()))
+    repeated = [name for name, count in Counter(example.id for example in examples).items() if count > 1]
+    if repeated:  # scores are paired by it
+        raise UserError(f"{key}: two examples have the id {repeated[0]!r}; give each its own, or none at all")
     order = stream(SHUFFLE_SEED, "evaluation examples").permutation(len(examples)).tolist()
     if task.kind is not TaskKind.pydocs:
         return examples, order
@@ -144,18 +147,16 @@ def _examples_of(key: str, task: TaskConfig) -> tuple[list[Example], list[int]]:
 
 
 def _example(key: str, task: TaskConfig, row: Row, number: int) -> Example:
-    """Make an example of one row; its id is the field `id`, else the row's number."""
+    """Make an example of one row; its id is the field `id`, else the number of the row."""
     prompt, values = render(task.prompt, row, f"{key}.prompt")
     if not prompt:
         raise UserError(f"{key}.prompt: {row.origin} gives an empty prompt; delete the row or change the template")
-    messages = [{"role": "user", "content": prompt}]
-    if task.system is not None:
-        messages.insert(0, {"role": "system", "content": task.system})
+    system = row.fields.get("system") if task.system is None else render(task.system, row, f"{key}.system")[0]
+    messages = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
+    messages.append({"role": "user", "content": prompt})
     identifier = row.fields.get("id")
     references = collect(task.references, row, f"{key}.references")
-    return Example(
-        str(number if identifier is None else identifier), messages, references, texts=[*values, *references]
-    )
+    return Example(str(number if identifier is None else identifier), messages, references, [*values, *references])
 
 
 def read_rows(key: str, task: TaskConfig) -> list[Row]:
@@ -178,68 +179,3 @@ def read_rows(key: str, task: TaskConfig) -> list[Row]:
     if not rows:
         raise UserError(f"{key}: {task.path or task.id or task.topic} has no examples; choose a source that has some")
     return rows
-
-
-def render(template: str, row: Row, key: str) -> tuple[str, list[str]]:
-    """Replace each `{field}` of a template by that field of the row; `{{` and `}}` are plain braces.
-
-    Returns:
-        The text without outer white space, and the values in it. A null value is empty, a list is joined by commas.
-
-    Raises:
-        UserError: the template is malformed or names a field that the row does not have.
-    """
-    try:
-        parts = list(Formatter().parse(template))
-    except ValueError as error:
-        raise UserError(f"{key}: {error}; write {{{{ and }}}} for plain braces") from None
-    text, values = "", []
-    for literal, name, spec, conversion in parts:
-        text += literal
-        if spec or conversion or name == "":
-            raise UserError(f"{key}: only plain fields are supported, no formats; e.g. {{input}}")
-        if name:
-            values.append(", ".join(reach(row.fields, name, f"{key}: {row.origin}")))
-            text += values[-1]
-    return text.strip(), values
-
-
-def collect(paths: list[str], row: Row, key: str) -> list[str]:
-    """Return the distinct, non-empty references of a row, in order.
-
-    Raises:
-        UserError: a path names no field, or all references are empty.
-    """
-    place = f"{key}: {row.origin}"
-    found = [text.strip() for path in paths for text in reach(row.fields, path, place)]
-    references = list(dict.fromkeys(text for text in found if text))
-    if not references:
-        raise UserError(f"{place} has no reference with any text; delete the row or name another field")
-    return references
-
-
-def reach(value: Any, path: str, place: str) -> Iterator[str]:
-    """Yield every value at a dotted path as text; a list on the path contributes the values of each of its entries.
-
-    In a list of `{role, content}` messages, a role selects the content of the first message of that role, as in
-    `messages.assistant`. `place` is the config key and the row, for the error about an unknown field.
-    """
-    head, _, rest = path.partition(".")
-    if isinstance(value, list) and path:
-        if head in ROLES and all(isinstance(entry, dict) and "role" in entry for entry in value):
-            turns = [turn for turn in value if turn["role"] == head][:1]
-            yield from reach([turn.get("content") for turn in turns], rest, place)
-        else:
-            for entry in value:
-                yield from reach(entry, path, place)
-    elif path:
-        fields = list(value) if isinstance(value, dict) else []
-        if head not in fields:
-            near = did_you_mean(head, fields)
-            raise UserError(f"{place} has no field {head!r}{near} (fields: {', '.join(fields)})")
-        yield from reach(value[head], rest, place)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from reach(entry, "", place)
-    elif value is not None:
-        yield str(value).encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, UTF-8 cannot

@@ -21,7 +21,8 @@ from tometune.exporting.formats import PACKAGES, Export, load_export, share_of_c
 from tometune.exporting.gate import EngineError, GateError, Reference, compare
 from tometune.exporting.model_card import write_card, write_licence
 from tometune.exporting.reference import References
-from tometune.models.load import free_memory, load_model
+from tometune.models.load import load_model
+from tometune.models.machine import free_memory
 from tometune.models.source import fingerprint, locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.runs.finished import Finished, is_local

@@ -9,7 +9,7 @@ from torch import nn
 
 from tometune.common.errors import UserError, did_you_mean
 from tometune.common.seeding import seed_everything
-from tometune.config.lora import LoraConfig
+from tometune.config.model import LoraConfig
 from tometune.models.lora_rounding import round_once
 
 
@@ -57,13 +57,13 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftMo
 
 def check_safetensors(folder: Path) -> None:
     """Raise a `UserError` unless an adapter's weights are safetensors; without them PEFT reads a pickle."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        pickled = (folder / "adapter_model.bin").exists()
+    if (folder / "adapter_model.safetensors").is_file():
+        return
+    if (folder / "adapter_model.bin").exists():
         raise UserError(
             f"{folder}: holds its weights as a pickle, which can run code when it is read; save it as safetensors"
-            if pickled
-            else f"{folder}: holds no adapter_model.safetensors; name a run whose training finished"
         )
+    raise UserError(f"{folder}: holds no adapter_model.safetensors; name a run whose training finished")
 
 
 def check_targets(model: nn.Module, targets: list[str]) -> None:

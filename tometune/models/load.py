@@ -1,82 +1,144 @@
-"""Loading a model: whether this machine can hold it, by which backend it trains, and a description for run.json."""
+"""Loading a model: to answer, to train every weight, or as a run trained it."""
 
-import platform
-from importlib import util
+import logging
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from tometune.common.distributed import processes
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
 from tometune.common.errors import UserError
-from tometune.common.hub import HERE
-from tometune.config.model import Backend, ModelConfig, Precision, Quantization
-from tometune.models import unsloth_backend
-from tometune.models.source import ModelSource, fingerprint, quantized
+from tometune.common.hub import hub_errors
+from tometune.config.model import LoraConfig, ModelConfig, Precision, Quantization
+from tometune.models.adapter import check_targets, load_adapter
+from tometune.models.machine import device_name, resolve_backend, resolve_precision
+from tometune.models.source import ADAPTER, ModelSource, as_saved, fingerprint, quantized
 
-
-def check_machine(model: ModelConfig) -> None:
-    """Raise a `UserError` if this machine has no GPU or package to load the model; nothing is downloaded."""
-    import torch
-
-    if model.attn_implementation == "flash_attention_2" and util.find_spec("flash_attn") is None:
-        raise UserError(
-            "model.attn_implementation=flash_attention_2: needs the package flash-attn; install it, or set "
-            "model.attn_implementation=sdpa"
-        )
-    gpu = torch.cuda.is_available()
-    if model.backend is Backend.unsloth:
-        unsloth_backend.check_installed()
-        if processes() > 1:
-            raise UserError(
-                "model.backend=unsloth: trains in one process, torchrun started several; set model.backend=transformers"
-            )
-    if quantized(model) and not gpu:
-        raise UserError(
-            f"model={model.name}: its 4-bit weights (model.quantization=nf4) need an NVIDIA GPU, none was found; on "
-            f"this machine: {HERE}"
-        )
-    if quantized(model) and util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f'model={model.name}: 4-bit weights need bitsandbytes; run: pip install "tometune[gpu]" '
-            "(or take a 16-bit model and model.quantization=none)"
-        )
-    if model.precision is Precision.fp16 and not gpu:
-        raise UserError("model.precision=fp16: needs a GPU; set model.precision=auto")
-
-
-def resolve_backend(model: ModelConfig) -> Backend:
-    """Return the backend that trains the model: `auto` is unsloth on one NVIDIA GPU where it is installed."""
-    if model.backend is not Backend.auto:
-        return model.backend
-    import torch
-
-    one_gpu = torch.cuda.is_available() and torch.version.hip is None and processes() == 1
-    return Backend.unsloth if one_gpu and unsloth_backend.installed() else Backend.transformers
-
-
-def device_name() -> str:
-    """Return the name of the GPU, or of the processor with the number of threads."""
-    import torch
-
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def free_memory() -> None:
-    """Free GPU memory that nothing uses any more."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+log = logging.getLogger(__name__)
 
 
 def load_model(source: ModelSource) -> Any:
-    """Return the model on its device, in evaluation mode; see `tometune.models.transformers_backend.load`."""
-    from tometune.models import transformers_backend
+    """Load a causal language model onto the machine's device, in evaluation mode.
 
-    return transformers_backend.load(source)
+    Raises:
+        UserError: the hub does not have it, or it has no safetensors.
+    """
+    model = source.config
+    transformers_logging.disable_progress_bar()
+    dtype = compute_dtype(model.precision)
+    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
+    if model.quantization is Quantization.nf4 and not model.id.endswith("-bnb-4bit"):
+        # QLoRA's storage: NormalFloat4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314).
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if torch.cuda.is_available():
+        arguments["device_map"] = {"": torch.cuda.current_device()}
+    with hub_errors("model.id", model.id):
+        try:
+            return _weights(source, **arguments).eval()
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            raise UserError(
+                f"model.id={model.id}: holds no safetensors weights, and others (pickles) can run code when they "
+                "are read; convert it, or pick another model"
+            ) from error
+
+
+def _weights(source: ModelSource, **arguments: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        source.location, revision=source.revision, use_safetensors=True, **arguments
+    )
+
+
+def load_to_train(source: ModelSource) -> Any:
+    """Return the model with all weights trainable, in float32.
+
+    Training may still compute in 16 bits (autocast). Weights in bfloat16 keep 8 significant bits, in which the steps of
+    a usual learning rate are lost (Micikevicius et al. 2018, arXiv:1710.03740).
+
+    Raises:
+        UserError: the hub does not have it, it has no safetensors, or its files hold quantised weights.
+    """
+    loaded = load_model(replace(source, config=replace(source.config, precision=Precision.fp32)))
+    check_unquantised(loaded, source.config.id)
+    return loaded.requires_grad_(True)
+
+
+def restore(model: Any, source: ModelSource) -> None:
+    """Copy the weights of the source into the model, to start its training again.
+
+    Reading them a second time saves a copy of all weights in host memory during every training.
+    """
+    model.load_state_dict(_weights(source, dtype=torch.float32).state_dict())
+
+
+def load_tuned(model: Any, source: ModelSource, lora: LoraConfig, run: Path) -> Any:
+    """Return the model that the run in a folder trained: the base model with its adapter, or the whole model.
+
+    The base model is loaded from the source if `model` is None.
+
+    Raises:
+        UserError: the folder holds no trained model, or one for another base model.
+    """
+    if lora.enabled:
+        return load_adapter(load_model(source) if model is None else model, run / ADAPTER)
+    saved = as_saved(source.config, run)
+    return load_model(ModelSource(saved, saved.id, None))
+
+
+def author_configs(source: ModelSource) -> tuple[Any, Any]:
+    """Return the config and the generation config of a model as its author wrote them.
+
+    Raises:
+        UserError: the hub does not have them, or transformers would refuse to save a model with them.
+    """
+    with hub_errors("model.id", source.config.id):
+        config = AutoConfig.from_pretrained(source.location, revision=source.revision)
+        try:
+            generation = GenerationConfig.from_pretrained(source.location, revision=source.revision)
+        except OSError:  # few models have none
+            generation = GenerationConfig.from_model_config(config)
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        why = next((line.strip("- ") for line in str(error).splitlines()[1:]), str(error))
+        raise UserError(
+            f"model.id={source.config.id}: lora=none saves the whole model, which transformers refuses because of its "
+            f"generation_config.json ({why}); fix that file in a copy of the model and name its folder"
+        ) from error
+    return config, generation
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """Return the dtype of a precision on this machine; see `tometune.models.machine`."""
+    resolved = resolve_precision(precision)
+    if precision is Precision.auto and resolved is Precision.fp16:
+        log.info("this GPU does not compute in bfloat16: model.precision is fp16")
+    return {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16, Precision.fp32: torch.float32}[resolved]
+
+
+def check_trainable(model: Any, name: str, lora: LoraConfig) -> None:
+    """Raise a `UserError` unless the model has the layers that get an adapter, or weights that are not quantised."""
+    if lora.enabled:
+        check_targets(model, lora.target_modules)
+    else:
+        check_unquantised(model, name)
+
+
+def check_unquantised(model: Any, name: str) -> None:
+    """Raise a `UserError` if a model's weights are quantised, which a folder's name does not tell."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise UserError(
+            f"model.id={name}: its files hold quantised weights, which lora=none cannot train; name the same model in "
+            "16 bits, or choose lora=default"
+        )
 
 
 def describe(config: ModelConfig, model: Any) -> dict[str, Any]:

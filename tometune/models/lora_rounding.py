@@ -15,8 +15,7 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-ALIGNED = 8
-"""Columns in 16 bits that fill 16 bytes, to which fast kernels on a GPU need rows to be aligned."""
+ALIGNED = 8  # columns in 16 bits that fill 16 bytes, to which fast kernels on a GPU need rows to be aligned
 
 
 class Joined(torch.autograd.Function):

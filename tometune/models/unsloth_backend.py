@@ -11,34 +11,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 from tometune.common.errors import UserError
-from tometune.config.lora import LoraConfig
+from tometune.config.model import LoraConfig
+from tometune.models.machine import INSTALL_UNSLOTH
 from tometune.models.source import ModelSource, quantized
 
 log = logging.getLogger(__name__)
-
-INSTALL = 'pip install "tometune[unsloth]"'
-
-
-def installed() -> bool:
-    """Tell whether Unsloth is installed, without importing it."""
-    return util.find_spec("unsloth") is not None and util.find_spec("unsloth_zoo") is not None
-
-
-def check_installed() -> None:
-    """Raise a `UserError` unless Unsloth is installed in matching versions."""
-    if not installed():
-        raise UserError(f"model.backend=unsloth: needs unsloth; run: {INSTALL} (or set model.backend=transformers)")
-    ours, theirs = metadata.version("unsloth"), metadata.version("unsloth_zoo")
-    if ours.split(".")[:2] != theirs.split(".")[:2]:
-        raise UserError(
-            f"model.backend=unsloth: unsloth {ours} and unsloth_zoo {theirs} do not match; run: "
-            "pip install --upgrade unsloth unsloth_zoo"
-        )
 
 
 def prepare(cache: Path) -> None:
@@ -50,7 +31,7 @@ def prepare(cache: Path) -> None:
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     os.environ["UNSLOTH_AUTO_INSTALL"] = "0"
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled"))
-    _name_groups()
+    _add_enable_gqa()
 
     def is_relevant(record: logging.LogRecord) -> bool:
         greeting = record.getMessage().lstrip("=(/)_ ").startswith("Unsloth")
@@ -65,7 +46,7 @@ def prepare(cache: Path) -> None:
             import unsloth  # noqa: F401
         except (ImportError, AttributeError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"model.backend=unsloth: cannot be imported ({reason}); run: {INSTALL}") from error
+            raise UserError(f"model.backend=unsloth: cannot be imported ({reason}); run: {INSTALL_UNSLOTH}") from error
 
 
 @contextmanager
@@ -75,7 +56,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _name_groups() -> None:
+def _add_enable_gqa() -> None:
     """Add to PyTorch 2.11's `varlen_attn` the argument by which Unsloth recognises kernels that share keys among heads.
 
     The kernel of 2.11 does it anyway; 2.12 added `enable_gqa` to the Python function. Without it Unsloth runs each
@@ -90,25 +71,11 @@ def _name_groups() -> None:
     if "window_size" not in given or "enable_gqa" in given:
         return
 
-    def varlen_attn(
-        query: Any,
-        key: Any,
-        value: Any,
-        cu_seq_q: Any,
-        cu_seq_k: Any,
-        max_q: int,
-        max_k: int,
-        *,
-        return_aux: Any = None,
-        scale: float | None = None,
-        window_size: tuple[int, int] = (-1, -1),
-        enable_gqa: bool = False,  # noqa: ARG001 -- the kernel sees it from the shapes
-    ) -> Any:
-        """Call PyTorch's own function."""
-        lengths = (cu_seq_q, cu_seq_k, max_q, max_k)
-        return theirs(query, key, value, *lengths, return_aux=return_aux, scale=scale, window_size=window_size)
+    def varlen_attn(*parts: Any, window_size: Any = (-1, -1), enable_gqa: bool = False, **options: Any) -> Any:  # noqa: ARG001
+        """Call PyTorch's own function, whose kernel sees from the shapes that heads share keys."""
+        return theirs(*parts, window_size=window_size, **options)
 
-    varlen.varlen_attn = varlen_attn  # type: ignore[assignment]
+    varlen.varlen_attn = varlen_attn
 
 
 def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
@@ -124,7 +91,7 @@ def load(source: ModelSource, max_length: int, full: bool = False) -> Any:
     from unsloth import FastLanguageModel
 
     from tometune.common.hub import hub_errors
-    from tometune.models.transformers_backend import check_unquantised, compute_dtype
+    from tometune.models.load import check_unquantised, compute_dtype
 
     model = source.config
     dtype, gpu = compute_dtype(model.precision), torch.cuda.is_available()

@@ -18,18 +18,10 @@ from rich.text import Text
 from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
-from tometune.data.profile import Profile, described, repeats, unread_columns
+from tometune.data.preview import REASONS, Profile, described, repeats, steps, unread_columns
 from tometune.reporting import mix_figures
 from tometune.reporting.page import draw, environment, markdown_line
 
-# Reasons in words; any other reason is shown by its key.
-REASONS = {
-    "no_assistant_turn": "no assistant turn",
-    "in_base": "text is in the base",
-    "repeats": "text is in an earlier row of the pool",
-    NEAR: "near-duplicate of another row",
-    "contaminated": "overlaps with an evaluation example",
-}
 FOLDED_AFTER = 700  # characters of a turn that are visible without unfolding it
 MOST_CHARACTERS = 20_000  # characters of a turn on the page
 MOST_SOURCES = 6  # sources that are listed with their rows
@@ -48,7 +40,10 @@ def card(
         **_rows(values, np.ones(len(values), dtype=bool)),
         "scores": None if scores is None else {**described(scores), "rows": len(scores)},
         "sources": [{"source": name, **_rows(values, rows)} for name, rows in values.by_source()],
-        "steps": {origin: steps(facts) for origin, facts in mix.facts.items()},
+        "steps": {
+            origin: [(REASONS.get(reason, reason), count) for reason, count in steps(facts)]
+            for origin, facts in mix.facts.items()
+        },
         "dropped": _dropped(mix),
         "fixed": [
             _reason(reason, origin, sum(counts.values()), counts)
@@ -87,25 +82,6 @@ def _drops(facts: Mapping[str, Any]) -> dict[str, tuple[int, Mapping[str, int]]]
     overlaps = {f"{task}: {name}": count for task, sources in by_task for name, count in sources.items()}
     found["contaminated"] = facts.get("contaminated_rows", 0), overlaps
     return {reason: entry for reason, entry in found.items() if entry[0]}
-
-
-def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the steps from the rows read from a base or pool to the rows taken; rows dropped are negative.
-
-    A row that was dropped for two reasons is counted under the first of them.
-    """
-    counts = {reason: rows for reason, (rows, _) in _drops(facts).items()}
-    left = []
-    if "eligible" in facts:
-        left.append(("eligible", facts["eligible"]))
-        later = [reason for reason in counts if reason not in facts["dropped"] | facts["malformed"]]
-        twice = sum(counts[reason] for reason in later) - (facts["usable"] - facts["eligible"])
-        for reason in reversed(later):
-            counted_before = min(counts[reason], max(twice, 0))
-            counts[reason] -= counted_before
-            twice -= counted_before
-    dropped = [(REASONS.get(reason, reason), -rows) for reason, rows in counts.items() if rows]
-    return [("read", facts["read"]), *dropped, *left, ("taken", facts["rows"])]
 
 
 def _dropped(mix: Mix) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from tometune.reporting.grouping import Cell
 from tometune.reporting.page import HUES, INK, MUTED, PAPER, WIDTH, as_svg, panels
 
 if TYPE_CHECKING:
-    from tometune.data.profile import Profile
+    from tometune.data.preview import Profile
 
 MOST_PARTS = len(HUES) - 1  # parts of a bar with a colour of their own; the rest share one
 MOST_SOURCES = 12  # sources of a mix drawn separately; the rest are one

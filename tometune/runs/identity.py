@@ -6,18 +6,18 @@ fingerprint of each input (file contents, hub revision) instead of its location.
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from enum import Enum
 from hashlib import sha256
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from tometune.config.model import ModelConfig
+from tometune.config.data import DataConfig, PoolOrder, ScorerKind, SourceConfig, without_unused
+from tometune.config.model import LoraConfig, ModelConfig
 from tometune.config.root import Config
-from tometune.config.unused_settings import identity_of, without_unused_lora
 from tometune.config.validators import SINCE_DEFAULT
-from tometune.models.precision import resolve_precision
+from tometune.models.machine import resolve_precision
 
 MEANING = 5
 """Raised when a release makes the same config give another result, so that runs of older releases are not reused."""
@@ -31,7 +31,8 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         fingerprints: content of each input by key, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`.
     """
     groups = {name: content_of(getattr(config, name)) for name in ("trainer", "eval", "seeds")}
-    groups |= {"data": content_of(identity_of(config.data)), "lora": content_of(without_unused_lora(config.lora))}
+    lora = config.lora if config.lora.enabled else LoraConfig(enabled=False)
+    groups |= {"data": content_of(_without_unused_scores(without_unused(config.data))), "lora": content_of(lora)}
     return {"meaning": MEANING, "model": model_content(config.model), **groups, "inputs": dict(fingerprints)}
 
 
@@ -39,6 +40,19 @@ def model_content(model: ModelConfig) -> dict[str, Any]:
     """Return the model group with `precision=auto` resolved: bf16, fp16 and fp32 runs are different runs."""
     content: dict[str, Any] = content_of(model)
     return content | {"precision": resolve_precision(model.precision).value}
+
+
+def _without_unused_scores(data: DataConfig) -> DataConfig:
+    """Return the config of a mix without the names of score columns by which no row is filtered or ranked."""
+    default = SourceConfig().score
+    filtered = data.filters.min_score is not None
+    if not (filtered and data.filters.base):
+        data = replace(data, base=replace(data.base, score=default))
+    pool = data.pool
+    ranked = pool is not None and pool.order is PoolOrder.best and data.scorer.kind is ScorerKind.column
+    if pool is not None and not (filtered or ranked):
+        data = replace(data, pool=replace(pool, score=default))
+    return data
 
 
 def content_of(value: Any) -> Any:

@@ -39,11 +39,7 @@ class RunInputs:
         return cls(config, cache_folder(config), fingerprints(config))
 
     def load(self) -> None:
-        """Make the tasks, the tokenizer, the mix and its tokens now; under torchrun, the first process does it alone.
-
-        Raises:
-            UserError: a task, the data or the model does not allow this run.
-        """
+        """Make the tasks, the mix and its tokens now; under torchrun, the first process does it alone."""
         with quick_imports(), first_alone():
             _ = self.model_source, self.tasks, self.tokens  # each is made when it is first read
 
@@ -77,19 +73,17 @@ class RunInputs:
         Raises:
             UserError: see `build_mix`; or `data.contamination=fail` and a row overlaps with an evaluation example.
         """
-        from tometune.data.contamination import EvaluationTexts
         from tometune.data.mix import build_mix
-        from tometune.evaluation.tasks import evaluation_texts
         from tometune.models.quality_scorer import quality_scorer
 
-        data, checked = self.config.data, self.config.data.contamination is not Contamination.report
-        texts = EvaluationTexts(evaluation_texts(self.config.eval)) if checked else None
+        data = self.config.data
+        texts = None if data.contamination is Contamination.report else self.evaluation_texts[0]
         scorer = quality_scorer(data.scorer)
         mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts, scorer)
         if texts is not None and data.contamination is Contamination.fail:
             found = self._overlaps(mix, texts)
             if found.overlapping:
-                raise UserError(_overlap_message(found))
+                raise _contaminated(found)
         return mix
 
     @cached_property
@@ -99,8 +93,9 @@ class RunInputs:
 
         return tokenise(self.mix, self.tokenizer, self.config.trainer.max_length, self.cache)
 
-    def contamination(self) -> tuple[MixOverlaps | None, dict[str, str]]:
-        """Return the overlaps of the mix with the evaluation texts, and the tasks that could not be checked, with why.
+    @cached_property
+    def evaluation_texts(self) -> tuple[EvaluationTexts | None, dict[str, str]]:
+        """The texts of the tasks, None without any; and the tasks that could not be read, with why.
 
         Raises:
             UserError: a local task is missing or broken, or any task unless `data.contamination=report`.
@@ -108,15 +103,20 @@ class RunInputs:
         from tometune.data.contamination import EvaluationTexts
         from tometune.evaluation.tasks import texts_of_task
 
-        texts, unchecked = [], {}
+        texts, unread = [], {}
         for name, task in self.config.eval.tasks.items():
             try:
                 texts += texts_of_task(name, task)
             except UserError as error:
                 if task.kind is not TaskKind.hub or self.config.data.contamination is not Contamination.report:
                     raise
-                unchecked[name] = str(error)
-        return (self._overlaps(self.mix, EvaluationTexts(texts)) if texts else None), unchecked
+                unread[name] = str(error)
+        return (EvaluationTexts(texts) if texts else None), unread
+
+    def contamination(self) -> tuple[MixOverlaps | None, dict[str, str]]:
+        """Return the overlaps of the mix with the evaluation texts, and the tasks that could not be read, with why."""
+        texts, unread = self.evaluation_texts
+        return (None if texts is None else self._overlaps(self.mix, texts)), unread
 
     def _overlaps(self, mix: Mix, texts: EvaluationTexts) -> MixOverlaps:
         from tometune.data.contamination import of_mix, overlaps
@@ -167,11 +167,11 @@ def evaluation_fingerprints(model: ModelConfig, evaluation: EvalConfig) -> dict[
     return found
 
 
-def _overlap_message(found: MixOverlaps) -> str:
+def _contaminated(found: MixOverlaps) -> UserError:
     first = found.shown[0]
     examples = ", ".join(f"{count:,} examples of {task}" for task, count in found.touched.items())
     shared = " ".join(first["shared"].split()[:13])
-    return (
+    return UserError(
         f"data.contamination=fail: {found.overlapping:,} of {found.rows:,} rows share a 13-word sequence with "
         f"{examples}, e.g. {first['source']} with {first['example']}: {shared!r}; data.contamination=drop drops them"
     )

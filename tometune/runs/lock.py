@@ -79,8 +79,8 @@ def owner_of(folder: Path) -> Owner | None:
             if _read(path) is not None:
                 return None  # its owner was killed
             path.unlink(missing_ok=True)  # the file was gone, and opening the lock made it again
-    except FileNotFoundError:
-        return None  # its owner has just removed the empty folder
+    except (FileNotFoundError, FileExistsError):  # its owner has just removed the empty folder
+        return None
     except Timeout:
         return _read(path)
     with suppress(OSError):  # not empty, or another process was faster

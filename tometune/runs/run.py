@@ -1,14 +1,14 @@
-"""The folder of a run and its record, run.json.
-
-A run is identified by its content: `run_id = <model>-<data>-s<seed>-<hash8>`, see `tometune.runs.identity`.
-"""
+"""The folder of a run and its record, run.json."""
 
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from omegaconf import OmegaConf
 from tometune.common.distributed import is_first
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_json, write_text
-from tometune.common.logs import log_file
+from tometune.common.progress import log_file
 from tometune.config.root import Config
 from tometune.runs.identity import MEANING, content_hash, identity, plain
-from tometune.runs.provenance import git_state, versions
 
 SCHEMA = 1  # version of run.json's layout
 HASH_LETTERS = 8  # letters of the identity's hash in a run's id
@@ -42,11 +41,7 @@ class Run:
 
     @classmethod
     def find(cls, config: Config, fingerprints: Mapping[str, str]) -> "Run":
-        """Name the run of this config and read its record if there is one.
-
-        Raises:
-            UserError: the folder belongs to another config, or its run.json cannot be read.
-        """
+        """Name the run of a config and read its record if there is one; UserError if another config has its folder."""
         run_id, digest = name_of(config, fingerprints)
         folder = runs_folder(config) / run_id
         record = read_record(folder) if (folder / "run.json").exists() else {}
@@ -69,8 +64,6 @@ class Run:
     def check_writable(self) -> None:
         """Raise UserError if the run's folder cannot be made or written, before anything slow is done."""
         nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        if not nearest.is_dir():
-            raise UserError(f"{nearest}: is a file, so {self.folder} cannot be made; set paths.outputs to a folder")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise UserError(f"{nearest}: cannot be written to; set paths.outputs to a writable folder")
 
@@ -85,7 +78,10 @@ class Run:
         Raises:
             SaveError: the disk is full; everything saved before is valid.
         """
-        self.record = self._new_attempt(config, facts)
+        before = self.record
+        attempt = {"attempts": before.get("attempts", 0) + 1, "train": before.get("train")}
+        made_by = {"meaning": MEANING, "config_hash": self.config_hash, "seed": config.seed}
+        self.record = new_record(self.id, {**made_by, **facts, **attempt}, before)
         if not is_first():
             yield
             return
@@ -102,27 +98,6 @@ class Run:
                     self._finish("failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
                 raise
             self._finish("completed")
-
-    def _new_attempt(self, config: Config, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the record of a new attempt, with the results of earlier ones."""
-        before = self.record
-        return {
-            "schema": SCHEMA,
-            "run_id": self.id,
-            "status": "running",
-            "meaning": MEANING,
-            "config_hash": self.config_hash,
-            "seed": config.seed,
-            **facts,
-            "train": before.get("train"),
-            "eval": before.get("eval", {}),
-            "tracking": before.get("tracking"),
-            "versions": versions(),
-            "git": git_state(),
-            "started": before.get("started", now()),
-            "finished": None,
-            "attempts": before.get("attempts", 0) + 1,
-        }
 
     def add_scores(self, stage: str, scores: Mapping[str, Any]) -> None:
         """Record the scores of a stage, `base` or `tuned`, at once: they take minutes to hours."""
@@ -143,6 +118,23 @@ class Run:
         self.save()
 
 
+def new_record(run_id: str, facts: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the record of a new attempt, with the scores of the earlier ones in the record `before`."""
+    before = before or {}
+    return {
+        "schema": SCHEMA,
+        "run_id": run_id,
+        "status": "running",
+        **facts,
+        "eval": before.get("eval", {}),
+        "tracking": before.get("tracking"),
+        "versions": versions(),
+        "git": git_state(),
+        "started": before.get("started", now()),
+        "finished": None,
+    }
+
+
 def name_of(config: Config, fingerprints: Mapping[str, str]) -> tuple[str, str]:
     """Return the id of a config's run and the full hash behind it; reads nothing."""
     digest = content_hash(identity(config, fingerprints))
@@ -157,11 +149,7 @@ def runs_folder(config: Config) -> Path:
 
 
 def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
-    """Read run.json, or another file with the same layout, from a folder.
-
-    Raises:
-        UserError: it is missing, broken, or has another schema.
-    """
+    """Read run.json, or another file with the same layout; UserError if it is missing, broken or of another schema."""
     path = folder / name
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -172,3 +160,36 @@ def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise UserError(f"{path}: not of schema {SCHEMA}; it was written by another version of tometune")
     return record
+
+
+PACKAGES = (
+    *("tometune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth"),
+    *("hydra-core", "wandb", "rouge-score-rs"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python and of every package of `PACKAGES` that is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def git_state() -> dict[str, str | bool | None]:
+    """Return the commit of the code and whether it has uncommitted changes; None where it is not a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    if not (package.parent / ".git").exists():  # installed; a repository further up belongs to something else
+        return {"commit": None, "dirty": None}
+    try:
+        commit = _git(package, "rev-parse", "HEAD")
+        dirty = bool(_git(package, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": dirty}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603

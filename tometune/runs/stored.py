@@ -1,21 +1,26 @@
-"""The folder and config of an earlier run, and the settings that a command line changes in it."""
+"""Earlier runs: their folder and config, what a command line changes in it, and what `evaluate` scores."""
 
 import logging
-from dataclasses import is_dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from tometune.common.errors import UserError
+from tometune.common.files import write_json, write_text
 from tometune.config.root import Config, PathsConfig, typed
-from tometune.runs.identity import MEANING, identity
-from tometune.runs.run import HASH_LETTERS, read_record, runs_folder
+from tometune.models.source import ADAPTER, WHOLE
+from tometune.runs.identity import MEANING, content_hash, content_of, identity, model_content, plain
+from tometune.runs.inputs import evaluation_fingerprints
+from tometune.runs.run import HASH_LETTERS, new_record, now, read_record, runs_folder
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +31,7 @@ OF_THE_RUN = ("seed", "model", "experiment")
 
 
 def run_folder(name: str, paths: PathsConfig, key: str = "run") -> Path:
-    """Return the folder of a run that is named by a path, by an id under `paths.outputs`, or by an id in a sweep.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the folder of a run that is named by a path, by an id under `paths.outputs`, or by an id in a sweep."""
     sweeps = Path(paths.multirun).expanduser().glob(f"*/{escape(name)}")
     for folder in (Path(name).expanduser(), Path(paths.outputs).expanduser() / name, *sorted(sweeps, reverse=True)):
         if folder.is_dir():
@@ -47,14 +48,20 @@ def stored_config(folder: Path) -> Config:
         UserError: config.yaml is missing or broken, or holds a value that its setting cannot take.
     """
     path = folder / "config.yaml"
+    unknown: list[str] = []
     try:
         loaded = OmegaConf.create(path.read_text(encoding="utf-8"))
         assert isinstance(loaded, DictConfig), "not keys and values"
         if OmegaConf.select(loaded, "eval.engine") == "vllm":  # this engine was removed
             loaded.eval.engine = "auto"
-        unknown: list[str] = []
-        known = _known_settings(OmegaConf.to_container(loaded), Config, "", unknown)
-        config = typed(OmegaConf.create(known))
+        while True:
+            try:
+                config = typed(loaded)
+                break
+            except ConfigKeyError as error:  # OmegaConf stops at the first key that the schema does not have
+                group, _, name = str(error.full_key).rpartition(".")
+                (OmegaConf.select(loaded, group) if group else loaded).pop(name)
+                unknown.append(str(error.full_key))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a run folder, e.g. run=outputs/<run_id>") from None
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, AssertionError) as error:
@@ -67,22 +74,6 @@ def stored_config(folder: Path) -> Config:
         _warned.add(keys)
         log.warning("%s: ignoring settings that this version does not have: %s", path, keys)
     return config
-
-
-def _known_settings(values: Any, schema: Any, prefix: str, unknown: list[str]) -> Any:
-    """Return `values` without the keys that `schema` (a type annotation) does not have; add those to `unknown`."""
-    if not isinstance(values, dict):
-        return values
-    types = (schema, *get_args(schema))  # a field may be optional: `PoolConfig | None`
-    group = next((each for each in types if is_dataclass(each)), None)
-    if get_origin(schema) is dict:  # e.g. `dict[str, TaskConfig]`: any key, each value a group
-        return {key: _known_settings(value, types[-1], f"{prefix}{key}.", unknown) for key, value in values.items()}
-    if group is None:
-        return values
-    hints = get_type_hints(group)
-    unknown += [f"{prefix}{key}" for key in values if key not in hints]
-    kept = {key: value for key, value in values.items() if key in hints}
-    return {key: _known_settings(value, hints[key], f"{prefix}{key}.", unknown) for key, value in kept.items()}
 
 
 def run_of_older_version(config: Config, run_id: str) -> Path | None:
@@ -132,3 +123,88 @@ def with_command_line(stored: Config, composed: Config) -> Config:
         elif group == "model" or key == "seeds.generation":
             OmegaConf.update(target, key, OmegaConf.select(source, key), merge=False)
     return typed(target)
+
+
+SEPARATE = "evaluation.json"  # of an evaluation with a folder of its own; a run's own tasks are in its run.json
+
+
+@dataclass
+class Subject:
+    """A model and the tasks it is scored on."""
+
+    id: str  # name of the folder, and of the run in the tracker
+    folder: Path  # gets `eval/<stage>/<task>.jsonl`
+    file: Path  # run.json if the tasks are the run's own, else evaluation.json
+    config: Config  # the model and the tasks
+    run: Path | None  # folder of the run that trained the model; None for a model that was not trained here
+    record: dict[str, Any]  # content of `file`
+
+    @property
+    def separate(self) -> bool:
+        """Whether the scores have a record of their own."""
+        return self.file.name == SEPARATE
+
+    @property
+    def completed(self) -> bool:
+        """Whether nothing is left to do. A run's own scores are always checked again, file by file."""
+        return self.separate and self.record.get("status") == "completed"
+
+    @contextmanager
+    def recording(self, model: Mapping[str, Any]) -> Iterator[None]:
+        """Write the record once the body is done; a run's own record only gets the scores."""
+        if self.separate:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(self.config))))
+            trained = None if self.run is None else str(self.run / (ADAPTER if self.config.lora.enabled else WHOLE))
+            kind = "adapter" if self.config.lora.enabled else "whole_model"
+            facts = {"model": dict(model), "adapter": None, "whole_model": None, kind: trained}
+            self.record = new_record(self.id, facts)
+        yield
+        if self.separate:
+            self.record |= {"status": "completed", "finished": now()}
+        write_json(self.file, self.record)
+
+    def add_tracking(self, described: Mapping[str, Any]) -> None:
+        """Record where the tracker put it; a run that is scored again without a tracker keeps its earlier entry."""
+        if self.separate or described["tracker"] != "none":
+            self.record["tracking"] = dict(described)
+
+    def add_scores(self, stage: str, scores: Mapping[str, Any]) -> None:
+        self.record["eval"] = {**self.record["eval"], stage: scores}
+
+
+def find_subject(config: Config) -> Subject:
+    """Return what the command line names; writes nothing.
+
+    Raises:
+        UserError: the run does not exist or is not trained yet, or the command line changes a setting that made it.
+    """
+    if config.run is None:
+        name = f"{config.model.name}-{config.eval.name}-s{config.seeds.generation}-{_digest(config)[:8]}"
+        return _separate(name, Path(config.paths.outputs).expanduser() / name, config, None)
+    folder = run_folder(config.run, config.paths)
+    record = read_record(folder)
+    stored = stored_config(folder)
+    what, file = ("adapter", "adapter/adapter_config.json") if stored.lora.enabled else (WHOLE, f"{WHOLE}/config.json")
+    if not (folder / file).exists():
+        raise UserError(f"{folder}: holds no {what} (status {record['status']}); finish its training first")
+    wanted = with_command_line(stored, config)
+    digest = _digest(wanted)
+    if digest == _digest(stored):
+        return Subject(record["run_id"], folder, folder / "run.json", wanted, folder, record)
+    name = f"{wanted.eval.name}-{digest[:8]}"
+    return _separate(f"{record['run_id']}-{name}", folder / "evaluations" / name, wanted, folder)
+
+
+def _separate(name: str, folder: Path, config: Config, run: Path | None) -> Subject:
+    """Return a subject whose scores have a folder of their own."""
+    file = folder / SEPARATE
+    record = read_record(folder, file.name) if file.exists() else {}
+    return Subject(name, folder, file, config, run, record)
+
+
+def _digest(config: Config) -> str:
+    """Hash everything that can change the scores of a given model."""
+    content = {"meaning": MEANING, "model": model_content(config.model), "eval": content_of(config.eval)}
+    content["inputs"] = evaluation_fingerprints(config.model, config.eval)
+    return content_hash(content | {"seed": config.seeds.generation})

@@ -19,8 +19,8 @@ SCHEMA = 1  # version of the file's layout
 class Cell:
     """One run of a sweep, finished or not."""
 
-    run_id: str | None  # None if a value or an input is wrong, so that there is no run; see `error`
-    overrides: list[str]  # settings of this cell from the command line and the sweep's preset
+    run_id: str | None  # None if a value or an input is wrong, see `error`
+    overrides: list[str]  # from the command line and the sweep's preset
     model: str | None = None
     data: str | None = None
     rows: int | None = None
@@ -39,11 +39,7 @@ class Cell:
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """Return the cells that a folder's sweep.json lists; empty without such a file.
-
-    Raises:
-        UserError: the file is broken, or was written by another version.
-    """
+    """Return the cells that a folder's sweep.json lists, none without such a file; UserError if it is broken."""
     path = folder / NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

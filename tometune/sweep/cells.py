@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tometune.common.errors import UserError
+from tometune.common.errors import UserError, one_line
 from tometune.common.files import disk_errors, write_json
 from tometune.config.jobs import Job
 from tometune.config.root import Config
@@ -36,16 +36,14 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Status:
-    """The state of one cell, and its reason."""
+    """The state of one cell, its reason, and whether that is the user's input or config."""
 
     cell: Cell
     state: State
     reason: str = ""
     wrong_input: bool = False
-    """Whether the reason is the user's input or config."""
 
-    def line(self) -> str:
-        """Return one line for the list of missing runs."""
+    def __str__(self) -> str:
         return f"  {self.cell.name}: {self.state}" + (f": {self.reason}" if self.reason else "")
 
 
@@ -56,10 +54,11 @@ def cell_of(config: Config, overrides: Sequence[str], problem: str | None = None
         try:
             run_id, _ = name_of(config, fingerprints(config))
         except UserError as found:
-            error = " ".join(str(found).split("\n"))
+            error = one_line(found)
     status = None if error is None else 2
-    where = config.model.name, config.data.name, config.data.rows, config.seed
-    return Cell(run_id, list(overrides), *where, error, status)
+    return Cell(
+        run_id, list(overrides), config.model.name, config.data.name, config.data.rows, config.seed, error, status
+    )
 
 
 def cells_of(jobs: Iterable[Job]) -> dict[Path, list[Cell]]:
@@ -83,16 +82,16 @@ def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
             listed = read_cells(folder)
             merged = _merged(listed, cells)
             if merged != listed or not (folder / NAME).exists():
-                content = {"schema": SCHEMA, "cells": [cell.listed() for cell in merged]}
-                write_json(folder / NAME, content)
+                write_json(folder / NAME, {"schema": SCHEMA, "cells": [cell.listed() for cell in merged]})
 
 
 def _merged(listed: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
     """Replace cells that are listed already, append the others, and list each run once."""
     merged = {tuple(cell.overrides): cell for cell in listed}
     for cell in cells:
-        same = next((key for key, old in merged.items() if cell.run_id and old.run_id == cell.run_id), None)
-        key = tuple(cell.overrides) if tuple(cell.overrides) in merged else same or tuple(cell.overrides)
+        key = tuple(cell.overrides)
+        if key not in merged and cell.run_id:  # the same run may be listed with other overrides
+            key = next((other for other, old in merged.items() if old.run_id == cell.run_id), key)
         merged[key] = replace(cell, overrides=list(key))
     runs: dict[str | tuple[str, ...], Cell] = {}
     for key, cell in merged.items():
@@ -101,12 +100,7 @@ def _merged(listed: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
 
 
 def status_of(folder: Path, cell: Cell) -> Status:
-    """Return the status of a cell by the files in its sweep's folder.
-
-    Args:
-        folder: of the sweep.
-        cell: as listed in sweep.json.
-    """
+    """Return the status of a cell by the files in its sweep's folder."""
     wrong = cell.exit_status == 2
     if cell.run_id is None:
         return Status(cell, State.failed, cell.error or "", wrong)
@@ -127,8 +121,3 @@ def status_of(folder: Path, cell: Cell) -> Status:
     if record.get("status") == "failed":
         return Status(cell, State.failed, str(record.get("error", "")))
     return Status(cell, State.interrupted, f"in attempt {record.get('attempts')}; run the same command again to resume")
-
-
-def missing(statuses: Iterable[Status]) -> list[Status]:
-    """Return the cells that are not completed."""
-    return [status for status in statuses if status.state is not State.completed]

@@ -1,9 +1,9 @@
-"""Code that runs before and after the runs of a sweep, in the user's process, and around each run, in any process."""
+"""What happens before and after the runs of a sweep, in the user's process, and around each run, in any process."""
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,30 +11,23 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from tometune.common.distributed import first_alone, is_first
-from tometune.common.errors import UserError
+from tometune.common.errors import UserError, one_line
 from tometune.config.jobs import Jobs
 from tometune.config.root import Config
 from tometune.runs.lock import run_lock
 from tometune.runs.run import Run, runs_folder
 from tometune.runs.sweep_file import Cell, read_cells
-from tometune.sweep.cells import State, cell_of, cells_of, list_cells, missing, status_of
+from tometune.sweep.cells import State, cell_of, cells_of, list_cells, status_of
 
 
-def begin(jobs: Jobs, measure: Callable[[Config], None]) -> bool:
-    """List the cells of a command in sweep.json, or print its plan, and return whether a run is left to be made.
+def begin_sweep(jobs: Jobs) -> bool:
+    """List the cells of a command in sweep.json, and return whether a run is left to make.
 
     Under torchrun every process calls this; only the first one writes.
-
-    Args:
-        jobs: of the command.
-        measure: makes a run, for `plan=measure`.
 
     Raises:
         UserError: a search would be guided by the test tasks, or sweep.json is broken.
     """
-    if jobs.config.plan:
-        print_plans(jobs, measure)
-        return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked, with any launcher
     if jobs.search:
         if not jobs.config.eval.validation:
@@ -47,61 +40,35 @@ def begin(jobs: Jobs, measure: Callable[[Config], None]) -> bool:
     for folder, cells in cells_of(jobs.known).items():
         if is_first():
             list_cells(folder, cells)
-        statuses = [status_of(folder, cell) for cell in cells]
-        left += len(missing(statuses))
-        counts = Counter(status.state for status in statuses)
+        counts = Counter(status_of(folder, cell).state for cell in cells)
+        left += len(cells) - counts[State.completed]
         states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
         if is_first():
             print(f"sweep {folder}: {len(cells)} runs, {states}", file=sys.stderr)
     return left > 0
 
 
-def print_plans(jobs: Jobs, measure: Callable[[Config], None]) -> None:
-    """Print the plan of each sweep of a command.
-
-    Raises:
-        UserError: the command is a search, whose runs are not known in advance.
-    """
-    from tometune.sweep.plan import PlannedRun, plan_run, print_plan
-
-    if jobs.search:
-        raise UserError("plan=true: the runs of a search are not known in advance; plan one of them without the sweep")
-    for cells in cells_of(jobs.known).values():
-        runs: list[PlannedRun] = []
-        problems = []
-        for job, cell in zip(jobs.known, cells, strict=False):
-            try:
-                if cell.error is not None:
-                    raise UserError(cell.error)
-                runs.append(plan_run(job.config, measure))
-            except UserError as error:
-                problems.append(f"{' '.join(cell.overrides)}: {error}")
-        print_plan(runs, problems)
-
-
-def end(jobs: Jobs) -> int:
+def end_sweep(jobs: Jobs) -> int:
     """Print the missing runs with their reasons on stderr, and return the exit status: 0 if there are none.
 
     It is 2 if wrong input or config prevented every run, else 1.
     """
-    if jobs.config.plan or not is_first():
+    if not is_first():
         return 0
     statuses = [status_of(folder, cell) for folder, cells in listed_cells(jobs).items() for cell in cells]
-    left = missing(statuses)
-    if not left:
+    missing = [status for status in statuses if status.state is not State.completed]
+    if not missing:
         return 0
-    lines = [f"{len(left)} of {len(statuses)} runs are missing:", *(status.line() for status in left)]
+    lines = [f"{len(missing)} of {len(statuses)} runs are missing:", *map(str, missing)]
     print(*lines, sep="\n", file=sys.stderr)
     return 2 if all(status.wrong_input for status in statuses) else 1
 
 
-def folders(jobs: Jobs) -> list[Path]:
+def folders_with_results(jobs: Jobs) -> list[Path]:
     """Return the sweep folders of a command that hold a completed run."""
-    return [
-        folder
-        for folder in listed_cells(jobs)
-        if any(status_of(folder, cell).state is State.completed for cell in read_cells(folder))
-    ]
+    folders = dict.fromkeys(runs_folder(config) for config in (jobs.config, *(job.config for job in jobs.known)))
+    completed = State.completed
+    return [path for path in folders if any(status_of(path, cell).state is completed for cell in read_cells(path))]
 
 
 def listed_cells(jobs: Jobs) -> dict[Path, list[Cell]]:
@@ -141,9 +108,8 @@ def attempt(run: Run, config: Config) -> Iterator[None]:
             yield
         except Exception as error:
             wrong_input = isinstance(error, UserError)
-            text = str(error) if wrong_input else f"{type(error).__name__}: {error}"
-            failed = replace(cell, error=" ".join(text.split()), exit_status=2 if wrong_input else 1)
-            list_cells(run.folder.parent, [failed])
+            text = one_line(error) if wrong_input else f"{type(error).__name__}: {one_line(error)}"
+            list_cells(run.folder.parent, [replace(cell, error=text, exit_status=2 if wrong_input else 1)])
             raise
 
 

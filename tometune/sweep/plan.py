@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,29 +16,22 @@ from rich.table import Table
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
+from tometune.config.jobs import Jobs
 from tometune.config.model import Quantization
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker
-from tometune.models.load import device_name, resolve_backend
+from tometune.models.machine import device_name, resolve_backend
 from tometune.models.source import quantized
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
 
-MEASURED = "measured"
-"""Folder in the cache that keeps the short runs of `plan=measure`."""
-
-STEPS = 12
-"""Training steps of a short run."""
-
-EXAMPLES = 16
-"""Examples per task of a short run, before and after its training."""
-
-RECENT = 5
-"""The estimate is the median of this many earlier runs."""
+MEASURED = "measured"  # folder in the cache that keeps the short runs of `plan=measure`
+STEPS = 12  # training steps of a short run
+EXAMPLES = 16  # examples per task of a short run, before and after its training
+RECENT = 5  # the estimate is the median of this many earlier runs
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """Runs of the same kind are assumed to be equally fast."""
 
     model: str
@@ -51,22 +44,13 @@ class Kind:
 class Speed:
     """Speed and size of a run; None is unknown."""
 
-    source: str
-    """Where the numbers are from."""
-
+    source: str  # where the numbers are from
     tokens_per_second: float
     answers_per_second: float | None
-    memory: float
-    """Peak bytes."""
-
-    disk: float | None = None
-    """Bytes of the run's folder without checkpoints."""
-
-    checkpoint: float = 0.0
-    """Bytes of one checkpoint."""
-
-    other_seconds: float = 0.0
-    """Loading, compiling and saving."""
+    memory: float  # peak bytes
+    disk: float | None = None  # bytes of the run's folder without checkpoints
+    checkpoint: float = 0.0  # bytes of one checkpoint
+    other_seconds: float = 0.0  # loading, compiling and saving
 
 
 GPU_RESULTS = "docs/results/gpu"
@@ -94,32 +78,40 @@ class PlannedRun:
 
     run_id: str
     rows: int
-    tokens: int
-    """Tokens that are trained on, over all steps."""
-
+    tokens: int  # that are trained on, over all steps
     steps: int
-    answers: int
-    """Answers of the evaluation, over tasks and stages."""
-
+    answers: int  # of the evaluation, over tasks and stages
     done: bool
     seconds: float | None = None
     memory: float | None = None
     disk: float | None = None
-    source: str = "unknown"
-    """Where the speed is from."""
+    source: str = "unknown"  # where the speed is from
+
+
+def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
+    """Print the plan of a command; see `plan_run`."""
+    if jobs.search:
+        raise UserError("plan=true: the runs of a search are not known in advance; plan one of them without the sweep")
+    runs, problems = [], []
+    for job in jobs.known:
+        try:
+            if job.problems:
+                raise UserError(" ".join(job.problems))
+            runs.append(plan_run(job.config, measure))
+        except UserError as error:
+            problems.append(f"{' '.join(job.overrides)}: {error}")
+    print_plan(runs, problems)
 
 
 def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     """Return the plan of one run. Its data is made, which the run then finds in the cache; no model is loaded.
 
-    Args:
-        config: of the run; with `plan=measure`, a short run is made if the speed is unknown.
-        measure: makes a run.
+    `measure` makes a run: with `plan=measure` a short one, if the speed is unknown.
 
     Raises:
         UserError: the data or a task does not allow the run.
     """
-    from tometune.data.packing import pack
+    from tometune.data.tokens import pack
     from tometune.models.source import locate
     from tometune.training.memory import estimate
     from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of
@@ -132,19 +124,19 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     trained = round(tokens.counts.tokens * steps / math.ceil(len(rows) / effective_batch(config.trainer)))
     answers = sum(len(task.examples) for task in inputs.tasks) * (2 if config.eval.base else 1)
     planned = PlannedRun(run.id, len(inputs.mix.row_ids), trained, steps, answers, run.completed)
-    speed = None if planned.done else known_speed(config, inputs.cache)
-    if speed is None and not planned.done and config.plan == "measure" and processes() == 1:
+    if planned.done:
+        return planned
+    speed = known_speed(config, inputs.cache)
+    if speed is None and config.plan == "measure" and processes() == 1:
         print(f"measuring {STEPS} training steps and {EXAMPLES} answers per task", file=sys.stderr)
         try:
             measure(_short_run(config, inputs.cache))
         except UserError as error:
             print(f"not measured: {error}", file=sys.stderr)
         speed = known_speed(config, inputs.cache)
-    if speed is None and not planned.done:
+    if speed is None:
         source = locate(config.model, inputs.cache, weights=False)
         return replace(planned, memory=estimate(source, config.trainer, config.lora))
-    if speed is None:
-        return planned
     answering = answers / speed.answers_per_second if speed.answers_per_second else 0.0
     checkpoints = speed.checkpoint * checkpoints_kept(config.trainer, steps)
     return replace(
@@ -229,8 +221,9 @@ def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Con
     left = [run for run in runs if not run.done]
     known = [run for run in left if run.seconds is not None]
     tokens, steps = sum(run.tokens for run in left), sum(run.steps for run in left)
-    done = len(runs) - len(left)
-    lines = [f"{len(runs)} runs: {done} done, {len(left)} left with {tokens:,} tokens, {steps:,} steps"]
+    lines = [
+        f"{len(runs)} runs: {len(runs) - len(left)} done, {len(left)} left with {tokens:,} tokens, {steps:,} steps"
+    ]
     if known:
         time = duration(sum(run.seconds or 0.0 for run in known))
         memory = max(run.memory or 0.0 for run in known) / 1e9
@@ -248,11 +241,7 @@ def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Con
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time in words.
-
-    >>> duration(42.4), duration(600), duration(20_000), duration(None)
-    ('42 s', '10 min', '5.6 h', 'unknown')
-    """
+    """Return a time in words: seconds, minutes or hours."""
     if seconds is None:
         return "unknown"
     if seconds < 120:

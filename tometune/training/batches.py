@@ -1,4 +1,4 @@
-"""Batches: the rows or packs of a training, and how the attention keeps their conversations apart."""
+"""Inputs and batches of a training: its rows or packs, and how the attention keeps their conversations apart."""
 
 import logging
 from collections.abc import Sequence
@@ -11,15 +11,36 @@ import torch
 from datasets import Dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from tometune.config.model import LoraConfig
+from tometune.config.root import SeedsConfig
+from tometune.config.trainer import TrainerConfig
 from tometune.data.labels import IGNORE
-from tometune.data.packing import pack
+from tometune.data.tokens import Tokens, pack
+from tometune.models.load import compute_dtype
 from tometune.models.packed_attention import Packed, kernel, packed_by
-from tometune.models.transformers_backend import compute_dtype
-from tometune.training.inputs import TrainingInputs
+from tometune.models.source import ModelSource
 from tometune.training.metrics import OnLog
 from tometune.training.steps import in_packs
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The base model, the rows with labels, and settings; can be pickled for Unsloth's process."""
+
+    source: ModelSource
+    tokens: Tokens
+    trainer: TrainerConfig
+    lora: LoraConfig
+    seeds: SeedsConfig
+    """`adapter` is for the initial weights and dropout."""
+
+    folder: Path
+    """Run folder, absolute; gets `checkpoints/`, `metrics.jsonl`, and `adapter/` or `model/`."""
+
+    cache: Path
+    """Remembers which micro-batch fits this GPU."""
 
 
 @dataclass
@@ -40,7 +61,7 @@ class Training:
     author_configs: tuple[Any, Any] = (None, None)
     """For `lora=none`: config and generation config as the model's author wrote them, saved with the trained model."""
 
-    graphed: bool = False
+    cuda_graph: bool = False
     """Whether passes run as a CUDA graph (`tometune.training.cuda_graph`)."""
 
     def __post_init__(self) -> None:

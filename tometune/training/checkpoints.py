@@ -13,8 +13,7 @@ import torch
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, temporary_path
 from tometune.training.metrics import METER
-from tometune.training.optimisers import state_bytes
-from tometune.training.steps import checkpoints_kept, steps_of
+from tometune.training.steps import checkpoints_kept, state_bytes, steps_of
 
 if TYPE_CHECKING:
     from tometune.training.batches import Training

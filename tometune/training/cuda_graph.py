@@ -29,7 +29,6 @@ from tometune.training.steps import in_packs
 
 log = logging.getLogger(__name__)
 
-NEEDS_ADAPTER = "a LoRA adapter (lora=default)"
 SAMPLED_PACKS = 2048
 SMALL = 1e9
 """Parameters below which `auto` uses a graph: kernels of larger models take longer than starting them."""
@@ -39,15 +38,15 @@ WARM_UP = 3
 
 
 class GraphError(RuntimeError):
-    """A pass cannot be compiled or captured; the message gives the reason."""
+    """A pass cannot be compiled or captured, for the reason in the message."""
 
 
-def graphed(training: Training) -> bool:
-    """Tell whether passes run as a CUDA graph; a `UserError` if `trainer.cuda_graph=true` and it is not possible."""
+def can_use_graph(training: Training) -> bool:
+    """Tell whether passes run as a CUDA graph; a `UserError` if `trainer.cuda_graph=true` and that is not possible."""
     model, trainer, base = training.model, training.inputs.trainer, training.inputs.source.config
     requirements = {
         # With lora=none, weights are cast to 16 bits again in every pass, which costs more than the graph saves.
-        NEEDS_ADAPTER: not training.full,
+        "a LoRA adapter (lora=default)": not training.full,
         "a GPU": model.device.type == "cuda",
         "model.backend=transformers": not training.unsloth,
         "trainer.packing=true with trainer.tokens_per_step": in_packs(trainer),
@@ -63,8 +62,6 @@ def graphed(training: Training) -> bool:
     missing = [name for name, met in requirements.items() if not met]
     if trainer.cuda_graph is True and missing:
         raise UserError(f"trainer.cuda_graph=true: needs {missing[0]}; set trainer.cuda_graph=auto")
-    if trainer.cuda_graph == "auto" and missing == [NEEDS_ADAPTER]:
-        log.info("CUDA graph off: it needs %s", NEEDS_ADAPTER)
     wanted = trainer.cuda_graph is True or (trainer.cuda_graph == "auto" and model.num_parameters() < SMALL)
     return wanted and not missing
 

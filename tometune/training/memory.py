@@ -7,31 +7,28 @@ gradients are added differs (`tometune.training.steps`), and the generators are 
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from tometune.common.distributed import gather, processes
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
-from tometune.config.lora import LoraConfig
+from tometune.config.model import LoraConfig
 from tometune.config.trainer import TrainerConfig
-from tometune.models.load import free_memory
+from tometune.models.machine import free_memory
 from tometune.models.source import ModelSource, quantized
 from tometune.training.batches import Training
 from tometune.training.cuda_graph import capacity_for
-from tometune.training.optimisers import state_bytes
-from tometune.training.steps import Step, divisors, effective_batch, micro_batches
+from tometune.training.steps import Step, effective_batch, micro_batches, state_bytes
 from tometune.training.trainer import MeteredTrainer
 
 log = logging.getLogger(__name__)
 
-NAME = "micro_batch.json"
-SCHEMA = 3
 SPARE = 0.08
 """Share of the GPU's memory that an attempt leaves free, for fragmentation and the desktop."""
 
@@ -63,15 +60,15 @@ def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) ->
         most = 1 if trainer.packing else ROWS_ON_CPU  # one pack keeps a CPU busy
         rows = sizes[0] if len(sizes) == 1 else next(size for size in sizes if size <= most)
         return MicroBatch(rows, trainer.gradient_checkpointing is True)
-    found = _read(training.inputs.cache).get(_key(training))
-    if found is None:
+    remembered = _remembered(training)
+    if remembered.exists():
+        chosen = MicroBatch(**json.loads(remembered.read_text(encoding="utf-8"))["found"])
+    else:
         largest = largest_that_fits(lambda *size: _attempt(build, training, *size), sizes, trainer)
         # Processes whose GPUs have less memory left decide for all.
         chosen = min(gather([largest]), key=lambda size: (not size.gradient_checkpointing, size.rows))
         remember(training, chosen)
         torch.cuda.reset_peak_memory_stats()  # run.json records the training's peak, not that of the search
-    else:
-        chosen = MicroBatch(**found)
     log.info(
         "micro-batch: %d rows%s, activations %s, about %.1f GB of the GPU's %.1f GB",
         *(chosen.rows, " (set)" if len(sizes) == 1 else ""),
@@ -79,12 +76,6 @@ def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) ->
         *((chosen.memory_bytes or 0) / 1e9, torch.cuda.mem_get_info()[1] / 1e9),
     )
     return chosen
-
-
-def smaller(trainer: TrainerConfig, than: MicroBatch) -> MicroBatch | None:
-    """Return half of a micro-batch, or the next smaller one that divides a step; None if there is none."""
-    rows = next((size for size in divisors(trainer) if size <= than.rows // 2), None)
-    return replace(than, rows=rows) if rows else None
 
 
 def largest_that_fits(attempt: Callable[[int, bool], int], sizes: Sequence[int], trainer: TrainerConfig) -> MicroBatch:
@@ -139,7 +130,7 @@ def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, 
             torch.empty(weights, dtype=torch.float32, device=model.device)
         return int(torch.cuda.max_memory_allocated()) - spare
     except torch.OutOfMemoryError:
-        if training.graphed:
+        if training.cuda_graph:
             torch.compiler.reset()  # or the next size is compiled for shapes of any size, with other kernels
         raise
     finally:
@@ -160,36 +151,30 @@ def embedded(model: Any) -> int:
 
 def remember(training: Training, found: MicroBatch) -> None:
     """Keep a micro-batch for later trainings of the same kind on this kind of GPU."""
-    cache = training.inputs.cache
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{NAME}.lock"):
-        write_json(cache / NAME, {"schema": SCHEMA, "found": _read(cache) | {_key(training): asdict(found)}})
+    path = _remembered(training)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, _key(training) | {"found": asdict(found)})
 
 
-def _key(training: Training) -> str:
-    """Return everything that memory depends on, as text."""
+def _remembered(training: Training) -> Path:
+    """Return the file for the micro-batch of such trainings."""
+    key = sha256(json.dumps(_key(training)).encode()).hexdigest()[:20]
+    return training.inputs.cache / "micro_batches" / f"{key}.json"
+
+
+def _key(training: Training) -> dict[str, Any]:
+    """Return everything that memory depends on."""
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
     model, lora, trainer = training.inputs.source.config, training.inputs.lora, training.inputs.trainer
     adapter = f"{lora.r} {sorted(lora.target_modules)} {lora.use_dora} {lora.lora_dropout}" if lora.enabled else "none"
     sizes = micro_batches(trainer)
-    parts = {
+    return {
         **{"gpu": gpu.name, "memory": gpu.total_memory, "torch": torch.__version__, "processes": processes()},
         **{"model": f"{model.id} {model.quantization} {training.dtype}", "adapter": adapter},
         "rows": f"{trainer.max_length} {trainer.packing} {sizes}",
         "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}",
-        "graph": str(capacity_for(training, sizes[0])) if training.graphed else "none",
+        "graph": str(capacity_for(training, sizes[0])) if training.cuda_graph else "none",
     }
-    return json.dumps(parts)
-
-
-def _read(cache: Path) -> dict[str, Any]:
-    """Return everything remembered; nothing if the file is damaged or of another version."""
-    try:
-        content = json.loads((cache / NAME).read_text(encoding="utf-8"))
-        found: dict[str, Any] = content["found"] if content["schema"] == SCHEMA else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}
-    return found
 
 
 def estimate(source: ModelSource, trainer: TrainerConfig, lora: LoraConfig) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,18 +12,17 @@ from tometune.common.distributed import by_first, is_first
 from tometune.common.errors import UserError
 from tometune.common.seeding import seed_everything
 from tometune.common.signals import Stopped, stop_signals
-from tometune.models.full import author_configs, restore
-from tometune.models.load import free_memory
+from tometune.models.load import author_configs, restore
+from tometune.models.machine import free_memory
 from tometune.models.packed_attention import training_attention
-from tometune.models.saved import ADAPTER, WHOLE
+from tometune.models.source import ADAPTER, WHOLE
 from tometune.training import memory
-from tometune.training.batches import Collator, Training
+from tometune.training.batches import Collator, Training, TrainingInputs
 from tometune.training.checkpoints import check_disk, last_checkpoint, save_adapter, save_full_model, step_of
-from tometune.training.cuda_graph import GraphError, compiled_layers, graph_for, graphed
-from tometune.training.inputs import TrainingInputs
+from tometune.training.cuda_graph import GraphError, can_use_graph, compiled_layers, graph_for
 from tometune.training.memory import MicroBatch
 from tometune.training.metrics import Curves, Meter, OnLog, peak_memory_bytes
-from tometune.training.steps import Step, effective_batch, in_packs, steps_of
+from tometune.training.steps import Step, divisors, effective_batch, in_packs, steps_of
 from tometune.training.trainer import MeteredTrainer, StepCallback, arguments
 
 log = logging.getLogger(__name__)
@@ -45,43 +45,43 @@ def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unslo
     if training.full:  # needed at the end, but the hub may be unreachable after hours of training
         training.author_configs = author_configs(inputs.source)
     with training_attention(model, None if unsloth else training.attention):
-        training.graphed = graphed(training)
-        if training.graphed:
+        training.cuda_graph = can_use_graph(training)
+        if training.cuda_graph:
             try:
                 with compiled_layers(model):
-                    return _fit(training)
+                    return _train_within_memory(training)
             except GraphError as error:
                 if inputs.trainer.cuda_graph is True:
                     raise UserError(f"trainer.cuda_graph=true: {error}; set trainer.cuda_graph=false") from error
                 log.warning("CUDA graph off: %s", error)
-                training.graphed = False
-        return _fit(training)
+                training.cuda_graph = False
+        return _train_within_memory(training)
 
 
-def _fit(training: Training) -> dict[str, Any]:
+def _train_within_memory(training: Training) -> dict[str, Any]:
     """Train with the micro-batch that fits; halve it whenever the GPU runs out of memory all the same."""
     trainer, model = training.inputs.trainer, training.model
     fresh = {}
     if not training.full:  # small; a full model is read from its files again
-        trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
-        fresh = {name: weight.detach().cpu().clone() for name, weight in trained}
-    size = memory.choose(lambda step, checkpointing: _trainer(training, step, checkpointing), training)
+        weights = model.named_parameters()
+        fresh = {name: weight.detach().cpu().clone() for name, weight in weights if weight.requires_grad}
+    size = memory.choose(lambda step, checkpointing: build_trainer(training, step, checkpointing), training)
     while True:
         try:
-            return _train(training, size)
+            return _train_and_save(training, size)
         except torch.OutOfMemoryError:
-            smaller = memory.smaller(trainer, size)
-            if smaller is None:
+            half = [rows for rows in divisors(trainer) if rows <= size.rows // 2]
+            if not half:
                 hint = "" if size.gradient_checkpointing else "set trainer.gradient_checkpointing=true, or "
                 raise UserError(
                     f"trainer.micro_batch={size.rows}: the GPU ran out of memory while training; {hint}lower "
                     "trainer.max_length, and run the same command again to resume from the last checkpoint"
                 ) from None
         # Only after the except block, when nothing refers to the failed pass any more.
-        size = smaller
+        size = replace(size, rows=half[0])
         log.warning("out of memory; continuing with trainer.micro_batch=%d, steps stay the same", size.rows)
         free_memory()
-        if training.graphed:
+        if training.cuda_graph:
             torch.compiler.reset()
         if trainer.micro_batch == "auto" and torch.cuda.is_available():
             memory.remember(training, size)
@@ -91,7 +91,7 @@ def _fit(training: Training) -> dict[str, Any]:
             restore(model, training.inputs.source)
 
 
-def _train(training: Training, size: MicroBatch) -> dict[str, Any]:
+def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
     """Run the training loop and save the trained weights."""
     inputs, model, rows = training.inputs, training.model, len(training.rows)
     weights, counts = memory.trainable(model), inputs.tokens.counts
@@ -101,7 +101,7 @@ def _train(training: Training, size: MicroBatch) -> dict[str, Any]:
     step = Step(effective_batch(inputs.trainer), size.rows)
     callback = StepCallback()
     with stop_signals(callback.request_stop):
-        trainer = _trainer(training, step, size.gradient_checkpointing, meter, callback)
+        trainer = build_trainer(training, step, size.gradient_checkpointing, meter, callback)
         if is_first():
             trainer.curves.rewind(step_of(checkpoint) if checkpoint else 0)
         if training.full:
@@ -148,7 +148,7 @@ def _train(training: Training, size: MicroBatch) -> dict[str, Any]:
     }
 
 
-def _trainer(
+def build_trainer(
     training: Training,
     step: Step,
     checkpointing: bool,
@@ -158,7 +158,7 @@ def _trainer(
     """Return TRL's trainer; the trained weights stay as they are."""
     model, inputs = training.model, training.inputs
     trained = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
-    graph = graph_for(training, step.micro_batch) if training.graphed and not checkpointing else None
+    graph = graph_for(training, step.micro_batch) if training.cuda_graph and not checkpointing else None
     trainer = MeteredTrainer(
         model=model,
         args=arguments(training, step, checkpointing),

@@ -21,17 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from tometune.common.errors import UserError
 from tometune.common.files import SaveError
-from tometune.common.logs import StderrHandler, log_file
+from tometune.common.progress import StderrHandler, log_file
 from tometune.common.signals import Stopped, stop_signals
 from tometune.models import unsloth_backend
-from tometune.training.inputs import TrainingInputs
 
 if TYPE_CHECKING:
+    from tometune.training.batches import TrainingInputs
     from tometune.training.metrics import OnLog
-
-
-class ProcessError(RuntimeError):
-    """The training process ended without a result or an error; its output is above."""
 
 
 class UnslothProcess:
@@ -40,11 +36,11 @@ class UnslothProcess:
     def __init__(self, process: "subprocess.Popen[bytes]", connection: "Connection[Any, Any]") -> None:
         self.process, self.connection = process, connection
 
-    def fit(self, inputs: TrainingInputs, on_log: "OnLog") -> dict[str, Any]:
+    def fit(self, inputs: "TrainingInputs", on_log: "OnLog") -> dict[str, Any]:
         """Train in that process as `tometune.training.sft.fit` does, with the same result and errors.
 
         Raises:
-            ProcessError: the process crashed.
+            RuntimeError: the process crashed.
         """
         result: dict[str, Any] | None = None
         signals: list[int] = []
@@ -70,7 +66,7 @@ class UnslothProcess:
             return result
         if signals:
             raise Stopped(signals[-1])
-        raise ProcessError(f"the training process ended with status {status}; its output is above")
+        raise RuntimeError(f"the training process ended with status {status}; its output is above")
 
 
 @contextmanager
@@ -117,7 +113,7 @@ def main() -> None:
             sys.exit(130)
 
 
-def _train(inputs: TrainingInputs, on_log: "OnLog") -> dict[str, Any]:
+def _train(inputs: "TrainingInputs", on_log: "OnLog") -> dict[str, Any]:
     from tometune.common.seeding import seed_everything
     from tometune.models.tokenizer import load_tokenizer
     from tometune.training.sft import fit

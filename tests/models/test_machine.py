@@ -1,0 +1,77 @@
+"""`model.precision=auto`: the number format for each kind of machine, and for this one."""
+
+import dataclasses
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tometune.common.errors import UserError
+from tometune.config.model import ModelConfig, Precision, Quantization
+from tometune.models import machine
+from tometune.models.load import compute_dtype
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    yield
+    machine.auto_precision.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "cpu_bf16", "dtype"),
+    [
+        ((9, 0), False, torch.bfloat16),
+        ((8, 0), False, torch.bfloat16),
+        ((7, 5), True, torch.float16),  # a GPU decides, whatever the CPU can do
+        (None, True, torch.bfloat16),
+        (None, False, torch.float32),
+    ],
+)
+def test_auto_depends_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capability: tuple[int, int] | None,
+    cpu_bf16: bool, dtype: torch.dtype,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(machine, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: cpu_bf16)
+    machine.auto_precision.cache_clear()
+    with caplog.at_level(logging.INFO, "tometune"):
+        assert compute_dtype(Precision.auto) is dtype
+    assert ("model.precision is fp16" in caplog.text) == (dtype is torch.float16)
+    set_ = [compute_dtype(precision) for precision in (Precision.bf16, Precision.fp16, Precision.fp32)]
+    assert set_ == [torch.bfloat16, torch.float16, torch.float32]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about the CPU")
+def test_this_cpu_as_torch_sees_it() -> None:
+    capabilities = torch.cpu.get_capabilities()
+    assert machine.cpu_has_bf16() == any(capabilities.get(name, False) for name in machine.CPU_FLAGS)
+    assert machine.gpu_capability() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="is about the GPU")
+def test_this_gpu_as_torch_sees_it() -> None:
+    assert machine.gpu_capability() == torch.cuda.get_device_capability()
+
+
+def test_it_imports_no_torch() -> None:
+    code = "import sys; from tometune.models.machine import auto_precision as p; p(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == (0 if sys.platform == "linux" else 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "need an NVIDIA GPU, none was found; on this machine: python -m tometune.train"),
+        ({"quantization": Quantization.none}, "need an NVIDIA GPU"),  # the id's weights are stored in 4 bits
+        ({"id": "x", "quantization": Quantization.none, "precision": Precision.fp16}, "model.precision=fp16"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        machine.check_machine(dataclasses.replace(ModelConfig(), **changes))  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)

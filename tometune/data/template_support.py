@@ -1,0 +1,99 @@
+"""What a chat template can show besides texts: reasoning, tool calls, tool definitions. Learned by rendering probes."""
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+Messages = list[dict[str, Any]]
+Tools = list[dict[str, Any]] | None
+Render = Callable[..., str | None]  # (messages, tools=None, prompt=False) -> text, or None if the template rejects them
+
+THINKING = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+USER = {"role": "user", "content": "tm0user"}
+ANSWER = {"role": "assistant", "content": "tm0answer"}
+REASONING = "tm0reasoning"
+
+
+class TemplateSupport:
+    """Removes from conversations what a template cannot show."""
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+
+    def fit(self, messages: Messages, tools: Tools) -> tuple[Messages, Tools, list[str]] | str:
+        """Return the messages and tools as the template takes them, and notes; or the note of a row it cannot show.
+
+        The keys of messages are `role`, `content` and possibly `reasoning_content`, `tool_calls` and `trained`; notes
+        are keys of `tometune.data.template.NOTES`.
+        """
+        notes = set()
+        fitted = []
+        for message in messages:
+            fitted.append(message := dict(message))
+            reasoning = message.pop("reasoning_content", None)
+            if reasoning and self.reasoning_key:
+                message[self.reasoning_key] = reasoning
+            elif reasoning:
+                notes.add("reasoning_removed")
+            if message["role"] == "assistant" and "<think>" in message["content"] and not self.shows_think_blocks:
+                message["content"] = THINKING.sub("", message["content"], count=1)
+                notes.add("reasoning_removed")
+            if message.get("tool_calls"):
+                if self.arguments is None:
+                    return "tools_not_shown"
+                message["tool_calls"] = [_call(call, self.arguments) for call in message["tool_calls"]]
+        if tools and not self.shows_definitions:
+            tools = None
+            notes.add("tool_definitions_removed")
+        return fitted, tools, sorted(notes)
+
+    @cached_property
+    def reasoning_key(self) -> str | None:
+        """The key of an answer's reasoning, if the template shows it after the answer's prompt; else None."""
+        prompt = self._render([USER], prompt=True) or ""
+        for key in ("reasoning_content", "thinking", "reasoning"):
+            text = self._render([USER, {**ANSWER, key: REASONING}]) or ""
+            if text.startswith(prompt) and REASONING in text[len(prompt) :]:
+                return key
+        return None
+
+    @cached_property
+    def shows_think_blocks(self) -> bool:
+        """Whether a `<think>` block at the start of a text is shown, after the answer's prompt."""
+        prompt = self._render([USER], prompt=True) or ""
+        text = self._render([USER, {**ANSWER, "content": f"<think>\n{REASONING}\n</think>\n\ntm0answer"}]) or ""
+        return text.startswith(prompt) and REASONING in text[len(prompt) :]
+
+    @cached_property
+    def arguments(self) -> type | None:
+        """The type of a call's arguments, dict or str, if the template shows calls and results; else None."""
+        for given in ({"place": "tm0argument"}, '{"place": "tm0argument"}'):
+            call = {"id": "call00001", "type": "function", "function": {"name": "tm0function", "arguments": given}}
+            result = {"role": "tool", "content": "tm0result", "name": "tm0function", "tool_call_id": "call00001"}
+            text = (
+                self._render([USER, {"role": "assistant", "content": "", "tool_calls": [call]}, result, ANSWER]) or ""
+            )
+            if all(word in text for word in ("tm0function", "tm0argument", "tm0result", "tm0answer")):
+                return type(given)
+        return None
+
+    @cached_property
+    def shows_definitions(self) -> bool:
+        """Whether the template shows which tools there are."""
+        parameters = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+        function = {"name": "tm0function", "description": "tm0tool", "parameters": parameters}
+        return "tm0function" in (self._render([USER, ANSWER], [{"type": "function", "function": function}]) or "")
+
+
+def _call(call: dict[str, Any], arguments: type) -> dict[str, Any]:
+    """Return a tool call whose arguments have the type that a template takes."""
+    given = call["function"].get("arguments", {})
+    if arguments is str and not isinstance(given, str):
+        given = json.dumps(given, ensure_ascii=False)
+    elif arguments is dict and isinstance(given, str):
+        with suppress(ValueError):  # what is not JSON is shown as it is
+            given = json.loads(given or "{}")
+    return {**call, "function": {**call["function"], "arguments": given}}

@@ -1,0 +1,159 @@
+"""This machine: whether it can hold a model, which backend trains it, and in which number format.
+
+A run's identity contains the number format that `model.precision=auto` stands for, and a finished run must be found in
+a second, so it is found without importing torch.
+"""
+
+import ctypes
+import functools
+import os
+import platform
+import re
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+from tometune.common.distributed import processes
+from tometune.common.errors import UserError
+from tometune.common.hub import HERE
+from tometune.config.model import Backend, ModelConfig, Precision
+from tometune.models.source import quantized
+
+INSTALL_UNSLOTH = 'pip install "tometune[unsloth]"'
+
+AMPERE = (8, 0)  # the first NVIDIA compute capability with bfloat16 in hardware
+
+# Names in /proc/cpuinfo of instructions that multiply in bfloat16 (x86, x86, Arm).
+CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def check_machine(model: ModelConfig) -> None:
+    """Raise a `UserError` if this machine has no GPU or package to load the model; nothing is downloaded."""
+    import torch
+
+    if model.attn_implementation == "flash_attention_2" and util.find_spec("flash_attn") is None:
+        raise UserError(
+            "model.attn_implementation=flash_attention_2: needs the package flash-attn; install it, or set "
+            "model.attn_implementation=sdpa"
+        )
+    gpu = torch.cuda.is_available()
+    if model.backend is Backend.unsloth:
+        _check_unsloth()
+        if processes() > 1:
+            raise UserError(
+                "model.backend=unsloth: trains in one process, torchrun started several; set model.backend=transformers"
+            )
+    if quantized(model) and not gpu:
+        raise UserError(
+            f"model={model.name}: its 4-bit weights (model.quantization=nf4) need an NVIDIA GPU, none was found; on "
+            f"this machine: {HERE}"
+        )
+    if quantized(model) and util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f'model={model.name}: 4-bit weights need bitsandbytes; run: pip install "tometune[gpu]" '
+            "(or take a 16-bit model and model.quantization=none)"
+        )
+    if model.precision is Precision.fp16 and not gpu:
+        raise UserError("model.precision=fp16: needs a GPU; set model.precision=auto")
+
+
+def unsloth_installed() -> bool:
+    """Tell whether Unsloth is installed, without importing it."""
+    return util.find_spec("unsloth") is not None and util.find_spec("unsloth_zoo") is not None
+
+
+def _check_unsloth() -> None:
+    if not unsloth_installed():
+        raise UserError(
+            f"model.backend=unsloth: needs unsloth; run: {INSTALL_UNSLOTH} (or set model.backend=transformers)"
+        )
+    ours, theirs = metadata.version("unsloth"), metadata.version("unsloth_zoo")
+    if ours.split(".")[:2] != theirs.split(".")[:2]:
+        raise UserError(
+            f"model.backend=unsloth: unsloth {ours} and unsloth_zoo {theirs} do not match; run: "
+            "pip install --upgrade unsloth unsloth_zoo"
+        )
+
+
+def resolve_backend(model: ModelConfig) -> Backend:
+    """Return the backend that trains the model: `auto` is unsloth on one NVIDIA GPU where it is installed."""
+    if model.backend is not Backend.auto:
+        return model.backend
+    import torch
+
+    one_gpu = torch.cuda.is_available() and torch.version.hip is None and processes() == 1
+    return Backend.unsloth if one_gpu and unsloth_installed() else Backend.transformers
+
+
+def device_name() -> str:
+    """Return the name of the GPU, or of the processor with the number of threads."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def free_memory() -> None:
+    """Free GPU memory that nothing uses any more."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def resolve_precision(precision: Precision) -> Precision:
+    """Return bf16, fp16 or fp32; `auto` is bf16 if the hardware has it, else fp16 on a GPU and fp32 on a CPU."""
+    return auto_precision() if precision is Precision.auto else precision
+
+
+@functools.cache
+def auto_precision() -> Precision:
+    """Return the precision that suits this machine."""
+    capability = gpu_capability()
+    if capability is not None:
+        return Precision.bf16 if capability >= AMPERE else Precision.fp16
+    return Precision.bf16 if cpu_has_bf16() else Precision.fp32
+
+
+def gpu_capability() -> tuple[int, int] | None:
+    """Return the compute capability of the first visible NVIDIA GPU; None without one, or if torch cannot use it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if not _torch_has_cuda() or visible in ("", "-1", "NoDevFiles"):
+        return None
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+    except OSError:
+        return None  # no driver
+    handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+    by_index = visible.isdecimal()
+    find = nvml.nvmlDeviceGetHandleByIndex_v2 if by_index else nvml.nvmlDeviceGetHandleByUUID
+    name = ctypes.c_uint(int(visible)) if by_index else ctypes.c_char_p(visible.encode())
+    if nvml.nvmlInit_v2() or find(name, ctypes.byref(handle)):
+        return None
+    if nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)):
+        return None
+    return major.value, minor.value
+
+
+def _torch_has_cuda() -> bool:
+    """Tell whether the installed torch was built for CUDA, from its version.py."""
+    spec = util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    return re.search(r"^cuda\b[^=]*= '", text, re.MULTILINE) is not None
+
+
+def cpu_has_bf16() -> bool:
+    """Tell whether the CPU multiplies in bfloat16; where Linux's /proc/cpuinfo is missing, torch is imported to ask."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        return not CPU_FLAGS.isdisjoint(info.read_text(encoding="utf-8", errors="replace").split())
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in CPU_FLAGS)
