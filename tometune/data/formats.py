@@ -128,6 +128,7 @@ class Reader:
         elif "messages" in mapped:
             self.columns |= {"user": (), "assistant": ()}
         self.role_keys, self.text_keys = TURN_KEYS.get(source.format, (ROLE_KEYS, TEXT_KEYS))
+        # The keys of most turns, which are read fast: (from, value) and (role, content).
         self.pairs = tuple(zip(self.role_keys, self.text_keys, strict=False))
         self.surroundings = frozenset(name for role in ("system", "history", "tools") for name in self.columns[role])
         self.score = source.score
@@ -453,7 +454,7 @@ def _objects(value: Any) -> list[dict[str, Any]] | None:
             return None
     objects: list[Any] = []
     for entry in value if isinstance(value, list) else [value]:
-        objects += (_objects(entry) or [None]) if isinstance(entry, str) else [entry]
+        objects += (_objects(entry) or [entry]) if isinstance(entry, str) else [entry]
     return objects if all(isinstance(entry, dict) for entry in objects) else None
 
 
