@@ -2,13 +2,14 @@
 
 import atexit
 import functools
-import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,13 +37,14 @@ def chromium() -> str:
     """Start the Chromium that all tests of this worker share; returns its address."""
     profile = tempfile.TemporaryDirectory(prefix="tometune-chromium-", ignore_cleanup_errors=True)
     command = [str(CHROMIUM), *ARGUMENTS, f"--user-data-dir={profile.name}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for end in (profile.cleanup, process.wait, process.kill):  # called in reverse order
         atexit.register(end)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.search(r"DevTools listening on (ws://\S+)", line):
-            return found[1]
+    file = Path(profile.name) / "DevToolsActivePort"  # the port, then the path of the address
+    for _ in range(1200):
+        if file.exists() and len(lines := file.read_text().splitlines()) == 2:
+            return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+        time.sleep(0.1)
     raise AssertionError(f"{CHROMIUM} did not start")
 
 
@@ -52,7 +54,7 @@ def opened(url: str, scheme: str = "light", width: int = 1100, height: int = 100
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        context = playwright.chromium.connect_over_cdp(chromium()).new_context(
+        context = playwright.chromium.connect_over_cdp(chromium(), timeout=120_000).new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme
         )
         page = context.new_page()

@@ -54,7 +54,11 @@ def test_the_summary_counts_everything_in_80_columns(mix_of: Callable[..., Mix],
     for part in (
         f"test: 14 rows, seeds.data=0, digest {mix.digest}",
         *(" rows 14 ", f" tokens {counts.tokens:,} ", f"(answers and their ends) {counts.trainable_tokens:,} "),
-        *("trainer.max_length=64 4 28.6%", f"tokens cut off {counts.tokens_cut:,} ", "left after that 4 28.6%"),
+        *(
+            "trainer.max_length=64 4 28.6%",
+            f"tokens cut off {counts.tokens_cut:,} ",
+            "nothing left to train on 4 28.6%",
+        ),
         *("alpha 8 57.1%", "[beta] 2 14.3%", " 4 28.6%"),
         *("− not_a_list_of_turns 1", "cannot be read: not_a_list_of_turns base alpha 1"),
         " base alpha topic 2, lang 1 pool alpha topic 3 ",

@@ -226,9 +226,9 @@ def test_rows_without_references_are_counted_in_one_message(jsonl):
 
 
 def test_fields_with_other_names_are_answered_with_the_settings_that_read_them(jsonl):
-    setting = r"; set e\.g\. eval\.tasks\.t\.prompt='\{puzzle\}' eval\.tasks\.t\.references=\[solution\]$"
+    setting = r"; set e\.g\. eval\.tasks\.t\.prompt='\{puzzle\}' eval\.tasks\.t\.references=\[solved\]$"
     with pytest.raises(UserError, match=setting):
-        load_task("t", jsonl([{"id": "1", "puzzle": "2, 3, 5?", "solution": "7"}]))
+        load_task("t", jsonl([{"id": "1", "puzzle": "2, 3, 5?", "solved": "7"}]))
 
 
 def test_a_rows_system_text_precedes_its_prompt_unless_the_task_has_one(jsonl):
@@ -252,3 +252,24 @@ def test_unicode_words_are_part_of_the_digest(jsonl, caplog):
     latin, greek = (load_task("t", jsonl([{"input": "a", "references": [text]}])) for text in ("alpha", "άλφα"))
     assert "ROUGE compares 1 examples by Unicode words" in caplog.text
     assert latin.digest != greek.digest
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"instruction": "Name the plural.", "input": "mouse", "output": "mice"}, ["Name the plural.\n\nmouse"]),
+        ({"question": "Plural of mouse?", "answer": "mice", "level": 2}, ["Plural of mouse?"]),
+        ({"messages": [["user", "Hi"], ["assistant", "Yes?"], ["user", "Plural?"], ["assistant", "mice"]]}, None),
+        ({"system": "Be brief.", "prompt": "Plural?", "completion": "mice"}, ["Be brief.", "Plural?"]),
+    ],
+)
+def test_rows_in_a_shape_of_training_data_are_examples(jsonl, caplog, row, prompt):
+    caplog.set_level("INFO")
+    if prompt is None:
+        row["messages"] = [{"role": role, "content": text} for role, text in row["messages"]]
+        prompt = ["Hi", "Yes?", "Plural?"]
+    (example,) = load_task("t", jsonl([row])).examples
+    assert [message["content"] for message in example.messages] == prompt
+    assert example.references == ["mice"]
+    assert example.texts == [*prompt, "mice"]
+    assert ("not read: level 1" in caplog.text) == ("level" in row)

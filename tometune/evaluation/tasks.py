@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from tometune.common.errors import UserError
@@ -12,6 +12,8 @@ from tometune.common.hub import pinned
 from tometune.common.seeding import stream
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
+from tometune.data.conversations import fix_conversation
+from tometune.data.formats import FormatError, Reader
 from tometune.data.readers import Batch, batches
 from tometune.data.sources import content_digest, files_of, read
 from tometune.evaluation.fields import Row, collect, names_in, render
@@ -20,6 +22,7 @@ from tometune.evaluation.unicode_words import needs_unicode
 
 log = logging.getLogger(__name__)
 
+DEFAULT = TaskConfig()
 SHUFFLE_SEED = 0  # of the shuffle that a limit takes a prefix of: every run is scored on the same examples
 
 
@@ -31,6 +34,7 @@ class Example:
     messages: list[dict[str, str]]  # conversation of `{role, content}` that ends with a user message
     references: list[str]  # one or more non-empty texts
     texts: list[str]  # the fields in the prompt and the references, which training data must not contain
+    read: set[str] = field(default_factory=set)  # the fields of its row that were read
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,12 @@ def _examples_of(key: str, task: TaskConfig) -> tuple[list[Example], list[int]]:
         if first is not example:
             first.references[:] = dict.fromkeys([*first.references, *example.references])
             first.texts.extend(example.texts)
-    read = {"id", *names_in(task)}
-    unread = Counter(name for row in rows for name, value in row.fields.items() if name not in read and value)
+    unread = Counter(
+        name
+        for row, example in zip(rows, made, strict=True)
+        for name, value in row.fields.items()
+        if value and name != "id" and name not in example.read
+    )
     examples = list(merged.values())
     if len(examples) < len(rows):
         log.info("%s: %d rows repeat a prompt; their references are joined", key, len(rows) - len(examples))
@@ -148,15 +156,38 @@ def _examples_of(key: str, task: TaskConfig) -> tuple[list[Example], list[int]]:
 
 def _example(key: str, task: TaskConfig, row: Row, number: int) -> Example:
     """Make an example of one row; its id is the field `id`, else the number of the row."""
+    identifier = str(number if row.fields.get("id") is None else row.fields["id"])
+    if (task.prompt, task.references) == (DEFAULT.prompt, DEFAULT.references) and "references" not in row.fields:
+        found = _of_training_row(key, task, row, identifier)
+        if found is not None:
+            return found
     prompt, values = render(task.prompt, row, f"{key}.prompt")
     if not prompt:
         raise UserError(f"{key}.prompt: {row.origin} gives an empty prompt; delete the row or change the template")
     system = row.fields.get("system") if task.system is None else render(task.system, row, f"{key}.system")[0]
     messages = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
     messages.append({"role": "user", "content": prompt})
-    identifier = row.fields.get("id")
     references = collect(task.references, row, f"{key}.references")
-    return Example(str(number if identifier is None else identifier), messages, references, [*values, *references])
+    return Example(identifier, messages, references, [*values, *references], names_in(task))
+
+
+def _of_training_row(key: str, task: TaskConfig, row: Row, identifier: str) -> Example | None:
+    """Return the example of a row in a shape of training data, or None if it has no such shape.
+
+    The last answer is the reference, and what precedes it the prompt.
+    """
+    try:
+        found = Reader(SourceConfig(), key).read(row.fields)
+    except FormatError:
+        return None
+    turns, _ = fix_conversation(found.turns)
+    if found.dropped or not turns:
+        return None
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns[:-1]]
+    if task.system is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": task.system})
+    texts = [turn.text for turn in turns]
+    return Example(identifier, messages, [text for text in texts[-1:] if text.strip()], texts, found.read)
 
 
 def read_rows(key: str, task: TaskConfig) -> list[Row]:

@@ -21,8 +21,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         raise UserError(f"model.id={model.id}: its tokenizer has no chat template; pick the instruct or chat variant")
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.id={model.id}: its tokenizer has no end-of-sequence token; pick another model")
-    tokenizer.chat_template = pin_date(tokenizer.chat_template, model.date_string)
-    tokenizer.chat_template = adapt(tokenizer, model.thinking)
+    tokenizer.chat_template = pin_date(adapt(tokenizer, model.thinking), model.date_string)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # never trained on: labels of padding are -100
     tokenizer.padding_side = "right"
