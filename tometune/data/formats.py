@@ -454,7 +454,10 @@ def _objects(value: Any) -> list[dict[str, Any]] | None:
             return None
     objects: list[Any] = []
     for entry in value if isinstance(value, list) else [value]:
-        objects += (_objects(entry) or [entry]) if isinstance(entry, str) else [entry]
+        parsed = _objects(entry) if isinstance(entry, str) else [entry]
+        if parsed is None:
+            return None
+        objects += parsed
     return objects if all(isinstance(entry, dict) for entry in objects) else None
 
 
