@@ -27,6 +27,8 @@ CASES = [
     ("data=mix_200k data.pool.rows=0", "data.pool.rows=0: not 1 or more"),
     ("data=mix_200k data.pool.weights={a:0.6,b-2.0:0.6}", "data.pool.weights: their sum is 1.2, above 1; lower them"),
     ("data=mix_200k data.pool.caps.airoboros-3.2=0", "data.pool.caps.airoboros-3.2=0: not 1 or more"),
+    ("data.max_bad_share=5", "data.max_bad_share=5.0: not a share from 0 to 1"),
+    ("data.base.columns={usr:q}", "data.base.columns=usr: one of messages, user, context, assistant, reasoning,"),
     ("data=mix_200k data.filters.languages=[english]", "data.filters.languages=english: not a code of ISO 639"),
     ("data.filters.refusals=true", "data.filters: has no effect, since there is no pool to filter; set data.filters"),
     ("model.name=../x", "model.name=../x: names a folder"),

@@ -123,12 +123,14 @@ class Reader:
         mapped = {role: (column,) for role, column in source.columns.items()}
         self.mapped = source.columns
         self.columns = COLUMNS | ONLY.get(source.format, {}) | mapped
-        if mapped.keys() & {"user", "assistant"}:  # then nothing else of a question and its answer is guessed
-            self.columns |= {role: mapped.get(role, ()) for role in ("messages", "user", "context", "assistant")}
+        if mapped.keys() & {"user", "assistant"}:  # a question and its answer, to which nothing is added by guessing
+            self.columns |= {role: mapped.get(role, ()) for role in ("messages", "context")}
         elif "messages" in mapped:
             self.columns |= {"user": (), "assistant": ()}
         self.role_keys, self.text_keys = TURN_KEYS.get(source.format, (ROLE_KEYS, TEXT_KEYS))
+        # The keys of most turns, which are read fast: (from, value) and (role, content).
         self.pairs = tuple(zip(self.role_keys, self.text_keys, strict=False))
+        self.surroundings = frozenset(name for role in ("system", "history", "tools") for name in self.columns[role])
         self.score = source.score
 
     def read(self, row: dict[str, Any]) -> Conversation:
@@ -148,7 +150,8 @@ class Reader:
             else:
                 found.read.add(column)
                 found.turns = self._turns(row[column], found) + (answer or [])
-        self._surroundings(row, found)
+        if not self.surroundings.isdisjoint(row):
+            self._surroundings(row, found)
         for name, value in row.items():
             if name not in found.read and not _empty(value):
                 found.unread.add(name)
@@ -226,8 +229,8 @@ class Reader:
 
     def _fix(self, row: dict[str, Any]) -> str:
         """Return the overrides that name a row's columns, as far as their names tell what they hold."""
-        lists = {name: value for name, value in row.items() if isinstance(value, list)}
-        chat = next((name for name, value in lists.items() if any(map(_is_turn, value))), None)
+        chats = {name: _entries(value) or () for name, value in row.items()}
+        chat = next((name for name, entries in chats.items() if any(map(_is_turn, entries))), None)
         texts = _texts(row)
         assistant = next(filter(ANSWERING.search, texts), texts[-1] if len(texts) > 1 else "ANSWERS")
         rest = [name for name in texts if name != assistant]
@@ -248,14 +251,14 @@ class Reader:
             start = 1 if own and found.turns[0] is own else 0
             found.turns[start:start] = self._turns(row[history], found)
         if system := _first(row, self.columns["system"]):
-            text = _text(row[system], found)
+            text = re.sub(r"^SYSTEM:\s*", "", _text(row[system], found))  # Glaive's rows begin so
             if own is None:
                 found.turns.insert(0, Turn("system", text))
             if own is None or own.text == text:
                 found.read.add(system)
         if name := _first(row, self.columns["tools"]):
             found.tools = _tools(row[name])
-            found.read.update([name] if found.tools else [])
+            found.read.update([name] if found.tools is not None else [])
 
     def _turns(self, value: Any, found: Conversation) -> list[Turn]:
         """Read the turns of a list, of a list as JSON, or of a transcript."""
@@ -395,8 +398,8 @@ def _text(value: Any, found: Conversation) -> str:
         kind = str(part["type"] or "text")
         if kind in MEDIA:
             found.dropped = MEDIA[kind]
-        elif kind in TEXT_PARTS and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+        elif kind in TEXT_PARTS and isinstance(part.get("text"), str | None):
+            texts.append(part.get("text") or "")
         else:
             wrong = f"a part of a turn is of type {_short(kind)!r}"
             raise FormatError("unknown_part", f"{wrong}; make it text, or drop the row")
@@ -415,7 +418,7 @@ def _trained(key: str, value: Any) -> bool | None:
 def _calls(value: Any) -> list[dict[str, Any]]:
     """Return tool calls in one shape, `{type, function: {name, arguments}}` with the arguments as an object."""
     calls = []
-    for call in _objects(value):
+    for call in _objects(value) or ():
         function = call.get("function", call)
         name = function.get("name") if isinstance(function, dict) else None
         arguments = function.get("arguments", function.get("parameters")) if name else None
@@ -437,21 +440,25 @@ def _calls(value: Any) -> list[dict[str, Any]]:
 def _tools(value: Any) -> list[dict[str, Any]] | None:
     """Return tools in one shape, `{type, function}`; None if they cannot be read."""
     tools = _objects(value)
-    if not tools or not all(isinstance(tool.get("function", tool), dict) for tool in tools):
-        return None
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    shaped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools or ()]
+    named = all(isinstance(tool["function"], dict) and "name" in tool["function"] for tool in shaped)
+    return shaped if tools is not None and named else None
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
-    """Return the objects of a list, which may be JSON, as may its entries; empty if it holds anything else."""
+def _objects(value: Any) -> list[dict[str, Any]] | None:
+    """Return the objects of a list, which may be JSON, as may its entries; None if it holds anything else."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            return []
-    entries = value if isinstance(value, list) else [value]
-    objects = [found for entry in entries for found in (_objects(entry) if isinstance(entry, str) else [entry])]
-    return objects if all(isinstance(entry, dict) for entry in objects) else []
+            return None
+    objects: list[Any] = []
+    for entry in value if isinstance(value, list) else [value]:
+        parsed = _objects(entry) if isinstance(entry, str) else [entry]
+        if parsed is None:
+            return None
+        objects += parsed
+    return objects if all(isinstance(entry, dict) for entry in objects) else None
 
 
 def _names(names: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ LONGEST_PATH = 200  # characters that an error shows of a path that the system r
 FILES = "a JSONL, JSON, CSV, TSV, parquet or Arrow file, a folder of them, or a glob"
 
 # What in a path below a folder names a split other than train.
-HELD_OUT = re.compile(r"(?:^|[/._-])(?:test|testing|valid|validation|val|dev|eval)(?=[/._-])", re.IGNORECASE)
+HELD_OUT = re.compile(r"(?:^|[/._-])(?:test|testing|valid|validation|val|dev|eval|evaluation)(?=[/._-])", re.IGNORECASE)
 # Files of a `save_to_disk` folder that hold no rows.
 NO_ROWS = ("dataset_info.json", "dataset_dict.json", "state.json")
 
@@ -77,7 +77,9 @@ def _files(path: str | None, key: str) -> tuple[list[Path], list[Path]]:
         raise UserError(f"{key}={path}: no such file; name {FILES}")
     for file in found:
         if not kind_of(file):
-            raise UserError(f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)}")
+            raise UserError(
+                f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)} (text also in .gz, .zst)"
+            )
     held_out = [file for file in found if folder and HELD_OUT.search(file.relative_to(folder).as_posix())]
     kept = [file for file in found if file not in held_out]
     return (kept, held_out) if kept else (held_out, [])
