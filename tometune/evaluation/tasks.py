@@ -60,7 +60,9 @@ def fingerprint(task: TaskConfig, key: str) -> str:
         case TaskKind.hub:
             rows = f"{task.id}@{pinned(f'{key}.id', str(task.id), task.revision, 'dataset')}"
         case TaskKind.jsonl:
-            rows = "-".join(sorted(content_digest(file).hex() for file in files_of(task.path, f"{key}.path")))
+            rows = "-".join(
+                sorted(content_digest(file).hex() for file in files_of(task.path, f"{key}.path", task.split))
+            )
         case TaskKind.pydocs:
             from tometune.data import pydocs
 
@@ -201,7 +203,7 @@ def read_rows(key: str, task: TaskConfig) -> list[Row]:
         case TaskKind.hub:
             found = read(SourceConfig(id=task.id, revision=task.revision, subset=task.subset, split=task.split), key)
         case TaskKind.jsonl:
-            found = read(SourceConfig(kind=SourceKind.files, path=task.path), key)
+            found = read(SourceConfig(kind=SourceKind.files, path=task.path, split=task.split), key)
         case TaskKind.pydocs:
             from tometune.data import pydocs
 
