@@ -51,11 +51,17 @@ def runs_in(place: Workplace, name: str) -> dict[str, Path]:
 
 
 NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
-LAUNCHERS = [
-    ("processes", []),
-    ("submitit", []),
-    ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"]),
-]
+LAUNCHERS = [("processes", []), ("submitit", []), ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"])]
+
+
+def check_runs(place: Workplace, basic: dict[str, Path], name: str, stderr: str) -> None:
+    """Check that the runs are those of the plain sweep."""
+    runs = runs_in(place, name)
+    assert sorted(runs) == sorted(basic), stderr
+    for run_id, run in runs.items():
+        assert record_of(run)["status"] == "completed"
+        assert adapter_of(run) == adapter_of(basic[run_id])
+        assert scores_of(run) == scores_of(basic[run_id])
 
 
 @pytest.mark.nightly
@@ -108,16 +114,6 @@ def test_a_ray_cluster_that_is_up(place: Workplace, basic: dict[str, Path]) -> N
             process.kill()
         head.communicate()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_runs(place: Workplace, basic: dict[str, Path], name: str, stderr: str) -> None:
-    """Check that the runs are those of the plain sweep."""
-    runs = runs_in(place, name)
-    assert sorted(runs) == sorted(basic), stderr
-    for run_id, run in runs.items():
-        assert record_of(run)["status"] == "completed"
-        assert adapter_of(run) == adapter_of(basic[run_id])
-        assert scores_of(run) == scores_of(basic[run_id])
 
 
 @pytest.mark.parametrize("name", PRESETS)
