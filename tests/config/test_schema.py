@@ -33,8 +33,7 @@ def name(owner: str, field: ast.AnnAssign) -> str:
 ALL = [entry for path in GROUP_FILES for entry in schema_fields(path)]
 LEAVES = {name(owner, field) for owner, field, _ in ALL if "Config" not in ast.unparse(field.annotation)}
 
-PASSED_ON = {"LoraConfig.lora_alpha", "LoraConfig.use_rslora"}
-"""Read by their names, to be passed to PEFT: `models/adapter.peft_settings`."""
+PASSED_ON = {"LoraConfig.lora_alpha", "LoraConfig.use_rslora"}  # by their names, in `models/adapter.peft_settings`
 
 
 def test_every_field_has_a_docstring():

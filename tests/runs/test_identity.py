@@ -1,10 +1,10 @@
-"""The hash of a run covers everything that can change its result, and nothing else."""
+"""The hash of a run covers everything that can change its result, and nothing else. (Run ids: tests/golden.)"""
 
 from dataclasses import replace
 
 import pytest
 
-from tometune.config.data import Contamination, PoolConfig
+from tometune.config.data import Contamination, FiltersConfig, PoolConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.config.eval import EngineKind
 from tometune.config.model import Precision
 from tometune.config.root import Config
@@ -57,6 +57,25 @@ def test_a_setting_that_came_later_counts_once_it_is_set() -> None:
     config.data.pool.weights["a"] = 0.5
     after = identity(config, INPUTS)["data"]
     assert (after["filters"]["max_turns"], after["pool"]["weights"]) == (4, {"a": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("settings", "in_base", "in_pool"),
+    [
+        ({}, False, False),
+        ({"filters": FiltersConfig(min_score=3)}, False, True),
+        ({"filters": FiltersConfig(min_score=3, base=True)}, True, True),
+        ({"scorer": ScorerConfig(kind=ScorerKind.column)}, False, True),
+        ({"scorer": ScorerConfig(kind=ScorerKind.heuristic)}, False, False),
+    ],
+)
+def test_a_column_of_scores_counts_where_rows_are_filtered_or_ranked_by_it(settings, in_base, in_pool) -> None:
+    config = Config()
+    config.data.base.score = "quality"
+    config.data.pool = PoolConfig(score="quality", order=PoolOrder.best if "scorer" in settings else PoolOrder.random)
+    vars(config.data).update(settings)
+    data = identity(config, {})["data"]
+    assert ("score" in data["base"], "score" in data["pool"]) == (in_base, in_pool)
 
 
 def test_auto_precision_is_the_precision_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
