@@ -64,7 +64,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory):
         running.add_dataset(FINETOME, {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(base)})
         pool = "".join(json.dumps(conversation(n, dataset="x")) + "\n" for n in range(2, 22))
         running.add_dataset("arcee-ai/The-Tome", {"train.jsonl": pool})
-        write_sets(running.root / "datasets")
+        write_sets(running)
         yield running
 
 

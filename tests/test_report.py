@@ -54,8 +54,6 @@ def test_sweeps_by_their_file_or_their_names(run_verb, tmp_path):
     done = run_verb("report", "+sweep=seeds", "eval.resamples=200")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("multirun/seeds/report.html") == 1, "read once"
-    assert run_verb("report", "-m", "sweep.name=seeds,two", "eval.resamples=200").returncode == 0
-    assert (multirun / "two" / "report.html").exists()
     for overrides, message in (
         ([], "sweep.name is required; sweeps in multirun: seeds, two"),
         (["sweep.name=seds"], "multirun/seds: no such sweep folder; did you mean seeds?"),
@@ -65,17 +63,8 @@ def test_sweeps_by_their_file_or_their_names(run_verb, tmp_path):
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert done.stderr.startswith(message)
     assert sorted(path.name for path in multirun.iterdir()) == ["seeds", "two"]
-
-
-def test_a_report_needs_no_torch(run_python, sweep):
-    code = (
-        "import sys; from pathlib import Path; from tometune.reporting.report_files import write;"
-        "from tometune.reporting.analysis import build;"
-        "write(build(Path('multirun/table'), 200, 0.95));"
-        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
-    )
-    done = run_python("-c", code)
-    assert done.stdout == "[]\n", done.stderr
+    assert run_verb("report", "-m", "sweep.name=seeds,two", "eval.resamples=200").returncode == 0
+    assert (multirun / "two" / "report.html").exists()
 
 
 @pytest.mark.nightly

@@ -47,14 +47,11 @@ def test_one_engine_answers_batches_of_all_sizes(model, tokenizer):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_prompts_are_read_in_pieces(model, tokenizer, monkeypatch):
+def test_prompts_are_read_in_pieces_and_answering_stops_once_every_row_has_ended(model, tokenizer, monkeypatch):
     expected = generate(model, tokenizer, TALKS, 12, 24, 512).answers
     monkeypatch.setattr(decoder, "PREFILL_TOKENS", 60)
     assert generate(model, tokenizer, TALKS, 12, 24, 512, engine=eager(model)).answers == expected
     assert decoder._chunks([70, 40, 20, 1, 59]) == [(0, 1), (1, 3), (3, 5)]
-
-
-def test_it_stops_once_every_row_has_ended(model, tokenizer, monkeypatch):
     monkeypatch.setattr(cuda_graph, "CHECK_EVERY", 4)
     config = greedy(model, tokenizer, 200)
     first = Engine(model).answer([[5, 6, 7], [9]], config, [])
@@ -73,8 +70,7 @@ def test_an_adapter_works_unmerged(model, tokenizer):
 
 def test_the_cache_holds_no_padding(model, tokenizer):
     engine = eager(model)
-    prompts = [[5] * 600, *([7],) * 7]
-    engine.answer(prompts, greedy(model, tokenizer, 20), [])
+    engine.answer([[5] * 600, *([7],) * 7], greedy(model, tokenizer, 20), [])
     assert engine._cache.slots == 1024  # 600 + 7 + 8 * 20 tokens, where padded rows would take 8 * 620
     assert engine._cache.layers[0].keys.shape == (1024, 2, 8)
     engine.release()
@@ -207,11 +203,8 @@ def test_the_kernel_computes_what_the_reference_does(heads, key_heads, size, row
 def test_ties_in_16_bits_are_the_exception(smollm2_model):
     """Rounding differs with the number of rows, so some of 32 answers differ from those of `generate`."""
     model, tokenizer = smollm2_model(Precision.bf16)
-    asked = [
-        [{"role": "user", "content": f"Say in {n} sentences what a {name} is."}]
-        for n in ("one", "two", "three", "four", "five", "six", "ten")
-        for _, name in THINGS
-    ][:32]
+    texts = [f"Say in {number} sentences what a {name} is." for number in range(1, 8) for _, name in THINGS][:32]
+    asked = [[{"role": "user", "content": text}] for text in texts]
     plain = generate(model, tokenizer, asked, 48, 1, 512).answers
     with engine_for(EngineKind.cuda_graph, model, 600) as engine:
         together = generate(model, tokenizer, asked, 48, 32, 512, engine=engine).answers
@@ -221,20 +214,15 @@ def test_ties_in_16_bits_are_the_exception(smollm2_model):
 
 def llama(layers, hidden=64, **more):
     torch.manual_seed(0)
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
     heads = {"num_attention_heads": hidden // 16, "num_key_value_heads": 2}
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, **heads, **more
-    )
-    return LlamaForCausalLM(config).eval().bfloat16()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=400, **sizes, **heads, **more)).eval().bfloat16()
 
 
-@pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.nightly), True])
-def test_one_compilation_serves_all_layers_and_lengths(adapted):
+def test_one_compilation_serves_all_layers_and_lengths():
     torch._dynamo.reset()
-    model, rotary = llama(3, hidden=96), vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY]
-    if adapted:
-        model = with_adapter(model)
-        round_once(model)
+    model, rotary = with_adapter(llama(3, hidden=96)), vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY]
+    round_once(model)
     before = counters["stats"]["unique_graphs"]
     parts = CompiledParts(model)
     for rows in (100, 200):
@@ -245,7 +233,7 @@ def test_one_compilation_serves_all_layers_and_lengths(adapted):
                 torch.testing.assert_close(model(ids).logits, expected, rtol=0.02, atol=0.02)
                 assert vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY] is not rotary
             assert torch.equal(model(ids).logits, expected)
-        assert counters["stats"]["unique_graphs"] - before == 3 + adapted, "norm, rotary, MLP, and q_proj by itself"
+        assert counters["stats"]["unique_graphs"] - before == 4, "norm, rotary, MLP, and q_proj by itself"
     assert vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY] is rotary
     assert not any(part._compiled_call_impl for part in model.modules())
 

@@ -52,8 +52,8 @@ def chat(*turns):
     return {"prompt": "p", "prompt_id": "1", "category": "Chat", "messages": messages}
 
 
-def files_of_the_sets():
-    """Return the files of each dataset, with the columns and the README of the real one."""
+def write_sets(hub):
+    """Write each dataset with the columns, files and README of the real one."""
     lines = "".join(f'test_0_{n},"#Person1#: Hi.\n#Person2#: Bye.",Summary {n}.,talk\n' for n in (1, 2, 3))
     split = {"split": "validation", "path": "plain_text/validation-*"}
     card = yaml.safe_dump({"configs": [{"config_name": "plain_text", "data_files": [split]}]})
@@ -64,17 +64,18 @@ def files_of_the_sets():
     talk = chat(("user", "Hello"), ("assistant", "Hi."), ("user", "More"), ("assistant", "No."))
     song = chat(("system", "You are kind."), ("user", "Sing."), ("assistant", "La."))
     questions = {"README.md": f"---\n{card}---\n", "plain_text/validation-00000-of-00001.parquet": parquet([question])}
-    return {
+    files = {
         "dialogue_summarisation": {"test.csv": f"id,dialogue,summary,topic\n{lines}"},
         "question_answering": questions,
         "data_to_text": {"default/test/0000.parquet": parquet(facts), "default/test/index.duckdb": b"not read"},
         "instruction_following": {"data/test-00000-of-00001.parquet": parquet([talk, song])},
     }
+    for name, content in files.items():
+        hub.add_dataset(settings(name)["id"], content)
 
 
 def test_rows_of_the_real_schemas_become_examples(hub, run_python, tmp_path):
-    for name, content in files_of_the_sets().items():
-        hub.add_dataset(settings(name)["id"], content)
+    write_sets(hub)
     wanted = {name: settings(name) | {"revision": "main"} for name in TASKS}
     wanted["wrong"] = wanted["data_to_text"] | {"split": "tset"}
     done = run_python("-c", LOAD, json.dumps(wanted), env=hub.env(tmp_path / "home"))

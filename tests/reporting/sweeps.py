@@ -89,12 +89,11 @@ def write_run(
         "data": {"name": data, "rows": rows, "digest": f"{data}{seed}", "tokens": rows * 100},
         "train": {**train, "peak_memory_bytes": 3 * 10**9, "final_loss": 1.3},
         "eval": {
-            "base": write_stage(folder, "base", 0.3, examples, noise, tasks),
-            "tuned": write_stage(folder, "tuned", level, examples, noise, tasks),
+            stage: write_stage(folder, stage, reached, examples, noise, tasks)
+            for stage, reached in (("base", 0.3), ("tuned", level))
         },
-        "versions": {"python": "3.11.7", "tometune": "0.1.0", "torch": "2.13.0"},
-        "git": {"commit": "0" * 40, "dirty": False},
-        **{"started": "2026-11-24T12:00:00+00:00", "finished": "2026-11-24T12:10:00+00:00", "attempts": 1},
+        **{"versions": {"tometune": "0.1.0"}, "git": {"commit": "0" * 40, "dirty": False}, "attempts": 1},
+        **{"started": "2026-11-24T12:00:00+00:00", "finished": "2026-11-24T12:10:00+00:00"},
     }
     (folder / "run.json").write_text(json.dumps(record))
     return folder

@@ -1,8 +1,10 @@
+"""Answers and cautions of synthetic sweeps. tests/golden/tables.txt has the whole text of two."""
+
 import pytest
 
 from tests.reporting.sweeps import TASKS, edit, editing, write_table
 from tometune.reporting.analysis import build
-from tometune.reporting.conclusions import answers, cautions, headline, published_answer
+from tometune.reporting.conclusions import answers, cautions, headline
 from tometune.reporting.report_files import as_html
 
 
@@ -21,8 +23,6 @@ def test_a_planted_effect_is_found_and_its_absence_is_not(tmp_path, report, made
     assert (answer.question, answer.verdict) == ("Is pydocs_3k better than pydocs_1k?", verdict)
     text = " ".join(answer.sentences)
     assert ("; pydocs_3k vs. pydocs_2k (" in text) == ("Undecided" not in verdict)
-    assert "Holm-corrected p" in text
-    assert "Seeds per arm needed to detect a difference of 0.01 with 80% power: about" in text
     assert cautions(table) == []
 
 
@@ -42,19 +42,6 @@ def test_missing_runs_unpaired_arms_and_too_few_resamples_are_cautions(sweep):
     assert "Missing runs: 1; the means are over the others." in text
     assert "independent samples" in text
     assert "eval.resamples=100 is too small" in text
-
-
-def test_too_few_examples_for_any_number_of_seeds(tmp_path, report):
-    write_table(tmp_path, examples=8, noise=0.2)
-    (answer,) = answers(report(tmp_path).table)
-    assert "cannot be detected reliably with any number of seeds" in " ".join(answer.sentences)
-
-
-def test_the_published_table_cannot_tell():
-    assert published_answer(0.95).startswith(
-        "300k vs. 100k in the published table: ROUGE-1 −0.010 (−0.049 to +0.029, p = 0.49), "
-        "ROUGE-2 −0.017 (−0.042 to +0.008, p = 0.11), ROUGE-L +0.004 (−0.011 to +0.019, p = 0.50)."
-    )
 
 
 @pytest.mark.parametrize(("tokens", "cautioned"), [(4, True), (18, False)])

@@ -41,12 +41,6 @@ def test_cells_are_labelled_by_what_differs_and_compared_if_one_thing_does(tmp_p
     assert found_notes == notes
 
 
-def test_cells_are_ordered_by_size_and_hold_their_seeds(sweep):
-    cells, notes = grouped(sweep)
-    assert [(cell.label, list(cell.runs)) for cell in cells] == [(f"pydocs_{size}k", [0, 1, 2]) for size in (1, 2, 3)]
-    assert notes == []
-
-
 def test_runs_with_single_streams_set_count_for_the_variance_only(tmp_path):
     streams = [{stream: value} for stream in ("data", "order") for value in (7, 8)]
     for setting in streams:

@@ -56,12 +56,10 @@ def test_tables_summary_and_page_are_logged(table_report, table, one_cell):
     columns, rows = kept.tables["table"]
     names = "model data seeds ROUGE-1 ROUGE-2 ROUGE-L sd_1 sd_2 sd_L ROUGE-1_from ROUGE-1_to"
     assert [name.replace(" ", "_") for name in columns[:11]] == names.split()
-    assert {len(row) for row in rows} == {len(columns)}
     assert (rows[0][:3], rows[0][6:9]) == (["tiny", "base model", "–"], [None] * 3), "unknown values are None"
     last, entry = table["rows"][-1], table["comparisons"][0]
     assert rows[-1][3] == last["rouge1"]["mean"]
     assert rows[-1][-2:] == [last["rougeL"]["ci_low"], last["rougeL"]["ci_high"]]
-    assert len(kept.tables["comparisons"][1]) == len(table["comparisons"])
     assert kept.values["difference/pydocs_2k-pydocs_1k/rouge1/p_holm"] == entry["p_holm"]
     assert kept.values["cell/pydocs_3k/rougeL/mean"] == last["rougeL"]["mean"]
     assert "cell/before_tiny/rouge1/std" not in kept.values
@@ -112,9 +110,8 @@ def test_the_report_has_the_table_and_panels_over_its_runs_and_wandb_reads_it_ba
 
 def test_panels_follow_models_and_settings(one_seed, ranks, one_cell):
     sets = run_sets(blocks_of(one_seed.table))[:2]
-    assert [(found["name"], len(found["filters"]["filters"][0]["value"])) for found in sets] == [
-        *(("small", 3), ("tiny", 3)),
-    ]
+    found = [(runs["name"], len(runs["filters"]["filters"][0]["value"])) for runs in sets]
+    assert found == [("small", 3), ("tiny", 3)]
     assert [factors(made.table) for made in (ranks, one_cell)] == [["lora.r"], ["data.name"]]
     assert panels(blocks_of(ranks.table), "Bar Chart")[0]["groupBy"] == "lora.value.r"
     assert build(one_cell.table, "p", "").description == NOTHING_TO_COMPARE

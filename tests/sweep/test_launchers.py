@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -51,7 +52,7 @@ def runs_in(place: Workplace, name: str) -> dict[str, Path]:
 
 
 NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
-LAUNCHERS = [("processes", []), ("submitit", []), ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"])]
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "127.0.0.1:6399"}
 
 
 def check_runs(place: Workplace, basic: dict[str, Path], name: str, stderr: str) -> None:
@@ -64,17 +65,42 @@ def check_runs(place: Workplace, basic: dict[str, Path], name: str, stderr: str)
         assert scores_of(run) == scores_of(basic[run_id])
 
 
+@pytest.fixture
+def cluster(place: Workplace) -> Iterator[None]:
+    """A ray cluster that is up."""
+    needs("ray_cluster")
+    ray = Path(sys.executable).with_name("ray")
+    folder = tempfile.mkdtemp(prefix="ray")  # it holds sockets, whose paths must be short
+    start = [ray, "start", "--head", "--port=6399", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
+    head = subprocess.Popen([*start, "--block"], env={**place.env, **RAY}, stdout=subprocess.PIPE, text=True)
+    assert head.stdout is not None
+    assert any("Ray runtime started" in line for line in head.stdout)
+    yield
+    for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+        process.kill()
+    head.communicate()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.nightly
 @pytest.mark.whole
-@pytest.mark.parametrize(("name", "more"), LAUNCHERS)
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("submitit", []),
+        ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"]),
+        pytest.param("ray_cluster", [NO_GPU], marks=pytest.mark.usefixtures("cluster")),
+    ],
+)
 def test_two_runs(place: Workplace, basic: dict[str, Path], name: str, more: list[str]) -> None:
     needs(name)
-    launcher = (f"sweep.name={name}", f"hydra/launcher={name}", *more)
-    done = place.verb("train", *SWEEP, *launcher)
+    env = RAY if name == "ray_cluster" else {}
+    command = ("train", *SWEEP, f"sweep.name={name}", f"hydra/launcher={name}", *more)
+    done = place.verb(*command, env=env)
     assert done.returncode == 0, done.stderr
     check_runs(place, basic, name, done.stderr)
-    again = place.train(*SWEEP, *launcher)
-    assert again == (0, f"sweep multirun/{name}: 2 runs, 2 completed\n")
+    again = place.verb(*command, env=env)
+    assert (again.returncode, again.stderr) == (0, f"sweep multirun/{name}: 2 runs, 2 completed\n")
 
 
 @pytest.mark.whole
@@ -85,35 +111,12 @@ def test_processes_make_the_same_runs_and_report_errors_at_the_end(place: Workpl
     check_runs(place, basic, "failing", done.stderr)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    lines = done.stderr.splitlines()
-    assert lines[-3] == "2 of 4 runs are missing:", done.stderr
-    for line in lines[-2:]:
+    *_, count, one, two = done.stderr.splitlines()
+    assert count == "2 of 4 runs are missing:", done.stderr
+    for line in (one, two):
         assert re.match(r"  tiny-pydocs_64-s[01]-\w{8}: failed: data\.base\.rows=100000: the base has 1,000 ", line)
     cells = json.loads((place.folder / "multirun" / "failing" / "sweep.json").read_text())["cells"]
     assert ["error" in cell for cell in cells] == [False, True, False, True]
-
-
-@pytest.mark.nightly
-@pytest.mark.whole
-def test_a_ray_cluster_that_is_up(place: Workplace, basic: dict[str, Path]) -> None:
-    needs("ray_cluster")
-    ray = Path(sys.executable).with_name("ray")
-    folder = tempfile.mkdtemp(prefix="ray")  # it holds sockets, whose paths must be short
-    start = [ray, "start", "--head", "--port=6399", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
-    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "127.0.0.1:6399"}
-    head = subprocess.Popen([*start, "--block"], env={**place.env, **settings}, stdout=subprocess.PIPE, text=True)
-    try:
-        assert head.stdout is not None
-        assert any("Ray runtime started" in line for line in head.stdout)
-        launcher = ("sweep.name=cluster", "hydra/launcher=ray_cluster", NO_GPU)
-        done = place.verb("train", *SWEEP, *launcher, env=settings)
-        assert done.returncode == 0, done.stderr
-        check_runs(place, basic, "cluster", done.stderr)
-    finally:
-        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-            process.kill()
-        head.communicate()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize("name", PRESETS)

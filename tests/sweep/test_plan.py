@@ -100,13 +100,12 @@ def test_a_gpu_without_earlier_runs_has_the_speeds_of_the_named_file(
 
 def test_the_printed_plan() -> None:
     known = PlannedRun("a", 10, 1000, 4, 8, False, 7200.0, 2e9, 3e9, "1 earlier run")
+    changes = ({}, {"done": True}, {"seconds": None, "memory": 5e9}, {"seconds": 42.4}, {"seconds": 600.0})
     out = StringIO()
-    runs = [known, replace(known, run_id="b", done=True), PlannedRun("c", 10, 1000, 4, 8, False, memory=5e9)]
-    runs += [replace(known, run_id="d", seconds=42.4), replace(known, run_id="e", seconds=600.0)]
+    runs = [replace(known, run_id=str(number), **change) for number, change in enumerate(changes)]
     print_plan(runs, ["seed=x: wrong"], Console(file=out, width=100, highlight=False))
     lines = out.getvalue().splitlines()
-    times = [line.partition(" 8 ")[2].strip() for line in lines[3:8]]
-    assert times == ["2.0 h", "done", "unknown", "42 s", "10 min"]
+    assert [line.partition(" 8 ")[2].strip() for line in lines[3:8]] == ["2.0 h", "done", "unknown", "42 s", "10 min"]
     assert lines[-4:] == [
         "5 runs: 1 done, 4 left with 4,000 tokens, 16 steps",
         "  2.2 h one after the other, memory 2.0 GB, disk 9.00 GB (from 1 earlier run)",
@@ -120,9 +119,8 @@ def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatc
     planned: list[tuple[str | None, int]] = []
     monkeypatch.setattr(plan, "plan_run", lambda config, _: planned.append((config.sweep.name, config.seed)))
     monkeypatch.setattr(plan, "print_plan", lambda runs, problems: print(*problems, sep="\n"))
-    jobs = jobs_of(
-        CommandLine(["model=tiny", "data=pydocs_1k", "sweep.name=a,b", "seed=0,1", "lora.r=0,4"], multirun=True)
-    )
+    overrides = ["model=tiny", "data=pydocs_1k", "sweep.name=a,b", "seed=0,1", "lora.r=0,4"]
+    jobs = jobs_of(CommandLine(overrides, multirun=True))
     assert jobs is not None
     plan_sweep(jobs, print)
     assert planned == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
@@ -142,9 +140,7 @@ def test_a_plan_before_and_after(place: Workplace) -> None:
 
     done = place.verb("train", *sweep, "plan=measure")
     assert done.stderr.count("measuring 12 training steps and 16 answers per task") == 1
-    assert re.search(
-        r"  \d+ s one after the other, memory \d\.\d GB, disk 0\.\d\d GB \(from 1 earlier run\)", done.stdout
-    )
+    assert re.search(r"  \d+ s one after .*, memory \d\.\d GB, disk 0\.\d\d GB \(from 1 earlier run\)", done.stdout)
     status, stderr = place.train(*sweep)
     assert status == 0, stderr
     for path in (place.folder / "multirun" / "planned").glob("*/run.json"):
