@@ -13,15 +13,12 @@ from tometune.config.jobs import jobs_of
 from tometune.config.root import conf_dir
 
 CONF = conf_dir()
+BASE, POOL = "data.base.path=base.jsonl", "data.pool.path=pool.jsonl"
+TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_following")
 PATHS = {
-    "data/files_100k": ["data.base.path=base.jsonl"],
-    "data/files_200k": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
-    "data/files_300k": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
-    "data/files_300k_top": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
-    "eval/files": [
-        f"eval.tasks.{task}.path={task}.jsonl"
-        for task in ("summarisation", "question_answering", "data_to_text", "instruction_following")
-    ],
+    "data/files_100k": [BASE],
+    **{f"data/files_{size}": [BASE, POOL] for size in ("200k", "300k", "300k_top")},
+    "eval/files": [f"eval.tasks.{task}.path={task}.jsonl" for task in TASKS],
     "lora/none": ["model=smollm2_135m"],
     "eval/task/jsonl": ["eval.tasks.mine.path=mine.jsonl"],
 }

@@ -34,33 +34,28 @@ for arguments in json.loads(sys.argv.pop()):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "line"),
+    ("error", "name", "status", "line"),
     [
-        (UserError("data.base.path=x: no such file; check it"), 2, "data.base.path=x: no such file; check it"),
-        (RuntimeError("two\nlines"), 1, "RuntimeError: two lines (HYDRA_FULL_ERROR=1 shows the traceback)"),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
-        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM; run the same command again to resume"),
+        (UserError("data.base.path=x: no such file; check it"), "train", 2, "data.base.path=x: no such file; check it"),
+        (RuntimeError("two\nlines"), "train", 1, "RuntimeError: two lines (HYDRA_FULL_ERROR=1 shows the traceback)"),
+        (KeyboardInterrupt(), "train", 130, "interrupted; run the same command again to resume"),
+        (KeyboardInterrupt(), "report", 130, "interrupted"),
+        (Stopped(signal.SIGTERM), "train", 143, "stopped by SIGTERM; run the same command again to resume"),
     ],
 )
-def test_errors_are_one_line(command, error, status, line):
-    outcome = command(failing={0: error})
+def test_errors_are_one_line_and_the_traceback_comes_on_request(command, monkeypatch, error, name, status, line):
+    outcome = command(failing={0: error}, name=name)
     assert (outcome.status, outcome.errors) == (status, [line])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    outcome = command(failing={0: error}, name=name)
+    assert (outcome.status, outcome.errors[0].startswith("Traceback")) == (status, True)
 
 
-def test_verbs_that_keep_nothing_do_not_promise_to_resume(command):
-    assert command(failing={0: KeyboardInterrupt()}, name="report").errors == ["interrupted"]
+def test_a_verb_is_named_by_its_file():
     assert set(RESUMED) < set(verbs())
     for name in verbs():
         task = importlib.import_module(f"tometune.{name}").main
         assert name_of(task.__wrapped__) == name
-
-
-def test_traceback_on_request(command, monkeypatch):
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    outcome = command(failing={0: RuntimeError("boom")})
-    assert outcome.status == 1
-    assert outcome.errors[0].startswith("Traceback")
-    assert outcome.errors[-1] == "RuntimeError: boom"
 
 
 READ_ONLY = "/sys/tometune"
@@ -111,7 +106,6 @@ def test_the_name_follows_the_id(command, tmp_path):
 @pytest.mark.parametrize(
     ("option", "line"),
     [
-        ("--modle=tiny", "unrecognized arguments: --modle=tiny; keys are set without dashes"),
         ("--experimental-rerun=config.pickle", "--experimental-rerun: reads a pickle, which can run any code"),
         ("--config-name=mine", "--config-name, --config-path: all verbs read train.yaml"),
         ("--config-dir=none", "--config-dir=none: no such folder"),

@@ -10,8 +10,10 @@ from tometune.reporting.sweep import read_sweep
 RANKS = [{"settings": {"lora.r": rank}} for rank in (8, 16, 4)]
 SIZES = [{"data": f"d{rows}", "rows": rows} for rows in (20_000, 3_000)]
 MODELS = [{**size, "model": model} for model in ("tiny", "small") for size in SIZES]
-FULL = [*RANKS, {"settings": {"lora.enabled": False, "lora.r": 8}}]
+BOTH = [{**size, **rank} for size in SIZES for rank in RANKS[1:]]
+FULL = [RANKS[0], RANKS[2], {"settings": {"lora.enabled": False, "lora.r": 8}}]
 STEPS = [{**size, "settings": {"trainer.max_steps": size["rows"] // 100}} for size in SIZES]
+ALL = ["10", "20", "21"]  # of three cells, each with those before it
 NOTE = "trainer.max_steps changes together with the data (d3000: 30, d20000: 200), so the comparisons cover both."
 
 
@@ -22,10 +24,10 @@ def grouped(folder):
 @pytest.mark.parametrize(
     ("runs", "labels", "compared", "notes"),
     [
-        (RANKS, ["pydocs_1k lora.r=4", "pydocs_1k lora.r=8", "pydocs_1k lora.r=16"], ["10", "20", "21"], []),
+        (RANKS, ["pydocs_1k lora.r=4", "pydocs_1k lora.r=8", "pydocs_1k lora.r=16"], ALL, []),
         (MODELS, ["small d3000", "small d20000", "tiny d3000", "tiny d20000"], ["10", "32"], []),
-        ([{**size, **rank} for size in SIZES for rank in RANKS[1:]], None, ["10", "20", "31", "32"], []),
-        (FULL, [*(f"pydocs_1k lora=adapter lora.r={r}" for r in (4, 8, 16)), "pydocs_1k lora=full"], None, []),
+        (BOTH, [f"d{rows} lora.r={rank}" for rows in (3000, 20000) for rank in (4, 16)], ["10", "20", "31", "32"], []),
+        (FULL, ["pydocs_1k lora=adapter lora.r=4", "pydocs_1k lora=adapter lora.r=8", "pydocs_1k lora=full"], ALL, []),
         (STEPS, ["d3000", "d20000"], ["10"], [NOTE]),
         ([{"streams": {"data": value}} for value in (3, 4, 5)], ["pydocs_1k"], [], []),
     ],
@@ -36,9 +38,7 @@ def test_cells_are_labelled_by_what_differs_and_compared_if_one_thing_does(tmp_p
         write_run(tmp_path, **run)
     cells, found_notes = grouped(tmp_path)
     found = [f"{cells.index(a)}{cells.index(b)}" for a, b in pairs(cells)]
-    assert [cell.label for cell in cells] == (labels or [cell.label for cell in cells])
-    assert found == (found if compared is None else compared)
-    assert found_notes == notes
+    assert ([cell.label for cell in cells], found, found_notes) == (labels, compared, notes)
 
 
 def test_runs_with_single_streams_set_count_for_the_variance_only(tmp_path):

@@ -25,16 +25,11 @@ class Kept(RunTracker):
     def __init__(self, report):
         super().__init__(TrackingConfig(), RunLabels("report-table", "report", "table", report.sweep.folder, {}))
         self.values, self.tables, self.pages = {}, {}, {}
+        self.summary, self.page = self.values.update, self.pages.__setitem__
         log_report(self, report)
-
-    def summary(self, values):
-        self.values |= values
 
     def table(self, name, columns, rows):
         self.tables[name] = columns, rows
-
-    def page(self, name, html):
-        self.pages[name] = html
 
 
 def blocks_of(table):
@@ -72,14 +67,15 @@ def test_tables_summary_and_page_are_logged(table_report, table, one_cell):
 def test_notes_on_runs_that_the_panels_lack(sweep):
     runs = sorted(path.parent for path in sweep.glob("*/run.json"))
     for run in runs[:-1]:
-        edit(run, tracking={"tracker": "wandb", "path": "me/tometune/x"})
-    edit(runs[0], tracking={"tracker": "wandb", "path": "other/x"})
-    assert runs_elsewhere(read_sweep(sweep), "tometune") == [
-        "1 of 9 runs were not logged to W&B, so its panels lack them",
-        "runs were logged to project other, not tometune: set tracking.project",
-    ]
-    for run in (runs[0], runs[-1]):
         edit(run, tracking={"tracker": "wandb", "path": "tometune/x"})
+    assert runs_elsewhere(read_sweep(sweep), "tometune") == [
+        "1 of 9 runs were not logged to W&B, so its panels lack them"
+    ]
+    edit(runs[-1], tracking={"tracker": "wandb", "path": "other/x"})
+    assert runs_elsewhere(read_sweep(sweep), "tometune") == [
+        "runs were logged to project other, not tometune: set tracking.project"
+    ]
+    edit(runs[-1], tracking={"tracker": "wandb", "path": "me/tometune/x"})
     assert runs_elsewhere(read_sweep(sweep), "tometune") == []
 
 
@@ -129,7 +125,7 @@ def test_offline_it_prints_how_to_sync_and_a_second_report_replaces_the_first(ru
     ]
     assert json.loads((sweep / "wandb_report.json").read_text())["spec"]["blocks"]
     summary = json.loads(inspect("--summary", str(first)))
-    assert (summary["run_id"], summary["name"], summary["state"]) == ("report-table", "report-table", "finished")
+    assert (summary["run_id"], summary["state"]) == ("report-table", "finished")
     (run,) = [record["run"] for record in records(first) if record["type"] == "run"]
     assert (run["job_type"], run["run_group"], run["resume"]) == ("report", "table", True)
     (html,) = first.glob("files/media/html/report_*.html")

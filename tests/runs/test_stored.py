@@ -35,11 +35,16 @@ def change(run: Path, **values: object) -> None:
     (run / "config.yaml").write_text(OmegaConf.to_yaml(config))
 
 
-def test_a_run_of_f115d2b_is_readable(run):
+def test_a_run_of_f115d2b_is_readable_and_what_it_lacks_takes_its_default(run):
     config = stored_config(run)
     assert (config.model.name, config.data.rows, config.trainer.max_steps) == ("tiny", 64, 6)
     assert config.eval.tasks["summarisation"].max_new_tokens == 8
     assert read_record(run)["run_id"] == "tiny-pydocs_64-s0-aa812808"
+    change(run, chat=None, trainer=None, model__attn_implementation=None, eval__engine="vllm")
+    config = stored_config(run)
+    assert config.trainer == TrainerConfig()
+    assert config.model.attn_implementation == "sdpa"
+    assert config.eval.engine == "auto", "an engine that was removed"
 
 
 def test_unknown_keys_at_any_depth_are_one_warning(run, caplog):
@@ -64,14 +69,6 @@ def test_unknown_keys_at_any_depth_are_one_warning(run, caplog):
     unknown = "plugin trainer.warp data.base.flavour data.filters.old data.pool.age eval.tasks.summarisation.vintage"
     assert [key for key in unknown.split() if key not in warning] == []
     assert "q2_k" not in warning
-
-
-def test_a_missing_group_or_key_takes_its_default_and_a_removed_engine_is_auto(run):
-    change(run, chat=None, trainer=None, model__attn_implementation=None, eval__engine="vllm")
-    config = stored_config(run)
-    assert config.trainer == TrainerConfig()
-    assert config.model.attn_implementation == "sdpa"
-    assert config.eval.engine == "auto"
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "trainer: {max_steps: many}", "trainer: {", "\xff"])

@@ -10,24 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.fork_server import progress
+from tests.sweep.conftest import runs_in
 from tests.whole import Workplace, adapter_of, answers_of, curve_of, record_of, timeless
 
 pytestmark = [pytest.mark.whole, pytest.mark.timeout(1800)]
 
-DELAY = 0.3
-"""Maximum seconds between a visible event and the kill."""
+DELAY = 0.3  # maximum seconds between a visible event and the kill
+FILES = ("table.json", "table.csv", "table.md")  # they contain no times and no paths
 
 TABLE = (
     *("+sweep=table_pydocs", "model=tiny", "trainer=debug", "tracking=none"),
     *("eval.limit=2", "~eval.tasks.summarisation", "~eval.tasks.question_answering"),
     *("trainer.learning_rate=1e-2", "trainer.save_steps=1"),
 )
-FILES = ("table.json", "table.csv", "table.md")
-"""They contain no times and no paths, so they are compared byte by byte."""
-
-
-def runs_in(folder: Path) -> dict[str, Path]:
-    return {path.parent.name: path.parent for path in sorted(folder.glob("*/run.json"))}
 
 
 @pytest.mark.parametrize(
@@ -67,10 +62,7 @@ def test_a_killed_sweep_ends_as_the_undisturbed_one(
 def kill_repeatedly(
     place: Workplace, command: tuple[str, ...], kills: int, killed: Path, whole: set[str]
 ) -> set[tuple[str, int]]:
-    """Kill a sweep at points spread over its progress; returns run and number of each interrupted attempt.
-
-    `killed` is its folder, and `whole` everything visible in the folder of a finished one.
-    """
+    """Kill a sweep at points spread over its progress (`whole`); returns run and number of interrupted attempts."""
     draw = random.Random(20)
     interrupted = set()
     for left in range(kills, 0, -1):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.sweep.conftest import QUICK, SWEEP, runs_in
 from tests.whole import Workplace, record_of
 from tometune.config.command_line import CommandLine
 from tometune.config.eval import EvalConfig
@@ -129,12 +130,10 @@ def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatc
 
 @pytest.mark.whole
 def test_a_plan_before_and_after(place: Workplace) -> None:
-    tasks = ("~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.tasks.data_to_text")
-    quick = ("+experiment=smoke", *tasks, "trainer.max_steps=4")
-    sweep = ("-m", *quick, "seed=0,1", "sweep.name=planned")
+    sweep = (*SWEEP, "sweep.name=planned")
     done = place.verb("train", *sweep, "plan=true")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"tiny-pydocs_64-s0-\w{8} +64 +[\d,]+ +4 +4 +unknown", done.stdout)
+    assert re.search(r"tiny-pydocs_64-s0-\w{8} +64 +[\d,]+ +2 +1 +unknown", done.stdout)
     assert "2 runs: 0 done, 2 left with" in done.stdout
     assert not (place.folder / "multirun").exists()
 
@@ -143,9 +142,9 @@ def test_a_plan_before_and_after(place: Workplace) -> None:
     assert re.search(r"  \d+ s one after .*, memory \d\.\d GB, disk 0\.\d\d GB \(from 1 earlier run\)", done.stdout)
     status, stderr = place.train(*sweep)
     assert status == 0, stderr
-    for path in (place.folder / "multirun" / "planned").glob("*/run.json"):
-        assert record_of(path.parent)["model"]["device_name"]
-    done = place.verb("train", "-m", *quick, "seed=0,1,3", "sweep.name=planned", "plan=true")
+    for run in runs_in(place.folder / "multirun" / "planned").values():
+        assert record_of(run)["model"]["device_name"]
+    done = place.verb("train", "-m", *QUICK, "seed=0,1,3", "sweep.name=planned", "plan=true")
     assert "3 runs: 2 done, 1 left" in done.stdout
     assert len(re.findall(r" done *$", done.stdout, re.MULTILINE)) == 2
     assert "(from 3 earlier runs)" in done.stdout
