@@ -158,7 +158,9 @@ class Handler(BaseHTTPRequestHandler):
             elif self.token not in self.hub.tokens:
                 self._error(HTTPStatus.UNAUTHORIZED, None, "Invalid credentials in Authorization header")
             elif path == "/api/whoami-v2":
-                self._json({"type": "user", "name": "tester", "orgs": [], "auth": {"type": "access_token"}})
+                role = "read" if self.token.endswith("read") else "write"
+                auth = {"type": "access_token", "accessToken": {"role": role}}
+                self._json({"type": "user", "name": "tester", "orgs": [], "auth": auth})
             elif path == "/api/repos/create":
                 self._create(json.loads(body))
             elif BATCH.fullmatch(path):

@@ -93,7 +93,7 @@ def test_a_prompt_waits_for_the_models_and_their_answers_stream_and_can_be_stopp
     until(lambda: answers(tab)[1::2] == ["before: one two three", "after: one two three"])
 
 
-def test_retry_edit_and_undo(served, tab):
+def test_retry_edit_undo_and_clear(served, tab):
     engine = Words("echo ")
     served.engines[:] = engine, engine
 
@@ -113,6 +113,11 @@ def test_retry_edit_and_undo(served, tab):
     press("Undo")
     until(lambda: tab.input_value("#box textarea") == "other <i>words</i>")
     assert answers(tab) == []
+    tab.press("#box textarea", "Enter")
+    until(lambda: answers(tab) == ["echo other <i>words</i>"] * 2)
+    finished(tab)
+    press("Clear")
+    until(lambda: answers(tab) == [])
 
 
 ATTACKS = [
@@ -176,7 +181,7 @@ def test_a_conversation_is_exported_and_a_new_one_begun(served, tab):
     tab.get_by_text("dropped the oldest turn and the middle of the prompt").first.wait_for()
     assert "more characters are not shown" in tab.inner_text(".tm-chat")
     finished(tab)
-    tab.locator(".tm-chat button[aria-label='Clear']").first.click()  # the same as the button "New conversation"
+    tab.get_by_text("New conversation", exact=True).click()
     until(lambda: answers(tab) == [])
     assert tab.evaluate("localStorage.length") == 0, "nothing stays in the browser"
 

@@ -45,8 +45,10 @@ def test_a_pushed_model_is_private_and_has_the_files_of_the_export(trained, expo
 
 def test_what_may_be_pushed_is_checked_before_anything_is_made(ours: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     ours.add_model("tester/seen")
+    ours.tokens.add("hf_may_read")
     cases = [
-        ("hf_may_read", "tester/x", True, "push_to=tester/x: the token may not write there; make one"),
+        ("hf_unknown", "tester/x", True, "push_to=tester/x: the token may not write there; make one"),
+        ("hf_may_read", "tester/x", True, "push_to=tester/x: the token of tester may not write there; make one"),
         (TOKEN, "somebody/x", True, "push_to=somebody/x: the token of tester may not write there"),
         (TOKEN, "tester/seen", True, "push_to=tester/seen: exists and is public, so everybody would see this model"),
         (TOKEN, "tester/seen", False, None),
