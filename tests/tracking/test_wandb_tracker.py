@@ -171,7 +171,7 @@ def test_a_bad_server_means_offline(kind, track, folder, tmp_path):
     printed = json.loads(done.stdout)
     assert printed["tracking"]["mode"] == "offline"
     assert reason in printed["tracking"]["reason"]
-    assert printed["seconds"] < 10
+    assert printed["seconds"] < 20, "it waits for WANDB_INIT_TIMEOUT, which is 20 s by default"
     assert f"WARNING W&B is offline ({env['WANDB_BASE_URL']}" in done.stderr
     assert f"{WANDB} sync {the_folder(folder)}" in done.stderr
     assert list(folder.glob("wandb/run-*")) == []
