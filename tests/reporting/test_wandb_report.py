@@ -7,7 +7,7 @@ import pytest
 import wandb_workspaces.reports.v2 as wr
 
 from tests.reporting.sweeps import edit
-from tests.tracking.offline import DOWN, KEY, WANDB, inspect, records
+from tests.tracking.conftest import DOWN, KEY, WANDB, inspect, records
 from tests.tracking.server import WandbServer
 from tometune.config.tracking import TrackingConfig
 from tometune.reporting.conclusions import NOTHING_TO_COMPARE
