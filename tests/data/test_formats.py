@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import files
 from tometune.config.data import Preference, RowFormat
-from tometune.data.formats import COLUMNS, MEDIA, REJECTED, ROLES, FormatError, Reader, Turn
+from tometune.data.formats import COLUMNS, REJECTED, ROLES, Reader
+from tometune.data.turns import MEDIA, FormatError, Turn
 
 QA = [("user", "q"), ("assistant", "a")]
 SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}

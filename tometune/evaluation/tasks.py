@@ -13,9 +13,10 @@ from tometune.common.seeding import stream
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
 from tometune.data.conversations import fix_conversation
-from tometune.data.formats import FormatError, Reader
+from tometune.data.formats import Reader
 from tometune.data.readers import Batch, batches
 from tometune.data.sources import content_digest, files_of, read
+from tometune.data.turns import FormatError
 from tometune.evaluation.fields import Row, collect, names_in, render
 from tometune.evaluation.metrics import MODEL_METRICS, identity_of
 from tometune.evaluation.unicode_words import needs_unicode
