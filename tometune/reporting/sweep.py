@@ -1,6 +1,7 @@
 """A sweep folder: its completed runs with their settings and seeds, and the missing runs with the reasons."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +16,8 @@ from tometune.runs.identity import identity
 from tometune.runs.run import SCHEMA
 from tometune.runs.stored import stored_config
 from tometune.runs.sweep_file import NAME, read_cells
+
+log = logging.getLogger(__name__)
 
 PARTS = ("base", "pool")
 
@@ -118,21 +121,28 @@ def read_sweep(folder: Path) -> Sweep:
 
 def _read_record(folder: Path) -> dict[str, Any] | str:
     """Return the content of run.json if the run is completed and scored, else the reason why it is not."""
-    fix = "delete it and start the sweep again; the run resumes from its checkpoint"
+    path = folder / "run.json"
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("not an object")
+        status = record.get("status")
+        if record.get("schema") != SCHEMA:
+            return record
+        if status == "failed":
+            return f"failed: {record.get('error', 'no reason recorded')}"
+        if status != "completed":
+            return "running or interrupted" if status == "running" else f"status {status}"
+        _ = record["model"]["name"], record["data"]["name"], record["data"]["rows"], int(record["seed"])
+        return record if "tuned" in record["eval"] else "completed without scores"
     except FileNotFoundError:
         return "interrupted before run.json was written"
-    except ValueError as error:
-        return f"run.json is broken ({error}); {fix}"
-    status = record.get("status")
-    if record.get("schema") != SCHEMA:
-        return dict(record)
-    if status == "failed":
-        return f"failed: {record.get('error', 'no reason recorded')}"
-    if status != "completed":
-        return "running or interrupted" if status == "running" else f"status {status}"
-    return dict(record) if "tuned" in record["eval"] else "completed without scores"
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        log.warning("%s: is broken (%s), so the run is left out", path, reason)
+        return (
+            f"run.json is broken ({reason}); delete it and start the sweep again; the run resumes from its checkpoint"
+        )
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
