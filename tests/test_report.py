@@ -43,7 +43,7 @@ def test_writes_four_files_and_says_where_and_skips_a_broken_run_with_a_warning(
     *_, error = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (2, "")
     assert error.startswith(f"{path.relative_to(sweep.parents[1])}:30: not a line of scores (Unterminated string")
-    assert "delete it and run the same command again" in error
+    assert "repeat the command that made this run" in error
     assert not (sweep / "table.json").exists()
 
 

@@ -174,10 +174,12 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
         from tometune.models.load import load_to_train, load_tuned
         from tometune.models.machine import free_memory
         from tometune.training.batches import TrainingInputs
+        from tometune.training.metrics import replay
         from tometune.training.sft import fit
 
     config, source = inputs.config, inputs.model_source
     if run.record["train"] is not None:
+        replay(run.folder / "metrics.jsonl", on_log)
         return load_tuned(model, source, config.lora, run.folder)
     training = TrainingInputs(
         source=source,

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def replay(path: Path, on_log: OnLog) -> None:
+    """Pass the lines of metrics.jsonl on again after a kill; a tracker skips the steps that it has."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(ValueError, KeyError, AttributeError):  # a broken line
+            metrics = json.loads(line)
+            step = metrics.pop("step")
+            on_log({f"train/{key}": value for key, value in metrics.items()}, step)
+
+
 class Curves:
     """Adds throughput to the trainer's logs and passes them on to `metrics.jsonl`, the log and the tracker."""
 
@@ -126,7 +136,7 @@ class Curves:
         self.last_loss: float | None = None
 
     def rewind(self, step: int) -> None:
-        """Remove lines after the step of a checkpoint; these steps will be repeated."""
+        """Remove lines after the step of a checkpoint, whose steps will be repeated, and pass the others on again."""
         if not self.path.exists():
             return
 
@@ -140,6 +150,7 @@ class Curves:
         write_text(self.path, "".join(f"{line}\n" for line in lines))  # atomic: a kill must not lose earlier lines
         if lines:
             self.last_loss = json.loads(lines[-1])["loss"]
+        replay(self.path, self.on_log)
 
     def add(self, logs: dict[str, Any], step: int) -> None:
         """Take one log of the trainer.
