@@ -113,10 +113,13 @@ def test_too_few_rows(mix_of, tmp_path, base, pool, rows, base_rows, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("rows", "base_rows", "pool"), [(20, 30, POOL), (8, 30, POOL), (20, 20, None), (8, 20, None)])
+@pytest.mark.parametrize(
+    ("rows", "base_rows", "pool"),
+    [(20, 30, POOL), (8, 30, POOL), (20, 20, None), (8, 20, None), (30, 20, None), (30, 9, None)],
+)
 def test_the_advice_for_a_base_that_is_too_small_is_the_whole_fix(mix_of, rows, base_rows, pool):
     with pytest.raises(UserError) as caught:
         mix_of(BASE, pool, rows, base_rows=base_rows)
-    settings = dict(found.split("=") for found in str(caught.value).rpartition("; set ")[2].split())
+    settings = dict(found.split("=") for found in str(caught.value).rpartition("set ")[2].split())
     rows = int(settings.get("data.rows", rows))
-    assert len(mix_of(BASE, pool, rows, base_rows=int(settings["data.base.rows"])).row_ids) == rows
+    assert len(mix_of(BASE, pool, rows, base_rows=int(settings.get("data.base.rows", base_rows))).row_ids) == rows
