@@ -86,6 +86,12 @@ def test_runs_with_other_examples_references_or_tasks_are_rejected(sweep, run, p
     path.write_text(text.replace("reference 3", "another"))
     with pytest.raises(UserError, match=f"other references than in .* for {TASK}-3"):
         load(sweep)
+    path.write_text(text)
+    for folder, digest in ((sorted(sweep.iterdir())[-1], "a"), (run, "b")):
+        (folder / "eval" / "tuned" / f"{TASK}.json").write_text(json.dumps({"key": {"task": digest}}))
+    again = rf"score both again: python -m tometune\.evaluate run=\S+ && python -m tometune\.evaluate run={sweep}"
+    with pytest.raises(UserError, match=f"{TASK}: its content changed between .*{again}"):
+        load(sweep)
     with editing(run) as record:
         del record["eval"]["tuned"]["tasks"][TASKS[1]]
     with pytest.raises(UserError, match=rf"{run.name}: scored on other tasks .*not in both: {TASKS[1]}"):

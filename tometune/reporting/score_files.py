@@ -79,6 +79,7 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
                 f"{run.folder}: scored on other tasks than {runs[0].id} (not in both: {', '.join(sorted(differ))}), "
                 "so means over tasks cannot be compared; score one of them again, or move it away"
             )
+    _check_content(runs, names)
     columns = {run.id: [("tuned", run.id)] for run in runs}  # (stage, run id) of the files behind each column
     for run in runs:
         if "base" in run.record["eval"]:
@@ -117,6 +118,26 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
         resampled.reshape(len(tasks), resamples, len(columns), len(metrics)),
         notes,
     )
+
+
+def _check_content(runs: Sequence[SweepRun], tasks: Sequence[str]) -> None:
+    """Check that runs with the same settings were scored on the same content of each task, e.g. the same prompts."""
+    seen: dict[Any, tuple[Any, SweepRun]] = {}
+    for run in runs:
+        config = {key: value for key, value in run.settings.items() if key.startswith("eval.") or key == "meaning"}
+        for task in tasks:
+            try:
+                scored = (run.folder / "eval" / "tuned" / f"{task}.json").read_text(encoding="utf-8")
+                digest = json.loads(scored)["key"]["task"]
+            except (OSError, ValueError, KeyError, TypeError):  # of an older version
+                continue
+            expected, first = seen.setdefault((run.model, task, *sorted(config.items())), (digest, run))
+            if digest != expected:
+                commands = " && ".join(f"python -m tometune.evaluate run={each.folder}" for each in (first, run))
+                raise UserError(
+                    f"{task}: its content changed between {first.id} and {run.id}, so they cannot be compared; score "
+                    f"both again: {commands}"
+                )
 
 
 def _read_stages(runs: Sequence[SweepRun], task: str) -> dict[tuple[str, str], dict[str, Example]]:
