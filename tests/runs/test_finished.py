@@ -7,7 +7,9 @@ from safetensors.numpy import save_file
 from tometune.common.errors import UserError
 from tometune.config.export import ExportConfig
 from tometune.config.model import ModelConfig, Quantization
-from tometune.runs.finished import base_of, check_trained
+from tometune.runs.finished import base_of
+from tometune.runs.integrity import check_trained
+from tometune.runs.run import REPEAT
 
 KEY = "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"
 
@@ -20,21 +22,21 @@ def test_weights_that_are_truncated_missing_pickled_or_no_lora(tmp_path):
     def problem():
         with pytest.raises(UserError) as error:
             check_trained(tmp_path, adapter=True)
-        assert str(error.value).endswith("; repeat the command that made this run")
+        assert str(error.value).endswith(f"; {REPEAT}")
         return str(error.value)
 
     save_file({KEY: np.zeros((4, 64), np.float32)}, path)
     check_trained(tmp_path, adapter=True)
     path.write_bytes(path.read_bytes()[:-100])
-    assert "adapter_model.safetensors: broken or truncated (" in problem()
+    assert "adapter_model.safetensors: is broken or truncated (" in problem()
     save_file({"weight": np.zeros((4, 64), np.float32)}, path)
     assert "adapter_model.safetensors: holds no LoRA weights" in problem()
     path.rename(path.with_suffix(".bin"))
-    assert "adapter: holds its weights as a pickle, which can run code when it is read" in problem()
+    assert "adapter_model.safetensors: is a pickle, which can run code when it is read" in problem()
     path.with_suffix(".bin").unlink()
-    assert "adapter: holds no adapter_model.safetensors" in problem()
+    assert "adapter_model.safetensors: is missing" in problem()
     (path.parent / "adapter_config.json").unlink()
-    assert "adapter: holds no adapter_config.json" in problem()
+    assert "adapter_config.json: is missing" in problem()
 
 
 def test_every_shard_of_a_whole_model_must_exist(tmp_path):
@@ -44,7 +46,7 @@ def test_every_shard_of_a_whole_model_must_exist(tmp_path):
         (folder / name).write_text("{}")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors", "b": "2.sa"}}')
     save_file({"a": np.zeros(2)}, folder / "1.safetensors")
-    with pytest.raises(UserError, match=r"model: holds no 2.sa; repeat the command"):
+    with pytest.raises(UserError, match=r"model/2.sa: is missing; repeat the command"):
         check_trained(tmp_path, adapter=False)
     save_file({"b": np.zeros(2)}, folder / "2.sa")
     check_trained(tmp_path, adapter=False)

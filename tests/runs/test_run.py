@@ -74,7 +74,9 @@ def test_a_folder_of_another_config_is_refused(made: Config) -> None:
         Run.find(made, INPUTS)
 
 
-@pytest.mark.parametrize(("text", "says"), [("{", "not JSON"), ("[]", "not of schema"), ('{"schema": 99}', "schema 1")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "is broken"), ("[]", "is not a record"), ('{"schema": 99}', "schema 1")]
+)
 def test_a_broken_record_is_an_error_of_one_line(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match=says) as error:

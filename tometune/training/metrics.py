@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 METER = "meter.json"
 """File of a checkpoint with the totals of the meter."""
+
+CURVES = "metrics.jsonl"
+"""File of a run, and of a checkpoint with the lines up to its step."""
 
 OnLog = Callable[[dict[str, float], int], None]
 """Called with the metrics and the optimiser step."""
@@ -121,9 +125,16 @@ class Curves:
         self.path, self.meter, self.on_log = path, meter, on_log
         self.last_loss: float | None = None
 
-    def rewind(self, step: int) -> None:
-        """Remove lines after the step of a checkpoint; these steps will be repeated."""
-        if not self.path.exists():
+    def save(self, checkpoint: Path) -> None:
+        """Store the lines so far in a checkpoint."""
+        if self.path.exists():
+            shutil.copyfile(self.path, checkpoint / CURVES)
+
+    def rewind(self, step: int, checkpoint: Path | None = None) -> None:
+        """Return to the lines of a checkpoint, or remove those after its step: these steps will be repeated."""
+        source = checkpoint / CURVES if checkpoint is not None else self.path
+        source = source if source.exists() else self.path  # older checkpoints hold no lines
+        if not self.path.exists() and not source.exists():
             return
 
         def step_of(line: str) -> float:
@@ -132,7 +143,8 @@ class Curves:
             except (ValueError, KeyError, TypeError):  # a kill cut the line short
                 return math.inf
 
-        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if step_of(line) <= step]
+        text = source.read_text(encoding="utf-8", errors="replace") if step else ""
+        lines = [line for line in text.splitlines() if step_of(line) <= step]
         write_text(self.path, "".join(f"{line}\n" for line in lines))  # atomic: a kill must not lose earlier lines
         if lines:
             self.last_loss = json.loads(lines[-1])["loss"]
