@@ -25,6 +25,7 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 import wandb
 from pydantic import ValidationError
 from wandb.errors import AuthenticationError, CommError, UsageError
+from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class WandbTracker(RunTracker):
         except BaseException:
             self._release()
             raise
+        # W&B would report each library that is imported, and raise in the import once its service is gone.
+        unregister_all_post_import_hooks()
         self.step = self._run.step  # past the last step if the server knew the run
         if labels.replaces:  # uploaded after this one, an earlier attempt would replace it
             for folder in self._unsynced():

@@ -26,6 +26,9 @@ METER = "meter.json"
 CURVES = "metrics.jsonl"
 """File of a run, and of a checkpoint with the lines up to its step."""
 
+SKIPPED_MOST, SKIPPED_SHARE = 20, 0.1
+"""A training stops after this many skipped steps and this share of all steps."""
+
 OnLog = Callable[[dict[str, float], int], None]
 """Called with the metrics and the optimiser step."""
 
@@ -46,6 +49,9 @@ class Totals:
 
     trained_tokens: int = 0
     """Tokens with a label."""
+
+    skipped_steps: int = 0
+    """Steps of fp16 that changed nothing, because a gradient was not finite."""
 
 
 class Meter:
@@ -90,6 +96,20 @@ class Meter:
         real = inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.new_full((), given)
         counts = [real, labels.new_full((), padded or given), (labels != IGNORE).sum()]
         self._pending.append(sum_over(torch.stack(counts)))
+
+    def skip(self, step: int) -> None:
+        """Count a step that fp16's scaler skipped. A few are normal, most at the start, while it finds its scale.
+
+        Raises:
+            UserError: they are too many.
+        """
+        self._totals.skipped_steps += 1
+        if self._totals.skipped_steps > SKIPPED_MOST + SKIPPED_SHARE * step:
+            raise UserError(
+                f"model.precision=fp16: {self._totals.skipped_steps} of {step} steps were skipped, because their "
+                "gradients were not finite; set model.precision=fp32 (or bf16, if the GPU has it), or lower "
+                "trainer.learning_rate"
+            )
 
     def rates(self) -> dict[str, float]:
         """Return tokens per second since the last call, without and with padding, and the peak memory in GB."""
@@ -164,6 +184,7 @@ class Curves:
             )
         self.last_loss = loss
         metrics = {RENAMED.get(key, key): float(value) for key, value in logs.items() if key not in OMITTED}
+        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}  # a skipped step has no norm
         metrics |= self.meter.rates()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")

@@ -99,7 +99,7 @@ def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
     meter = Meter.load(checkpoint) if checkpoint else Meter()
     seed_everything(inputs.seeds.adapter)
     step = Step(effective_batch(inputs.trainer), size.rows)
-    callback = StepCallback()
+    callback = StepCallback(meter)
     with stop_signals(callback.request_stop):
         trainer = build_trainer(training, step, size.gradient_checkpointing, meter, callback)
         if is_first():
@@ -145,6 +145,7 @@ def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "estimated_memory_bytes": size.memory_bytes,
         "final_loss": trainer.curves.last_loss,
+        "skipped_steps": totals.skipped_steps,
     }
 
 
@@ -170,7 +171,7 @@ def build_trainer(
             capacity=graph.capacity if graph else None,
         ),
         processing_class=training.tokenizer,
-        callbacks=[callback or StepCallback()],
+        callbacks=[callback or StepCallback(Meter())],
         curves=Curves(inputs.folder / CURVES, meter or Meter(), training.on_log),
         fused_loss=training.unsloth,
         graph=graph,

@@ -18,7 +18,7 @@ from tometune.data.labels import IGNORE
 from tometune.training.batches import Training
 from tometune.training.checkpoints import SAVING
 from tometune.training.cuda_graph import PassGraph
-from tometune.training.metrics import Curves
+from tometune.training.metrics import Curves, Meter
 from tometune.training.steps import Step
 
 
@@ -193,7 +193,8 @@ class MeteredTrainer(SFTTrainer):
 class StepCallback(TrainerCallback):
     """Stops after a signal, logs the last step, and shows a progress bar if standard error is a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
         self.signal = 0
         """Number of the signal that was received; 0 if none."""
         self.bar = Bar("training", None)
@@ -211,9 +212,11 @@ class StepCallback(TrainerCallback):
         """Start the bar at the step of the checkpoint."""
         self._show(state.global_step, state.max_steps)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Advance the bar, and tell the trainer what to do after this step."""
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:  # noqa: ARG002
+        """Advance the bar, count a step that fp16 skipped, and tell the trainer what to do after this step."""
         self._show(state.global_step)
+        if getattr(optimizer, "step_was_skipped", False):
+            self.meter.skip(state.global_step)
         if state.global_step >= state.max_steps:  # the curves end there, and a loss of nan is noticed
             control.should_log = True
         self.signal = max(gather([self.signal]))  # all processes stop after the same step
