@@ -66,12 +66,23 @@ def test_wrong_names_are_one_line(run_verb, sweep, arguments, message):
 
 def test_what_cannot_be_put_into_one_table_is_one_line(run_verb, sweep):
     path = sorted(sweep.iterdir())[2] / "eval" / "tuned" / "summarisation.jsonl"
-    path.write_text(path.read_text()[:-40])
+    path.write_text(path.read_text().replace('"rouge1"', '"rouge9"', 1))
     done = run_verb("report", "sweep.name=table")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith(f"{path.relative_to(sweep.parents[1])}:30: not a line of scores (Unterminated string")
-    assert "delete it and run the same command again" in done.stderr
+    assert done.stderr.startswith(f"{path.relative_to(sweep.parents[1])}:1: has no 'rouge1', which the report needs")
     assert not (sweep / "table.json").exists()
+
+
+def test_damaged_runs_are_missing_and_do_not_stop_the_report(run_verb, sweep):
+    first, second, *_ = sorted(path for path in sweep.iterdir() if path.is_dir())
+    answers = first / "eval" / "tuned" / "summarisation.jsonl"
+    answers.write_text(answers.read_text()[:-40])
+    (second / "config.yaml").unlink()
+    done = run_verb("report", "sweep.name=table")
+    assert done.returncode == 0, done.stderr
+    reasons = [each["reason"] for each in json.loads((sweep / "table.json").read_text())["missing"]]
+    assert reasons[0].startswith("eval/tuned/summarisation.jsonl is broken or truncated (line 30: Unterminated string")
+    assert reasons[1].startswith("config.yaml is missing; repeat the command that made this run")
 
 
 def test_a_report_needs_no_torch(run_python, sweep):

@@ -38,8 +38,8 @@ def test_runs_that_are_not_completed_are_missing_with_a_reason(sweep):
     found = read_sweep(sweep)
     assert len(found.runs) == 4
     broken, *reasons = (cell.reason for cell in found.missing)
-    assert broken.startswith("run.json is broken (Unterminated string ")
-    assert broken.endswith("; delete it and start the sweep again; the run resumes from its checkpoint")
+    assert broken.startswith("run.json is broken or truncated (Unterminated string ")
+    assert broken.endswith("; repeat the command that made this run (python -m tometune.train …)")
     assert reasons == [
         "failed: OutOfMemoryError: CUDA out of memory",
         "running or interrupted",

@@ -9,10 +9,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tometune.common.errors import UserError, did_you_mean
+from tometune.common.integrity import defect
 from tometune.config.root import Config
 from tometune.runs.identity import identity
-from tometune.runs.run import SCHEMA
-from tometune.runs.stored import stored_config
+from tometune.runs.integrity import score_problems
+from tometune.runs.run import REPEAT, SCHEMA, DamageError
+from tometune.runs.stored import config_of
 from tometune.runs.sweep_file import NAME, read_cells
 
 
@@ -88,7 +90,11 @@ def read_sweep(folder: Path) -> Sweep:
         elif isinstance(record, str):
             missing.append(_missing(folder, name, record, cell))
         else:
-            config, data = stored_config(folder / name), record["data"]
+            try:
+                config, data = config_of(folder / name, record), record["data"]
+            except DamageError as error:
+                missing.append(_missing(folder, name, f"{error.path.name} {error.problem}; {REPEAT}", cell))
+                continue
             names = record["model"]["name"], data["name"], data["rows"]
             runs.append(SweepRun(name, folder / name, *names, record, _settings(config, record), asdict(config.seeds)))
     missing.sort(key=lambda cell: cell.run_id)
@@ -104,13 +110,11 @@ def read_sweep(folder: Path) -> Sweep:
 
 def _read_record(folder: Path) -> dict[str, Any] | str:
     """Return the content of run.json if the run is completed and scored, else the reason why it is not."""
-    fix = "delete it and start the sweep again; the run resumes from its checkpoint"
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / "run.json").exists():
         return "interrupted before run.json was written"
-    except ValueError as error:
-        return f"run.json is broken ({error}); {fix}"
+    if (problem := defect(folder / "run.json")) is not None:
+        return f"run.json {problem}; {REPEAT}"
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     status = record.get("status")
     if record.get("schema") != SCHEMA:
         return dict(record)
@@ -118,7 +122,10 @@ def _read_record(folder: Path) -> dict[str, Any] | str:
         return f"failed: {record.get('error', 'no reason recorded')}"
     if status != "completed":
         return "running or interrupted" if status == "running" else f"status {status}"
-    return dict(record) if "tuned" in record["eval"] else "completed without scores"
+    if "tuned" not in record["eval"]:
+        return "completed without scores"
+    damaged = [f"{name} {problem}" for name, problem in score_problems(folder, record) if name.endswith(".jsonl")]
+    return f"{damaged[0]}; {REPEAT}" if damaged else dict(record)
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
