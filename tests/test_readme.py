@@ -67,7 +67,7 @@ def user(tmp_path_factory: pytest.TempPathFactory):
     with Hub(tmp_path_factory.mktemp("hub")) as hub:
         hub.add_dataset(FINETOME, {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(base)})
         hub.add_dataset("arcee-ai/The-Tome", {"train.jsonl": pool.read_text()})
-        write_sets(hub.root / "datasets")
+        write_sets(hub)
         place.env |= hub.env(place.folder / "hf")
         server = ForkServer(place.env)
         yield place, server

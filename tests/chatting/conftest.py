@@ -1,25 +1,52 @@
-"""Engines over a tiny model of random weights, and run folders with adapters that change what it says."""
+"""Engines over words or over a tiny model of random weights, and run folders with adapters that change its answers."""
 
 import json
-import shutil
+import time
 from functools import cache
 
 import peft
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.data.chatml import CHATML, chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
+from tometune.chatting.conversation import End, Piece
 from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
 from tometune.config.root import conf_dir, register, typed
 from tometune.models import tiny
 from tometune.models.source import fingerprint
 from tometune.runs.identity import plain
 from tometune.runs.run import SCHEMA
+
+
+class Words:
+    """An engine whose tokens are words and which repeats the prompt, a word every `pause` seconds."""
+
+    def __init__(self, start="", context=10_000, pause=0.0):
+        self.start, self.context, self.pause = start, context, pause
+        self.made, self.seeds = 0, []
+
+    def count(self, messages):
+        return sum(len(message["content"].split()) + 1 for message in messages)
+
+    def stream(self, messages, settings):
+        self.seeds.append(settings.seed)
+        words = (self.start + messages[-1]["content"]).split(" ")
+        for number, word in enumerate(words):
+            time.sleep(self.pause)
+            self.made += 1
+            yield Piece(word if number == 0 else f" {word}", number + 1)
+        yield Piece("", len(words) + 1, End.turn)
+
+
+def answer(engine, messages, settings):
+    """Return an answer's text, tokens and end."""
+    *rest, last = engine.stream(messages, settings)
+    assert all(piece.end is None for piece in rest)
+    return "".join(piece.text for piece in [*rest, last]), last.tokens, last.end
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +81,8 @@ def with_adapter(model, name, seed):
     return model
 
 
-def composed_config(*overrides):
+def compose_config(*overrides):
+    """Return the config of a command line, with Hydra's own part."""
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("train", overrides=list(overrides), return_hydra_config=True)
@@ -68,12 +96,16 @@ def without_hydra(config):
 
 @cache
 def default_config():
-    return without_hydra(composed_config("model=tiny", "tracking=none"))
+    return without_hydra(compose_config("model=tiny", "tracking=none"))
 
 
-def write_run(folder, base, seed=1, local=False, **record):
-    """Write a finished run: a random adapter on `tiny` (at `base`); `local` names the base by its folder."""
+def write_run(folder, base, seed=1, local=False, whole=False, **record):
+    """Write a finished run: a random adapter on `tiny` (at `base`); `local` names the base by its folder.
+
+    `whole` writes a run of `lora=none` instead: the same model as a whole.
+    """
     values = plain(default_config())
+    values["lora"]["enabled"] = not whole
     if local:
         values["model"] |= {"id": str(base), "name": "mine", "weights": "pretrained"}
     folder.mkdir(parents=True)
@@ -83,20 +115,11 @@ def write_run(folder, base, seed=1, local=False, **record):
     record = {"schema": SCHEMA, "run_id": folder.name, "status": "completed", "model": model, **record}
     (folder / "run.json").write_text(json.dumps(record))
     adapted = with_adapter(AutoModelForCausalLM.from_pretrained(base), "default", seed)
-    adapted.save_pretrained(folder / "adapter")
-    return folder
-
-
-def write_whole(folder, base):
-    """Write a finished run of `lora=none`: the model of a random adapter, as a whole and in the adapter's place."""
-    write_run(folder, base)
-    adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder / "adapter")
-    adapted.merge_and_unload().save_pretrained(folder / "model")
-    PreTrainedTokenizerFast.from_pretrained(base).save_pretrained(folder / "model")
-    shutil.rmtree(folder / "adapter")
-    config = OmegaConf.load(folder / "config.yaml")
-    config.lora.enabled = False
-    OmegaConf.save(config, folder / "config.yaml")
+    if whole:
+        adapted.merge_and_unload().save_pretrained(folder / "model")
+        PreTrainedTokenizerFast.from_pretrained(base).save_pretrained(folder / "model")
+    else:
+        adapted.save_pretrained(folder / "adapter")
     return folder
 
 
@@ -109,17 +132,3 @@ def store(tmp_path_factory):
 def base(store):
     """The folder of `tiny` in that cache."""
     return tiny.built(store)
-
-
-@pytest.fixture
-def composed(monkeypatch, tmp_path):
-    """Return a function that composes the config of a command line; the working folder is `tmp_path`."""
-    monkeypatch.chdir(tmp_path)
-
-    def config(*overrides):
-        made = composed_config(*overrides)
-        HydraConfig.instance().set_config(made)
-        return without_hydra(made)
-
-    yield config
-    HydraConfig.instance().cfg = None

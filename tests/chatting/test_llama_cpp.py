@@ -6,6 +6,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from tests.chatting.conftest import answer
 from tometune.chatting.conversation import End, Settings
 from tometune.chatting.llama_cpp import LlamaEngine
 from tometune.common.errors import UserError
@@ -33,12 +34,6 @@ def engine(file):
         started = LlamaEngine(file, 4096)
     yield started
     started.end()
-
-
-def answer(engine, messages, settings):
-    *rest, last = engine.stream(messages, settings)
-    assert all(piece.end is None for piece in rest)
-    return "".join(piece.text for piece in [*rest, last]), last.tokens, last.end
 
 
 def test_it_answers_ends_its_turn_and_obeys_the_settings(engine):

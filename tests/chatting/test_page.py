@@ -5,12 +5,13 @@ import re
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from tests.browser import CHROMIUM, opened
-from tests.chatting.fake import Words
+from tests.chatting.conftest import Words
 from tometune.config.root import ChatConfig
 
 pytest.importorskip("gradio")
@@ -18,54 +19,35 @@ pytest.importorskip("gradio")
 LONG = " ".join(f"word{number}" for number in range(2000))
 
 
-class Served:
-    """A page over two engines, which each test sets."""
+def serve(share=False):
+    """Serve a page over two engines, which each test sets."""
+    from tometune.chatting.page import ChatPage
 
-    def __init__(self, share=False):
-        from tometune.chatting.page import ChatPage
-
-        self.engines = [Words(), Words()]
-        self.loaded = Future()
-        self.loaded.set_result(self.engines)
-        self.chat = ChatPage(["base", "tuned"], self.loaded, ChatConfig(), 0)
-        self.page, self.address = self.chat.serve(share)
+    loaded = Future()
+    loaded.set_result([Words(), Words()])
+    chat = ChatPage(["base", "tuned"], loaded, ChatConfig(), 0)
+    page, address = chat.serve(share)
+    return SimpleNamespace(engines=loaded.result(), chat=chat, page=page, address=address)
 
 
 @pytest.fixture(scope="module")
 def served():
-    made = Served()
+    made = serve()
     yield made
     made.page.close(verbose=False)
 
 
-@pytest.fixture(scope="module")
-def browser(served):
+@pytest.fixture
+def tab(served):
+    """The page in a browser without history. At the end nothing went wrong and no other host was asked."""
     if CHROMIUM is None:
         pytest.skip("no Chromium")
-    with opened(served.address) as seen:
-        yield seen.page.context.browser
-
-
-@pytest.fixture
-def tab(served, browser):
-    """The page in a browser without history. At the end nothing went wrong and no other host was asked."""
     served.engines[:] = Words("before: "), Words("after: ")
-    context = browser.new_context(viewport={"width": 1100, "height": 1000})
-    errors, requests = [], []
-    context.on("console", lambda message: message.type == "error" and errors.append(message.text))
-    context.on("weberror", lambda error: errors.append(str(error.error)))
-    context.on("request", lambda request: requests.append(request.url))
-    yield open_page(context, served)
-    assert errors == []
-    assert not [url for url in requests if not url.startswith((served.address, "data:", "blob:"))]
-    context.close()
-
-
-def open_page(context, served):
-    page = context.new_page()
-    page.goto(served.address)
-    page.wait_for_selector("#box textarea:enabled")
-    return page
+    with opened(served.address) as seen:
+        seen.page.wait_for_selector("#box textarea:enabled")
+        yield seen.page
+        assert seen.errors == []
+        assert not [url for url in seen.requests if not url.startswith((served.address, "data:", "blob:"))]
 
 
 def ask(page, text):
@@ -90,11 +72,15 @@ def finished(page):
     page.wait_for_selector("#box .submit-button")
 
 
-def test_two_models_stream_their_answers_and_can_be_stopped(served, tab):
+def test_a_prompt_waits_for_the_models_and_their_answers_stream_and_can_be_stopped(served, tab):
     slow = Words("before: ", pause=0.02)
-    served.engines[:] = slow, Words("after: ")
+    loaded, served.chat.engines = served.chat.engines, Future()
     ask(tab, LONG)
+    tab.get_by_text("the models are being loaded").wait_for()
+    served.engines[:] = slow, Words("after: ")
+    served.chat.engines.set_result(served.engines)
     until(lambda: "word5" in "".join(answers(tab)))
+    served.chat.engines = loaded
     tab.click("#box .stop-button")
     finished(tab)
     made = slow.made
@@ -105,15 +91,6 @@ def test_two_models_stream_their_answers_and_can_be_stopped(served, tab):
     slow.pause = 0
     ask(tab, "one two three")
     until(lambda: answers(tab)[1::2] == ["before: one two three", "after: one two three"])
-
-
-def test_a_prompt_waits_until_the_models_are_loaded(served, tab):
-    served.chat.engines = loading = Future()
-    ask(tab, "early")
-    tab.get_by_text("the models are being loaded").wait_for()
-    loading.set_result(served.engines)
-    until(lambda: answers(tab) == ["before: early", "after: early"])
-    served.chat.engines = served.loaded
 
 
 def test_retry_edit_undo_and_clear(served, tab):
@@ -136,8 +113,8 @@ def test_retry_edit_undo_and_clear(served, tab):
     press("Undo")
     until(lambda: tab.input_value("#box textarea") == "other <i>words</i>")
     assert answers(tab) == []
-    ask(tab, "again")
-    until(lambda: answers(tab) == ["echo again"] * 2)
+    tab.press("#box textarea", "Enter")
+    until(lambda: answers(tab) == ["echo other <i>words</i>"] * 2)
     finished(tab)
     press("Clear")
     until(lambda: answers(tab) == [])
@@ -181,12 +158,12 @@ def test_nothing_in_a_text_runs_or_loads_anything(served, tab):
     assert tab.is_visible("#box textarea")
 
 
-def test_the_policy_blocks_remote_images(served, browser):
+def test_the_policy_blocks_remote_images(served, tab):
     """Even if a remote image got into the page, the browser would not ask for it."""
-    page = open_page(browser, served)
+    page = tab.context.new_page()
+    page.goto(served.address)
     with page.expect_console_message(lambda message: "Content Security Policy" in message.text):
         page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://example.org/remote.png'}))")
-    page.close()
 
 
 def test_a_conversation_is_exported_and_a_new_one_begun(served, tab):
@@ -212,7 +189,8 @@ def test_a_conversation_is_exported_and_a_new_one_begun(served, tab):
 def test_users_wait_in_a_queue_and_a_closed_tab_ends_its_answer(served, tab):
     slow = Words(pause=0.02)
     served.engines[:] = slow, Words()
-    closing = open_page(tab.context, served)
+    closing = tab.context.new_page()
+    closing.goto(served.address)
     ask(closing, LONG)
     until(lambda: slow.made > 5)
     ask(tab, "mine")
@@ -241,22 +219,18 @@ def test_it_listens_on_this_machine_only_and_takes_and_serves_no_files(served):
 
 @pytest.mark.parametrize("chosen", ["secret words", None])
 def test_a_shared_page_asks_for_its_password(chosen, monkeypatch, capsys):
-    from gradio import networking
-
-    monkeypatch.setattr(networking, "setup_tunnel", lambda **_: "https://some.gradio.live")
+    monkeypatch.setattr("gradio.networking.setup_tunnel", lambda **_: "https://some.gradio.live")
     if chosen:
         monkeypatch.setenv("TOMETUNE_CHAT_PASSWORD", chosen)
-    shared = Served(share=True)
+    shared = serve(share=True)
     printed = capsys.readouterr().out.splitlines()[-1]
     if chosen:
         assert printed.endswith("https://some.gradio.live user chat, the password in TOMETUNE_CHAT_PASSWORD")
-    else:
-        chosen = re.search(r"user chat, password ([\w-]{12})$", printed)[1]
-    for path in ("config", "gradio_api/info"):
-        assert httpx.get(f"{shared.address}{path}").status_code == 401
+    password = chosen or re.search(r"user chat, password ([\w-]{12})$", printed)[1]
     with httpx.Client(base_url=shared.address) as client:
+        assert {client.get(path).status_code for path in ("config", "gradio_api/info")} == {401}
         assert client.post("login", data={"username": "chat", "password": "secret"}).status_code == 400
         assert "tuned" not in client.get("").text
-        assert client.post("login", data={"username": "chat", "password": chosen}).status_code == 200
+        assert client.post("login", data={"username": "chat", "password": password}).status_code == 200
         assert "tuned" in client.get("").text
     shared.page.close(verbose=False)

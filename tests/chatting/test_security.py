@@ -1,9 +1,7 @@
 """Texts of users and models are made harmless; test_page checks it in a browser."""
 
-import re
-
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -11,21 +9,17 @@ from tometune.chatting.security import JOINER, safe_markdown, show_control_chara
 
 TAGS = ["<script>", "</script>", "<img src=x onerror=1>", "![a](http://x)"]
 CODE = ["`", "``", "```", "~~~", "```mermaid\n", "$$", "\n", "\n\n", " ", "a"]
-TEXTS = st.lists(st.sampled_from([*TAGS, *CODE]), max_size=12).map("".join)
 
 
-@given(TEXTS)
-def test_no_html_and_no_image_is_left(text):
-    found = set()
-    for token in MarkdownIt("commonmark", {"html": True}).parse(safe_markdown(text)):
+@given(st.lists(st.sampled_from([*TAGS, *CODE]), max_size=12).map("".join))
+@example("<script>\n```\n</script>\n```\n<img src=x onerror=1>\n```")  # without the tags, other lines are code
+def test_no_html_and_no_image_is_left_and_an_edit_starts_from_the_original(text):
+    safe, found = safe_markdown(text), set()
+    for token in MarkdownIt("commonmark", {"html": True}).parse(safe):
         found |= {token.type} | {child.type for child in token.children or []}
     assert not found & {"html_block", "html_inline", "image"}
-    assert "```mermaid" not in safe_markdown(text)
-
-
-@given(TEXTS)
-def test_an_edit_starts_from_the_original_text(text):
-    assert safe_markdown(text).replace(JOINER, "") == text
+    assert "```mermaid" not in safe
+    assert safe.replace(JOINER, "") == text
 
 
 def test_code_is_left_alone():
@@ -44,4 +38,3 @@ def test_code_is_left_alone():
 )
 def test_control_characters_become_symbols(text, shown):
     assert show_control_characters(text) == shown
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", show_control_characters(text))

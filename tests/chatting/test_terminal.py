@@ -7,40 +7,40 @@ from unittest import mock
 
 import pytest
 
-from tests.chatting.fake import Words
+from tests.chatting.conftest import Words
 from tometune.chatting.terminal import Terminal
 from tometune.config.root import ChatConfig
 
 
 @pytest.fixture
 def typed(monkeypatch, tmp_path, capsys):
-    """Return a function that types lines and returns the output."""
+    """Return a function that types lines and returns the output and what `/save` wrote, if anything."""
     monkeypatch.chdir(tmp_path)
 
-    def chat(*lines, models=("tuned",), engines=None):
-        engines = engines or [Words(f"{model} says ") for model in models]
+    def chat(*lines, models=("tuned",), engine=Words):
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        Terminal(list(models), engines, ChatConfig(), 0).run()
-        return capsys.readouterr().out
+        Terminal(list(models), [engine(f"{model} says ") for model in models], ChatConfig(), 0).run()
+        saved = tmp_path / "conversation.json"
+        row = json.loads(saved.read_text())[0] if saved.exists() else {"conversations": []}
+        return capsys.readouterr().out, [turn["value"] for turn in row["conversations"]]
 
     return chat
 
 
 def test_two_models_answer_one_after_the_other(typed):
-    out = typed("hello", "", "and you?", models=("base", "tuned"))
+    out, _ = typed("hello", "", "\x1b]0;owned\x07", models=("base", "tuned"))
     lines = out.splitlines()
     assert lines[:2] == ["base", "base says hello"]
     assert "4 tokens · " in lines[2]
     assert lines[3:5] == ["tuned", "tuned says hello"]
-    assert "tuned says and you?" in out
+    assert "tuned says ␛]0;owned␇" in out
+    assert "\x1b" not in out
 
 
-def test_the_conversation_is_saved(typed, tmp_path):
+def test_the_conversation_is_saved(typed):
     lines = ["/system be kind", "one", "/retry", "two", "/edit three", "/save", "/save", "/save none/x.json", "/quit"]
-    out = typed(*lines, "four")
-    (row,) = json.loads((tmp_path / "conversation.json").read_text())
-    values = [turn["value"] for turn in row["conversations"]]
-    assert values == ["be kind", "one", "tuned says one", "three", "tuned says three"]
+    out, saved = typed(*lines, "four")
+    assert saved == ["be kind", "one", "tuned says one", "three", "tuned says three"]
     assert "saved conversation.json" in out
     assert "/save: [Errno 17] File exists" in out
     assert "No such file" in out
@@ -51,7 +51,6 @@ def test_the_conversation_is_saved(typed, tmp_path):
     ("line", "message"),
     [
         ("/quti", "/quti: no such command; did you mean /quit?"),
-        ("/what", "/what: no such command; /help lists them"),
         ("/temperature x", "/temperature x: could not convert"),
         ("/temperature nan", "/temperature nan: must be from 0 to 100"),
         ("/top_p 2", "/top_p 2: must be from 1e-06 to 1"),
@@ -62,7 +61,7 @@ def test_the_conversation_is_saved(typed, tmp_path):
     ],
 )
 def test_commands_answer_in_one_line(typed, line, message):
-    assert message in typed(line)
+    assert message in typed(line)[0]
 
 
 def test_settings_hold_for_the_next_answers():
@@ -86,25 +85,16 @@ class Unreliable(Words):
                 raise MemoryError("no [b]memory[/b]")
 
 
-def test_the_conversation_goes_on_after_errors_and_ctrl_c(typed, tmp_path):
-    lines = ["one", "a large one", "/retry", "/edit two", "stop here", "three", "/save"]
-    out = typed(*lines, engines=[Unreliable("says ")])
+def test_the_conversation_goes_on_after_errors_and_ctrl_c(typed):
+    out, saved = typed("one", "a large one", "/retry", "/edit two", "stop here", "three", "/save", engine=Unreliable)
     assert out.count(" · stopped · MemoryError: no [b]memory[/b]") == 2
     assert "\nstopped" in out
-    (row,) = json.loads((tmp_path / "conversation.json").read_text())
-    values = [turn["value"] for turn in row["conversations"]]
-    assert values == ["one", "says one", "two", "says two", "stop here", "says", "three", "says three"]
+    assert saved[:4] == ["one", "tuned says one", "two", "tuned says two"]
+    assert saved[4:] == ["stop here", "tuned", "three", "tuned says three"]
 
 
 def test_ctrl_c_at_the_prompt_only_discards_the_line(monkeypatch, capsys):
-    typing = mock.Mock(side_effect=[KeyboardInterrupt, "one", EOFError])
-    monkeypatch.setattr("builtins.input", typing)
+    monkeypatch.setattr("builtins.input", mock.Mock(side_effect=[KeyboardInterrupt, "one", EOFError]))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     Terminal(["tuned"], [Words("says ")], ChatConfig(), 0).run()
     assert "says one" in capsys.readouterr().out
-
-
-def test_control_characters_of_an_answer_are_shown_as_symbols(typed):
-    out = typed("\x1b]0;owned\x07")
-    assert "tuned says ␛]0;owned␇" in out
-    assert "\x1b" not in out

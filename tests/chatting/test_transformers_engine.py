@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import torch
 
+from tests.chatting.conftest import answer
 from tometune.chatting.conversation import End, Settings
 from tometune.evaluation.generation import generate
 
@@ -13,12 +14,6 @@ GREEDY = Settings(temperature=0, max_new_tokens=24)
 SAMPLED = Settings(temperature=1.0, top_p=0.9, max_new_tokens=24, seed=5)
 HELLO = [{"role": "user", "content": "Hello, who are you? Räder über Flüße, 𝒳 und 日本語"}]
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-
-
-def answer(engine, messages, settings):
-    pieces = [piece for piece in engine.stream(messages, settings) if piece.text or piece.end]
-    assert [piece.end for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
-    return "".join(piece.text for piece in pieces), pieces[-1].tokens, pieces[-1].end
 
 
 @pytest.mark.parametrize("adapter", [None, "one"])
@@ -68,31 +63,34 @@ def test_special_tokens_in_a_prompt_are_text(engine, shared):
     assert controls(spelt) == controls([{"role": "user", "content": "x"}]) > 0
 
 
-def test_an_answer_that_was_closed_leaves_no_trace(engine, shared):
-    talking = engine()
+def test_an_answer_after_a_closed_or_failed_one_is_right(engine, shared, monkeypatch):
+    talking, expected = engine(), answer(engine(), HELLO, GREEDY)
     pieces = talking.stream(HELLO, replace(GREEDY, max_new_tokens=900))
     text = "".join(next(pieces).text for _ in range(4))
     pieces.close()
+    assert expected[0].startswith(text)
     assert not shared.lock.locked()
-    assert answer(talking, HELLO, GREEDY) == answer(engine(), HELLO, GREEDY)
-    assert answer(talking, HELLO, GREEDY)[0].startswith(text)
+    assert answer(talking, HELLO, GREEDY) == expected
+    with monkeypatch.context() as patch:
+        fails = mock.Mock(side_effect=torch.cuda.OutOfMemoryError("no memory"))
+        patch.setattr(shared.model.base_model.model.model, "forward", fails)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            answer(talking, HELLO, GREEDY)
+    assert answer(talking, HELLO, GREEDY) == expected
 
 
 def test_a_new_turn_reads_only_its_own_tokens(engine, shared, monkeypatch):
     read = []
-    hook = shared.model.base_model.model.model.embed_tokens.register_forward_hook(
+    shared.model.base_model.model.model.embed_tokens.register_forward_hook(
         lambda _module, given, _made: read.append(given[0].shape[1])
     )
     talking = engine("one")
-    text, _, _ = answer(talking, HELLO, GREEDY)
-    longer = [*HELLO, {"role": "assistant", "content": text}, {"role": "user", "content": "And?"}]
-    if talking.encode(longer)[: len(talking._ids)] != talking._ids:  # random models write bytes that are no text
-        talking._ids = talking.encode(longer)[: talking.count(HELLO)]
-        talking._cache.crop(talking.count(HELLO) - talking._cache.get_seq_length())
+    answer(talking, HELLO, replace(GREEDY, max_new_tokens=1))
+    longer = [*HELLO, {"role": "assistant", "content": "I am."}, {"role": "user", "content": "And?"}]
     read.clear()
     reused = answer(talking, longer, GREEDY)
     portion = read[0]
-    assert portion < talking.count(longer) - 40
+    assert portion == talking.count(longer) - talking.count(HELLO)
     with monkeypatch.context() as patch:
         patch.setattr("tometune.chatting.transformers_engine.PREFILL", 7)
         assert reused == answer(engine("one"), longer, GREEDY)
@@ -101,30 +99,9 @@ def test_a_new_turn_reads_only_its_own_tokens(engine, shared, monkeypatch):
     assert read[0] == portion, "a retried prompt is read in the same portions, so it rounds the same"
     other = [{"role": "user", "content": HELLO[0]["content"][:9] + " and now for something else"}]
     assert answer(talking, other, GREEDY) == answer(engine("one"), other, GREEDY)
-    hook.remove()
-
-
-def test_base_and_adapters_share_the_weights_and_can_alternate(engine):
-    first = [answer(engine(adapter), HELLO, GREEDY) for adapter in (None, "one", "two")]
-    assert len({text for text, *_ in first}) == 3
-    assert [answer(engine(adapter), HELLO, GREEDY) for adapter in (None, "one", "two")] == first
 
 
 def test_an_answer_ends_at_the_context(engine):
-    talking = engine(context=64)
-    short = [{"role": "user", "content": "a"}]
-    _, tokens, _ = answer(talking, short, Settings(temperature=0, max_new_tokens=10_000))
+    talking, short = engine(context=64), [{"role": "user", "content": "a"}]
     assert talking.context == 64
-    assert tokens + talking.count(short) <= 64
-
-
-def test_an_error_reaches_the_reader_and_the_next_answer_is_right(engine, shared, monkeypatch):
-    talking = engine()
-    answer(talking, HELLO, GREEDY)
-
-    with monkeypatch.context() as patch:
-        fails = mock.Mock(side_effect=torch.cuda.OutOfMemoryError("no memory"))
-        patch.setattr(shared.model.base_model.model.model, "forward", fails)
-        with pytest.raises(torch.cuda.OutOfMemoryError):
-            answer(talking, HELLO, GREEDY)
-    assert answer(talking, HELLO, GREEDY) == answer(engine(), HELLO, GREEDY)
+    assert answer(talking, short, replace(GREEDY, max_new_tokens=10_000))[1] + talking.count(short) <= 64

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
@@ -22,14 +22,11 @@ class Outcome:
     status: int
     out: str
     errors: list[str]
-    configs: list[Config] = field(default_factory=list)
-
-
-Command = Callable[..., Outcome]
+    configs: list[Config]
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path) -> Command:
+def command(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
     """Run a verb in an empty folder; it keeps the configs it was given and fails where `failing` says so."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -37,15 +34,14 @@ def command(monkeypatch, capsys, tmp_path) -> Command:
     def run(*arguments: str, failing: dict[int, BaseException] | None = None, name: str = "train") -> Outcome:
         configs: list[Config] = []
         monkeypatch.setattr("tometune.config.app.name_of", lambda _: name)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
 
         @verb
-        def main(config: Config) -> float:
+        def main(config: Config) -> None:
             configs.append(config)
             if failing and config.seed in failing:
                 raise failing[config.seed]
-            return 0.0
 
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
         status = 0
         try:
             main()

@@ -1,7 +1,5 @@
 """Checks name the key and the fix, all problems at once. tests/golden/errors.txt has many more of these lines."""
 
-from pathlib import Path
-
 import pytest
 import transformers
 from transformers.training_args import OptimizerNames
@@ -17,26 +15,19 @@ CASES = [
     ("data.rows=5 data.base.rows=7", "data.rows=5: below data.base.rows=7, and a mix contains the whole base;"),
     ("data.base.rows=7", "data.rows=100000: above data.base.rows=7, and there is no pool; choose a mix with one"),
     ("data=mix_200k data.pool=null", "data.rows=200000: above data.base.rows=100000, and there is no pool"),
-    ("data=files_100k", "data.base.path is required if data.base.kind=files; set data.base.path="),
     ("data.base.path=x", "data.base.path=x: is ignored if data.base.kind=hub; choose a mix over files"),
-    ("data.base.id=null", "data.base.id is required if data.base.kind=hub;"),
     ("data=pydocs_1k data.base.id=a/b", "data.base.id=a/b: is ignored if data.base.kind=pydocs;"),
     ("data.base.filtered=true", "data.base.filtered=true: only data.base.kind=pydocs has a filter;"),
-    ("data.rows=0", "data.rows=0: not 1 or more"),
     ("data.base.rows=0", "data.base.rows=0: not 1 or more"),
     ("data=mix_200k data.pool.rows=0", "data.pool.rows=0: not 1 or more"),
     ("data=mix_200k data.pool.weights={a:0.6,b-2.0:0.6}", "data.pool.weights: their sum is 1.2, above 1; lower them"),
-    ("data=mix_200k data.pool.caps.airoboros-3.2=0", "data.pool.caps.airoboros-3.2=0: not 1 or more"),
+    ("data.max_bad_share=5", "data.max_bad_share=5.0: not a share from 0 to 1"),
+    ("data.base.columns={usr:q}", "data.base.columns=usr: one of messages, user, context, assistant, reasoning,"),
     ("data=mix_200k data.filters.languages=[english]", "data.filters.languages=english: not a code of ISO 639"),
     ("data.filters.refusals=true", "data.filters: has no effect, since there is no pool to filter; set data.filters"),
-    ("model.name=../x", "model.name=../x: names a folder"),
     ("model.id='' model.name=x", "model.id: empty; give a hub id or a local folder"),
     ("model.weights=random", "model.quantization=nf4: model.weights=random has nothing to quantise;"),
-    ("lora=none model.quantization=none", "lora.enabled=false: weights in 4 bits cannot be trained"),
-    (
-        "lora=none model=smollm2_135m model.quantization=nf4",
-        "lora.enabled=false: weights in 4 bits cannot be trained; set model.quantization=none",
-    ),
+    ("lora=none model=smollm2_135m model.quantization=nf4", "lora.enabled=false: weights in 4 bits cannot be trained;"),
     ("lora=none model=tiny lora.r=8", "lora.r: is ignored without an adapter; leave it out, or choose lora=default"),
     ("lora.target_modules=[]", "lora.target_modules: empty;"),
     ("trainer.lr_scheduler_type=cosin", "trainer.lr_scheduler_type=cosin: one of linear, cosine,"),
@@ -48,21 +39,13 @@ CASES = [
     ("trainer.conversations_per_step=0", "trainer.conversations_per_step=0: not 1 or more"),
     ("trainer.micro_batch=0", "trainer.micro_batch=0: neither auto nor 1 or more"),
     ("trainer.gradient_checkpointing=maybe", "trainer.gradient_checkpointing=maybe: one of auto, true, false"),
-    (
-        "trainer.packing=false",
-        "trainer.packing=false: counts steps in conversations; set trainer.conv",
-    ),
-    ("trainer.warmup_steps=inf trainer.max_steps=9", "trainer.warmup_steps=inf: not a finite number"),
-    ("trainer.weight_decay=-inf", "trainer.weight_decay=-inf: not a finite number"),
+    ("trainer.packing=false", "trainer.packing=false: counts steps in conversations; set trainer.conv"),
     ("eval.compile=maybe", "eval.compile=maybe: one of auto, true, false"),
     ("eval.compile=true eval.batch_size=32", "eval.compile=true: eval.batch_size=32 is too small; set more than 32"),
     ("eval.compile=true eval.engine=transformers", "eval.compile=true: eval.engine=transformers compiles nothing"),
     ("tracking=none tracking.mode=online", "tracking.mode=online: tracking.tracker=none logs nowhere;"),
-    ("chat.top_p=0", "chat.top_p=0.0: must be above 0 and at most 1"),
-    ("chat.port=0", "chat.port=0: must be from 1 to 65535"),
     ("seeds.data=-1", "seeds.data=-1: not from 0 to 4294967295"),
     ("paths.cache='~nobody-of-that-name/x'", "paths.cache=~nobody-of-that-name/x: cannot be looked up ("),
-    (f"paths.outputs={'x' * 300}", f"paths.outputs={'x' * 300}: cannot be looked up (File name too long)"),
     ("plan=hours", "plan=hours: one of true, false, measure"),
 ]
 
@@ -73,12 +56,10 @@ def test_one_problem(overrides, message):
     assert problem.startswith(message)
 
 
-@pytest.mark.parametrize("path", ["file", "file/below/it"])
-def test_a_folder_below_a_file(monkeypatch, tmp_path, path):
-    monkeypatch.chdir(tmp_path)
-    Path("file").touch()
+def test_no_folder_may_be_below_a_file():
+    path = f"{__file__}/below"
     keys = ("paths.outputs", "paths.multirun", "paths.cache", "export.folder")
-    wrong = [f"{key}={path}: file is a file; give another folder" for key in keys]
+    wrong = [f"{key}={path}: {__file__} is a file; give another folder" for key in keys]
     assert sorted(problems_of(*(f"{key}={path}" for key in keys))) == sorted(wrong)
 
 

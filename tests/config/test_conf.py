@@ -13,15 +13,12 @@ from tometune.config.jobs import jobs_of
 from tometune.config.root import conf_dir
 
 CONF = conf_dir()
+BASE, POOL = "data.base.path=base.jsonl", "data.pool.path=pool.jsonl"
+TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_following")
 PATHS = {
-    "data/files_100k": ["data.base.path=base.jsonl"],
-    "data/files_200k": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
-    "data/files_300k": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
-    "data/files_300k_top": ["data.base.path=base.jsonl", "data.pool.path=pool.jsonl"],
-    "eval/files": [
-        f"eval.tasks.{task}.path={task}.jsonl"
-        for task in ("summarisation", "question_answering", "data_to_text", "instruction_following")
-    ],
+    "data/files_100k": [BASE],
+    **{f"data/files_{size}": [BASE, POOL] for size in ("200k", "300k", "300k_top")},
+    "eval/files": [f"eval.tasks.{task}.path={task}.jsonl" for task in TASKS],
     "lora/none": ["model=smollm2_135m"],
     "eval/task/jsonl": ["eval.tasks.mine.path=mine.jsonl"],
 }
@@ -42,17 +39,8 @@ def choice(name: str) -> list[str]:
     return [f"{group}={option}", *PATHS.get(name, [])]
 
 
-PLUGINS = {
-    "hydra/launcher/ray": "hydra_plugins.hydra_ray_launcher",
-    "sweep/optuna": "hydra_plugins.hydra_optuna_sweeper",
-}
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_composes(name):
-    for prefix, plugin in PLUGINS.items():
-        if name.startswith(prefix):
-            pytest.importorskip(plugin, reason="is installed for the nightly tests")
     try:
         if name.startswith("sweep/optuna"):
             jobs = jobs_of(read_command_line(choice(name)))
@@ -88,32 +76,19 @@ def test_mixes_share_the_base_and_grow_by_the_pool(kind):
     unit = "00k" if kind != "pydocs" else "k"
     first, second, third = (config_of(*choice(f"data/{kind}_{n}{unit}")).data for n in (1, 2, 3))
     assert second.base == third.base == first.base
-    assert (first.pool, second.pool is None) == (None, False)
-    assert second.pool == third.pool
-    assert first.rows == first.base.rows
-    assert (second.rows, third.rows) == (2 * first.rows, 3 * first.rows)
-    assert [data.name for data in (first, second, third)] == [f"{kind}_{n}{unit}" for n in (1, 2, 3)]
+    assert (first.pool, second.pool) == (None, third.pool)
+    assert second.pool is not None
+    assert (first.rows, second.rows, third.rows) == tuple(n * first.base.rows for n in (1, 2, 3))
 
 
-def test_seeds_follow_the_seed_until_set():
-    config = config_of("seed=3", "seeds.data=7")
-    assert vars(config.seeds) == {"data": 7, "order": 3, "adapter": 3, "generation": 3}
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, "~/.cache/tometune"),
-        ({"XDG_CACHE_HOME": "/x"}, "/x/tometune"),
-        ({"XDG_CACHE_HOME": "/x", "TOMETUNE_CACHE": "/t"}, "/t"),
-    ],
-)
-def test_cache_folder(monkeypatch, environment, expected):
+def test_the_cache_folder_follows_the_environment(monkeypatch):
     for name in ("XDG_CACHE_HOME", "TOMETUNE_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
+    found = [config_of().paths.cache]
+    for name, value in (("XDG_CACHE_HOME", "/x"), ("TOMETUNE_CACHE", "/t")):
         monkeypatch.setenv(name, value)
-    assert config_of().paths.cache == expected
+        found.append(config_of().paths.cache)
+    assert found == ["~/.cache/tometune", "/x/tometune", "/t"]
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("eval")])

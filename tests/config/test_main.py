@@ -14,7 +14,7 @@ from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
 from tometune.common.signals import Stopped
-from tometune.config.app import RESUMED, name_of, report_error
+from tometune.config.app import RESUMED, name_of
 from tometune.config.jobs import slug
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "evaluate", "wandb", "accelerate")
@@ -34,18 +34,28 @@ for arguments in json.loads(sys.argv.pop()):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "line"),
+    ("error", "name", "status", "line"),
     [
-        (UserError("data.base.path=x: no such file; check it"), 2, "data.base.path=x: no such file; check it"),
-        (RuntimeError("two\nlines"), 1, "RuntimeError: two lines (HYDRA_FULL_ERROR=1 shows the traceback)"),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
-        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM; run the same command again to resume"),
+        (UserError("data.base.path=x: no such file; check it"), "train", 2, "data.base.path=x: no such file; check it"),
+        (RuntimeError("two\nlines"), "train", 1, "RuntimeError: two lines (HYDRA_FULL_ERROR=1 shows the traceback)"),
+        (KeyboardInterrupt(), "train", 130, "interrupted; run the same command again to resume"),
+        (KeyboardInterrupt(), "report", 130, "interrupted"),
+        (Stopped(signal.SIGTERM), "train", 143, "stopped by SIGTERM; run the same command again to resume"),
     ],
 )
-def test_errors_are_one_line(command, error, status, line):
-    outcome = command(failing={0: error})
-    assert outcome.status == status
-    assert outcome.errors == [line]
+def test_errors_are_one_line_and_the_traceback_comes_on_request(command, monkeypatch, error, name, status, line):
+    outcome = command(failing={0: error}, name=name)
+    assert (outcome.status, outcome.errors) == (status, [line])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    outcome = command(failing={0: error}, name=name)
+    assert (outcome.status, outcome.errors[0].startswith("Traceback")) == (status, True)
+
+
+def test_a_verb_is_named_by_its_file():
+    assert set(RESUMED) < set(verbs())
+    for name in verbs():
+        task = importlib.import_module(f"tometune.{name}").main
+        assert name_of(task.__wrapped__) == name
 
 
 READ_ONLY = "/sys/tometune"
@@ -53,7 +63,7 @@ READ_ONLY = "/sys/tometune"
 
 
 @pytest.mark.skipif(not Path("/sys").is_dir(), reason="Linux has a read-only /sys")
-def test_a_folder_that_cannot_be_written_is_one_line(command, tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_line(command):
     outcome = command("-m", "seed=0,1", f"paths.multirun={READ_ONLY}", name="prepare")
     assert outcome.status == 2
     assert outcome.errors[-1].startswith(f"{READ_ONLY}: cannot be written to (")
@@ -68,68 +78,34 @@ def test_a_folder_that_cannot_be_written_is_one_line(command, tmp_path):
     assert "no access (" in outcome.errors[0]
 
 
-def test_verbs_that_keep_nothing_do_not_promise_to_resume(capsys):
-    assert report_error(KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-    assert set(RESUMED) < set(verbs())
-    for name in verbs():
-        task = importlib.import_module(f"tometune.{name}").main
-        assert name_of(task.__wrapped__) == name
-
-
-def test_traceback_on_request(command, monkeypatch):
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    outcome = command(failing={0: RuntimeError("boom")})
+def test_the_runs_of_a_sweep_share_a_name_and_one_that_fails_leaves_the_others(command):
+    failing = {0: RuntimeError("boom"), 1: UserError("x: wrong; mend it")}
+    outcome = command("-m", "seed=0,1,2", "data=mix_100k,mix_200k", failing=failing)
     assert outcome.status == 1
-    assert outcome.errors[0].startswith("Traceback")
-    assert outcome.errors[-1] == "RuntimeError: boom"
-
-
-def test_the_runs_of_a_sweep_share_a_name(command):
-    outcome = command("-m", "seed=0,1", "data=mix_100k,mix_200k")
-    assert outcome.status == 0
     assert [(c.seed, c.seeds.order, c.data.name, c.sweep.name) for c in outcome.configs] == [
-        (seed, seed, data, "adhoc") for seed in (0, 1) for data in ("mix_100k", "mix_200k")
+        (seed, seed, data, "adhoc") for seed in (0, 1, 2) for data in ("mix_100k", "mix_200k")
     ]
-
-
-def test_a_failed_job_leaves_the_others(command):
-    outcome = command("-m", "seed=0,1,2", failing={0: RuntimeError("boom"), 1: UserError("x: wrong; mend it")})
-    assert outcome.status == 1
-    assert [config.seed for config in outcome.configs] == [0, 1, 2]
-    assert outcome.errors[-1] == "2 of 3 runs did not finish"
+    assert outcome.errors[-1] == "4 of 6 runs did not finish"
     assert "x: wrong; mend it" in outcome.errors
-
-
-def test_interrupt_stops_a_sweep(command):
     outcome = command("-m", "seed=0,1", failing={0: KeyboardInterrupt()})
-    assert outcome.status == 130
-    assert [config.seed for config in outcome.configs] == [0]
+    assert (outcome.status, [config.seed for config in outcome.configs]) == (130, [0])
 
 
-@pytest.mark.parametrize(
-    ("overrides", "name"),
-    [
+def test_the_name_follows_the_id(command, tmp_path):
+    for overrides, name in (
         (["model.id=HuggingFaceTB/SmolLM2-360M-Instruct"], "smollm2-360m-instruct"),
         (["model.id=./My Models/Best One/"], "best-one"),
         (["model.id=a/b", "model.name=mine"], "mine"),
-    ],
-)
-def test_name_follows_the_id(command, overrides, name):
-    (config,) = command(*overrides).configs
-    assert config.model.name == name
-
-
-def test_a_path_without_a_name_has_a_name_too(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert slug(".") == slug(str(tmp_path))
+    ):
+        (config,) = command(*overrides).configs
+        assert config.model.name == name
+    assert slug(".") == slug(str(tmp_path)), "a path without a name has a name too"
     assert slug("///") == "model"
 
 
 @pytest.mark.parametrize(
     ("option", "line"),
     [
-        ("--modle=tiny", "unrecognized arguments: --modle=tiny; keys are set without dashes"),
         ("--experimental-rerun=config.pickle", "--experimental-rerun: reads a pickle, which can run any code"),
         ("--config-name=mine", "--config-name, --config-path: all verbs read train.yaml"),
         ("--config-dir=none", "--config-dir=none: no such folder"),

@@ -12,26 +12,21 @@ from tometune.config.root import CONFIG_NAME, conf_dir, register, typed
 register()
 
 CASES = [
-    ("data=mix_30k", "data=mix_30k: no such option; did you mean mix_300k, mix_100k? (options: files_100k,"),
     ("model=a/b", "model=a/b: no such option; for a hub id or a folder write model.id=a/b"),
     ("tracking=null", "tracking=null: choose an option of this group, tracking=OPTION"),
+    ("data/pool=x", "data/pool: no such key; did you mean data.pool?"),
     ("model.lerning_rate=1", "model.lerning_rate: no such key; did you mean trainer.learning_rate?"),
     (
         "trainer.per_device_train_batch_size=1",
-        "trainer.per_device_train_batch_size: no such key; did you mean trainer.micro_batch, "
-        "trainer.conversations_per_step?",
+        "trainer.per_device_train_batch_size: no such key; did you mean trainer.mi",
     ),
     ("trainer.foo=1", "trainer.foo: no such key; --cfg job prints all keys"),
-    ("data/pool=x", "data/pool: no such key; did you mean data.pool?"),
     ("dta=mix_100k", "dta: no such key; did you mean data?"),
-    ("+qqqqq=1", "qqqqq: no such key; --cfg job prints all keys"),
     ("~qqqqq", "~qqqqq: only a task can be deleted, ~eval.tasks.NAME"),
-    ("~trainer.learning_rate", "~trainer.learning_rate: only a task can be deleted"),
     ("eval.tasks={}", "eval.tasks={}: an empty dict changes nothing; name the keys to change, or delete a task:"),
-    ("hydra.verbos=true", "hydra.verbos: no such key; did you mean hydra.verbose?"),
-    ("trainer.max_steps=2.5", "trainer.max_steps=2.5: not an integer"),
     ("trainer.learning_rate=high", "trainer.learning_rate=high: not a number"),
     ("trainer.learning_rate=null", "trainer.learning_rate=null: must not be null"),
+    ("publish=trackio", "publish=trackio: one of wandb"),
     ("trainer.packing=maybe", "trainer.packing=maybe: not true or false"),
     ("model.name={a:1}", "model.name={'a': 1}: not a text"),
     ("lora.target_modules=q_proj", "lora.target_modules=q_proj: not a list; write lora.target_modules=[a,b]"),
@@ -40,14 +35,11 @@ CASES = [
     ("eval.tasks.mine.path=x", "eval.tasks.mine: no such task; to add one: +eval/task@eval.tasks.mine=jsonl"),
     ("eval.tasks.data_to_txt.limit=1", "eval.tasks.data_to_txt: no such task; did you mean data_to_text?"),
     ("+eval.tasks.mine={kind:jsonl}", "+eval.tasks.mine={kind:jsonl}: Invalid type assigned: dict is not a subclass"),
-    ("eval/task=jsonl", "Could not override 'eval/task'. Did you mean to override one of eval/task@eval.tasks.data"),
     ("experiment=smoke", "Could not override 'experiment'. No match in the defaults list. To append to your default"),
-    ("+data=mix_200k", "Multiple values for data. To override a value use 'override data: mix_200k'"),
     ("+trainer.learning_rate=1", "Could not append to config. An item is already at 'trainer.learning_rate'."),
     ("seed=0,1", "seed=0,1: several values need --multirun (-m)"),
     ("model.name=a,b", "model.name=a,b: several values need --multirun (-m); one list is written model.name=[a,b],"),
     ("model.name=a(", "model.name=a(: no viable alternative at input 'a('; quote the value: 'model.name=\"a(\"'"),
-    ("model.id=${model.nme}", "model.id: refers to ${model.nme}; model.nme: no such key; did you mean model.name?"),
     ("model.id=${oc.env:NOT_SET}", "model.id: refers to ${oc.env:NOT_SET}, which is not set; set it, or give a"),
     ("model.id=${nope:1}", "model.id: Unsupported interpolation type nope"),
 ]
@@ -70,25 +62,15 @@ def test_one_wrong_override(override, message):
     ("overrides", "message"),
     [
         (["data=mix_30k,mix_100k"], "data=mix_30k: no such option; did you mean mix_300k, mix_100k?"),
-        (["seed=0,one"], "seed=one: not an integer"),
         (["seed=one,0"], "seed=one: not an integer"),
+        (["lora.r=0", "seed=0,1"], "lora.r=0: not 1 or more"),
     ],
 )
-def test_a_sweep_that_cannot_be_composed_is_rejected_before_its_first_run(command, tmp_path, overrides, message):
+def test_a_sweep_that_is_wrong_as_a_whole_is_rejected_before_its_first_run(command, tmp_path, overrides, message):
     outcome = command("-m", *overrides)
-    assert outcome.status == 2
-    assert outcome.errors[0].startswith(message)
-    assert len(outcome.errors) == 1
-    assert outcome.configs == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_task_is_deleted_from_each_run_of_a_sweep():
-    others = [f"~eval.tasks.{name}" for name in ("question_answering", "data_to_text", "instruction_following")]
-    task = ("eval=files", "eval.tasks.summarisation.path=task.jsonl", *others)
-    configs = sweep_of("-m", "data=files_100k", *task, "data.base.path=a.jsonl,b.jsonl")
-    assert [config.data.base.path for config in configs] == ["a.jsonl", "b.jsonl"]
-    assert [list(config.eval.tasks) for config in configs] == [["summarisation"]] * 2
+    (error,) = outcome.errors
+    assert error.startswith(message)
+    assert (outcome.status, outcome.configs, list(tmp_path.iterdir())) == (2, [], [])
 
 
 @pytest.mark.parametrize("values", ["16,0", "0,16"])
@@ -102,17 +84,18 @@ def test_a_wrong_run_of_a_sweep_leaves_the_others_in_any_order(command, values):
     assert outcome.status == 1
 
 
-def test_a_sweep_of_wrong_runs_is_wrong_input(command, tmp_path):
-    outcome = command("-m", "lora.r=0", "seed=0,1")
-    assert (outcome.status, outcome.errors, outcome.configs) == (2, ["lora.r=0: not 1 or more"], [])
-    assert list(tmp_path.iterdir()) == []
+def test_a_task_is_deleted_from_each_run_of_a_sweep():
+    others = [f"~eval.tasks.{name}" for name in ("question_answering", "data_to_text", "instruction_following")]
+    task = ("eval=files", "eval.tasks.summarisation.path=task.jsonl", *others)
+    configs = sweep_of("-m", "data=files_100k", *task, "data.base.path=a.jsonl,b.jsonl")
+    assert [config.data.base.path for config in configs] == ["a.jsonl", "b.jsonl"]
+    assert [list(config.eval.tasks) for config in configs] == [["summarisation"]] * 2
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
         ["++trainer.max_steps=9"],
-        ["data=mix_200k", "data.pool.revision=x"],
         ["data=mix_200k", "data.pool.weights.airoboros-3.2=0.5", "data.pool.caps.airoboros-3.2=10"],
         ["data=mix_200k", "data.pool.weights.glaive/code-2.0=0.5", "data.pool.caps={glaive/code-2.0: 10}"],
         ["data=mix_200k", "data.pool={revision: x, split: test}"],
@@ -139,6 +122,5 @@ def test_wrong_yaml_file(command, tmp_path, option, text, message):
     file.parent.mkdir(parents=True)
     file.write_text(f"# @package _global_\n{text}")
     outcome = command(f"+experiment={option}", "--config-dir", str(tmp_path / "mine"))
-    assert outcome.status == 2
-    assert len(outcome.errors) == 1
-    assert outcome.errors[0].startswith(message.format(file=file))
+    (error,) = outcome.errors
+    assert (outcome.status, error.startswith(message.format(file=file))) == (2, True), error

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tometune.data.conversations import compared_texts, extras_of, fix_conversation, full_messages, normalised
-from tometune.data.formats import Turn
+from tometune.data.turns import Turn
 
 S, U, A, T = ("system", "s"), ("user", "u"), ("assistant", "a"), ("tool", "t")
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}

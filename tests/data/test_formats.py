@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import files
 from tometune.config.data import Preference, RowFormat
-from tometune.data.formats import COLUMNS, MEDIA, REJECTED, ROLES, FormatError, Reader, Turn
+from tometune.data.formats import COLUMNS, REJECTED, ROLES, Reader
+from tometune.data.turns import MEDIA, FormatError, Turn
 
 QA = [("user", "q"), ("assistant", "a")]
 SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
@@ -39,6 +40,10 @@ def said(row, **options):
         ({"conversations": [None], **MESSAGES}, QA),
         ({"conversations": "", "instruction": "q", "output": "a"}, QA),
         ({"messages": None}, [("user", ""), ("assistant", "")]),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}, TURNS[1]]},
+            [("user", ""), QA[1]],
+        ),
         ({"messages": [None, *TURNS]}, [("", ""), *QA]),
         ({"instruction": "q", "input": "", "output": "a"}, QA),
         ({"instruction": "q", "input": float("nan"), "output": "a"}, QA),
@@ -55,6 +60,7 @@ def said(row, **options):
         ({"prompt": [{"role": "system", "content": "s"}, TURNS[0]], "completion": "a"}, [("system", "s"), *QA]),
         *(({user: "q", answer: "a"}, QA) for user in COLUMNS["user"] for answer in ("response", "answer", "target")),
         ({"system_prompt": "s", **SHAREGPT}, [("system", "s"), *QA]),
+        ({"system": "SYSTEM: s", **SHAREGPT}, [("system", "s"), *QA]),
         ({"system": "s", "messages": [{"role": "developer", "content": "own"}, *TURNS]}, [("system", "own"), *QA]),
         ({"query": "q", "response": "a", "history": [["q", "a"]]}, QA * 2),
         ({"history": TURNS, "system": "s", **MESSAGES}, [("system", "s"), *QA * 2]),
@@ -123,6 +129,7 @@ def test_what_a_turn_holds_beyond_its_text(turn, extra):
         ({"system": "s", "messages": [{"role": "system", "content": "t"}, *TURNS]}, {"system"}),
         ({"system": "s", "messages": [{"role": "system", "content": "s"}, *TURNS]}, set()),
         ({**MESSAGES, "tools": "not JSON"}, {"tools"}),
+        ({**MESSAGES, "tools": {"f": {}}}, {"tools"}),
         ({**MESSAGES, "history": "a text"}, {"history"}),
         ({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5, "id": 0}]}, {"turn.weight", "turn.id"}),
         (
@@ -145,6 +152,7 @@ def test_tools_have_one_shape(given):
     assert read({**MESSAGES, "tools": given}).tools == [TOOL]
     assert read({**SHAREGPT, "functions": given}).tools == [TOOL]
     assert read({**MESSAGES, "tools": []}).tools is None
+    assert read({**MESSAGES, "tools": "[]"}).unread == set()
 
 
 @pytest.mark.parametrize("name", MEDIA)
@@ -207,6 +215,7 @@ def test_columns_that_are_named():
     assert found.turns == [Turn("system", "s"), Turn("user", "q"), Turn("assistant", "a", {"reasoning": "r"})]
     assert found.unread == {"context", "input"}
     assert said(row, columns={**columns, "context": "context"})[1] == ("user", "q\n\nc")
+    assert said({"Frage": "q", "output": "a", "input": "i"}, columns={"user": "Frage"}) == QA
     assert said({"chat": TURNS, "input": "i"}, columns={"messages": "chat"}) == QA
     assert (
         said({"prompt": "q", "chosen": "a", "rejected": "b"}, columns={"user": "prompt", "assistant": "chosen"}) == QA
@@ -225,6 +234,7 @@ def test_columns_that_are_named():
         ({"a:b": "q", "c": "a"}, 'user: "a:b", assistant: c'),
         ({"text": "x"}, "user: text, assistant: ANSWERS"),
         ({"log": TURNS, "text": "x"}, "messages: log"),
+        ({"text": "### Human: q### Assistant: a"}, "messages: text"),
     ],
 )
 def test_unknown_columns_are_answered_with_the_mapping(row, mapping):

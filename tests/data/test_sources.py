@@ -74,6 +74,7 @@ def test_folders_and_globs(tmp_path):
         ("x" * 5000 + ".jsonl", "data.base.path={}/xxx"),
         ("~nobody-of-that-name/x.jsonl", "data.base.path=~nobody-of-that-name/x.jsonl: cannot be looked up"),
         ("a\0b.jsonl", "data.base.path={}/a"),
+        ("x.parquet.gz", "data.base.path={}/x.parquet.gz: cannot be read; the name must end in .parquet, .jsonl"),
         ("links", "{}/links/lost.jsonl: cannot be read (No such file or directory); check that it"),
     ],
 )
@@ -82,6 +83,7 @@ def test_no_files(tmp_path, path, message):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "lost.jsonl").symlink_to(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "x.parquet.gz").write_text("x")
     with pytest.raises(UserError) as caught:
         fingerprint(files(path and (path if path.startswith("~") else tmp_path / path)), "data.base")
     assert str(caught.value).startswith(message.format(tmp_path))

@@ -49,7 +49,8 @@ def test_a_rewritten_tool_turn_goes_step_by_step() -> None:
     messages = [*turns("q", "call"), tool, {"role": "assistant", "content": "done"}]
     template = Template(TOKENIZERS["llama3"][0]())
     row = template.render([messages])[0]
-    assert template._walk(row.text, messages) is None
+    shape = template._shape(tuple(message["role"] for message in messages))
+    assert template._walk(row.text, messages, shape) is None
     assert [row.original(*span) for span in row.spans] == ["call<|eot_id|>", "done<|eot_id|>"]
     assert template.special.findall(row.text).count("<|eot_id|>") == 5, "one for each turn and the template's own"
 
@@ -59,7 +60,9 @@ def test_step_by_step_agrees_with_the_walk() -> None:
         template = Template(make())
         for messages in (turns("q", "a", "q", "a"), turns("q", "é😀", "  q", "a", system="s")):
             row = template.render([messages])[0]
-            assert template._walk(row.text, messages) == template._step_by_step(row.text, messages, None)
+            shape = template._shape(tuple(message["role"] for message in messages))
+            walked = template._walk(row.text, messages, shape)
+            assert walked == list(template._step_by_step(row.text, messages, None).values())
 
 
 def test_a_space_after_the_prompt_is_generated_by_the_model() -> None:

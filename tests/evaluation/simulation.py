@@ -67,8 +67,7 @@ def plain(tasks: list[np.ndarray], resamples: int, expand: bool = False) -> list
     drawn = np.take_along_axis(differences, np.broadcast_to(chosen, differences.shape), axis=2).mean(axis=2)
     if expand:
         factor = np.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.975, seeds - 1) / stats.norm.ppf(0.975)
-        middle = differences.mean(axis=2)
-        drawn = middle + factor * (drawn - middle)
+        drawn = differences.mean(axis=2) + factor * (drawn - differences.mean(axis=2))
     return [tuple(pair) for pair in np.quantile(drawn, [0.025, 0.975], axis=0).T]
 
 
@@ -81,11 +80,8 @@ def t_intervals(tasks: list[np.ndarray], over: str) -> list[tuple[float, float]]
     by_example = [(task[:, :, 1] - task[:, :, 0]).mean(axis=2) for task in tasks]
     examples = sum(task.var(axis=0, ddof=1) / len(task) for task in by_example) / len(tasks) ** 2
     both = (seeds + examples) ** 2 / (seeds**2 / (k - 1) + examples**2 / (TASKS * (EXAMPLES - 1)))
-    freedom, variance = {
-        "seeds": (k - 1, seeds),
-        "examples": (np.inf, examples),
-        "both": (both, seeds + examples),
-    }[over]
+    of_test = {"seeds": (k - 1, seeds), "examples": (np.inf, examples), "both": (both, seeds + examples)}
+    freedom, variance = of_test[over]
     half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
     middle = differences.mean(axis=1)
     return list(zip(middle - half, middle + half, strict=True))

@@ -30,23 +30,28 @@ def eager(model, longest_row=800):
     return CudaGraph(model, longest_row, capture=False)
 
 
+def with_adapter(model):
+    """Add a random adapter."""
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    return get_peft_model(model, lora)
+
+
 def test_one_engine_answers_batches_of_all_sizes(model, tokenizer):
     """Cache and steps are reused between batches, and their content does not affect the next answers."""
     engine = eager(model)
-    for batch_size, most in ((1, 2), (5, 1), (5, 12), (24, 200), (3, 7), (24, 30)):
-        expected = generate(model, tokenizer, TALKS, most, batch_size, 512).answers
-        assert generate(model, tokenizer, TALKS, most, batch_size, 512, engine=engine).answers == expected
+    for size, most, temperature in ((1, 2, 0), (5, 1, 0), (5, 12, 1), (24, 200, 0), (3, 7, 0), (24, 30, 0)):
+        settings = {"temperature": float(temperature), "seed": 3}
+        expected = generate(model, tokenizer, TALKS, most, 24 if temperature else size, 512, **settings).answers
+        assert generate(model, tokenizer, TALKS, most, size, 512, **settings, engine=engine).answers == expected
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_prompts_are_read_in_pieces(model, tokenizer, monkeypatch):
+def test_prompts_are_read_in_pieces_and_answering_stops_once_every_row_has_ended(model, tokenizer, monkeypatch):
     expected = generate(model, tokenizer, TALKS, 12, 24, 512).answers
     monkeypatch.setattr(decoder, "PREFILL_TOKENS", 60)
     assert generate(model, tokenizer, TALKS, 12, 24, 512, engine=eager(model)).answers == expected
     assert decoder._chunks([70, 40, 20, 1, 59]) == [(0, 1), (1, 3), (3, 5)]
-
-
-def test_it_stops_once_every_row_has_ended(model, tokenizer, monkeypatch):
     monkeypatch.setattr(cuda_graph, "CHECK_EVERY", 4)
     config = greedy(model, tokenizer, 200)
     first = Engine(model).answer([[5, 6, 7], [9]], config, [])
@@ -54,19 +59,9 @@ def test_it_stops_once_every_row_has_ended(model, tokenizer, monkeypatch):
     assert len(eager(model).answer([[5, 6, 7], [9]], config, [])[0]) == 4
 
 
-def test_draws_are_the_same(model, tokenizer):
-    plain, ragged_ = (
-        generate(model, tokenizer, TALKS, 12, size, 512, temperature=1.0, seed=3, engine=engine).answers
-        for size, engine in ((24, None), (5, eager(model)))
-    )
-    assert plain == ragged_
-
-
 def test_an_adapter_works_unmerged(model, tokenizer):
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     base = generate(model, tokenizer, TALKS, 12, 8, 512).answers
-    tuned = get_peft_model(model, config)
+    tuned = with_adapter(model)
     before = {name: weight.clone() for name, weight in tuned.state_dict().items()}
     expected = generate(tuned, tokenizer, TALKS, 12, 8, 512).answers
     assert generate(tuned, tokenizer, TALKS, 12, 8, 512, engine=eager(tuned)).answers == expected != base
@@ -75,8 +70,7 @@ def test_an_adapter_works_unmerged(model, tokenizer):
 
 def test_the_cache_holds_no_padding(model, tokenizer):
     engine = eager(model)
-    prompts = [[5] * 600, *([7],) * 7]
-    engine.answer(prompts, greedy(model, tokenizer, 20), [])
+    engine.answer([[5] * 600, *([7],) * 7], greedy(model, tokenizer, 20), [])
     assert engine._cache.slots == 1024  # 600 + 7 + 8 * 20 tokens, where padded rows would take 8 * 620
     assert engine._cache.layers[0].keys.shape == (1024, 2, 8)
     engine.release()
@@ -98,44 +92,39 @@ def test_other_attention_is_rejected(model, tokenizer, monkeypatch):
         eager(model).probe()
 
 
-def test_without_a_gpu_auto_is_transformers(model, caplog, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
-        assert engine.name == "transformers"
-    assert [record.message for record in caplog.records] == [f"eval.engine=auto: using transformers ({NO_GPU})"]
-    check_engine(EngineKind.auto)
-    with pytest.raises(UserError, match=rf"^eval.engine=cuda_graph: {NO_GPU}; set eval.engine=auto or transformers"):
-        check_engine(EngineKind.cuda_graph)
-    with pytest.raises(UserError, match=rf"^eval.compile=true: {NO_GPU}; set eval.compile=auto"):
-        check_engine(EngineKind.auto, must_compile=True)
-
-
 def with_gpu(monkeypatch, capability):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
 
 
-def test_an_old_gpu_is_rejected(monkeypatch):
+def test_where_the_engine_cannot_work_auto_falls_back_with_one_line_and_a_choice_is_rejected(
+    model, caplog, monkeypatch
+):
+    def message_of_auto():
+        caplog.clear()
+        with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
+            assert engine.name == "transformers"
+        (line,) = [record.message for record in caplog.records]
+        return line
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert message_of_auto() == f"eval.engine=auto: using transformers ({NO_GPU})"
+    check_engine(EngineKind.auto)
+    with pytest.raises(UserError, match=rf"^eval.engine=cuda_graph: {NO_GPU}; set eval.engine=auto or transformers"):
+        check_engine(EngineKind.cuda_graph)
+    with pytest.raises(UserError, match=rf"^eval.compile=true: {NO_GPU}; set eval.compile=auto"):
+        check_engine(EngineKind.auto, must_compile=True)
+
     with_gpu(monkeypatch, (7, 5))
     with pytest.raises(UserError, match=r"compute capability is 7\.5"):
         check_engine(EngineKind.cuda_graph)
     with_gpu(monkeypatch, (9, 0))
     check_engine(EngineKind.cuda_graph)
-
-
-def test_a_torch_without_the_kernel_falls_back_with_one_line(model, caplog, monkeypatch):
-    with_gpu(monkeypatch, (9, 0))
     monkeypatch.setattr(ragged, "KERNEL", "_no_such_kernel")
-    with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
-        assert engine.name == "transformers"
-    (line,) = [record.message for record in caplog.records]
-    assert line.startswith("eval.engine=auto: using transformers (torch ")
-    assert line.endswith("does not have the attention kernel aten::_no_such_kernel)")
-    with (
-        pytest.raises(UserError, match=r"^eval.engine=cuda_graph: torch .* does not have"),
-        engine_for(EngineKind.cuda_graph, model, 100),
-    ):
+    assert message_of_auto().endswith("does not have the attention kernel aten::_no_such_kernel)")
+    choice = engine_for(EngineKind.cuda_graph, model, 100)
+    with pytest.raises(UserError, match=r"^eval.engine=cuda_graph: torch .* does not have"), choice:
         pass
 
 
@@ -157,7 +146,7 @@ class Scarce(Engine):
 
     def __init__(self, model, rows):
         super().__init__(model)
-        self.rows, self.asked, self.released = rows, [], 0
+        self.rows, self.asked = rows, []
 
     def answer(self, prompts, config, noise):
         self.asked.append(len(prompts))
@@ -166,7 +155,7 @@ class Scarce(Engine):
         return super().answer(prompts, config, noise)
 
     def release(self):
-        self.released += 1
+        self.asked.append("released")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -177,8 +166,7 @@ def test_half_the_batch_is_tried_once(model, tokenizer, caplog, temperature):
         found = generate(model, tokenizer, TALKS, 6, 16, 512, temperature=temperature, engine=engine)
     assert found.answers == expected.answers
     assert (expected.batch_size, found.batch_size) == (24, 8)
-    assert engine.asked == [16, 8, 8, 8]
-    assert engine.released == 1
+    assert engine.asked == [16, "released", 8, 8, 8]
     assert "out of memory with 16 prompts per batch; continuing with 8" in caplog.text
     with pytest.raises(UserError, match=r"eval\.batch_size=8: the device has too little memory"):
         generate(model, tokenizer, TALKS, 6, 16, 512, engine=Scarce(model, 4))
@@ -215,11 +203,8 @@ def test_the_kernel_computes_what_the_reference_does(heads, key_heads, size, row
 def test_ties_in_16_bits_are_the_exception(smollm2_model):
     """Rounding differs with the number of rows, so some of 32 answers differ from those of `generate`."""
     model, tokenizer = smollm2_model(Precision.bf16)
-    asked = [
-        [{"role": "user", "content": f"Say in {n} sentences what a {name} is."}]
-        for n in ("one", "two", "three", "four", "five", "six", "ten")
-        for _, name in THINGS
-    ][:32]
+    texts = [f"Say in {number} sentences what a {name} is." for number in range(1, 8) for _, name in THINGS][:32]
+    asked = [[{"role": "user", "content": text}] for text in texts]
     plain = generate(model, tokenizer, asked, 48, 1, 512).answers
     with engine_for(EngineKind.cuda_graph, model, 600) as engine:
         together = generate(model, tokenizer, asked, 48, 32, 512, engine=engine).answers
@@ -229,21 +214,15 @@ def test_ties_in_16_bits_are_the_exception(smollm2_model):
 
 def llama(layers, hidden=64, **more):
     torch.manual_seed(0)
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
     heads = {"num_attention_heads": hidden // 16, "num_key_value_heads": 2}
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, **heads, **more
-    )
-    return LlamaForCausalLM(config).eval().bfloat16()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=400, **sizes, **heads, **more)).eval().bfloat16()
 
 
-@pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.nightly), True])
-def test_one_compilation_serves_all_layers_and_lengths(adapted):
+def test_one_compilation_serves_all_layers_and_lengths():
     torch._dynamo.reset()
-    model, rotary = llama(3, hidden=96), vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY]
-    if adapted:
-        lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-        model = get_peft_model(model, lora)
-        round_once(model)
+    model, rotary = with_adapter(llama(3, hidden=96)), vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY]
+    round_once(model)
     before = counters["stats"]["unique_graphs"]
     parts = CompiledParts(model)
     for rows in (100, 200):
@@ -254,7 +233,7 @@ def test_one_compilation_serves_all_layers_and_lengths(adapted):
                 torch.testing.assert_close(model(ids).logits, expected, rtol=0.02, atol=0.02)
                 assert vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY] is not rotary
             assert torch.equal(model(ids).logits, expected)
-        assert counters["stats"]["unique_graphs"] - before == 3 + adapted, "norm, rotary, MLP, and q_proj by itself"
+        assert counters["stats"]["unique_graphs"] - before == 4, "norm, rotary, MLP, and q_proj by itself"
     assert vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY] is rotary
     assert not any(part._compiled_call_impl for part in model.modules())
 
@@ -262,12 +241,11 @@ def test_one_compilation_serves_all_layers_and_lengths(adapted):
 def test_few_rows_do_not_use_compiled_parts_and_the_recorded_engine_says_so():
     engine = CudaGraph(llama(1), 100, capture=False, compiles=True)
     assert [engine.kind(rows) for rows in (32, 33)] == ["cuda_graph", "cuda_graph, compiled"]
-    engine._parts.works = False
-    assert engine.kind(33) == CudaGraph(llama(1), 100, capture=False).kind(33) == "cuda_graph"
     for rows, works in ((32, True), (999, False)):
         engine._parts.works = works
         with engine._parts.compiled(rows):
             assert not any(part._compiled_call_impl for part in engine.model.modules())
+    assert engine.kind(33) == CudaGraph(llama(1), 100, capture=False).kind(33) == "cuda_graph", "it does not work"
 
 
 def test_where_compiling_fails_a_step_is_captured_without(monkeypatch, caplog):
@@ -302,15 +280,10 @@ def test_many_rows_answer_the_same_compiled(adapted, tokenizer, caplog):
     """Of 96 answers of 24 tokens from random weights, whose ties are many, nearly all are the same."""
     model = llama(6, 512, max_position_embeddings=512).cuda()
     if adapted:
-        model = get_peft_model(model, LoraConfig(r=8, task_type="CAUSAL_LM", target_modules="all-linear"))
+        model = with_adapter(model)
         round_once(model)
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.1)
     config = greedy(model, tokenizer, 24)
     prompts = [[(7 * row + token) % 400 for token in range(5 + row)] for row in range(96)]
-    answers = []
-    for compiles in (False, True):
-        answers.append(CudaGraph(model, 200, compiles=compiles).answer(prompts, config, []))
+    answers = [CudaGraph(model, 200, compiles=compiles).answer(prompts, config, []) for compiles in (False, True)]
     assert not [record for record in caplog.records if record.name.startswith("tometune")]
     assert sum(one == two for one, two in zip(*answers, strict=True)) >= 0.9 * len(prompts)

@@ -35,8 +35,7 @@ def settings(name):
 def test_pinned_licensed_and_versioned(name):
     task = settings(name)
     assert set(task) <= {field.name for field in fields(TaskConfig)}
-    assert len(task["revision"]) == 40
-    assert int(task["revision"], 16)
+    assert len(f"{int(task['revision'], 16):040x}") == len(task["revision"]) == 40
     assert task["licence"].startswith("CC BY")
     assert task["version"] >= 1
     assert f"https://huggingface.co/datasets/{task['id']}" in (conf_dir() / f"eval/task/{name}.yaml").read_text()
@@ -60,17 +59,14 @@ def write_sets(hub):
     card = yaml.safe_dump({"configs": [{"config_name": "plain_text", "data_files": [split]}]})
     answers = {"text": ["blue", "blue", "It is blue"], "answer_start": [6, 6, 0]}
     question = {"id": "56be", "title": "T", "context": "It is blue.", "question": "Which colour?", "answers": answers}
-    facts = [
-        {"meaning_representation": "name[X], food[Y]", "human_reference": text} for text in ("X has Y.", "Y at X.")
-    ]
+    data = "name[X], food[Y]"
+    facts = [{"meaning_representation": data, "human_reference": text} for text in ("X has Y.", "Y at X.")]
     talk = chat(("user", "Hello"), ("assistant", "Hi."), ("user", "More"), ("assistant", "No."))
     song = chat(("system", "You are kind."), ("user", "Sing."), ("assistant", "La."))
+    questions = {"README.md": f"---\n{card}---\n", "plain_text/validation-00000-of-00001.parquet": parquet([question])}
     files = {
         "dialogue_summarisation": {"test.csv": f"id,dialogue,summary,topic\n{lines}"},
-        "question_answering": {
-            "README.md": f"---\n{card}---\n",
-            "plain_text/validation-00000-of-00001.parquet": parquet([question]),
-        },
+        "question_answering": questions,
         "data_to_text": {"default/test/0000.parquet": parquet(facts), "default/test/index.duckdb": b"not read"},
         "instruction_following": {"data/test-00000-of-00001.parquet": parquet([talk, song])},
     }

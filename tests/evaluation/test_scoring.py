@@ -1,5 +1,6 @@
 import json
 import logging
+from functools import partial
 from statistics import fmean
 
 import pytest
@@ -25,29 +26,32 @@ def config(jsonl):
     return EvalConfig(tasks=tasks, batch_size=4, max_prompt_tokens=256)
 
 
+@pytest.fixture
+def score(model, tokenizer, config, tmp_path):
+    """A function that scores the model in `tmp_path`, or in another folder."""
+
+    def stage(folder=tmp_path):
+        return Scorer(tokenizer, load_tasks(config), config, folder, folder / "cache").stage("base", model)
+
+    return stage
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def stage(model, tokenizer, config, folder):
-    return Scorer(tokenizer, load_tasks(config), config, folder, folder / "cache").stage("base", model)
 
 
 @pytest.fixture
 def generated(monkeypatch):
     """Numbers of conversations that were answered, by task in order."""
     counts, real = [], scoring.generate
-
-    def counted(model, tokenizer, conversations, *arguments):
-        counts.append(len(conversations))
-        return real(model, tokenizer, conversations, *arguments)
-
-    monkeypatch.setattr(scoring, "generate", counted)
+    monkeypatch.setattr(scoring, "generate", lambda *given: counts.append(len(given[2])) or real(*given))
     return counts
 
 
-def test_files_and_means(model, tokenizer, config, tmp_path):
-    scores = stage(model, tokenizer, config, tmp_path)
+def test_files_and_means(score, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config.batch_size = None
+    scores = score()
     rows = lines(tmp_path / "eval" / "base" / "one.jsonl")
     assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
     assert rows[2]["prompt"] == "<|im_start|>user\nSay 2 words.<|im_end|>\n<|im_start|>assistant\n"
@@ -60,50 +64,48 @@ def test_files_and_means(model, tokenizer, config, tmp_path):
         assert scores[kind] == pytest.approx(fmean(by_task))
     assert "token_f1" not in scores
     assert [scores["tasks"][task]["examples"] for task in ("one", "two")] == [7, 3]
-    assert scores["limited"] is False
-    assert scores["tokens_per_second"] > 0
-    json.dumps(scores)
-    assert stage(model, tokenizer, config, tmp_path) == scores, "read again"
+    assert (scores["limited"], scores["tokens_per_second"] > 0) == (False, True)
+    key = json.loads((tmp_path / "eval/base/one.json").read_text())["key"]
+    for found in (*scores["tasks"].values(), key):
+        assert (found["engine"], found["batch_size"]) == ("transformers", 16)
+    assert score() == scores, "read again"
 
 
-def test_a_model_in_training_mode_gets_the_same_scores(model, tokenizer, config, tmp_path):
+def test_a_model_in_training_mode_gets_the_same_scores(model, score, tmp_path):
     """Dropout is off while a stage is scored, and the mode is restored."""
-    expected = stage(model, tokenizer, config, tmp_path / "eval")
+    expected = score(tmp_path / "eval")
     model.config.attention_dropout = 0.5
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
-    found = stage(model.train(), tokenizer, config, tmp_path / "train")
+    model.train()
+    found = score(tmp_path / "train")
     assert [found[kind] for kind in TYPES] == [expected[kind] for kind in TYPES]
     assert lines(tmp_path / "train/eval/base/one.jsonl") == lines(tmp_path / "eval/eval/base/one.jsonl")
     assert all(module.training for module in model.modules())
     model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
 
 
-SPOILERS = {
-    "half": lambda folder: (folder / "one.jsonl").write_text((folder / "one.jsonl").read_text()[:100]),
-    "one score": lambda folder: (folder / "one.jsonl").write_text(
-        (folder / "one.jsonl").read_text().replace('"rouge1": ', '"rouge1": 1', 1)
-    ),
-    "broken result": lambda folder: (folder / "one.json").write_text("{"),
-    "no result": lambda folder: (folder / "one.json").unlink(),
-}
+def test_a_broken_file_is_redone(score, tmp_path, generated):
+    first = score()
+    file, result = tmp_path / "eval/base/one.jsonl", tmp_path / "eval/base/one.json"
+    good = file.read_bytes()
+    for spoil in (
+        partial(file.write_bytes, good[:100]),
+        partial(file.write_bytes, good.replace(b'"rouge1": ', b'"rouge1": 1', 1)),
+        partial(result.write_text, "{"),
+        result.unlink,
+    ):
+        generated.clear()
+        spoil()
+        assert score()["rougeL"] == first["rougeL"]
+        assert generated == [7]
+        assert file.read_bytes() == good
 
 
-@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
-def test_a_broken_file_is_redone(model, tokenizer, config, tmp_path, spoil, generated):
-    first = stage(model, tokenizer, config, tmp_path)
-    folder = tmp_path / "eval" / "base"
-    good = (folder / "one.jsonl").read_bytes()
-    spoil(folder)
-    assert stage(model, tokenizer, config, tmp_path)["rougeL"] == first["rougeL"]
-    assert generated == [7, 3, 7]
-    assert (folder / "one.jsonl").read_bytes() == good
-
-
-def test_other_weights_or_settings_are_scored_again(model, tokenizer, config, tmp_path, generated):
+def test_other_weights_or_settings_are_scored_again(model, score, config, generated):
     def redone():
         generated.clear()
-        stage(model, tokenizer, config, tmp_path)
+        score()
         return {{7: "one", 3: "two"}[count] for count in generated}
 
     assert redone() == {"one", "two"}
@@ -129,37 +131,21 @@ def test_an_adapter_changes_the_digest_once_it_is_trained(model):
     assert len({before, untrained, weights_digest(tuned)}) == 3
 
 
-@pytest.mark.parametrize(
-    ("wanted", "many", "compiles"), [("auto", 11, False), ("auto", 10, True), (True, 11, True), (False, 1, False)]
-)
-def test_many_answers_turn_compiling_on(model, tokenizer, config, tmp_path, monkeypatch, wanted, many, compiles):
+def test_many_answers_turn_compiling_on(score, config, monkeypatch):
     asked, engine_for = [], scoring.engine_for
-
-    def watched(*arguments):
-        asked.append(arguments[-1])
-        return engine_for(*arguments)
-
-    monkeypatch.setattr(scoring, "engine_for", watched)
-    monkeypatch.setattr(scoring, "MANY", many)
-    config.compile = wanted
-    stage(model, tokenizer, config, tmp_path)
-    assert asked == [compiles]
+    monkeypatch.setattr(scoring, "engine_for", lambda *given: asked.append(given[-1]) or engine_for(*given))
+    for wanted, many in (("auto", 11), ("auto", 10), (True, 11), (False, 1)):
+        monkeypatch.setattr(scoring, "MANY", many)
+        config.compile = wanted
+        score()
+    assert asked == [False, True, True, False]
 
 
-def test_engine_and_batch_size_are_recorded_with_the_scores(model, tokenizer, config, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    config.batch_size = None
-    scores = stage(model, tokenizer, config, tmp_path)
-    assert {(task["engine"], task["batch_size"]) for task in scores["tasks"].values()} == {("transformers", 16)}
-    key = json.loads((tmp_path / "eval/base/one.json").read_text())["key"]
-    assert (key["engine"], key["batch_size"]) == ("transformers", 16)
-
-
-def test_a_limit_and_truncated_prompts_are_reported(model, tokenizer, config, tmp_path, caplog):
+def test_a_limit_and_truncated_prompts_are_reported(score, config, caplog):
     config.limit = 5
     config.tasks["two"].prompt = "word " * 300 + "{input}"
     with caplog.at_level(logging.WARNING):
-        scores = stage(model, tokenizer, config, tmp_path)
+        scores = score()
     assert scores["limited"] is True
     assert "LIMIT: only some examples are scored (one 5); do not report these scores" in caplog.text
     assert scores["tasks"]["two"]["shortened"] == 3

@@ -12,14 +12,19 @@ from tometune.evaluation.table import print_run
 N = 60
 
 
-def write(folder, stage, task, shift, count=N):
+def write(folder, stage, task, shift, count=N, **more):
     path = folder / "eval" / stage / f"{task}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
-        {"id": str(n), "scores": {"rouge1": n / 100 + shift, "rouge2": 0.1, "rougeL": n / 200 + (n % 2) * shift}}
+        {
+            "id": str(n),
+            "scores": {"rouge1": n / 100 + shift, "rouge2": 0.1, "rougeL": n / 200 + (n % 2) * shift},
+            **more,
+        }
         for n in range(count)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def shown(folder, stages, limited=False, tracking=None):
@@ -55,39 +60,32 @@ def test_base_tuned_gain_and_interval(folder):
     assert "…" not in text, "no number is cut"
 
 
-def test_one_stage_alone(folder):
+def test_one_stage_alone_and_the_paths_come_last_and_whole(folder):
     write(folder, "tuned", "qa", 0.2, count=1)
-    text = shown(folder, ["tuned"])
+    tracking = {"tracker": "wandb", "folders": ["outputs/" + "x" * 90], "url": None, "sync": "wandb sync outputs/x"}
+    text = shown(folder, ["tuned"], tracking=tracking)
     assert "gain" not in text
     assert "0.495" in text
     lines = [line.split()[:2] for line in text.splitlines()]
     assert ["1", "example"] in lines
     assert ["61", "examples"] in lines
+    places = [f"run      {folder}", f"wandb    outputs/{'x' * 90}", "sync     wandb sync outputs/x"]
+    assert text.splitlines()[-3:] == places
     assert shown(folder, []) == f"run      {folder}\n"
 
 
 def test_columns_are_those_of_the_scores(folder):
     """An answer may hold any line separator."""
     for stage in ("base", "tuned"):
-        path = folder / "eval" / stage / "qa.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        rows = [row | {"prediction": "one\u2028two\x85", "scores": {"chrf": 0.5, "my_metric": 0.25}} for row in rows]
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        write(folder, stage, "qa", 0, prediction="one\u2028two\x85", scores={"chrf": 0.5, "my_metric": 0.25})
     lines = [line.split()[:4] for line in shown(folder, ["base", "tuned"]).splitlines()]
     assert ["60", "examples", "my_metric", "0.250"] in lines
     assert ["qa", "chrF", "0.500", "0.500"] in lines
     assert ["mean", "of", "tasks"] not in [line[:3] for line in lines], "no column is in both tasks"
 
 
-def test_the_paths_come_last_and_are_not_truncated(folder):
-    tracking = {"tracker": "wandb", "folders": ["outputs/" + "x" * 90], "url": None, "sync": "wandb sync outputs/x"}
-    lines = shown(folder, ["tuned"], tracking=tracking).splitlines()[-3:]
-    assert lines == [f"run      {folder}", f"wandb    outputs/{'x' * 90}", "sync     wandb sync outputs/x"]
-
-
 def test_files_of_other_examples_broken_or_missing(folder):
-    path = folder / "eval" / "tuned" / "qa.jsonl"
-    path.write_text(path.read_text().split("\n", 1)[1])
+    path = write(folder, "tuned", "qa", 0.2, count=N - 1)
     with pytest.raises(UserError, match="the examples differ"):
         shown(folder, ["base", "tuned"])
     path.write_text("{")

@@ -273,3 +273,12 @@ def test_rows_in_a_shape_of_training_data_are_examples(jsonl, caplog, row, promp
     assert example.references == ["mice"]
     assert example.texts == [*prompt, "mice"]
     assert ("not read: level 1" in caplog.text) == ("level" in row)
+
+
+def test_a_folder_with_splits_gives_its_test_split(tmp_path):
+    for name in ("train", "test", "dev"):
+        row = {"input": f"from {name}", "references": ["x"]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    task = TaskConfig(kind=TaskKind.jsonl, path=str(tmp_path))
+    assert [example.messages[0]["content"] for example in load_task("t", task).examples] == ["from test"]
+    assert fingerprint(task, "t") != fingerprint(TaskConfig(path=str(tmp_path), split="validation"), "t")

@@ -2,17 +2,21 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from tests.exporting.conftest import gate_of
 from tometune.common.errors import UserError
-from tometune.exporting import formats, reference
+from tometune.exporting import formats, gguf, reference
 from tometune.exporting.formats import exports_of
 from tometune.exporting.gate import EngineError
 
 pytestmark = pytest.mark.whole
+
+PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+TESTED = re.findall(r"^## ([^\n]*) \(tested\)\n.*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 def test_each_export_passed_in_the_engine_of_its_users(exported):
@@ -49,13 +53,34 @@ def test_files_that_belong_to_every_export(exported, trained):
     assert 'PARAMETER stop "<|im_end|>"' in modelfile
 
 
+def test_the_tested_code_of_the_serving_page(trained, exported):
+    assert [title for title, _ in TESTED] == ["transformers", "llama.cpp from Python"]
+    for _, code in TESTED:
+        done = trained.python("-c", code.replace("RUN", str(exported.parent)))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+
+
+@pytest.mark.nightly
+def test_a_gguf_in_4_bits(trained, tmp_path):
+    """README's command with wide limits, because random weights have no structure that 4 bits could keep."""
+    from gguf import GGUFReader
+
+    wide = ("export.max_divergence.q4_k_m=2", "export.max_rouge_change.q4_k_m=1", f"export.folder={tmp_path}")
+    done = trained.verb("export", f"run=outputs/{trained.run_folder().name}", "format=gguf", "quant=q4_k_m", *wide)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": passed") == 2
+    (file,) = (tmp_path / "gguf-q4_k_m").glob("*-Q4_K_M.gguf")
+    assert GGUFReader(file).fields["general.file_type"].contents() == gguf.FILE_TYPES["q4_k_m"]
+
+
 def test_another_base_of_the_same_shape_fails(trained, tmp_path):
     folder = tmp_path / "wrong"
     run = f"run={trained.run_folder().name}"
     done = trained.verb("export", run, "export.base=other", f"export.folder={folder}", "format=[merged_16bit,gguf]")
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
-    assert re.match(r"GateError: merged_16bit failed its checks: logits: differ from the adapter by ", error)
+    assert error.startswith("GateError: merged_16bit failed its checks: logits: differ from the adapter by ")
     assert "merged_16bit: FAILED, " in done.stdout
     assert not gate_of(folder / "merged_16bit")["passed"]
     assert "This export failed its checks" in (folder / "merged_16bit" / "README.md").read_text()

@@ -1,49 +1,30 @@
-"""Publishing to a hub on localhost: an upload is interrupted, resumed, and the model loaded back by its id."""
+"""Publishing to a hub on localhost: what is checked before, and what is sent."""
 
-import json
-import subprocess
-import sys
-import time
+from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.hub import Hub
-from tests.whole import Workplace
-from tometune.exporting.hub import files_of
+from tometune.common.errors import UserError
+from tometune.exporting.hub import check_repository, files_of, push
 
 TOKEN = "hf_may_write"
-ASK = """
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
-ids = tokenizer("What is a list?", return_tensors="pt").input_ids
-print(model.generate(ids, max_new_tokens=12, do_sample=False)[0].tolist())
-"""
-CHECKS = """
-import json, os, sys
-from tometune.common.errors import UserError
-from tometune.exporting.hub import check_repository
-for token, repository, private in json.loads(sys.argv[1]):
-    os.environ["HF_TOKEN"] = token
-    try:
-        check_repository(repository, private)
-        print("allowed")
-    except UserError as error:
-        print(error)
-"""
-PUSH = """
-import sys
-from pathlib import Path
-from tometune.exporting.hub import push
-folder = Path(sys.argv[1])
-push([folder / "a", folder / "b", folder / "c"], folder / "README.md", "tester/several", True)
-"""
+
+
+@pytest.fixture
+def ours(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The hub on localhost, to which the client of this process may write."""
+    hub.tokens.add(TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
 
 
 @pytest.mark.whole
-def test_a_pushed_model_is_loaded_back_by_its_id(trained: Workplace, exported: Path, hub: Hub, tmp_path: Path) -> None:
+def test_a_pushed_model_is_private_and_has_the_files_of_the_export(trained, exported, hub: Hub, tmp_path: Path) -> None:
     hub.tokens.add(TOKEN)
     env = hub.env(tmp_path / "hf") | {"HF_TOKEN": TOKEN}
     run = f"run={trained.run_folder()}"
@@ -52,59 +33,47 @@ def test_a_pushed_model_is_loaded_back_by_its_id(trained: Workplace, exported: P
     assert "exists and passed its checks" in done.stderr
     assert f"{hub.url}/tester/tuned" in done.stdout
     assert hub.private == {"tester/tuned"}
-    repository, merged = hub.root / "models" / "tester" / "tuned", exported / "merged_16bit"
-    assert {path.name for path in repository.iterdir()} == {path.name for path in merged.iterdir()}
-    assert 'from_pretrained("tester/tuned")' in (repository / "README.md").read_text()
-    loaded = trained.python("-c", ASK, "tester/tuned", env=hub.env(tmp_path / "other") | {"HF_TOKEN": TOKEN})
-    assert loaded.returncode == 0, loaded.stderr
-    model, tokenizer = (kind.from_pretrained(merged) for kind in (AutoModelForCausalLM, AutoTokenizer))
-    ids = tokenizer("What is a list?", return_tensors="pt").input_ids
-    assert json.loads(loaded.stdout) == model.generate(ids, max_new_tokens=12, do_sample=False)[0].tolist()
+    pushed, made = (
+        {path.name: path.read_bytes() for path in folder.iterdir()}
+        for folder in (hub.root / "models" / "tester" / "tuned", exported / "merged_16bit")
+    )
+    assert b'from_pretrained("tester/tuned")' in pushed.pop("README.md")
+    assert pushed == {name: content for name, content in made.items() if name != "README.md"}
     written = [path for path in trained.folder.rglob("*") if path.is_file() and path.stat().st_size < 1_000_000]
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
 
-def test_what_may_be_pushed_is_checked_before_anything_is_made(place: Workplace, hub: Hub, tmp_path: Path) -> None:
-    hub.tokens.add(TOKEN)
-    hub.add_model("tester/seen")
-    write = "may not write there; make one with write access"
-    cases = {
-        ("hf_may_read", "tester/x", True): f"push_to=tester/x: the token {write}",
-        (TOKEN, "somebody/x", True): f"push_to=somebody/x: the token of tester {write}",
-        (TOKEN, "tester/seen", True): "push_to=tester/seen: exists and is public, so everybody would see this model",
-        (TOKEN, "tester/seen", False): "allowed",
-        (TOKEN, "tester/new", True): "allowed",
-    }
-    done = place.python("-c", CHECKS, json.dumps(list(cases)), env=hub.env(tmp_path / "hf"))
-    assert done.returncode == 0, done.stderr
-    for line, expected in zip(done.stdout.splitlines(), cases.values(), strict=True):
-        assert line.startswith(expected)
-    assert hub.private == {"tester/new"}
+def test_what_may_be_pushed_is_checked_before_anything_is_made(ours: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours.add_model("tester/seen")
+    ours.tokens.add("hf_may_read")
+    cases = [
+        ("hf_unknown", "tester/x", True, "push_to=tester/x: the token may not write there; make one"),
+        ("hf_may_read", "tester/x", True, "push_to=tester/x: the token of tester may not write there; make one"),
+        (TOKEN, "somebody/x", True, "push_to=somebody/x: the token of tester may not write there"),
+        (TOKEN, "tester/seen", True, "push_to=tester/seen: exists and is public, so everybody would see this model"),
+        (TOKEN, "tester/seen", False, None),
+        (TOKEN, "tester/new", True, None),
+    ]
+    for token, repository, private, says in cases:
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(UserError, match=says) if says else nullcontext():
+            check_repository(repository, private)
+    assert ours.private == {"tester/new"}
 
 
-def test_an_interrupted_upload_sends_only_the_other_files_again(place: Workplace, hub: Hub, tmp_path: Path) -> None:
-    hub.tokens.add(TOKEN)
-    for name in "abc":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}.gguf").write_bytes(name.encode() * 300_000)
+def test_an_upload_is_one_commit_and_sends_no_large_file_that_has_arrived(ours: Hub, tmp_path: Path) -> None:
+    files = {f"{name}.gguf": name.encode() * 300_000 for name in "abc"}
+    for name, content in files.items():
+        (tmp_path / name[0]).mkdir()
+        (tmp_path / name[0] / name).write_bytes(content)
     (tmp_path / "README.md").write_text("# Several")
-    repository, env = hub.root / "models" / "tester" / "several", {**hub.env(tmp_path / "hf"), "HF_TOKEN": TOKEN}
-    hub.uploads.stall = 2
-    command = ("-c", PUSH, str(tmp_path))
-    broken = subprocess.Popen([sys.executable, *command], env={**place.env, **env}, cwd=place.folder)
-    assert hub.uploads.stalled.wait(60)
-    deadline = time.monotonic() + 30
-    while len(hub.uploads.received) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    broken.kill()
-    broken.wait()
-    assert len(hub.uploads.received) == 2
-    assert list(repository.iterdir()) == []  # all files or none
-    done = place.python(*command, env=env)
-    assert done.returncode == 0, done.stderr
-    assert len(set(hub.uploads.received)) == len(hub.uploads.received) == 3
-    found = {path.name: path.read_bytes() for path in repository.iterdir()}
-    assert found == {"README.md": b"# Several", **{f"{n}.gguf": n.encode() * 300_000 for n in "abc"}}
+    for name in ("a.gguf", "b.gguf"):  # an earlier upload was interrupted
+        ours.objects[sha256(files[name]).hexdigest()] = files[name]
+    push([tmp_path / name for name in "abc"], tmp_path / "README.md", "tester/several", private=True)
+    assert [request.method for request in ours.requests].count("PUT") == 1
+    assert sum("/commit/" in request.path for request in ours.requests) == 1
+    repository = ours.root / "models" / "tester" / "several"
+    assert {path.name: path.read_bytes() for path in repository.iterdir()} == files | {"README.md": b"# Several"}
 
 
 def test_files_of_several_quants_do_not_hide_each_other(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `export` refuses, each in one line, before anything is made."""
+"""What `export` refuses, each in one line, before anything is made. Exports replace only exports of their run."""
 
 import json
 import shutil
@@ -6,21 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.exporting.conftest import LIMITS
+from tests.exporting.conftest import LIMITS, gate_of
 from tests.whole import assert_one_line
 from tometune import export
 from tometune.common.errors import UserError
+from tometune.common.files import temporary_path
 from tometune.config.export import ExportConfig, export_problems
+from tometune.config.model import ModelConfig
 from tometune.config.root import Config, PathsConfig
-from tometune.exporting import gguf
+from tometune.exporting import build, gguf
+from tometune.exporting.build import changed_files, check_folders, check_space, list_files, move_to
+from tometune.exporting.formats import exports_of
 from tometune.models.source import fingerprint
-from tometune.runs.finished import find_finished
+from tometune.runs.finished import Finished, find_finished
 from tometune.runs.stored import stored_config
-
-
-def find(run: Path, tmp_path: Path, **settings: object):
-    """Find a run as the verb does."""
-    return find_finished(Config(run=str(run), paths=PathsConfig(cache=str(tmp_path)), **settings))
 
 
 def change(path: Path, **values: object) -> None:
@@ -30,20 +29,21 @@ def change(path: Path, **values: object) -> None:
 
 @pytest.mark.whole
 def test_a_base_that_is_gone_or_another_one(copied, trained, tmp_path):
+    config = Config(run=str(copied), paths=PathsConfig(cache=str(tmp_path)))
     base = Path(shutil.copytree(trained.folder / "base", tmp_path / "base"))
-    config = (copied / "config.yaml").read_text()
-    (copied / "config.yaml").write_text(config.replace(str(trained.folder / "base"), str(base)))
-    assert find(copied, tmp_path).model.id == str(base)
+    stored = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(stored.replace(str(trained.folder / "base"), str(base)))
+    assert find_finished(config).model.id == str(base)
     change(base / "config.json", quantization_config={"load_in_4bit": True})
     with pytest.raises(UserError, match="not the base that this run was trained on"):
-        find(copied, tmp_path)
+        find_finished(config)
     record = json.loads((copied / "run.json").read_text())
     change(copied / "run.json", model=record["model"] | {"revision": fingerprint(stored_config(copied).model)})
     with pytest.raises(UserError, match=r"^export.base: missing; .* is stored in 4 bits, so name the same model in 16"):
-        find(copied, tmp_path)
+        find_finished(config)
     shutil.rmtree(base)
     with pytest.raises(UserError, match=r"model.id=.*base: the base of this run is gone"):
-        find(copied, tmp_path)
+        find_finished(config)
 
 
 @pytest.mark.parametrize(
@@ -64,23 +64,21 @@ def test_wrong_settings(given, line):
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
+def test_what_cannot_be_done(trained, copied, exported, tmp_path, monkeypatch):
+    shutil.copytree(exported / "merged_16bit", copied / "export" / "merged_16bit")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr(gguf, "missing", lambda: ["cyllama"])
+    for settings, says in (
         ({"run": None}, r"^run: missing; name a finished run"),
         ({"push_to": "user/name", "format": "gguf"}, r"^push_to: needs a token with write access; set HF_TOKEN"),
         ({"push_to": "user/name", "format": "adapter"}, r"base is a folder on this machine .* nobody else can load"),
-    ],
-)
-def test_what_cannot_be_done(trained, tmp_path, monkeypatch, settings, says):
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    paths = PathsConfig(cache=str(tmp_path))
-    with pytest.raises(UserError, match=says):
-        export.main.__wrapped__(Config(**{"run": str(trained.run_folder()), "paths": paths} | settings))
+        ({"format": "gguf"}, r'format=gguf: needs cyllama; run: pip install "cyllama>=.*" and the same'),
+    ):
+        common = {"run": str(copied), "paths": PathsConfig(cache=str(tmp_path)), "export": LIMITS}
+        with pytest.raises(UserError, match=says):
+            export.main.__wrapped__(Config(**common | settings))
+    assert [path.name for path in (copied / "export").iterdir()] == ["merged_16bit"], "it is kept"
 
-
-@pytest.mark.whole
-def test_nothing_is_written_without_the_hub(trained):
     before = sorted(trained.run_folder().rglob("*"))
     done = trained.verb("export", f"run={trained.run_folder()}", "export.base=nobody/nothing")
     assert done.returncode == 2, done.stderr
@@ -88,12 +86,69 @@ def test_nothing_is_written_without_the_hub(trained):
     assert sorted(trained.run_folder().rglob("*")) == before
 
 
-@pytest.mark.whole
-def test_without_the_extra_the_merged_model_is_kept_and_the_command_named(copied, exported, tmp_path, monkeypatch):
-    shutil.copytree(exported / "merged_16bit", copied / "export" / "merged_16bit")
-    config = Config(run=str(copied), format="gguf", paths=PathsConfig(cache=str(tmp_path)), export=LIMITS)
-    monkeypatch.setattr(gguf, "missing", lambda: ["cyllama"])
-    with pytest.raises(UserError, match=r'format=gguf: needs cyllama; run: pip install "cyllama>=.*" and the same'):
-        export.main.__wrapped__(config)
-    assert (copied / "export" / "merged_16bit" / "model.safetensors").exists()
-    assert not list((copied / "export").glob("gguf*"))
+def make(target: Path, word: str, passed: bool, run_id: str = "a") -> Path:
+    """Make what stands for an export as the builder does."""
+    with temporary_path(target, folder=True) as new:
+        (new / "weights").write_text(word)
+        gate = {"run_id": run_id, "format": "adapter", "passed": passed, "files": list_files(new)}
+        (new / "gate.json").write_text(json.dumps(gate))
+        return move_to(target, new, gate)
+
+
+def test_only_exports_of_the_run_are_replaced(tmp_path):
+    target = make(tmp_path / "adapter", "theirs", passed=True, run_id="b")
+    with pytest.raises(UserError, match="holds an export of another run, b, and would be overwritten"):
+        make(target, "third", passed=True)
+    (target / "gate.json").unlink()
+    with pytest.raises(UserError, match=r"is not an export \(no gate.json\), and would be overwritten"):
+        make(target, "third", passed=True)
+    assert (target / "weights").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_failed_export_does_not_replace_a_passing_one_which_is_deleted_last(tmp_path, monkeypatch):
+    target = tmp_path / "adapter"
+    assert make(target, "bad", passed=False) == target
+    assert make(target, "good", passed=True) == target
+    assert make(target, "bad", passed=False) == tmp_path / "adapter-failed"
+    assert (target / "weights").read_text() == "good"
+    assert make(target, "better", passed=True) == target
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    make(target, "new", passed=True)
+    assert (target / "weights").read_text() == "new"
+    assert [path.read_text() for path in tmp_path.glob(".adapter.*/weights")] == ["better"]
+
+
+def test_every_change_of_an_export_is_found(tmp_path):
+    target = make(tmp_path / "adapter", "good", passed=True)
+    assert changed_files(target, gate_of(target)) == []
+    (target / "more").write_text("")
+    (target / "weights").write_text("GOOD")  # of the same size
+    assert changed_files(target, gate_of(target)) == ["more", "weights"]
+    (target / "weights").unlink()
+    assert changed_files(target, gate_of(target)) == ["more", "weights"]
+
+
+def test_nothing_of_the_run_itself_can_be_replaced(tmp_path):
+    run = Finished(tmp_path / "run", {"run_id": "a"}, Config(), ModelConfig(), ModelConfig())
+    (run.folder / "adapter").mkdir(parents=True)
+    for folder in (run.folder, run.folder / "eval", run.folder / "adapter"):
+        with pytest.raises(UserError, match="inside the run, among its own files"):
+            check_folders(run, folder, [])
+    check_folders(run, run.folder / "export", exports_of(["adapter"], [], run.folder / "export"))
+    (tmp_path / "adapter-failed").mkdir()
+    (tmp_path / "adapter-failed" / "mine").touch()
+    with pytest.raises(UserError, match="adapter-failed: is not an export"):
+        check_folders(run, tmp_path, exports_of(["adapter"], [], tmp_path))
+
+
+def test_a_full_disk_and_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    large = Finished(tmp_path, {"model": {"parameters": 3_210_000_000}}, Config(), ModelConfig(), ModelConfig())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(30e9, 29e9, 1e9))
+    exports = exports_of(["adapter", "gguf"], ["q8_0"], tmp_path / "export")
+    with pytest.raises(UserError, match=r"the exports need about 18\.\d GB, 1\.0 GB are free; free space, or set"):
+        check_space(large, tmp_path / "export", exports)
+    monkeypatch.setattr(build.os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(UserError, match=r"not writable; set export.folder to a folder that is"):
+        check_space(large, tmp_path / "export", [])

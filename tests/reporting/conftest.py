@@ -1,4 +1,4 @@
-"""A sweep of nine runs as training would leave it, and reports of it and of other sweeps; do not change the latter."""
+"""Reports of synthetic sweeps, shared by the tests, and a sweep of nine runs that a test may change."""
 
 import shutil
 from collections.abc import Callable
@@ -28,6 +28,17 @@ def table_report(multirun: Path) -> Report:
 
 
 @pytest.fixture(scope="session")
+def table(table_report: Report) -> dict:
+    return table_report.table
+
+
+@pytest.fixture(scope="session")
+def html(table_report: Report) -> str:
+    """Its page, drawn a second time."""
+    return as_html(table_report)
+
+
+@pytest.fixture(scope="session")
 def one_seed(multirun: Path) -> Report:
     """The report of two models with three mixes and one seed."""
     for model in ("tiny", "small"):
@@ -53,21 +64,9 @@ def ranks(multirun: Path) -> Report:
     return build(multirun / "ranks", 200, 0.95)
 
 
-@pytest.fixture(scope="session")
-def table(table_report: Report) -> dict:
-    """The content of its table.json."""
-    return table_report.table
-
-
-@pytest.fixture(scope="session")
-def html(table_report: Report) -> str:
-    """Its page, drawn a second time."""
-    return as_html(table_report)
-
-
 @pytest.fixture
 def sweep(table_report: Report, tmp_path: Path) -> Path:
-    """A copy of the runs, to be changed."""
+    """A copy of the runs of `table_report`, to be changed."""
     folder = tmp_path / "multirun" / "table"
     shutil.copytree(table_report.sweep.folder, folder, ignore=shutil.ignore_patterns("table.*", "report.html"))
     return folder

@@ -17,27 +17,26 @@ TASKS = ("data_to_text", "instruction_following", "question_answering", "summari
 METRICS = {"rouge1": 0.0, "rouge2": -0.22, "rougeL": -0.08}
 
 
-def scores(level: float, examples: int, task: int, run: str, noise: float = 0.05) -> dict[str, np.ndarray]:
-    """Return scores by metric: hard examples are hard for every run, and each run adds its own noise."""
-    hard = np.random.default_rng([task, 1]).normal(0, 0.12, examples)
-    own = np.random.default_rng([task, *run.encode()]).normal(0, noise, examples)
-    return {metric: np.clip(level + shift + 0.05 * task + hard + own, 0, 1) for metric, shift in METRICS.items()}
-
-
 def write_stage(folder: Path, stage: str, level: float, examples: int, noise: float, names: Sequence[str]) -> dict:
-    """Write `eval/<stage>/<task>.jsonl` and return what run.json says of the stage."""
+    """Write `eval/<stage>/<task>.jsonl` and return what run.json says of the stage.
+
+    Hard examples are hard for every run, and each run adds its own noise.
+    """
     where = folder / "eval" / stage
     where.mkdir(parents=True)
+    run = f"{folder.name} {stage}" if stage == "tuned" else stage
     tasks = {}
     for number, task in enumerate(names):
-        values = scores(level, examples, number, f"{folder.name} {stage}" if stage == "tuned" else stage, noise)
+        hard = np.random.default_rng([number, 1]).normal(0, 0.12, examples)
+        own = np.random.default_rng([number, *run.encode()]).normal(0, noise, examples)
+        values = {
+            metric: np.clip(level + shift + 0.05 * number + hard + own, 0, 1) for metric, shift in METRICS.items()
+        }
         texts = {"prompt": "?" * 300, "prediction": "!" * 100, "tokens": 20}
         rows = [
             {
-                "id": f"{task}-{example}",
-                "references": [f"reference {example}"],
-                "scores": {metric: float(values[metric][example]) for metric in METRICS},
-                **texts,
+                **{"id": f"{task}-{example}", "references": [f"reference {example}"]},
+                **{"scores": {metric: float(values[metric][example]) for metric in METRICS}, **texts},
             }
             for example in range(examples)
         ]
@@ -90,12 +89,11 @@ def write_run(
         "data": {"name": data, "rows": rows, "digest": f"{data}{seed}", "tokens": rows * 100},
         "train": {**train, "peak_memory_bytes": 3 * 10**9, "final_loss": 1.3},
         "eval": {
-            "base": write_stage(folder, "base", 0.3, examples, noise, tasks),
-            "tuned": write_stage(folder, "tuned", level, examples, noise, tasks),
+            stage: write_stage(folder, stage, reached, examples, noise, tasks)
+            for stage, reached in (("base", 0.3), ("tuned", level))
         },
-        "versions": {"python": "3.11.7", "tometune": "0.1.0", "torch": "2.13.0"},
-        "git": {"commit": "0" * 40, "dirty": False},
-        **{"started": "2026-11-24T12:00:00+00:00", "finished": "2026-11-24T12:10:00+00:00", "attempts": 1},
+        **{"versions": {"tometune": "0.1.0"}, "git": {"commit": "0" * 40, "dirty": False}, "attempts": 1},
+        **{"started": "2026-11-24T12:00:00+00:00", "finished": "2026-11-24T12:10:00+00:00"},
     }
     (folder / "run.json").write_text(json.dumps(record))
     return folder

@@ -14,29 +14,30 @@ from tometune.runs.run import REPEAT
 KEY = "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"
 
 
-def test_weights_that_are_truncated_missing_pickled_or_no_lora(tmp_path):
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-100]),
+            "adapter_model.safetensors: is broken or truncated (",
+        ),
+        (lambda path: save_file({"w": np.zeros(4)}, path), "adapter_model.safetensors: holds no LoRA weights"),
+        (lambda path: path.rename(path.with_suffix(".bin")), "adapter_model.safetensors: is a pickle, which can run"),
+        (lambda path: path.unlink(), "adapter_model.safetensors: is missing"),
+        (lambda path: (path.parent / "adapter_config.json").unlink(), "adapter_config.json: is missing"),
+    ],
+)
+def test_weights_that_are_truncated_missing_pickled_or_no_lora(tmp_path, spoil, problem):
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     path.parent.mkdir()
     (path.parent / "adapter_config.json").write_text("{}")
-
-    def problem():
-        with pytest.raises(UserError) as error:
-            check_trained(tmp_path, adapter=True)
-        assert str(error.value).endswith(f"; {REPEAT}")
-        return str(error.value)
-
     save_file({KEY: np.zeros((4, 64), np.float32)}, path)
     check_trained(tmp_path, adapter=True)
-    path.write_bytes(path.read_bytes()[:-100])
-    assert "adapter_model.safetensors: is broken or truncated (" in problem()
-    save_file({"weight": np.zeros((4, 64), np.float32)}, path)
-    assert "adapter_model.safetensors: holds no LoRA weights" in problem()
-    path.rename(path.with_suffix(".bin"))
-    assert "adapter_model.safetensors: is a pickle, which can run code when it is read" in problem()
-    path.with_suffix(".bin").unlink()
-    assert "adapter_model.safetensors: is missing" in problem()
-    (path.parent / "adapter_config.json").unlink()
-    assert "adapter_config.json: is missing" in problem()
+    spoil(path)
+    with pytest.raises(UserError) as error:
+        check_trained(tmp_path, adapter=True)
+    assert problem in str(error.value)
+    assert str(error.value).endswith(f"; {REPEAT}")
 
 
 def test_every_shard_of_a_whole_model_must_exist(tmp_path):

@@ -23,55 +23,50 @@ def made(tmp_path: Path) -> Config:
     return config
 
 
-def test_a_run_has_an_id_and_a_folder_also_in_a_sweep(made: Config, tmp_path: Path) -> None:
-    run = Run.find(made, INPUTS)
+@pytest.fixture
+def run(made: Config) -> Run:
+    return Run.find(made, INPUTS)
+
+
+def test_a_run_has_an_id_and_a_folder_also_in_a_sweep(made: Config, run: Run, tmp_path: Path) -> None:
     assert run.id == f"llama32_3b-mix_100k-s0-{run.config_hash[:8]}"
     assert run.folder == tmp_path / "outputs" / run.id
-    assert not run.folder.exists()
+    run.check_writable()
+    assert not (tmp_path / "outputs").exists()
+    (tmp_path / "outputs").write_text("")
+    with pytest.raises(UserError, match=r"outputs: cannot be written to; set paths\.outputs"):
+        run.check_writable()
     made.paths.multirun, made.sweep.name = str(tmp_path / "multirun"), "table"
     assert Run.find(made, INPUTS).folder == tmp_path / "multirun" / "table" / run.id
 
 
-def test_recording_leaves_completed_and_counts_attempts(made: Config) -> None:
-    run = Run.find(made, INPUTS)
-    with (  # noqa: PT012 -- the body is the run that fails
-        pytest.raises(OSError, match="disk"),
-        run.recording(made, {"data": {"rows": 3}}, {"rows": ["a"]}),
-    ):
-        assert read_record(run.folder)["status"] == "running"
+def test_the_record_follows_its_attempts_to_the_end(made: Config, run: Run, monkeypatch) -> None:
+    with pytest.raises(KeyboardInterrupt), run.recording(made, {}, {}):
+        raise KeyboardInterrupt
+    first = read_record(run.folder)
+    assert (first["status"], first["attempts"]) == ("running", 1)
+    with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):
+        Path("/dev/full").write_text("x")
+    failed = read_record(run.folder)
+    assert failed["status"] == "failed"
+    assert failed["error"].startswith(f"SaveError: {run.folder}: no space left")
+    with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):  # noqa: PT012
         run.update(train={"steps": 1})
         run.save()
-        raise OSError("disk")
-    failed = read_record(run.folder)
-    assert (failed["status"], failed["error"], failed["attempts"]) == ("failed", "OSError: disk", 1)
+        monkeypatch.setattr("tometune.common.files.write_text", lambda path, text: Path("/dev/full").write_text(text))
+        Path("/dev/full").write_text("x")
+    monkeypatch.undo()
+    assert read_record(run.folder)["status"] == "running", "too full for the record, too"
 
     again = Run.find(made, INPUTS)
     with again.recording(made, {"data": {"rows": 3}}, {"rows": ["a"]}):
         again.add_scores("base", {"rougeL": 0.5})
     record = read_record(run.folder)
-    assert (record["status"], record["attempts"], record["train"]) == ("completed", 2, {"steps": 1})
+    assert (record["status"], record["attempts"], record["train"]) == ("completed", 4, {"steps": 1})
     assert "error" not in record
-    assert record["eval"] == {"base": {"rougeL": 0.5}}
-    assert record["started"] == failed["started"]
+    assert (record["started"], record["eval"]) == (first["started"], {"base": {"rougeL": 0.5}})
     assert Run.find(made, INPUTS).completed
     assert json.loads((run.folder / "mix.json").read_text()) == {"rows": ["a"]}
-
-
-def test_a_stop_signal_leaves_the_run_open(made: Config) -> None:
-    run = Run.find(made, INPUTS)
-    with pytest.raises(KeyboardInterrupt), run.recording(made, {}, {}):
-        raise KeyboardInterrupt
-    assert read_record(run.folder)["status"] == "running"
-
-
-def test_a_folder_of_another_config_is_refused(made: Config) -> None:
-    run = Run.find(made, INPUTS)
-    with run.recording(made, {}, {}):
-        pass
-    record = read_record(run.folder) | {"config_hash": "f" * 64}
-    (run.folder / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="another config"):
-        Run.find(made, INPUTS)
 
 
 @pytest.mark.parametrize(
@@ -84,39 +79,12 @@ def test_a_broken_record_is_an_error_of_one_line(tmp_path: Path, text: str, says
     assert "\n" not in str(error.value)
 
 
-def test_a_full_disk_is_one_line_and_recorded(made: Config) -> None:
-    run = Run.find(made, INPUTS)
-    with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):
-        Path("/dev/full").write_text("x")
-    record = read_record(run.folder)
-    assert record["status"] == "failed"
-    assert record["error"].startswith(f"SaveError: {run.folder}: no space left")
-
-
-def test_a_disk_too_full_for_the_record_is_the_same_line(made: Config, monkeypatch) -> None:
-    run = Run.find(made, INPUTS)
-    with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):  # noqa: PT012
-        monkeypatch.setattr("tometune.common.files.write_text", lambda path, text: Path("/dev/full").write_text(text))
-        Path("/dev/full").write_text("x")
-    assert read_record(run.folder)["status"] == "running"
-
-
-def test_a_folder_that_cannot_be_made_is_found_before_the_work(made: Config, tmp_path: Path) -> None:
-    Run.find(made, INPUTS).check_writable()
-    assert not (tmp_path / "outputs").exists()
-    (tmp_path / "outputs").write_text("")
-    with pytest.raises(UserError, match=r"outputs: cannot be written to; set paths\.outputs"):
-        Run.find(made, INPUTS).check_writable()
-
-
-def test_a_run_of_an_older_version_is_found_by_its_settings(made: Config, tmp_path: Path) -> None:
-    run = Run.find(made, INPUTS)
+def test_a_run_of_an_older_version_is_found_by_its_settings(made: Config, run: Run) -> None:
     older = run.folder.with_name(f"{run.id[:-8]}00000000")
     older.mkdir(parents=True)
     (older / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(made))))
     (older / "run.json").write_text('{"schema": 1}')
     assert run_of_older_version(made, run.id) == older
+    assert run_of_older_version(replace(made, trainer=replace(made.trainer, learning_rate=1e-9)), run.id) is None
     (older / "run.json").write_text(json.dumps({"schema": 1, "meaning": MEANING}))  # same version, other inputs
     assert run_of_older_version(made, run.id) is None
-    (older / "run.json").write_text('{"schema": 1}')
-    assert run_of_older_version(replace(made, trainer=replace(made.trainer, learning_rate=1e-9)), run.id) is None

@@ -25,24 +25,26 @@ def run(tmp_path: Path) -> Path:
 
 def change(run: Path, **values: object) -> None:
     """Set dotted keys of a run's config, new ones too; `None` removes a key."""
-    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    config = OmegaConf.load(run / "config.yaml")
     for key, value in values.items():
-        *groups, last = key.split("__")
-        node = config
-        for group in groups:
-            node = node[group]
+        group, _, last = key.replace("__", ".").rpartition(".")
         if value is None:
-            del node[last]
+            (OmegaConf.select(config, group) if group else config).pop(last)
         else:
-            node[last] = value
-    (run / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+            OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(config))
 
 
-def test_a_run_of_f115d2b_is_readable(run):
+def test_a_run_of_f115d2b_is_readable_and_what_it_lacks_takes_its_default(run):
     config = stored_config(run)
     assert (config.model.name, config.data.rows, config.trainer.max_steps) == ("tiny", 64, 6)
     assert config.eval.tasks["summarisation"].max_new_tokens == 8
     assert read_record(run)["run_id"] == "tiny-pydocs_64-s0-aa812808"
+    change(run, chat=None, trainer=None, model__attn_implementation=None, eval__engine="vllm")
+    config = stored_config(run)
+    assert config.trainer == TrainerConfig()
+    assert config.model.attn_implementation == "sdpa"
+    assert config.eval.engine == "auto", "an engine that was removed"
 
 
 def test_unknown_keys_at_any_depth_are_one_warning(run, caplog):
@@ -51,6 +53,7 @@ def test_unknown_keys_at_any_depth_are_one_warning(run, caplog):
         "trainer__warp": 9,
         "data__base__flavour": "x",
         "data__filters__old": {"c": [1]},
+        "data__pool": {"kind": "files", "path": "more.jsonl", "age": 3},
         "eval__tasks__summarisation__vintage": 1,
         "export__max_divergence__q2_k": 1.0,  # a table of numbers by name: any name may stand there
     }
@@ -59,27 +62,13 @@ def test_unknown_keys_at_any_depth_are_one_warning(run, caplog):
         config = stored_config(run)
         stored_config(run)
     assert config.trainer.max_steps == 6
-    assert config.export.max_divergence["q2_k"] == 1.0
-    (warning,) = [entry.message for entry in caplog.records if entry.name == "tometune.runs.stored"]
-    for key in ("plugin", "trainer.warp", "data.base.flavour", "data.filters.old", "eval.tasks.summarisation.vintage"):
-        assert key in warning
-    assert "q2_k" not in warning
-
-
-def test_a_missing_group_or_key_takes_its_default_and_a_removed_engine_is_auto(run):
-    change(run, chat=None, trainer=None, model__attn_implementation=None, eval__engine="vllm")
-    config = stored_config(run)
-    assert config.trainer == TrainerConfig()
-    assert config.model.attn_implementation == "sdpa"
-    assert config.eval.engine == "auto"
-
-
-def test_a_pool_is_optional_and_its_keys_are_checked_too(run, caplog):
-    change(run, data__pool={"kind": "files", "path": "more.jsonl", "age": 3})
-    config = stored_config(run)
     assert config.data.pool is not None
     assert config.data.pool.path == "more.jsonl"
-    assert "data.pool.age" in caplog.text
+    assert config.export.max_divergence["q2_k"] == 1.0
+    (warning,) = [entry.message for entry in caplog.records if entry.name == "tometune.runs.stored"]
+    unknown = "plugin trainer.warp data.base.flavour data.filters.old data.pool.age eval.tasks.summarisation.vintage"
+    assert [key for key in unknown.split() if key not in warning] == []
+    assert "q2_k" not in warning
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "trainer: {max_steps: many}", "trainer: {", "\xff"])

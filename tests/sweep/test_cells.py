@@ -53,33 +53,28 @@ def test_the_command_line_wins_over_the_preset_and_a_wrong_cell_keeps_its_error(
     assert (first.seed, first.run_id, first.exit_status) == (5, None, 2)
     assert "lora.r" in str(first.error)
     assert (second.seed, second.error) == (5, None)
-
-
-def test_a_single_run_is_no_sweep() -> None:
-    assert jobs_of(CommandLine([*PYDOCS, "data=pydocs_1k"])) is None
+    assert jobs_of(CommandLine([*PYDOCS, "data=pydocs_1k"])) is None, "a single run is no sweep"
 
 
 @pytest.mark.parametrize(
-    ("more", "ids", "overrides"),
+    ("more", "ids", "overrides", "error"),
     [
-        ([cell(1), cell(2)], "012", ["seed=0", "seed=1", "seed=2"]),
-        ([cell(0, "seed=0", "tracking=none")], "01", ["seed=0", "seed=1"]),  # the same run, written in another way
-        ([replace(cell(0), run_id="tiny-x-s9-bbbbbbbb")], "91", ["seed=0", "seed=1"]),  # its config has changed
+        ([cell(1), cell(2)], "012", ["seed=0", "seed=1", "seed=2"], None),
+        ([cell(0, "seed=0", "tracking=none")], "01", ["seed=0", "seed=1"], None),  # the same run, written differently
+        ([replace(cell(0), run_id="tiny-x-s9-bbbbbbbb")], "91", ["seed=0", "seed=1"], None),  # its config has changed
+        ([replace(cell(0), error="x: no", exit_status=2)], "01", ["seed=0", "seed=1"], "x: no"),
     ],
 )
-def test_another_command_adds_what_is_new(tmp_path: Path, more: list[Cell], ids: str, overrides: list[str]) -> None:
+def test_another_command_adds_what_is_new(
+    tmp_path: Path, more: list[Cell], ids: str, overrides: list[str], error: str | None
+) -> None:
     list_cells(tmp_path, [cell(0), cell(1)])
     list_cells(tmp_path, more)
     assert "".join(str(entry.run_id).split("-s")[1][0] for entry in read_cells(tmp_path)) == ids
     assert [" ".join(entry.overrides) for entry in read_cells(tmp_path)] == overrides
-
-
-def test_an_error_stays_until_the_next_attempt(tmp_path: Path) -> None:
-    list_cells(tmp_path, [cell(0), cell(1)])
-    list_cells(tmp_path, [replace(cell(1), error="data.base.path=x: no such file", exit_status=2)])
-    assert [entry.error for entry in read_cells(tmp_path)] == [None, "data.base.path=x: no such file"]
-    list_cells(tmp_path, [cell(1)])
-    assert [entry.error for entry in read_cells(tmp_path)] == [None, None]
+    assert read_cells(tmp_path)[0].error == error
+    list_cells(tmp_path, [cell(0)])
+    assert read_cells(tmp_path)[0].error is None, "an error stays until the next attempt"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 9, "cells": []}', '{"schema": 1, "cells": [{"x": 1}]}'])
@@ -88,9 +83,5 @@ def test_a_broken_list_is_an_error_of_one_line(tmp_path: Path, text: str) -> Non
     with pytest.raises(UserError, match=r"sweep\.json: not a list of runs .*delete it") as error:
         read_cells(tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_a_file_in_the_way_is_an_error_of_one_line(tmp_path: Path) -> None:
-    (tmp_path / "sweep").write_text("")
-    with pytest.raises(UserError, match=r"sweep: cannot be written to .*paths\.multirun"):
-        list_cells(tmp_path / "sweep", [cell(0)])
+    with pytest.raises(UserError, match=r"sweep\.json: cannot be written to .*paths\.multirun"):
+        list_cells(tmp_path / "sweep.json", [cell(0)])

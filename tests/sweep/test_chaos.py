@@ -10,45 +10,36 @@ from pathlib import Path
 import pytest
 
 from tests.fork_server import progress
+from tests.sweep.conftest import runs_in
 from tests.whole import Workplace, adapter_of, answers_of, curve_of, record_of, timeless
 
 pytestmark = [pytest.mark.whole, pytest.mark.timeout(1800)]
 
-DELAY = 0.3
-"""Maximum seconds between a visible event and the kill."""
+DELAY = 0.3  # maximum seconds between a visible event and the kill
+FILES = ("table.json", "table.csv", "table.md")  # they contain no times and no paths
 
 TABLE = (
     *("+sweep=table_pydocs", "model=tiny", "trainer=debug", "tracking=none"),
     *("eval.limit=2", "~eval.tasks.summarisation", "~eval.tasks.question_answering"),
     *("trainer.learning_rate=1e-2", "trainer.save_steps=1"),
 )
-FILES = ("table.json", "table.csv", "table.md")
-"""They contain no times and no paths, so they are compared byte by byte."""
 
 
-def sweep(place: Workplace, name: str) -> Path:
-    """Return the folder of a sweep; both have the same name, which the table contains, in separate folders."""
-    return place.folder / name / "table_pydocs"
-
-
-def runs_in(folder: Path) -> dict[str, Path]:
-    return {path.parent.name: path.parent for path in sorted(folder.glob("*/run.json"))}
-
-
-CASES = [
-    pytest.param(3, 2, ("data=pydocs_1k",), id="3 runs, 2 kills"),
-    pytest.param(9, 20, (), id="9 runs, 20 kills", marks=pytest.mark.nightly),
-]
-
-
-@pytest.mark.parametrize(("runs", "kills", "more"), CASES)
+@pytest.mark.parametrize(
+    ("runs", "kills", "more"),
+    [
+        pytest.param(3, 2, ("data=pydocs_1k",), id="3 runs, 2 kills"),
+        pytest.param(9, 20, (), id="9 runs, 20 kills", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_killed_sweep_ends_as_the_undisturbed_one(
     tmp_path: Path, runs: int, kills: int, more: tuple[str, ...]
 ) -> None:
     place = Workplace(tmp_path)
+    # Both sweeps have the same name, which their tables contain, in separate folders.
+    calm, killed = (tmp_path / name / "table_pydocs" for name in ("calm", "killed"))
     status, stderr = place.train(*TABLE, *more, "paths.multirun=calm")
     assert status == 0, stderr
-    calm, killed = sweep(place, "calm"), sweep(place, "killed")
     command = (*TABLE, *more, "paths.multirun=killed")
     interrupted = kill_repeatedly(place, command, kills, killed, whole=progress(calm))
     status, stderr = place.train(*command)
@@ -64,21 +55,14 @@ def test_a_killed_sweep_ends_as_the_undisturbed_one(
         assert (killed / name).read_bytes() == (calm / name).read_bytes(), name
     for name, run in runs_in(killed).items():
         same_as_undisturbed(run, runs_in(calm)[name])
-    assert list_of(killed) == list_of(calm)
+    listed = (killed / "sweep.json").read_text().replace("paths.multirun=killed", "paths.multirun=calm")
+    assert listed == (calm / "sweep.json").read_text()
 
 
 def kill_repeatedly(
     place: Workplace, command: tuple[str, ...], kills: int, killed: Path, whole: set[str]
 ) -> set[tuple[str, int]]:
-    """Kill a sweep at points spread over its progress; returns run and number of each interrupted attempt.
-
-    Args:
-        place: where.
-        command: of the sweep.
-        kills: how often.
-        killed: its folder.
-        whole: everything visible in the folder of a finished one.
-    """
+    """Kill a sweep at points spread over its progress (`whole`); returns run and number of interrupted attempts."""
     draw = random.Random(20)
     interrupted = set()
     for left in range(kills, 0, -1):
@@ -96,13 +80,7 @@ def same_as_undisturbed(run: Path, calm: Path) -> None:
     """Check that two runs differ in nothing but times."""
     assert record_of(run)["status"] == "completed"
     assert timeless(record_of(run)) == timeless(record_of(calm))
-    assert answers_of(run) == answers_of(calm)
-    assert adapter_of(run) == adapter_of(calm)
-    assert curve_of(run) == curve_of(calm)
+    for read in (answers_of, adapter_of, curve_of):
+        assert read(run) == read(calm)
     assert (run / "mix.json").read_bytes() == (calm / "mix.json").read_bytes()
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")], "nothing half-written is left"
-
-
-def list_of(folder: Path) -> str:
-    """Read sweep.json without the name of the folder."""
-    return (folder / "sweep.json").read_text().replace(f"paths.multirun={folder.parent.name}", "")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from tests.sweep.conftest import SWEEP, runs_in
 from tests.whole import Workplace, adapter_of, record_of, scores_of
 from tometune.config.command_line import CommandLine
 from tometune.config.error_messages import PLUGINS, explain
@@ -26,18 +28,8 @@ from tometune.config.root import conf_dir, register
 
 register()
 
-TASKS = ("~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.tasks.data_to_text")
-SWEEP = ("-m", "+experiment=smoke", *TASKS, "eval.base=false", "eval.limit=1", "trainer.max_steps=2", "seed=0,1")
 PACKAGES = {"ray": "hydra_plugins.hydra_ray_launcher", "submitit": "submitit", "slurm": "submitit"}
 PRESETS = sorted(path.stem for path in (conf_dir() / "hydra" / "launcher").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def basic(place: Workplace) -> dict[str, Path]:
-    """The two runs, one after the other in one process, by their ids."""
-    status, stderr = place.train(*SWEEP, "sweep.name=basic")
-    assert status == 0, stderr
-    return runs_in(place, "basic")
 
 
 def needs(launcher: str) -> None:
@@ -46,78 +38,71 @@ def needs(launcher: str) -> None:
         pytest.importorskip(package)
 
 
-def runs_in(place: Workplace, name: str) -> dict[str, Path]:
-    return {path.parent.name: path.parent for path in sorted(place.folder.glob(f"multirun/{name}/*/run.json"))}
-
-
 NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
-LAUNCHERS = [
-    ("processes", []),
-    ("submitit", []),
-    ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"]),
-]
+
+
+def check_runs(finished: Path, name: str, stderr: str) -> None:
+    """Check that the runs of a sweep are those of the plain one."""
+    found, expected = runs_in(finished.with_name(name)), runs_in(finished)
+    assert list(found) == list(expected), stderr
+    for run_id, run in found.items():
+        assert record_of(run)["status"] == "completed"
+        assert adapter_of(run) == adapter_of(expected[run_id])
+        assert scores_of(run) == scores_of(expected[run_id])
+
+
+@pytest.fixture
+def cluster(place: Workplace) -> Iterator[dict[str, str]]:
+    """A ray cluster that is up; the environment in which it is found."""
+    ray = Path(sys.executable).with_name("ray")
+    folder = tempfile.mkdtemp(prefix="ray")  # it holds sockets, whose paths must be short
+    env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "127.0.0.1:6399"}
+    start = [ray, "start", "--head", "--port=6399", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
+    head = subprocess.Popen([*start, "--block"], env={**place.env, **env}, stdout=subprocess.PIPE, text=True)
+    assert head.stdout is not None
+    assert any("Ray runtime started" in line for line in head.stdout)
+    yield env
+    for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+        process.kill()
+    head.communicate()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.nightly
 @pytest.mark.whole
-@pytest.mark.parametrize(("name", "more"), LAUNCHERS)
-def test_two_runs(place: Workplace, basic: dict[str, Path], name: str, more: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("submitit", []),
+        ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"]),
+        ("ray_cluster", [NO_GPU]),
+    ],
+)
+def test_two_runs(place: Workplace, finished: Path, name: str, more: list[str], request: pytest.FixtureRequest) -> None:
     needs(name)
-    launcher = (f"sweep.name={name}", f"hydra/launcher={name}", *more)
-    done = place.verb("train", *SWEEP, *launcher)
+    env = request.getfixturevalue("cluster") if name == "ray_cluster" else {}
+    command = ("train", *SWEEP, f"sweep.name={name}", f"hydra/launcher={name}", *more)
+    done = place.verb(*command, env=env)
     assert done.returncode == 0, done.stderr
-    check_runs(place, basic, name, done.stderr)
-    again = place.train(*SWEEP, *launcher)
-    assert again == (0, f"sweep multirun/{name}: 2 runs, 2 completed\n")
+    check_runs(finished, name, done.stderr)
+    again = place.verb(*command, env=env)
+    assert (again.returncode, again.stderr) == (0, f"sweep multirun/{name}: 2 runs, 2 completed\n")
 
 
 @pytest.mark.whole
-def test_processes_make_the_same_runs_and_report_errors_at_the_end(place: Workplace, basic: dict[str, Path]) -> None:
+def test_processes_make_the_same_runs_and_report_errors_at_the_end(place: Workplace, finished: Path) -> None:
     """The base has only 1,000 rows, which is noticed in the run's process."""
     launcher = ("sweep.name=failing", "hydra/launcher=processes")
     done = place.verb("train", *SWEEP, "data.rows=64,100000", *launcher)
-    check_runs(place, basic, "failing", done.stderr)
+    check_runs(finished, "failing", done.stderr)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    lines = done.stderr.splitlines()
-    assert lines[-3] == "2 of 4 runs are missing:", done.stderr
-    for line in lines[-2:]:
+    *_, count, one, two = done.stderr.splitlines()
+    assert count == "2 of 4 runs are missing:", done.stderr
+    for line in (one, two):
         assert re.match(r"  tiny-pydocs_64-s[01]-\w{8}: failed: data\.base\.rows=100000: the base has 1,000 ", line)
-    cells = json.loads((place.folder / "multirun" / "failing" / "sweep.json").read_text())["cells"]
+    cells = json.loads((finished.with_name("failing") / "sweep.json").read_text())["cells"]
     assert ["error" in cell for cell in cells] == [False, True, False, True]
-
-
-@pytest.mark.nightly
-@pytest.mark.whole
-def test_a_ray_cluster_that_is_up(place: Workplace, basic: dict[str, Path]) -> None:
-    needs("ray_cluster")
-    ray = Path(sys.executable).with_name("ray")
-    folder = tempfile.mkdtemp(prefix="ray")  # it holds sockets, whose paths must be short
-    start = [ray, "start", "--head", "--port=6399", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
-    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "127.0.0.1:6399"}
-    head = subprocess.Popen([*start, "--block"], env={**place.env, **settings}, stdout=subprocess.PIPE, text=True)
-    try:
-        assert head.stdout is not None
-        assert any("Ray runtime started" in line for line in head.stdout)
-        launcher = ("sweep.name=cluster", "hydra/launcher=ray_cluster", NO_GPU)
-        done = place.verb("train", *SWEEP, *launcher, env=settings)
-        assert done.returncode == 0, done.stderr
-        check_runs(place, basic, "cluster", done.stderr)
-    finally:
-        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-            process.kill()
-        head.communicate()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_runs(place: Workplace, basic: dict[str, Path], name: str, stderr: str) -> None:
-    """Check that the runs are those of the plain sweep."""
-    runs = runs_in(place, name)
-    assert sorted(runs) == sorted(basic), stderr
-    for run_id, run in runs.items():
-        assert record_of(run)["status"] == "completed"
-        assert adapter_of(run) == adapter_of(basic[run_id])
-        assert scores_of(run) == scores_of(basic[run_id])
 
 
 @pytest.mark.parametrize("name", PRESETS)

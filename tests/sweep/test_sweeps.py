@@ -1,4 +1,4 @@
-"""Whole sweeps on tiny weights: skipped, retried and failed cells, two processes, and the final message."""
+"""Whole sweeps on tiny weights: skipped, retried and failed cells, two processes, overhead, and the final message."""
 
 import json
 import re
@@ -10,56 +10,72 @@ from typing import Any
 
 import pytest
 
+from tests.sweep.conftest import QUICK, SWEEP, runs_in
 from tests.whole import Workplace, adapter_of, record_of, timeless
 
 pytestmark = pytest.mark.whole
 
-ONE_TASK = ("~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.tasks.data_to_text")
-QUICK = ("+experiment=smoke", *ONE_TASK, "eval.base=false", "eval.limit=1", "trainer.max_steps=2")
-"""A run of two steps, scored on one example."""
+WATCH = """
+import collections, json, pkgutil, runpy, sys
+counts = collections.Counter()
+def counted(place):
+    module, full_name = place.split(":")
+    name = full_name.rpartition(".")[2]
+    owner = pkgutil.resolve_name(place.rpartition("." if "." in full_name else ":")[0])
+    real = getattr(owner, name)
+    def call(*arguments, **keywords):
+        counts[full_name] += 1
+        return real(*arguments, **keywords)
+    setattr(owner, name, call)
+for place in PLACES:
+    counted(place)
+runpy.run_module("tometune.train", run_name="__main__", alter_sys=True)
+heavy = sorted({"torch", "transformers", "trl", "datasets", "wandb"} & set(sys.modules))
+print(json.dumps([counts, heavy]))
+"""
+"""Runs `train`, counts the calls of some functions, and lists the heavy modules that were imported."""
+
+PLACES = (
+    *("tometune.models.load:load_model", "tometune.models.tokenizer:load_tokenizer"),
+    *("tometune.data.mix:build_mix", "tometune.data.tokens:tokenise", "tometune.evaluation.tasks:load_tasks"),
+    *("tometune.training.sft:fit", "tometune.evaluation.scoring:Scorer.stage"),
+)
 
 
-@pytest.fixture(scope="module")
-def finished(place: Workplace) -> Path:
-    """A sweep of two seeds, finished; its folder."""
-    status, stderr = place.train("-m", *QUICK, "seed=0,1", "sweep.name=finished")
-    assert status == 0, stderr
-    return place.folder / "multirun" / "finished"
+def records_in(folder: Path) -> dict[str, dict[str, Any]]:
+    return {name: record_of(run) for name, run in runs_in(folder).items()}
 
 
-def runs_in(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.parent.name: record_of(path.parent) for path in sorted(folder.glob("*/run.json"))}
+def watched(place: Workplace, places: tuple[str, ...], *overrides: str) -> tuple[str, list[Any]]:
+    """Run `train` under `WATCH`; returns stderr, and the counts and modules."""
+    script = place.folder / "watch.py"
+    script.write_text(WATCH.replace("PLACES", repr(places)))
+    done = place.python(str(script), *overrides)
+    assert done.returncode == 0, done.stderr
+    return done.stderr, json.loads(done.stdout.splitlines()[-1])
 
 
 def test_the_same_command_again_runs_nothing_and_imports_no_torch(place: Workplace, finished: Path) -> None:
     listed = [entry["run_id"] for entry in json.loads((finished / "sweep.json").read_text())["cells"]]
-    assert sorted(listed) == sorted(runs_in(finished))
-    assert [record["status"] for record in runs_in(finished).values()] == ["completed"] * 2
+    assert sorted(listed) == sorted(records_in(finished))
+    assert [record["status"] for record in records_in(finished).values()] == ["completed"] * 2
     assert not list(finished.glob("*/.lock"))
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    watch = place.folder / "watch.py"
-    watch.write_text(
-        "import runpy, sys\n"
-        "runpy.run_module('tometune.train', run_name='__main__', alter_sys=True)\n"
-        "print('heavy:', *sorted({'torch', 'transformers', 'trl', 'datasets', 'wandb'} & set(sys.modules)))\n"
-    )
-    done = place.python(str(watch), "-m", *QUICK, "seed=0,1", "sweep.name=finished")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == ["sweep multirun/finished: 2 runs, 2 completed"]
-    assert done.stdout.splitlines()[-1] == "heavy:"
+    stderr, found = watched(place, (), *SWEEP, "sweep.name=finished")
+    assert (stderr, found) == ("sweep multirun/finished: 2 runs, 2 completed\n", [{}, []])
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     report = (".sweep.lock", "table.json", "table.csv", "table.md", "report.html")  # rewritten for the same runs
     assert {path for path in after if after[path] != before.get(path)} - {finished} <= {finished / n for n in report}
 
 
-def test_a_larger_sweep_of_the_same_name_runs_what_is_new(place: Workplace, finished: Path) -> None:
-    attempts = {name: record["attempts"] for name, record in runs_in(finished).items()}
-    status, stderr = place.train("-m", *QUICK, "seed=0,1,2", "sweep.name=finished")
-    assert status == 0, stderr
-    assert "3 runs, 2 completed, 1 not started" in stderr
+def test_a_larger_sweep_of_the_same_name_runs_what_is_new_and_loads_all_once(place: Workplace, finished: Path) -> None:
+    attempts = {name: record["attempts"] for name, record in records_in(finished).items()}
+    stderr, (counts, _) = watched(place, PLACES, "-m", *QUICK, "seed=0,1,2,3", "sweep.name=finished")
+    assert counts == {name.partition(":")[2]: 2 for name in PLACES}
+    assert "4 runs, 2 completed, 2 not started" in stderr
     assert stderr.count("nothing to do") == 2
-    now = runs_in(finished)
-    assert len(now) == 3
+    now = records_in(finished)
+    assert len(now) == 4
     assert {name: now[name]["attempts"] for name in attempts} == attempts
 
 
@@ -70,10 +86,10 @@ def test_a_damaged_run_is_not_completed_and_made_again(place: Workplace, finishe
     content, kept = (one / name).read_bytes(), (other / "run.json").read_bytes()
     before = record_of(one)
     (one / name).write_bytes(content[: len(content) // 2])
-    status, stderr = place.train("-m", *QUICK, "seed=0,1", "sweep.name=finished")
+    status, stderr = place.train(*SWEEP, "sweep.name=finished")
     assert status == 0, stderr
     assert "2 runs, 1 completed, 1 interrupted" in stderr
-    assert f"{name}" in stderr
+    assert name in stderr
     assert timeless(record_of(one)) == timeless(before)
     assert (other / "run.json").read_bytes() == kept
     if name != "run.json":
@@ -81,11 +97,10 @@ def test_a_damaged_run_is_not_completed_and_made_again(place: Workplace, finishe
     assert json.loads((finished / "table.json").read_text())["missing"] == []
 
 
-def test_a_cell_with_a_wrong_value_is_in_the_report(place: Workplace, finished: Path) -> None:
-    """It is not a run, so it has no id; the other cell has the default value and is finished."""
-    status, stderr = place.train("-m", *QUICK, "seed=0", "lora.r=0,16", "sweep.name=finished")
-    assert status == 1, stderr
-    assert stderr.splitlines()[-2] == "1 of 2 runs are missing:", stderr
+def test_a_wrong_value_is_reported_and_does_not_stop_the_others(place: Workplace, finished: Path) -> None:
+
+    status, stderr = place.train("-m", *QUICK, "seed=0", "lora.r=0,16", "sweep.name=finished")  # finished with 16
+    assert (status, stderr.splitlines()[-2]) == (1, "1 of 2 runs are missing:"), stderr
     (missing,) = json.loads((finished / "table.json").read_text())["missing"]
     assert missing["run_id"].endswith("seed=0 lora.r=0 sweep.name=finished")
     assert missing["reason"].startswith("failed: lora.r=0: ")
@@ -104,7 +119,7 @@ def test_failed_cells_are_retried_unless_retry_failed_is_false(place: Workplace)
     assert status == 1
     assert f"{run.parent.name}: failed: RuntimeError: boom" in stderr
     assert record_of(run.parent)["attempts"] == 1
-    assert sorted(entry["status"] for entry in runs_in(folder).values()) == ["completed", "failed"]
+    assert sorted(entry["status"] for entry in records_in(folder).values()) == ["completed", "failed"]
 
     status, stderr = place.train(*sweep)
     assert status == 0, stderr
@@ -112,47 +127,45 @@ def test_failed_cells_are_retried_unless_retry_failed_is_false(place: Workplace)
     assert "error" not in record_of(run.parent)
 
 
+def start(place: Workplace, *overrides: str) -> "subprocess.Popen[str]":
+    """Start `train` and do not wait for it."""
+    command = [sys.executable, "-m", "tometune.train", *overrides]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=place.env, cwd=place.folder, **pipes)
+
+
 @pytest.mark.nightly
 def test_two_processes_share_a_sweep(place: Workplace) -> None:
     """Both start at the same time; each cell is run once, by either of them."""
-    command = [sys.executable, "-m", "tometune.train", "-m", *QUICK, "seed=0,1,2,3", "sweep.name=shared"]
-    options: dict[str, Any] = {"env": place.env, "cwd": place.folder, "text": True, "stderr": subprocess.PIPE}
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) for _ in range(2)]
-    outcomes = []
-    for process in processes:
-        _, stderr = process.communicate(timeout=250)
-        outcomes.append((process.returncode, stderr))
-    records = runs_in(place.folder / "multirun" / "shared")
+    processes = [start(place, "-m", *QUICK, "seed=0,1,2,3", "sweep.name=shared") for _ in range(2)]
+    outcomes = [(process.communicate(timeout=250)[1], process.returncode) for process in processes]
+    records = records_in(place.folder / "multirun" / "shared")
     assert [(entry["status"], entry["attempts"]) for entry in records.values()] == [("completed", 1)] * 4, outcomes
-    begun = [re.findall(r"^training: ", stderr, re.MULTILINE) for _, stderr in outcomes]
-    assert len(begun[0]) + len(begun[1]) == 4
-    assert all(begun), "both had a share"
-    pids = {str(process.pid) for process in processes}
-    left = re.findall(r"already being run by process (\d+) on \S+; skipped", "".join(stderr for _, stderr in outcomes))
+    begun = [len(re.findall(r"^training: ", stderr, re.MULTILINE)) for stderr, _ in outcomes]
+    assert (sum(begun), all(begun)) == (4, True), "both had a share"
+    stderr = "".join(stderr for stderr, _ in outcomes)
+    left = re.findall(r"already being run by process (\d+) on \S+; skipped", stderr)
+    assert set(left) <= {str(process.pid) for process in processes}
     assert left
-    assert set(left) <= pids
-    assert min(status for status, _ in outcomes) == 0, "the last to end finds nothing missing"
-    for status, stderr in outcomes:
+    assert min(status for _, status in outcomes) == 0, "the last to end finds nothing missing"
+    for stderr, status in outcomes:
         assert (status == 1) == ("running elsewhere: process " in stderr)
 
 
 def test_a_second_terminal_sees_who_works_on_a_single_run(place: Workplace) -> None:
     long = (*QUICK, "trainer.max_steps=400", "paths.outputs=single")
-    command = [sys.executable, "-m", "tometune.train", *long]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    first = subprocess.Popen(command, env=place.env, cwd=place.folder, **quiet)
+    first = start(place, *long)
     try:
         while not list(place.folder.glob("single/*/.lock")):
             time.sleep(0.05)
         status, stderr = place.train(*long)
-        assert status == 2
         line = stderr.splitlines()[-1]
-        assert re.match(
-            rf"single/tiny-\S+: already being run by process {first.pid} on \S+ \(since \S+\); wait", line
-        ), line
+        owner = rf"process {first.pid} on \S+ \(since \S+\)"
+        assert status == 2
+        assert re.match(rf"single/tiny-\S+: already being run by {owner}; wait", line), line
     finally:
         first.kill()
-        first.wait()
+        first.communicate()
 
 
 def test_the_runs_of_a_sweep_are_those_of_single_commands(place: Workplace, finished: Path) -> None:

@@ -36,8 +36,8 @@ class WandbServer:
         names = variables.get("files") or []
         files = [{"name": file, "uploadUrl": f"{self.url}/upload/{file}"} for file in names]
         artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s"}}  # so nothing is uploaded
-        pages = {"endCursor": None, "hasNextPage": False}
         node = {"id": "p", "name": "tometune", "entityName": "me", "createdAt": "", "isBenchmark": False, "user": None}
+        pages = {"pageInfo": {"endCursor": None, "hasNextPage": False}, "edges": [{"node": node}]}
         view = {"id": variables.get("id") or "view1", "name": variables.get("name"), "displayName": "", "spec": "{}"}
         answers = {
             "RunResumeStatus": {"model": {**project, "bucket": None}},
@@ -46,7 +46,7 @@ class WandbServer:
             "Viewer": {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}},
             "ArtifactType": {"project": {"artifact": None}},
             "CreateArtifact": {"createArtifact": {"artifact": artifact}},
-            "GetProjects": {"models": {"pageInfo": pages, "edges": [{"node": node}]}},
+            "GetProjects": {"models": pages},
             "ProjectInternalId": {"project": {"internalId": "7"}},
             "upsertView": {"upsertView": {"view": view, "inserted": variables.get("id") is None}},
         }
@@ -60,15 +60,15 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
+        state, answer = self.server_state, {}
+        status = state.status
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-        answer: dict = {}
-        status = self.server_state.status
         if self.path == "/graphql":
             asked = json.loads(body)
             operation = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
-            answer = {"data": self.server_state.query(operation[1] if operation else "", asked.get("variables") or {})}
+            answer = {"data": state.query(operation[1] if operation else "", asked.get("variables") or {})}
         else:
-            self.server_state.bodies[self.path] = self.server_state.bodies.get(self.path, "") + body
+            state.bodies[self.path] = state.bodies.get(self.path, "") + body
         content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -11,7 +12,7 @@ from tometune import tracking
 from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.tracking import RunLabels, check_tracker, start_tracker
-from tometune.tracking.tracker import RunTracker, flatten, prediction_tables, sanitise
+from tometune.tracking.tracker import RunTracker, prediction_tables, sanitise
 
 
 def write_predictions(folder: Path, stage: str, task: str, count: int) -> None:
@@ -22,11 +23,6 @@ def write_predictions(folder: Path, stage: str, task: str, count: int) -> None:
         for n in range(count):
             answer = {"prediction": f"{stage} answer {n}", "references": ["one", "two"], "scores": {"rouge1": n / 10}}
             print(json.dumps({"id": f"{task}-{n}", "prompt": f"Question {n}?", **answer}), file=file)
-
-
-def test_nested_values_are_flattened():
-    record = {"eval": {"base": {"rouge1": 0.3, "tasks": {"qa": {"examples": 4}}}}, "name": "x"}
-    assert flatten(record, "/") == {"eval/base/rouge1": 0.3, "eval/base/tasks/qa/examples": 4, "name": "x"}
 
 
 def test_prediction_tables_hold_every_stage_and_fill_what_a_row_lacks(tmp_path):
@@ -49,66 +45,67 @@ def test_sanitise_keeps_the_hash_at_the_end():
 
 @pytest.fixture
 def labels(tmp_path):
-    return RunLabels("run", "train", "g", tmp_path / "run", {})
-
-
-def track_with_a_broken(method, error, labels):
-    """Use every method of a tracker in which one raises, as a training does."""
-    calls = []
-
-    def fail(self, *arguments, **options):
-        calls.append(arguments)
-        raise error
-
-    fail.__name__ = method
-    made = type("Broken", (RunTracker,), {"CONNECTION_ERRORS": (ConnectionError,), method: fail})
-    folder = labels.folder
+    folder = tmp_path / "run"
     (folder / "adapter").mkdir(parents=True)
     (folder / "mix.json").write_text("{}")
     write_predictions(folder, "base", "qa", 2)
+    return RunLabels("run", "train", "g", folder, {})
+
+
+def track(labels, config=TrackingConfig(), **methods):  # noqa: B008 -- only read
+    """Use a tracker with these methods as a training does; return its entry in run.json."""
+    made = type("Made", (RunTracker,), {"CONNECTION_ERRORS": (ConnectionError,), **methods})
     record = {"data": {"rows": 3}, "train": {"steps": 2}, "eval": {"base": {"rouge1": 0.5}}, "model": {"name": "tiny"}}
-    with made(TrackingConfig(), labels) as tracker:
+    with made(config, labels) as tracker:
         for step in range(3):
             tracker.log({"train/loss": 1.0}, step)
-        tracker.results(record, folder)
+        tracker.results(record, labels.folder)
         tracker.page("report", "<p>")
-    return tracker.describe(), len(calls)
+    return tracker.describe()
+
+
+def test_adapter_and_predictions_can_be_left_out(labels):
+    stored = []
+    methods = {name: lambda _, name, *__: stored.append(name) for name in ("table", "artifact")}
+    track(labels, **methods)
+    assert stored == ["predictions/qa", "mix-run", "adapter-run"]
+    stored.clear()
+    track(labels, TrackingConfig(log_adapter=False, prediction_rows=0), **methods)
+    assert stored == ["mix-run"]
 
 
 @pytest.mark.parametrize("method", ["log", "summary", "table", "page", "artifact", "finish", "describe"])
 def test_a_method_that_raises_is_one_warning(method, labels, caplog):
-    described, calls = track_with_a_broken(method, ValueError("no\nmore"), labels)
-    assert calls > 0
+    fails = mock.Mock(side_effect=ValueError("no\nmore"), __name__=method)
+    described = track(labels, **{method: fails})
+    assert fails.called
     warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert warnings == [f"wandb: {method} failed (no more); the run continues"]
     assert described == ({"tracker": "wandb"} if method == "describe" else {"tracker": "none"})
 
 
 def test_a_lost_connection_is_not_tried_again(labels):
-    assert track_with_a_broken("log", ConnectionError(), labels)[1] == 1
+    fails = mock.Mock(side_effect=ConnectionError(), __name__="log")
+    track(labels, log=fails)
+    assert fails.call_count == 1
 
 
 def test_broken_predictions_are_a_warning(labels, caplog):
-    path = labels.folder / "eval" / "base" / "qa.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text("{broken")
-    RunTracker(TrackingConfig(tracker=Tracker.none), labels).results({"model": {}}, labels.folder)
+    (labels.folder / "eval" / "base" / "qa.jsonl").write_text("{broken")
+    tracker = RunTracker(TrackingConfig(tracker=Tracker.none), labels)
+    tracker.results({"model": {}, "train": {"steps": 7}}, labels.folder)
     assert "none: results failed" in caplog.text
+    assert tracker.step == 7, "an attempt that found the training finished has logged no step itself"
 
 
 def test_a_tracker_that_does_not_start_is_a_warning_and_a_wrong_setting_an_error(labels, caplog, monkeypatch):
-    def fail(*_):
-        raise error
-
-    module = SimpleNamespace(check=fail, TRACKER=fail)
-    monkeypatch.setattr(tracking, "_module", lambda config: module)
-    error = OSError("disk full")
+    fails = mock.Mock(side_effect=OSError("disk full"))
+    monkeypatch.setattr(tracking, "_module", lambda _: SimpleNamespace(check=fails, TRACKER=fails))
     check_tracker(TrackingConfig())
     reason = "wandb could not be started (disk full)"
     assert start_tracker(TrackingConfig(), labels).describe() == {"tracker": "none", "reason": reason}
     assert f"{reason}; the run continues without a tracker" in caplog.text
-    error = UserError("tracking.tags: too long")
-    with pytest.raises(UserError):
-        check_tracker(TrackingConfig())
-    with pytest.raises(UserError):
-        start_tracker(TrackingConfig(), labels)
+    fails.side_effect = UserError("tracking.tags: too long")
+    for refused in (lambda: check_tracker(TrackingConfig()), lambda: start_tracker(TrackingConfig(), labels)):
+        with pytest.raises(UserError):
+            refused()

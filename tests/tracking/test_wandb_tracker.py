@@ -1,17 +1,18 @@
-"""Offline runs of W&B, read back with W&B's own `wandb leet inspect`."""
+"""W&B offline, read back with its own `wandb leet inspect`, and online: with a server, a bad one, or none."""
 
 import json
 import os
-import shlex
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.tracking.conftest import track_in
-from tests.tracking.offline import ID, KEY, WANDB, inspect, records, the_folder
+from tests.tracking.conftest import DOWN, ID, KEY, WANDB, inspect, records, the_folder, track_in
+from tests.tracking.server import WandbServer
+from tometune.common.errors import UserError
+from tometune.config.tracking import TrackingConfig, TrackingMode
+from tometune.tracking import check_tracker
 
 START = """
 import logging, os, signal, time
@@ -41,6 +42,7 @@ def offline_run(tmp_path_factory):
 def test_offline_without_a_key(offline_run):
     place, printed, stderr = offline_run
     run = the_folder(place / "outputs" / "run")
+    assert printed["tracking"] == printed["after"]
     assert printed["tracking"] == {
         "tracker": "wandb",
         "mode": "offline",
@@ -50,7 +52,6 @@ def test_offline_without_a_key(offline_run):
         "folders": [str(run)],
         "sync": f"{WANDB} sync {run}",
     }
-    assert printed["after"] == printed["tracking"]
     assert printed["modules"] == ["wandb"]
     assert f"{WANDB} sync" in stderr
     assert "wandb:" not in stderr
@@ -58,16 +59,16 @@ def test_offline_without_a_key(offline_run):
     assert [path.name for path in (place / "home").rglob("*") if "netrc" in path.name or "settings" in path.name] == []
 
 
-def test_curves_summary_table_and_artifacts_are_in_the_run(offline_run):
+def test_everything_of_the_run_and_nothing_of_the_machine_is_written(offline_run):
     folder = the_folder(offline_run[0] / "outputs" / "run")
     summary = json.loads(inspect("--summary", str(folder)))
     assert summary["config"] == {"trainer": {"learning_rate": 2e-4}}
     assert (summary["project"], summary["entity"], summary["run_id"]) == ("tometune", "someone", ID)
     assert (summary["name"], summary["tags"], summary["state"]) == ("tiny-mix:1k-s0-abcdef01", ["first"], "finished")
-    values = summary["summary"]
     expected = {"data/rows": 3, "train/steps": 2, "eval/base/rouge1": 0.25, "eval/tuned/rouge1": 0.5}
-    assert {key: values[key] for key in expected} == expected
-    assert values["predictions/qa"]["_type"] == "table-file"
+    assert summary["summary"].items() >= expected.items()
+    assert summary["summary"]["predictions/qa"]["_type"] == "table-file"
+
     written = records(folder)
     [run] = [record["run"] for record in written if record["type"] == "run"]
     assert (run["job_type"], run["run_group"], run["resume"]) == ("train", "g", True)
@@ -81,24 +82,15 @@ def test_curves_summary_table_and_artifacts_are_in_the_run(offline_run):
     [path] = folder.glob("files/media/table/predictions/qa_*.table.json")
     assert json.loads(path.read_text())["data"][1][3:] == ["base answer 1", "one\n\ntwo", 0.1]
 
-
-def test_nothing_about_the_machine_is_in_the_run(offline_run):
-    folder = offline_run[0] / "outputs" / "run"
-    written = json.dumps(records(the_folder(folder)))
-    assert '"environment"' not in written
-    assert f'"host": "{socket.gethostname()}"' not in written
+    everything = json.dumps(written)
+    assert not [text for text in ('"environment"', f'"host": "{socket.gethostname()}"') if text in everything]
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert not names & {"requirements.txt", "wandb-metadata.json", "conda-environment.yaml", "diff.patch", "output.log"}
 
 
-def test_adapter_and_predictions_can_be_left_out(track, folder):
-    done = track(env={"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, log_adapter=False, prediction_rows=0)
-    assert done.returncode == 0, done.stderr
-    artifacts = [r["artifact"]["name"] for r in records(the_folder(folder)) if r["type"] == "artifact"]
-    assert artifacts == [f"mix-{ID}"]
-
-
-def test_a_resumed_run_continues_at_its_step_and_sync_works_where_no_environment_is_active(track, folder, tmp_path):
+def test_a_resumed_run_continues_at_its_step_and_sync_names_wandb_where_no_environment_is_active(
+    track, folder, tmp_path
+):
     inactive = {"PATH": os.defpath, "HOME": str(tmp_path)}
     first = json.loads(track(env=inactive).stdout)["tracking"]
     second = json.loads(track(first_step=3, env=inactive).stdout)["tracking"]
@@ -106,20 +98,16 @@ def test_a_resumed_run_continues_at_its_step_and_sync_works_where_no_environment
     assert first["folders"] == [one]
     assert second["sync"] == f"{Path(sys.executable).with_name('wandb')} sync {one} {two}"
     assert [step for path in (one, two) for step, _ in losses(records(Path(path)))] == [0, 1, 2, 3, 4, 5]
-    program, verb, *runs = shlex.split(second["sync"])
-    listed = subprocess.run([program, verb, "--dry-run", *runs], env=os.environ | inactive, capture_output=True)
-    assert listed.returncode == 0, listed.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds W&B's process through /proc")
-def test_a_dead_service_does_not_stop_the_run(run_python, folder):
+def test_a_dead_service_does_not_stop_the_run(run_python):
     code = """
 children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-tracker.log({"train/loss": 1.0}, step=0)
-for child in children:
-    os.kill(int(child), signal.SIGKILL)
-for step in range(1, 50):
+for step in range(50):
     tracker.log({"train/loss": 1.0}, step=step)
+    if step == 0:
+        os.kill(int(children[0]), signal.SIGKILL)
 tracker.summary({"x": 1})
 tracker.finish("completed")
 print("done", len(children))
@@ -163,13 +151,96 @@ with tracker:
 def test_one_group_per_sweep_and_one_name_per_cell(run_verb, tmp_path):
     done = run_verb("train", "-m", "+experiment=smoke", "tracking=wandb", "seed=0,1", "sweep.name=pair")
     assert done.returncode == 0, done.stderr
-    folders = sorted(path.parent for path in (tmp_path / "multirun" / "pair").glob("*/run.json"))
-    assert [folder.name[:17] for folder in folders] == ["tiny-pydocs_64-s0", "tiny-pydocs_64-s1"]
-    for folder in folders:
-        (path,) = folder.glob("wandb/offline-run-*")
+    for folder in (path.parent for path in (tmp_path / "multirun" / "pair").glob("*/run.json")):
+        path = the_folder(folder)
         written = records(path)
         (run,) = [record["run"] for record in written if record["type"] == "run"]
         assert (run["run_group"], run["job_type"], run["display_name"]) == ("pair", "train", folder.name)
         values = json.loads(inspect("--summary", str(path)))["summary"]
         assert {"data/rows", "train/tokens_per_second", "eval/tuned/rouge1"} <= set(values), "what the panels show"
         assert losses(written)
+
+
+@pytest.mark.parametrize("kind", ["down", "rejecting", pytest.param("silent", marks=pytest.mark.nightly)])
+def test_a_bad_server_means_offline(kind, track, folder, tmp_path):
+    reason = "401" if kind == "rejecting" else "did not accept the run within 2 s"
+    with WandbServer(status=401) as server, socket.create_server(("127.0.0.1", 0)) as silent:
+        urls = {"rejecting": server.url, "silent": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        env = DOWN | ({"WANDB_BASE_URL": urls[kind]} if kind in urls else {})
+        done = track(env={"WANDB_API_KEY": KEY, **env})
+    printed = json.loads(done.stdout)
+    assert printed["tracking"]["mode"] == "offline"
+    assert reason in printed["tracking"]["reason"]
+    assert printed["seconds"] < 20, "it waits for WANDB_INIT_TIMEOUT, which is 20 s by default"
+    assert f"WARNING W&B is offline ({env['WANDB_BASE_URL']}" in done.stderr
+    assert f"{WANDB} sync {the_folder(folder)}" in done.stderr
+    assert list(folder.glob("wandb/run-*")) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
+    assert KEY not in done.stdout + done.stderr
+
+
+def test_online_with_an_unreachable_server_is_an_error(track, folder):
+    done = track(mode="online", env={"WANDB_API_KEY": KEY, **DOWN, "WANDB_MODE": "offline"})
+    assert done.returncode != 0
+    [line] = done.stderr.splitlines()
+    assert line.startswith("UserError tracking.mode: online is not possible (http://127.0.0.1:9 did not accept")
+    assert list(folder.glob("wandb/*run-*-*")) == []
+
+
+def test_online_with_a_key(track, folder):
+    with WandbServer() as server:
+        done = track(env={"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url}, results=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    described = json.loads(done.stdout)["tracking"]
+    assert (described["mode"], described["path"]) == ("online", f"me/tometune/{ID}")
+    assert described["url"] == f"{server.url}/me/tometune/runs/{ID}"
+    assert (described["reason"], described["folders"], described["sync"]) == (None, [], None)
+    assert set(server.queries) == {"RunResumeStatus", "UpsertBucket", "CreateRunFiles"}
+    sent = server.bodies[f"/files/me/tometune/{ID}/file_stream"]
+    assert sent.count('\\"train/loss\\":0.5') == 1
+    everything = json.dumps([server.queries, server.bodies])
+    assert not [secret for secret in (KEY, socket.gethostname(), str(folder)) if secret in everything]
+
+
+def test_a_server_that_goes_away_does_not_delay_the_run(track):
+    with WandbServer() as server:
+        env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "1"}
+        server.leave_after = "UpsertBucket"
+        done = track(env=env, results=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING wandb: " in done.stderr
+    assert f"to upload what was logged: {WANDB} sync " in done.stderr
+
+
+NO_KEY = f"tracking.mode: online is not possible (no API key (`{WANDB} login` stores one)); set tracking.mode=offline"
+
+
+@pytest.mark.parametrize(
+    ("config", "env", "line"),
+    [
+        ({"mode": TrackingMode.online}, {}, NO_KEY),
+        ({}, {"WANDB_MODE": "online"}, NO_KEY),
+        ({"tags": ["x" * 65]}, {}, "tracking: W&B rejects this: "),
+        ({"project": "a/b"}, {}, "tracking: W&B rejects this: "),
+        ({}, {"WANDB_MODE": "disabled", "WANDB_API_KEY": KEY}, ("disabled", None)),
+        ({}, {"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}, ("offline", None)),
+        ({}, {"WANDB_API_KEY": "short"}, ("offline", "WANDB_API_KEY invalid: API key must have 40+ characters, has 5")),
+    ],
+)
+def test_settings_are_checked_before_anything_is_written(config, env, line, clean_env, monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": clean_env["HOME"], **env}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    if isinstance(line, str):
+        with pytest.raises(UserError) as raised:
+            check_tracker(TrackingConfig(**config))
+        assert str(raised.value).startswith(line)
+        assert "\n" not in str(raised.value)
+    else:
+        from tometune.tracking import wandb_tracker  # late, because it imports W&B
+
+        assert wandb_tracker.choose_mode(TrackingMode.auto) == line
+        wandb_tracker.wandb.teardown()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

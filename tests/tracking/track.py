@@ -16,12 +16,10 @@ RUN_ID = "tiny-mix:1k-s0-abcdef01"  # a colon is what W&B does not take
 
 def main(folder: Path, first_step: int, choice: dict) -> None:
     results = choice.pop("results", True)
-    config = TrackingConfig(
-        tracker=Tracker(choice.pop("tracker", "wandb")), mode=TrackingMode(choice.pop("mode", "auto")), **choice
-    )
-    adapter = folder / "adapter" / "adapter_model.safetensors"
-    adapter.parent.mkdir(parents=True, exist_ok=True)
-    adapter.write_bytes(b"weights")
+    enums = {"tracker": Tracker(choice.pop("tracker", "wandb")), "mode": TrackingMode(choice.pop("mode", "auto"))}
+    config = TrackingConfig(**enums, **choice)
+    (folder / "adapter").mkdir(parents=True, exist_ok=True)
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     (folder / "mix.json").write_text('{"rows": 3}')
     write_predictions(folder, "base", "qa", 2)
     record = {

@@ -23,7 +23,7 @@ from tometune.common.distributed import is_first
 from tometune.common.errors import ConfigError, UserError
 from tometune.config.root import CONFIG_NAME, Config
 
-OWN_KEYS = ("data.pool.weights", "data.pool.caps")
+OWN_KEYS = ("data.pool.weights", "data.pool.caps", "data.base.columns", "data.pool.columns")
 """Dicts whose keys are names in the user's data."""
 
 MAKES_A_RUN = ("model", "data", "lora", "trainer", "eval", "tracking", "sweep", "seed", "seeds", "paths")

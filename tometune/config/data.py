@@ -12,6 +12,7 @@ from tometune.config.validators import (
     checked,
     file_name,
     identity_if,
+    one_of,
     valid_if,
     value_problems,
 )
@@ -125,7 +126,7 @@ class SourceConfig:
     subset: str | None = None
     """Configuration name of the hub dataset, if it has several."""
     split: str = "train"
-    """Split of the hub dataset."""
+    """Split of the hub dataset, or of a folder of files with splits."""
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
     """File (JSONL, JSON, CSV, TSV, parquet, Arrow), folder of them, or glob, for `kind=files`."""
     filtered: bool = False
@@ -182,7 +183,9 @@ class DataConfig:
     """What ranks the pool if `data.pool.order=best`."""
     bad_rows: BadRows = field(default=BadRows.drop, metadata=NOT_IDENTITY)
     """Rows that cannot be read: `drop` leaves them out and counts them, `stop` shows the first three."""
-    max_bad_share: float = field(default=0.05, metadata=NOT_IDENTITY)
+    max_bad_share: float = field(
+        default=0.05, metadata=NOT_IDENTITY | valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1")
+    )
     """Largest share, 0 to 1, of rows that cannot be read, in a source of at least 100 rows."""
     contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
     """What to do about rows that share a 13-word sequence with an example of `eval.tasks`, see docs/contamination.md.
@@ -250,8 +253,6 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
         if source.kind is not kind and value:
             fix = f"choose a mix over {kind}, e.g. data={example}"
             yield f"{key}.{name}={value}: is ignored if {key}.kind={source.kind}; {fix}"
-    for role in source.columns:
-        if role not in COLUMN_ROLES:
-            yield f"{key}.columns.{role}: one of {', '.join(COLUMN_ROLES)}"
+    yield from filter(None, (one_of(COLUMN_ROLES)(f"{key}.columns", role) for role in source.columns))
     if source.filtered and source.kind is not SourceKind.pydocs:
         yield f"{key}.filtered=true: only {key}.kind=pydocs has a filter; set {key}.filtered=false"

@@ -29,7 +29,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tometune.data.formats import Turn
+from tometune.data.turns import Turn
 
 LEADING = {"assistant": "leading_assistant_removed", "tool": "leading_tool_removed"}
 NO_ASSISTANT, NO_TRAINED = "no_assistant_turn", "no_trained_turn"

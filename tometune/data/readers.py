@@ -81,9 +81,9 @@ class Batch:
 def kind_of(file: Path) -> str:
     """Return the suffix that decides how a file is read, in lower case, e.g. `.jsonl` or `.jsonl.gz`; or nothing."""
     ending = file.suffix.lower()
-    if ending in PACKED:
-        inner = Path(file.stem).suffix.lower()
-        return inner + ending if inner in SUFFIXES else ""
+    inner = Path(file.stem).suffix.lower()
+    if ending in PACKED and inner in SUFFIXES and inner not in (".parquet", ".arrow"):
+        return inner + ending
     return ending if ending in SUFFIXES else ""
 
 
@@ -93,7 +93,8 @@ def read_file(file: Path) -> Iterator[Batch]:
     Raises:
         UserError: the file as a whole cannot be read. A broken row in it is a `BadRow`.
     """
-    kind = Path(kind_of(file)).stem if file.suffix.lower() in PACKED else kind_of(file)
+    kind = kind_of(file)
+    kind = kind.removesuffix(file.suffix.lower()) or kind
     try:
         with file.open("rb") as content:
             if content.read(len(LFS_POINTER)) == LFS_POINTER:

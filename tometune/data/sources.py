@@ -28,8 +28,11 @@ LONGEST_PATH = 200  # characters that an error shows of a path that the system r
 
 FILES = "a JSONL, JSON, CSV, TSV, parquet or Arrow file, a folder of them, or a glob"
 
-# What in a path below a folder names a split other than train.
-HELD_OUT = re.compile(r"(?:^|[/._-])(?:test|testing|valid|validation|val|dev|eval)(?=[/._-])", re.IGNORECASE)
+# What in a path below a folder names a split; whatever names none belongs to train.
+SPLITS = {
+    split: re.compile(rf"(?:^|[/._-])(?:{names})(?=[/._-])", re.IGNORECASE)
+    for split, names in {"test": "test|testing|eval|evaluation", "validation": "valid|validation|val|dev"}.items()
+}
 # Files of a `save_to_disk` folder that hold no rows.
 NO_ROWS = ("dataset_info.json", "dataset_dict.json", "state.json")
 
@@ -52,17 +55,17 @@ def fingerprint(source: SourceConfig, key: str) -> str:
     if source.kind is SourceKind.hub:
         commit = pinned(f"{key}.id", str(source.id), source.revision, "dataset")
         return f"{source.id}@{commit}/{source.subset or 'default'}/{source.split}"
-    digests = sorted(_digest(file) for file in files_of(source.path, f"{key}.path"))
+    digests = sorted(_digest(file) for file in files_of(source.path, f"{key}.path", source.split))
     return f"files-{sha256(b''.join(digests)).hexdigest()[:20]}"
 
 
-def files_of(path: str | None, key: str) -> list[Path]:
+def files_of(path: str | None, key: str, split: str = "train") -> list[Path]:
     """Return the files of a path: one file, those of a folder except its other splits, or the matches of a glob."""
-    return _files(path, key)[0]
+    return _files(path, key, split)[0]
 
 
-def _files(path: str | None, key: str) -> tuple[list[Path], list[Path]]:
-    """Return the files to read, and those of a folder that are another split than train."""
+def _files(path: str | None, key: str, split: str) -> tuple[list[Path], list[Path]]:
+    """Return the files to read, and those of a folder that are other splits; all are read if none is of this split."""
     if not path:
         raise UserError(f"{key}: is not set; set it to {FILES}")
     try:
@@ -77,10 +80,18 @@ def _files(path: str | None, key: str) -> tuple[list[Path], list[Path]]:
         raise UserError(f"{key}={path}: no such file; name {FILES}")
     for file in found:
         if not kind_of(file):
-            raise UserError(f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)}")
-    held_out = [file for file in found if folder and HELD_OUT.search(file.relative_to(folder).as_posix())]
-    kept = [file for file in found if file not in held_out]
-    return (kept, held_out) if kept else (held_out, [])
+            raise UserError(
+                f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)} (text also in .gz, .zst)"
+            )
+    if folder is None:
+        return found, []
+    splits = {file: _split_of(file.relative_to(folder).as_posix()) for file in found}
+    kept = [file for file in found if splits[file] == split]
+    return (kept, [file for file in found if splits[file] != split]) if kept else (found, [])
+
+
+def _split_of(path: str) -> str:
+    return next((split for split, named in SPLITS.items() if named.search(path)), "train")
 
 
 def _matches(path: Path) -> list[Path] | None:
@@ -120,12 +131,14 @@ def read(source: SourceConfig, key: str) -> Iterator[Batch]:
     elif source.kind is SourceKind.hub:
         yield from _hub(source, key)
     else:
-        files, others = _files(source.path, f"{key}.path")
+        files, others = _files(source.path, f"{key}.path", source.split)
         if others:
             names = ", ".join(
                 sorted(file.relative_to(Path(str(source.path)).expanduser()).as_posix() for file in others)
             )
-            log.info("%s.path=%s: only train is read, not %s; name a file to read it", key, source.path, names)
+            log.info(
+                "%s.path=%s: only %s is read, not %s; name a file to read it", key, source.path, source.split, names
+            )
         for file in sorted(files, key=_digest):
             yield from read_file(file)
 

@@ -24,10 +24,11 @@ from tometune.common.errors import UserError
 from tometune.common.progress import progress
 from tometune.config.data import BadRows, DataConfig, Preference, SourceConfig
 from tometune.data.conversations import compared_texts, encodable, extras_of, fix_conversation, normalised
-from tometune.data.formats import SOURCE_COLUMNS, FormatError, Reader
+from tometune.data.formats import SOURCE_COLUMNS, Reader
 from tometune.data.parallel import in_order
 from tometune.data.readers import BadRow, Batch
 from tometune.data.sources import fingerprint, read
+from tometune.data.turns import FormatError
 
 if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes them a second
     from datasets import Dataset

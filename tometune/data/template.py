@@ -61,6 +61,7 @@ class Shape:
 
     order: list[int]  # numbers of the turns in the order in which their texts are shown
     pieces: list[str]  # the text around them, one more than there are turns
+    missing: set[str]  # roles of turns that are not shown
     prompted: bool  # whether what precedes each answer is the prompt that asks for it
     folded: bool  # whether the system text is shown as part of the first user turn
 
@@ -126,7 +127,13 @@ class Template:
                 ordinary[number] = self._replace_special(messages)
         texts = self._render_all([messages for messages, _ in ordinary.values()])
         for (number, (messages, stand_ins)), text in zip(ordinary.items(), texts, strict=True):
-            rendered[number] = self._rendered(text, messages, None, stand_ins, conversations[number], [])
+            shape = self._shape(tuple(message["role"] for message in messages))
+            spans = self._walk(text, messages, shape) if text and shape and not shape.folded else None
+            if not text or spans is None:
+                rendered[number] = self._rendered(text, messages, None, stand_ins, conversations[number], [])
+                continue
+            answers = [message["content"] for message in conversations[number] if message["role"] == "assistant"]
+            rendered[number] = Rendered(text, spans, stand_ins, answers)
         return [rendered[number] for number in range(len(conversations))]
 
     def _unusual(self, messages: Messages, tools: Tools) -> Rendered:
@@ -149,14 +156,15 @@ class Template:
     ) -> Rendered:
         """Locate the answers in a rendered conversation."""
         shape = self._shape(tuple(message["role"] for message in messages))
-        missing = {message["role"] for number, message in enumerate(messages) if shape and number not in shape.order}
+        missing = shape.missing if shape else set()
         calls = any(message.get("tool_calls") for message in messages)
         if text is None or (not calls and (shape is None or missing)):
             return Rendered("", [], {}, notes=["tools_not_shown" if missing == {"tool"} else "rejected_by_template"])
         if shape and shape.folded:
             notes = ["system_folded", *notes]
-        walked = self._walk(text, messages) if tools is None else None
-        spans = self._step_by_step(text, messages, tools) if walked is None else walked
+        walked = self._walk(text, messages, shape) if shape and tools is None else None
+        turns = (number for number, message in enumerate(messages) if message["role"] == "assistant")
+        spans = self._step_by_step(text, messages, tools) if walked is None else dict(zip(turns, walked, strict=True))
         kept = {number: span for number, span in spans.items() if messages[number].get("trained", True)}
         if None in kept.values():
             notes = [*notes, "prompt_differs"]
@@ -231,20 +239,17 @@ class Template:
         if [probe["role"] for probe in probes[:2]] == ["system", "user"]:
             together = {"role": "user", "content": f"{probes[0]['content']}\n\n{probes[1]['content']}"}
             folded = self._render([together, *probes[2:]]) == text
-        return Shape([int(number) for number in parts[1::2]], parts[::2], prompted, folded)
+        order = [int(number) for number in parts[1::2]]
+        missing = {probe["role"] for number, probe in enumerate(probes) if number not in order}
+        return Shape(order, parts[::2], missing, prompted, folded)
 
-    def _walk(self, text: str, messages: Messages) -> dict[int, Span | None] | None:
-        """Find the answers by the pieces around them; None unless the whole text is accounted for.
-
-        Returns:
-            the span of each answer by the number of its turn.
-        """
-        shape = self._shape(tuple(message["role"] for message in messages))
-        if shape is None or not shape.prompted or sorted(shape.order) != list(range(len(messages))):
+    def _walk(self, text: str, messages: Messages, shape: Shape) -> list[Span] | None:
+        """Find the answers by the pieces around them; None unless the whole text is accounted for."""
+        if not shape.prompted or shape.missing or len(shape.order) != len(messages):
             return None
         if not text.startswith(shape.pieces[0]):
             return None
-        position, spans = len(shape.pieces[0]), dict[int, Span | None]()
+        position, spans = len(shape.pieces[0]), list[Span]()
         for number, before, after in zip(shape.order, shape.pieces, shape.pieces[1:], strict=False):
             content = messages[number]["content"]
             if not text.startswith(content + after, position):
@@ -254,7 +259,7 @@ class Template:
             end = position + len(content)
             if messages[number]["role"] == "assistant":
                 lead = len(self.lead) if before.endswith(self.lead) else 0
-                spans[number] = (position - lead, end + len(self._end_of_turn(after)))
+                spans.append((position - lead, end + len(self._end_of_turn(after))))
             position = end + len(after)
         return spans if position == len(text) else None
 

@@ -13,9 +13,10 @@ from tometune.common.seeding import stream
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
 from tometune.data.conversations import fix_conversation
-from tometune.data.formats import FormatError, Reader
+from tometune.data.formats import Reader
 from tometune.data.readers import Batch, batches
 from tometune.data.sources import content_digest, files_of, read
+from tometune.data.turns import FormatError
 from tometune.evaluation.fields import Row, collect, names_in, render
 from tometune.evaluation.metrics import MODEL_METRICS, identity_of
 from tometune.evaluation.unicode_words import needs_unicode
@@ -60,7 +61,9 @@ def fingerprint(task: TaskConfig, key: str) -> str:
         case TaskKind.hub:
             rows = f"{task.id}@{pinned(f'{key}.id', str(task.id), task.revision, 'dataset')}"
         case TaskKind.jsonl:
-            rows = "-".join(sorted(content_digest(file).hex() for file in files_of(task.path, f"{key}.path")))
+            rows = "-".join(
+                sorted(content_digest(file).hex() for file in files_of(task.path, f"{key}.path", task.split))
+            )
         case TaskKind.pydocs:
             from tometune.data import pydocs
 
@@ -201,7 +204,7 @@ def read_rows(key: str, task: TaskConfig) -> list[Row]:
         case TaskKind.hub:
             found = read(SourceConfig(id=task.id, revision=task.revision, subset=task.subset, split=task.split), key)
         case TaskKind.jsonl:
-            found = read(SourceConfig(kind=SourceKind.files, path=task.path), key)
+            found = read(SourceConfig(kind=SourceKind.files, path=task.path, split=task.split), key)
         case TaskKind.pydocs:
             from tometune.data import pydocs
 

@@ -1,6 +1,7 @@
 """A sweep folder: its completed runs with their settings and seeds, and the missing runs with the reasons."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from tometune.runs.integrity import score_problems
 from tometune.runs.run import REPEAT, SCHEMA, DamageError
 from tometune.runs.stored import config_of
 from tometune.runs.sweep_file import NAME, read_cells
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,22 +113,31 @@ def read_sweep(folder: Path) -> Sweep:
 
 def _read_record(folder: Path) -> dict[str, Any] | str:
     """Return the content of run.json if the run is completed and scored, else the reason why it is not."""
-    if not (folder / "run.json").exists():
+    path = folder / "run.json"
+    if not path.exists():
         return "interrupted before run.json was written"
-    if (problem := defect(folder / "run.json")) is not None:
-        return f"run.json {problem}; {REPEAT}"
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    status = record.get("status")
-    if record.get("schema") != SCHEMA:
-        return dict(record)
-    if status == "failed":
-        return f"failed: {record.get('error', 'no reason recorded')}"
-    if status != "completed":
-        return "running or interrupted" if status == "running" else f"status {status}"
-    if "tuned" not in record["eval"]:
-        return "completed without scores"
+    try:
+        if (problem := defect(path)) is not None:
+            raise ValueError(problem)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("is not an object")
+        status = record.get("status")
+        if record.get("schema") != SCHEMA:
+            return record
+        if status == "failed":
+            return f"failed: {record.get('error', 'no reason recorded')}"
+        if status != "completed":
+            return "running or interrupted" if status == "running" else f"status {status}"
+        _ = record["model"]["name"], record["data"]["name"], record["data"]["rows"], int(record["seed"])
+        if "tuned" not in record["eval"]:
+            return "completed without scores"
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        log.warning("%s: %s, so the run is left out", path, reason)
+        return f"run.json {reason}; {REPEAT}"
     damaged = [f"{name} {problem}" for name, problem in score_problems(folder, record) if name.endswith(".jsonl")]
-    return f"{damaged[0]}; {REPEAT}" if damaged else dict(record)
+    return f"{damaged[0]}; {REPEAT}" if damaged else record
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:

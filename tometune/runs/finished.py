@@ -46,8 +46,9 @@ def finished_record(folder: Path) -> tuple[dict[str, Any], Config]:
 
 def damage(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
     """Return what is missing or damaged of a trained run, by file; files of scores only if it has been scored."""
-    if record.get("train") is None:
-        return {"run.json": "lists no training"} if record.get("status") == "completed" else {}
+    lacking = [key for key in ("config_hash", "seed", "model", "data", "train", "eval") if record.get(key) is None]
+    if lacking:
+        return {"run.json": f"lacks {lacking[0]}"} if record.get("status") == "completed" else {}
     adapter = record["train"].get("kind") != "full"
     found = dict([*curve_problems(folder, record), *trained_problems(folder, adapter)])
     if record["status"] == "completed":
@@ -57,7 +58,7 @@ def damage(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
             found["config.yaml"] = error.problem
         found |= dict(mix_problems(folder))
         if "tuned" not in record["eval"]:
-            found["run.json"] = "lists no scores"
+            found["run.json"] = "lacks the scores of the tuned model"
         found |= dict(score_problems(folder, record))
     return found
 
@@ -73,6 +74,9 @@ def reopen(run: Run) -> None:
         return
     names = ", ".join(f"{name} {problem}" for name, problem in found.items())
     log.warning("%s: %s; making it again from what is left", run.folder, names)
+    if "run.json" in found:
+        run.record = {}
+        return
     if any(name == CURVES or name.startswith((f"{ADAPTER}/", f"{WHOLE}/")) for name in found):
         run.record["train"] = None
     lost = {name.split("/")[1] for name in found if name.startswith("eval/")}

@@ -1,23 +1,73 @@
-"""The Hugging Face hub's protocol over a folder tree, on localhost: enough for `datasets` and `transformers` to load.
+"""The Hugging Face hub's protocol over a folder tree, on localhost: enough to load data sets and models and to upload.
 
-Reading is here, writing in `uploads`. The routes are those of https://huggingface.co/docs/hub/api and `hf_api.py`.
+The routes are those of https://huggingface.co/docs/hub/api and of huggingface_hub's `hf_api.py`, `_commit_api.py` and
+`lfs.py`. The commit of a repository is a hash of what lies in its folder.
 """
 
+import base64
 import json
 import re
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha1, sha256
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub.repository import NotFoundOnHubError, Repository, blob_id
-from tests.hub.uploads import BATCH, OBJECT, Uploads, preupload
-
 API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)(?:/(?P<verb>[^/]+)/(?P<rest>.+))?")
 RESOLVE = re.compile(r"/(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+BATCH = re.compile(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch")
+LARGE = (".safetensors", ".gguf")
+"""Files that the hub keeps as LFS objects whatever their size."""
+
+
+class NotFoundOnHubError(Exception):
+    """A repository, revision or file is not there: the hub's own error code and a message."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One model or data set, with the single branch `main`."""
+
+    id: str  # user/name
+    folder: Path
+
+    def files(self) -> dict[str, Path]:
+        """Return every file by its path in the repository."""
+        found = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path for path in found}
+
+    def commit(self) -> str:
+        """Return 40 hex digits that change with any name or content."""
+        return sha1("".join(f"{path}\0{blob_id(file)}\n" for path, file in self.files().items()).encode()).hexdigest()
+
+    def write(self, path: str, content: bytes | str) -> None:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def tree(self, below: str, recursive: bool) -> list[dict[str, Any]]:
+        """Return the entries under a folder."""
+        folder = self.folder / below
+        if not folder.is_dir():
+            raise NotFoundOnHubError("EntryNotFound", f"{below} does not exist on this revision")
+        paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
+        return [self.entry(path.relative_to(self.folder).as_posix()) for path in paths]
+
+    def entry(self, path: str) -> dict[str, Any]:
+        """Describe one file or folder."""
+        file = self.folder / path
+        if file.is_dir():
+            return {"type": "directory", "oid": sha1(path.encode()).hexdigest(), "size": 0, "path": path}
+        return {"type": "file", "oid": blob_id(file), "size": file.stat().st_size, "path": path}
+
+
+def blob_id(file: Path) -> str:
+    """Return git's id of a file's content."""
+    return sha1(b"blob %d\0" % file.stat().st_size + file.read_bytes()).hexdigest()
 
 
 class Request(NamedTuple):
@@ -34,21 +84,22 @@ class Hub:
     Attributes:
         gated: ids whose files need one of `tokens`.
         private: ids that are only there for those who have one of `tokens`; uploads need one too.
-        uploads: what was uploaded.
         requests: everything that was asked for so far.
         cut_after: bytes of a file after which the connection breaks, from then on; None lets it be.
+        objects: LFS objects by their sha256; kept as soon as they are whole, whether or not a commit names them.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.gated: set[str] = set()
         self.private: set[str] = set()
-        self.uploads = Uploads(root)
         self.tokens: set[str] = set()
         self.requests: list[Request] = []
         self.cut_after: int | None = None
+        self.objects: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -64,30 +115,21 @@ class Hub:
             self._server.server_close()
             self._thread.join()
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
     def env(self, home: Path) -> dict[str, str]:
         """Return the environment in which the hub client of a subprocess talks to this hub and caches under `home`."""
-        return {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
+        switches = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), **switches}
 
-    def add_model(self, repo_id: str, files: Mapping[str, bytes | str] | None = None) -> Repository:
-        """Create or change a model repository; with no files, the caller saves into its `folder`."""
-        return self._add("models", repo_id, files or {})
+    def add_model(self, repo_id: str) -> Repository:
+        """Create a model repository; the caller saves into its `folder`."""
+        return self._add("models", repo_id, {})
 
-    def add_dataset(self, repo_id: str, files: Mapping[str, bytes | str] | None = None) -> Repository:
-        """Create or change a data set repository; with no files, the caller saves into its `folder`."""
-        return self._add("datasets", repo_id, files or {})
+    def add_dataset(self, repo_id: str, files: Mapping[str, bytes | str]) -> Repository:
+        """Create or change a data set repository."""
+        return self._add("datasets", repo_id, files)
 
     def _add(self, kind: str, repo_id: str, files: Mapping[str, bytes | str]) -> Repository:
-        repository = Repository(kind, repo_id, self.root / kind / repo_id)
+        repository = Repository(repo_id, self.root / kind / repo_id)
         repository.folder.mkdir(parents=True, exist_ok=True)
         for path, content in files.items():
             repository.write(path, content)
@@ -105,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         self.token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
-        path, known = unquote(url.path), self.token in self.hub.tokens
+        path = unquote(url.path)
         try:
             if match := API.fullmatch(path):
                 self._api(match, parse_qs(url.query), body)
@@ -113,72 +155,84 @@ class Handler(BaseHTTPRequestHandler):
                 self._resolve(match)
             elif path == "/api/validate-yaml":
                 self._json({"errors": [], "warnings": []})
-            elif not known:
+            elif self.token not in self.hub.tokens:
                 self._error(HTTPStatus.UNAUTHORIZED, None, "Invalid credentials in Authorization header")
             elif path == "/api/whoami-v2":
-                self._json({"type": "user", "name": "tester", "orgs": [], "auth": {"type": "access_token"}})
+                role = "read" if self.token.endswith("read") else "write"
+                auth = {"type": "access_token", "accessToken": {"role": role}}
+                self._json({"type": "user", "name": "tester", "orgs": [], "auth": auth})
             elif path == "/api/repos/create":
                 self._create(json.loads(body))
             elif BATCH.fullmatch(path):
-                self._json(self.hub.uploads.batch(self.hub.url, body))
+                objects = [self._wanted(asked) for asked in json.loads(body)["objects"]]
+                self._json({"transfer": "basic", "objects": objects})
             else:
                 self._error(HTTPStatus.NOT_FOUND, None, path)
         except NotFoundOnHubError as error:
+            code, message = error.args
             # The hub does not tell a stranger whether a repository exists.
-            stranger = error.code == "RepoNotFound" and not self.token
-            self._error(HTTPStatus.UNAUTHORIZED if stranger else HTTPStatus.NOT_FOUND, error.code, str(error))
+            stranger = code == "RepoNotFound" and not self.token
+            self._error(HTTPStatus.UNAUTHORIZED if stranger else HTTPStatus.NOT_FOUND, code, message)
 
     do_HEAD = do_POST = do_GET  # noqa: N815
 
     def do_PUT(self) -> None:
         """Take an LFS object; who has its address may send it."""
-        try:
-            self._send(self.hub.uploads.put(self, OBJECT.fullmatch(self.path)["oid"]), b"", {})
-        except ConnectionError:
-            self.close_connection = True
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.objects[sha256(content).hexdigest()] = content
+        self._send(HTTPStatus.OK, b"", {})
 
-    def _find(self, kind: str, repo_id: str) -> Repository:
-        """Find a repository; a private one is hidden from strangers."""
-        repository = Repository(kind, repo_id, self.hub.root / kind / repo_id)
+    def _find(self, kind: str, repo_id: str, revision: str | None = None) -> Repository:
+        """Find a repository and check the revision; a private one is hidden from strangers."""
+        repository = Repository(repo_id, self.hub.root / kind / repo_id)
         hidden = repo_id in self.hub.private and self.token not in self.hub.tokens
-        if ".." in repo_id or hidden or not repository.folder.is_dir():
+        if hidden or not repository.folder.is_dir():
             raise NotFoundOnHubError("RepoNotFound", "Repository not found")
+        if revision not in (None, "main", "refs/heads/main", repository.commit()):
+            raise NotFoundOnHubError("RevisionNotFound", f"Invalid rev id: {revision}")
         return repository
 
     def _api(self, match: re.Match[str], query: dict[str, list[str]], body: bytes) -> None:
         """Answer `/api/{models,datasets}/{id}` with nothing, `revision`, `tree`, `paths-info` or an upload after it."""
-        repository = self._find(match["kind"], match["id"])
         verb, (revision, _, below) = match["verb"], (match["rest"] or "main").partition("/")
+        repository = self._find(match["kind"], match["id"], revision)
         if verb in ("preupload", "commit") and self.token not in self.hub.tokens:
-            return self._error(HTTPStatus.FORBIDDEN, None, "You don't have the rights to write here")
-        if verb == "preupload":
-            return self._json(preupload(body))
-        if verb == "commit":
-            self.hub.uploads.commit(repository, body)
+            self._error(HTTPStatus.FORBIDDEN, None, "You don't have the rights to write here")
+        elif verb == "preupload":
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            modes = ["lfs" if path.endswith(LARGE) else "regular" for path in paths]
+            files = zip(paths, modes, strict=True)
+            self._json({"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in files]})
+        elif verb == "commit":
+            for entry in map(json.loads, body.splitlines()):
+                value = entry["value"]
+                if entry["key"] in ("file", "lfsFile"):
+                    large = entry["key"] == "lfsFile"
+                    content = self.hub.objects[value["oid"]] if large else base64.b64decode(value["content"])
+                    repository.write(value["path"], content)
             commit = repository.commit()
-            return self._json({"commitUrl": f"{self.hub.url}/{repository.id}/commit/{commit}", "commitOid": commit})
-        repository.check(revision)
-        if verb == "tree":
-            return self._json(repository.tree(below, query.get("recursive", ["false"])[0].lower() in ("true", "1")))
-        if verb == "paths-info":
+            self._json({"commitUrl": f"{self.hub.url}/{repository.id}/commit/{commit}", "commitOid": commit})
+        elif verb == "tree":
+            self._json(repository.tree(below, query.get("recursive", ["false"])[0].lower() in ("true", "1")))
+        elif verb == "paths-info":
             is_json = "json" in self.headers.get("Content-Type", "")
             paths = (json.loads(body) if is_json else parse_qs(body.decode()))["paths"]
-            paths = [paths] if isinstance(paths, str) else paths
-            return self._json([repository.entry(path) for path in paths if (repository.folder / path).exists()])
-        flags = {
-            "gated": "auto" if repository.id in self.hub.gated else False,
-            "private": repository.id in self.hub.private,
-        }
-        return self._json({**repository.info(), **flags})
+            self._json([repository.entry(path) for path in paths if (repository.folder / path).exists()])
+        else:
+            private, gated = repository.id in self.hub.private, "auto" if repository.id in self.hub.gated else False
+            siblings, day = [{"rfilename": path} for path in repository.files()], "2024-07-26T00:00:00.000Z"
+            counts = {"private": private, "gated": gated, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
+            names = {"_id": repository.commit()[:24], "id": repository.id, "sha": repository.commit()}
+            self._json({**names, "siblings": siblings, "lastModified": day, "createdAt": day, **counts})
 
     def _resolve(self, match: re.Match[str]) -> None:
         """Send a file, or the range of it that was asked for."""
-        repository = self._find("datasets" if match["kind"] else "models", match["id"])
+        repository = self._find("datasets" if match["kind"] else "models", match["id"], match["revision"])
         if repository.id in self.hub.gated and self.token not in self.hub.tokens:
             status = HTTPStatus.FORBIDDEN if self.token else HTTPStatus.UNAUTHORIZED
             return self._error(status, "GatedRepo", f"Access to {repository.id} is restricted")
-        repository.check(match["revision"])
-        file = repository.file(match["path"])
+        if (file := repository.files().get(match["path"])) is None:
+            raise NotFoundOnHubError("EntryNotFound", f"Entry not found: {match['path']}")
         content, status = file.read_bytes(), HTTPStatus.OK
         headers = {"ETag": f'"{blob_id(file)}"', "X-Repo-Commit": repository.commit(), "Accept-Ranges": "bytes"}
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
@@ -197,6 +251,12 @@ class Handler(BaseHTTPRequestHandler):
         if asked.get("visibility") == "private" or asked.get("private"):
             self.hub.private.add(repo_id)
         return self._json(made)
+
+    def _wanted(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Answer where an LFS object is to be sent; one that is there needs no action."""
+        found = {"oid": asked["oid"], "size": asked["size"]}
+        upload = {"upload": {"href": f"{self.hub.url}/lfs/{asked['oid']}", "header": {}}}
+        return found if asked["oid"] in self.hub.objects else found | {"actions": upload}
 
     def _json(self, content: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
         self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})

@@ -1,0 +1,26 @@
+"""A finished sweep of two short runs."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.whole import Workplace
+
+ONE_TASK = ("~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.tasks.data_to_text")
+QUICK = ("+experiment=smoke", *ONE_TASK, "eval.base=false", "eval.limit=1", "trainer.max_steps=2")
+"""A run of two steps, scored on one example."""
+
+SWEEP = ("-m", *QUICK, "seed=0,1")
+
+
+def runs_in(folder: Path) -> dict[str, Path]:
+    """Return the run folders of a sweep by their ids."""
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/run.json"))}
+
+
+@pytest.fixture(scope="module")
+def finished(place: Workplace) -> Path:
+    """The folder of the sweep, whose runs were made one after the other in one process."""
+    status, stderr = place.train(*SWEEP, "sweep.name=finished")
+    assert status == 0, stderr
+    return place.folder / "multirun" / "finished"

@@ -1,0 +1,212 @@
+"""Turns, and the values of a row that become them: texts, lists of parts, tool calls, weights, transcripts."""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+# Keys of a turn.
+ROLE_KEYS, TEXT_KEYS = ("from", "role"), ("value", "content", "text")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+CALL_KEYS = ("tool_calls", "function_call")
+WEIGHT_KEYS = ("weight", "train", "loss", "loss_weight")
+TOOL_TURN_KEYS = ("name", "tool_call_id")  # some templates show them
+
+# Columns, keys of turns and types of parts that hold something other than text.
+MEDIA = {
+    name: f"{kind}_not_read"
+    for kind in ("image", "audio", "video")
+    for name in (kind, f"{kind}s", f"{kind}_url", f"input_{kind}")
+}
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+# How conversations are written as one text: what begins a turn, with its role. The first that begins the text counts.
+TRANSCRIPTS = (
+    re.compile(r"<\|im_start\|>(\w+)\n"),
+    re.compile(r"###\s?(\w+):"),
+    re.compile(r"(?:^|\n)\s*(Human|User|Assistant|System|Function Response):", re.IGNORECASE),
+)
+END_MARKS = re.compile(r"<\|(?:im_end|endoftext)\|>|</s>")
+
+# Limits of what an error lists: a table can have thousands of columns with any names.
+MOST_NAMES, LONGEST_NAME = 30, 60
+
+
+class Turn(NamedTuple):
+    """A turn with a standard role. Most have no `extra`."""
+
+    role: str
+    text: str
+    # What else it holds: `reasoning`, `tool_calls`, `trained` (only if false), and `name` and `tool_call_id` of a tool.
+    extra: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What was read from a row."""
+
+    turns: list[Turn] = field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
+    read: set[str] = field(default_factory=set)  # columns that were used
+    unread: set[str] = field(default_factory=set)  # other columns with content, and keys of turns as `turn.KEY`
+    dropped: str | None = None  # the reason if the row is not used on purpose, e.g. `image_not_read`
+
+
+class FormatError(ValueError):
+    """A row that cannot be read: a short name to count it by, and a message that says how to fix it."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def extra_of(role: str, turn: dict[str, Any], read: set[str | None], found: Conversation) -> dict[str, Any]:
+    """Return what a turn holds beyond role and text, and note the keys that are not read."""
+    extra: dict[str, Any] = {}
+    for key, value in turn.items():
+        if key in read or is_empty(value):
+            continue
+        trained = trained_by(key, value) if key in WEIGHT_KEYS else None
+        if role == "assistant" and trained is not None:
+            extra |= {} if trained else {"trained": False}
+        elif role == "assistant" and key in REASONING_KEYS:
+            extra["reasoning"] = text_of(value, found)
+        elif role == "assistant" and key in CALL_KEYS:
+            extra["tool_calls"] = calls_of(value)
+        elif role == "tool" and key in TOOL_TURN_KEYS:
+            extra[key] = value
+        elif trained is not False:  # other turns are never trained
+            found.unread.add(f"turn.{key}")
+            found.dropped = MEDIA.get(key, found.dropped)
+    return extra
+
+
+def first_filled(row: dict[str, Any], names: Iterable[str]) -> str | None:
+    """Return the first of these columns that has content."""
+    return next((name for name in names if not is_empty(row.get(name))), None)
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a value is null, an empty text, list or object, or NaN, which pandas writes for null."""
+    return value is None or value == "" or value == [] or value == {} or (type(value) is float and math.isnan(value))
+
+
+def entries_of(value: Any) -> list[Any] | None:
+    """Return the entries of a list of turns, or of a text that holds one; None if there are none."""
+    if isinstance(value, list):
+        return value if any(value) else None
+    if not isinstance(value, str):
+        return None
+    text = value.strip()
+    if text[:1] == "[":
+        with suppress(ValueError, RecursionError):
+            return entries_of(json.loads(text))
+    style = next((style for style in TRANSCRIPTS if style.match(text)), None)
+    if style is None:
+        return None
+    parts = style.split(text)[1:]
+    return [
+        {"role": role, "content": END_MARKS.sub("", content).strip()}
+        for role, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def is_turn(entry: Any) -> bool:
+    """Return whether a value is an object with a role."""
+    return isinstance(entry, dict) and not {*ROLE_KEYS}.isdisjoint(entry)
+
+
+def is_parts(value: Any) -> bool:
+    """Return whether a value is a text in parts, `[{"type": "text", "text": …}, …]`."""
+    return isinstance(value, list) and all(isinstance(part, dict) and "type" in part for part in value)
+
+
+def text_of(value: Any, found: Conversation) -> str:
+    """Return a text: a string, or the texts in a list of parts."""
+    if isinstance(value, str):
+        return value
+    if is_empty(value):
+        return ""
+    if not is_parts(value):
+        raise FormatError("not_a_text", f"a turn's text is of type {type(value).__name__}; make it text")
+    texts = []
+    for part in value:
+        kind = str(part["type"] or "text")
+        if kind in MEDIA:
+            found.dropped = MEDIA[kind]
+        elif kind in TEXT_PARTS and isinstance(part.get("text"), str | None):
+            texts.append(part.get("text") or "")
+        else:
+            wrong = f"a part of a turn is of type {shortened(kind)!r}"
+            raise FormatError("unknown_part", f"{wrong}; make it text, or drop the row")
+    return "".join(texts)
+
+
+def trained_by(key: str, value: Any) -> bool | None:
+    """Return whether a turn is trained; None for a share, which cannot be honoured and counts as not read."""
+    if isinstance(value, str):
+        value = {"0": 0, "false": 0, "1": 1, "true": 1}.get(value.strip().lower(), value)
+    if not isinstance(value, int | float):
+        raise FormatError("bad_weight", f"a turn's {key} is {shortened(str(value))!r}; make it 0 or 1")
+    return bool(value) if value in (0, 1) else None
+
+
+def calls_of(value: Any) -> list[dict[str, Any]]:
+    """Return tool calls in one shape, `{type, function: {name, arguments}}` with the arguments as an object."""
+    calls = []
+    for call in objects_of(value) or ():
+        function = call.get("function", call)
+        name = function.get("name") if isinstance(function, dict) else None
+        arguments = function.get("arguments", function.get("parameters")) if name else None
+        if isinstance(arguments, str) and arguments.strip():
+            with suppress(ValueError, RecursionError):
+                arguments = json.loads(arguments)
+        arguments = {} if is_empty(arguments) else arguments
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            break
+        identity = {"id": call["id"]} if call.get("id") else {}
+        calls.append({**identity, "type": "function", "function": {"name": name, "arguments": arguments}})
+    else:
+        if calls:
+            return calls
+    fix = "make it {function: {name, arguments}} with the arguments as an object or as JSON"
+    raise FormatError("bad_tool_call", f"a tool call cannot be read; {fix}")
+
+
+def tools_of(value: Any) -> list[dict[str, Any]] | None:
+    """Return tools in one shape, `{type, function}`; None if they cannot be read."""
+    tools = objects_of(value)
+    shaped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools or ()]
+    named = all(isinstance(tool["function"], dict) and "name" in tool["function"] for tool in shaped)
+    return shaped if tools is not None and named else None
+
+
+def objects_of(value: Any) -> list[dict[str, Any]] | None:
+    """Return the objects of a list, which may be JSON, as may its entries; None if it holds anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    objects: list[Any] = []
+    for entry in value if isinstance(value, list) else [value]:
+        parsed = objects_of(entry) if isinstance(entry, str) else [entry]
+        if parsed is None:
+            return None
+        objects += parsed
+    return objects if all(isinstance(entry, dict) for entry in objects) else None
+
+
+def listed(names: Iterable[str]) -> str:
+    """List column or key names in one short line, whatever they contain."""
+    shown = [shortened(name) if name.isprintable() else repr(shortened(name)) for name in names]
+    more = f" and {len(shown) - MOST_NAMES:,} more" if len(shown) > MOST_NAMES else ""
+    return ", ".join(shown[:MOST_NAMES]) + more
+
+
+def shortened(text: str) -> str:
+    """Return a name that an error can show."""
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
