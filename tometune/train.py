@@ -17,6 +17,7 @@ from tometune.config.jobs import Jobs
 from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
+from tometune.runs.finished import damage, reopen
 from tometune.runs.identity import plain
 from tometune.runs.inputs import RunInputs
 from tometune.runs.lock import BusyError
@@ -62,7 +63,7 @@ def main(config: Config) -> float | None:
     connect()
     inputs, run = find_run(config)
     run.record = agree(run.record)
-    already_done = run.completed
+    already_done = agree(run.completed and not damage(run.folder, run.record))
     reason = None if already_done else agree(hooks.skip_reason(run, config))
     if already_done:
         log.info("%s: finished on %s, nothing to do", run.folder, run.record["finished"])
@@ -72,7 +73,9 @@ def main(config: Config) -> float | None:
     else:
         try:
             with hooks.attempt(run, config):
-                if not run.completed:  # another process may have finished it in the meantime
+                # Another process may have finished it in the meantime.
+                if agree(not run.completed or bool(damage(run.folder, run.record))):
+                    reopen(run)
                     log_older_version(run, config)
                     experiment(run, inputs)
         except BusyError as busy:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.sweep.conftest import QUICK, SWEEP, runs_in
-from tests.whole import Workplace, adapter_of, record_of
+from tests.whole import Workplace, adapter_of, record_of, timeless
 from tometune.runs.lock import run_lock
 
 pytestmark = pytest.mark.whole
@@ -88,29 +88,31 @@ def test_a_larger_sweep_of_the_same_name_runs_what_is_new_and_loads_all_once(pla
     assert {name: now[name]["attempts"] for name in attempts} == attempts
 
 
-def test_a_broken_record_or_a_wrong_value_is_reported_and_does_not_stop_the_others(
-    place: Workplace, finished: Path
-) -> None:
-    """The finished runs stay, the broken one does not count as completed, and one line says how to fix it."""
-    path = sorted(finished.glob("*/run.json"))[0]
-    text = path.read_text()
-    path.write_text(text[: len(text) // 2])
+@pytest.mark.parametrize("name", ["run.json", "adapter/adapter_model.safetensors"])
+def test_a_damaged_run_is_not_completed_and_made_again(place: Workplace, finished: Path, name: str) -> None:
+    """The other runs stay as they are."""
+    one, other = sorted(path.parent for path in finished.glob("*/run.json"))[:2]
+    content, kept = (one / name).read_bytes(), (other / "run.json").read_bytes()
+    before = record_of(one)
+    (one / name).write_bytes(content[: len(content) // 2])
     status, stderr = place.train(*SWEEP, "sweep.name=finished")
-    where = f"multirun/finished/{path.parent.name}/run.json"
-    fix = "; delete it and the run goes on from its checkpoint"
-    *_, count, line = stderr.splitlines()
-    assert (status, count) == (1, "1 of 2 runs are missing:"), stderr
-    assert re.match(rf"  {path.parent.name}: failed: {re.escape(where)}: is not JSON \(.*\){fix}$", line), stderr
-    table = json.loads((finished / "table.json").read_text())
-    assert path.parent.name in [entry["run_id"] for entry in table["missing"]]
-    path.write_text(text)
+    assert status == 0, stderr
+    assert "2 runs, 1 completed, 1 interrupted" in stderr
+    assert name in stderr
+    assert timeless(record_of(one)) == timeless(before)
+    assert (other / "run.json").read_bytes() == kept
+    if name != "run.json":
+        assert (one / name).read_bytes() == content
+    assert json.loads((finished / "table.json").read_text())["missing"] == []
+
+
+def test_a_wrong_value_is_reported_and_does_not_stop_the_others(place: Workplace, finished: Path) -> None:
 
     status, stderr = place.train("-m", *QUICK, "seed=0", "lora.r=0,16", "sweep.name=finished")  # finished with 16
     assert (status, stderr.splitlines()[-2]) == (1, "1 of 2 runs are missing:"), stderr
     (missing,) = json.loads((finished / "table.json").read_text())["missing"]
     assert missing["run_id"].endswith("seed=0 lora.r=0 sweep.name=finished")
     assert missing["reason"].startswith("failed: lora.r=0: ")
-    assert path.read_text() == text
 
 
 def test_failed_cells_are_retried_unless_retry_failed_is_false(place: Workplace) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from tometune.common.errors import UserError
 from tometune.evaluation.statistics import Floats, resampled_means
 from tometune.reporting.sweep import SweepRun
-from tometune.runs.finished import REPEAT
+from tometune.runs.run import REPEAT
 
 ROUGE = ("rouge1", "rouge2", "rougeL")  # metrics of every run, and those of the published table
 TOLERANCE = 1e-9  # means closer than this are equal: sums in another order differ by less

@@ -11,10 +11,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tometune.common.errors import UserError, did_you_mean
+from tometune.common.integrity import defect
 from tometune.config.root import Config
 from tometune.runs.identity import identity
-from tometune.runs.run import SCHEMA
-from tometune.runs.stored import stored_config
+from tometune.runs.integrity import score_problems
+from tometune.runs.run import REPEAT, SCHEMA, DamageError
+from tometune.runs.stored import config_of
 from tometune.runs.sweep_file import NAME, read_cells
 
 log = logging.getLogger(__name__)
@@ -104,7 +106,11 @@ def read_sweep(folder: Path) -> Sweep:
         elif isinstance(record, str):
             missing.append(_missing(folder, name, record, cell))
         else:
-            config, data = stored_config(folder / name), record["data"]
+            try:
+                config, data = config_of(folder / name, record), record["data"]
+            except DamageError as error:
+                missing.append(_missing(folder, name, f"{error.path.name} {error.problem}; {REPEAT}", cell))
+                continue
             names = record["model"]["name"], data["name"], data["rows"]
             settings = {**_settings(config, record), **_content(folder / name, record)}
             runs.append(SweepRun(name, folder / name, *names, record, settings, asdict(config.seeds)))
@@ -122,10 +128,14 @@ def read_sweep(folder: Path) -> Sweep:
 def _read_record(folder: Path) -> dict[str, Any] | str:
     """Return the content of run.json if the run is completed and scored, else the reason why it is not."""
     path = folder / "run.json"
+    if not path.exists():
+        return "interrupted before run.json was written"
     try:
+        if (problem := defect(path)) is not None:
+            raise ValueError(problem)
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
-            raise ValueError("not an object")
+            raise ValueError("is not an object")
         status = record.get("status")
         if record.get("schema") != SCHEMA:
             return record
@@ -134,15 +144,14 @@ def _read_record(folder: Path) -> dict[str, Any] | str:
         if status != "completed":
             return "running or interrupted" if status == "running" else f"status {status}"
         _ = record["model"]["name"], record["data"]["name"], record["data"]["rows"], int(record["seed"])
-        return record if "tuned" in record["eval"] else "completed without scores"
-    except FileNotFoundError:
-        return "interrupted before run.json was written"
+        if "tuned" not in record["eval"]:
+            return "completed without scores"
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        log.warning("%s: is broken (%s), so the run is left out", path, reason)
-        return (
-            f"run.json is broken ({reason}); delete it and start the sweep again; the run resumes from its checkpoint"
-        )
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        log.warning("%s: %s, so the run is left out", path, reason)
+        return f"run.json {reason}; {REPEAT}"
+    damaged = [f"{name} {problem}" for name, problem in score_problems(folder, record) if name.endswith(".jsonl")]
+    return f"{damaged[0]}; {REPEAT}" if damaged else record
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:

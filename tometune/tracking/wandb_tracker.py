@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tometune.common.errors import UserError
+from tometune.common.signals import Stopped
 from tometune.config.tracking import TrackingConfig, TrackingMode
 from tometune.tracking.tracker import RunLabels, RunTracker, described, program, sanitise
 
@@ -28,6 +29,7 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 import wandb
 from pydantic import ValidationError
 from wandb.errors import AuthenticationError, CommError, UsageError
+from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class WandbTracker(RunTracker):
         except BaseException:
             self._release()
             raise
+        # W&B would report each library that is imported, and raise in the import once its service is gone.
+        unregister_all_post_import_hooks()
         self.step = self._run.step  # past the last step if the server knew the run
         if labels.replaces:  # uploaded after this one, an earlier attempt would replace it
             for folder in self._unsynced():
@@ -74,7 +78,7 @@ class WandbTracker(RunTracker):
         """Switch to offline mode after a failed start."""
         server, timeout = wandb.setup().settings.base_url, quiet_settings().init_timeout
         reason = f"{server} did not accept the run within {timeout:g} s: {described(error)}"
-        wandb.teardown()  # otherwise the service still holds the run id
+        teardown()  # otherwise the service still holds the run id
         for failed in self.labels.folder.glob("wandb/run-*"):
             shutil.rmtree(failed)
         self.mode, self.reason = _offline(self.config.mode, reason)
@@ -128,7 +132,7 @@ class WandbTracker(RunTracker):
 
     def _release(self) -> None:
         with contextlib.suppress(*self.CONNECTION_ERRORS):
-            wandb.teardown()
+            teardown()
         if self._own_data_dir:
             os.environ.pop("WANDB_DATA_DIR", None)
 
@@ -181,7 +185,17 @@ def check(config: TrackingConfig) -> None:
             wandb.Settings(**names, run_tags=tuple(config.tags))
             choose_mode(config.mode)
     finally:
+        teardown()
+
+
+def teardown() -> None:
+    """End W&B's service. If that has crashed, W&B would end this process with its exit status."""
+    try:
         wandb.teardown()
+    except Stopped:
+        raise
+    except SystemExit as error:
+        log.debug("W&B's service ended with status %s", error.code)
 
 
 def choose_mode(wanted: TrackingMode) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,12 @@ log = logging.getLogger(__name__)
 
 METER = "meter.json"
 """File of a checkpoint with the totals of the meter."""
+
+CURVES = "metrics.jsonl"
+"""File of a run, and of a checkpoint with the lines up to its step."""
+
+SKIPPED_MOST, SKIPPED_SHARE = 20, 0.1
+"""A training stops after this many skipped steps and this share of all steps."""
 
 OnLog = Callable[[dict[str, float], int], None]
 """Called with the metrics and the optimiser step."""
@@ -43,6 +50,9 @@ class Totals:
 
     trained_tokens: int = 0
     """Tokens with a label."""
+
+    skipped_steps: int = 0
+    """Steps of fp16 that changed nothing, because a gradient was not finite."""
 
 
 class Meter:
@@ -92,6 +102,20 @@ class Meter:
         self._pending.append(sum_over(torch.stack(counts)))
         return self._pending[-1][2]
 
+    def skip(self, step: int) -> None:
+        """Count a step that fp16's scaler skipped. A few are normal, most at the start, while it finds its scale.
+
+        Raises:
+            UserError: they are too many.
+        """
+        self._totals.skipped_steps += 1
+        if self._totals.skipped_steps > SKIPPED_MOST + SKIPPED_SHARE * step:
+            raise UserError(
+                f"model.precision=fp16: {self._totals.skipped_steps} of {step} steps were skipped, because their "
+                "gradients were not finite; set model.precision=fp32 (or bf16, if the GPU has it), or lower "
+                "trainer.learning_rate"
+            )
+
     def rates(self) -> dict[str, float]:
         """Return tokens per second since the last call, without and with padding, and the peak memory in GB."""
         self._tick()
@@ -135,9 +159,19 @@ class Curves:
         self.path, self.meter, self.on_log = path, meter, on_log
         self.last_loss: float | None = None
 
-    def rewind(self, step: int) -> None:
-        """Remove lines after the step of a checkpoint, whose steps will be repeated, and pass the others on again."""
-        if not self.path.exists():
+    def save(self, checkpoint: Path) -> None:
+        """Store the lines so far in a checkpoint."""
+        if self.path.exists():
+            shutil.copyfile(self.path, checkpoint / CURVES)
+
+    def rewind(self, step: int, checkpoint: Path | None = None) -> None:
+        """Return to the lines of a checkpoint, or remove those after its step, and pass them on again.
+
+        The steps after it will be repeated.
+        """
+        source = checkpoint / CURVES if checkpoint is not None else self.path
+        source = source if source.exists() else self.path  # older checkpoints hold no lines
+        if not self.path.exists() and not source.exists():
             return
 
         def step_of(line: str) -> float:
@@ -146,7 +180,8 @@ class Curves:
             except (ValueError, KeyError, TypeError):  # a kill cut the line short
                 return math.inf
 
-        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if step_of(line) <= step]
+        text = source.read_text(encoding="utf-8", errors="replace") if step else ""
+        lines = [line for line in text.splitlines() if step_of(line) <= step]
         write_text(self.path, "".join(f"{line}\n" for line in lines))  # atomic: a kill must not lose earlier lines
         if lines:
             self.last_loss = json.loads(lines[-1])["loss"]
@@ -167,6 +202,7 @@ class Curves:
             )
         self.last_loss = loss
         metrics = {RENAMED.get(key, key): float(value) for key, value in logs.items() if key not in OMITTED}
+        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}  # a skipped step has no norm
         metrics |= self.meter.rates()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
