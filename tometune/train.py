@@ -135,7 +135,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         model = load_model(inputs.model_source)
         check_trainable(model, config.model.id, config.lora)
         data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}
-        facts = {"model": describe(config.model, model), "data": data, "inputs": inputs.fingerprints}
+        facts = {"model": describe(config.model, model), "data": data}
         stack.enter_context(run.recording(config, facts, inputs.mix.manifest()))
         tracker = stack.enter_context(
             start_tracker(

@@ -1,4 +1,5 @@
 import json
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -88,7 +89,9 @@ def test_runs_with_other_examples_references_or_tasks_are_rejected(sweep, run, p
         load(sweep)
     path.write_text(text)
     for folder, digest in ((sorted(sweep.iterdir())[-1], "a"), (run, "b")):
-        (folder / "eval" / "tuned" / f"{TASK}.json").write_text(json.dumps({"key": {"task": digest}}))
+        scored = folder / "eval" / "tuned" / f"{TASK}.jsonl"
+        of_file = {"key": {"task": digest}, "sha256": sha256(scored.read_bytes()).hexdigest()}
+        scored.with_suffix(".json").write_text(json.dumps(of_file))
     again = rf"score both again: python -m tometune\.evaluate run=\S+ && python -m tometune\.evaluate run={sweep}"
     with pytest.raises(UserError, match=f"{TASK}: its content changed between .*{again}"):
         load(sweep)
