@@ -159,10 +159,8 @@ class Reader:
             return None
         if self.preference is Preference.refuse:
             what = f"it has a column {other}" if other else f"its {label} is true or false"
-            fix = (
-                f"set {self.key}.preference=chosen to train on the chosen side, or ignore not to read {other or label}"
-            )
-            raise FormatError("preference_data", f"is preference data ({what}); {fix}")
+            fix = f"set {self.key}.preference=chosen to train on the chosen side"
+            raise FormatError("preference_data", f"is preference data ({what}); {fix}, or ignore not to read it")
         if label and not labels[label]:
             found.dropped = "not_chosen"
         chosen = first_filled(row, CHOSEN) if other else None
@@ -332,12 +330,9 @@ class Reader:
         if names["user"] is None or names["assistant"] is None:
             wrong = f"a turn has no role in {' or '.join(self.role_keys)} (its keys: {listed(turn)})"
             raise FormatError("no_role", f"{wrong}; use one of {', '.join(ROLES)}")
-        extra = extra_of("assistant", turn, {*names.values()}, found) or None
-        return [
-            Turn(role, text_of(turn[name], found), extra if role == "assistant" else None)
-            for role, name in names.items()
-            if name
-        ]
+        turns = [Turn(role, text_of(turn[name], found)) for role, name in names.items() if name]
+        turns[-1] = turns[-1]._replace(extra=extra_of("assistant", turn, {*names.values()}, found) or None)
+        return turns
 
 
 def _is_chosen(row: dict[str, Any], label: str) -> bool | None:

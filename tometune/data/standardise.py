@@ -150,12 +150,16 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
     usable: list[tuple[bytes, str, list[dict[str, str]], str | None]] = []
     scores = []
     unnamed = source.id or str(source.kind)
+    naming = [column for column in SOURCE_COLUMNS if column not in source.columns.values()]
     for index, row in enumerate(batch.rows):
         name = unnamed
         try:
             if isinstance(row, BadRow):
                 raise FormatError(row.reason, row.message)
-            named = _named(row, source)
+            texts = {column: row.get(column) for column in naming}
+            named = next(
+                (name for name, text in texts.items() if text and isinstance(text, str) and "://" not in text), None
+            )
             name = encodable(row[named]) if named else unnamed
             found = reader.read(row)
         except FormatError as error:
@@ -181,21 +185,6 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
     ]
     rows = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
     return StandardBatch(rows, np.array(scores, np.float32), counts, bad[:SHOWN], len(batch))
-
-
-def _named(row: dict[str, Any], source: SourceConfig) -> str | None:
-    """Return the column that names a row's source; an address is of one row, and a column with a role is not a name."""
-    return next(
-        (
-            column
-            for column in SOURCE_COLUMNS
-            if isinstance(row.get(column), str)
-            and row[column]
-            and "://" not in row[column]
-            and column not in source.columns.values()
-        ),
-        None,
-    )
 
 
 def check_malformed(source: Standardised, key: str, config: DataConfig) -> None:

@@ -27,15 +27,16 @@ MEDIA = {
 TEXT_PARTS, PART_KEYS = ("text", "input_text", "output_text"), ("text", "content", "value")
 
 # How conversations are written as one text: what begins a turn, with its role. The first that begins the text counts.
-CHATML = re.compile(r"(?P<gap>)<\|im_start\|>(?P<role>\w+)\n")
+CHATML = re.compile(r"\n*<\|im_start\|>(\w+)\n")
 SPEAKERS = dict.fromkeys(("human", "user"), "user") | dict.fromkeys(("assistant", "bot", "ai", "gpt"), "assistant")
 SPEAKERS |= {"system": "system", "function response": "tool"}
 TRANSCRIPTS = (
     CHATML,
-    re.compile(rf"(?P<gap>\n*)###\s?(?P<role>{'|'.join(SPEAKERS)}):", re.IGNORECASE),
-    re.compile(rf"(?P<gap>^|\n\s*)(?P<role>{'|'.join(SPEAKERS)}):", re.IGNORECASE),
+    re.compile(rf"\n*###\s?({'|'.join(SPEAKERS)}):", re.IGNORECASE),
+    re.compile(rf"\n\s*({'|'.join(SPEAKERS)}):", re.IGNORECASE),
 )
-END_MARKS = re.compile(r"(?:(?:<\|(?:im_end|endoftext)\|>|</s>)\s*)+\Z")
+END_MARK = r"<(?:\|(?:im_end|endoftext)\|>|/s>)\s*"
+END_MARKS = re.compile(rf"{END_MARK}(?:{END_MARK})*\Z")
 
 # Limits of what an error lists: a table can have thousands of columns with any names.
 MOST_NAMES, LONGEST_NAME = 30, 60
@@ -130,8 +131,9 @@ def entries_of(value: Any) -> list[Any] | None:
     if text[:1] == "[":
         with suppress(ValueError, RecursionError):
             return entries_of(json.loads(text))
+    text = f"\n{text}"  # every mark then follows a line break
     style = next((style for style in TRANSCRIPTS if style.match(text)), None)
-    return _transcript(value, style) if style else None
+    return _transcript(text, style) if style else None
 
 
 def _transcript(text: str, style: re.Pattern[str]) -> list[Any] | None:
@@ -144,7 +146,7 @@ def _transcript(text: str, style: re.Pattern[str]) -> list[Any] | None:
     names: dict[str, str] = {}
     gaps: dict[str, int] = {}
     for mark in style.finditer(text):
-        name, gap = mark["role"], mark["gap"].count("\n")
+        name, gap = mark[1], mark[0].count("\n")
         speaker = SPEAKERS.get(name.lower(), name)
         other = speaker == "system" or names.get(speaker, name) != name
         if marks and style is not CHATML and (other or gap < gaps.setdefault(speaker, gap)):
@@ -152,7 +154,7 @@ def _transcript(text: str, style: re.Pattern[str]) -> list[Any] | None:
         names[speaker] = name
         marks.append(mark)
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    turns = [(mark["role"], text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
+    turns = [(mark[1], text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
     said = [{"role": role, "content": END_MARKS.sub("", content).strip()} for role, content in turns]
     return said if "assistant" in names else None
 
