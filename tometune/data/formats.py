@@ -7,12 +7,11 @@ data. Names are in the tables below. What a row holds beyond that is named in `C
 import json
 import math
 import re
-import shlex
 from contextlib import suppress
 from itertools import cycle
 from typing import Any
 
-from tometune.common.errors import did_you_mean
+from tometune.common.errors import did_you_mean, shell_word
 from tometune.config.data import Preference, RowFormat, SourceConfig
 from tometune.data.conversations import NO_TRAINED
 from tometune.data.turns import (
@@ -243,7 +242,7 @@ class Reader:
         if all(name in COLUMNS[role] for role, name in names.items()):
             return fix
         listed = ", ".join(f"{role}: {_quoted(name)}" for role, name in names.items())
-        return f"{fix} {shlex.quote(f'{self.key}.columns={{{listed}}}')}".lstrip()
+        return f"{fix} {shell_word(f'{self.key}.columns={{{listed}}}')}".lstrip()
 
     def _surroundings(self, row: dict[str, Any], found: Conversation) -> None:
         """Add earlier turns, the system text and tools that a row has in columns of their own."""
