@@ -159,7 +159,7 @@ class Reader:
         if self.preference is Preference.refuse:
             what = f"it has a column {other}" if other else f"its {label} is true or false"
             fix = f"set {self.key}.preference=chosen to train on the chosen side"
-            raise FormatError("preference_data", f"is preference data ({what}); {fix}, or ignore not to read it")
+            raise FormatError("preference_data", f"is preference data ({what}); {fix}, or ignore if it is not")
         if label and not labels[label]:
             found.dropped = "not_chosen"
         chosen = first_filled(row, CHOSEN) if other else None
