@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import logging
+from datetime import date
 from pathlib import Path
 
 import datasets
@@ -190,6 +191,17 @@ def test_parquet_gives_no_call_the_arguments_of_others(tmp_path):
         assert messages[1]["tool_calls"] == [{"type": "function", **call}]
 
 
+def test_tools_that_text_cannot_hold(tmp_path):
+    rows = [{**CHAT, "tools": [{"name": "fare", "since": date(2024, 1, 1)}]}, {**CHAT, "tools": [{"name": "fare"}]}]
+    for number, row in enumerate(rows):
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{number}.parquet")
+    write_jsonl(tmp_path / "x.jsonl", [{**CHAT, "tools": [{"name": "fare \ud800"}]}])
+    made = standardised(tmp_path, tmp_path / "cache")
+    assert {given[0]["function"]["name"] for _, given in rows_of(made)} == {"fare", "fare \ufffd"}
+    assert made.malformed == {"no_json_value": {"files": 1}}
+    assert made.mended == {"broken_character_replaced": {"files": 1}}
+
+
 @pytest.mark.parametrize(
     ("row", "dropped", "unread"),
     [
@@ -201,6 +213,8 @@ def test_parquet_gives_no_call_the_arguments_of_others(tmp_path):
         ),
         ({"messages": [role("user", [{"type": "input_audio", "input_audio": {}}]), ANSWER]}, "audio_not_read", set()),
         ({"messages": [ASK, {**ANSWER, "weight": 0}]}, "no_trained_turn", set()),
+        ({"messages": [{"human": "Who?", "assistant": "Nobody.", "weight": 0}]}, "no_trained_turn", set()),
+        ({**ALPACA, "weight": "0"}, "no_trained_turn", set()),
     ],
 )
 def test_rows_that_are_dropped_on_purpose_have_a_name(tmp_path, row, dropped, unread):
@@ -359,7 +373,7 @@ TEN_KINDS = {
     "unknown_columns": b'{"title": "Tides", "page": 3}',
     "unknown_role": b'{"messages": [{"role": "narrator", "content": "x"}]}',
     "no_text": b'{"messages": [{"role": "user", "txet": "x"}]}',
-    "not_a_text": b'{"instruction": 3, "output": "x"}',
+    "not_a_text": b'{"instruction": true, "output": "x"}',
     "not_a_list_of_turns": b'{"messages": "x"}',
     "bad_tool_call": b'{"messages": [{"role": "assistant", "tool_calls": ["fare(3)"]}]}',
 }
