@@ -65,7 +65,7 @@ def test_evaluate_scores_the_saved_model_again(run: tuple[Workplace, Path]) -> N
     record = json.loads(found.read_text())
     assert (record["adapter"], record["whole_model"]) == (None, str(folder / "model"))
     (folder / "model").rename(folder / "gone")
-    message = r"holds no model \(status completed\); finish its training"
+    message = r"model/config\.json: is missing; repeat the command that made this run"
     assert_one_line(place.verb("evaluate", f"run={folder}"), message)
     (folder / "gone").rename(folder / "model")
 

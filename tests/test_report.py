@@ -26,7 +26,7 @@ def test_writes_four_files_and_says_where_and_skips_a_broken_run_with_a_warning(
     assert run_verb("report", "sweep.name=table", "eval.resamples=1000").returncode == 0
     assert (sweep / "table.json").read_bytes() == first
 
-    broken, shortened, *_ = sorted(sweep.glob("*/run.json"))
+    broken, shortened, without, odd, *_ = sorted(sweep.glob("*/run.json"))
     broken.write_text("[]")
     done = run_verb("report", "sweep.name=table", "eval.resamples=200")
     assert done.returncode == 0, done.stderr
@@ -36,14 +36,22 @@ def test_writes_four_files_and_says_where_and_skips_a_broken_run_with_a_warning(
         broken.parent.name
     ]
 
+    answers = shortened.parent / "eval" / "tuned" / "summarisation.jsonl"
+    answers.write_text(answers.read_text()[:-40])
+    (without.parent / "config.yaml").unlink()
+    done = run_verb("report", "sweep.name=table", "eval.resamples=200")
+    assert done.returncode == 0, done.stderr
+    reasons = [entry["reason"] for entry in json.loads((sweep / "table.json").read_text())["missing"]]
+    assert reasons[1].startswith("eval/tuned/summarisation.jsonl is broken or truncated (line 30: Unterminated string")
+    assert reasons[2].startswith("config.yaml is missing; repeat the command that made this run")
+
     (sweep / "table.json").unlink()
-    path = shortened.parent / "eval" / "tuned" / "summarisation.jsonl"
-    path.write_text(path.read_text()[:-40])
+    answers = odd.parent / "eval" / "tuned" / "summarisation.jsonl"
+    answers.write_text(answers.read_text().replace('"rouge1"', '"rouge9"', 1))
     done = run_verb("report", "sweep.name=table")
     *_, error = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (2, "")
-    assert error.startswith(f"{path.relative_to(sweep.parents[1])}:30: not a line of scores (Unterminated string")
-    assert "delete it and run the same command again" in error
+    assert error.startswith(f"{answers.relative_to(sweep.parents[1])}:1: has no 'rouge1', which the report needs")
     assert not (sweep / "table.json").exists()
 
 

@@ -29,6 +29,7 @@ TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_fol
 STAGE = {**NUMBERS, "tasks": {name: {**NUMBERS, "examples": int} for name in TASKS}}
 CONTRACT: dict[str, Any] = {
     **{"schema": int, "run_id": str, "status": str, "meaning": int, "config_hash": str, "seed": int},
+    "inputs": {"model": str, "data.base": str},
     "model": {"name": str, "id": str, "revision": str, "backend": str, "quantization": str},
     "data": {"name": str, "rows": int, "digest": str, "tokens": int, "trainable_tokens": int},
     "train": {

@@ -75,11 +75,13 @@ class ForkServer:
         timeout: float = 300,
         moment: Moment | None = None,
         kill: Kill | None = None,
+        permissions: bool = False,
     ) -> Done:
         """Run `python -m MODULE …` in a fork and return what `subprocess.run` would."""
         request = {
             **{"module": arguments[1], "arguments": list(map(str, arguments[2:])), "env": dict(env)},
             **{"folder": str(folder), "timeout": timeout, "moment": moment, "kill": kill},
+            "permissions": permissions,
         }
         print(json.dumps(request), file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline())
@@ -133,13 +135,15 @@ def run_python(
     fresh: bool = False,
     moment: Moment | None = None,
     kill: Kill | None = None,
+    permissions: bool = False,
 ) -> Done:
     """Run Python with these arguments: a verb in a fork of the server where possible, else in a new process.
 
-    A signal can come at an exact moment, or a kill at a point of a sweep's progress; those need a fork.
+    A signal can come at an exact moment, or a kill at a point of a sweep's progress, and with
+    `permissions` those of files count for root, too; that needs a fork.
     """
-    if moment or kill or (not fresh and fork_server().takes(arguments, env)):
-        return fork_server().run(arguments, env, folder, timeout, moment, kill)
+    if moment or kill or permissions or (not fresh and fork_server().takes(arguments, env)):
+        return fork_server().run(arguments, env, folder, timeout, moment, kill, permissions)
     return subprocess.run(
         [sys.executable, *arguments],
         **{"env": dict(env), "cwd": folder, "timeout": timeout},

@@ -17,6 +17,7 @@ from tometune.config.jobs import Jobs
 from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
+from tometune.runs.finished import damage, reopen
 from tometune.runs.identity import plain
 from tometune.runs.inputs import RunInputs
 from tometune.runs.lock import BusyError
@@ -42,9 +43,8 @@ def sweep(jobs: Jobs, make_runs: Callable[[], None]) -> int:
 
     if hooks.begin_sweep(jobs):
         make_runs()
-    for folder in hooks.folders_with_results(jobs):
-        report.report_finished(folder, jobs.config)
-    return hooks.end_sweep(jobs)
+    reported = {path: report.report_finished(path, jobs.config) for path in hooks.folders_with_results(jobs)}
+    return hooks.end_sweep(jobs, reported)
 
 
 @partial(verb, sweep=sweep)
@@ -63,7 +63,7 @@ def main(config: Config) -> float | None:
     connect()
     inputs, run = find_run(config)
     run.record = agree(run.record)
-    already_done = run.completed
+    already_done = agree(run.completed and not damage(run.folder, run.record))
     reason = None if already_done else agree(hooks.skip_reason(run, config))
     if already_done:
         log.info("%s: finished on %s, nothing to do", run.folder, run.record["finished"])
@@ -73,7 +73,9 @@ def main(config: Config) -> float | None:
     else:
         try:
             with hooks.attempt(run, config):
-                if not run.completed:  # another process may have finished it in the meantime
+                # Another process may have finished it in the meantime.
+                if agree(not run.completed or bool(damage(run.folder, run.record))):
+                    reopen(run)
                     log_older_version(run, config)
                     experiment(run, inputs)
         except BusyError as busy:
@@ -133,7 +135,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         model = load_model(inputs.model_source)
         check_trainable(model, config.model.id, config.lora)
         data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}
-        facts = {"model": describe(config.model, model), "data": data}
+        facts = {"model": describe(config.model, model), "data": data, "inputs": inputs.fingerprints}
         stack.enter_context(run.recording(config, facts, inputs.mix.manifest()))
         tracker = stack.enter_context(
             start_tracker(
@@ -175,10 +177,12 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
         from tometune.models.load import load_to_train, load_tuned
         from tometune.models.machine import free_memory
         from tometune.training.batches import TrainingInputs
+        from tometune.training.metrics import replay
         from tometune.training.sft import fit
 
     config, source = inputs.config, inputs.model_source
     if run.record["train"] is not None:
+        replay(run.folder / "metrics.jsonl", on_log)
         return load_tuned(model, source, config.lora, run.folder)
     training = TrainingInputs(
         source=source,

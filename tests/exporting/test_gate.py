@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.exporting.conftest import LIMITS
-from tometune.exporting.gate import Check, Reference, compare
+from tometune.exporting.gate import Check, Example, Reference, compare
 from tometune.exporting.reference import TorchEngine
 
 pytestmark = pytest.mark.whole
@@ -68,6 +68,24 @@ def test_other_answers_change_rouge(reference, merged, monkeypatch):
     monkeypatch.setattr(TorchEngine, "answer", lambda *_: texts)
     _, problems = check(reference, merged)
     assert problems[0].startswith("rouge: ROUGE-L is 1.000 on 8 examples and ")
+
+
+@pytest.mark.parametrize(
+    ("examples", "changed", "passes"), [(1, 1, True), (6, 1, True), (6, 6, False), (50, 1, True), (50, 25, False)]
+)
+def test_the_limit_of_rouge_takes_the_number_of_examples_into_account(examples, changed, passes):
+    """One other answer of six changes the mean by more than 0.05, which shows nothing."""
+    even, texts = np.log(np.full((1, 4), 0.25, np.float32)), [f"the answer {number}" for number in range(examples)]
+    given = [Example([1], 1, [text], text) for text in texts]
+    engine = SimpleNamespace(
+        render=lambda _: [[1, 2]],
+        log_probabilities=lambda *_: [even],
+        answer=lambda *_: ["another"] * changed + texts[changed:],
+    )
+    tuned = Reference([[]], [[1, 2]], [[3]], [even], given, "as trained", "float32")
+    checks, problems = compare(engine, "merged_16bit", tuned, None, LIMITS)
+    assert checks["rouge"]["same_answers"] == examples - changed
+    assert (problems == []) == passes, problems
 
 
 def test_a_wrong_16_bit_base_and_a_doubled_begin_of_text():

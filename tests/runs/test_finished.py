@@ -7,7 +7,9 @@ from safetensors.numpy import save_file
 from tometune.common.errors import UserError
 from tometune.config.export import ExportConfig
 from tometune.config.model import ModelConfig, Quantization
-from tometune.runs.finished import base_of, check_trained
+from tometune.runs.finished import base_of
+from tometune.runs.integrity import check_trained
+from tometune.runs.run import REPEAT
 
 KEY = "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"
 
@@ -15,11 +17,14 @@ KEY = "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "adapter_model.safetensors: broken or truncated ("),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-100]),
+            "adapter_model.safetensors: is broken or truncated (",
+        ),
         (lambda path: save_file({"w": np.zeros(4)}, path), "adapter_model.safetensors: holds no LoRA weights"),
-        (lambda path: path.rename(path.with_suffix(".bin")), "adapter: holds its weights as a pickle, which can run"),
-        (lambda path: path.unlink(), "adapter: holds no adapter_model.safetensors"),
-        (lambda path: (path.parent / "adapter_config.json").unlink(), "adapter: holds no adapter_config.json"),
+        (lambda path: path.rename(path.with_suffix(".bin")), "adapter_model.safetensors: is a pickle, which can run"),
+        (lambda path: path.unlink(), "adapter_model.safetensors: is missing"),
+        (lambda path: (path.parent / "adapter_config.json").unlink(), "adapter_config.json: is missing"),
     ],
 )
 def test_weights_that_are_truncated_missing_pickled_or_no_lora(tmp_path, spoil, problem):
@@ -32,7 +37,7 @@ def test_weights_that_are_truncated_missing_pickled_or_no_lora(tmp_path, spoil, 
     with pytest.raises(UserError) as error:
         check_trained(tmp_path, adapter=True)
     assert problem in str(error.value)
-    assert str(error.value).endswith("; repeat the command that made this run")
+    assert str(error.value).endswith(f"; {REPEAT}")
 
 
 def test_every_shard_of_a_whole_model_must_exist(tmp_path):
@@ -42,7 +47,7 @@ def test_every_shard_of_a_whole_model_must_exist(tmp_path):
         (folder / name).write_text("{}")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors", "b": "2.sa"}}')
     save_file({"a": np.zeros(2)}, folder / "1.safetensors")
-    with pytest.raises(UserError, match=r"model: holds no 2.sa; repeat the command"):
+    with pytest.raises(UserError, match=r"model/2.sa: is missing; repeat the command"):
         check_trained(tmp_path, adapter=False)
     save_file({"b": np.zeros(2)}, folder / "2.sa")
     check_trained(tmp_path, adapter=False)

@@ -69,7 +69,9 @@ def test_the_record_follows_its_attempts_to_the_end(made: Config, run: Run, monk
     assert json.loads((run.folder / "mix.json").read_text()) == {"rows": ["a"]}
 
 
-@pytest.mark.parametrize(("text", "says"), [("{", "not JSON"), ("[]", "not of schema"), ('{"schema": 99}', "schema 1")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "is broken"), ("[]", "is not a record"), ('{"schema": 99}', "schema 1")]
+)
 def test_a_broken_record_is_an_error_of_one_line(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match=says) as error:

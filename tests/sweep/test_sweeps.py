@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.sweep.conftest import QUICK, SWEEP, runs_in
-from tests.whole import Workplace, adapter_of, record_of
+from tests.whole import Workplace, adapter_of, record_of, timeless
+from tometune.runs.lock import run_lock
 
 pytestmark = pytest.mark.whole
 
@@ -64,7 +66,14 @@ def test_the_same_command_again_runs_nothing_and_imports_no_torch(place: Workpla
     stderr, found = watched(place, (), *SWEEP, "sweep.name=finished")
     assert (stderr, found) == ("sweep multirun/finished: 2 runs, 2 completed\n", [{}, []])
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    report = (".sweep.lock", "table.json", "table.csv", "table.md", "report.html")  # rewritten for the same runs
+    report = (
+        ".sweep.lock",
+        ".report.lock",
+        "table.json",
+        "table.csv",
+        "table.md",
+        "report.html",
+    )  # rewritten for the same runs
     assert {path for path in after if after[path] != before.get(path)} - {finished} <= {finished / n for n in report}
 
 
@@ -79,29 +88,31 @@ def test_a_larger_sweep_of_the_same_name_runs_what_is_new_and_loads_all_once(pla
     assert {name: now[name]["attempts"] for name in attempts} == attempts
 
 
-def test_a_broken_record_or_a_wrong_value_is_reported_and_does_not_stop_the_others(
-    place: Workplace, finished: Path
-) -> None:
-    """The finished runs stay, the broken one does not count as completed, and one line says how to fix it."""
-    path = sorted(finished.glob("*/run.json"))[0]
-    text = path.read_text()
-    path.write_text(text[: len(text) // 2])
+@pytest.mark.parametrize("name", ["run.json", "adapter/adapter_model.safetensors"])
+def test_a_damaged_run_is_not_completed_and_made_again(place: Workplace, finished: Path, name: str) -> None:
+    """The other runs stay as they are."""
+    one, other = sorted(path.parent for path in finished.glob("*/run.json"))[:2]
+    content, kept = (one / name).read_bytes(), (other / "run.json").read_bytes()
+    before = record_of(one)
+    (one / name).write_bytes(content[: len(content) // 2])
     status, stderr = place.train(*SWEEP, "sweep.name=finished")
-    where = f"multirun/finished/{path.parent.name}/run.json"
-    fix = "; delete it and the run goes on from its checkpoint"
-    *_, count, line = stderr.splitlines()
-    assert (status, count) == (1, "1 of 2 runs are missing:"), stderr
-    assert re.match(rf"  {path.parent.name}: failed: {re.escape(where)}: is not JSON \(.*\){fix}$", line), stderr
-    table = json.loads((finished / "table.json").read_text())
-    assert path.parent.name in [entry["run_id"] for entry in table["missing"]]
-    path.write_text(text)
+    assert status == 0, stderr
+    assert "2 runs, 1 completed, 1 interrupted" in stderr
+    assert name in stderr
+    assert timeless(record_of(one)) == timeless(before)
+    assert (other / "run.json").read_bytes() == kept
+    if name != "run.json":
+        assert (one / name).read_bytes() == content
+    assert json.loads((finished / "table.json").read_text())["missing"] == []
+
+
+def test_a_wrong_value_is_reported_and_does_not_stop_the_others(place: Workplace, finished: Path) -> None:
 
     status, stderr = place.train("-m", *QUICK, "seed=0", "lora.r=0,16", "sweep.name=finished")  # finished with 16
     assert (status, stderr.splitlines()[-2]) == (1, "1 of 2 runs are missing:"), stderr
     (missing,) = json.loads((finished / "table.json").read_text())["missing"]
     assert missing["run_id"].endswith("seed=0 lora.r=0 sweep.name=finished")
     assert missing["reason"].startswith("failed: lora.r=0: ")
-    assert path.read_text() == text
 
 
 def test_failed_cells_are_retried_unless_retry_failed_is_false(place: Workplace) -> None:
@@ -147,7 +158,30 @@ def test_two_processes_share_a_sweep(place: Workplace) -> None:
     assert left
     assert min(status for _, status in outcomes) == 0, "the last to end finds nothing missing"
     for stderr, status in outcomes:
-        assert (status == 1) == ("running elsewhere: process " in stderr)
+        assert (status == 1) == ("runs are missing:" in stderr)
+    table = json.loads((place.folder / "multirun" / "shared" / "table.json").read_text())
+    assert table["missing"] == [], "the last one to read the sweep wrote the report"
+
+
+def test_a_run_of_another_process_is_missing_in_the_report_and_exits_1(place: Workplace) -> None:
+    command = ("-m", *QUICK, "seed=0,1", "sweep.name=taken")
+    folder = place.folder / "multirun" / "taken"
+    status, stderr = place.train(*command, "lora.r=0", "sweep.name=taken")
+    assert status == 2, stderr
+    status, stderr = place.train("-m", *QUICK, "seed=1", "sweep.name=taken")
+    assert status == 0, stderr
+    (run,) = folder.glob("*/run.json")
+    shutil.rmtree(run.parent)
+    with run_lock(run.parent):
+        status, stderr = place.train(*command)
+    assert status == 1, stderr
+    assert f"1 of 2 runs are missing:\n  {run.parent.name}: running elsewhere" in stderr
+    table = json.loads((folder / "table.json").read_text())
+    assert [entry["run_id"] for entry in table["missing"]] == [run.parent.name]
+    assert f"missing: {run.parent.name}" in (folder / "report.html").read_text()
+    status, stderr = place.train(*command)
+    assert status == 0, stderr
+    assert json.loads((folder / "table.json").read_text())["missing"] == []
 
 
 def test_a_second_terminal_sees_who_works_on_a_single_run(place: Workplace) -> None:
@@ -171,3 +205,21 @@ def test_the_runs_of_a_sweep_are_those_of_single_commands(place: Workplace, fini
     assert status == 0, stderr
     single = place.run_folder()
     assert adapter_of(single) == adapter_of(finished / single.name)
+
+
+def test_a_data_file_that_was_replaced_makes_other_cells(place: Workplace) -> None:
+    """The second run has another seed and other rows: they are two cells, and the report says so."""
+    file = place.folder / "rows.jsonl"
+    command = ("-m", *QUICK, "data=files_100k", f"data.base.path={file}", "data.rows=8", "sweep.name=replaced")
+    for seed, word in enumerate(("red", "blue")):
+        turns = [[("user", f"Say {word} {row}."), ("assistant", f"{word} {row}")] for row in range(8)]
+        rows = [{"messages": [{"role": role, "content": text} for role, text in row]} for row in turns]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        status, stderr = place.train(*command, f"seed={seed}")
+        assert status == 0, stderr
+    table = json.loads((place.folder / "multirun" / "replaced" / "table.json").read_text())
+    cells = [row["cell"] for row in table["rows"] if row["stage"] == "tuned"]
+    assert len(cells) == 2
+    assert all(re.fullmatch(r"pydocs_64 data\.base=files-\w{8}", cell) for cell in cells), cells
+    assert [row["seeds"] for row in table["rows"] if row["stage"] == "tuned"] == [1, 1]
+    assert any(note.startswith("The content of data.base is not the same in all runs") for note in table["notes"])

@@ -1,9 +1,12 @@
-"""Which checkpoint is complete; broken newer ones are deleted."""
+"""Which checkpoint is whole; damaged newer ones are deleted."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from tometune.training.checkpoints import FILES, STATE, WEIGHTS, last_checkpoint
 
@@ -15,7 +18,12 @@ def checkpoint(folder: Path, step: int, weights: str = WEIGHTS[0]) -> Path:
     made = folder / f"checkpoint-{step}"
     made.mkdir(parents=True)
     for name in (*FILES, weights, "rng_state.pth", *(SHARDS if weights == INDEX else ())):
-        (made / name).write_text("something")
+        if name.endswith((".pt", ".pth")):
+            torch.save({"state": torch.zeros(100)}, made / name)
+        elif name.endswith(".safetensors"):
+            save_file({"weight": np.zeros(100)}, made / name)
+        else:
+            (made / name).write_text("{}")
     (made / STATE).write_text(json.dumps({"global_step": step}))
     if weights == INDEX:
         (made / INDEX).write_text(json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}))
@@ -36,23 +44,30 @@ def test_the_newest_is_found_by_number_and_others_are_left_alone(tmp_path: Path)
 def test_an_adapter_or_a_whole_model_is_complete_with_the_states_of_all_processes(tmp_path: Path, weights: str) -> None:
     made = checkpoint(tmp_path, 2, weights)
     (made / "rng_state.pth").rename(made / "rng_state_0.pth")
-    (made / "rng_state_1.pth").write_text("something")
+    torch.save({}, made / "rng_state_1.pth")
     assert last_checkpoint(tmp_path) == made
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        *((name, content) for name in (*FILES, INDEX, "rng_state.pth", *SHARDS) for content in (None, "")),
-        (INDEX, '{"weight_map": {"a": '),
-        *((STATE, content) for content in ('{"global_step": 4, "log_hist', "[]", "{}", '{"global_step": 3}')),
-    ],
-)
-def test_one_with_a_file_that_is_missing_empty_or_broken_is_deleted(
-    tmp_path: Path, name: str, content: str | None, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", [*FILES, INDEX, "rng_state.pth", *SHARDS])
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "random"])
+def test_one_with_a_damaged_file_is_deleted(
+    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, INDEX)
-    (broken / name).unlink() if content is None else (broken / name).write_text(content)
+    content = (broken / name).read_bytes()
+    (broken / name).write_bytes(
+        {"half": content[: len(content) // 2], "random": bytes(reversed(range(256)))}.get(damage, b"")
+    )
+    if damage == "missing":
+        (broken / name).unlink()
     assert last_checkpoint(tmp_path) == whole
     assert not broken.exists()
-    assert "checkpoint-4 is incomplete" in caplog.text
+    assert "checkpoint-4 is damaged (" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"global_step": 3}'])
+def test_one_with_the_state_of_another_step_is_deleted(tmp_path: Path, content: str) -> None:
+    whole, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
+    (broken / STATE).write_text(content)
+    assert last_checkpoint(tmp_path) == whole
+    assert not broken.exists()

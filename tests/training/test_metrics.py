@@ -4,6 +4,7 @@ import json
 import resource
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.training.metrics import Curves, Meter, Totals, peak_memory_bytes
+from tometune.training.trainer import StepCallback
 
 PADDED = {
     "input_ids": torch.zeros(2, 5, dtype=torch.long),
@@ -92,6 +94,37 @@ def test_rewind_removes_lines_after_the_checkpoint_and_lines_cut_short(curves: C
         assert [path.name for path in curves.path.parent.iterdir()] == ["metrics.jsonl"]
         curves.rewind(0)
         assert lines(curves) == []
+
+
+def test_a_checkpoint_brings_back_lines_that_were_lost(curves: Curves, tmp_path: Path) -> None:
+    for step in range(1, 5):
+        curves.add({"loss": float(step)}, step)
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
+    curves.save(checkpoint)
+    for damage in (curves.path.unlink, lambda: curves.path.write_bytes(b"\xff\n")):
+        damage()
+        curves.rewind(3, checkpoint)
+        assert [line["step"] for line in lines(curves)] == [1, 2, 3]
+
+
+def test_skipped_steps_are_counted_and_too_many_stop_the_run(curves: Curves) -> None:
+    """As fp16's scaler skips them: the loss is finite, the norm of the gradients is not."""
+    callback, state, control = StepCallback(curves.meter), SimpleNamespace(max_steps=1000), SimpleNamespace()
+
+    def step(number: int, skipped: bool) -> None:
+        state.global_step = number
+        callback.on_step_end(None, state, control, optimizer=SimpleNamespace(step_was_skipped=skipped))
+
+    curves.add({"loss": 1.0, "grad_norm": float("nan")}, 1)
+    assert "grad_norm" not in lines(curves)[0]
+    for number in range(1, 201):
+        step(number, skipped=number <= 40 and number % 2 == 0)
+    assert curves.meter.totals.skipped_steps == 20
+    for number in range(201, 223):
+        step(number, skipped=True)
+    with pytest.raises(UserError, match=r"^model\.precision=fp16: 43 of 223 steps were skipped"):
+        step(223, skipped=True)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

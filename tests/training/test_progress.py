@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tometune.common.progress import StderrHandler
+from tometune.training.metrics import Meter
 from tometune.training.trainer import StepCallback
 
 
@@ -23,7 +24,7 @@ def test_log_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(sys, "stderr", terminal)
         log = logging.Logger("bar")
         log.addHandler(StderrHandler())
-        bar, state, control = StepCallback(), SimpleNamespace(max_steps=2, global_step=0), SimpleNamespace()
+        bar, state, control = StepCallback(Meter()), SimpleNamespace(max_steps=2, global_step=0), SimpleNamespace()
         bar.on_train_begin(None, state, control)
         shown = ""
         for state.global_step in (1, 2):
@@ -42,7 +43,7 @@ def test_log_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_there_is_no_bar_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    bar, state = StepCallback(), SimpleNamespace(max_steps=3, global_step=1)
+    bar, state = StepCallback(Meter()), SimpleNamespace(max_steps=3, global_step=1)
     control: Any = SimpleNamespace()
     for event in (bar.on_train_begin, bar.on_step_end, bar.on_train_end):
         event(None, state, control)

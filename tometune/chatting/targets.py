@@ -16,7 +16,7 @@ from tometune.config.root import Config
 from tometune.models import smollm2
 from tometune.models.source import ADAPTER, as_saved
 from tometune.runs.finished import as_trained, finished_record
-from tometune.runs.stored import run_folder, stored_config, with_command_line
+from tometune.runs.stored import run_folder, with_command_line
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +113,8 @@ def _gguf(key: str, name: str) -> Target:
 def _run(config: Config, key: str, name: str, with_base: bool = False) -> Target:
     """Return a finished run. A whole model (`lora=none`) needs its base only if that is asked for."""
     folder = run_folder(name, config.paths, key)
-    record = finished_record(folder)
-    stored = with_command_line(stored_config(folder), config)
+    record, own = finished_record(folder)
+    stored = with_command_line(own, config)
     run_id = record["run_id"]
     base = _checked_base(f"{key}={name}", stored.model, record) if stored.lora.enabled or with_base else None
     if stored.lora.enabled:

@@ -1,14 +1,21 @@
 """A cache of folders: each has a key of everything that made it, is built once, and is never there in part."""
 
 import json
+import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from tometune.common.files import disk_errors, temporary_path
+from tometune.common.integrity import changed_file, list_files
+
+log = logging.getLogger(__name__)
 
 
 def default_cache() -> Path:
@@ -18,11 +25,12 @@ def default_cache() -> Path:
 
 
 def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-    """Return the folder of this key, which is built first if it is not there.
+    """Return the folder of this key, which is built first if it is not there or a file of it is damaged.
 
     The folder is `<root>/<kind>/<hash of the key>`. The key holds everything that can change the content, as plain
     values, and is stored in the folder as config.json. `build` fills a folder with a temporary name, which is then
-    renamed. If two processes build it at once, the first to finish wins and both use its folder.
+    renamed. If two processes build it at once, the first to finish wins and both use its folder. files.json has the
+    digest of each file.
 
     Raises:
         UserError: the cache cannot be written to.
@@ -30,7 +38,9 @@ def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable
     """
     text = json.dumps(key, sort_keys=True, indent=2, ensure_ascii=False)
     final = root / kind / sha256(text.encode()).hexdigest()[:20]
-    if (final / "config.json").exists():
+    if final.exists():
+        remove_damaged(final)
+    if final.exists():
         return final
     with ExitStack() as stack:
         with disk_errors(root, "paths.cache"):
@@ -39,9 +49,28 @@ def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable
         with disk_errors(final.parent):
             build(temporary)
             (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
+            list_files(temporary)
         try:
             temporary.replace(final)
         except OSError:
-            if not (final / "config.json").exists():
+            if changed_file(final) is not None:
                 raise
     return final
+
+
+def remove_damaged(folder: Path) -> bool:
+    """Remove a cached folder of which a file is missing or changed, and return whether that was so.
+
+    Raises:
+        UserError: the folder cannot be removed.
+    """
+    if changed_file(folder) is None:
+        return False
+    lock = folder.parent / f".{folder.name}.lock"
+    with disk_errors(folder, "paths.cache"), FileLock(lock):
+        if (name := changed_file(folder)) is not None:  # another process may have built it again by now
+            log.warning("%s: %s is missing or damaged; making it again", folder, name)
+            if folder.exists():
+                shutil.rmtree(folder)
+        lock.unlink(missing_ok=True)
+    return True

@@ -120,6 +120,16 @@ def _lock(path: Path) -> int | None:
         return None
 
 
+def sync_folder(folder: Path) -> None:
+    """Bring the files of a folder to the disk: after a power cut, a renamed folder may otherwise hold empty files."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir():

@@ -24,7 +24,7 @@ from datasets import (
 )
 from filelock import FileLock
 
-from tometune.common.cache import cached_folder
+from tometune.common.cache import cached_folder, remove_damaged
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
 from tometune.data.encoder import Encoder, encode_rows, without_truncation
@@ -150,16 +150,13 @@ def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_leng
 def _load(folder: Path) -> Pieces:
     """Return the pieces in a folder; if two machines tokenised the same row, the first one is used.
 
-    A piece that cannot be read is deleted, so that its rows are made again.
+    A damaged piece is deleted, so that its rows are made again.
     """
     tables, indexes, length = [], [np.empty((0, len(INDEX)), dtype=np.int64)], 0
-    for piece in sorted(path.parent for path in folder.glob("[!.]*/config.json")):
-        try:
-            index, table = np.load(piece / "index.npy"), Dataset.from_file(str(piece / "rows.arrow"))
-        except (OSError, EOFError, ValueError, pa.ArrowException):
-            log.warning("%s: cannot be read; its rows are tokenised again", piece)
-            shutil.rmtree(piece, ignore_errors=True)
+    for piece in sorted(folder.glob("[!.]*/")):
+        if remove_damaged(piece):
             continue
+        index, table = np.load(piece / "index.npy"), Dataset.from_file(str(piece / "rows.arrow"))
         index[:, 1] += np.where(index[:, 1] >= 0, length, 0)
         tables.append(table)
         length += len(table)

@@ -52,9 +52,9 @@ def read_scores(path: Path) -> Scores:
             rows = [json.loads(line) for line in lines]
         return {row["id"]: row["scores"] for row in rows}
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; score the run again with python -m tometune.evaluate run=…") from None
+        raise UserError(f"{path}: no such file; repeat the command that scored it") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a file of scores; delete it and run the same command again") from None
+        raise UserError(f"{path}: not a file of scores; delete it and repeat the command that scored it") from None
 
 
 def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -100,7 +100,7 @@ def _load(folder: Path, task: str, stages: Sequence[str]) -> Columns:
     """
     loaded = [read_scores(folder / "eval" / stage / f"{task}.jsonl") for stage in stages]
     if any(list(scores) != list(loaded[0]) for scores in loaded):
-        raise UserError(f"{folder}/eval/*/{task}.jsonl: the examples differ; delete these and score the run again")
+        raise UserError(f"{folder}/eval/*/{task}.jsonl: the examples differ; delete them and score the run again")
     columns = next(iter(loaded[0].values()))
     return {column: [[example[column] for example in scores.values()] for scores in loaded] for column in columns}
 

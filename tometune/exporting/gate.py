@@ -12,6 +12,9 @@ import numpy as np
 
 from tometune.config.export import FROM_4_BITS, ExportConfig
 from tometune.evaluation.metrics import score
+from tometune.evaluation.statistics import paired_difference
+
+RESAMPLES = 2_000  # of the examples, for the interval of a change
 
 Check = tuple[dict[str, Any], list[str]]
 """Measurements, and the problems they show, each in one line."""
@@ -158,20 +161,25 @@ def divergence(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.
 
 
 def _rouge(engine: Engine, kind: str, reference: Reference, limits: ExportConfig) -> Check:
-    """Score the export's answers to the run's own examples in the same way as the run was scored."""
+    """Score the export's answers to the run's own examples in the same way as the run was scored.
+
+    An export fails if the 95 % interval of the change lies beyond the limit as a whole: with few examples, one other
+    answer moves the mean further than that.
+    """
     examples = reference.examples
     answers = engine.answer([one.ids for one in examples], [one.max_new_tokens for one in examples])
     stored, references = [one.prediction for one in examples], [one.references for one in examples]
-    before, after = (
-        {name: round(fmean(values), 4) for name, values in score(["rouge"], texts, references).items()}
-        for texts in (stored, answers)
-    )
+    columns = [score(["rouge"], texts, references) for texts in (stored, answers)]
+    before, after = ({name: round(fmean(values), 4) for name, values in found.items()} for found in columns)
+    change = paired_difference([columns[0]["rougeL"]], [columns[1]["rougeL"]], RESAMPLES, 0.95)
+    low, high = change.low, change.high
     count, limit = len(answers), limits.max_rouge_change[kind]
     equal = sum(a == b for a, b in zip(stored, answers, strict=True))
     checks = {"examples": count, "same_answers": equal, "adapter": before, "export": after, "limit": limit}
-    if abs(after["rougeL"] - before["rougeL"]) <= limit:
+    checks["interval"] = [low, high]
+    if low is None or high is None or (low <= limit and high >= -limit):
         return checks, []
     return checks, [
         f"rouge: ROUGE-L is {after['rougeL']:.3f} on {count} examples and {before['rougeL']:.3f} for "
-        f"{reference.tuned}, more than {limit} apart (export.max_rouge_change.{kind})"
+        f"{reference.tuned}, a change of {low:+.3f} to {high:+.3f}, beyond {limit} (export.max_rouge_change.{kind})"
     ]

@@ -24,7 +24,8 @@ from tometune.models.adapter import load_adapter
 from tometune.models.load import load_model
 from tometune.models.machine import check_machine
 from tometune.models.source import locate, quantized
-from tometune.runs.finished import REPEAT, Finished
+from tometune.runs.finished import Finished
+from tometune.runs.run import DamageError
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class References:
                 new = task.max_new_tokens
                 by_task.append([Example(ids, new, row["references"], row["prediction"]) for ids, row in pairs])
             except (OSError, ValueError, KeyError, TypeError):
-                raise UserError(f"{path}: not a file of scores; delete it and {REPEAT}") from None
+                raise DamageError(path, "is not a file of scores") from None
         in_turn = [found for found in chain.from_iterable(zip_longest(*by_task)) if found is not None]
         return in_turn[: self.finished.config.export.examples]
 

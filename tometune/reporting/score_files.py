@@ -15,6 +15,7 @@ import numpy as np
 from tometune.common.errors import UserError
 from tometune.evaluation.statistics import Floats, resampled_means
 from tometune.reporting.sweep import SweepRun
+from tometune.runs.run import REPEAT
 
 ROUGE = ("rouge1", "rouge2", "rougeL")  # metrics of every run, and those of the published table
 TOLERANCE = 1e-9  # means closer than this are equal: sums in another order differ by less
@@ -148,7 +149,7 @@ def read_task(path: Path) -> dict[str, Example]:
     Raises:
         UserError: it is missing, has no examples, or a line is broken; names the line.
     """
-    fix = "delete it and run the same command again to score it again"
+    fix = f"{REPEAT} to score it again"
     metrics: list[str] = []
     found: dict[str, Example] = {}
     try:
@@ -164,7 +165,7 @@ def read_task(path: Path) -> dict[str, Example]:
                     raise ValueError(f"the id {identifier} occurs twice")
                 found[identifier] = Example(references, scores)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file, although the run is completed; score the run again") from None
+        raise UserError(f"{path}: no such file, although the run is completed; {fix}") from None
     except KeyError as error:
         raise UserError(f"{path}:{len(found) + 1}: has no {error}, which the report needs; {fix}") from None
     except (ValueError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,13 +11,26 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tometune.common.errors import UserError, did_you_mean
+from tometune.common.integrity import defect
 from tometune.config.root import Config
 from tometune.runs.identity import identity
-from tometune.runs.run import SCHEMA
-from tometune.runs.stored import stored_config
+from tometune.runs.integrity import score_problems
+from tometune.runs.run import REPEAT, SCHEMA, DamageError
+from tometune.runs.stored import config_of
 from tometune.runs.sweep_file import NAME, read_cells
 
 log = logging.getLogger(__name__)
+
+PARTS = ("base", "pool")
+
+CONTENT = {
+    "data.base": "content of data.base",
+    "data.pool": "content of data.pool",
+    "data.digest": "rows of the mix for one seed",
+    "model.dtype": "number format of the model",
+    "meaning": "version of tometune that made the run",
+}
+"""What can differ between runs of one config, and its name in notes."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,8 @@ class SweepRun:
     data: str
     rows: int
     record: dict[str, Any]  # its run.json
-    settings: dict[str, Any]  # all that can change the result except seeds, flat: `{"trainer.learning_rate": 2e-4, …}`
+    settings: dict[str, Any]  # all that can change the result except seeds, flat: `{"trainer.learning_rate": 2e-4, …}`;
+    # also `CONTENT`, in which runs of one config can differ
     streams: dict[str, int]  # seed of each stream: data, order, adapter, generation
 
 
@@ -91,9 +106,14 @@ def read_sweep(folder: Path) -> Sweep:
         elif isinstance(record, str):
             missing.append(_missing(folder, name, record, cell))
         else:
-            config, data = stored_config(folder / name), record["data"]
+            try:
+                config, data = config_of(folder / name, record), record["data"]
+            except DamageError as error:
+                missing.append(_missing(folder, name, f"{error.path.name} {error.problem}; {REPEAT}", cell))
+                continue
             names = record["model"]["name"], data["name"], data["rows"]
-            runs.append(SweepRun(name, folder / name, *names, record, _settings(config, record), asdict(config.seeds)))
+            settings = {**_settings(config, record), **_content(folder / name, record)}
+            runs.append(SweepRun(name, folder / name, *names, record, settings, asdict(config.seeds)))
     missing.sort(key=lambda cell: cell.run_id)
     if not runs:
         raise UserError(
@@ -108,10 +128,14 @@ def read_sweep(folder: Path) -> Sweep:
 def _read_record(folder: Path) -> dict[str, Any] | str:
     """Return the content of run.json if the run is completed and scored, else the reason why it is not."""
     path = folder / "run.json"
+    if not path.exists():
+        return "interrupted before run.json was written"
     try:
+        if (problem := defect(path)) is not None:
+            raise ValueError(problem)
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
-            raise ValueError("not an object")
+            raise ValueError("is not an object")
         status = record.get("status")
         if record.get("schema") != SCHEMA:
             return record
@@ -120,15 +144,14 @@ def _read_record(folder: Path) -> dict[str, Any] | str:
         if status != "completed":
             return "running or interrupted" if status == "running" else f"status {status}"
         _ = record["model"]["name"], record["data"]["name"], record["data"]["rows"], int(record["seed"])
-        return record if "tuned" in record["eval"] else "completed without scores"
-    except FileNotFoundError:
-        return "interrupted before run.json was written"
+        if "tuned" not in record["eval"]:
+            return "completed without scores"
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        log.warning("%s: is broken (%s), so the run is left out", path, reason)
-        return (
-            f"run.json is broken ({reason}); delete it and start the sweep again; the run resumes from its checkpoint"
-        )
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        log.warning("%s: %s, so the run is left out", path, reason)
+        return f"run.json {reason}; {REPEAT}"
+    damaged = [f"{name} {problem}" for name, problem in score_problems(folder, record) if name.endswith(".jsonl")]
+    return f"{damaged[0]}; {REPEAT}" if damaged else record
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,8 +160,28 @@ def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("meaning", "inputs", "seeds"):
         del groups[name]
     groups["lora"].pop("enabled", None)
-    loaded = {f"model.{key}": record["model"].get(key) for key in ("id", "revision", "backend", "quantization")}
+    del groups["model"]["precision"]  # `auto` is another one on another machine
+    keys = ("id", "revision", "backend", "quantization", "dtype")
+    loaded = {f"model.{key}": record["model"].get(key) for key in keys}
     return {**_flat(groups), "lora": "adapter" if config.lora.enabled else "full", **loaded}
+
+
+def _content(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies the data that a run read, shortened, and the version that made the run.
+
+    Records of older versions do not name the data; their mix.json does.
+    """
+    inputs = record.get("inputs")
+    if inputs is None:
+        try:
+            mix = json.loads((folder / "mix.json").read_text(encoding="utf-8"))
+            # Its fingerprints are those of standardised sources, which end in the format and a version.
+            inputs = {f"data.{name}": mix[name]["fingerprint"].rsplit("/", 2)[0] for name in mix if name in PARTS}
+        except (OSError, ValueError, KeyError, TypeError):
+            inputs = {}
+    data = {key: str(inputs[key]) for key in (f"data.{name}" for name in PARTS) if key in inputs}
+    short = {key: re.sub(r"\b([0-9a-f]{8})[0-9a-f]{12,}\b", r"\1", value) for key, value in data.items()}
+    return {**short, "meaning": record.get("meaning", "4 or older")}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

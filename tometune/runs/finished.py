@@ -1,13 +1,12 @@
-"""Finished runs: the record, the files that training left behind, and the base model that an adapter needs."""
+"""Finished runs: whether they are whole, what is made again if not, and the base model that an adapter needs."""
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from tometune.common.errors import UserError
 from tometune.common.hub import is_commit
@@ -15,51 +14,73 @@ from tometune.config.export import ExportConfig, listed
 from tometune.config.model import FOUR_BITS, ModelConfig, Precision, Quantization, Weights
 from tometune.config.root import Config
 from tometune.models.source import ADAPTER, WHOLE, as_saved, fingerprint, quantized
-from tometune.runs.run import read_record
-from tometune.runs.stored import run_folder, stored_config
+from tometune.runs.integrity import (
+    CURVES,
+    check,
+    check_trained,
+    curve_problems,
+    mix_problems,
+    score_problems,
+    trained_problems,
+)
+from tometune.runs.run import REPEAT, DamageError, Run, read_record
+from tometune.runs.stored import config_of, run_folder
 
-REPEAT = "repeat the command that made this run"  # fixes files that are missing or broken
+log = logging.getLogger(__name__)
 
 
-def finished_record(folder: Path) -> dict[str, Any]:
-    """Return run.json of a run whose training and scoring are done and whose files are complete, or raise UserError."""
+def finished_record(folder: Path) -> tuple[dict[str, Any], Config]:
+    """Return run.json and the config of a run whose training and scoring are done and whose weights are whole.
+
+    Raises:
+        DamageError: a file is missing or damaged.
+        UserError: there is no such run, or it is not finished.
+    """
     record = read_record(folder)
     if record["status"] != "completed":
         raise UserError(f"{folder}: not finished (status {record['status']}); {REPEAT} to resume it")
-    check_trained(folder, adapter=stored_config(folder).lora.enabled)
-    return record
+    config = config_of(folder, record)
+    check_trained(folder, adapter=config.lora.enabled)
+    return record, config
 
 
-def check_trained(run: Path, adapter: bool) -> None:
-    """Raise UserError unless the adapter of a run, or its whole model (`lora=none`), is complete."""
-    folder = run / (ADAPTER if adapter else WHOLE)
-    weights = ["adapter_model.safetensors"] if adapter else _shards(folder)
-    tensors: set[str] = set()
-    for name in [*(["adapter_config.json"] if adapter else ["config.json", "tokenizer_config.json"]), *weights]:
-        path = folder / name
-        if not path.is_file():
-            pickled = path.with_suffix(".bin").exists()
-            why = "holds its weights as a pickle, which can run code when it is read" if pickled else f"holds no {name}"
-            raise UserError(f"{folder}: {why}; {REPEAT}")
-        if name in weights:
-            try:
-                with safe_open(path, framework="np") as file:
-                    tensors.update(file.keys())
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path}: broken or truncated ({error}); {REPEAT}") from None
-    if adapter and not any(".lora_A." in name for name in tensors):
-        raise UserError(f"{folder / weights[0]}: holds no LoRA weights; {REPEAT}")
+def damage(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is missing or damaged of a trained run, by file; files of scores only if it has been scored."""
+    lacking = [key for key in ("config_hash", "seed", "model", "data", "train", "eval") if record.get(key) is None]
+    if lacking:
+        return {"run.json": f"lacks {lacking[0]}"} if record.get("status") == "completed" else {}
+    adapter = record["train"].get("kind") != "full"
+    found = dict([*curve_problems(folder, record), *trained_problems(folder, adapter)])
+    if record["status"] == "completed":
+        try:
+            config_of(folder, record)
+        except DamageError as error:
+            found["config.yaml"] = error.problem
+        found |= dict(mix_problems(folder))
+        if "tuned" not in record["eval"]:
+            found["run.json"] = "lacks the scores of the tuned model"
+        found |= dict(score_problems(folder, record))
+    return found
 
 
-def _shards(folder: Path) -> Sequence[str]:
-    """Return the names of the weight files of a whole model."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return ["model.safetensors"]
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError):
-        raise UserError(f"{index}: not an index of weight files; {REPEAT}") from None
+def reopen(run: Run) -> None:
+    """Prepare a run of which something is missing or damaged to be made again from what is left.
+
+    Its training is forgotten if its files are damaged: it is resumed from the last whole checkpoint, else repeated. So
+    are the scores of a stage, whose whole files the scoring finds.
+    """
+    found = damage(run.folder, run.record)
+    if not found:
+        return
+    names = ", ".join(f"{name} {problem}" for name, problem in found.items())
+    log.warning("%s: %s; making it again from what is left", run.folder, names)
+    if "run.json" in found:
+        run.record = {}
+        return
+    if any(name == CURVES or name.startswith((f"{ADAPTER}/", f"{WHOLE}/")) for name in found):
+        run.record["train"] = None
+    lost = {name.split("/")[1] for name in found if name.startswith("eval/")}
+    run.record["eval"] = {stage: scores for stage, scores in run.record["eval"].items() if stage not in lost}
 
 
 @dataclass(frozen=True)
@@ -111,13 +132,10 @@ def find_finished(config: Config) -> Finished:
     if config.run is None:
         raise UserError("run: missing; name a finished run, e.g. run=outputs/<run_id>")
     folder = run_folder(config.run, config.paths)
-    record = finished_record(folder)
-    stored = replace(stored_config(folder), paths=config.paths, export=config.export)
-    for task in stored.eval.tasks:
-        answers = folder / "eval" / "tuned" / f"{task}.jsonl"
-        if not answers.is_file() or not answers.stat().st_size:
-            fix = f"score the run again: python -m tometune.evaluate run={folder}"
-            raise UserError(f"{answers}: missing or empty; {fix}")
+    record, own = finished_record(folder)
+    check(folder, score_problems(folder, record, ["tuned"]))
+    check(folder, mix_problems(folder))
+    stored = replace(own, paths=config.paths, export=config.export)
     model = as_trained(stored.model, record)
     if not stored.lora.enabled:
         name, base = folder.name, config.export.base

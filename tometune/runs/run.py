@@ -1,6 +1,7 @@
 """The folder of a run and its record, run.json."""
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -17,17 +18,32 @@ from omegaconf import OmegaConf
 from tometune.common.distributed import is_first
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_json, write_text
+from tometune.common.integrity import defect
 from tometune.common.progress import log_file
 from tometune.config.root import Config
 from tometune.runs.identity import MEANING, content_hash, identity, plain
 
+log = logging.getLogger(__name__)
+
 SCHEMA = 1  # version of run.json's layout
+REPEAT = "repeat the command that made this run (python -m tometune.train …)"  # remakes what is missing or damaged
 HASH_LETTERS = 8  # letters of the identity's hash in a run's id
 
 
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class DamageError(UserError):
+    """A file of a run is missing or damaged, which repeating the command that made the run repairs."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}; {REPEAT}")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a launcher's worker sends it
+        return type(self), (self.path, self.problem)
 
 
 @dataclass
@@ -37,25 +53,25 @@ class Run:
     id: str  # `<model>-<data>-s<seed>-<hash8>`
     folder: Path
     config_hash: str  # full hash of `identity()`
-    record: dict[str, Any]  # the content of run.json; empty for a new run
+    record: dict[str, Any]  # the content of run.json; empty for a new run, or if it is damaged
+    inputs: dict[str, str]  # fingerprint of each input, see `RunInputs`
 
     @classmethod
     def find(cls, config: Config, fingerprints: Mapping[str, str]) -> "Run":
         """Name the run of a config and read its record if there is one; UserError if another config has its folder."""
         run_id, digest = name_of(config, fingerprints)
         folder = runs_folder(config) / run_id
-        record = read_record(folder) if (folder / "run.json").exists() else {}
+        record = _record_to_continue(folder)
         if record and record["config_hash"] != digest:
             raise UserError(
                 f"{folder}: belongs to another config (hash {record['config_hash'][:8]}, this one is {digest[:8]}); "
                 "move it away or set paths.outputs to another folder"
             )
-        return cls(run_id, folder, digest, record)
+        return cls(run_id, folder, digest, record, dict(fingerprints))
 
     def reload(self) -> None:
         """Read the record again, since another process may have changed it."""
-        if (self.folder / "run.json").exists():
-            self.record = read_record(self.folder)
+        self.record = _record_to_continue(self.folder) or self.record
 
     @property
     def completed(self) -> bool:
@@ -63,9 +79,7 @@ class Run:
 
     def check_writable(self) -> None:
         """Raise UserError if the run's folder cannot be made or written, before anything slow is done."""
-        nearest = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"{nearest}: cannot be written to; set paths.outputs to a writable folder")
+        check_writable(self.folder, "set paths.outputs to a writable folder")
 
     @contextmanager
     def recording(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[None]:
@@ -80,7 +94,7 @@ class Run:
         """
         before = self.record
         attempt = {"attempts": before.get("attempts", 0) + 1, "train": before.get("train")}
-        made_by = {"meaning": MEANING, "config_hash": self.config_hash, "seed": config.seed}
+        made_by = {"meaning": MEANING, "config_hash": self.config_hash, "inputs": self.inputs, "seed": config.seed}
         self.record = new_record(self.id, {**made_by, **facts, **attempt}, before)
         if not is_first():
             yield
@@ -149,17 +163,41 @@ def runs_folder(config: Config) -> Path:
 
 
 def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
-    """Read run.json, or another file with the same layout; UserError if it is missing, broken or of another schema."""
+    """Read run.json, or another file with the same layout.
+
+    Raises:
+        DamageError: it is missing from a run's folder, or damaged.
+        UserError: the folder is not that of a run, or the file has another schema.
+    """
     path = folder / name
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: holds no {name}; name a run folder, e.g. run=outputs/<run_id>") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); delete it and the run goes on from its checkpoint") from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise UserError(f"{path}: not of schema {SCHEMA}; it was written by another version of tometune")
+    if not path.exists() and not (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: holds no {name}; name a run folder, e.g. run=outputs/<run_id>")
+    if (problem := defect(path)) is not None:
+        raise DamageError(path, problem)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or "schema" not in record:
+        raise DamageError(path, "is not a record")
+    if record["schema"] != SCHEMA:
+        raise UserError(f"{path}: not of schema {SCHEMA}, so another version of tometune wrote it; move it away")
     return record
+
+
+def _record_to_continue(folder: Path) -> dict[str, Any]:
+    """Return the record of a run; an empty one if there is none, or a damaged one: the run finds its other files."""
+    if not (folder / "run.json").exists():
+        return {}
+    try:
+        return read_record(folder)
+    except DamageError as error:
+        log.warning("%s: %s; it is written again", error.path, error.problem)
+        return {}
+
+
+def check_writable(folder: Path, fix: str) -> None:
+    """Raise UserError with the fix if a folder cannot be made or written, before anything slow is done."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{nearest}: cannot be written to; {fix}")
 
 
 PACKAGES = (

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,22 @@ from yaml import YAMLError
 
 from tometune.common.errors import UserError
 from tometune.common.files import write_json, write_text
+from tometune.config.model import Precision
 from tometune.config.root import Config, PathsConfig, typed
 from tometune.models.source import ADAPTER, WHOLE
 from tometune.runs.identity import MEANING, content_hash, content_of, identity, model_content, plain
 from tometune.runs.inputs import evaluation_fingerprints
-from tometune.runs.run import HASH_LETTERS, new_record, now, read_record, runs_folder
+from tometune.runs.integrity import check, score_problems, trained_problems
+from tometune.runs.run import (
+    HASH_LETTERS,
+    REPEAT,
+    DamageError,
+    check_writable,
+    new_record,
+    now,
+    read_record,
+    runs_folder,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +56,7 @@ def stored_config(folder: Path) -> Config:
     Settings that this version lacks are ignored with one warning; settings that the file lacks take their defaults.
 
     Raises:
-        UserError: config.yaml is missing or broken, or holds a value that its setting cannot take.
+        DamageError: config.yaml is missing or broken, or holds a value that its setting cannot take.
     """
     path = folder / "config.yaml"
     unknown: list[str] = []
@@ -63,16 +74,30 @@ def stored_config(folder: Path) -> Config:
                 (OmegaConf.select(loaded, group) if group else loaded).pop(name)
                 unknown.append(str(error.full_key))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; name a run folder, e.g. run=outputs/<run_id>") from None
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be read as a config ({reason}); repeat the command that made this run"
-        ) from None
+        raise DamageError(path, "is missing") from None
+    except (OSError, OmegaConfBaseException, YAMLError, UnicodeDecodeError, AssertionError) as error:
+        reason = " ".join(str(error).split("\n")[0].split()) or "is empty"
+        raise DamageError(path, f"cannot be read as a config ({reason})") from None
     keys = ", ".join(unknown)
     if unknown and keys not in _warned:  # once per process: a sweep has many runs of the same version
         _warned.add(keys)
         log.warning("%s: ignoring settings that this version does not have: %s", path, keys)
+    return config
+
+
+def config_of(folder: Path, record: Mapping[str, Any]) -> Config:
+    """Return the config of a run, given its record, by whose hash half a file is noticed: it is valid YAML.
+
+    Raises:
+        DamageError: like `stored_config`, or the config is not that of the record.
+    """
+    config = stored_config(folder)
+    if record.get("meaning") == MEANING and "inputs" in record:
+        precisions = [config.model.precision, Precision.bf16, Precision.fp16, Precision.fp32]  # auto on other machines
+        models = [replace(config.model, precision=precision) for precision in precisions]
+        identities = (identity(replace(config, model=model), record["inputs"]) for model in models)
+        if all(content_hash(each) != record["config_hash"] for each in identities):
+            raise DamageError(folder / "config.yaml", "is not the config of this run")
     return config
 
 
@@ -184,13 +209,16 @@ def find_subject(config: Config) -> Subject:
         return _separate(name, Path(config.paths.outputs).expanduser() / name, config, None)
     folder = run_folder(config.run, config.paths)
     record = read_record(folder)
-    stored = stored_config(folder)
-    what, file = ("adapter", "adapter/adapter_config.json") if stored.lora.enabled else (WHOLE, f"{WHOLE}/config.json")
-    if not (folder / file).exists():
-        raise UserError(f"{folder}: holds no {what} (status {record['status']}); finish its training first")
+    stored = config_of(folder, record)
+    if record["status"] != "completed" and not (folder / (ADAPTER if stored.lora.enabled else WHOLE)).exists():
+        raise UserError(f"{folder}: not trained yet (status {record['status']}); {REPEAT} to resume it")
+    check(folder, trained_problems(folder, stored.lora.enabled))
+    check_writable(folder, "make it writable: the scores are kept in the run's folder")
     wanted = with_command_line(stored, config)
     digest = _digest(wanted)
     if digest == _digest(stored):
+        if not wanted.eval.base:  # the table shows these scores, too
+            check(folder, score_problems(folder, record, ["base"]))
         return Subject(record["run_id"], folder, folder / "run.json", wanted, folder, record)
     name = f"{wanted.eval.name}-{digest[:8]}"
     return _separate(f"{record['run_id']}-{name}", folder / "evaluations" / name, wanted, folder)
@@ -198,8 +226,14 @@ def find_subject(config: Config) -> Subject:
 
 def _separate(name: str, folder: Path, config: Config, run: Path | None) -> Subject:
     """Return a subject whose scores have a folder of their own."""
-    file = folder / SEPARATE
-    record = read_record(folder, file.name) if file.exists() else {}
+    file, record = folder / SEPARATE, dict[str, Any]()
+    if file.exists():
+        try:
+            record = read_record(folder, file.name)
+            check(folder, score_problems(folder, record))
+        except DamageError as error:
+            log.warning("%s: %s; scoring again", error.path, error.problem)
+            record = {}
     return Subject(name, folder, file, config, run, record)
 
 

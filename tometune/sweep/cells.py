@@ -16,12 +16,14 @@ from tometune.common.errors import UserError, one_line
 from tometune.common.files import disk_errors, write_json
 from tometune.config.jobs import Job
 from tometune.config.root import Config
+from tometune.runs.finished import damage
 from tometune.runs.inputs import fingerprints
 from tometune.runs.lock import owner_of
-from tometune.runs.run import name_of, read_record, runs_folder
+from tometune.runs.run import DamageError, name_of, read_record, runs_folder
 from tometune.runs.sweep_file import NAME, SCHEMA, Cell, read_cells
 
 LOCK = ".sweep.lock"
+AGAIN = "run the same command again to resume"
 
 
 class State(StrEnum):
@@ -70,8 +72,11 @@ def cells_of(jobs: Iterable[Job]) -> dict[Path, list[Cell]]:
     return found
 
 
-def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
+def list_cells(folder: Path, cells: Sequence[Cell], all_of_command: bool = False) -> None:
     """Add cells to sweep.json; the error of an earlier attempt is removed unless the cell has a new one.
+
+    If they are all cells of a command, cells of other commands that have no run id, because a value or an input was
+    wrong, are removed: the command line may have been corrected.
 
     Raises:
         UserError: sweep.json is broken, or the folder cannot be written to.
@@ -80,7 +85,8 @@ def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK):
             listed = read_cells(folder)
-            merged = _merged(listed, cells)
+            kept = [cell for cell in listed if cell.run_id or not all_of_command]
+            merged = _merged(kept, cells)
             if merged != listed or not (folder / NAME).exists():
                 write_json(folder / NAME, {"schema": SCHEMA, "cells": [cell.listed() for cell in merged]})
 
@@ -112,12 +118,15 @@ def status_of(folder: Path, cell: Cell) -> Status:
         return Status(cell, State.failed if cell.error else State.not_started, cell.error or "", wrong)
     try:
         record = read_record(run)
+    except DamageError as error:
+        return Status(cell, State.interrupted, f"{error.path.name} {error.problem}; {AGAIN}")
     except UserError as error:
         return Status(cell, State.failed, str(error), wrong_input=True)
     if record.get("status") == "completed":
-        return Status(cell, State.completed)
+        damaged = [f"{name} {problem}" for name, problem in damage(run, record).items()]
+        return Status(cell, State.interrupted, f"{damaged[0]}; {AGAIN}") if damaged else Status(cell, State.completed)
     if cell.error:  # the last attempt failed before it could update the record of an earlier one
         return Status(cell, State.failed, cell.error, wrong)
     if record.get("status") == "failed":
         return Status(cell, State.failed, str(record.get("error", "")))
-    return Status(cell, State.interrupted, f"in attempt {record.get('attempts')}; run the same command again to resume")
+    return Status(cell, State.interrupted, f"in attempt {record.get('attempts')}; {AGAIN}")

@@ -6,15 +6,19 @@ See https://docs.wandb.ai/models/ref/python/functions/init and https://docs.wand
 """
 
 import contextlib
+import json
 import logging
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tometune.common.errors import UserError
+from tometune.common.signals import Stopped
 from tometune.config.tracking import TrackingConfig, TrackingMode
 from tometune.tracking.tracker import RunLabels, RunTracker, described, program, sanitise
 
@@ -25,6 +29,7 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 import wandb
 from pydantic import ValidationError
 from wandb.errors import AuthenticationError, CommError, UsageError
+from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 log = logging.getLogger(__name__)
@@ -56,11 +61,15 @@ class WandbTracker(RunTracker):
         except BaseException:
             self._release()
             raise
+        # W&B would report each library that is imported, and raise in the import once its service is gone.
+        unregister_all_post_import_hooks()
         self.step = self._run.step  # past the last step if the server knew the run
         if labels.replaces:  # uploaded after this one, an earlier attempt would replace it
             for folder in self._unsynced():
                 if folder != Path(self._run.settings.sync_dir):
                     shutil.rmtree(folder)
+        # What a killed attempt wrote last never reached the server or its folder.
+        self.next_step = self._run.step if self.mode == "online" else self._next_offline()
         if self.mode == "offline":
             sync = self.describe()["sync"]
             log.log(level, "W&B is offline (%s); to upload the run later: %s", self.reason or "as configured", sync)
@@ -69,7 +78,7 @@ class WandbTracker(RunTracker):
         """Switch to offline mode after a failed start."""
         server, timeout = wandb.setup().settings.base_url, quiet_settings().init_timeout
         reason = f"{server} did not accept the run within {timeout:g} s: {described(error)}"
-        wandb.teardown()  # otherwise the service still holds the run id
+        teardown()  # otherwise the service still holds the run id
         for failed in self.labels.folder.glob("wandb/run-*"):
             shutil.rmtree(failed)
         self.mode, self.reason = _offline(self.config.mode, reason)
@@ -93,7 +102,9 @@ class WandbTracker(RunTracker):
         )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        self.step = max(self.step, step)
+        if step < self.next_step:
+            return
+        self.step, self.next_step = max(self.step, step), step + 1
         self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
@@ -121,7 +132,7 @@ class WandbTracker(RunTracker):
 
     def _release(self) -> None:
         with contextlib.suppress(*self.CONNECTION_ERRORS):
-            wandb.teardown()
+            teardown()
         if self._own_data_dir:
             os.environ.pop("WANDB_DATA_DIR", None)
 
@@ -141,10 +152,26 @@ class WandbTracker(RunTracker):
     def sync_command(self) -> str:
         return _sync(self._run.settings.sync_dir)
 
+    def _offline(self) -> list[Path]:
+        """Return the offline folders of all attempts."""
+        return sorted(self.labels.folder.glob(f"wandb/offline-run-*-{self.id}"))
+
     def _unsynced(self) -> list[Path]:
-        """Return the offline folders of all attempts that no `wandb sync` has marked as uploaded."""
-        folders = sorted(self.labels.folder.glob(f"wandb/offline-run-*-{self.id}"))
-        return [folder for folder in folders if not any(folder.glob("*.wandb.synced"))]
+        """Return the offline folders that no `wandb sync` has marked as uploaded."""
+        return [folder for folder in self._offline() if not any(folder.glob("*.wandb.synced"))]
+
+    def _next_offline(self) -> int:
+        """Return the step after the last one in the folders of earlier attempts, which W&B's own reader names."""
+        steps = [-1]
+        for folder in self._offline():
+            if folder != Path(self._run.settings.sync_dir):
+                command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(folder)]
+                try:
+                    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)  # noqa: S603
+                    steps.append(json.loads(done.stdout).get("step") or 0)
+                except (OSError, subprocess.SubprocessError, ValueError) as error:
+                    log.debug("%s cannot be read: %s", folder, error)
+        return 1 + max(steps)
 
 
 TRACKER = WandbTracker
@@ -158,7 +185,17 @@ def check(config: TrackingConfig) -> None:
             wandb.Settings(**names, run_tags=tuple(config.tags))
             choose_mode(config.mode)
     finally:
+        teardown()
+
+
+def teardown() -> None:
+    """End W&B's service. If that has crashed, W&B would end this process with its exit status."""
+    try:
         wandb.teardown()
+    except Stopped:
+        raise
+    except SystemExit as error:
+        log.debug("W&B's service ended with status %s", error.code)
 
 
 def choose_mode(wanted: TrackingMode) -> tuple[str, str | None]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tometune.common.errors import UserError
-from tometune.common.files import disk_errors, temporary_path
-from tometune.training.metrics import METER
+from tometune.common.files import disk_errors, sync_folder, temporary_path
+from tometune.common.integrity import defect
+from tometune.training.metrics import CURVES, METER
 from tometune.training.steps import checkpoints_kept, state_bytes, steps_of
 
 if TYPE_CHECKING:
@@ -26,18 +27,23 @@ SHARD = "5GB"
 STATE = "trainer_state.json"
 """Written last by transformers' Trainer, so it marks a checkpoint as complete."""
 
+SAVING = ".saving"
+"""Folder next to the checkpoints in which the next one is written; a kill leaves it behind."""
+
 FILES = ("optimizer.pt", "scheduler.pt", METER, STATE)
+OPTIONAL = ("scaler.pt", "adapter_config.json", "config.json", CURVES)
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 """One of them: an adapter, a whole model, or the index of one in several files."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint; newer ones are deleted, whose files a kill left missing or truncated."""
+    """Return the newest whole checkpoint; newer ones, of which a file is missing or damaged, are deleted."""
+    shutil.rmtree(folder / SAVING, ignore_errors=True)
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(found, key=step_of, reverse=True):
-        if _is_complete(checkpoint):
+        if (problem := problem_of(checkpoint)) is None:
             return checkpoint
-        log.warning("%s is incomplete (interrupted while saving); deleted", checkpoint.name)
+        log.warning("%s is damaged (%s); deleted", checkpoint, problem)
         shutil.rmtree(checkpoint)
     return None
 
@@ -47,21 +53,23 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    """Tell whether every file exists, and those that list others or are written last can be read."""
-    weights = [checkpoint / name for name in WEIGHTS if (checkpoint / name).exists()]
-    generators = list(checkpoint.glob("rng_state*.pth"))
-    try:
-        if (index := checkpoint / WEIGHTS[-1]) in weights:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            weights += [checkpoint / name for name in set(names)]
-        step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    files = [*(checkpoint / name for name in FILES), *weights, *generators]
-    # Unlike a kill, a power cut can leave files without their content.
-    whole = all(file.is_file() and file.stat().st_size for file in files)
-    return whole and bool(weights and generators) and step == step_of(checkpoint)
+def problem_of(checkpoint: Path) -> str | None:
+    """Return what is wrong with the first damaged file among those that resuming reads, or None."""
+    weights = [name for name in WEIGHTS if (checkpoint / name).exists()]
+    generators = [path.name for path in checkpoint.glob("rng_state*.pth")]
+    optional = [name for name in OPTIONAL if (checkpoint / name).exists()]
+    if (index := WEIGHTS[-1]) in weights and defect(checkpoint / index) is None:
+        try:
+            shards = json.loads((checkpoint / index).read_text(encoding="utf-8"))["weight_map"].values()
+            weights += sorted(set(shards))
+        except (KeyError, TypeError, AttributeError):
+            return f"{index} lists no weights"
+    for name in (*FILES, *(weights or WEIGHTS[:1]), *(generators or ["rng_state.pth"]), *optional):
+        if (problem := defect(checkpoint / name)) is not None:
+            return f"{name} {problem}"
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    same = isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)
+    return None if same else f"{STATE} is that of another step"
 
 
 def check_disk(training: "Training", weights: int, embeddings: int) -> None:
@@ -124,5 +132,7 @@ def _complete_folder(folder: Path) -> Iterator[Path]:
         mode = next(temporary.glob("*.json")).stat().st_mode
         for weights in temporary.glob("*.safetensors"):
             weights.chmod(mode)  # safetensors makes files that only their owner can read
+        with disk_errors(folder):
+            sync_folder(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)

@@ -4,9 +4,11 @@ import json
 import logging
 import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,12 @@ log = logging.getLogger(__name__)
 
 METER = "meter.json"
 """File of a checkpoint with the totals of the meter."""
+
+CURVES = "metrics.jsonl"
+"""File of a run, and of a checkpoint with the lines up to its step."""
+
+SKIPPED_MOST, SKIPPED_SHARE = 20, 0.1
+"""A training stops after this many skipped steps and this share of all steps."""
 
 OnLog = Callable[[dict[str, float], int], None]
 """Called with the metrics and the optimiser step."""
@@ -42,6 +50,9 @@ class Totals:
 
     trained_tokens: int = 0
     """Tokens with a label."""
+
+    skipped_steps: int = 0
+    """Steps of fp16 that changed nothing, because a gradient was not finite."""
 
 
 class Meter:
@@ -76,16 +87,34 @@ class Meter:
         self._pending.clear()
         return self._totals
 
-    def count(self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0) -> None:
-        """Count one batch, [rows, length], without waiting for the GPU; `sum_over` adds the counts of all processes.
+    def count(
+        self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0
+    ) -> torch.Tensor:
+        """Count one batch, [rows, length], without waiting for the GPU, and return its tokens with a label.
 
-        `padded` are the tokens including padding, if more are added after the collator.
+        `sum_over` adds the counts of all processes. `padded` are the tokens including padding, if more are added after
+        the collator.
         """
         labels, given = inputs["labels"], inputs["input_ids"].numel()
         # Made on the device of the labels: copying a number to a GPU waits until all its pending work is done.
         real = inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.new_full((), given)
         counts = [real, labels.new_full((), padded or given), (labels != IGNORE).sum()]
         self._pending.append(sum_over(torch.stack(counts)))
+        return self._pending[-1][2]
+
+    def skip(self, step: int) -> None:
+        """Count a step that fp16's scaler skipped. A few are normal, most at the start, while it finds its scale.
+
+        Raises:
+            UserError: they are too many.
+        """
+        self._totals.skipped_steps += 1
+        if self._totals.skipped_steps > SKIPPED_MOST + SKIPPED_SHARE * step:
+            raise UserError(
+                f"model.precision=fp16: {self._totals.skipped_steps} of {step} steps were skipped, because their "
+                "gradients were not finite; set model.precision=fp32 (or bf16, if the GPU has it), or lower "
+                "trainer.learning_rate"
+            )
 
     def rates(self) -> dict[str, float]:
         """Return tokens per second since the last call, without and with padding, and the peak memory in GB."""
@@ -114,6 +143,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def replay(path: Path, on_log: OnLog) -> None:
+    """Pass the lines of metrics.jsonl on again after a kill; a tracker skips the steps that it has."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(ValueError, KeyError, AttributeError):  # a broken line
+            metrics = json.loads(line)
+            step = metrics.pop("step")
+            on_log({f"train/{key}": value for key, value in metrics.items()}, step)
+
+
 class Curves:
     """Adds throughput to the trainer's logs and passes them on to `metrics.jsonl`, the log and the tracker."""
 
@@ -121,9 +159,19 @@ class Curves:
         self.path, self.meter, self.on_log = path, meter, on_log
         self.last_loss: float | None = None
 
-    def rewind(self, step: int) -> None:
-        """Remove lines after the step of a checkpoint; these steps will be repeated."""
-        if not self.path.exists():
+    def save(self, checkpoint: Path) -> None:
+        """Store the lines so far in a checkpoint."""
+        if self.path.exists():
+            shutil.copyfile(self.path, checkpoint / CURVES)
+
+    def rewind(self, step: int, checkpoint: Path | None = None) -> None:
+        """Return to the lines of a checkpoint, or remove those after its step, and pass them on again.
+
+        The steps after it will be repeated.
+        """
+        source = checkpoint / CURVES if checkpoint is not None else self.path
+        source = source if source.exists() else self.path  # older checkpoints hold no lines
+        if not self.path.exists() and not source.exists():
             return
 
         def step_of(line: str) -> float:
@@ -132,10 +180,12 @@ class Curves:
             except (ValueError, KeyError, TypeError):  # a kill cut the line short
                 return math.inf
 
-        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if step_of(line) <= step]
+        text = source.read_text(encoding="utf-8", errors="replace") if step else ""
+        lines = [line for line in text.splitlines() if step_of(line) <= step]
         write_text(self.path, "".join(f"{line}\n" for line in lines))  # atomic: a kill must not lose earlier lines
         if lines:
             self.last_loss = json.loads(lines[-1])["loss"]
+        replay(self.path, self.on_log)
 
     def add(self, logs: dict[str, Any], step: int) -> None:
         """Take one log of the trainer.
@@ -152,6 +202,7 @@ class Curves:
             )
         self.last_loss = loss
         metrics = {RENAMED.get(key, key): float(value) for key, value in logs.items() if key not in OMITTED}
+        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}  # a skipped step has no norm
         metrics |= self.meter.rates()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")

@@ -21,7 +21,7 @@ from tometune.training.batches import Collator, Training, TrainingInputs
 from tometune.training.checkpoints import check_disk, last_checkpoint, save_adapter, save_full_model, step_of
 from tometune.training.cuda_graph import GraphError, can_use_graph, compiled_layers, graph_for
 from tometune.training.memory import MicroBatch
-from tometune.training.metrics import Curves, Meter, OnLog, peak_memory_bytes
+from tometune.training.metrics import CURVES, Curves, Meter, OnLog, peak_memory_bytes
 from tometune.training.steps import Step, divisors, effective_batch, in_packs, steps_of
 from tometune.training.trainer import MeteredTrainer, StepCallback, arguments
 
@@ -99,11 +99,11 @@ def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
     meter = Meter.load(checkpoint) if checkpoint else Meter()
     seed_everything(inputs.seeds.adapter)
     step = Step(effective_batch(inputs.trainer), size.rows)
-    callback = StepCallback()
+    callback = StepCallback(meter)
     with stop_signals(callback.request_stop):
         trainer = build_trainer(training, step, size.gradient_checkpointing, meter, callback)
         if is_first():
-            trainer.curves.rewind(step_of(checkpoint) if checkpoint else 0)
+            trainer.curves.rewind(step_of(checkpoint) if checkpoint else 0, checkpoint)
         if training.full:
             log.info("full fine-tuning: %s weights in float32", f"{weights:,}")
             by_first(lambda: check_disk(training, weights, memory.embedded(model)))
@@ -132,7 +132,7 @@ def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
         "kind": "full" if training.full else "lora",
         "trainable_parameters": weights,
         "steps": trainer.state.global_step,
-        "epochs": round(trainer.state.epoch or 0.0, 4),
+        "epochs": round(trainer.epochs, 4),
         "effective_batch": step.rows,
         "micro_batch": step.micro_batch,
         "gradient_checkpointing": size.gradient_checkpointing,
@@ -145,6 +145,7 @@ def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "estimated_memory_bytes": size.memory_bytes,
         "final_loss": trainer.curves.last_loss,
+        "skipped_steps": totals.skipped_steps,
     }
 
 
@@ -170,8 +171,8 @@ def build_trainer(
             capacity=graph.capacity if graph else None,
         ),
         processing_class=training.tokenizer,
-        callbacks=[callback or StepCallback()],
-        curves=Curves(inputs.folder / "metrics.jsonl", meter or Meter(), training.on_log),
+        callbacks=[callback or StepCallback(Meter())],
+        curves=Curves(inputs.folder / CURVES, meter or Meter(), training.on_log),
         fused_loss=training.unsloth,
         graph=graph,
     )

@@ -8,16 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
-from tometune.common.distributed import gather
-from tometune.common.files import SaveError, disk_errors
+from tometune.common.distributed import gather, is_first
+from tometune.common.files import disk_errors, sync_folder
 from tometune.common.progress import Bar
 from tometune.data.labels import IGNORE
 from tometune.training.batches import Training
+from tometune.training.checkpoints import SAVING
 from tometune.training.cuda_graph import PassGraph
-from tometune.training.metrics import Curves
-from tometune.training.steps import Step
+from tometune.training.metrics import Curves, Meter
+from tometune.training.steps import Step, epochs_after
+
+PER_TOKEN = ("entropy", "mean_token_accuracy")
+"""Metrics of TRL that are means over tokens with a label."""
 
 
 class Arguments(SFTConfig):
@@ -93,14 +98,21 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
 class MeteredTrainer(SFTTrainer):
     """`trl.SFTTrainer` on rows that are already tokenised and labelled."""
 
+    saving_to: str | None = None  # while a checkpoint is written: its folder's parent
+
     def __init__(self, *, curves: Curves, fused_loss: bool, graph: PassGraph | None, **keywords: Any) -> None:
         super().__init__(**keywords)
         self.meter, self.curves, self.fused_loss, self.graph = curves.meter, curves, fused_loss, graph
+        self.trained_tokens: list[torch.Tensor] = []
+        """Of each pass since the last log, over all processes."""
+        # In the last step of an epoch the other one drops the counts of some processes, which TRL adds up.
+        self.accelerator.gather_for_metrics = self.accelerator.gather
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """Count the batch over all processes, then run forward and backward pass; returns the loss."""
         padded = self.graph.tokens * len(inputs["parts"]) if self.graph else 0
-        self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)), padded)
+        trained = self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)), padded)
+        self.trained_tokens.append(trained)
         if self.graph is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -132,23 +144,60 @@ class MeteredTrainer(SFTTrainer):
                 self.model.gradient_checkpointing_disable()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as transformers does, and add the metrics to the curves."""
+        """Log as transformers does, and add the metrics to the curves.
+
+        TRL's metrics are means over the tokens of a pass. Their mean over passes would depend on the micro-batch, so
+        each pass counts by its tokens.
+        """
+        weights, self.trained_tokens = [int(count) for count in self.trained_tokens], []
+        metrics = self._metrics["train"]
+        for name in PER_TOKEN:
+            if metrics.get(name) and any(weights):
+                total = sum(value * weight for value, weight in zip(metrics[name], weights, strict=True))
+                metrics[name] = [total / sum(weights)]
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            self.curves.add(logs, self.state.global_step)
+            self.curves.add({**logs, "epoch": self.epochs}, self.state.global_step)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows so far. That of transformers depends on the micro-batch."""
+        arguments = self.args
+        per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        return epochs_after(self.state.global_step, per_step, len(self.train_dataset))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint that includes the meter, without TRL's model card."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        """Save a whole checkpoint or none, with the meter and the curves, without TRL's model card.
+
+        It is written in another folder, brought to the disk, and renamed.
+        """
+        checkpoints, name, first = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}", is_first()
+        saving = checkpoints / SAVING
         try:
-            with disk_errors(folder.parent):
-                if self.is_world_process_zero():
-                    folder.mkdir(parents=True, exist_ok=True)
-                    self.meter.save(folder)  # before the trainer's state, which marks a checkpoint as complete
+            with disk_errors(checkpoints):
+                if first:
+                    shutil.rmtree(saving, ignore_errors=True)
+                    (saving / name).mkdir(parents=True)
+                    self.meter.save(saving / name)
+                    self.curves.save(saving / name)
+                self.accelerator.wait_for_everyone()
+                self.saving_to = str(saving)
                 Trainer._save_checkpoint(self, model, trial)
-        except SaveError:
-            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint is useless and takes up space
-            raise
+                self.accelerator.wait_for_everyone()
+                if first:
+                    sync_folder(saving / name)
+                    shutil.rmtree(checkpoints / name, ignore_errors=True)
+                    (saving / name).replace(checkpoints / name)
+                    sync_folder(checkpoints)
+                    rotate_checkpoints(str(checkpoints), save_total_limit=self.args.save_total_limit)
+        finally:
+            self.saving_to = None
+            if first:
+                shutil.rmtree(saving, ignore_errors=True)  # half a checkpoint is useless and takes up space
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Return the folder in which a checkpoint is written."""
+        return self.saving_to or str(super()._get_output_dir(trial))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save the generators of all processes before the first process marks the checkpoint as complete."""
@@ -169,7 +218,8 @@ class MeteredTrainer(SFTTrainer):
 class StepCallback(TrainerCallback):
     """Stops after a signal, logs the last step, and shows a progress bar if standard error is a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
         self.signal = 0
         """Number of the signal that was received; 0 if none."""
         self.bar = Bar("training", None)
@@ -187,9 +237,11 @@ class StepCallback(TrainerCallback):
         """Start the bar at the step of the checkpoint."""
         self._show(state.global_step, state.max_steps)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Advance the bar, and tell the trainer what to do after this step."""
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:  # noqa: ARG002
+        """Advance the bar, count a step that fp16 skipped, and tell the trainer what to do after this step."""
         self._show(state.global_step)
+        if getattr(optimizer, "step_was_skipped", False):
+            self.meter.skip(state.global_step)
         if state.global_step >= state.max_steps:  # the curves end there, and a loss of nan is noticed
             control.should_log = True
         self.signal = max(gather([self.signal]))  # all processes stop after the same step

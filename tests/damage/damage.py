@@ -1,0 +1,90 @@
+"""Ways to damage a file, and the places whose files are damaged: runs at three points of their life, and a cache."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.whole import Workplace, adapter_of, answers_of, curve_of, record_of, timeless
+
+TASKS = ("~eval.tasks.data_to_text", "~eval.tasks.instruction_following", "~eval.tasks.question_answering")
+TRAIN = (
+    *("+experiment=smoke", "trainer.max_steps=6", "trainer.learning_rate=1e-2", "eval.limit=1", *TASKS),
+    *("eval.tasks.summarisation.max_new_tokens=4", "sweep.name=one", "paths.cache=cache"),
+)
+STATES = {
+    "finished": None,
+    "in training": ("tometune.training.trainer:MeteredTrainer.training_step", 6, "SIGKILL"),
+    "in scoring": ("tometune.evaluation.scoring:write_result", 2, "SIGKILL"),
+}
+"""Runs by the moment at which they were killed."""
+
+NOT_DAMAGED = ("sweep.json", ".sweep.lock", "table.", "report.html", ".lock")
+"""Files of the sweep, and locks."""
+
+
+def noise(path: Path) -> None:
+    """Overwrite a file with as many random bytes."""
+    path.write_bytes(random.Random(path.name).randbytes(path.stat().st_size))
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def protect(path: Path) -> None:
+    """Make a file and its folder read-only."""
+    path.chmod(0o444)
+    path.parent.chmod(0o555)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "deleted": Path.unlink,
+    "halved": halve,
+    "emptied": lambda path: path.write_bytes(b""),
+    "overwritten": noise,
+    "unreadable": lambda path: path.chmod(0),
+    "read-only": protect,
+}
+PERMISSIONS = ("unreadable", "read-only")
+
+
+def allow(path: Path) -> None:
+    """Undo what `PERMISSIONS` did to a file."""
+    path.parent.chmod(0o755)
+    if path.exists():
+        path.chmod(0o644)
+
+
+def run_of(place: Path) -> Path:
+    """Return the folder of the only run."""
+    (found,) = (path for path in (place / "multirun" / "one").iterdir() if path.is_dir() and path.name != "wandb")
+    return found
+
+
+def make_places(folder: Path) -> None:
+    """Make a place for each state below a folder; they share one cache, of which each has a copy."""
+    for state, moment in STATES.items():
+        (folder / state).mkdir()
+        place = Workplace(folder / state)
+        if (folder / "finished" / "cache").exists():
+            shutil.copytree(folder / "finished" / "cache", place.folder / "cache")
+        status, stderr = place.train(*TRAIN, moment=moment)
+        assert status == (0 if moment is None else -9), stderr
+
+
+def assert_whole(run: Path, expected: Path) -> None:
+    """Check that a run has everything that the undisturbed one has, and the same."""
+    record = record_of(run)
+    assert record["status"] == "completed"
+    assert timeless(record) == timeless(record_of(expected))
+    assert adapter_of(run) == adapter_of(expected)
+    assert (run / "adapter" / "adapter_config.json").read_bytes() == (
+        expected / "adapter" / "adapter_config.json"
+    ).read_bytes()
+    assert answers_of(run) == answers_of(expected)
+    assert curve_of(run) == curve_of(expected)
+    for name in ("config.yaml", "mix.json"):
+        assert (run / name).read_bytes() == (expected / name).read_bytes(), name
+    scored = [path.relative_to(expected) for path in expected.glob("eval/*/*.json")]
+    assert all((run / path).stat().st_size for path in scored)

@@ -1,0 +1,164 @@
+"""Every verb on runs and caches of which one file is damaged: it works, or one line gives advice that leads there.
+
+All cases run nightly; by default a sample that is the same each day.
+"""
+
+import fcntl
+import random
+import shutil
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from tests.damage.damage import (
+    DAMAGES,
+    NOT_DAMAGED,
+    PERMISSIONS,
+    STATES,
+    TRAIN,
+    allow,
+    assert_whole,
+    make_places,
+    run_of,
+)
+from tests.whole import Done, Workplace
+
+pytestmark = [pytest.mark.whole, pytest.mark.timeout(3600)]
+
+SAMPLE = 60
+
+CHECKPOINT = (
+    *("adapter_config.json", "adapter_model.safetensors", "meter.json", "metrics.jsonl", "optimizer.pt"),
+    *("rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin", "tokenizer.json"),
+)
+SCORES = ("eval/{}/summarisation.json", "eval/{}/summarisation.jsonl")
+EARLY = ("config.yaml", "metrics.jsonl", "mix.json", "run.json", "train.log", *(name.format("base") for name in SCORES))
+ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+FILES = {
+    "finished": (*EARLY, *ADAPTER, *(name.format("tuned") for name in SCORES)),
+    "in training": (*EARLY, *(f"checkpoints/checkpoint-4/{name}" for name in CHECKPOINT)),
+    "in scoring": (*EARLY, *ADAPTER, *(f"checkpoints/checkpoint-6/{name}" for name in CHECKPOINT)),
+}
+"""What is damaged in a run of each state; `test_the_files_are_these` checks that nothing is left out."""
+
+CACHE = (
+    *("sources/*/rows.arrow", "sources/*/keys.npy", "sources/*/labels.npy", "sources/*/labels.json"),
+    *("sources/*/counts.json", "sources/*/config.json", "sources/*/files.json", "order/*/order.npy"),
+    *("order/*/config.json", "order/*/files.json", "tokens/*/*/rows.arrow", "tokens/*/*/index.npy"),
+    *("tokens/*/*/config.json", "tokens/*/*/files.json", "models/*/config.json", "models/*/files.json"),
+    *("models/*/model/config.json", "models/*/model/generation_config.json", "models/*/model/model.safetensors"),
+    *("models/*/model/tokenizer.json", "models/*/model/tokenizer_config.json", "models/*/model/chat_template.jinja"),
+)
+VERBS = ("train", "evaluate", "export", "report", "chat", "prepare")
+
+Case = tuple[str, str, str, str]  # state or `cache`, file, damage, verb
+
+
+def cases() -> list[Case]:
+    found = [case for state in STATES for case in product([state], FILES[state], DAMAGES, VERBS)]
+    return found + list(product(["cache"], CACHE, DAMAGES, ("train", "prepare", "evaluate", "chat")))
+
+
+def sampled() -> list[object]:
+    """Return all cases, those outside of the sample for the night. The sample has every file at least once."""
+    every = cases()
+    draw = random.Random(16)
+    chosen = set()
+    by_file: dict[tuple[str, str], list[Case]] = {}
+    for case in every:
+        by_file.setdefault(case[:2], []).append(case)
+    files = draw.sample(sorted(by_file), SAMPLE)
+    chosen = {draw.choice(by_file[file]) for file in files}
+    return [
+        pytest.param(*case, id="-".join(case), marks=[] if case in chosen else [pytest.mark.nightly]) for case in every
+    ]
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all places, made once per test session; all workers read it."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if shared.name.startswith("popen-") else shared) / "damage"
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            shared.mkdir()
+            make_places(shared)
+    return shared
+
+
+def arguments_of(verb: str, run: Path) -> tuple[str, ...]:
+    """Return the arguments of a verb about the run."""
+    one = (f"run={run}", "paths.cache=cache")
+    return {
+        "train": TRAIN,
+        "prepare": TRAIN,
+        "evaluate": (*one, "tracking=none"),
+        "export": (*one, "format=adapter"),
+        "report": ("sweep.name=one", "eval.resamples=50"),
+        "chat": (*one, "ui=terminal"),
+    }[verb]
+
+
+@pytest.mark.parametrize(("state", "name", "damage", "verb"), sampled())
+def test_no_dead_end(places: Path, tmp_path: Path, state: str, name: str, damage: str, verb: str) -> None:
+    origin = places / ("finished" if state == "cache" else state)
+    place = Workplace(Path(shutil.copytree(origin, tmp_path / "place")))
+    run, expected = run_of(place.folder), run_of(places / "finished")
+    if state == "cache":
+        (path,) = (place.folder / "cache").glob(name)
+        if verb == "train":  # a run that reads the cache
+            shutil.rmtree(place.folder / "multirun")
+    else:
+        path = run / name
+    before = path.read_bytes()
+    DAMAGES[damage](path)
+    done = place.verb(verb, *arguments_of(verb, run), permissions=damage in PERMISSIONS)
+    assert "Traceback" not in done.stderr, done.stderr
+    if done.returncode:
+        assert state != "cache" or damage in PERMISSIONS, done.stderr
+        assert_advice(done, verb)
+        if damage in PERMISSIONS:
+            allow(path)
+        again = place.verb("train", *TRAIN)
+        assert again.returncode == 0, f"{done.stderr}\nthen\n{again.stderr}"
+        assert_whole(run, expected)
+        done = place.verb(verb, *arguments_of(verb, run))
+        assert done.returncode == 0, done.stderr
+    allow(path)
+    if verb == "train":
+        assert_whole(run, expected)
+    if verb == "evaluate" and state == "finished":
+        assert (run / "eval" / "tuned" / "summarisation.jsonl").read_bytes() == (
+            expected / "eval" / "tuned" / "summarisation.jsonl"
+        ).read_bytes()
+    if state == "cache" and verb in ("train", "prepare"):
+        assert path.read_bytes() == before
+
+
+def assert_advice(done: Done, verb: str) -> None:
+    """Check that a verb ended with one line that advises to repeat the command, before its slow part."""
+    *_, last = done.stderr.splitlines()
+    assert done.returncode == 2, done.stderr
+    advice = ("repeat the command that made this run (python -m tometune.train …)", "run the sweep again")
+    access = ("cannot be written to", "no access", "not writable")
+    assert any(text in last for text in (*advice, *access)), done.stderr
+    if any(text in last for text in advice):
+        assert verb not in ("train", "prepare"), done.stderr
+    assert "(reused)" not in done.stderr
+    assert "examples, " not in done.stderr, "nothing was scored"
+
+
+def test_the_files_are_these(places: Path) -> None:
+    for state, names in FILES.items():
+        run = run_of(places / state)
+        found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+        found = {name for name in found if not name.endswith(NOT_DAMAGED)}
+        last = {name for name in found if not name.startswith("checkpoints/")} | {
+            name for name in names if name.startswith("checkpoints/")
+        }
+        assert last == set(names), state
+    cache = places / "finished" / "cache"
+    found = {path for path in cache.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert {path for name in CACHE for path in cache.glob(name)} == found
