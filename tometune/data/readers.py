@@ -7,10 +7,10 @@ import json
 import logging
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -103,8 +103,11 @@ def read_file(file: Path) -> Iterator[Batch]:
     kind = kind.removesuffix(file.suffix.lower()) or kind
     try:
         with file.open("rb") as content:
-            if content.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise UserError(f"{file}: is a Git LFS pointer, not the data; run `git lfs pull` in its repository")
+            head = content.read(len(LFS_POINTER))
+        if head == LFS_POINTER:
+            raise UserError(f"{file}: is a Git LFS pointer, not the data; run `git lfs pull` in its repository")
+        if head[:2] in UTF16:
+            raise UserError(f"{file}: is in UTF-16; save it as UTF-8")
         if kind == ".parquet":
             yield from _parquet(file)
         elif kind == ".arrow":
@@ -184,16 +187,8 @@ def _incomplete(file: Path, error: Exception, kind: str) -> Exception:
     return UserError(f"{file}: is not a complete {kind} file ({reason}); copy it again")
 
 
-@contextmanager
-def _open(file: Path) -> Iterator[BinaryIO]:
-    """Open a text file and decompress it on the way."""
-    with _decompressed(file) as content:
-        if content.peek(2)[:2] in UTF16:  # type: ignore[attr-defined]
-            raise UserError(f"{file}: is in UTF-16; save it as UTF-8")
-        yield content
-
-
-def _decompressed(file: Path) -> BinaryIO:
+def _open(file: Path) -> BinaryIO:
+    """Open a file and decompress it on the way."""
     ending = file.suffix.lower()
     if ending == ".gz":
         return gzip.open(file)  # type: ignore[return-value]
@@ -230,58 +225,42 @@ def _lines(file: Path) -> Generator[tuple[int, bytes, int]]:
 
 def _table(file: Path, delimiter: str) -> Iterator[Batch]:
     """Read a table with a header. Bytes that are not UTF-8 become lone surrogates, which are replaced and counted."""
+
+    def rows() -> Iterator[tuple[int, Row | BadRow, int]]:
+        with io.TextIOWrapper(_open(file), "utf-8-sig", errors="surrogateescape", newline="") as text:
+            first = text.readline()
+            for other in ";\t|,":
+                if other in first and delimiter not in first:
+                    reason = f"its columns are separated by {other!r}, not {delimiter!r}"
+                    raise UserError(f"{file}: {reason}; write it with {delimiter!r}, or as JSONL")
+            table = csv.reader(chain([first], text), strict=True, delimiter=delimiter)
+            header = [name or f"column {number}" for number, name in enumerate(next(table, []), start=1)]
+            _check_names(file, header)
+            cells: list[str] | None = header
+            while cells is not None:
+                start = table.line_num + 1
+                try:
+                    cells = next(table, None)
+                    lines = "\t".join(cells or ()).splitlines() if delimiter == "\t" and len(header) > 1 else ()
+                    if len(lines) > 1 and {line.count("\t") for line in lines} == {len(header) - 1}:
+                        raise csv.Error("each of its lines could be a row")
+                except csv.Error as error:
+                    # An open quote takes the next rows into its cell, so each line counts as a row that is lost.
+                    bad = BadRow("broken_quotes", f'has a quote that is not closed ({error}); double each " in a cell')
+                    yield from ((number, bad, 0) for number in range(start, table.line_num + 1))
+                    continue
+                if cells:
+                    row: Row | BadRow = dict(zip(header, cells, strict=False))
+                    if len(cells) != len(header):
+                        reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with"
+                        row = BadRow("wrong_number_of_cells", f"{reason} {delimiter!r} in double quotes")
+                    yield start, row, sum(map(len, cells))
+
     csv.field_size_limit(LONGEST_CELL)
     try:
-        with (
-            _open(file) as content,
-            io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="") as text,
-        ):
-            yield from _batched(file, _table_rows(file, text, delimiter))
+        yield from _batched(file, rows())
     except csv.Error as error:
         raise UserError(f"{file}: is not a table ({error}); write it again, or as JSONL") from error
-
-
-def _table_rows(file: Path, text: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[int, Row | BadRow, int]]:
-    lines: list[str] = []  # of the current row
-
-    def recorded() -> Iterator[str]:
-        for line in text:
-            if not table.line_num:
-                _check_delimiter(file, line, delimiter)
-            lines.append(line)
-            yield line
-
-    table = csv.reader(recorded(), strict=True, delimiter=delimiter)
-    header = [name or f"column {number}" for number, name in enumerate(next(table, []), start=1)]
-    _check_names(file, header)
-    cells: list[str] | None = header
-    while cells is not None:
-        lines.clear()
-        start = table.line_num + 1
-        try:
-            cells = next(table, None)
-            if delimiter == "\t" and len(lines) > 1 and {line.count("\t") for line in lines} == {len(header) - 1}:
-                raise csv.Error("each of its lines could be a row")
-        except csv.Error as error:
-            # An open quote takes the next rows into its cell, so each of the lines counts as a row that is lost.
-            bad = BadRow("broken_quotes", f'has a quote that is not closed ({error}); double each " in a cell')
-            yield from ((number, bad, len(line)) for number, line in enumerate(lines, start))
-            continue
-        if cells:
-            row: Row | BadRow = dict(zip(header, cells, strict=False))
-            if len(cells) != len(header):
-                reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with {delimiter!r} in"
-                row = BadRow("wrong_number_of_cells", f"{reason} double quotes")
-            yield start, row, sum(map(len, cells))
-
-
-def _check_delimiter(file: Path, header: str, delimiter: str) -> None:
-    fix = f"write it with {delimiter!r}, or as JSONL"
-    if header.lower().startswith("sep="):
-        raise UserError(f"{file}: begins with {header.strip()!r} instead of a header; {fix}")
-    for other in ";\t|,":
-        if other in header and delimiter not in header:
-            raise UserError(f"{file}: its columns are separated by {other!r}, not {delimiter!r}; {fix}")
 
 
 def _json(file: Path, kind: str) -> Iterator[Batch]:
@@ -354,12 +333,8 @@ def _unwrapped(file: Path, value: Any) -> list[Any]:
 
 def _is_turns(value: Any) -> bool:
     """Whether a value is a conversation without an object around it."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
-        and ("content" in value[0] or "value" in value[0])
-    )
+    turns = isinstance(value, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in value)
+    return bool(turns and value and {"content", "value"} & value[0].keys())
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

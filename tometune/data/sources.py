@@ -87,8 +87,9 @@ def _files(path: str | None, key: str, split: str) -> tuple[list[Path], list[Pat
             raise UserError(
                 f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)} (text also in .gz, .zst)"
             )
-    kept = [file for file in found if _split_of(file, path) == split]
-    return (kept, [file for file in found if file not in set(kept)]) if kept else (found, [])
+    splits = {file: _split_of(file, path) for file in found}
+    kept = [file for file in found if splits[file] == split]
+    return (kept, [file for file in found if splits[file] != split]) if kept else (found, [])
 
 
 def _split_of(file: Path, path: str) -> str:
