@@ -341,14 +341,19 @@ def test_rows_of_a_table_with_too_many_cells(tmp_path):
         ),
         (("one.jsonl", "two.jsonl", "dev.csv"), {"one.jsonl", "two.jsonl"}),
         (("test.jsonl",), {"test.jsonl"}),
-        (("latest.jsonl", "contest.jsonl"), {"latest.jsonl", "contest.jsonl"}),
+        (("latest.jsonl", "contest.jsonl", "trainval.jsonl"), {"latest.jsonl", "contest.jsonl", "trainval.jsonl"}),
+        (
+            ("a.jsonl", "holdout.jsonl", "held_out/b.jsonl", "testset.jsonl", "test2.jsonl", "validate.jsonl"),
+            {"a.jsonl"},
+        ),
     ],
 )
-def test_of_a_folder_of_splits_only_train_is_read(tmp_path, caplog, names, read):
+@pytest.mark.parametrize("pattern", ["", "/**/*.*"])
+def test_of_a_folder_of_splits_only_train_is_read(tmp_path, caplog, names, read, pattern):
     caplog.set_level(logging.INFO)
     for name in names:
         write_jsonl(tmp_path / "in" / name, [{**ALPACA, "source": name}])
-    made = standardised(tmp_path / "in", tmp_path / "cache")
+    made = standardised(f"{tmp_path}/in{pattern}", tmp_path / "cache")
     assert set(made.names) == (read or {name for name in names if "train" in name})
     others = sorted(set(names) - set(made.names))
     told = [text for text in caplog.messages if "only train is read" in text]
@@ -360,7 +365,10 @@ def test_folders_of_save_to_disk(tmp_path, caplog):
     one = datasets.Dataset.from_list([CHAT] * 3)
     one.save_to_disk(tmp_path / "one", num_shards=2)
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "both")
-    for folder in ("one", "both"):
+    datasets.load_from_disk(tmp_path / "one").map(lambda row: {**row, "more": 1})
+    assert list((tmp_path / "one").glob("cache-*.arrow"))
+    (tmp_path / "one" / "dataset_infos.json").write_text('{"default": {"features": {}}}')
+    for folder in ("one", "both", "one/*"):
         made = standardised(tmp_path / folder, tmp_path / "cache")
         assert [messages for messages, _ in rows_of(made)] == [QA] * 3
 
