@@ -154,7 +154,7 @@ def test_16_bit_layers_round_once_where_the_fused_kernels_can_be_taken_out(
 
 def test_telemetry_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())  # type: ignore[misc]
-    monkeypatch.setattr(unsloth_backend, "_name_groups", lambda: None)
+    monkeypatch.setattr(unsloth_backend, "_add_enable_gqa", lambda: None)
     monkeypatch.setattr(os, "environ", {})
     unsloth_backend.prepare(tmp_path)
     assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
