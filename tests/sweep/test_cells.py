@@ -11,7 +11,7 @@ from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
 from tometune.config.root import register
 from tometune.runs.sweep_file import Cell, read_cells
-from tometune.sweep.cells import cells_of, list_cells
+from tometune.sweep.cells import State, Status, cells_of, list_cells
 from tometune.sweep.hooks import end_sweep
 
 register()
@@ -119,23 +119,11 @@ def test_a_cell_without_a_run_is_forgotten_by_the_next_command(tmp_path: Path) -
     [
         ("table", "01", {}, 0, []),
         # Another process completed the run after the report was written, which still says that it is missing.
-        (
-            "table",
-            "01",
-            {"1": "interrupted"},
-            1,
-            ["1 of 2 runs are missing:", "  {ids[1]}: interrupted"],
-        ),
+        ("table", "01", {"1": "interrupted"}, 1, ["1 of 2 runs are missing:", "  {ids[1]}: interrupted"]),
         # Another process completed the run before the report was written.
         ("table", "0", {}, 0, []),
         ("table", "0", {"1": "not started"}, 1, ["1 of 2 runs are missing:", "  {ids[1]}: not started"]),
-        (
-            "table",
-            "01",
-            {"other": "not started"},
-            1,
-            [OTHERS, "  other: not started"],
-        ),
+        ("table", "01", {"other": "not started"}, 1, [OTHERS, "  other: not started"]),
         ("adhoc", "01", {"other": "not started"}, 0, []),
         ("table", "0", None, 1, ["1 of 2 runs are missing:", "  {ids[1]}: not started"]),
     ],
@@ -143,6 +131,7 @@ def test_a_cell_without_a_run_is_forgotten_by_the_next_command(tmp_path: Path) -
 def test_the_exit_status_of_a_sweep_is_that_of_its_report(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     *,
     name: str,
     done: str,
@@ -155,9 +144,9 @@ def test_the_exit_status_of_a_sweep_is_that_of_its_report(
     assert jobs is not None
     ((folder, listed),) = cells_of(jobs.known).items()
     ids = {str(number): str(entry.run_id) for number, entry in enumerate(listed)}
-    for number in done:
-        (folder / ids[number]).mkdir(parents=True)
-        (folder / ids[number] / "run.json").write_text('{"schema": 1, "status": "completed"}')
+    states = {ids[number]: State.completed for number in done}
+    status_of = lambda _, cell: Status(cell, states.get(cell.name, State.not_started))  # noqa: E731
+    monkeypatch.setattr("tometune.sweep.hooks.status_of", status_of)
     missing = None if report is None else {ids.get(key, key): reason for key, reason in report.items()}
     assert end_sweep(jobs, {folder: missing}) == status
     assert capsys.readouterr().err.splitlines() == [line.format(ids=[*ids.values()]) for line in says]

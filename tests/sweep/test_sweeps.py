@@ -66,14 +66,8 @@ def test_the_same_command_again_runs_nothing_and_imports_no_torch(place: Workpla
     stderr, found = watched(place, (), *SWEEP, "sweep.name=finished")
     assert (stderr, found) == ("sweep multirun/finished: 2 runs, 2 completed\n", [{}, []])
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    report = (
-        ".sweep.lock",
-        ".report.lock",
-        "table.json",
-        "table.csv",
-        "table.md",
-        "report.html",
-    )  # rewritten for the same runs
+    # Rewritten for the same runs.
+    report = (".sweep.lock", ".report.lock", "table.json", "table.csv", "table.md", "report.html")
     assert {path for path in after if after[path] != before.get(path)} - {finished} <= {finished / n for n in report}
 
 
