@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock
+
 from tometune.common.errors import UserError
+from tometune.common.files import disk_errors
 from tometune.config.app import verb
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
+
+LOCK = ".report.lock"
 
 
 @partial(verb, whole_sweep=True)
@@ -24,8 +30,11 @@ def main(config: Config) -> None:
     write_all(folder, config)
 
 
-def write_all(folder: Path, config: Config) -> None:
+def write_all(folder: Path, config: Config) -> dict[str, str]:
     """Build the report of a sweep folder, print it, write its files, and publish it if `publish` is set.
+
+    Returns:
+        The missing cells by name, with the reasons.
 
     Raises:
         UserError: the runs cannot be read or compared, or `tracking.mode=online` is not possible.
@@ -33,23 +42,34 @@ def write_all(folder: Path, config: Config) -> None:
     from tometune.reporting.analysis import build
     from tometune.reporting.report_files import print_report, write
 
-    report = build(folder, config.eval.resamples, config.eval.confidence)
+    with ExitStack() as stack:
+        if folder.is_dir():  # of two processes on one sweep, the last one to read it is the last one to write
+            with disk_errors(folder, "paths.multirun"):
+                stack.enter_context(FileLock(folder / LOCK))
+        report = build(folder, config.eval.resamples, config.eval.confidence)
+        with disk_errors(folder, "paths.multirun"):
+            page = write(report)
     print_report(report.table)
-    print(f"{write(report)} (also table.md, table.csv and table.json)")
+    print(f"{page} (also table.md, table.csv and table.json)")
     if config.publish is not None:
         from tometune.reporting.wandb_report import publish
 
         print(*publish(report, publisher(config)), sep="\n")
+    return {entry["run_id"]: entry["reason"] for entry in report.table["missing"]}
 
 
-def report_finished(folder: Path, config: Config) -> None:
-    """Report on a sweep whose runs have just ended. A report that fails costs one line and never the sweep."""
+def report_finished(folder: Path, config: Config) -> dict[str, str] | None:
+    """Report on a sweep whose runs have just ended, and return its missing cells with the reasons.
+
+    A report that fails costs one line and never the sweep; it returns None.
+    """
     try:
-        write_all(folder, config)
+        return write_all(folder, config)
     except UserError as error:
         print(f"no report: {error}", file=sys.stderr)
     except Exception as error:
         print(f"no report: {type(error).__name__}: {error}", file=sys.stderr)
+    return None
 
 
 def sweep_folder(config: Config) -> Path:

@@ -43,9 +43,8 @@ def sweep(jobs: Jobs, make_runs: Callable[[], None]) -> int:
 
     if hooks.begin_sweep(jobs):
         make_runs()
-    for folder in hooks.folders_with_results(jobs):
-        report.report_finished(folder, jobs.config)
-    return hooks.end_sweep(jobs)
+    reported = {path: report.report_finished(path, jobs.config) for path in hooks.folders_with_results(jobs)}
+    return hooks.end_sweep(jobs, reported)
 
 
 @partial(verb, sweep=sweep)
@@ -136,7 +135,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         model = load_model(inputs.model_source)
         check_trainable(model, config.model.id, config.lora)
         data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}
-        facts = {"model": describe(config.model, model), "data": data}
+        facts = {"model": describe(config.model, model), "data": data, "inputs": inputs.fingerprints}
         stack.enter_context(run.recording(config, facts, inputs.mix.manifest()))
         tracker = stack.enter_context(
             start_tracker(
@@ -178,10 +177,12 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
         from tometune.models.load import load_to_train, load_tuned
         from tometune.models.machine import free_memory
         from tometune.training.batches import TrainingInputs
+        from tometune.training.metrics import replay
         from tometune.training.sft import fit
 
     config, source = inputs.config, inputs.model_source
     if run.record["train"] is not None:
+        replay(run.folder / "metrics.jsonl", on_log)
         return load_tuned(model, source, config.lora, run.folder)
     training = TrainingInputs(
         source=source,

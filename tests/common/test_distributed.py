@@ -65,6 +65,10 @@ def test_two_processes_do_what_one_does(place: Workplace, two: tuple[Path, str, 
     both, one = two[0], run_one(place, "one")
     losses = assert_same_losses(both, one)
     assert losses[0] - losses[-1] > 0.1, "it learnt something"
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (both, one)]
+    for name, tolerance in {"token_accuracy": 1e-6, "entropy": 1e-4, "epoch": 0}.items():
+        mine, theirs = ([line[name] for line in run] for run in lines)
+        assert mine == pytest.approx(theirs, abs=tolerance), name
     for name in ("steps", "epochs", "effective_batch", "tokens", "trained_tokens"):
         assert record_of(both)["train"][name] == record_of(one)["train"][name], name
     assert scores_of(both).keys() == scores_of(one).keys()

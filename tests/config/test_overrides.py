@@ -1,5 +1,8 @@
 """A wrong override is one line with its key and the nearest name. tests/golden/errors.txt has more of these lines."""
 
+import re
+import subprocess
+
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -38,7 +41,7 @@ CASES = [
     ("experiment=smoke", "Could not override 'experiment'. No match in the defaults list. To append to your default"),
     ("+trainer.learning_rate=1", "Could not append to config. An item is already at 'trainer.learning_rate'."),
     ("seed=0,1", "seed=0,1: several values need --multirun (-m)"),
-    ("model.name=a,b", "model.name=a,b: several values need --multirun (-m); one list is written model.name=[a,b],"),
+    ("model.name=a,b", "model.name=a,b: several values need --multirun (-m); one list is written 'model.name=[a,b]',"),
     ("model.name=a(", "model.name=a(: no viable alternative at input 'a('; quote the value: 'model.name=\"a(\"'"),
     ("model.id=${oc.env:NOT_SET}", "model.id: refers to ${oc.env:NOT_SET}, which is not set; set it, or give a"),
     ("model.id=${nope:1}", "model.id: Unsupported interpolation type nope"),
@@ -56,6 +59,18 @@ def test_one_wrong_override(override, message):
         compose_all(*read_command_line([override]).overrides)
     (problem,) = error.value.problems
     assert problem.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "value", ["You're nice", "a(", '(it\'s "$HOME")', "no\\ (", "end\\\" '(\\", "a, b", "it's a, b"]
+)
+def test_the_advice_to_quote_a_value_is_valid_in_the_shell(value):
+    with pytest.raises(ConfigError) as error, composition_errors():
+        compose_all(f"chat.system={value}")
+    word = re.split("quote the value: |one text ", error.value.problems[0])[-1]
+    done = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, text=True, check=True)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        assert compose(CONFIG_NAME, [done.stdout]).chat.system == value
 
 
 @pytest.mark.parametrize(

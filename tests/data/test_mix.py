@@ -91,10 +91,17 @@ def test_the_manifest_holds_everything_but_the_texts(mix_of):
         (BASE, BASE[:1] * 30, 12, None, "data.pool: 0 usable rows of 30 (in the base: 30, repeats: 29,"),
         (BASE, [], 11, None, "data.pool.path={folder}/pool.jsonl: is empty; name a source that holds"),
         (BASE, NO_TURNS, 11, None, "data.pool: 0 usable rows of 1 (in the base: 0, repeats: 0, dropped: 1)"),
-        (BASE, None, 11, None, "data.rows=11: the base has 10 rows and there is no pool for the other 1; set data.p"),
+        (BASE, None, 11, None, "data.rows=11: the base has 10 rows and there is no pool for the other 1; choose a"),
         (BASE, POOL, 9, None, "data.rows=9: is less than the base's 10; set data.base.rows=9"),
         (BASE, POOL, 30, 20, f"data.base.rows=20: {TOO_SMALL}; set data.base.rows=10"),
-        (BASE, None, 20, 20, f"data.base.rows=20: {TOO_SMALL}; set data.rows=10"),
+        (BASE, None, 20, 20, f"data.base.rows=20: {TOO_SMALL}; set data.rows=10 data.base.rows=10"),
+        (
+            BASE,
+            POOL,
+            20,
+            30,
+            "data.rows=20: below data.base.rows=30, and a mix contains the whole base, which has 10",
+        ),
         (NO_TURNS, None, 1, None, "data.base: none of its 1 row is usable (dropped: no_assistant_turn 1); a row needs"),
         ([], None, 1, None, "data.base.path={folder}/base.jsonl: is empty; name a source that holds"),
     ],
@@ -104,3 +111,12 @@ def test_too_few_rows(mix_of, tmp_path, base, pool, rows, base_rows, message):
         mix_of(base, pool, rows, base_rows=base_rows)
     assert str(caught.value).startswith(message.format(folder=tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("rows", "base_rows", "pool"), [(20, 30, POOL), (8, 30, POOL), (20, 20, None), (8, 20, None)])
+def test_the_advice_for_a_base_that_is_too_small_is_the_whole_fix(mix_of, rows, base_rows, pool):
+    with pytest.raises(UserError) as caught:
+        mix_of(BASE, pool, rows, base_rows=base_rows)
+    settings = dict(found.split("=") for found in str(caught.value).rpartition("; set ")[2].split())
+    rows = int(settings.get("data.rows", rows))
+    assert len(mix_of(BASE, pool, rows, base_rows=int(settings["data.base.rows"])).row_ids) == rows

@@ -8,6 +8,8 @@ import pytest
 
 from tests.data.chatml import chatml_tokenizer
 from tests.fixtures.llama3 import TEMPLATES
+from tometune.data.encoder import Encoder
+from tometune.data.labels import verify
 from tometune.data.template import Template
 from tometune.data.template_support import Messages
 from tometune.models.chat_template import adapt
@@ -85,13 +87,20 @@ def test_what_is_trained_is_what_is_asked(name: str, thinking: bool) -> None:
 
 
 WORDS = {
-    "yes": "trained",
     "reasoning_removed": "removed",
     "tools_not_shown": "row skipped",
-    "prompt_differs": "answer skipped",
-    "reasoning_removed, prompt_differs": "answers skipped",
+    "rejected_by_template": "row skipped",
+    "prompt_differs": "some answers skipped",
 }
-COLUMNS = ("system text", "prompt ends in", "tool calls", "tool definitions", "reasoning", "with `model.thinking=true`")
+COLUMNS = (
+    "system text",
+    "prompt ends in",
+    "tool calls",
+    "tool definitions",
+    "reasoning",
+    "with `model.thinking=true`",
+    "other answers then",
+)
 
 
 def result(name: str) -> tuple[str, ...]:
@@ -104,9 +113,8 @@ def result(name: str) -> tuple[str, ...]:
 
     def trained(which: Template, messages: Messages, word: str, tools: Any = None) -> str:
         row = which.render([messages], [tools])[0]
-        shown = any(word in row.original(*span) for span in row.spans)
-        notes = [note for note in row.notes if note not in ("system_folded", "tool_definitions_removed")]
-        return WORDS["yes" if shown else ", ".join(notes)]
+        words = ["trained"] if any(word in row.original(*span) for span in row.spans) else []
+        return ", ".join(words + [WORDS[note] for note in row.notes if note in WORDS])
 
     return (
         "before the user's" if template.render([exchanges(1, system=True)])[0].notes else "own turn",
@@ -115,6 +123,7 @@ def result(name: str) -> tuple[str, ...]:
         "removed" if template.render([exchanges(1)], [TOOLS])[0].notes else "shown",
         trained(template, reasons, "Because"),
         trained(thinking, reasons, "Because"),
+        trained(thinking, exchanges(2), "Answer"),
     )
 
 
@@ -125,6 +134,46 @@ def table() -> str:
     rows = [("templates", *COLUMNS), ("---",) * (len(COLUMNS) + 1)]
     rows += [(", ".join(names), *cells) for cells, names in groups.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+CALLS = [{**CALL, "id": f"call0000{number}"} for number in (1, 2)]
+CALLS[1]["function"] = {"name": "tide", "arguments": {"port": "Sines"}}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_training")])
+def test_nothing_is_lost_without_a_note(name: str) -> None:
+    """Text beside a call, several calls, reasoning of earlier turns, blocks that are not reasoning."""
+    rows = [
+        [
+            exchanges(1)[0],
+            {"role": "assistant", "content": "I look it up.", "tool_calls": [CALL]},
+            RESULT,
+            exchanges(1)[1],
+        ],
+        [exchanges(1)[0], {"role": "assistant", "content": "", "tool_calls": CALLS}, RESULT, RESULT, exchanges(1)[1]],
+        exchanges(2, reasoning_content="Because."),
+        [exchanges(1)[0], {"role": "assistant", "content": "Write <think>hm</think> like so."}],
+        [exchanges(1)[0], {"role": "assistant", "content": "Because.\n</think>\n\nFour."}],
+        [exchanges(1)[0], {"role": "assistant", "content": "<think>\nBecause.\n</think>"}],
+    ]
+    parts = [
+        ["I look it up.", "Brest"],
+        ["Brest", "Sines"],
+        ["Because."],
+        ["Write", "hm", "like so."],
+        ["Because."],
+        ["Because."],
+    ]
+    for thinking in (False, True):
+        template = Template(tokenizer_with(name, thinking))
+        encoder = Encoder(template)
+        for messages, shown in zip(rows, parts, strict=True):
+            (row,) = template.render([messages], [TOOLS])
+            lost = [part for part in shown if part not in row.text]
+            assert not lost or {"reasoning_removed", "tools_not_shown", "rejected_by_template"} & {*row.notes}
+            trained = [row.original(*span) for span in row.spans]
+            assert all(re.sub("|".join(map(re.escape, ENDS)), "", text).strip() for text in trained)
+            verify(encoder, row, encoder.encode([row])[0], 0)
 
 
 def test_the_table_in_the_docs_is_up_to_date() -> None:

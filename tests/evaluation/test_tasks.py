@@ -282,3 +282,14 @@ def test_a_folder_with_splits_gives_its_test_split(tmp_path):
     task = TaskConfig(kind=TaskKind.jsonl, path=str(tmp_path))
     assert [example.messages[0]["content"] for example in load_task("t", task).examples] == ["from test"]
     assert fingerprint(task, "t") != fingerprint(TaskConfig(path=str(tmp_path), split="validation"), "t")
+
+
+def test_training_rows_that_a_task_cannot_ask_for(jsonl):
+    asked, answer = {"role": "user", "content": "Tide?"}, {"role": "assistant", "content": "Noon."}
+    call = {**answer, "tool_calls": [{"name": "tide", "arguments": {}}]}
+    with pytest.raises(UserError, match=r"line 1 holds tools or tool calls, which a task cannot ask for"):
+        load_task("t", jsonl([{"messages": [asked, call]}]))
+    untrained = {"messages": [asked, answer, asked, {**answer, "content": "Bad.", "weight": 0}]}
+    assert load_task("t", jsonl([untrained])).examples[0].references == ["Noon."]
+    parts = {"system": [{"type": "text", "text": "Be brief."}], "input": "Tide?", "references": ["Noon."]}
+    assert load_task("t", jsonl([parts])).examples[0].messages[0]["content"] == "Be brief."

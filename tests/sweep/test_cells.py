@@ -12,10 +12,12 @@ from tometune.config.jobs import jobs_of
 from tometune.config.root import register
 from tometune.runs.sweep_file import Cell, read_cells
 from tometune.sweep.cells import cells_of, list_cells
+from tometune.sweep.hooks import end_sweep
 
 register()
 
 PYDOCS = ["model=tiny", "eval=pydocs", "tracking=none"]
+OTHERS = "missing runs of other commands in this sweep:"
 
 
 def cell(number: int, *overrides: str) -> Cell:
@@ -57,6 +59,32 @@ def test_the_command_line_wins_over_the_preset_and_a_wrong_cell_keeps_its_error(
 
 
 @pytest.mark.parametrize(
+    ("overrides", "valid"),
+    [
+        (["trainer.max_steps=100,10", "trainer.warmup_steps=5,50"], [True, True, True, False]),
+        (["trainer.max_steps=10,100", "trainer.warmup_steps=50,5"], [False, True, True, True]),
+        (["eval=files,pydocs"], [False, True]),  # the files are not named
+        (["~eval.tasks.summarisation", "~eval.tasks.question_answering", "seed=0,1"], [True, True]),
+        (["~eval/task@eval.tasks.summarisation", "lora.r=8,0"], [True, False]),
+    ],
+)
+def test_each_cell_is_checked_as_hydra_composes_it(overrides: list[str], valid: list[bool]) -> None:
+    jobs = jobs_of(CommandLine([*PYDOCS, "data=pydocs_1k", *overrides], multirun=True))
+    assert jobs is not None
+    assert [not job.problems for job in jobs.known] == valid
+    deleted = {text.rpartition(".")[2] for text in overrides if text.startswith("~")}
+    assert not any(deleted & set(job.config.eval.tasks) for job in jobs.known)
+
+
+def test_the_documented_deletions_leave_one_task_of_files() -> None:
+    tasks = [f"~eval.tasks.{name}" for name in ("summarisation", "question_answering", "data_to_text")]
+    path = "eval.tasks.instruction_following.path=x.jsonl"
+    jobs = jobs_of(CommandLine([*PYDOCS, "eval=files", *tasks, path, "data=pydocs_1k", "seed=0,1"], multirun=True))
+    assert jobs is not None
+    assert [(job.problems, [*job.config.eval.tasks]) for job in jobs.known] == [((), ["instruction_following"])] * 2
+
+
+@pytest.mark.parametrize(
     ("more", "ids", "overrides", "error"),
     [
         ([cell(1), cell(2)], "012", ["seed=0", "seed=1", "seed=2"], None),
@@ -75,6 +103,64 @@ def test_another_command_adds_what_is_new(
     assert read_cells(tmp_path)[0].error == error
     list_cells(tmp_path, [cell(0)])
     assert read_cells(tmp_path)[0].error is None, "an error stays until the next attempt"
+
+
+def test_a_cell_without_a_run_is_forgotten_by_the_next_command(tmp_path: Path) -> None:
+    wrong = Cell(None, ["lora.r=0"], "tiny", "x", 10, 0, "lora.r=0: not 1 or more", 2)
+    list_cells(tmp_path, [wrong, cell(0)], all_of_command=True)
+    list_cells(tmp_path, [cell(1)])  # a single run of either command
+    assert read_cells(tmp_path) == [wrong, cell(0), cell(1)]
+    list_cells(tmp_path, [cell(1)], all_of_command=True)
+    assert read_cells(tmp_path) == [cell(0), cell(1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "done", "report", "status", "says"),
+    [
+        ("table", "01", {}, 0, []),
+        # Another process completed the run after the report was written, which still says that it is missing.
+        (
+            "table",
+            "01",
+            {"1": "interrupted"},
+            1,
+            ["1 of 2 runs are missing:", "  {ids[1]}: interrupted"],
+        ),
+        # Another process completed the run before the report was written.
+        ("table", "0", {}, 0, []),
+        ("table", "0", {"1": "not started"}, 1, ["1 of 2 runs are missing:", "  {ids[1]}: not started"]),
+        (
+            "table",
+            "01",
+            {"other": "not started"},
+            1,
+            [OTHERS, "  other: not started"],
+        ),
+        ("adhoc", "01", {"other": "not started"}, 0, []),
+        ("table", "0", None, 1, ["1 of 2 runs are missing:", "  {ids[1]}: not started"]),
+    ],
+)
+def test_the_exit_status_of_a_sweep_is_that_of_its_report(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    name: str,
+    done: str,
+    report: dict[str, str] | None,
+    status: int,
+    says: list[str],
+) -> None:
+    overrides = [*PYDOCS, "data=pydocs_1k", "seed=0,1", f"sweep.name={name}", f"paths.multirun={tmp_path}"]
+    jobs = jobs_of(CommandLine(overrides, multirun=True))
+    assert jobs is not None
+    ((folder, listed),) = cells_of(jobs.known).items()
+    ids = {str(number): str(entry.run_id) for number, entry in enumerate(listed)}
+    for number in done:
+        (folder / ids[number]).mkdir(parents=True)
+        (folder / ids[number] / "run.json").write_text('{"schema": 1, "status": "completed"}')
+    missing = None if report is None else {ids.get(key, key): reason for key, reason in report.items()}
+    assert end_sweep(jobs, {folder: missing}) == status
+    assert capsys.readouterr().err.splitlines() == [line.format(ids=[*ids.values()]) for line in says]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 9, "cells": []}', '{"schema": 1, "cells": [{"x": 1}]}'])

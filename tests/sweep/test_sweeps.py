@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from tests.sweep.conftest import QUICK, SWEEP, runs_in
 from tests.whole import Workplace, adapter_of, record_of, timeless
+from tometune.runs.lock import run_lock
 
 pytestmark = pytest.mark.whole
 
@@ -64,7 +66,14 @@ def test_the_same_command_again_runs_nothing_and_imports_no_torch(place: Workpla
     stderr, found = watched(place, (), *SWEEP, "sweep.name=finished")
     assert (stderr, found) == ("sweep multirun/finished: 2 runs, 2 completed\n", [{}, []])
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    report = (".sweep.lock", "table.json", "table.csv", "table.md", "report.html")  # rewritten for the same runs
+    report = (
+        ".sweep.lock",
+        ".report.lock",
+        "table.json",
+        "table.csv",
+        "table.md",
+        "report.html",
+    )  # rewritten for the same runs
     assert {path for path in after if after[path] != before.get(path)} - {finished} <= {finished / n for n in report}
 
 
@@ -149,7 +158,30 @@ def test_two_processes_share_a_sweep(place: Workplace) -> None:
     assert left
     assert min(status for _, status in outcomes) == 0, "the last to end finds nothing missing"
     for stderr, status in outcomes:
-        assert (status == 1) == ("running elsewhere: process " in stderr)
+        assert (status == 1) == ("runs are missing:" in stderr)
+    table = json.loads((place.folder / "multirun" / "shared" / "table.json").read_text())
+    assert table["missing"] == [], "the last one to read the sweep wrote the report"
+
+
+def test_a_run_of_another_process_is_missing_in_the_report_and_exits_1(place: Workplace) -> None:
+    command = ("-m", *QUICK, "seed=0,1", "sweep.name=taken")
+    folder = place.folder / "multirun" / "taken"
+    status, stderr = place.train(*command, "lora.r=0", "sweep.name=taken")
+    assert status == 2, stderr
+    status, stderr = place.train("-m", *QUICK, "seed=1", "sweep.name=taken")
+    assert status == 0, stderr
+    (run,) = folder.glob("*/run.json")
+    shutil.rmtree(run.parent)
+    with run_lock(run.parent):
+        status, stderr = place.train(*command)
+    assert status == 1, stderr
+    assert f"1 of 2 runs are missing:\n  {run.parent.name}: running elsewhere" in stderr
+    table = json.loads((folder / "table.json").read_text())
+    assert [entry["run_id"] for entry in table["missing"]] == [run.parent.name]
+    assert f"missing: {run.parent.name}" in (folder / "report.html").read_text()
+    status, stderr = place.train(*command)
+    assert status == 0, stderr
+    assert json.loads((folder / "table.json").read_text())["missing"] == []
 
 
 def test_a_second_terminal_sees_who_works_on_a_single_run(place: Workplace) -> None:
@@ -173,3 +205,21 @@ def test_the_runs_of_a_sweep_are_those_of_single_commands(place: Workplace, fini
     assert status == 0, stderr
     single = place.run_folder()
     assert adapter_of(single) == adapter_of(finished / single.name)
+
+
+def test_a_data_file_that_was_replaced_makes_other_cells(place: Workplace) -> None:
+    """The second run has another seed and other rows: they are two cells, and the report says so."""
+    file = place.folder / "rows.jsonl"
+    command = ("-m", *QUICK, "data=files_100k", f"data.base.path={file}", "data.rows=8", "sweep.name=replaced")
+    for seed, word in enumerate(("red", "blue")):
+        turns = [[("user", f"Say {word} {row}."), ("assistant", f"{word} {row}")] for row in range(8)]
+        rows = [{"messages": [{"role": role, "content": text} for role, text in row]} for row in turns]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        status, stderr = place.train(*command, f"seed={seed}")
+        assert status == 0, stderr
+    table = json.loads((place.folder / "multirun" / "replaced" / "table.json").read_text())
+    cells = [row["cell"] for row in table["rows"] if row["stage"] == "tuned"]
+    assert len(cells) == 2
+    assert all(re.fullmatch(r"pydocs_64 data\.base=files-\w{8}", cell) for cell in cells), cells
+    assert [row["seeds"] for row in table["rows"] if row["stage"] == "tuned"] == [1, 1]
+    assert any(note.startswith("The content of data.base is not the same in all runs") for note in table["notes"])

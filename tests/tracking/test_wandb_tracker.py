@@ -10,6 +10,7 @@ import pytest
 
 from tests.tracking.conftest import DOWN, ID, KEY, WANDB, inspect, records, the_folder, track_in
 from tests.tracking.server import WandbServer
+from tests.whole import Workplace, curve_of
 from tometune.common.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
 from tometune.tracking import check_tracker
@@ -129,6 +130,54 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert run_python("-c", START + code).returncode == -9
     summary = json.loads(inspect("--summary", str(the_folder(folder))))
     assert (summary["state"], summary["exit_code"], summary["step"]) == ("running", None, 98)
+
+
+def test_steps_that_a_kill_lost_are_logged_after_resuming_each_step_once(run_python, folder):
+    """Steps 10 to 12 are not flushed, the checkpoint is of step 11, and steps 12 and 13 are trained afterwards."""
+    first = """
+for step in range(13):
+    tracker.log({"train/loss": 1 / (1 + step)}, step=step)
+    if step == 9:
+        time.sleep(2.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert run_python("-c", START + first).returncode == -9
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": step, "loss": 1 / (1 + step)}) + "\n" for step in range(12))
+    )
+    second = """
+from tometune.training.metrics import replay
+replay(Path("outputs/run/metrics.jsonl"), tracker.log)
+for step in (12, 13):
+    tracker.log({"train/loss": 1 / (1 + step)}, step=step)
+tracker.finish("completed")
+"""
+    assert run_python("-c", START + second).returncode == 0
+    one, two = (losses(records(path)) for path in sorted(folder.glob("wandb/offline-run-*")))
+    assert 9 <= len(one) < 12, "some steps were lost"
+    assert one + two == [(step, pytest.approx(1 / (1 + step))) for step in range(14)]
+
+
+@pytest.mark.nightly
+@pytest.mark.whole
+def test_the_curve_of_a_run_that_was_killed_is_its_file(tmp_path):
+    place = Workplace(tmp_path)
+    command = ("+experiment=smoke", "tracking=wandb", "tracking.mode=offline", "eval.base=false")
+    steps = ("trainer.max_steps=12", "trainer.save_steps=3")
+    for moment in (
+        ("tometune.training.trainer:MeteredTrainer.training_step", 5, "SIGKILL"),
+        ("tometune.training.sft:save_adapter", 1, "SIGKILL"),
+        ("tometune.evaluation.scoring:write_result", 1, "SIGKILL"),
+    ):
+        status, stderr = place.train(*command, *steps, moment=moment)
+        assert status == -9, stderr
+    status, stderr = place.train(*command, *steps)
+    assert status == 0, stderr
+    run = place.run_folder()
+    attempts = sorted(run.glob("wandb/offline-run-*"))
+    assert len(attempts) == 4
+    logged = [point for path in attempts for point in losses(records(path))]
+    assert logged == [(step, pytest.approx(loss)) for step, loss in curve_of(run)]
 
 
 def test_rejected_tables_and_artifacts_are_one_warning_and_a_failed_run_is_marked(folder, run_python):

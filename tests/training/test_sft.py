@@ -82,6 +82,10 @@ def test_accumulation_is_the_same_as_a_larger_batch(train: Train, tmp_path: Path
     assert whole.result.effective_batch == parts.result.effective_batch == 4
     assert whole.result.tokens == parts.result.tokens
     assert parts.losses == pytest.approx(whole.losses, abs=1e-5)
+    for name in ("token_accuracy", "entropy", "epoch"):
+        curves = ([line[name] for line in run.curve] for run in (whole, parts))
+        assert next(curves) == pytest.approx(next(curves), abs=1e-5), name
+    assert whole.result.epochs == parts.result.epochs == pytest.approx(3 * 4 / 20)
     norms = ([line["grad_norm"] for line in run.curve] for run in (whole, parts))
     assert next(norms) == pytest.approx(next(norms), rel=1e-4)
 

@@ -1,5 +1,6 @@
 """Errors for the user: one line that says where, what is wrong and how to fix it."""
 
+import shlex
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
@@ -30,6 +31,13 @@ def chain_of(error: BaseException) -> list[BaseException]:
 def one_line(error: BaseException) -> str:
     """Return the text of an error without line breaks."""
     return " ".join(str(error).split())
+
+
+def shell_word(text: str) -> str:
+    """Return a text as one word of a POSIX shell."""
+    if "'" in text and not set(text) & set("$`\\!"):  # shlex.quote would be valid, but hard to read
+        return '"{}"'.format(text.replace('"', '\\"'))
+    return shlex.quote(text)
 
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:

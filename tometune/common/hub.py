@@ -1,6 +1,7 @@
 """The model hub: which commit a revision means, and its errors in one line."""
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -11,12 +12,16 @@ from tometune.common.cache import default_cache
 from tometune.common.errors import UserError, chain_of
 from tometune.common.files import write_text
 
-HERE = "python -m tometune.train +experiment=quickstart"
-"""The command that needs neither a GPU nor the hub."""
-
 GATED = "is gated; accept its terms on its page, then run `hf auth login` with a token that may read it"
 NOT_FOUND = "no such repository on the hub (or it is private: `hf auth login`); for a local folder give its full path"
-UNREACHABLE = f"the model hub cannot be reached (HF_HUB_OFFLINE=1 uses only the local cache); without the hub: {HERE}"
+UNREACHABLE = "the model hub cannot be reached (HF_HUB_OFFLINE=1 uses only the local cache); without the hub:"
+
+
+def quickstart() -> str:
+    """Return the command of this verb that needs neither a GPU nor the hub."""
+    typed = Path(sys.argv[0]).stem.rpartition(" ")[2]  # `tometune VERB`, or the file of `python -m tometune.VERB`
+    verb = typed if typed in ("prepare", "evaluate", "chat") else "train"
+    return f"python -m tometune.{verb} +experiment=quickstart"
 
 
 def is_commit(revision: str) -> bool:
@@ -91,7 +96,7 @@ def _problem(error: BaseException) -> str | None:
         (errors.GatedRepoError, GATED),
         (errors.RevisionNotFoundError, "has no such revision; check the spelling of the branch, tag or commit"),
         (errors.RepositoryNotFoundError, NOT_FOUND),
-        (unreachable, UNREACHABLE),
+        (unreachable, f"{UNREACHABLE} {quickstart()}"),
         (errors.EntryNotFoundError, "lacks a required file; is it a repository of this kind?"),
     ]
     for kinds, problem in problems:
@@ -100,7 +105,7 @@ def _problem(error: BaseException) -> str | None:
     if no_dataset:
         return NOT_FOUND
     if any(isinstance(link, OSError) and "couldn't connect" in str(link) for link in chain):
-        return UNREACHABLE
+        return f"{UNREACHABLE} {quickstart()}"
     if any(isinstance(link, errors.HfHubHTTPError) for link in chain):
         return f"the model hub answered with an error ({str(error).splitlines()[0]}); try again later"
     return None

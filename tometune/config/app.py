@@ -98,7 +98,9 @@ def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
                         statuses.append(report_error(error))
 
                 if sweep is not None:
-                    return sweep(jobs, make_runs)
+                    status = sweep(jobs, make_runs)
+                    # A run of a search that failed before it had a name is in no list.
+                    return FAILED if jobs.search and status == DONE and any(statuses) else status
                 make_runs()
     if len(statuses) > 1 and any(statuses):
         print(f"{sum(map(bool, statuses))} of {len(statuses)} runs did not finish", file=sys.stderr)

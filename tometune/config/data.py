@@ -233,10 +233,10 @@ def data_problems(data: DataConfig) -> Iterator[str]:
     base_rows = data.base.rows
     if base_rows is None or base_rows < 1 or data.rows < 1:
         return
-    if base_rows > data.rows:
+    if base_rows > data.rows and data.base.kind is not SourceKind.files:  # of files, the rows are counted first
         yield (
             f"data.rows={data.rows}: below data.base.rows={base_rows}, and a mix contains the whole base; "
-            f"raise data.rows or set data.base.rows={data.rows}"
+            f"raise data.rows, or set data.base.rows={data.rows} (less if the base has fewer rows)"
         )
     if base_rows < data.rows and data.pool is None:
         yield (

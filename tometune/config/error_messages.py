@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
-from tometune.common.errors import ConfigError, chain_of, did_you_mean, nearest
+from tometune.common.errors import ConfigError, chain_of, did_you_mean, nearest, shell_word
 from tometune.config.root import Config, conf_dir
 
 WRONG_VALUES = {
@@ -67,14 +67,20 @@ def explain(error: BaseException, folders: Sequence[Path]) -> str:
             return where + _wrong_key(cause, cause.full_key, override or cause.full_key)
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
-        fix = f"quote the value: '{key}=\"{value}\"'" if equals else "write key=value"
+        fix = f"quote the value: {_quoted(key, value)}" if equals else "write key=value"
         return f"{error.override}: {error.message.splitlines()[0] if equals else 'no value'}; {fix}"
     if isinstance(error, ConfigCompositionException) and text.startswith("Ambiguous value for argument"):
         override = text.partition("'")[2].partition("'\n")[0]
         key, _, value = override.partition("=")
-        fix = f"one list is written {key}=[{value}], one text '{key}=\"{value}\"'"
+        fix = f"one list is written {shell_word(f'{key}=[{value}]')}, one text {_quoted(key, value)}"
         return f"{override}: several values need --multirun (-m); {fix}"
     return where + (" ".join(text.split()) or type(error).__name__)
+
+
+def _quoted(key: str, value: str) -> str:
+    """Return an override with a quoted value as a word for the shell; Hydra's quoted texts escape quotes."""
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and f"\\{found[2]}"), value)
+    return shell_word(f'{key}="{escaped}"')
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -58,7 +58,8 @@ class SeedsConfig:
     data: int = 0
     """Which pool rows are drawn into the mix."""
     order: int = 0
-    """The order in which rows are trained on."""
+    """The order of training: of packs, or of rows with `trainer.conversations_per_step`. Which rows share a pack does
+    not depend on it."""
     adapter: int = 0
     """Initial adapter weights, and the dropout masks."""
     generation: int = 0

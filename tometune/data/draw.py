@@ -168,11 +168,17 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
         raise UserError(
             f"data.base: no row is left ({'; '.join(lost)}); relax data.filters, or set data.filters.base=false"
         )
-    if found < wanted:
-        fix = "data.rows" if config.pool is None and config.base.rows == config.rows else "data.base.rows"
+    most = min(found, config.rows)
+    both = config.pool is None and most < config.rows
+    fix = f"set data.rows={most} data.base.rows={most}" if both else f"set data.base.rows={most}"
+    if config.base.rows is not None and config.base.rows > config.rows:
         raise UserError(
-            f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({'; '.join(lost)}); "
-            f"set {fix}={found}"
+            f"data.rows={config.rows}: below data.base.rows={wanted}, and a mix contains the whole base, which has "
+            f"{found:,} usable rows; {fix}"
+        )
+    if found < wanted:
+        raise UserError(
+            f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({'; '.join(lost)}); {fix}"
         )
 
 
@@ -181,7 +187,7 @@ def check_pool(config: DataConfig, added: int) -> None:
     if config.pool is None:
         raise UserError(
             f"data.rows={config.rows}: the base has {config.rows - added} rows and there is no pool for the other "
-            f"{added}; set data.pool, or data.rows={config.rows - added}"
+            f"{added}; choose a mix with one, e.g. data=files_200k, or set data.rows={config.rows - added}"
         )
     if config.pool.rows is not None:
         raise UserError(

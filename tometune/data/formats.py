@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import cycle
 from typing import Any
 
-from tometune.common.errors import did_you_mean
+from tometune.common.errors import did_you_mean, shell_word
 from tometune.config.data import Preference, RowFormat, SourceConfig
 from tometune.data.turns import (
     CALL_KEYS,
@@ -207,7 +207,7 @@ class Reader:
         if all(name in COLUMNS[role] for role, name in names.items()):
             return fix
         listed = ", ".join(f"{role}: {_quoted(name)}" for role, name in names.items())
-        return f"{fix} '{self.key}.columns={{{listed}}}'".lstrip()
+        return f"{fix} {shell_word(f'{self.key}.columns={{{listed}}}')}".lstrip()
 
     def _surroundings(self, row: dict[str, Any], found: Conversation) -> None:
         """Add earlier turns, the system text and tools that a row has in columns of their own."""

@@ -68,7 +68,7 @@ def verify(encoder: Encoder, row: Rendered, encoded: Encoded, number: int) -> No
         if answer is not None:
             body, text = shown.strip(), answer.strip()
             ending = body[len(text) :].strip()
-            ends = template.special.fullmatch(ending) is not None if template.end else not ending
+            ends = template.special.fullmatch(ending) is not None or not (ending or template.end)
             controls = sum(number in encoder.controls for number in ids[start:end])
             correct = correct and body.startswith(text) and ends and controls <= 1
         if not correct:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from tometune.common.errors import UserError
-from tometune.data.template_support import Messages, TemplateSupport, Tools
+from tometune.data.template_support import Messages, TemplateSupport, Tools, not_shown
 
 Span = tuple[int, int]
 
@@ -121,7 +121,7 @@ class Template:
         ordinary: dict[int, tuple[Messages, dict[str, str]]] = {}
         for number, messages in enumerate(conversations):
             given = tools[number] if tools else None
-            if given or any(len(message) > 2 or "<think>" in message["content"] for message in messages):
+            if given or any(len(message) > 2 or "think>" in message["content"] for message in messages):
                 rendered[number] = self._unusual(messages, given)
             else:
                 ordinary[number] = self._replace_special(messages)
@@ -160,8 +160,10 @@ class Template:
         calls = any(message.get("tool_calls") for message in messages)
         if text is None or (not calls and (shape is None or missing)):
             return Rendered("", [], {}, notes=["tools_not_shown" if missing == {"tool"} else "rejected_by_template"])
-        if shape and shape.folded:
-            notes = ["system_folded", *notes]
+        lost = not_shown(text, messages)
+        if lost and lost != "reasoning_removed":
+            return Rendered("", [], {}, notes=[lost])
+        notes = sorted({*notes, *([lost] if lost else []), *(["system_folded"] if shape and shape.folded else [])})
         walked = self._walk(text, messages, shape) if shape and tools is None else None
         turns = (number for number, message in enumerate(messages) if message["role"] == "assistant")
         spans = self._step_by_step(text, messages, tools) if walked is None else dict(zip(turns, walked, strict=True))
@@ -172,7 +174,7 @@ class Template:
         # A template shows reasoning and calls in its own way, so those answers are not compared with their texts.
         bare = shape is not None and shape.prompted
         answers = [
-            message["content"] if bare and message.keys() <= BARE and "<think>" not in message["content"] else None
+            message["content"] if bare and message.keys() <= BARE and "think>" not in message["content"] else None
             for message in (originals[number] for number in located)
         ]
         return Rendered(text, list(located.values()), stand_ins, answers, notes)

@@ -11,10 +11,13 @@ Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]] | None
 Render = Callable[..., str | None]  # (messages, tools=None, prompt=False) -> text, or None if the template rejects them
 
-THINKING = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+# Reasoning at the start of an answer; some models write only the end of the block.
+THINKING = re.compile(r"\A\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
+TAGS = re.compile(r"</?think>")
 USER = {"role": "user", "content": "tm0user"}
 ANSWER = {"role": "assistant", "content": "tm0answer"}
 REASONING = "tm0reasoning"
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # of different templates
 
 
 class TemplateSupport:
@@ -38,9 +41,11 @@ class TemplateSupport:
                 message[self.reasoning_key] = reasoning
             elif reasoning:
                 notes.add("reasoning_removed")
-            if message["role"] == "assistant" and "<think>" in message["content"] and not self.shows_think_blocks:
-                message["content"] = THINKING.sub("", message["content"], count=1)
+            if message["role"] == "assistant" and not self.shows_think_blocks and THINKING.match(message["content"]):
+                message["content"] = THINKING.sub("", message["content"])
                 notes.add("reasoning_removed")
+                if not message["content"] and not message.get("tool_calls"):
+                    message["trained"] = False
             if message.get("tool_calls"):
                 if self.arguments is None:
                     return "tools_not_shown"
@@ -54,7 +59,7 @@ class TemplateSupport:
     def reasoning_key(self) -> str | None:
         """The key of an answer's reasoning, if the template shows it after the answer's prompt; else None."""
         prompt = self._render([USER], prompt=True) or ""
-        for key in ("reasoning_content", "thinking", "reasoning"):
+        for key in REASONING_KEYS:
             text = self._render([USER, {**ANSWER, key: REASONING}]) or ""
             if text.startswith(prompt) and REASONING in text[len(prompt) :]:
                 return key
@@ -86,6 +91,32 @@ class TemplateSupport:
         parameters = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
         function = {"name": "tm0function", "description": "tm0tool", "parameters": parameters}
         return "tm0function" in (self._render([USER, ANSWER], [{"type": "function", "function": function}]) or "")
+
+
+def not_shown(text: str, messages: Messages) -> str | None:
+    """Return the note of a conversation of which a rendered text lacks a part; None if it shows all of it."""
+    lost = None
+    for message in messages:
+        calls = message.get("tool_calls", ())
+        values = [value for call in calls for value in _leaves(call["function"])]
+        if not all(_shows(text, part) for part in [*TAGS.split(message["content"]), *values]):
+            return "tools_not_shown" if calls or message["role"] == "tool" else "rejected_by_template"
+        reasoning = next((message[key] for key in REASONING_KEYS if key in message), "")
+        lost = lost if _shows(text, reasoning) else "reasoning_removed"
+    return lost
+
+
+def _shows(text: str, part: str) -> bool:
+    """Tell whether a text shows another one, possibly as JSON."""
+    part = part.strip()
+    return part in text or any(json.dumps(part, ensure_ascii=ascii_)[1:-1] in text for ascii_ in (False, True))
+
+
+def _leaves(value: Any) -> list[str]:
+    """Return the texts and numbers in a nested value."""
+    if isinstance(value, dict | list):
+        return [leaf for entry in (value.values() if isinstance(value, dict) else value) for leaf in _leaves(entry)]
+    return [value] if isinstance(value, str) else [str(value)] if type(value) in (int, float) else []
 
 
 def _call(call: dict[str, Any], arguments: type) -> dict[str, Any]:

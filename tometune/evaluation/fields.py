@@ -8,6 +8,7 @@ from typing import Any
 
 from tometune.common.errors import UserError, did_you_mean
 from tometune.config.eval import TaskConfig
+from tometune.data.formats import ANSWERING, ASKING
 
 ROLES = ("system", "user", "assistant")
 
@@ -86,7 +87,8 @@ def reach(value: Any, path: str, place: str, name: str = "") -> Iterator[str]:
         yield from reach("".join(str(part.get("text", "")) for part in value), path, place, name)
     elif isinstance(value, list):
         if head in ROLES and all(isinstance(entry, dict) and "role" in entry for entry in value):
-            value, path, name = [turn.get("content") for turn in value if turn["role"] == head][:1], rest, head
+            turns = [turn for turn in value if str(turn["role"]).lower() == head]
+            value, path, name = [turn.get("content") for turn in turns[:1]], rest, head
         for entry in value:
             yield from reach(entry, path, place, name)
     elif path:
@@ -112,10 +114,13 @@ def _is_parts(value: Any) -> bool:
 def _unknown(name: str, row: Any, place: str) -> UserError:
     """Return the error for a field that a row does not have, with settings that read the fields it has."""
     fields = dict(row) if isinstance(row, dict) else {}
-    texts = [field for field, value in fields.items() if isinstance(value, str) and field != "id"]
+    texts = [field for field, value in fields.items() if field != "id" and isinstance(value, str | list)]
+    answer = next(filter(ANSWERING.search, texts), texts[-1] if texts else "")
+    rest = [field for field in texts if field != answer]
+    question = next(filter(ASKING.search, rest), rest[0] if rest else "")
     near = did_you_mean(name, list(fields))
     fix = ""
-    if len(texts) > 1 and not near:
+    if question and not near:
         task = place.partition(":")[0].rpartition(".")[0]
-        fix = f"; set e.g. {task}.prompt='{{{texts[0]}}}' {task}.references=[{texts[-1]}]"
+        fix = f"; set e.g. {task}.prompt='{{{question}}}' {task}.references=[{answer}]"
     return UserError(f"{place} has no field {name!r}{near} (fields: {', '.join(fields)}){fix}")

@@ -96,7 +96,7 @@ def _rouge(predictions: list[str], references: list[list[str]]) -> Scores:
 
     With several references, each of the three is the maximum over the references (as in `score_multi` of
     google-research/rouge, whose `rouge_scorer` gives the same numbers as rouge-score-rs). There is no bootstrap
-    aggregate, because its mean would change from call to call. Examples with a reference in another script than Latin
+    aggregate, because its mean would change from call to call. Examples with letters of another script than Latin
     are compared by Unicode words, see `unicode_words`.
     """
     import datasets
@@ -118,7 +118,7 @@ def _rouge(predictions: list[str], references: list[list[str]]) -> Scores:
             owners = [index for index, texts in enumerate(references) for _ in texts]
             answers = [predictions[index] for index in owners]
             for index, owner in enumerate(owners):
-                if any(map(needs_unicode, references[owner])):
+                if any(map(needs_unicode, [*references[owner], predictions[owner]])):
                     targets[index], answers[index] = as_rouge_words(targets[index]), as_rouge_words(answers[index])
             pairs = RougeScorer(kinds, use_stemmer=True).score_batch(targets, answers)
             best: Scores = {kind: [0.0] * len(predictions) for kind in kinds}

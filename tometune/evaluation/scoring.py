@@ -119,7 +119,9 @@ class Scorer:
             "unended": sum(not answer.ended for answer in answers),  # those that reached `max_new_tokens`
             "engine": engine.kind(generations.batch_size),
             "batch_size": generations.batch_size,
-            "unicode_words": sum(any(map(needs_unicode, texts)) for texts in references),  # examples, see `metrics`
+            "unicode_words": sum(
+                any(map(needs_unicode, [text, *texts])) for text, texts in zip(predictions, references, strict=True)
+            ),  # examples, see `metrics`
         }
         if is_first():
             key = key | {"engine": engine.kind(key["batch_size"])}  # compiling may have failed

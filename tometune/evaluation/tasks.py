@@ -12,7 +12,7 @@ from tometune.common.hub import pinned
 from tometune.common.seeding import stream
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
-from tometune.data.conversations import fix_conversation
+from tometune.data.conversations import fix_conversation, is_trained
 from tometune.data.formats import Reader
 from tometune.data.readers import Batch, batches
 from tometune.data.sources import content_digest, files_of, read
@@ -35,7 +35,7 @@ class Example:
     messages: list[dict[str, str]]  # conversation of `{role, content}` that ends with a user message
     references: list[str]  # one or more non-empty texts
     texts: list[str]  # the fields in the prompt and the references, which training data must not contain
-    read: set[str] = field(default_factory=set)  # the fields of its row that were read
+    unread: set[str] = field(default_factory=set)  # fields of its row that were not read
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,7 @@ def _examples_of(key: str, task: TaskConfig) -> tuple[list[Example], list[int]]:
         if first is not example:
             first.references[:] = dict.fromkeys([*first.references, *example.references])
             first.texts.extend(example.texts)
-    unread = Counter(
-        name
-        for row, example in zip(rows, made, strict=True)
-        for name, value in row.fields.items()
-        if value and name != "id" and name not in example.read
-    )
+    unread = Counter(name for example in made for name in example.unread - {"id"})
     examples = list(merged.values())
     if len(examples) < len(rows):
         log.info("%s: %d rows repeat a prompt; their references are joined", key, len(rows) - len(examples))
@@ -167,11 +162,13 @@ def _example(key: str, task: TaskConfig, row: Row, number: int) -> Example:
     prompt, values = render(task.prompt, row, f"{key}.prompt")
     if not prompt:
         raise UserError(f"{key}.prompt: {row.origin} gives an empty prompt; delete the row or change the template")
-    system = row.fields.get("system") if task.system is None else render(task.system, row, f"{key}.system")[0]
-    messages = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
+    template = ("{system}" if "system" in row.fields else "") if task.system is None else task.system
+    system = render(template, row, f"{key}.system")[0]
+    messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     references = collect(task.references, row, f"{key}.references")
-    return Example(identifier, messages, references, [*values, *references], names_in(task))
+    unread = {name for name, value in row.fields.items() if value} - names_in(task) - {"id"}
+    return Example(identifier, messages, references, [*values, *references], unread)
 
 
 def _of_training_row(key: str, task: TaskConfig, row: Row, identifier: str) -> Example | None:
@@ -184,13 +181,20 @@ def _of_training_row(key: str, task: TaskConfig, row: Row, identifier: str) -> E
     except FormatError:
         return None
     turns, _ = fix_conversation(found.turns)
-    if found.dropped or not turns:
+    last = max(
+        (number for number, turn in enumerate(turns) if turn.role == "assistant" and is_trained(turn)), default=0
+    )
+    turns = turns[: last + 1]
+    if found.dropped or len(turns) < 2:
         return None
+    if found.tools or any(turn.extra and "tool_calls" in turn.extra for turn in turns):
+        raise UserError(f"{key}: {row.origin} holds tools or tool calls, which a task cannot ask for; delete the row")
     messages = [{"role": turn.role, "content": turn.text} for turn in turns[:-1]]
     if task.system is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": task.system})
     texts = [turn.text for turn in turns]
-    return Example(identifier, messages, [text for text in texts[-1:] if text.strip()], texts, found.read)
+    references = [text for text in texts[-1:] if text.strip()]
+    return Example(identifier, messages, references, texts, found.unread)
 
 
 def read_rows(key: str, task: TaskConfig) -> list[Row]:

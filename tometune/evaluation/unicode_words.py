@@ -1,5 +1,6 @@
 """Words of any script for ROUGE, whose tokenizer keeps only a–z and 0–9."""
 
+import re
 import unicodedata
 from functools import lru_cache
 
@@ -8,15 +9,19 @@ UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "
 
 
 def needs_unicode(text: str) -> bool:
-    """Tell whether a text has letters of a script other than Latin, which ROUGE's tokenizer drops."""
-    return not text.isascii() and any(character.isalpha() and not _latin(character) for character in text)
+    """Tell whether ROUGE's tokenizer drops letters of another script than Latin, or finds no word at all in a text."""
+    if text.isascii():
+        return False
+    other = any(character.isalpha() and not _latin(character) for character in text)
+    return other or not re.search("[a-z0-9]", text.lower())
 
 
 def as_rouge_words(text: str) -> str:
     """Return a text in which ROUGE's tokenizer finds every word.
 
     Words of a–z and 0–9 stay, so they are stemmed as usual. Any other word becomes a number made of its code points,
-    which the stemmer leaves alone. Text is normalised (NFKC) and in lower case first.
+    which the stemmer leaves alone. Text is normalised (NFKC) and in lower case first. In a text without letters and
+    digits, each character is a word.
     """
     words: list[str] = []
     extends = False  # whether the next letter belongs to the last word
@@ -33,7 +38,11 @@ def as_rouge_words(text: str) -> str:
             extends = not alone
         else:
             extends = False
-    return " ".join(word if word.isascii() else "".join(f"{ord(character):07}" for character in word) for word in words)
+    words = words or [character for character in text if not character.isspace()]
+    numbers = ("".join(f"{ord(character):07}" for character in word) for word in words)
+    return " ".join(
+        word if word.isascii() and word.isalnum() else number for word, number in zip(words, numbers, strict=True)
+    )
 
 
 @lru_cache(4096)

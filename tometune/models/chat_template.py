@@ -36,7 +36,8 @@ OWN_PROMPT = (
 def adapt(tokenizer: Any, thinking: bool) -> str:
     """Return the tokenizer's chat template with what it lacks; most templates are returned as they are.
 
-    - A template that changes earlier answers when later turns are added is replaced by TRL's variant that does not.
+    - A template that changes earlier answers when later turns are added, or that does not end the last answer, is
+      replaced by TRL's variant of it, if there is one.
     - Messages become lists of parts if the template shows only these.
     - A system text is put before the first user text if the template has no system turn.
     - The generation prompt becomes the text that the template puts before an answer, e.g. with an empty
@@ -55,9 +56,11 @@ def adapt(tokenizer: Any, thinking: bool) -> str:
         return shown
 
     first = render(template, user, answer)
-    if not render(template, user, answer, user, answer).startswith(first.partition(ANSWER)[0] + ANSWER):
+    header, _, end = first.partition(ANSWER)
+    if first and not (end.strip() and render(template, user, answer, user, answer).startswith(header + ANSWER)):
         variant = _training_variant(template)
-        if first and render(variant, user, answer) == first:
+        shown = render(variant, user, answer)
+        if shown == first or (not end.strip() and shown.startswith(first)):
             template = variant
     if USER not in render(template, user, answer) and USER in render(TEXT_AS_PARTS + template, user, answer):
         template = TEXT_AS_PARTS + template

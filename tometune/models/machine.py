@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
-from tometune.common.hub import HERE
+from tometune.common.hub import quickstart
 from tometune.config.model import Backend, ModelConfig, Precision
 from tometune.models.source import quantized
 
@@ -46,7 +46,7 @@ def check_machine(model: ModelConfig) -> None:
     if quantized(model) and not gpu:
         raise UserError(
             f"model={model.name}: its 4-bit weights (model.quantization=nf4) need an NVIDIA GPU, none was found; on "
-            f"this machine: {HERE}"
+            f"this machine: {quickstart()}"
         )
     if quantized(model) and util.find_spec("bitsandbytes") is None:
         raise UserError(

@@ -1,11 +1,11 @@
 """Groups runs into cells: runs that differ by their seeds alone. Other settings that differ name the cell."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tometune.common.errors import UserError
-from tometune.reporting.sweep import Missing, Sweep, SweepRun
+from tometune.reporting.sweep import CONTENT, Missing, Sweep, SweepRun
 
 # Streams of `seeds` and their names in the report.
 STREAMS = {
@@ -41,19 +41,24 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
         UserError: two runs have the same settings and seeds, so that one of them is outdated, or no run has one seed
             for all streams.
     """
-    varied = varied_streams(sweep.runs)
-    settings, confounded = _differing(sweep.runs)
+    found = _with_digests(sweep.runs)
+    varied = varied_streams(found)
+    settings, confounded = _differing(found)
     grouped: dict[tuple[Any, ...], list[SweepRun]] = {}
-    for run in sweep.runs:
+    for run in found:
         own = tuple((key, run.settings.get(key)) for key in settings)
         grouped.setdefault((run.model, run.rows, run.data, own), []).append(run)
-    several = len({run.model for run in sweep.runs}) > 1
+    several = len({run.model for run in found}) > 1
     cells = []
     for (model, rows, data, every), runs in sorted(
         grouped.items(), key=lambda entry: (*entry[0][:3], [_rank(value) for _, value in entry[0][3]])
     ):
         full = ("lora", "full") in every  # full fine-tuning reads no setting of the adapter
-        own = tuple((key, value) for key, value in every if not (full and key.startswith("lora.")))
+        own = tuple(
+            (key, value)
+            for key, value in every
+            if not (full and key.startswith("lora.")) and not (value is None and key in CONTENT)
+        )
         label = " ".join([*([model] if several else []), data, *(f"{key}={value}" for key, value in own)])
         cells.append(Cell(label, model, data, rows, dict(own), *_replicates(runs, varied)))
     if not any(cell.runs for cell in cells):
@@ -66,7 +71,45 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
     empty = [cell.label for cell in cells if not cell.runs]
     if empty:
         notes.append(f"Not in the table, because no run has one seed for all streams: {', '.join(empty)}.")
-    return cells, notes + confounded
+    return cells, [*notes, *confounded, *(_content_note(key, found) for key in settings if key in CONTENT)]
+
+
+def _with_digests(runs: Sequence[SweepRun]) -> list[SweepRun]:
+    """Return the runs, with the digest of the mix among the settings if nothing else tells two mixes apart.
+
+    That is so if two runs have the same settings and the same seed of the data sample, but other rows.
+    """
+    digests: dict[Any, set[Any]] = {}
+
+    def config_of(run: SweepRun) -> Any:
+        return (run.model, run.data, run.rows, *sorted(run.settings.items()))
+
+    for run in runs:
+        digests.setdefault((config_of(run), run.streams["data"]), set()).add(run.record["data"].get("digest"))
+    unclear = {config for (config, _), found in digests.items() if len(found) > 1}
+
+    def settings_of(run: SweepRun) -> dict[str, Any]:
+        digest = {"data.digest": str(run.record["data"].get("digest"))[:8]}
+        return {**run.settings, **(digest if config_of(run) in unclear else {})}
+
+    return [replace(run, settings=settings_of(run)) for run in runs]
+
+
+def _content_note(key: str, runs: Sequence[SweepRun]) -> str:
+    """Say that runs of one config differ in this, which makes them different cells."""
+    found: dict[Any, list[SweepRun]] = {}
+    for run in runs:
+        if run.settings.get(key) is not None:
+            found.setdefault(run.settings[key], []).append(run)
+    listed = "; ".join(
+        f"{value}: {len(group)} run{'' if len(group) == 1 else 's'}, the last one of "
+        f"{max(str(run.record.get('finished'))[:10] for run in group)}"
+        for value, group in found.items()
+    )
+    return (
+        f"The {CONTENT[key]} is not the same in all runs ({listed}). Such runs are different cells, not seeds of one. "
+        "Repeat the command of the sweep to complete its cells, and move runs that are outdated out of its folder."
+    )
 
 
 def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[int, SweepRun], list[SweepRun]]:
@@ -78,8 +121,8 @@ def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[i
         twin = by_streams.setdefault(tuple(run.streams.values()), run)
         if twin is not run:
             raise UserError(
-                f"{twin.id} and {run.id}: the same settings and seeds, so their inputs (data, model or task files) "
-                "changed in between; move the outdated one out of the sweep folder"
+                f"{twin.id} and {run.id}: the same settings, seeds and data, so a task changed in between; move the "
+                "outdated one out of the sweep folder"
             )
         seeds = {run.streams[name] for name in varied} or {int(run.record["seed"])}
         if len(seeds) == 1:
@@ -125,7 +168,8 @@ def pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
     found = []
     for number, later in enumerate(cells):
         for earlier in cells[:number]:
-            differ = sum(later.settings[key] != earlier.settings.get(key) for key in later.settings)
+            both = [key for key in later.settings if key in earlier.settings or key not in CONTENT]
+            differ = sum(later.settings[key] != earlier.settings.get(key) for key in both)
             if later.model == earlier.model and differ + (later.data != earlier.data) == 1:
                 found.append((later, earlier))
     return found

@@ -149,7 +149,7 @@ def read_task(path: Path) -> dict[str, Example]:
     Raises:
         UserError: it is missing, has no examples, or a line is broken; names the line.
     """
-    fix = f"delete it and {REPEAT}"
+    fix = f"{REPEAT} to score it again"
     metrics: list[str] = []
     found: dict[str, Example] = {}
     try:
@@ -165,7 +165,7 @@ def read_task(path: Path) -> dict[str, Example]:
                     raise ValueError(f"the id {identifier} occurs twice")
                 found[identifier] = Example(references, scores)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file, although the run is completed; {REPEAT}") from None
+        raise UserError(f"{path}: no such file, although the run is completed; {fix}") from None
     except KeyError as error:
         raise UserError(f"{path}:{len(found) + 1}: has no {error}, which the report needs; {fix}") from None
     except (ValueError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,17 @@ from tometune.runs.sweep_file import NAME, read_cells
 
 log = logging.getLogger(__name__)
 
+PARTS = ("base", "pool")
+
+CONTENT = {
+    "data.base": "content of data.base",
+    "data.pool": "content of data.pool",
+    "data.digest": "rows of the mix for one seed",
+    "model.dtype": "number format of the model",
+    "meaning": "version of tometune that made the run",
+}
+"""What can differ between runs of one config, and its name in notes."""
+
 
 @dataclass(frozen=True)
 class SweepRun:
@@ -31,7 +43,8 @@ class SweepRun:
     data: str
     rows: int
     record: dict[str, Any]  # its run.json
-    settings: dict[str, Any]  # all that can change the result except seeds, flat: `{"trainer.learning_rate": 2e-4, …}`
+    settings: dict[str, Any]  # all that can change the result except seeds, flat: `{"trainer.learning_rate": 2e-4, …}`;
+    # also `CONTENT`, in which runs of one config can differ
     streams: dict[str, int]  # seed of each stream: data, order, adapter, generation
 
 
@@ -99,7 +112,8 @@ def read_sweep(folder: Path) -> Sweep:
                 missing.append(_missing(folder, name, f"{error.path.name} {error.problem}; {REPEAT}", cell))
                 continue
             names = record["model"]["name"], data["name"], data["rows"]
-            runs.append(SweepRun(name, folder / name, *names, record, _settings(config, record), asdict(config.seeds)))
+            settings = {**_settings(config, record), **_content(folder / name, record)}
+            runs.append(SweepRun(name, folder / name, *names, record, settings, asdict(config.seeds)))
     missing.sort(key=lambda cell: cell.run_id)
     if not runs:
         raise UserError(
@@ -146,8 +160,28 @@ def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("meaning", "inputs", "seeds"):
         del groups[name]
     groups["lora"].pop("enabled", None)
-    loaded = {f"model.{key}": record["model"].get(key) for key in ("id", "revision", "backend", "quantization")}
+    del groups["model"]["precision"]  # `auto` is another one on another machine
+    keys = ("id", "revision", "backend", "quantization", "dtype")
+    loaded = {f"model.{key}": record["model"].get(key) for key in keys}
     return {**_flat(groups), "lora": "adapter" if config.lora.enabled else "full", **loaded}
+
+
+def _content(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies the data that a run read, shortened, and the version that made the run.
+
+    Records of older versions do not name the data; their mix.json does.
+    """
+    inputs = record.get("inputs")
+    if inputs is None:
+        try:
+            mix = json.loads((folder / "mix.json").read_text(encoding="utf-8"))
+            # Its fingerprints are those of standardised sources, which end in the format and a version.
+            inputs = {f"data.{name}": mix[name]["fingerprint"].rsplit("/", 2)[0] for name in mix if name in PARTS}
+        except (OSError, ValueError, KeyError, TypeError):
+            inputs = {}
+    data = {key: str(inputs[key]) for key in (f"data.{name}" for name in PARTS) if key in inputs}
+    short = {key: re.sub(r"\b([0-9a-f]{8})[0-9a-f]{12,}\b", r"\1", value) for key, value in data.items()}
+    return {**short, "meaning": record.get("meaning", "4 or older")}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

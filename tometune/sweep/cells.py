@@ -72,8 +72,11 @@ def cells_of(jobs: Iterable[Job]) -> dict[Path, list[Cell]]:
     return found
 
 
-def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
+def list_cells(folder: Path, cells: Sequence[Cell], all_of_command: bool = False) -> None:
     """Add cells to sweep.json; the error of an earlier attempt is removed unless the cell has a new one.
+
+    If they are all cells of a command, cells of other commands that have no run id, because a value or an input was
+    wrong, are removed: the command line may have been corrected.
 
     Raises:
         UserError: sweep.json is broken, or the folder cannot be written to.
@@ -82,7 +85,8 @@ def list_cells(folder: Path, cells: Sequence[Cell]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK):
             listed = read_cells(folder)
-            merged = _merged(listed, cells)
+            kept = [cell for cell in listed if cell.run_id or not all_of_command]
+            merged = _merged(kept, cells)
             if merged != listed or not (folder / NAME).exists():
                 write_json(folder / NAME, {"schema": SCHEMA, "cells": [cell.listed() for cell in merged]})
 

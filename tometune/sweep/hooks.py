@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from tometune.common.distributed import first_alone, is_first
 from tometune.common.errors import UserError, one_line
 from tometune.config.jobs import Jobs
-from tometune.config.root import Config
+from tometune.config.root import ADHOC, Config
 from tometune.runs.lock import run_lock
 from tometune.runs.run import Run, runs_folder
 from tometune.runs.sweep_file import Cell, read_cells
-from tometune.sweep.cells import State, cell_of, cells_of, list_cells, status_of
+from tometune.sweep.cells import State, Status, cell_of, cells_of, list_cells, status_of
 
 
 def begin_sweep(jobs: Jobs) -> bool:
@@ -39,7 +39,7 @@ def begin_sweep(jobs: Jobs) -> bool:
     left = 0
     for folder, cells in cells_of(jobs.known).items():
         if is_first():
-            list_cells(folder, cells)
+            list_cells(folder, cells, all_of_command=True)
         counts = Counter(status_of(folder, cell).state for cell in cells)
         left += len(cells) - counts[State.completed]
         states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
@@ -48,24 +48,48 @@ def begin_sweep(jobs: Jobs) -> bool:
     return left > 0
 
 
-def end_sweep(jobs: Jobs) -> int:
+def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> int:
     """Print the missing runs with their reasons on stderr, and return the exit status: 0 if there are none.
 
-    It is 2 if wrong input or config prevented every run, else 1.
+    It is 2 if wrong input or config prevented every run, else 1. `reported` are the missing cells of each report that
+    was written, so that both agree although other processes may work on the sweep. In a named sweep, the cells that
+    other commands listed count too.
     """
     if not is_first():
         return 0
-    statuses = [status_of(folder, cell) for folder, cells in listed_cells(jobs).items() for cell in cells]
-    missing = [status for status in statuses if status.state is not State.completed]
-    if not missing:
+    statuses: list[Status] = []
+    missing: list[str] = []
+    others: list[str] = []
+    for folder, cells in listed_cells(jobs).items():
+        own = {cell.name: status_of(folder, cell) for cell in cells}
+        statuses += own.values()
+        unfinished = {name: str(status) for name, status in own.items() if status.state is not State.completed}
+        report = reported.get(folder)
+        if report is None:
+            missing += unfinished.values()
+            continue
+        # A run can have been completed since the report was written.
+        lines = {name: unfinished.get(name, f"  {name}: {reason}") for name, reason in report.items()}
+        missing += [line for name, line in lines.items() if name in own]
+        if folder.name != ADHOC:
+            others += [line for name, line in lines.items() if name not in own]
+    if missing:
+        print(f"{len(missing)} of {len(statuses)} runs are missing:", *missing, sep="\n", file=sys.stderr)
+    if others:
+        print("missing runs of other commands in this sweep:", *others, sep="\n", file=sys.stderr)
+    if not missing and not others:
         return 0
-    lines = [f"{len(missing)} of {len(statuses)} runs are missing:", *map(str, missing)]
-    print(*lines, sep="\n", file=sys.stderr)
     return 2 if all(status.wrong_input for status in statuses) else 1
 
 
 def folders_with_results(jobs: Jobs) -> list[Path]:
-    """Return the sweep folders of a command that hold a completed run."""
+    """Return the sweep folders of a command that hold a completed run.
+
+    Its cells without a run id are listed again, because another command may have removed them.
+    """
+    for folder, cells in cells_of(jobs.known).items() if is_first() else ():
+        if unnamed := [cell for cell in cells if cell.run_id is None]:
+            list_cells(folder, unnamed)
     folders = dict.fromkeys(runs_folder(config) for config in (jobs.config, *(job.config for job in jobs.known)))
     completed = State.completed
     return [path for path in folders if any(status_of(path, cell).state is completed for cell in read_cells(path))]

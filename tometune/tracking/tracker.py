@@ -64,6 +64,7 @@ class RunTracker:
     def __init__(self, config: TrackingConfig, labels: RunLabels, reason: str | None = None) -> None:
         self.config, self.labels, self.reason = config, labels, reason
         self.step = 0  # the last step that was logged; tables and final values belong to it
+        self.next_step = 0  # earlier ones were logged already, in this attempt or a killed one
         self.lost = self.warned = False
 
     def __init_subclass__(cls) -> None:
@@ -72,7 +73,10 @@ class RunTracker:
                 setattr(cls, name, _safe(vars(cls)[name]))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Add one point to each of these curves at this optimiser step (0 is before training)."""
+        """Add one point to each of these curves at this optimiser step (0 is before training).
+
+        A resumed training logs from its first step on, so subclasses skip the steps before `next_step`.
+        """
 
     def summary(self, values: dict[str, Any]) -> None:
         """Set the final values by which runs are compared."""

@@ -49,8 +49,12 @@ class TrackioTracker(RunTracker):
                 auto_log_cpu=False,
             )
 
+            self.next_step = getattr(self._run, "_next_step", 0)  # after the last one in the database
+
     def log(self, metrics: dict[str, float], step: int) -> None:
-        self.step = max(self.step, step)
+        if step < self.next_step:
+            return
+        self.step, self.next_step = max(self.step, step), step + 1
         self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:

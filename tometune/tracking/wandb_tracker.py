@@ -6,10 +6,13 @@ See https://docs.wandb.ai/models/ref/python/functions/init and https://docs.wand
 """
 
 import contextlib
+import json
 import logging
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,8 @@ class WandbTracker(RunTracker):
             for folder in self._unsynced():
                 if folder != Path(self._run.settings.sync_dir):
                     shutil.rmtree(folder)
+        # What a killed attempt wrote last never reached the server or its folder.
+        self.next_step = self._run.step if self.mode == "online" else self._next_offline()
         if self.mode == "offline":
             sync = self.describe()["sync"]
             log.log(level, "W&B is offline (%s); to upload the run later: %s", self.reason or "as configured", sync)
@@ -97,7 +102,9 @@ class WandbTracker(RunTracker):
         )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        self.step = max(self.step, step)
+        if step < self.next_step:
+            return
+        self.step, self.next_step = max(self.step, step), step + 1
         self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
@@ -145,10 +152,26 @@ class WandbTracker(RunTracker):
     def sync_command(self) -> str:
         return _sync(self._run.settings.sync_dir)
 
+    def _offline(self) -> list[Path]:
+        """Return the offline folders of all attempts."""
+        return sorted(self.labels.folder.glob(f"wandb/offline-run-*-{self.id}"))
+
     def _unsynced(self) -> list[Path]:
-        """Return the offline folders of all attempts that no `wandb sync` has marked as uploaded."""
-        folders = sorted(self.labels.folder.glob(f"wandb/offline-run-*-{self.id}"))
-        return [folder for folder in folders if not any(folder.glob("*.wandb.synced"))]
+        """Return the offline folders that no `wandb sync` has marked as uploaded."""
+        return [folder for folder in self._offline() if not any(folder.glob("*.wandb.synced"))]
+
+    def _next_offline(self) -> int:
+        """Return the step after the last one in the folders of earlier attempts, which W&B's own reader names."""
+        steps = [-1]
+        for folder in self._offline():
+            if folder != Path(self._run.settings.sync_dir):
+                command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(folder)]
+                try:
+                    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)  # noqa: S603
+                    steps.append(json.loads(done.stdout).get("step") or 0)
+                except (OSError, subprocess.SubprocessError, ValueError) as error:
+                    log.debug("%s cannot be read: %s", folder, error)
+        return 1 + max(steps)
 
 
 TRACKER = WandbTracker

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,20 @@ class Meter:
         self._pending.clear()
         return self._totals
 
-    def count(self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0) -> None:
-        """Count one batch, [rows, length], without waiting for the GPU; `sum_over` adds the counts of all processes.
+    def count(
+        self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0
+    ) -> torch.Tensor:
+        """Count one batch, [rows, length], without waiting for the GPU, and return its tokens with a label.
 
-        `padded` are the tokens including padding, if more are added after the collator.
+        `sum_over` adds the counts of all processes. `padded` are the tokens including padding, if more are added after
+        the collator.
         """
         labels, given = inputs["labels"], inputs["input_ids"].numel()
         # Made on the device of the labels: copying a number to a GPU waits until all its pending work is done.
         real = inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.new_full((), given)
         counts = [real, labels.new_full((), padded or given), (labels != IGNORE).sum()]
         self._pending.append(sum_over(torch.stack(counts)))
+        return self._pending[-1][2]
 
     def skip(self, step: int) -> None:
         """Count a step that fp16's scaler skipped. A few are normal, most at the start, while it finds its scale.
@@ -138,6 +143,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def replay(path: Path, on_log: OnLog) -> None:
+    """Pass the lines of metrics.jsonl on again after a kill; a tracker skips the steps that it has."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(ValueError, KeyError, AttributeError):  # a broken line
+            metrics = json.loads(line)
+            step = metrics.pop("step")
+            on_log({f"train/{key}": value for key, value in metrics.items()}, step)
+
+
 class Curves:
     """Adds throughput to the trainer's logs and passes them on to `metrics.jsonl`, the log and the tracker."""
 
@@ -151,7 +165,10 @@ class Curves:
             shutil.copyfile(self.path, checkpoint / CURVES)
 
     def rewind(self, step: int, checkpoint: Path | None = None) -> None:
-        """Return to the lines of a checkpoint, or remove those after its step: these steps will be repeated."""
+        """Return to the lines of a checkpoint, or remove those after its step, and pass them on again.
+
+        The steps after it will be repeated.
+        """
         source = checkpoint / CURVES if checkpoint is not None else self.path
         source = source if source.exists() else self.path  # older checkpoints hold no lines
         if not self.path.exists() and not source.exists():
@@ -168,6 +185,7 @@ class Curves:
         write_text(self.path, "".join(f"{line}\n" for line in lines))  # atomic: a kill must not lose earlier lines
         if lines:
             self.last_loss = json.loads(lines[-1])["loss"]
+        replay(self.path, self.on_log)
 
     def add(self, logs: dict[str, Any], step: int) -> None:
         """Take one log of the trainer.

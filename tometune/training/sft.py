@@ -132,7 +132,7 @@ def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
         "kind": "full" if training.full else "lora",
         "trainable_parameters": weights,
         "steps": trainer.state.global_step,
-        "epochs": round(trainer.state.epoch or 0.0, 4),
+        "epochs": round(trainer.epochs, 4),
         "effective_batch": step.rows,
         "micro_batch": step.micro_batch,
         "gradient_checkpointing": size.gradient_checkpointing,

@@ -88,6 +88,12 @@ def steps_of(trainer: TrainerConfig, rows: int) -> int:
     return trainer.max_steps or math.ceil(trainer.num_train_epochs * per_epoch)
 
 
+def epochs_after(steps: int, per_step: int, rows: int) -> float:
+    """Return the passes over so many rows after so many steps; the last step of an epoch may have fewer rows."""
+    whole, rest = divmod(steps, math.ceil(rows / per_step))
+    return whole + rest * per_step / rows
+
+
 def checkpoints_kept(trainer: TrainerConfig, steps: int) -> int:
     """Return how many checkpoints remain after so many steps; while one is being saved there is one more."""
     return min(trainer.save_total_limit, math.ceil(steps / trainer.save_steps))

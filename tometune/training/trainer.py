@@ -19,7 +19,10 @@ from tometune.training.batches import Training
 from tometune.training.checkpoints import SAVING
 from tometune.training.cuda_graph import PassGraph
 from tometune.training.metrics import Curves, Meter
-from tometune.training.steps import Step
+from tometune.training.steps import Step, epochs_after
+
+PER_TOKEN = ("entropy", "mean_token_accuracy")
+"""Metrics of TRL that are means over tokens with a label."""
 
 
 class Arguments(SFTConfig):
@@ -100,11 +103,16 @@ class MeteredTrainer(SFTTrainer):
     def __init__(self, *, curves: Curves, fused_loss: bool, graph: PassGraph | None, **keywords: Any) -> None:
         super().__init__(**keywords)
         self.meter, self.curves, self.fused_loss, self.graph = curves.meter, curves, fused_loss, graph
+        self.trained_tokens: list[torch.Tensor] = []
+        """Of each pass since the last log, over all processes."""
+        # In the last step of an epoch the other one drops the counts of some processes, which TRL adds up.
+        self.accelerator.gather_for_metrics = self.accelerator.gather
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """Count the batch over all processes, then run forward and backward pass; returns the loss."""
         padded = self.graph.tokens * len(inputs["parts"]) if self.graph else 0
-        self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)), padded)
+        trained = self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)), padded)
+        self.trained_tokens.append(trained)
         if self.graph is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -136,10 +144,27 @@ class MeteredTrainer(SFTTrainer):
                 self.model.gradient_checkpointing_disable()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as transformers does, and add the metrics to the curves."""
+        """Log as transformers does, and add the metrics to the curves.
+
+        TRL's metrics are means over the tokens of a pass. Their mean over passes would depend on the micro-batch, so
+        each pass counts by its tokens.
+        """
+        weights, self.trained_tokens = [int(count) for count in self.trained_tokens], []
+        metrics = self._metrics["train"]
+        for name in PER_TOKEN:
+            if metrics.get(name) and any(weights):
+                total = sum(value * weight for value, weight in zip(metrics[name], weights, strict=True))
+                metrics[name] = [total / sum(weights)]
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            self.curves.add(logs, self.state.global_step)
+            self.curves.add({**logs, "epoch": self.epochs}, self.state.global_step)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows so far. That of transformers depends on the micro-batch."""
+        arguments = self.args
+        per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        return epochs_after(self.state.global_step, per_step, len(self.train_dataset))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a whole checkpoint or none, with the meter and the curves, without TRL's model card.
