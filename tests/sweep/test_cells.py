@@ -11,6 +11,7 @@ from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
 from tometune.config.root import register
 from tometune.runs.sweep_file import Cell, read_cells
+from tometune.sweep import cells as cells_module
 from tometune.sweep.cells import cells_of, list_cells
 from tometune.sweep.hooks import end_sweep
 
@@ -143,6 +144,7 @@ def test_a_cell_without_a_run_is_forgotten_by_the_next_command(tmp_path: Path) -
 def test_the_exit_status_of_a_sweep_is_that_of_its_report(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     *,
     name: str,
     done: str,
@@ -155,6 +157,7 @@ def test_the_exit_status_of_a_sweep_is_that_of_its_report(
     assert jobs is not None
     ((folder, listed),) = cells_of(jobs.known).items()
     ids = {str(number): str(entry.run_id) for number, entry in enumerate(listed)}
+    monkeypatch.setattr(cells_module, "damage", lambda run, record: {})  # these runs have nothing but a record
     for number in done:
         (folder / ids[number]).mkdir(parents=True)
         (folder / ids[number] / "run.json").write_text('{"schema": 1, "status": "completed"}')
