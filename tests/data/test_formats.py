@@ -1,11 +1,16 @@
+import json
+import shlex
+from datetime import date
+
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import files
 from tometune.config.data import Preference, RowFormat
 from tometune.data.formats import COLUMNS, REJECTED, ROLES, Reader
-from tometune.data.turns import MEDIA, FormatError, Turn
+from tometune.data.turns import ARGUMENT_KEYS, MEDIA, TEXT_KEYS, FormatError, Turn, is_empty
 
 QA = [("user", "q"), ("assistant", "a")]
 SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
@@ -62,6 +67,26 @@ def said(row, **options):
         ({"system_prompt": "s", **SHAREGPT}, [("system", "s"), *QA]),
         ({"system": "SYSTEM: s", **SHAREGPT}, [("system", "s"), *QA]),
         ({"system": "s", "messages": [{"role": "developer", "content": "own"}, *TURNS]}, [("system", "own"), *QA]),
+        ({"system": "s", "messages": [{"role": "system", "content": ""}, *TURNS]}, [("system", "s"), *QA]),
+        (
+            {"system": "s", "messages": [*TURNS, {"role": "system", "content": "late"}]},
+            [("system", "s"), *QA, ("system", "late")],
+        ),
+        ({"problem": "q", "answer": "4", "solution": "a"}, QA),
+        ({"question": "q", "answer": 4}, [("user", "q"), ("assistant", "4")]),
+        ({"prompt": json.dumps(TURNS[:1]), "completion": json.dumps(TURNS[1:])}, QA),
+        ({"query": "q", "answers": "", "answer": '[{"name": "f"}]'}, [("user", "q"), ("assistant", '[{"name": "f"}]')]),
+        (
+            {"prompt": "q", "answer": '[{"role": "king"}]'},
+            [("user", "q"), ("assistant", '[{"role": "king"}]')],
+        ),
+        ({"prompt": "[1]", "answer": "[]"}, [("user", "[1]"), ("assistant", "[]")]),
+        ({"messages": [{"role": "tool", "content": {"t": 5}}]}, [("tool", '{"t": 5}')]),
+        ({"messages": [{"role": "tool", "content": [5, "x"]}]}, [("tool", '[5, "x"]')]),
+        *(
+            ({"messages": [{"role": "user", "content": [{"type": "text", key: "q"}]}, TURNS[1]]}, QA)
+            for key in TEXT_KEYS
+        ),
         ({"query": "q", "response": "a", "history": [["q", "a"]]}, QA * 2),
         ({"history": TURNS, "system": "s", **MESSAGES}, [("system", "s"), *QA * 2]),
         (
@@ -111,6 +136,9 @@ def test_role_names(role):
         ({"content": "", "function_call": {"name": "f", "arguments": '{"x": 1}'}}, {"tool_calls": [CALL]}),
         ({"role": "function_call", "content": '{"name": "f", "arguments": {"x": 1}}'}, {"tool_calls": [CALL]}),
         ({"role": "tool_call", "content": "print(1)"}, None),
+        ({"role": "function_call", "content": {"name": "f", "args": {"x": 1}}}, {"tool_calls": [CALL]}),
+        *(({"tool_calls": [{"name": "f", key: {"x": 1}}]}, {"tool_calls": [CALL]}) for key in ARGUMENT_KEYS),
+        ({"content": "a", "weight": "0.0"}, {"trained": False}),
         ({"role": "tool", "content": "", "name": "f", "tool_call_id": "1"}, {"name": "f", "tool_call_id": "1"}),
         ({"role": "user", "content": "q", "weight": 0}, None),
     ],
@@ -125,6 +153,43 @@ def test_what_a_turn_holds_beyond_its_text(turn, extra):
     ("row", "unread"),
     [
         ({**MESSAGES, "label": 3, "images": [], "note": None, "score": 1.0}, {"label"}),
+        ({**MESSAGES, "score": "4.5", "image": False, "images": [None], "audio": 0, "weight": 1}, set()),
+        ({**MESSAGES, "score": "high", "weight": 0.5, "label": 1}, {"score", "weight", "label"}),
+        ({"problem": "p", "solution": "s", "answer": "4"}, {"answer"}),
+        (
+            {
+                "messages": [
+                    {**TURNS[1], "tool_calls": [{"name": "f", "args": {"x": 1}, "input": {"y": 1}, "index": 1}]}
+                ]
+            },
+            {"turn.tool_calls.input"},
+        ),
+        (
+            {"messages": [{"role": "tool_call", "content": '{"name": "f", "thought": "t"}', "tool_calls": [CALL]}]},
+            {"turn.tool_calls.thought", "turn.tool_calls"},
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        **TURNS[1],
+                        "tool_calls": [CALL],
+                        "function_call": {"name": "g"},
+                        "thinking": "a",
+                        "reasoning": "b",
+                    }
+                ]
+            },
+            {"turn.function_call", "turn.reasoning"},
+        ),
+        (
+            {"prompt": "q", "completion": [{**TURNS[1], "thinking": "t"}], "reasoning_content": "r"},
+            {"reasoning_content"},
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "q", "value": "v", "cited": [1]}]}]},
+            {"turn.part.value", "turn.part.cited"},
+        ),
         ({"prompt": "q", "question": "other", "answer": "a"}, {"prompt"}),
         ({"system": "s", "messages": [{"role": "system", "content": "t"}, *TURNS]}, {"system"}),
         ({"system": "s", "messages": [{"role": "system", "content": "s"}, *TURNS]}, set()),
@@ -174,6 +239,14 @@ def test_rows_that_need_more_than_text_are_dropped(name):
         ({"system": "s", "question": "q", "chosen": "a", "rejected": "b"}, [("system", "s"), *QA]),
         ({**MESSAGES, "rejected_response": "b"}, QA),
         ({**MESSAGES, "label": True}, QA),
+        ({**MESSAGES, "label": " TRUE"}, QA),
+        ({**MESSAGES, "label": "False"}, None),
+        ({"prompt": "q", "completion": "a", "label": 0}, None),
+        ({"prompt": "q", "completion": "a", "label": "1"}, QA),
+        ({**MESSAGES, "kto_tag": 0.0}, None),
+        ({**MESSAGES, "chosen": "b", "rejected": "c"}, [QA[0], ("assistant", "b")]),
+        ({"chosen": json.dumps(TURNS), "rejected": "[]"}, QA),
+        ({"prompt": "q", "chosen": "[1]", "rejected": "[2]"}, [QA[0], ("assistant", "[1]")]),
         ({"prompt": "q", "completion": "a", "kto_tag": True}, QA),
         ({**MESSAGES, "kto_tag": False}, None),
     ],
@@ -199,6 +272,14 @@ def test_preference_data_is_read_only_if_asked_for(row, turns):
         ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n", QA),
         ("USER: q\n\n\nASSISTANT: f(1) <|endoftext|>\n\n\nFUNCTION RESPONSE: 1\n\n\nASSISTANT: a <|endoftext|>", None),
         ("Human: q\nAssistant: a", QA),
+        ("User: q\nBot: a", QA),
+        ("system: s\nhuman: q\nai: a", [("system", "s"), *QA]),
+        *(
+            (f"Human: q\n\nAssistant: {quoting}\n\nHuman: q", [QA[0], ("assistant", quoting), QA[0]])
+            for quoting in ("b\nUser: q\nAssistant: a\nc", "b\n\nUser: q", "log\nSystem: up", "b\n\nASSISTANT: c")
+        ),
+        ("### Human: q\n### Assistant: a\n### Note: b", [QA[0], ("assistant", "a\n### Note: b")]),
+        ("User: q\nAssistant: </s> ends <|im_end|> it </s>\n</s>", [QA[0], ("assistant", "</s> ends <|im_end|> it")]),
     ],
 )
 def test_transcripts_are_read_from_a_column_that_is_named(text, turns):
@@ -220,6 +301,10 @@ def test_columns_that_are_named():
     assert (
         said({"prompt": "q", "chosen": "a", "rejected": "b"}, columns={"user": "prompt", "assistant": "chosen"}) == QA
     )
+    assert read(row, columns={**columns, "history": "Verlauf"}).unread == {
+        *{"context", "input"},
+        "Verlauf (no such column)",
+    }
     with pytest.raises(
         FormatError, match=r"has no column 'Frage', which data\.base\.columns\.user names; its columns are"
     ):
@@ -230,7 +315,13 @@ def test_columns_that_are_named():
     ("row", "mapping"),
     [
         ({"id": "1", "Question": "q", "Answer": "a"}, "user: Question, assistant: Answer"),
-        ({"ask": "q", "reply text": "a"}, "user: ask, assistant: reply text"),
+        ({"ask": "q", "reply text": "a"}, 'user: ask, assistant: "reply text"'),
+        ({"Q": "q", "chosen": "", "rejected_text": "b", "A id": "1"}, "user: Q, assistant: ANSWERS"),
+        ({"ask": "q", "context": "c", "reply": "a"}, "user: ask, assistant: reply, context: context"),
+        (
+            {"id": "1", "title": "t", "context": "c", "question": "q"},
+            "user: question, assistant: ANSWERS, context: context",
+        ),
         ({"a:b": "q", "c": "a"}, 'user: "a:b", assistant: c'),
         ({"text": "x"}, "user: text, assistant: ANSWERS"),
         ({"log": TURNS, "text": "x"}, "messages: log"),
@@ -243,6 +334,14 @@ def test_unknown_columns_are_answered_with_the_mapping(row, mapping):
             read(row, **options)
         assert caught.value.reason == "unknown_columns"
         assert str(caught.value).endswith(f"; set {more}'data.base.columns={{{mapping}}}'")
+
+
+@pytest.mark.parametrize("name", ["问题", "it's", "null", "Inf", "1", "a=b", 'say "so"', "{x}", "a,b", "_q", "q?"])
+def test_the_mapping_can_be_copied_for_any_name(name):
+    with pytest.raises(FormatError) as caught:
+        read({name: "q", "Reply": "a"})
+    (line,) = shlex.split(str(caught.value).partition("; set ")[2])
+    assert OverridesParser.create().parse_override(line).value() == {"user": name, "assistant": "Reply"}
 
 
 @pytest.mark.parametrize(
@@ -261,11 +360,27 @@ def test_unknown_columns_are_answered_with_the_mapping(row, mapping):
         ),
         ({"messages": [{"role": None, "content": "q"}]}, "no_role", "a turn has no role in from or role"),
         ({"messages": [{"role": "user", "txt": ""}]}, "no_text", "a turn has no text in value or content or text (its"),
-        ({"messages": [{"role": "user", "content": 3}]}, "not_a_text", "a turn's text is of type int; make it text"),
+        ({"messages": [{"role": "user", "content": {}}, 3]}, "turn_not_an_object", "a turn is of type int"),
+        (
+            {"messages": [{"role": "user", "content": True}]},
+            "not_a_text",
+            "a turn's text is of type bool; make it text",
+        ),
         ({"messages": [3]}, "turn_not_an_object", "a turn is of type int; make it an object with role and content"),
         ({"messages": {"role": "user"}}, "not_a_list_of_turns", "the conversation in 'messages' is of type dict; make"),
         ({"messages": "hello"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; make it a list"),
-        ({"instruction": 1, "output": "a"}, "not_a_text", "a turn's text is of type int"),
+        ({"messages": "User: q\nFriend: a"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; "),
+        (TURNS[0], "turn_not_conversation", "is a single turn; write a conversation per row"),
+        ({"instruction": True, "output": "a"}, "not_a_text", "a turn's text is of type bool"),
+        ({"messages": [{**TURNS[1], "weight": -1}]}, "bad_weight", "a turn's weight is '-1'; make it 0 or 1"),
+        ({**MESSAGES, "tools": [{"name": "f", "since": date(2024, 1, 1)}]}, "no_json_value", "tools or a tool's turn"),
+        ({"messages": [{"role": "tool", "content": "r", "name": b"f"}]}, "no_json_value", "tools or a tool's turn"),
+        ({"messages": [{"role": "tool", "content": {"x": b"f"}}]}, "no_json_value", "tools or a tool's turn"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "txt": "q"}]}]},
+            "unknown_part",
+            "a part of a turn is of type 'text'",
+        ),
         ({"question": "q", "answer": ["a", "b"]}, "not_a_text", "a turn's text is of type list"),
         ({"messages": [{**TURNS[1], "weight": "much"}]}, "bad_weight", "a turn's weight is 'much'; make it 0 or 1"),
         (
@@ -307,9 +422,8 @@ def test_any_row_is_read_or_rejected(row, form, preference):
         return
     assert {turn.role for turn in found.turns} <= {"", "system", "user", "assistant", "tool"}
     assert all(isinstance(turn.text, str) for turn in found.turns)
-    assert {name for name, value in row.items() if value not in (None, "", [], {})} <= found.read | found.unread | {
-        name for name, value in row.items() if value != value
-    }
+    empty = {name for name, value in row.items() if is_empty(value) or (name in MEDIA and not value)}
+    assert row.keys() - empty <= found.read | found.unread
 
 
 def test_a_format_that_does_not_fit_is_answered_with_auto():

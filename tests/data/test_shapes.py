@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import logging
+from datetime import date
 from pathlib import Path
 
 import datasets
@@ -190,6 +191,17 @@ def test_parquet_gives_no_call_the_arguments_of_others(tmp_path):
         assert messages[1]["tool_calls"] == [{"type": "function", **call}]
 
 
+def test_tools_that_text_cannot_hold(tmp_path):
+    rows = [{**CHAT, "tools": [{"name": "fare", "since": date(2024, 1, 1)}]}, {**CHAT, "tools": [{"name": "fare"}]}]
+    for number, row in enumerate(rows):
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{number}.parquet")
+    write_jsonl(tmp_path / "x.jsonl", [{**CHAT, "tools": [{"name": "fare \ud800"}]}])
+    made = standardised(tmp_path, tmp_path / "cache")
+    assert {given[0]["function"]["name"] for _, given in rows_of(made)} == {"fare", "fare \ufffd"}
+    assert made.malformed == {"no_json_value": {"files": 1}}
+    assert made.mended == {"broken_character_replaced": {"files": 1}}
+
+
 @pytest.mark.parametrize(
     ("row", "dropped", "unread"),
     [
@@ -201,6 +213,8 @@ def test_parquet_gives_no_call_the_arguments_of_others(tmp_path):
         ),
         ({"messages": [role("user", [{"type": "input_audio", "input_audio": {}}]), ANSWER]}, "audio_not_read", set()),
         ({"messages": [ASK, {**ANSWER, "weight": 0}]}, "no_trained_turn", set()),
+        ({"messages": [{"human": "Who?", "assistant": "Nobody.", "weight": 0}]}, "no_trained_turn", set()),
+        ({**ALPACA, "weight": "0"}, "no_trained_turn", set()),
     ],
 )
 def test_rows_that_are_dropped_on_purpose_have_a_name(tmp_path, row, dropped, unread):
@@ -327,14 +341,19 @@ def test_rows_of_a_table_with_too_many_cells(tmp_path):
         ),
         (("one.jsonl", "two.jsonl", "dev.csv"), {"one.jsonl", "two.jsonl"}),
         (("test.jsonl",), {"test.jsonl"}),
-        (("latest.jsonl", "contest.jsonl"), {"latest.jsonl", "contest.jsonl"}),
+        (("latest.jsonl", "contest.jsonl", "trainval.jsonl"), {"latest.jsonl", "contest.jsonl", "trainval.jsonl"}),
+        (
+            ("a.jsonl", "holdout.jsonl", "held_out/b.jsonl", "testset.jsonl", "test2.jsonl", "validate.jsonl"),
+            {"a.jsonl"},
+        ),
     ],
 )
-def test_of_a_folder_of_splits_only_train_is_read(tmp_path, caplog, names, read):
+@pytest.mark.parametrize("pattern", ["", "/**/*.*"])
+def test_of_a_folder_of_splits_only_train_is_read(tmp_path, caplog, names, read, pattern):
     caplog.set_level(logging.INFO)
     for name in names:
         write_jsonl(tmp_path / "in" / name, [{**ALPACA, "source": name}])
-    made = standardised(tmp_path / "in", tmp_path / "cache")
+    made = standardised(f"{tmp_path}/in{pattern}", tmp_path / "cache")
     assert set(made.names) == (read or {name for name in names if "train" in name})
     others = sorted(set(names) - set(made.names))
     told = [text for text in caplog.messages if "only train is read" in text]
@@ -346,7 +365,10 @@ def test_folders_of_save_to_disk(tmp_path, caplog):
     one = datasets.Dataset.from_list([CHAT] * 3)
     one.save_to_disk(tmp_path / "one", num_shards=2)
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "both")
-    for folder in ("one", "both"):
+    datasets.load_from_disk(tmp_path / "one").map(lambda row: {**row, "more": 1})
+    assert list((tmp_path / "one").glob("cache-*.arrow"))
+    (tmp_path / "one" / "dataset_infos.json").write_text('{"default": {"features": {}}}')
+    for folder in ("one", "both", "one/*"):
         made = standardised(tmp_path / folder, tmp_path / "cache")
         assert [messages for messages, _ in rows_of(made)] == [QA] * 3
 
@@ -359,7 +381,7 @@ TEN_KINDS = {
     "unknown_columns": b'{"title": "Tides", "page": 3}',
     "unknown_role": b'{"messages": [{"role": "narrator", "content": "x"}]}',
     "no_text": b'{"messages": [{"role": "user", "txet": "x"}]}',
-    "not_a_text": b'{"instruction": 3, "output": "x"}',
+    "not_a_text": b'{"instruction": true, "output": "x"}',
     "not_a_list_of_turns": b'{"messages": "x"}',
     "bad_tool_call": b'{"messages": [{"role": "assistant", "tool_calls": ["fare(3)"]}]}',
 }

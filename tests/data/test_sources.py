@@ -63,6 +63,43 @@ def test_folders_and_globs(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "path", "line"),
+    [
+        (
+            ("test.jsonl", "dev/a.jsonl"),
+            "",
+            "WARNING no file is named as train, so others are read: dev/a.jsonl, test.j",
+        ),
+        (("test.jsonl", "notes.json"), "/t*", "WARNING no file is named as train, so others are read: test.jsonl"),
+        (("test.jsonl", "a.jsonl"), "/*", "INFO only train is read, not test.jsonl; name a file to read it"),
+        (("test.jsonl",), "/test.jsonl", None),
+        (
+            ("a.jsonl", "b.jsonl.bz2", "c.xlsx", ".d.txt"),
+            "",
+            "INFO files with other suffixes are not read: b.jsonl.bz2, c.",
+        ),
+        (
+            ("a.jsonl", *(f"{n:02}.png" for n in range(12))),
+            "",
+            "INFO files with other suffixes are not read: 00.png, 01",
+        ),
+        (("a.jsonl", "b.txt"), "/*.jsonl", None),
+    ],
+)
+def test_the_log_names_files_that_may_not_be_meant(tmp_path, caplog, names, path, line):
+    caplog.set_level("INFO")
+    for name in names:
+        write_jsonl(tmp_path / "test" / name, [conversation(name)])
+    assert texts(files(f"{tmp_path}/test{path}"))
+    told = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+    assert len(told) == bool(line)
+    if line:
+        level, _, text = line.partition(" ")
+        assert told[0].startswith(f"{level} data.base.path={tmp_path}/test{path}: {text}")
+        assert told[0].endswith(" and 2 more") == (len(names) > 10)
+
+
+@pytest.mark.parametrize(
     ("path", "message"),
     [
         (None, "data.base.path: is not set; set it to"),

@@ -151,13 +151,25 @@ def test_columns_and_keys_that_are_not_read_are_counted(tmp_path):
     assert made.dropped == {"no_assistant_turn": {"s": 1}}
 
 
+def test_a_mapped_column_and_an_address_name_no_source(tmp_path):
+    rows = [{"source": f"Word {n}", "target": "Wort", "dataset": "d"} for n in range(2)]
+    rows += [{**conversation(n), "source": f"https://x/{n}", "score": "4.5"} for n in range(2)]
+    file = write_jsonl(tmp_path / "x.jsonl", rows)
+    made = standardise(files(file), "k", tmp_path / "cache")
+    assert (made.names, made.unread) == (["files"], {"source": {"files": 2}})
+    assert made.scores.tolist() == [4.5, 4.5]
+    mapped = standardise(files(file, columns={"user": "source", "assistant": "target"}), "k", tmp_path / "cache")
+    assert mapped.names == ["d"]
+
+
 def test_a_row_of_another_type_in_the_middle_of_a_file(tmp_path):
     """A worker process reads it; its line is still right."""
     good = [conversation(n) for n in range(17_000)]
     file = write_jsonl(tmp_path / "x.jsonl", [*good, {"conversations": 3}, *good[:2_000]])
     made = standardise(files(file), "data.pool", tmp_path / "cache")
     assert (len(made.rows), made.malformed) == (19_000, {"not_a_list_of_turns": {"files": 1}})
-    message = "the conversation in 'conversations' is of type int; make it a list of turns"
+    message = "the conversation in 'conversations' is of type int; make it a list of turns, or lines that begin with "
+    message += "User: and Assistant:"
     assert made.bad == [[f"{file}, line 17001", message]]
 
 

@@ -109,7 +109,7 @@ def test_earlier_answers_that_the_template_changes_are_context() -> None:
     assert trained(template, turns("q", "a", "q", reasoned)) == ["a<|im_end|>", f"{reasoned}<|im_end|>"]
     row = template.render([turns("q", reasoned, "q", "a")])[0]
     assert [row.original(*span) for span in row.spans] == ["a<|im_end|>"]
-    assert row.notes == ["prompt_differs"]
+    assert row.notes == ["reasoning_removed", "prompt_differs"]
 
 
 def test_an_answer_of_weight_zero_is_context() -> None:

@@ -5,6 +5,7 @@ data. Names are in the tables below. What a row holds beyond that is named in `C
 """
 
 import json
+import math
 import re
 from contextlib import suppress
 from itertools import cycle
@@ -12,14 +13,15 @@ from typing import Any
 
 from tometune.common.errors import did_you_mean, shell_word
 from tometune.config.data import Preference, RowFormat, SourceConfig
+from tometune.data.conversations import NO_TRAINED
 from tometune.data.turns import (
     CALL_KEYS,
-    MEDIA,
     ROLE_KEYS,
     TEXT_KEYS,
     Conversation,
     FormatError,
     Turn,
+    as_json,
     calls_of,
     entries_of,
     extra_of,
@@ -28,9 +30,12 @@ from tometune.data.turns import (
     is_parts,
     is_turn,
     listed,
+    not_read,
+    number_of,
     shortened,
     text_of,
     tools_of,
+    truth_of,
 )
 
 # Role names found in datasets, in lower case, and the standard role of each.
@@ -49,13 +54,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("conversations", "messages", "conversation", "dialogue"),
     "user": ("instruction", "question", "query", "prompt", "problem", "human", "user", "inputs", "input"),
     "context": ("input", "context"),
-    "assistant": ("output", "response", "answer", "completion", "solution", "assistant", "targets", "target"),
+    "assistant": ("output", "response", "solution", "answer", "completion", "assistant", "targets", "target"),
     "system": ("system", "system_prompt"),
     "reasoning": ("reasoning_content",),
     "history": ("history",),
     "tools": ("tools", "functions"),
 }
 SOURCE_COLUMNS = ("source", "dataset")  # the name of a row's source
+WEIGHT_COLUMNS = ("weight", "train", "loss_weight")  # 0: the answer is not trained
 # What the formats that can be asked for read, and the keys of their turns.
 ONLY: dict[RowFormat, dict[str, tuple[str, ...]]] = {
     RowFormat.sharegpt: {"user": (), "assistant": ()},
@@ -78,6 +84,10 @@ PREFERENCE = frozenset((*REJECTED, *LABELS))
 # Names of columns that hold questions or answers, for the mapping that an error suggests.
 ASKING = re.compile("question|prompt|instruct|query|input|user|human|problem", re.IGNORECASE)
 ANSWERING = re.compile("answer|response|output|complet|assistant|reply|target|solution", re.IGNORECASE)
+BELOW = re.compile("context|passage", re.IGNORECASE)
+NEITHER = re.compile(r"reject|(^|[\W_])(id|uuid|url|title|category|type|split|source|dataset)$", re.IGNORECASE)
+# A name that Hydra reads as text without quotes.
+PLAIN_NAME = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_]\w*", re.IGNORECASE | re.ASCII)
 
 
 class Reader:
@@ -104,7 +114,8 @@ class Reader:
         Raises:
             FormatError: the row has no known shape, or something in it is broken.
         """
-        found = Conversation(read={self.score})
+        missing = {f"{column} (no such column)" for column in self.mapped.values() if column not in row}
+        found = Conversation(unread=missing)
         answer = None if PREFERENCE.isdisjoint(row) else self._chosen(row, found)
         if answer and answer[0].role != "assistant":
             found.turns = answer  # a whole conversation
@@ -114,33 +125,48 @@ class Reader:
                 found.turns = self._columns(row, found, answer)
             else:
                 found.read.add(column)
-                found.turns = self._turns(row[column], found) + (answer or [])
+                found.turns = self._turns(row[column], found)
+                while answer and found.turns and found.turns[-1].role == "assistant":
+                    found.turns.pop()  # the chosen answer replaces the row's own
+                found.turns += answer or []
         if not self.surroundings.isdisjoint(row):
             self._surroundings(row, found)
+        self._others(row, found)
+        extras = [turn.extra for turn in found.turns if turn.extra]
+        if extras or found.tools:
+            as_json([extras, found.tools])  # or the row cannot be read
+        return found
+
+    def _others(self, row: dict[str, Any], found: Conversation) -> None:
+        """Note the columns that are not read, and a weight of the whole row."""
+        if self.score in row and not math.isnan(number_of(row[self.score])):
+            found.read.add(self.score)
         for name, value in row.items():
             if name not in found.read and not is_empty(value):
-                found.unread.add(name)
-                if name in MEDIA:
-                    found.dropped = MEDIA[name]
-        return found
+                trained = truth_of(value) if name in WEIGHT_COLUMNS else None
+                if trained is None:
+                    not_read(name, name, value, found)
+                elif not trained:
+                    found.dropped = NO_TRAINED
 
     def _chosen(self, row: dict[str, Any], found: Conversation) -> list[Turn] | None:
         """Return the chosen side of a row of preference data; None if the row's own answer is to be used."""
-        label = next((name for name in LABELS if isinstance(row.get(name), bool)), None)
+        labels = {name: _is_chosen(row, name) for name in LABELS if name not in self.mapped.values()}
+        label = next((name for name, is_chosen in labels.items() if is_chosen is not None), None)
         other = None if "assistant" in self.mapped else first_filled(row, REJECTED)
         if self.preference is Preference.ignore or not (label or other):
             return None
         if self.preference is Preference.refuse:
             what = f"it has a column {other}" if other else f"its {label} is true or false"
             fix = f"set {self.key}.preference=chosen to train on the chosen side"
-            raise FormatError("preference_data", f"is preference data ({what}); {fix}")
-        if label and not row[label]:
+            raise FormatError("preference_data", f"is preference data ({what}); {fix}, or ignore if it is not")
+        if label and not labels[label]:
             found.dropped = "not_chosen"
         chosen = first_filled(row, CHOSEN) if other else None
         found.read.update(name for name in (label, other, chosen) if name)
         if chosen is None:
             return None
-        whole = entries_of(row[chosen]) is not None and not is_parts(row[chosen])
+        whole = entries_of(row[chosen]) is not None and not is_parts(row[chosen]) and row[chosen][:1] != "["
         return self._turns(row[chosen], found) if whole else self._side(row[chosen], "assistant", found)
 
     def _columns(self, row: dict[str, Any], found: Conversation, answer: list[Turn] | None) -> list[Turn]:
@@ -156,7 +182,7 @@ class Reader:
             answer = self._side(row[replied] if replied else "", "assistant", found)
         else:
             replied = None
-        if reasoning and len(answer) == 1:
+        if reasoning and len(answer) == 1 and "reasoning" not in (answer[0].extra or {}):
             answer = [
                 answer[0]._replace(extra={"reasoning": text_of(row[reasoning], found), **(answer[0].extra or {})})
             ]
@@ -166,8 +192,11 @@ class Reader:
         return question + answer
 
     def _side(self, value: Any, role: str, found: Conversation) -> list[Turn]:
-        """Read a question or an answer: a text, a turn, or turns."""
+        """Read a question or an answer: a text, a turn, or turns, which may be JSON."""
         turns = [value] if isinstance(value, dict) else value
+        if isinstance(value, str) and value[:1] == "[":
+            entries = entries_of(value) or []
+            turns = entries if all(is_turn(entry) and self._role_of(entry) in ROLES for entry in entries) else value
         if isinstance(turns, list) and turns and isinstance(turns[0], dict) and not is_parts(turns):
             return self._turns(turns, found) or [Turn(role, "")]
         return [Turn(role, text_of(value, found))]
@@ -184,9 +213,13 @@ class Reader:
         turns = first_filled(row, self.columns["messages"])
         if turns and not isinstance(row[turns], list):
             wrong = f"{turns!r} is of type {type(row[turns]).__name__}"
-            raise FormatError("not_a_list_of_turns", f"the conversation in {wrong}; make it a list of turns")
+            fix = "make it a list of turns, or lines that begin with User: and Assistant:"
+            raise FormatError("not_a_list_of_turns", f"the conversation in {wrong}; {fix}")
         if any(name in row for name in self.columns["messages"]):
             return  # without turns
+        if is_turn(row) and self._role_of(row) in ROLES:
+            fix = 'write a conversation per row, as {"messages": […]}'
+            raise FormatError("turn_not_conversation", f"is a single turn; {fix}")
         known = all(any(name in row for name in self.columns[side]) for side in ("user", "assistant"))
         if not (known or (asked and not _texts(row, asked)) or chosen):
             auto = self.form is RowFormat.auto
@@ -198,11 +231,13 @@ class Reader:
         """Return the overrides that name a row's columns, as far as their names tell what they hold."""
         chats = {name: entries_of(value) or () for name, value in row.items()}
         chat = next((name for name, entries in chats.items() if any(map(is_turn, entries))), None)
-        texts = _texts(row)
-        assistant = next(filter(ANSWERING.search, texts), texts[-1] if len(texts) > 1 else "ANSWERS")
-        rest = [name for name in texts if name != assistant]
-        user = next(filter(ASKING.search, rest), rest[0] if rest else "QUESTIONS")
-        names = {"messages": chat} if chat else {"user": user, "assistant": assistant}
+        below = next(filter(BELOW.search, _texts(row)), None)
+        texts = [name for name in _texts(row) if name != below and not NEITHER.search(name)]
+        assistant = next(filter(ANSWERING.search, texts), None)
+        user = next((name for name in texts if name != assistant and ASKING.search(name)), None)
+        rest = iter(name for name in texts if name not in (user, assistant))
+        pair = {"user": user or next(rest, "QUESTIONS"), "assistant": assistant or next(rest, "ANSWERS")}
+        names = {"messages": chat} if chat else pair | ({"context": below} if below else {})
         fix = "" if self.form is RowFormat.auto else f"{self.key}.format=auto"
         if all(name in COLUMNS[role] for role, name in names.items()):
             return fix
@@ -211,7 +246,8 @@ class Reader:
 
     def _surroundings(self, row: dict[str, Any], found: Conversation) -> None:
         """Add earlier turns, the system text and tools that a row has in columns of their own."""
-        own = next((turn for turn in found.turns if turn.role == "system"), None)
+        begins = next((turn for turn in found.turns if turn.role in ("system", "user") and turn.text.strip()), None)
+        own = begins if begins and begins.role == "system" else None
         history = first_filled(row, self.columns["history"])
         if history and entries_of(row[history]):
             found.read.add(history)
@@ -220,7 +256,8 @@ class Reader:
         if system := first_filled(row, self.columns["system"]):
             text = re.sub(r"^SYSTEM:\s*", "", text_of(row[system], found))  # Glaive's rows begin so
             if own is None:
-                found.turns.insert(0, Turn("system", text))
+                spoken = [turn for turn in found.turns if turn.role != "system" or turn.text.strip()]
+                found.turns = [Turn("system", text), *spoken]
             if own is None or own.text == text:
                 found.read.add(system)
         if name := first_filled(row, self.columns["tools"]):
@@ -258,7 +295,7 @@ class Reader:
         role_key = next((name for name in self.role_keys if turn.get(name) is not None), None)
         if role_key is None:
             return self._pair(turn, found)
-        name = re.sub(r"[\s-]+", "_", turn[role_key].strip().lower()) if isinstance(turn[role_key], str) else ""
+        name = self._role_of(turn)
         if name not in ROLES:
             given = shortened(str(turn[role_key]))
             known = f"use one of {', '.join(ROLES)}"
@@ -267,14 +304,24 @@ class Reader:
         text_key = next((key for key in keys if not is_empty(turn[key])), next(iter(keys), None))
         if text_key is None and not first_filled(turn, CALL_KEYS):
             wrong = f"a turn has no text in {' or '.join(self.text_keys)} (its keys: {listed(turn)})"
-            raise FormatError("no_text", f"{wrong}; rename the key, or set it to null")
+            raise FormatError("no_text", f"{wrong}; rename the key that holds the text")
         role = ROLES[name]
-        text = text_of(turn[text_key], found) if text_key else ""
+        value = turn[text_key] if text_key else None
+        if name not in PLAIN_ROLES or role == "tool":  # a result or a call as an object is text, as in its JSON
+            value = as_json(value) if isinstance(value, dict | list) and value and not is_parts(value) else value
+        text = text_of(value, found)
         extra = extra_of(role, turn, {role_key, text_key}, found) if len(turn) > 2 or not text_key else {}
         if name in CALL_ROLES:
             with suppress(FormatError):  # a call that is not JSON stays text
-                extra["tool_calls"], text = calls_of(text), ""
+                calls = calls_of(text, found)
+                found.unread.update(() if extra.get("tool_calls", calls) == calls else ("turn.tool_calls",))
+                extra["tool_calls"], text = calls, ""
         return [Turn(role, text, extra or None)]
+
+    def _role_of(self, turn: dict[str, Any]) -> str:
+        """Return the name of a turn's role as `ROLES` spells it, or nothing if it is not text."""
+        role = next((turn[key] for key in self.role_keys if turn.get(key) is not None), None)
+        return re.sub(r"[\s-]+", "_", role.strip().lower()) if isinstance(role, str) else ""
 
     def _pair(self, turn: dict[str, Any], found: Conversation) -> list[Turn]:
         roles = ("system", "user", "assistant")
@@ -282,8 +329,16 @@ class Reader:
         if names["user"] is None or names["assistant"] is None:
             wrong = f"a turn has no role in {' or '.join(self.role_keys)} (its keys: {listed(turn)})"
             raise FormatError("no_role", f"{wrong}; use one of {', '.join(ROLES)}")
-        found.unread.update(f"turn.{key}" for key in turn if key not in names.values() and not is_empty(turn[key]))
-        return [Turn(role, text_of(turn[name], found)) for role, name in names.items() if name]
+        turns = [Turn(role, text_of(turn[name], found)) for role, name in names.items() if name]
+        turns[-1] = turns[-1]._replace(extra=extra_of("assistant", turn, {*names.values()}, found) or None)
+        return turns
+
+
+def _is_chosen(row: dict[str, Any], label: str) -> bool | None:
+    """Return what a label says of an answer; None for a `label` of 0 or 1 outside the columns of TRL, or any other."""
+    value = row.get(label)
+    sure = label != "label" or {"prompt", "completion"} <= row.keys() or str(value).strip().lower() in ("true", "false")
+    return truth_of(value) if sure else None
 
 
 def _texts(row: dict[str, Any], *but: str) -> list[str]:
@@ -295,4 +350,6 @@ def _texts(row: dict[str, Any], *but: str) -> list[str]:
 
 def _quoted(name: str) -> str:
     """Return a name as a value of Hydra's command line."""
-    return name if re.fullmatch(r"[\w-]+( [\w-]+)*", name) else json.dumps(name)
+    if PLAIN_NAME.fullmatch(name):
+        return name
+    return f'"{name.replace(chr(34), chr(92) + chr(34))}"' if name.isprintable() else json.dumps(name)

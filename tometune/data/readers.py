@@ -7,12 +7,16 @@ import json
 import logging
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tometune.common.errors import UserError
+from tometune.data.formats import COLUMNS
+from tometune.data.turns import FormatError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,12 +34,14 @@ PACKED = (".gz", ".zst")  # may follow the suffix of a text file
 TABLES = {".csv": ",", ".tsv": "\t"}
 FIX_LINE = "fix or delete this line"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
 LONGEST_CELL = 2**31 - 1  # of a table; Python's own limit is 131,072 characters
 
 SPACE = re.compile(r"\s*")
 
-# Keys that hold the rows of a file that is one object, such as {"data": […]}.
+# Keys that hold the rows of a file that is one object, such as {"data": […]}; an object with columns of a row is a row.
 WRAPPERS = ("data", "rows", "train", "instances", "examples", "records", "items", "samples")
+OF_A_ROW = frozenset(name for role in ("messages", "user", "assistant") for name in COLUMNS[role])
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,11 @@ def read_file(file: Path) -> Iterator[Batch]:
     kind = kind.removesuffix(file.suffix.lower()) or kind
     try:
         with file.open("rb") as content:
-            if content.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise UserError(f"{file}: is a Git LFS pointer, not the data; run `git lfs pull` in its repository")
+            head = content.read(len(LFS_POINTER))
+        if head == LFS_POINTER:
+            raise UserError(f"{file}: is a Git LFS pointer, not the data; run `git lfs pull` in its repository")
+        if head[:2] in UTF16:
+            raise UserError(f"{file}: is in UTF-16; save it as UTF-8")
         if kind == ".parquet":
             yield from _parquet(file)
         elif kind == ".arrow":
@@ -132,6 +141,7 @@ def _parquet(file: Path) -> Iterator[Batch]:
     start = 0
     try:
         with pq.ParquetFile(file) as opened:
+            _check_names(file, opened.schema_arrow.names)
             groups = (opened.metadata.row_group(number) for number in range(opened.metadata.num_row_groups))
             longest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=0)
             for batch in opened.iter_batches(int(min(BATCH, max(1, BATCH_BYTES // max(longest, 1))))):
@@ -151,6 +161,7 @@ def _arrow(file: Path) -> Iterator[Batch]:
             footer = source.read(6) == b"ARROW1"
             source.seek(0)
             opened = pa.ipc.open_file(source) if footer else pa.ipc.open_stream(source)
+            _check_names(file, opened.schema.names)
             for whole in map(opened.get_batch, range(opened.num_record_batches)) if footer else opened:
                 for first in range(0, len(whole), BATCH):
                     batch = whole.slice(first, BATCH)
@@ -158,6 +169,15 @@ def _arrow(file: Path) -> Iterator[Batch]:
                     start += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise _incomplete(file, error, "Arrow") from error
+
+
+def _check_names(file: Path, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        raise UserError(f"{file}: has two columns {_repeated(names)!r}; rename or remove one")
+
+
+def _repeated(names: list[str]) -> str:
+    return next(name for name in names if names.count(name) > 1)
 
 
 def _incomplete(file: Path, error: Exception, kind: str) -> Exception:
@@ -208,17 +228,33 @@ def _table(file: Path, delimiter: str) -> Iterator[Batch]:
 
     def rows() -> Iterator[tuple[int, Row | BadRow, int]]:
         with io.TextIOWrapper(_open(file), "utf-8-sig", errors="surrogateescape", newline="") as text:
-            lines = csv.reader(text, delimiter=delimiter)
-            header = next(lines, [])
-            start = lines.line_num + 1
-            for cells in lines:
-                row: Row | BadRow = dict(zip(header, cells, strict=False))
-                if len(cells) != len(header):
-                    reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with {delimiter!r} in"
-                    row = BadRow("wrong_number_of_cells", f"{reason} double quotes")
+            first = text.readline()
+            for other in ";\t|,":
+                if other in first and delimiter not in first:
+                    reason = f"its columns are separated by {other!r}, not {delimiter!r}"
+                    raise UserError(f"{file}: {reason}; write it with {delimiter!r}, or as JSONL")
+            table = csv.reader(chain([first], text), strict=True, delimiter=delimiter)
+            header = [name or f"column {number}" for number, name in enumerate(next(table, []), start=1)]
+            _check_names(file, header)
+            cells: list[str] | None = header
+            while cells is not None:
+                start = table.line_num + 1
+                try:
+                    cells = next(table, None)
+                    lines = "\t".join(cells or ()).splitlines() if delimiter == "\t" and len(header) > 1 else ()
+                    if len(lines) > 1 and {line.count("\t") for line in lines} == {len(header) - 1}:
+                        raise csv.Error("each of its lines could be a row")
+                except csv.Error as error:
+                    # An open quote takes the next rows into its cell, so each line counts as a row that is lost.
+                    bad = BadRow("broken_quotes", f'has a quote that is not closed ({error}); double each " in a cell')
+                    yield from ((number, bad, 0) for number in range(start, table.line_num + 1))
+                    continue
                 if cells:
+                    row: Row | BadRow = dict(zip(header, cells, strict=False))
+                    if len(cells) != len(header):
+                        reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with"
+                        row = BadRow("wrong_number_of_cells", f"{reason} {delimiter!r} in double quotes")
                     yield start, row, sum(map(len, cells))
-                start = lines.line_num + 1
 
     csv.field_size_limit(LONGEST_CELL)
     try:
@@ -234,36 +270,43 @@ def _json(file: Path, kind: str) -> Iterator[Batch]:
     """
     lines = _lines(file)
     head = next(lines, (0, b"", 0))[1]
-    begin = head.removeprefix(b"\xef\xbb\xbf").strip()
-    if next(lines, None) is None:
-        try:
-            first = json.loads(begin)
-        except (ValueError, RecursionError):
-            first = None
-        documents = _holds_rows(first) or (
-            isinstance(first, list) and (kind == ".json" or isinstance((first or [0])[0], dict))
-        )
-    else:
-        documents = isinstance(_parsed(head), BadRow) and (begin[:1] == b"[" or begin[-1:] in b"{[,:")
+    more = next(lines, None) is not None
     lines.close()
-    if not documents:
-        yield from _batched(file, _lines(file))
-        return
+    begin, first = head.removeprefix(b"\xef\xbb\xbf").strip(), None
+    with suppress(ValueError, RecursionError):
+        first = _value(head)
+    if isinstance(first, list) and not _is_turns(first):
+        documents = isinstance((first or [0])[0], dict) or (kind == ".json" and not more)
+    elif first is None:
+        documents = begin[:1] == b"[" or (more and begin[-1:] in b"{[,:")
+    else:
+        documents = not more and _holds_rows(first) is not None
     rows: list[Any] = []
-    with _open(file) as content:
-        for value in _documents(file, content.read()):
-            rows += value if isinstance(value, list) else _unwrapped(file, value)
-    yield from batches([_checked(row, "fix or delete it") for row in rows], str(file))
+    try:
+        if documents:
+            with _open(file) as content:
+                for value in _documents(file, content.read()):
+                    rows += value if isinstance(value, list) and not _is_turns(value) else _unwrapped(file, value)
+    except UserError:
+        # Perhaps only the first line is broken. The lines of an object over several lines are indented.
+        sample = [line for _, line, _ in islice(_lines(file), BATCH)]
+        documents = 2 * sum(line[:1] == b"{" and isinstance(_parsed(line), dict) for line in sample) < len(sample)
+        if documents:
+            raise
+    if documents:
+        yield from batches([_checked(row, "fix or delete it") for row in rows], str(file))
+    else:
+        yield from _batched(file, _lines(file))
 
 
 def _documents(file: Path, content: bytes) -> Iterator[Any]:
     """Parse JSON values that follow each other, as indented objects may."""
     fix = "fix the file, or write one object per line"
-    position, decoder = 0, json.JSONDecoder()
+    position = 0
     try:
         text = content.decode("utf-8-sig")
         while (position := SPACE.match(text, position).end()) < len(text):  # type: ignore[union-attr]
-            value, position = decoder.raw_decode(text, position)
+            value, position = DECODER.raw_decode(text, position)
             yield value
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: {_defect(error).message}; {fix}") from None
@@ -271,7 +314,7 @@ def _documents(file: Path, content: bytes) -> Iterator[Any]:
 
 def _holds_rows(value: Any) -> str | None:
     """Return the key of an object that holds rows; turns have a role and are not rows."""
-    for key in WRAPPERS if isinstance(value, dict) else ():
+    for key in WRAPPERS if isinstance(value, dict) and OF_A_ROW.isdisjoint(value) else ():
         rows = value.get(key)
         if isinstance(rows, list) and rows and isinstance(rows[0], dict) and not {"role", "from"} & rows[0].keys():
             return key
@@ -288,23 +331,49 @@ def _unwrapped(file: Path, value: Any) -> list[Any]:
     return value[key]  # type: ignore[no-any-return]
 
 
+def _is_turns(value: Any) -> bool:
+    """Whether a value is a conversation without an object around it."""
+    turns = isinstance(value, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in value)
+    return bool(turns and value and {"content", "value"} & value[0].keys())
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; Python's parser would keep the last of two values with the same key."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise FormatError("repeated_key", f"has the key {_repeated([name for name, _ in pairs])!r} twice")
+    return made
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _value(line: bytes) -> Any:
+    """Parse a line. It is decoded here, because `json.loads(bytes)` guesses encodings."""
+    return DECODER.decode(line.strip().removesuffix(b",").decode("utf-8-sig"))
+
+
 def _parsed(entry: Any) -> Row | BadRow:
-    """Return a row, parsed if it is a line. It is decoded here, because `json.loads(bytes)` guesses encodings."""
+    """Return a row, parsed if it is a line."""
     if not isinstance(entry, bytes):
         return entry  # type: ignore[no-any-return]
     try:
-        return _checked(json.loads(entry.strip().decode("utf-8-sig")), FIX_LINE)
+        return _checked(_value(entry), FIX_LINE)
     except (ValueError, RecursionError) as error:
         bad = _defect(error)
         return BadRow(bad.reason, f"{bad.message}; {FIX_LINE}")
 
 
 def _checked(row: Any, fix: str) -> Row | BadRow:
+    if _is_turns(row):
+        return {"messages": row}
     return row if isinstance(row, dict | BadRow) else BadRow("not_an_object", f"is not an object {{…}}; {fix}")
 
 
 def _defect(error: Exception) -> BadRow:
     """Return why a text is not JSON, without the fix."""
+    if isinstance(error, FormatError):
+        return BadRow(error.reason, str(error))
     if isinstance(error, json.JSONDecodeError):
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         return BadRow("not_json", f"is not JSON ({error.msg}, {place})")

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import file_digest, sha256
+from itertools import takewhile
 from pathlib import Path
 
 from tometune.common.cache import default_cache
@@ -28,13 +29,17 @@ LONGEST_PATH = 200  # characters that an error shows of a path that the system r
 
 FILES = "a JSONL, JSON, CSV, TSV, parquet or Arrow file, a folder of them, or a glob"
 
-# What in a path below a folder names a split; whatever names none belongs to train.
+# What in a path below a folder or in a glob's match names a split; whatever names none belongs to train.
 SPLITS = {
-    split: re.compile(rf"(?:^|[/._-])(?:{names})(?=[/._-])", re.IGNORECASE)
-    for split, names in {"test": "test|testing|eval|evaluation", "validation": "valid|validation|val|dev"}.items()
+    split: re.compile(rf"(?:^|[/._-])(?:{names})(?:set|data)?s?\d*(?=[/._-])", re.IGNORECASE)
+    for split, names in {
+        "test": "test|testing|eval|evaluation|h[eo]ld[_-]?out",
+        "validation": "valid|validation|validate|val|dev",
+    }.items()
 }
-# Files of a `save_to_disk` folder that hold no rows.
-NO_ROWS = ("dataset_info.json", "dataset_dict.json", "state.json")
+# Files that describe a dataset and hold no rows.
+NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+MOST_NAMES = 10  # files that a line of the log names
 
 # How `datasets` names a file of a hub dataset.
 ON_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
@@ -60,17 +65,16 @@ def fingerprint(source: SourceConfig, key: str) -> str:
 
 
 def files_of(path: str | None, key: str, split: str = "train") -> list[Path]:
-    """Return the files of a path: one file, those of a folder except its other splits, or the matches of a glob."""
+    """Return the files of a path: one file, or those of a folder or a glob except other splits."""
     return _files(path, key, split)[0]
 
 
 def _files(path: str | None, key: str, split: str) -> tuple[list[Path], list[Path]]:
-    """Return the files to read, and those of a folder that are other splits; all are read if none is of this split."""
+    """Return the files to read, and those of other splits; all are read if none is of this split."""
     if not path:
         raise UserError(f"{key}: is not set; set it to {FILES}")
     try:
         found = _matches(Path(path).expanduser())
-        folder = Path(path).expanduser() if Path(path).expanduser().is_dir() else None
     except (OSError, RuntimeError, ValueError) as error:  # no permission, name too long, no such home, null byte
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise UserError(f"{key}={path[:LONGEST_PATH]}: cannot be looked up ({reason}); check the path") from error
@@ -83,24 +87,45 @@ def _files(path: str | None, key: str, split: str) -> tuple[list[Path], list[Pat
             raise UserError(
                 f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)} (text also in .gz, .zst)"
             )
-    if folder is None:
-        return found, []
-    splits = {file: _split_of(file.relative_to(folder).as_posix()) for file in found}
+    splits = {file: _split_of(file, path) for file in found}
     kept = [file for file in found if splits[file] == split]
     return (kept, [file for file in found if splits[file] != split]) if kept else (found, [])
 
 
-def _split_of(path: str) -> str:
-    return next((split for split, named in SPLITS.items() if named.search(path)), "train")
+def _split_of(file: Path, path: str) -> str:
+    return next((split for split, named in SPLITS.items() if named.search(_below(file, path))), "train")
+
+
+def _below(file: Path, path: str) -> str:
+    """Return the part of a file's name that is not written out in the path: below a folder, or a glob's own part."""
+    base = Path(path).expanduser()
+    if not base.exists():
+        base = Path(*takewhile(lambda part: not glob.has_magic(part), base.parts))
+    return file.relative_to(base).as_posix()
 
 
 def _matches(path: Path) -> list[Path] | None:
     """Return the files of a path; None for a folder without a readable one."""
     if path.is_dir():
-        inside = (file for file in path.rglob("*") if kind_of(file) and file.name not in NO_ROWS and not file.is_dir())
-        return [file for file in inside if "/." not in f"/{file.relative_to(path).as_posix()}"] or None
-    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 -- takes any pattern
-    return [path] if path.exists() else [file for file in map(Path, matches) if not file.is_dir()]
+        return [file for file in _visible(path) if kind_of(file) and _holds_rows(file)] or None
+    matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 -- takes any pattern
+    return [path] if path.exists() else [file for file in matches if not file.is_dir() and _holds_rows(file)]
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    for file in folder.rglob("*"):
+        if "/." not in f"/{file.relative_to(folder).as_posix()}" and not file.is_dir():
+            yield file
+
+
+def _holds_rows(file: Path) -> bool:
+    """Whether a file may hold rows. `datasets` puts its caches, with the same rows, into a `save_to_disk` folder."""
+    state = file.with_name("state.json")
+    if file.suffix == ".arrow" and state.is_file():
+        with suppress(ValueError, KeyError, TypeError):  # not written by `datasets`
+            listed = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+            return file.name in {entry["filename"] for entry in listed}
+    return file.name not in NO_ROWS
 
 
 def _digest(file: Path) -> bytes:
@@ -132,15 +157,27 @@ def read(source: SourceConfig, key: str) -> Iterator[Batch]:
         yield from _hub(source, key)
     else:
         files, others = _files(source.path, f"{key}.path", source.split)
-        if others:
-            names = ", ".join(
-                sorted(file.relative_to(Path(str(source.path)).expanduser()).as_posix() for file in others)
-            )
-            log.info(
-                "%s.path=%s: only %s is read, not %s; name a file to read it", key, source.path, source.split, names
-            )
+        _log_choice(source, key, files, others)
         for file in sorted(files, key=_digest):
             yield from read_file(file)
+
+
+def _log_choice(source: SourceConfig, key: str, files: list[Path], others: list[Path]) -> None:
+    """Name the files of a folder or glob that are not read, and those that are read although they are another split."""
+    path = str(source.path)
+
+    def names(of: list[Path]) -> str:
+        more = f" and {len(of) - MOST_NAMES} more" if len(of) > MOST_NAMES else ""
+        return ", ".join(sorted(_below(file, path) for file in of)[:MOST_NAMES]) + more
+
+    about = f"{key}.path={path}"
+    if others:
+        log.info("%s: only %s is read, not %s; name a file to read it", about, source.split, names(others))
+    elif held_out := [file for file in files if _split_of(file, path) not in ("train", source.split)]:
+        log.warning("%s: no file is named as %s, so others are read: %s", about, source.split, names(held_out))
+    folder = Path(path).expanduser()
+    if unknown := [file for file in (_visible(folder) if folder.is_dir() else ()) if not kind_of(file)]:
+        log.info("%s: files with other suffixes are not read: %s", about, names(unknown))
 
 
 def _hub(source: SourceConfig, key: str) -> Iterator[Batch]:

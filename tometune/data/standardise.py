@@ -28,7 +28,7 @@ from tometune.data.formats import SOURCE_COLUMNS, Reader
 from tometune.data.parallel import in_order
 from tometune.data.readers import BadRow, Batch
 from tometune.data.sources import fingerprint, read
-from tometune.data.turns import FormatError
+from tometune.data.turns import FormatError, number_of
 
 if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes them a second
     from datasets import Dataset
@@ -150,13 +150,15 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
     usable: list[tuple[bytes, str, list[dict[str, str]], str | None]] = []
     scores = []
     unnamed = source.id or str(source.kind)
+    naming = [column for column in SOURCE_COLUMNS if column not in source.columns.values()]
     for index, row in enumerate(batch.rows):
         name = unnamed
         try:
             if isinstance(row, BadRow):
                 raise FormatError(row.reason, row.message)
+            texts = {column: row.get(column) for column in naming}
             named = next(
-                (column for column in SOURCE_COLUMNS if row.get(column) and isinstance(row[column], str)), None
+                (name for name, text in texts.items() if text and isinstance(text, str) and "://" not in text), None
             )
             name = encodable(row[named]) if named else unnamed
             found = reader.read(row)
@@ -169,10 +171,12 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
             counts["dropped", found.dropped, name] += 1
             continue
         turns, reasons = fix_conversation(found.turns)
+        given = extras_of(turns, found.tools) if turns else None
+        extras = given and encodable(given)
+        reasons |= {"broken_character_replaced"} if extras is not given else set()
         counts.update(("mended" if turns else "dropped", reason, name) for reason in sorted(reasons))
         if turns:
             messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-            extras = extras_of(turns, found.tools)
             usable.append((text_key(compared_texts(turns, found.tools)), name, messages, extras))
             scores.append(_score(row.get(source.score)))
     columns = [
@@ -213,6 +217,5 @@ def text_key(texts: Iterable[str]) -> bytes:
 
 def _score(value: Any) -> float:
     """Return a row's score, or NaN for anything that is not a number or does not fit into a float32."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return math.nan
-    return float(value) if value in (math.inf, -math.inf) or abs(value) <= LARGEST_SCORE else math.nan
+    score = number_of(value)
+    return score if math.isinf(score) or abs(score) <= LARGEST_SCORE else math.nan

@@ -99,10 +99,12 @@ def not_shown(text: str, messages: Messages) -> str | None:
     for message in messages:
         calls = message.get("tool_calls", ())
         values = [value for call in calls for value in _leaves(call["function"])]
-        if not all(_shows(text, part) for part in [*TAGS.split(message["content"]), *values]):
+        block = THINKING.match(message["content"]) if message["role"] == "assistant" else None
+        answer = message["content"][block.end() :] if block else message["content"]
+        if not all(_shows(text, part) for part in [*TAGS.split(answer), *values]):
             return "tools_not_shown" if calls or message["role"] == "tool" else "rejected_by_template"
-        reasoning = next((message[key] for key in REASONING_KEYS if key in message), "")
-        lost = lost if _shows(text, reasoning) else "reasoning_removed"
+        reasoning = [message.get(key, "") for key in REASONING_KEYS] + TAGS.split(block.group() if block else "")
+        lost = lost if all(_shows(text, part) for part in reasoning) else "reasoning_removed"
     return lost
 
 

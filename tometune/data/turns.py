@@ -14,6 +14,9 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 CALL_KEYS = ("tool_calls", "function_call")
 WEIGHT_KEYS = ("weight", "train", "loss", "loss_weight")
 TOOL_TURN_KEYS = ("name", "tool_call_id")  # some templates show them
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # of a tool call
+CALL_OTHERS = ("id", "type", "index", "function", "name")
+TRUTHS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 # Columns, keys of turns and types of parts that hold something other than text.
 MEDIA = {
@@ -21,15 +24,19 @@ MEDIA = {
     for kind in ("image", "audio", "video")
     for name in (kind, f"{kind}s", f"{kind}_url", f"input_{kind}")
 }
-TEXT_PARTS = ("text", "input_text", "output_text")
+TEXT_PARTS, PART_KEYS = ("text", "input_text", "output_text"), ("text", "content", "value")
 
 # How conversations are written as one text: what begins a turn, with its role. The first that begins the text counts.
+CHATML = re.compile(r"\n*<\|im_start\|>(\w+)\n")
+SPEAKERS = dict.fromkeys(("human", "user"), "user") | dict.fromkeys(("assistant", "bot", "ai", "gpt"), "assistant")
+SPEAKERS |= {"system": "system", "function response": "tool"}
 TRANSCRIPTS = (
-    re.compile(r"<\|im_start\|>(\w+)\n"),
-    re.compile(r"###\s?(\w+):"),
-    re.compile(r"(?:^|\n)\s*(Human|User|Assistant|System|Function Response):", re.IGNORECASE),
+    CHATML,
+    re.compile(rf"\n*###\s?({'|'.join(SPEAKERS)}):", re.IGNORECASE),
+    re.compile(rf"\n\s*({'|'.join(SPEAKERS)}):", re.IGNORECASE),
 )
-END_MARKS = re.compile(r"<\|(?:im_end|endoftext)\|>|</s>")
+END_MARK = r"<(?:\|(?:im_end|endoftext)\|>|/s>)\s*"
+END_MARKS = re.compile(rf"{END_MARK}(?:{END_MARK})*\Z")
 
 # Limits of what an error lists: a table can have thousands of columns with any names.
 MOST_NAMES, LONGEST_NAME = 30, 60
@@ -72,16 +79,22 @@ def extra_of(role: str, turn: dict[str, Any], read: set[str | None], found: Conv
         trained = trained_by(key, value) if key in WEIGHT_KEYS else None
         if role == "assistant" and trained is not None:
             extra |= {} if trained else {"trained": False}
-        elif role == "assistant" and key in REASONING_KEYS:
+        elif role == "assistant" and key in REASONING_KEYS and "reasoning" not in extra:
             extra["reasoning"] = text_of(value, found)
-        elif role == "assistant" and key in CALL_KEYS:
-            extra["tool_calls"] = calls_of(value)
+        elif role == "assistant" and key in CALL_KEYS and "tool_calls" not in extra:
+            extra["tool_calls"] = calls_of(value, found)
         elif role == "tool" and key in TOOL_TURN_KEYS:
             extra[key] = value
         elif trained is not False:  # other turns are never trained
-            found.unread.add(f"turn.{key}")
-            found.dropped = MEDIA.get(key, found.dropped)
+            not_read(f"turn.{key}", key, value, found)
     return extra
+
+
+def not_read(shown: str, name: str, value: Any, found: Conversation) -> None:
+    """Note a value that is not read, and that the row is dropped if it is an image, audio or video."""
+    if name not in MEDIA or value:  # `image: false` says that there is none
+        found.unread.add(shown)
+        found.dropped = MEDIA.get(name, found.dropped)
 
 
 def first_filled(row: dict[str, Any], names: Iterable[str]) -> str | None:
@@ -90,8 +103,22 @@ def first_filled(row: dict[str, Any], names: Iterable[str]) -> str | None:
 
 
 def is_empty(value: Any) -> bool:
-    """Return whether a value is null, an empty text, list or object, or NaN, which pandas writes for null."""
-    return value is None or value == "" or value == [] or value == {} or (type(value) is float and math.isnan(value))
+    """Return whether a value is null, an empty text or object, a list without content, or NaN (pandas' null)."""
+    if type(value) is list:
+        return all(entry is None for entry in value)
+    return value is None or value == "" or value == {} or (type(value) is float and math.isnan(value))
+
+
+def truth_of(value: Any) -> bool | None:
+    """Return what a value says that may be true, false, 1 or 0, also as text; None for any other value."""
+    return TRUTHS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
+
+
+def number_of(value: Any) -> float:
+    """Return a number, also if it is written as text; NaN for any other value."""
+    with suppress(ValueError, OverflowError):
+        return float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    return math.nan
 
 
 def entries_of(value: Any) -> list[Any] | None:
@@ -104,14 +131,32 @@ def entries_of(value: Any) -> list[Any] | None:
     if text[:1] == "[":
         with suppress(ValueError, RecursionError):
             return entries_of(json.loads(text))
+    text = f"\n{text}"  # every mark then follows a line break
     style = next((style for style in TRANSCRIPTS if style.match(text)), None)
-    if style is None:
-        return None
-    parts = style.split(text)[1:]
-    return [
-        {"role": role, "content": END_MARKS.sub("", content).strip()}
-        for role, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    return _transcript(text, style) if style else None
+
+
+def _transcript(text: str, style: re.Pattern[str]) -> list[Any] | None:
+    """Split a text at the marks of its turns; None if the assistant says nothing.
+
+    A text may quote other marks. So a speaker's marks have one spelling, and no fewer line breaks before them than its
+    first one after the start; and the system speaks only at the start.
+    """
+    marks: list[re.Match[str]] = []
+    names: dict[str, str] = {}
+    gaps: dict[str, int] = {}
+    for mark in style.finditer(text):
+        name, gap = mark[1], mark[0].count("\n")
+        speaker = SPEAKERS.get(name.lower(), name)
+        other = speaker == "system" or names.get(speaker, name) != name
+        if marks and style is not CHATML and (other or gap < gaps.setdefault(speaker, gap)):
+            continue
+        names[speaker] = name
+        marks.append(mark)
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    turns = [(mark[1], text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
+    said = [{"role": role, "content": END_MARKS.sub("", content).strip()} for role, content in turns]
+    return said if "assistant" in names else None
 
 
 def is_turn(entry: Any) -> bool:
@@ -125,20 +170,27 @@ def is_parts(value: Any) -> bool:
 
 
 def text_of(value: Any, found: Conversation) -> str:
-    """Return a text: a string, or the texts in a list of parts."""
+    """Return a text: a string, a number, or the texts in a list of parts."""
     if isinstance(value, str):
         return value
     if is_empty(value):
         return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     if not is_parts(value):
         raise FormatError("not_a_text", f"a turn's text is of type {type(value).__name__}; make it text")
     texts = []
     for part in value:
         kind = str(part["type"] or "text")
+        filled = [key for key, value in part.items() if key != "type" and not is_empty(value)]
+        key = next((key for key in PART_KEYS if key in filled), None)
         if kind in MEDIA:
             found.dropped = MEDIA[kind]
-        elif kind in TEXT_PARTS and isinstance(part.get("text"), str | None):
-            texts.append(part.get("text") or "")
+        elif kind in TEXT_PARTS and (isinstance(part[key], str) if key else not filled):
+            texts.append(part[key] if key else "")
+            for other in filled:
+                if other != key:
+                    not_read(f"turn.part.{other}", other, part[other], found)
         else:
             wrong = f"a part of a turn is of type {shortened(kind)!r}"
             raise FormatError("unknown_part", f"{wrong}; make it text, or drop the row")
@@ -147,30 +199,42 @@ def text_of(value: Any, found: Conversation) -> str:
 
 def trained_by(key: str, value: Any) -> bool | None:
     """Return whether a turn is trained; None for a share, which cannot be honoured and counts as not read."""
-    if isinstance(value, str):
-        value = {"0": 0, "false": 0, "1": 1, "true": 1}.get(value.strip().lower(), value)
-    if not isinstance(value, int | float):
+    trained = truth_of(value)
+    if trained is None and not number_of(value) >= 0:
         raise FormatError("bad_weight", f"a turn's {key} is {shortened(str(value))!r}; make it 0 or 1")
-    return bool(value) if value in (0, 1) else None
+    return trained
 
 
-def calls_of(value: Any) -> list[dict[str, Any]]:
+def as_json(value: Any) -> str:
+    """Return JSON; parquet files may hold dates and bytes, which it has no form for."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FormatError("no_json_value", f"tools or a tool's turn cannot be JSON ({error}); make it text") from None
+
+
+def calls_of(value: Any, found: Conversation) -> list[dict[str, Any]]:
     """Return tool calls in one shape, `{type, function: {name, arguments}}` with the arguments as an object."""
     calls = []
+    unread: set[str] = set()
     for call in objects_of(value) or ():
         function = call.get("function", call)
         name = function.get("name") if isinstance(function, dict) else None
-        arguments = function.get("arguments", function.get("parameters")) if name else None
+        key = first_filled(function, ARGUMENT_KEYS) if name else None
+        arguments = function[key] if key else None
         if isinstance(arguments, str) and arguments.strip():
             with suppress(ValueError, RecursionError):
                 arguments = json.loads(arguments)
         arguments = {} if is_empty(arguments) else arguments
         if not isinstance(name, str) or not isinstance(arguments, dict):
             break
+        others = {**call, **function}.items()
+        unread |= {other for other, given in others if given and other not in (*CALL_OTHERS, key)}
         identity = {"id": call["id"]} if call.get("id") else {}
         calls.append({**identity, "type": "function", "function": {"name": name, "arguments": arguments}})
     else:
         if calls:
+            found.unread.update(f"turn.tool_calls.{name}" for name in unread)
             return calls
     fix = "make it {function: {name, arguments}} with the arguments as an object or as JSON"
     raise FormatError("bad_tool_call", f"a tool call cannot be read; {fix}")
