@@ -61,10 +61,9 @@ def cases() -> list[Case]:
 
 
 def sampled() -> list[object]:
-    """Return all cases, those outside of the sample for the night. The sample has every file at least once."""
+    """Return all cases, those outside of the sample for the night. The sample has at most one case of each file."""
     every = cases()
     draw = random.Random(16)
-    chosen = set()
     by_file: dict[tuple[str, str], list[Case]] = {}
     for case in every:
         by_file.setdefault(case[:2], []).append(case)
@@ -137,7 +136,7 @@ def test_no_dead_end(places: Path, tmp_path: Path, state: str, name: str, damage
         assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("folder", ["multirun", "cache"])
+@pytest.mark.parametrize("folder", ["multirun", pytest.param("cache", marks=pytest.mark.nightly)])
 def test_a_read_only_folder_is_one_line_or_enough(places: Path, tmp_path: Path, folder: str) -> None:
     """The runs are finished, and so is one of the sweep's two; the cache holds everything."""
     place = Workplace(Path(shutil.copytree(places / "finished", tmp_path / "place")))
