@@ -1,5 +1,6 @@
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,25 @@ def test_the_slower_of_two_builders_takes_the_others_folder(tmp_path: Path) -> N
     folder = cached_folder(tmp_path, "kind", {}, slow)
     assert (folder / "data").read_text() == "fast"
     assert list((tmp_path / "kind").iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("name", ["data", "config.json", "files.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"x" * path.stat().st_size)],
+)
+def test_a_damaged_folder_is_built_again(tmp_path: Path, name: str, damage: Callable[[Path], object]) -> None:
+    built: list[Path] = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        (folder / "data").write_text("something")
+
+    folder = cached_folder(tmp_path, "kind", {}, build)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    damage(folder / name)
+    for _ in range(2):
+        assert cached_folder(tmp_path, "kind", {}, build) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert len(built) == 2
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "no lock is left"

@@ -61,10 +61,9 @@ def cases() -> list[Case]:
 
 
 def sampled() -> list[object]:
-    """Return all cases, those outside of the sample for the night. The sample has every file at least once."""
+    """Return all cases, those outside of the sample for the night. The sample has at most one case of each file."""
     every = cases()
     draw = random.Random(16)
-    chosen = set()
     by_file: dict[tuple[str, str], list[Case]] = {}
     for case in every:
         by_file.setdefault(case[:2], []).append(case)
@@ -135,6 +134,34 @@ def test_no_dead_end(places: Path, tmp_path: Path, state: str, name: str, damage
         ).read_bytes()
     if state == "cache" and verb in ("train", "prepare"):
         assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["multirun", pytest.param("cache", marks=pytest.mark.nightly)])
+def test_a_read_only_folder_is_one_line_or_enough(places: Path, tmp_path: Path, folder: str) -> None:
+    """The runs are finished, and so is one of the sweep's two; the cache holds everything."""
+    place = Workplace(Path(shutil.copytree(places / "finished", tmp_path / "place")))
+    run = run_of(place.folder)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    found = [place.folder / folder, *(place.folder / folder).rglob("*")]
+    for path in found:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    outcomes = {}
+    for verb, arguments in {
+        **{verb: arguments_of(verb, run) for verb in VERBS},
+        "sweep": ("-m", *TRAIN, "seed=0,1"),
+    }.items():
+        done = place.verb("train" if verb == "sweep" else verb, *arguments, permissions=True)
+        assert "Traceback" not in done.stderr, done.stderr
+        outcomes[verb] = done.returncode
+        if done.returncode:
+            last = done.stderr.splitlines()[-1]
+            assert any(text in last for text in ("cannot be written to", "no access", "not writable")), done.stderr
+    for path in found:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert {path: path.read_bytes() for path in before} == before or folder == "cache"
+    assert outcomes["train"] == outcomes["chat"] == 0
+    assert {status for verb, status in outcomes.items() if verb != "sweep"} <= {0, 2}
+    assert outcomes["sweep"] == {"multirun": 2, "cache": 1}[folder], "the tokens of a run are missing"
 
 
 def assert_advice(done: Done, verb: str) -> None:

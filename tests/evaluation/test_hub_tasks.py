@@ -21,7 +21,9 @@ from tometune.evaluation.tasks import load_task
 for name, values in json.loads(sys.argv[1]).items():
     try:
         task = load_task(name, TaskConfig(**{**values, "kind": TaskKind.hub}))
-        print(json.dumps([name, [vars(example) | {'unread': []} for example in task.examples]]))
+        for example in task.examples:
+            example.unread.clear()
+        print(json.dumps([name, [{**vars(example), "unread": []} for example in task.examples]]))
     except UserError as error:
         print(json.dumps([name, str(error)]))
 """

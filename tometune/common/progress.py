@@ -56,8 +56,13 @@ def progress(description: str, total: int | None = None) -> Iterator[Bar]:
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Append the log of this process to a file while the body runs."""
-    handler = QuietFileHandler(path, encoding="utf-8")
+    """Append the log of this process to a file while the body runs; a file that cannot be opened is one warning."""
+    try:
+        handler = QuietFileHandler(path, encoding="utf-8")
+    except PermissionError as error:
+        log.warning("%s: no log file (%s)", path, error.strerror)
+        yield
+        return
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

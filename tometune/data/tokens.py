@@ -7,6 +7,7 @@ one line per row. The cells of a table therefore share the tokens of base and po
 import json
 import logging
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -26,6 +27,7 @@ from filelock import FileLock
 
 from tometune.common.cache import cached_folder, remove_damaged
 from tometune.common.errors import UserError
+from tometune.common.files import disk_errors
 from tometune.common.progress import progress
 from tometune.data.encoder import Encoder, encode_rows, without_truncation
 from tometune.data.labels import INDEX, SCHEMA, label_rows, verify
@@ -134,8 +136,11 @@ def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_leng
     found = _load(cache / kind)
     if np.isin(part.chosen, found[1][:, 0]).all():
         return found
-    (cache / kind).mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / kind / ".lock"):  # other processes that need these rows wait and then find them
+    with ExitStack() as stack:
+        with disk_errors(cache, "paths.cache"):
+            (cache / kind).mkdir(parents=True, exist_ok=True)
+            # Other processes that need these rows wait and then find them.
+            stack.enter_context(FileLock(cache / kind / ".lock"))
         for left in (cache / kind).glob(".*/"):  # left by a killed process; nobody else holds the lock
             shutil.rmtree(left, ignore_errors=True)
         missing = np.setdiff1d(part.chosen, _load(cache / kind)[1][:, 0])

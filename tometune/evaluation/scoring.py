@@ -141,11 +141,11 @@ def write_result(path: Path, key: dict[str, Any], lines: Sequence[str], result: 
 
 
 def read_result(path: Path, key: dict[str, Any]) -> TaskScores | None:
-    """Return the stored result of a task; None if it is missing, broken, or was made with another key."""
+    """Return the stored result of a task; None if it is missing, broken or unreadable, or was made with another key."""
     try:
         stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         digest = sha256(path.read_bytes()).hexdigest()
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     if not isinstance(stored, dict) or stored.pop("key", None) != key or stored.pop("sha256", None) != digest:
         return None

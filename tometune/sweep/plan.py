@@ -22,6 +22,7 @@ from tometune.config.root import Config
 from tometune.config.tracking import Tracker
 from tometune.models.machine import device_name, resolve_backend
 from tometune.models.source import quantized
+from tometune.runs.finished import damage
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
 
@@ -123,7 +124,8 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     steps = steps_of(config.trainer, len(rows))
     trained = round(tokens.counts.tokens * steps / math.ceil(len(rows) / effective_batch(config.trainer)))
     answers = sum(len(task.examples) for task in inputs.tasks) * (2 if config.eval.base else 1)
-    planned = PlannedRun(run.id, len(inputs.mix.row_ids), trained, steps, answers, run.completed)
+    done = run.completed and not damage(run.folder, run.record)
+    planned = PlannedRun(run.id, len(inputs.mix.row_ids), trained, steps, answers, done)
     if planned.done:
         return planned
     speed = known_speed(config, inputs.cache)

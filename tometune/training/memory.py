@@ -18,6 +18,7 @@ from torch import nn
 from tometune.common.distributed import gather, processes
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
+from tometune.common.integrity import defect
 from tometune.config.model import LoraConfig
 from tometune.config.trainer import TrainerConfig
 from tometune.models.machine import free_memory
@@ -61,7 +62,7 @@ def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) ->
         rows = sizes[0] if len(sizes) == 1 else next(size for size in sizes if size <= most)
         return MicroBatch(rows, trainer.gradient_checkpointing is True)
     remembered = _remembered(training)
-    if remembered.exists():
+    if defect(remembered) is None:
         chosen = MicroBatch(**json.loads(remembered.read_text(encoding="utf-8"))["found"])
     else:
         largest = largest_that_fits(lambda *size: _attempt(build, training, *size), sizes, trainer)
