@@ -46,6 +46,7 @@ def test_what_is_forbidden_is_found(source: str, problems: list[str]) -> None:
 IN_PLACE = {
     "common/files.py": (1, "the temporary file that is then renamed"),
     "common/cache.py": (1, "in the temporary folder that is then renamed"),
+    "common/integrity.py": (1, "in the temporary folder that is then renamed"),
     "data/contamination.py": (2, "in a temporary folder of the cache"),
     "data/standardise.py": (2, "in a temporary folder of the cache"),
     "training/checkpoints.py": (1, "in the temporary folder that is then renamed"),

@@ -8,6 +8,7 @@ a warm start needs: `keys.npy` (16 bytes per row), `labels.npy` and `labels.json
 import json
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ SCHEMA = pa.schema({"key": pa.binary(), "source": pa.string(), "messages": MESSA
 KEY_BYTES = 16
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 SHOWN = 3  # rows that cannot be read of which an error shows the place and the defect
+ADDRESS = re.compile(r"\w+://")  # of a page, different in each row, so not the name of a source
 FEWEST = 100  # rows of a source from which on `data.max_bad_share` applies
 
 Counts = dict[str, dict[str, int]]  # rows by reason and source
@@ -158,7 +160,8 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
                 raise FormatError(row.reason, row.message)
             texts = {column: row.get(column) for column in naming}
             named = next(
-                (name for name, text in texts.items() if text and isinstance(text, str) and "://" not in text), None
+                (name for name, text in texts.items() if text and isinstance(text, str) and not ADDRESS.match(text)),
+                None,
             )
             name = encodable(row[named]) if named else unnamed
             found = reader.read(row)

@@ -82,7 +82,8 @@ def owner_of(folder: Path) -> Owner | None:
     except (FileNotFoundError, FileExistsError):  # its owner has just removed the empty folder
         return None
     except Timeout:
-        return _read(path)
+        owner = _read(path)
+        return owner if owner is not None and owner.alive else None  # a child that it was starting may hold the lock
     with suppress(OSError):  # not empty, or another process was faster
         folder.rmdir()
     return None
