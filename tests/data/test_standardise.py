@@ -194,3 +194,11 @@ def test_several_processes_at_once(tmp_path):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert pool.starmap(_length, [(source, tmp_path / "cache")] * 3) == [3000] * 3
     assert len(list((tmp_path / "cache" / "sources").iterdir())) == 1
+
+
+def test_rows_that_differ_only_in_a_tool_call_have_different_keys(tmp_path):
+    calls = [{"name": "tide", "arguments": {"port": port}} for port in ("Brest", "Sines", "Brest")]
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [c]}]} for c in calls]
+    made = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "data.base", tmp_path / "cache")
+    first, second, third = made.rows["key"][:]
+    assert first == third != second
