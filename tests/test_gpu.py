@@ -1,5 +1,11 @@
-"""Tests that need a GPU: backends that learn the same, packs isolated by lengths, memory that was estimated."""
+"""Tests that need a GPU: the same bytes again, backends that learn the same, packs isolated, memory estimated."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -93,3 +99,52 @@ def test_the_micro_batch_that_fits_is_found_and_its_memory_estimated(place: Work
     assert not train["gradient_checkpointing"]
     assert train["peak_memory_bytes"] == pytest.approx(train["estimated_memory_bytes"], rel=0.25)
     assert list((place.folder / "home" / "tometune" / "micro_batches").iterdir())
+
+
+TRANSFORMERS, UNSLOTH = "model.backend=transformers", "model.backend=unsloth"
+UNPACKED = ("trainer.packing=false", "trainer.conversations_per_step=8")
+WAYS = {
+    "graph": (TRANSFORMERS, "model.quantization=none", "trainer.cuda_graph=true"),
+    "eager": (TRANSFORMERS, "model.quantization=none", "trainer.cuda_graph=false"),
+    "nf4": (TRANSFORMERS, "model.quantization=nf4"),
+    "padded": (TRANSFORMERS, "model.quantization=none", *UNPACKED),
+    "recomputed": (TRANSFORMERS, "model.quantization=none", "trainer.gradient_checkpointing=true"),
+    "full": (TRANSFORMERS, "model.quantization=none", "lora=none", "trainer.learning_rate=1e-4"),
+    "unsloth": (UNSLOTH, "model.quantization=none"),
+    "unsloth_nf4": (UNSLOTH, "model.quantization=nf4"),
+    "unsloth_padded": (UNSLOTH, "model.quantization=nf4", *UNPACKED),
+}
+"""Ways to train, each of which has to give the same bytes again."""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the hashes of the trained weights and of the answers."""
+    files = [*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors"), *folder.glob("eval/*/*.jsonl")]
+    assert len(files) >= 2
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_command_gives_the_same_bytes(place: Workplace, model: Path, tmp_path: Path, way: str) -> None:
+    """Also with the compilers' caches cold and then warm, and after the process was killed between two checkpoints."""
+    if way.startswith("unsloth") and not unsloth_installed():
+        pytest.skip("Unsloth is not installed")
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    place.env |= caches
+    command = (f"model.id={model}", *WAYS[way], "trainer.save_steps=4")
+    first, second = (run(place, f"{way}-{name}", *command) for name in ("cold", "warm"))
+    killed = tmp_path / "killed"
+    arguments = [sys.executable, "-m", "tometune.train", *RUN, *command, f"paths.outputs={killed}"]
+    process = subprocess.Popen(arguments, cwd=place.folder, env=place.env, start_new_session=True)
+    while process.poll() is None and not list(killed.glob("*/checkpoints/checkpoint-8")):
+        time.sleep(0.02)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = run(place, str(killed), *command)
+    assert "resuming from checkpoint-" in (resumed / "train.log").read_text()
+    expected = digests(first)
+    print(f"{way}: {expected}")
+    assert record_of(first)["train"]["deterministic"]
+    assert digests(second) == expected
+    assert digests(resumed) == expected

@@ -44,7 +44,7 @@ def evaluate(subject: Subject) -> None:
         UserError: the machine, the model or a task does not allow it.
     """
     with quick_imports():
-        from tometune.common.seeding import seed_everything
+        from tometune.common.seeding import seed_everything, use_deterministic_kernels
         from tometune.evaluation.engines.choice import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.tasks import load_tasks
@@ -64,6 +64,7 @@ def evaluate(subject: Subject) -> None:
     tokenizer = load_tokenizer(source)
     tasks = load_tasks(config.eval)
     seed_everything(config.seeds.generation)
+    use_deterministic_kernels(config.trainer.deterministic)
     model = load_model(source)
     labels = RunLabels(subject.id, "evaluate", f"evaluate-{config.eval.name}", subject.folder, plain(config))
     with (

@@ -124,7 +124,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         if run.record.get("train") is None and resolve_backend(config.model) is Backend.unsloth:
             process = stack.enter_context(unsloth_process(inputs.cache))  # first: its imports take half a minute
         with quick_imports():
-            from tometune.common.seeding import seed_everything
+            from tometune.common.seeding import seed_everything, use_deterministic_kernels
             from tometune.evaluation.scoring import Scorer
             from tometune.models.load import check_trainable, describe, load_model
             from tometune.models.machine import free_memory
@@ -132,6 +132,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
 
         inputs.load()
         seed_everything(config.seeds.adapter)
+        use_deterministic_kernels(config.trainer.deterministic)
         model = load_model(inputs.model_source)
         check_trainable(model, config.model.id, config.lora)
         data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from tometune.chatting.conversation import End, Message, Piece, Settings
 from tometune.common.errors import UserError
+from tometune.common.seeding import use_deterministic_kernels
 from tometune.data.encoder import Encoder
 from tometune.data.template import Template
 from tometune.evaluation.generation import greedy
@@ -28,6 +29,7 @@ class SharedModel:
     """A model in memory with its tokenizer and any number of adapters."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
+        use_deterministic_kernels()  # a seed gives the same answer again
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.template = Template(tokenizer)

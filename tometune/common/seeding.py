@@ -1,9 +1,15 @@
-"""Seeds: the global generators of every library, and named streams of one seed."""
+"""Reproducible numbers: seeds of the global generators, named streams of one seed, and deterministic kernels."""
 
+import os
 import random
+import re
+import sys
 from zlib import crc32
 
 import numpy as np
+
+_NO_KERNEL = re.compile(r"(.+?) does not have a deterministic implementation|(.+?) defaults to a non-deterministic")
+"""What PyTorch says of an operation that has no deterministic kernel."""
 
 
 def seed_everything(seed: int) -> None:
@@ -13,6 +19,31 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def use_deterministic_kernels(wanted: bool = True, strict: bool = False) -> None:
+    """Choose kernels that give the same bytes in every run, or allow faster ones; on a CPU all of them do.
+
+    Call it before the first operation on a GPU, because cuBLAS reads its variable then. An operation that has no such
+    kernel raises a RuntimeError if `strict`, else PyTorch warns. Only `strict` covers the backward pass of attention.
+    See https://docs.pytorch.org/docs/stable/notes/randomness.html.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(wanted))
+    if "torch._inductor.config" in sys.modules:
+        sys.modules["torch._inductor.config"].deterministic = wanted  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(wanted, warn_only=not strict)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it is for finding errors, and costs time
+
+
+def without_deterministic_kernel(error: RuntimeError) -> str | None:
+    """Return the operation for which PyTorch raised this error because it has no deterministic kernel, or None."""
+    found = _NO_KERNEL.match(str(error))
+    return next(filter(None, found.groups()), None) if found else None
 
 
 def stream(seed: int, name: str) -> np.random.Generator:

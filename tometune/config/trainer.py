@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tometune.config.validators import NOT_IDENTITY, at_least, checked, one_of, valid_if, value_problems
+from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, at_least, checked, one_of, valid_if, value_problems
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial")
 """Schedules of transformers without further arguments."""
@@ -65,6 +65,8 @@ class TrainerConfig:
     cuda_graph: bool | str = field(default="auto", metadata=NOT_IDENTITY | SWITCH)
     """Compile the layers and replay each pass as one CUDA graph. `auto`: for models under 1 B parameters that
     transformers trains in packs on a GPU, where it is three to four times as fast."""
+    deterministic: bool = field(default=True, metadata=SINCE_DEFAULT)
+    """On a GPU, use kernels that give the same bytes in every run; on a CPU all of them do."""
     dataloader_num_workers: int = field(default=0, metadata=NOT_IDENTITY | at_least(0))
     """Processes that collate batches; 0 uses the training process."""
     logging_steps: int = field(default=10, metadata=NOT_IDENTITY | at_least(1))

@@ -61,6 +61,9 @@ class Training:
     author_configs: tuple[Any, Any] = (None, None)
     """For `lora=none`: config and generation config as the model's author wrote them, saved with the trained model."""
 
+    nondeterministic: str | None = None
+    """An operation of this training that has no deterministic kernel; None if there is none."""
+
     cuda_graph: bool = False
     """Whether passes run as a CUDA graph (`tometune.training.cuda_graph`)."""
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
+from tometune.common.seeding import without_deterministic_kernel
 from tometune.data.labels import IGNORE
 from tometune.models.packed_attention import Packed
 from tometune.models.source import quantized
@@ -122,6 +123,8 @@ def _graph_errors() -> Iterator[None]:
     except (torch.OutOfMemoryError, GraphError):
         raise
     except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and without_deterministic_kernel(error):
+            raise
         raise GraphError(next(iter(str(error).strip().splitlines()), type(error).__name__)) from error
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import PrinterCallback
 
 from tometune.common.distributed import by_first, is_first
 from tometune.common.errors import UserError
-from tometune.common.seeding import seed_everything
+from tometune.common.seeding import seed_everything, use_deterministic_kernels, without_deterministic_kernel
 from tometune.common.signals import Stopped, stop_signals
 from tometune.models.load import author_configs, restore
 from tometune.models.machine import free_memory
@@ -44,18 +45,38 @@ def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unslo
     training = Training(model, tokenizer, inputs, on_log, unsloth)
     if training.full:  # needed at the end, but the hub may be unreachable after hours of training
         training.author_configs = author_configs(inputs.source)
-    with training_attention(model, None if unsloth else training.attention):
-        training.cuda_graph = can_use_graph(training)
-        if training.cuda_graph:
-            try:
-                with compiled_layers(model):
-                    return _train_within_memory(training)
-            except GraphError as error:
-                if inputs.trainer.cuda_graph is True:
-                    raise UserError(f"trainer.cuda_graph=true: {error}; set trainer.cuda_graph=false") from error
-                log.warning("CUDA graph off: %s", error)
-                training.cuda_graph = False
-        return _train_within_memory(training)
+    try:
+        with training_attention(model, None if unsloth else training.attention):
+            training.cuda_graph = can_use_graph(training)
+            use_deterministic_kernels(inputs.trainer.deterministic, strict=True)
+            while True:
+                try:
+                    with compiled_layers(model) if training.cuda_graph else nullcontext():
+                        return _train_within_memory(training)
+                except RuntimeError as error:
+                    _without_the_cause(training, error)
+    finally:
+        use_deterministic_kernels(inputs.trainer.deterministic)
+
+
+def _without_the_cause(training: Training, error: RuntimeError) -> None:
+    """Turn off the CUDA graph or the strict choice of kernels, if the first pass showed that it is not possible.
+
+    Raises:
+        RuntimeError: this error, if it has another cause.
+        UserError: the graph was asked for.
+    """
+    if isinstance(error, GraphError):
+        if training.inputs.trainer.cuda_graph is True:
+            raise UserError(f"trainer.cuda_graph=true: {error}; set trainer.cuda_graph=false") from error
+        log.warning("CUDA graph off: %s", error)
+        training.cuda_graph = False
+        return
+    training.nondeterministic = without_deterministic_kernel(error)
+    if training.nondeterministic is None:
+        raise error
+    log.warning("%s has no deterministic kernel: two runs of this command can differ", training.nondeterministic)
+    use_deterministic_kernels(strict=False)
 
 
 def _train_within_memory(training: Training) -> dict[str, Any]:
@@ -137,6 +158,8 @@ def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
         "micro_batch": step.micro_batch,
         "gradient_checkpointing": size.gradient_checkpointing,
         "attention": training.attention,
+        "deterministic": training.inputs.trainer.deterministic and training.nondeterministic is None,
+        "nondeterministic": training.nondeterministic,
         "tokens": totals.tokens,
         "padded_tokens": totals.padded_tokens,
         "trained_tokens": totals.trained_tokens,

@@ -114,12 +114,13 @@ def main() -> None:
 
 
 def _train(inputs: "TrainingInputs", on_log: "OnLog") -> dict[str, Any]:
-    from tometune.common.seeding import seed_everything
+    from tometune.common.seeding import seed_everything, use_deterministic_kernels
     from tometune.models.tokenizer import load_tokenizer
     from tometune.training.sft import fit
 
     tokenizer = load_tokenizer(inputs.source)
     seed_everything(inputs.seeds.adapter)
+    use_deterministic_kernels(inputs.trainer.deterministic)
     model = unsloth_backend.load(inputs.source, inputs.trainer.max_length, full=not inputs.lora.enabled)
     if inputs.lora.enabled:
         model = unsloth_backend.add_adapter(model, inputs.lora, inputs.seeds.adapter)
