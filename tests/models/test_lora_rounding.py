@@ -1,12 +1,16 @@
 """What an adapter changes arrives in 16 bits; where nothing is rounded, a layer is PEFT's bit for bit."""
 
+import copy
+
 import peft
 import pytest
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from tometune.models.lora_rounding import Joined, RoundedOnce, added, round_once
+from tometune.models import lora_rounding
+from tometune.models.lora_rounding import Joined, JoinedLora, RoundedOnce, added, round_once
 
 
 def layer(dtype: torch.dtype, bias: bool = False, kind: type[nn.Linear] = nn.Linear, **lora: object) -> nn.Module:
@@ -40,6 +44,10 @@ def arrives(model: nn.Module, x: torch.Tensor, training: bool, autocast: bool = 
         return float(((found - before) * change).sum() / (change**2).sum())
 
 
+def joined(x: torch.Tensor, weight: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return Joined.apply(x, low, b, lambda stored: stored, weight)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("bias", "autocast"), [(False, True), (True, False)])
 def test_small_changes_arrive(training: bool, bias: bool, autocast: bool) -> None:
@@ -58,7 +66,7 @@ def test_a_gpu_rounds_once_too(how: str, dtype: torch.dtype, size: float) -> Non
     x, weight = (torch.randn(rows, 576, device="cuda").to(dtype) for rows in (16384, 1536))
     low, b = torch.randn(16384, 12, device="cuda").to(dtype), (torch.randn(1536, 12, device="cuda") * size).to(dtype)
     trains = how in ("training", "compiled")
-    run = torch.compile(Joined.apply) if how == "compiled" else Joined.apply
+    run = torch.compile(joined) if how == "compiled" else joined
     with torch.set_grad_enabled(trains):
         found = run(x, weight, low, b) if trains else added(x, weight, low.float() @ b.float().t())
         if how == "captured":
@@ -78,15 +86,77 @@ def test_one_product_adds_before_rounding_and_has_the_gradients_of_two() -> None
     b = (torch.randn(96, 4) * 2e-2).bfloat16()
     change = low.double() @ b.double().t()
     before = x.double() @ weight.double().t()
-    share = ((Joined.apply(x, weight, low, b).double() - before) * change).sum() / (change**2).sum()
+    share = ((joined(x, weight, low, b).double() - before) * change).sum() / (change**2).sum()
     assert float(share) == pytest.approx(1, abs=0.03)
     parts = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 8), (5, 2), (6, 2))]
     weight, aim = torch.randn(6, 8, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
     x, low, b = parts
     two = torch.autograd.grad(((x @ weight.t() + low @ b.t()) * aim).sum(), parts)
-    one = torch.autograd.grad((Joined.apply(x, weight, low, b) * aim).sum(), parts)  # filled up with zero columns
+    one = torch.autograd.grad((joined(x, weight, low, b) * aim).sum(), parts)  # filled up with zero columns
     for mine, theirs in zip(one, two, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def decoder(dropout: float, bias: bool) -> peft.PeftModel:
+    """A Llama of two layers in bfloat16 whose seven projections have adapters that are not zero."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = LlamaConfig(vocab_size=128, num_hidden_layers=2, attention_bias=bias, mlp_bias=bias, **sizes)
+    made = peft.get_peft_model(
+        LlamaForCausalLM(shape).bfloat16(),
+        peft.LoraConfig(r=4, target_modules="all-linear", lora_dropout=dropout, init_lora_weights=False),
+    )
+    for name, weight in made.named_parameters():
+        if name.endswith("bias"):
+            weight.data.normal_(std=0.1)
+    return made
+
+
+def trained(model: peft.PeftModel, autocast: bool = True) -> dict[str, torch.Tensor]:
+    """The loss and the gradients of a pass in training."""
+    torch.manual_seed(1)
+    ids = torch.arange(48).view(2, 24) % 128
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model.train()(input_ids=ids, labels=ids).loss
+    loss.backward()
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    return found | {"loss": loss.detach()}
+
+
+@pytest.mark.parametrize(("dropout", "bias"), [(0.0, False), (0.0, True), (0.2, True)])
+def test_layers_with_the_same_input_share_one_product(
+    monkeypatch: pytest.MonkeyPatch, dropout: float, bias: bool
+) -> None:
+    """As in training on a GPU: the gradients of PEFT's layers in float32, with the same masks of dropout."""
+    model = decoder(dropout, bias)
+    expected = trained(copy.deepcopy(model).float(), autocast=False)
+    round_once(model)
+    monkeypatch.setattr(lora_rounding, "joins", lambda _: torch.is_grad_enabled())
+    products, apply = [], Joined.apply
+    monkeypatch.setattr(Joined, "apply", lambda *given: products.append(given[0].shape) or apply(*given))
+    found = trained(model)
+    assert len(products) == 2 * 4, "query with key and value, output, gate with up, down"
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert float((gradient - expected[name]).norm()) < 0.1 * float(expected[name].norm()), name
+    layers = [module for module in model.modules() if isinstance(module, JoinedLora)]
+    assert len(layers) == 2 * 7
+    assert not any(layer.siblings._outputs for layer in layers), "outputs would stay in memory"
+
+
+def test_siblings_called_in_another_order_or_alone_give_their_own_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder(0.0, bias=False)
+    attention = model.get_base_model().model.layers[0].self_attn
+    x = torch.randn(2, 3, 64).bfloat16()
+    names = ("q_proj", "k_proj", "v_proj")
+    expected = {name: getattr(attention, name)(x) for name in names}
+    round_once(model)
+    monkeypatch.setattr(lora_rounding, "joins", lambda _: torch.is_grad_enabled())
+    for order in ((2, 1, 0), (0, 1, 2), (1,), (0, 2), (0, 0, 2, 1)):
+        for name in (names[place] for place in order):
+            found = getattr(attention, name)(x)
+            torch.testing.assert_close(found, expected[name].to(found.dtype), rtol=0.05, atol=0.02)
 
 
 def test_an_answer_is_computed_with_the_adapter_in_float32() -> None:

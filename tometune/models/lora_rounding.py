@@ -1,40 +1,54 @@
-"""LoRA layers in 16 bits that round once: the adapter's output is added before the base layer's output is rounded.
+"""LoRA layers in 16 bits, or trained over 4 bits, that round once: base and adapter are added before rounding.
 
-PEFT adds it afterwards, to a number of 8 significant bits (bfloat16). Changes below half of the last bit are lost then,
-always in the same direction: of changes of a thousandth, as at the beginning of a training, nearly half
-(docs/footguns.md). On a CPU `torch.addmm` adds before rounding; on a GPU it rounds twice as well. There the columns of
-adapter and base are joined, and one product adds over all of them in float32. A bias is added after that. DoRA, several
-adapters at once and float32 are left to PEFT.
+PEFT adds the adapter's output afterwards, to a number of 8 significant bits (bfloat16). Changes below half of the last
+bit are lost then, always in the same direction: of changes of a thousandth, as at the beginning of a training, nearly
+half (docs/footguns.md). On a CPU `torch.addmm` adds before rounding; on a GPU it rounds twice as well. There training
+joins the columns of adapter and base, and one product adds over all of them in float32. Layers that read the same input
+(query, key and value; gate and up) share that product. A bias is added after that. DoRA, several adapters at once and
+float32 are left to PEFT.
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft.import_utils import is_bnb_4bit_available
 from peft.tuners.lora.layer import Linear
 from torch import nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 ALIGNED = 8  # columns in 16 bits that fill 16 bytes, to which fast kernels on a GPU need rows to be aligned
 
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of layers that read the same input, in the order in which transformers' models call them."""
+
 
 class Joined(torch.autograd.Function):
-    """`x @ weight.T + low @ b.T` as one product; the weight is frozen."""
+    """`x @ weight.T + low @ b.T` as one product. The weight is frozen; `expand(*stored)` makes it in each pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Return [rows, out] of x [rows, in], weight [out, in], low [rows, r] and b [out, r], all of one type."""
-        ctx.save_for_backward(weight, low, b)
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        low: torch.Tensor,
+        b: torch.Tensor,
+        expand: Callable[..., torch.Tensor],
+        *stored: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return [rows, out] of x [rows, in], low [rows, r], b [out, r] and the weight [out, in], all of one dtype."""
+        ctx.expand, ctx.stored = expand, stored
+        ctx.save_for_backward(low, b)
         filled = (0, -low.shape[1] % ALIGNED)
         low, b = functional.pad(low, filled), functional.pad(b, filled)
-        return torch.cat((x, low), 1) @ torch.cat((weight, b), 1).t()
+        return torch.cat((x, low), 1) @ torch.cat((expand(*stored), b), 1).t()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of x, low and b."""
-        (gradient,), (weight, low, b) = gradients, ctx.saved_tensors  # type: ignore[attr-defined]
-        before = gradient @ weight if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
-        return before, None, gradient @ b, gradient.t() @ low
+        (gradient,), (low, b) = gradients, ctx.saved_tensors
+        before = gradient @ ctx.expand(*ctx.stored) if ctx.needs_input_grad[0] else None
+        return before, gradient @ b, gradient.t() @ low, None, *(None for _ in ctx.stored)
 
 
 def added(x: torch.Tensor, weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
@@ -47,42 +61,145 @@ def added(x: torch.Tensor, weight: torch.Tensor, change: torch.Tensor) -> torch.
     return torch.mm(x, weight.t(), out_dtype=torch.float32).add_(change).to(x.dtype)
 
 
-class RoundedOnce(Linear):
+def joined_outputs(layers: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
+    """Return the outputs [..., out] of LoRA layers with the same input x [..., in], from one product."""
+    base, name = [layer.base_layer for layer in layers], layers[0].active_adapters[0]
+    first, b = layers[0].lora_A[name], [layer.lora_B[name].weight for layer in layers]
+    dropouts = [layer.lora_dropout[name] for layer in layers]
+    given = layers[0]._cast_input_dtype(x, first.weight.dtype)
+    if all(isinstance(dropout, nn.Identity) for dropout in dropouts):
+        narrow = functional.linear(given, torch.cat([layer.lora_A[name].weight for layer in layers]))
+    else:
+        narrow = torch.cat([layer.lora_A[name](drop(given)) for layer, drop in zip(layers, dropouts, strict=True)], -1)
+    dtype = layers[0].product_dtype
+    rows = x.to(dtype).reshape(-1, x.shape[-1])
+    low = (narrow * layers[0].scaling[name]).to(dtype).reshape(len(rows), -1)
+    states = [getattr(layer.weight, "quant_state", None) for layer in base]
+
+    def expand(*stored: torch.Tensor) -> torch.Tensor:
+        weights = [_expanded(weight, state, dtype) for weight, state in zip(stored, states, strict=True)]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    wide = b[0] if len(b) == 1 else torch.block_diag(*b)
+    found = Joined.apply(rows, low, wide.to(dtype), expand, *(layer.weight.data for layer in base))
+    outputs = found.view(*x.shape[:-1], -1).split([layer.out_features for layer in base], -1)
+    return [out if layer.bias is None else out + layer.bias for out, layer in zip(outputs, base, strict=True)]
+
+
+def _expanded(weight: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return a stored weight as [out, in]; a `state` is that of bitsandbytes' 4 bits."""
+    if state is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight, state).to(dtype)
+
+
+def joins(x: torch.Tensor) -> bool:
+    """Tell whether columns are joined: in training on a GPU."""
+    return bool(x.is_cuda and torch.is_grad_enabled())
+
+
+class Siblings:
+    """Layers that are called one after the other with the same input. The first call computes all outputs."""
+
+    def __init__(self, layers: "Sequence[JoinedLora]") -> None:
+        self.layers = layers
+        self._input: torch.Tensor | None = None
+        self._outputs: list[torch.Tensor] = []
+
+    def output(self, layer: "JoinedLora", x: torch.Tensor) -> torch.Tensor:
+        """Return the output of one of the layers."""
+        place = next(index for index, each in enumerate(self.layers) if each is layer)
+        if place == 0:
+            self._input, self._outputs = x, joined_outputs(self.layers, x)
+        elif self._input is not x:  # a model that calls them in another way
+            return joined_outputs([layer], x)[0]
+        found = self._outputs[place]
+        if place == len(self.layers) - 1:
+            self._input, self._outputs = None, []  # they would stay in memory
+        return found
+
+
+class JoinedLora:
+    """What PEFT's LoRA layers need for one product of base and adapter."""
+
+    siblings: Siblings
+
+    def joined(self: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return the output for `x` [..., in features] from one product."""
+        together = all(layer.is_plain for layer in self.siblings.layers)
+        return self.siblings.output(self, x) if together else joined_outputs([self], x)[0]
+
+    @property
+    def product_dtype(self: Any) -> torch.dtype:
+        """The dtype of the product: that of the base's weights, or the one in which 4 bits are expanded."""
+        weight = self.base_layer.weight
+        return getattr(weight, "quant_state", weight).dtype  # type: ignore[no-any-return]
+
+    @property
+    def is_plain(self: Any) -> bool:
+        """Whether this is one plain adapter, without bias or hooks, over a frozen base layer in 16 bits or less."""
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if len(active) != 1 or active[0] in self.lora_variant or self.disable_adapters or self.merged:
+            return False
+        base, lora_b = self.base_layer, self.lora_B[active[0]]
+        hooked = any(
+            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in layer.__dict__
+            for layer in (base, lora_b)
+        )
+        frozen = self.product_dtype.itemsize == 2 and not base.weight.requires_grad
+        return frozen and not hooked and lora_b.bias is None
+
+
+class RoundedOnce(JoinedLora, Linear):  # type: ignore[misc]
     """PEFT's LoRA layer, which rounds once if there is one plain adapter over 16 bits."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the output of base and adapter for `x` [..., in features], in the base's dtype."""
-        base, active = self.base_layer, [name for name in self.active_adapters if name in self.lora_A]
-        plain = len(active) == 1 and active[0] not in self.lora_variant and not (args or kwargs)
-        if not plain or self.disable_adapters or self.merged or not _only_multiplies(base, self.lora_B[active[0]]):
+        if args or kwargs or not self.is_plain:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        lora_a, lora_b = self.lora_A[active[0]], self.lora_B[active[0]]
-        given = self.lora_dropout[active[0]](self._cast_input_dtype(x, lora_a.weight.dtype))
-        rows, narrow = x.to(base.weight.dtype).reshape(-1, base.in_features), lora_a(given)
-        if x.device.type == "cpu" or (x.device.type == "cuda" and not torch.is_grad_enabled()):
-            change = lora_b(narrow) * self.scaling[active[0]]
-            found = added(rows, base.weight, change.reshape(-1, base.out_features))
-        else:
-            low = (narrow * self.scaling[active[0]]).to(rows.dtype).reshape(len(rows), -1)
-            found = Joined.apply(rows, base.weight, low, lora_b.weight.to(rows.dtype))
+        if joins(x):
+            return self.joined(x)
+        base, name = self.base_layer, self.active_adapters[0]
+        given = self.lora_dropout[name](self._cast_input_dtype(x, self.lora_A[name].weight.dtype))
+        change = self.lora_B[name](self.lora_A[name](given)) * self.scaling[name]
+        rows = x.to(base.weight.dtype).reshape(-1, base.in_features)
+        found = added(rows, base.weight, change.reshape(-1, base.out_features))
         found = found if base.bias is None else found + base.bias
         return found.view(*x.shape[:-1], base.out_features)
 
 
-def _only_multiplies(base: nn.Linear, lora_b: nn.Linear) -> bool:
-    """Tell whether a layer is in 16 bits and frozen, nothing is hooked to it, and its adapter adds no bias."""
-    hooked = any(
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in layer.__dict__
-        for layer in (base, lora_b)
-    )
-    return base.weight.dtype.itemsize == 2 and not base.weight.requires_grad and not hooked and lora_b.bias is None
+@functools.cache
+def _four_bits() -> list[tuple[type, type]]:
+    """Return PEFT's LoRA layer over 4 bits and the same, which rounds once in training; none without bitsandbytes."""
+    if not is_bnb_4bit_available():
+        return []
+    from peft.tuners.lora.bnb import Linear4bit
+
+    class RoundedOnce4bit(JoinedLora, Linear4bit):  # type: ignore[misc]
+        """Without gradients the 4 bits are multiplied directly, which gives a rounded product."""
+
+        def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            """Return the output of base and adapter for `x` [..., in features]."""
+            if args or kwargs or not joins(x) or not self.is_plain:
+                return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return self.joined(x)
+
+    return [(Linear4bit, RoundedOnce4bit)]
 
 
 def round_once(model: nn.Module) -> None:
-    """Make the LoRA layers of a model round once, if their base is a plain linear layer.
-
-    Layers in 4 bits are unchanged, because their kernels give a rounded product.
-    """
+    """Make the LoRA layers of a model round once, if their base is a plain linear layer or one in 4 bits."""
     for module in model.modules():
-        if type(module) is Linear and type(module.base_layer) is nn.Linear:
-            module.__class__ = RoundedOnce
+        for theirs, ours in [(Linear, RoundedOnce), *_four_bits()]:
+            if type(module) is theirs and (theirs is not Linear or type(module.base_layer) is nn.Linear):
+                module.__class__ = ours
+                module.siblings = Siblings([module])
+    for parent in model.modules():
+        for names in SIBLINGS:
+            layers: list[Any] = [getattr(parent, name, None) for name in names]
+            if isinstance(layers[0], JoinedLora) and {type(layers[0])} == {type(layer) for layer in layers}:
+                shared = Siblings(layers)
+                for layer in layers:
+                    layer.siblings = shared

@@ -1,8 +1,8 @@
 """A pass over packs as one CUDA graph (`trainer.cuda_graph`): when it is used, its capacity, and the graph itself.
 
-A step of a small model starts thousands of kernels of a few microseconds each, and the GPU waits for Python to start
-them. `layer.compile()` compiles one layer for all and fuses the operations between matrix products; the graph starts
-all kernels of a forward and backward pass at once. Speeds are in docs/benchmarks.md. See
+A step starts thousands of kernels, and the GPU waits for Python to start them, most of all those of a small model.
+`layer.compile()` compiles one layer for all and fuses the operations between matrix products; the graph starts all
+kernels of a forward and backward pass at once. Speeds are in docs/benchmarks.md. See
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs and
 https://docs.pytorch.org/tutorials/recipes/regional_compilation.html.
 """
@@ -24,16 +24,12 @@ from tometune.common.errors import UserError
 from tometune.common.seeding import without_deterministic_kernel
 from tometune.data.labels import IGNORE
 from tometune.models.packed_attention import Packed
-from tometune.models.source import quantized
 from tometune.training.batches import BatchPart, Capacity, Training
 from tometune.training.steps import in_packs
 
 log = logging.getLogger(__name__)
 
 SAMPLED_PACKS = 2048
-SMALL = 1e9
-"""Parameters below which `auto` uses a graph: kernels of larger models take longer than starting them."""
-
 WARM_UP = 3
 """Passes before the capture, in which layers are compiled and libraries choose their kernels."""
 
@@ -44,7 +40,7 @@ class GraphError(RuntimeError):
 
 def can_use_graph(training: Training) -> bool:
     """Tell whether passes run as a CUDA graph; a `UserError` if `trainer.cuda_graph=true` and that is not possible."""
-    model, trainer, base = training.model, training.inputs.trainer, training.inputs.source.config
+    model, trainer = training.model, training.inputs.trainer
     requirements = {
         # With lora=none, weights are cast to 16 bits again in every pass, which costs more than the graph saves.
         "a LoRA adapter (lora=default)": not training.full,
@@ -57,14 +53,12 @@ def can_use_graph(training: Training) -> bool:
         "model.precision=bf16, because fp16 scales its loss": training.dtype is not torch.float16,
         "one process": processes() == 1,
         "trainer.gradient_checkpointing=auto or false": trainer.gradient_checkpointing is not True,
-        "model.quantization=none": not quantized(base),
         "a model whose decoder has layers": training.full or bool(layers_of(model)),
     }
     missing = [name for name, met in requirements.items() if not met]
     if trainer.cuda_graph is True and missing:
         raise UserError(f"trainer.cuda_graph=true: needs {missing[0]}; set trainer.cuda_graph=auto")
-    wanted = trainer.cuda_graph is True or (trainer.cuda_graph == "auto" and model.num_parameters() < SMALL)
-    return wanted and not missing
+    return trainer.cuda_graph is not False and not missing
 
 
 def layers_of(model: Any) -> list[nn.Module]:
