@@ -7,7 +7,8 @@ import pytest
 
 from tests.data.conftest import write_jsonl
 from tometune.common.errors import UserError
-from tometune.data.readers import BATCH, BadRow, read_file
+from tometune.data.readers import BATCH, read_file
+from tometune.data.rows import BadRow
 
 ROWS = [{"n": n, "text": f"é {n}"} for n in range(BATCH + 3)]
 

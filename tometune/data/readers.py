@@ -1,29 +1,21 @@
-"""Local files as batches of rows: JSON in several layouts, tables, parquet and Arrow. Rows keep their file and line."""
+"""Local files as batches of rows: parquet, Arrow, tables, and JSON in several layouts."""
 
 import csv
 import gzip
 import io
-import json
 import logging
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from tometune.common.errors import UserError
 from tometune.data.formats import COLUMNS
-from tometune.data.turns import FormatError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from tometune.data.rows import DECODER, BadRow, Batch, Row, checked_row, defect, is_turns, parsed, parsed_line, repeated
 
 log = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 # Enough rows to be fast, and few enough that their Python objects need little memory.
 BATCH = 2_000
@@ -32,7 +24,6 @@ BATCH_BYTES = 16 * 2**20
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow")
 PACKED = (".gz", ".zst")  # may follow the suffix of a text file
 TABLES = {".csv": ",", ".tsv": "\t"}
-FIX_LINE = "fix or delete this line"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 LONGEST_CELL = 2**31 - 1  # of a table; Python's own limit is 131,072 characters
@@ -42,46 +33,6 @@ SPACE = re.compile(r"\s*")
 # Keys that hold the rows of a file that is one object, such as {"data": […]}; an object with columns of a row is a row.
 WRAPPERS = ("data", "rows", "train", "instances", "examples", "records", "items", "samples")
 OF_A_ROW = frozenset(name for role in ("messages", "user", "assistant") for name in COLUMNS[role])
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be read: a short name of the defect to count it by, and a message with the fix."""
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive rows of a source; they are parsed in the process that asks for `rows`."""
-
-    content: Any  # a list of rows, bad rows and JSON lines (bytes), or a pyarrow.RecordBatch
-    origin: str  # file or dataset
-    numbers: Sequence[int]  # position of each row: lines count from 1, rows from 0
-    lines: bool = False  # whether `numbers` are lines
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @cached_property
-    def rows(self) -> list[Row | BadRow]:
-        """The rows as Python objects; a row that is not a JSON object in UTF-8 is a `BadRow`."""
-        if not isinstance(self.content, list):
-            return _arrow_rows(self.content)
-        return [_parsed(entry) for entry in self.content]
-
-    def checked_rows(self) -> list[Row]:
-        """Return the rows; raises a `UserError` that names the first bad one."""
-        for index, row in enumerate(self.rows):
-            if isinstance(row, BadRow):
-                raise UserError(f"{self.where(index)}: {row.message}")
-        return self.rows  # type: ignore[return-value]
-
-    def where(self, index: int) -> str:
-        """Return the file and line of a row, for errors."""
-        number = self.numbers[index]
-        return f"{self.origin}, line {number}" if self.lines else f"{self.origin}, row {number} (the first is 0)"
 
 
 def kind_of(file: Path) -> str:
@@ -173,11 +124,7 @@ def _arrow(file: Path) -> Iterator[Batch]:
 
 def _check_names(file: Path, names: list[str]) -> None:
     if len(set(names)) < len(names):
-        raise UserError(f"{file}: has two columns {_repeated(names)!r}; rename or remove one")
-
-
-def _repeated(names: list[str]) -> str:
-    return next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{file}: has two columns {repeated(names)!r}; rename or remove one")
 
 
 def _incomplete(file: Path, error: Exception, kind: str) -> Exception:
@@ -274,8 +221,8 @@ def _json(file: Path, kind: str) -> Iterator[Batch]:
     lines.close()
     begin, first = head.removeprefix(b"\xef\xbb\xbf").strip(), None
     with suppress(ValueError, RecursionError):
-        first = _value(head)
-    if isinstance(first, list) and not _is_turns(first):
+        first = parsed_line(head)
+    if isinstance(first, list) and not is_turns(first):
         documents = isinstance((first or [0])[0], dict) or (kind == ".json" and not more)
     elif first is None:
         documents = begin[:1] == b"[" or (more and begin[-1:] in b"{[,:")
@@ -286,15 +233,15 @@ def _json(file: Path, kind: str) -> Iterator[Batch]:
         if documents:
             with _open(file) as content:
                 for value in _documents(file, content.read()):
-                    rows += value if isinstance(value, list) and not _is_turns(value) else _unwrapped(file, value)
+                    rows += value if isinstance(value, list) and not is_turns(value) else _unwrapped(file, value)
     except UserError:
         # Perhaps only the first line is broken. The lines of an object over several lines are indented.
         sample = [line for _, line, _ in islice(_lines(file), BATCH)]
-        documents = 2 * sum(line[:1] == b"{" and isinstance(_parsed(line), dict) for line in sample) < len(sample)
+        documents = 2 * sum(line[:1] == b"{" and isinstance(parsed(line), dict) for line in sample) < len(sample)
         if documents:
             raise
     if documents:
-        yield from batches([_checked(row, "fix or delete it") for row in rows], str(file))
+        yield from batches([checked_row(row, "fix or delete it") for row in rows], str(file))
     else:
         yield from _batched(file, _lines(file))
 
@@ -309,7 +256,7 @@ def _documents(file: Path, content: bytes) -> Iterator[Any]:
             value, position = DECODER.raw_decode(text, position)
             yield value
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: {_defect(error).message}; {fix}") from None
+        raise UserError(f"{file}: {defect(error).message}; {fix}") from None
 
 
 def _holds_rows(value: Any) -> str | None:
@@ -329,107 +276,3 @@ def _unwrapped(file: Path, value: Any) -> list[Any]:
     others = [name for name, entry in value.items() if isinstance(entry, list) and name != key]
     log.info("%s: the rows below %r are read%s", file, key, f", not {', '.join(others)}" if others else "")
     return value[key]  # type: ignore[no-any-return]
-
-
-def _is_turns(value: Any) -> bool:
-    """Whether a value is a conversation without an object around it."""
-    turns = isinstance(value, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in value)
-    return bool(turns and value and {"content", "value"} & value[0].keys())
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; Python's parser would keep the last of two values with the same key."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise FormatError("repeated_key", f"has the key {_repeated([name for name, _ in pairs])!r} twice")
-    return made
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def _value(line: bytes) -> Any:
-    """Parse a line. It is decoded here, because `json.loads(bytes)` guesses encodings."""
-    return DECODER.decode(line.strip().removesuffix(b",").decode("utf-8-sig"))
-
-
-def _parsed(entry: Any) -> Row | BadRow:
-    """Return a row, parsed if it is a line."""
-    if not isinstance(entry, bytes):
-        return entry  # type: ignore[no-any-return]
-    try:
-        return _checked(_value(entry), FIX_LINE)
-    except (ValueError, RecursionError) as error:
-        bad = _defect(error)
-        return BadRow(bad.reason, f"{bad.message}; {FIX_LINE}")
-
-
-def _checked(row: Any, fix: str) -> Row | BadRow:
-    if _is_turns(row):
-        return {"messages": row}
-    return row if isinstance(row, dict | BadRow) else BadRow("not_an_object", f"is not an object {{…}}; {fix}")
-
-
-def _defect(error: Exception) -> BadRow:
-    """Return why a text is not JSON, without the fix."""
-    if isinstance(error, FormatError):
-        return BadRow(error.reason, str(error))
-    if isinstance(error, json.JSONDecodeError):
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        return BadRow("not_json", f"is not JSON ({error.msg}, {place})")
-    if isinstance(error, UnicodeDecodeError):
-        return BadRow("not_utf8", f"is not UTF-8 ({error.reason} at byte {error.start})")
-    if isinstance(error, RecursionError):
-        return BadRow("nested_too_deeply", "is nested too deeply")
-    # A number with more digits than Python parses.
-    return BadRow("number_too_long", f"cannot be read ({str(error).partition(';')[0]})")
-
-
-def _arrow_rows(batch: "pa.RecordBatch") -> list[Any]:
-    """Convert Arrow rows; bytes that are not UTF-8 become lone surrogates, which `fix_conversation` replaces."""
-    import pyarrow as pa
-
-    try:
-        rows: list[Row] = batch.to_pylist()
-    except UnicodeDecodeError:
-        schema = pa.schema([pa.field(field.name, _bytes_type(field.type)) for field in batch.schema])
-        rows = _decoded(batch.cast(schema).to_pylist())
-    for name in (field.name for field in batch.schema if str(field.type).count("struct<") > 1):
-        for row in rows:
-            row[name] = _without_nulls(row[name])
-    return rows
-
-
-def _without_nulls(value: Any, level: int = 0) -> Any:
-    """Drop the null keys of nested structs: Arrow gives each tool call the arguments of all others as nulls."""
-    if isinstance(value, list):
-        return [_without_nulls(entry, level) for entry in value]
-    if isinstance(value, dict):
-        return {key: _without_nulls(entry, level + 1) for key, entry in value.items() if not level or entry is not None}
-    return value
-
-
-def _bytes_type(kind: "pa.DataType") -> "pa.DataType":
-    """Return the Arrow type with bytes instead of text, at any depth."""
-    import pyarrow as pa
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        return _bytes_type(kind.value_type)
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return pa.large_binary()
-    if types.is_list(kind) or types.is_large_list(kind):
-        return pa.large_list(_bytes_type(kind.value_type))
-    if types.is_struct(kind):
-        return pa.struct([pa.field(field.name, _bytes_type(field.type)) for field in kind])
-    return kind
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, list):
-        return [_decoded(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: _decoded(entry) for name, entry in value.items()}
-    return value

@@ -21,7 +21,8 @@ from tometune.common.errors import UserError
 from tometune.common.files import write_json
 from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
-from tometune.data.readers import BATCH, SUFFIXES, Batch, batches, kind_of, read_file, unreadable
+from tometune.data.readers import BATCH, SUFFIXES, batches, kind_of, read_file, unreadable
+from tometune.data.rows import Batch
 
 log = logging.getLogger(__name__)
 

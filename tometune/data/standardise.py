@@ -27,7 +27,7 @@ from tometune.config.data import BadRows, DataConfig, Preference, SourceConfig
 from tometune.data.conversations import compared_texts, encodable, extras_of, fix_conversation, normalised
 from tometune.data.formats import SOURCE_COLUMNS, Reader
 from tometune.data.parallel import in_order
-from tometune.data.readers import BadRow, Batch
+from tometune.data.rows import BadRow, Batch
 from tometune.data.sources import fingerprint, read
 from tometune.data.turns import FormatError, number_of
 
