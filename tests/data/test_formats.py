@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import files
 from tometune.config.data import Preference, RowFormat
-from tometune.data.formats import COLUMNS, REJECTED, ROLES, Reader
+from tometune.data.columns import COLUMNS, REJECTED
+from tometune.data.formats import ROLES, Reader
 from tometune.data.turns import ARGUMENT_KEYS, MEDIA, TEXT_KEYS, FormatError, Turn, is_empty
 
 QA = [("user", "q"), ("assistant", "a")]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tometune.common.errors import UserError
-from tometune.data.formats import COLUMNS
+from tometune.data.columns import COLUMNS
 from tometune.data.rows import DECODER, BadRow, Batch, Row, checked_row, defect, is_turns, parsed, parsed_line, repeated
 
 log = logging.getLogger(__name__)

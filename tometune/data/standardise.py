@@ -24,8 +24,9 @@ from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
 from tometune.config.data import BadRows, DataConfig, Preference, SourceConfig
+from tometune.data.columns import SOURCE_COLUMNS
 from tometune.data.conversations import compared_texts, encodable, extras_of, fix_conversation, normalised
-from tometune.data.formats import SOURCE_COLUMNS, Reader
+from tometune.data.formats import Reader
 from tometune.data.parallel import in_order
 from tometune.data.rows import BadRow, Batch
 from tometune.data.sources import fingerprint, read
