@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import files
-from tometune.config.data import Preference, RowFormat
-from tometune.data.columns import COLUMNS, REJECTED
+from tometune.config.data import REJECTED, Preference, RowFormat
+from tometune.data.columns import COLUMNS
 from tometune.data.formats import ROLES, Reader
 from tometune.data.turns import ARGUMENT_KEYS, MEDIA, TEXT_KEYS, FormatError, Turn, is_empty
 

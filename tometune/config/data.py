@@ -111,6 +111,8 @@ Contamination = StrEnum("Contamination", ["report", "drop", "fail"])
 """What to do about rows that share a 13-word sequence with an evaluation example."""
 
 COLUMN_ROLES = ("messages", "user", "context", "assistant", "reasoning", "system", "history", "tools")
+REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_messages")
+"""Columns of preference data with the answer that was not chosen."""
 
 
 @dataclass
@@ -254,5 +256,9 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
             fix = f"choose a mix over {kind}, e.g. data={example}"
             yield f"{key}.{name}={value}: is ignored if {key}.kind={source.kind}; {fix}"
     yield from filter(None, (one_of(COLUMN_ROLES)(f"{key}.columns", role) for role in source.columns))
+    for role, column in source.columns.items():
+        if column in REJECTED and source.preference is not Preference.ignore:
+            fix = f"name the chosen side, or set {key}.preference=ignore if it is not preference data"
+            yield f"{key}.columns.{role}={column}: is the rejected side of preference data; {fix}"
     if source.filtered and source.kind is not SourceKind.pydocs:
         yield f"{key}.filtered=true: only {key}.kind=pydocs has a filter; set {key}.filtered=false"

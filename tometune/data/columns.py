@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from tometune.common.errors import shell_word
-from tometune.config.data import RowFormat
+from tometune.config.data import REJECTED, RowFormat
 from tometune.data.turns import entries_of, is_turn
 
 # Columns by what they hold. The first one with content is used, except that all of `context` is.
@@ -30,9 +30,8 @@ ONLY: dict[RowFormat, dict[str, tuple[str, ...]]] = {
     RowFormat.prompt_completion: {"messages": (), "user": ("prompt",), "context": (), "assistant": ("completion",)},
 }
 
-# Preference data: the side that was chosen, the other one, and labels of single answers.
+# Preference data: the side that was chosen, and labels of single answers.
 CHOSEN = ("chosen", "chosen_response", "response_chosen")
-REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_messages")
 LABELS = ("label", "kto_tag")
 PREFERENCE = frozenset((*REJECTED, *LABELS))
 

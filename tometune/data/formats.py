@@ -11,14 +11,13 @@ from itertools import cycle
 from typing import Any
 
 from tometune.common.errors import did_you_mean
-from tometune.config.data import Preference, RowFormat, SourceConfig
+from tometune.config.data import REJECTED, Preference, RowFormat, SourceConfig
 from tometune.data.columns import (
     CHOSEN,
     COLUMNS,
     LABELS,
     ONLY,
     PREFERENCE,
-    REJECTED,
     WEIGHT_COLUMNS,
     mapping,
     text_columns,
