@@ -14,6 +14,7 @@ from tometune.data.formats import ROLES, Reader
 from tometune.data.turns import ARGUMENT_KEYS, MEDIA, TEXT_KEYS, FormatError, Turn, is_empty
 
 QA = [("user", "q"), ("assistant", "a")]
+VICUNA = [("system", "A chat."), *QA, ("user", "q\n\nq"), ("assistant", "b USER: c")]
 SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 MESSAGES = {"messages": TURNS}
@@ -272,6 +273,8 @@ def test_preference_data_is_read_only_if_asked_for(row, turns):
         ("### Human: q### Assistant: a", QA),
         ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n", QA),
         ("USER: q\n\n\nASSISTANT: f(1) <|endoftext|>\n\n\nFUNCTION RESPONSE: 1\n\n\nASSISTANT: a <|endoftext|>", None),
+        ("USER: q ASSISTANT: a</s>", QA),
+        ("A chat. USER: q ASSISTANT: a</s>USER: q\n\nq ASSISTANT: b USER: c</s> ", VICUNA),
         ("Human: q\nAssistant: a", QA),
         ("User: q\nBot: a", QA),
         ("system: s\nhuman: q\nai: a", [("system", "s"), *QA]),
@@ -370,6 +373,12 @@ def test_the_mapping_can_be_copied_for_any_name(name):
         ({"messages": [3]}, "turn_not_an_object", "a turn is of type int; make it an object with role and content"),
         ({"messages": {"role": "user"}}, "not_a_list_of_turns", "the conversation in 'messages' is of type dict; make"),
         ({"messages": "hello"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; make it a list"),
+        (
+            {"messages": "USER: q ASSISTANT: a"},
+            "not_a_list_of_turns",
+            "the conversation in 'messages' is of type str; ",
+        ),
+        ({"messages": "USER: q ASSISTANT: a</s>b"}, "not_a_list_of_turns", "the conversation in 'messages' is of type"),
         ({"messages": "User: q\nFriend: a"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; "),
         (TURNS[0], "turn_not_conversation", "is a single turn; write a conversation per row"),
         ({"instruction": True, "output": "a"}, "not_a_text", "a turn's text is of type bool"),
