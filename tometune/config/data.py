@@ -17,13 +17,21 @@ from tometune.config.validators import (
     value_problems,
 )
 
+SourceKind = StrEnum("SourceKind", ["hub", "files", "pydocs"])
+RowFormat = StrEnum("RowFormat", ["auto", "sharegpt", "messages", "alpaca", "prompt_completion"])
+Preference = StrEnum("Preference", ["refuse", "chosen", "ignore"])
+PoolOrder = StrEnum("PoolOrder", ["random", "best"])
 ScorerKind = StrEnum("ScorerKind", ["heuristic", "fineweb_edu", "column"])
-"""What ranks the pool if `data.pool.order=best`."""
+BadRows = StrEnum("BadRows", ["drop", "stop"])
+Contamination = StrEnum("Contamination", ["report", "drop", "fail"])
 
+COLUMN_ROLES = ("messages", "user", "context", "assistant", "reasoning", "system", "history", "tools")
+REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_messages")
+"""Columns of preference data with the answer that was not chosen."""
 
 LANGUAGE = valid_if(lambda code: re.fullmatch("[a-z]{2,3}", code), "not a code of ISO 639, e.g. en")
-
-SHARE = valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1 of the added rows")
+SHARE = valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1")
+ADDED_SHARE = valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1 of the added rows")
 
 
 @dataclass
@@ -50,7 +58,7 @@ class FiltersConfig:
     """Whether rows are dropped in which the assistant refuses, e.g. `As an AI language model, I cannot`."""
     broken_code: bool = False
     """Whether rows are dropped in which a code fence (three backticks or tildes) is not closed."""
-    max_repetition: float | None = None
+    max_repetition: float | None = field(default=None, metadata=SHARE)
     """Largest share, 0 to 1, of the assistant's words in lines or 5-word sequences that it repeats."""
     languages: list[str] = field(default_factory=list, metadata=LANGUAGE)
     """Languages to keep, as ISO 639-1 codes, recognised by the assistant's text; empty keeps all."""
@@ -60,7 +68,7 @@ class FiltersConfig:
 class NearDedupConfig:
     """Near-duplicates, found by MinHash over 3-word sequences."""
 
-    threshold: float | None = None
+    threshold: float | None = field(default=None, metadata=SHARE)
     """Pool rows with at least this Jaccard similarity (0 to 1) to a base row, or to a pool row that is kept, are
     dropped; null keeps them."""
     base: bool = False
@@ -85,34 +93,11 @@ def _filter_problems(filters: FiltersConfig, near: NearDedupConfig, pool: bool) 
         low, high = getattr(filters, f"min_{name}"), getattr(filters, f"max_{name}")
         if low is not None and high is not None and low > high:
             yield f"data.filters.min_{name}={low}: above data.filters.max_{name}={high}; no row is both"
-    for key, share in (("filters.max_repetition", filters.max_repetition), ("near_dedup.threshold", near.threshold)):
-        if share is not None and not 0 <= share <= 1:
-            yield f"data.{key}={share}: not a share from 0 to 1"
     if near.threshold is not None and 0 <= near.threshold < 0.5:
         low = f"data.near_dedup.threshold={near.threshold}: below 0.5"
         yield f"{low}, texts that only share a form are similar; raise it"
     if not pool and not filters.base and filters != FiltersConfig():
         yield "data.filters: has no effect, since there is no pool to filter; set data.filters.base=true"
-
-
-SourceKind = StrEnum("SourceKind", ["hub", "files", "pydocs"])
-"""Where rows come from."""
-
-RowFormat = StrEnum("RowFormat", ["auto", "sharegpt", "messages", "alpaca", "prompt_completion"])
-"""Format of a row; all are converted to messages with role and content."""
-
-Preference = StrEnum("Preference", ["refuse", "chosen", "ignore"])
-"""What to do with preference data: rows with a chosen and a rejected answer, or with a label, true or false."""
-
-BadRows = StrEnum("BadRows", ["drop", "stop"])
-"""What to do about rows that cannot be read."""
-
-Contamination = StrEnum("Contamination", ["report", "drop", "fail"])
-"""What to do about rows that share a 13-word sequence with an evaluation example."""
-
-COLUMN_ROLES = ("messages", "user", "context", "assistant", "reasoning", "system", "history", "tools")
-REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_messages")
-"""Columns of preference data with the answer that was not chosen."""
 
 
 @dataclass
@@ -147,10 +132,6 @@ class SourceConfig:
     """Number of usable rows to take; null takes all."""
 
 
-PoolOrder = StrEnum("PoolOrder", ["random", "best"])
-"""The order in which pool rows are added."""
-
-
 @dataclass
 class PoolConfig(SourceConfig):
     """A set of conversations from which a mix draws rows."""
@@ -159,7 +140,7 @@ class PoolConfig(SourceConfig):
     """Whether rows are drawn from it; false is the same as `pool=null`."""
     order: PoolOrder = field(default=PoolOrder.random, metadata=SINCE_DEFAULT)
     """`random` draws by `seeds.data`; `best` takes those with the highest score of `data.scorer`."""
-    weights: dict[str, float] = field(default_factory=dict, metadata=SINCE_DEFAULT | SHARE)
+    weights: dict[str, float] = field(default_factory=dict, metadata=SINCE_DEFAULT | ADDED_SHARE)
     """Share, 0 to 1, of the added rows per source; the other sources share the rest in proportion to the pool."""
     caps: dict[str, int] = field(default_factory=dict, metadata=SINCE_DEFAULT | at_least(1))
     """Most added rows per source."""
@@ -185,9 +166,7 @@ class DataConfig:
     """What ranks the pool if `data.pool.order=best`."""
     bad_rows: BadRows = field(default=BadRows.drop, metadata=NOT_IDENTITY)
     """Rows that cannot be read: `drop` leaves them out and counts them, `stop` shows the first three."""
-    max_bad_share: float = field(
-        default=0.05, metadata=NOT_IDENTITY | valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1")
-    )
+    max_bad_share: float = field(default=0.05, metadata=NOT_IDENTITY | SHARE)
     """Largest share, 0 to 1, of rows that cannot be read, in a source of at least 100 rows."""
     contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
     """What to do about rows that share a 13-word sequence with an example of `eval.tasks`, see docs/contamination.md.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tometune.config.validators import NOT_IDENTITY, at_least, checked, one_of, valid_if, value_problems
+from tometune.config.validators import NOT_IDENTITY, SWITCH, at_least, checked, one_of, valid_if, value_problems
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial")
 """Schedules of transformers without further arguments."""
@@ -17,10 +17,6 @@ OPTIMISERS = (
 
 LOSSES = ("chunked_nll", "nll", "dft")
 """Losses of TRL's SFTTrainer."""
-
-
-SWITCH = valid_if(lambda value: value == "auto" or isinstance(value, bool), "one of auto, true, false")
-"""Check of a setting that is on, off or chosen by the program."""
 
 
 @dataclass
