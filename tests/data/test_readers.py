@@ -63,7 +63,7 @@ def test_blank_lines_are_skipped_but_counted(tmp_path):
         ("x.jsonl", b'{"n": ' + b"[" * 200_000, ", line 1: is nested too deeply; fix or delete this line"),
         ("x.json", b'[{"n": 1},\n{"n"]', ": is not JSON (Expecting ':' delimiter, line 2, column 5); fix the file"),
         ("x.json", b'[{"n": 1}, 2]', ", row 1 (the first is 0): is not an object {…}; fix or delete it"),
-        ("x.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", ": is not a complete parquet file ("),
+        ("x.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", ": is not a complete file ("),
     ],
 )
 def test_broken_files(tmp_path, name, content, message):

@@ -103,7 +103,7 @@ def test_an_incomplete_parquet_file(tmp_path, damage):
     content = file.read_bytes()
     half = len(content) // 2
     file.write_bytes(content[:half] if damage == "cut" else content[:half] + bytes(5_000) + content[half + 5_000 :])
-    assert error_of(file, tmp_path / "cache").startswith(f"{file}: is not a complete parquet file (")
+    assert error_of(file, tmp_path / "cache").startswith(f"{file}: is not a complete file (")
     assert list((tmp_path / "cache" / "sources").iterdir()) == []
 
 

@@ -1,7 +1,6 @@
 """Local files as batches of rows: parquet, Arrow, tables, and JSON in several layouts."""
 
 import csv
-import gzip
 import io
 import logging
 import re
@@ -22,7 +21,7 @@ BATCH = 2_000
 BATCH_BYTES = 16 * 2**20
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow")
-PACKED = (".gz", ".zst")  # may follow the suffix of a text file
+PACKED = {".gz": "gzip", ".zst": "zstd"}  # may follow the suffix of a text file
 TABLES = {".csv": ",", ".tsv": "\t"}
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -50,6 +49,8 @@ def read_file(file: Path) -> Iterator[Batch]:
     Raises:
         UserError: the file as a whole cannot be read. A broken row in it is a `BadRow`.
     """
+    import pyarrow as pa
+
     kind = kind_of(file)
     kind = kind.removesuffix(file.suffix.lower()) or kind
     try:
@@ -60,17 +61,18 @@ def read_file(file: Path) -> Iterator[Batch]:
         if head[:2] in UTF16:
             raise UserError(f"{file}: is in UTF-16; save it as UTF-8")
         if kind == ".parquet":
-            yield from _parquet(file)
+            yield from numbered(_parquet(file), str(file))
         elif kind == ".arrow":
-            yield from _arrow(file)
+            yield from numbered(_arrow(file), str(file))
         elif kind in TABLES:
             yield from _table(file, TABLES[kind])
         else:
             yield from _json(file, kind)
-    except (EOFError, OSError) as error:
+    except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(file, error) from error
-        raise UserError(f"{file}: is not a complete file ({error}); copy it again") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{file}: is not a complete file ({reason}); copy it again") from error
 
 
 def unreadable(file: Path, error: OSError) -> UserError:
@@ -80,46 +82,38 @@ def unreadable(file: Path, error: OSError) -> UserError:
 
 def batches(rows: list[Any], origin: str) -> Iterator[Batch]:
     """Yield rows that are already in memory."""
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
+    return numbered((rows[start : start + BATCH] for start in range(0, len(rows), BATCH)), origin)
+
+
+def numbered(parts: Iterable[Any], origin: str) -> Iterator[Batch]:
+    """Yield lists of rows or Arrow batches, which follow each other in `origin`, as batches."""
+    start = 0
+    for part in parts:
         yield Batch(part, origin, range(start, start + len(part)))
+        start += len(part)
 
 
-def _parquet(file: Path) -> Iterator[Batch]:
-    import pyarrow as pa
+def _parquet(file: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    start = 0
-    try:
-        with pq.ParquetFile(file) as opened:
-            _check_names(file, opened.schema_arrow.names)
-            groups = (opened.metadata.row_group(number) for number in range(opened.metadata.num_row_groups))
-            longest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=0)
-            for batch in opened.iter_batches(int(min(BATCH, max(1, BATCH_BYTES // max(longest, 1))))):
-                yield Batch(batch, str(file), range(start, start + len(batch)))
-                start += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise _incomplete(file, error, "parquet") from error
+    with pq.ParquetFile(file) as opened:
+        _check_names(file, opened.schema_arrow.names)
+        groups = (opened.metadata.row_group(number) for number in range(opened.metadata.num_row_groups))
+        longest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=0)
+        yield from opened.iter_batches(int(min(BATCH, max(1, BATCH_BYTES // max(longest, 1)))))
 
 
-def _arrow(file: Path) -> Iterator[Batch]:
+def _arrow(file: Path) -> Iterator[Any]:
     """Read an Arrow file as `save_to_disk` writes it, or in the layout with a footer."""
     import pyarrow as pa
 
-    start = 0
-    try:
-        with pa.memory_map(str(file)) as source:
-            footer = source.read(6) == b"ARROW1"
-            source.seek(0)
-            opened = pa.ipc.open_file(source) if footer else pa.ipc.open_stream(source)
-            _check_names(file, opened.schema.names)
-            for whole in map(opened.get_batch, range(opened.num_record_batches)) if footer else opened:
-                for first in range(0, len(whole), BATCH):
-                    batch = whole.slice(first, BATCH)
-                    yield Batch(batch, str(file), range(start, start + len(batch)))
-                    start += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise _incomplete(file, error, "Arrow") from error
+    with pa.memory_map(str(file)) as source:
+        footer = source.read(6) == b"ARROW1"
+        source.seek(0)
+        opened = pa.ipc.open_file(source) if footer else pa.ipc.open_stream(source)
+        _check_names(file, opened.schema.names)
+        for whole in map(opened.get_batch, range(opened.num_record_batches)) if footer else opened:
+            yield from (whole.slice(first, BATCH) for first in range(0, len(whole), BATCH))
 
 
 def _check_names(file: Path, names: list[str]) -> None:
@@ -127,23 +121,11 @@ def _check_names(file: Path, names: list[str]) -> None:
         raise UserError(f"{file}: has two columns {repeated(names)!r}; rename or remove one")
 
 
-def _incomplete(file: Path, error: Exception, kind: str) -> Exception:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
-    reason = str(error).splitlines()[0]
-    return UserError(f"{file}: is not a complete {kind} file ({reason}); copy it again")
-
-
 def _open(file: Path) -> BinaryIO:
     """Open a file and decompress it on the way."""
-    ending = file.suffix.lower()
-    if ending == ".gz":
-        return gzip.open(file)  # type: ignore[return-value]
-    if ending == ".zst":
-        import pyarrow as pa
+    import pyarrow as pa
 
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"))
-    return file.open("rb")
+    return io.BufferedReader(pa.input_stream(str(file), compression=PACKED.get(file.suffix.lower())), BATCH_BYTES)
 
 
 def _batched(file: Path, rows: Iterable[tuple[int, Any, int]]) -> Iterator[Batch]:

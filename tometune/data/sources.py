@@ -21,7 +21,7 @@ from tometune.common.errors import UserError
 from tometune.common.files import write_json
 from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
-from tometune.data.readers import BATCH, SUFFIXES, batches, kind_of, read_file, unreadable
+from tometune.data.readers import BATCH, SUFFIXES, batches, kind_of, numbered, read_file, unreadable
 from tometune.data.rows import Batch
 
 log = logging.getLogger(__name__)
@@ -198,11 +198,8 @@ def _hub(source: SourceConfig, key: str) -> Iterator[Batch]:
             log.info("%s: shard %s of %s, %s", source.id, number, len(shards or ()), path)
             files.append(Path(hf_hub_download(source.id, path, repo_type="dataset", revision=commit)))
     if shards is None:
-        start = 0
-        for table in loaded.with_format("arrow").iter(BATCH):
-            for batch in table.combine_chunks().to_batches():
-                yield Batch(batch, source.id, range(start, start + len(batch)))
-                start += len(batch)
+        tables = loaded.with_format("arrow").iter(BATCH)
+        yield from numbered((part for table in tables for part in table.combine_chunks().to_batches()), source.id)
         return
     for path, file in zip(shards, files, strict=True):
         try:
