@@ -4,7 +4,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from tometune.common.errors import UserError
 from tometune.data.columns import COLUMNS
 from tometune.data.rows import DECODER, BadRow, Batch, Row, checked_row, defect, is_turns, parsed, parsed_line, repeated
+from tometune.data.turns import is_turn
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def _batched(file: Path, rows: Iterable[tuple[int, Any, int]]) -> Iterator[Batch
         yield Batch(content, str(file), numbers, lines=True)
 
 
-def _lines(file: Path) -> Generator[tuple[int, bytes, int]]:
+def _lines(file: Path) -> Iterator[tuple[int, bytes, int]]:
     """Read lines; blank ones are skipped but counted."""
     with _open(file) as content:
         for number, line in enumerate(content, start=1):
@@ -197,25 +198,21 @@ def _json(file: Path, kind: str) -> Iterator[Batch]:
 
     The first line decides, whatever the suffix: many .json files hold one object per line, some .jsonl files a list.
     """
-    lines = _lines(file)
-    head = next(lines, (0, b"", 0))[1]
-    more = next(lines, None) is not None
-    lines.close()
+    head, *more = [line for _, line, _ in islice(_lines(file), 2)] or [b""]
     begin, first = head.removeprefix(b"\xef\xbb\xbf").strip(), None
     with suppress(ValueError, RecursionError):
         first = parsed_line(head)
     if isinstance(first, list) and not is_turns(first):
         documents = isinstance((first or [0])[0], dict) or (kind == ".json" and not more)
     elif first is None:
-        documents = begin[:1] == b"[" or (more and begin[-1:] in b"{[,:")
+        documents = begin[:1] == b"[" or (bool(more) and begin[-1:] in b"{[,:")
     else:
         documents = not more and _holds_rows(first) is not None
     rows: list[Any] = []
     try:
         if documents:
             with _open(file) as content:
-                for value in _documents(file, content.read()):
-                    rows += value if isinstance(value, list) and not is_turns(value) else _unwrapped(file, value)
+                rows = [row for value in _documents(file, content.read()) for row in _unwrapped(file, value)]
     except UserError:
         # Perhaps only the first line is broken. The lines of an object over several lines are indented.
         sample = [line for _, line, _ in islice(_lines(file), BATCH)]
@@ -242,16 +239,18 @@ def _documents(file: Path, content: bytes) -> Iterator[Any]:
 
 
 def _holds_rows(value: Any) -> str | None:
-    """Return the key of an object that holds rows; turns have a role and are not rows."""
+    """Return the key of an object that holds rows; turns are not rows."""
     for key in WRAPPERS if isinstance(value, dict) and OF_A_ROW.isdisjoint(value) else ():
         rows = value.get(key)
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict) and not {"role", "from"} & rows[0].keys():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict) and not is_turn(rows[0]):
             return key
     return None
 
 
 def _unwrapped(file: Path, value: Any) -> list[Any]:
-    """Return the rows that an object holds, or the object itself as a row."""
+    """Return the entries of a list, the rows that an object holds, or the object itself or a list of turns as a row."""
+    if isinstance(value, list) and not is_turns(value):
+        return value
     key = _holds_rows(value)
     if key is None:
         return [value]

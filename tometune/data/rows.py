@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tometune.common.errors import UserError
-from tometune.data.turns import FormatError
+from tometune.data.turns import FormatError, is_turn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,7 +59,7 @@ class Batch:
 
 def is_turns(value: Any) -> bool:
     """Whether a value is a conversation without an object around it."""
-    turns = isinstance(value, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in value)
+    turns = isinstance(value, list) and all(map(is_turn, value))
     return bool(turns and value and {"content", "value"} & value[0].keys())
 
 
