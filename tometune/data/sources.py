@@ -17,7 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from tometune.common.cache import default_cache
-from tometune.common.errors import UserError
+from tometune.common.errors import UserError, some
 from tometune.common.files import write_json
 from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
@@ -168,8 +168,7 @@ def _log_choice(source: SourceConfig, key: str, files: list[Path], others: list[
     path = str(source.path)
 
     def names(of: list[Path]) -> str:
-        more = f" and {len(of) - MOST_NAMES} more" if len(of) > MOST_NAMES else ""
-        return ", ".join(sorted(_below(file, path) for file in of)[:MOST_NAMES]) + more
+        return some(sorted(_below(file, path) for file in of), MOST_NAMES)
 
     about = f"{key}.path={path}"
     if others:

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from tometune.common.errors import some
+
 # Keys of a turn.
 ROLE_KEYS, TEXT_KEYS = ("from", "role"), ("value", "content", "text")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -280,9 +282,7 @@ def objects_of(value: Any) -> list[dict[str, Any]] | None:
 
 def listed(names: Iterable[str]) -> str:
     """List column or key names in one short line, whatever they contain."""
-    shown = [shortened(name) if name.isprintable() else repr(shortened(name)) for name in names]
-    more = f" and {len(shown) - MOST_NAMES:,} more" if len(shown) > MOST_NAMES else ""
-    return ", ".join(shown[:MOST_NAMES]) + more
+    return some((shortened(name) if name.isprintable() else repr(shortened(name)) for name in names), MOST_NAMES)
 
 
 def shortened(text: str) -> str:

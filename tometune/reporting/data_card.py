@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tometune.common.errors import some
 from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
@@ -104,9 +105,8 @@ def _reason(reason: str, origin: str, rows: int, by_source: Mapping[str, int]) -
 
 def _largest(by_source: Mapping[str, int]) -> str:
     """Return the largest sources with their rows, in one line."""
-    largest = sorted(by_source.items(), key=lambda entry: -entry[1])[:MOST_SOURCES]
-    more = f" and {len(by_source) - MOST_SOURCES} more" if len(by_source) > MOST_SOURCES else ""
-    return ", ".join(f"{' '.join(name.split())} {count:,}" for name, count in largest) + more
+    largest = sorted(by_source.items(), key=lambda entry: -entry[1])
+    return some((f"{' '.join(name.split())} {count:,}" for name, count in largest), MOST_SOURCES)
 
 
 def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], setting: str) -> dict[str, Any]:
