@@ -155,6 +155,7 @@ def test_what_a_turn_holds_beyond_its_text(turn, extra):
     assert found.unread == set()
 
 
+TWO_ARGUMENTS = {"name": "f", "args": {"x": 1}, "input": {"y": 1}, "index": 1}
 THOUGHTFUL_CALL = {"role": "tool_call", "content": '{"name": "f", "thought": "t"}', "tool_calls": [CALL]}
 TWO_OF_EACH = reply(tool_calls=[CALL], function_call={"name": "g"}, thinking="a", reasoning="b")
 
@@ -166,10 +167,7 @@ TWO_OF_EACH = reply(tool_calls=[CALL], function_call={"name": "g"}, thinking="a"
         ({**MESSAGES, "score": "4.5", "image": False, "images": [None], "audio": 0, "weight": 1}, set()),
         ({**MESSAGES, "score": "high", "weight": 0.5, "label": 1}, {"score", "weight", "label"}),
         ({"problem": "p", "solution": "s", "answer": "4"}, {"answer"}),
-        (
-            chat(reply(tool_calls=[{"name": "f", "args": {"x": 1}, "input": {"y": 1}, "index": 1}])),
-            {"turn.tool_calls.input"},
-        ),
+        (chat(reply(tool_calls=[TWO_ARGUMENTS])), {"turn.tool_calls.input"}),
         (chat(THOUGHTFUL_CALL), {"turn.tool_calls.thought", "turn.tool_calls"}),
         (chat(TWO_OF_EACH), {"turn.function_call", "turn.reasoning"}),
         ({"prompt": "q", "completion": [reply(thinking="t")], "reasoning_content": "r"}, {"reasoning_content"}),
@@ -331,11 +329,7 @@ def test_the_mapping_can_be_copied_for_any_name(name):
         ({"messages": {"role": "user"}}, "not_a_list_of_turns", "the conversation in 'messages' is of type dict; make"),
         ({"messages": "hello"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; make it a list"),
         ({"messages": "User: q\nFriend: a"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; "),
-        (
-            {"messages": "USER: q ASSISTANT: a"},
-            "not_a_list_of_turns",
-            "the conversation in 'messages' is of type str; ",
-        ),
+        ({"messages": "USER: q ASSISTANT: a"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str"),
         ({"messages": "USER: q ASSISTANT: a</s>b"}, "not_a_list_of_turns", "the conversation in 'messages' is of type"),
         (ASK, "turn_not_conversation", "is a single turn; write a conversation per row"),
         ({"instruction": True, "output": "a"}, "not_a_text", "a turn's text is of type bool"),

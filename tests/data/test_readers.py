@@ -48,11 +48,7 @@ def test_blank_lines_are_skipped_but_counted(tmp_path):
         ("x.jsonl", b'{"n": "\xff"}', ", line 1: is not UTF-8 (invalid start byte at byte 7); fix or delete this line"),
         ("x.jsonl", '{"n": 1}\n'.encode("utf-16"), ": is in UTF-16; save it as UTF-8"),
         ("x.csv", "tide,time\n".encode("utf-16"), ": is in UTF-16; save it as UTF-8"),
-        (
-            "x.csv",
-            b"tide;time\nhigh;5\n",
-            ": its columns are separated by ';', not ','; write it with ',', or as JSONL",
-        ),
+        ("x.csv", b"tide;time\nhigh;5\n", ": its columns are separated by ';', not ','; write it with ',', or as"),
         ("x.csv", b'"tide"|"time"\n', ": its columns are separated by '|', not ','; write it with ',', or as"),
         ("x.tsv", b"tide,time\nhigh,5\n", ": its columns are separated by ',', not '\\t'; write it with '\\t', or as"),
         ("x.csv", b"sep=;\r\ntide;time\r\n", ": its columns are separated by ';', not ','; write it"),

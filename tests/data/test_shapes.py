@@ -234,11 +234,7 @@ def test_files_of_every_kind(tmp_path, name, content, rows):
         ("x.jsonl.gz", gzip.compress(MANY, mtime=0)[:-20], "is not a complete file (Truncated compressed stream"),
         ("x.jsonl.gz", lines(ALPACA), "is not a complete file (zlib inflate failed"),
         ("x.jsonl.zst", packed(MANY)[:-20], "is not a complete file ("),
-        (
-            "x.json",
-            b'{\n "messages": [',
-            "is not JSON (Expecting value, line 2, column 15); fix the file, or write one",
-        ),
+        ("x.json", b'{\n "messages": [', "is not JSON (Expecting value, line 2, column 15); fix the file, or write"),
         ("x.arrow", b"nothing", "is not a complete file ("),
     ],
 )
