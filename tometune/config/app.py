@@ -26,15 +26,13 @@ from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, WRONG_INPUT = 0, 1, 2
-"""Exit statuses."""
+DONE, FAILED, WRONG_INPUT = 0, 1, 2  # exit statuses
 
 RESUMED = ("train", "prepare", "evaluate")
 """Verbs whose command resumes from what it saved when it is repeated after a stop."""
 
 Task = Callable[[Config], object]
 """A verb's own function; its return value is the objective of a search."""
-
 
 Sweep = Callable[[Jobs, Callable[[], None]], int]
 """What a verb does with all runs of a sweep, in the process that the user started.

@@ -80,7 +80,6 @@ class EvaluationTexts:
 
     def __init__(self, texts: Sequence[tuple[str, str, str]]) -> None:
         """Take task, example and text of every input, context and reference."""
-        self.texts = texts
         self.digest = sha256(json.dumps(list(texts)).encode()).hexdigest()[:20]
         self.examples = dict(Counter(task for task, _ in dict.fromkeys(text[:2] for text in texts)))  # by task
         owners = defaultdict[str, dict[tuple[str, str], None]](dict)

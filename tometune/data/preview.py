@@ -89,22 +89,31 @@ def _share(part: int, whole: int) -> tuple[str, str]:
     return f"{part:,}", f"{part / whole:.1%}" if whole else "–"
 
 
+def drops(facts: Mapping[str, Any]) -> dict[str, tuple[int, Mapping[str, int]]]:
+    """Return (rows, rows by source) for each reason to drop rows, in the order in which rows are checked."""
+    near = {NEAR: facts.get(NEAR, {})}
+    standardised = facts["malformed"] | facts["dropped"]
+    by_source = {**standardised, **facts.get("excluded_sources", {}), **facts.get("filtered", {}), **near}
+    found = {reason: (sum(sources.values()), sources) for reason, sources in by_source.items()}
+    by_task = facts.get("contaminated", {}).items()
+    overlaps = {f"{task}: {name}": count for task, sources in by_task for name, count in sources.items()}
+    found[CONTAMINATED] = facts.get("contaminated_rows", 0), overlaps
+    return {reason: entry for reason, entry in found.items() if entry[0]}
+
+
 def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Return the steps from the rows read from a base or pool to the rows taken; rows dropped are negative.
 
     A row that was dropped for two reasons is counted under the first of them.
     """
-    lost = facts["malformed"] | facts["dropped"]
-    dropped = [(reason, -sum(counts.values())) for reason, counts in lost.items()]
-    filtered = {**facts.get("filtered", {}), NEAR: facts.get(NEAR, {})}
-    later = {**facts.get("excluded", {}), **{reason: sum(counts.values()) for reason, counts in filtered.items()}}
-    later[CONTAMINATED] = facts.get("contaminated_rows", 0)
+    lost = {reason: rows for reason, (rows, _) in drops(facts).items()}
+    later = {reason: rows for reason, rows in lost.items() if reason not in facts["malformed"] | facts["dropped"]}
     twice = sum(later.values()) - (facts["usable"] - facts["eligible"]) if "eligible" in facts else 0
     for reason in reversed(later):
         counted_before = min(later[reason], max(twice, 0))
         later[reason] -= counted_before
         twice -= counted_before
-    dropped += [(reason, -count) for reason, count in later.items() if count]
+    dropped = [(reason, -count) for reason, count in (lost | later).items() if count]
     eligible = [("eligible", facts["eligible"])] if "eligible" in facts else []
     return [("read", facts["read"]), *dropped, *eligible, ("taken", facts["rows"])]
 

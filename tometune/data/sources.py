@@ -21,6 +21,7 @@ from tometune.common.errors import UserError, some
 from tometune.common.files import write_json
 from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
+from tometune.data import pydocs
 from tometune.data.readers import BATCH, SUFFIXES, batches, kind_of, numbered, read_file, unreadable
 from tometune.data.rows import Batch
 
@@ -55,8 +56,6 @@ def fingerprint(source: SourceConfig, key: str) -> str:
         UserError: a file is missing.
     """
     if source.kind is SourceKind.pydocs:
-        from tometune.data import pydocs
-
         return f"pydocs-{pydocs.fingerprint()}-{'filtered' if source.filtered else 'all'}"
     if source.kind is SourceKind.hub:
         commit = pinned(f"{key}.id", str(source.id), source.revision, "dataset")
@@ -151,8 +150,6 @@ def _content_digest(file: Path, _size: int, _changed: int) -> bytes:
 def read(source: SourceConfig, key: str) -> Iterator[Batch]:
     """Yield the rows of a source in batches. Files are read in the order of their hashes, so names do not matter."""
     if source.kind is SourceKind.pydocs:
-        from tometune.data import pydocs
-
         yield from batches(pydocs.conversations(source.filtered), "pydocs")
     elif source.kind is SourceKind.hub:
         yield from _hub(source, key)

@@ -110,8 +110,9 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
 
 
 def _build(source: SourceConfig, key: str, folder: Path) -> None:
-    keys, labels, scores = bytearray(), list[int](), [np.empty(0, np.float32)]
-    names: dict[str, int] = {}
+    import pandas as pd
+
+    keys, sources, scores = bytearray(), list[str](), [np.empty(0, np.float32)]
     counts: Counter[tuple[str, str, str]] = Counter()
     bad: list[tuple[str, str]] = []
     total = 0
@@ -123,17 +124,16 @@ def _build(source: SourceConfig, key: str, folder: Path) -> None:
         for done in in_order(partial(standardise_batch, source=source, key=key), read(source, key)):
             writer.write_batch(done.rows)
             keys += b"".join(done.rows.column("key").to_pylist())
-            labels += [names.setdefault(name, len(names)) for name in done.rows.column("source").to_pylist()]
+            sources += done.rows.column("source").to_pylist()
             scores.append(done.scores)
             counts.update(done.counts)
             bad += done.bad
             total += done.read
             advance(done.read)
     np.save(folder / "keys.npy", np.frombuffer(keys, dtype=np.uint8).reshape(-1, KEY_BYTES))
-    ordered = sorted(names)
-    places = np.array([ordered.index(name) for name in names], dtype=np.int32)
-    np.save(folder / "labels.npy", places[np.array(labels, dtype=np.int32)])
-    (folder / "labels.json").write_text(json.dumps(ordered), encoding="utf-8")
+    labels, names = pd.factorize(np.array(sources, dtype=object), sort=True)
+    np.save(folder / "labels.npy", labels.astype(np.int32))
+    (folder / "labels.json").write_text(json.dumps(names.tolist()), encoding="utf-8")
     score = np.concatenate(scores)
     if not np.isnan(score).all():
         np.save(folder / "scores.npy", score)
@@ -150,7 +150,7 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
     reader = Reader(source, key)
     counts: Counter[tuple[str, str, str]] = Counter()
     bad: list[tuple[str, str]] = []
-    usable: list[tuple[bytes, str, list[dict[str, str]], str | None]] = []
+    usable: list[dict[str, Any]] = []
     scores = []
     unnamed = source.id or str(source.kind)
     naming = [column for column in SOURCE_COLUMNS if column not in source.columns.values()]
@@ -181,13 +181,10 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
         counts.update(("mended" if turns else "dropped", reason, name) for reason in sorted(reasons))
         if turns:
             messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-            usable.append((text_key(compared_texts(turns, found.tools)), name, messages, extras))
+            key_of_text = text_key(compared_texts(turns, found.tools))
+            usable.append({"key": key_of_text, "source": name, "messages": messages, "extras": extras})
             scores.append(_score(row.get(source.score)))
-    columns = [
-        pa.array(values, field.type)
-        for values, field in zip(zip(*usable, strict=True) if usable else [()] * len(SCHEMA), SCHEMA, strict=True)
-    ]
-    rows = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    rows = pa.RecordBatch.from_pylist(usable, schema=SCHEMA)
     return StandardBatch(rows, np.array(scores, np.float32), counts, bad[:SHOWN], len(batch))
 
 

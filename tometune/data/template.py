@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from tometune.common.errors import UserError
-from tometune.data.template_support import Messages, TemplateSupport, Tools, not_shown
+from tometune.data.template_support import Messages, TemplateSupport, Tools, leaves, not_shown
 
 Span = tuple[int, int]
 
@@ -204,7 +204,7 @@ class Template:
 
         The template's own control tokens then differ from text that looks like them, whatever a template does with it.
         """
-        texts = [message["content"] if len(message) == 2 else _texts(message) for message in messages]
+        texts = [message["content"] if len(message) == 2 else " ".join(leaves(message)) for message in messages]
         found = {token for text in texts for token in self.special.findall(text)}
         if not found:
             return messages, {}
@@ -303,10 +303,3 @@ def end_of_turn(tokenizer: Any) -> int | None:
 def _probes(roles: tuple[str, ...]) -> Messages:
     """Return a conversation whose texts can be recognised by their numbers."""
     return [{"role": role, "content": f"tm0probe{number}x"} for number, role in enumerate(roles)]
-
-
-def _texts(value: Any) -> str:
-    """Return every text in a nested value, joined."""
-    if isinstance(value, dict | list):
-        return " ".join(_texts(entry) for entry in (value.values() if isinstance(value, dict) else value))
-    return value if isinstance(value, str) else ""

@@ -98,7 +98,7 @@ def not_shown(text: str, messages: Messages) -> str | None:
     lost = None
     for message in messages:
         calls = message.get("tool_calls", ())
-        values = [value for call in calls for value in _leaves(call["function"])]
+        values = [value for call in calls for value in leaves(call["function"])]
         block = THINKING.match(message["content"]) if message["role"] == "assistant" else None
         answer = message["content"][block.end() :] if block else message["content"]
         if not all(_shows(text, part) for part in [*TAGS.split(answer), *values]):
@@ -114,10 +114,10 @@ def _shows(text: str, part: str) -> bool:
     return part in text or any(json.dumps(part, ensure_ascii=ascii_)[1:-1] in text for ascii_ in (False, True))
 
 
-def _leaves(value: Any) -> list[str]:
+def leaves(value: Any) -> list[str]:
     """Return the texts and numbers in a nested value."""
     if isinstance(value, dict | list):
-        return [leaf for entry in (value.values() if isinstance(value, dict) else value) for leaf in _leaves(entry)]
+        return [leaf for entry in (value.values() if isinstance(value, dict) else value) for leaf in leaves(entry)]
     return [value] if isinstance(value, str) else [str(value)] if type(value) in (int, float) else []
 
 

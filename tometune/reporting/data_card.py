@@ -19,7 +19,7 @@ from tometune.common.errors import some
 from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
-from tometune.data.preview import REASONS, Profile, described, repeats, steps, unread_columns
+from tometune.data.preview import REASONS, Profile, described, drops, repeats, steps, unread_columns
 from tometune.reporting import mix_figures
 from tometune.reporting.page import draw, environment, markdown_line
 
@@ -69,27 +69,11 @@ def _rows(values: Profile, rows: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _drops(facts: Mapping[str, Any]) -> dict[str, tuple[int, Mapping[str, int]]]:
-    """Return (rows, rows by source) for each reason to drop rows, in the order in which rows are checked."""
-    by_source = {
-        **facts["dropped"],
-        **facts["malformed"],
-        **facts.get("excluded_sources", {}),
-        **facts.get("filtered", {}),
-    }
-    by_source[NEAR] = facts.get(NEAR, {})
-    found = {reason: (sum(sources.values()), sources) for reason, sources in by_source.items()}
-    by_task = facts.get("contaminated", {}).items()
-    overlaps = {f"{task}: {name}": count for task, sources in by_task for name, count in sources.items()}
-    found["contaminated"] = facts.get("contaminated_rows", 0), overlaps
-    return {reason: entry for reason, entry in found.items() if entry[0]}
-
-
 def _dropped(mix: Mix) -> list[dict[str, Any]]:
     """Return the reasons why rows are not in the mix, the most frequent first, with example rows."""
     found = []
     for origin, part in mix.parts.items():
-        for reason, (rows, sources) in _drops(part.facts).items():
+        for reason, (rows, sources) in drops(part.facts).items():
             entry = {**_reason(reason, origin, rows, sources), "examples": part.examples.get(reason, [])}
             near_base = sum(part.facts.get("near_base", {}).values()) if reason == NEAR else 0
             entry["text"] += f" ({near_base:,} of them of a row of the base)" if near_base else ""
