@@ -58,7 +58,7 @@ class FiltersConfig:
     """Whether rows are dropped in which the assistant refuses, e.g. `As an AI language model, I cannot`."""
     broken_code: bool = False
     """Whether rows are dropped in which a code fence (three backticks or tildes) is not closed."""
-    max_repetition: float | None = field(default=None, metadata=SHARE)
+    max_repetition: float | None = None
     """Largest share, 0 to 1, of the assistant's words in lines or 5-word sequences that it repeats."""
     languages: list[str] = field(default_factory=list, metadata=LANGUAGE)
     """Languages to keep, as ISO 639-1 codes, recognised by the assistant's text; empty keeps all."""
@@ -68,7 +68,7 @@ class FiltersConfig:
 class NearDedupConfig:
     """Near-duplicates, found by MinHash over 3-word sequences."""
 
-    threshold: float | None = field(default=None, metadata=SHARE)
+    threshold: float | None = None
     """Pool rows with at least this Jaccard similarity (0 to 1) to a base row, or to a pool row that is kept, are
     dropped; null keeps them."""
     base: bool = False
@@ -93,6 +93,9 @@ def _filter_problems(filters: FiltersConfig, near: NearDedupConfig, pool: bool) 
         low, high = getattr(filters, f"min_{name}"), getattr(filters, f"max_{name}")
         if low is not None and high is not None and low > high:
             yield f"data.filters.min_{name}={low}: above data.filters.max_{name}={high}; no row is both"
+    for key, share in (("filters.max_repetition", filters.max_repetition), ("near_dedup.threshold", near.threshold)):
+        if share is not None and not 0 <= share <= 1:
+            yield f"data.{key}={share}: not a share from 0 to 1"
     if near.threshold is not None and 0 <= near.threshold < 0.5:
         low = f"data.near_dedup.threshold={near.threshold}: below 0.5"
         yield f"{low}, texts that only share a form are similar; raise it"
