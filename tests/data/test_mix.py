@@ -5,8 +5,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from tests.data.conftest import conversation
-from tometune.common.errors import UserError
+from tests.data.conftest import conversation, error_of
 
 BASE = [conversation(number, source="b") for number in range(10)]
 POOL = [conversation(number, dataset="p") for number in range(5, 45)]
@@ -101,10 +100,7 @@ def test_the_manifest_holds_everything_but_the_texts(mix_of):
     ],
 )
 def test_too_few_rows(mix_of, tmp_path, base, pool, rows, base_rows, message):
-    with pytest.raises(UserError) as caught:
-        mix_of(base, pool, rows, base_rows=base_rows)
-    assert str(caught.value).startswith(message.format(folder=tmp_path))
-    assert "\n" not in str(caught.value)
+    assert error_of(mix_of, base, pool, rows, base_rows=base_rows).startswith(message.format(folder=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -112,8 +108,7 @@ def test_too_few_rows(mix_of, tmp_path, base, pool, rows, base_rows, message):
     [(20, 30, POOL), (8, 30, POOL), (20, 20, None), (8, 20, None), (30, 20, None), (30, 9, None)],
 )
 def test_the_advice_for_a_base_that_is_too_small_is_the_whole_fix(mix_of, rows, base_rows, pool):
-    with pytest.raises(UserError) as caught:
-        mix_of(BASE, pool, rows, base_rows=base_rows)
-    settings = dict(found.split("=") for found in str(caught.value).rpartition("set ")[2].split())
+    error = error_of(mix_of, BASE, pool, rows, base_rows=base_rows)
+    settings = dict(found.split("=") for found in error.rpartition("set ")[2].split())
     rows = int(settings.get("data.rows", rows))
     assert len(mix_of(BASE, pool, rows, base_rows=int(settings.get("data.base.rows", base_rows))).row_ids) == rows

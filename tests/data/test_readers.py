@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.conftest import write_jsonl
+from tests.data.conftest import error_of, write_jsonl
 from tometune.common.errors import UserError
 from tometune.data.readers import BATCH, read_file
 from tometune.data.rows import BadRow
@@ -65,10 +65,7 @@ def test_blank_lines_are_skipped_but_counted(tmp_path):
 def test_broken_files(tmp_path, name, content, message):
     file = tmp_path / name
     file.write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        all_of(file)
-    assert str(caught.value).startswith(f"{file}{message}")
-    assert "\n" not in str(caught.value)
+    assert error_of(all_of, file).startswith(f"{file}{message}")
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])

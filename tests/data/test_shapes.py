@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.conftest import conversation, files, write_jsonl
+from tests.data.conftest import conversation, error_of, files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import BadRows, DataConfig, Preference
 from tometune.data.conversations import full_messages
@@ -240,10 +240,7 @@ def test_files_of_every_kind(tmp_path, name, content, rows):
 )
 def test_files_that_cannot_be_read(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        standardised(tmp_path / name, tmp_path / "cache")
-    assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
-    assert "\n" not in str(caught.value)
+    assert error_of(standardised, tmp_path / name, tmp_path / "cache").startswith(f"{tmp_path / name}: {message}")
 
 
 def test_rows_of_a_table_with_too_many_cells(tmp_path):
@@ -320,9 +317,7 @@ def test_one_percent_of_broken_rows_of_ten_kinds(tmp_path):
     assert mix.facts["base"]["malformed"] == {reason: {"files": 3} for reason in TEN_KINDS}
     assert (mix.facts["base"]["read"], len(mix.row_ids)) == (3_000, 2_970)
     config.bad_rows = BadRows.stop
-    with pytest.raises(UserError) as caught:
-        build_mix(config, 0, tmp_path / "cache")
-    text = str(caught.value)
+    text = error_of(build_mix, config, 0, tmp_path / "cache")
     assert text.startswith("data.base: 30 of 3,000 rows cannot be read (not_json 3, not_utf8 3, ")
     assert text.endswith(
         f"set data.bad_rows=drop to leave them out: {file}, line 298 and line 299 and line 300: is not JSON (Expecting "
