@@ -8,7 +8,7 @@ import pytest
 from tests.data.conftest import error_of, write_jsonl
 from tometune.common.errors import UserError
 from tometune.data.readers import BATCH, read_file
-from tometune.data.rows import BadRow
+from tometune.data.turns import FormatError
 
 ROWS = [{"n": n, "text": f"é {n}"} for n in range(BATCH + 3)]
 
@@ -111,7 +111,7 @@ def test_a_broken_row_is_one_bad_row(tmp_path, name, content, rows):
     assert len(found) == len(rows)
     for row, expected in zip(found, rows, strict=True):
         if isinstance(expected, str):
-            assert isinstance(row, BadRow)
+            assert isinstance(row, FormatError)
             assert row.message.startswith(expected)
         else:
             assert tuple(row.values()) == expected

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 from tometune.common.errors import UserError
 from tometune.data.columns import COLUMNS
-from tometune.data.rows import DECODER, BadRow, Batch, Row, checked_row, defect, is_turns, parsed, parsed_line, repeated
-from tometune.data.turns import is_turn
+from tometune.data.rows import DECODER, Batch, Row, checked_row, defect, is_turns, parsed, parsed_line, repeated
+from tometune.data.turns import FormatError, is_turn
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def read_file(file: Path) -> Iterator[Batch]:
     """Yield the rows of a file in order.
 
     Raises:
-        UserError: the file as a whole cannot be read. A broken row in it is a `BadRow`.
+        UserError: the file as a whole cannot be read. A broken row in it is a `FormatError`.
     """
     import pyarrow as pa
 
@@ -156,7 +156,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes, int]]:
 def _table(file: Path, delimiter: str) -> Iterator[Batch]:
     """Read a table with a header. Bytes that are not UTF-8 become lone surrogates, which are replaced and counted."""
 
-    def rows() -> Iterator[tuple[int, Row | BadRow, int]]:
+    def rows() -> Iterator[tuple[int, Row | FormatError, int]]:
         with io.TextIOWrapper(_open(file), "utf-8-sig", errors="surrogateescape", newline="") as text:
             first = text.readline()
             for other in ";\t|,":
@@ -176,14 +176,16 @@ def _table(file: Path, delimiter: str) -> Iterator[Batch]:
                         raise csv.Error("each of its lines could be a row")
                 except csv.Error as error:
                     # An open quote takes the next rows into its cell, so each line counts as a row that is lost.
-                    bad = BadRow("broken_quotes", f'has a quote that is not closed ({error}); double each " in a cell')
+                    bad = FormatError(
+                        "broken_quotes", f'has a quote that is not closed ({error}); double each " in a cell'
+                    )
                     yield from ((number, bad, 0) for number in range(start, table.line_num + 1))
                     continue
                 if cells:
-                    row: Row | BadRow = dict(zip(header, cells, strict=False))
+                    row: Row | FormatError = dict(zip(header, cells, strict=False))
                     if len(cells) != len(header):
                         reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with"
-                        row = BadRow("wrong_number_of_cells", f"{reason} {delimiter!r} in double quotes")
+                        row = FormatError("wrong_number_of_cells", f"{reason} {delimiter!r} in double quotes")
                     yield start, row, sum(map(len, cells))
 
     csv.field_size_limit(LONGEST_CELL)

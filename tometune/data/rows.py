@@ -18,18 +18,10 @@ FIX_LINE = "fix or delete this line"
 
 
 @dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be read: a short name of the defect to count it by, and a message with the fix."""
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
 class Batch:
     """Consecutive rows of a source; they are parsed in the process that asks for `rows`."""
 
-    content: Any  # a list of rows, bad rows and JSON lines (bytes), or a pyarrow.RecordBatch
+    content: Any  # a list of rows, errors of bad rows, and JSON lines (bytes), or a pyarrow.RecordBatch
     origin: str  # file or dataset
     numbers: Sequence[int]  # position of each row: lines count from 1, rows from 0
     lines: bool = False  # whether `numbers` are lines
@@ -38,8 +30,8 @@ class Batch:
         return len(self.numbers)
 
     @cached_property
-    def rows(self) -> list[Row | BadRow]:
-        """The rows as Python objects; a row that is not a JSON object in UTF-8 is a `BadRow`."""
+    def rows(self) -> list[Row | FormatError]:
+        """The rows as Python objects; a row that is not a JSON object in UTF-8 is a `FormatError`."""
         if not isinstance(self.content, list):
             return _arrow_rows(self.content)
         return [parsed(entry) for entry in self.content]
@@ -47,7 +39,7 @@ class Batch:
     def checked_rows(self) -> list[Row]:
         """Return the rows; raises a `UserError` that names the first bad one."""
         for index, row in enumerate(self.rows):
-            if isinstance(row, BadRow):
+            if isinstance(row, FormatError):
                 raise UserError(f"{self.where(index)}: {row.message}")
         return self.rows  # type: ignore[return-value]
 
@@ -84,7 +76,7 @@ def parsed_line(line: bytes) -> Any:
     return DECODER.decode(line.strip().removesuffix(b",").decode("utf-8-sig"))
 
 
-def parsed(entry: Any) -> Row | BadRow:
+def parsed(entry: Any) -> Row | FormatError:
     """Return a row, parsed if it is a line."""
     if not isinstance(entry, bytes):
         return entry  # type: ignore[no-any-return]
@@ -92,29 +84,29 @@ def parsed(entry: Any) -> Row | BadRow:
         return checked_row(parsed_line(entry), FIX_LINE)
     except (ValueError, RecursionError) as error:
         bad = defect(error)
-        return BadRow(bad.reason, f"{bad.message}; {FIX_LINE}")
+        return FormatError(bad.reason, f"{bad.message}; {FIX_LINE}")
 
 
-def checked_row(row: Any, fix: str) -> Row | BadRow:
+def checked_row(row: Any, fix: str) -> Row | FormatError:
     """Return a parsed value as a row: an object, or a list of turns as an object around it."""
     if is_turns(row):
         return {"messages": row}
-    return row if isinstance(row, dict | BadRow) else BadRow("not_an_object", f"is not an object {{…}}; {fix}")
+    return row if isinstance(row, dict) else FormatError("not_an_object", f"is not an object {{…}}; {fix}")
 
 
-def defect(error: Exception) -> BadRow:
+def defect(error: Exception) -> FormatError:
     """Return why a text is not JSON, without the fix."""
     if isinstance(error, FormatError):
-        return BadRow(error.reason, str(error))
+        return error
     if isinstance(error, json.JSONDecodeError):
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        return BadRow("not_json", f"is not JSON ({error.msg}, {place})")
+        return FormatError("not_json", f"is not JSON ({error.msg}, {place})")
     if isinstance(error, UnicodeDecodeError):
-        return BadRow("not_utf8", f"is not UTF-8 ({error.reason} at byte {error.start})")
+        return FormatError("not_utf8", f"is not UTF-8 ({error.reason} at byte {error.start})")
     if isinstance(error, RecursionError):
-        return BadRow("nested_too_deeply", "is nested too deeply")
+        return FormatError("nested_too_deeply", "is nested too deeply")
     # A number with more digits than Python parses.
-    return BadRow("number_too_long", f"cannot be read ({str(error).partition(';')[0]})")
+    return FormatError("number_too_long", f"cannot be read ({str(error).partition(';')[0]})")
 
 
 def _arrow_rows(batch: "pa.RecordBatch") -> list[Any]:

@@ -70,8 +70,11 @@ class FormatError(ValueError):
     """A row that cannot be read: a short name to count it by, and a message that says how to fix it."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+        super().__init__(reason, message)  # with these arguments it is pickled
+        self.reason, self.message = reason, message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def extra_of(role: str, turn: dict[str, Any], read: set[str | None], found: Conversation) -> dict[str, Any]:
