@@ -91,7 +91,6 @@ def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
 
 
 def _step_problems(trainer: TrainerConfig) -> Iterator[str]:
-    """Yield the problems of the size of a step."""
     if trainer.conversations_per_step is not None or trainer.max_length < 1 or trainer.tokens_per_step < 1:
         return
     if not trainer.packing:

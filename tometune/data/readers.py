@@ -176,9 +176,8 @@ def _table(file: Path, delimiter: str) -> Iterator[Batch]:
                         raise csv.Error("each of its lines could be a row")
                 except csv.Error as error:
                     # An open quote takes the next rows into its cell, so each line counts as a row that is lost.
-                    bad = FormatError(
-                        "broken_quotes", f'has a quote that is not closed ({error}); double each " in a cell'
-                    )
+                    reason = f'has a quote that is not closed ({error}); double each " in a cell'
+                    bad = FormatError("broken_quotes", reason)
                     yield from ((number, bad, 0) for number in range(start, table.line_num + 1))
                     continue
                 if cells:

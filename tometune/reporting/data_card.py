@@ -82,7 +82,6 @@ def _dropped(mix: Mix) -> list[dict[str, Any]]:
 
 
 def _reason(reason: str, origin: str, rows: int, by_source: Mapping[str, int]) -> dict[str, Any]:
-    """Return one reason with its largest sources."""
     text, sources = REASONS.get(reason, reason), _largest(by_source)
     return {"text": text, "origin": origin, "rows": rows, "sources": sources}
 
