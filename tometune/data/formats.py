@@ -145,17 +145,15 @@ class Reader:
 
     def _columns(self, row: dict[str, Any], found: Conversation, answer: list[Turn] | None) -> list[Turn]:
         """Read a question and its answer from columns of their own; `answer` is the one that was chosen, if any."""
-        asked, replied = first_filled(row, self.columns["user"]), first_filled(row, self.columns["assistant"])
-        self._check_columns(row, asked, replied, answer is not None)
+        asked = first_filled(row, self.columns["user"])
+        replied = None if answer else first_filled(row, self.columns["assistant"])
+        self._check_columns(row, asked, replied, chosen=bool(answer))
         context = [name for name in self.columns["context"] if name != asked and not is_empty(row.get(name))]
         reasoning = first_filled(row, self.columns["reasoning"])
         question = self._side(row[asked] if asked else "", "user", found)
         texts = [question[-1].text, *(text_of(row[name], found) for name in context)]
         question[-1] = question[-1]._replace(text="\n\n".join(text for text in texts if text))
-        if answer is None:
-            answer = self._side(row[replied] if replied else "", "assistant", found)
-        else:
-            replied = None
+        answer = answer or self._side(row[replied] if replied else "", "assistant", found)
         if reasoning and len(answer) == 1 and "reasoning" not in (answer[0].extra or {}):
             answer = [
                 answer[0]._replace(extra={"reasoning": text_of(row[reasoning], found), **(answer[0].extra or {})})

@@ -65,7 +65,7 @@ def _rows(values: Profile, rows: np.ndarray) -> dict[str, Any]:
         **{"rows": count, "base": count - pool, "pool": pool, "share": count / len(values)},
         "characters": described(values.characters[rows]),
         "turns": described(values.turns[rows]),
-        "tokens": None if values.tokens is None else described(values.tokens[rows]),
+        "tokens": described(values.tokens[rows]),
     }
 
 
@@ -119,7 +119,7 @@ def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], s
     }
 
 
-def card_page(content: Mapping[str, Any], values: Profile, max_length: int | None) -> str:
+def card_page(content: Mapping[str, Any], values: Profile, max_length: int) -> str:
     """Return the HTML page of `content`, the result of `card`; tokens were truncated at `max_length`."""
     overlaps = {task["task"]: task["sources"] for task in content["contamination"]["tasks"] if task["rows"]}
     title = "Overlapping rows of each task by source"
