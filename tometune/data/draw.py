@@ -74,8 +74,7 @@ def scores_of(source: Standardised, config: ScorerConfig, scorer: Scorer | None,
                 "data.scorer.kind=heuristic"
             )
         return np.where(np.isnan(source.scores), np.float32(-np.inf), source.scores)
-    if scorer is None:
-        raise ValueError(f"data.scorer.kind={config.kind} needs a scorer")
+    assert scorer is not None, f"data.scorer.kind={config.kind} needs a scorer"
 
     def build() -> np.ndarray:
         scores = np.empty(len(source.rows), dtype=np.float32)
