@@ -90,7 +90,7 @@ class Reader:
         """
         missing = {f"{column} (no such column)" for column in self.mapped.values() if column not in row}
         found = Conversation(unread=missing)
-        answer = None if PREFERENCE.isdisjoint(row) else self._chosen(row, found)
+        answer = [] if PREFERENCE.isdisjoint(row) else self._chosen(row, found)
         if answer and answer[0].role != "assistant":
             found.turns = answer  # a whole conversation
         else:
@@ -102,7 +102,7 @@ class Reader:
                 found.turns = self._turns(row[column], found)
                 while answer and found.turns and found.turns[-1].role == "assistant":
                     found.turns.pop()  # the chosen answer replaces the row's own
-                found.turns += answer or []
+                found.turns += answer
         if not self.surroundings.isdisjoint(row):
             self._surroundings(row, found)
         self._others(row, found)
@@ -123,13 +123,13 @@ class Reader:
                 elif not trained:
                     found.dropped = NO_TRAINED
 
-    def _chosen(self, row: dict[str, Any], found: Conversation) -> list[Turn] | None:
-        """Return the chosen side of a row of preference data; None if the row's own answer is to be used."""
+    def _chosen(self, row: dict[str, Any], found: Conversation) -> list[Turn]:
+        """Return the chosen side of a row of preference data, or nothing if the row's own answer is to be used."""
         labels = {name: _is_chosen(row, name) for name in LABELS if name not in self.mapped.values()}
         label = next((name for name, is_chosen in labels.items() if is_chosen is not None), None)
         other = None if "assistant" in self.mapped else first_filled(row, REJECTED)
         if self.preference is Preference.ignore or not (label or other):
-            return None
+            return []
         if self.preference is Preference.refuse:
             what = f"it has a column {other}" if other else f"its {label} is true or false"
             fix = f"set {self.key}.preference=chosen to train on the chosen side"
@@ -139,11 +139,11 @@ class Reader:
         chosen = first_filled(row, CHOSEN) if other else None
         found.read.update(name for name in (label, other, chosen) if name)
         if chosen is None:
-            return None
+            return []
         whole = entries_of(row[chosen]) is not None and not is_parts(row[chosen]) and row[chosen][:1] != "["
         return self._turns(row[chosen], found) if whole else self._side(row[chosen], "assistant", found)
 
-    def _columns(self, row: dict[str, Any], found: Conversation, answer: list[Turn] | None) -> list[Turn]:
+    def _columns(self, row: dict[str, Any], found: Conversation, answer: list[Turn]) -> list[Turn]:
         """Read a question and its answer from columns of their own; `answer` is the one that was chosen, if any."""
         asked = first_filled(row, self.columns["user"])
         replied = None if answer else first_filled(row, self.columns["assistant"])
@@ -154,10 +154,9 @@ class Reader:
         texts = [question[-1].text, *(text_of(row[name], found) for name in context)]
         question[-1] = question[-1]._replace(text="\n\n".join(text for text in texts if text))
         answer = answer or self._side(row[replied] if replied else "", "assistant", found)
-        if reasoning and len(answer) == 1 and "reasoning" not in (answer[0].extra or {}):
-            answer = [
-                answer[0]._replace(extra={"reasoning": text_of(row[reasoning], found), **(answer[0].extra or {})})
-            ]
+        own = answer[0].extra or {}
+        if reasoning and len(answer) == 1 and "reasoning" not in own:
+            answer = [answer[0]._replace(extra={"reasoning": text_of(row[reasoning], found), **own})]
         else:
             reasoning = None
         found.read.update(name for name in (asked, replied, reasoning, *context) if name)
