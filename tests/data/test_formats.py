@@ -252,6 +252,7 @@ def test_preference_data_is_read_only_if_asked_for(row, turns):
         (GLAIVE, [QA[0], ("assistant", "f(1)"), ("tool", "1"), QA[1]]),
         ("USER: q ASSISTANT: a</s>", QA),
         ("A chat. USER: q ASSISTANT: a</s>USER: q\n\nq ASSISTANT: b USER: c</s> ", VICUNA),
+        ("SYSTEM: s USER: q ASSISTANT: a</s>", [S, *QA]),
         ("Human: q\nAssistant: a", QA),
         ("User: q\nBot: a", QA),
         ("system: s\nhuman: q\nai: a", [S, *QA]),

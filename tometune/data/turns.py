@@ -173,7 +173,7 @@ def _one_line_transcript(text: str) -> list[Any] | None:
     pairs = [ONE_LINE.fullmatch(piece) for piece in pieces]
     if end or not pairs or not all(pairs):
         return None
-    said = [("system", system)] if system else []
+    said = [("system", system.removeprefix("SYSTEM:"))] if system else []
     said += [turn for pair in pairs if pair for turn in zip(("user", "assistant"), pair.groups(), strict=True)]
     return [{"role": role, "content": content.strip()} for role, content in said]
 
