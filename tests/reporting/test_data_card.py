@@ -110,6 +110,7 @@ def test_of_sixty_sources_the_figure_names_the_largest(mix_of: Build) -> None:
     found, page, text = card_of(mix_of(rows, None, 120))
     assert len(found["sources"]) == 60
     assert "48 others" in page
+    assert "font-family: 'DejaVu" not in page, "figures have the font of the page"
     assert "source 59" in text
 
 
