@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import make_pydocs
+import pydocs_entries
 
 
 def test_it_reproduces_the_shipped_file(tmp_path: Path) -> None:
@@ -29,6 +30,6 @@ def test_it_reproduces_the_shipped_file(tmp_path: Path) -> None:
 
 
 def test_doctests() -> None:
-    result = doctest.testmod(make_pydocs)
+    result = doctest.testmod(pydocs_entries)
     assert result.attempted
     assert not result.failed

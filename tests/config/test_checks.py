@@ -22,6 +22,7 @@ CASES = [
     ("data=mix_200k data.pool.rows=0", "data.pool.rows=0: not 1 or more"),
     ("data=mix_200k data.pool.weights={a:0.6,b-2.0:0.6}", "data.pool.weights: their sum is 1.2, above 1; lower them"),
     ("data.max_bad_share=5", "data.max_bad_share=5.0: not a share from 0 to 1"),
+    ("data.base.columns={user:q,assistant:rejected}", "data.base.columns.assistant=rejected: is the rejected side of"),
     ("data.base.columns={usr:q}", "data.base.columns=usr: one of messages, user, context, assistant, reasoning,"),
     ("data=mix_200k data.filters.languages=[english]", "data.filters.languages=english: not a code of ISO 639"),
     ("data.filters.refusals=true", "data.filters: has no effect, since there is no pool to filter; set data.filters"),
@@ -54,6 +55,10 @@ CASES = [
 def test_one_problem(overrides, message):
     (problem,) = problems_of(*overrides.split(" "))
     assert problem.startswith(message)
+
+
+def test_a_column_may_be_called_rejected_if_there_is_no_preference_data():
+    assert not problems_of("data.base.columns={user:q,assistant:rejected}", "data.base.preference=ignore")
 
 
 def test_no_folder_may_be_below_a_file():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, PoolConfig, SourceKind
 from tometune.data.mix import Mix, build_mix
 
@@ -27,6 +28,14 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def error_of(call: Callable[..., Any], *arguments: Any, kind: type[Exception] = UserError, **options: Any) -> str:
+    """Return the text of the error that a call raises, which is one line."""
+    with pytest.raises(kind) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.fixture

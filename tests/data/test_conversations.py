@@ -10,7 +10,9 @@ from tometune.data.turns import Turn
 S, U, A, T = ("system", "s"), ("user", "u"), ("assistant", "a"), ("tool", "t")
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 OTHER = {"type": "function", "function": {"name": "g", "arguments": {}}}
-C, THOUGHT, CONTEXT = {"tool_calls": [CALL]}, {"reasoning": "r"}, {"trained": False}
+C, D, BOTH = {"tool_calls": [CALL]}, {"tool_calls": [OTHER]}, {"tool_calls": [CALL, OTHER]}
+THOUGHT, CONTEXT, TWO = {"reasoning": "r"}, {"trained": False}, ("user", "u\n\nu")
+LONE, REPLACED = {"reasoning": "\ud83d"}, {"reasoning": "\ufffd"}
 
 
 @pytest.mark.parametrize(
@@ -33,25 +35,13 @@ C, THOUGHT, CONTEXT = {"tool_calls": [CALL]}, {"reasoning": "r"}, {"trained": Fa
         ([U, ("assistant", "", C)], [U, ("assistant", "", C)], set()),
         ([U, ("assistant", " ", C), T, A], [U, ("assistant", " ", C), T, A], set()),
         ([U, A, ("assistant", "", C)], [U, ("assistant", "a", C)], {"same_role_joined"}),
-        (
-            [U, ("assistant", "", C), ("assistant", "", {"tool_calls": [OTHER]})],
-            [U, ("assistant", "", {"tool_calls": [CALL, OTHER]})],
-            {"same_role_joined"},
-        ),
+        ([U, ("assistant", "", C), ("assistant", "", D)], [U, ("assistant", "", BOTH)], {"same_role_joined"}),
         ([U, ("assistant", "", C), A], [U, ("assistant", "", C), A], set()),  # the text comes after the call
         ([U, A, ("assistant", "b", THOUGHT)], [U, A, ("assistant", "b", THOUGHT)], set()),
-        (
-            [U, ("assistant", "", THOUGHT), U, A],
-            [("user", "u\n\nu"), A],
-            {"reasoning_without_answer_removed", "same_role_joined"},
-        ),
+        ([U, ("assistant", "", THOUGHT), U, A], [TWO, A], {"reasoning_without_answer_removed", "same_role_joined"}),
         ([U, ("assistant", "a", CONTEXT), A], [U, ("assistant", "a", CONTEXT), A], set()),
         ([U, ("assistant", "a", CONTEXT)], [], {"no_trained_turn"}),
-        (
-            [U, ("assistant", "a", {"reasoning": "\ud83d"})],
-            [U, ("assistant", "a", {"reasoning": "\ufffd"})],
-            {"broken_character_replaced"},
-        ),
+        ([U, ("assistant", "a", LONE)], [U, ("assistant", "a", REPLACED)], {"broken_character_replaced"}),
         ([U], [], {"no_assistant_turn"}),
         ([S, A], [], {"no_assistant_turn"}),
         ([], [], {"no_assistant_turn"}),
@@ -94,11 +84,8 @@ def test_texts_keep_their_own_white_space():
     assert fix_conversation(turns) == (turns, set())
 
 
-TURNS = st.lists(
-    st.builds(
-        Turn, st.sampled_from(["system", "user", "assistant", "tool"]), st.sampled_from(["", " ", "x", "y"]), st.none()
-    )
-)
+ROLES = st.sampled_from(["system", "user", "assistant", "tool"])
+TURNS = st.lists(st.builds(Turn, ROLES, st.sampled_from(["", " ", "x", "y"]), st.none()))
 
 
 @given(TURNS)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.conftest import files, write_jsonl
+from tests.data.conftest import error_of, files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, FiltersConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data import parallel
@@ -45,9 +45,7 @@ CAPS = st.sampled_from([{}, {"a": 5}, {"b": 1, "c-3.2": 3}])
 
 def most(mix):
     """Return the rows of the largest possible mix, which the error for a larger one proposes."""
-    with pytest.raises(UserError) as caught:
-        mix(10_000)
-    return int(str(caught.value).rpartition("data.rows=")[2])
+    return int(error_of(mix, 10_000).rpartition("data.rows=")[2])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

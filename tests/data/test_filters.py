@@ -95,8 +95,6 @@ def test_tokens_are_counted_with_the_tokenizer_of_the_model(pool_of):
     rows = [chat("one two", "three", dataset="3"), chat("one two", "three four", dataset="4")]
     mix = pool_of(rows, filters=FiltersConfig(max_tokens=3), tokenizer=lambda: tokenizer)
     assert mix.facts["pool"]["filtered"] == {"too_many_tokens": {"4": 1}}
-    with pytest.raises(UserError, match="no tokenizer here; use min_characters"):
-        pool_of(rows, filters=FiltersConfig(max_tokens=3))
 
 
 def test_missing_scores(pool_of):

@@ -7,17 +7,41 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.conftest import files
-from tometune.config.data import Preference, RowFormat
-from tometune.data.formats import COLUMNS, REJECTED, ROLES, Reader
+from tests.data.conftest import error_of, files
+from tometune.config.data import REJECTED, Preference, RowFormat
+from tometune.data.columns import COLUMNS
+from tometune.data.formats import ROLES, Reader
 from tometune.data.turns import ARGUMENT_KEYS, MEDIA, TEXT_KEYS, FormatError, Turn, is_empty
 
-QA = [("user", "q"), ("assistant", "a")]
+S, QA = ("system", "s"), [("user", "q"), ("assistant", "a")]
+GLAIVE = "USER: q\n\n\nASSISTANT: f(1) <|endoftext|>\n\n\nFUNCTION RESPONSE: 1\n\n\nASSISTANT: a <|endoftext|>"
+VICUNA = [("system", "A chat."), *QA, ("user", "q\n\nq"), ("assistant", "b USER: c")]
 SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
-TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+TURNS = [ASK, REPLY] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 MESSAGES = {"messages": TURNS}
+SYSTEM = {"role": "system", "content": "s"}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+def chat(*turns):
+    return {"messages": list(turns)}
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def reply(**keys):
+    return {**REPLY, **keys}
+
+
+def tool(content, **keys):
+    return {"role": "tool", "content": content, **keys}
+
+
+def parts(**part):
+    return user([{"type": "text", **part}])
 
 
 def read(row, **options):
@@ -35,64 +59,46 @@ def said(row, **options):
         (MESSAGES, QA),
         ({"conversations": TURNS}, QA),
         ({"messages": [{"from": "user", "content": "q"}, {"role": "AI", "value": "a"}]}, QA),
-        ({"messages": [{"role": "user", "content": None, "text": "q"}, TURNS[1]]}, QA),
+        (chat({**user(None), "text": "q"}, REPLY), QA),
         ({"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'}, QA),
         ({"messages": ["q", "a"]}, QA),
         ({"conversation": [{"human": "q", "assistant": "a"}] * 2}, QA * 2),
-        ({"conversation": [{"system": "s", "input": "q", "output": "a"}]}, [("system", "s"), *QA]),
+        ({"conversation": [{"system": "s", "input": "q", "output": "a"}]}, [S, *QA]),
         ({**MESSAGES, "prompt": "q", "completion": "other"}, QA),
         ({"conversations": [], "messages": TURNS}, QA),
         ({"conversations": [None], **MESSAGES}, QA),
         ({"conversations": "", "instruction": "q", "output": "a"}, QA),
         ({"messages": None}, [("user", ""), ("assistant", "")]),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}, TURNS[1]]},
-            [("user", ""), QA[1]],
-        ),
-        ({"messages": [None, *TURNS]}, [("", ""), *QA]),
+        (chat(parts(text=None), REPLY), [("user", ""), QA[1]]),
+        (chat(None, *TURNS), [("", ""), *QA]),
         ({"instruction": "q", "input": "", "output": "a"}, QA),
         ({"instruction": "q", "input": float("nan"), "output": "a"}, QA),
         ({"instruction": "", "input": "q", "output": "a"}, QA),
-        (
-            {"instruction": "q", "input": "i", "output": "a", "system": "s"},
-            [("system", "s"), ("user", "q\n\ni"), ("assistant", "a")],
-        ),
-        ({"instruction": "q", "context": "c", "response": "a"}, [("user", "q\n\nc"), ("assistant", "a")]),
+        ({"instruction": "q", "input": "i", "output": "a", "system": "s"}, [S, ("user", "q\n\ni"), QA[1]]),
+        ({"instruction": "q", "context": "c", "response": "a"}, [("user", "q\n\nc"), QA[1]]),
         ({"prompt": "q", "completion": "a"}, QA),
         ({"prompt": None, "completion": "a"}, [("user", ""), ("assistant", "a")]),
         ({"prompt": "q"}, [("user", "q"), ("assistant", "")]),  # JSON may leave out an answer that is null
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, QA),
-        ({"prompt": [{"role": "system", "content": "s"}, TURNS[0]], "completion": "a"}, [("system", "s"), *QA]),
+        ({"prompt": [SYSTEM, ASK], "completion": "a"}, [S, *QA]),
         *(({user: "q", answer: "a"}, QA) for user in COLUMNS["user"] for answer in ("response", "answer", "target")),
-        ({"system_prompt": "s", **SHAREGPT}, [("system", "s"), *QA]),
-        ({"system": "SYSTEM: s", **SHAREGPT}, [("system", "s"), *QA]),
+        ({"system_prompt": "s", **SHAREGPT}, [S, *QA]),
+        ({"system": "SYSTEM: s", **SHAREGPT}, [S, *QA]),
         ({"system": "s", "messages": [{"role": "developer", "content": "own"}, *TURNS]}, [("system", "own"), *QA]),
-        ({"system": "s", "messages": [{"role": "system", "content": ""}, *TURNS]}, [("system", "s"), *QA]),
-        (
-            {"system": "s", "messages": [*TURNS, {"role": "system", "content": "late"}]},
-            [("system", "s"), *QA, ("system", "late")],
-        ),
+        ({"system": "s", "messages": [{"role": "system", "content": ""}, *TURNS]}, [S, *QA]),
+        ({"system": "s", **chat(*TURNS, {**SYSTEM, "content": "late"})}, [S, *QA, ("system", "late")]),
         ({"problem": "q", "answer": "4", "solution": "a"}, QA),
         ({"question": "q", "answer": 4}, [("user", "q"), ("assistant", "4")]),
         ({"prompt": json.dumps(TURNS[:1]), "completion": json.dumps(TURNS[1:])}, QA),
-        ({"query": "q", "answers": "", "answer": '[{"name": "f"}]'}, [("user", "q"), ("assistant", '[{"name": "f"}]')]),
-        (
-            {"prompt": "q", "answer": '[{"role": "king"}]'},
-            [("user", "q"), ("assistant", '[{"role": "king"}]')],
-        ),
+        ({"query": "q", "answers": "", "answer": '[{"name": "f"}]'}, [QA[0], ("assistant", '[{"name": "f"}]')]),
+        ({"prompt": "q", "answer": '[{"role": "king"}]'}, [QA[0], ("assistant", '[{"role": "king"}]')]),
         ({"prompt": "[1]", "answer": "[]"}, [("user", "[1]"), ("assistant", "[]")]),
-        ({"messages": [{"role": "tool", "content": {"t": 5}}]}, [("tool", '{"t": 5}')]),
-        ({"messages": [{"role": "tool", "content": [5, "x"]}]}, [("tool", '[5, "x"]')]),
-        *(
-            ({"messages": [{"role": "user", "content": [{"type": "text", key: "q"}]}, TURNS[1]]}, QA)
-            for key in TEXT_KEYS
-        ),
+        (chat(tool({"t": 5})), [("tool", '{"t": 5}')]),
+        (chat(tool([5, "x"])), [("tool", '[5, "x"]')]),
+        *((chat(parts(**{key: "q"}), REPLY), QA) for key in TEXT_KEYS),
         ({"query": "q", "response": "a", "history": [["q", "a"]]}, QA * 2),
-        ({"history": TURNS, "system": "s", **MESSAGES}, [("system", "s"), *QA * 2]),
-        (
-            {"history": [["q", "a"]], "messages": [{"role": "system", "content": "s"}, *TURNS]},
-            [("system", "s"), *QA * 2],
-        ),
+        ({"history": TURNS, "system": "s", **MESSAGES}, [S, *QA * 2]),
+        ({"history": [["q", "a"]], **chat(SYSTEM, *TURNS)}, [S, *QA * 2]),
     ],
 )
 def test_shapes(row, turns):
@@ -149,6 +155,11 @@ def test_what_a_turn_holds_beyond_its_text(turn, extra):
     assert found.unread == set()
 
 
+TWO_ARGUMENTS = {"name": "f", "args": {"x": 1}, "input": {"y": 1}, "index": 1}
+THOUGHTFUL_CALL = {"role": "tool_call", "content": '{"name": "f", "thought": "t"}', "tool_calls": [CALL]}
+TWO_OF_EACH = reply(tool_calls=[CALL], function_call={"name": "g"}, thinking="a", reasoning="b")
+
+
 @pytest.mark.parametrize(
     ("row", "unread"),
     [
@@ -156,52 +167,20 @@ def test_what_a_turn_holds_beyond_its_text(turn, extra):
         ({**MESSAGES, "score": "4.5", "image": False, "images": [None], "audio": 0, "weight": 1}, set()),
         ({**MESSAGES, "score": "high", "weight": 0.5, "label": 1}, {"score", "weight", "label"}),
         ({"problem": "p", "solution": "s", "answer": "4"}, {"answer"}),
-        (
-            {
-                "messages": [
-                    {**TURNS[1], "tool_calls": [{"name": "f", "args": {"x": 1}, "input": {"y": 1}, "index": 1}]}
-                ]
-            },
-            {"turn.tool_calls.input"},
-        ),
-        (
-            {"messages": [{"role": "tool_call", "content": '{"name": "f", "thought": "t"}', "tool_calls": [CALL]}]},
-            {"turn.tool_calls.thought", "turn.tool_calls"},
-        ),
-        (
-            {
-                "messages": [
-                    {
-                        **TURNS[1],
-                        "tool_calls": [CALL],
-                        "function_call": {"name": "g"},
-                        "thinking": "a",
-                        "reasoning": "b",
-                    }
-                ]
-            },
-            {"turn.function_call", "turn.reasoning"},
-        ),
-        (
-            {"prompt": "q", "completion": [{**TURNS[1], "thinking": "t"}], "reasoning_content": "r"},
-            {"reasoning_content"},
-        ),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "q", "value": "v", "cited": [1]}]}]},
-            {"turn.part.value", "turn.part.cited"},
-        ),
+        (chat(reply(tool_calls=[TWO_ARGUMENTS])), {"turn.tool_calls.input"}),
+        (chat(THOUGHTFUL_CALL), {"turn.tool_calls.thought", "turn.tool_calls"}),
+        (chat(TWO_OF_EACH), {"turn.function_call", "turn.reasoning"}),
+        ({"prompt": "q", "completion": [reply(thinking="t")], "reasoning_content": "r"}, {"reasoning_content"}),
+        (chat(parts(text="q", value="v", cited=[1])), {"turn.part.value", "turn.part.cited"}),
         ({"prompt": "q", "question": "other", "answer": "a"}, {"prompt"}),
-        ({"system": "s", "messages": [{"role": "system", "content": "t"}, *TURNS]}, {"system"}),
-        ({"system": "s", "messages": [{"role": "system", "content": "s"}, *TURNS]}, set()),
+        ({"system": "t", **chat(SYSTEM, *TURNS)}, {"system"}),
+        ({"system": "s", **chat(SYSTEM, *TURNS)}, set()),
         ({**MESSAGES, "tools": "not JSON"}, {"tools"}),
         ({**MESSAGES, "tools": {"f": {}}}, {"tools"}),
         ({**MESSAGES, "history": "a text"}, {"history"}),
-        ({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5, "id": 0}]}, {"turn.weight", "turn.id"}),
-        (
-            {"messages": [{**TURNS[0], "train": True, "tool_calls": [CALL]}, TURNS[1]]},
-            {"turn.train", "turn.tool_calls"},
-        ),
-        ({"messages": [{"human": "q", "assistant": "a", "id": 5}]}, {"turn.id"}),
+        (chat(ASK, reply(weight=0.5, id=0)), {"turn.weight", "turn.id"}),
+        (chat({**ASK, "train": True, "tool_calls": [CALL]}, REPLY), {"turn.train", "turn.tool_calls"}),
+        (chat({"human": "q", "assistant": "a", "id": 5}), {"turn.id"}),
     ],
 )
 def test_what_is_not_read_is_named(row, unread):
@@ -223,7 +202,7 @@ def test_tools_have_one_shape(given):
 @pytest.mark.parametrize("name", MEDIA)
 def test_rows_that_need_more_than_text_are_dropped(name):
     part = [{"type": "text", "text": "q"}, {"type": name, name: {"url": "x"}}]
-    for row in ({**MESSAGES, name: ["x"]}, {"messages": [{"role": "user", "content": part}, TURNS[1]]}):
+    for row in ({**MESSAGES, name: ["x"]}, chat(user(part), REPLY)):
         assert read(row).dropped == MEDIA[name]
     assert read({**MESSAGES, name: []}).dropped is None
 
@@ -232,11 +211,11 @@ def test_rows_that_need_more_than_text_are_dropped(name):
     ("row", "turns"),
     [
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, QA),
-        ({"prompt": "q", "chosen": [TURNS[1]], "rejected": [TURNS[1]]}, QA),
+        ({"prompt": "q", "chosen": [REPLY], "rejected": [REPLY]}, QA),
         ({"prompt": "q", "chosen": TURNS, "rejected": TURNS, "messages": TURNS[:1]}, QA),
-        ({"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": TURNS[1]}, QA),
+        ({"conversations": TURNS[:1], "chosen": REPLY, "rejected": REPLY}, QA),
         ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, QA),
-        ({"system": "s", "question": "q", "chosen": "a", "rejected": "b"}, [("system", "s"), *QA]),
+        ({"system": "s", "question": "q", "chosen": "a", "rejected": "b"}, [S, *QA]),
         ({**MESSAGES, "rejected_response": "b"}, QA),
         ({**MESSAGES, "label": True}, QA),
         ({**MESSAGES, "label": " TRUE"}, QA),
@@ -270,10 +249,13 @@ def test_preference_data_is_read_only_if_asked_for(row, turns):
     [
         ("### Human: q### Assistant: a", QA),
         ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n", QA),
-        ("USER: q\n\n\nASSISTANT: f(1) <|endoftext|>\n\n\nFUNCTION RESPONSE: 1\n\n\nASSISTANT: a <|endoftext|>", None),
+        (GLAIVE, [QA[0], ("assistant", "f(1)"), ("tool", "1"), QA[1]]),
+        ("USER: q ASSISTANT: a</s>", QA),
+        ("A chat. USER: q ASSISTANT: a</s>USER: q\n\nq ASSISTANT: b USER: c</s> ", VICUNA),
+        ("SYSTEM: s USER: q ASSISTANT: a</s>", [S, *QA]),
         ("Human: q\nAssistant: a", QA),
         ("User: q\nBot: a", QA),
-        ("system: s\nhuman: q\nai: a", [("system", "s"), *QA]),
+        ("system: s\nhuman: q\nai: a", [S, *QA]),
         *(
             (f"Human: q\n\nAssistant: {quoting}\n\nHuman: q", [QA[0], ("assistant", quoting), QA[0]])
             for quoting in ("b\nUser: q\nAssistant: a\nc", "b\n\nUser: q", "log\nSystem: up", "b\n\nASSISTANT: c")
@@ -283,10 +265,7 @@ def test_preference_data_is_read_only_if_asked_for(row, turns):
     ],
 )
 def test_transcripts_are_read_from_a_column_that_is_named(text, turns):
-    row = {"text": text}
-    assert said(row, columns={"messages": "text"}) == (
-        turns or [("user", "q"), ("assistant", "f(1)"), ("tool", "1"), ("assistant", "a")]
-    )
+    assert said({"text": text}, columns={"messages": "text"}) == turns
 
 
 def test_columns_that_are_named():
@@ -298,16 +277,12 @@ def test_columns_that_are_named():
     assert said(row, columns={**columns, "context": "context"})[1] == ("user", "q\n\nc")
     assert said({"Frage": "q", "output": "a", "input": "i"}, columns={"user": "Frage"}) == QA
     assert said({"chat": TURNS, "input": "i"}, columns={"messages": "chat"}) == QA
-    assert (
-        said({"prompt": "q", "chosen": "a", "rejected": "b"}, columns={"user": "prompt", "assistant": "chosen"}) == QA
-    )
-    assert read(row, columns={**columns, "history": "Verlauf"}).unread == {
-        *{"context", "input"},
-        "Verlauf (no such column)",
-    }
-    with pytest.raises(
-        FormatError, match=r"has no column 'Frage', which data\.base\.columns\.user names; its columns are"
-    ):
+    compared = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert said(compared, columns={"user": "prompt", "assistant": "chosen"}) == QA
+    unread = read(row, columns={**columns, "history": "Verlauf"}).unread
+    assert unread == {"context", "input", "Verlauf (no such column)"}
+    message = r"has no column 'Frage', which data\.base\.columns\.user names; its columns are"
+    with pytest.raises(FormatError, match=message):
         read(MESSAGES, columns=columns)
 
 
@@ -318,10 +293,7 @@ def test_columns_that_are_named():
         ({"ask": "q", "reply text": "a"}, 'user: ask, assistant: "reply text"'),
         ({"Q": "q", "chosen": "", "rejected_text": "b", "A id": "1"}, "user: Q, assistant: ANSWERS"),
         ({"ask": "q", "context": "c", "reply": "a"}, "user: ask, assistant: reply, context: context"),
-        (
-            {"id": "1", "title": "t", "context": "c", "question": "q"},
-            "user: question, assistant: ANSWERS, context: context",
-        ),
+        ({"title": "t", "context": "c", "question": "q"}, "user: question, assistant: ANSWERS, context: context"),
         ({"a:b": "q", "c": "a"}, 'user: "a:b", assistant: c'),
         ({"text": "x"}, "user: text, assistant: ANSWERS"),
         ({"log": TURNS, "text": "x"}, "messages: log"),
@@ -338,57 +310,37 @@ def test_unknown_columns_are_answered_with_the_mapping(row, mapping):
 
 @pytest.mark.parametrize("name", ["问题", "it's", "null", "Inf", "1", "a=b", 'say "so"', "{x}", "a,b", "_q", "q?"])
 def test_the_mapping_can_be_copied_for_any_name(name):
-    with pytest.raises(FormatError) as caught:
-        read({name: "q", "Reply": "a"})
-    (line,) = shlex.split(str(caught.value).partition("; set ")[2])
+    (line,) = shlex.split(error_of(read, {name: "q", "Reply": "a"}, kind=FormatError).partition("; set ")[2])
     assert OverridesParser.create().parse_override(line).value() == {"user": name, "assistant": "Reply"}
 
 
 @pytest.mark.parametrize(
     ("row", "reason", "message"),
     [
-        ({"messages": [{"role": "usr", "content": "q"}]}, "unknown_role", "unknown role 'usr'; did you mean user? use"),
-        (
-            {"messages": [{"role": ["user"], "content": ""}]},
-            "unknown_role",
-            "unknown role \"['user']\"; use one of sys",
-        ),
-        (
-            {"messages": [{"content": "q"}]},
-            "no_role",
-            "a turn has no role in from or role (its keys: content); use one",
-        ),
-        ({"messages": [{"role": None, "content": "q"}]}, "no_role", "a turn has no role in from or role"),
-        ({"messages": [{"role": "user", "txt": ""}]}, "no_text", "a turn has no text in value or content or text (its"),
-        ({"messages": [{"role": "user", "content": {}}, 3]}, "turn_not_an_object", "a turn is of type int"),
-        (
-            {"messages": [{"role": "user", "content": True}]},
-            "not_a_text",
-            "a turn's text is of type bool; make it text",
-        ),
-        ({"messages": [3]}, "turn_not_an_object", "a turn is of type int; make it an object with role and content"),
+        (chat({"role": "usr", "content": "q"}), "unknown_role", "unknown role 'usr'; did you mean user? use"),
+        (chat({"role": ["user"], "content": ""}), "unknown_role", "unknown role \"['user']\"; use one of sys"),
+        (chat({"content": "q"}), "no_role", "a turn has no role in from or role (its keys: content); use one"),
+        (chat({"role": None, "content": "q"}), "no_role", "a turn has no role in from or role"),
+        (chat({"role": "user", "txt": ""}), "no_text", "a turn has no text in value or content or text (its"),
+        (chat(user({}), 3), "turn_not_an_object", "a turn is of type int"),
+        (chat(user(True)), "not_a_text", "a turn's text is of type bool; make it text"),
+        (chat(3), "turn_not_an_object", "a turn is of type int; make it an object with role and content"),
         ({"messages": {"role": "user"}}, "not_a_list_of_turns", "the conversation in 'messages' is of type dict; make"),
         ({"messages": "hello"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; make it a list"),
         ({"messages": "User: q\nFriend: a"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; "),
-        (TURNS[0], "turn_not_conversation", "is a single turn; write a conversation per row"),
+        ({"messages": "USER: q ASSISTANT: a"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str"),
+        ({"messages": "USER: q ASSISTANT: a</s>b"}, "not_a_list_of_turns", "the conversation in 'messages' is of type"),
+        (ASK, "turn_not_conversation", "is a single turn; write a conversation per row"),
         ({"instruction": True, "output": "a"}, "not_a_text", "a turn's text is of type bool"),
-        ({"messages": [{**TURNS[1], "weight": -1}]}, "bad_weight", "a turn's weight is '-1'; make it 0 or 1"),
+        (chat(reply(weight=-1)), "bad_weight", "a turn's weight is '-1'; make it 0 or 1"),
         ({**MESSAGES, "tools": [{"name": "f", "since": date(2024, 1, 1)}]}, "no_json_value", "tools or a tool's turn"),
-        ({"messages": [{"role": "tool", "content": "r", "name": b"f"}]}, "no_json_value", "tools or a tool's turn"),
-        ({"messages": [{"role": "tool", "content": {"x": b"f"}}]}, "no_json_value", "tools or a tool's turn"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "text", "txt": "q"}]}]},
-            "unknown_part",
-            "a part of a turn is of type 'text'",
-        ),
+        (chat(tool("r", name=b"f")), "no_json_value", "tools or a tool's turn"),
+        (chat(tool({"x": b"f"})), "no_json_value", "tools or a tool's turn"),
+        (chat(parts(txt="q")), "unknown_part", "a part of a turn is of type 'text'"),
         ({"question": "q", "answer": ["a", "b"]}, "not_a_text", "a turn's text is of type list"),
-        ({"messages": [{**TURNS[1], "weight": "much"}]}, "bad_weight", "a turn's weight is 'much'; make it 0 or 1"),
-        (
-            {"messages": [{**TURNS[1], "tool_calls": "f(1)"}]},
-            "bad_tool_call",
-            "a tool call cannot be read; make it {fun",
-        ),
-        ({"messages": [{"role": "user", "content": [{"type": "pdf"}]}]}, "unknown_part", "a part of a turn is of type"),
+        (chat(reply(weight="much")), "bad_weight", "a turn's weight is 'much'; make it 0 or 1"),
+        (chat(reply(tool_calls="f(1)")), "bad_tool_call", "a tool call cannot be read; make it {fun"),
+        (chat(user([{"type": "pdf"}])), "unknown_part", "a part of a turn is of type"),
         ({}, "unknown_columns", "no columns with turns, nor with a question and its answer, among none; set"),
     ],
 )
@@ -432,9 +384,8 @@ def test_a_format_that_does_not_fit_is_answered_with_auto():
 
 
 def test_an_error_is_one_line_for_any_column_names():
-    with pytest.raises(FormatError) as caught:
-        read({"a\nb": 1, "c" * 10_000: 1, **{f"d{number}": 1 for number in range(1000)}})
-    assert "\n" not in str(caught.value)
-    assert "among 'a\\nb', " in str(caught.value)
-    assert "and 972 more; set" in str(caught.value)
-    assert len(str(caught.value)) < 1000
+    row = {"a\nb": 1, "c" * 10_000: 1, **{f"d{number}": 1 for number in range(1000)}}
+    error = error_of(read, row, kind=FormatError)
+    assert "among 'a\\nb', " in error
+    assert "and 972 more; set" in error
+    assert len(error) < 1000

@@ -1,4 +1,4 @@
-"""The table of public datasets in docs/data.md: each line reads two rows of that dataset's shape."""
+"""The table of public datasets in docs/data.md: each line reads rows of that dataset's shape."""
 
 import re
 import shlex
@@ -16,9 +16,10 @@ from tometune.data.formats import Reader
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 LINE = re.compile(r"^\| (?P<name>[\w.-]+/[\w.-]+) \| `(?P<line>[^`]+)` \| (?P<unread>[^|]*) \|", re.MULTILINE)
 
-SHAREGPT = [{"from": "human", "value": "Why do gulls cry?"}, {"from": "gpt", "value": "To warn the others."}]
-CHAT = [{"role": "user", "content": "Why do gulls cry?"}, {"role": "assistant", "content": "To warn the others."}]
-SYSTEM = {"from": "system", "value": "Be brief."}
+Q, A = "Why do gulls cry?", "To warn the others."
+SHAREGPT = [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]
+CHAT = [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]
+SYSTEM, BRIEF = {"from": "system", "value": "Be brief."}, {"role": "system", "content": "Be brief."}
 WEIGHTED = [{**SYSTEM, "weight": None}, {**SHAREGPT[0], "weight": 0.0}, {**SHAREGPT[1], "weight": 1.0}]
 CALLS = [
     SHAREGPT[0],
@@ -27,155 +28,92 @@ CALLS = [
     {"from": "gpt", "value": "Seven times."},
 ]
 FUNCTION = '{"name": "gulls", "description": "Cries a month", "parameters": {"type": "object"}}'
-CALL = [{"name": "gulls", "arguments": {"month": 5}}]
-Q, A = "Why do gulls cry?", "To warn the others."
+ANSWERS = '[{"name": "gulls", "arguments": {"month": 5}}]'
+ALPACA = {"instruction": Q, "input": "", "output": A, "text": f"### Instruction: {Q} ### Response: {A}"}
+DOLLY = {"instruction": Q, "context": "", "response": A, "category": "open_qa"}
+HERMES = {"conversations": WEIGHTED, "source": "a", "category": None, "system_prompt": None, "views": None}
+CHATML = f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n{A}<|im_end|>\n"
+GLAIVE = f"USER: {Q}\n\n\nASSISTANT: {A} <|endoftext|>\n\n\n"
+GLAIVE_CALL = f"""USER: {Q}\n\n\nASSISTANT: <functioncall> {{}} <|endoftext|>\n\n
+FUNCTION RESPONSE: {{}}\n\n\nASSISTANT: {A} <|endoftext|>"""
+THOUGHTS = [
+    {"role": "system", "content": "reasoning language: French", "thinking": None},
+    {**CHAT[0], "thinking": None},
+    {**CHAT[1], "thinking": "Les mouettes crient."},
+]
+FRENCH = {"reasoning_language": "French", "developer": "x", "user": Q, "analysis": "y", "final": A}
+OPEN_THOUGHTS = [{"from": "user", "value": Q}, {"from": "assistant", "value": A}]
+FEEDBACK = {"prompt": Q, "prompt_id": "1", "messages": CHAT, "score_chosen": 8.0, "score_rejected": 3.0}
 UA, SUA = ["user", "assistant"], ["system", "user", "assistant"]
+TOOL = ["tool", "assistant"]
 
-# Two rows of each dataset's shape, in our own words, and the roles that they are read as.
-SAMPLES: dict[str, tuple[list[dict[str, Any]], list[list[str]]]] = {
-    "mlabonne/FineTome-100k": (
-        [
-            {"conversations": SHAREGPT, "source": "a", "score": 5.1},
-            {"conversations": SHAREGPT, "source": "b", "score": None},
-        ],
-        [UA, UA],
-    ),
-    "arcee-ai/The-Tome": (
-        [{"conversations": [SYSTEM, *SHAREGPT], "dataset": "a"}, {"conversations": SHAREGPT, "dataset": "b"}],
-        [SUA, UA],
-    ),
-    "tatsu-lab/alpaca": (
-        [
-            {"instruction": Q, "input": "", "output": A, "text": f"### Instruction: {Q} ### Response: {A}"},
-            {"instruction": Q, "input": "At night.", "output": A, "text": f"### Instruction: {Q} ### Response: {A}"},
-        ],
-        [UA, UA],
-    ),
-    "databricks/databricks-dolly-15k": (
-        [
-            {"instruction": Q, "context": "", "response": A, "category": "open_qa"},
-            {"instruction": Q, "context": "Gulls live in colonies.", "response": A, "category": "closed_qa"},
-        ],
-        [UA, UA],
-    ),
-    "OpenAssistant/oasst_top1_2023-08-25": (
-        [
-            {"text": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n{A}<|im_end|>\n"},
-            {"text": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n{A}<|im_end|>\n" * 2},
-        ],
-        [UA, UA * 2],
-    ),
-    "timdettmers/openassistant-guanaco": (
-        [{"text": f"### Human: {Q}### Assistant: {A}"}, {"text": f"### Human: {Q}### Assistant: {A}### Human: {Q}"}],
-        [UA, [*UA, "user"]],
-    ),
-    "HuggingFaceH4/ultrachat_200k": (
-        [{"prompt": Q, "prompt_id": "1", "messages": CHAT}, {"prompt": Q, "prompt_id": "2", "messages": CHAT * 2}],
-        [UA, UA * 2],
-    ),
-    "stingning/ultrachat": ([{"id": "0", "data": [Q, A]}, {"id": "1", "data": [Q, A, Q, A]}], [UA, UA * 2]),
-    "anon8231489123/ShareGPT_Vicuna_unfiltered": (
-        [{"id": "0", "conversations": SHAREGPT}, {"id": "1", "conversations": SHAREGPT * 2}],
-        [UA, UA * 2],
-    ),
-    "teknium/OpenHermes-2.5": (
-        [
-            {"conversations": WEIGHTED, "source": "a", "category": None, "system_prompt": None, "views": None},
-            {"conversations": SHAREGPT, "source": "b", "category": "birds", "system_prompt": "Be brief.", "views": 2.0},
-        ],
-        [SUA, SUA],
-    ),
-    "Open-Orca/OpenOrca": (
-        [
-            {"id": "flan.1", "system_prompt": "", "question": Q, "response": A},
-            {"id": "cot.2", "system_prompt": "Be brief.", "question": Q, "response": A},
-        ],
-        [UA, SUA],
-    ),
-    "Open-Orca/SlimOrca": ([{"conversations": WEIGHTED}, {"conversations": WEIGHTED[1:]}], [SUA, UA]),
-    "glaiveai/glaive-function-calling-v2": (
-        [
-            {"system": "SYSTEM: Be brief.", "chat": f"USER: {Q}\n\n\nASSISTANT: {A} <|endoftext|>\n\n\n"},
-            {
-                "system": f"SYSTEM: You may call these functions -\n{FUNCTION}",
-                "chat": f"USER: {Q}\n\n\nASSISTANT: <functioncall> {{}} <|endoftext|>\n\n\n"
-                f"FUNCTION RESPONSE: {{}}\n\n\nASSISTANT: {A} <|endoftext|>",
-            },
-        ],
-        [SUA, [*SUA, "tool", "assistant"]],
-    ),
-    "hiyouga/glaive-function-calling-v2-sharegpt": (
-        [{"conversations": CALLS, "tools": f"[{FUNCTION}]"}, {"conversations": SHAREGPT, "tools": "[]"}],
-        [[*UA, "tool", "assistant"], UA],
-    ),
-    "Salesforce/xlam-function-calling-60k": (
-        [{"id": n, "query": Q, "answers": str(CALL).replace("'", '"'), "tools": f"[{FUNCTION}]"} for n in range(2)],
-        [UA, UA],
-    ),
-    "BelleGroup/train_2M_CN": (
-        [{"instruction": "海鸥为什么叫？", "input": "", "output": "为了警告同伴。"}] * 2,
-        [UA, UA],
-    ),
-    "YeungNLP/firefly-train-1.1M": (
-        [{"kind": "NLI", "input": "海鸥为什么叫？", "target": "为了警告同伴。"}] * 2,
-        [UA, UA],
-    ),
-    "meta-math/MetaMathQA": (
-        [{"type": "MATH_FOBAR", "query": Q, "original_question": "Why?", "response": A}] * 2,
-        [UA, UA],
-    ),
-    "HuggingFaceH4/no_robots": (
-        [
-            {
-                "prompt": Q,
-                "prompt_id": "1",
-                "messages": [{"role": "system", "content": "Be brief."}, *CHAT],
-                "category": "Chat",
-            }
-        ]
-        * 2,
-        [SUA, SUA],
-    ),
-    "allenai/tulu-3-sft-mixture": ([{"id": "0", "messages": CHAT, "source": "a"}] * 2, [UA, UA]),
-    "HuggingFaceTB/smoltalk": ([{"messages": CHAT, "source": "a"}] * 2, [UA, UA]),
-    "GAIR/lima": (
-        [{"conversations": [Q, A], "source": "a"}, {"conversations": [Q, A] * 2, "source": "b"}],
-        [UA, UA * 2],
-    ),
-    "openai/gsm8k": ([{"question": Q, "answer": A}] * 2, [UA, UA]),
-    "open-thoughts/OpenThoughts-114k": (
-        [{"system": "Think first.", "conversations": [{"from": "user", "value": Q}, {"from": "assistant", "value": A}]}]
-        * 2,
-        [SUA, SUA],
-    ),
-    "HuggingFaceH4/Multilingual-Thinking": (
-        [
-            {
-                "messages": [
-                    {"role": "system", "content": "reasoning language: French", "thinking": None},
-                    {"role": "user", "content": Q, "thinking": None},
-                    {"role": "assistant", "content": A, "thinking": "Les mouettes crient."},
-                ],
-                **{"reasoning_language": "French", "developer": "x", "user": Q, "analysis": "y", "final": A},
-            }
-        ]
-        * 2,
-        [SUA, SUA],
-    ),
-    "HuggingFaceH4/ultrafeedback_binarized": (
-        [
-            {
-                **{"prompt": Q, "prompt_id": "1", "messages": CHAT, "score_chosen": 8.0, "score_rejected": 3.0},
-                **{"chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "No idea."}]},
-            }
-        ]
-        * 2,
-        [UA, UA],
-    ),
-    "Anthropic/hh-rlhf": (
-        [{"chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}", "rejected": f"\n\nHuman: {Q}\n\nAssistant: No."}] * 2,
-        [UA, UA],
-    ),
+# One or two rows of each dataset's shape, in our own words, and the roles that they are read as.
+SAMPLES: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
+    "mlabonne/FineTome-100k": [
+        ({"conversations": SHAREGPT, "source": "a", "score": 5.1}, UA),
+        ({"conversations": SHAREGPT, "source": "b", "score": None}, UA),
+    ],
+    "arcee-ai/The-Tome": [
+        ({"conversations": [SYSTEM, *SHAREGPT], "dataset": "a"}, SUA),
+        ({"conversations": SHAREGPT, "dataset": "b"}, UA),
+    ],
+    "tatsu-lab/alpaca": [(ALPACA, UA), ({**ALPACA, "input": "At night."}, UA)],
+    "databricks/databricks-dolly-15k": [(DOLLY, UA), ({**DOLLY, "context": "Gulls live in colonies."}, UA)],
+    "OpenAssistant/oasst_top1_2023-08-25": [({"text": CHATML}, UA), ({"text": CHATML * 2}, UA * 2)],
+    "timdettmers/openassistant-guanaco": [
+        ({"text": f"### Human: {Q}### Assistant: {A}"}, UA),
+        ({"text": f"### Human: {Q}### Assistant: {A}### Human: {Q}"}, [*UA, "user"]),
+    ],
+    "HuggingFaceH4/ultrachat_200k": [
+        ({"prompt": Q, "prompt_id": "1", "messages": CHAT}, UA),
+        ({"prompt": Q, "prompt_id": "2", "messages": CHAT * 2}, UA * 2),
+    ],
+    "stingning/ultrachat": [({"id": "0", "data": [Q, A]}, UA), ({"id": "1", "data": [Q, A, Q, A]}, UA * 2)],
+    "anon8231489123/ShareGPT_Vicuna_unfiltered": [
+        ({"id": "0", "conversations": SHAREGPT}, UA),
+        ({"id": "1", "conversations": SHAREGPT * 2}, UA * 2),
+    ],
+    "teknium/OpenHermes-2.5": [
+        (HERMES, SUA),
+        ({**HERMES, "conversations": SHAREGPT, "category": "birds", "system_prompt": "Be brief.", "views": 2.0}, SUA),
+    ],
+    "Open-Orca/OpenOrca": [
+        ({"id": "flan.1", "system_prompt": "", "question": Q, "response": A}, UA),
+        ({"id": "cot.2", "system_prompt": "Be brief.", "question": Q, "response": A}, SUA),
+    ],
+    "Open-Orca/SlimOrca": [({"conversations": WEIGHTED}, SUA), ({"conversations": WEIGHTED[1:]}, UA)],
+    "glaiveai/glaive-function-calling-v2": [
+        ({"system": "SYSTEM: Be brief.", "chat": GLAIVE}, SUA),
+        ({"system": f"SYSTEM: You may call these functions -\n{FUNCTION}", "chat": GLAIVE_CALL}, SUA + TOOL),
+    ],
+    "hiyouga/glaive-function-calling-v2-sharegpt": [
+        ({"conversations": CALLS, "tools": f"[{FUNCTION}]"}, UA + TOOL),
+        ({"conversations": SHAREGPT, "tools": "[]"}, UA),
+    ],
+    "Salesforce/xlam-function-calling-60k": [
+        ({"id": number, "query": Q, "answers": ANSWERS, "tools": f"[{FUNCTION}]"}, UA) for number in range(2)
+    ],
+    "BelleGroup/train_2M_CN": [({"instruction": "海鸥为什么叫？", "input": "", "output": "为了警告同伴。"}, UA)],
+    "YeungNLP/firefly-train-1.1M": [({"kind": "NLI", "input": "海鸥为什么叫？", "target": "为了警告同伴。"}, UA)],
+    "meta-math/MetaMathQA": [({"type": "MATH_FOBAR", "query": Q, "original_question": "Why?", "response": A}, UA)],
+    "HuggingFaceH4/no_robots": [
+        ({"prompt": Q, "prompt_id": "1", "messages": [BRIEF, *CHAT], "category": "Chat"}, SUA),
+    ],
+    "allenai/tulu-3-sft-mixture": [({"id": "0", "messages": CHAT, "source": "a"}, UA)],
+    "HuggingFaceTB/smoltalk": [({"messages": CHAT, "source": "a"}, UA)],
+    "GAIR/lima": [
+        ({"conversations": [Q, A], "source": "a"}, UA),
+        ({"conversations": [Q, A] * 2, "source": "b"}, UA * 2),
+    ],
+    "openai/gsm8k": [({"question": Q, "answer": A}, UA)],
+    "open-thoughts/OpenThoughts-114k": [({"system": "Think first.", "conversations": OPEN_THOUGHTS}, SUA)],
+    "HuggingFaceH4/Multilingual-Thinking": [({"messages": THOUGHTS, **FRENCH}, SUA)],
+    "HuggingFaceH4/ultrafeedback_binarized": [
+        ({**FEEDBACK, "chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "No idea."}]}, UA)
+    ],
+    "Anthropic/hh-rlhf": [
+        ({"chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}", "rejected": f"\n\nHuman: {Q}\n\nAssistant: No."}, UA)
+    ],
 }
 
 
@@ -191,7 +129,6 @@ def test_the_page_lists_these_datasets():
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_line_of_a_dataset_reads_it(name):
-    rows, roles = SAMPLES[name]
     line, listed = lines()[name]
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -199,8 +136,8 @@ def test_the_line_of_a_dataset_reads_it(name):
     base = config.data.base
     assert base.id == name or (base.path or "").endswith(".json")
     reader = Reader(base, "data.base")
-    found = [reader.read(row) for row in rows]
-    assert [[turn.role for turn in conversation.turns] for conversation in found] == roles
+    found = [reader.read(row) for row, _ in SAMPLES[name]]
+    assert [[turn.role for turn in each.turns] for each in found] == [roles for _, roles in SAMPLES[name]]
     assert all(conversation.dropped is None for conversation in found)
     unread = {column for conversation in found for column in conversation.unread} - {"source", "dataset"}
     assert sorted(unread) == sorted(filter(None, (column.strip(" `") for column in listed.replace("–", "").split(","))))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.conftest import conversation, files, write_jsonl
+from tests.data.conftest import conversation, error_of, files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import BadRows, DataConfig, Preference
 from tometune.data.conversations import full_messages
@@ -25,21 +25,41 @@ def role(name, content, **keys):
     return {"role": name, "content": content, **keys}
 
 
-ASK, ANSWER = role("user", "Who mends nets?"), role("assistant", "The net loft.")
-QA = [ASK, ANSWER]
-PARTS = role("assistant", [{"type": "text", "text": ANSWER["content"]}])
-CHAT = {"messages": QA}
-SHAREGPT = {"conversations": [{"from": "human", "value": ASK["content"]}, {"from": "gpt", "value": ANSWER["content"]}]}
-ALPACA = {"instruction": ASK["content"], "input": "", "output": ANSWER["content"]}
+def chat(*turns):
+    return {"messages": list(turns)}
+
+
+QA = ASK, ANSWER = role("user", "Who mends nets?"), role("assistant", "The net loft.")
+Q, A = ASK["content"], ANSWER["content"]
+PARTS = role("user", [{"type": "text", "text": "Who mends"}, {"type": "text", "text": " nets?"}])
+CHAT = chat(*QA)
+SHAREGPT = {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]}
+ALPACA = {"instruction": Q, "input": "", "output": A}
 SYSTEM = role("system", "Talk like a ferryman.")
+S = SYSTEM["content"]
 GIVEN = {"id": "k1", "type": "function", "function": {"name": "fare", "arguments": '{"zone": 3}'}}
 CALL = {**GIVEN, "function": {"name": "fare", "arguments": {"zone": 3}}}
-TOOL = {
-    "type": "function",
-    "function": {"name": "fare", "description": "Price of a crossing", "parameters": {"type": "object"}},
-}
-RESULT = role("tool", "4.20", tool_call_id="k1")
+NO_ID = {"type": "function", "function": CALL["function"]}
+FARE = {"name": "fare", "description": "Price of a crossing", "parameters": {"type": "object"}}
+TOOL = {"type": "function", "function": FARE}
+RESULT, END = role("tool", "4.20", tool_call_id="k1"), role("assistant", "4.20 euros.")
 QUESTION = role("user", "What does zone 3 cost?")
+CALLED = [QUESTION, role("assistant", "", tool_calls=[CALL]), RESULT, END]
+TEXT_AND_CALL = [QUESTION, {**CALLED[1], "content": "I look it up."}, RESULT, END]
+TWICE = [KNOT, ROPE, KNOTS, REEF] = [
+    *(role("user", "Name a knot."), role("assistant", "A rope.")),
+    *(role("user", "A knot."), role("assistant", "Reef.")),
+]
+SECOND_ONLY = [KNOT, {**ROPE, "trained": False}, KNOTS, REEF]
+SHAREGPT_CALL = [
+    {"from": "human", "value": QUESTION["content"]},
+    {"from": "function_call", "value": '{"name": "fare", "arguments": {"zone": 3}}'},
+    {"from": "observation", "value": "4.20"},
+    {"from": "gpt", "value": "4.20 euros."},
+]
+SHAREGPT_CALLED = [QUESTION, {**CALLED[1], "tool_calls": [NO_ID]}, role("tool", "4.20"), END]
+BELOW = [role("user", "Where?\n\nIn the loft."), role("assistant", "There.")]
+REASONED = [ASK, {**ANSWER, "reasoning_content": "Lofts are dry."}]
 
 
 def standardised(path: Path | str, cache: Path, **options: object) -> Standardised:
@@ -52,118 +72,42 @@ def rows_of(made: Standardised) -> list[tuple[object, object]]:
     return [full_messages(row["messages"], row["extras"]) for row in made.rows]
 
 
-def called(**turn: object) -> list[dict[str, object]]:
-    return [QUESTION, {"role": "assistant", **turn}, RESULT, role("assistant", "4.20 euros.")]
-
-
-CALLED = [QUESTION, role("assistant", "", tool_calls=[CALL]), RESULT, role("assistant", "4.20 euros.")]
-TWICE = [
-    role("user", "Name a knot."),
-    role("assistant", "A rope."),
-    role("user", "A knot."),
-    role("assistant", "Reef."),
-]
+def called(**turn: object) -> dict[str, object]:
+    return chat(QUESTION, {"role": "assistant", **turn}, RESULT, END)
 
 
 def weighted(key: str, no: object, yes: object) -> dict[str, object]:
-    return {"messages": [TWICE[0], {**TWICE[1], key: no}, TWICE[2], {**TWICE[3], key: yes}]}
-
-
-SECOND_ONLY = [TWICE[0], {**TWICE[1], "trained": False}, *TWICE[2:]]
-SHAREGPT_CALL = {
-    "conversations": [
-        {"from": "human", "value": QUESTION["content"]},
-        {"from": "function_call", "value": '{"name": "fare", "arguments": {"zone": 3}}'},
-        {"from": "observation", "value": "4.20"},
-        {"from": "gpt", "value": "4.20 euros."},
-    ],
-    "tools": json.dumps([TOOL["function"]]),
-}
-NO_ID = {"type": "function", "function": CALL["function"]}
+    return chat(KNOT, {**ROPE, key: no}, KNOTS, {**REEF, key: yes})
 
 
 @pytest.mark.parametrize(
     ("rows", "messages", "tools"),
     [
-        pytest.param([weighted("weight", 0, 1)], [SECOND_ONLY], None, id="weight"),
-        pytest.param([weighted("train", False, True)], [SECOND_ONLY], None, id="train"),
-        pytest.param([weighted("loss", False, True)], [SECOND_ONLY], None, id="loss"),
-        pytest.param([weighted("loss_weight", 0.0, 1.0)], [SECOND_ONLY], None, id="loss_weight"),
-        pytest.param(
-            [{"messages": called(content=None, tool_calls=[GIVEN]), "tools": [TOOL]}], [CALLED], [TOOL], id="null"
-        ),
-        pytest.param([{"messages": called(content="", tool_calls=[GIVEN])}], [CALLED], None, id="empty content"),
-        pytest.param([{"messages": called(tool_calls=[GIVEN]), "tools": [TOOL]}], [CALLED], [TOOL], id="no content"),
-        pytest.param(
-            [{"messages": [SYSTEM, *called(content="", tool_calls=[GIVEN])[:2]]}],
-            [[SYSTEM, *CALLED[:2]]],
-            None,
-            id="only a call",
-        ),
-        pytest.param(
-            [{"messages": called(content="I look it up.", tool_calls=[GIVEN])}],
-            [[QUESTION, {**CALLED[1], "content": "I look it up."}, *CALLED[2:]]],
-            None,
-            id="a call and text",
-        ),
-        pytest.param(
-            [SHAREGPT_CALL],
-            [[QUESTION, {**CALLED[1], "tool_calls": [NO_ID]}, role("tool", "4.20"), CALLED[3]]],
-            [TOOL],
-            id="function_call",
-        ),
-        pytest.param([{"system": SYSTEM["content"], **SHAREGPT}] * 2, [[SYSTEM, *QA]] * 2, None, id="system, ShareGPT"),
-        pytest.param([{"system": SYSTEM["content"], **CHAT}], [[SYSTEM, *QA]], None, id="system, messages"),
-        pytest.param([{"system": "x", "messages": [SYSTEM, *QA]}], [[SYSTEM, *QA]], None, id="own system"),
-        pytest.param([{"tools": json.dumps([TOOL]), **SHAREGPT}], [QA], [TOOL], id="tools"),
-        pytest.param([{**ALPACA, "history": [["Name a knot.", "A rope."]]}], [[*TWICE[:2], *QA]], None, id="history"),
-        pytest.param(
-            [{"messages": [ASK, {**ANSWER, "reasoning_content": "Lofts are dry."}]}],
-            [[ASK, {**ANSWER, "reasoning_content": "Lofts are dry."}]],
-            None,
-            id="reasoning",
-        ),
-        pytest.param(
-            [{"instruction": "Where?", "context": "In the loft.", "response": "There.", "category": "x"}],
-            [[role("user", "Where?\n\nIn the loft."), role("assistant", "There.")]],
-            None,
-            id="dolly",
-        ),
-        pytest.param(
-            [{"instruction": "Where?", "context": "In the loft.", "output": "There."}],
-            [[role("user", "Where?\n\nIn the loft."), role("assistant", "There.")]],
-            None,
-            id="dolly, renamed",
-        ),
-        pytest.param([ALPACA, ALPACA, CHAT, SHAREGPT], [QA] * 4, None, id="mixed shapes"),
-        pytest.param(
-            [{"messages": [role("developer", SYSTEM["content"]), *QA]}], [[SYSTEM, *QA]], None, id="developer"
-        ),
-        pytest.param(
-            [{"messages": [role("User", ASK["content"]), role("ASSISTANT", ANSWER["content"])]}], [QA], None, id="case"
-        ),
-        pytest.param(
-            [
-                CHAT,
-                {
-                    "messages": [
-                        role("user", [{"type": "text", "text": "Who mends"}, {"type": "text", "text": " nets?"}]),
-                        PARTS,
-                    ]
-                },
-            ],
-            [QA] * 2,
-            None,
-            id="parts",
-        ),
-        pytest.param([{**ALPACA, "input": float("nan")}], [QA], None, id="NaN"),
-        pytest.param([{"input": ASK["content"], "output": ANSWER["content"]}], [QA], None, id="input, output"),
-        pytest.param(
-            [{"system": SYSTEM["content"], "query": ASK["content"], "response": ANSWER["content"], "history": []}],
-            [[SYSTEM, *QA]],
-            None,
-            id="query, response",
-        ),
+        ([weighted("weight", 0, 1)], [SECOND_ONLY], None),
+        ([weighted("train", False, True)], [SECOND_ONLY], None),
+        ([weighted("loss", False, True)], [SECOND_ONLY], None),
+        ([weighted("loss_weight", 0.0, 1.0)], [SECOND_ONLY], None),
+        ([{**called(content=None, tool_calls=[GIVEN]), "tools": [TOOL]}], [CALLED], [TOOL]),
+        ([called(content="", tool_calls=[GIVEN])], [CALLED], None),
+        ([{**called(tool_calls=[GIVEN]), "tools": [TOOL]}], [CALLED], [TOOL]),
+        ([chat(SYSTEM, QUESTION, role("assistant", "", tool_calls=[GIVEN]))], [[SYSTEM, *CALLED[:2]]], None),
+        ([called(content="I look it up.", tool_calls=[GIVEN])], [TEXT_AND_CALL], None),
+        ([{"conversations": SHAREGPT_CALL, "tools": json.dumps([FARE])}], [SHAREGPT_CALLED], [TOOL]),
+        ([{"system": S, **SHAREGPT}] * 2, [[SYSTEM, *QA]] * 2, None),
+        ([{"system": S, **CHAT}], [[SYSTEM, *QA]], None),
+        ([{"system": "x", **chat(SYSTEM, *QA)}], [[SYSTEM, *QA]], None),  # the conversation's own counts
+        ([{"tools": json.dumps([TOOL]), **SHAREGPT}], [[*QA]], [TOOL]),
+        ([{**ALPACA, "history": [["Name a knot.", "A rope."]]}], [[KNOT, ROPE, *QA]], None),
+        ([chat(*REASONED)], [REASONED], None),
+        ([{"instruction": "Where?", "context": "In the loft.", "response": "There.", "category": "x"}], [BELOW], None),
+        ([{"instruction": "Where?", "context": "In the loft.", "output": "There."}], [BELOW], None),
+        ([ALPACA, ALPACA, CHAT, SHAREGPT], [[*QA]] * 4, None),
+        ([chat(role("developer", S), *QA)], [[SYSTEM, *QA]], None),
+        ([chat(role("User", Q), role("ASSISTANT", A))], [[*QA]], None),
+        ([CHAT, chat(PARTS, role("assistant", [{"type": "text", "text": A}]))], [[*QA]] * 2, None),
+        ([{**ALPACA, "input": float("nan")}], [[*QA]], None),
+        ([{"input": Q, "output": A}], [[*QA]], None),
+        ([{"system": S, "query": Q, "response": A, "history": []}], [[SYSTEM, *QA]], None),
     ],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -183,11 +127,10 @@ def test_rows_are_read_as_they_are_meant(tmp_path, rows, messages, tools, suffix
 
 def test_parquet_gives_no_call_the_arguments_of_others(tmp_path):
     calls = [{"function": {"name": name, "arguments": {name: 1}}} for name in ("fare", "tide")]
-    rows = [{"messages": [QUESTION, role("assistant", None, tool_calls=[call])], "tools": [TOOL]} for call in calls]
+    rows = [{**chat(QUESTION, role("assistant", None, tool_calls=[call])), "tools": [TOOL]} for call in calls]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
-    for (messages, _), call in zip(
-        rows_of(standardised(tmp_path / "x.parquet", tmp_path / "cache")), calls, strict=True
-    ):
+    made = standardised(tmp_path / "x.parquet", tmp_path / "cache")
+    for (messages, _), call in zip(rows_of(made), calls, strict=True):
         assert messages[1]["tool_calls"] == [{"type": "function", **call}]
 
 
@@ -206,14 +149,10 @@ def test_tools_that_text_cannot_hold(tmp_path):
     ("row", "dropped", "unread"),
     [
         ({**CHAT, "images": ["quay.png"]}, "image_not_read", {"images"}),
-        (
-            {"messages": [role("user", [{"type": "image_url", "image_url": {"url": "x"}}]), ANSWER]},
-            "image_not_read",
-            set(),
-        ),
-        ({"messages": [role("user", [{"type": "input_audio", "input_audio": {}}]), ANSWER]}, "audio_not_read", set()),
-        ({"messages": [ASK, {**ANSWER, "weight": 0}]}, "no_trained_turn", set()),
-        ({"messages": [{"human": "Who?", "assistant": "Nobody.", "weight": 0}]}, "no_trained_turn", set()),
+        (chat(role("user", [{"type": "image_url", "image_url": {"url": "x"}}]), ANSWER), "image_not_read", set()),
+        (chat(role("user", [{"type": "input_audio", "input_audio": {}}]), ANSWER), "audio_not_read", set()),
+        (chat(ASK, {**ANSWER, "weight": 0}), "no_trained_turn", set()),
+        (chat({"human": "Who?", "assistant": "Nobody.", "weight": 0}), "no_trained_turn", set()),
         ({**ALPACA, "weight": "0"}, "no_trained_turn", set()),
     ],
 )
@@ -225,9 +164,7 @@ def test_rows_that_are_dropped_on_purpose_have_a_name(tmp_path, row, dropped, un
 
 def test_labelled_answers_need_a_setting(tmp_path):
     file = write_jsonl(tmp_path / "x.jsonl", [{**CHAT, "label": False}, {**CHAT, "label": True}])
-    with pytest.raises(
-        UserError, match=r"preference_data 2.* set data\.base\.preference=chosen to train on the chosen"
-    ):
+    with pytest.raises(UserError, match=r"preference_data 2.* set data\.base\.preference=chosen to train on the"):
         standardised(file, tmp_path / "cache")
     made = standardised(file, tmp_path / "cache", preference=Preference.chosen)
     assert (made.dropped, len(made.rows)) == ({"not_chosen": {"files": 1}}, 1)
@@ -252,6 +189,8 @@ def packed(content: bytes) -> bytes:
     return target.getvalue().to_pybytes()
 
 
+MANY = lines(ALPACA) * 999
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 LONG = {**ALPACA, "input": "a cell with, commas and\nlines, " * 9_000}
 
 
@@ -290,37 +229,18 @@ def test_files_of_every_kind(tmp_path, name, content, rows):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (
-            "x.parquet",
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
-            "is a Git LFS pointer, not ",
-        ),
-        (
-            "x.jsonl",
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
-            "is a Git LFS pointer, not ",
-        ),
-        (
-            "x.jsonl.gz",
-            gzip.compress(lines(ALPACA) * 999, mtime=0)[:-20],
-            "is not a complete file (Compressed file ended before",
-        ),
-        ("x.jsonl.gz", lines(ALPACA), "is not a complete file (Not a gzipped file"),
-        ("x.jsonl.zst", packed(lines(ALPACA) * 999)[:-20], "is not a complete file ("),
-        (
-            "x.json",
-            b'{\n "messages": [',
-            "is not JSON (Expecting value, line 2, column 15); fix the file, or write one",
-        ),
-        ("x.arrow", b"nothing", "is not a complete Arrow file ("),
+        ("x.parquet", LFS, "is a Git LFS pointer, not "),
+        ("x.jsonl", LFS, "is a Git LFS pointer, not "),
+        ("x.jsonl.gz", gzip.compress(MANY, mtime=0)[:-20], "is not a complete file (Truncated compressed stream"),
+        ("x.jsonl.gz", lines(ALPACA), "is not a complete file (zlib inflate failed"),
+        ("x.jsonl.zst", packed(MANY)[:-20], "is not a complete file ("),
+        ("x.json", b'{\n "messages": [', "is not JSON (Expecting value, line 2, column 15); fix the file, or write"),
+        ("x.arrow", b"nothing", "is not a complete file ("),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        standardised(tmp_path / name, tmp_path / "cache")
-    assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
-    assert "\n" not in str(caught.value)
+    assert error_of(standardised, tmp_path / name, tmp_path / "cache").startswith(f"{tmp_path / name}: {message}")
 
 
 def test_rows_of_a_table_with_too_many_cells(tmp_path):
@@ -331,31 +251,28 @@ def test_rows_of_a_table_with_too_many_cells(tmp_path):
     assert [place.rpartition(", ")[2] for place, _ in made.bad] == ["line 3", "line 7"]
 
 
+TRAIN = "data/train-00000-of-00002.jsonl data/train-00001-of-00002.jsonl"
+
+
 @pytest.mark.parametrize(
     ("names", "read"),
     [
-        (("train.jsonl", "valid.jsonl", "test.jsonl"), {"train.jsonl"}),
-        (
-            ("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/test-00000-of-00001.jsonl"),
-            None,
-        ),
-        (("one.jsonl", "two.jsonl", "dev.csv"), {"one.jsonl", "two.jsonl"}),
-        (("test.jsonl",), {"test.jsonl"}),
-        (("latest.jsonl", "contest.jsonl", "trainval.jsonl"), {"latest.jsonl", "contest.jsonl", "trainval.jsonl"}),
-        (
-            ("a.jsonl", "holdout.jsonl", "held_out/b.jsonl", "testset.jsonl", "test2.jsonl", "validate.jsonl"),
-            {"a.jsonl"},
-        ),
+        ("train.jsonl valid.jsonl test.jsonl", "train.jsonl"),
+        (f"{TRAIN} data/test-00000-of-00001.jsonl", TRAIN),
+        ("one.jsonl two.jsonl dev.csv", "one.jsonl two.jsonl"),
+        ("test.jsonl", "test.jsonl"),
+        ("latest.jsonl contest.jsonl trainval.jsonl", "latest.jsonl contest.jsonl trainval.jsonl"),
+        ("a.jsonl holdout.jsonl held_out/b.jsonl testset.jsonl test2.jsonl validate.jsonl", "a.jsonl"),
     ],
 )
 @pytest.mark.parametrize("pattern", ["", "/**/*.*"])
 def test_of_a_folder_of_splits_only_train_is_read(tmp_path, caplog, names, read, pattern):
     caplog.set_level(logging.INFO)
-    for name in names:
+    for name in names.split():
         write_jsonl(tmp_path / "in" / name, [{**ALPACA, "source": name}])
     made = standardised(f"{tmp_path}/in{pattern}", tmp_path / "cache")
-    assert set(made.names) == (read or {name for name in names if "train" in name})
-    others = sorted(set(names) - set(made.names))
+    assert set(made.names) == set(read.split())
+    others = sorted(set(names.split()) - set(made.names))
     told = [text for text in caplog.messages if "only train is read" in text]
     assert len(told) == bool(others)
     assert not others or f"not {', '.join(others)}; name a file to read it" in told[0]
@@ -370,7 +287,7 @@ def test_folders_of_save_to_disk(tmp_path, caplog):
     (tmp_path / "one" / "dataset_infos.json").write_text('{"default": {"features": {}}}')
     for folder in ("one", "both", "one/*"):
         made = standardised(tmp_path / folder, tmp_path / "cache")
-        assert [messages for messages, _ in rows_of(made)] == [QA] * 3
+        assert [messages for messages, _ in rows_of(made)] == [[*QA]] * 3
 
 
 TEN_KINDS = {
@@ -400,9 +317,7 @@ def test_one_percent_of_broken_rows_of_ten_kinds(tmp_path):
     assert mix.facts["base"]["malformed"] == {reason: {"files": 3} for reason in TEN_KINDS}
     assert (mix.facts["base"]["read"], len(mix.row_ids)) == (3_000, 2_970)
     config.bad_rows = BadRows.stop
-    with pytest.raises(UserError) as caught:
-        build_mix(config, 0, tmp_path / "cache")
-    text = str(caught.value)
+    text = error_of(build_mix, config, 0, tmp_path / "cache")
     assert text.startswith("data.base: 30 of 3,000 rows cannot be read (not_json 3, not_utf8 3, ")
     assert text.endswith(
         f"set data.bad_rows=drop to leave them out: {file}, line 298 and line 299 and line 300: is not JSON (Expecting "

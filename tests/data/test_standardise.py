@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.conftest import conversation, files, write_jsonl
+from tests.data.conftest import conversation, error_of, files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import BadRows, DataConfig, RowFormat
 from tometune.data.standardise import check_malformed, standardise, text_key
@@ -25,13 +25,6 @@ def write_parquet(path, rows, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path, **options)
     return path
-
-
-def error_of(path, cache):
-    with pytest.raises(UserError) as caught:
-        standardise(files(path), "data.pool", cache)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_rows_keys_and_counts_by_reason_and_source(tmp_path):
@@ -103,7 +96,8 @@ def test_an_incomplete_parquet_file(tmp_path, damage):
     content = file.read_bytes()
     half = len(content) // 2
     file.write_bytes(content[:half] if damage == "cut" else content[:half] + bytes(5_000) + content[half + 5_000 :])
-    assert error_of(file, tmp_path / "cache").startswith(f"{file}: is not a complete parquet file (")
+    error = error_of(standardise, files(file), "data.pool", tmp_path / "cache")
+    assert error.startswith(f"{file}: is not a complete file (")
     assert list((tmp_path / "cache" / "sources").iterdir()) == []
 
 
@@ -114,9 +108,8 @@ def test_a_bad_row_is_counted_and_an_error_names_it(tmp_path):
     assert (made.read, len(made.rows)) == (5, 2)
     assert made.malformed == {"unknown_role": {"d": 2}, "not_an_object": {"files": 1}}
     check_malformed(made, "data.base", DataConfig())
-    with pytest.raises(UserError) as caught:
-        check_malformed(made, "data.base", DataConfig(bad_rows=BadRows.stop))
-    start, *shown = str(caught.value).split(" | ")
+    error = error_of(check_malformed, made, "data.base", DataConfig(bad_rows=BadRows.stop))
+    start, *shown = error.split(" | ")
     assert start.startswith(
         "data.base: 3 of 5 rows cannot be read (unknown_role 2, not_an_object 1); fix them, or set data.bad_rows=drop "
         f"to leave them out: {file}, line 3 and line 5: unknown role 'humn'; did you mean human? use one of"

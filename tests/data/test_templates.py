@@ -48,10 +48,8 @@ def exchanges(count: int, system: bool = False, **more: str) -> Messages:
     """Return a conversation with `count` questions and answers."""
     messages: Messages = [SYSTEM] if system else []
     for number in range(1, count + 1):
-        messages += [
-            {"role": "user", "content": f"Question {number}?"},
-            {"role": "assistant", "content": f"Answer {number}.", **more},
-        ]
+        messages.append({"role": "user", "content": f"Question {number}?"})
+        messages.append({"role": "assistant", "content": f"Answer {number}.", **more})
     return messages
 
 
@@ -93,12 +91,7 @@ WORDS = {
     "prompt_differs": "some answers skipped",
 }
 COLUMNS = (
-    "system text",
-    "prompt ends in",
-    "tool calls",
-    "tool definitions",
-    "reasoning",
-    "with `model.thinking=true`",
+    *("system text", "prompt ends in", "tool calls", "tool definitions", "reasoning", "with `model.thinking=true`"),
     "other answers then",
 )
 
@@ -143,31 +136,23 @@ CALLS[1]["function"] = {"name": "tide", "arguments": {"port": "Sines"}}
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_training")])
 def test_nothing_is_lost_without_a_note(name: str) -> None:
     """Text beside a call, several calls, reasoning of earlier turns, blocks that are not reasoning."""
+    question, answer = exchanges(1)
+
+    def said(content: str, **more: Any) -> dict[str, Any]:
+        return {"role": "assistant", "content": content, **more}
+
     rows = [
-        [
-            exchanges(1)[0],
-            {"role": "assistant", "content": "I look it up.", "tool_calls": [CALL]},
-            RESULT,
-            exchanges(1)[1],
-        ],
-        [exchanges(1)[0], {"role": "assistant", "content": "", "tool_calls": CALLS}, RESULT, RESULT, exchanges(1)[1]],
-        exchanges(2, reasoning_content="Because."),
-        [exchanges(1)[0], {"role": "assistant", "content": "Write <think>hm</think> like so."}],
-        [exchanges(1)[0], {"role": "assistant", "content": "Because.\n</think>\n\nFour."}],
-        [exchanges(1)[0], {"role": "assistant", "content": "<think>\nBecause.\n</think>"}],
-    ]
-    parts = [
-        ["I look it up.", "Brest"],
-        ["Brest", "Sines"],
-        ["Because."],
-        ["Write", "hm", "like so."],
-        ["Because."],
-        ["Because."],
+        ([question, said("I look it up.", tool_calls=[CALL]), RESULT, answer], ["I look it up.", "Brest"]),
+        ([question, said("", tool_calls=CALLS), RESULT, RESULT, answer], ["Brest", "Sines"]),
+        (exchanges(2, reasoning_content="Because."), ["Because."]),
+        ([question, said("Write <think>hm</think> like so.")], ["Write", "hm", "like so."]),
+        ([question, said("Because.\n</think>\n\nFour.")], ["Because."]),
+        ([question, said("<think>\nBecause.\n</think>")], ["Because."]),
     ]
     for thinking in (False, True):
         template = Template(tokenizer_with(name, thinking))
         encoder = Encoder(template)
-        for messages, shown in zip(rows, parts, strict=True):
+        for messages, shown in rows:
             (row,) = template.render([messages], [TOOLS])
             lost = [part for part in shown if part not in row.text]
             assert not lost or {"reasoning_removed", "tools_not_shown", "rejected_by_template"} & {*row.notes}

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
@@ -23,10 +24,10 @@ EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bo
 
 def card_of(mix: Mix, overlaps: Any = None) -> tuple[dict[str, Any], str, str]:
     """The card of a mix as values, page and Markdown."""
-    values = profile(mix)
+    values = profile(mix, SimpleNamespace(lengths=np.full(len(mix.row_ids), 9)))
     unchecked = {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}
     content = card(mix, values, samples(mix), describe_overlaps(overlaps, unchecked, "report"))
-    return content, card_page(content, values, None), card_markdown(content)
+    return content, card_page(content, values, 2048), card_markdown(content)
 
 
 def evil_mix(build: Build) -> Mix:
@@ -109,6 +110,7 @@ def test_of_sixty_sources_the_figure_names_the_largest(mix_of: Build) -> None:
     found, page, text = card_of(mix_of(rows, None, 120))
     assert len(found["sources"]) == 60
     assert "48 others" in page
+    assert "font-family: 'DejaVu" not in page, "figures have the font of the page"
     assert "source 59" in text
 
 

@@ -46,6 +46,12 @@ def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
+def some(names: Iterable[object], most: int) -> str:
+    """List up to `most` names, and say how many more there are."""
+    texts = list(map(str, names))
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
+
+
 def nearest(wrong: str, valid: Iterable[str]) -> list[str]:
     """Return the two names most similar to `wrong`, best first; equally similar ones in the order of `valid`.
 

@@ -63,7 +63,6 @@ def verb(task: Task, sweep: Sweep | None = None, whole_sweep: bool = False) -> C
 
 
 def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
-    """Run the command and return its exit status."""
     name = name_of(task)
     register()
     summary = (sys.modules[task.__module__].__doc__ or "").partition("\n")[0]

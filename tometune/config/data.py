@@ -17,13 +17,21 @@ from tometune.config.validators import (
     value_problems,
 )
 
+SourceKind = StrEnum("SourceKind", ["hub", "files", "pydocs"])
+RowFormat = StrEnum("RowFormat", ["auto", "sharegpt", "messages", "alpaca", "prompt_completion"])
+Preference = StrEnum("Preference", ["refuse", "chosen", "ignore"])
+PoolOrder = StrEnum("PoolOrder", ["random", "best"])
 ScorerKind = StrEnum("ScorerKind", ["heuristic", "fineweb_edu", "column"])
-"""What ranks the pool if `data.pool.order=best`."""
+BadRows = StrEnum("BadRows", ["drop", "stop"])
+Contamination = StrEnum("Contamination", ["report", "drop", "fail"])
 
+COLUMN_ROLES = ("messages", "user", "context", "assistant", "reasoning", "system", "history", "tools")
+REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_messages")
+"""Columns of preference data with the answer that was not chosen."""
 
 LANGUAGE = valid_if(lambda code: re.fullmatch("[a-z]{2,3}", code), "not a code of ISO 639, e.g. en")
-
-SHARE = valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1 of the added rows")
+SHARE = valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1")
+ADDED_SHARE = valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1 of the added rows")
 
 
 @dataclass
@@ -95,24 +103,6 @@ def _filter_problems(filters: FiltersConfig, near: NearDedupConfig, pool: bool) 
         yield "data.filters: has no effect, since there is no pool to filter; set data.filters.base=true"
 
 
-SourceKind = StrEnum("SourceKind", ["hub", "files", "pydocs"])
-"""Where rows come from."""
-
-RowFormat = StrEnum("RowFormat", ["auto", "sharegpt", "messages", "alpaca", "prompt_completion"])
-"""Format of a row; all are converted to messages with role and content."""
-
-Preference = StrEnum("Preference", ["refuse", "chosen", "ignore"])
-"""What to do with preference data: rows with a chosen and a rejected answer, or with a label, true or false."""
-
-BadRows = StrEnum("BadRows", ["drop", "stop"])
-"""What to do about rows that cannot be read."""
-
-Contamination = StrEnum("Contamination", ["report", "drop", "fail"])
-"""What to do about rows that share a 13-word sequence with an evaluation example."""
-
-COLUMN_ROLES = ("messages", "user", "context", "assistant", "reasoning", "system", "history", "tools")
-
-
 @dataclass
 class SourceConfig:
     """A set of conversations."""
@@ -145,10 +135,6 @@ class SourceConfig:
     """Number of usable rows to take; null takes all."""
 
 
-PoolOrder = StrEnum("PoolOrder", ["random", "best"])
-"""The order in which pool rows are added."""
-
-
 @dataclass
 class PoolConfig(SourceConfig):
     """A set of conversations from which a mix draws rows."""
@@ -157,7 +143,7 @@ class PoolConfig(SourceConfig):
     """Whether rows are drawn from it; false is the same as `pool=null`."""
     order: PoolOrder = field(default=PoolOrder.random, metadata=SINCE_DEFAULT)
     """`random` draws by `seeds.data`; `best` takes those with the highest score of `data.scorer`."""
-    weights: dict[str, float] = field(default_factory=dict, metadata=SINCE_DEFAULT | SHARE)
+    weights: dict[str, float] = field(default_factory=dict, metadata=SINCE_DEFAULT | ADDED_SHARE)
     """Share, 0 to 1, of the added rows per source; the other sources share the rest in proportion to the pool."""
     caps: dict[str, int] = field(default_factory=dict, metadata=SINCE_DEFAULT | at_least(1))
     """Most added rows per source."""
@@ -183,9 +169,7 @@ class DataConfig:
     """What ranks the pool if `data.pool.order=best`."""
     bad_rows: BadRows = field(default=BadRows.drop, metadata=NOT_IDENTITY)
     """Rows that cannot be read: `drop` leaves them out and counts them, `stop` shows the first three."""
-    max_bad_share: float = field(
-        default=0.05, metadata=NOT_IDENTITY | valid_if(lambda share: 0 <= share <= 1, "not a share from 0 to 1")
-    )
+    max_bad_share: float = field(default=0.05, metadata=NOT_IDENTITY | SHARE)
     """Largest share, 0 to 1, of rows that cannot be read, in a source of at least 100 rows."""
     contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
     """What to do about rows that share a 13-word sequence with an example of `eval.tasks`, see docs/contamination.md.
@@ -254,5 +238,9 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
             fix = f"choose a mix over {kind}, e.g. data={example}"
             yield f"{key}.{name}={value}: is ignored if {key}.kind={source.kind}; {fix}"
     yield from filter(None, (one_of(COLUMN_ROLES)(f"{key}.columns", role) for role in source.columns))
+    for role, column in source.columns.items():
+        if column in REJECTED and source.preference is not Preference.ignore:
+            fix = f"name the chosen side, or set {key}.preference=ignore if it is not preference data"
+            yield f"{key}.columns.{role}={column}: is the rejected side of preference data; {fix}"
     if source.filtered and source.kind is not SourceKind.pydocs:
         yield f"{key}.filtered=true: only {key}.kind=pydocs has a filter; set {key}.filtered=false"

@@ -136,7 +136,6 @@ def unknown_key(key: str, siblings: Sequence[str] = ()) -> str:
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the full key of every node below `node`."""
     if isinstance(node, dict):
         for name, child in node.items():
             yield f"{prefix}{name}"

@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import NOT_IDENTITY, at_least, checked, file_name, one_of, value_problems
+from tometune.config.validators import (
+    NOT_IDENTITY,
+    SWITCH,
+    at_least,
+    checked,
+    file_name,
+    one_of,
+    valid_if,
+    value_problems,
+)
 
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 """Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
@@ -13,12 +22,8 @@ METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 FEW = 32
 """Largest batch for which compiling does not pay off."""
 
-
 TaskKind = StrEnum("TaskKind", ["hub", "jsonl", "pydocs"])
-"""Where the examples of a task come from."""
-
 EngineKind = StrEnum("EngineKind", ["auto", "transformers", "cuda_graph"])
-"""What generates the answers."""
 
 
 @dataclass
@@ -82,7 +87,7 @@ class EvalConfig:
     plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round differently, so
     the engine is recorded with the scores.
     """
-    compile: bool | str = "auto"
+    compile: bool | str = field(default="auto", metadata=SWITCH)
     """Compile norms, rotary embedding, MLPs and LoRA layers: with `cuda_graph`, for batches of more than 32 prompts.
 
     `auto` compiles from 16,384 answers on: it takes about 8 s and makes answers a third faster. In 16 bits the order of
@@ -98,22 +103,20 @@ class EvalConfig:
     """Longer prompts are shortened in the middle of the user message, and counted."""
     resamples: int = field(default=10_000, metadata=NOT_IDENTITY | at_least(1))
     """Bootstrap resamples for the intervals."""
-    confidence: float = field(default=0.95, metadata=NOT_IDENTITY)
+    confidence: float = field(
+        default=0.95, metadata=NOT_IDENTITY | valid_if(lambda level: 0 < level < 1, "not between 0 and 1")
+    )
     """Level of the intervals."""
 
 
 def eval_problems(config: EvalConfig) -> Iterator[str]:
     """Yield the problems of the group."""
     yield from value_problems("eval", config)
-    if config.compile != "auto" and not isinstance(config.compile, bool):
-        yield f"eval.compile={config.compile}: one of auto, true, false"
     if config.compile is True and config.engine is EngineKind.transformers:
         yield f"eval.compile=true: eval.engine={config.engine} compiles nothing; set eval.engine=cuda_graph or auto"
     if config.compile is True and config.batch_size is not None and config.batch_size <= FEW:
         small = f"eval.compile=true: eval.batch_size={config.batch_size} is too small"
         yield f"{small}; set more than {FEW}, or eval.compile=auto"
-    if not 0 < config.confidence < 1:
-        yield f"eval.confidence={config.confidence}: not between 0 and 1"
     if not config.tasks:
         yield "eval.tasks: empty; choose eval=hub, eval=files or eval=pydocs, or add +eval/task@eval.tasks.NAME=jsonl"
     for name, task in config.tasks.items():

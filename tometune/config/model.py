@@ -21,18 +21,10 @@ FOUR_BITS = ("-unsloth-bnb-4bit", "-bnb-4bit")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 """Attention kernels of transformers."""
 
-
 Backend = StrEnum("Backend", ["auto", "transformers", "unsloth"])
-"""Library that trains the model."""
-
-Quantization = StrEnum("Quantization", ["none", "nf4"])
-"""Storage of the frozen base weights during training."""
-
-Precision = StrEnum("Precision", ["auto", "bf16", "fp16", "fp32"])
-"""Number format of the unquantised weights and of the arithmetic; trained weights are float32."""
-
+Quantization = StrEnum("Quantization", ["none", "nf4"])  # storage of the frozen base weights during training
+Precision = StrEnum("Precision", ["auto", "bf16", "fp16", "fp32"])  # of other weights and the arithmetic
 Weights = StrEnum("Weights", ["pretrained", "random"])
-"""Origin of the weights."""
 
 
 @dataclass
@@ -51,7 +43,8 @@ class ModelConfig:
     quantization: Quantization = Quantization.nf4
     """`nf4` is QLoRA's 4-bit type (needs an NVIDIA GPU and bitsandbytes); `none` keeps `precision`."""
     precision: Precision = Precision.auto
-    """`auto`: bf16 where the device computes in it natively, else fp16 on a GPU and fp32 on a CPU."""
+    """`auto`: bf16 where the device computes in it natively, else fp16 on a GPU and fp32 on a CPU. Trained weights are
+    float32."""
     attn_implementation: str = field(default="sdpa", metadata=checked(one_of(ATTENTION)))
     """Attention kernel by transformers' name: `sdpa`, `eager`, `flash_attention_2`."""
     weights: Weights = Weights.pretrained

@@ -11,10 +11,7 @@ Tracker = StrEnum("Tracker", ["wandb", "trackio", "none"])
 """The tracker; each is a module `tometune.tracking.<name>_tracker`."""
 
 TrackingMode = StrEnum("TrackingMode", ["auto", "online", "offline"])
-"""Whether the tracker may use the network."""
-
 Publish = StrEnum("Publish", ["wandb"])
-"""Service that shows a report."""
 
 
 @dataclass

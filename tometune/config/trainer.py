@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, at_least, checked, one_of, valid_if, value_problems
+from tometune.config.validators import (
+    NOT_IDENTITY,
+    SINCE_DEFAULT,
+    SWITCH,
+    at_least,
+    checked,
+    one_of,
+    valid_if,
+    value_problems,
+)
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial")
 """Schedules of transformers without further arguments."""
@@ -17,10 +26,6 @@ OPTIMISERS = (
 
 LOSSES = ("chunked_nll", "nll", "dft")
 """Losses of TRL's SFTTrainer."""
-
-
-SWITCH = valid_if(lambda value: value == "auto" or isinstance(value, bool), "one of auto, true, false")
-"""Check of a setting that is on, off or chosen by the program."""
 
 
 @dataclass
@@ -97,7 +102,6 @@ def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
 
 
 def _step_problems(trainer: TrainerConfig) -> Iterator[str]:
-    """Yield the problems of the size of a step."""
     if trainer.conversations_per_step is not None or trainer.max_length < 1 or trainer.tokens_per_step < 1:
         return
     if not trainer.packing:

@@ -36,6 +36,10 @@ def valid_if(condition: Callable[[Any], object], problem: str) -> dict[str, Chec
     return checked(lambda key, value: None if condition(value) else f"{key}={value}: {problem}")
 
 
+SWITCH = valid_if(lambda value: value == "auto" or isinstance(value, bool), "one of auto, true, false")
+"""Metadata of a setting that is on, off or chosen by the program."""
+
+
 def at_least(least: int) -> dict[str, Check]:
     """Return the metadata of a field with a lower bound."""
     return valid_if(lambda value: value >= least, f"not {least} or more")

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tometune.common.errors import UserError, did_you_mean
+from tometune.common.errors import UserError, did_you_mean, some
 from tometune.common.progress import progress
 from tometune.config.data import DataConfig, PoolConfig, ScorerConfig, ScorerKind, SourceConfig, SourceKind
 from tometune.data.features import cached_array, feature
@@ -74,8 +74,7 @@ def scores_of(source: Standardised, config: ScorerConfig, scorer: Scorer | None,
                 "data.scorer.kind=heuristic"
             )
         return np.where(np.isnan(source.scores), np.float32(-np.inf), source.scores)
-    if scorer is None:
-        raise ValueError(f"data.scorer.kind={config.kind} needs a scorer")
+    assert scorer is not None, f"data.scorer.kind={config.kind} needs a scorer"
 
     def build() -> np.ndarray:
         scores = np.empty(len(source.rows), dtype=np.float32)
@@ -202,9 +201,8 @@ def check_sources(pool: Standardised, config: PoolConfig) -> None:
     names = pool.names
     for kind, name in [*(("weights", name) for name in config.weights), *(("caps", name) for name in config.caps)]:
         if name not in names:
-            listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
             near = did_you_mean(name, names)
-            raise UserError(f"data.pool.{kind}.{name}: the pool has no such source{near} (sources: {listed})")
+            raise UserError(f"data.pool.{kind}.{name}: the pool has no such source{near} (sources: {some(names, 12)})")
 
 
 def _check_not_empty(source: Standardised, config: SourceConfig, key: str) -> None:

@@ -93,10 +93,7 @@ def filters(config: FiltersConfig, source: Standardised, cache: Path, tokenizer:
 
 def _token_counts(source: Standardised, cache: Path, tokenizer: Tokenizer | None) -> np.ndarray:
     """Return the tokens of each row's texts, without the template's."""
-    if tokenizer is None:
-        raise UserError(
-            "data.filters.min_tokens and max_tokens: there is no tokenizer here; use min_characters or max_characters"
-        )
+    assert tokenizer is not None, "a filter that counts tokens needs a tokenizer"
     backend = without_truncation(tokenizer().backend_tokenizer)
 
     def build() -> np.ndarray:

@@ -1,18 +1,27 @@
 """Row formats: the shape of each row is recognised on its own, and what it holds becomes turns.
 
 Shapes are a column with a list of turns, a pair of columns such as instruction and output, or either with preference
-data. Names are in the tables below. What a row holds beyond that is named in `Conversation.unread`.
+data. Names of columns are in `columns`. What a row holds beyond that is named in `Conversation.unread`.
 """
 
-import json
 import math
 import re
 from contextlib import suppress
 from itertools import cycle
 from typing import Any
 
-from tometune.common.errors import did_you_mean, shell_word
-from tometune.config.data import Preference, RowFormat, SourceConfig
+from tometune.common.errors import did_you_mean
+from tometune.config.data import REJECTED, Preference, RowFormat, SourceConfig
+from tometune.data.columns import (
+    CHOSEN,
+    COLUMNS,
+    LABELS,
+    ONLY,
+    PREFERENCE,
+    WEIGHT_COLUMNS,
+    mapping,
+    text_columns,
+)
 from tometune.data.conversations import NO_TRAINED
 from tometune.data.turns import (
     CALL_KEYS,
@@ -48,46 +57,11 @@ CALL_ROLES = ("function_call", "tool_call")  # the assistant's, with the call as
 PLAIN_ROLES = ROLES.copy()
 ROLES |= dict.fromkeys(CALL_ROLES, "assistant")
 
-
-# Columns by what they hold. The first one with content is used, except that all of `context` is.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "messages": ("conversations", "messages", "conversation", "dialogue"),
-    "user": ("instruction", "question", "query", "prompt", "problem", "human", "user", "inputs", "input"),
-    "context": ("input", "context"),
-    "assistant": ("output", "response", "solution", "answer", "completion", "assistant", "targets", "target"),
-    "system": ("system", "system_prompt"),
-    "reasoning": ("reasoning_content",),
-    "history": ("history",),
-    "tools": ("tools", "functions"),
-}
-SOURCE_COLUMNS = ("source", "dataset")  # the name of a row's source
-WEIGHT_COLUMNS = ("weight", "train", "loss_weight")  # 0: the answer is not trained
-# What the formats that can be asked for read, and the keys of their turns.
-ONLY: dict[RowFormat, dict[str, tuple[str, ...]]] = {
-    RowFormat.sharegpt: {"user": (), "assistant": ()},
-    RowFormat.messages: {"user": (), "assistant": ()},
-    RowFormat.alpaca: {"messages": (), "user": ("instruction", "input"), "assistant": ("output", "response")},
-    RowFormat.prompt_completion: {"messages": (), "user": ("prompt",), "context": (), "assistant": ("completion",)},
-}
+# Keys of turns in the formats that can be asked for.
 TURN_KEYS: dict[RowFormat, tuple[tuple[str, ...], tuple[str, ...]]] = {
     RowFormat.sharegpt: (("from",), ("value",)),
     RowFormat.messages: (("role",), ("content",)),
 }
-
-# Preference data: the side that was chosen, the other one, and labels of single answers.
-CHOSEN = ("chosen", "chosen_response", "response_chosen")
-REJECTED = ("rejected", "rejected_response", "response_rejected", "rejected_messages")
-LABELS = ("label", "kto_tag")
-PREFERENCE = frozenset((*REJECTED, *LABELS))
-
-
-# Names of columns that hold questions or answers, for the mapping that an error suggests.
-ASKING = re.compile("question|prompt|instruct|query|input|user|human|problem", re.IGNORECASE)
-ANSWERING = re.compile("answer|response|output|complet|assistant|reply|target|solution", re.IGNORECASE)
-BELOW = re.compile("context|passage", re.IGNORECASE)
-NEITHER = re.compile(r"reject|(^|[\W_])(id|uuid|url|title|category|type|split|source|dataset)$", re.IGNORECASE)
-# A name that Hydra reads as text without quotes.
-PLAIN_NAME = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_]\w*", re.IGNORECASE | re.ASCII)
 
 
 class Reader:
@@ -116,7 +90,7 @@ class Reader:
         """
         missing = {f"{column} (no such column)" for column in self.mapped.values() if column not in row}
         found = Conversation(unread=missing)
-        answer = None if PREFERENCE.isdisjoint(row) else self._chosen(row, found)
+        answer = [] if PREFERENCE.isdisjoint(row) else self._chosen(row, found)
         if answer and answer[0].role != "assistant":
             found.turns = answer  # a whole conversation
         else:
@@ -128,7 +102,7 @@ class Reader:
                 found.turns = self._turns(row[column], found)
                 while answer and found.turns and found.turns[-1].role == "assistant":
                     found.turns.pop()  # the chosen answer replaces the row's own
-                found.turns += answer or []
+                found.turns += answer
         if not self.surroundings.isdisjoint(row):
             self._surroundings(row, found)
         self._others(row, found)
@@ -149,13 +123,13 @@ class Reader:
                 elif not trained:
                     found.dropped = NO_TRAINED
 
-    def _chosen(self, row: dict[str, Any], found: Conversation) -> list[Turn] | None:
-        """Return the chosen side of a row of preference data; None if the row's own answer is to be used."""
+    def _chosen(self, row: dict[str, Any], found: Conversation) -> list[Turn]:
+        """Return the chosen side of a row of preference data, or nothing if the row's own answer is to be used."""
         labels = {name: _is_chosen(row, name) for name in LABELS if name not in self.mapped.values()}
         label = next((name for name, is_chosen in labels.items() if is_chosen is not None), None)
         other = None if "assistant" in self.mapped else first_filled(row, REJECTED)
         if self.preference is Preference.ignore or not (label or other):
-            return None
+            return []
         if self.preference is Preference.refuse:
             what = f"it has a column {other}" if other else f"its {label} is true or false"
             fix = f"set {self.key}.preference=chosen to train on the chosen side"
@@ -165,27 +139,24 @@ class Reader:
         chosen = first_filled(row, CHOSEN) if other else None
         found.read.update(name for name in (label, other, chosen) if name)
         if chosen is None:
-            return None
+            return []
         whole = entries_of(row[chosen]) is not None and not is_parts(row[chosen]) and row[chosen][:1] != "["
         return self._turns(row[chosen], found) if whole else self._side(row[chosen], "assistant", found)
 
-    def _columns(self, row: dict[str, Any], found: Conversation, answer: list[Turn] | None) -> list[Turn]:
+    def _columns(self, row: dict[str, Any], found: Conversation, answer: list[Turn]) -> list[Turn]:
         """Read a question and its answer from columns of their own; `answer` is the one that was chosen, if any."""
-        asked, replied = first_filled(row, self.columns["user"]), first_filled(row, self.columns["assistant"])
-        self._check_columns(row, asked, replied, answer is not None)
+        asked = first_filled(row, self.columns["user"])
+        replied = None if answer else first_filled(row, self.columns["assistant"])
+        self._check_columns(row, asked, replied, chosen=bool(answer))
         context = [name for name in self.columns["context"] if name != asked and not is_empty(row.get(name))]
         reasoning = first_filled(row, self.columns["reasoning"])
         question = self._side(row[asked] if asked else "", "user", found)
         texts = [question[-1].text, *(text_of(row[name], found) for name in context)]
         question[-1] = question[-1]._replace(text="\n\n".join(text for text in texts if text))
-        if answer is None:
-            answer = self._side(row[replied] if replied else "", "assistant", found)
-        else:
-            replied = None
-        if reasoning and len(answer) == 1 and "reasoning" not in (answer[0].extra or {}):
-            answer = [
-                answer[0]._replace(extra={"reasoning": text_of(row[reasoning], found), **(answer[0].extra or {})})
-            ]
+        answer = answer or self._side(row[replied] if replied else "", "assistant", found)
+        own = answer[0].extra or {}
+        if reasoning and len(answer) == 1 and "reasoning" not in own:
+            answer = [answer[0]._replace(extra={"reasoning": text_of(row[reasoning], found), **own})]
         else:
             reasoning = None
         found.read.update(name for name in (asked, replied, reasoning, *context) if name)
@@ -221,28 +192,11 @@ class Reader:
             fix = 'write a conversation per row, as {"messages": […]}'
             raise FormatError("turn_not_conversation", f"is a single turn; {fix}")
         known = all(any(name in row for name in self.columns[side]) for side in ("user", "assistant"))
-        if not (known or (asked and not _texts(row, asked)) or chosen):
+        if not (known or (asked and not text_columns(row, asked)) or chosen):
             auto = self.form is RowFormat.auto
             reads = "with turns, nor with a question and its answer," if auto else f"of format={self.form}"
             wrong = f"no columns {reads} among {listed(row) or 'none'}"
-            raise FormatError("unknown_columns", f"{wrong}; set {self._fix(row)}")
-
-    def _fix(self, row: dict[str, Any]) -> str:
-        """Return the overrides that name a row's columns, as far as their names tell what they hold."""
-        chats = {name: entries_of(value) or () for name, value in row.items()}
-        chat = next((name for name, entries in chats.items() if any(map(is_turn, entries))), None)
-        below = next(filter(BELOW.search, _texts(row)), None)
-        texts = [name for name in _texts(row) if name != below and not NEITHER.search(name)]
-        assistant = next(filter(ANSWERING.search, texts), None)
-        user = next((name for name in texts if name != assistant and ASKING.search(name)), None)
-        rest = iter(name for name in texts if name not in (user, assistant))
-        pair = {"user": user or next(rest, "QUESTIONS"), "assistant": assistant or next(rest, "ANSWERS")}
-        names = {"messages": chat} if chat else pair | ({"context": below} if below else {})
-        fix = "" if self.form is RowFormat.auto else f"{self.key}.format=auto"
-        if all(name in COLUMNS[role] for role, name in names.items()):
-            return fix
-        listed = ", ".join(f"{role}: {_quoted(name)}" for role, name in names.items())
-        return f"{fix} {shell_word(f'{self.key}.columns={{{listed}}}')}".lstrip()
+            raise FormatError("unknown_columns", f"{wrong}; set {mapping(row, self.key, self.form)}")
 
     def _surroundings(self, row: dict[str, Any], found: Conversation) -> None:
         """Add earlier turns, the system text and tools that a row has in columns of their own."""
@@ -339,17 +293,3 @@ def _is_chosen(row: dict[str, Any], label: str) -> bool | None:
     value = row.get(label)
     sure = label != "label" or {"prompt", "completion"} <= row.keys() or str(value).strip().lower() in ("true", "false")
     return truth_of(value) if sure else None
-
-
-def _texts(row: dict[str, Any], *but: str) -> list[str]:
-    """Return the columns that hold text and may be a question or an answer."""
-    return [
-        name for name, value in row.items() if isinstance(value, str) and value and name not in (*but, *SOURCE_COLUMNS)
-    ]
-
-
-def _quoted(name: str) -> str:
-    """Return a name as a value of Hydra's command line."""
-    if PLAIN_NAME.fullmatch(name):
-        return name
-    return f'"{name.replace(chr(34), chr(92) + chr(34))}"' if name.isprintable() else json.dumps(name)

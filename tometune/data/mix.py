@@ -212,8 +212,7 @@ class _Builder:
         masks = chain(filters(config, source, self.cache, self.tokenizer), masks)
         by_task: dict[str, dict[str, int]] | None = None
         if self.config.contamination is Contamination.drop:
-            if self.texts is None:
-                raise ValueError("data.contamination=drop needs the evaluation texts")
+            assert self.texts is not None, "data.contamination=drop needs the evaluation texts"
             contaminated, by_task = overlapping_rows(source, self.texts, self.cache)
             masks = chain(masks, [(CONTAMINATED, ~contaminated)])
         filtered = apply_masks(source, masks)

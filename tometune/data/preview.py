@@ -172,7 +172,7 @@ class Profile:
     keys: np.ndarray  # S32: hash of the normalised text; rows that share one have the same text
     characters: np.ndarray  # of all turns
     turns: np.ndarray  # without system turns
-    tokens: np.ndarray | None  # after truncation, 0 for rows that training skips; None if the mix is not tokenised
+    tokens: np.ndarray  # after truncation, 0 for rows that training skips
     scores: np.ndarray | None  # NaN for rows without one; None if no row has one
 
     def __len__(self) -> int:
@@ -184,8 +184,8 @@ class Profile:
             yield name, self.sources == number
 
 
-def profile(mix: Mix, tokens: Tokens | None = None) -> Profile:
-    """Return the values of a mix, with those of its tokens if it is tokenised."""
+def profile(mix: Mix, tokens: Tokens) -> Profile:
+    """Return the values of a mix and its tokens."""
     rank = {name: number for number, name in enumerate(mix.sources)}
     sources, sizes, turns = [], [], []
     for table in mix.dataset.with_format("arrow").iter(BATCH):
@@ -202,7 +202,7 @@ def profile(mix: Mix, tokens: Tokens | None = None) -> Profile:
         keys=np.array([row_id[5:37] for row_id in mix.row_ids], dtype="S32"),
         characters=np.concatenate(sizes),
         turns=np.concatenate(turns),
-        tokens=None if tokens is None else tokens.lengths,
+        tokens=tokens.lengths,
         scores=mix.scores,
     )
 
@@ -230,12 +230,12 @@ def repeats(found: Profile) -> dict[str, int]:
     return {name: count for name, count in zip(found.names, counts, strict=True) if count}
 
 
-def samples(mix: Mix, count: int = SAMPLES) -> list[dict[str, Any]]:
+def samples(mix: Mix) -> list[dict[str, Any]]:
     """Return a few random rows, drawn with the mix's seed: `number, row_id, source, messages`.
 
     What a turn holds beyond its text, such as tool calls, is appended to the text as JSON.
     """
-    drawn = stream(mix.seed, "card").permutation(len(mix.row_ids))[:count]
+    drawn = stream(mix.seed, "card").permutation(len(mix.row_ids))[:SAMPLES]
     shown = []
     for number in sorted(drawn.tolist()):
         row = mix.dataset[number]

@@ -1,38 +1,29 @@
-"""Local files as batches of rows: JSON in several layouts, tables, parquet and Arrow. Rows keep their file and line."""
+"""Local files as batches of rows: parquet, Arrow, tables, and JSON in several layouts."""
 
 import csv
-import gzip
 import io
-import json
 import logging
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from tometune.common.errors import UserError
-from tometune.data.formats import COLUMNS
-from tometune.data.turns import FormatError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from tometune.data.columns import COLUMNS
+from tometune.data.rows import DECODER, Batch, Row, checked_row, defect, is_turns, parsed, parsed_line, repeated
+from tometune.data.turns import FormatError, is_turn
 
 log = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 # Enough rows to be fast, and few enough that their Python objects need little memory.
 BATCH = 2_000
 BATCH_BYTES = 16 * 2**20
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow")
-PACKED = (".gz", ".zst")  # may follow the suffix of a text file
+PACKED = {".gz": "gzip", ".zst": "zstd"}  # may follow the suffix of a text file
 TABLES = {".csv": ",", ".tsv": "\t"}
-FIX_LINE = "fix or delete this line"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 LONGEST_CELL = 2**31 - 1  # of a table; Python's own limit is 131,072 characters
@@ -42,46 +33,6 @@ SPACE = re.compile(r"\s*")
 # Keys that hold the rows of a file that is one object, such as {"data": […]}; an object with columns of a row is a row.
 WRAPPERS = ("data", "rows", "train", "instances", "examples", "records", "items", "samples")
 OF_A_ROW = frozenset(name for role in ("messages", "user", "assistant") for name in COLUMNS[role])
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be read: a short name of the defect to count it by, and a message with the fix."""
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive rows of a source; they are parsed in the process that asks for `rows`."""
-
-    content: Any  # a list of rows, bad rows and JSON lines (bytes), or a pyarrow.RecordBatch
-    origin: str  # file or dataset
-    numbers: Sequence[int]  # position of each row: lines count from 1, rows from 0
-    lines: bool = False  # whether `numbers` are lines
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @cached_property
-    def rows(self) -> list[Row | BadRow]:
-        """The rows as Python objects; a row that is not a JSON object in UTF-8 is a `BadRow`."""
-        if not isinstance(self.content, list):
-            return _arrow_rows(self.content)
-        return [_parsed(entry) for entry in self.content]
-
-    def checked_rows(self) -> list[Row]:
-        """Return the rows; raises a `UserError` that names the first bad one."""
-        for index, row in enumerate(self.rows):
-            if isinstance(row, BadRow):
-                raise UserError(f"{self.where(index)}: {row.message}")
-        return self.rows  # type: ignore[return-value]
-
-    def where(self, index: int) -> str:
-        """Return the file and line of a row, for errors."""
-        number = self.numbers[index]
-        return f"{self.origin}, line {number}" if self.lines else f"{self.origin}, row {number} (the first is 0)"
 
 
 def kind_of(file: Path) -> str:
@@ -97,8 +48,10 @@ def read_file(file: Path) -> Iterator[Batch]:
     """Yield the rows of a file in order.
 
     Raises:
-        UserError: the file as a whole cannot be read. A broken row in it is a `BadRow`.
+        UserError: the file as a whole cannot be read. A broken row in it is a `FormatError`.
     """
+    import pyarrow as pa
+
     kind = kind_of(file)
     kind = kind.removesuffix(file.suffix.lower()) or kind
     try:
@@ -109,17 +62,18 @@ def read_file(file: Path) -> Iterator[Batch]:
         if head[:2] in UTF16:
             raise UserError(f"{file}: is in UTF-16; save it as UTF-8")
         if kind == ".parquet":
-            yield from _parquet(file)
+            yield from numbered(_parquet(file), str(file))
         elif kind == ".arrow":
-            yield from _arrow(file)
+            yield from numbered(_arrow(file), str(file))
         elif kind in TABLES:
             yield from _table(file, TABLES[kind])
         else:
             yield from _json(file, kind)
-    except (EOFError, OSError) as error:
+    except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(file, error) from error
-        raise UserError(f"{file}: is not a complete file ({error}); copy it again") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{file}: is not a complete file ({reason}); copy it again") from error
 
 
 def unreadable(file: Path, error: OSError) -> UserError:
@@ -129,74 +83,50 @@ def unreadable(file: Path, error: OSError) -> UserError:
 
 def batches(rows: list[Any], origin: str) -> Iterator[Batch]:
     """Yield rows that are already in memory."""
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
+    return numbered((rows[start : start + BATCH] for start in range(0, len(rows), BATCH)), origin)
+
+
+def numbered(parts: Iterable[Any], origin: str) -> Iterator[Batch]:
+    """Yield lists of rows or Arrow batches, which follow each other in `origin`, as batches."""
+    start = 0
+    for part in parts:
         yield Batch(part, origin, range(start, start + len(part)))
+        start += len(part)
 
 
-def _parquet(file: Path) -> Iterator[Batch]:
-    import pyarrow as pa
+def _parquet(file: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    start = 0
-    try:
-        with pq.ParquetFile(file) as opened:
-            _check_names(file, opened.schema_arrow.names)
-            groups = (opened.metadata.row_group(number) for number in range(opened.metadata.num_row_groups))
-            longest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=0)
-            for batch in opened.iter_batches(int(min(BATCH, max(1, BATCH_BYTES // max(longest, 1))))):
-                yield Batch(batch, str(file), range(start, start + len(batch)))
-                start += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise _incomplete(file, error, "parquet") from error
+    with pq.ParquetFile(file) as opened:
+        _check_names(file, opened.schema_arrow.names)
+        groups = (opened.metadata.row_group(number) for number in range(opened.metadata.num_row_groups))
+        longest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=0)
+        yield from opened.iter_batches(int(min(BATCH, max(1, BATCH_BYTES // max(longest, 1)))))
 
 
-def _arrow(file: Path) -> Iterator[Batch]:
+def _arrow(file: Path) -> Iterator[Any]:
     """Read an Arrow file as `save_to_disk` writes it, or in the layout with a footer."""
     import pyarrow as pa
 
-    start = 0
-    try:
-        with pa.memory_map(str(file)) as source:
-            footer = source.read(6) == b"ARROW1"
-            source.seek(0)
-            opened = pa.ipc.open_file(source) if footer else pa.ipc.open_stream(source)
-            _check_names(file, opened.schema.names)
-            for whole in map(opened.get_batch, range(opened.num_record_batches)) if footer else opened:
-                for first in range(0, len(whole), BATCH):
-                    batch = whole.slice(first, BATCH)
-                    yield Batch(batch, str(file), range(start, start + len(batch)))
-                    start += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise _incomplete(file, error, "Arrow") from error
+    with pa.memory_map(str(file)) as source:
+        footer = source.read(6) == b"ARROW1"
+        source.seek(0)
+        opened = pa.ipc.open_file(source) if footer else pa.ipc.open_stream(source)
+        _check_names(file, opened.schema.names)
+        for whole in map(opened.get_batch, range(opened.num_record_batches)) if footer else opened:
+            yield from (whole.slice(first, BATCH) for first in range(0, len(whole), BATCH))
 
 
 def _check_names(file: Path, names: list[str]) -> None:
     if len(set(names)) < len(names):
-        raise UserError(f"{file}: has two columns {_repeated(names)!r}; rename or remove one")
-
-
-def _repeated(names: list[str]) -> str:
-    return next(name for name in names if names.count(name) > 1)
-
-
-def _incomplete(file: Path, error: Exception, kind: str) -> Exception:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
-    reason = str(error).splitlines()[0]
-    return UserError(f"{file}: is not a complete {kind} file ({reason}); copy it again")
+        raise UserError(f"{file}: has two columns {repeated(names)!r}; rename or remove one")
 
 
 def _open(file: Path) -> BinaryIO:
     """Open a file and decompress it on the way."""
-    ending = file.suffix.lower()
-    if ending == ".gz":
-        return gzip.open(file)  # type: ignore[return-value]
-    if ending == ".zst":
-        import pyarrow as pa
+    import pyarrow as pa
 
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"))
-    return file.open("rb")
+    return io.BufferedReader(pa.input_stream(str(file), compression=PACKED.get(file.suffix.lower())), BATCH_BYTES)
 
 
 def _batched(file: Path, rows: Iterable[tuple[int, Any, int]]) -> Iterator[Batch]:
@@ -215,7 +145,7 @@ def _batched(file: Path, rows: Iterable[tuple[int, Any, int]]) -> Iterator[Batch
         yield Batch(content, str(file), numbers, lines=True)
 
 
-def _lines(file: Path) -> Generator[tuple[int, bytes, int]]:
+def _lines(file: Path) -> Iterator[tuple[int, bytes, int]]:
     """Read lines; blank ones are skipped but counted."""
     with _open(file) as content:
         for number, line in enumerate(content, start=1):
@@ -226,7 +156,7 @@ def _lines(file: Path) -> Generator[tuple[int, bytes, int]]:
 def _table(file: Path, delimiter: str) -> Iterator[Batch]:
     """Read a table with a header. Bytes that are not UTF-8 become lone surrogates, which are replaced and counted."""
 
-    def rows() -> Iterator[tuple[int, Row | BadRow, int]]:
+    def rows() -> Iterator[tuple[int, Row | FormatError, int]]:
         with io.TextIOWrapper(_open(file), "utf-8-sig", errors="surrogateescape", newline="") as text:
             first = text.readline()
             for other in ";\t|,":
@@ -246,14 +176,15 @@ def _table(file: Path, delimiter: str) -> Iterator[Batch]:
                         raise csv.Error("each of its lines could be a row")
                 except csv.Error as error:
                     # An open quote takes the next rows into its cell, so each line counts as a row that is lost.
-                    bad = BadRow("broken_quotes", f'has a quote that is not closed ({error}); double each " in a cell')
+                    reason = f'has a quote that is not closed ({error}); double each " in a cell'
+                    bad = FormatError("broken_quotes", reason)
                     yield from ((number, bad, 0) for number in range(start, table.line_num + 1))
                     continue
                 if cells:
-                    row: Row | BadRow = dict(zip(header, cells, strict=False))
+                    row: Row | FormatError = dict(zip(header, cells, strict=False))
                     if len(cells) != len(header):
                         reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with"
-                        row = BadRow("wrong_number_of_cells", f"{reason} {delimiter!r} in double quotes")
+                        row = FormatError("wrong_number_of_cells", f"{reason} {delimiter!r} in double quotes")
                     yield start, row, sum(map(len, cells))
 
     csv.field_size_limit(LONGEST_CELL)
@@ -268,33 +199,29 @@ def _json(file: Path, kind: str) -> Iterator[Batch]:
 
     The first line decides, whatever the suffix: many .json files hold one object per line, some .jsonl files a list.
     """
-    lines = _lines(file)
-    head = next(lines, (0, b"", 0))[1]
-    more = next(lines, None) is not None
-    lines.close()
+    head, *more = [line for _, line, _ in islice(_lines(file), 2)] or [b""]
     begin, first = head.removeprefix(b"\xef\xbb\xbf").strip(), None
     with suppress(ValueError, RecursionError):
-        first = _value(head)
-    if isinstance(first, list) and not _is_turns(first):
+        first = parsed_line(head)
+    if isinstance(first, list) and not is_turns(first):
         documents = isinstance((first or [0])[0], dict) or (kind == ".json" and not more)
     elif first is None:
-        documents = begin[:1] == b"[" or (more and begin[-1:] in b"{[,:")
+        documents = begin[:1] == b"[" or (bool(more) and begin[-1:] in b"{[,:")
     else:
         documents = not more and _holds_rows(first) is not None
     rows: list[Any] = []
     try:
         if documents:
             with _open(file) as content:
-                for value in _documents(file, content.read()):
-                    rows += value if isinstance(value, list) and not _is_turns(value) else _unwrapped(file, value)
+                rows = [row for value in _documents(file, content.read()) for row in _unwrapped(file, value)]
     except UserError:
         # Perhaps only the first line is broken. The lines of an object over several lines are indented.
         sample = [line for _, line, _ in islice(_lines(file), BATCH)]
-        documents = 2 * sum(line[:1] == b"{" and isinstance(_parsed(line), dict) for line in sample) < len(sample)
+        documents = 2 * sum(line[:1] == b"{" and isinstance(parsed(line), dict) for line in sample) < len(sample)
         if documents:
             raise
     if documents:
-        yield from batches([_checked(row, "fix or delete it") for row in rows], str(file))
+        yield from batches([checked_row(row, "fix or delete it") for row in rows], str(file))
     else:
         yield from _batched(file, _lines(file))
 
@@ -309,127 +236,25 @@ def _documents(file: Path, content: bytes) -> Iterator[Any]:
             value, position = DECODER.raw_decode(text, position)
             yield value
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: {_defect(error).message}; {fix}") from None
+        raise UserError(f"{file}: {defect(error).message}; {fix}") from None
 
 
 def _holds_rows(value: Any) -> str | None:
-    """Return the key of an object that holds rows; turns have a role and are not rows."""
+    """Return the key of an object that holds rows; turns are not rows."""
     for key in WRAPPERS if isinstance(value, dict) and OF_A_ROW.isdisjoint(value) else ():
         rows = value.get(key)
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict) and not {"role", "from"} & rows[0].keys():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict) and not is_turn(rows[0]):
             return key
     return None
 
 
 def _unwrapped(file: Path, value: Any) -> list[Any]:
-    """Return the rows that an object holds, or the object itself as a row."""
+    """Return the entries of a list, the rows that an object holds, or the object itself or a list of turns as a row."""
+    if isinstance(value, list) and not is_turns(value):
+        return value
     key = _holds_rows(value)
     if key is None:
         return [value]
     others = [name for name, entry in value.items() if isinstance(entry, list) and name != key]
     log.info("%s: the rows below %r are read%s", file, key, f", not {', '.join(others)}" if others else "")
     return value[key]  # type: ignore[no-any-return]
-
-
-def _is_turns(value: Any) -> bool:
-    """Whether a value is a conversation without an object around it."""
-    turns = isinstance(value, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in value)
-    return bool(turns and value and {"content", "value"} & value[0].keys())
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; Python's parser would keep the last of two values with the same key."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise FormatError("repeated_key", f"has the key {_repeated([name for name, _ in pairs])!r} twice")
-    return made
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def _value(line: bytes) -> Any:
-    """Parse a line. It is decoded here, because `json.loads(bytes)` guesses encodings."""
-    return DECODER.decode(line.strip().removesuffix(b",").decode("utf-8-sig"))
-
-
-def _parsed(entry: Any) -> Row | BadRow:
-    """Return a row, parsed if it is a line."""
-    if not isinstance(entry, bytes):
-        return entry  # type: ignore[no-any-return]
-    try:
-        return _checked(_value(entry), FIX_LINE)
-    except (ValueError, RecursionError) as error:
-        bad = _defect(error)
-        return BadRow(bad.reason, f"{bad.message}; {FIX_LINE}")
-
-
-def _checked(row: Any, fix: str) -> Row | BadRow:
-    if _is_turns(row):
-        return {"messages": row}
-    return row if isinstance(row, dict | BadRow) else BadRow("not_an_object", f"is not an object {{…}}; {fix}")
-
-
-def _defect(error: Exception) -> BadRow:
-    """Return why a text is not JSON, without the fix."""
-    if isinstance(error, FormatError):
-        return BadRow(error.reason, str(error))
-    if isinstance(error, json.JSONDecodeError):
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        return BadRow("not_json", f"is not JSON ({error.msg}, {place})")
-    if isinstance(error, UnicodeDecodeError):
-        return BadRow("not_utf8", f"is not UTF-8 ({error.reason} at byte {error.start})")
-    if isinstance(error, RecursionError):
-        return BadRow("nested_too_deeply", "is nested too deeply")
-    # A number with more digits than Python parses.
-    return BadRow("number_too_long", f"cannot be read ({str(error).partition(';')[0]})")
-
-
-def _arrow_rows(batch: "pa.RecordBatch") -> list[Any]:
-    """Convert Arrow rows; bytes that are not UTF-8 become lone surrogates, which `fix_conversation` replaces."""
-    import pyarrow as pa
-
-    try:
-        rows: list[Row] = batch.to_pylist()
-    except UnicodeDecodeError:
-        schema = pa.schema([pa.field(field.name, _bytes_type(field.type)) for field in batch.schema])
-        rows = _decoded(batch.cast(schema).to_pylist())
-    for name in (field.name for field in batch.schema if str(field.type).count("struct<") > 1):
-        for row in rows:
-            row[name] = _without_nulls(row[name])
-    return rows
-
-
-def _without_nulls(value: Any, level: int = 0) -> Any:
-    """Drop the null keys of nested structs: Arrow gives each tool call the arguments of all others as nulls."""
-    if isinstance(value, list):
-        return [_without_nulls(entry, level) for entry in value]
-    if isinstance(value, dict):
-        return {key: _without_nulls(entry, level + 1) for key, entry in value.items() if not level or entry is not None}
-    return value
-
-
-def _bytes_type(kind: "pa.DataType") -> "pa.DataType":
-    """Return the Arrow type with bytes instead of text, at any depth."""
-    import pyarrow as pa
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        return _bytes_type(kind.value_type)
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return pa.large_binary()
-    if types.is_list(kind) or types.is_large_list(kind):
-        return pa.large_list(_bytes_type(kind.value_type))
-    if types.is_struct(kind):
-        return pa.struct([pa.field(field.name, _bytes_type(field.type)) for field in kind])
-    return kind
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, list):
-        return [_decoded(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: _decoded(entry) for name, entry in value.items()}
-    return value

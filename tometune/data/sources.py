@@ -17,12 +17,13 @@ from itertools import takewhile
 from pathlib import Path
 
 from tometune.common.cache import default_cache
-from tometune.common.errors import UserError
+from tometune.common.errors import UserError, some
 from tometune.common.files import write_json
 from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.data import pydocs
-from tometune.data.readers import BATCH, SUFFIXES, Batch, batches, kind_of, read_file, unreadable
+from tometune.data.readers import BATCH, SUFFIXES, batches, kind_of, numbered, read_file, unreadable
+from tometune.data.rows import Batch
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +165,7 @@ def _log_choice(source: SourceConfig, key: str, files: list[Path], others: list[
     path = str(source.path)
 
     def names(of: list[Path]) -> str:
-        more = f" and {len(of) - MOST_NAMES} more" if len(of) > MOST_NAMES else ""
-        return ", ".join(sorted(_below(file, path) for file in of)[:MOST_NAMES]) + more
+        return some(sorted(_below(file, path) for file in of), MOST_NAMES)
 
     about = f"{key}.path={path}"
     if others:
@@ -194,11 +194,8 @@ def _hub(source: SourceConfig, key: str) -> Iterator[Batch]:
             log.info("%s: shard %s of %s, %s", source.id, number, len(shards or ()), path)
             files.append(Path(hf_hub_download(source.id, path, repo_type="dataset", revision=commit)))
     if shards is None:
-        start = 0
-        for table in loaded.with_format("arrow").iter(BATCH):
-            for batch in table.combine_chunks().to_batches():
-                yield Batch(batch, source.id, range(start, start + len(batch)))
-                start += len(batch)
+        tables = loaded.with_format("arrow").iter(BATCH)
+        yield from numbered((part for table in tables for part in table.combine_chunks().to_batches()), source.id)
         return
     for path, file in zip(shards, files, strict=True):
         try:

@@ -24,10 +24,11 @@ from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
 from tometune.config.data import BadRows, DataConfig, Preference, SourceConfig
+from tometune.data.columns import SOURCE_COLUMNS
 from tometune.data.conversations import compared_texts, encodable, extras_of, fix_conversation, normalised
-from tometune.data.formats import SOURCE_COLUMNS, Reader
+from tometune.data.formats import Reader
 from tometune.data.parallel import in_order
-from tometune.data.readers import BadRow, Batch
+from tometune.data.rows import Batch
 from tometune.data.sources import fingerprint, read
 from tometune.data.turns import FormatError, number_of
 
@@ -156,8 +157,8 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
     for index, row in enumerate(batch.rows):
         name = unnamed
         try:
-            if isinstance(row, BadRow):
-                raise FormatError(row.reason, row.message)
+            if isinstance(row, FormatError):
+                raise row
             texts = {column: row.get(column) for column in naming}
             named = next(
                 (name for name, text in texts.items() if text and isinstance(text, str) and not ADDRESS.match(text)),

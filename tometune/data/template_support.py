@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -122,11 +121,7 @@ def leaves(value: Any) -> list[str]:
 
 
 def _call(call: dict[str, Any], arguments: type) -> dict[str, Any]:
-    """Return a tool call whose arguments have the type that a template takes."""
-    given = call["function"].get("arguments", {})
-    if arguments is str and not isinstance(given, str):
-        given = json.dumps(given, ensure_ascii=False)
-    elif arguments is dict and isinstance(given, str):
-        with suppress(ValueError):  # what is not JSON is shown as it is
-            given = json.loads(given or "{}")
+    """Return a tool call whose arguments, an object, have the type that a template takes."""
+    given = call["function"]["arguments"]
+    given = json.dumps(given, ensure_ascii=False) if arguments is str else given
     return {**call, "function": {**call["function"], "arguments": given}}

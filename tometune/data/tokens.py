@@ -112,12 +112,11 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         template={name: int(column.sum()) for name, column in zip(NOTES, notes, strict=True) if column.any()},
     )
     shown = [f"{count:,} rows with {NOTES[name]}" for name, count in counts.template.items()]
-    if counts.without_labels == counts.rows and shown:
-        raise UserError(
-            f"model: its chat template leaves nothing to train on ({'; '.join(shown)}); choose another model"
-        )
     if counts.without_labels == counts.rows:
-        raise UserError(f"trainer.max_length={max_length}: no row has an answer left after truncation; raise it")
+        if not shown:
+            raise UserError(f"trainer.max_length={max_length}: no row has an answer left after truncation; raise it")
+        lost = "; ".join(shown)
+        raise UserError(f"model: its chat template leaves nothing to train on ({lost}); choose another model")
     for line in shown:
         log.warning("%s", line)
     if counts.without_labels:

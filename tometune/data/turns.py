@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from tometune.common.errors import some
+
 # Keys of a turn.
 ROLE_KEYS, TEXT_KEYS = ("from", "role"), ("value", "content", "text")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -35,6 +37,8 @@ TRANSCRIPTS = (
     re.compile(rf"\n*###\s?({'|'.join(SPEAKERS)}):", re.IGNORECASE),
     re.compile(rf"\n\s*({'|'.join(SPEAKERS)}):", re.IGNORECASE),
 )
+# A question and its answer on one line, as Vicuna's template writes them; `</s>` ends each.
+ONE_LINE = re.compile(r"\s*USER:(.*?)\sASSISTANT:(.*)", re.DOTALL)
 END_MARK = r"<(?:\|(?:im_end|endoftext)\|>|/s>)\s*"
 END_MARKS = re.compile(rf"{END_MARK}(?:{END_MARK})*\Z")
 
@@ -66,8 +70,11 @@ class FormatError(ValueError):
     """A row that cannot be read: a short name to count it by, and a message that says how to fix it."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+        super().__init__(reason, message)  # with these arguments it is pickled
+        self.reason, self.message = reason, message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def extra_of(role: str, turn: dict[str, Any], read: set[str | None], found: Conversation) -> dict[str, Any]:
@@ -131,9 +138,9 @@ def entries_of(value: Any) -> list[Any] | None:
     if text[:1] == "[":
         with suppress(ValueError, RecursionError):
             return entries_of(json.loads(text))
-    text = f"\n{text}"  # every mark then follows a line break
-    style = next((style for style in TRANSCRIPTS if style.match(text)), None)
-    return _transcript(text, style) if style else None
+    lines = f"\n{text}"  # every mark then follows a line break
+    style = next((style for style in TRANSCRIPTS if style.match(lines)), None)
+    return (_transcript(lines, style) if style else None) or _one_line_transcript(text)
 
 
 def _transcript(text: str, style: re.Pattern[str]) -> list[Any] | None:
@@ -157,6 +164,18 @@ def _transcript(text: str, style: re.Pattern[str]) -> list[Any] | None:
     turns = [(mark[1], text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
     said = [{"role": role, "content": END_MARKS.sub("", content).strip()} for role, content in turns]
     return said if "assistant" in names else None
+
+
+def _one_line_transcript(text: str) -> list[Any] | None:
+    """Split `SYSTEM USER: … ASSISTANT: …</s>USER: … ASSISTANT: …</s>`; None for any other text."""
+    system, mark, rest = text.partition("USER:")
+    *pieces, end = f"{mark}{rest}".split("</s>")
+    pairs = [ONE_LINE.fullmatch(piece) for piece in pieces]
+    if end or not pairs or not all(pairs):
+        return None
+    said = [("system", system.removeprefix("SYSTEM:"))] if system else []
+    said += [turn for pair in pairs if pair for turn in zip(("user", "assistant"), pair.groups(), strict=True)]
+    return [{"role": role, "content": content.strip()} for role, content in said]
 
 
 def is_turn(entry: Any) -> bool:
@@ -266,9 +285,7 @@ def objects_of(value: Any) -> list[dict[str, Any]] | None:
 
 def listed(names: Iterable[str]) -> str:
     """List column or key names in one short line, whatever they contain."""
-    shown = [shortened(name) if name.isprintable() else repr(shortened(name)) for name in names]
-    more = f" and {len(shown) - MOST_NAMES:,} more" if len(shown) > MOST_NAMES else ""
-    return ", ".join(shown[:MOST_NAMES]) + more
+    return some((shortened(name) if name.isprintable() else repr(shortened(name)) for name in names), MOST_NAMES)
 
 
 def shortened(text: str) -> str:

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 LLAMA = re.compile(r"llama[-_ ]?3(?:[._](?P<minor>[123]))?(?![0-9]|[._][0-9])", re.IGNORECASE)
 """Ids of Meta's Llama 3, 3.1, 3.2 and 3.3, also written Llama-3_1."""
 
+DISTILLED = {"deepseek-r1-distill-llama-8b": "3.1", "deepseek-r1-distill-llama-70b": "3.3"}
+"""DeepSeek's distilled models, themselves MIT, and their Llama (https://github.com/deepseek-ai/DeepSeek-R1)."""
+
 APACHE = re.compile(
     r"smollm[23]|qwen2\.5-(?:0\.5|1\.5|7|14|32)b|qwen3-|mistral-7b|deepseek-r1-distill-qwen", re.IGNORECASE
 )
@@ -98,11 +101,13 @@ def licence_for(finished: Finished) -> Licence:
 def licence_of(*names: str) -> Licence:
     """Return the licence of a base by its names: its id first, then those of models it was made from."""
     for name in names:
-        if match := LLAMA.search(name):
-            minor = match["minor"]
-            if minor is None:
-                return Licence("llama3", "Meta Llama 3", "Meta Llama 3", "Llama-3")
-            return Licence(f"llama3.{minor}", f"Llama 3.{minor}", "Llama", "Llama")
+        version = next((version for part, version in DISTILLED.items() if part in name.lower()), None)
+        if version is None and (match := LLAMA.search(name)):
+            version = f"3.{match['minor']}" if match["minor"] else "3"
+        if version == "3":
+            return Licence("llama3", "Meta Llama 3", "Meta Llama 3", "Llama-3")
+        if version is not None:
+            return Licence(f"llama{version}", f"Llama {version}", "Llama", "Llama")
         if APACHE.search(name):
             return Licence("apache-2.0")
     return Licence("other")

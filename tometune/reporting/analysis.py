@@ -163,7 +163,6 @@ def _interval(runs: Floats, examples: Floats, confidence: float) -> Values:
 
 
 def _run_scores(run_id: str, task: str | None, scores: Scores) -> Values:
-    """Return a run's score on each metric."""
     return {metric: _rounded(float(scores.of_runs([run_id], metric, task)[0])) for metric in scores.metrics}
 
 

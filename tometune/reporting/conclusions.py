@@ -93,7 +93,6 @@ def _tests(table: Table) -> int:
 
 
 def _answer(pair: tuple[str, str], table: Table) -> Answer:
-    """Put the comparisons of one pair into words."""
     found = _comparisons(pair, table)
     model = next(row["model"] for row in table["rows"] if row["cell"] == pair[0])
     a, b = (cell.removeprefix(f"{model} ") for cell in pair)

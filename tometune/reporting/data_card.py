@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tometune.common.errors import some
 from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
@@ -64,7 +65,7 @@ def _rows(values: Profile, rows: np.ndarray) -> dict[str, Any]:
         **{"rows": count, "base": count - pool, "pool": pool, "share": count / len(values)},
         "characters": described(values.characters[rows]),
         "turns": described(values.turns[rows]),
-        "tokens": None if values.tokens is None else described(values.tokens[rows]),
+        "tokens": described(values.tokens[rows]),
     }
 
 
@@ -81,16 +82,14 @@ def _dropped(mix: Mix) -> list[dict[str, Any]]:
 
 
 def _reason(reason: str, origin: str, rows: int, by_source: Mapping[str, int]) -> dict[str, Any]:
-    """Return one reason with its largest sources."""
     text, sources = REASONS.get(reason, reason), _largest(by_source)
     return {"text": text, "origin": origin, "rows": rows, "sources": sources}
 
 
 def _largest(by_source: Mapping[str, int]) -> str:
     """Return the largest sources with their rows, in one line."""
-    largest = sorted(by_source.items(), key=lambda entry: -entry[1])[:MOST_SOURCES]
-    more = f" and {len(by_source) - MOST_SOURCES} more" if len(by_source) > MOST_SOURCES else ""
-    return ", ".join(f"{' '.join(name.split())} {count:,}" for name, count in largest) + more
+    largest = sorted(by_source.items(), key=lambda entry: -entry[1])
+    return some((f"{' '.join(name.split())} {count:,}" for name, count in largest), MOST_SOURCES)
 
 
 def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], setting: str) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], s
     }
 
 
-def card_page(content: Mapping[str, Any], values: Profile, max_length: int | None) -> str:
+def card_page(content: Mapping[str, Any], values: Profile, max_length: int) -> str:
     """Return the HTML page of `content`, the result of `card`; tokens were truncated at `max_length`."""
     overlaps = {task["task"]: task["sources"] for task in content["contamination"]["tasks"] if task["rows"]}
     title = "Overlapping rows of each task by source"

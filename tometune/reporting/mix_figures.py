@@ -101,21 +101,21 @@ def composition(mix: Profile) -> str:
     return stacked_bars("composition", "Rows by source", bars)
 
 
-def lengths(mix: Profile, max_length: int | None = None) -> str:
+def lengths(mix: Profile, max_length: int) -> str:
     """Draw histograms of characters, tokens and turns, one row per source, each scaled to its tallest bin.
 
     `max_length`, at which training truncates tokens, is marked if rows reach it.
     """
     shown = groups(mix)
     columns = {"characters": mix.characters}
-    if mix.tokens is not None and (mix.tokens > 0).any():
+    if (mix.tokens > 0).any():
         columns["tokens"] = mix.tokens
     columns["turns"] = np.clip(mix.turns, 0, MOST_TURNS)
     figure, (axes,) = panels(1, len(columns), WIDTH, 0.95 + 0.43 * len(shown), sharey=True)
     for axis, (name, values) in zip(axes, columns.items(), strict=True):
         axis.set_title(name)
         _histograms(axis, [values[rows & (values > 0)] for rows in shown.values()], logarithmic=name != "turns")
-        if name == "tokens" and max_length is not None and (values >= max_length).any():
+        if name == "tokens" and (values >= max_length).any():
             axis.axvline(max_length, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
     axes[0].set_yticks(range(len(shown)), list(map(label, shown)))
     axes[0].set_ylim(len(shown) - 0.7, -1.02)

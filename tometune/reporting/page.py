@@ -68,7 +68,7 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
     `name`, unique on the page, is the prefix of its ids; `description` is the text for screen readers.
     """
 
-    def font(found: re.Match[str]) -> str:  # the family is that of the page
+    def font(found: re.Match[str]) -> str:  # in one property, as matplotlib before 3.11 writes it
         weight = "font-weight: 650; " if "bold" in found[1] or "700" in found[1] else ""
         return f"{weight}font-size: {found[2]}px"
 
@@ -78,6 +78,7 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|\sxmlns(:xlink)?=\"[^\"]*\"", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id|href)="(#?)', rf'\1="\g<2>{name}-', svg).replace("url(#", f"url(#{name}-")
+    svg = re.sub(r' font-family: [^;"]*;', "", svg).replace("font-weight: 700", "font-weight: 650")  # as on the page
     svg = re.sub(r'font: ((?:\w+ )*)([\d.]+)px [^;"]*', font, svg)
     svg = re.sub(r"#0[1-6]0[1-6]0[1-8]", lambda found: f"var({VARIABLES[found[0]]})", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)

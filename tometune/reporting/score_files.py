@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tometune.common.errors import UserError
+from tometune.common.errors import UserError, some
 from tometune.evaluation.statistics import Floats, resampled_means
 from tometune.reporting.sweep import SweepRun
 from tometune.runs.run import REPEAT
@@ -153,12 +153,12 @@ def _read_stages(runs: Sequence[SweepRun], task: str) -> dict[tuple[str, str], d
     for name, examples in found.items():
         if examples.keys() != expected.keys():
             differ = ((paths[name], examples.keys() - expected.keys()), (first, expected.keys() - examples.keys()))
-            only = "; ".join(f"only in {path}: {_some(sorted(ids))}" for path, ids in differ if ids)
+            only = "; ".join(f"only in {path}: {some(sorted(ids), LISTED)}" for path, ids in differ if ids)
             raise UserError(f"{task}: runs with different examples cannot be paired; {only}; score one of them again")
         changed = [each for each in examples if examples[each].references != expected[each].references]
         if changed:
             raise UserError(
-                f"{paths[name]}: other references than in {first} for {_some(changed)}; the task's examples "
+                f"{paths[name]}: other references than in {first} for {some(changed, LISTED)}; the task's examples "
                 "changed between the runs, so they cannot be paired: score one of them again"
             )
     return {name: {each: examples[each] for each in expected} for name, examples in found.items()}
@@ -194,9 +194,3 @@ def read_task(path: Path) -> dict[str, Example]:
     if not found:
         raise UserError(f"{path}: no examples; {fix}")
     return found
-
-
-def _some(names: Sequence[Any]) -> str:
-    """List the first few names."""
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{', '.join(map(str, names[:LISTED]))}{more}"

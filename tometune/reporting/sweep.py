@@ -18,6 +18,7 @@ from tometune.runs.integrity import score_problems
 from tometune.runs.run import REPEAT, SCHEMA, DamageError
 from tometune.runs.stored import config_of
 from tometune.runs.sweep_file import NAME, read_cells
+from tometune.tracking.tracker import flatten
 
 log = logging.getLogger(__name__)
 
@@ -184,15 +185,9 @@ def _content(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return {**short, "meaning": record.get("meaning", "4 or older")}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten nested mappings; lists become text."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = str(value) if isinstance(value, list) else value
-    return flat
+    return {key: str(value) if isinstance(value, list) else value for key, value in flatten(values, ".").items()}
 
 
 def _missing(folder: Path, name: str, reason: str, cell: Mapping[str, Any]) -> Missing:

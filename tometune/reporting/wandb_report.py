@@ -224,7 +224,6 @@ def _score_panels(table: Table) -> list[Any]:
 
 
 def _training_panels(factor: str) -> list[Any]:
-    """Return the loss, grouped by a factor and run by run, and the throughput."""
     grouped = {"groupby": wr.Config(factor), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     loss: dict[str, Any] = {"x": "Step", "y": ["train/loss"]}
     rate: dict[str, Any] = {"title": "training tokens per second", "metrics": ["train/tokens_per_second"]}

@@ -260,5 +260,4 @@ def quiet_settings() -> wandb.Settings:
 
 
 def _sync(*folders: Path | str) -> str:
-    """Return the command that uploads these offline runs."""
     return shlex.join([program("wandb"), "sync", *map(str, folders)])
