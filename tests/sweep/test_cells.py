@@ -10,6 +10,7 @@ from tometune.common.errors import UserError
 from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
 from tometune.config.root import register
+from tometune.runs.run import runs_folder
 from tometune.runs.sweep_file import Cell, read_cells
 from tometune.sweep.cells import State, Status, cells_of, list_cells
 from tometune.sweep.hooks import end_sweep
@@ -64,6 +65,7 @@ def test_the_command_line_wins_over_the_preset_and_a_wrong_cell_keeps_its_error(
         (["trainer.max_steps=100,10", "trainer.warmup_steps=5,50"], [True, True, True, False]),
         (["trainer.max_steps=10,100", "trainer.warmup_steps=50,5"], [False, True, True, True]),
         (["eval=files,pydocs"], [False, True]),  # the files are not named
+        (["trainer.max_steps=100,x,10", "sweep.name=s"], [True, False, True]),
         (["~eval.tasks.summarisation", "~eval.tasks.question_answering", "seed=0,1"], [True, True]),
         (["~eval/task@eval.tasks.summarisation", "lora.r=8,0"], [True, False]),
     ],
@@ -72,6 +74,7 @@ def test_each_cell_is_checked_as_hydra_composes_it(overrides: list[str], valid: 
     jobs = jobs_of(CommandLine([*PYDOCS, "data=pydocs_1k", *overrides], multirun=True))
     assert jobs is not None
     assert [not job.problems for job in jobs.known] == valid
+    assert {runs_folder(job.config).name for job in jobs.known} == {jobs.config.sweep.name}
     deleted = {text.rpartition(".")[2] for text in overrides if text.startswith("~")}
     assert not any(deleted & set(job.config.eval.tasks) for job in jobs.known)
 
