@@ -88,17 +88,21 @@ class Meter:
         return self._totals
 
     def count(
-        self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0
+        self,
+        inputs: dict[str, Any],
+        sum_over: Callable[[torch.Tensor], torch.Tensor],
+        padded: int = 0,
+        blank: int = 0,
     ) -> torch.Tensor:
         """Count one batch, [rows, length], without waiting for the GPU, and return its tokens with a label.
 
         `sum_over` adds the counts of all processes. `padded` are the tokens including padding, if more are added after
-        the collator.
+        the collator; `blank` are those of blank rows, which count as padding.
         """
         labels, given = inputs["labels"], inputs["input_ids"].numel()
         # Made on the device of the labels: copying a number to a GPU waits until all its pending work is done.
         real = inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.new_full((), given)
-        counts = [real, labels.new_full((), padded or given), (labels != IGNORE).sum()]
+        counts = [real - blank, labels.new_full((), padded or given), (labels != IGNORE).sum()]
         self._pending.append(sum_over(torch.stack(counts)))
         return self._pending[-1][2]
 
