@@ -4,13 +4,15 @@ It reads one request per line and answers one line of JSON. A request is
 `{"module": "tometune.train", "arguments": […], "env": {…}, "folder": "…", "timeout": 300, "moment": …, "kill": …}`,
 the answer `{"status": …, "stdout": "…", "stderr": "…"}`; a negative status is the signal that ended the run.
 
-- `"moment": ["MODULE:NAME", 3, "SIGKILL"]` sends the signal when NAME is called for the third time.
+- `"moment": ["MODULE:NAME", 3, "SIGKILL"]` sends the signal when NAME is called for the third time. With the name of an
+  error number instead (`ENOSPC`), NAME raises that error from the third time on.
 - `"permissions": true` takes away root's right to read and write every file.
 - `"kill": ["FOLDER", 5, 0.1]` sends SIGKILL 0.1 s after the fifth new thing appears in a sweep's folder (`progress`).
 """
 
 import atexit
 import ctypes
+import errno
 import functools
 import gc
 import importlib
@@ -88,7 +90,7 @@ def progress(folder: Path) -> set[str]:
 
 
 def arm(place: str, count: int, name: str) -> None:
-    """Wrap the function `module:name` so that its `count`-th call sends this process a signal."""
+    """Wrap the function `module:name` so that its `count`-th call sends a signal or raises an error."""
     module, _, path = place.partition(":")
     *owners, attribute = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -99,6 +101,9 @@ def arm(place: str, count: int, name: str) -> None:
     def dying(*arguments, **keywords):
         nonlocal calls
         calls += 1
+        if calls >= count and name in errno.errorcode.values():
+            number = getattr(errno, name)
+            raise OSError(number, os.strerror(number))
         if calls == count:
             os.kill(os.getpid(), signal.Signals[name])
         return real(*arguments, **keywords)
