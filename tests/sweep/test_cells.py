@@ -155,11 +155,23 @@ def test_the_exit_status_of_a_sweep_is_that_of_its_report(
     assert capsys.readouterr().err.splitlines() == [line.format(ids=[*ids.values()]) for line in says]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 9, "cells": []}', '{"schema": 1, "cells": [{"x": 1}]}'])
-def test_a_broken_list_is_an_error_of_one_line(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", "\0", '{"schema": 1}', '{"schema": 1, "cells": [{"x": 1}]}'])
+def test_a_broken_list_is_an_error_of_one_line_and_the_next_command_writes_it_again(tmp_path: Path, text: str) -> None:
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"sweep\.json: not a list of runs .*delete it") as error:
+    with pytest.raises(
+        UserError, match=r"sweep\.json: is (empty|broken|not a list of runs) ?.*; run the sweep again"
+    ) as error:
         read_cells(tmp_path)
     assert "\n" not in str(error.value)
+    list_cells(tmp_path, [cell(0)])
+    assert read_cells(tmp_path) == [cell(0)]
+
+
+def test_a_list_of_another_version_is_kept(tmp_path: Path) -> None:
+    text = '{"schema": 9, "cells": []}'
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=r"sweep\.json: not of schema 1, .*; move it away"):
+        list_cells(tmp_path, [cell(0)])
+    assert (tmp_path / "sweep.json").read_text() == text
     with pytest.raises(UserError, match=r"sweep\.json: cannot be written to .*paths\.multirun"):
         list_cells(tmp_path / "sweep.json", [cell(0)])

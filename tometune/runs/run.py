@@ -38,12 +38,12 @@ def now() -> str:
 class DamageError(UserError):
     """A file of a run is missing or damaged, which repeating the command that made the run repairs."""
 
-    def __init__(self, path: Path, problem: str) -> None:
-        self.path, self.problem = path, problem
-        super().__init__(f"{path}: {problem}; {REPEAT}")
+    def __init__(self, path: Path, problem: str, fix: str = REPEAT) -> None:
+        self.path, self.problem, self.fix = path, problem, fix
+        super().__init__(f"{path}: {problem}; {fix}")
 
     def __reduce__(self) -> tuple[Any, ...]:  # a launcher's worker sends it
-        return type(self), (self.path, self.problem)
+        return type(self), (self.path, self.problem, self.fix)
 
 
 @dataclass

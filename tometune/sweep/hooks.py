@@ -26,7 +26,7 @@ def begin_sweep(jobs: Jobs) -> bool:
     Under torchrun every process calls this; only the first one writes.
 
     Raises:
-        UserError: a search would be guided by the test tasks, or sweep.json is broken.
+        UserError: a search would be guided by the test tasks, or sweep.json has another schema.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked, with any launcher
     if jobs.search:
