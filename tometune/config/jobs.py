@@ -59,7 +59,7 @@ class Jobs:
             batches = ([run for run in batch if run not in overrides] for batch in split(*arguments))
             return [batch for batch in batches if batch]
 
-        sweeper.split_arguments = staticmethod(split_others)  # type: ignore[method-assign]
+        sweeper.split_arguments = staticmethod(split_others)  # type: ignore[method-assign,assignment]
         try:
             yield broken
         finally:

@@ -46,7 +46,7 @@ def start_tracker(config: TrackingConfig, labels: RunLabels) -> RunTracker:
         tracker = RunTracker
         try:
             tracker = _module(config).TRACKER
-            return tracker(config, labels)
+            return tracker(config, labels)  # type: ignore[no-any-return]
         except UserError:
             raise
         except Exception as error:

@@ -113,7 +113,7 @@ class FullBatches(BatchSampler):
         self.processes, self.blank = processes, blank
 
     def __len__(self) -> int:
-        batches = super().__len__()
+        batches: int = super().__len__()
         return batches + -batches % self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
