@@ -36,6 +36,13 @@ def protect(path: Path) -> None:
     path.parent.chmod(0o555)
 
 
+def as_folder(path: Path) -> None:
+    """Put a folder in the place of a file."""
+    path.unlink()
+    path.mkdir()
+    (path / "note.txt").write_text("not ours")
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "deleted": Path.unlink,
     "halved": halve,
@@ -43,14 +50,17 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "overwritten": noise,
     "unreadable": lambda path: path.chmod(0),
     "read-only": protect,
+    "a folder": as_folder,
 }
 PERMISSIONS = ("unreadable", "read-only")
 
 
 def allow(path: Path) -> None:
-    """Undo what `PERMISSIONS` did to a file."""
+    """Undo what `PERMISSIONS` did to a file, and move a folder in its place away."""
     path.parent.chmod(0o755)
-    if path.exists():
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
         path.chmod(0o644)
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tometune.common.distributed import is_first, processes
 from tometune.common.errors import ConfigError, UserError, one_line
-from tometune.common.files import NO_RIGHTS, disk_errors
+from tometune.common.files import NO_RIGHTS, disk_errors, in_the_way
 from tometune.common.signals import Stopped, stop_signals
 from tometune.config.command_line import check_keys, read_command_line, show
 from tometune.config.error_messages import composition_errors
@@ -142,6 +142,8 @@ def report_error(error: BaseException, resumes: bool = False) -> int:
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if full:
         traceback.print_exception(error)
+    if isinstance(error, OSError):
+        error = in_the_way(error) or error
     if isinstance(error, UserError):
         if is_first():
             print(error, file=sys.stderr)
