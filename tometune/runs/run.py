@@ -77,10 +77,6 @@ class Run:
     def completed(self) -> bool:
         return self.record.get("status") == "completed"
 
-    def check_writable(self) -> None:
-        """Raise UserError if the run's folder cannot be made or written, before anything slow is done."""
-        check_writable(self.folder, "set paths.outputs to a writable folder")
-
     @contextmanager
     def recording(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[None]:
         """Keep run.json up to date while the body runs: `running`, then `completed`, or `failed` with the reason.
