@@ -4,13 +4,15 @@ It reads one request per line and answers one line of JSON. A request is
 `{"module": "tometune.train", "arguments": […], "env": {…}, "folder": "…", "timeout": 300, "moment": …, "kill": …}`,
 the answer `{"status": …, "stdout": "…", "stderr": "…"}`; a negative status is the signal that ended the run.
 
-- `"moment": ["MODULE:NAME", 3, "SIGKILL"]` sends the signal when NAME is called for the third time.
+- `"moment": ["MODULE:NAME", 3, "SIGKILL"]` sends the signal when NAME is called for the third time. With the name of an
+  error number instead (`ENOSPC`), NAME raises that error from the third time on.
 - `"permissions": true` takes away root's right to read and write every file.
 - `"kill": ["FOLDER", 5, 0.1]` sends SIGKILL 0.1 s after the fifth new thing appears in a sweep's folder (`progress`).
 """
 
 import atexit
 import ctypes
+import errno
 import functools
 import gc
 import importlib
@@ -26,6 +28,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from hydra.core.plugins import Plugins
+
 HEAVY = (
     "tometune.training.sft",
     "tometune.evaluation.scoring",
@@ -36,6 +40,9 @@ HEAVY = (
     "peft",
     "trl",
     "datasets",
+    "tometune.reporting.data_card",
+    "tometune.reporting.report_files",
+    "tometune.config.app",
 )
 
 SIGNS = ("sweep.json", "*/run.json", "*/eval/*/*.jsonl", "*/checkpoints/checkpoint-*")
@@ -45,6 +52,7 @@ def serve() -> dict[str, Any] | None:
     """Answer requests; returns a request in the child that carries it out, None when there are no more."""
     for name in HEAVY:
         importlib.import_module(name)
+    Plugins.instance()  # finds Hydra's plugins, which takes each first command a third of a second
     gc.freeze()  # a fork does not look through them, and so does not copy their memory
     for line in sys.stdin:
         request = json.loads(line)
@@ -88,7 +96,7 @@ def progress(folder: Path) -> set[str]:
 
 
 def arm(place: str, count: int, name: str) -> None:
-    """Wrap the function `module:name` so that its `count`-th call sends this process a signal."""
+    """Wrap the function `module:name` so that its `count`-th call sends a signal or raises an error."""
     module, _, path = place.partition(":")
     *owners, attribute = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -99,6 +107,9 @@ def arm(place: str, count: int, name: str) -> None:
     def dying(*arguments, **keywords):
         nonlocal calls
         calls += 1
+        if calls >= count and name in errno.errorcode.values():
+            number = getattr(errno, name)
+            raise OSError(number, os.strerror(number))
         if calls == count:
             os.kill(os.getpid(), signal.Signals[name])
         return real(*arguments, **keywords)

@@ -21,7 +21,7 @@ LOGGED = re.compile(r"task \w+: |\d+ rows |data\.\w+: \d|data\.\w+: .*revision")
 SERVER = Path(__file__).with_name("fork_server.py")
 Done = subprocess.CompletedProcess[str]
 Moment = tuple[str, int, str]
-"""A function as `module:name`, the number of its call, and the signal that comes then."""
+"""A function as `module:name`, the number of its call, and the signal that comes then, or the error from then on."""
 
 Kill = tuple[str, int, float]
 """A sweep's folder, how many new things must appear in it (`fork_server.progress`), and seconds after the last one."""

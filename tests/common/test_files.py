@@ -1,6 +1,7 @@
 import errno
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -114,3 +115,18 @@ def test_a_log_that_cannot_be_written_stops_nothing(
     with log_file(Path("/dev/full")):
         logging.getLogger("tometune").warning("a line")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    """A folder where a file should be, or a file where a folder should be."""
+    (tmp_path / "a.json").mkdir()
+    (tmp_path / "b").write_text("x")
+    for write, obstacle in (
+        (lambda: write_json(tmp_path / "a.json", {}), "a.json"),
+        (lambda: (tmp_path / "a.json").read_text(), "a.json"),
+        (lambda: (tmp_path / "b" / "c" / "d").mkdir(parents=True), "b"),
+        (lambda: (tmp_path / "b").mkdir(), "b"),
+    ):
+        line = rf"^{re.escape(str(tmp_path / obstacle))}: is in the way \(.*\); move it away and run the same command"
+        with pytest.raises(UserError, match=line), disk_errors(tmp_path):
+            write()

@@ -10,17 +10,15 @@ from tests.whole import Workplace, adapter_of, answers_of, curve_of, record_of, 
 TASKS = ("~eval.tasks.data_to_text", "~eval.tasks.instruction_following", "~eval.tasks.question_answering")
 TRAIN = (
     *("+experiment=smoke", "trainer.max_steps=6", "trainer.learning_rate=1e-2", "eval.limit=1", *TASKS),
-    *("eval.tasks.summarisation.max_new_tokens=4", "sweep.name=one", "paths.cache=cache"),
+    *("eval.tasks.summarisation.max_new_tokens=4", "sweep.name=one", "paths.cache=cache", "eval.resamples=50"),
 )
+SWEEP = ("-m", *TRAIN, "seed=0,1")
 STATES = {
     "finished": None,
     "in training": ("tometune.training.trainer:MeteredTrainer.training_step", 6, "SIGKILL"),
     "in scoring": ("tometune.evaluation.scoring:write_result", 2, "SIGKILL"),
 }
 """Runs by the moment at which they were killed."""
-
-NOT_DAMAGED = ("sweep.json", ".sweep.lock", "table.", "report.html", ".lock")
-"""Files of the sweep, and locks."""
 
 
 def noise(path: Path) -> None:
@@ -38,6 +36,13 @@ def protect(path: Path) -> None:
     path.parent.chmod(0o555)
 
 
+def as_folder(path: Path) -> None:
+    """Put a folder in the place of a file."""
+    path.unlink()
+    path.mkdir()
+    (path / "note.txt").write_text("not ours")
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "deleted": Path.unlink,
     "halved": halve,
@@ -45,25 +50,33 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "overwritten": noise,
     "unreadable": lambda path: path.chmod(0),
     "read-only": protect,
+    "a folder": as_folder,
 }
 PERMISSIONS = ("unreadable", "read-only")
 
 
 def allow(path: Path) -> None:
-    """Undo what `PERMISSIONS` did to a file."""
+    """Undo what `PERMISSIONS` did to a file, and move a folder in its place away."""
     path.parent.chmod(0o755)
-    if path.exists():
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
         path.chmod(0o644)
+
+
+def runs_of(place: Path) -> list[Path]:
+    """Return the folders of the runs."""
+    return sorted(path for path in (place / "multirun" / "one").iterdir() if path.is_dir())
 
 
 def run_of(place: Path) -> Path:
     """Return the folder of the only run."""
-    (found,) = (path for path in (place / "multirun" / "one").iterdir() if path.is_dir() and path.name != "wandb")
+    (found,) = runs_of(place)
     return found
 
 
 def make_places(folder: Path) -> None:
-    """Make a place for each state below a folder; they share one cache, of which each has a copy."""
+    """Make a place for each state, and for a sweep, below a folder; they share one cache, of which each has a copy."""
     for state, moment in STATES.items():
         (folder / state).mkdir()
         place = Workplace(folder / state)
@@ -71,6 +84,10 @@ def make_places(folder: Path) -> None:
             shutil.copytree(folder / "finished" / "cache", place.folder / "cache")
         status, stderr = place.train(*TRAIN, moment=moment)
         assert status == (0 if moment is None else -9), stderr
+    place = Workplace(Path(shutil.copytree(folder / "finished", folder / "sweep")))
+    (place.folder / "multirun" / "one" / "sweep.json").unlink()  # its entry is of a single command
+    status, stderr = place.train(*SWEEP)
+    assert status == 0, stderr
 
 
 def assert_whole(run: Path, expected: Path) -> None:

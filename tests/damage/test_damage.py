@@ -4,6 +4,7 @@ All cases run nightly; by default a sample that is the same each day.
 """
 
 import fcntl
+import json
 import random
 import shutil
 from itertools import product
@@ -13,14 +14,15 @@ import pytest
 
 from tests.damage.damage import (
     DAMAGES,
-    NOT_DAMAGED,
     PERMISSIONS,
     STATES,
+    SWEEP,
     TRAIN,
     allow,
     assert_whole,
     make_places,
     run_of,
+    runs_of,
 )
 from tests.whole import Done, Workplace
 
@@ -50,13 +52,20 @@ CACHE = (
     *("models/*/model/config.json", "models/*/model/generation_config.json", "models/*/model/model.safetensors"),
     *("models/*/model/tokenizer.json", "models/*/model/tokenizer_config.json", "models/*/model/chat_template.jinja"),
 )
+SWEEP_FILES = (
+    *("sweep.json", ".sweep.lock", ".report.lock", "multirun.yaml", "table.json", "table.csv", "table.md"),
+    *("report.html", *(f"{{run}}/{name}" for name in FILES["finished"])),
+)
+"""Of the sweep, and of its first run."""
+
 VERBS = ("train", "evaluate", "export", "report", "chat", "prepare")
 
-Case = tuple[str, str, str, str]  # state or `cache`, file, damage, verb
+Case = tuple[str, str, str, str]  # state, `sweep` or `cache`, file, damage, verb
 
 
 def cases() -> list[Case]:
     found = [case for state in STATES for case in product([state], FILES[state], DAMAGES, VERBS)]
+    found += product(["sweep"], SWEEP_FILES, DAMAGES, ("train -m", "report"))
     return found + list(product(["cache"], CACHE, DAMAGES, ("train", "prepare", "evaluate", "chat")))
 
 
@@ -92,6 +101,7 @@ def arguments_of(verb: str, run: Path) -> tuple[str, ...]:
     one = (f"run={run}", "paths.cache=cache")
     return {
         "train": TRAIN,
+        "train -m": SWEEP,
         "prepare": TRAIN,
         "evaluate": (*one, "tracking=none"),
         "export": (*one, "format=adapter"),
@@ -100,8 +110,17 @@ def arguments_of(verb: str, run: Path) -> tuple[str, ...]:
     }[verb]
 
 
+def run_verb(place: Workplace, verb: str, run: Path, **options: bool) -> Done:
+    """Run a verb about the run."""
+    done = place.verb(verb.removesuffix(" -m"), *arguments_of(verb, run), **options)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
 @pytest.mark.parametrize(("state", "name", "damage", "verb"), sampled())
 def test_no_dead_end(places: Path, tmp_path: Path, state: str, name: str, damage: str, verb: str) -> None:
+    if state == "sweep":
+        return assert_no_dead_end_of_a_sweep(places, tmp_path, name, damage, verb)
     origin = places / ("finished" if state == "cache" else state)
     place = Workplace(Path(shutil.copytree(origin, tmp_path / "place")))
     run, expected = run_of(place.folder), run_of(places / "finished")
@@ -113,17 +132,20 @@ def test_no_dead_end(places: Path, tmp_path: Path, state: str, name: str, damage
         path = run / name
     before = path.read_bytes()
     DAMAGES[damage](path)
-    done = place.verb(verb, *arguments_of(verb, run), permissions=damage in PERMISSIONS)
-    assert "Traceback" not in done.stderr, done.stderr
+    done = run_verb(place, verb, run, permissions=damage in PERMISSIONS)
     if done.returncode:
         assert state != "cache" or damage in PERMISSIONS, done.stderr
         assert_advice(done, verb)
         if damage in PERMISSIONS:
             allow(path)
-        again = place.verb("train", *TRAIN)
+        again = run_verb(place, "train", run)
+        if again.returncode and damage == "a folder":
+            assert f"{path.name}: is in the way" in again.stderr.splitlines()[-1], again.stderr
+            allow(path)
+            again = run_verb(place, "train", run)
         assert again.returncode == 0, f"{done.stderr}\nthen\n{again.stderr}"
         assert_whole(run, expected)
-        done = place.verb(verb, *arguments_of(verb, run))
+        done = run_verb(place, verb, run)
         assert done.returncode == 0, done.stderr
     allow(path)
     if verb == "train":
@@ -134,6 +156,41 @@ def test_no_dead_end(places: Path, tmp_path: Path, state: str, name: str, damage
         ).read_bytes()
     if state == "cache" and verb in ("train", "prepare"):
         assert path.read_bytes() == before
+
+
+def assert_no_dead_end_of_a_sweep(places: Path, tmp_path: Path, name: str, damage: str, verb: str) -> None:
+    """Check a verb on a sweep, and after that the sweep again: its runs and its report are the undisturbed ones."""
+    place = Workplace(Path(shutil.copytree(places / "sweep", tmp_path / "place")))
+    folder, expected = place.folder / "multirun" / "one", places / "sweep" / "multirun" / "one"
+    first, *_ = runs_of(place.folder)
+    path = folder / name.format(run=first.name)
+    DAMAGES[damage](path)
+    done = run_verb(place, verb, first, permissions=damage in PERMISSIONS)
+    *_, last = done.stderr.splitlines() or [""]
+    blocked = damage == "a folder" and f"{path.name}: is in the way" in done.stderr
+    if done.returncode and not blocked:
+        advice = ("run the sweep again",) if verb == "report" else ()
+        access = ("cannot be written to", "no access") if damage in PERMISSIONS else ()
+        assert any(text in last for text in (*advice, *access)), done.stderr
+    allow(path)
+    table = json.loads((folder / "table.json").read_text()) if not (done.returncode or blocked) else None
+    if table and table["missing"]:
+        assert verb == "report"
+        assert path.name in table["missing"][0]["reason"], table["missing"]
+    elif table and damage not in PERMISSIONS:
+        assert (folder / "table.json").read_bytes() == (expected / "table.json").read_bytes()
+    if table is None or table["missing"]:
+        done = run_verb(place, "train -m", first)
+        assert done.returncode == 0, done.stderr
+        verb = "train -m"
+    if name == "sweep.json" and damage == "deleted" and verb == "report":
+        assert "runs that never started are not known" in last
+    if verb == "train -m" and damage not in PERMISSIONS:
+        for run in runs_of(place.folder):
+            assert_whole(run, expected / run.name)
+        for file in ("sweep.json", "table.json", "table.csv", "table.md"):
+            assert (folder / file).read_bytes() == (expected / file).read_bytes(), file
+        assert (folder / "report.html").read_text().rstrip().endswith("</html>")  # it holds times
 
 
 @pytest.mark.parametrize("folder", ["multirun", pytest.param("cache", marks=pytest.mark.nightly)])
@@ -148,7 +205,7 @@ def test_a_read_only_folder_is_one_line_or_enough(places: Path, tmp_path: Path, 
     outcomes = {}
     for verb, arguments in {
         **{verb: arguments_of(verb, run) for verb in VERBS},
-        "sweep": ("-m", *TRAIN, "seed=0,1"),
+        "sweep": SWEEP,
     }.items():
         done = place.verb("train" if verb == "sweep" else verb, *arguments, permissions=True)
         assert "Traceback" not in done.stderr, done.stderr
@@ -169,10 +226,12 @@ def assert_advice(done: Done, verb: str) -> None:
     *_, last = done.stderr.splitlines()
     assert done.returncode == 2, done.stderr
     advice = ("repeat the command that made this run (python -m tometune.train …)", "run the sweep again")
-    access = ("cannot be written to", "no access", "not writable")
+    access = ("cannot be written to", "no access", "not writable", "is in the way")
     assert any(text in last for text in (*advice, *access)), done.stderr
     if any(text in last for text in advice):
         assert verb not in ("train", "prepare"), done.stderr
+    if "is in the way" in last:  # found when it is written
+        return
     assert "(reused)" not in done.stderr
     assert "examples, " not in done.stderr, "nothing was scored"
 
@@ -181,11 +240,14 @@ def test_the_files_are_these(places: Path) -> None:
     for state, names in FILES.items():
         run = run_of(places / state)
         found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-        found = {name for name in found if not name.endswith(NOT_DAMAGED)}
+        found -= {".lock"}
         last = {name for name in found if not name.startswith("checkpoints/")} | {
             name for name in names if name.startswith("checkpoints/")
         }
         assert last == set(names), state
+    runs = runs_of(places / "sweep")
+    found = {path.name for path in runs[0].parent.iterdir()} - {run.name for run in runs}
+    assert found == {name for name in SWEEP_FILES if "/" not in name}
     cache = places / "finished" / "cache"
     found = {path for path in cache.rglob("*") if path.is_file() and path.name != ".lock"}
     assert {path for name in CACHE for path in cache.glob(name)} == found

@@ -8,7 +8,7 @@ from tometune.common.errors import UserError
 from tometune.config.export import ExportConfig
 from tometune.config.model import ModelConfig, Quantization
 from tometune.runs.finished import base_of
-from tometune.runs.integrity import check_trained
+from tometune.runs.integrity import check, trained_problems
 from tometune.runs.run import REPEAT
 
 KEY = "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"
@@ -32,10 +32,10 @@ def test_weights_that_are_truncated_missing_pickled_or_no_lora(tmp_path, spoil, 
     path.parent.mkdir()
     (path.parent / "adapter_config.json").write_text("{}")
     save_file({KEY: np.zeros((4, 64), np.float32)}, path)
-    check_trained(tmp_path, adapter=True)
+    check(tmp_path, trained_problems(tmp_path, adapter=True))
     spoil(path)
     with pytest.raises(UserError) as error:
-        check_trained(tmp_path, adapter=True)
+        check(tmp_path, trained_problems(tmp_path, adapter=True))
     assert problem in str(error.value)
     assert str(error.value).endswith(f"; {REPEAT}")
 
@@ -48,9 +48,9 @@ def test_every_shard_of_a_whole_model_must_exist(tmp_path):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors", "b": "2.sa"}}')
     save_file({"a": np.zeros(2)}, folder / "1.safetensors")
     with pytest.raises(UserError, match=r"model/2.sa: is missing; repeat the command"):
-        check_trained(tmp_path, adapter=False)
+        check(tmp_path, trained_problems(tmp_path, adapter=False))
     save_file({"b": np.zeros(2)}, folder / "2.sa")
-    check_trained(tmp_path, adapter=False)
+    check(tmp_path, trained_problems(tmp_path, adapter=False))
 
 
 def test_the_16_bit_base_of_a_4_bit_one():

@@ -9,7 +9,7 @@ from tometune.common.errors import UserError
 from tometune.common.files import SaveError
 from tometune.config.root import Config
 from tometune.runs.identity import MEANING, plain
-from tometune.runs.run import Run, read_record
+from tometune.runs.run import Run, check_writable, read_record
 from tometune.runs.stored import run_of_older_version
 
 INPUTS = {"model": "a", "data.base": "b"}
@@ -31,11 +31,11 @@ def run(made: Config) -> Run:
 def test_a_run_has_an_id_and_a_folder_also_in_a_sweep(made: Config, run: Run, tmp_path: Path) -> None:
     assert run.id == f"llama32_3b-mix_100k-s0-{run.config_hash[:8]}"
     assert run.folder == tmp_path / "outputs" / run.id
-    run.check_writable()
+    check_writable(run.folder, "set paths.outputs to a writable folder")
     assert not (tmp_path / "outputs").exists()
     (tmp_path / "outputs").write_text("")
     with pytest.raises(UserError, match=r"outputs: cannot be written to; set paths\.outputs"):
-        run.check_writable()
+        check_writable(run.folder, "set paths.outputs to a writable folder")
     made.paths.multirun, made.sweep.name = str(tmp_path / "multirun"), "table"
     assert Run.find(made, INPUTS).folder == tmp_path / "multirun" / "table" / run.id
 

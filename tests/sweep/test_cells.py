@@ -10,6 +10,7 @@ from tometune.common.errors import UserError
 from tometune.config.command_line import CommandLine
 from tometune.config.jobs import jobs_of
 from tometune.config.root import register
+from tometune.runs.run import runs_folder
 from tometune.runs.sweep_file import Cell, read_cells
 from tometune.sweep.cells import State, Status, cells_of, list_cells
 from tometune.sweep.hooks import end_sweep
@@ -64,6 +65,7 @@ def test_the_command_line_wins_over_the_preset_and_a_wrong_cell_keeps_its_error(
         (["trainer.max_steps=100,10", "trainer.warmup_steps=5,50"], [True, True, True, False]),
         (["trainer.max_steps=10,100", "trainer.warmup_steps=50,5"], [False, True, True, True]),
         (["eval=files,pydocs"], [False, True]),  # the files are not named
+        (["trainer.max_steps=100,x,10", "sweep.name=s"], [True, False, True]),
         (["~eval.tasks.summarisation", "~eval.tasks.question_answering", "seed=0,1"], [True, True]),
         (["~eval/task@eval.tasks.summarisation", "lora.r=8,0"], [True, False]),
     ],
@@ -72,6 +74,7 @@ def test_each_cell_is_checked_as_hydra_composes_it(overrides: list[str], valid: 
     jobs = jobs_of(CommandLine([*PYDOCS, "data=pydocs_1k", *overrides], multirun=True))
     assert jobs is not None
     assert [not job.problems for job in jobs.known] == valid
+    assert {runs_folder(job.config).name for job in jobs.known} == {jobs.config.sweep.name}
     deleted = {text.rpartition(".")[2] for text in overrides if text.startswith("~")}
     assert not any(deleted & set(job.config.eval.tasks) for job in jobs.known)
 
@@ -152,11 +155,23 @@ def test_the_exit_status_of_a_sweep_is_that_of_its_report(
     assert capsys.readouterr().err.splitlines() == [line.format(ids=[*ids.values()]) for line in says]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 9, "cells": []}', '{"schema": 1, "cells": [{"x": 1}]}'])
-def test_a_broken_list_is_an_error_of_one_line(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", "\0", '{"schema": 1}', '{"schema": 1, "cells": [{"x": 1}]}'])
+def test_a_broken_list_is_an_error_of_one_line_and_the_next_command_writes_it_again(tmp_path: Path, text: str) -> None:
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"sweep\.json: not a list of runs .*delete it") as error:
+    with pytest.raises(
+        UserError, match=r"sweep\.json: is (empty|broken|not a list of runs) ?.*; run the sweep again"
+    ) as error:
         read_cells(tmp_path)
     assert "\n" not in str(error.value)
+    list_cells(tmp_path, [cell(0)])
+    assert read_cells(tmp_path) == [cell(0)]
+
+
+def test_a_list_of_another_version_is_kept(tmp_path: Path) -> None:
+    text = '{"schema": 9, "cells": []}'
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=r"sweep\.json: not of schema 1, .*; move it away"):
+        list_cells(tmp_path, [cell(0)])
+    assert (tmp_path / "sweep.json").read_text() == text
     with pytest.raises(UserError, match=r"sweep\.json: cannot be written to .*paths\.multirun"):
         list_cells(tmp_path / "sweep.json", [cell(0)])

@@ -1,7 +1,9 @@
 """What every tracker gets at the end of a run; and whatever breaks in a tracker costs one warning, never the run."""
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -84,6 +86,15 @@ def test_a_method_that_raises_is_one_warning(method, labels, caplog):
     assert described == ({"tracker": "wandb"} if method == "describe" else {"tracker": "none"})
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_an_error_about_its_files_names_their_folder(number, labels, caplog):
+    fails = mock.Mock(side_effect=OSError(number, os.strerror(number)), __name__="log")
+    track(labels, log=fails, place=staticmethod(lambda labels: labels.folder / "curves"))
+    assert caplog.messages == [
+        f"wandb: log failed in {labels.folder}/curves ([Errno {number}] {os.strerror(number)}); the run continues"
+    ]
+
+
 def test_a_lost_connection_is_not_tried_again(labels):
     fails = mock.Mock(side_effect=ConnectionError(), __name__="log")
     track(labels, log=fails)
@@ -100,9 +111,10 @@ def test_broken_predictions_are_a_warning(labels, caplog):
 
 def test_a_tracker_that_does_not_start_is_a_warning_and_a_wrong_setting_an_error(labels, caplog, monkeypatch):
     fails = mock.Mock(side_effect=OSError("disk full"))
-    monkeypatch.setattr(tracking, "_module", lambda _: SimpleNamespace(check=fails, TRACKER=fails))
+    made = type("Made", (RunTracker,), {"__init__": fails})
+    monkeypatch.setattr(tracking, "_module", lambda _: SimpleNamespace(check=fails, TRACKER=made))
     check_tracker(TrackingConfig())
-    reason = "wandb could not be started (disk full)"
+    reason = f"wandb could not be started in {labels.folder} (disk full)"
     assert start_tracker(TrackingConfig(), labels).describe() == {"tracker": "none", "reason": reason}
     assert f"{reason}; the run continues without a tracker" in caplog.text
     fails.side_effect = UserError("tracking.tags: too long")

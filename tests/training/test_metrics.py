@@ -116,6 +116,7 @@ def test_skipped_steps_are_counted_and_too_many_stop_the_run(curves: Curves) -> 
         state.global_step = number
         callback.on_step_end(None, state, control, optimizer=SimpleNamespace(step_was_skipped=skipped))
 
+    curves.skips_steps = True
     curves.add({"loss": 1.0, "grad_norm": float("nan")}, 1)
     assert "grad_norm" not in lines(curves)[0]
     for number in range(1, 201):
@@ -127,8 +128,14 @@ def test_skipped_steps_are_counted_and_too_many_stop_the_run(curves: Curves) -> 
         step(223, skipped=True)
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_run(curves: Curves, loss: float) -> None:
-    with pytest.raises(UserError, match=r"trainer\.learning_rate: the loss became (nan|inf) at step 7; lower it"):
-        curves.add({"loss": loss}, 7)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("logs", "name"), [({"loss": None}, "loss"), ({"loss": 1.0, "grad_norm": None}, "norm of the gradients")]
+)
+def test_a_loss_or_gradients_that_are_not_finite_stop_the_run(
+    curves: Curves, number: float, logs: dict[str, float | None], name: str
+) -> None:
+    line = rf"trainer\.learning_rate: the {name} became (nan|inf) at step 7; lower it"
+    with pytest.raises(UserError, match=line):
+        curves.add({key: number if value is None else value for key, value in logs.items()}, 7)
     assert not curves.path.exists()

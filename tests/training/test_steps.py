@@ -1,10 +1,12 @@
 """The size of a step does not depend on how much fits into a forward pass; the memory of optimisers."""
 
 import pytest
+from accelerate.data_loader import BatchSamplerShard
 from torch import nn
 
 from tests.training.conftest import settings
 from tometune.common.errors import UserError
+from tometune.training.batches import FullBatches
 from tometune.training.memory import embedded, trainable
 from tometune.training.steps import Step, effective_batch, in_packs, micro_batches, state_bytes, steps_of
 
@@ -46,6 +48,22 @@ def test_steps_that_cannot_be_divided_are_rejected(
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(UserError, match=line):
         micro_batches(settings(**trainer).trainer)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shares"),
+    [
+        (8, [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]),
+        (7, [[[0, 1], [4, 5]], [[2, 3], [6, "blank"]]]),
+        (5, [[[0, 1], [4, "blank"]], [[2, 3], ["blank", "blank"]]]),
+        (1, [[[0, "blank"]], [["blank", "blank"]]]),
+    ],
+)
+def test_two_processes_share_the_rows_of_an_epoch_without_a_repeat(rows: int, shares: list[list[list[object]]]) -> None:
+    batches = FullBatches(range(rows), 2, processes=2, blank="blank")  # type: ignore[arg-type]
+    found = [BatchSamplerShard(batches, 2, process) for process in range(2)]
+    assert [list(share) for share in found] == shares
+    assert {len(share) for share in found} == {len(shares[0])}
 
 
 def test_states_of_optimisers() -> None:

@@ -32,6 +32,10 @@ NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 """No rights, or a read-only file system."""
 
 
+IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+"""A folder where a file should be, or a file where a folder should be."""
+
+
 class SaveError(RuntimeError):
     """Something could not be written; everything saved before is still valid."""
 
@@ -44,7 +48,7 @@ def disk_errors(folder: Path, setting: str | None = None) -> Iterator[None]:
 
     Raises:
         SaveError: the disk is full.
-        UserError: the folder cannot be written to.
+        UserError: the folder cannot be written to, or something is in the way.
     """
     try:
         yield
@@ -60,7 +64,20 @@ def disk_errors(folder: Path, setting: str | None = None) -> Iterator[None]:
         if setting is not None and number in (*NO_RIGHTS, errno.ENOTDIR, errno.EEXIST):  # or a file is in the way
             reason = os.strerror(number) if number else ""
             raise UserError(f"{folder}: cannot be written to ({reason}); set {setting} to another folder") from error
+        if (obstacle := in_the_way(error)) is not None:
+            raise obstacle from error
         raise
+
+
+def in_the_way(error: Exception) -> UserError | None:
+    """Return the error for the user if a folder is where a file should be, or the reverse; else None."""
+    if not isinstance(error, OSError) or error.errno not in IN_THE_WAY:
+        return None
+    name = error.filename2 or error.filename
+    if not isinstance(name, str | os.PathLike):
+        return None
+    path = next(path for path in (Path(name), *Path(name).parents) if path.exists())
+    return UserError(f"{path}: is in the way ({error.strerror}); move it away and run the same command again")
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:

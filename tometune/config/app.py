@@ -16,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tometune.common.distributed import is_first, processes
-from tometune.common.errors import UserError, one_line
-from tometune.common.files import NO_RIGHTS, disk_errors
+from tometune.common.errors import ConfigError, UserError, one_line
+from tometune.common.files import NO_RIGHTS, disk_errors, in_the_way
 from tometune.common.signals import Stopped, stop_signals
 from tometune.config.command_line import check_keys, read_command_line, show
 from tometune.config.error_messages import composition_errors
@@ -87,7 +87,9 @@ def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
 
                 def make_runs() -> None:
                     try:
-                        with disk_errors(folder, "paths.multirun"):  # for Hydra's multirun.yaml
+                        # The folder gets Hydra's multirun.yaml.
+                        with disk_errors(folder, "paths.multirun"), jobs.only_composed() as wrong:
+                            statuses.extend(report_error(ConfigError([*run.problems])) for run in wrong)
                             hydra.multirun(CONFIG_NAME, job, [*line.overrides, "hydra.mode=MULTIRUN"])
                     except UserError:
                         raise
@@ -137,6 +139,8 @@ def report_error(error: BaseException, resumes: bool = False) -> int:
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if full:
         traceback.print_exception(error)
+    if isinstance(error, OSError):
+        error = in_the_way(error) or error
     if isinstance(error, UserError):
         if is_first():
             print(error, file=sys.stderr)

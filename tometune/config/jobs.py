@@ -1,11 +1,14 @@
 """From composed configs to dataclasses: of one run, and of all runs of a sweep before the first one starts."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # hydra/sweeper=basic; not exported
+from hydra._internal.core_plugins import basic_sweeper  # hydra/sweeper=basic; not exported
 from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -23,30 +26,54 @@ from tometune.config.root import ADHOC, CONFIG_NAME, Config, check, conf_dir, ty
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: its overrides, its config, and one line per problem that the checks find in it."""
+    """One run of a sweep: its overrides, its config, and one line per problem that the checks find in it.
+
+    If Hydra cannot compose its config (`trainer.max_steps=x`), `config` is that of its other overrides.
+    """
 
     overrides: list[str]
     config: Config
     problems: tuple[str, ...] = ()
+    composed: bool = True
 
 
 @dataclass(frozen=True)
 class Jobs:
     """The runs of a sweep."""
 
-    config: Config  # that of the first run
+    config: Config  # that of the first run that can be composed
     known: list[Job]  # all runs; empty for a search
     search: bool  # whether a sweeper other than Hydra's own chooses the runs by the scores of earlier ones
+
+    @contextmanager
+    def only_composed(self) -> Iterator[list[Job]]:
+        """Yield the runs that cannot be composed, and hide them from Hydra's sweeper, which would reject all runs."""
+        broken = [job for job in self.known if not job.composed]
+        overrides, sweeper = (
+            [job.overrides for job in broken],
+            basic_sweeper.BasicSweeper,
+        )  # that which Hydra has loaded
+        split = sweeper.split_arguments
+
+        def split_others(*arguments: Any) -> list[list[list[str]]]:
+            batches = ([run for run in batch if run not in overrides] for batch in split(*arguments))
+            return [batch for batch in batches if batch]
+
+        sweeper.split_arguments = staticmethod(split_others)  # type: ignore[method-assign,assignment]
+        try:
+            yield broken
+        finally:
+            sweeper.split_arguments = staticmethod(split)  # type: ignore[method-assign]
 
 
 def jobs_of(line: CommandLine) -> Jobs | None:
     """Return the runs of a command line, composed as Hydra will compose them; None if it is a single run.
 
-    A command line that cannot be composed for one of its runs is wrong as a whole. A run whose composed config fails
-    the checks is listed with its problems and does not keep the others from running, in whatever order they come.
+    A run whose config cannot be composed or fails the checks is listed with its problems and does not keep the others
+    from running, in whatever order they come.
 
     Raises:
-        ConfigError: the config of a run cannot be composed, or every run is wrong.
+        ConfigError: the command line cannot be parsed, or every run is wrong.
     """
     if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
         return None  # only an added group (+sweep=…) or a key of Hydra's makes it a sweep; saves one composition
@@ -57,11 +84,18 @@ def jobs_of(line: CommandLine) -> Jobs | None:
             return None
         overrides = [*line.overrides, "hydra.mode=MULTIRUN"]
         master = hydra.compose_config(CONFIG_NAME, overrides, RunMode.MULTIRUN, with_log_configuration=False)
-        search = not str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}")
-        jobs = [_job(hydra.config_loader, master, cell) for cell in _cells(hydra.config_loader, master, search)]
-    if all(job.problems for job in jobs):
-        raise ConfigError(list(dict.fromkeys(problem for job in jobs for problem in job.problems)))
-    return Jobs(jobs[0].config, [] if search else jobs, search)
+        search = not str(master.hydra.sweeper._target_).endswith(".BasicSweeper")
+        loader, jobs = hydra.config_loader, []
+        for overrides in _cells(loader, master, search):
+            try:
+                with composition_errors(line.extra_folder):
+                    jobs.append(_job(loader, master, overrides))
+            except ConfigError as error:
+                jobs.append(Job(overrides, Config(), tuple(error.problems), composed=False))
+        if all(job.problems for job in jobs):
+            raise ConfigError(list(dict.fromkeys(problem for job in jobs for problem in job.problems)))
+        jobs = [job if job.composed else _without_wrong_values(loader, master, job) for job in jobs]
+    return Jobs(next(job.config for job in jobs if job.composed), [] if search else jobs, search)
 
 
 def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> list[list[str]]:
@@ -71,7 +105,7 @@ def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> list[list[
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     if search:
         overrides = [override for override in overrides if not override.is_sweep_override()]
-    return [cell for batch in BasicSweeper.split_arguments(overrides, None) for cell in batch]
+    return [cell for batch in basic_sweeper.BasicSweeper.split_arguments(overrides, None) for cell in batch]
 
 
 def _job(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Job:
@@ -85,6 +119,16 @@ def _job(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Job:
     except ConfigError as error:
         return Job(overrides, config, tuple(error.problems))
     return Job(overrides, config)
+
+
+def _without_wrong_values(loader: ConfigLoader, master: DictConfig, job: Job) -> Job:
+    """Return a run that cannot be composed with the config of those of its overrides that can be, for its labels."""
+    kept: list[str] = []
+    for override in job.overrides:
+        with suppress(ConfigError), composition_errors():
+            job = replace(job, config=_job(loader, master, [*kept, override]).config)
+            kept.append(override)
+    return job
 
 
 def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Config:

@@ -123,6 +123,10 @@ def read_sweep(folder: Path) -> Sweep:
         )
     extra = sorted(run.id for run in runs if expected and run.id not in expected)
     notes = [f"Not listed in {NAME} but included: {', '.join(extra)}."] if extra else []
+    if not expected:
+        log.warning(
+            "%s: no %s, so runs that never started are not known; run the sweep again to list them", folder, NAME
+        )
     return Sweep(folder, runs, missing, notes)
 
 

@@ -14,15 +14,7 @@ from tometune.config.export import ExportConfig, listed
 from tometune.config.model import FOUR_BITS, ModelConfig, Precision, Quantization, Weights
 from tometune.config.root import Config
 from tometune.models.source import ADAPTER, WHOLE, as_saved, fingerprint, quantized
-from tometune.runs.integrity import (
-    CURVES,
-    check,
-    check_trained,
-    curve_problems,
-    mix_problems,
-    score_problems,
-    trained_problems,
-)
+from tometune.runs.integrity import CURVES, check, curve_problems, mix_problems, score_problems, trained_problems
 from tometune.runs.run import REPEAT, DamageError, Run, read_record
 from tometune.runs.stored import config_of, run_folder
 
@@ -40,7 +32,7 @@ def finished_record(folder: Path) -> tuple[dict[str, Any], Config]:
     if record["status"] != "completed":
         raise UserError(f"{folder}: not finished (status {record['status']}); {REPEAT} to resume it")
     config = config_of(folder, record)
-    check_trained(folder, adapter=config.lora.enabled)
+    check(folder, trained_problems(folder, config.lora.enabled))
     return record, config
 
 

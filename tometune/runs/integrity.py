@@ -39,11 +39,6 @@ def trained_problems(run: Path, adapter: bool) -> Iterator[Problem]:
             yield path.relative_to(run).as_posix(), "holds no LoRA weights"
 
 
-def check_trained(run: Path, adapter: bool) -> None:
-    """Raise DamageError unless the adapter of a run, or its whole model (`lora=none`), is complete."""
-    check(run, trained_problems(run, adapter))
-
-
 def _has_lora(path: Path) -> bool:
     try:
         with safe_open(path, framework="np") as file:

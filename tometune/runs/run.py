@@ -38,12 +38,12 @@ def now() -> str:
 class DamageError(UserError):
     """A file of a run is missing or damaged, which repeating the command that made the run repairs."""
 
-    def __init__(self, path: Path, problem: str) -> None:
-        self.path, self.problem = path, problem
-        super().__init__(f"{path}: {problem}; {REPEAT}")
+    def __init__(self, path: Path, problem: str, fix: str = REPEAT) -> None:
+        self.path, self.problem, self.fix = path, problem, fix
+        super().__init__(f"{path}: {problem}; {fix}")
 
     def __reduce__(self) -> tuple[Any, ...]:  # a launcher's worker sends it
-        return type(self), (self.path, self.problem)
+        return type(self), (self.path, self.problem, self.fix)
 
 
 @dataclass
@@ -76,10 +76,6 @@ class Run:
     @property
     def completed(self) -> bool:
         return self.record.get("status") == "completed"
-
-    def check_writable(self) -> None:
-        """Raise UserError if the run's folder cannot be made or written, before anything slow is done."""
-        check_writable(self.folder, "set paths.outputs to a writable folder")
 
     @contextmanager
     def recording(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[None]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tometune.common.errors import UserError
+from tometune.common.integrity import defect
+from tometune.runs.run import DamageError
 
 NAME = "sweep.json"
 SCHEMA = 1  # version of the file's layout
@@ -39,15 +41,23 @@ class Cell:
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """Return the cells that a folder's sweep.json lists, none without such a file; UserError if it is broken."""
+    """Return the cells that a folder's sweep.json lists, none without such a file.
+
+    Raises:
+        DamageError: it is broken; the next command of the sweep writes it again.
+        UserError: it has another schema.
+    """
     path = folder / NAME
+    if (problem := defect(path)) == "is missing":
+        return []
     try:
+        if problem is not None:
+            raise ValueError(problem)
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}, not {SCHEMA}")
+            raise UserError(f"{path}: not of schema {SCHEMA}, so another version of tometune wrote it; move it away")
         fields = Cell.__dataclass_fields__  # a later version may have added others
         return [Cell(**{name: entry[name] for name in entry if name in fields}) for entry in content["cells"]]
-    except FileNotFoundError:
-        return []
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a list of runs ({error}); delete it, the next command writes it again") from error
+        reason = problem or f"is not a list of runs ({type(error).__name__}: {error})"
+        raise DamageError(path, reason, "run the sweep again, which writes it again") from error

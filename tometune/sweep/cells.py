@@ -5,6 +5,7 @@ cell: if its config means another run now (a YAML, an input or the version chang
 whose folder stays.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -21,6 +22,8 @@ from tometune.runs.inputs import fingerprints
 from tometune.runs.lock import owner_of
 from tometune.runs.run import DamageError, name_of, read_record, runs_folder
 from tometune.runs.sweep_file import NAME, SCHEMA, Cell, read_cells
+
+log = logging.getLogger(__name__)
 
 LOCK = ".sweep.lock"
 AGAIN = "run the same command again to resume"
@@ -79,12 +82,16 @@ def list_cells(folder: Path, cells: Sequence[Cell], all_of_command: bool = False
     wrong, are removed: the command line may have been corrected.
 
     Raises:
-        UserError: sweep.json is broken, or the folder cannot be written to.
+        UserError: sweep.json has another schema, or the folder cannot be written to.
     """
     with disk_errors(folder, "paths.multirun"):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK):
-            listed = read_cells(folder)
+            try:
+                listed = read_cells(folder)
+            except DamageError as error:
+                log.warning("%s %s; written again, without the runs of other commands", error.path, error.problem)
+                listed = []
             kept = [cell for cell in listed if cell.run_id or not all_of_command]
             merged = _merged(kept, cells)
             if merged != listed or not (folder / NAME).exists():

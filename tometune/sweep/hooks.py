@@ -15,7 +15,7 @@ from tometune.common.errors import UserError, one_line
 from tometune.config.jobs import Jobs
 from tometune.config.root import ADHOC, Config
 from tometune.runs.lock import run_lock
-from tometune.runs.run import Run, runs_folder
+from tometune.runs.run import Run, check_writable, runs_folder
 from tometune.runs.sweep_file import Cell, read_cells
 from tometune.sweep.cells import State, Status, cell_of, cells_of, list_cells, status_of
 
@@ -26,7 +26,7 @@ def begin_sweep(jobs: Jobs) -> bool:
     Under torchrun every process calls this; only the first one writes.
 
     Raises:
-        UserError: a search would be guided by the test tasks, or sweep.json is broken.
+        UserError: a search would be guided by the test tasks, or sweep.json has another schema.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked, with any launcher
     if jobs.search:
@@ -42,8 +42,8 @@ def begin_sweep(jobs: Jobs) -> bool:
             list_cells(folder, cells, all_of_command=True)
         counts = Counter(status_of(folder, cell).state for cell in cells)
         left += len(cells) - counts[State.completed]
-        states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
         if is_first():
+            states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
             print(f"sweep {folder}: {len(cells)} runs, {states}", file=sys.stderr)
     return left > 0
 
@@ -120,7 +120,7 @@ def attempt(run: Run, config: Config) -> Iterator[None]:
     with ExitStack() as stack:
         with first_alone():
             if is_first():
-                run.check_writable()
+                check_writable(run.folder, "set paths.outputs to a writable folder")
                 stack.enter_context(run_lock(run.folder))
             run.reload()
         if config.sweep.name is None or not is_first():

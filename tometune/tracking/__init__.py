@@ -43,12 +43,14 @@ def start_tracker(config: TrackingConfig, labels: RunLabels) -> RunTracker:
     labels.folder.mkdir(parents=True, exist_ok=True)
     reason = None
     if config.tracker is not Tracker.none:
+        tracker = RunTracker
         try:
-            return _module(config).TRACKER(config, labels)  # type: ignore[no-any-return]
+            tracker = _module(config).TRACKER
+            return tracker(config, labels)  # type: ignore[no-any-return]
         except UserError:
             raise
         except Exception as error:
-            reason = f"{config.tracker} could not be started ({described(error)})"
+            reason = f"{config.tracker} could not be started{tracker.where(error, labels)} ({described(error)})"
             log.warning("%s; the run continues without a tracker", reason)
     return RunTracker(config, labels, reason)
 

@@ -5,7 +5,9 @@ import json
 import logging
 import re
 import shutil
+import sqlite3
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +19,11 @@ from tometune.common.errors import one_line
 from tometune.config.tracking import TrackingConfig
 
 log = logging.getLogger(__name__)
+
+FILE_ERRORS = (OSError, sqlite3.Error)
+
+SPACE = 64 * 1024
+"""Bytes that a tracker's folder must have space for."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,7 @@ def _safe(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *arguments, **options)
         except Exception as error:
             self.lost = self.lost or isinstance(error, self.CONNECTION_ERRORS)
-            upload = f"; to upload what was logged: {command}" if (command := self.sync_command()) else ""
-            text = f"{self.config.tracker}: {method.__name__} failed ({described(error)}); the run continues{upload}"
-            log.log(logging.DEBUG if self.warned else logging.WARNING, text)
-            self.warned = True
+            self.warn(f"{method.__name__} failed{self.where(error, self.labels)} ({described(error)})")
             return {"tracker": str(self.config.tracker)} if method.__name__ == "describe" else None
 
     return call
@@ -97,6 +101,24 @@ class RunTracker:
         """Return the entry `tracking` of run.json: the tracker, its mode, where the run is, how to upload it."""
         return {"tracker": "none"} if self.reason is None else {"tracker": "none", "reason": self.reason}
 
+    @staticmethod
+    def place(labels: RunLabels) -> Path:
+        """Return the folder in which it writes."""
+        return labels.folder
+
+    @classmethod
+    def where(cls, error: Exception, labels: RunLabels) -> str:
+        """Return " in FOLDER" if the error is about the tracker's files."""
+        about_files = isinstance(error, FILE_ERRORS) and not isinstance(error, cls.CONNECTION_ERRORS)
+        return f" in {cls.place(labels)}" if about_files else ""
+
+    def warn(self, problem: str) -> None:
+        """Warn of a problem; of the further ones, only the debug log has a line."""
+        upload = f"; to upload what was logged: {command}" if (command := self.sync_command()) else ""
+        text = f"{self.config.tracker}: {problem}; the run continues{upload}"
+        log.log(logging.DEBUG if self.warned else logging.WARNING, text)
+        self.warned = True
+
     def sync_command(self) -> str | None:
         """Return the command that uploads this attempt later; None if there is none."""
         return None
@@ -122,6 +144,14 @@ class RunTracker:
             self.artifact(f"mix-{name}", "mix", folder / "mix.json", {"rows": groups["data"]["rows"]})
         if self.config.log_adapter and (folder / "adapter").exists():
             self.artifact(f"adapter-{name}", "model", folder / "adapter", dict(record["model"]))
+
+
+def check_space(folder: Path) -> None:
+    """Raise OSError if a folder cannot be written to or the disk is full, which the services of trackers keep quiet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".space.") as file:
+        file.write(bytes(SPACE))
+        file.flush()
 
 
 def described(error: Exception) -> str:

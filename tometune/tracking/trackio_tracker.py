@@ -10,12 +10,13 @@ import io
 import logging
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
-from tometune.tracking.tracker import RunLabels, RunTracker, program
+from tometune.tracking.tracker import RunLabels, RunTracker, check_space, program
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class TrackioTracker(RunTracker):
             import trackio  # reads TRACKIO_DIR when it is imported
 
             self._trackio = trackio
-            self.folder = Path(trackio.utils.TRACKIO_DIR)
+            check_space(self.place(labels))
             self._run = trackio.init(
                 project=config.project,
                 name=labels.run_id,
@@ -50,6 +51,14 @@ class TrackioTracker(RunTracker):
             )
 
             self.next_step = getattr(self._run, "_next_step", 0)  # after the last one in the database
+            # It writes in a thread, whose errors it would show as Python's warnings.
+            self._run._warn_once = lambda _, message: self.warn(f"writing failed in {self.place(labels)} ({message})")
+
+    @staticmethod
+    def place(labels: RunLabels) -> Path:
+        if "trackio" in sys.modules:  # it read TRACKIO_DIR when it was imported, maybe for another run
+            return Path(sys.modules["trackio"].utils.TRACKIO_DIR)
+        return Path(os.environ.get("TRACKIO_DIR") or labels.folder.parent / "trackio")
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         if step < self.next_step:
@@ -77,10 +86,13 @@ class TrackioTracker(RunTracker):
             self._trackio.finish()
 
     def describe(self) -> dict[str, Any]:
-        command = shlex.join([program("trackio"), "show", "--project", self.config.project])
-        show = f"TRACKIO_DIR={shlex.quote(str(self.folder))} {command}"
+        command, folder = (
+            shlex.join([program("trackio"), "show", "--project", self.config.project]),
+            self.place(self.labels),
+        )
         path = f"{self.config.project}/{self.labels.run_id}"
-        return {"tracker": "trackio", "mode": "offline", "path": path, "folders": [str(self.folder)], "show": show}
+        show = f"TRACKIO_DIR={shlex.quote(str(folder))} {command}"
+        return {"tracker": "trackio", "mode": "offline", "path": path, "folders": [str(folder)], "show": show}
 
 
 TRACKER = TrackioTracker

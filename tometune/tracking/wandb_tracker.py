@@ -20,7 +20,7 @@ from typing import Any
 from tometune.common.errors import UserError
 from tometune.common.signals import Stopped
 from tometune.config.tracking import TrackingConfig, TrackingMode
-from tometune.tracking.tracker import RunLabels, RunTracker, described, program, sanitise
+from tometune.tracking.tracker import RunLabels, RunTracker, check_space, described, program, sanitise
 
 # W&B reads this when it is imported: crash reports stay on the machine unless the user asks for them.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -44,10 +44,11 @@ class WandbTracker(RunTracker):
         """Start or resume the run. Raises UserError like `check`, or if the mode is `online` and the server is not."""
         super().__init__(config, labels)
         self.id = sanitise(labels.run_id, 64)
+        check_space(self.place(self.labels))
         # Artifacts of an offline run wait for `wandb sync` in this folder, which by default is in the user's home.
         self._own_data_dir = "WANDB_DATA_DIR" not in os.environ
         if self._own_data_dir:
-            os.environ["WANDB_DATA_DIR"] = str(labels.folder / "wandb" / "data")
+            os.environ["WANDB_DATA_DIR"] = str(self.place(labels) / "data")
         level = logging.INFO
         try:
             with rejections():
@@ -127,14 +128,15 @@ class WandbTracker(RunTracker):
         try:
             if not self.lost:
                 self._run.finish(exit_code=0 if status == "completed" else 1)
+                check_space(self.place(self.labels))
         finally:
             self._release()
 
     def _release(self) -> None:
-        with contextlib.suppress(*self.CONNECTION_ERRORS):
-            teardown()
         if self._own_data_dir:
             os.environ.pop("WANDB_DATA_DIR", None)
+        with contextlib.suppress(*self.CONNECTION_ERRORS):
+            teardown()
 
     def describe(self) -> dict[str, Any]:
         waiting = [] if self.mode == "disabled" else self._unsynced()
@@ -148,6 +150,10 @@ class WandbTracker(RunTracker):
             "folders": [str(folder) for folder in waiting],
             "sync": _sync(*waiting) if waiting else None,
         }
+
+    @staticmethod
+    def place(labels: RunLabels) -> Path:
+        return labels.folder / "wandb"
 
     def sync_command(self) -> str:
         return _sync(self._run.settings.sync_dir)

@@ -1,7 +1,7 @@
 """Inputs and batches of a training: its rows or packs, and how the attention keeps their conversations apart."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.utils.data import BatchSampler, Sampler
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tometune.config.model import LoraConfig
@@ -91,6 +92,41 @@ class Training:
         return self.inputs.folder / "checkpoints"
 
 
+class RowsAndBlank(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows; and at the index of their number a blank one: a single token without a label, which changes nothing."""
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == len(self):
+            return {"input_ids": [0], "labels": [IGNORE], "seq_lengths": [1]}
+        row: dict[str, Any] = self.rows[index]
+        return row
+
+
+class FullBatches(BatchSampler):
+    """Batches of row indices; the last ones are filled with a blank row, so that each process gets as many."""
+
+    def __init__(self, sampler: Sampler[int], size: int, processes: int, blank: int) -> None:
+        super().__init__(sampler, size, drop_last=False)
+        self.processes, self.blank = processes, blank
+
+    def __len__(self) -> int:
+        batches: int = super().__len__()
+        return batches + -batches % self.processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = super().__len__()
+        for batch in super().__iter__():
+            yield batch + [self.blank] * (self.batch_size - len(batch))
+        for _ in range(-batches % self.processes):
+            yield [self.blank] * self.batch_size
+
+
 @dataclass(frozen=True)
 class Capacity:
     """How many conversations, and tokens with a label, one pass of a CUDA graph can hold."""
@@ -134,7 +170,8 @@ class Collator(DataCollatorForLanguageModeling):
     Without padding (`padding_free`) a batch is one row of all its tokens, [1, tokens]. Position ids restart with every
     conversation, and its first token has no label. Attention functions of transformers also get `cu_seq_lens_q`,
     `cu_seq_lens_k` [conversations + 1] and `max_length_q`, `max_length_k`; Unsloth's get `packed_seq_lengths`
-    [conversations]; masks made from position ids need nothing more. A CUDA graph gets the `parts` that fit it.
+    [conversations]; masks made from position ids need nothing more. A CUDA graph gets the `parts` that fit it, and the
+    meter the number of `blank` rows, if there are any.
     """
 
     packed: Packed = Packed.positions
@@ -144,6 +181,8 @@ class Collator(DataCollatorForLanguageModeling):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows of `input_ids`, `labels` and, for packs, `seq_lengths`."""
         batch: dict[str, Any] = super().torch_call(examples)
+        if blank := sum(len(row["labels"]) == 1 for row in examples):
+            batch["blank"] = blank
         if not self.padding_free or self.packed is Packed.positions:
             return batch
         lengths = [length for row in examples for length in row.get("seq_lengths", [len(row["labels"])])]

@@ -88,17 +88,21 @@ class Meter:
         return self._totals
 
     def count(
-        self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0
+        self,
+        inputs: dict[str, Any],
+        sum_over: Callable[[torch.Tensor], torch.Tensor],
+        padded: int = 0,
+        blank: int = 0,
     ) -> torch.Tensor:
         """Count one batch, [rows, length], without waiting for the GPU, and return its tokens with a label.
 
         `sum_over` adds the counts of all processes. `padded` are the tokens including padding, if more are added after
-        the collator.
+        the collator; `blank` are those of blank rows, which count as padding.
         """
         labels, given = inputs["labels"], inputs["input_ids"].numel()
         # Made on the device of the labels: copying a number to a GPU waits until all its pending work is done.
         real = inputs["attention_mask"].sum() if "attention_mask" in inputs else labels.new_full((), given)
-        counts = [real, labels.new_full((), padded or given), (labels != IGNORE).sum()]
+        counts = [real - blank, labels.new_full((), padded or given), (labels != IGNORE).sum()]
         self._pending.append(sum_over(torch.stack(counts)))
         return self._pending[-1][2]
 
@@ -155,8 +159,9 @@ def replay(path: Path, on_log: OnLog) -> None:
 class Curves:
     """Adds throughput to the trainer's logs and passes them on to `metrics.jsonl`, the log and the tracker."""
 
-    def __init__(self, path: Path, meter: Meter, on_log: OnLog) -> None:
-        self.path, self.meter, self.on_log = path, meter, on_log
+    def __init__(self, path: Path, meter: Meter, on_log: OnLog, skips_steps: bool = False) -> None:
+        """`skips_steps` tells whether a step without finite gradients changes nothing (fp16), see `Meter.skip`."""
+        self.path, self.meter, self.on_log, self.skips_steps = path, meter, on_log, skips_steps
         self.last_loss: float | None = None
 
     def save(self, checkpoint: Path) -> None:
@@ -191,15 +196,18 @@ class Curves:
         """Take one log of the trainer.
 
         Raises:
-            UserError: the loss is not finite.
+            UserError: the loss is not finite, or the gradients, which the weights now are not either.
         """
         if "loss" not in logs:  # transformers' summary at the end, which run.json has too
             return
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise UserError(
-                f"trainer.learning_rate: the loss became {loss} at step {step}; lower it, or raise trainer.warmup_steps"
-            )
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+        fatal = {"loss": loss} if self.skips_steps else {"loss": loss, "norm of the gradients": norm}
+        for name, value in fatal.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"trainer.learning_rate: the {name} became {value} at step {step}; lower it, or raise "
+                    "trainer.warmup_steps"
+                )
         self.last_loss = loss
         metrics = {RENAMED.get(key, key): float(value) for key, value in logs.items() if key not in OMITTED}
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}  # a skipped step has no norm

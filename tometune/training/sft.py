@@ -195,7 +195,7 @@ def build_trainer(
         ),
         processing_class=training.tokenizer,
         callbacks=[callback or StepCallback(Meter())],
-        curves=Curves(inputs.folder / CURVES, meter or Meter(), training.on_log),
+        curves=Curves(inputs.folder / CURVES, meter or Meter(), training.on_log, training.dtype is torch.float16),
         fused_loss=training.unsloth,
         graph=graph,
     )

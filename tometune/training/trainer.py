@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
@@ -15,7 +16,7 @@ from tometune.common.distributed import gather, is_first
 from tometune.common.files import disk_errors, sync_folder
 from tometune.common.progress import Bar
 from tometune.data.labels import IGNORE
-from tometune.training.batches import Training
+from tometune.training.batches import FullBatches, RowsAndBlank, Training
 from tometune.training.checkpoints import SAVING
 from tometune.training.cuda_graph import PassGraph
 from tometune.training.metrics import Curves, Meter
@@ -108,11 +109,28 @@ class MeteredTrainer(SFTTrainer):
         # In the last step of an epoch the other one drops the counts of some processes, which TRL adds up.
         self.accelerator.gather_for_metrics = self.accelerator.gather
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of this process; those of the last step of an epoch are filled with blank rows.
+
+        accelerate would fill them with rows from the beginning of the epoch, which one process would not train on.
+        """
+        if self.args.world_size == 1:
+            return super().get_train_dataloader()
+        rows = RowsAndBlank(self.train_dataset)
+        size = self._train_batch_size
+        loader = self._get_dataloader(rows, "Training", size, self._get_train_sampler, is_training=True)
+        share = loader.batch_sampler  # accelerate's, which deals out the batches
+        share.batch_sampler = FullBatches(share.batch_sampler.sampler, size, self.args.world_size, len(rows))
+        return loader
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """Count the batch over all processes, then run forward and backward pass; returns the loss."""
-        padded = self.graph.tokens * len(inputs["parts"]) if self.graph else 0
-        trained = self.meter.count(inputs, lambda counts: self.accelerator.reduce(counts.to(self.args.device)), padded)
-        self.trained_tokens.append(trained)
+        padded, blank = self.graph.tokens * len(inputs["parts"]) if self.graph else 0, inputs.pop("blank", 0)
+
+        def sum_over(counts: torch.Tensor) -> Any:
+            return self.accelerator.reduce(counts.to(self.args.device))
+
+        self.trained_tokens.append(self.meter.count(inputs, sum_over, padded, blank))
         if self.graph is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
