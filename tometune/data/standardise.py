@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes t
 
 log = logging.getLogger(__name__)
 
-VERSION = 5  # raised when the same source gives other rows
+VERSION = 6  # raised when the same source gives other rows
 LAYOUT = 3  # raised when the same rows are stored in other files
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))

@@ -19,7 +19,7 @@ from tometune.config.root import Config
 from tometune.config.validators import SINCE_DEFAULT
 from tometune.models.machine import resolve_precision
 
-MEANING = 6
+MEANING = 7
 """Raised when a release makes the same config give another result, so that runs of older releases are not reused."""
 
 

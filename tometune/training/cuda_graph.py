@@ -143,11 +143,11 @@ class PassGraph:
         self._kept, self._labels = (torch.zeros(self.capacity.trained, **long) for _ in range(2))
         ends = capacity.conversations + math.ceil(tokens / longest) + 1
         self._ends = torch.zeros(ends, dtype=torch.int32, device=model.device)
-        self._items = torch.ones((), device=model.device)
+        self._items = torch.ones((), dtype=torch.float32, device=model.device)
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._gradients: list[torch.Tensor] = []
         self._earlier: list[torch.Tensor] = []
-        self._loss = torch.zeros((), device=model.device)
+        self._loss = torch.zeros((), dtype=torch.float32, device=model.device)
         self._replay: Callable[[], None] | None = None
         self._loss_of = torch.compile(_summed_loss) if capture else _summed_loss
 
