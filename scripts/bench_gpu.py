@@ -29,8 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("bench_gpu_contenders.py")
 GENERATION = ("generate_tometune", "generate_tometune_compiled", "generate_plain")
 CONTENDERS = (*TOMETUNE, *RECIPES, *GENERATION)
-MAX_LENGTH = 2048
-WIDTH = 112
+WIDTH = 134
 """Columns that the tables take."""
 
 Result = dict[str, Any]
@@ -75,6 +74,9 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--pool", type=Path, help="parquet file that two thirds of the rows are drawn from")
     add("--rows", type=int, help="conversations to train on (default: 12,000 of files, 3,000 of the documentation)")
     add("--model-shape", choices=SHAPES, default="llama32_3b", help="random weights of this architecture")
+    add("--storage", choices=("nf4", "bf16"), default="nf4", help="of the frozen weights")
+    add("--max-length", type=int, default=2048, help="tokens of a row, or of a pack")
+    add("--price", type=float, metavar="DOLLARS", help="of a GPU hour, for the cost of the table's nine runs")
     add("--model", type=Path, metavar="FOLDER", help="a model in safetensors instead, not quantised")
     add("--contenders", default=",".join(CONTENDERS), help=f"which ones, in this order: {','.join(CONTENDERS)}")
     add("--steps", type=int, default=40, help="measured steps")
@@ -129,6 +131,7 @@ def circumstances(options: argparse.Namespace, gpu: str | None) -> dict[str, str
         "versions": ", ".join(f"{name} {version}" for name, version in found.items()),
         "data": f"{options.rows:,} rows of {'the files given' if options.base else 'the documentation'}",
         "model": str(options.model) if options.model else f"random weights, shape {options.model_shape}",
+        "weights": f"{options.storage}, rows of at most {options.max_length:,} tokens",
         "steps": f"{options.steps} after {options.warmup} of warm-up",
     }
 
@@ -142,8 +145,8 @@ def measure(options: argparse.Namespace, folder: Path, report: Result, gpu: bool
         "base": str(options.base.resolve()) if options.base else None,
         "pool": str(options.pool.resolve()) if options.pool else None,
         "gpu": gpu,
-        "max_length": MAX_LENGTH,
         **{key: getattr(options, key) for key in ("rows", "steps", "warmup", "batches", "new_tokens")},
+        **{key: getattr(options, key) for key in ("storage", "max_length")},
     }
     if not gpu:  # tometune's 16,384 tokens per step would take minutes on a CPU
         settings["overrides"] = ["trainer.tokens_per_step=512", "trainer.max_length=256"]
@@ -157,7 +160,7 @@ def measure(options: argparse.Namespace, folder: Path, report: Result, gpu: bool
         kind = "generation" if name in GENERATION else "contenders"
         try:
             result = run(name)
-            done = result if name in GENERATION else finish(result, report["facts"], options.warmup)
+            done = result if name in GENERATION else finish(result, report["facts"], options.warmup, options.price)
         except (ChildError, ValueError) as error:
             done = {"error": str(error)}
         report[kind][name] = done

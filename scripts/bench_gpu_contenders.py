@@ -59,6 +59,7 @@ def tometune(backend: str, settings: Result) -> Result:
         "steps": [{key: step[key] for key in ("tokens_per_second", "padded_tokens_per_second")} for step in steps],
         "seconds_to_first_step": first,
         "peak_memory_gb": max(step["peak_memory_gb"] for step in steps),
+        **{key: steps[-1][key] for key in ("loss", "grad_norm")},
         "log": [line for line in text if any(begin in line for begin in TOLD)],
     }
 
@@ -78,9 +79,11 @@ def overrides(backend: str, settings: Result, folder: Path, steps: int) -> list[
         "tracking=none",
         f"paths.outputs={folder / 'outputs'}",
     ]
-    small = [] if settings["gpu"] else ["model.quantization=none", "model.precision=fp32"]
+    length = [] if settings["max_length"] == 2048 else [f"trainer.max_length={settings['max_length']}"]
+    sixteen = [] if settings["storage"] == "nf4" else ["model.quantization=none"]
+    small = sixteen if settings["gpu"] else ["model.quantization=none", "model.precision=fp32"]
     short = ["trainer.warmup_steps=0"] if steps <= 5 else []  # the default's 5 would not end within the run
-    return [*changed, *small, *short, *settings.get("overrides", [])]
+    return [*changed, *length, *small, *short, *settings.get("overrides", [])]
 
 
 def _lines(folder: Path) -> list[str]:

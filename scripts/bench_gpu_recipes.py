@@ -53,7 +53,9 @@ def train(name: str, settings: Result) -> Result:
     trainer.train()
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     came = {key: getattr(trainer.args, key, None) for key in ("packing", "padding_free", "loss_type", "optim")}
-    result = {"steps": watch.steps, "seconds_to_first_step": watch.first, "peak_memory_gb": peak / 1e9}
+    (*_, last) = (each for each in trainer.state.log_history if "grad_norm" in each)
+    learned = {"loss": float(last["loss"]), "grad_norm": float(last["grad_norm"])}
+    result = {"steps": watch.steps, "seconds_to_first_step": watch.first, "peak_memory_gb": peak / 1e9, **learned}
     return {**result, "settings": came}  # as the libraries left them: Unsloth can take packing back
 
 
@@ -117,7 +119,7 @@ def _unsloth_model(recipe: Recipe, settings: Result) -> tuple[Any, Any, Any]:
 
     length = settings["max_length"]
     model, tokenizer = FastLanguageModel.from_pretrained(
-        settings["model"], max_seq_length=length, dtype=None, load_in_4bit=True
+        settings["model"], max_seq_length=length, dtype=None, load_in_4bit=settings["storage"] == "nf4"
     )
     model = FastLanguageModel.get_peft_model(
         model,
@@ -148,7 +150,8 @@ def _peft_model(_: Recipe, settings: Result) -> tuple[Any, Any, Any]:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-        loading = {"dtype": torch.bfloat16, "quantization_config": four_bits, "device_map": {"": 0}}
+        loading = {"dtype": torch.bfloat16, "device_map": {"": 0}}
+        loading |= {"quantization_config": four_bits} if settings["storage"] == "nf4" else {}
     model = AutoModelForCausalLM.from_pretrained(settings["model"], attn_implementation="sdpa", **loading)
     lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, lora_dropout=0, target_modules=PROJECTIONS)
     return model, AutoTokenizer.from_pretrained(settings["model"]), lora

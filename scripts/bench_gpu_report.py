@@ -72,21 +72,23 @@ def summary(steps: Sequence[Result], warmup: int) -> Result:
     }
 
 
-def finish(result: Result, facts: Result, warmup: int) -> Result:
-    """Return a contender's result with everything that is derived from its steps."""
+def finish(result: Result, facts: Result, warmup: int, price: float | None = None) -> Result:
+    """Return a contender's result with everything that is derived from its steps; `price` is that of a GPU hour."""
     done = {**result, **summary(result["steps"], warmup), "raw_steps": result["steps"]}
     speed = done["tokens_per_second"]["median"]
     flops = facts.get("matmul_flops")
     done["mfu"] = mfu(speed, facts["parameters"], flops) if flops else None
     tokens = table_tokens(facts["base_mean_tokens"], facts["pool_mean_tokens"])
     done["table_hours"] = table_hours(done["overall_tokens_per_second"], tokens, done["seconds_to_first_step"])
+    done["run_dollars"] = None if price is None else price * done["table_hours"] / (SEEDS * len(MIXES))
     return done
 
 
 def training_table(contenders: dict[str, Result]) -> Table:
     """Return the contenders as a table; those that failed say why."""
     shown = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    names = ("training", "tokens/s", "min", "max", "overall", "padding", "MFU", "peak GB", "start s", "9 runs h")
+    rates = ("tokens/s", "min", "max", "overall", "padding", "MFU")
+    names = ("training", *rates, "peak GB", "start s", "9 runs h", "$ a run", "loss", "norm")
     for number, name in enumerate(names):
         shown.add_column(name, justify="right" if number else "left", no_wrap=True)
     for name, each in contenders.items():
@@ -97,7 +99,9 @@ def training_table(contenders: dict[str, Result]) -> Table:
         speeds = (rate["median"], rate["min"], rate["max"], each["overall_tokens_per_second"])
         used = "" if each["mfu"] is None else f"{each['mfu']:.1%}"
         rest = (f"{each['padding_share']:.1%}", used, f"{each['peak_memory_gb']:.1f}")
-        ends = (f"{each['seconds_to_first_step']:.0f}", f"{each['table_hours']:.2f}")
+        dollars = "" if each["run_dollars"] is None else f"{each['run_dollars']:.2f}"
+        ends = (f"{each['seconds_to_first_step']:.0f}", f"{each['table_hours']:.2f}", dollars)
+        ends += (f"{each['loss']:.3f}", f"{each['grad_norm']:.3f}")  # a record that does not learn is none
         shown.add_row(name, *(f"{speed:,.0f}" for speed in speeds), *rest, *ends)
     return shown
 
@@ -126,6 +130,7 @@ def lines(report: Result) -> list[str | Table]:
     if report["contenders"]:
         said.append("MFU = 4 × parameters × real tokens/s ÷ that product's FLOP/s; tokens/s: median of steps")
         said.append("9 runs h: 3 seeds × (100k + 200k + 300k conversations) at the overall rate, and 9 starts")
+        said.append("loss, norm: training loss and norm of the gradients at the last step")
         said.append(training_table(report["contenders"]))
     if report["generation"]:
         said.append(generation_table(report["generation"]))

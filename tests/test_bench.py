@@ -40,14 +40,17 @@ def test_mfu_and_the_cost_of_a_table() -> None:
     tokens = report.table_tokens(200, 100)
     assert tokens == 3 * (3 * 100_000 * 200 + 300_000 * 100)
     assert report.table_hours(1000, 3.6e6, 400) == pytest.approx(1 + 1)
-    done = report.finish({"steps": STEPS, "seconds_to_first_step": 0.0, "peak_memory_gb": 1.0}, facts, 1)
+    done = report.finish({"steps": STEPS, "seconds_to_first_step": 0.0, "peak_memory_gb": 1.0}, facts, 1, price=9.0)
     assert done["mfu"] == pytest.approx(report.mfu(200, 1000, 8e6)) == pytest.approx(0.1)
     assert done["table_hours"] == pytest.approx(tokens / 200 / 3600)
+    assert done["run_dollars"] == pytest.approx(done["table_hours"])  # nine runs
     assert report.parameters(SHAPES["llama32_3b"]) == 3_212_749_824
+    assert report.parameters(SHAPES["llama3_8b"]) == 8_030_261_248
 
 
 def test_tometune_is_called_with_its_defaults(tmp_path: Path) -> None:
     settings = {"model": "/m", "base": "/b", "pool": "/p", "rows": 9, "gpu": True}
+    settings |= {"storage": "nf4", "max_length": 2048}
     given = overrides("unsloth", settings, tmp_path, 48)
     assert {"model.backend=unsloth", "trainer.max_steps=48", "data.base.rows=3"} <= set(given)
     changed = {each.partition("=")[0] for each in given if each.startswith(("trainer.", "model.", "lora."))}
@@ -96,6 +99,8 @@ def test_contenders_on_the_cpu(clean_env: dict[str, str], tmp_path: Path) -> Non
         assert "error" not in each, each
         assert len(each["raw_steps"]) == 4
         assert each["tokens_per_second"]["min"] > 0
+        assert each["grad_norm"] > 0
+        assert 4 < each["loss"] < 8
         assert 0 <= each["padding_share"] < 1
     assert found["generation"]["generate_tometune"]["runs"][0]["tokens_per_second"] > 0
     assert 0 < found["facts"]["pool_mean_tokens"] < 256
