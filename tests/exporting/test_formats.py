@@ -19,11 +19,12 @@ from tometune.common.errors import UserError
 from tometune.config.export import QUANTS
 from tometune.config.model import LoraConfig
 from tometune.exporting import formats, gguf
-from tometune.exporting.formats import exports_of, go_template, merge, modelfile, share_of_change
+from tometune.exporting.formats import exports_of, merge, share_of_change
 from tometune.exporting.gate import EngineError, divergence
 from tometune.exporting.reference import CONVERSATIONS, TorchEngine
 from tometune.models import tiny
 from tometune.models.adapter import add_adapter, load_adapter
+from tometune.models.ollama import go_template, modelfile
 
 
 def base() -> torch.nn.Module:

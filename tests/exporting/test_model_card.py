@@ -13,7 +13,8 @@ from tometune.config.export import ExportConfig
 from tometune.config.model import LoraConfig, ModelConfig
 from tometune.config.root import Config
 from tometune.exporting.hub import check_push, repositories
-from tometune.exporting.model_card import Licence, card, licence_for, licence_of, write_card, write_licence
+from tometune.exporting.model_card import card, licence_for, write_card, write_licence
+from tometune.models.licences import Licence, licence_of
 from tometune.runs.finished import Finished, base_of
 
 CHECKOUT = Path(__file__).parents[2]

@@ -23,9 +23,9 @@ from tometune.exporting.model_card import write_card, write_licence
 from tometune.exporting.reference import References
 from tometune.models.load import load_model
 from tometune.models.machine import free_memory
-from tometune.models.source import fingerprint, locate
+from tometune.models.source import fingerprint, is_local, locate
 from tometune.models.tokenizer import load_tokenizer
-from tometune.runs.finished import Finished, is_local
+from tometune.runs.finished import Finished
 from tometune.runs.run import now
 
 log = logging.getLogger(__name__)
