@@ -1,4 +1,4 @@
-"""What merged models and GGUFs are made from; llama.cpp's tokens and errors; Ollama's template in Go."""
+"""What merged models and GGUFs are made from; llama.cpp's tokens and errors."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.data.chatml import CHATML, DEFAULT_SYSTEM, chatml_tokenizer
+from tests.data.chatml import chatml_tokenizer
 from tests.exporting.conftest import SHAPE, builder_of
 from tests.fixtures.llama import tiny_llama
 from tests.fixtures.llama3 import llama3_tokenizer
@@ -27,7 +27,6 @@ from tometune.exporting.reference import CONVERSATIONS, TorchEngine
 from tometune.models import tiny
 from tometune.models.adapter import load_adapter
 from tometune.models.checkpoint import Checkpoint, write_checkpoint
-from tometune.models.ollama import go_template, modelfile
 
 
 def test_a_base_whose_files_have_other_names_than_its_layers(tmp_path):
@@ -78,41 +77,6 @@ def test_a_gguf_is_made_from_float32(trained, copied, tmp_path):
     assert merged["share"] < 0.9 < gguf_["share"] < 1.1
     assert gguf_["relative_error"] < 0.5 * merged["relative_error"]
     assert gguf_["layers"] == merged["layers"]
-
-
-CHATML_IN_GO = (
-    "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}"
-    '{{ range .Messages }}{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n'
-    '{{ else if eq .Role "assistant" }}<|im_start|>assistant\n{{ .Content }}<|im_end|>\n{{ end }}{{ end }}'
-    "<|im_start|>assistant\n"
-)
-LLAMA_IN_GO = (
-    "<|start_header_id|>system<|end_header_id|>\n\n"
-    "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n{{ .System }}<|eot_id|>"
-    '{{ range .Messages }}{{ if eq .Role "user" }}<|start_header_id|>user<|end_header_id|>\n\n{{ .Content }}<|eot_id|>'
-    '{{ else if eq .Role "assistant" }}<|start_header_id|>assistant<|end_header_id|>\n\n{{ .Content }}<|eot_id|>'
-    "{{ end }}{{ end }}<|start_header_id|>assistant<|end_header_id|>\n\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("tokenizer", "template", "system"),
-    [
-        (lambda: chatml_tokenizer(CHATML), CHATML_IN_GO, ""),
-        (lambda: chatml_tokenizer(DEFAULT_SYSTEM + CHATML), CHATML_IN_GO, "You are SmolLM"),
-        (llama3_tokenizer, LLAMA_IN_GO, ""),
-    ],
-)
-def test_the_template_in_go(tokenizer, template, system):
-    assert go_template(tokenizer()) == (template, system)
-
-
-def test_another_form_of_template_is_left_to_ollama():
-    tokenizer = chatml_tokenizer("{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}")
-    assert go_template(tokenizer) is None
-    lines = modelfile("m.gguf", tokenizer, ["<|im_end|>"], 2048).splitlines()
-    assert not [line for line in lines if line.startswith(("TEMPLATE", "SYSTEM"))]
-    assert {"FROM ./m.gguf", 'PARAMETER stop "<|im_end|>"', "PARAMETER num_ctx 2048"} <= {*lines}
 
 
 def test_llama_3_in_llama_cpp_token_for_token_with_one_begin_of_text(tmp_path):

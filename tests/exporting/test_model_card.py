@@ -14,7 +14,6 @@ from tometune.config.model import LoraConfig, ModelConfig
 from tometune.config.root import Config
 from tometune.exporting.hub import check_push, repositories
 from tometune.exporting.model_card import card, licence_for, write_card, write_licence
-from tometune.models.licences import Licence, licence_of
 from tometune.runs.finished import Finished, base_of
 
 CHECKOUT = Path(__file__).parents[2]
@@ -122,21 +121,6 @@ def test_metadata_and_text(llama, kind, library, relation, base, loads, tmp_path
 )
 def test_what_the_checks_found(llama, gate, says):
     assert says in card(llama, "merged_16bit", [("merged_16bit", {**GATE, **gate})], "me/Llama-x")
-
-
-@pytest.mark.parametrize(
-    ("name", "licence"),
-    [
-        ("unsloth/Llama-3.2-1B-Instruct", Licence("llama3.2", "Llama 3.2", "Llama", "Llama")),
-        ("meta-llama/Meta-Llama-3-8B-Instruct", Licence("llama3", "Meta Llama 3", "Meta Llama 3", "Llama-3")),
-        ("nvidia/Llama-3_1-Nemotron-51B-Instruct", Licence("llama3.1", "Llama 3.1", "Llama", "Llama")),
-        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", Licence("apache-2.0")),
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", Licence("apache-2.0")),
-        ("somebody/llama-30b", Licence("other")),
-    ],
-)
-def test_licences(name, licence):
-    assert licence_of(name) == licence
 
 
 @pytest.mark.parametrize(
