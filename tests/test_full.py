@@ -84,7 +84,7 @@ def test_exports_are_the_model_itself(place: Workplace) -> None:
     trained, exported = (load_file(folder / "model.safetensors") for folder in (run / "model", merged))
     assert {weight.dtype for weight in exported.values()} == {torch.float16}
     assert all(torch.equal(weight.half(), exported[name]) for name, weight in trained.items())
-    assert set(gate_of(merged)["checks"]) == {"template", "logits", "rouge", "change"}
+    assert set(gate_of(merged)["checks"]) == {"template", "logits", "rouge"}
     card = (merged / "README.md").read_text()
     assert "LoRA" not in card
     for text in ("fine-tuned in full on the mix", "| trained parameters | all ", "the run's model as trained"):
