@@ -82,8 +82,8 @@ def test_exports_are_the_model_itself(place: Workplace) -> None:
     assert "nats per token from the run's model" in done.stdout
     merged = run / "export" / "merged_16bit"
     trained, exported = (load_file(folder / "model.safetensors") for folder in (run / "model", merged))
-    assert {weight.dtype for weight in exported.values()} == {torch.bfloat16}
-    assert all(torch.equal(weight.bfloat16(), exported[name]) for name, weight in trained.items())
+    assert {weight.dtype for weight in exported.values()} == {torch.float16}
+    assert all(torch.equal(weight.half(), exported[name]) for name, weight in trained.items())
     assert set(gate_of(merged)["checks"]) == {"template", "logits", "rouge"}
     card = (merged / "README.md").read_text()
     assert "LoRA" not in card

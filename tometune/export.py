@@ -35,22 +35,17 @@ def main(config: Config) -> None:
     exports = exports_of(formats, listed(config.quant), folder)
     check_folders(finished, folder, exports)
     check_space(finished, folder, exports)
-    missing = gguf.missing() if "gguf" in formats else []
+    if "gguf" in formats and (missing := gguf.missing()):
+        raise UserError(f"format=gguf: needs {', '.join(missing)}; run: {gguf.INSTALL} and the same command again")
     try:
         check_source(finished.base)
-        possible = [one for one in exports if not (missing and one.format == "gguf")]
-        gates = Builder(finished, cache_folder(config), folder).make_all(possible, print_summary)
+        builder = Builder(finished, cache_folder(config), folder, answer=formats != ["adapter"])
+        gates = builder.make_all(exports, print_summary)
     except UserError as error:
         base = config.export.base
         raise UserError(str(error).replace(f"model.id={base}", f"export.base={base}")) from error
-    if missing:
-        raise UserError(
-            f"format=gguf: needs {', '.join(missing)}; run: {gguf.INSTALL} and the same command again "
-            f"(the merged model is kept in {folder / 'merged_16bit'})"
-        )
     if config.push_to is not None:
-        wanted = {name: gate for name, gate in gates.items() if gate["format"] in formats}
-        publish(finished, wanted, config.push_to, config.private)
+        publish(finished, gates, config.push_to, config.private)
 
 
 def print_summary(gate: dict[str, Any]) -> None:
@@ -59,8 +54,8 @@ def print_summary(gate: dict[str, Any]) -> None:
     parts = [f"{gate['folder']}: {'passed' if gate['passed'] else 'FAILED'}"]
     if "logits" in checks:
         parts.append(f"{checks['logits']['mean_divergence']:.2g} nats per token from {gate['reference']['tuned']}")
-    if checks.get("share_of_change") is not None:
-        parts.append(f"holds {checks['share_of_change']:.0%} of the change")
+    if "change" in checks:
+        parts.append(f"holds {checks['change']['share']:.1%} of the change")
     if rouge.get("stored"):
         parts.append(f"same model, so the {rouge['examples']} scored answers stand")
     elif rouge:

@@ -57,7 +57,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
             save_base(folder / "other", seed=4)
             made = place.verb("train", *SMOKE, *SHORT, f"model.id={base}", "model.weights=pretrained")
             assert made.returncode == 0, made.stderr
-            made = place.verb("export", f"run={place.run_folder().name}", "format=[adapter,gguf]", "quant=q8_0")
+            made = place.verb(
+                "export", f"run={place.run_folder().name}", "format=[adapter,merged_16bit,gguf]", "quant=q8_0"
+            )
             assert made.returncode == 0, made.stderr
             assert made.stdout.count(": passed") == 3
             done.touch()

@@ -21,7 +21,7 @@ def check(reference: Reference, folder: Path) -> Check:
     """Check a merged model."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    engine = TorchEngine("transformers", model, tokenizer, torch.float32)
+    engine = TorchEngine("transformers", model, tokenizer)
     return compare(engine, "merged_16bit", reference, tokenizer.bos_token_id, LIMITS)
 
 

@@ -66,5 +66,5 @@ def test_train_publish_and_ask(hub: Hub, place: Workplace, tmp_path: Path) -> No
     assert json.loads((hub.root / "models" / "tester" / "tuned" / "run.json").read_text())["run_id"] == run.name
 
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), run / "adapter")
-    engine = TorchEngine("peft", tuned, AutoTokenizer.from_pretrained(base), tuned.dtype)
+    engine = TorchEngine("peft", tuned, AutoTokenizer.from_pretrained(base))
     assert [printed["inference"].strip()] == engine.answer(engine.render(CONVERSATIONS[:1]), [128])

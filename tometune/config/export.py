@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from tometune.config.model import Precision
 from tometune.config.validators import at_least, checked, folder, one_of, value_problems
 
 FORMATS = ("adapter", "merged_16bit", "gguf")
@@ -27,10 +28,12 @@ class ExportConfig:
     """Branch, tag or commit of `export.base` on the hub."""
     folder: str | None = field(default=None, metadata=checked(folder))
     """Folder of the exports; null is `export/` in the run's folder."""
+    dtype: Precision = Precision.auto
+    """Type of the merged model's weights: `fp16`, `bf16` or `fp32`; `auto` is fp16 if its range allows, else fp32."""
     examples: int = field(default=50, metadata=at_least(1))
     """Examples of the run's own evaluation whose answers are compared, or all if there are fewer."""
     min_share: float = field(default=0.1, metadata=at_least(0))
-    """Smallest share of the change made by training that the merged model may hold after rounding to 16 bits."""
+    """Smallest share of the change made by training that the weights of an export may hold after rounding."""
     max_divergence: dict[str, float] = field(default_factory=dict, metadata=at_least(0))
     """Largest mean KL divergence in nats per token, by format or quant (values: conf/export/default.yaml)."""
     max_rouge_change: dict[str, float] = field(default_factory=dict, metadata=at_least(0))

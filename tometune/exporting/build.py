@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from hashlib import file_digest
 from importlib import metadata
 from pathlib import Path
@@ -12,25 +13,24 @@ from time import perf_counter
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import GenerationConfig
 
 from tometune.common.errors import UserError
 from tometune.common.files import SaveError, disk_errors, temporary_path, write_json
 from tometune.config.export import FROM_4_BITS
-from tometune.exporting.formats import PACKAGES, Export, load_export, share_of_change, write_weights
-from tometune.exporting.gate import EngineError, GateError, Reference, compare
+from tometune.config.model import Precision
+from tometune.exporting.formats import PACKAGES, Export, Writer
+from tometune.exporting.gate import EngineError, GateError, Reference, compare, lost_change
 from tometune.exporting.model_card import write_card, write_licence
 from tometune.exporting.reference import References
-from tometune.models.load import load_model
 from tometune.models.machine import free_memory
 from tometune.models.source import fingerprint, locate
 from tometune.models.tokenizer import load_tokenizer
-from tometune.runs.finished import Finished, is_local
+from tometune.runs.finished import Finished
 from tometune.runs.run import now
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of gate.json's layout, and of what an export holds."""
 
 GATE = "gate.json"
@@ -39,19 +39,16 @@ GATE = "gate.json"
 BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q3_k_m": 4.0}
 """Approximate bits per weight of a GGUF; small models keep more tensors at higher precision."""
 
-PRIVATE = ("tracking", "error")
-"""Keys of run.json that name folders and accounts of the machine that trained."""
-
 
 def check_space(finished: Finished, folder: Path, exports: Sequence[Export]) -> None:
     """Raise a `UserError` unless a folder can be written and has space for exports."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{nearest}: not writable; set export.folder to a folder that is")
-    bits = {"adapter": 0.0, "merged_16bit": 16.0, **BITS}
+    bits = {"adapter": 0.0, "merged_16bit": 32 if finished.config.export.dtype is Precision.fp32 else 16, **BITS}
     bits_per_weight = sum(bits[export.kind] for export in exports)
     if any(export.format == "gguf" for export in exports):
-        bits_per_weight += 16  # the file that is quantised
+        bits_per_weight += 2 * 32  # the exact weights, which llama.cpp's converter copies
     needed = 1.15 * bits_per_weight / 8 * finished.record["model"]["parameters"]
     free = shutil.disk_usage(nearest).free
     if free < needed:
@@ -89,11 +86,17 @@ def check_folder(target: Path, run_id: str) -> None:
 class Builder:
     """Makes exports of one run; what several of them need is loaded when the first one needs it."""
 
-    def __init__(self, finished: Finished, cache: Path, folder: Path) -> None:
-        self.finished, self.cache, self.folder = finished, cache, folder
-        self.limits = finished.config.export
+    def __init__(self, finished: Finished, cache: Path, folder: Path, answer: bool = True) -> None:
+        """See `References` for `answer`."""
+        self.finished, self.folder, self.limits = finished, folder, finished.config.export
         self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))
-        self.references = References(finished, cache, self.tokenizer)
+        self.references = References(finished, cache, self.tokenizer, answer)
+        self.temporary = ExitStack()
+        self.writer = Writer(finished, cache, self.tokenizer, self._scratch)
+
+    def _scratch(self) -> Path:
+        """Return a new folder next to the exports, which is removed after the last of them."""
+        return self.temporary.enter_context(temporary_path(self.folder / "weights", folder=True))
 
     def make_all(
         self, exports: Sequence[Export], report: Callable[[dict[str, Any]], None]
@@ -104,8 +107,8 @@ class Builder:
             GateError: one or more failed; all of them were tried.
         """
         gates: dict[str, dict[str, Any]] = {}
-        for export in exports:
-            if export.format != "gguf" or gates["merged_16bit"]["passed"]:
+        with self.temporary:
+            for export in exports:
                 gates[export.name] = self.make(export)
                 report(gates[export.name])
         problems = {name: gate["problems"][0] for name, gate in gates.items() if not gate["passed"]}
@@ -122,7 +125,7 @@ class Builder:
                 return gate | {"folder": str(export.folder)}
             log.warning("%s: %s changed since its checks; making it again", export.folder, ", ".join(changed))
         reference = self.references.of(export.format)  # before anything is written: the base may be gone
-        free_memory()  # of the tuned model: writing loads its base again
+        free_memory()
         self.folder.mkdir(parents=True, exist_ok=True)  # `check_space` knows that it can be written
         with disk_errors(self.folder), temporary_path(export.folder, folder=True) as folder:
             gate = {
@@ -144,24 +147,18 @@ class Builder:
 
     def _write_and_check(self, export: Export, folder: Path, reference: Reference) -> dict[str, Any]:
         """Write an export and compare it with the tuned model; an engine that crashes fails this export only."""
-        name = PACKAGES[export.format][0]
-        checks: dict[str, Any] = {}
+        name, dtype, checks = PACKAGES[export.format][0], None, dict[str, Any]()
         start = written = perf_counter()
         try:
             with disk_errors(self.folder):
-                self._write(export, folder, GenerationConfig.from_dict(reference.generation))
-            free_memory()
-            engine = load_export(export, folder, self.finished, self.cache, reference)
+                dtype = self.writer.write(export, folder, reference)
+            engine = self.writer.load(export, folder, reference)
             name, written = engine.name, perf_counter()
             checks, problems = compare(engine, export.kind, reference, self.tokenizer.bos_token_id, self.limits)
             del engine
-            if export.format == "merged_16bit" and self.finished.whole is None:
-                base = load_model(locate(self.finished.base, self.cache))
-                share = checks["share_of_change"] = share_of_change(base, self.finished.adapter, folder)
-                if share is not None and not share >= self.limits.min_share:
-                    lost = f"weights: 16 bits hold {share:.1%} of what training changed, less than "
-                    fix = f"{self.limits.min_share:.0%} (export.min_share); export format=adapter, or train longer"
-                    problems = [lost + fix, *problems]
+            if (change := self.writer.change(export, folder)) is not None:
+                checks["change"] = change
+                problems = lost_change(change, self.limits.min_share) + problems
         except (UserError, SaveError):
             raise
         except (EngineError, SafetensorError, OSError, RuntimeError, ValueError) as error:
@@ -171,25 +168,12 @@ class Builder:
         finally:
             free_memory()
         seconds = {"export": round(written - start, 1), "gate": round(perf_counter() - written, 1)}
-        return {"passed": not problems, "problems": problems, "engine": name, "checks": checks, "seconds": seconds}
-
-    def _write(self, export: Export, folder: Path, generation: GenerationConfig) -> None:
-        """Write the weights, and what every export holds: tokenizer, template, generation config and run.json."""
-        ends = generation.eos_token_id
-        stops = self.tokenizer.convert_ids_to_tokens(ends if isinstance(ends, list) else [ends])
-        write_weights(export, folder, self.finished, self.cache, self.tokenizer, stops)
-        self.tokenizer.save_pretrained(folder)
-        generation.save_pretrained(folder)
-        record = {name: value for name, value in self.finished.record.items() if name not in PRIVATE}
-        if is_local(self.finished.model):
-            record["model"] = {**record["model"], "id": self.finished.base_name}
-        write_json(folder / "run.json", record)
+        judged = {"passed": not problems, "problems": problems, "checks": checks}
+        return {**judged, "engine": name, "dtype": dtype, "seconds": seconds}
 
     def _key(self, export: Export) -> dict[str, Any]:
         """Return everything that an export and its checks depend on."""
         run, limits, kind = self.finished.folder, self.limits, export.kind
-        gate = read_gate(self.folder / "merged_16bit") if export.format == "gguf" else None
-        merged = gate["files"] if gate is not None else {}  # `make_all` has just made it, or checked its files
         read = [run / "run.json", run / "mix.json", *sorted((run / "eval" / "tuned").glob("*.jsonl"))]
         return {
             "schema": SCHEMA,
@@ -197,7 +181,7 @@ class Builder:
             "base": fingerprint(self.finished.base),
             "trained_on": fingerprint(self.finished.model),
             "read": {str(path.relative_to(run)): sha256_of(path) for path in read if path.exists()},
-            "made_from": [file["sha256"] for name, file in merged.items() if name.endswith(".safetensors")],
+            "dtype": str(limits.dtype),
             "limits": [limits.examples, limits.min_share, limits.max_divergence[kind], limits.max_rouge_change[kind]],
             "from_4_bits": limits.max_divergence.get(FROM_4_BITS),
             "versions": {name: metadata.version(name) for name in [*PACKAGES["adapter"], *PACKAGES[export.format]]},

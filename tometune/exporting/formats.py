@@ -1,26 +1,29 @@
-"""The formats of an export: how the adapter, the merged model and a GGUF are written, and loaded as users will."""
+"""The formats of an export: how the adapter, the merged model and a GGUF are written, loaded and read back."""
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jinja2 import TemplateError
+from huggingface_hub import snapshot_download
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from tometune.common.files import write_json, write_text
 from tometune.exporting.gate import Engine, Reference
-from tometune.exporting.gguf import LlamaCppEngine, write_gguf
+from tometune.exporting.gguf import LlamaCppEngine, convert, gguf_change, quantise
 from tometune.exporting.reference import TorchEngine, exact
-from tometune.models.adapter import load_adapter
+from tometune.models.checkpoint import Checkpoint, Merged, write_checkpoint
+from tometune.models.float16 import resolve_dtype
 from tometune.models.load import load_model
-from tometune.models.source import locate
+from tometune.models.ollama import modelfile
+from tometune.models.source import is_local, locate
+from tometune.models.weight_change import change_held
 from tometune.runs.finished import Finished
 
 PACKAGES = {
@@ -30,14 +33,11 @@ PACKAGES = {
 }
 """Packages that write and load each format."""
 
-TURNS = (
-    ("<|im_start|>{role}\n", "<|im_end|>\n"),  # ChatML: SmolLM2, Qwen
-    ("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"),  # Llama 3
-    ("<|{role}|>\n", "<|end|>\n"),  # Phi-3
-    ("<|{role}|>\n", "</s>\n"),  # Zephyr
-)
-"""Text before and after each message, by family of chat templates. What precedes the system message is taken from the
-model's own template: Llama 3.2 writes dates there."""
+PRIVATE = ("tracking", "error")
+"""Keys of run.json that name folders and accounts of the machine that trained."""
+
+GGUF_TYPES = {"BF16": "bf16", "F16": "f16"}
+"""Types of llama.cpp's converter that hold all weights of a checkpoint, by the only type of that."""
 
 
 @dataclass(frozen=True)
@@ -59,40 +59,110 @@ class Export:
 
 
 def exports_of(formats: Sequence[str], quants: Sequence[str], folder: Path) -> list[Export]:
-    """Return the exports of these formats: a GGUF per quant, and before them the merged model they are made from."""
-    wanted = {*formats, "merged_16bit"} if "gguf" in formats else formats
-    found = [Export(kind, None, folder / kind) for kind in ("adapter", "merged_16bit") if kind in wanted]
+    """Return the exports of these formats, with a GGUF per quant."""
+    found = [Export(kind, None, folder / kind) for kind in ("adapter", "merged_16bit") if kind in formats]
     return found + [Export("gguf", quant, folder / f"gguf-{quant}") for quant in quants if "gguf" in formats]
 
 
-def load_export(export: Export, folder: Path, finished: Finished, cache: Path, reference: Reference) -> Engine:
-    """Load an export in a folder with the library or program that its users will use."""
-    if export.format == "gguf":
-        return LlamaCppEngine(next(folder.glob("*.gguf")))
-    if export.format == "adapter":
-        base = finished.model if reference.base == "as trained" else finished.base
-        model = PeftModel.from_pretrained(load_model(locate(exact(base, finished), cache)), folder)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=reference.dtype, use_safetensors=True)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-    run_dtype = getattr(torch, str(finished.record["model"]["dtype"]))
-    return TorchEngine(PACKAGES[export.format][0], model, AutoTokenizer.from_pretrained(folder), run_dtype)
+class Writer:
+    """Writes exports of one run, loads them as users will, and reads back what their weights hold."""
+
+    def __init__(
+        self, finished: Finished, cache: Path, tokenizer: PreTrainedTokenizerBase, scratch: Callable[[], Path]
+    ) -> None:
+        """`scratch` returns a new folder for what several exports are made from."""
+        self.finished, self.cache, self.tokenizer, self.scratch = finished, cache, tokenizer, scratch
+
+    @cached_property
+    def weights(self) -> tuple[Any, Checkpoint, Checkpoint]:
+        """The config, the weights of the base, and the exact weights of the run; both have the same names.
+
+        Nothing is downloaded here: the tuned model has been loaded before. `lora=none` needs no base.
+        """
+        source = locate(self.finished.whole or self.finished.base, self.cache)
+        folder = Path(source.location)
+        if source.revision is not None:
+            folder = Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))
+        config, base = AutoConfig.from_pretrained(folder), Checkpoint(folder)
+        if self.finished.whole is not None:
+            return config, base, base
+        merged = Merged(folder, self.finished.adapter)
+        if not merged.adapted.keys() <= merged.keys():
+            # The files of this base have other names than the layers in memory, which the adapter's names follow.
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+            model.save_pretrained(folder := self.scratch(), save_original_format=False)
+            base, merged = Checkpoint(folder), Merged(folder, self.finished.adapter)
+        return config, base, merged
+
+    @cached_property
+    def base_gguf(self) -> Path:
+        return self._gguf(self.weights[1], None, GGUF_TYPES.get("".join(self.weights[1].dtypes()), "f32"))
+
+    @cached_property
+    def exact_gguf(self) -> Path:
+        return self._gguf(self.weights[2], torch.float32, "f32")
+
+    def _gguf(self, tensors: Checkpoint, dtype: torch.dtype | None, outtype: str) -> Path:
+        """Write tensors as a GGUF in a type that holds them without rounding."""
+        folder, file = self.scratch(), self.scratch() / "model.gguf"
+        write_checkpoint(tensors, self.weights[0], folder, dtype)
+        self.tokenizer.save_pretrained(folder)
+        convert(folder, file, outtype, str(self.finished.record["run_id"]))
+        shutil.rmtree(folder)
+        return file
+
+    def write(self, export: Export, folder: Path, reference: Reference) -> str | None:
+        """Write an export: weights, tokenizer, template, generation config, run.json; with a GGUF Ollama's Modelfile.
+
+        Returns the type of a merged model's weights.
+        """
+        record, dtype = {name: value for name, value in self.finished.record.items() if name not in PRIVATE}, None
+        generation = GenerationConfig.from_dict(reference.generation)
+        if export.format == "adapter":
+            _write_adapter(self.finished, folder)
+        elif export.format == "merged_16bit":
+            config, _, exact_weights = self.weights
+            dtype = resolve_dtype(self.finished.config.export.dtype, exact_weights, reference.activation)
+            write_checkpoint(exact_weights, config, folder, dtype)
+        else:
+            file = folder / f"{record['run_id']}-{export.kind.upper()}.gguf"
+            quantise(self.exact_gguf, file, export.kind)
+            context, ends = getattr(self.weights[0], "max_position_embeddings", 4096), generation.eos_token_id
+            stops = self.tokenizer.convert_ids_to_tokens(ends if isinstance(ends, list) else [ends])
+            write_text(folder / "Modelfile", modelfile(file.name, self.tokenizer, stops, context))
+        self.tokenizer.save_pretrained(folder)
+        generation.save_pretrained(folder)
+        if is_local(self.finished.model):
+            record["model"] = {**record["model"], "id": self.finished.base_name}
+        write_json(folder / "run.json", record)
+        return str(dtype).removeprefix("torch.") if dtype else None
+
+    def load(self, export: Export, folder: Path, reference: Reference) -> Engine:
+        """Load an export in a folder with the library or program that its users will use."""
+        if export.format == "gguf":
+            return LlamaCppEngine(next(folder.glob("*.gguf")))
+        if export.format == "adapter":
+            base = self.finished.model if reference.base == "as trained" else self.finished.base
+            model = PeftModel.from_pretrained(load_model(locate(exact(base, self.finished), self.cache)), folder)
+        else:
+            dtype = reference.dtype if reference.dtype == "float32" else "auto"  # the file's own, as its users load it
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return TorchEngine(PACKAGES[export.format][0], model, AutoTokenizer.from_pretrained(folder))
+
+    def change(self, export: Export, folder: Path) -> dict[str, Any] | None:
+        """Return what the written weights hold of the adapter's exact change; None for the adapter, which is a copy."""
+        if export.format == "adapter" or self.finished.whole is not None:
+            return None
+        if export.format == "gguf":
+            return gguf_change(next(folder.glob("*.gguf")), self.base_gguf, self.exact_gguf)
+        _, base, merged = self.weights
+        return change_held(merged, *(partial(_as_array, tensors) for tensors in (base, merged, Checkpoint(folder))))
 
 
-def write_weights(
-    export: Export, folder: Path, finished: Finished, cache: Path, tokenizer: PreTrainedTokenizerBase, stops: list[str]
-) -> None:
-    """Write the weights of an export into a folder; those of a GGUF, and Ollama's Modelfile, from the merged model."""
-    if export.format == "adapter":
-        _write_adapter(finished, folder)
-    elif export.format == "merged_16bit":
-        _write_merged(finished, cache, folder)
-    else:
-        name, merged = str(finished.record["run_id"]), export.folder.with_name("merged_16bit")
-        file = folder / f"{name}-{export.kind.upper()}.gguf"
-        write_gguf(merged, file, export.kind, name)
-        context = getattr(AutoConfig.from_pretrained(merged), "max_position_embeddings", 4096)
-        write_text(folder / "Modelfile", modelfile(file.name, tokenizer, stops, context))
+def _as_array(tensors: Checkpoint, name: str) -> np.ndarray:
+    found: np.ndarray = tensors[name].float().numpy()
+    return found
 
 
 def _write_adapter(finished: Finished, folder: Path) -> None:
@@ -102,135 +172,3 @@ def _write_adapter(finished: Finished, folder: Path) -> None:
     config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     revision = model.revision if base == model.id and model.revision != "main" else None
     write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base, "revision": revision})
-
-
-def _write_merged(finished: Finished, cache: Path, folder: Path) -> None:
-    """Write the merged model, or the whole model of `lora=none`: in float16 if the base is published in that.
-
-    Otherwise it is bfloat16, which keeps the range of float32.
-    """
-    source = locate(finished.base, cache)
-    published = AutoConfig.from_pretrained(source.location, revision=source.revision).dtype
-    dtype = torch.float16 if published is torch.float16 else torch.bfloat16
-    if finished.whole is None:
-        model = merge(load_model(source), finished.adapter, dtype)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(finished.whole.id, dtype="auto", use_safetensors=True).to(dtype)
-    model.config.dtype = dtype
-    model.save_pretrained(folder, max_shard_size="5GB")  # an interrupted upload resumes with the file it was at
-
-
-def merge(base: Any, adapter: Path, dtype: torch.dtype) -> Any:
-    """Return the base with the adapter added into its weights.
-
-    Each layer is added in float32 and rounded once to `dtype`; PEFT's `merge_and_unload` would round the change first.
-    `base` is modified; it must not be quantised.
-
-    Raises:
-        UserError: the adapter was made for another base.
-    """
-    model = load_adapter(base, adapter)
-    for _, weight, _ in _merge_layers(model):
-        weight.data = weight.data.to(dtype)
-    return model.base_model.unload().to(dtype)
-
-
-def _merge_layers(model: Any) -> Iterator[tuple[str, Any, torch.Tensor]]:
-    """Merge one layer after another in float32; yield its name in the base, its merged weight, and that before."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer) and hasattr(layer, "merge"):
-            weight = layer.get_base_layer().weight
-            before = weight.data.float()
-            weight.data = before.clone()
-            with torch.no_grad():
-                layer.merge(safe_merge=True)  # type: ignore[operator]
-            yield name.removeprefix("base_model.model."), weight, before
-
-
-def share_of_change(base: Any, adapter: Path, written: Path) -> float | None:
-    """Return the share of the exact change (the adapter added to the base in float32) that the written weights hold.
-
-    This is the projection of written − base onto the exact change, summed over the adapted matrices: 1 if rounding to
-    16 bits lost nothing, 0 for the bare base. Small changes are lost because they are below half a unit in the last
-    place of most weights. `base` is modified.
-
-    Returns None if the written file uses other tensor names than the model in memory, or the adapter changes nothing.
-    """
-    index = written / "model.safetensors.index.json"
-    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.exists() else {}
-    held = total = 0.0
-    for name, weight, before in _merge_layers(load_adapter(base, adapter)):
-        tensor = f"{name}.weight"
-        with safe_open(written / files.get(tensor, "model.safetensors"), framework="pt") as file:
-            if tensor not in file.keys():  # noqa: SIM118 -- not a dict
-                return None
-            found = file.get_tensor(tensor).to(before)
-        change = weight.data - before
-        held += float(((found - before) * change).sum(dtype=torch.float64))
-        total += float(change.square().sum(dtype=torch.float64))
-        weight.data = weight.data[:0]  # the model is not used again: frees the memory
-    return held / total if total else None
-
-
-def modelfile(file: str, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], context: int) -> str:
-    """Return Ollama's Modelfile for a GGUF next to it; `stops` end a turn, `context` is the model's longest context."""
-    template, system = go_template(tokenizer) or ("", "")
-    lines = [
-        f"FROM ./{file}",
-        f'TEMPLATE """{template}"""' if template else "# No TEMPLATE: Ollama takes the one inside the GGUF file.",
-        *([f'SYSTEM """{system}"""'] if system else []),
-        *(f'PARAMETER stop "{stop}"' for stop in stops),
-        "PARAMETER temperature 0",
-        f"PARAMETER num_ctx {min(context, 4096)}",  # more would cost memory
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def go_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
-    """Return the chat template in Go's syntax and its default system message; None for an unknown family of templates.
-
-    A template is accepted only if it renders three conversations exactly like the model's own.
-    """
-    try:
-        found = (_of_family(tokenizer, before, after) for before, after in TURNS)
-        return next((one for one in found if one is not None), None)
-    except TemplateError:  # e.g. a template that refuses system messages
-        return None
-
-
-def _of_family(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> tuple[str, str] | None:
-    """Return the Go template and default system message if the tokenizer's template has these turns."""
-    user, assistant = before.format(role="user"), before.format(role="assistant")
-    # llama.cpp adds the begin-of-text token itself. SmolLM2's is the opening of a turn, which has to stay.
-    bos = "" if user.startswith(tokenizer.bos_token or "") else tokenizer.bos_token
-
-    def own(*messages: tuple[str, str]) -> str:
-        rows = [{"role": role, "content": content} for role, content in messages]
-        text: str = tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=True)
-        return text.removeprefix(bos)
-
-    opening = own(("system", "⁂S⁂"), ("user", "⁂U⁂")).split("⁂S⁂")[0]
-    default = own(("user", "⁂U⁂")).split("⁂U⁂")[0].removesuffix(user)
-    if default and not (default.startswith(opening) and default.endswith(after)):
-        return None
-    always, system = bool(default), default.removeprefix(opening).removesuffix(after)
-    conversations = (
-        [("user", "one two")],
-        [("system", "four five"), ("user", "one two")],
-        [("user", "one two"), ("assistant", "three"), ("user", "six")],
-    )
-    for messages in conversations:
-        given = dict(messages).get("system", system)
-        turns = {"user": user, "assistant": assistant}
-        expected = f"{opening}{given}{after}" if given or always else ""
-        expected += "".join(f"{turns[role]}{content}{after}" for role, content in messages if role in turns)
-        if own(*messages) != expected + assistant:
-            return None
-    turn = f"{opening}{{{{ .System }}}}{after}"
-    return (
-        f"{turn if always and not system else '{{ if .System }}' + turn + '{{ end }}'}"
-        "{{ range .Messages }}"
-        f'{{{{ if eq .Role "user" }}}}{user}{{{{ .Content }}}}{after}'
-        f'{{{{ else if eq .Role "assistant" }}}}{assistant}{{{{ .Content }}}}{after}{{{{ end }}}}'
-        f"{{{{ end }}}}{assistant}"
-    ), system

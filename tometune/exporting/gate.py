@@ -44,7 +44,9 @@ class Reference:
         log_probabilities: float32 [answer tokens, vocabulary].
         examples: examples that the run was scored on.
         base: `as trained`, or `16-bit base` for an adapter that was trained on a base in 4 bits.
-        dtype: in which the log-probabilities were computed.
+        dtype: in which it computed.
+        texts: its answers to the examples, generated anew in that type; none for the adapter, which is the same model.
+        activation: the largest absolute value that one of its layers reads or returns.
         tuned: name of the tuned model in messages.
         from_4_bits: mean KL(adapter as trained || adapter on the 16-bit base) in nats per token; None if they are the
             same, or the former cannot be loaded here.
@@ -58,6 +60,8 @@ class Reference:
     examples: list[Example]
     base: str
     dtype: str
+    texts: list[str] = field(default_factory=list)
+    activation: float = 0.0
     tuned: str = "the adapter"
     from_4_bits: float | None = None
     generation: dict[str, Any] = field(default_factory=dict)
@@ -105,6 +109,14 @@ def compare(engine: Engine, kind: str, reference: Reference, bos: int | None, li
     else:
         checks["rouge"], problems = _rouge(engine, kind, reference, limits)
     return checks, problems
+
+
+def lost_change(change: dict[str, Any], limit: float) -> list[str]:
+    """Return the problem of a file that holds less than this share of the change; see `change_held`."""
+    if change["share"] >= limit:  # false for nan, too
+        return []
+    fix = f"{limit:.0%} (export.min_share); export format=adapter, or train longer"
+    return [f"weights: the file holds {change['share']:.1%} of what training changed, less than {fix}"]
 
 
 def _template(engine: Engine, reference: Reference, bos: int | None) -> Check:
@@ -163,6 +175,8 @@ def divergence(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.
 def _rouge(engine: Engine, kind: str, reference: Reference, limits: ExportConfig) -> Check:
     """Score the export's answers to the run's own examples in the same way as the run was scored.
 
+    They are counted as the same if they equal the tuned model's in the same arithmetic. The answers that were scored
+    were generated in the run's own, often bfloat16, where even the adapter itself does not repeat all of them.
     An export fails if the 95 % interval of the change lies beyond the limit as a whole: with few examples, one other
     answer moves the mean further than that.
     """
@@ -174,9 +188,9 @@ def _rouge(engine: Engine, kind: str, reference: Reference, limits: ExportConfig
     change = paired_difference([columns[0]["rougeL"]], [columns[1]["rougeL"]], RESAMPLES, 0.95)
     low, high = change.low, change.high
     count, limit = len(answers), limits.max_rouge_change[kind]
-    equal = sum(a == b for a, b in zip(stored, answers, strict=True))
-    checks = {"examples": count, "same_answers": equal, "adapter": before, "export": after, "limit": limit}
-    checks["interval"] = [low, high]
+    equal, scored = (sum(map(str.__eq__, texts, answers)) for texts in (reference.texts or stored, stored))
+    checks = {"examples": count, "same_answers": equal, "same_as_scored": scored, "adapter": before, "export": after}
+    checks |= {"limit": limit, "interval": [low, high]}
     if low is None or high is None or (low <= limit and high >= -limit):
         return checks, []
     return checks, [

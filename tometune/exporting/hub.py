@@ -10,7 +10,8 @@ from typing import Any
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
 from tometune.exporting.model_card import licence_for, write_card
-from tometune.runs.finished import Finished, is_local
+from tometune.models.source import is_local
+from tometune.runs.finished import Finished
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from tometune.evaluation.engines import Engine as EvaluationEngine
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import Conversation, Example, Reference, Tokens, divergence
 from tometune.models.adapter import load_adapter
+from tometune.models.float16 import largest_activation
 from tometune.models.load import load_model
 from tometune.models.machine import check_machine
 from tometune.models.source import locate, quantized
@@ -37,6 +38,8 @@ BATCH = 16
 
 NEW_TOKENS = 24
 """Longest answer to a fixed conversation; its tokens are those that logits are compared on."""
+
+ON_BASE = "16-bit base"
 
 TEXTS = (
     "What is the capital of France?",
@@ -61,8 +64,9 @@ CONVERSATIONS: list[Conversation] = [
 class References:
     """The tuned model on each base that exports need; every base is loaded once, when it is first needed."""
 
-    def __init__(self, finished: Finished, cache: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.finished, self.cache, self.tokenizer = finished, cache, tokenizer
+    def __init__(self, finished: Finished, cache: Path, tokenizer: PreTrainedTokenizerBase, answer: bool) -> None:
+        """`answer`: the examples are answered, too; comparing an adapter does not need that."""
+        self.finished, self.cache, self.tokenizer, self.answer = finished, cache, tokenizer, answer
 
     def of(self, kind: str) -> Reference:
         """Return what an export of this format is compared with.
@@ -91,7 +95,7 @@ class References:
         """The adapter on the 16-bit base, and its distance from the adapter as trained."""
         trained = self.as_trained
         model = load_model(locate(exact(self.finished.base, self.finished), self.cache))
-        return self._record(model, "16-bit base", trained)
+        return self._record(model, ON_BASE, trained)
 
     def _record(self, model: Any, base: str, trained: Reference | None = None) -> Reference:
         """Record the behaviour of the tuned model, given its base or the whole model."""
@@ -99,7 +103,7 @@ class References:
         if self.finished.whole is None:
             model, tuned = load_adapter(model, self.finished.adapter), "the adapter"
         log.info("answering the fixed conversations with %s (%s)", tuned, base)
-        engine = TorchEngine("torch", model, self.tokenizer, model.dtype)
+        engine = TorchEngine("torch", model, self.tokenizer)
         rendered = zip(CONVERSATIONS, engine.render(CONVERSATIONS), strict=True)
         accepted = [(messages, ids) for messages, ids in rendered if ids]  # some templates allow no system message
         prompts = [ids for _, ids in accepted]
@@ -108,6 +112,11 @@ class References:
         if trained is not None:
             found = engine.log_probabilities(trained.prompts, trained.answers)
             distance = float(divergence(trained.log_probabilities, found).mean())
+        with largest_activation(model) as largest:
+            log_probabilities = engine.log_probabilities(prompts, answers)
+        examples, texts = self._examples(), list[str]()
+        if self.answer and (base == ON_BASE or not quantized(self.finished.model)):
+            texts = engine.answer([one.ids for one in examples], [one.max_new_tokens for one in examples])
         stops = greedy(model, self.tokenizer, NEW_TOKENS).eos_token_id
         model.generation_config.update(
             eos_token_id=stops[0] if len(stops) == 1 else stops,
@@ -118,10 +127,12 @@ class References:
             conversations=[messages for messages, _ in accepted],
             prompts=prompts,
             answers=answers,
-            log_probabilities=engine.log_probabilities(prompts, answers),
-            examples=self._examples(),
+            log_probabilities=log_probabilities,
+            examples=examples,
             base=base,
             dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+            texts=texts,
+            activation=largest[0],
             tuned=tuned,
             from_4_bits=distance,
             generation=model.generation_config.to_dict(),
@@ -153,10 +164,9 @@ def exact(model: ModelConfig, finished: Finished) -> ModelConfig:
 class TorchEngine:
     """A model in PyTorch: the tuned model, or an export that PEFT or transformers loaded; an `Engine`."""
 
-    def __init__(self, library: str, model: Any, tokenizer: PreTrainedTokenizerBase, run_dtype: torch.dtype) -> None:
-        """`run_dtype` is the arithmetic in which the run's examples were answered."""
+    def __init__(self, library: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         self.name = f"{library} {metadata.version(library)}"
-        self.model, self.tokenizer, self.run_dtype = model.eval(), tokenizer, run_dtype
+        self.model, self.tokenizer = model.eval(), tokenizer
 
     def render(self, conversations: Sequence[Conversation]) -> list[Tokens]:
         """See `Engine`; no tokens if the template refuses a conversation."""
@@ -179,10 +189,6 @@ class TorchEngine:
         return found
 
     def answer(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[str]:
-        """See `Engine`; the model computes in the run's own arithmetic from here on."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.dtype is torch.float32 and "lora_" not in name:
-                parameter.data = parameter.data.to(self.run_dtype)
         stops = greedy(self.model, self.tokenizer, 1).eos_token_id
         answers = [[token for token in ids if token not in stops] for ids in self.tokens(prompts, lengths)]
         texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)

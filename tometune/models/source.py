@@ -71,6 +71,11 @@ def quantized(model: ModelConfig) -> bool:
     return model.quantization is Quantization.nf4 or model.id.endswith("-bnb-4bit")
 
 
+def is_local(model: ModelConfig) -> bool:
+    """Return whether a model is a folder on this machine."""
+    return model.weights is Weights.pretrained and Path(model.id).expanduser().is_dir()
+
+
 def _folder(model: ModelConfig) -> Path | None:
     folder = Path(model.id).expanduser()
     return folder if folder.is_dir() else None

@@ -13,7 +13,7 @@ from tometune.common.hub import is_commit
 from tometune.config.export import ExportConfig, listed
 from tometune.config.model import FOUR_BITS, ModelConfig, Precision, Quantization, Weights
 from tometune.config.root import Config
-from tometune.models.source import ADAPTER, WHOLE, as_saved, fingerprint, quantized
+from tometune.models.source import ADAPTER, WHOLE, as_saved, fingerprint, is_local, quantized
 from tometune.runs.integrity import CURVES, check, curve_problems, mix_problems, score_problems, trained_problems
 from tometune.runs.run import REPEAT, DamageError, Run, read_record
 from tometune.runs.stored import config_of, run_folder
@@ -136,11 +136,6 @@ def find_finished(config: Config) -> Finished:
         if base is not None:
             raise UserError(f"export.base={base}: {name} is a whole model, which is not merged; leave it out")
     return Finished(folder, record, stored, model, base_of(model, config.export))
-
-
-def is_local(model: ModelConfig) -> bool:
-    """Return whether a model is a folder on this machine."""
-    return model.weights is Weights.pretrained and Path(model.id).expanduser().is_dir()
 
 
 def _public_name(model: ModelConfig) -> str:

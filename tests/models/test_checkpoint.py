@@ -1,0 +1,89 @@
+"""An adapter merged in float32, tensor by tensor, and rounded once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.data.chatml import chatml_tokenizer
+from tests.fixtures.llama import tiny_llama
+from tometune.common.errors import UserError
+from tometune.config.model import LoraConfig
+from tometune.models import checkpoint
+from tometune.models.adapter import add_adapter, load_adapter
+from tometune.models.checkpoint import Checkpoint, Merged, write_checkpoint
+from tometune.models.weight_change import change_held
+
+
+def base() -> torch.nn.Module:
+    return tiny_llama(chatml_tokenizer(), seed=1).bfloat16()
+
+
+def adapter(folder: Path, size: float, **settings: bool) -> Path:
+    """Save an adapter whose change is of about this size."""
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], **settings)
+    model = add_adapter(base(), lora, seed=0)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=size)
+    model.save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+def merge(tmp_path: Path, made: Path) -> Merged:
+    """Save the base and return it with an adapter."""
+    base().save_pretrained(tmp_path / "base")
+    return Merged(tmp_path / "base", made)
+
+
+def held(found: Merged, files: Checkpoint) -> dict:
+    """Return what files hold of the change."""
+    tensors = (Checkpoint(found.folder), found, files)
+    return change_held(found, *(lambda name, one=one: one[name].float().numpy() for one in tensors))
+
+
+def written(found: Merged, folder: Path, dtype: torch.dtype) -> dict:
+    """Write the merged model and return what its files hold of the change."""
+    folder.mkdir()
+    write_checkpoint(found, AutoConfig.from_pretrained(found.folder), folder, dtype)
+    return held(found, Checkpoint(folder))
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}])
+def test_the_merged_model_in_float32_computes_what_the_adapter_does(tmp_path, settings):
+    made, ids = adapter(tmp_path, 0.01, **settings), torch.arange(4, 20).reshape(1, -1)
+    tuned, bare = load_adapter(base().float(), made)(ids).logits, base().float()(ids).logits
+    change = written(merge(tmp_path, made), tmp_path / "merged", torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert model.dtype is torch.float32
+    torch.testing.assert_close(model(ids).logits, tuned, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(bare, tuned, atol=1e-3)
+    assert (change["share"], change["relative_error"], change["layers"]) == (1, 0, 4)
+
+
+def test_each_weight_is_rounded_once_and_float16_loses_the_least_of_small_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHARD", "50KB")
+    found = merge(tmp_path, adapter(tmp_path, 2e-5))
+    changes = {kind: written(found, tmp_path / str(kind), kind) for kind in (torch.float16, torch.bfloat16)}
+    for kind in changes:
+        files = Checkpoint(tmp_path / str(kind))
+        assert files.keys() == found.keys()
+        assert all(torch.equal(files[name], found[name].to(kind)) for name in files)
+    assert len([*(tmp_path / "torch.float16").glob("*.safetensors")]) > 1
+    small, large = changes[torch.bfloat16], changes[torch.float16]
+    assert 0.05 < small["share"] < 0.9 < large["share"] < 1.1
+    assert small["relative_error"] > 1.5 * large["relative_error"]
+    bare = held(found, Checkpoint(tmp_path / "base"))
+    assert (bare["share"], bare["relative_error"]) == (0, 1)
+
+
+def test_an_adapter_for_another_shape(tmp_path):
+    other = tiny_llama(chatml_tokenizer(), seed=1, intermediate_size=48).bfloat16()
+    other.save_pretrained(tmp_path / "other")
+    found = Merged(tmp_path / "other", adapter(tmp_path, 0.01))
+    with pytest.raises(
+        UserError, match=r"^model.layers.0.mlp.down_proj.weight: has another shape in this base, \[\d+, 48"
+    ):
+        found["model.layers.0.mlp.down_proj.weight"]

@@ -1,0 +1,98 @@
+"""Folders of safetensors, read and written one tensor at a time, and an adapter added to one in float32.
+
+Neither the base nor the merged model is ever in memory as a whole. PEFT's `merge_and_unload` needs the whole model, and
+in 16 bits it rounds the change before it is added.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tometune.common.errors import UserError
+from tometune.common.files import write_json
+
+SHARD = "2GB"
+"""Largest file that is written: it is in memory until then, and an interrupted upload resumes with it."""
+
+
+class Checkpoint(Mapping[str, torch.Tensor]):
+    """The tensors of a folder of safetensors, in the names and types of its files, each read when it is needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
+        if index.exists():
+            names = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        files: list[Any] = [safe_open(folder / name, framework="pt") for name in sorted(names)]
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        found: torch.Tensor = self._files[name].get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def shape(self, name: str) -> list[int]:
+        """Return the shape of a tensor without reading it."""
+        shape: list[int] = self._files[name].get_slice(name).get_shape()
+        return shape
+
+    def dtypes(self) -> set[str]:
+        """Return the types of the tensors by the names of safetensors, e.g. `BF16`."""
+        return {file.get_slice(name).get_dtype() for name, file in self._files.items()}
+
+
+class Merged(Checkpoint):
+    """A base with an adapter (LoRA, rsLoRA or DoRA) added to its weights in float32.
+
+    Raises:
+        UserError: the adapter was made for another base.
+    """
+
+    def __init__(self, folder: Path, adapter: Path) -> None:
+        super().__init__(folder)
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        self._adapter = load_file(adapter / "adapter_model.safetensors")
+        self._scaling = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
+        stems = [key.removesuffix(".lora_A.weight") for key in self._adapter if key.endswith(".lora_A.weight")]
+        self.adapted = {f"{stem.removeprefix('base_model.model.')}.weight": stem for stem in stems}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        weight = super().__getitem__(name)
+        if name not in self.adapted:
+            return weight
+        a, b = (self._adapter[f"{self.adapted[name]}.lora_{matrix}.weight"].float() for matrix in "AB")
+        if weight.shape != (len(b), a.shape[1]):
+            raise UserError(f"{name}: has another shape in this base, {list(weight.shape)}; name the base of the run")
+        merged = weight.float() + self._scaling * (b @ a)
+        magnitude = self._adapter.get(f"{self.adapted[name]}.lora_magnitude_vector")
+        if magnitude is not None:  # DoRA (Liu et al. 2024, arXiv:2402.09353): rows of these lengths
+            merged *= (magnitude.float() / merged.norm(dim=1))[:, None]
+        return merged
+
+
+def write_checkpoint(tensors: Checkpoint, config: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write tensors, rounded once, and their config into a folder that transformers can load; None keeps the types."""
+    empty = {name: torch.empty(tensors.shape(name), dtype=dtype, device="meta") for name in tensors}
+    shards = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD)
+
+    def rounded(tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+
+    for file, names in shards.filename_to_tensors.items():
+        save_file({name: rounded(tensors[name]) for name in names}, folder / file, metadata={"format": "pt"})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+    config.dtype = dtype or config.dtype
+    config.save_pretrained(folder)
