@@ -14,19 +14,19 @@ from transformers import AutoModelForCausalLM
 
 from tests.data.chatml import chatml_tokenizer
 from tests.exporting.conftest import SHAPE, builder_of
+from tests.exporting.test_merging import adapter
 from tests.fixtures.llama import tiny_llama
 from tests.fixtures.llama3 import llama3_tokenizer
-from tests.models.test_checkpoint import adapter
 from tometune.common.errors import UserError
 from tometune.config.export import QUANTS
 from tometune.config.model import ModelConfig, Precision
 from tometune.exporting import formats, gguf
 from tometune.exporting.formats import Writer, exports_of
 from tometune.exporting.gate import EngineError, divergence
+from tometune.exporting.merging import Checkpoint, write_checkpoint
 from tometune.exporting.reference import CONVERSATIONS, TorchEngine
 from tometune.models import tiny
 from tometune.models.adapter import load_adapter
-from tometune.models.checkpoint import Checkpoint, write_checkpoint
 
 
 def test_a_base_whose_files_have_other_names_than_its_layers(tmp_path):

@@ -15,15 +15,13 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from tometune.common.files import write_json, write_text
-from tometune.exporting.gate import Engine, Reference
+from tometune.exporting.gate import Engine, Reference, change_held
 from tometune.exporting.gguf import LlamaCppEngine, convert, gguf_change, quantise
+from tometune.exporting.merging import Checkpoint, Merged, resolve_dtype, write_checkpoint
+from tometune.exporting.ollama import modelfile
 from tometune.exporting.reference import TorchEngine, exact
-from tometune.models.checkpoint import Checkpoint, Merged, write_checkpoint
-from tometune.models.float16 import resolve_dtype
 from tometune.models.load import load_model
-from tometune.models.ollama import modelfile
 from tometune.models.source import is_local, locate
-from tometune.models.weight_change import change_held
 from tometune.runs.finished import Finished
 
 PACKAGES = {

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 
 from tometune.common.errors import UserError
-from tometune.exporting.gate import Conversation, EngineError, Tokens
-from tometune.models.weight_change import change_held
+from tometune.exporting.gate import Conversation, EngineError, Tokens, change_held
 
 PACKAGES = {
     "cyllama": "cyllama",

@@ -20,8 +20,8 @@ from tometune.config.model import ModelConfig, Precision
 from tometune.evaluation.engines import Engine as EvaluationEngine
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import Conversation, Example, Reference, Tokens, divergence
+from tometune.exporting.merging import largest_activation
 from tometune.models.adapter import load_adapter
-from tometune.models.float16 import largest_activation
 from tometune.models.load import load_model
 from tometune.models.machine import check_machine
 from tometune.models.source import locate, quantized

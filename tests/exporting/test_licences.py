@@ -2,7 +2,7 @@
 
 import pytest
 
-from tometune.models.licences import Licence, licence_of
+from tometune.exporting.model_card import Licence, licence_of
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from tometune.exporting.gate import lost_change
-from tometune.models.weight_change import change_held
+from tometune.exporting.gate import change_held, lost_change
 
 
 def test_the_share_of_a_known_change():

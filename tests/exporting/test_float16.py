@@ -7,7 +7,7 @@ from tests.data.chatml import chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
 from tometune.common.errors import UserError
 from tometune.config.model import Precision
-from tometune.models.float16 import largest_activation, resolve_dtype
+from tometune.exporting.merging import largest_activation, resolve_dtype
 
 
 def test_float16_only_where_its_range_allows(caplog):

@@ -10,10 +10,10 @@ from tests.data.chatml import chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
 from tometune.common.errors import UserError
 from tometune.config.model import LoraConfig
-from tometune.models import checkpoint
+from tometune.exporting import merging
+from tometune.exporting.gate import change_held
+from tometune.exporting.merging import Checkpoint, Merged, write_checkpoint
 from tometune.models.adapter import add_adapter, load_adapter
-from tometune.models.checkpoint import Checkpoint, Merged, write_checkpoint
-from tometune.models.weight_change import change_held
 
 
 def base() -> torch.nn.Module:
@@ -64,7 +64,7 @@ def test_the_merged_model_in_float32_computes_what_the_adapter_does(tmp_path, se
 
 
 def test_each_weight_is_rounded_once_and_float16_loses_the_least_of_small_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHARD", "50KB")
+    monkeypatch.setattr(merging, "SHARD", "50KB")
     found = merge(tmp_path, adapter(tmp_path, 2e-5))
     changes = {kind: written(found, tmp_path / str(kind), kind) for kind in (torch.float16, torch.bfloat16)}
     for kind in changes:
