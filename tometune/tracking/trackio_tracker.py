@@ -86,10 +86,8 @@ class TrackioTracker(RunTracker):
             self._trackio.finish()
 
     def describe(self) -> dict[str, Any]:
-        command, folder = (
-            shlex.join([program("trackio"), "show", "--project", self.config.project]),
-            self.place(self.labels),
-        )
+        folder = self.place(self.labels)
+        command = shlex.join([program("trackio"), "show", "--project", self.config.project])
         path = f"{self.config.project}/{self.labels.run_id}"
         show = f"TRACKIO_DIR={shlex.quote(str(folder))} {command}"
         return {"tracker": "trackio", "mode": "offline", "path": path, "folders": [str(folder)], "show": show}
