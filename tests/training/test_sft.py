@@ -119,3 +119,10 @@ def test_a_model_that_was_just_trained_answers_without_dropout(train: Train, tmp
     assert modes
     assert not any(modes)
     assert model.training, "its mode is restored"
+
+
+def test_the_adapters_config_is_the_same_in_every_process(fitted: Fitted) -> None:
+    """PEFT keeps the names of layers in a set, whose order depends on the process."""
+    names = json.loads((fitted.folder / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert names == sorted(names)
+    assert len(names) == 7

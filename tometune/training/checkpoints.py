@@ -104,6 +104,7 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         path = temporary / "adapter_config.json"
         settings = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+        settings["target_modules"].sort()  # a set in PEFT, so their order would differ between processes
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
