@@ -1,6 +1,7 @@
 """The training loop over the real TRL and PEFT, on the tiny model."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,8 @@ def test_a_model_that_was_just_trained_answers_without_dropout(train: Train, tmp
     assert model.training, "its mode is restored"
 
 
-def test_the_adapters_config_is_the_same_in_every_process(fitted: Fitted) -> None:
+def test_the_adapters_config_is_the_same_in_every_process(plain: Fitted) -> None:
     """PEFT keeps the names of layers in a set, whose order depends on the process."""
-    names = json.loads((fitted.folder / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    names = json.loads((plain.folder / "adapter" / "adapter_config.json").read_text())["target_modules"]
     assert names == sorted(names)
     assert len(names) == 7
