@@ -13,9 +13,9 @@ from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
 from tometune.config.app import verb
-from tometune.config.jobs import Jobs
 from tometune.config.model import Backend
 from tometune.config.root import Config
+from tometune.config.sweep_cells import Jobs
 from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.runs.finished import damage, reopen
 from tometune.runs.identity import plain

@@ -21,8 +21,8 @@ from tometune.common.files import NO_RIGHTS, disk_errors, in_the_way
 from tometune.common.signals import Stopped, stop_signals
 from tometune.config.command_line import check_keys, read_command_line, show
 from tometune.config.error_messages import composition_errors
-from tometune.config.jobs import Jobs, jobs_of, to_config
 from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
+from tometune.config.sweep_cells import Jobs, jobs_of, to_config
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
 from tometune.data.preview import REASONS, Profile, described, drops, repeats, steps, unread_columns
 from tometune.reporting import mix_figures
-from tometune.reporting.page import draw, environment, markdown_line
+from tometune.reporting.html import draw, environment, markdown_line
 
 FOLDED_AFTER = 700  # characters of a turn that are visible without unfolding it
 MOST_CHARACTERS = 20_000  # characters of a turn on the page

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from tometune.evaluation.metrics import label
 from tometune.reporting.conclusions import PUBLISHED, data_label, models, tuned_rows
 from tometune.reporting.grouping import Cell
-from tometune.reporting.page import ACCENTS, GRID, MUTED, PAPER, WIDTH, as_svg, panels
+from tometune.reporting.html import ACCENTS, GRID, MUTED, PAPER, WIDTH, as_svg, panels
 from tometune.reporting.score_files import ROUGE
 from tometune.reporting.sweep import SweepRun
 

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tometune.reporting.grouping import Cell
-from tometune.reporting.page import HUES, INK, MUTED, PAPER, WIDTH, as_svg, panels
+from tometune.reporting.html import HUES, INK, MUTED, PAPER, WIDTH, as_svg, panels
 
 if TYPE_CHECKING:
     from tometune.data.preview import Profile

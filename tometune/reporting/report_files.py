@@ -27,7 +27,7 @@ from tometune.reporting.conclusions import (
     published_answer,
     signed,
 )
-from tometune.reporting.page import draw, environment, markdown_line
+from tometune.reporting.html import draw, environment, markdown_line
 from tometune.reporting.score_files import ROUGE
 
 CROWDED = 12  # loss curves are drawn for at most this many cells

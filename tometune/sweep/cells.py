@@ -2,7 +2,7 @@
 
 Several commands can fill one sweep, so each adds its cells to those listed. A cell with the same overrides is the same
 cell: if its config means another run now (a YAML, an input or the version changed), the new run replaces the old entry,
-whose folder stays.
+whose folder stays. Cells with an invalid config are found in `config/sweep_cells.py`, which gives their problems.
 """
 
 import logging
@@ -15,8 +15,8 @@ from filelock import FileLock
 
 from tometune.common.errors import UserError, one_line
 from tometune.common.files import disk_errors, write_json
-from tometune.config.jobs import Job
 from tometune.config.root import Config
+from tometune.config.sweep_cells import Job
 from tometune.runs.finished import damage
 from tometune.runs.inputs import fingerprints
 from tometune.runs.lock import owner_of

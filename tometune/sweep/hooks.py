@@ -1,4 +1,7 @@
-"""What happens before and after the runs of a sweep, in the user's process, and around each run, in any process."""
+"""What happens before and after the runs of a sweep, in the user's process, and around each run, in any process.
+
+Cells with an invalid config are found earlier, in `config/sweep_cells.py`; here they are listed and counted.
+"""
 
 import os
 import sys
@@ -12,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from tometune.common.distributed import first_alone, is_first
 from tometune.common.errors import UserError, one_line
-from tometune.config.jobs import Jobs
 from tometune.config.root import ADHOC, Config
+from tometune.config.sweep_cells import Jobs
 from tometune.runs.lock import run_lock
 from tometune.runs.run import Run, check_writable, runs_folder
 from tometune.runs.sweep_file import Cell, read_cells

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
-from tometune.config.jobs import Jobs
 from tometune.config.model import Quantization
 from tometune.config.root import Config
+from tometune.config.sweep_cells import Jobs
 from tometune.config.tracking import Tracker
 from tometune.models.machine import device_name, resolve_backend
 from tometune.models.source import quantized

@@ -1,4 +1,7 @@
-"""From composed configs to dataclasses: of one run, and of all runs of a sweep before the first one starts."""
+"""Composes the configs of all cells of a `-m` command before the first run starts, and lists the invalid ones.
+
+Also turns a composed config, of a cell or of a single run, into the dataclass `Config`.
+"""
 
 import re
 from collections.abc import Iterator

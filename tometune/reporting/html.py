@@ -1,11 +1,11 @@
 """What the report and the data card share: templates, the style of figures, and their conversion to SVG."""
 
-import html
 import io
 import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -82,4 +82,4 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r'font: ((?:\w+ )*)([\d.]+)px [^;"]*', font, svg)
     svg = re.sub(r"#0[1-6]0[1-6]0[1-8]", lambda found: f"var({VARIABLES[found[0]]})", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1).strip()
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1).strip()
