@@ -54,9 +54,9 @@ def begin_sweep(jobs: Jobs) -> bool:
 def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> int:
     """Print the missing runs with their reasons on stderr, and return the exit status: 0 if there are none.
 
-    It is 2 if wrong input or config prevented every run, else 1. `reported` are the missing cells of each report that
-    was written, so that both agree although other processes may work on the sweep. In a named sweep, the cells that
-    other commands listed count too.
+    It is 2 if wrong input or config prevented every run, else 1. `reported` holds, by sweep folder, the missing cells
+    of the report that was written; using them keeps this list equal to the report's although other processes may work
+    on the sweep. In a named sweep, the cells that other commands listed count too.
     """
     if not is_first():
         return 0
@@ -88,7 +88,7 @@ def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> 
 def folders_with_results(jobs: Jobs) -> list[Path]:
     """Return the sweep folders of a command that hold a completed run.
 
-    Its cells without a run id are listed again, because another command may have removed them.
+    Also lists the command's cells without a run id again, because another command may have removed them.
     """
     for folder, cells in cells_of(jobs.known).items() if is_first() else ():
         if unnamed := [cell for cell in cells if cell.run_id is None]:
@@ -112,7 +112,7 @@ def listed_cells(jobs: Jobs) -> dict[Path, list[Cell]]:
 
 @contextmanager
 def attempt(run: Run, config: Config) -> Iterator[None]:
-    """Hold the lock of a run in the body, with the run listed in its sweep; an error is recorded in sweep.json.
+    """Run the body with the run's lock held and the run listed in its sweep; record an error in sweep.json.
 
     The record is read again under the lock, because another process may just have finished the run.
 
@@ -141,7 +141,7 @@ def attempt(run: Run, config: Config) -> Iterator[None]:
 
 
 def skip_reason(run: Run, config: Config) -> str | None:
-    """Return why a run of a sweep is not tried again (it failed, and `sweep.retry_failed=false`), or None."""
+    """Return why a failed run of a sweep is skipped (with `sweep.retry_failed=false`), or None if it is to be run."""
     if config.sweep.name is None or config.sweep.retry_failed:
         return None
     cell = next((cell for cell in read_cells(run.folder.parent) if cell.run_id == run.id), None)
