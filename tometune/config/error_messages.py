@@ -44,7 +44,7 @@ PLUGINS = {
 
 @contextmanager
 def composition_errors(extra_folder: Path | None = None) -> Iterator[None]:
-    """Turn an error in composing a config into a `ConfigError` of one line, which names the file that is wrong."""
+    """Turn an error in composing a config into a one-line `ConfigError`, which names the YAML file that is wrong."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
