@@ -13,9 +13,9 @@ from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
 from tometune.config.app import verb
-from tometune.config.jobs import Jobs
 from tometune.config.model import Backend
 from tometune.config.root import Config
+from tometune.config.sweep_cells import Jobs
 from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.runs.finished import damage, reopen
 from tometune.runs.identity import plain
@@ -167,8 +167,8 @@ def experiment(run: Run, inputs: RunInputs) -> None:
 def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process: UnslothProcess | None) -> Any:
     """Train, unless an interrupted run already finished training; record the result and return the tuned model.
 
-    `model` is the base model, which gets the adapter. It is None if another one is loaded for the training: in
-    Unsloth's `process`, which then trains, or every weight in float32 (`lora=none`).
+    `model` is the base model, to which the adapter is added. It is None if the training loads a model of its own:
+    Unsloth's `process` does, and so does full fine-tuning (`lora=none`), in float32.
 
     Raises:
         UserError: the model or the machine is not suitable, or the loss is not finite.

@@ -10,7 +10,7 @@ from tests.chatting.conftest import Words
 from tometune.chatting.conversation import GAP, Answer, Conversation, Settings, truncate_to_context
 from tometune.config.data import SourceConfig
 from tometune.data.formats import Reader
-from tometune.data.readers import read_file
+from tometune.data.local_files import read_file
 
 TEXTS = st.text(min_size=1, max_size=30).filter(lambda text: text.strip())
 

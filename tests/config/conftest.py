@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tometune.common.errors import ConfigError
 from tometune.config.app import verb
 from tometune.config.command_line import parse, read_command_line
-from tometune.config.jobs import jobs_of, to_config
 from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
+from tometune.config.sweep_cells import jobs_of, to_config
 
 
 @dataclass

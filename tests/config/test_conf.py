@@ -9,8 +9,8 @@ import yaml
 from tests.config.conftest import config_of, sweep_of
 from tometune.common.errors import ConfigError
 from tometune.config.command_line import read_command_line
-from tometune.config.jobs import jobs_of
 from tometune.config.root import conf_dir
+from tometune.config.sweep_cells import jobs_of
 
 CONF = conf_dir()
 BASE, POOL = "data.base.path=base.jsonl", "data.pool.path=pool.jsonl"

@@ -15,7 +15,7 @@ from tometune.common.errors import UserError
 from tometune.common.files import write_json
 from tometune.common.signals import Stopped
 from tometune.config.app import RESUMED, name_of
-from tometune.config.jobs import slug
+from tometune.config.sweep_cells import slug
 
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "evaluate", "wandb", "accelerate")
 WATCH = f"""

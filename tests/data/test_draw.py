@@ -105,7 +105,7 @@ def test_mixes_are_nested_disjoint_exact_and_independent_of_file_layout(
 
 
 def test_the_number_of_cores_does_not_change_a_mix(tmp_path, monkeypatch):
-    monkeypatch.setattr("tometune.data.readers.BATCH", 50)  # enough batches for several processes
+    monkeypatch.setattr("tometune.data.local_files.BATCH", 50)  # enough batches for several processes
     pool = [row(number, SOURCES[number % 3], 1.0) for number in range(2000)]
     write_jsonl(tmp_path / "pool.jsonl", [*pool, {"conversations": []}])
     write_jsonl(tmp_path / "base.jsonl", pool[::40])

@@ -8,8 +8,8 @@ import pytest
 
 from tometune.common.errors import UserError
 from tometune.config.command_line import CommandLine
-from tometune.config.jobs import jobs_of
 from tometune.config.root import register
+from tometune.config.sweep_cells import jobs_of
 from tometune.runs.run import runs_folder
 from tometune.runs.sweep_file import Cell, read_cells
 from tometune.sweep.cells import State, Status, cells_of, list_cells

@@ -23,8 +23,8 @@ from tests.sweep.conftest import SWEEP, runs_in
 from tests.whole import Workplace, adapter_of, record_of, scores_of
 from tometune.config.command_line import CommandLine
 from tometune.config.error_messages import PLUGINS, explain
-from tometune.config.jobs import jobs_of
 from tometune.config.root import conf_dir, register
+from tometune.config.sweep_cells import jobs_of
 
 register()
 

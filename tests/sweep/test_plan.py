@@ -14,9 +14,9 @@ from tests.sweep.conftest import QUICK, SWEEP, runs_in
 from tests.whole import Workplace, record_of
 from tometune.config.command_line import CommandLine
 from tometune.config.eval import EvalConfig
-from tometune.config.jobs import jobs_of
 from tometune.config.model import Backend, ModelConfig, Quantization
 from tometune.config.root import Config, PathsConfig, register
+from tometune.config.sweep_cells import jobs_of
 from tometune.sweep import plan
 from tometune.sweep.plan import REFERENCE, Kind, PlannedRun, Speed, known_speed, plan_sweep, print_plan
 

@@ -9,8 +9,8 @@ import yaml
 from tests.config.conftest import config_of
 from tests.whole import Workplace, record_of
 from tometune.config.command_line import CommandLine
-from tometune.config.jobs import jobs_of
 from tometune.config.root import register
+from tometune.config.sweep_cells import jobs_of
 from tometune.evaluation.tasks import load_tasks
 
 register()

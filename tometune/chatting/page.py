@@ -22,16 +22,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tometune.chatting.conversation import Conversation, End, Engine, Settings, Turn
-from tometune.chatting.security import JOINER, guard, safe_markdown, show_control_characters
+from tometune.chatting.security import HOST, JOINER, allowed_hosts_check, guard, safe_markdown, show_control_characters
 from tometune.common.errors import UserError
 from tometune.config.root import ChatConfig
 
 Updates = Iterator[list[Any]]
 
-HOST = "127.0.0.1"
 PASSWORD = "TOMETUNE_CHAT_PASSWORD"  # noqa: S105 -- the name of a variable
 """Environment variable with the password of a shared page. It is never printed; only a generated one is."""
 
@@ -89,9 +87,7 @@ class ChatPage:
             font=["system-ui", "sans-serif"],  # the default fonts come from another host
             font_mono=["ui-monospace", "monospace"],
         )
-        # Another website could point its own name at 127.0.0.1 and then read the page (DNS rebinding).
-        hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["*"] if share else [HOST, "localhost"])
-        middleware = [hosts, Middleware(BaseHTTPMiddleware, dispatch=guard)]
+        middleware = [allowed_hosts_check(share), Middleware(BaseHTTPMiddleware, dispatch=guard)]
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # Gradio's advice if it cannot share
                 _, local, public = page.queue(default_concurrency_limit=None, api_open=False).launch(

@@ -1,4 +1,4 @@
-"""Protects the page: harmless Markdown, a content security policy, and no uploads.
+"""Protects the page: harmless Markdown, a content security policy, no other host names, and no uploads.
 
 HTML, images and diagrams in the text of a model or a user are made harmless three times: here, by Gradio's sanitiser,
 and by the policy, with which a browser loads nothing from another host.
@@ -7,9 +7,14 @@ and by the policy, with which a browser loads nothing from another host.
 import re
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markdown_it import MarkdownIt
+
+if TYPE_CHECKING:
+    from starlette.middleware import Middleware
+
+HOST = "127.0.0.1"  # the page is served to this machine only
 
 JOINER = "\N{WORD JOINER}"  # an invisible character that is not allowed in the name of a tag
 TAG = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")  # the beginning of a tag, or of an image, which a browser would download
@@ -67,9 +72,20 @@ HEADERS = {
 }
 
 
+def allowed_hosts_check(share: bool) -> "Middleware":
+    """Return the middleware that rejects requests to another host name; a shared page has an unknown public name.
+
+    Without it another website could point its own name at 127.0.0.1 and then read the page (DNS rebinding).
+    """
+    from starlette.middleware import Middleware  # installed with Gradio, which the terminal does not need
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return Middleware(TrustedHostMiddleware, allowed_hosts=["*"] if share else [HOST, "localhost"])
+
+
 async def guard(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
     """HTTP middleware that rejects uploads and other writes, and adds `HEADERS` to every response."""
-    from starlette.responses import PlainTextResponse  # installed with Gradio, which the terminal does not need
+    from starlette.responses import PlainTextResponse
 
     if request.method in ("GET", "HEAD") or request.scope["path"].rstrip("/") in POSTS:
         response = await answer(request)

@@ -1,4 +1,4 @@
-"""Makes a command of a verb: compose the config, check it, run it or its sweep, report errors in one line."""
+"""Turns a verb into a command: composes and checks the config, starts the run or sweep, reports errors in one line."""
 
 import contextlib
 import functools
@@ -21,8 +21,8 @@ from tometune.common.files import NO_RIGHTS, disk_errors, in_the_way
 from tometune.common.signals import Stopped, stop_signals
 from tometune.config.command_line import check_keys, read_command_line, show
 from tometune.config.error_messages import composition_errors
-from tometune.config.jobs import Jobs, jobs_of, to_config
 from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
+from tometune.config.sweep_cells import Jobs, jobs_of, to_config
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ Task = Callable[[Config], object]
 """A verb's own function; its return value is the objective of a search."""
 
 Sweep = Callable[[Jobs, Callable[[], None]], int]
-"""What a verb does with all runs of a sweep, in the process that the user started.
+"""A verb's function for a whole sweep, called in the process that the user started.
 
-It gets them and a function that makes them, and returns the exit status. A run that fails does not raise.
+Arguments: the runs, and a function that makes them, which does not raise if a run fails. Returns the exit status.
 """
 
 
@@ -46,7 +46,7 @@ def verb(task: Task, sweep: Sweep | None = None, whole_sweep: bool = False) -> C
 
     Exit status: 0 for success; 2 if the user's input or config is wrong (in a sweep: for every run), 1 for any other
     error, 128 + the signal's number if a signal stopped it. With `--multirun`, a failed run does not stop the others.
-    With `whole_sweep` the verb is about a sweep, not about each of its runs: `+sweep=NAME` gives one config.
+    With `whole_sweep` the verb (`report`) reads a sweep instead of making its runs: `+sweep=NAME` gives one config.
     """
 
     @functools.wraps(task)
@@ -110,7 +110,8 @@ def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
 def _job(task: Task, statuses: list[int]) -> Callable[[DictConfig], object]:
     """Return the function that Hydra calls with each composed config. It reports its errors, so that a sweep continues.
 
-    A launcher pickles it into other processes, where nobody reads `statuses`: the folders of those runs have theirs.
+    It appends the exit status to `statuses`. A launcher may run a pickled copy in another process, whose list is lost;
+    the states of those runs are read from their folders.
     """
 
     def job(composed: DictConfig) -> object:
@@ -162,5 +163,5 @@ def report_error(error: BaseException, resumes: bool = False) -> int:
 
 
 def name_of(task: Task) -> str:
-    """Return the name of the verb: of the file that defines its task, even if it runs as `__main__`."""
+    """Return the name of the verb: the name of the file that defines its task, even if that runs as `__main__`."""
     return Path(sys.modules[task.__module__].__file__ or "").stem

@@ -1,4 +1,4 @@
-"""Reads the command line of a verb; rejects overrides without effect, and keys that only other verbs read.
+"""Reads the command line of a verb; rejects overrides that do nothing, and keys that only other verbs read.
 
 Unknown keys and wrong values are Hydra's errors; `error_messages` turns them into one line.
 """
@@ -47,7 +47,7 @@ GROUPS = ("model", "data", "lora", "trainer", "eval", "tracking", "chat", "expor
 class CommandLine:
     """The arguments after the verb."""
 
-    overrides: list[str]  # `key=value`, `group=option`; and the one that adds `extra_folder` to Hydra's search path
+    overrides: list[str]  # `key=value`, `group=option`; first the one that adds `extra_folder` to Hydra's search path
     multirun: bool = False
     extra_folder: Path | None = None  # a folder of YAML files that is searched in addition to `conf/` (`--config-dir`)
     options: argparse.Namespace | None = None  # Hydra's options if nothing is run: `--help`, `--cfg job` and the like
@@ -112,12 +112,12 @@ def show(hydra: Hydra, line: CommandLine) -> None:
 
 
 def _without_effect(overrides: Sequence[str]) -> Iterator[str]:
-    """Yield a problem for each override that Hydra accepts, but that does not do what it says."""
+    """Yield a problem for each override that Hydra accepts although it does not do what it says."""
     for override in parse(overrides):
         text, key = override.input_line, override.key_or_group
         if override.is_hydra_override():
             continue
-        if override.is_delete():  # the schema's defaults would take its place, which are not those of conf/
+        if override.is_delete():  # the value would fall back to the schema's default, not to that of conf/
             if not re.fullmatch(r"eval\.tasks\.[^.]+", key) and override.package is None:
                 yield f"{text}: only a task can be deleted, ~eval.tasks.NAME; set {key} to another value"
         elif override.value() is None and is_dataclass(get_type_hints(Config).get(key)):
@@ -127,10 +127,10 @@ def _without_effect(overrides: Sequence[str]) -> Iterator[str]:
 
 
 def with_plus(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the pluses with which Hydra accepts a new key in a dict whose keys are the user's own.
+    """Put `++` before overrides of `OWN_KEYS`: without it Hydra accepts no new key in a dict.
 
-    `data.pool.weights.NAME=0.5` becomes `++data.pool.weights.NAME=0.5`, and with a name that holds dots
-    or slashes `++data.pool.weights={NAME: 0.5}`: dots would make it nested, and a key with slashes is a group.
+    `data.pool.weights.NAME=0.5` becomes `++data.pool.weights.NAME=0.5`. If the name holds dots or slashes it becomes
+    `++data.pool.weights={NAME: 0.5}`, because Hydra reads dots as nested keys and slashes as groups.
     """
     pattern = re.compile(rf"\+{{0,2}}({'|'.join(map(re.escape, OWN_KEYS))})(?:\.([^=]+))?=(.*)", re.DOTALL)
     changed = []
@@ -154,7 +154,8 @@ def reads(verb: str, key: str) -> bool:
 def check_keys(verb: str, overrides: Sequence[str]) -> None:
     """Check that the command line sets nothing that the verb does not read.
 
-    A group may be chosen all the same, so that the same choices can be given to several verbs: that is one warning.
+    Choosing an option of a group that the verb does not read is only a warning, so that one command line can serve
+    several verbs.
 
     Raises:
         ConfigError: a key is set that only other verbs read; one line per key.

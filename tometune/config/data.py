@@ -69,8 +69,8 @@ class NearDedupConfig:
     """Near-duplicates, found by MinHash over 3-word sequences."""
 
     threshold: float | None = None
-    """Pool rows with at least this Jaccard similarity (0 to 1) to a base row, or to a pool row that is kept, are
-    dropped; null keeps them."""
+    """Drop pool rows with at least this Jaccard similarity (0 to 1) to a base row or to a pool row that is kept; null
+    drops none."""
     base: bool = False
     """Whether base rows that are near-duplicates of another base row are dropped too."""
 
@@ -160,7 +160,7 @@ class DataConfig:
     base: SourceConfig = field(default_factory=SourceConfig)
     """The data that every mix contains."""
     pool: PoolConfig | None = None
-    """The data that rows are added from, without rows whose normalised text is in the base or earlier in the pool."""
+    """The data from which rows are added, except rows whose normalised text is in the base or earlier in the pool."""
     filters: FiltersConfig = field(default_factory=FiltersConfig, metadata=SINCE_DEFAULT)
     """Conditions on rows."""
     near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig, metadata=SINCE_DEFAULT)
@@ -174,8 +174,8 @@ class DataConfig:
     contamination: Contamination = field(default=Contamination.report, metadata=identity_if(Contamination.drop))
     """What to do about rows that share a 13-word sequence with an example of `eval.tasks`, see docs/contamination.md.
 
-    With `report`, `prepare` counts them; with `drop` they are not in the mix (so it is another run); with `fail`,
-    `prepare` and `train` stop if the mix has one.
+    `report`: `prepare` counts them. `drop`: they are left out of the mix, which makes it a different run. `fail`:
+    `prepare` and `train` stop if the mix contains one.
     """
 
 
@@ -187,8 +187,8 @@ def without_unused_pool(data: DataConfig) -> DataConfig:
 def without_unused(data: DataConfig) -> DataConfig:
     """Return the config of a mix with the settings that it does not use at their defaults.
 
-    `+sweep=random_vs_best data.scorer.kind=fineweb_edu` sets a scorer for three mixes, of which one ranks its pool. For
-    the others the setting is neither an error nor part of their identity.
+    `+sweep=random_vs_best data.scorer.kind=fineweb_edu` sets a scorer for three mixes, but only one of them ranks its
+    pool. For the other two the setting is no error, and it is not part of their identity.
     """
     data = without_unused_pool(data)
     filters, near = data.filters, data.near_dedup

@@ -1,4 +1,4 @@
-"""Puts an error of Hydra, OmegaConf or PyYAML into one line: the key, what is wrong, the nearest valid name."""
+"""Turns an error of Hydra, OmegaConf or PyYAML into one line: the key, what is wrong, and the nearest valid name."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ WRONG_VALUES = {
     "is not a ListConfig": "not a list; write {key}=[a,b]",
     "is not a subclass of": "a group of keys, not a value; set {key}.KEY=VALUE",
 }
-"""Parts of OmegaConf's texts, and ours for them."""
+"""Parts of OmegaConf's messages, and what we write instead."""
 
 OTHER_NAMES = {
     "per_device_train_batch_size": ["trainer.micro_batch", "trainer.conversations_per_step"],
@@ -31,7 +31,7 @@ OTHER_NAMES = {
     "max_seq_length": ["trainer.max_length"],
     "load_in_4bit": ["model.quantization"],
 }
-"""Keys of other libraries, and our names for them."""
+"""Keys of other libraries, and our keys with the same meaning."""
 
 PLUGINS = {
     "joblib": "hydra-joblib-launcher",
@@ -39,12 +39,12 @@ PLUGINS = {
     "ray": '"tometune[ray]"',
     "optuna": '"tometune[optuna]"',
 }
-"""Launchers and sweepers of other packages, and what to install for them. Our presets are built on these."""
+"""Launchers and sweepers from other packages, which our presets use, and what to install for them."""
 
 
 @contextmanager
 def composition_errors(extra_folder: Path | None = None) -> Iterator[None]:
-    """Turn an error in composing a config into a `ConfigError` of one line; it names a wrong file of these folders."""
+    """Turn an error in composing a config into a one-line `ConfigError`, which names the YAML file that is wrong."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -148,7 +148,7 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _file(chain: Sequence[BaseException], folders: Sequence[Path]) -> str:
-    """Return `"FILE: "` if Hydra's text names a config (it has no attribute for it), else an empty string."""
+    """Return `"FILE: "` if Hydra's message names a config, else an empty string; the error has no attribute for it."""
     for cause in chain:
         if found := re.match(r"In '([^']+)':", str(cause)):
             name = f"{found[1]}.yaml"

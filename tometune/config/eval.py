@@ -43,7 +43,7 @@ class TaskConfig:
     subset: str | None = None
     """Configuration name of the hub dataset, if it has several."""
     split: str = "test"
-    """Split of the hub dataset or folder, never one that is trained on; for `pydocs`, `test` or `validation`."""
+    """Split of the hub dataset or folder; do not train on it. For `pydocs`, `test` or `validation`."""
     licence: str = field(default="", metadata=NOT_IDENTITY)
     """Licence of the examples."""
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
@@ -81,7 +81,7 @@ class EvalConfig:
     temperature: float = field(default=0.0, metadata=at_least(0))
     """0 answers greedily; above 0 draws from softmax(logits / temperature), with `seeds.generation`."""
     engine: EngineKind = EngineKind.auto
-    """What generates the answers: `transformers` is its `generate`; `cuda_graph` a captured step without padding.
+    """What generates the answers: `transformers` calls its `generate`; `cuda_graph` replays a captured step, unpadded.
 
     `auto` takes `cuda_graph` on an NVIDIA GPU of compute capability 8.0 or more if the model runs in 16 bits and has
     plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round differently, so
@@ -90,14 +90,14 @@ class EvalConfig:
     compile: bool | str = field(default="auto", metadata=SWITCH)
     """Compile norms, rotary embedding, MLPs and LoRA layers: with `cuda_graph`, for batches of more than 32 prompts.
 
-    `auto` compiles from 16,384 answers on: it takes about 8 s and makes answers a third faster. In 16 bits the order of
-    summation changes, and with it, rarely, a token.
+    `auto` compiles for 16,384 answers or more: it takes about 8 s and makes answers a third faster. In 16 bits it
+    changes the order of summation, which rarely changes a token.
     """
     batch_size: int | None = field(default=None, metadata=at_least(1))
     """Prompts per batch, sorted by length; null is the largest power of two that fits into the GPU's memory.
 
-    In float32 the batch does not change the answers. In 16 bits it changes the rounding, and with it, rarely, a token;
-    so it is recorded with the scores.
+    In float32 the batch size does not change the answers. In 16 bits it changes the rounding, which rarely changes a
+    token, so it is recorded with the scores.
     """
     max_prompt_tokens: int = field(default=1792, metadata=at_least(1))
     """Longer prompts are shortened in the middle of the user message, and counted."""

@@ -1,4 +1,4 @@
-"""Metadata of the fields of the schema: the check of a field's values, and whether it is part of a run's identity."""
+"""Metadata of the schema's fields: how a value is checked, and whether it is part of a run's identity."""
 
 import math
 import re
@@ -13,7 +13,7 @@ NOT_IDENTITY = {"identity": False}
 """Metadata of a field that cannot change a result (a label, a folder, logging): it is not part of the run's hash."""
 
 SINCE_DEFAULT = {"identity": "unless default"}
-"""Metadata of a field that was added later: at its default it is not part of the hash, so earlier runs keep theirs."""
+"""Metadata of a field that was added later: its default is left out of the hash, so earlier runs keep theirs."""
 
 NOT_FINITE = ": not a finite number"
 
@@ -32,7 +32,7 @@ def checked(check: Check) -> dict[str, Check]:
 
 
 def valid_if(condition: Callable[[Any], object], problem: str) -> dict[str, Check]:
-    """Return the metadata of a field whose values must meet a condition; `problem` says that one does not."""
+    """Return the metadata of a field whose values must meet a condition; `problem` is the text if one does not."""
     return checked(lambda key, value: None if condition(value) else f"{key}={value}: {problem}")
 
 
@@ -46,7 +46,7 @@ def at_least(least: int) -> dict[str, Check]:
 
 
 def one_of(valid: Sequence[str]) -> Check:
-    """Return the check that a value is a `valid` one."""
+    """Return a check that accepts only the `valid` values."""
 
     def check(key: str, value: str) -> str | None:
         return None if value in valid else f"{key}={value}: one of {', '.join(valid)}{did_you_mean(value, valid)}"
@@ -77,7 +77,7 @@ def folder(key: str, path: str) -> str | None:
 def value_problems(key: str, value: Any, check: Check | None = None) -> Iterator[str]:
     """Yield the problems of single values: of `value`, or of everything below a group, a dict or a list.
 
-    A number that is not finite is one; else the field's own check decides, for which null is always right.
+    A number must be finite. Any other value is judged by the field's own check; null always passes.
     """
     if is_dataclass(value):
         for entry in fields(value):

@@ -1,9 +1,9 @@
 """Mixes: the whole base, then random rows of the pool; nested and disjoint (docs/data.md).
 
 For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put into one seeded order, and a larger mix takes a
-longer prefix of it. The order starts from that of the keys, so neither file names nor how rows are spread over files
-change the draw. If the base has more than `data.base.rows` rows, that many are drawn with the seed; pool rows whose
-text is anywhere in the base are still excluded.
+longer prefix of it. The rows are sorted by key before they are shuffled, so neither file names nor how rows are spread
+over files change the draw. If the base has more than `data.base.rows` rows, that many are drawn with the seed; pool
+rows whose text is anywhere in the base are still excluded.
 """
 
 from collections import Counter

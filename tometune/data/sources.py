@@ -22,7 +22,7 @@ from tometune.common.files import write_json
 from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.data import pydocs
-from tometune.data.readers import BATCH, SUFFIXES, batches, kind_of, numbered, read_file, unreadable
+from tometune.data.local_files import BATCH, SUFFIXES, batches, kind_of, numbered, read_file, unreadable
 from tometune.data.rows import Batch
 
 log = logging.getLogger(__name__)

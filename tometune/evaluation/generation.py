@@ -1,4 +1,4 @@
-"""Answers in batches, sorted by length; in float32 the same as one by one."""
+"""Generates answers for batches of prompts, sorted by length; in float32 they equal those of one prompt at a time."""
 
 import logging
 import time

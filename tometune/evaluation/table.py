@@ -75,7 +75,7 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
     method = f"bootstrap over examples, {config.resamples} resamples"
     table = Table(
         title=("[bold red]LIMIT: only some examples, do not report[/]\n" if limited else "") + record["run_id"],
-        caption=f"gain: paired {method}; * excludes 0" if paired else method,
+        caption=f"gain: paired {method}\n* the interval excludes 0" if paired else method,
         box=SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,

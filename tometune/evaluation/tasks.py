@@ -14,7 +14,7 @@ from tometune.config.data import SourceConfig, SourceKind
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
 from tometune.data.conversations import fix_conversation, is_trained
 from tometune.data.formats import Reader
-from tometune.data.readers import batches
+from tometune.data.local_files import batches
 from tometune.data.rows import Batch
 from tometune.data.sources import content_digest, files_of, read
 from tometune.data.turns import FormatError

@@ -26,7 +26,7 @@ from tometune.reporting.sweep import Missing, Sweep, read_sweep
 SCHEMA = 1  # version of table.json's layout
 DIFFERENCE = 0.01  # the difference in score that `seeds_needed` refers to
 POWER = 0.8  # probability of detecting it
-DIGITS = 6  # decimals in table.json; beyond them the order of a sum shows
+DIGITS = 6  # decimals in table.json; further ones depend on the order of summation
 
 Values = dict[str, Any]
 
@@ -157,7 +157,7 @@ def _gain(names: Sequence[str], base: str, scores: Scores, confidence: float) ->
 
 
 def _interval(runs: Floats, examples: Floats, confidence: float) -> Values:
-    """Return the interval of a mean over runs; the spread of a single run is unknown, not zero."""
+    """Return the interval of a mean over runs. For a single run it covers examples only: its spread is unknown."""
     result = estimate(float(runs.mean()), examples, [runs] if len(runs) > 1 else [], confidence)
     return {"ci_low": _rounded(result.low), "ci_high": _rounded(result.high)}
 
@@ -205,8 +205,8 @@ def _compare(a: Cell, b: Cell, metric: str, scores: Scores, confidence: float) -
 def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values:
     """Return the seeds per arm that detect `DIFFERENCE`, with the range given by the uncertainty of the deviation.
 
-    `seeds` holds the paired differences, or the scores of both arms if their seeds differ; the deviation is then that
-    of the difference between one run of each arm.
+    `seeds` holds the paired differences, or, if the arms have different seeds, the scores of each arm. The deviation is
+    that of the difference between one run of each arm.
     """
     deviation = float(np.sqrt(sum(np.var(values, ddof=1) for values in seeds)))
     freedom = sum(len(values) - 1 for values in seeds)
@@ -219,7 +219,7 @@ def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values
 
 
 def _variance_by_cause(cells: Sequence[Cell], scores: Scores, confidence: float) -> list[Values]:
-    """Return the deviation caused by each stream alone, from groups of runs that differ in nothing else."""
+    """Return the deviation that each stream causes, computed from groups of runs that differ in this stream alone."""
     found = []
     for stream, cause in STREAMS.items():
         groups = [[run.id for run in runs] for cell in cells for runs in one_factor(cell, stream)]

@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 def answers(table: Table) -> list[Answer]:
-    """Answer, for each model, whether its last cell is better than its first one with the same settings."""
+    """Answer for each pair of `headline` whether the later cell is better; then list other significant differences."""
     asked = headline(table)
     found = [_answer(pair, table) for pair in asked]
     others = []
@@ -55,7 +55,7 @@ def answers(table: Table) -> list[Answer]:
 
 
 def headline(table: Table) -> list[tuple[str, str]]:
-    """Return the pairs in question: for each model, the last and the first cell that were compared."""
+    """Return one pair per model: the compared cells that are furthest apart in the table, the later one first."""
     chosen = []
     for model in models(table):
         labels = [row["cell"] for row in tuned_rows(table) if row["model"] == model]
@@ -162,7 +162,7 @@ def _seeds(found: Sequence[Table]) -> str:
 
 
 def published_answer(confidence: float) -> str:
-    """Return what can be concluded about 300k - 100k from the published means and deviations alone (Welch's test)."""
+    """Return a conclusion about 300k - 100k from the published means and deviations alone (Welch's test)."""
     from scipy.stats import t
 
     first, last = PUBLISHED[0], PUBLISHED[-1]
@@ -184,7 +184,7 @@ def published_answer(confidence: float) -> str:
 
 
 def cautions(table: Table) -> list[str]:
-    """Return the limits that a reader of the numbers must know."""
+    """Return the limitations that a reader of the numbers must know."""
     found = []
     tuned = tuned_rows(table)
     single = [row["cell"] for row in tuned if row["seeds"] == 1]

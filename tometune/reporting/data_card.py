@@ -21,7 +21,7 @@ from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
 from tometune.data.preview import REASONS, Profile, described, drops, repeats, steps, unread_columns
 from tometune.reporting import mix_figures
-from tometune.reporting.page import draw, environment, markdown_line
+from tometune.reporting.html import draw, environment, markdown_line
 
 FOLDED_AFTER = 700  # characters of a turn that are visible without unfolding it
 MOST_CHARACTERS = 20_000  # characters of a turn on the page
@@ -59,7 +59,7 @@ def card(
 
 
 def _rows(values: Profile, rows: np.ndarray) -> dict[str, Any]:
-    """Describe the rows of a mask."""
+    """Return counts and lengths of the rows selected by a mask."""
     count, pool = int(rows.sum()), int(values.pool[rows].sum())
     return {
         **{"rows": count, "base": count - pool, "pool": pool, "share": count / len(values)},
@@ -161,14 +161,14 @@ def large(number: float) -> str:
 
 
 def folded(text: str) -> dict[str, Any]:
-    """Split a turn into its visible part and its folded part, with the number of characters hidden and left out."""
+    """Split a turn into a visible and a folded part; also count the characters that are folded and those left out."""
     visible = FOLDED_AFTER if len(text) > FOLDED_AFTER * 1.3 else len(text)
     cut = max(len(text) - MOST_CHARACTERS, 0)
     return {"head": text[:visible], "tail": text[visible:MOST_CHARACTERS], "more": len(text) - visible, "cut": cut}
 
 
 def inline(text: str) -> str:
-    """Return a text as one line in which nothing is Markdown or HTML."""
+    """Return a text as one line with Markdown and HTML escaped."""
     return re.sub(r"([\\`*_\[\]<>#~!$&])", r"\\\1", " ".join(text.split()))
 
 
@@ -186,7 +186,7 @@ def print_overlaps(console: Console, overlaps: Mapping[str, Any]) -> None:
         title = "rows that share 13 consecutive words, or a whole shorter text, with an evaluation example"
         console.print(Text(f"\n{title}: {overlaps['overlapping']:,}", style="bold"))
         grid = Table("task", box=SIMPLE_HEAD, show_edge=False)
-        for name in ("rows", "share", "too short"):  # texts of fewer than ngrams.SHORTEST words, which are not checked
+        for name in ("rows", "share", "too short"):  # texts with too few words to be checked
             grid.add_column(name, justify="right")
         grid.add_column("rows by source")
         for task in overlaps["tasks"]:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from tometune.evaluation.metrics import label
 from tometune.reporting.conclusions import PUBLISHED, data_label, models, tuned_rows
 from tometune.reporting.grouping import Cell
-from tometune.reporting.page import ACCENTS, GRID, MUTED, PAPER, WIDTH, as_svg, panels
+from tometune.reporting.html import ACCENTS, GRID, MUTED, PAPER, WIDTH, as_svg, panels
 from tometune.reporting.score_files import ROUGE
 from tometune.reporting.sweep import SweepRun
 
@@ -22,7 +22,7 @@ Table = Mapping[str, Any]
 
 COLUMNS = 3  # panels per line
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances, times a power of ten
-FAR = 1.6  # a base model's score is drawn as a line if the axis grows by at most this factor, else written at the edge
+FAR = 1.6  # a base score is drawn as a line if the axis grows by at most this factor, else written at the edge
 SLANTED: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
 
 
@@ -110,7 +110,7 @@ def _legend(figure: Figure, table: Table) -> None:
 
 
 def _draw_cells(axis: Axes, table: Table, metric: str, task: str | None = None) -> None:
-    """Draw one panel: cells along x, the score along y; over tasks, or for one task."""
+    """Draw one panel: cells along x, scores along y. The scores are means over tasks, or those of `task`."""
 
     def scores(row: Row) -> Row:  # of a cell or a run
         found: Row = row if task is None else row["tasks"][task]
@@ -130,7 +130,7 @@ def _draw_cells(axis: Axes, table: Table, metric: str, task: str | None = None) 
             _draw_mean(axis, place, values["mean"], ends, colour)
             seeds: dict[str, Any] = {"markersize": 3.4, "alpha": 0.75, "markeredgewidth": 0}
             axis.plot([place + 0.16] * len(dots), dots, "o", color=colour, **seeds)
-        else:  # an interval over examples only must not look as good as the others
+        else:  # dotted, because this interval covers examples only
             axis.plot([place, place], ends, color=colour, linewidth=1.2, linestyle=(0, (1, 2)))
             axis.plot([place], [values["mean"]], "o", color=PAPER, markersize=6, markeredgecolor=colour)
     margin = 0.08 * (max(shown) - min(shown)) or 0.01
@@ -167,7 +167,7 @@ def _draw_bases(axis: Axes, bases: Sequence[tuple[str, float]], names: Sequence[
 
 
 def short_labels(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the labels along x by `data_label`, as short as they can be without being equal.
+    """Return short labels for the x axis by `data_label`, or the long ones if short ones would be ambiguous.
 
     Cells with the same data are labelled by their settings. Keys are reduced to their last part: `lora.r=8` to `r=8`.
     """

@@ -24,13 +24,13 @@ class Cell:
     model: str
     data: str
     rows: int
-    settings: dict[str, Any]  # those by which this cell differs from others with the same model and data
-    runs: dict[int, SweepRun]  # replicates by seed: runs in which every stream that varies in the sweep has that seed
-    stream_runs: list[SweepRun]  # runs whose streams have different seeds: for the variance by cause, not for the mean
+    settings: dict[str, Any]  # the settings in which cells with the same model and data differ
+    runs: dict[int, SweepRun]  # by seed: runs that use this one seed for every stream that varies in the sweep
+    stream_runs: list[SweepRun]  # runs whose streams have different seeds; only the variance by cause uses them
 
 
 def varied_streams(runs: Sequence[SweepRun]) -> list[str]:
-    """Return the streams that differ between runs: the deviation over seeds covers these."""
+    """Return the streams whose seeds differ between runs; the deviation over seeds covers only these."""
     return [name for name in STREAMS if len({run.streams[name] for run in runs}) > 1]
 
 
@@ -38,8 +38,8 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
     """Group the runs of a sweep into cells; also returns notes for readers of the table.
 
     Raises:
-        UserError: two runs have the same settings and seeds, so that one of them is outdated, or no run has one seed
-            for all streams.
+        UserError: two runs have the same settings and seeds, so one of them is outdated; or no run uses one seed for
+            all streams.
     """
     found = _with_digests(sweep.runs)
     varied = varied_streams(found)
@@ -75,9 +75,9 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
 
 
 def _with_digests(runs: Sequence[SweepRun]) -> list[SweepRun]:
-    """Return the runs, with the digest of the mix among the settings if nothing else tells two mixes apart.
+    """Return the runs. If only their rows tell two mixes apart, the digest of the mix becomes a setting.
 
-    That is so if two runs have the same settings and the same seed of the data sample, but other rows.
+    This is the case if two runs have the same settings and the same `seeds.data`, but different rows.
     """
     digests: dict[Any, set[Any]] = {}
 
@@ -96,7 +96,7 @@ def _with_digests(runs: Sequence[SweepRun]) -> list[SweepRun]:
 
 
 def _content_note(key: str, runs: Sequence[SweepRun]) -> str:
-    """Say that runs of one config differ in this, which makes them different cells."""
+    """Return a note: runs of one config differ in the entry `key` of `CONTENT`, which makes them different cells."""
     found: dict[Any, list[SweepRun]] = {}
     for run in runs:
         if run.settings.get(key) is not None:
@@ -135,8 +135,8 @@ def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[i
 def _differing(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
     """Return the settings that distinguish cells beyond model and data, and notes on those that vary with the data.
 
-    A setting with one value per model (or, below `data.`, per mix) is part of that model or mix. One that changes from
-    mix to mix becomes a note, because such a sweep does not vary the data alone.
+    A setting with one value per model (or, below `data.`, per mix) belongs to that model or mix. Any other setting that
+    changes from mix to mix becomes a note, because then the sweep does not vary the data alone.
     """
 
     def constant(key: str, by: Callable[[SweepRun], Any]) -> bool:
@@ -164,7 +164,7 @@ def _rank(value: Any) -> tuple[bool, float, str]:
 
 
 def pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-    """Return the cells to compare, the later one first: of one model, and different in the data or in one setting."""
+    """Return the pairs of cells to compare, the later cell first: one model, and one difference (data or a setting)."""
     found = []
     for number, later in enumerate(cells):
         for earlier in cells[:number]:
@@ -185,7 +185,7 @@ def one_factor(cell: Cell, stream: str) -> list[list[SweepRun]]:
 
 
 def expected_seeds(cell: Cell, missing: Iterable[Missing]) -> int:
-    """Return how many runs a cell should have: its own, and the missing ones not known to belong elsewhere."""
+    """Return how many runs a cell should have: its own, plus the missing runs that may belong to it."""
 
     def belongs(absent: Missing) -> bool:
         others = all(str(absent.settings.get(key, value)) == str(value) for key, value in cell.settings.items())

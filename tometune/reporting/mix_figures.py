@@ -13,13 +13,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tometune.reporting.grouping import Cell
-from tometune.reporting.page import HUES, INK, MUTED, PAPER, WIDTH, as_svg, panels
+from tometune.reporting.html import HUES, INK, MUTED, PAPER, WIDTH, as_svg, panels
 
 if TYPE_CHECKING:
     from tometune.data.preview import Profile
 
 MOST_PARTS = len(HUES) - 1  # parts of a bar with a colour of their own; the rest share one
-MOST_SOURCES = 12  # sources of a mix drawn separately; the rest are one
+MOST_SOURCES = 12  # sources of a mix that are drawn separately; the rest are drawn as one
 MOST_TURNS = 12  # conversations with more turns share the last bin
 NAME_LENGTH = 30
 BINS = 44
@@ -75,7 +75,7 @@ def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]]) -
 
 
 def groups(mix: Profile) -> dict[str, np.ndarray]:
-    """Return the masks of the largest sources by name, and that of the others as one."""
+    """Return the row masks of the largest sources by name, and one mask for all others."""
     found = list(mix.by_source())
     largest, rest = found[:MOST_SOURCES], found[MOST_SOURCES:]
     if len(rest) < 2:
@@ -104,7 +104,7 @@ def composition(mix: Profile) -> str:
 def lengths(mix: Profile, max_length: int) -> str:
     """Draw histograms of characters, tokens and turns, one row per source, each scaled to its tallest bin.
 
-    `max_length`, at which training truncates tokens, is marked if rows reach it.
+    If rows reach `max_length`, where training truncates, it is marked.
     """
     shown = groups(mix)
     columns = {"characters": mix.characters}

@@ -27,7 +27,7 @@ from tometune.reporting.conclusions import (
     published_answer,
     signed,
 )
-from tometune.reporting.page import draw, environment, markdown_line
+from tometune.reporting.html import draw, environment, markdown_line
 from tometune.reporting.score_files import ROUGE
 
 CROWDED = 12  # loss curves are drawn for at most this many cells
@@ -115,7 +115,7 @@ def print_report(table: Values, console: Console | None = None) -> None:
     console = console or Console()
     title = f"[bold red]{LIMIT}[/]\n{table['sweep']}" if table["limited"] else table["sweep"]
     grid = RichTable(title=title, caption=table["family"], box=SIMPLE_HEAD, show_edge=False)
-    grid.padding, grid.pad_edge = (0, 1, 0, 0), False  # names of 12 and 10 letters fit into 80 columns
+    grid.padding, grid.pad_edge = (0, 1, 0, 0), False  # 80 columns then hold names of 12 and 10 letters
     for number, name in enumerate(columns(table)):
         left = number < 2
         grid.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
@@ -132,7 +132,7 @@ def print_report(table: Values, console: Console | None = None) -> None:
 
 
 def as_html(report: Report) -> str:
-    """Return the page: one file that refers to nothing outside itself."""
+    """Return report.html as text; the page loads no other file."""
     table, cells = report.table, [cell for cell in report.cells if cell.runs]
     names = models(table)
     versions: dict[str, set[str]] = {}

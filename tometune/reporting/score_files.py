@@ -18,20 +18,20 @@ from tometune.reporting.sweep import SweepRun
 from tometune.runs.run import REPEAT
 
 ROUGE = ("rouge1", "rouge2", "rougeL")  # metrics of every run, and those of the published table
-TOLERANCE = 1e-9  # means closer than this are equal: sums in another order differ by less
+TOLERANCE = 1e-9  # means that differ by less are equal: the order of a sum changes that much
 LISTED = 3  # ids listed in an error about differing examples
 
 
 class Example(NamedTuple):
     """One scored example of a run."""
 
-    references: int  # hash of its references, because ids may be mere row numbers
+    references: int  # hash of its references; ids alone may be row numbers, which identify nothing
     scores: dict[str, float]  # by metric
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean scores of every column by task, on the examples themselves and on resampled ones, the same for all columns.
+    """Mean scores by task and column, on the examples and on resamples of them (the same resamples for all columns).
 
     There is one column per run, named by its id, and one per base model, named by `base_column(model)`.
     """
@@ -41,7 +41,7 @@ class Scores:
     examples: dict[str, int]  # their number by task
     means: Floats  # [tasks, columns, metrics]
     resampled: Floats  # [tasks, resamples, columns, metrics]
-    notes: list[str]  # where runs do not agree on the base model's scores
+    notes: list[str]  # one per base model on whose scores the runs disagree
 
     def of_runs(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:
         """Return the score of each run, [runs]: on one task, or the plain mean over tasks."""

@@ -31,7 +31,7 @@ CONTENT = {
     "model.dtype": "number format of the model",
     "meaning": "version of tometune that made the run",
 }
-"""What can differ between runs of one config, and its name in notes."""
+"""Things that can differ between runs of one config, and their names in notes."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class SweepRun:
     data: str
     rows: int
     record: dict[str, Any]  # its run.json
-    settings: dict[str, Any]  # all that can change the result except seeds, flat: `{"trainer.learning_rate": 2e-4, …}`;
-    # also `CONTENT`, in which runs of one config can differ
+    # What can change the result, except seeds, flat: `{"trainer.learning_rate": 2e-4, …}`; with the keys of `CONTENT`.
+    settings: dict[str, Any]
     streams: dict[str, int]  # seed of each stream: data, order, adapter, generation
 
 
@@ -160,21 +160,21 @@ def _read_record(folder: Path) -> dict[str, Any] | str:
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten everything that can change the result; for the model, what was actually loaded."""
+    """Return everything that can change the result, flat; for the model, the facts of the one that was loaded."""
     groups = identity(config, {})
     for name in ("meaning", "inputs", "seeds"):
         del groups[name]
     groups["lora"].pop("enabled", None)
-    del groups["model"]["precision"]  # `auto` is another one on another machine
+    del groups["model"]["precision"]  # `auto` means another precision on another machine
     keys = ("id", "revision", "backend", "quantization", "dtype")
     loaded = {f"model.{key}": record["model"].get(key) for key in keys}
     return {**_flat(groups), "lora": "adapter" if config.lora.enabled else "full", **loaded}
 
 
 def _content(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what identifies the data that a run read, shortened, and the version that made the run.
+    """Return shortened fingerprints of the data that a run read, and the `meaning` of the version that made the run.
 
-    Records of older versions do not name the data; their mix.json does.
+    Records of older versions lack the fingerprints, so they are taken from mix.json.
     """
     inputs = record.get("inputs")
     if inputs is None:

@@ -30,7 +30,7 @@ from wandb_workspaces import expr
 FILE = "wandb_report.json"  # the W&B report's specification in the sweep's folder
 WIDTH = 24  # columns of a panel grid; W&B's package moves panels that overlap to the next free place
 JOB_TYPE = "report"  # job type of the run that holds a report
-TABLE, COMPARISONS, PAGE = "table", "comparisons", "report"  # what that run contains
+TABLE, COMPARISONS, PAGE = "table", "comparisons", "report"  # names of what that run logs
 
 Table = Mapping[str, Any]
 
@@ -151,7 +151,7 @@ def specification(report: wr.Report) -> dict[str, Any]:
 
 
 def build(table: Table, project: str, entity: str) -> wr.Report:
-    """Return the W&B report; without an entity (user or team), the runs are looked up in the report's own project."""
+    """Return the W&B report. Without an entity (user or team), W&B looks the runs up in the report's own project."""
 
     def runset(name: str, ids: list[str]) -> wr.Runset:
         where = {"project": project, "entity": entity} if entity else {}
@@ -187,7 +187,7 @@ def build(table: Table, project: str, entity: str) -> wr.Report:
 
 
 def factors(table: Table) -> list[str]:
-    """Return the config keys by which the cells differ, the data first; the data if nothing differs."""
+    """Return the config keys in which the cells differ, `data.name` first; only `data.name` if nothing differs."""
     rows = [row for row in table["rows"] if row["stage"] == "tuned"]
     settings = dict.fromkeys(key for row in rows for key in row["settings"])
     several = len({row["data"] for row in rows}) > 1

@@ -1,4 +1,4 @@
-"""Finished runs: whether they are whole, what is made again if not, and the base model that an adapter needs."""
+"""Finished runs: what is missing or damaged in them, what has to be made again, and the base model of an adapter."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ def finished_record(folder: Path) -> tuple[dict[str, Any], Config]:
 
 
 def damage(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    """Return what is missing or damaged of a trained run, by file; files of scores only if it has been scored."""
+    """Return the problems of a trained run by file; config, mix and scores are checked only if it is completed."""
     lacking = [key for key in ("config_hash", "seed", "model", "data", "train", "eval") if record.get(key) is None]
     if lacking:
         return {"run.json": f"lacks {lacking[0]}"} if record.get("status") == "completed" else {}
@@ -56,10 +56,10 @@ def damage(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def reopen(run: Run) -> None:
-    """Prepare a run of which something is missing or damaged to be made again from what is left.
+    """Change the record of a run with missing or damaged files so that they are made again.
 
-    Its training is forgotten if its files are damaged: it is resumed from the last whole checkpoint, else repeated. So
-    are the scores of a stage, whose whole files the scoring finds.
+    If files of the training are damaged, the record loses the training: it is resumed from the last whole checkpoint,
+    else repeated. If files of scores are damaged, it loses that stage; scoring then reuses the files that are whole.
     """
     found = damage(run.folder, run.record)
     if not found:

@@ -1,7 +1,8 @@
 """The identity of a run: everything that can change its result, as plain values and as a hash.
 
 It covers the config without tracking, paths and labels, the number format that this machine computes in, and a
-fingerprint of each input (file contents, hub revision) instead of its location. It contains no time stamps.
+fingerprint of each input (file contents, hub revision) instead of its location. It contains no time stamps. The marks
+`NOT_IDENTITY`, `SINCE_DEFAULT` and `identity_if` on the fields in `tometune/config/` decide which keys are left out.
 """
 
 import json

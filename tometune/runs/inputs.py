@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The inputs of one run. Fingerprints are there at once; everything else is made when it is first used."""
+    """The inputs of one run. Fingerprints are computed at once; everything else is made when it is first used."""
 
     config: Config
     cache: Path  # see `cache_folder`
@@ -45,7 +45,7 @@ class RunInputs:
 
     @cached_property
     def model_source(self) -> ModelSource:
-        """The model to be loaded; what must be local (a converted SmolLM2, a random model) is made first."""
+        """Where the model is loaded from. A converted SmolLM2 or a random model is made first."""
         from tometune.models.source import locate
 
         return locate(self.config.model, self.cache)
@@ -95,7 +95,7 @@ class RunInputs:
 
     @cached_property
     def evaluation_texts(self) -> tuple[EvaluationTexts | None, dict[str, str]]:
-        """The texts of the tasks, None without any; and the tasks that could not be read, with why.
+        """The texts of the tasks, None if there are none; and the reasons by task for tasks that could not be read.
 
         Raises:
             UserError: a local task is missing or broken, or any task unless `data.contamination=report`.
@@ -114,7 +114,7 @@ class RunInputs:
         return (EvaluationTexts(texts) if texts else None), unread
 
     def contamination(self) -> tuple[MixOverlaps | None, dict[str, str]]:
-        """Return the overlaps of the mix with the evaluation texts, and the tasks that could not be read, with why."""
+        """Return the overlaps of the mix with the evaluation texts, and the reasons by task for unread tasks."""
         texts, unread = self.evaluation_texts
         return (None if texts is None else self._overlaps(self.mix, texts)), unread
 
@@ -137,7 +137,7 @@ def cache_folder(config: Config) -> Path:
 
 
 def fingerprints(config: Config) -> dict[str, str]:
-    """Return what identifies the content of each input, by its key in the config.
+    """Return an identifier of the content of each input (a hash or commit), by its key in the config.
 
     Imports no torch and loads nothing; the hub is asked for commits only.
 

@@ -59,7 +59,7 @@ def _shards(folder: Path) -> Sequence[str]:
 
 
 def curve_problems(run: Path, record: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield the problem of metrics.jsonl, whose last line is that of the last step."""
+    """Yield the problem of metrics.jsonl, if any; its last line must be that of the last step."""
     problem = defect(run / CURVES)
     if problem is None:
         last = (run / CURVES).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")[2]
@@ -70,7 +70,7 @@ def curve_problems(run: Path, record: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def mix_problems(run: Path) -> Iterator[Problem]:
-    """Yield the problem of mix.json."""
+    """Yield the problem of mix.json, if any."""
     if (problem := defect(run / "mix.json")) is not None:
         yield "mix.json", problem
 

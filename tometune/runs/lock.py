@@ -16,7 +16,7 @@ from tometune.common.files import is_alive
 from tometune.runs.run import now
 
 NAME = ".lock"  # in the run's folder while a process works on the run, or after that process was killed
-WAIT = 5.0  # seconds for a lock without a living owner: another process looks at it, or is just starting or ending
+WAIT = 5.0  # seconds to wait for a lock without a living owner: a process is checking it, or is starting or ending
 RETRY = 0.01  # seconds between two attempts
 
 
@@ -33,7 +33,7 @@ class Owner:
 
     @property
     def alive(self) -> bool:
-        """Whether it may still exist; about another host this machine cannot tell, and the lock decides."""
+        """Whether it may still exist. That is unknown for another host, so the answer is yes and the lock decides."""
         return self.host != socket.gethostname() or is_alive(self.pid)
 
 
@@ -48,7 +48,7 @@ class BusyError(UserError):
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run while the body runs; its folder is made, and removed if it is still empty afterwards.
+    """Hold the lock of a run while the body runs. Makes the run's folder, and removes it if it is empty at the end.
 
     The lock is the kernel's (flock), so it is free again when its owner ends, in whatever way.
 
@@ -62,7 +62,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         path.write_text(json.dumps(asdict(Owner(socket.gethostname(), os.getpid(), now()))), encoding="utf-8")
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the release: a process that waits for it sees that it is gone and retries
+        path.unlink(missing_ok=True)  # before the release, so that a waiting process notices and retries
         lock.release()
         with suppress(OSError):  # not empty, or another process was faster
             for empty in made:
@@ -70,7 +70,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """Return the process that works on a run at this moment, if there is one and it is known."""
+    """Return the process that is working on a run, or None if there is none or it is unknown."""
     path = folder / NAME
     if not path.exists():
         return None
@@ -78,7 +78,7 @@ def owner_of(folder: Path) -> Owner | None:
         with FileLock(path, blocking=False):
             if _read(path) is not None:
                 return None  # its owner was killed
-            path.unlink(missing_ok=True)  # the file was gone, and opening the lock made it again
+            path.unlink(missing_ok=True)  # opening the lock made this file
     except (FileNotFoundError, FileExistsError):  # its owner has just removed the empty folder
         return None
     except Timeout:

@@ -36,7 +36,7 @@ def now() -> str:
 
 
 class DamageError(UserError):
-    """A file of a run is missing or damaged, which repeating the command that made the run repairs."""
+    """A file of a run is missing or damaged. Repeating the command that made the run repairs it."""
 
     def __init__(self, path: Path, problem: str, fix: str = REPEAT) -> None:
         self.path, self.problem, self.fix = path, problem, fix
@@ -58,7 +58,7 @@ class Run:
 
     @classmethod
     def find(cls, config: Config, fingerprints: Mapping[str, str]) -> "Run":
-        """Name the run of a config and read its record if there is one; UserError if another config has its folder."""
+        """Name the run of a config and read its record, if any; UserError if its folder belongs to another config."""
         run_id, digest = name_of(config, fingerprints)
         folder = runs_folder(config) / run_id
         record = _record_to_continue(folder)
@@ -82,8 +82,8 @@ class Run:
         """Keep run.json up to date while the body runs: `running`, then `completed`, or `failed` with the reason.
 
         A run that is killed or stopped by a signal stays `running`, and the same command resumes it. Under torchrun
-        only the first process writes. `facts` is what is known before training, e.g. `model` and `data`; the config is
-        stored as config.yaml and the manifest of the mix as mix.json.
+        only the first process writes. `facts` are the entries known before training, e.g. `model` and `data`. The
+        config is stored as config.yaml, and the manifest of the mix as mix.json.
 
         Raises:
             SaveError: the disk is full; everything saved before is valid.
@@ -110,7 +110,7 @@ class Run:
             self._finish("completed")
 
     def add_scores(self, stage: str, scores: Mapping[str, Any]) -> None:
-        """Record the scores of a stage, `base` or `tuned`, at once: they take minutes to hours."""
+        """Save the scores of a stage, `base` or `tuned`, immediately, because computing them takes minutes to hours."""
         self.record["eval"] = {**self.record["eval"], stage: scores}
         self.save()
 
@@ -129,7 +129,7 @@ class Run:
 
 
 def new_record(run_id: str, facts: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the record of a new attempt, with the scores of the earlier ones in the record `before`."""
+    """Return the record of a new attempt, with the scores of earlier attempts, which the record `before` holds."""
     before = before or {}
     return {
         "schema": SCHEMA,
@@ -146,7 +146,7 @@ def new_record(run_id: str, facts: Mapping[str, Any], before: Mapping[str, Any] 
 
 
 def name_of(config: Config, fingerprints: Mapping[str, str]) -> tuple[str, str]:
-    """Return the id of a config's run and the full hash behind it; reads nothing."""
+    """Return the id of a config's run and the full hash that the id abbreviates; reads no file."""
     digest = content_hash(identity(config, fingerprints))
     return f"{config.model.name}-{config.data.name}-s{config.seed}-{digest[:HASH_LETTERS]}", digest
 
@@ -179,7 +179,7 @@ def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
 
 
 def _record_to_continue(folder: Path) -> dict[str, Any]:
-    """Return the record of a run; an empty one if there is none, or a damaged one: the run finds its other files."""
+    """Return the record of a run, empty if run.json is missing or damaged; the run's other files are still found."""
     if not (folder / "run.json").exists():
         return {}
     try:
@@ -214,7 +214,7 @@ def versions() -> dict[str, str]:
 def git_state() -> dict[str, str | bool | None]:
     """Return the commit of the code and whether it has uncommitted changes; None where it is not a checkout."""
     package = Path(__file__).resolve().parents[1]
-    if not (package.parent / ".git").exists():  # installed; a repository further up belongs to something else
+    if not (package.parent / ".git").exists():  # installed; a repository in a folder above is not ours
         return {"commit": None, "dirty": None}
     try:
         commit = _git(package, "rev-parse", "HEAD")

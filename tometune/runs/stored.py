@@ -1,4 +1,4 @@
-"""Earlier runs: their folder and config, what a command line changes in it, and what `evaluate` scores."""
+"""Finds earlier runs by name, reads their configs, applies a command line to them, and finds what `evaluate` scores."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -86,10 +86,10 @@ def stored_config(folder: Path) -> Config:
 
 
 def config_of(folder: Path, record: Mapping[str, Any]) -> Config:
-    """Return the config of a run, given its record, by whose hash half a file is noticed: it is valid YAML.
+    """Return the config of a run, checked against the hash in its record: a truncated file can still be valid YAML.
 
     Raises:
-        DamageError: like `stored_config`, or the config is not that of the record.
+        DamageError: like `stored_config`, or the hash differs.
     """
     config = stored_config(folder)
     if record.get("meaning") == MEANING and "inputs" in record:
@@ -102,7 +102,7 @@ def config_of(folder: Path, record: Mapping[str, Any]) -> Config:
 
 
 def run_of_older_version(config: Config, run_id: str) -> Path | None:
-    """Return the folder of a run with the settings of `config` that an older version of tometune made, if there is one.
+    """Return the folder of a run that an older version of tometune made with the settings of `config`, if there is one.
 
     Its results may differ from those of this version (`MEANING`), so it is not reused. Its inputs are not compared.
     """
@@ -113,7 +113,7 @@ def run_of_older_version(config: Config, run_id: str) -> Path | None:
             older = read_record(path.parent).get("meaning", MEANING - 1) < MEANING
             if older and identity(stored_config(path.parent), {}) == wanted:
                 return path.parent
-        except UserError:  # a broken record is not the subject here
+        except UserError:  # a broken record is reported elsewhere
             continue
     return None
 
@@ -150,7 +150,7 @@ def with_command_line(stored: Config, composed: Config) -> Config:
     return typed(target)
 
 
-SEPARATE = "evaluation.json"  # of an evaluation with a folder of its own; a run's own tasks are in its run.json
+SEPARATE = "evaluation.json"  # the record of an evaluation in a folder of its own, instead of run.json
 
 
 @dataclass
@@ -176,7 +176,7 @@ class Subject:
 
     @contextmanager
     def recording(self, model: Mapping[str, Any]) -> Iterator[None]:
-        """Write the record once the body is done; a run's own record only gets the scores."""
+        """Write the record after the body; to a run's own record only the scores are added."""
         if self.separate:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(self.config))))
@@ -190,7 +190,7 @@ class Subject:
         write_json(self.file, self.record)
 
     def add_tracking(self, described: Mapping[str, Any]) -> None:
-        """Record where the tracker put it; a run that is scored again without a tracker keeps its earlier entry."""
+        """Record where the tracker logged the scores; without a tracker, a run that is scored again keeps its entry."""
         if self.separate or described["tracker"] != "none":
             self.record["tracking"] = dict(described)
 
@@ -199,7 +199,7 @@ class Subject:
 
 
 def find_subject(config: Config) -> Subject:
-    """Return what the command line names; writes nothing.
+    """Return the model and tasks that the command line names; writes nothing.
 
     Raises:
         UserError: the run does not exist or is not trained yet, or the command line changes a setting that made it.

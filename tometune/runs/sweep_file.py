@@ -1,7 +1,7 @@
 """sweep.json: the cells of a sweep, listed before the first run starts.
 
-`{"schema": 1, "cells": [{"run_id", "overrides", "model", "data", "rows", "seed"}, …]}`; a cell that ended before it had
-a run.json also has an `error`.
+`{"schema": 1, "cells": [{"run_id", "overrides", "model", "data", "rows", "seed"}, …]}`. A cell whose attempt ended
+before run.json was written also has an `error`.
 """
 
 import json
@@ -41,7 +41,7 @@ class Cell:
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """Return the cells that a folder's sweep.json lists, none without such a file.
+    """Return the cells that a folder's sweep.json lists; an empty list if the file is missing.
 
     Raises:
         DamageError: it is broken; the next command of the sweep writes it again.

@@ -1,8 +1,8 @@
-"""The cells of a command, how they are added to sweep.json, and how far each one is.
+"""The cells of a command: their entries in sweep.json, and the state of each (finished, failed, not started, …).
 
 Several commands can fill one sweep, so each adds its cells to those listed. A cell with the same overrides is the same
 cell: if its config means another run now (a YAML, an input or the version changed), the new run replaces the old entry,
-whose folder stays.
+whose folder stays. Cells with an invalid config are found in `config/sweep_cells.py`, which gives their problems.
 """
 
 import logging
@@ -15,8 +15,8 @@ from filelock import FileLock
 
 from tometune.common.errors import UserError, one_line
 from tometune.common.files import disk_errors, write_json
-from tometune.config.jobs import Job
 from tometune.config.root import Config
+from tometune.config.sweep_cells import Job
 from tometune.runs.finished import damage
 from tometune.runs.inputs import fingerprints
 from tometune.runs.lock import owner_of
@@ -30,7 +30,7 @@ AGAIN = "run the same command again to resume"
 
 
 class State(StrEnum):
-    """How far a cell is."""
+    """The state of a cell."""
 
     completed = "completed"
     elsewhere = "running elsewhere"
@@ -41,7 +41,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Status:
-    """The state of one cell, its reason, and whether that is the user's input or config."""
+    """The state of one cell, the reason for it, and whether that reason is wrong input or config of the user."""
 
     cell: Cell
     state: State
@@ -78,8 +78,8 @@ def cells_of(jobs: Iterable[Job]) -> dict[Path, list[Cell]]:
 def list_cells(folder: Path, cells: Sequence[Cell], all_of_command: bool = False) -> None:
     """Add cells to sweep.json; the error of an earlier attempt is removed unless the cell has a new one.
 
-    If they are all cells of a command, cells of other commands that have no run id, because a value or an input was
-    wrong, are removed: the command line may have been corrected.
+    With `all_of_command`, `cells` are all cells of a command. Listed cells without a run id (a value or an input was
+    wrong) are then removed first, because this command line may be the corrected one.
 
     Raises:
         UserError: sweep.json has another schema, or the folder cannot be written to.

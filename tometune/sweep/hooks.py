@@ -1,4 +1,7 @@
-"""What happens before and after the runs of a sweep, in the user's process, and around each run, in any process."""
+"""What happens before and after the runs of a sweep, in the user's process, and around each run, in any process.
+
+Cells with an invalid config are found earlier, in `config/sweep_cells.py`; here they are listed and counted.
+"""
 
 import os
 import sys
@@ -12,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from tometune.common.distributed import first_alone, is_first
 from tometune.common.errors import UserError, one_line
-from tometune.config.jobs import Jobs
 from tometune.config.root import ADHOC, Config
+from tometune.config.sweep_cells import Jobs
 from tometune.runs.lock import run_lock
 from tometune.runs.run import Run, check_writable, runs_folder
 from tometune.runs.sweep_file import Cell, read_cells
@@ -51,9 +54,9 @@ def begin_sweep(jobs: Jobs) -> bool:
 def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> int:
     """Print the missing runs with their reasons on stderr, and return the exit status: 0 if there are none.
 
-    It is 2 if wrong input or config prevented every run, else 1. `reported` are the missing cells of each report that
-    was written, so that both agree although other processes may work on the sweep. In a named sweep, the cells that
-    other commands listed count too.
+    It is 2 if wrong input or config prevented every run, else 1. `reported` holds, by sweep folder, the missing cells
+    of the report that was written; using them keeps this list equal to the report's although other processes may work
+    on the sweep. In a named sweep, the cells that other commands listed count too.
     """
     if not is_first():
         return 0
@@ -85,7 +88,7 @@ def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> 
 def folders_with_results(jobs: Jobs) -> list[Path]:
     """Return the sweep folders of a command that hold a completed run.
 
-    Its cells without a run id are listed again, because another command may have removed them.
+    Also lists the command's cells without a run id again, because another command may have removed them.
     """
     for folder, cells in cells_of(jobs.known).items() if is_first() else ():
         if unnamed := [cell for cell in cells if cell.run_id is None]:
@@ -109,7 +112,7 @@ def listed_cells(jobs: Jobs) -> dict[Path, list[Cell]]:
 
 @contextmanager
 def attempt(run: Run, config: Config) -> Iterator[None]:
-    """Hold the lock of a run in the body, with the run listed in its sweep; an error is recorded in sweep.json.
+    """Run the body with the run's lock held and the run listed in its sweep; record an error in sweep.json.
 
     The record is read again under the lock, because another process may just have finished the run.
 
@@ -138,7 +141,7 @@ def attempt(run: Run, config: Config) -> Iterator[None]:
 
 
 def skip_reason(run: Run, config: Config) -> str | None:
-    """Return why a run of a sweep is not tried again (it failed, and `sweep.retry_failed=false`), or None."""
+    """Return why a failed run of a sweep is skipped (with `sweep.retry_failed=false`), or None if it is to be run."""
     if config.sweep.name is None or config.sweep.retry_failed:
         return None
     cell = next((cell for cell in read_cells(run.folder.parent) if cell.run_id == run.id), None)

@@ -1,4 +1,4 @@
-"""The plan of a command: its runs, how large they are, which are done, and an estimate of time, memory and disk."""
+"""The plan of a command: its runs with their sizes, which are done, and an estimate of time, memory and disk."""
 
 import json
 import math
@@ -16,9 +16,9 @@ from rich.table import Table
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
-from tometune.config.jobs import Jobs
 from tometune.config.model import Quantization
 from tometune.config.root import Config
+from tometune.config.sweep_cells import Jobs
 from tometune.config.tracking import Tracker
 from tometune.models.machine import device_name, resolve_backend
 from tometune.models.source import quantized
@@ -68,8 +68,8 @@ REFERENCE = {
 }
 """Speeds by kind, for a GPU without earlier runs; docs/benchmarks.md has the data and settings of these runs.
 
-The answers per second are 5,000 answers in 22.5 s; `other_seconds` are the start to the first step, and for SmolLM2 the
-77 s of the run less training and answers.
+SmolLM2's 222 answers per second were measured as 5,000 answers in 22.5 s. `other_seconds` is the time from the start to
+the first step; for SmolLM2 it is what remains of the run's 77 s without training and answers.
 """
 
 
@@ -79,7 +79,7 @@ class PlannedRun:
 
     run_id: str
     rows: int
-    tokens: int  # that are trained on, over all steps
+    tokens: int  # read in training, over all steps
     steps: int
     answers: int  # of the evaluation, over tasks and stages
     done: bool
@@ -105,9 +105,9 @@ def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
 
 
 def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
-    """Return the plan of one run. Its data is made, which the run then finds in the cache; no model is loaded.
+    """Return the plan of one run. Its mix and tokens are made and cached for the run; no model is loaded.
 
-    `measure` makes a run: with `plan=measure` a short one, if the speed is unknown.
+    `measure` makes a run of a config. It gets the config of a short run if `plan=measure` and the speed is unknown.
 
     Raises:
         UserError: the data or a task does not allow the run.
@@ -151,7 +151,7 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
 
 
 def known_speed(config: Config, cache: Path) -> Speed | None:
-    """Return the speed of runs of the same kind: of earlier ones on this machine, else from the reference table."""
+    """Return the speed of runs of the same kind, from earlier runs on this machine, else from `REFERENCE`."""
     quantization = Quantization.nf4 if quantized(config.model) else Quantization.none
     backend = str(resolve_backend(config.model))
     kind = Kind(str(config.model.id), str(quantization), backend, device_name())

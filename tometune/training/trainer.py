@@ -106,7 +106,7 @@ class MeteredTrainer(SFTTrainer):
         self.meter, self.curves, self.fused_loss, self.graph = curves.meter, curves, fused_loss, graph
         self.trained_tokens: list[torch.Tensor] = []
         """Of each pass since the last log, over all processes."""
-        # In the last step of an epoch the other one drops the counts of some processes, which TRL adds up.
+        # TRL sums token counts with `gather_for_metrics`, which drops some processes' counts in an epoch's last step.
         self.accelerator.gather_for_metrics = self.accelerator.gather
 
     def get_train_dataloader(self) -> DataLoader[Any]:

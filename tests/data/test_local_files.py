@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.conftest import error_of, write_jsonl
 from tometune.common.errors import UserError
-from tometune.data.readers import BATCH, read_file
+from tometune.data.local_files import BATCH, read_file
 from tometune.data.turns import FormatError
 
 ROWS = [{"n": n, "text": f"é {n}"} for n in range(BATCH + 3)]

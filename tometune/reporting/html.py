@@ -1,11 +1,11 @@
-"""What the report and the data card share: templates, the style of figures, and their conversion to SVG."""
+"""HTML that the report and the data card share: templates, the style of figures, and figures as SVG."""
 
-import html
 import io
 import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
-# Placeholder colours: `as_svg` replaces each by a CSS variable, which has a light and a dark value in page.css.
+# Placeholder colours. `as_svg` replaces each by a CSS variable, for which page.css has a light and a dark value.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 ACCENTS = tuple(f"#05050{number}" for number in range(1, 7))  # one per model
 HUES = tuple(f"#06060{number}" for number in range(1, 9))  # one per source of a mix; the last is for all others
@@ -65,10 +65,11 @@ def panels(rows: int, columns: int, width: float, height: float, **options: obje
 def as_svg(figure: Figure, name: str, description: str) -> str:
     """Return a figure as an `<svg>` element with text as text and colours as CSS variables.
 
-    `name`, unique on the page, is the prefix of its ids; `description` is the text for screen readers.
+    `name` must be unique on the page, because it is the prefix of the ids in the SVG. `description` is read by screen
+    readers.
     """
 
-    def font(found: re.Match[str]) -> str:  # in one property, as matplotlib before 3.11 writes it
+    def font(found: re.Match[str]) -> str:  # matplotlib before 3.11 writes the font as one property
         weight = "font-weight: 650; " if "bold" in found[1] or "700" in found[1] else ""
         return f"{weight}font-size: {found[2]}px"
 
@@ -82,4 +83,4 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r'font: ((?:\w+ )*)([\d.]+)px [^;"]*', font, svg)
     svg = re.sub(r"#0[1-6]0[1-6]0[1-8]", lambda found: f"var({VARIABLES[found[0]]})", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1).strip()
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1).strip()

@@ -1,4 +1,7 @@
-"""From composed configs to dataclasses: of one run, and of all runs of a sweep before the first one starts."""
+"""Composes the configs of all cells of a `-m` command before the first run starts, and lists the invalid ones.
+
+Also turns a composed config, of a cell or of a single run, into the dataclass `Config`.
+"""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +31,7 @@ from tometune.config.root import ADHOC, CONFIG_NAME, Config, check, conf_dir, ty
 class Job:
     """One run of a sweep: its overrides, its config, and one line per problem that the checks find in it.
 
-    If Hydra cannot compose its config (`trainer.max_steps=x`), `config` is that of its other overrides.
+    If Hydra cannot compose its config (`trainer.max_steps=x`), `config` is composed from the overrides that are valid.
     """
 
     overrides: list[str]
@@ -41,18 +44,16 @@ class Job:
 class Jobs:
     """The runs of a sweep."""
 
-    config: Config  # that of the first run that can be composed
+    config: Config  # the config of the first run that can be composed
     known: list[Job]  # all runs; empty for a search
-    search: bool  # whether a sweeper other than Hydra's own chooses the runs by the scores of earlier ones
+    search: bool  # whether a sweeper such as Optuna chooses each run by the scores of earlier ones
 
     @contextmanager
     def only_composed(self) -> Iterator[list[Job]]:
-        """Yield the runs that cannot be composed, and hide them from Hydra's sweeper, which would reject all runs."""
+        """Yield the runs that cannot be composed, and hide them from Hydra's sweeper: one would stop all."""
         broken = [job for job in self.known if not job.composed]
-        overrides, sweeper = (
-            [job.overrides for job in broken],
-            basic_sweeper.BasicSweeper,
-        )  # that which Hydra has loaded
+        overrides = [job.overrides for job in broken]
+        sweeper = basic_sweeper.BasicSweeper  # Hydra uses this class
         split = sweeper.split_arguments
 
         def split_others(*arguments: Any) -> list[list[list[str]]]:
@@ -69,14 +70,14 @@ class Jobs:
 def jobs_of(line: CommandLine) -> Jobs | None:
     """Return the runs of a command line, composed as Hydra will compose them; None if it is a single run.
 
-    A run whose config cannot be composed or fails the checks is listed with its problems and does not keep the others
-    from running, in whatever order they come.
+    A run whose config cannot be composed or fails the checks is listed with its problems. The others still run,
+    whatever their order.
 
     Raises:
         ConfigError: the command line cannot be parsed, or every run is wrong.
     """
     if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
-        return None  # only an added group (+sweep=…) or a key of Hydra's makes it a sweep; saves one composition
+        return None  # saves a composition: without -m, only an added group (+sweep=…) or a key of Hydra makes a sweep
     with composition_errors(line.extra_folder), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -99,7 +100,7 @@ def jobs_of(line: CommandLine) -> Jobs | None:
 
 
 def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> list[list[str]]:
-    """Return the overrides of each run, as the sweeper will make them; of a search, those that all its runs share."""
+    """Return the overrides of each run, as the sweeper will make them; for a search, those that all runs share."""
     params = master.hydra.sweeper.get("params") or {}
     texts = [*(f"{key}={value}" for key, value in params.items()), *master.hydra.overrides.task]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
@@ -122,7 +123,7 @@ def _job(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Job:
 
 
 def _without_wrong_values(loader: ConfigLoader, master: DictConfig, job: Job) -> Job:
-    """Return a run that cannot be composed with the config of those of its overrides that can be, for its labels."""
+    """Return a run that cannot be composed with a config for its labels, composed from its valid overrides."""
     kept: list[str] = []
     for override in job.overrides:
         with suppress(ConfigError), composition_errors():
@@ -136,7 +137,7 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
 
     If the command line sets the model's id but not its name, the last part of the id becomes its name. The runs of a
     sweep without a name share the name `adhoc`; their settings that have no effect are reset to the defaults.
-    `composed` has no `hydra` node; that is `hydra_node`.
+    `hydra_node` is the `hydra` node, which `composed` lacks.
 
     Raises:
         ConfigError: a value cannot be resolved, or keys of a pool or an adapter are set for a single run that has none.
@@ -158,7 +159,7 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
 
 
 def _check_used(config: Config, keys: set[str]) -> None:
-    """Check that a single run has a pool or an adapter if the command line sets keys of it: an effect is expected."""
+    """Reject keys of a pool or an adapter on the command line of a single run that has none: they would do nothing."""
     data, problems = config.data, []
     for key in sorted(keys):
         if data.pool is not None and not data.pool.draw and f"{key}.".startswith("data.pool."):
