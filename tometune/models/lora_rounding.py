@@ -163,7 +163,7 @@ class RoundedOnce(JoinedLora, Linear):  # type: ignore[misc]
             return self.joined(x)
         base, name = self.base_layer, self.active_adapters[0]
         given = self.lora_dropout[name](self._cast_input_dtype(x, self.lora_A[name].weight.dtype))
-        change = self.lora_B[name](self.lora_A[name](given)) * self.scaling[name]
+        change = self.lora_B[name](self.lora_A[name](given) * self.scaling[name])
         rows = x.to(base.weight.dtype).reshape(-1, base.in_features)
         found = added(rows, base.weight, change.reshape(-1, base.out_features))
         found = found if base.bias is None else found + base.bias
