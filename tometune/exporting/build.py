@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from tometune.common.errors import UserError
 from tometune.common.files import SaveError, disk_errors, temporary_path, write_json
+from tometune.common.seeding import use_deterministic_kernels
 from tometune.config.export import FROM_4_BITS
 from tometune.config.model import Precision
 from tometune.exporting.formats import PACKAGES, Export, Writer
@@ -88,6 +89,7 @@ class Builder:
 
     def __init__(self, finished: Finished, cache: Path, folder: Path, answer: bool = True) -> None:
         """See `References` for `answer`."""
+        use_deterministic_kernels()  # the checks give the same figures again
         self.finished, self.folder, self.limits = finished, folder, finished.config.export
         self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))
         self.references = References(finished, cache, self.tokenizer, answer)
