@@ -5,7 +5,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tometune.models import packed_attention
-from tometune.models.packed_attention import VARLEN, Packed, kernel, packed_by, training_attention, varlen_forward
+from tometune.models.packed_attention import (
+    PER_CONVERSATION,
+    VARLEN,
+    Packed,
+    kernel,
+    packed_by,
+    training_attention,
+    varlen_forward,
+)
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -35,11 +43,26 @@ def test_the_best_that_is_there_is_picked_and_said(
     assert kernel(dtype, "eager")[0] == "eager", "what is set is taken"
 
 
-def test_without_a_gpu_a_mask_keeps_conversations_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_each_conversation_attends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert kernel(BF16, "sdpa")[0] == "sdpa"
+    assert kernel(BF16, "sdpa")[0] == PER_CONVERSATION
     assert {packed_by(name) for name in ("sdpa", "eager")} == {Packed.positions}
-    assert {packed_by(name) for name in (VARLEN, "flash_attention_2")} == {Packed.lengths}
+    assert {packed_by(name) for name in (VARLEN, PER_CONVERSATION, "flash_attention_2")} == {Packed.lengths}
+
+
+def test_one_conversation_at_a_time_gives_what_a_mask_gives() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, vocab_size=64, **sizes))
+    ids, lengths = torch.randint(64, (1, 12)), torch.tensor([0, 5, 6, 12], dtype=torch.int32)
+    given = {"input_ids": ids, "position_ids": torch.tensor([[*range(5), 0, *range(6)]]), "use_cache": False}
+    with training_attention(model, "eager"):
+        expected = model(**given).logits
+    with training_attention(model, PER_CONVERSATION):
+        found = model(**given, cu_seq_lens_q=lengths).logits
+        together = model(**given, cu_seq_lens_q=lengths[[0, 3]]).logits
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(together, expected, atol=1e-3), "the lengths decide"
 
 
 def test_the_models_own_attention_comes_back() -> None:

@@ -162,7 +162,8 @@ class RoundedOnce(JoinedLora, Linear):  # type: ignore[misc]
         if joins(x):
             return self.joined(x)
         base, name = self.base_layer, self.active_adapters[0]
-        given = self.lora_dropout[name](self._cast_input_dtype(x, self.lora_A[name].weight.dtype))
+        lost = torch.is_autocast_enabled(x.device.type) and isinstance(self.lora_dropout[name], nn.Identity)
+        given = x if lost else self.lora_dropout[name](self._cast_input_dtype(x, self.lora_A[name].weight.dtype))
         change = self.lora_B[name](self.lora_A[name](given) * self.scaling[name])
         rows = x.to(base.weight.dtype).reshape(-1, base.in_features)
         found = added(rows, base.weight, change.reshape(-1, base.out_features))

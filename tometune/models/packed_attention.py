@@ -1,7 +1,8 @@
 """Attention over packs: the kernel of this machine that isolates conversations, without a dense mask if possible.
 
 PyTorch's `varlen_attn` (2.11 and later, https://docs.pytorch.org/docs/stable/nn.attention.varlen.html) runs
-FlashAttention-2 over concatenated rows; it is registered with transformers under the name `varlen`.
+FlashAttention-2 over concatenated rows; it is registered with transformers under the name `varlen`. On a CPU,
+`per_conversation` calls transformers' `sdpa` for each conversation: the kernel there computes what a mask hides, too.
 """
 
 import inspect
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib import util
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-VARLEN = "varlen"
+VARLEN, PER_CONVERSATION = "varlen", "per_conversation"
 
 
 class Packed(StrEnum):
@@ -33,7 +37,7 @@ def kernel(dtype: torch.dtype, wanted: str) -> tuple[str, str]:
     if wanted != "sdpa":
         return wanted, "set by model.attn_implementation"
     if not torch.cuda.is_available():
-        return "sdpa", "no GPU; with a mask per pack"
+        return PER_CONVERSATION, "no GPU"
     major, minor = torch.cuda.get_device_capability()
     if dtype not in (torch.bfloat16, torch.float16) or major < 8:
         return "sdpa", f"FlashAttention needs 16 bits and compute capability 8.0, here {major}.{minor}; with a mask"
@@ -46,7 +50,8 @@ def kernel(dtype: torch.dtype, wanted: str) -> tuple[str, str]:
 
 def packed_by(implementation: str) -> Packed:
     """Return how an attention of transformers separates conversations."""
-    return Packed.lengths if implementation.startswith(("flash", VARLEN)) else Packed.positions
+    by_lengths = implementation.startswith(("flash", VARLEN, PER_CONVERSATION))
+    return Packed.lengths if by_lengths else Packed.positions
 
 
 @contextmanager
@@ -55,11 +60,9 @@ def training_attention(model: Any, implementation: str | None) -> Iterator[None]
     if implementation is None:
         yield
         return
-    if implementation == VARLEN:
-        from transformers import AttentionInterface, AttentionMaskInterface
-
-        AttentionInterface.register(VARLEN, varlen_forward)
-        AttentionMaskInterface.register(VARLEN, lambda *_, **__: None)  # lengths replace the mask
+    for name, forward in ((VARLEN, varlen_forward), (PER_CONVERSATION, forward_per_conversation)):
+        AttentionInterface.register(name, forward)
+        AttentionMaskInterface.register(name, lambda *_, **__: None)  # lengths replace the mask
     before = model.config._attn_implementation
     model.set_attn_implementation(implementation)
     try:
@@ -109,3 +112,21 @@ def varlen_forward(
         *rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0), **grouped
     )
     return found.unsqueeze(0), None
+
+
+def forward_per_conversation(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 -- transformers' form
+    cu_seq_lens_q: torch.Tensor,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend like `varlen_forward`, with one call of transformers' `sdpa` per conversation."""
+    options |= {"is_causal": True, "position_ids": None}
+    found = [
+        sdpa_attention_forward(module, *(part[:, :, start:end] for part in (query, key, value)), None, **options)[0]
+        for start, end in pairwise(cu_seq_lens_q.tolist())
+    ]
+    return torch.cat(found, 1), None

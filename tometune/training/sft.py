@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback
+from trl.trainer import sft_trainer
 
 from tometune.common.distributed import by_first, is_first
 from tometune.common.errors import UserError
@@ -27,6 +28,10 @@ from tometune.training.steps import Step, divisors, effective_batch, in_packs, s
 from tometune.training.trainer import MeteredTrainer, StepCallback, arguments
 
 log = logging.getLogger(__name__)
+
+CPU_CHUNK = 32
+"""Tokens that the loss of TRL projects onto the vocabulary at a time. It fills the last chunk up: with its own 256, most
+of what a small step computes would be filling."""
 
 
 def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unsloth: bool = False) -> dict[str, Any]:
@@ -182,6 +187,8 @@ def build_trainer(
     """Return TRL's trainer; the trained weights stay as they are."""
     model, inputs = training.model, training.inputs
     trained = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
+    if model.device.type == "cpu":
+        sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE = CPU_CHUNK
     graph = graph_for(training, step.micro_batch) if training.cuda_graph and not checkpointing else None
     trainer = MeteredTrainer(
         model=model,
