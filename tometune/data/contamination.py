@@ -115,8 +115,7 @@ def _build(source: Standardised, texts: EvaluationTexts, folder: Path) -> None:
             longest[row, *owner] = max(longest.get((row, *owner), (0, "")), found)
     listed = []
     for (row, task, example), (words, beginning) in longest.items():
-        key = "".join(f"{half:016x}" for half in source.keys[row].tolist())
-        of_row = {"row": row, "key": key, "source": source.names[source.labels[row]]}
+        of_row = {"row": row, "key": source.keys[[row]].tobytes().hex(), "source": source.names[source.labels[row]]}
         listed.append(of_row | {"task": task, "example": example, "words": words, "shared": beginning})
     (folder / "overlaps.json").write_text(json.dumps(listed), encoding="utf-8")
     log.info("%s rows searched for evaluation texts in %.1f s", f"{len(source.rows):,}", perf_counter() - start)
@@ -185,7 +184,7 @@ def _overlapping(hits: list[Hit], texts: EvaluationTexts, keys: np.ndarray) -> I
         for sequence, found in texts_with.items()
         if min(len(found), len({owner for text in found for owner in owners[text]})) > BOILERPLATE_ABOVE
     }
-    in_rows = {(sequence, keys[row].tobytes()) for row, _, held in hits for _, sequence in held}
+    in_rows = {(sequence, bytes(keys[row])) for row, _, held in hits for _, sequence in held}
     rows_with = Counter(sequence for sequence, _ in in_rows)
     phrases = {sequence for sequence, rows in rows_with.items() if rows > STOCK_PHRASE_ABOVE}
     for row, words, in_row in hits:
