@@ -1,15 +1,12 @@
-"""What `prepare` shows of a mix: its numbers, on the console and the data card, and a row with its trained tokens."""
+"""The numbers of a mix for its data card, and a row with its trained tokens."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from tometune.common.seeding import stream
@@ -18,7 +15,6 @@ from tometune.data.features import characters, sum_turns, turns_of
 from tometune.data.filters import NEAR
 from tometune.data.labels import IGNORE
 from tometune.data.mix import CONTAMINATED, Mix
-from tometune.data.template import NOTES
 from tometune.data.tokens import Tokens
 
 # Reasons why rows are dropped, in words; any other reason is shown by its key.
@@ -31,62 +27,8 @@ REASONS = {
 }
 TRAINED, OTHER = "bold green", "dim"
 MARKS = ("⟦", "⟧")  # around trained tokens if there is no colour, as in a file
-MOST_SOURCES = 12
 LONGEST_NAME = 40
 MOST_NAMES = 30  # of columns that were not read
-
-
-def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
-    """Return tables of sizes, steps from read to taken rows, sources, and dropped and fixed rows."""
-    count = len(mix.row_ids)
-    rows = f"{count:,} row{'s' if count != 1 else ''}"
-    title = Text(f"{mix.name}: {rows}, seeds.data={mix.seed}, digest {mix.digest}", style="bold")
-    tables = [_sizes(tokens, max_length), _steps(mix), _sources(mix)]
-    odd = [
-        (f"{verb}: {reason}", origin, _name(name), f"{number:,}")
-        for origin, facts in mix.facts.items()
-        for verb, key in (("dropped", "dropped"), ("cannot be read", "malformed"), ("fixed", "mended"))
-        for reason, by_source in facts[key].items()
-        for name, number in sorted(by_source.items(), key=lambda entry: -entry[1])[:MOST_SOURCES]
-    ]
-    if odd:
-        tables.append(_table("dropped and fixed rows by source", ("reason", "from", "source", "rows"), odd))
-    if unread := unread_columns(mix):
-        shown = [(origin, _name(source), names) for origin, source, names in unread[:MOST_SOURCES]]
-        tables.append(
-            _table("columns and keys of turns that were not read", ("from", "source", "name and rows"), shown)
-        )
-    return Group(title, *(part for table in tables for part in ("", table)))
-
-
-def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> RenderableType:
-    """Return a table below its title, which may be wider; columns of numbers are right-aligned."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for name in columns:
-        number = name in ("rows", "share", "base", "pool", "number")
-        table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return Group(Text(title, style="bold"), table)
-
-
-def _sizes(tokens: Tokens, max_length: int) -> RenderableType:
-    counts = tokens.counts
-    rows = [
-        ("rows", f"{counts.rows:,}", ""),
-        (f"rows truncated at trainer.max_length={max_length}", *_share(counts.truncated, counts.rows)),
-        ("rows skipped: nothing left to train on", *_share(counts.without_labels, counts.rows)),
-        ("rows whose text spells a control token, kept as text", *_share(counts.special_text, counts.rows)),
-        *((f"rows with {NOTES[note]}", *_share(count, counts.rows)) for note, count in counts.template.items()),
-        ("tokens", f"{counts.tokens:,}", ""),
-        ("trainable tokens (answers and their ends)", *_share(counts.trainable_tokens, counts.tokens)),
-        ("tokens cut off", *_share(counts.tokens_cut, counts.tokens + counts.tokens_cut)),
-    ]
-    return _table("size", ("", "number", "share"), rows)
-
-
-def _share(part: int, whole: int) -> tuple[str, str]:
-    return f"{part:,}", f"{part / whole:.1%}" if whole else "–"
 
 
 def drops(facts: Mapping[str, Any]) -> dict[str, tuple[int, Mapping[str, int]]]:
@@ -116,31 +58,6 @@ def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
     dropped = [(reason, -count) for reason, count in (lost | later).items() if count]
     eligible = [("eligible", facts["eligible"])] if "eligible" in facts else []
     return [("read", facts["read"]), *dropped, *eligible, ("taken", facts["rows"])]
-
-
-def _steps(mix: Mix) -> RenderableType:
-    """Return the steps with one column each for base and pool."""
-    columns = [dict(steps(facts)) for facts in mix.facts.values()]
-    dropped = [reason for column in columns for reason, count in column.items() if count < 0]
-    names = dict.fromkeys(["read", *dropped, *(["eligible"] if "pool" in mix.facts else []), "taken"])
-    rows = []
-    for name in names:
-        text = f"− {REASONS.get(name, name)}" if name in dropped else name
-        rows.append((text, *(f"{abs(column[name]):,}" if name in column else "" for column in columns)))
-    return _table("from rows read to rows taken", ("step", *mix.facts), rows)
-
-
-def _sources(mix: Mix) -> RenderableType:
-    rows = list(mix.sources.items())
-    if rest := rows[MOST_SOURCES:]:
-        rows = [*rows[:MOST_SOURCES], (f"{len(rest)} more", sum(count for _, count in rest))]
-    entries = ((_name(name), *_share(count, len(mix.row_ids))) for name, count in rows)
-    return _table("sources", ("source", "rows", "share"), entries)
-
-
-def _name(source: str) -> str:
-    name = " ".join(source.split())
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def row(tokens: Tokens, tokenizer: Any, number: int, marks: tuple[str, str] = ("", "")) -> Text:
