@@ -13,8 +13,8 @@ from tometune.config.root import Config
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tometune.data.mix import Mix
     from tometune.data.tokens import Tokens
+    from tometune.runs.inputs import RunInputs
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +32,15 @@ def main(config: Config) -> None:
         from tometune.runs.inputs import RunInputs
 
     inputs = RunInputs.resolve(config)
-    mix, tokens = inputs.mix, inputs.tokens
     console = Console(highlight=False)
     overlaps = describe_overlaps(*inputs.contamination(), str(config.data.contamination))
-    folder = Path(config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
     try:
-        _card(console, folder, config, mix, tokens, overlaps)
+        _card(console, inputs, overlaps)
     except UserError:
         raise
     except Exception as error:  # the mix and its tokens are cached, and no card may take that away
         log.warning("no data card: %s: %s", type(error).__name__, error)
-    _row(console, config, tokens, inputs.tokenizer)
+    _row(console, config, inputs.tokens, inputs.tokenizer)
     console.print(f"\ncached in {inputs.cache}; train will reuse it", soft_wrap=True, markup=False)
 
 
@@ -58,9 +56,7 @@ def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object
     console.print(preview.row(tokens, tokenizer, number, marks), soft_wrap=True)
 
 
-def _card(
-    console: "Console", folder: Path, config: Config, mix: "Mix", tokens: "Tokens", overlaps: dict[str, Any]
-) -> None:
+def _card(console: "Console", inputs: "RunInputs", overlaps: dict[str, Any]) -> None:
     """Print the numbers of the data card and write it as mix.html and mix.md.
 
     Raises:
@@ -71,7 +67,9 @@ def _card(
     from tometune.data.preview import profile, samples
     from tometune.reporting.data_card import card, card_markdown, card_page
 
-    values, max_length = profile(mix, tokens), config.trainer.max_length
+    mix, tokens, max_length = inputs.mix, inputs.tokens, inputs.config.trainer.max_length
+    folder = Path(inputs.config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
+    values = profile(mix, tokens, inputs.cache)
     content = card(mix, values, tokens.counts, samples(mix), overlaps, max_length)
     console.print(Markdown(card_markdown(content, rows=False)))
     try:

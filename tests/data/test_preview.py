@@ -40,18 +40,18 @@ def test_each_row_is_measured(mix_of: Callable[..., Mix], tmp_path: Path) -> Non
     base = [*(conversation(n, source="alpha") for n in range(6)), conversation(0, source="alpha"), system, long]
     mix = mix_of(base, [conversation(f"p{n} é漢字", dataset="beta") for n in range(9)], 15, base_rows=9)
     tokens = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")
-    values, rows = profile(mix, tokens), list(mix.dataset)
-    assert [values.names[number] for number in values.sources] == [entry["source"] for entry in rows]
-    assert values.names[:2] == ["alpha", "beta"]
-    assert values.characters.tolist() == [sum(len(turn["content"]) for turn in entry["messages"]) for entry in rows]
-    assert values.turns.tolist() == [sum(turn["role"] != "system" for turn in e["messages"]) for e in rows]
-    assert values.pool.tolist() == [False] * 9 + [True] * 6
+    values, rows = profile(mix, tokens, tmp_path / "cache"), list(mix.dataset)
+    assert values["source"].tolist() == [entry["source"] for entry in rows]
+    assert values["source"].cat.categories[:2].tolist() == ["alpha", "beta"]
+    sizes = [sum(len(turn["content"]) for turn in entry["messages"]) for entry in rows]
+    assert values["characters"].tolist() == sizes
+    assert values["turns"].tolist() == [sum(turn["role"] != "system" for turn in e["messages"]) for e in rows]
+    assert values["pool"].tolist() == [False] * 9 + [True] * 6
     kept = [len(entry["input_ids"]) for entry in tokens.dataset]
     kept.insert(long_one(mix), 0)  # of the long one no answer is left
-    assert values.tokens is not None
-    assert values.tokens.tolist() == kept
+    assert values["tokens"].tolist() == kept
     assert repeats(values) == {"alpha": 1}
-    assert values.scores is None
+    assert values["score"].isna().all()
 
 
 def test_samples_are_drawn_with_the_seed(mix_of: Callable[..., Mix]) -> None:

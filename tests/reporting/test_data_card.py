@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tests.data.chatml import chatml_tokenizer
 from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
@@ -22,10 +23,15 @@ Build = Callable[..., Mix]
 EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bold** $x^2$ | `c`"
 
 
+def values_of(mix: Mix, tokens: Any) -> pd.DataFrame:
+    """The values of the rows of a mix, in the cache of its sources."""
+    return profile(mix, tokens, mix.parts["base"].source.folder.parents[1])
+
+
 def card_of(mix: Mix, overlaps: Any = None) -> tuple[dict[str, Any], str, str]:
     """The card of a mix as values, page and Markdown."""
     count = len(mix.row_ids)
-    values = profile(mix, SimpleNamespace(lengths=np.full(count, 9)))
+    values = values_of(mix, SimpleNamespace(lengths=np.full(count, 9)))
     unchecked = {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}
     described = describe_overlaps(overlaps, unchecked, "report")
     content = card(mix, values, Counts(rows=count, tokens=9 * count), samples(mix), described, 2048)
@@ -143,7 +149,7 @@ def test_the_text_without_rows_counts_everything(mix_of: Build, tmp_path: Path) 
     tokens = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")
     counts = tokens.counts
     assert counts.truncated == counts.without_labels == 4
-    content = card(mix, profile(mix, tokens), counts, samples(mix), describe_overlaps(None, {}, "report"), 64)
+    content = card(mix, values_of(mix, tokens), counts, samples(mix), describe_overlaps(None, {}, "report"), 64)
     lines = card_markdown(content, rows=False).splitlines()
     for line in (
         "| rows truncated at trainer.max\\_length=64 | 4 | 28.6% |",

@@ -1,17 +1,17 @@
 """The numbers of a mix for its data card, and a row with its trained tokens."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
+import pandas as pd
 from rich.text import Text
 
 from tometune.common.seeding import stream
 from tometune.data.conversations import full_messages
-from tometune.data.features import characters, sum_turns, turns_of
+from tometune.data.features import feature
 from tometune.data.filters import NEAR
 from tometune.data.labels import IGNORE
 from tometune.data.mix import CONTAMINATED, Mix
@@ -74,53 +74,26 @@ def row(tokens: Tokens, tokenizer: Any, number: int, marks: tuple[str, str] = ("
     return shown
 
 
-BATCH = 10_000
 SAMPLES = 10  # rows that a card shows as chats
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Values of the rows of a mix, in its order; arrays of the same length."""
+def profile(mix: Mix, tokens: Tokens, cache: Path) -> pd.DataFrame:
+    """Return values of the rows of a mix, in its order.
 
-    name: str  # of the mix
-    names: list[str]  # sources, largest first
-    sources: np.ndarray  # index of each row's source in `names`
-    pool: np.ndarray  # bool: whether the row is from the pool
-    keys: np.ndarray  # S32: hash of the normalised text; rows that share one have the same text
-    characters: np.ndarray  # of all turns
-    turns: np.ndarray  # without system turns
-    tokens: np.ndarray  # after truncation, 0 for rows that training skips
-    scores: np.ndarray | None  # NaN for rows without one; None if no row has one
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def by_source(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield each source with the mask of its rows."""
-        for number, name in enumerate(self.names):
-            yield name, self.sources == number
-
-
-def profile(mix: Mix, tokens: Tokens) -> Profile:
-    """Return the values of a mix and its tokens."""
-    rank = {name: number for number, name in enumerate(mix.sources)}
-    sources, sizes, turns = [], [], []
-    for table in mix.dataset.with_format("arrow").iter(BATCH):
-        for batch in table.combine_chunks().to_batches():
-            sources += [rank[name] for name in batch["source"].to_pylist()]
-            sizes.append(characters(batch))
-            turns.append(sum_turns(batch, pc.not_equal(turns_of(batch)[1], "system")))
-    return Profile(
-        name=mix.name,
-        names=list(rank),
-        sources=np.array(sources),
-        # A row id is `base:KEY` or `pool:KEY`, with `-2` after the key of a copy.
-        pool=np.array([row_id.startswith("pool:") for row_id in mix.row_ids]),
-        keys=np.array([row_id[5:37] for row_id in mix.row_ids], dtype="S32"),
-        characters=np.concatenate(sizes),
-        turns=np.concatenate(turns),
-        tokens=tokens.lengths,
-        scores=mix.scores,
+    Columns are `source` (categories with the largest first), `pool` (whether the row is from there), `key` (rows that
+    share one have the same text), `characters`, `turns` (without the system's), `tokens` (after truncation, 0 for rows
+    that training skips) and `score` (NaN for rows without one).
+    """
+    parts = []
+    for origin, part in mix.parts.items():
+        source, rows = part.source, part.chosen
+        columns = {"pool": origin == "pool", "key": source.keys[rows]}
+        columns |= {name: feature(source, name, cache)[rows] for name in ("characters", "spoken_turns")}
+        parts.append(pd.DataFrame(columns, index=np.array(source.names, dtype=object)[source.labels[rows]]))
+    values = pd.concat(parts).rename(columns={"spoken_turns": "turns"}).reset_index(names="source")
+    scores = np.nan if mix.scores is None else mix.scores
+    return values.assign(
+        source=pd.Categorical(values["source"], list(mix.sources)), tokens=tokens.lengths, score=scores
     )
 
 
@@ -140,11 +113,10 @@ def unread_columns(mix: Mix) -> list[tuple[str, str, str]]:
     return listed
 
 
-def repeats(found: Profile) -> dict[str, int]:
-    """Count by source the rows whose text an earlier row of the mix has."""
-    _, first = np.unique(found.keys, return_index=True)
-    counts = np.bincount(np.delete(found.sources, first), minlength=len(found.names)).tolist()
-    return {name: count for name, count in zip(found.names, counts, strict=True) if count}
+def repeats(values: pd.DataFrame) -> dict[str, int]:
+    """Count by source the rows whose text an earlier row of the mix has; `values` are those of `profile`."""
+    counts = values[values.duplicated("key")]["source"].value_counts(sort=False)
+    return {str(name): count for name, count in counts.to_dict().items() if count}
 
 
 def samples(mix: Mix) -> list[dict[str, Any]]:
@@ -165,7 +137,7 @@ def samples(mix: Mix) -> list[dict[str, Any]]:
     return shown
 
 
-def described(values: np.ndarray) -> dict[str, float]:
+def described(values: "pd.Series[float]") -> dict[str, float]:
     """Return mean, median, 5th and 95th percentile, and sum; zeros if there are no values."""
     if not len(values):
         return dict.fromkeys(("mean", "median", "p5", "p95", "sum"), 0.0)

@@ -8,14 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from jinja2 import Environment
 
 from tometune.common.errors import some
 from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
-from tometune.data.preview import REASONS, Profile, described, drops, repeats, steps, unread_columns
+from tometune.data.preview import REASONS, described, drops, repeats, steps, unread_columns
 from tometune.data.template import NOTES
 from tometune.data.tokens import Counts
 from tometune.reporting import mix_figures
@@ -28,7 +28,7 @@ MOST_SOURCES = 6  # sources that are listed with their rows
 
 def card(
     mix: Mix,
-    values: Profile,
+    values: pd.DataFrame,
     counts: Counts,
     samples: Sequence[Mapping[str, Any]],
     contamination: Mapping[str, Any],
@@ -36,14 +36,14 @@ def card(
 ) -> dict[str, Any]:
     """Return the content of a card as plain values; `contamination` is the result of `describe_overlaps`."""
     duplicates = repeats(values)
-    scores = None if values.scores is None else values.scores[~np.isnan(values.scores)]
+    scores = values["score"].dropna()
     return {
         **{"name": mix.name, "seed": mix.seed, "digest": mix.digest},
         "fingerprints": {origin: facts["fingerprint"] for origin, facts in mix.facts.items()},
-        **_rows(values, np.ones(len(values), dtype=bool)),
-        "scores": None if scores is None else {**described(scores), "rows": len(scores)},
+        **_rows(values, values),
+        "scores": {**described(scores), "rows": len(scores)} if len(scores) else None,
         "sizes": _sizes(counts, max_length),
-        "sources": [{"source": name, **_rows(values, rows)} for name, rows in values.by_source()],
+        "sources": [{"source": name, **_rows(rows, values)} for name, rows in values.groupby("source", observed=True)],
         "steps": {
             origin: [(REASONS.get(reason, reason), count) for reason, count in steps(facts)]
             for origin, facts in mix.facts.items()
@@ -61,14 +61,12 @@ def card(
     }
 
 
-def _rows(values: Profile, rows: np.ndarray) -> dict[str, Any]:
-    """Describe the rows of a mask."""
-    count, pool = int(rows.sum()), int(values.pool[rows].sum())
+def _rows(rows: pd.DataFrame, whole: pd.DataFrame) -> dict[str, Any]:
+    """Describe some rows of a mix."""
+    count, pool = len(rows), int(rows["pool"].sum())
     return {
-        **{"rows": count, "base": count - pool, "pool": pool, "share": count / len(values)},
-        "characters": described(values.characters[rows]),
-        "turns": described(values.turns[rows]),
-        "tokens": described(values.tokens[rows]),
+        **{"rows": count, "base": count - pool, "pool": pool, "share": count / len(whole)},
+        **{name: described(rows[name]) for name in ("characters", "turns", "tokens")},
     }
 
 
@@ -138,7 +136,7 @@ def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], s
     }
 
 
-def card_page(content: Mapping[str, Any], values: Profile, max_length: int) -> str:
+def card_page(content: Mapping[str, Any], values: pd.DataFrame, max_length: int) -> str:
     """Return the HTML page of `content`, the result of `card`; tokens were truncated at `max_length`."""
     overlaps = {task["task"]: task["sources"] for task in content["contamination"]["tasks"] if task["rows"]}
     title = "Overlapping rows of each task by source"
