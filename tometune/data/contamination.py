@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import chain, groupby
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from tometune.common.cache import cached_folder
 from tometune.data.features import slices
 from tometune.data.parallel import in_order
 from tometune.data.standardise import Standardised
+
+if TYPE_CHECKING:
+    from tometune.data.mix import Part
 
 log = logging.getLogger(__name__)
 
@@ -215,10 +218,15 @@ def overlapping_rows(
     found = overlaps(source, texts, cache)
     mask = np.zeros(len(source.rows), dtype=bool)
     mask[[overlap["row"] for overlap in found]] = True
+    return mask, _rows_by_task(dict.fromkeys((entry["row"], entry["task"], entry["source"]) for entry in found))
+
+
+def _rows_by_task(rows: Iterable[tuple[Any, str, str]]) -> dict[str, dict[str, int]]:
+    """Count rows, given with task and source, by task and source, largest first."""
     counts = defaultdict[str, Counter[str]](Counter)
-    for _, task, name in dict.fromkeys((overlap["row"], overlap["task"], overlap["source"]) for overlap in found):
+    for _, task, name in rows:
         counts[task][name] += 1
-    return mask, {task: dict(by_source.most_common()) for task, by_source in sorted(counts.items())}
+    return {task: dict(by_source.most_common()) for task, by_source in sorted(counts.items())}
 
 
 @dataclass(frozen=True)
@@ -234,29 +242,25 @@ class MixOverlaps:
     shown: list[Overlap]  # a few of them by task, longest first, with their `origin`
 
 
-def of_mix(row_ids: Sequence[str], found: Mapping[str, list[Overlap]], texts: EvaluationTexts) -> MixOverlaps:
-    """Return the overlaps of a mix; `found` are the `overlaps` by origin, `base` and `pool`."""
-    copies = Counter(row_id.partition("-")[0] for row_id in row_ids)  # `-2` marks a copy
-    touched = defaultdict[str, set[str]](set)
-    longest: dict[tuple[str, str], Overlap] = {}
-    for origin, of_source in found.items():
-        for overlap in of_source:
-            task, row_id = overlap["task"], f"{origin}:{overlap['key']}"
-            if row_id in copies:
-                touched[task].add(overlap["example"])
-                if overlap["words"] > longest.get((task, row_id), {"words": 0})["words"]:
-                    longest[task, row_id] = overlap | {"origin": origin}
-    counts, shown = defaultdict[str, Counter[str]](Counter), defaultdict[str, list[Overlap]](list)
-    for task, row_id in sorted(longest, key=lambda each: (each[0], -longest[each]["words"], each[1])):
-        overlap = longest[task, row_id]
-        counts[task][overlap["source"]] += copies[row_id]
-        shown[task].append(overlap)
+def of_mix(parts: Mapping[str, "Part"], texts: EvaluationTexts, cache: Path) -> MixOverlaps:
+    """Return the overlaps of a mix, given its parts, `base` and `pool`."""
+    found: list[Overlap] = []
+    for origin, part in parts.items():
+        chosen = set(part.chosen.tolist())
+        of_source = overlaps(part.source, texts, cache)
+        found += [overlap | {"origin": origin} for overlap in of_source if overlap["row"] in chosen]
+    found.sort(key=lambda overlap: (overlap["task"], -overlap["words"], overlap["origin"], overlap["key"]))
+    rows = {((overlap["origin"], overlap["row"]), overlap["task"], overlap["source"]) for overlap in found}
+    examples = dict.fromkeys((overlap["task"], overlap["example"]) for overlap in found)
+    shown: dict[str, dict[str, Overlap]] = defaultdict(dict)  # of rows with the same text, one
+    for overlap in found:
+        shown[overlap["task"]].setdefault(f"{overlap['origin']}:{overlap['key']}", overlap)
     return MixOverlaps(
-        rows=len(row_ids),
-        overlapping=sum(copies[row_id] for row_id in dict.fromkeys(row_id for _, row_id in longest)),
-        counts={task: dict(by_source.most_common()) for task, by_source in counts.items()},
-        touched={task: len(names) for task, names in sorted(touched.items())},
+        rows=sum(len(part.chosen) for part in parts.values()),
+        overlapping=len({row for row, _, _ in rows}),
+        counts=_rows_by_task(rows),
+        touched=dict(Counter(task for task, _ in examples)),
         examples=texts.examples,
         too_short=texts.too_short,
-        shown=[overlap for entries in shown.values() for overlap in entries[:SHOWN_EXAMPLES]],
+        shown=[overlap for entries in shown.values() for overlap in [*entries.values()][:SHOWN_EXAMPLES]],
     )
