@@ -4,10 +4,8 @@ A block is a folder with rows.arrow, the rows that have labels, and sizes.npy wi
 same seed begins with the rows of a smaller one, so it finds the blocks of that one and makes only those that follow.
 """
 
-import json
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -23,11 +21,9 @@ from datasets import (
     enable_progress_bars,
     is_progress_bar_enabled,
 )
-from filelock import FileLock
 
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
-from tometune.common.files import disk_errors
 from tometune.common.progress import progress
 from tometune.data.encoder import Encoder, encode_rows, without_truncation
 from tometune.data.labels import SCHEMA, label_rows, verify
@@ -122,41 +118,37 @@ def _blocks(
     part: Part, made_by: dict[str, Any], template: Template, max_length: int, cache: Path
 ) -> Iterator[tuple[Dataset, np.ndarray]]:
     """Yield the rows with labels and the sizes of all rows of each block of a part, from the cache or made now."""
-    of_source = {"source": part.source.fingerprint, **made_by}
-    with ExitStack() as stack:
-        with disk_errors(cache, "paths.cache"):
-            (cache / "tokens").mkdir(parents=True, exist_ok=True)
-            # Other processes that need these rows wait and then find them.
-            lock = cache / "tokens" / f".{_hash(json.dumps(of_source, sort_keys=True))}.lock"
-            stack.enter_context(FileLock(lock))
-        for start in range(0, len(part.chosen), BLOCK):
-            numbers = part.chosen[start : start + BLOCK]
-            rows = {"count": len(numbers), "sha256": sha256(numbers.astype("<i8").tobytes()).hexdigest()[:20]}
-            build = partial(_build, part.source.rows.select(numbers), numbers, template, max_length)
-            folder = cached_folder(cache, "tokens", {**of_source, "rows": rows}, build)
-            yield Dataset.from_file(str(folder / "rows.arrow")), np.load(folder / "sizes.npy")
+    for start in range(0, len(part.chosen), BLOCK):
+        numbers = part.chosen[start : start + BLOCK]
+        rows = {"count": len(numbers), "sha256": sha256(numbers.astype("<i8").tobytes()).hexdigest()[:20]}
+        key = {"source": part.source.fingerprint, **made_by, "rows": rows}
+        build = partial(_build, part.source.rows.select(numbers), numbers, template, max_length)
+        folder = cached_folder(cache, "tokens", key, build, alone=True)
+        yield Dataset.from_file(str(folder / "rows.arrow")), np.load(folder / "sizes.npy")
 
 
 def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: int, folder: Path) -> None:
     """Write rows.arrow and sizes.npy of a block."""
     encoder = Encoder(template)
     verified = set(np.linspace(0, len(rows) - 1, VERIFIED, dtype=int).tolist())
-    sizes = []
+    sizes: list[np.ndarray] = []
+    start = 0
     with (
         pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress("rows tokenised", len(rows)) as advance,
     ):
-        for batch in encode_rows(rows.select_columns(["messages", "extras"]), template, encoder, max_length):
-            for number in verified.intersection(range(batch.start, batch.start + len(batch.encoded))):
-                row = number - batch.start
-                if batch.rendered[row] is batch.clipped[row]:
-                    verify(encoder, batch.rendered[row], batch.encoded[row], int(numbers[number]))
-            table, counted = label_rows(batch.encoded, max_length)
-            flags = [[bool(row.stand_ins), *(note in row.notes for note in NOTES)] for row in batch.rendered]
+        columns = rows.select_columns(["messages", "extras"])
+        for rendered, encoded in encode_rows(columns, template, encoder, max_length):
+            for number, (row, ids) in enumerate(zip(rendered, encoded, strict=True), start):
+                if number in verified and row.whole is None:
+                    verify(encoder, row, ids, int(numbers[number]))
+            table, counted = label_rows(encoded, max_length)
+            flags = [[bool(row.stand_ins), *(note in row.notes for note in NOTES)] for row in rendered]
             sizes.append(np.column_stack([counted, np.array(flags, dtype=np.int64)]))
             writer.write_batch(table)
-            advance(len(batch.encoded))
+            advance(len(encoded))
+            start += len(encoded)
     np.save(folder / "sizes.npy", np.concatenate(sizes))
     log.info("%s rows tokenised", f"{len(rows):,}")
 
