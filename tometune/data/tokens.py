@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 6  # raised when the same rows get other ids or labels, or are stored in another way
 
-BLOCK = 20_000  # rows of a block
+BLOCK = 10_000  # rows of a block
 VERIFIED = 200  # rows of a block that are decoded and compared with their answers
 
 
