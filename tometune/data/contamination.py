@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import chain, groupby
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from tometune.common.cache import cached_folder
 from tometune.data.features import slices
 from tometune.data.parallel import in_order
 from tometune.data.standardise import Standardised
-
-if TYPE_CHECKING:
-    from tometune.data.mix import Part
 
 log = logging.getLogger(__name__)
 
@@ -242,12 +239,12 @@ class MixOverlaps:
     shown: list[Overlap]  # a few of them by task, longest first, with their `origin`
 
 
-def of_mix(parts: Mapping[str, "Part"], texts: EvaluationTexts, cache: Path) -> MixOverlaps:
-    """Return the overlaps of a mix, given its parts, `base` and `pool`."""
+def of_mix(parts: Mapping[str, tuple[Standardised, np.ndarray]], texts: EvaluationTexts, cache: Path) -> MixOverlaps:
+    """Return the overlaps of a mix; `parts` are sources and the numbers of their rows, by origin: `base` and `pool`."""
     found: list[Overlap] = []
-    for origin, part in parts.items():
-        chosen = set(part.chosen.tolist())
-        of_source = overlaps(part.source, texts, cache)
+    for origin, (source, numbers) in parts.items():
+        chosen = set(numbers.tolist())
+        of_source = overlaps(source, texts, cache)
         found += [overlap | {"origin": origin} for overlap in of_source if overlap["row"] in chosen]
     found.sort(key=lambda overlap: (overlap["task"], -overlap["words"], overlap["origin"], overlap["key"]))
     rows = {((overlap["origin"], overlap["row"]), overlap["task"], overlap["source"]) for overlap in found}
@@ -256,7 +253,7 @@ def of_mix(parts: Mapping[str, "Part"], texts: EvaluationTexts, cache: Path) -> 
     for overlap in found:
         shown[overlap["task"]].setdefault(f"{overlap['origin']}:{overlap['key']}", overlap)
     return MixOverlaps(
-        rows=sum(len(part.chosen) for part in parts.values()),
+        rows=sum(len(numbers) for _, numbers in parts.values()),
         overlapping=len({row for row, _, _ in rows}),
         counts=_rows_by_task(rows),
         touched=dict(Counter(task for task, _ in examples)),

@@ -57,6 +57,11 @@ class Mix:
     def facts(self) -> dict[str, dict[str, Any]]:
         return {origin: part.facts for origin, part in self.parts.items()}
 
+    @property
+    def rows(self) -> dict[str, tuple[Standardised, np.ndarray]]:
+        """The source and the numbers of the rows that the mix takes, by origin."""
+        return {origin: (part.source, part.chosen) for origin, part in self.parts.items()}
+
     def manifest(self) -> dict[str, Any]:
         """Return the content of mix.json: everything but the texts."""
         counts = {"rows": len(self.row_ids), "sources": self.sources, **self.facts}

@@ -82,7 +82,7 @@ class RunInputs:
         scorer = quality_scorer(data.scorer)
         mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts, scorer)
         if texts is not None and data.contamination is Contamination.fail:
-            found = of_mix(mix.parts, texts, self.cache)
+            found = of_mix(mix.rows, texts, self.cache)
             if found.overlapping:
                 raise _contaminated(found)
         return mix
@@ -119,7 +119,7 @@ class RunInputs:
         from tometune.data.contamination import of_mix
 
         texts, unread = self.evaluation_texts
-        return (None if texts is None else of_mix(self.mix.parts, texts, self.cache)), unread
+        return (None if texts is None else of_mix(self.mix.rows, texts, self.cache)), unread
 
 
 def cache_folder(config: Config) -> Path:
