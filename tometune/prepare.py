@@ -13,8 +13,8 @@ from tometune.config.root import Config
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tometune.data.mix import Mix
     from tometune.data.tokens import Tokens
+    from tometune.runs.inputs import RunInputs
 
 log = logging.getLogger(__name__)
 
@@ -28,27 +28,20 @@ def main(config: Config) -> None:
     from rich.console import Console
 
     with quick_imports():
-        from tometune.data import preview
-        from tometune.reporting.data_card import describe_overlaps, print_overlaps
+        from tometune.reporting.data_card import describe_overlaps
         from tometune.runs.inputs import RunInputs
 
     inputs = RunInputs.resolve(config)
-    mix, tokens = inputs.mix, inputs.tokens
     console = Console(highlight=False)
-    console.print(preview.summary(mix, tokens, config.trainer.max_length))
     overlaps = describe_overlaps(*inputs.contamination(), str(config.data.contamination))
-    print_overlaps(console, overlaps)
-    _row(console, config, tokens, inputs.tokenizer)
-    folder = Path(config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
     try:
-        _write_card(folder, config, mix, tokens, overlaps)
-        files = f"{folder / 'mix.html'}, and as Markdown {folder / 'mix.md'}"
-        console.print(f"\ndata card: {files}", soft_wrap=True, markup=False)
+        _card(console, inputs, overlaps)
     except UserError:
         raise
     except Exception as error:  # the mix and its tokens are cached, and no card may take that away
         log.warning("no data card: %s: %s", type(error).__name__, error)
-    console.print(f"cached in {inputs.cache}; train will reuse it", soft_wrap=True, markup=False)
+    _row(console, config, inputs.tokens, inputs.tokenizer)
+    console.print(f"\ncached in {inputs.cache}; train will reuse it", soft_wrap=True, markup=False)
 
 
 def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object) -> None:
@@ -63,26 +56,33 @@ def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object
     console.print(preview.row(tokens, tokenizer, number, marks), soft_wrap=True)
 
 
-def _write_card(folder: Path, config: Config, mix: "Mix", tokens: "Tokens", overlaps: dict[str, Any]) -> None:
-    """Write mix.html and mix.md.
+def _card(console: "Console", inputs: "RunInputs", overlaps: dict[str, Any]) -> None:
+    """Print the numbers of the data card and write it as mix.html and mix.md.
 
     Raises:
         UserError: the folder cannot be created or written to.
     """
+    from rich.markdown import Markdown
+
     from tometune.data.preview import profile, samples
     from tometune.reporting.data_card import card, card_markdown, card_page
 
-    values = profile(mix, tokens)
-    content = card(mix, values, samples(mix), overlaps)
+    mix, tokens, max_length = inputs.mix, inputs.tokens, inputs.config.trainer.max_length
+    folder = Path(inputs.config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
+    values = profile(mix, tokens, inputs.cache)
+    content = card(mix, values, tokens.counts, samples(mix), overlaps, max_length)
+    console.print(Markdown(card_markdown(content, rows=False)))
     try:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "mix.html", card_page(content, values, config.trainer.max_length))
+            write_text(folder / "mix.html", card_page(content, values, max_length))
             write_text(folder / "mix.md", card_markdown(content))
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); set paths.outputs to a folder that can"
         ) from error
+    files = f"{folder / 'mix.html'}, and as Markdown {folder / 'mix.md'}"
+    console.print(f"\ndata card: {files}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

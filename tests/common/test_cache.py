@@ -1,6 +1,8 @@
 import errno
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,19 @@ def test_the_slower_of_two_builders_takes_the_others_folder(tmp_path: Path) -> N
     folder = cached_folder(tmp_path, "kind", {}, slow)
     assert (folder / "data").read_text() == "fast"
     assert list((tmp_path / "kind").iterdir()) == [folder]
+
+
+def test_of_two_builders_at_once_one_waits(tmp_path: Path) -> None:
+    built: list[str] = []
+
+    def build(folder: Path) -> None:
+        built.append(folder.name)
+        time.sleep(0.2)
+
+    with ThreadPoolExecutor(2) as threads:
+        folders = [threads.submit(cached_folder, tmp_path, "kind", {}, build, alone=True) for _ in range(2)]
+    assert {future.result() for future in folders} == set((tmp_path / "kind").iterdir()), "no lock is left"
+    assert len(built) == 1
 
 
 @pytest.mark.parametrize("name", ["data", "config.json", "files.json"])

@@ -45,10 +45,9 @@ FILES = {
 """What is damaged in a run of each state; `test_the_files_are_these` checks that nothing is left out."""
 
 CACHE = (
-    *("sources/*/rows.arrow", "sources/*/keys.npy", "sources/*/labels.npy", "sources/*/labels.json"),
-    *("sources/*/counts.json", "sources/*/config.json", "sources/*/files.json", "order/*/order.npy"),
-    *("order/*/config.json", "order/*/files.json", "tokens/*/*/rows.arrow", "tokens/*/*/index.npy"),
-    *("tokens/*/*/config.json", "tokens/*/*/files.json", "models/*/config.json", "models/*/files.json"),
+    *("sources/*/rows.arrow", "sources/*/counts.json", "sources/*/config.json", "sources/*/files.json"),
+    *("order/*/order.npy", "order/*/config.json", "order/*/files.json", "tokens/*/rows.arrow", "tokens/*/sizes.npy"),
+    *("tokens/*/config.json", "tokens/*/files.json", "models/*/config.json", "models/*/files.json"),
     *("models/*/model/config.json", "models/*/model/generation_config.json", "models/*/model/model.safetensors"),
     *("models/*/model/tokenizer.json", "models/*/model/tokenizer_config.json", "models/*/model/chat_template.jinja"),
 )

@@ -213,11 +213,7 @@ def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(tmp_path: P
     assert data.pool is not None
     for _ in range(2):
         texts = EvaluationTexts([*TEXTS, ("other", "1", "a b c d e f g h i j k l m n o")])
-        sources = {"base": data.base, "pool": data.pool}
-        found = {
-            name: overlaps(standardise(source, f"data.{name}", cache), texts, cache) for name, source in sources.items()
-        }
-        counted = of_mix(mix.row_ids, found, texts)
+        counted = of_mix(mix.rows, texts, cache)
         assert counted.overlapping == copied(mix) == sum(counted.counts["qa"].values())
         assert counted.counts["qa"]["alpha"] == 3, "each repeat counts"
         assert counted.touched == {"qa": 1}

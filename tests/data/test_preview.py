@@ -1,11 +1,9 @@
 """What `prepare` shows of a mix, compared with plain Python."""
 
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console, RenderableType
 
 from tests.data.chatml import chatml_tokenizer, turns
 from tests.data.conftest import conversation, files, write_jsonl
@@ -15,13 +13,6 @@ from tometune.data import preview
 from tometune.data.mix import Mix, build_mix
 from tometune.data.preview import profile, repeats, samples
 from tometune.data.tokens import tokenise
-
-
-def shown(renderable: RenderableType) -> list[str]:
-    console = Console(file=StringIO(), width=80, color_system=None)
-    console.print(renderable)
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue().splitlines()
 
 
 def test_trained_tokens_are_highlighted(tmp_path: Path) -> None:
@@ -37,44 +28,6 @@ def test_trained_tokens_are_highlighted(tmp_path: Path) -> None:
     assert marked.replace("⟦", "").replace("⟧", "") == text.plain
 
 
-def test_the_summary_counts_everything_in_80_columns(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
-    rows = [conversation(number, source="alpha" if number < 8 else "[beta]") for number in range(10)]
-    rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": "alpha", "lang": "en"})
-    rows[0]["topic"] = rows[1]["topic"] = rows[8]["topic"] = "x"
-    rows.append({"conversations": 7, "source": "alpha"})
-    pool = [*rows[:3], rows[0], *(conversation(f"p{number} {'long ' * 60}", source="pool") for number in range(6))]
-    pool[-1]["conversations"].insert(0, {"from": "gpt", "value": "first"})
-    pool += [conversation("p1 " + "long " * 60, source="a/very-long name\n" * 20)]
-    mix = mix_of(rows, pool, 14, base_rows=10)
-    counts = (tokens := tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")).counts
-    assert counts.truncated == counts.without_labels == 4
-    lines = shown(preview.summary(mix, tokens, 64))
-    assert max(map(len, lines)) <= 80
-    text = " ".join(" ".join(lines).split())
-    for part in (
-        f"test: 14 rows, seeds.data=0, digest {mix.digest}",
-        *(" rows 14 ", f" tokens {counts.tokens:,} ", f"(answers and their ends) {counts.trainable_tokens:,} "),
-        *(
-            "trainer.max_length=64 4 28.6%",
-            f"tokens cut off {counts.tokens_cut:,} ",
-            "nothing left to train on 4 28.6%",
-        ),
-        *("alpha 8 57.1%", "[beta] 2 14.3%", " 4 28.6%"),
-        *("− not_a_list_of_turns 1", "cannot be read: not_a_list_of_turns base alpha 1"),
-        " base alpha topic 2, lang 1 pool alpha topic 3 ",
-        *("read 12 11 ", "− no assistant turn 1 ", "eligible 6 ", "taken 10 4"),
-        *("− text is in the base 4 ", "in an earlier row of the pool 1 "),
-        *("dropped: no_assistant_turn base alpha 1", "fixed: leading_assistant_removed pool pool 1"),
-    ):
-        assert part in text, part
-
-
-def test_the_largest_sources_are_listed(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
-    mix = mix_of([conversation(number, source=f"source{number}") for number in range(20)], None, 20)
-    tokens = tokenise(mix, chatml_tokenizer(), 2048, tmp_path / "cache")
-    assert any(f" {20 - preview.MOST_SOURCES} more " in line for line in shown(preview.summary(mix, tokens, 2048)))
-
-
 def long_one(mix: Mix) -> int:
     """The row of the mix with the longest text."""
     sizes = [sum(len(turn["content"]) for turn in messages) for messages in mix.dataset["messages"]]
@@ -87,18 +40,18 @@ def test_each_row_is_measured(mix_of: Callable[..., Mix], tmp_path: Path) -> Non
     base = [*(conversation(n, source="alpha") for n in range(6)), conversation(0, source="alpha"), system, long]
     mix = mix_of(base, [conversation(f"p{n} é漢字", dataset="beta") for n in range(9)], 15, base_rows=9)
     tokens = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")
-    values, rows = profile(mix, tokens), list(mix.dataset)
-    assert [values.names[number] for number in values.sources] == [entry["source"] for entry in rows]
-    assert values.names[:2] == ["alpha", "beta"]
-    assert values.characters.tolist() == [sum(len(turn["content"]) for turn in entry["messages"]) for entry in rows]
-    assert values.turns.tolist() == [sum(turn["role"] != "system" for turn in e["messages"]) for e in rows]
-    assert values.pool.tolist() == [False] * 9 + [True] * 6
+    values, rows = profile(mix, tokens, tmp_path / "cache"), list(mix.dataset)
+    assert values["source"].tolist() == [entry["source"] for entry in rows]
+    assert values["source"].cat.categories[:2].tolist() == ["alpha", "beta"]
+    sizes = [sum(len(turn["content"]) for turn in entry["messages"]) for entry in rows]
+    assert values["characters"].tolist() == sizes
+    assert values["turns"].tolist() == [sum(turn["role"] != "system" for turn in e["messages"]) for e in rows]
+    assert values["pool"].tolist() == [False] * 9 + [True] * 6
     kept = [len(entry["input_ids"]) for entry in tokens.dataset]
     kept.insert(long_one(mix), 0)  # of the long one no answer is left
-    assert values.tokens is not None
-    assert values.tokens.tolist() == kept
+    assert values["tokens"].tolist() == kept
     assert repeats(values) == {"alpha": 1}
-    assert values.scores is None
+    assert values["score"].isna().all()
 
 
 def test_samples_are_drawn_with_the_seed(mix_of: Callable[..., Mix]) -> None:

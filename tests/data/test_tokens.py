@@ -1,7 +1,6 @@
 """Tokens and labels of a mix: truncation, counts and the cache."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,58 +106,54 @@ def test_too_small_a_length_is_rejected(tmp_path: Path) -> None:
     assert tokenise(mix_from([turns("a", "a")], "e"), chatml_tokenizer(), least, tmp_path).counts.without_labels == 0
 
 
+def blocks_in(cache: Path) -> set[Path]:
+    return set((cache / "tokens").glob("*"))
+
+
+def mix_of_rows(whole: Mix, chosen: list[int]) -> Mix:
+    return replace(whole, parts={"base": replace(whole.parts["base"], chosen=np.array(chosen))})
+
+
 def test_tokens_are_cached(tmp_path: Path) -> None:
     first = tokenise(mix_from(CONVERSATIONS), chatml_tokenizer(), 512, tmp_path)
-    (folder,) = (tmp_path / "tokens").glob("*/*/")
+    (folder,) = blocks_in(tmp_path)
     stamp = (folder / "rows.arrow").stat().st_mtime_ns
     tokenizer = chatml_tokenizer()
     tokenizer(["a", "a b c d"], padding=True, truncation=True, max_length=2)  # leaves its settings on the backend
     again = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path)
-    assert [path.name for path in (tmp_path / "tokens").glob("*/*/")] == [folder.name]
+    assert blocks_in(tmp_path) == {folder}
     assert (folder / "rows.arrow").stat().st_mtime_ns == stamp
     assert again.counts == first.counts
     assert again.dataset["labels"][:] == first.dataset["labels"][:]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["max_length"] == 512
     assert config["mask"] == "assistant turns and the end of each"
-    shutil.copytree(folder, folder.with_name("z"))  # as if two machines had tokenised the same rows
-    twice = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path)
-    assert (twice.counts, twice.dataset["labels"][:]) == (first.counts, first.dataset["labels"][:])
 
 
-def test_mixes_share_tokenised_rows(tmp_path: Path) -> None:
-    """A larger mix tokenises only the rows that it adds; each mix keeps its own order."""
-    tokenizer = chatml_tokenizer()
-    alone = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path / "alone")
-    whole = mix_from(CONVERSATIONS)
-    for chosen, rows_made in ([3, 1], [1, 3]), ([0, 1, 2, 3], [0, 2]), ([2, 5, 1], [5]), ([5, 3], []):
-        before = set((tmp_path / "tokens").glob("*/*/"))
-        part = replace(whole.parts["base"], chosen=np.array(chosen))
-        made = tokenise(replace(whole, parts={"base": part}), tokenizer, 512, tmp_path)
-        assert [made.dataset[place] for place in range(len(chosen))] == [alone.dataset[row] for row in chosen]
-        assert made.counts.tokens == sum(alone.lengths[chosen])
-        pieces = set((tmp_path / "tokens").glob("*/*/")) - before
-        assert [row for piece in pieces for row in np.load(piece / "index.npy")[:, 0].tolist()] == rows_made
-
-
-def test_a_broken_piece_is_rebuilt(tmp_path: Path) -> None:
+def test_larger_mixes_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A larger mix makes only the blocks after those of the smaller one; each mix keeps its own order."""
+    monkeypatch.setattr("tometune.data.tokens.BLOCK", 2)
     tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
-    for chosen in ([0, 1, 2], [3, 4, 5], [6, 7]):
-        part = replace(whole.parts["base"], chosen=np.array(chosen))
-        tokenise(replace(whole, parts={"base": part}), tokenizer, 512, tmp_path)
+    alone = tokenise(whole, tokenizer, 512, tmp_path / "alone")
+    for chosen, made_now in ([3, 1], 1), ([3, 1, 5, 2, 0], 2), ([3, 1, 5, 2], 0), ([1, 3], 1):
+        before = blocks_in(tmp_path)
+        made = tokenise(mix_of_rows(whole, chosen), tokenizer, 512, tmp_path)
+        assert [made.dataset[place] for place in range(len(chosen))] == [alone.dataset[row] for row in chosen]
+        assert made.lengths.tolist() == alone.lengths[chosen].tolist()
+        assert len(blocks_in(tmp_path) - before) == made_now
+
+
+def test_a_broken_block_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tometune.data.tokens.BLOCK", 3)
+    tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
     first = tokenise(whole, tokenizer, 512, tmp_path)
     expected = first.dataset["input_ids"][:]
-    pieces = sorted((tmp_path / "tokens").glob("*/*/"))
-    assert len(pieces) == 3
-    (pieces[0] / "rows.arrow").write_bytes((pieces[0] / "rows.arrow").read_bytes()[:100])
-    (pieces[1] / "index.npy").write_bytes(b"")
-    killed = pieces[0].with_name(".left")
-    killed.mkdir()
+    one, other, _ = sorted(blocks_in(tmp_path))
+    (one / "rows.arrow").write_bytes((one / "rows.arrow").read_bytes()[:100])
+    (other / "sizes.npy").write_bytes(b"")
     again = tokenise(whole, tokenizer, 512, tmp_path)
     assert (again.counts, again.dataset["input_ids"][:]) == (first.counts, expected)
-    assert pieces[2] in (left := sorted((tmp_path / "tokens").glob("*/*/")))
-    assert len(left) == 2, "one new piece instead of the two broken ones"
-    assert not killed.exists()
+    assert len(blocks_in(tmp_path)) == 3
 
 
 def test_text_far_beyond_the_limit_is_not_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +188,7 @@ def test_the_key_contains_everything_that_makes_the_tokens(tmp_path: Path) -> No
     ]
     for number, (mix, each, most) in enumerate(variants, start=1):
         tokenise(mix, each, most, tmp_path)
-        assert len(list((tmp_path / "tokens").iterdir())) == number
+        assert len(blocks_in(tmp_path)) == number
 
 
 def test_what_a_template_cannot_show_is_counted(tmp_path: Path) -> None:

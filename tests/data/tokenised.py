@@ -40,7 +40,7 @@ def mix_from(conversations: list[Messages], digest: str = "d") -> Mix:
     dataset = Dataset.from_list(rows)
     row_ids = [f"base:{number}" for number in range(len(rows))]
     source = Standardised(
-        fingerprint=digest, folder=Path(), rows=dataset, keys=np.zeros((len(rows), 2), np.uint64),
+        fingerprint=digest, folder=Path(), rows=dataset, keys=np.zeros(len(rows), "S16"),
         labels=np.zeros(len(rows), np.int32), names=["test"], scores=None, read=len(rows),
         dropped={}, malformed={}, mended={}, unread={}, bad=[],
     )  # fmt: skip

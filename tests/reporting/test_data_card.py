@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+import pandas as pd
 
+from tests.data.chatml import chatml_tokenizer
 from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
 from tometune.config.data import DataConfig, NearDedupConfig
 from tometune.data.mix import Mix, build_mix
 from tometune.data.preview import profile, samples
+from tometune.data.tokens import Counts, tokenise
 from tometune.reporting import data_card
 from tometune.reporting.data_card import card, card_markdown, card_page, describe_overlaps, folded, inline
 
@@ -22,11 +23,18 @@ Build = Callable[..., Mix]
 EVIL = "<script>alert(1)</script><img src=http://x.test/y onerror=alert(2)> **bold** $x^2$ | `c`"
 
 
+def values_of(mix: Mix, tokens: Any) -> pd.DataFrame:
+    """The values of the rows of a mix, in the cache of its sources."""
+    return profile(mix, tokens, mix.parts["base"].source.folder.parents[1])
+
+
 def card_of(mix: Mix, overlaps: Any = None) -> tuple[dict[str, Any], str, str]:
     """The card of a mix as values, page and Markdown."""
-    values = profile(mix, SimpleNamespace(lengths=np.full(len(mix.row_ids), 9)))
+    count = len(mix.row_ids)
+    values = values_of(mix, SimpleNamespace(lengths=np.full(count, 9)))
     unchecked = {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}
-    content = card(mix, values, samples(mix), describe_overlaps(overlaps, unchecked, "report"))
+    described = describe_overlaps(overlaps, unchecked, "report")
+    content = card(mix, values, Counts(rows=count, tokens=9 * count), samples(mix), described, 2048)
     return content, card_page(content, values, 2048), card_markdown(content)
 
 
@@ -114,21 +122,54 @@ def test_of_sixty_sources_the_figure_names_the_largest(mix_of: Build) -> None:
     assert "source 59" in text
 
 
-def test_overlaps_are_on_the_card_and_on_the_console(mix_of: Build) -> None:
+def test_overlaps_are_on_the_card(mix_of: Build) -> None:
     shown = {"task": "qa", "example": "q3", "origin": "base", "source": "a", "words": 30, "shared": "x " * 29 + "end"}
     counts = {"qa": {f"s{number}": 10 - number for number in range(8)}}
     numbers = {"rows": 100, "overlapping": 52, "examples": {"qa": 9, "sum": 5}, "touched": {"qa": 4}}
     found = SimpleNamespace(counts=counts, too_short={"sum": 3}, shown=[shown], **numbers)
     _, page, text = card_of(mix_of([conversation("a")], None, 1), found)
     assert "<td>9</td><td>4</td><td>52</td><td>52.0000%</td>" in page
-    assert "fewer than 8 words are not checked: sum." in page
     assert "| qa | 9 | 4 | 52 | 52.0000% | s0 10, s1 9" in text
-    out = StringIO()
-    described = describe_overlaps(found, {"hub": "eval.tasks.hub: offline"}, "report")
-    data_card.print_overlaps(Console(file=out, width=120), described)
-    said = " ".join(out.getvalue().split())
-    assert "with an evaluation example: 52" in said
-    assert "qa 52 52.0000% 0 s0 10, s1 9, s2 8, s3 7, s4 6, s5 5 and 2 more" in said
-    assert "sum 0 0.0000% 3" in said
-    assert f"qa q3, a, 30 words: {'x ' * 24}… !" in said
-    assert said.endswith("not checked against hub: offline")
+    for shown_text in (page, text):
+        assert "fewer than 8 words are not checked: sum." in shown_text
+    assert "| qa | q3 | base, a | 30 | x x " in text
+    assert "52 rows share 13 consecutive words, or a whole shorter text, with an evaluation example" in text
+    assert "Not checked against qa: " in text
+
+
+def test_the_text_without_rows_counts_everything(mix_of: Build, tmp_path: Path) -> None:
+    rows = [conversation(number, source="alpha" if number < 8 else "[beta]") for number in range(10)]
+    rows.append({"conversations": [{"from": "human", "value": "unanswered"}], "source": "alpha", "lang": "en"})
+    rows[0]["topic"] = rows[1]["topic"] = rows[8]["topic"] = "x"
+    rows.append({"conversations": 7, "source": "alpha"})
+    pool = [*rows[:3], rows[0], *(conversation(f"p{number} {'long ' * 60}", source="pool") for number in range(6))]
+    pool[-1]["conversations"].insert(0, {"from": "gpt", "value": "first"})
+    pool += [conversation("p1 " + "long " * 60, source="a/very-long name\n" * 20)]
+    mix = mix_of(rows, pool, 14, base_rows=10)
+    tokens = tokenise(mix, chatml_tokenizer(), 64, tmp_path / "cache")
+    counts = tokens.counts
+    assert counts.truncated == counts.without_labels == 4
+    content = card(mix, values_of(mix, tokens), counts, samples(mix), describe_overlaps(None, {}, "report"), 64)
+    lines = card_markdown(content, rows=False).splitlines()
+    for line in (
+        "| rows truncated at trainer.max\\_length=64 | 4 | 28.6% |",
+        "| rows skipped: nothing left to train on | 4 | 28.6% |",
+        f"| tokens cut off | {counts.tokens_cut:,} | {counts.tokens_cut / (counts.tokens + counts.tokens_cut):.1%} |",
+        "- base, alpha: topic 2, lang 1",
+        "- pool, alpha: topic 3",
+        *("| read | 12 |", "| read | 11 |", "| − no assistant turn | 1 |", "| eligible | 6 |", "| taken | 4 |"),
+        *("| − text is in the base | 4 |", "| − text is in an earlier row of the pool | 1 |"),
+        *("| − not\\_a\\_list\\_of\\_turns | 1 |", "| not\\_a\\_list\\_of\\_turns | base | 1 | alpha 1 |"),
+        *("| no assistant turn | base | 1 | alpha 1 |", "| leading\\_assistant\\_removed | pool | 1 | pool 1 |"),
+    ):
+        assert line in lines, line
+    answers = (" ".join(lines).split("seeds.data=0")[1]).count("answer 1")
+    assert answers == 0, "no text of a row"
+    assert "answer 1" in card_markdown(content)
+
+
+def test_the_text_without_rows_lists_the_largest_sources(mix_of: Build) -> None:
+    content, _, text = card_of(mix_of([conversation(number, source=f"s{number:02}") for number in range(20)], None, 20))
+    short = card_markdown(content, rows=False)
+    assert "8 more sources are on the card." in short
+    assert (text.count("| 5.0% |"), short.count("| 5.0% |")) == (20, 12)

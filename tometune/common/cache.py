@@ -24,13 +24,15 @@ def default_cache() -> Path:
     return Path(os.environ.get("TOMETUNE_CACHE", f"{home}/tometune")).expanduser()
 
 
-def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+def cached_folder(
+    root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path], None], alone: bool = False
+) -> Path:
     """Return the folder of this key, which is built first if it is not there or a file of it is damaged.
 
     The folder is `<root>/<kind>/<hash of the key>`. The key holds everything that can change the content, as plain
     values, and is stored in the folder as config.json. `build` fills a folder with a temporary name, which is then
-    renamed. If two processes build it at once, the first to finish wins and both use its folder. files.json has the
-    digest of each file.
+    renamed. If two processes build it at once, the first to finish wins and both use its folder; with `alone`, the
+    second waits for the first instead. files.json has the digest of each file.
 
     Raises:
         UserError: the cache cannot be written to.
@@ -45,6 +47,12 @@ def cached_folder(root: Path, kind: str, key: Mapping[str, Any], build: Callable
     with ExitStack() as stack:
         with disk_errors(root, "paths.cache"):
             final.parent.mkdir(parents=True, exist_ok=True)
+            if alone:
+                lock = _lock_of(final)
+                stack.enter_context(FileLock(lock))
+                stack.callback(lock.unlink, missing_ok=True)
+                if final.exists():
+                    return final
             temporary = stack.enter_context(temporary_path(final, folder=True))
         with disk_errors(final.parent):
             build(temporary)
@@ -66,7 +74,7 @@ def remove_damaged(folder: Path) -> bool:
     """
     if changed_file(folder) is None:
         return False
-    lock = folder.parent / f".{folder.name}.lock"
+    lock = _lock_of(folder)
     with disk_errors(folder, "paths.cache"), FileLock(lock):
         if (name := changed_file(folder)) is not None:  # another process may have built it again by now
             log.warning("%s: %s is missing or damaged; making it again", folder, name)
@@ -74,3 +82,7 @@ def remove_damaged(folder: Path) -> bool:
                 shutil.rmtree(folder)
         lock.unlink(missing_ok=True)
     return True
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")

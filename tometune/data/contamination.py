@@ -115,8 +115,7 @@ def _build(source: Standardised, texts: EvaluationTexts, folder: Path) -> None:
             longest[row, *owner] = max(longest.get((row, *owner), (0, "")), found)
     listed = []
     for (row, task, example), (words, beginning) in longest.items():
-        key = "".join(f"{half:016x}" for half in source.keys[row].tolist())
-        of_row = {"row": row, "key": key, "source": source.names[source.labels[row]]}
+        of_row = {"row": row, "key": source.keys[[row]].tobytes().hex(), "source": source.names[source.labels[row]]}
         listed.append(of_row | {"task": task, "example": example, "words": words, "shared": beginning})
     (folder / "overlaps.json").write_text(json.dumps(listed), encoding="utf-8")
     log.info("%s rows searched for evaluation texts in %.1f s", f"{len(source.rows):,}", perf_counter() - start)
@@ -185,7 +184,7 @@ def _overlapping(hits: list[Hit], texts: EvaluationTexts, keys: np.ndarray) -> I
         for sequence, found in texts_with.items()
         if min(len(found), len({owner for text in found for owner in owners[text]})) > BOILERPLATE_ABOVE
     }
-    in_rows = {(sequence, keys[row].tobytes()) for row, _, held in hits for _, sequence in held}
+    in_rows = {(sequence, bytes(keys[row])) for row, _, held in hits for _, sequence in held}
     rows_with = Counter(sequence for sequence, _ in in_rows)
     phrases = {sequence for sequence, rows in rows_with.items() if rows > STOCK_PHRASE_ABOVE}
     for row, words, in_row in hits:
@@ -216,10 +215,15 @@ def overlapping_rows(
     found = overlaps(source, texts, cache)
     mask = np.zeros(len(source.rows), dtype=bool)
     mask[[overlap["row"] for overlap in found]] = True
+    return mask, _rows_by_task(dict.fromkeys((entry["row"], entry["task"], entry["source"]) for entry in found))
+
+
+def _rows_by_task(rows: Iterable[tuple[Any, str, str]]) -> dict[str, dict[str, int]]:
+    """Count rows, given with task and source, by task and source, largest first."""
     counts = defaultdict[str, Counter[str]](Counter)
-    for _, task, name in dict.fromkeys((overlap["row"], overlap["task"], overlap["source"]) for overlap in found):
+    for _, task, name in rows:
         counts[task][name] += 1
-    return mask, {task: dict(by_source.most_common()) for task, by_source in sorted(counts.items())}
+    return {task: dict(by_source.most_common()) for task, by_source in sorted(counts.items())}
 
 
 @dataclass(frozen=True)
@@ -235,29 +239,25 @@ class MixOverlaps:
     shown: list[Overlap]  # a few of them by task, longest first, with their `origin`
 
 
-def of_mix(row_ids: Sequence[str], found: Mapping[str, list[Overlap]], texts: EvaluationTexts) -> MixOverlaps:
-    """Return the overlaps of a mix; `found` are the `overlaps` by origin, `base` and `pool`."""
-    copies = Counter(row_id.partition("-")[0] for row_id in row_ids)  # `-2` marks a copy
-    touched = defaultdict[str, set[str]](set)
-    longest: dict[tuple[str, str], Overlap] = {}
-    for origin, of_source in found.items():
-        for overlap in of_source:
-            task, row_id = overlap["task"], f"{origin}:{overlap['key']}"
-            if row_id in copies:
-                touched[task].add(overlap["example"])
-                if overlap["words"] > longest.get((task, row_id), {"words": 0})["words"]:
-                    longest[task, row_id] = overlap | {"origin": origin}
-    counts, shown = defaultdict[str, Counter[str]](Counter), defaultdict[str, list[Overlap]](list)
-    for task, row_id in sorted(longest, key=lambda each: (each[0], -longest[each]["words"], each[1])):
-        overlap = longest[task, row_id]
-        counts[task][overlap["source"]] += copies[row_id]
-        shown[task].append(overlap)
+def of_mix(parts: Mapping[str, tuple[Standardised, np.ndarray]], texts: EvaluationTexts, cache: Path) -> MixOverlaps:
+    """Return the overlaps of a mix; `parts` are sources and the numbers of their rows, by origin: `base` and `pool`."""
+    found: list[Overlap] = []
+    for origin, (source, numbers) in parts.items():
+        chosen = set(numbers.tolist())
+        of_source = overlaps(source, texts, cache)
+        found += [overlap | {"origin": origin} for overlap in of_source if overlap["row"] in chosen]
+    found.sort(key=lambda overlap: (overlap["task"], -overlap["words"], overlap["origin"], overlap["key"]))
+    rows = {((overlap["origin"], overlap["row"]), overlap["task"], overlap["source"]) for overlap in found}
+    examples = dict.fromkeys((overlap["task"], overlap["example"]) for overlap in found)
+    shown: dict[str, dict[str, Overlap]] = defaultdict(dict)  # of rows with the same text, one
+    for overlap in found:
+        shown[overlap["task"]].setdefault(f"{overlap['origin']}:{overlap['key']}", overlap)
     return MixOverlaps(
-        rows=len(row_ids),
-        overlapping=sum(copies[row_id] for row_id in dict.fromkeys(row_id for _, row_id in longest)),
-        counts={task: dict(by_source.most_common()) for task, by_source in counts.items()},
-        touched={task: len(names) for task, names in sorted(touched.items())},
+        rows=sum(len(numbers) for _, numbers in parts.values()),
+        overlapping=len({row for row, _, _ in rows}),
+        counts=_rows_by_task(rows),
+        touched=dict(Counter(task for task, _ in examples)),
         examples=texts.examples,
         too_short=texts.too_short,
-        shown=[overlap for entries in shown.values() for overlap in entries[:SHOWN_EXAMPLES]],
+        shown=[overlap for entries in shown.values() for overlap in [*entries.values()][:SHOWN_EXAMPLES]],
     )

@@ -35,23 +35,21 @@ def in_key_order(source: Standardised, cache: Path) -> np.ndarray:
 
 
 def starts_group(keys: np.ndarray) -> np.ndarray:
-    """Return which of sorted keys, shape (rows, columns), differ from the one before."""
-    return np.concatenate([np.ones(min(len(keys), 1), dtype=bool), (keys[1:] != keys[:-1]).any(axis=1)])
+    """Return which of sorted keys differ from the one before."""
+    return np.append(True, keys[1:] != keys[:-1])[: len(keys)]
 
 
 def _key_order(source: Standardised) -> np.ndarray:
-    order = np.lexsort((source.labels, source.keys[:, 1], source.keys[:, 0]))
-    begins = starts_group(np.column_stack([source.keys[order], source.labels[order].astype(np.uint64)]))
+    order = np.lexsort((source.labels, source.keys))
+    begins = starts_group(source.keys[order]) | starts_group(source.labels[order])
     # Only rows that share key and source need the hash of their messages; they are read in the order of the file.
-    places = np.flatnonzero(~begins | ~np.append(begins[1:], True))
-    group, rows = np.cumsum(begins)[places], order[places]
-    hashes = np.empty(len(rows), dtype="S32")
-    for place in np.argsort(rows).tolist():
-        row = source.rows[int(rows[place])]
+    shared = ~begins | ~np.append(begins[1:], True)
+    hashes = np.zeros(len(order), dtype="S32")
+    for number in np.sort(order[shared]).tolist():
+        row = source.rows[number]
         messages = json.dumps(row["messages"]) + (row["extras"] or "")
-        hashes[place] = blake2b(messages.encode(), digest_size=16).hexdigest().encode()
-    order[places] = rows[np.lexsort((hashes, group))]
-    return order
+        hashes[number] = blake2b(messages.encode(), digest_size=16).hexdigest()
+    return np.lexsort((hashes, source.labels, source.keys))
 
 
 class Scorer(Protocol):
@@ -100,22 +98,11 @@ def eligible(
     given order. `numbers` are the rows that passed every filter, in key order; `scores` those of the whole pool.
     Excluded are rows whose text is in the base (`in_base`), or in an earlier row of the pool (`repeats`), or both.
     """
-    keys = np.concatenate([base.keys, pool.keys[numbers]])
-    sorting = [keys[:, 1], keys[:, 0]]  # np.lexsort sorts by the last one first
     if scores is not None:
-        lowest = np.full(len(base.keys), -np.inf)  # keeps the base's rows first
-        ranks = [-scores[numbers], pool.labels[numbers]]
-        finite = [np.nan_to_num(values.astype(np.float64), neginf=np.finfo(np.float64).min) for values in ranks]
-        sorting = [*(np.concatenate([lowest, values]) for values in finite), *sorting]
-    order = np.lexsort(sorting)  # stable: the base's rows first, then the pool's in the given order
-    begins = starts_group(keys[order])
-    of_base = order < len(base.keys)
-    # The base's rows come first, so the first row of a text tells whether the base has it.
-    in_base = of_base[begins][np.cumsum(begins) - 1]
-    first = ~of_base & (begins | np.append(False, of_base[:-1]))  # of the pool's rows with this text
-    masks = (first & ~in_base, in_base & ~of_base, ~of_base & ~first)
-    rows, in_the_base, repeats = (numbers[order[mask] - len(base.keys)] for mask in masks)
-    return rows, {"in_base": in_the_base, "repeats": repeats}
+        numbers = numbers[np.lexsort((-scores[numbers], pool.labels[numbers], pool.keys[numbers]))]
+    keys = pool.keys[numbers]
+    first, in_base = starts_group(keys), np.isin(keys, base.keys)
+    return numbers[first & ~in_base], {"in_base": numbers[in_base], "repeats": numbers[~first]}
 
 
 def take(ordered: np.ndarray, added: int, source: Standardised, config: PoolConfig) -> tuple[np.ndarray, str]:

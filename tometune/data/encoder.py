@@ -7,7 +7,7 @@ or make a control token of text that merely spells one, the row is encoded in pi
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -108,49 +108,39 @@ def _trained_tokens(encoding: Any, row: Rendered) -> list[tuple[int, int]] | Non
     return places
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows that are encoded together."""
-
-    start: int  # number of the first row
-    rendered: list[Rendered]
-    clipped: list[Rendered]  # without text that can only lie beyond `max_length` tokens
-    encoded: list[Encoded]
-
-
-def encode_rows(rows: Dataset, template: Template, encoder: Encoder, max_length: int) -> Iterator[Batch]:
+def encode_rows(
+    rows: Dataset, template: Template, encoder: Encoder, max_length: int
+) -> Iterator[tuple[list[Rendered], list[Encoded]]]:
     """Render and encode rows in batches; memory stays bounded however long the rows are.
 
     The encoder (Rust, every core) works on the next batches in a thread while Python renders and stores others.
     """
-    waiting: deque[tuple[Batch, Future[list[Any]]]] = deque()
+    waiting: deque[tuple[list[Rendered], Future[list[Any]]]] = deque()
     longest = max_length * max(map(len, template.tokenizer.get_vocab()))
     with ThreadPoolExecutor(1) as thread:
-        for start, conversations, tools in _batches(rows):
-            rendered = template.render(conversations, tools)
-            clipped = [_clip(row, longest) for row in rendered]
-            waiting.append((Batch(start, rendered, clipped, []), thread.submit(encoder.encodings, clipped)))
+        for batch in _batches(rows):
+            conversations, tools = zip(*batch, strict=True)
+            rendered = [_clip(row, longest) for row in template.render(conversations, tools)]
+            waiting.append((rendered, thread.submit(encoder.encodings, rendered)))
             if len(waiting) > AHEAD:
                 yield _finish(encoder, *waiting.popleft(), max_length)
         while waiting:
             yield _finish(encoder, *waiting.popleft(), max_length)
 
 
-def _batches(rows: Dataset) -> Iterator[tuple[int, list[Messages], list[Tools]]]:
-    """Yield the number of the first row, conversations and tools: at most `BATCH` rows and about `CHARACTERS`."""
+def _batches(rows: Dataset) -> Iterator[list[tuple[Messages, Tools]]]:
+    """Yield conversations and their tools: at most `BATCH` rows and about `CHARACTERS`."""
     for start in range(0, len(rows), BATCH):
         stored = rows[start : start + BATCH]
-        first, size, batch, tools = start, 0, list[Messages](), list[Tools]()
+        size, batch = 0, list[tuple[Messages, Tools]]()
         for messages, extras in zip(stored["messages"], stored["extras"], strict=True):
-            whole, given = full_messages(messages, extras)
-            batch.append(whole)
-            tools.append(given)
+            batch.append(full_messages(messages, extras))
             size += sum(len(message["content"]) for message in messages) + len(extras or "")
             if size > CHARACTERS:
-                yield first, batch, tools
-                first, size, batch, tools = first + len(batch), 0, [], []
+                yield batch
+                size, batch = 0, []
         if batch:
-            yield first, batch, tools
+            yield batch
 
 
 def _clip(row: Rendered, longest: int) -> Rendered:
@@ -158,13 +148,15 @@ def _clip(row: Rendered, longest: int) -> Rendered:
     if len(row.text) <= longest:
         return row
     spans = [(start, min(end, longest)) for start, end in row.spans if start < longest]
-    return replace(row, text=row.text[:longest], spans=spans)
+    return replace(row, text=row.text[:longest], spans=spans, whole=row)
 
 
-def _finish(encoder: Encoder, batch: Batch, future: Future[list[Any]], max_length: int) -> Batch:
+def _finish(
+    encoder: Encoder, rendered: list[Rendered], future: Future[list[Any]], max_length: int
+) -> tuple[list[Rendered], list[Encoded]]:
     """Wait for the encodings and locate the trained tokens; a clipped row with too few tokens is encoded whole."""
-    encoded = encoder.locate(batch.clipped, future.result())
-    for number, (whole, clipped) in enumerate(zip(batch.rendered, batch.clipped, strict=True)):
-        if clipped is not whole and len(encoded[number][0]) <= max_length:
-            (encoded[number],) = encoder.encode([whole])
-    return replace(batch, encoded=encoded)
+    encoded = encoder.locate(rendered, future.result())
+    for number, row in enumerate(rendered):
+        if row.whole and len(encoded[number][0]) <= max_length:
+            (encoded[number],) = encoder.encode([row.whole])
+    return rendered, encoded

@@ -213,6 +213,7 @@ def heuristic_score(answers: list[str]) -> float:
 BY_ARROW: dict[str, Callable[[pa.RecordBatch], np.ndarray]] = {
     "characters": characters,
     "turns": lambda batch: pc.list_value_length(batch.column("messages")).to_numpy(zero_copy_only=False),
+    "spoken_turns": lambda batch: sum_turns(batch, pc.not_equal(turns_of(batch)[1], "system")),
     "refusal": _refusal,
     "broken_code": _broken_code,
 }

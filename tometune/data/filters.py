@@ -52,8 +52,8 @@ def by_source(source: Standardised, rows: np.ndarray) -> dict[str, int]:
 
 def examples_of(source: Standardised, rows: np.ndarray) -> list[dict[str, Any]]:
     """Return the rows with the lowest keys, which are the same for any order of files."""
-    order = np.lexsort((source.keys[rows, 1], source.keys[rows, 0]))[:EXAMPLES]
-    found: list[dict[str, Any]] = source.rows.select_columns(["source", "messages"]).select(rows[order]).to_list()
+    lowest = rows[np.argsort(source.keys[rows], kind="stable")[:EXAMPLES]]
+    found: list[dict[str, Any]] = source.rows.select_columns(["source", "messages"]).select(lowest).to_list()
     return found
 
 

@@ -6,26 +6,21 @@ import numpy as np
 import pyarrow as pa
 
 from tometune.data.encoder import Encoded, Encoder
-from tometune.data.template import NOTES, Rendered
+from tometune.data.template import Rendered
 
 IGNORE = -100  # label of a token that is not trained on, PyTorch's `ignore_index`
 
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
-
-INDEX = ("row", "place", "tokens", "trained", "cut", "special", *NOTES)
-"""Columns of the index: row number in the source; place among the rows with labels, or -1; tokens after truncation (0
-without labels); tokens with a label; tokens cut off; whether the texts spell a special token; whether each of `NOTES`
-applies."""
 
 
 def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np.ndarray]:
     """Truncate rows and label their trained tokens; a row without a label is left out.
 
     Returns:
-        The rows, of `SCHEMA`, and the index of all rows, shape (rows, len(INDEX)), in which `row`, `special` and the
-        notes are still 0.
+        The rows, of `SCHEMA`; and of all rows, shape (rows, 3), the tokens after truncation (0 without labels), the
+        tokens with a label, and the tokens cut off.
     """
-    index = np.zeros((len(rows), len(INDEX)), dtype=np.int64)
+    sizes = np.zeros((len(rows), 3), dtype=np.int64)
     # The first token is never predicted, so a label there trains nothing.
     trains = np.array(
         [any(end > 1 and max(start, 1) < max_length for start, end in places) for _, places in rows], dtype=bool
@@ -39,13 +34,12 @@ def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np
         for start, end in places:
             trained = slice(first + start, min(first + end, stop))
             labels[trained] = tokens[trained]
-    index[:, 1] = np.where(trains, np.cumsum(trains) - 1, -1)
-    index[trains, 2] = lengths[1:]
+    sizes[trains, 0] = lengths[1:]
     if kept:
-        index[trains, 3] = np.add.reduceat(labels != IGNORE, offsets[:-1])
-    index[:, 4] = [max(0, len(ids) - max_length) for ids, _ in rows]
+        sizes[trains, 1] = np.add.reduceat(labels != IGNORE, offsets[:-1])
+    sizes[:, 2] = [max(0, len(ids) - max_length) for ids, _ in rows]
     columns = [pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)) for flat in (tokens, labels)]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), index
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), sizes
 
 
 def verify(encoder: Encoder, row: Rendered, encoded: Encoded, number: int) -> None:

@@ -27,6 +27,7 @@ from tometune.data.near_duplicates import near_duplicates
 from tometune.data.standardise import KINDS, Standardised, check_malformed, standardise
 
 CONTAMINATED = "contaminated"
+COLUMNS = ["source", "messages", "extras"]  # of a mix
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Mix:
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
         return {origin: part.facts for origin, part in self.parts.items()}
+
+    @property
+    def rows(self) -> dict[str, tuple[Standardised, np.ndarray]]:
+        """The source and the numbers of the rows that the mix takes, by origin."""
+        return {origin: (part.source, part.chosen) for origin, part in self.parts.items()}
 
     def manifest(self) -> dict[str, Any]:
         """Return the content of mix.json: everything but the texts."""
@@ -95,7 +101,7 @@ def build_mix(
     for origin, part in parts.items():
         row_ids += _row_ids(origin, part.source.keys[part.chosen])
         sources.update(by_source(part.source, part.chosen))
-        rows.append(part.source.rows.select(part.chosen).remove_columns("key"))
+        rows.append(part.source.rows.select_columns(COLUMNS).select(part.chosen))
     return Mix(
         name=config.name,
         seed=seed,
@@ -109,10 +115,10 @@ def build_mix(
 
 
 def _row_ids(origin: str, keys: np.ndarray) -> list[str]:
-    """Return row ids from keys of shape (rows, 2); the second of two base rows with the same text ends in `-2`."""
+    """Return row ids from keys; the second of two base rows with the same text ends in `-2`."""
     seen: Counter[str] = Counter()
     ids = []
-    for key in np.frombuffer(keys.astype(">u8").tobytes().hex().encode(), dtype="S32").astype(str).tolist():
+    for key in np.frombuffer(keys.tobytes().hex().encode(), dtype="S32").astype(str).tolist():
         seen[key] += 1
         ids.append(f"{origin}:{key}" if seen[key] == 1 else f"{origin}:{key}-{seen[key]}")
     return ids

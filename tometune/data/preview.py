@@ -1,24 +1,20 @@
-"""What `prepare` shows of a mix: its numbers, on the console and the data card, and a row with its trained tokens."""
+"""The numbers of a mix for its data card, and a row with its trained tokens."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.table import Table
+import pandas as pd
 from rich.text import Text
 
 from tometune.common.seeding import stream
 from tometune.data.conversations import full_messages
-from tometune.data.features import characters, sum_turns, turns_of
+from tometune.data.features import feature
 from tometune.data.filters import NEAR
 from tometune.data.labels import IGNORE
 from tometune.data.mix import CONTAMINATED, Mix
-from tometune.data.template import NOTES
 from tometune.data.tokens import Tokens
 
 # Reasons why rows are dropped, in words; any other reason is shown by its key.
@@ -31,62 +27,8 @@ REASONS = {
 }
 TRAINED, OTHER = "bold green", "dim"
 MARKS = ("⟦", "⟧")  # around trained tokens if there is no colour, as in a file
-MOST_SOURCES = 12
 LONGEST_NAME = 40
 MOST_NAMES = 30  # of columns that were not read
-
-
-def summary(mix: Mix, tokens: Tokens, max_length: int) -> RenderableType:
-    """Return tables of sizes, steps from read to taken rows, sources, and dropped and fixed rows."""
-    count = len(mix.row_ids)
-    rows = f"{count:,} row{'s' if count != 1 else ''}"
-    title = Text(f"{mix.name}: {rows}, seeds.data={mix.seed}, digest {mix.digest}", style="bold")
-    tables = [_sizes(tokens, max_length), _steps(mix), _sources(mix)]
-    odd = [
-        (f"{verb}: {reason}", origin, _name(name), f"{number:,}")
-        for origin, facts in mix.facts.items()
-        for verb, key in (("dropped", "dropped"), ("cannot be read", "malformed"), ("fixed", "mended"))
-        for reason, by_source in facts[key].items()
-        for name, number in sorted(by_source.items(), key=lambda entry: -entry[1])[:MOST_SOURCES]
-    ]
-    if odd:
-        tables.append(_table("dropped and fixed rows by source", ("reason", "from", "source", "rows"), odd))
-    if unread := unread_columns(mix):
-        shown = [(origin, _name(source), names) for origin, source, names in unread[:MOST_SOURCES]]
-        tables.append(
-            _table("columns and keys of turns that were not read", ("from", "source", "name and rows"), shown)
-        )
-    return Group(title, *(part for table in tables for part in ("", table)))
-
-
-def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> RenderableType:
-    """Return a table below its title, which may be wider; columns of numbers are right-aligned."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for name in columns:
-        number = name in ("rows", "share", "base", "pool", "number")
-        table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return Group(Text(title, style="bold"), table)
-
-
-def _sizes(tokens: Tokens, max_length: int) -> RenderableType:
-    counts = tokens.counts
-    rows = [
-        ("rows", f"{counts.rows:,}", ""),
-        (f"rows truncated at trainer.max_length={max_length}", *_share(counts.truncated, counts.rows)),
-        ("rows skipped: nothing left to train on", *_share(counts.without_labels, counts.rows)),
-        ("rows whose text spells a control token, kept as text", *_share(counts.special_text, counts.rows)),
-        *((f"rows with {NOTES[note]}", *_share(count, counts.rows)) for note, count in counts.template.items()),
-        ("tokens", f"{counts.tokens:,}", ""),
-        ("trainable tokens (answers and their ends)", *_share(counts.trainable_tokens, counts.tokens)),
-        ("tokens cut off", *_share(counts.tokens_cut, counts.tokens + counts.tokens_cut)),
-    ]
-    return _table("size", ("", "number", "share"), rows)
-
-
-def _share(part: int, whole: int) -> tuple[str, str]:
-    return f"{part:,}", f"{part / whole:.1%}" if whole else "–"
 
 
 def drops(facts: Mapping[str, Any]) -> dict[str, tuple[int, Mapping[str, int]]]:
@@ -118,31 +60,6 @@ def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
     return [("read", facts["read"]), *dropped, *eligible, ("taken", facts["rows"])]
 
 
-def _steps(mix: Mix) -> RenderableType:
-    """Return the steps with one column each for base and pool."""
-    columns = [dict(steps(facts)) for facts in mix.facts.values()]
-    dropped = [reason for column in columns for reason, count in column.items() if count < 0]
-    names = dict.fromkeys(["read", *dropped, *(["eligible"] if "pool" in mix.facts else []), "taken"])
-    rows = []
-    for name in names:
-        text = f"− {REASONS.get(name, name)}" if name in dropped else name
-        rows.append((text, *(f"{abs(column[name]):,}" if name in column else "" for column in columns)))
-    return _table("from rows read to rows taken", ("step", *mix.facts), rows)
-
-
-def _sources(mix: Mix) -> RenderableType:
-    rows = list(mix.sources.items())
-    if rest := rows[MOST_SOURCES:]:
-        rows = [*rows[:MOST_SOURCES], (f"{len(rest)} more", sum(count for _, count in rest))]
-    entries = ((_name(name), *_share(count, len(mix.row_ids))) for name, count in rows)
-    return _table("sources", ("source", "rows", "share"), entries)
-
-
-def _name(source: str) -> str:
-    name = " ".join(source.split())
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-
-
 def row(tokens: Tokens, tokenizer: Any, number: int, marks: tuple[str, str] = ("", "")) -> Text:
     """Return one row of `tokens.dataset` as the model sees it, with the trained tokens in colour and between marks."""
     entry = tokens.dataset[number]
@@ -157,53 +74,26 @@ def row(tokens: Tokens, tokenizer: Any, number: int, marks: tuple[str, str] = ("
     return shown
 
 
-BATCH = 10_000
 SAMPLES = 10  # rows that a card shows as chats
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Values of the rows of a mix, in its order; arrays of the same length."""
+def profile(mix: Mix, tokens: Tokens, cache: Path) -> pd.DataFrame:
+    """Return values of the rows of a mix, in its order.
 
-    name: str  # of the mix
-    names: list[str]  # sources, largest first
-    sources: np.ndarray  # index of each row's source in `names`
-    pool: np.ndarray  # bool: whether the row is from the pool
-    keys: np.ndarray  # S32: hash of the normalised text; rows that share one have the same text
-    characters: np.ndarray  # of all turns
-    turns: np.ndarray  # without system turns
-    tokens: np.ndarray  # after truncation, 0 for rows that training skips
-    scores: np.ndarray | None  # NaN for rows without one; None if no row has one
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def by_source(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield each source with the mask of its rows."""
-        for number, name in enumerate(self.names):
-            yield name, self.sources == number
-
-
-def profile(mix: Mix, tokens: Tokens) -> Profile:
-    """Return the values of a mix and its tokens."""
-    rank = {name: number for number, name in enumerate(mix.sources)}
-    sources, sizes, turns = [], [], []
-    for table in mix.dataset.with_format("arrow").iter(BATCH):
-        for batch in table.combine_chunks().to_batches():
-            sources += [rank[name] for name in batch["source"].to_pylist()]
-            sizes.append(characters(batch))
-            turns.append(sum_turns(batch, pc.not_equal(turns_of(batch)[1], "system")))
-    return Profile(
-        name=mix.name,
-        names=list(rank),
-        sources=np.array(sources),
-        # A row id is `base:KEY` or `pool:KEY`, with `-2` after the key of a copy.
-        pool=np.array([row_id.startswith("pool:") for row_id in mix.row_ids]),
-        keys=np.array([row_id[5:37] for row_id in mix.row_ids], dtype="S32"),
-        characters=np.concatenate(sizes),
-        turns=np.concatenate(turns),
-        tokens=tokens.lengths,
-        scores=mix.scores,
+    Columns are `source` (categories with the largest first), `pool` (whether the row is from there), `key` (rows that
+    share one have the same text), `characters`, `turns` (without the system's), `tokens` (after truncation, 0 for rows
+    that training skips) and `score` (NaN for rows without one).
+    """
+    parts = []
+    for origin, part in mix.parts.items():
+        source, rows = part.source, part.chosen
+        columns = {"pool": origin == "pool", "key": source.keys[rows]}
+        columns |= {name: feature(source, name, cache)[rows] for name in ("characters", "spoken_turns")}
+        parts.append(pd.DataFrame(columns, index=np.array(source.names, dtype=object)[source.labels[rows]]))
+    values = pd.concat(parts).rename(columns={"spoken_turns": "turns"}).reset_index(names="source")
+    scores = np.nan if mix.scores is None else mix.scores
+    return values.assign(
+        source=pd.Categorical(values["source"], list(mix.sources)), tokens=tokens.lengths, score=scores
     )
 
 
@@ -223,11 +113,10 @@ def unread_columns(mix: Mix) -> list[tuple[str, str, str]]:
     return listed
 
 
-def repeats(found: Profile) -> dict[str, int]:
-    """Count by source the rows whose text an earlier row of the mix has."""
-    _, first = np.unique(found.keys, return_index=True)
-    counts = np.bincount(np.delete(found.sources, first), minlength=len(found.names)).tolist()
-    return {name: count for name, count in zip(found.names, counts, strict=True) if count}
+def repeats(values: pd.DataFrame) -> dict[str, int]:
+    """Count by source the rows whose text an earlier row of the mix has; `values` are those of `profile`."""
+    counts = values[values.duplicated("key")]["source"].value_counts(sort=False)
+    return {str(name): count for name, count in counts.to_dict().items() if count}
 
 
 def samples(mix: Mix) -> list[dict[str, Any]]:
@@ -248,7 +137,7 @@ def samples(mix: Mix) -> list[dict[str, Any]]:
     return shown
 
 
-def described(values: np.ndarray) -> dict[str, float]:
+def described(values: "pd.Series[float]") -> dict[str, float]:
     """Return mean, median, 5th and 95th percentile, and sum; zeros if there are no values."""
     if not len(values):
         return dict.fromkeys(("mean", "median", "p5", "p95", "sum"), 0.0)

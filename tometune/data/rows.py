@@ -111,17 +111,31 @@ def defect(error: Exception) -> FormatError:
 
 def _arrow_rows(batch: "pa.RecordBatch") -> list[Any]:
     """Convert Arrow rows; bytes that are not UTF-8 become lone surrogates, which `fix_conversation` replaces."""
-    import pyarrow as pa
-
     try:
         rows: list[Row] = batch.to_pylist()
     except UnicodeDecodeError:
-        schema = pa.schema([pa.field(field.name, _bytes_type(field.type)) for field in batch.schema])
-        rows = _decoded(batch.cast(schema).to_pylist())
+        rows = [_value(row) for row in batch.to_struct_array()]
     for name in (field.name for field in batch.schema if str(field.type).count("struct<") > 1):
         for row in rows:
             row[name] = _without_nulls(row[name])
     return rows
+
+
+def _value(scalar: "pa.Scalar") -> Any:
+    """Convert an Arrow value that may hold text that is not UTF-8; Arrow's own conversion is strict, and faster."""
+    import pyarrow as pa
+
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.DictionaryScalar):
+        return _value(scalar.value)
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _value(value) for name, value in scalar.items()}
+    if isinstance(scalar, pa.ListScalar):
+        return [_value(value) for value in scalar]
+    if isinstance(scalar, pa.StringScalar):  # also of the types `large_string` and `string_view`
+        return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+    return scalar.as_py()
 
 
 def _without_nulls(value: Any, level: int = 0) -> Any:
@@ -130,30 +144,4 @@ def _without_nulls(value: Any, level: int = 0) -> Any:
         return [_without_nulls(entry, level) for entry in value]
     if isinstance(value, dict):
         return {key: _without_nulls(entry, level + 1) for key, entry in value.items() if not level or entry is not None}
-    return value
-
-
-def _bytes_type(kind: "pa.DataType") -> "pa.DataType":
-    """Return the Arrow type with bytes instead of text, at any depth."""
-    import pyarrow as pa
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        return _bytes_type(kind.value_type)
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return pa.large_binary()
-    if types.is_list(kind) or types.is_large_list(kind):
-        return pa.large_list(_bytes_type(kind.value_type))
-    if types.is_struct(kind):
-        return pa.struct([pa.field(field.name, _bytes_type(field.type)) for field in kind])
-    return kind
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, list):
-        return [_decoded(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: _decoded(entry) for name, entry in value.items()}
     return value

@@ -1,8 +1,6 @@
 """Sources as role/content messages, each row with a 128-bit key of its text, cached as Arrow.
 
-A cached source is a folder with `rows.arrow` (key, source, messages, extras) and small files with everything else that
-a warm start needs: `keys.npy` (16 bytes per row), `labels.npy` and `labels.json` (the source of each row), `scores.npy`
-(if any row has a score) and `counts.json`.
+A cached source is a folder with `rows.arrow` (the columns of `SCHEMA`) and `counts.json` (what became of the rows).
 """
 
 import json
@@ -38,12 +36,20 @@ if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes t
 log = logging.getLogger(__name__)
 
 VERSION = 6  # raised when the same source gives other rows
-LAYOUT = 3  # raised when the same rows are stored in other files
+LAYOUT = 4  # raised when the same rows are stored in other files
 
-MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
-# What a row holds beyond its messages is JSON in `extras`, see `conversations`; null for ordinary rows.
-SCHEMA = pa.schema({"key": pa.binary(), "source": pa.string(), "messages": MESSAGES, "extras": pa.string()})
 KEY_BYTES = 16
+# What a row holds beyond its messages is JSON in `extras`, see `conversations`; null for ordinary rows. A row without a
+# score has NaN.
+SCHEMA = pa.schema(
+    {
+        "key": pa.binary(),  # of `KEY_BYTES`
+        "source": pa.string(),
+        "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "extras": pa.string(),
+        "score": pa.float32(),
+    }
+)
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 SHOWN = 3  # rows that cannot be read of which an error shows the place and the defect
 ADDRESS = re.compile(r"\w+://")  # of a page, different in each row, so not the name of a source
@@ -59,8 +65,8 @@ class Standardised:
 
     fingerprint: str  # content of the source, format, and version of the standardising
     folder: Path
-    rows: "Dataset"  # columns `key` (16 bytes), `source`, `messages`, `extras`; memory-mapped
-    keys: np.ndarray  # (rows, 2) uint64: the 128 bits of each key, higher half first
+    rows: "Dataset"  # the columns of `SCHEMA`; memory-mapped
+    keys: np.ndarray  # (rows,) S16; they compare like their 16 bytes, but as scalars they lose null bytes at their end
     labels: np.ndarray  # (rows,) int32: the source of each row as an index into `names`
     names: list[str]  # sorted
     scores: np.ndarray | None  # (rows,) float32, NaN for rows without a score; None if no row has one
@@ -77,7 +83,6 @@ class StandardBatch:
     """The usable rows of a batch."""
 
     rows: pa.RecordBatch  # of `SCHEMA`
-    scores: np.ndarray  # float32, NaN for rows without one
     counts: Counter[tuple[str, str, str]]  # rows by kind, reason and source
     bad: list[tuple[str, str]]  # as in `Standardised`
     read: int  # rows of the batch
@@ -89,6 +94,7 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
     Raises:
         UserError: the source is missing or broken. Rows that cannot be read are counted, see `check_malformed`.
     """
+    import pandas as pd
     from datasets import Dataset
 
     read_as = [str(source.format), *(f"{role}={name}" for role, name in sorted(source.columns.items()))]
@@ -96,23 +102,22 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
     made_from = {"source": fingerprint(source, key), "format": ",".join(read_as), "standardise": VERSION}
     stored_as = {**made_from, "layout": LAYOUT, "score": source.score}
     folder = cached_folder(cache, "sources", stored_as, lambda target: _build(source, key, target))
-    scores = folder / "scores.npy"
+    rows = Dataset.from_file(str(folder / "rows.arrow"))
+    sources = pd.Categorical(rows.data.column("source").to_pandas())
+    scores = rows.data.column("score").to_numpy()
     return Standardised(
         fingerprint="{source}/{format}/v{standardise}".format(**made_from),
         folder=folder,
-        rows=Dataset.from_file(str(folder / "rows.arrow")),
-        keys=np.load(folder / "keys.npy").view(">u8").astype(np.uint64),
-        labels=np.load(folder / "labels.npy"),
-        names=json.loads((folder / "labels.json").read_text(encoding="utf-8")),
-        scores=np.load(scores) if scores.exists() else None,
+        rows=rows,
+        keys=rows.data.column("key").to_numpy().astype(f"S{KEY_BYTES}"),
+        labels=sources.codes.astype(np.int32),
+        names=sources.categories.tolist(),
+        scores=None if np.isnan(scores).all() else scores,
         **json.loads((folder / "counts.json").read_text(encoding="utf-8")),
     )
 
 
 def _build(source: SourceConfig, key: str, folder: Path) -> None:
-    import pandas as pd
-
-    keys, sources, scores = bytearray(), list[str](), [np.empty(0, np.float32)]
     counts: Counter[tuple[str, str, str]] = Counter()
     bad: list[tuple[str, str]] = []
     total = 0
@@ -123,20 +128,10 @@ def _build(source: SourceConfig, key: str, folder: Path) -> None:
     ):
         for done in in_order(partial(standardise_batch, source=source, key=key), read(source, key)):
             writer.write_batch(done.rows)
-            keys += b"".join(done.rows.column("key").to_pylist())
-            sources += done.rows.column("source").to_pylist()
-            scores.append(done.scores)
             counts.update(done.counts)
             bad += done.bad
             total += done.read
             advance(done.read)
-    np.save(folder / "keys.npy", np.frombuffer(keys, dtype=np.uint8).reshape(-1, KEY_BYTES))
-    labels, names = pd.factorize(np.array(sources, dtype=object), sort=True)
-    np.save(folder / "labels.npy", labels.astype(np.int32))
-    (folder / "labels.json").write_text(json.dumps(names.tolist()), encoding="utf-8")
-    score = np.concatenate(scores)
-    if not np.isnan(score).all():
-        np.save(folder / "scores.npy", score)
     nested: dict[str, Counts] = {kind: {} for kind in KINDS}
     for (kind, reason, name), count in counts.items():
         nested[kind].setdefault(reason, {})[name] = count
@@ -151,7 +146,6 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
     counts: Counter[tuple[str, str, str]] = Counter()
     bad: list[tuple[str, str]] = []
     usable: list[dict[str, Any]] = []
-    scores = []
     unnamed = source.id or str(source.kind)
     naming = [column for column in SOURCE_COLUMNS if column not in source.columns.values()]
     for index, row in enumerate(batch.rows):
@@ -181,11 +175,10 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
         counts.update(("mended" if turns else "dropped", reason, name) for reason in sorted(reasons))
         if turns:
             messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-            key_of_text = text_key(compared_texts(turns, found.tools))
-            usable.append({"key": key_of_text, "source": name, "messages": messages, "extras": extras})
-            scores.append(_score(row.get(source.score)))
+            text, score = compared_texts(turns, found.tools), _score(row.get(source.score))
+            usable.append(dict(zip(SCHEMA.names, (text_key(text), name, messages, extras, score), strict=True)))
     rows = pa.RecordBatch.from_pylist(usable, schema=SCHEMA)
-    return StandardBatch(rows, np.array(scores, np.float32), counts, bad[:SHOWN], len(batch))
+    return StandardBatch(rows, counts, bad[:SHOWN], len(batch))
 
 
 def check_malformed(source: Standardised, key: str, config: DataConfig) -> None:

@@ -46,6 +46,7 @@ class Rendered:
     stand_ins: dict[str, str]  # the special token behind each stand-in; empty for nearly every row
     answers: Sequence[str | None] = ()  # text of each trained answer; None if the template shows more than a text
     notes: Sequence[str] = ()  # keys of `NOTES`
+    whole: "Rendered | None" = None  # the row before a part was cut off that is too long to be encoded
 
     def original(self, start: int, end: int) -> str:
         """Return a part of the text with the special tokens that the messages spell."""
@@ -117,65 +118,41 @@ class Template:
                 `trained` (false for an answer that is only context).
             tools: definitions of the tools that each conversation may call.
         """
-        rendered: dict[int, Rendered] = {}
-        ordinary: dict[int, tuple[Messages, dict[str, str]]] = {}
-        for number, messages in enumerate(conversations):
-            given = tools[number] if tools else None
-            if given or any(len(message) > 2 or "think>" in message["content"] for message in messages):
-                rendered[number] = self._unusual(messages, given)
-            else:
-                ordinary[number] = self._replace_special(messages)
-        texts = self._render_all([messages for messages, _ in ordinary.values()])
-        for (number, (messages, stand_ins)), text in zip(ordinary.items(), texts, strict=True):
-            shape = self._shape(tuple(message["role"] for message in messages))
-            spans = self._walk(text, messages, shape) if text and shape and not shape.folded else None
-            if not text or spans is None:
-                rendered[number] = self._rendered(text, messages, None, stand_ins, conversations[number], [])
-                continue
-            answers = [message["content"] for message in conversations[number] if message["role"] == "assistant"]
-            rendered[number] = Rendered(text, spans, stand_ins, answers)
-        return [rendered[number] for number in range(len(conversations))]
+        given = tools or [None] * len(conversations)
+        return [self._rendered(messages, own) for messages, own in zip(conversations, given, strict=True)]
 
-    def _unusual(self, messages: Messages, tools: Tools) -> Rendered:
-        """Render a conversation that has more than roles and texts."""
-        fitted = self._support.fit(messages, tools)
-        if isinstance(fitted, str):
-            return Rendered("", [], {}, notes=[fitted])
-        shown, tools, notes = fitted
-        replaced, stand_ins = self._replace_special(shown)
-        return self._rendered(self._render(replaced, tools), replaced, tools, stand_ins, shown, notes)
-
-    def _rendered(
-        self,
-        text: str | None,
-        messages: Messages,
-        tools: Tools,
-        stand_ins: dict[str, str],
-        originals: Messages,
-        notes: list[str],
-    ) -> Rendered:
-        """Locate the answers in a rendered conversation."""
+    def _rendered(self, conversation: Messages, tools: Tools) -> Rendered:
+        """Render a conversation and locate its answers."""
+        notes: list[str] = []
+        unusual = tools or any(len(message) > 2 or "think>" in message["content"] for message in conversation)
+        if unusual:
+            fitted = self._support.fit(conversation, tools)
+            if isinstance(fitted, str):
+                return _skipped(fitted)
+            conversation, tools, notes = fitted
+        messages, stand_ins = self._replace_special(conversation)
+        text = self._render(messages, tools)
         shape = self._shape(tuple(message["role"] for message in messages))
         missing = shape.missing if shape else set()
         calls = any(message.get("tool_calls") for message in messages)
         if text is None or (not calls and (shape is None or missing)):
-            return Rendered("", [], {}, notes=["tools_not_shown" if missing == {"tool"} else "rejected_by_template"])
-        lost = not_shown(text, messages)
-        if lost and lost != "reasoning_removed":
-            return Rendered("", [], {}, notes=[lost])
-        notes = sorted({*notes, *([lost] if lost else []), *(["system_folded"] if shape and shape.folded else [])})
+            return _skipped("tools_not_shown" if missing == {"tool"} else "rejected_by_template")
         walked = self._walk(text, messages, shape) if shape and tools is None else None
+        lost = not_shown(text, messages) if unusual or walked is None else None
+        if lost and lost != "reasoning_removed":
+            return _skipped(lost)
+        notes = sorted({*notes, *([lost] if lost else []), *(["system_folded"] if shape and shape.folded else [])})
         turns = (number for number, message in enumerate(messages) if message["role"] == "assistant")
         spans = self._step_by_step(text, messages, tools) if walked is None else dict(zip(turns, walked, strict=True))
         kept = {number: span for number, span in spans.items() if messages[number].get("trained", True)}
         if None in kept.values():
-            notes = [*notes, "prompt_differs"]
+            notes.append("prompt_differs")
         located = {number: span for number, span in kept.items() if span}
         # A template shows reasoning and calls in its own way, so those answers are not compared with their texts.
         bare = shape is not None and shape.prompted
         answers = [
             message["content"] if bare and message.keys() <= BARE and "think>" not in message["content"] else None
-            for message in (originals[number] for number in located)
+            for message in (conversation[number] for number in located)
         ]
         return Rendered(text, list(located.values()), stand_ins, answers, notes)
 
@@ -188,16 +165,6 @@ class Template:
         except Exception:  # a template is a program and can raise anything
             return None
         return text
-
-    def _render_all(self, conversations: list[Messages]) -> list[str | None]:
-        """Return the texts of conversations; rendering them together is faster."""
-        if not conversations:
-            return []
-        try:
-            texts: list[str | None] = self.tokenizer.apply_chat_template(conversations, tokenize=False)
-        except Exception:
-            return [self._render(messages) for messages in conversations]
-        return texts
 
     def _replace_special(self, messages: Messages) -> tuple[Messages, dict[str, str]]:
         """Replace special tokens that a text spells by unused characters.
@@ -291,6 +258,10 @@ class Template:
             if text.startswith(after[:end]):
                 spans[number] = (len(before), end + len(self._end_of_turn(text[end:])))
         return spans
+
+
+def _skipped(note: str) -> Rendered:
+    return Rendered("", [], {}, notes=[note])
 
 
 @lru_cache(8)

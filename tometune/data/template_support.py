@@ -57,18 +57,17 @@ class TemplateSupport:
     @cached_property
     def reasoning_key(self) -> str | None:
         """The key of an answer's reasoning, if the template shows it after the answer's prompt; else None."""
-        prompt = self._render([USER], prompt=True) or ""
-        for key in REASONING_KEYS:
-            text = self._render([USER, {**ANSWER, key: REASONING}]) or ""
-            if text.startswith(prompt) and REASONING in text[len(prompt) :]:
-                return key
-        return None
+        return next((key for key in REASONING_KEYS if self._shows_reasoning({key: REASONING})), None)
 
     @cached_property
     def shows_think_blocks(self) -> bool:
         """Whether a `<think>` block at the start of a text is shown, after the answer's prompt."""
+        return self._shows_reasoning({"content": f"<think>\n{REASONING}\n</think>\n\ntm0answer"})
+
+    def _shows_reasoning(self, keys: dict[str, str]) -> bool:
+        """Whether an answer with these keys is shown with its reasoning, after its prompt."""
         prompt = self._render([USER], prompt=True) or ""
-        text = self._render([USER, {**ANSWER, "content": f"<think>\n{REASONING}\n</think>\n\ntm0answer"}]) or ""
+        text = self._render([USER, ANSWER | keys]) or ""
         return text.startswith(prompt) and REASONING in text[len(prompt) :]
 
     @cached_property

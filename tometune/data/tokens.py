@@ -1,13 +1,11 @@
-"""Tokens of a mix, cached per source: each row is tokenised once, whichever mixes take it.
+"""Tokens of a mix, cached in blocks of its rows.
 
-Rows that a mix needs and no earlier mix had form a piece: rows.arrow with the rows that have labels, and index.npy with
-one line per row. The cells of a table therefore share the tokens of base and pool.
+A block is a folder with rows.arrow, the rows that have labels, and sizes.npy with one line per row. A larger mix of the
+same seed begins with the rows of a smaller one, so it finds the blocks of that one and makes only those that follow.
 """
 
-import json
 import logging
-import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -23,25 +21,21 @@ from datasets import (
     enable_progress_bars,
     is_progress_bar_enabled,
 )
-from filelock import FileLock
 
-from tometune.common.cache import cached_folder, remove_damaged
+from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
-from tometune.common.files import disk_errors
 from tometune.common.progress import progress
 from tometune.data.encoder import Encoder, encode_rows, without_truncation
-from tometune.data.labels import INDEX, SCHEMA, label_rows, verify
+from tometune.data.labels import SCHEMA, label_rows, verify
 from tometune.data.mix import Mix, Part
 from tometune.data.template import NOTES, Template
 
 log = logging.getLogger(__name__)
 
-VERSION = 5  # raised when the same rows get other ids or labels, or are stored in another way
+VERSION = 6  # raised when the same rows get other ids or labels, or are stored in another way
 
-VERIFIED = 200  # rows of a piece that are decoded and compared with their answers
-
-# Tokenised rows, memory-mapped tables of `SCHEMA`; and their index, (rows, len(INDEX)), sorted by row, each row once.
-Pieces = tuple[list[Dataset], np.ndarray]
+BLOCK = 10_000  # rows of a block
+VERIFIED = 200  # rows of a block that are decoded and compared with their answers
 
 
 @dataclass(frozen=True)
@@ -90,24 +84,16 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         "mask": "assistant turns and the end of each",
         "tokens": VERSION,
     }
-    tables, numbers, lines, length = [], [], [], 0
-    for part in mix.parts.values():
-        rows, found = _tokenised(part, made_by, template, max_length, cache)
-        chosen = found[np.searchsorted(found[:, 0], part.chosen)]
-        assert (chosen[:, 0] == part.chosen).all(), "every chosen row was tokenised"
-        lines.append(chosen)
-        tables += rows
-        numbers.append(chosen[chosen[:, 1] >= 0, 1] + length)
-        length += sum(map(len, rows))
-    index = np.concatenate(lines)
-    _, places, lengths, trained, cut, special, *notes = index.T
+    blocks = [block for part in mix.parts.values() for block in _blocks(part, made_by, template, max_length, cache)]
+    sizes = np.concatenate([block_sizes for _, block_sizes in blocks])
+    lengths, trained, cut, special, *notes = sizes.T
     counts = Counts(
-        rows=len(index),
+        rows=len(sizes),
         tokens=int(lengths.sum()),
         trainable_tokens=int(trained.sum()),
         truncated=int((cut > 0).sum()),
         tokens_cut=int(cut.sum()),
-        without_labels=int((places < 0).sum()),
+        without_labels=int((trained == 0).sum()),
         special_text=int(special.sum()),
         template={name: int(column.sum()) for name, column in zip(NOTES, notes, strict=True) if column.any()},
     )
@@ -121,80 +107,50 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
         log.warning("%s", line)
     if counts.without_labels:
         log.warning("%s rows skipped: nothing left to train on", f"{counts.without_labels:,}")
-    return Tokens(concatenate_datasets(tables).select(np.concatenate(numbers)), counts, lengths)
+    return Tokens(concatenate_datasets([rows for rows, _ in blocks]), counts, lengths)
 
 
 def _hash(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:20]
 
 
-def _tokenised(part: Part, made_by: dict[str, Any], template: Template, max_length: int, cache: Path) -> Pieces:
-    """Return tokenised rows of a source, the chosen ones among them, from the cache or made now."""
-    key = {"source": part.source.fingerprint, **made_by}
-    kind = f"tokens/{_hash(json.dumps(key, sort_keys=True))}"
-    found = _load(cache / kind)
-    if np.isin(part.chosen, found[1][:, 0]).all():
-        return found
-    with ExitStack() as stack:
-        with disk_errors(cache, "paths.cache"):
-            (cache / kind).mkdir(parents=True, exist_ok=True)
-            # Other processes that need these rows wait and then find them.
-            stack.enter_context(FileLock(cache / kind / ".lock"))
-        for left in (cache / kind).glob(".*/"):  # left by a killed process; nobody else holds the lock
-            shutil.rmtree(left, ignore_errors=True)
-        missing = np.setdiff1d(part.chosen, _load(cache / kind)[1][:, 0])
-        if len(missing):
-            rows = {"count": len(missing), "sha256": sha256(missing.astype("<i8").tobytes()).hexdigest()[:20]}
-            build = partial(_build, part.source.rows.select(missing), missing, template, max_length)
-            cached_folder(cache, kind, {**key, "rows": rows}, build)
-            log.info("%s rows tokenised", f"{len(missing):,}")
-    return _load(cache / kind)
-
-
-def _load(folder: Path) -> Pieces:
-    """Return the pieces in a folder; if two machines tokenised the same row, the first one is used.
-
-    A damaged piece is deleted, so that its rows are made again.
-    """
-    tables, indexes, length = [], [np.empty((0, len(INDEX)), dtype=np.int64)], 0
-    for piece in sorted(folder.glob("[!.]*/")):
-        if remove_damaged(piece):
-            continue
-        index, table = np.load(piece / "index.npy"), Dataset.from_file(str(piece / "rows.arrow"))
-        index[:, 1] += np.where(index[:, 1] >= 0, length, 0)
-        tables.append(table)
-        length += len(table)
-        indexes.append(index)
-    joined = np.concatenate(indexes)
-    _, first = np.unique(joined[:, 0], return_index=True)
-    return tables, joined[first]
+def _blocks(
+    part: Part, made_by: dict[str, Any], template: Template, max_length: int, cache: Path
+) -> Iterator[tuple[Dataset, np.ndarray]]:
+    """Yield the rows with labels and the sizes of all rows of each block of a part, from the cache or made now."""
+    for start in range(0, len(part.chosen), BLOCK):
+        numbers = part.chosen[start : start + BLOCK]
+        rows = {"count": len(numbers), "sha256": sha256(numbers.astype("<i8").tobytes()).hexdigest()[:20]}
+        key = {"source": part.source.fingerprint, **made_by, "rows": rows}
+        build = partial(_build, part.source.rows.select(numbers), numbers, template, max_length)
+        folder = cached_folder(cache, "tokens", key, build, alone=True)
+        yield Dataset.from_file(str(folder / "rows.arrow")), np.load(folder / "sizes.npy")
 
 
 def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: int, folder: Path) -> None:
-    """Write rows.arrow and index.npy of a piece."""
+    """Write rows.arrow and sizes.npy of a block."""
     encoder = Encoder(template)
     verified = set(np.linspace(0, len(rows) - 1, VERIFIED, dtype=int).tolist())
-    lines, place = [], 0
+    sizes: list[np.ndarray] = []
+    start = 0
     with (
         pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress("rows tokenised", len(rows)) as advance,
     ):
-        for batch in encode_rows(rows.select_columns(["messages", "extras"]), template, encoder, max_length):
-            stop = batch.start + len(batch.encoded)
-            for number in verified.intersection(range(batch.start, stop)):
-                row = number - batch.start
-                if batch.rendered[row] is batch.clipped[row]:
-                    verify(encoder, batch.rendered[row], batch.encoded[row], int(numbers[number]))
-            table, index = label_rows(batch.encoded, max_length)
-            index[:, 0] = numbers[batch.start : stop]
-            index[index[:, 1] >= 0, 1] += place
-            index[:, 5:] = [[bool(row.stand_ins), *(note in row.notes for note in NOTES)] for row in batch.rendered]
-            lines.append(index)
-            place += len(table)
+        columns = rows.select_columns(["messages", "extras"])
+        for rendered, encoded in encode_rows(columns, template, encoder, max_length):
+            for number, (row, ids) in enumerate(zip(rendered, encoded, strict=True), start):
+                if number in verified and row.whole is None:
+                    verify(encoder, row, ids, int(numbers[number]))
+            table, counted = label_rows(encoded, max_length)
+            flags = [[bool(row.stand_ins), *(note in row.notes for note in NOTES)] for row in rendered]
+            sizes.append(np.column_stack([counted, np.array(flags, dtype=np.int64)]))
             writer.write_batch(table)
-            advance(len(batch.encoded))
-    np.save(folder / "index.npy", np.concatenate(lines))
+            advance(len(encoded))
+            start += len(encoded)
+    np.save(folder / "sizes.npy", np.concatenate(sizes))
+    log.info("%s rows tokenised", f"{len(rows):,}")
 
 
 def pack(dataset: Dataset, max_length: int) -> Dataset:

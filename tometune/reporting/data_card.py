@@ -1,4 +1,4 @@
-"""The data card of a mix: an HTML page, the same as Markdown, and a summary of contamination for the console.
+"""The data card of a mix: an HTML page, the same as Markdown, and the Markdown without rows for the console.
 
 Texts of rows come from strangers. They are escaped, Markdown in them stays text, and the page's Content-Security-Policy
 forbids it to load or run anything.
@@ -8,39 +8,42 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from jinja2 import Environment
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tometune.common.errors import some
 from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
-from tometune.data.preview import REASONS, Profile, described, drops, repeats, steps, unread_columns
+from tometune.data.preview import REASONS, described, drops, repeats, steps, unread_columns
+from tometune.data.template import NOTES
+from tometune.data.tokens import Counts
 from tometune.reporting import mix_figures
 from tometune.reporting.html import draw, environment, markdown_line
 
 FOLDED_AFTER = 700  # characters of a turn that are visible without unfolding it
 MOST_CHARACTERS = 20_000  # characters of a turn on the page
 MOST_SOURCES = 6  # sources that are listed with their rows
-MOST_WORDS = 24  # words of an overlap listed on the console
 
 
 def card(
-    mix: Mix, values: Profile, samples: Sequence[Mapping[str, Any]], contamination: Mapping[str, Any]
+    mix: Mix,
+    values: pd.DataFrame,
+    counts: Counts,
+    samples: Sequence[Mapping[str, Any]],
+    contamination: Mapping[str, Any],
+    max_length: int,
 ) -> dict[str, Any]:
     """Return the content of a card as plain values; `contamination` is the result of `describe_overlaps`."""
     duplicates = repeats(values)
-    scores = None if values.scores is None else values.scores[~np.isnan(values.scores)]
+    scores = values["score"].dropna()
     return {
         **{"name": mix.name, "seed": mix.seed, "digest": mix.digest},
         "fingerprints": {origin: facts["fingerprint"] for origin, facts in mix.facts.items()},
-        **_rows(values, np.ones(len(values), dtype=bool)),
-        "scores": None if scores is None else {**described(scores), "rows": len(scores)},
-        "sources": [{"source": name, **_rows(values, rows)} for name, rows in values.by_source()],
+        **_rows(values, values),
+        "scores": {**described(scores), "rows": len(scores)} if len(scores) else None,
+        "sizes": _sizes(counts, max_length),
+        "sources": [{"source": name, **_rows(rows, values)} for name, rows in values.groupby("source", observed=True)],
         "steps": {
             origin: [(REASONS.get(reason, reason), count) for reason, count in steps(facts)]
             for origin, facts in mix.facts.items()
@@ -58,15 +61,29 @@ def card(
     }
 
 
-def _rows(values: Profile, rows: np.ndarray) -> dict[str, Any]:
-    """Return counts and lengths of the rows selected by a mask."""
-    count, pool = int(rows.sum()), int(values.pool[rows].sum())
+def _rows(rows: pd.DataFrame, whole: pd.DataFrame) -> dict[str, Any]:
+    """Describe some rows of a mix."""
+    count, pool = len(rows), int(rows["pool"].sum())
     return {
-        **{"rows": count, "base": count - pool, "pool": pool, "share": count / len(values)},
-        "characters": described(values.characters[rows]),
-        "turns": described(values.turns[rows]),
-        "tokens": described(values.tokens[rows]),
+        **{"rows": count, "base": count - pool, "pool": pool, "share": count / len(whole)},
+        **{name: described(rows[name]) for name in ("characters", "turns", "tokens")},
     }
+
+
+def _sizes(counts: Counts, max_length: int) -> list[tuple[str, int, float]]:
+    """Return what became of the rows and tokens when the mix was tokenised: (text, number, share of rows or tokens)."""
+    of_rows = {
+        f"rows truncated at trainer.max_length={max_length}": counts.truncated,
+        "rows skipped: nothing left to train on": counts.without_labels,
+        "rows whose text spells a control token, kept as text": counts.special_text,
+        **{f"rows with {NOTES[note]}": count for note, count in counts.template.items()},
+    }
+    tokens = counts.tokens + counts.tokens_cut
+    return [
+        *((text, count, count / counts.rows) for text, count in of_rows.items()),
+        ("trainable tokens (answers and their ends)", counts.trainable_tokens, counts.trainable_tokens / counts.tokens),
+        ("tokens cut off", counts.tokens_cut, counts.tokens_cut / tokens),
+    ]
 
 
 def _dropped(mix: Mix) -> list[dict[str, Any]]:
@@ -119,7 +136,7 @@ def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], s
     }
 
 
-def card_page(content: Mapping[str, Any], values: Profile, max_length: int) -> str:
+def card_page(content: Mapping[str, Any], values: pd.DataFrame, max_length: int) -> str:
     """Return the HTML page of `content`, the result of `card`; tokens were truncated at `max_length`."""
     overlaps = {task["task"]: task["sources"] for task in content["contamination"]["tasks"] if task["rows"]}
     title = "Overlapping rows of each task by source"
@@ -132,11 +149,11 @@ def card_page(content: Mapping[str, Any], values: Profile, max_length: int) -> s
     return template.render(card=content, pictures=pictures, max_length=max_length)
 
 
-def card_markdown(content: Mapping[str, Any]) -> str:
-    """Return the card as Markdown, without figures."""
+def card_markdown(content: Mapping[str, Any], rows: bool = True) -> str:
+    """Return the card as Markdown, without figures; without `rows`, texts of rows and small sources are left out."""
     templates = _templates()
     templates.autoescape = False
-    return templates.get_template("card.md.jinja").render(card=content).rstrip() + "\n"
+    return templates.get_template("card.md.jinja").render(card=content, rows=rows).rstrip() + "\n"
 
 
 def _templates() -> Environment:
@@ -178,24 +195,3 @@ def fenced(row: Mapping[str, Any]) -> str:
     longest = max((len(found) for found in re.findall(r"`{3,}", turns)), default=2)
     fence = "`" * (longest + 1)
     return f"{fence}text\n{turns}\n{fence}"
-
-
-def print_overlaps(console: Console, overlaps: Mapping[str, Any]) -> None:
-    """Print the result of `describe_overlaps`."""
-    if overlaps["tasks"]:
-        title = "rows that share 13 consecutive words, or a whole shorter text, with an evaluation example"
-        console.print(Text(f"\n{title}: {overlaps['overlapping']:,}", style="bold"))
-        grid = Table("task", box=SIMPLE_HEAD, show_edge=False)
-        for name in ("rows", "share", "too short"):  # texts with too few words to be checked
-            grid.add_column(name, justify="right")
-        grid.add_column("rows by source")
-        for task in overlaps["tasks"]:
-            numbers = f"{task['rows']:,}", f"{task['share']:.4%}", f"{task['too_short']:,}"
-            grid.add_row(task["task"], *numbers, Text(_largest(task["sources"])))
-        console.print(grid)
-    for entry in overlaps["examples"]:
-        shared = " ".join(entry["shared"].split()[:MOST_WORDS]) + (" …" if entry["words"] > MOST_WORDS else "")
-        place = f"{entry['task']} {entry['example']}, {entry['source']}, {entry['words']} words"
-        console.print(Text(f"  {place}: {shared}"))
-    for names, reason in overlaps["unchecked"]:
-        console.print(Text(f"! not checked against {names}: {reason}", style="yellow"))

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tometune.reporting.grouping import Cell
 from tometune.reporting.html import HUES, INK, MUTED, PAPER, WIDTH, as_svg, panels
-
-if TYPE_CHECKING:
-    from tometune.data.preview import Profile
 
 MOST_PARTS = len(HUES) - 1  # parts of a bar with a colour of their own; the rest share one
 MOST_SOURCES = 12  # sources of a mix that are drawn separately; the rest are drawn as one
@@ -74,13 +71,13 @@ def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]]) -
     return as_svg(figure, name, f"{title}: {described}.")
 
 
-def groups(mix: Profile) -> dict[str, np.ndarray]:
-    """Return the row masks of the largest sources by name, and one mask for all others."""
-    found = list(mix.by_source())
+def groups(values: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of the largest sources by name, and those of the others as one; `values` are of `profile`."""
+    found = [(str(name), rows) for name, rows in values.groupby("source", observed=True)]
     largest, rest = found[:MOST_SOURCES], found[MOST_SOURCES:]
     if len(rest) < 2:
         return dict(found)
-    return dict([*largest, (f"{len(rest)} others", np.logical_or.reduce([rows for _, rows in rest]))])
+    return dict([*largest, (f"{len(rest)} others", pd.concat([rows for _, rows in rest]))])
 
 
 def label(name: str) -> str:
@@ -92,30 +89,28 @@ def label(name: str) -> str:
     return line.replace("$", r"\$")
 
 
-def composition(mix: Profile) -> str:
+def composition(values: pd.DataFrame) -> str:
     """Draw the rows of one mix by source, divided into base and pool."""
     bars = {}
-    for name, rows in groups(mix).items():
-        pool = int(mix.pool[rows].sum())
-        bars[name] = {"from the base": int(rows.sum()) - pool, "from the pool": pool}
+    for name, rows in groups(values).items():
+        pool = int(rows["pool"].sum())
+        bars[name] = {"from the base": len(rows) - pool, "from the pool": pool}
     return stacked_bars("composition", "Rows by source", bars)
 
 
-def lengths(mix: Profile, max_length: int) -> str:
+def lengths(values: pd.DataFrame, max_length: int) -> str:
     """Draw histograms of characters, tokens and turns, one row per source, each scaled to its tallest bin.
 
     If rows reach `max_length`, where training truncates, it is marked.
     """
-    shown = groups(mix)
-    columns = {"characters": mix.characters}
-    if (mix.tokens > 0).any():
-        columns["tokens"] = mix.tokens
-    columns["turns"] = np.clip(mix.turns, 0, MOST_TURNS)
+    shown = groups(values.assign(turns=values["turns"].clip(upper=MOST_TURNS)))
+    columns = ["characters", *(["tokens"] if (values["tokens"] > 0).any() else []), "turns"]
     figure, (axes,) = panels(1, len(columns), WIDTH, 0.95 + 0.43 * len(shown), sharey=True)
-    for axis, (name, values) in zip(axes, columns.items(), strict=True):
+    for axis, name in zip(axes, columns, strict=True):
         axis.set_title(name)
-        _histograms(axis, [values[rows & (values > 0)] for rows in shown.values()], logarithmic=name != "turns")
-        if name == "tokens" and (values >= max_length).any():
+        sizes = [rows[name].to_numpy() for rows in shown.values()]
+        _histograms(axis, [size[size > 0] for size in sizes], logarithmic=name != "turns")
+        if name == "tokens" and (values[name] >= max_length).any():
             axis.axvline(max_length, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
     axes[0].set_yticks(range(len(shown)), list(map(label, shown)))
     axes[0].set_ylim(len(shown) - 0.7, -1.02)

@@ -73,6 +73,7 @@ class RunInputs:
         Raises:
             UserError: see `build_mix`; or `data.contamination=fail` and a row overlaps with an evaluation example.
         """
+        from tometune.data.contamination import of_mix
         from tometune.data.mix import build_mix
         from tometune.models.quality_scorer import quality_scorer
 
@@ -81,7 +82,7 @@ class RunInputs:
         scorer = quality_scorer(data.scorer)
         mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts, scorer)
         if texts is not None and data.contamination is Contamination.fail:
-            found = self._overlaps(mix, texts)
+            found = of_mix(mix.rows, texts, self.cache)
             if found.overlapping:
                 raise _contaminated(found)
         return mix
@@ -114,21 +115,11 @@ class RunInputs:
         return (EvaluationTexts(texts) if texts else None), unread
 
     def contamination(self) -> tuple[MixOverlaps | None, dict[str, str]]:
-        """Return the overlaps of the mix with the evaluation texts, and the reasons by task for unread tasks."""
+        """Return the overlaps of the mix with the evaluation texts, and the tasks that could not be read, with why."""
+        from tometune.data.contamination import of_mix
+
         texts, unread = self.evaluation_texts
-        return (None if texts is None else self._overlaps(self.mix, texts)), unread
-
-    def _overlaps(self, mix: Mix, texts: EvaluationTexts) -> MixOverlaps:
-        from tometune.data.contamination import of_mix, overlaps
-        from tometune.data.standardise import standardise
-
-        sources = {"base": self.config.data.base, "pool": self.config.data.pool}
-        found = {
-            origin: overlaps(standardise(source, f"data.{origin}", self.cache), texts, self.cache)
-            for origin, source in sources.items()
-            if source is not None and origin in mix.facts
-        }
-        return of_mix(mix.row_ids, found, texts)
+        return (None if texts is None else of_mix(self.mix.rows, texts, self.cache)), unread
 
 
 def cache_folder(config: Config) -> Path:

@@ -30,8 +30,8 @@ from tometune.training.trainer import MeteredTrainer, StepCallback, arguments
 log = logging.getLogger(__name__)
 
 CPU_CHUNK = 32
-"""Tokens that the loss of TRL projects onto the vocabulary at a time. It fills the last chunk up: with its own 256, most
-of what a small step computes would be filling."""
+"""Tokens that TRL projects onto the vocabulary at a time. It fills the last chunk up; with its 256, a small step would
+mostly compute filling."""
 
 
 def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unsloth: bool = False) -> dict[str, Any]:
