@@ -1,6 +1,6 @@
 """The draw: the rows of a pool in one order, from which every mix takes a prefix, and a larger mix a longer one.
 
-The order is random, or by quality scores, the best first (`data.pool.order`).
+The order is random (`mix` makes the seeded permutation), or by quality scores, the best first (`data.pool.order`).
 
 Weights: each weighted source, and all other sources together, form a queue. The k-th row of a queue with weight w gets
 the position (k − ½) / w, and the queues are merged by position, ties in draw order. Every prefix of the merged order

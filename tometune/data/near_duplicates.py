@@ -1,6 +1,6 @@
 """Near-duplicates, found with rensa: MinHash signatures over runs of words, and an LSH index of the rows that stay.
 
-A row is dropped if its estimated Jaccard similarity to a row that stays reaches the threshold. Memory: about 2 KB per
+`mix` drops a row if its estimated Jaccard similarity to a row that stays reaches the threshold. Memory: about 2 KB per
 row that stays.
 """
 

@@ -1,7 +1,8 @@
 """GPU memory: the micro-batch that fits, found by trying and remembered; and a rough estimate for plans.
 
 Results do not depend on what is tried. A step covers the same rows whatever the micro-batch, so only the order in which
-gradients are added differs (`tometune.training.steps`), and the generators are seeded after the last attempt.
+gradients are added differs (`tometune.training.steps`), and the generators are seeded after the last attempt. If the
+memory runs out later, `sft` halves the micro-batch.
 """
 
 import json
