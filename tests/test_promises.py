@@ -48,7 +48,7 @@ IN_PLACE = {
     "common/cache.py": (1, "in the temporary folder that is then renamed"),
     "common/integrity.py": (1, "in the temporary folder that is then renamed"),
     "data/contamination.py": (2, "in a temporary folder of the cache"),
-    "data/standardise.py": (2, "in a temporary folder of the cache"),
+    "data/standardise.py": (1, "in a temporary folder of the cache"),
     "training/checkpoints.py": (1, "in the temporary folder that is then renamed"),
     "training/metrics.py": (2, "in a checkpoint that counts only with its last file; lines that are appended"),
     "runs/lock.py": (1, "the lock's own file, while it is held"),

@@ -30,8 +30,9 @@ def test_writes_four_files_and_says_where_and_skips_a_broken_run_with_a_warning(
     broken.write_text("[]")
     done = run_verb("report", "sweep.name=table", "eval.resamples=200")
     assert done.returncode == 0, done.stderr
-    (warning,) = done.stderr.splitlines()
+    warning, unlisted = done.stderr.splitlines()
     assert str(broken.relative_to(sweep.parents[1])) in warning
+    assert "no sweep.json" in unlisted
     assert [entry["run_id"] for entry in json.loads((sweep / "table.json").read_text())["missing"]] == [
         broken.parent.name
     ]
@@ -60,7 +61,8 @@ def test_sweeps_by_their_file_or_their_names(run_verb, tmp_path):
     for name in ("seeds", "two"):
         write_table(multirun / name, seeds=1)
     done = run_verb("report", "+sweep=seeds", "eval.resamples=200")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert done.stderr.startswith("multirun/seeds: no sweep.json, so runs that never started are not known")
     assert done.stdout.count("multirun/seeds/report.html") == 1, "read once"
     for overrides, message in (
         ([], "sweep.name is required; sweeps in multirun: seeds, two"),

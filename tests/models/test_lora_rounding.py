@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tometune.models import lora_rounding
-from tometune.models.lora_rounding import Joined, JoinedLora, RoundedOnce, added, round_once
+from tometune.models.lora_rounding import Joined, JoinedLora, RoundedOnce, added, forget_inputs, round_once
 
 
 def layer(dtype: torch.dtype, bias: bool = False, kind: type[nn.Linear] = nn.Linear, **lora: object) -> nn.Module:
@@ -143,6 +143,21 @@ def test_layers_with_the_same_input_share_one_product(
     layers = [module for module in model.modules() if isinstance(module, JoinedLora)]
     assert len(layers) == 2 * 7
     assert not any(layer.siblings._outputs for layer in layers), "outputs would stay in memory"
+
+
+def test_a_pass_that_was_broken_off_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the memory of its activations is not freed."""
+    model = decoder(0.0, bias=False)
+    round_once(model)
+    monkeypatch.setattr(lora_rounding, "joins", lambda _: torch.is_grad_enabled())
+    mlp = model.get_base_model().model.layers[0].mlp
+    monkeypatch.setattr(mlp.act_fn, "forward", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mlp(torch.randn(2, 3, 64).bfloat16())
+    assert mlp.gate_proj.siblings._outputs
+    forget_inputs(model)
+    assert not mlp.gate_proj.siblings._outputs
+    assert mlp.gate_proj.siblings._input is None
 
 
 def test_siblings_called_in_another_order_or_alone_give_their_own_output(monkeypatch: pytest.MonkeyPatch) -> None:

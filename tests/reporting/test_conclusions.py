@@ -13,7 +13,7 @@ from tometune.reporting.report_files import as_html
     [
         ({"effect": 0.08, "deviation": 0.002}, "Yes."),
         ({"effect": 0.0, "deviation": 0.02, "examples": 60}, "Undecided: no significant difference."),
-        ({"effect": -0.05, "deviation": 0.001, "examples": 60}, "No, it is worse."),
+        ({"effect": -0.08, "deviation": 0.002}, "No, it is worse."),
     ],
 )
 def test_a_planted_effect_is_found_and_its_absence_is_not(tmp_path, report, made, verdict):

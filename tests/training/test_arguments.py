@@ -60,3 +60,10 @@ def test_settings_are_arguments_of_trl() -> None:
     for dtype, flags in ((torch.float32, (0, 0)), (torch.bfloat16, (1, 0)), (torch.float16, (0, 1))):
         found = given(settings(), dtype=dtype)
         assert (found.bf16, found.fp16) == flags
+
+
+def test_a_process_has_one_gpu_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two, transformers would double the batch and copy the model."""
+    monkeypatch.setattr(SFTConfig, "n_gpu", 2)
+    ours = given(settings())
+    assert (ours.n_gpu, ours.train_batch_size) == (1, STEP.micro_batch)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as attend
+from transformers import LlamaConfig
 
 from tests.training.conftest import Fitted, Train, packs, settings
 from tometune.models import packed_attention
@@ -48,6 +49,14 @@ def test_conversations_without_padding_train_as_they_do_with_it(plain: Fitted, t
     assert flat.result.padded_tokens == flat.result.tokens == plain.result.tokens < plain.result.padded_tokens
     assert [len(batch["input_ids"]) for batch in flat.batches] == [1] * 6
     assert flat.losses == pytest.approx(plain.losses, abs=1e-5)
+
+
+def test_a_model_with_a_window_keeps_it(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attentions over lengths know no window; masks of transformers do."""
+    for window, attention in ((16, "sdpa"), (256, packed_attention.PER_CONVERSATION)):
+        monkeypatch.setattr(LlamaConfig, "sliding_window", window, raising=False)
+        fitted = train(tmp_path / str(window), settings(**packs(96, 2), max_steps=1))
+        assert fitted.result.attention == attention
 
 
 PACKS = [

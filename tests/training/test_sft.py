@@ -18,6 +18,7 @@ from tometune.config.eval import EvalConfig, TaskConfig
 from tometune.evaluation.scoring import Scorer
 from tometune.evaluation.tasks import load_tasks
 from tometune.models.adapter import add_adapter
+from tometune.training.trainer import MeteredTrainer
 
 
 def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
@@ -127,3 +128,27 @@ def test_the_adapters_config_is_the_same_in_every_process(plain: Fitted) -> None
     names = json.loads((plain.folder / "adapter" / "adapter_config.json").read_text())["target_modules"]
     assert names == sorted(names)
     assert len(names) == 7
+
+
+def test_an_operation_without_a_deterministic_kernel_is_named_once_and_training_starts_again(
+    train: Train, plain: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if it comes in a later step, when the weights have changed and there is no checkpoint."""
+    step, calls = MeteredTrainer.training_step, []
+
+    def training_step(self: MeteredTrainer, *arguments: Any, **keywords: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("some_kernel does not have a deterministic implementation, but you set ...")
+        return step(self, *arguments, **keywords)
+
+    monkeypatch.setattr(MeteredTrainer, "training_step", training_step)
+    fitted = train(tmp_path, settings(save_steps=100))
+    assert len(calls) == 3 + 6
+    assert caplog.text.count("some_kernel has no deterministic kernel") == 1
+    assert (fitted.result.deterministic, fitted.result.nondeterministic) == (False, "some_kernel")
+    assert (plain.result.deterministic, plain.result.nondeterministic) == (True, None)
+    assert fitted.adapter == plain.adapter
+    monkeypatch.setattr(MeteredTrainer, "training_step", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path / "other", settings())

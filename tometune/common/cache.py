@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def cached_folder(
             if alone:
                 lock = _lock_of(final)
                 stack.enter_context(FileLock(lock))
-                stack.callback(lock.unlink, missing_ok=True)
+                stack.callback(_remove, lock)
                 if final.exists():
                     return final
             temporary = stack.enter_context(temporary_path(final, folder=True))
@@ -80,9 +80,15 @@ def remove_damaged(folder: Path) -> bool:
             log.warning("%s: %s is missing or damaged; making it again", folder, name)
             if folder.exists():
                 shutil.rmtree(folder)
-        lock.unlink(missing_ok=True)
+        _remove(lock)
     return True
 
 
 def _lock_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
+
+
+def _remove(lock: Path) -> None:
+    """Remove the file of a lock that is still held; Windows does not allow it, and it is empty."""
+    with suppress(PermissionError):
+        lock.unlink(missing_ok=True)

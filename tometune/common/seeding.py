@@ -4,6 +4,7 @@ import os
 import random
 import re
 import sys
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -34,8 +35,9 @@ def use_deterministic_kernels(wanted: bool = True, strict: bool = False) -> None
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(wanted))
-    if "torch._inductor.config" in sys.modules:
-        sys.modules["torch._inductor.config"].deterministic = wanted  # type: ignore[attr-defined]
+    inductor: Any = sys.modules.get("torch._inductor.config")
+    if hasattr(inductor, "deterministic"):  # PyTorch 2.10
+        inductor.deterministic = wanted
     torch.use_deterministic_algorithms(wanted, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # it is for finding errors, and costs time
 

@@ -46,7 +46,8 @@ def check_space(finished: Finished, folder: Path, exports: Sequence[Export]) -> 
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{nearest}: not writable; set export.folder to a folder that is")
-    bits = {"adapter": 0.0, "merged_16bit": 32 if finished.config.export.dtype is Precision.fp32 else 16, **BITS}
+    wide = finished.config.export.dtype in (Precision.fp32, Precision.auto)  # auto falls back to float32
+    bits = {"adapter": 0.0, "merged_16bit": 32 if wide else 16, **BITS}
     bits_per_weight = sum(bits[export.kind] for export in exports)
     if any(export.format == "gguf" for export in exports):
         bits_per_weight += 2 * 32  # the exact weights, which llama.cpp's converter copies

@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from tometune.common.errors import UserError
 from tometune.common.files import write_json, write_text
 from tometune.exporting.gate import Engine, Reference, change_held
 from tometune.exporting.gguf import LlamaCppEngine, convert, gguf_change, quantise
@@ -90,6 +91,8 @@ class Writer:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
             model.save_pretrained(folder := self.scratch(), save_original_format=False)
             base, merged = Checkpoint(folder), Merged(folder, self.finished.adapter)
+        if unknown := sorted(merged.adapted.keys() - merged.keys()):
+            raise UserError(f"{unknown[0]}: is not in this base, but the adapter changes it; name the base of the run")
         return config, base, merged
 
     @cached_property

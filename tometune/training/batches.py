@@ -77,7 +77,11 @@ class Training:
         if self.unsloth:
             self.attention, self.packed = "unsloth", Packed.unsloth
         elif trainer.packing:
-            self.attention, why = kernel(self.dtype, model.attn_implementation)
+            window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+            if window is not None and window < trainer.max_length:  # only transformers' masks have it
+                self.attention, why = model.attn_implementation, f"a mask with the model's window of {window:,} tokens"
+            else:
+                self.attention, why = kernel(self.dtype, model.attn_implementation)
             self.packed = packed_by(self.attention)
             log.info("attention over packs: %s (%s)", self.attention, why)
 

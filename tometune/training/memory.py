@@ -22,11 +22,12 @@ from tometune.common.files import write_json
 from tometune.common.integrity import defect
 from tometune.config.model import LoraConfig
 from tometune.config.trainer import TrainerConfig
+from tometune.models.lora_rounding import forget_inputs
 from tometune.models.machine import free_memory
 from tometune.models.source import ModelSource, quantized
 from tometune.training.batches import Training
 from tometune.training.cuda_graph import capacity_for
-from tometune.training.steps import Step, effective_batch, micro_batches, state_bytes
+from tometune.training.steps import Step, effective_batch, in_packs, micro_batches, state_bytes
 from tometune.training.trainer import MeteredTrainer
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) ->
     trainer = training.inputs.trainer
     sizes = micro_batches(trainer)
     if not torch.cuda.is_available():
-        most = 1 if trainer.packing else ROWS_ON_CPU  # one pack keeps a CPU busy
+        most = 1 if in_packs(trainer) else ROWS_ON_CPU  # one pack keeps a CPU busy
         rows = sizes[0] if len(sizes) == 1 else next(size for size in sizes if size <= most)
         return MicroBatch(rows, trainer.gradient_checkpointing is True)
     remembered = _remembered(training)
@@ -137,6 +138,7 @@ def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, 
         raise
     finally:
         del reserved
+        forget_inputs(model)
         model.zero_grad(set_to_none=True)
 
 
@@ -174,6 +176,7 @@ def _key(training: Training) -> dict[str, Any]:
         **{"gpu": gpu.name, "memory": gpu.total_memory, "torch": torch.__version__, "processes": processes()},
         **{"model": f"{model.id} {model.quantization} {training.dtype}", "adapter": adapter},
         "rows": f"{trainer.max_length} {trainer.packing} {sizes}",
+        "kernels": f"deterministic {trainer.deterministic}, joined adapters",
         "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}",
         "graph": str(capacity_for(training, sizes[0])) if training.cuda_graph else "none",
     }

@@ -15,6 +15,7 @@ from tometune.common.errors import UserError
 from tometune.common.seeding import seed_everything, use_deterministic_kernels, without_deterministic_kernel
 from tometune.common.signals import Stopped, stop_signals
 from tometune.models.load import author_configs, restore
+from tometune.models.lora_rounding import forget_inputs
 from tometune.models.machine import free_memory
 from tometune.models.packed_attention import training_attention
 from tometune.models.source import ADAPTER, WHOLE
@@ -54,12 +55,17 @@ def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unslo
         with training_attention(model, None if unsloth else training.attention):
             training.cuda_graph = can_use_graph(training)
             use_deterministic_kernels(inputs.trainer.deterministic, strict=True)
+            fresh = {}
+            if not training.full:  # small; a full model is read from its files again
+                weights = model.named_parameters()
+                fresh = {name: weight.detach().cpu().clone() for name, weight in weights if weight.requires_grad}
             while True:
                 try:
                     with compiled_layers(model) if training.cuda_graph else nullcontext():
-                        return _train_within_memory(training)
+                        return _train_within_memory(training, fresh)
                 except RuntimeError as error:
                     _without_the_cause(training, error)
+                _start_again(training, fresh)
     finally:
         use_deterministic_kernels(inputs.trainer.deterministic)
 
@@ -84,13 +90,22 @@ def _without_the_cause(training: Training, error: RuntimeError) -> None:
     use_deterministic_kernels(strict=False)
 
 
-def _train_within_memory(training: Training) -> dict[str, Any]:
+def _start_again(training: Training, fresh: dict[str, torch.Tensor]) -> None:
+    """Free the memory of a pass that was broken off, and give the weights their first values.
+
+    It must not be called in an except block, whose error refers to that pass.
+    """
+    forget_inputs(training.model)
+    free_memory()
+    if not training.full:
+        training.model.load_state_dict(fresh, strict=False)
+    elif last_checkpoint(training.checkpoints) is None:
+        restore(training.model, training.inputs.source)
+
+
+def _train_within_memory(training: Training, fresh: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Train with the micro-batch that fits; halve it whenever the GPU runs out of memory all the same."""
-    trainer, model = training.inputs.trainer, training.model
-    fresh = {}
-    if not training.full:  # small; a full model is read from its files again
-        weights = model.named_parameters()
-        fresh = {name: weight.detach().cpu().clone() for name, weight in weights if weight.requires_grad}
+    trainer = training.inputs.trainer
     size = memory.choose(lambda step, checkpointing: build_trainer(training, step, checkpointing), training)
     while True:
         try:
@@ -103,18 +118,13 @@ def _train_within_memory(training: Training) -> dict[str, Any]:
                     f"trainer.micro_batch={size.rows}: the GPU ran out of memory while training; {hint}lower "
                     "trainer.max_length, and run the same command again to resume from the last checkpoint"
                 ) from None
-        # Only after the except block, when nothing refers to the failed pass any more.
         size = replace(size, rows=half[0])
         log.warning("out of memory; continuing with trainer.micro_batch=%d, steps stay the same", size.rows)
-        free_memory()
+        _start_again(training, fresh)
         if training.cuda_graph:
             torch.compiler.reset()
         if trainer.micro_batch == "auto" and torch.cuda.is_available():
             memory.remember(training, size)
-        if not training.full:
-            model.load_state_dict(fresh, strict=False)
-        elif last_checkpoint(training.checkpoints) is None:
-            restore(model, training.inputs.source)
 
 
 def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:

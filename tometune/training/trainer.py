@@ -27,13 +27,18 @@ PER_TOKEN = ("entropy", "mean_token_accuracy")
 
 
 class Arguments(SFTConfig):
-    """`trl.SFTConfig`; with several processes on CPUs its device is `cpu`."""
+    """`trl.SFTConfig`; with several processes on CPUs its device is `cpu`, and a process has one GPU at most."""
 
     @property
     def device(self) -> torch.device:
         """The device. accelerate says `cpu:0`, where torch.load cannot put an optimiser's states."""
         device: torch.device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
+    def n_gpu(self) -> int:
+        """The GPUs of this process. With several, transformers would make larger batches and copies of the model."""
+        return min(1, int(super().n_gpu))
 
 
 def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
