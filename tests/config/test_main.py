@@ -79,14 +79,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(command):
 
 
 def test_the_runs_of_a_sweep_share_a_name_and_one_that_fails_leaves_the_others(command):
-    failing = {0: RuntimeError("boom"), 1: UserError("x: wrong; mend it")}
+    failing = {0: RuntimeError("boom"), 1: UserError("x: wrong; fix it")}
     outcome = command("-m", "seed=0,1,2", "data=mix_100k,mix_200k", failing=failing)
     assert outcome.status == 1
     assert [(c.seed, c.seeds.order, c.data.name, c.sweep.name) for c in outcome.configs] == [
         (seed, seed, data, "adhoc") for seed in (0, 1, 2) for data in ("mix_100k", "mix_200k")
     ]
     assert outcome.errors[-1] == "4 of 6 runs did not finish"
-    assert "x: wrong; mend it" in outcome.errors
+    assert "x: wrong; fix it" in outcome.errors
     outcome = command("-m", "seed=0,1", failing={0: KeyboardInterrupt()})
     assert (outcome.status, [config.seed for config in outcome.configs]) == (130, [0])
 

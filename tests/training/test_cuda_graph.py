@@ -89,7 +89,7 @@ def test_lengths_of_a_part_begin_at_nought_and_padding_fills_the_pass(fitted: Fi
 
 
 def test_what_a_graph_writes_is_added_up_over_a_step(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replay writes its gradients anew, into tensors that stay where they are."""
+    """A replay overwrites its gradients, in tensors that stay where they are."""
     capacity = Capacity(3, 96)
     first, second = (with_lengths(batch, capacity) for batch in fitted.batches[:2])
     assert len(first["parts"]) > 1

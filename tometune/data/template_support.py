@@ -1,4 +1,4 @@
-"""What a chat template can show besides texts: reasoning, tool calls, tool definitions. Learned by rendering probes."""
+"""What a chat template can show apart from texts: reasoning, tool calls, tool definitions. Found by rendering probes."""
 
 import json
 import re

@@ -45,7 +45,7 @@ class Reference:
         examples: examples that the run was scored on.
         base: `as trained`, or `16-bit base` for an adapter that was trained on a base in 4 bits.
         dtype: in which it computed.
-        texts: its answers to the examples, generated anew in that type; none for the adapter, which is the same model.
+        texts: its answers to the examples, made again in that dtype; none for the adapter, which is the same model.
         activation: the largest absolute value that one of its layers reads or returns.
         tuned: name of the tuned model in messages.
         from_4_bits: mean KL(adapter as trained || adapter on the 16-bit base) in nats per token; None if they are the
