@@ -1,4 +1,4 @@
-"""What a chat template can show apart from texts: reasoning, tool calls, tool definitions. Found by rendering probes."""
+"""What a chat template can show apart from texts: reasoning, tool calls and definitions. Found by rendering probes."""
 
 import json
 import re
