@@ -50,11 +50,14 @@ def config_of(*overrides: str) -> Any:
     """Compose the config of a command line."""
     from hydra import compose, initialize_config_dir
 
+    from tometune.config.data import without_unused_pool
     from tometune.config.root import CONFIG_NAME, conf_dir, register, typed
 
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return typed(compose(CONFIG_NAME, list(overrides)))
+        config = typed(compose(CONFIG_NAME, list(overrides)))
+    config.data = without_unused_pool(config.data)
+    return config
 
 
 def mix_of(base: str, pool: str, rows: str) -> list[str]:
