@@ -9,6 +9,9 @@ from tometune.models.packed_attention import (
     PER_CONVERSATION,
     VARLEN,
     Packed,
+    PackMask,
+    flex_forward,
+    forward_per_conversation,
     kernel,
     packed_by,
     training_attention,
@@ -63,6 +66,26 @@ def test_one_conversation_at_a_time_gives_what_a_mask_gives() -> None:
         together = model(**given, cu_seq_lens_q=lengths[[0, 3]]).logits
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(together, expected, atol=1e-3), "the lengths decide"
+
+
+@pytest.mark.parametrize("ends", [[0, 5, 6, 300, 384], [0, 384], [0, 128, 256, 384, 384, 384], [0, 127, 383, 384]])
+def test_blocks_hold_all_that_a_conversation_may_see_and_the_mask_is_changed_in_place(ends: list[int]) -> None:
+    torch.manual_seed(0)
+    mask = PackMask(384, torch.device("cpu"))
+    kept = mask.blocks
+    mask.set(torch.tensor(ends, dtype=torch.int32))
+    assert mask.blocks is kept
+    query, key, value = (torch.randn(1, heads, 384, 16) for heads in (4, 2, 2))
+    lengths = torch.tensor(list(dict.fromkeys(ends)), dtype=torch.int32)
+    alone = (query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), None, lengths)
+    expected, _ = forward_per_conversation(torch.nn.Identity(), *alone)
+    found, _ = flex_forward(torch.nn.Identity(), query, key, value, mask.blocks)
+    torch.testing.assert_close(found, expected)
+    read = mask.blocks.to_dense()[0, 0]
+    document = torch.bucketize(torch.arange(384), lengths, right=True)
+    visible = (document[:, None] == document) & (torch.arange(384)[:, None] >= torch.arange(384))
+    needed = visible.view(3, 128, 3, 128).any(3).any(1)
+    assert torch.equal(read.bool(), needed), "a block that nobody sees costs time"
 
 
 def test_the_models_own_attention_comes_back() -> None:

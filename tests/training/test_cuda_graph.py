@@ -154,9 +154,11 @@ def test_a_pass_has_room_for_nearly_every_batch() -> None:
         }
     )
     training = SimpleNamespace(rows=rows, inputs=settings(**packs(1024, 8)), model=torch.nn.Linear(2, 2))
-    training.model.device = torch.device("cpu")
+    training.model.device, training.attention = torch.device("cpu"), "flex"
     graph = graph_for(training, 8)  # type: ignore[arg-type]
     assert (graph.tokens, graph.longest) == (8192, 724)
+    assert graph.mask is not None
+    assert graph.mask is graph_for(training, 8).mask, "layers are compiled for one mask"  # type: ignore[arg-type]
     assert graph.capacity.trained == 6656, "of 8,192 tokens"
     torch.manual_seed(0)
     drawn = torch.randint(100, (20_000, 8))

@@ -3,8 +3,11 @@
 PyTorch's `varlen_attn` (2.11 and later, https://docs.pytorch.org/docs/stable/nn.attention.varlen.html) runs
 FlashAttention-2 over concatenated rows; it is registered with transformers under the name `varlen`. On a CPU,
 `per_conversation` calls transformers' `sdpa` for each conversation: the kernel there computes what a mask hides, too.
+Compiled layers use FlexAttention (https://pytorch.org/blog/flexattention/), which skips blocks of 128 × 128 tokens
+between conversations, where `varlen_attn` starts as many blocks for each conversation as the longest one has.
 """
 
+import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +18,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-VARLEN, PER_CONVERSATION = "varlen", "per_conversation"
+VARLEN, PER_CONVERSATION, FLEX = "varlen", "per_conversation", "flex"
+
+BLOCK = 128
+"""Tokens per side of the blocks that FlexAttention skips or computes."""
 
 
 class Packed(StrEnum):
@@ -50,7 +57,7 @@ def kernel(dtype: torch.dtype, wanted: str) -> tuple[str, str]:
 
 def packed_by(implementation: str) -> Packed:
     """Return how an attention of transformers separates conversations."""
-    by_lengths = implementation.startswith(("flash", VARLEN, PER_CONVERSATION))
+    by_lengths = implementation.startswith(("flash", VARLEN, PER_CONVERSATION)) or implementation == FLEX
     return Packed.lengths if by_lengths else Packed.positions
 
 
@@ -60,7 +67,8 @@ def training_attention(model: Any, implementation: str | None) -> Iterator[None]
     if implementation is None:
         yield
         return
-    for name, forward in ((VARLEN, varlen_forward), (PER_CONVERSATION, forward_per_conversation)):
+    forwards = {VARLEN: varlen_forward, PER_CONVERSATION: forward_per_conversation, FLEX: flex_forward}
+    for name, forward in forwards.items():
         AttentionInterface.register(name, forward)
         AttentionMaskInterface.register(name, lambda *_, **__: None)  # lengths replace the mask
     before = model.config._attn_implementation
@@ -112,6 +120,62 @@ def varlen_forward(
         *rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0), **grouped
     )
     return found.unsqueeze(0), None
+
+
+class PackMask:
+    """FlexAttention's causal mask within the conversations of one row; changed in place, as a CUDA graph needs it."""
+
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        """Make the mask of a row that is one conversation; `tokens` is a multiple of BLOCK."""
+        conversation = torch.zeros(tokens, dtype=torch.int32, device=device)  # number of each token's conversation
+
+        def visible(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+            return (conversation[query] == conversation[key]) & (query >= key)
+
+        self._conversation, self._visible = conversation, visible
+        self.blocks = self._blocks(torch.tensor([0, tokens], dtype=torch.int32, device=device))
+
+    def set(self, ends: torch.Tensor) -> None:
+        """Set the conversations' cumulative lengths, [conversations + 1] int32; nothing waits for the GPU."""
+        new = self._blocks(ends)
+        for name in ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"):
+            getattr(self.blocks, name).copy_(getattr(new, name))
+
+    def _blocks(self, ends: torch.Tensor) -> BlockMask:
+        """Return the blocks of keys that each block of queries reads: from its first token's conversation on."""
+        tokens, device = len(self._conversation), ends.device
+        numbers = torch.arange(tokens, dtype=ends.dtype, device=device)
+        self._conversation.copy_(torch.searchsorted(ends, numbers, right=True))
+        last = torch.arange(tokens // BLOCK, device=device)
+        first = ends[self._conversation[::BLOCK] - 1] // BLOCK
+        indices = (first[:, None] + last).clamp(max=len(last) - 1)
+        return BlockMask.from_kv_blocks(
+            (last - first + 1).to(torch.int32)[None, None],
+            indices.to(torch.int32)[None, None],
+            BLOCK_SIZE=BLOCK,
+            mask_mod=self._visible,
+            seq_lengths=(tokens, tokens),
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def pack_mask(tokens: int, device: torch.device) -> PackMask:
+    """Return the mask of rows of this size; layers are compiled for one mask, so it is made once."""
+    return PackMask(tokens, device)
+
+
+def flex_forward(
+    module: nn.Module,  # noqa: ARG001 -- transformers' form
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: BlockMask,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each conversation of one row, by the blocks of a `PackMask`; the shapes are `varlen_forward`'s."""
+    found = flex_attention(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
+    return found.transpose(1, 2), None
 
 
 def forward_per_conversation(

@@ -18,7 +18,7 @@ from tometune.config.trainer import TrainerConfig
 from tometune.data.labels import IGNORE
 from tometune.data.tokens import Tokens, pack
 from tometune.models.load import compute_dtype
-from tometune.models.packed_attention import Packed, kernel, packed_by
+from tometune.models.packed_attention import FLEX, VARLEN, Packed, kernel, packed_by
 from tometune.models.source import ModelSource
 from tometune.training.metrics import OnLog
 from tometune.training.steps import in_packs
@@ -54,7 +54,9 @@ class Training:
     on_log: OnLog
     unsloth: bool = False
     rows: Dataset = field(init=False)
-    attention: str = field(init=False)
+    kernel: str = field(init=False)
+    """Attention of transformers, kernel by kernel."""
+
     packed: Packed = field(init=False)
     dtype: torch.dtype = field(init=False)
     """Of the arithmetic. If only an adapter is trained, it is that of the base weights."""
@@ -73,17 +75,22 @@ class Training:
         trainer, model, dataset = self.inputs.trainer, self.inputs.source.config, self.inputs.tokens.dataset
         self.dtype = compute_dtype(model.precision) if self.full else self.model.dtype
         self.rows = pack(dataset, trainer.max_length) if in_packs(trainer) else dataset
-        self.attention, self.packed = model.attn_implementation, Packed.positions
+        self.kernel, self.packed = model.attn_implementation, Packed.positions
         if self.unsloth:
-            self.attention, self.packed = "unsloth", Packed.unsloth
+            self.kernel, self.packed = "unsloth", Packed.unsloth
         elif trainer.packing:
             window = getattr(self.model.config.get_text_config(), "sliding_window", None)
             if window is not None and window < trainer.max_length:  # only transformers' masks have it
-                self.attention, why = model.attn_implementation, f"a mask with the model's window of {window:,} tokens"
+                self.kernel, why = model.attn_implementation, f"a mask with the model's window of {window:,} tokens"
             else:
-                self.attention, why = kernel(self.dtype, model.attn_implementation)
-            self.packed = packed_by(self.attention)
-            log.info("attention over packs: %s (%s)", self.attention, why)
+                self.kernel, why = kernel(self.dtype, model.attn_implementation)
+            self.packed = packed_by(self.kernel)
+            log.info("attention over packs: %s (%s)", self.kernel, why)
+
+    @property
+    def attention(self) -> str:
+        """The attention in use: compiled layers use FlexAttention instead of PyTorch's `varlen_attn`."""
+        return FLEX if self.cuda_graph and self.kernel == VARLEN else self.kernel
 
     @property
     def full(self) -> bool:

@@ -23,7 +23,7 @@ from tometune.common.distributed import processes
 from tometune.common.errors import UserError
 from tometune.common.seeding import without_deterministic_kernel
 from tometune.data.labels import IGNORE
-from tometune.models.packed_attention import Packed
+from tometune.models.packed_attention import BLOCK, FLEX, Packed, PackMask, pack_mask
 from tometune.training.batches import BatchPart, Capacity, Training
 from tometune.training.steps import in_packs
 
@@ -84,7 +84,9 @@ def graph_for(training: Training, packs: int) -> "PassGraph":
     length = training.inputs.trainer.max_length
     longest = int(pc.max(training.rows.with_format("arrow")["seq_lengths"].combine_chunks().values).as_py())
     longest = max(longest, length - 3 * (length // 4))  # the rows that measure memory have four conversations
-    return PassGraph(training.model, packs * length, longest, capacity_for(training, packs))
+    tokens = BLOCK * math.ceil(packs * length / BLOCK)
+    mask = pack_mask(tokens, training.model.device) if training.attention == FLEX else None
+    return PassGraph(training.model, tokens, longest, capacity_for(training, packs), mask)
 
 
 def capacity_for(training: Training, packs: int) -> Capacity:
@@ -130,12 +132,21 @@ class PassGraph:
     runs in parts whose gradients are added.
     """
 
-    def __init__(self, model: Any, tokens: int, longest: int, capacity: Capacity, capture: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokens: int,
+        longest: int,
+        capacity: Capacity,
+        mask: PackMask | None = None,
+        capture: bool = True,
+    ) -> None:
         """Allocate the buffers for a `PeftModel` whose attention reads lengths (`tometune.models.packed_attention`).
 
         `longest` is the maximum length of a conversation. Without `capture` the same pass runs on any device.
         """
         self.model, self.tokens, self.longest, self.capture = model, tokens, longest, capture
+        self.mask = mask
         self.capacity = Capacity(capacity.conversations, min(capacity.trained, tokens))
         long = {"dtype": torch.long, "device": model.device}
         self._ids, self._positions = torch.zeros(1, tokens, **long), torch.zeros(1, tokens, **long)
@@ -190,6 +201,8 @@ class PassGraph:
         self._ends[: len(ends)].copy_(ends)
         steps = torch.arange(1, rest + 1, dtype=torch.int32, device=ends.device)
         self._ends[len(ends) :] = (count + steps * self.longest).clamp(max=self.tokens)
+        if self.mask:
+            self.mask.set(self._ends)
         self._items.fill_(items) if isinstance(items, int) else self._items.copy_(items)
 
     def _play(self) -> None:
@@ -213,6 +226,8 @@ class PassGraph:
         lengths = {f"cu_seq_lens_{part}": self._ends for part in "qk"}
         longest = {f"max_length_{part}": self.longest for part in "qk"}
         inputs = {"input_ids": self._ids, "position_ids": self._positions, "logits_to_keep": self._kept}
+        if self.mask:
+            inputs["attention_mask"] = self.mask.blocks
         with torch.autocast(self.model.device.type, self.model.dtype, enabled=self.model.dtype is not torch.float32):
             # The forward of the class: TRL replaces that of the instance by one whose loss waits for the GPU.
             output = type(base).forward(base, **inputs, use_cache=False, **lengths, **longest)

@@ -52,20 +52,22 @@ def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unslo
     if training.full:  # needed at the end, but the hub may be unreachable after hours of training
         training.author_configs = author_configs(inputs.source)
     try:
-        with training_attention(model, None if unsloth else training.attention):
-            training.cuda_graph = can_use_graph(training)
-            use_deterministic_kernels(inputs.trainer.deterministic, strict=True)
-            fresh = {}
-            if not training.full:  # small; a full model is read from its files again
-                weights = model.named_parameters()
-                fresh = {name: weight.detach().cpu().clone() for name, weight in weights if weight.requires_grad}
-            while True:
-                try:
-                    with compiled_layers(model) if training.cuda_graph else nullcontext():
-                        return _train_within_memory(training, fresh)
-                except RuntimeError as error:
-                    _without_the_cause(training, error)
-                _start_again(training, fresh)
+        training.cuda_graph = can_use_graph(training)
+        use_deterministic_kernels(inputs.trainer.deterministic, strict=True)
+        fresh = {}
+        if not training.full:  # small; a full model is read from its files again
+            weights = model.named_parameters()
+            fresh = {name: weight.detach().cpu().clone() for name, weight in weights if weight.requires_grad}
+        while True:
+            try:
+                with (
+                    training_attention(model, None if unsloth else training.attention),
+                    compiled_layers(model) if training.cuda_graph else nullcontext(),
+                ):
+                    return _train_within_memory(training, fresh)
+            except RuntimeError as error:
+                _without_the_cause(training, error)
+            _start_again(training, fresh)
     finally:
         use_deterministic_kernels(inputs.trainer.deterministic)
 
