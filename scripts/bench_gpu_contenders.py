@@ -21,8 +21,12 @@ from bench_gpu_recipes import RECIPES, train
 Result = dict[str, Any]
 Answers = Callable[[Any, Any, int], AbstractContextManager[Callable[[list[Any]], float]]]
 
-TOMETUNE = {"tometune_unsloth": "unsloth", "tometune_transformers": "transformers"}
-"""The contenders that are tometune itself, and their backends."""
+TOMETUNE = {
+    "tometune_unsloth": ["model.backend=unsloth"],
+    "tometune_transformers": ["model.backend=transformers"],
+    "tometune_fp8": ["model.backend=transformers", "model.compute=fp8"],
+}
+"""The contenders that are tometune itself, and what differs between them."""
 
 LONGEST_PROMPT = 1792
 """Tokens, as in conf/eval."""
@@ -31,15 +35,15 @@ TOLD = ("training:", "memory:", "attention over packs:")
 """Beginnings of the log lines that describe the content of a step."""
 
 
-def tometune(backend: str, settings: Result) -> Result:
+def tometune(name: str, settings: Result) -> Result:
     """Run `python -m tometune.train` with its defaults until its last step is logged, and read its curves.
 
     What would come after (the adapter, the scores) is not measured, so the process is ended there.
     """
-    folder = Path(settings["folder"]) / f"tometune_{backend}"
+    folder = Path(settings["folder"]) / name
     folder.mkdir()
     last = settings["warmup"] + settings["steps"]
-    command = [sys.executable, "-m", "tometune.train", *overrides(backend, settings, folder, last)]
+    command = [sys.executable, "-m", "tometune.train", *overrides(TOMETUNE[name], settings, folder, last)]
     environment = {**os.environ, "TOMETUNE_CACHE": str(folder / "cache")}
     started = time.time()
     with (folder / "log").open("w") as log:
@@ -64,11 +68,11 @@ def tometune(backend: str, settings: Result) -> Result:
     }
 
 
-def overrides(backend: str, settings: Result, folder: Path, steps: int) -> list[str]:
+def overrides(choices: list[str], settings: Result, folder: Path, steps: int) -> list[str]:
     """Return the command's overrides: everything of tometune's default stays but the model, the data and the length."""
     changed = [
         f"model.id={settings['model']}",
-        f"model.backend={backend}",
+        *choices,
         *data_overrides(settings),
         f"trainer.max_steps={steps}",
         "trainer.logging_steps=1",
@@ -195,7 +199,7 @@ WORK: dict[str, Callable[[Result], Result]] = {
     "generate_tometune": lambda settings: generation(_tometune_answers, settings),
     "generate_tometune_compiled": lambda settings: generation(partial(_tometune_answers, compiles=True), settings),
     "generate_plain": lambda settings: generation(_plain_answers, settings),
-    **{name: lambda settings, backend=backend: tometune(backend, settings) for name, backend in TOMETUNE.items()},  # type: ignore[misc]
+    **{name: lambda settings, name=name: tometune(name, settings) for name in TOMETUNE},  # type: ignore[misc]
     **{name: lambda settings, name=name: train(name, settings) for name in RECIPES},  # type: ignore[misc]
 }
 

@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import bench_gpu_report as report  # noqa: E402
-from bench_gpu_contenders import overrides  # noqa: E402
+from bench_gpu_contenders import TOMETUNE, overrides  # noqa: E402
 from bench_gpu_model import SHAPES  # noqa: E402
 
 STEPS = [
@@ -51,7 +51,7 @@ def test_mfu_and_the_cost_of_a_table() -> None:
 def test_tometune_is_called_with_its_defaults(tmp_path: Path) -> None:
     settings = {"model": "/m", "base": "/b", "pool": "/p", "rows": 9, "gpu": True}
     settings |= {"storage": "nf4", "max_length": 2048}
-    given = overrides("unsloth", settings, tmp_path, 48)
+    given = overrides(TOMETUNE["tometune_unsloth"], settings, tmp_path, 48)
     assert {"model.backend=unsloth", "trainer.max_steps=48", "data.base.rows=3"} <= set(given)
     changed = {each.partition("=")[0] for each in given if each.startswith(("trainer.", "model.", "lora."))}
     trainer = {"trainer.max_steps", "trainer.logging_steps", "trainer.save_steps"}

@@ -107,6 +107,7 @@ WAYS = {
     "graph": (TRANSFORMERS, "model.quantization=none", "trainer.cuda_graph=true"),
     "eager": (TRANSFORMERS, "model.quantization=none", "trainer.cuda_graph=false"),
     "nf4": (TRANSFORMERS, "model.quantization=nf4"),
+    "fp8": (TRANSFORMERS, "model.quantization=none", "model.compute=fp8"),
     "padded": (TRANSFORMERS, "model.quantization=none", *UNPACKED),
     "recomputed": (TRANSFORMERS, "model.quantization=none", "trainer.gradient_checkpointing=true"),
     "full": (TRANSFORMERS, "model.quantization=none", "lora=none", "trainer.learning_rate=1e-4"),

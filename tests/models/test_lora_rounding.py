@@ -9,7 +9,9 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tometune.common.errors import UserError
 from tometune.models import lora_rounding
+from tometune.models.fp8 import Fp8Weight, fp8_products
 from tometune.models.lora_rounding import Joined, JoinedLora, RoundedOnce, added, forget_inputs, round_once
 
 
@@ -143,6 +145,53 @@ def test_layers_with_the_same_input_share_one_product(
     layers = [module for module in model.modules() if isinstance(module, JoinedLora)]
     assert len(layers) == 2 * 7
     assert not any(layer.siblings._outputs for layer in layers), "outputs would stay in memory"
+
+
+def test_products_in_fp8_learn_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients are those of PEFT's layers in float32 but for the rounding to 4 significant bits."""
+    model = decoder(0.0, bias=True)
+    expected = trained(copy.deepcopy(model).float(), autocast=False)
+    round_once(model)
+    monkeypatch.setattr(lora_rounding, "joins", lambda _: torch.is_grad_enabled())
+    in_16_bits = trained(model)
+    with fp8_products(model):
+        found = trained(model)
+    assert all(torch.equal(gradient, in_16_bits[name]) for name, gradient in trained(model).items())
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        off = float((gradient - expected[name]).norm()) / float(expected[name].norm())
+        assert off < 0.4, name
+        assert name == "loss" or not torch.equal(gradient, in_16_bits[name]), name
+    loss = float(expected["loss"])
+    assert float(found["loss"]) == pytest.approx(loss, rel=0.01)
+
+
+def test_fp8_has_a_scale_for_each_row_of_a_product() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(32, 64).bfloat16(), torch.randn(48, 64).bfloat16()
+    x[3] *= 1e4  # costs the other rows nothing
+    x[5] = 0
+    weight[7] *= 1e-4
+    product = Fp8Weight.of(weight).product(x.requires_grad_())
+    found = product.detach()
+    expected = x.detach().double() @ weight.double().t()
+    off = (found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1)
+    assert float(off.max()) < 0.06
+    assert float((found - expected)[:, 7].norm() / expected[:, 7].norm()) < 0.06
+    aim = torch.randn(32, 48).bfloat16()
+    product.backward(aim)
+    exact = aim.double() @ weight.double()
+    assert x.grad is not None
+    assert float((x.grad - exact).norm() / exact.norm()) < 0.06
+
+
+def test_a_size_that_fp8_cannot_multiply_is_refused() -> None:
+    model = layer(torch.bfloat16)
+    round_once(model)
+    inside(model).base_layer.weight.data = torch.zeros(96, 60, dtype=torch.bfloat16)
+    refused = pytest.raises(UserError, match=r"model\.compute=fp8: a layer has 60 inputs and 96 outputs")
+    with refused, fp8_products(model):
+        pass
 
 
 def test_a_pass_that_was_broken_off_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

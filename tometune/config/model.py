@@ -24,6 +24,7 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_at
 Backend = StrEnum("Backend", ["auto", "transformers", "unsloth"])
 Quantization = StrEnum("Quantization", ["none", "nf4"])  # storage of the frozen base weights during training
 Precision = StrEnum("Precision", ["auto", "bf16", "fp16", "fp32"])  # of other weights and the arithmetic
+Compute = StrEnum("Compute", ["default", "fp8"])  # arithmetic of the products with frozen weights, in training
 Weights = StrEnum("Weights", ["pretrained", "random"])
 
 
@@ -45,6 +46,9 @@ class ModelConfig:
     precision: Precision = Precision.auto
     """`auto`: bf16 where the device computes in it natively, else fp16 on a GPU and fp32 on a CPU. Trained weights are
     float32."""
+    compute: Compute = field(default=Compute.default, metadata=SINCE_DEFAULT)
+    """Products of the layers that get an adapter, in training: `default` is that of `precision`; `fp8` is 8 bits with
+    one scale per row (NVIDIA GPUs of compute capability 8.9 and above). Scoring always computes in `precision`."""
     attn_implementation: str = field(default="sdpa", metadata=checked(one_of(ATTENTION)))
     """Attention kernel by transformers' name: `sdpa`, `eager`, `flash_attention_2`."""
     weights: Weights = Weights.pretrained
@@ -61,6 +65,10 @@ def model_problems(model: ModelConfig) -> Iterator[str]:
     yield from value_problems("model", model)
     if not model.id:
         yield "model.id: empty; give a hub id or a local folder"
+    if model.compute is Compute.fp8 and model.backend is Backend.unsloth:
+        yield "model.compute=fp8: Unsloth has no such products; set model.backend=transformers"
+    if model.compute is Compute.fp8 and model.precision not in (Precision.auto, Precision.bf16):
+        yield f"model.compute=fp8: is for bfloat16, not model.precision={model.precision}; set model.precision=auto"
     if model.weights is Weights.random and model.quantization is not Quantization.none:
         yield (
             f"model.quantization={model.quantization}: model.weights=random has nothing to quantise; "

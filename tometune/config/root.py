@@ -13,7 +13,15 @@ from tometune.common.errors import ConfigError
 from tometune.config.data import DataConfig, data_problems
 from tometune.config.eval import EvalConfig, eval_problems
 from tometune.config.export import ExportConfig, export_problems
-from tometune.config.model import FOUR_BITS, LoraConfig, ModelConfig, Quantization, lora_problems, model_problems
+from tometune.config.model import (
+    FOUR_BITS,
+    Compute,
+    LoraConfig,
+    ModelConfig,
+    Quantization,
+    lora_problems,
+    model_problems,
+)
 from tometune.config.tracking import Publish, TrackingConfig, tracking_problems
 from tometune.config.trainer import TrainerConfig, trainer_problems
 from tometune.config.validators import NOT_FINITE, at_least, checked, file_name, folder, valid_if, value_problems
@@ -175,6 +183,7 @@ def check(config: Config) -> None:
         *data_problems(config.data),
         *lora_problems(config.lora),
         *_full_problems(config),
+        *_fp8_problems(config),
         *trainer_problems(config.trainer),
         *eval_problems(config.eval),
         *tracking_problems(config.tracking),
@@ -200,6 +209,14 @@ def _full_problems(config: Config) -> Iterator[str]:
         return
     whole = f"model.id={model.id.removesuffix(stored)} (the weights in 16 bits) and " if stored else ""
     yield f"lora.enabled=false: weights in 4 bits cannot be trained; set {whole}model.quantization=none"
+
+
+def _fp8_problems(config: Config) -> Iterator[str]:
+    """Yield a problem if products are to be in FP8 whose weights are trained, or needed exactly."""
+    reason = "" if config.lora.enabled else "lora.enabled=false trains the weights"
+    reason = reason or ("lora.use_dora=true needs the weights' norms" if config.lora.use_dora else "")
+    if config.model.compute is Compute.fp8 and reason:
+        yield f"model.compute=fp8: is for frozen weights, and {reason}; set model.compute=default"
 
 
 def _seed_problems(config: Config) -> Iterator[str]:

@@ -74,20 +74,39 @@ def joined_outputs(layers: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]
     dtype = layers[0].product_dtype
     rows = x.to(dtype).reshape(-1, x.shape[-1])
     low = (narrow * layers[0].scaling[name]).to(dtype).reshape(len(rows), -1)
-    states = [getattr(layer.weight, "quant_state", None) for layer in base]
+    wide = (b[0] if len(b) == 1 else torch.block_diag(*b)).to(dtype)
+    siblings = layers[0].siblings
+    if siblings.fp8 is None:
+        found = Joined.apply(rows, low, wide, _expander(layers), *_stored(layers))
+    else:
+        weight = siblings.fp8 if len(layers) == len(siblings.layers) else siblings.fp8.of(frozen_weight(layers))
+        found = weight.product(rows) + low @ wide.t()
+    outputs = found.view(*x.shape[:-1], -1).split([layer.out_features for layer in base], -1)
+    return [out if layer.bias is None else out + layer.bias for out, layer in zip(outputs, base, strict=True)]
+
+
+def frozen_weight(layers: Sequence[Any]) -> torch.Tensor:
+    """Return the base weights of LoRA layers with the same input, below each other: [sum of out, in] in 16 bits."""
+    return _expander(layers)(*_stored(layers))
+
+
+def _stored(layers: Sequence[Any]) -> list[torch.Tensor]:
+    return [layer.base_layer.weight.data for layer in layers]
+
+
+def _expander(layers: Sequence[Any]) -> Callable[..., torch.Tensor]:
+    """Return the function that makes the `frozen_weight` from the stored weights."""
+    dtype = layers[0].product_dtype
+    states = [getattr(layer.base_layer.weight, "quant_state", None) for layer in layers]  # of bitsandbytes' 4 bits
 
     def expand(*stored: torch.Tensor) -> torch.Tensor:
         weights = [_expanded(weight, state, dtype) for weight, state in zip(stored, states, strict=True)]
         return weights[0] if len(weights) == 1 else torch.cat(weights)
 
-    wide = b[0] if len(b) == 1 else torch.block_diag(*b)
-    found = Joined.apply(rows, low, wide.to(dtype), expand, *(layer.weight.data for layer in base))
-    outputs = found.view(*x.shape[:-1], -1).split([layer.out_features for layer in base], -1)
-    return [out if layer.bias is None else out + layer.bias for out, layer in zip(outputs, base, strict=True)]
+    return expand
 
 
 def _expanded(weight: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Return a stored weight as [out, in]; a `state` is that of bitsandbytes' 4 bits."""
     if state is None:
         return weight
     from bitsandbytes.functional import dequantize_4bit
@@ -107,6 +126,8 @@ class Siblings:
         self.layers = layers
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor] = []
+        self.fp8: Any = None
+        """Their frozen weights in FP8 (`tometune.models.fp8`), if products use them."""
 
     def output(self, layer: "JoinedLora", x: torch.Tensor) -> torch.Tensor:
         """Return the output of one of the layers."""

@@ -16,12 +16,13 @@ from pathlib import Path
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
 from tometune.common.hub import quickstart
-from tometune.config.model import Backend, ModelConfig, Precision
+from tometune.config.model import Backend, Compute, ModelConfig, Precision
 from tometune.models.source import quantized
 
 INSTALL_UNSLOTH = 'pip install "tometune[unsloth]"'
 
 AMPERE = (8, 0)  # the first NVIDIA compute capability with bfloat16 in hardware
+ADA = (8, 9)  # the first with FP8
 
 # Names in /proc/cpuinfo of instructions that multiply in bfloat16 (x86, x86, Arm).
 CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -53,6 +54,12 @@ def check_machine(model: ModelConfig) -> None:
             f'model={model.name}: 4-bit weights need bitsandbytes; run: pip install "tometune[gpu]" '
             "(or take a 16-bit model and model.quantization=none)"
         )
+    if model.compute is Compute.fp8 and (found := gpu_capability() or (0, 0)) < ADA:
+        which = f"this GPU's is {found[0]}.{found[1]}" if gpu else "no GPU was found"
+        raise UserError(
+            f"model.compute=fp8: needs an NVIDIA GPU of compute capability 8.9 or more, {which}; set "
+            "model.compute=default"
+        )
     if model.precision is Precision.fp16 and not gpu:
         raise UserError("model.precision=fp16: needs a GPU; set model.precision=auto")
 
@@ -81,6 +88,8 @@ def resolve_backend(model: ModelConfig) -> Backend:
         return model.backend
     import torch
 
+    if model.compute is Compute.fp8:
+        return Backend.transformers
     one_gpu = torch.cuda.is_available() and torch.version.hip is None and processes() == 1
     return Backend.unsloth if one_gpu and unsloth_installed() else Backend.transformers
 
