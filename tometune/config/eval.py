@@ -101,6 +101,8 @@ class EvalConfig:
     """
     max_prompt_tokens: int = field(default=1792, metadata=at_least(1))
     """Longer prompts are shortened in the middle of the user message, and counted."""
+    nll: bool = field(default=True, metadata=NOT_IDENTITY)
+    """Whether `nll` is computed too: the bits per byte of the references given the prompt, one forward pass each."""
     resamples: int = field(default=10_000, metadata=NOT_IDENTITY | at_least(1))
     """Bootstrap resamples for the intervals."""
     confidence: float = field(

@@ -46,12 +46,19 @@ LABELS = {  # names of columns in tables and figures; any other column is shown 
     "bleu": "BLEU",
     "token_f1": "token F1",
     "exact_match": "exact",
+    "nll": "NLL",
 }
+LOWER_IS_BETTER = ("nll",)  # in bits per byte, see `likelihood`; of every other column, more is better
 
 
 def label(column: str) -> str:
     """Return the name of a column in tables and figures."""
     return LABELS.get(column, column)
+
+
+def better(column: str, difference: float) -> bool:
+    """Tell whether a difference in a column is an improvement."""
+    return difference < 0 if column in LOWER_IS_BETTER else difference > 0
 
 
 def score(

@@ -21,6 +21,7 @@ from tometune.config.eval import EvalConfig
 from tometune.evaluation.engines import Engine
 from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.generation import Generation, generate
+from tometune.evaluation.likelihood import bits_per_byte
 from tometune.evaluation.metrics import MetricContext, Scores, score
 from tometune.evaluation.tasks import Task
 from tometune.evaluation.unicode_words import needs_unicode
@@ -78,6 +79,8 @@ class Scorer:
                 path, size = self.folder / "eval" / name / f"{task.name}.jsonl", sizes[task.config.max_new_tokens]
                 key = shared_key | {"task": task.digest, "engine": engine.kind(size), "batch_size": size}
                 found = by_first(partial(read_result, path, key))
+                if found and config.nll and "nll" not in found["means"]:  # of an older version, or without `eval.nll`
+                    found = None
                 result = results[task.name] = found or self._score(name, model, engine, task, path, key)
                 means = ", ".join(f"{column} {mean:.4f}" for column, mean in result["means"].items())
                 speed = result["tokens"] / result["seconds"] if result["seconds"] else 0.0
@@ -110,6 +113,8 @@ class Scorer:
         predictions = [answer.text for answer in answers]
         references = [example.references for example in task.examples]
         columns = score(task.config.metrics, predictions, references, MetricContext(str(model.device), self.cache))
+        if self.config.nll:
+            columns["nll"] = bits_per_byte(model, self.tokenizer, [answer.prompt for answer in answers], references)
         result = {
             "means": {name: fmean(values) for name, values in columns.items()},
             "examples": len(answers),
