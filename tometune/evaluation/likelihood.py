@@ -9,21 +9,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.common.distributed import gather, processes, rank
+from tometune.config.eval import HELD_OUT
 from tometune.data.encoder import Encoder
+from tometune.data.labels import label_rows
 from tometune.data.template import Rendered, Template
 from tometune.evaluation.generation import Prompt
+from tometune.evaluation.tasks import Task
 
 # One forward pass has at most so many tokens with padding, and logits of so many: 1.3 GB for a vocabulary of 128,000.
 # These are constants, because in 16 bits other batches round differently.
 TOKENS_AT_ONCE, LOGITS_AT_ONCE = 4_096, 1_024
 
 LONGEST = 2_048  # tokens of a reference that are scored; the rest of a longer one is left out, with its bytes
+
+
+LOSS_ROWS = 200  # most rows of `eval/loss`
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,6 @@ class PromptedReference:
     bytes: int  # of the reference in UTF-8
 
 
-@torch.no_grad()
 def bits_per_byte(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -106,8 +113,27 @@ def _bits(model: PreTrainedModel, rows: Sequence[PromptedReference], pad: int) -
     # Only the logits of references: those of the whole prompt would take most of the memory.
     keep = {"logits_to_keep": scored + 1} if model._supports_logits_to_keep() else {}
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **keep)
+    with torch.no_grad():
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **keep)
     logits = output.logits[:, -scored - 1 : -1].float()
     losses = cross_entropy(logits.flatten(0, 1), ids[:, -scored:].flatten(), reduction="none").view(len(rows), scored)
     nats = [losses[number, scored - row.scored :].double().sum() for number, row in enumerate(rows)]
-    return (torch.stack(nats) / math.log(2)).tolist()
+    bits: list[float] = (torch.stack(nats) / math.log(2)).tolist()
+    return bits
+
+
+def loss_rows(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:
+    """Return at most `LOSS_ROWS` rows of `input_ids` and `labels` for `eval/loss`, longest first.
+
+    They are made like rows of the mix, from held-out rows or, if there are none, from the tasks' first references.
+    """
+    held_out = [task for task in tasks if task.name.startswith(HELD_OUT)]
+    examples = [example for task in held_out or tasks for example in task.examples]
+    chosen = np.unique(np.linspace(0, len(examples) - 1, LOSS_ROWS, dtype=int)).tolist()
+    conversations = [
+        [*examples[n].messages, {"role": "assistant", "content": examples[n].references[0].strip()}] for n in chosen
+    ]
+    template = Template(tokenizer)
+    batch, _ = label_rows(Encoder(template).encode(template.render(conversations)), max_length)
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return sorted(rows, key=lambda row: len(row["labels"]), reverse=True)

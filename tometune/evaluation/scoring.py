@@ -22,7 +22,7 @@ from tometune.evaluation.engines import Engine
 from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.generation import Generation, generate
 from tometune.evaluation.likelihood import bits_per_byte
-from tometune.evaluation.metrics import MetricContext, Scores, score
+from tometune.evaluation.metrics import MetricContext, Scores, averaged, score
 from tometune.evaluation.tasks import Task
 from tometune.evaluation.unicode_words import needs_unicode
 
@@ -128,6 +128,14 @@ class Scorer:
                 any(map(needs_unicode, [text, *texts])) for text, texts in zip(predictions, references, strict=True)
             ),  # examples, see `metrics`
         }
+        sources = sorted({example.source for example in task.examples if example.source})
+        if "nll" in columns and len(sources) > 1:
+            result["sources"] = {  # nll by source, of held-out rows
+                source: fmean(
+                    nll for nll, one in zip(columns["nll"], task.examples, strict=True) if one.source == source
+                )
+                for source in sources
+            }
         if is_first():
             key = key | {"engine": engine.kind(key["batch_size"])}  # compiling may have failed
             write_result(path, key, _lines(task, answers, columns), result)
@@ -194,14 +202,15 @@ def _lines(task: Task, answers: Sequence[Generation], columns: Scores) -> list[s
             "tokens": answer.tokens,
             "ended": answer.ended,
             "shortened": answer.prompt.shortened,
+            **({"source": example.source} if example.source else {}),
         }
         lines.append(json.dumps(row, ensure_ascii=False))
     return lines
 
 
 def _summary(tasks: Sequence[Task], results: dict[str, TaskScores]) -> StageScores:
-    """Average the columns that all tasks have over tasks, and add up the costs."""
-    means = [result["means"] for result in results.values()]
+    """Average the columns that all tasks have over tasks, and add up the costs; see `averaged`."""
+    means = [results[name]["means"] for name in averaged(results)]
     columns = [name for name in means[0] if all(name in other for other in means)]
     seconds = sum(result["seconds"] for result in results.values())
     tokens = sum(result["tokens"] for result in results.values())

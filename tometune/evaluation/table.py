@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
-from tometune.evaluation.metrics import label
+from tometune.evaluation.metrics import averaged, label
 from tometune.evaluation.statistics import Estimate, mean_interval, paired_difference
 
 MEAN = "mean of tasks"
@@ -90,7 +90,7 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
     for name, columns in tasks.items():
         _add_section(table, name, [columns], config)
     if len(tasks) > 1:
-        _add_section(table, MEAN, list(tasks.values()), config)
+        _add_section(table, MEAN, [tasks[name] for name in averaged(tasks)], config)
     return table
 
 
