@@ -170,7 +170,7 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
 
 def check_pool(config: DataConfig, added: int) -> None:
     """Raise a `UserError` if there is no pool to draw from, or it has its own number of rows."""
-    if config.pool is None or not config.draws:
+    if config.pool is None or not config.pool.draw:
         raise UserError(
             f"data.rows={config.rows}: the base has {config.rows - added} rows and there is no pool for the other "
             f"{added}; choose a mix with one, e.g. data=files_200k, or set data.rows={config.rows - added}"

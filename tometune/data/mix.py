@@ -41,7 +41,7 @@ class Part:
     chosen: np.ndarray  # row numbers in the order of the mix
     facts: dict[str, Any]  # counts of rows read, dropped, fixed, filtered and excluded
     examples: dict[str, list[dict[str, Any]]]  # a few dropped rows, as in `Filtered`
-    held_out: np.ndarray  # numbers of the rows that are set aside for scoring
+    held_out: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # rows set aside for scoring
 
 
 @dataclass(frozen=True)
