@@ -75,6 +75,15 @@ def test_it_changes_no_byte_and_is_the_mean_over_trained_tokens(
     assert last["eval/loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_rows_without_an_answer_within_the_length_are_left_out(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert loss_rows([task("qa", 3)], tokenizer, 64)
+    assert not caplog.records
+    assert loss_rows([task("qa", 3)], tokenizer, 5) == []
+    assert "eval/loss: off, because no answer begins within trainer.max_length=5" in caplog.text
+
+
 def test_its_rows_are_held_out_ones_if_there_are_any(tokenizer: Any) -> None:
     tasks = [task("qa", 150), task("held_out_base", 150), task("held_out_pool", 150)]
     rows = loss_rows(tasks, tokenizer, 64)

@@ -4,6 +4,7 @@ It is the cross entropy of a reference given the prompt, -log2 p(reference | pro
 bytes, so that models with other tokenizers can be compared (The Pile, Gao et al. 2020, arXiv:2101.00027, section 3.1).
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from tometune.data.labels import label_rows
 from tometune.data.template import Rendered, Template
 from tometune.evaluation.generation import Prompt
 from tometune.evaluation.tasks import Task
+
+log = logging.getLogger(__name__)
 
 # One forward pass has at most so many tokens with padding, and logits of so many: 1.3 GB for a vocabulary of 128,000.
 # These are constants, because in 16 bits other batches round differently.
@@ -136,4 +139,6 @@ def loss_rows(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, max_len
     template = Template(tokenizer)
     batch, _ = label_rows(Encoder(template).encode(template.render(conversations)), max_length)
     rows: list[dict[str, Any]] = batch.to_pylist()
+    if not rows:
+        log.warning("eval/loss: off, because no answer begins within trainer.max_length=%d", max_length)
     return sorted(rows, key=lambda row: len(row["labels"]), reverse=True)
