@@ -121,7 +121,9 @@ def test_runs_of_an_older_version_are_compared_without_it(tmp_path, report):
         change_rows(path, lambda row: row["scores"].pop("nll"))
     with editing(older) as record:
         assert not [name for name, _ in score_problems(older, record) if name.endswith(".jsonl")], "it stays completed"
-    table = report(sweep).table
+    made = report(sweep)
+    table = made.table
     assert table["metrics"] == ["rouge1", "rouge2", "rougeL"]
+    assert "Held-out loss" not in as_html(made)
     assert [text for text in cautions(table) if text.startswith("NLL is left out, because some runs lack it")]
     assert "sources" not in table
