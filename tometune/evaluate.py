@@ -9,7 +9,7 @@ from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
 from tometune.config.app import verb
 from tometune.config.root import Config
-from tometune.runs.inputs import cache_folder
+from tometune.runs.inputs import RunInputs, cache_folder
 
 if TYPE_CHECKING:
     from tometune.runs.stored import Subject
@@ -62,7 +62,9 @@ def evaluate(subject: Subject) -> None:
     cache = cache_folder(config)
     source = locate(config.model, cache)
     tokenizer = load_tokenizer(source)
-    tasks = load_tasks(config.eval)
+    # Only a run's own scores include its held-out rows, which are found by building its mix again.
+    own = subject.run is not None and not subject.separate
+    tasks = RunInputs(config, cache, {}).tasks if own else load_tasks(config.eval)
     seed_everything(config.seeds.generation)
     use_deterministic_kernels(config.trainer.deterministic)
     model = load_model(source)

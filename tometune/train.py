@@ -174,6 +174,7 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
         UserError: the model or the machine is not suitable, or the loss is not finite.
     """
     with quick_imports():
+        from tometune.evaluation.likelihood import loss_rows
         from tometune.models.adapter import add_adapter
         from tometune.models.load import load_to_train, load_tuned
         from tometune.models.machine import free_memory
@@ -185,6 +186,7 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
     if run.record["train"] is not None:
         replay(run.folder / "metrics.jsonl", on_log)
         return load_tuned(model, source, config.lora, run.folder)
+    evaluates = config.trainer.eval_steps is not None
     training = TrainingInputs(
         source=source,
         tokens=inputs.tokens,
@@ -193,6 +195,7 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
         seeds=config.seeds,
         folder=run.folder.absolute(),
         cache=inputs.cache,
+        loss_rows=loss_rows(inputs.tasks, inputs.tokenizer, config.trainer.max_length) if evaluates else (),
     )
     if process is not None:
         result = process.fit(training, on_log)

@@ -150,3 +150,28 @@ def test_a_limit_and_truncated_prompts_are_reported(score, config, caplog):
     assert "LIMIT: only some examples are scored (one 5); do not report these scores" in caplog.text
     assert scores["tasks"]["two"]["shortened"] == 3
     assert "two: 3 of 3 prompts truncated to eval.max_prompt_tokens=256" in caplog.text
+
+
+def test_nll_is_scored_like_any_other_metric(score, config, tmp_path, generated):
+    scores = score()
+    rows = lines(tmp_path / "eval/base/one.jsonl")
+    assert scores["tasks"]["one"]["nll"] == pytest.approx(fmean(row["scores"]["nll"] for row in rows))
+    assert scores["nll"] == pytest.approx(fmean(scores["tasks"][task]["nll"] for task in ("one", "two")))
+    assert 0 < scores["nll"] != scores["rougeL"]
+    assert len({row["scores"]["nll"] for row in rows}) == len(rows)
+
+
+def test_scores_of_an_older_version_get_their_nll_when_they_are_scored_again(score, config, tmp_path, generated):
+    config.nll = False
+    older = score()
+    assert "nll" not in older
+    assert "nll" not in lines(tmp_path / "eval/base/one.jsonl")[0]["scores"]
+    generated.clear()
+    assert score() == older
+    assert generated == []
+    config.nll = True
+    found = score()
+    assert generated == [7, 3]
+    assert {kind: found[kind] for kind in TYPES} == {kind: older[kind] for kind in TYPES}
+    config.nll = False  # what is there is reused
+    assert score() == found

@@ -84,6 +84,18 @@ def test_columns_are_those_of_the_scores(folder):
     assert ["mean", "of", "tasks"] not in [line[:3] for line in lines], "no column is in both tasks"
 
 
+def test_nll_is_shown_where_both_stages_have_it(folder):
+    """The base model of an interrupted run may have been scored by a version that did not compute it."""
+    scores = {"rouge1": 0.5, "rouge2": 0.5, "rougeL": 0.5}
+    for task in ("qa", "summaries"):
+        write(folder, "tuned", task, 0, scores={**scores, "nll": 0.75})
+    assert "NLL" not in shown(folder, ["base", "tuned"])
+    write(folder, "base", "qa", 0, scores={**scores, "nll": 1.0})
+    text = shown(folder, ["base", "tuned"])
+    assert ["NLL", "1.000", "0.750", "-0.250*"] in [line.split()[:4] for line in text.splitlines()]
+    assert "lower is better" in text
+
+
 def test_files_of_other_examples_broken_or_missing(folder):
     path = write(folder, "tuned", "qa", 0.2, count=N - 1)
     with pytest.raises(UserError, match="the examples differ"):

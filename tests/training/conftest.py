@@ -111,7 +111,7 @@ def train(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     pool = write_jsonl(rows / "pool.jsonl", [talk(n, 1 + n * 7 % 17) for n in range(100, 140)])
     data = DataConfig(name="test", rows=20, base=files(base), pool=files(pool))
 
-    def run(folder: Path, config: Config, on_log: OnLog = lambda *_: None) -> Fitted:
+    def run(folder: Path, config: Config, on_log: OnLog = lambda *_: None, loss_rows: Any = ()) -> Fitted:
         batches: list[dict[str, torch.Tensor]] = []
         trainers: list[MeteredTrainer] = []
 
@@ -134,7 +134,7 @@ def train(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
             model = add_adapter(load_model(source), config.lora, config.seeds.adapter)
         else:
             model = load_to_train(source)
-        inputs = TrainingInputs(source, tokens, config.trainer, config.lora, config.seeds, folder, cache)
+        inputs = TrainingInputs(source, tokens, config.trainer, config.lora, config.seeds, folder, cache, loss_rows)
         with patch.object(sft, "MeteredTrainer", Kept):
             result = fit(model, tokenizer, inputs, on_log)
         return Fitted(SimpleNamespace(**result), folder, mix, tokens, trainers[-1], batches)

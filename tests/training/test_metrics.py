@@ -114,7 +114,9 @@ def test_skipped_steps_are_counted_and_too_many_stop_the_run(curves: Curves) -> 
 
     def step(number: int, skipped: bool) -> None:
         state.global_step = number
-        callback.on_step_end(None, state, control, optimizer=SimpleNamespace(step_was_skipped=skipped))
+        callback.on_step_end(
+            SimpleNamespace(eval_steps=None), state, control, optimizer=SimpleNamespace(step_was_skipped=skipped)
+        )
 
     curves.skips_steps = True
     curves.add({"loss": 1.0, "grad_norm": float("nan")}, 1)

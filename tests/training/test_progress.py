@@ -28,7 +28,7 @@ def test_log_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None
         bar.on_train_begin(None, state, control)
         shown = ""
         for state.global_step in (1, 2):
-            bar.on_step_end(None, state, control)
+            bar.on_step_end(SimpleNamespace(eval_steps=None), state, control)
             bar.on_log(None, state, control, logs={"loss": 1.5})
             log.info("line %d", state.global_step)
             time.sleep(0.3)
@@ -46,6 +46,6 @@ def test_there_is_no_bar_without_a_terminal(capfd: pytest.CaptureFixture[str]) -
     bar, state = StepCallback(Meter()), SimpleNamespace(max_steps=3, global_step=1)
     control: Any = SimpleNamespace()
     for event in (bar.on_train_begin, bar.on_step_end, bar.on_train_end):
-        event(None, state, control)
+        event(SimpleNamespace(eval_steps=None), state, control)
     assert capfd.readouterr() == ("", "")
     assert not vars(control), "neither the last step nor a signal"

@@ -150,6 +150,16 @@ class PoolConfig(SourceConfig):
 
 
 @dataclass
+class HeldOutConfig:
+    """Rows that are set aside for scoring: no mix contains them, nor their repeats, for any seed or size."""
+
+    rows: int = field(default=0, metadata=at_least(0))
+    """Number of rows of the base, and as many of the pool if there is one; 0 sets none aside."""
+    seed: int = field(default=0, metadata=at_least(0))
+    """Seed of this draw; it does not follow the run's seed."""
+
+
+@dataclass
 class DataConfig:
     """A mix: the whole base, then pool rows up to exactly `rows`."""
 
@@ -167,6 +177,8 @@ class DataConfig:
     """Near-duplicates."""
     scorer: ScorerConfig = field(default_factory=ScorerConfig, metadata=SINCE_DEFAULT)
     """What ranks the pool if `data.pool.order=best`."""
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig, metadata=SINCE_DEFAULT)
+    """Rows that are set aside for scoring."""
     bad_rows: BadRows = field(default=BadRows.drop, metadata=NOT_IDENTITY)
     """Rows that cannot be read: `drop` leaves them out and counts them, `stop` shows the first three."""
     max_bad_share: float = field(default=0.05, metadata=NOT_IDENTITY | SHARE)
@@ -178,10 +190,18 @@ class DataConfig:
     `prepare` and `train` stop if the mix contains one.
     """
 
+    @property
+    def draws(self) -> bool:
+        """Whether rows are drawn from a pool."""
+        return self.pool is not None and self.pool.draw
+
 
 def without_unused_pool(data: DataConfig) -> DataConfig:
-    """Return the config with `pool=null` if no rows are drawn from the pool."""
-    return data if data.pool is None or data.pool.draw else replace(data, pool=None)
+    """Return the config with `pool=null` if no rows are drawn from the pool, and none are held out of it."""
+    pool = data.pool
+    if pool is None or pool.draw or (data.held_out.rows and (pool.id or pool.path or pool.kind is SourceKind.pydocs)):
+        return data
+    return replace(data, pool=None)
 
 
 def without_unused(data: DataConfig) -> DataConfig:
@@ -197,7 +217,11 @@ def without_unused(data: DataConfig) -> DataConfig:
     if near.threshold is None or (data.pool is None and not near.base):
         near = NearDedupConfig()
     ranked = data.pool is not None and data.pool.order is PoolOrder.best
-    return replace(data, filters=filters, near_dedup=near, scorer=data.scorer if ranked else ScorerConfig())
+    scorer, held_out = (
+        data.scorer if ranked else ScorerConfig(),
+        data.held_out if data.held_out.rows else HeldOutConfig(),
+    )
+    return replace(data, filters=filters, near_dedup=near, scorer=scorer, held_out=held_out)
 
 
 def data_problems(data: DataConfig) -> Iterator[str]:
@@ -211,6 +235,7 @@ def data_problems(data: DataConfig) -> Iterator[str]:
         weights = data.pool.weights.values()
         if sum(weights) > 1 + 1e-9 and max(weights) <= 1:
             yield f"data.pool.weights: their sum is {sum(weights):g}, above 1; lower them"
+    yield from _held_out_problems(data.held_out, data.base.rows)
     yield from _filter_problems(data.filters, data.near_dedup, pool=data.pool is not None)
     if data.scorer != ScorerConfig() and (data.pool is None or data.pool.order is not PoolOrder.best):
         yield "data.scorer: has no effect, since the pool is not ranked; set data.pool.order=best"
@@ -222,11 +247,18 @@ def data_problems(data: DataConfig) -> Iterator[str]:
             f"data.rows={data.rows}: below data.base.rows={base_rows}, and a mix contains the whole base; "
             f"raise data.rows, or set data.base.rows={data.rows} (less if the base has fewer rows)"
         )
-    if base_rows < data.rows and data.pool is None:
+    if base_rows < data.rows and not data.draws:
         yield (
             f"data.rows={data.rows}: above data.base.rows={base_rows}, and there is no pool; "
             f"choose a mix with one, e.g. data=mix_200k or files_200k, or set data.rows={base_rows}"
         )
+
+
+def _held_out_problems(held_out: HeldOutConfig, base_rows: int | None) -> Iterator[str]:
+    if held_out.seed != HeldOutConfig().seed and not held_out.rows:
+        yield f"data.held_out.seed={held_out.seed}: has no effect, since no rows are held out; set data.held_out.rows"
+    if base_rows is not None and 0 < base_rows <= held_out.rows:
+        yield f"data.held_out.rows={held_out.rows}: not below data.base.rows={base_rows}, so no row of the base is left"
 
 
 def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:

@@ -19,6 +19,9 @@ from tometune.config.validators import (
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 """Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
 
+HELD_OUT = "held_out_"
+"""Beginning of the names of the tasks over held-out rows (`data.held_out.rows`)."""
+
 FEW = 32
 """Largest batch for which compiling does not pay off."""
 
@@ -101,6 +104,8 @@ class EvalConfig:
     """
     max_prompt_tokens: int = field(default=1792, metadata=at_least(1))
     """Longer prompts are shortened in the middle of the user message, and counted."""
+    nll: bool = field(default=True, metadata=NOT_IDENTITY)
+    """Whether `nll` is computed too: the bits per byte of the references given the prompt, one forward pass each."""
     resamples: int = field(default=10_000, metadata=NOT_IDENTITY | at_least(1))
     """Bootstrap resamples for the intervals."""
     confidence: float = field(
@@ -122,6 +127,8 @@ def eval_problems(config: EvalConfig) -> Iterator[str]:
     for name, task in config.tasks.items():
         if problem := file_name(f"eval.tasks.{name}", name):
             yield problem
+        if name.startswith(HELD_OUT):
+            yield f"eval.tasks.{name}: names beginning with {HELD_OUT} are for data.held_out.rows; choose another name"
         yield from _task_problems(f"eval.tasks.{name}", task)
 
 

@@ -136,7 +136,8 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
     """Turn the composed config of one run into dataclasses.
 
     If the command line sets the model's id but not its name, the last part of the id becomes its name. The runs of a
-    sweep without a name share the name `adhoc`; their settings that have no effect are reset to the defaults.
+    sweep without a name share the name `adhoc`; their settings that have no effect are reset to the defaults. The name
+    of a mix says how many rows are held out of its base.
     `hydra_node` is the `hydra` node, which `composed` lacks.
 
     Raises:
@@ -155,6 +156,8 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
     else:
         _check_used(config, keys)
         config.data = without_unused_pool(config.data)
+    if config.data.held_out.rows:
+        config.data.name += f"-held{config.data.held_out.rows}"
     return config
 
 
@@ -162,7 +165,8 @@ def _check_used(config: Config, keys: set[str]) -> None:
     """Reject keys of a pool or an adapter on the command line of a single run that has none: they would do nothing."""
     data, problems = config.data, []
     for key in sorted(keys):
-        if data.pool is not None and not data.pool.draw and f"{key}.".startswith("data.pool."):
+        unused = data.pool is not None and without_unused_pool(data).pool is None
+        if unused and f"{key}.".startswith("data.pool."):
             fix = "choose a mix that does, e.g. data=mix_200k, files_200k or pydocs_2k"
             problems.append(f"{key}: {data.name} draws no rows from a pool; {fix}")
         if not config.lora.enabled and key.startswith("lora.") and key != "lora.enabled":

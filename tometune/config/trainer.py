@@ -76,6 +76,9 @@ class TrainerConfig:
     """Processes that collate batches; 0 uses the training process."""
     logging_steps: int = field(default=10, metadata=NOT_IDENTITY | at_least(1))
     """Steps between two log lines and points of the curves."""
+    eval_steps: int | None = field(default=None, metadata=NOT_IDENTITY | at_least(1))
+    """Steps between two values of `eval/loss`, the loss on at most 200 held-out rows, or else on references of the
+    tasks; null computes none. It changes no weight."""
     save_steps: int = field(default=200, metadata=NOT_IDENTITY | at_least(1))
     """Steps between two checkpoints: a kill can lose that many."""
     save_total_limit: int = field(default=2, metadata=NOT_IDENTITY | at_least(1))

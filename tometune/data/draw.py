@@ -155,7 +155,7 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
             f"data.base: no row is left ({'; '.join(lost)}); relax data.filters, or set data.filters.base=false"
         )
     most = min(found, config.rows)
-    both = config.pool is None and most < config.rows
+    both = not config.draws and most < config.rows
     fix = f"set data.rows={most} data.base.rows={most}" if both else f"set data.base.rows={most}"
     if config.base.rows is not None and config.base.rows > config.rows:
         raise UserError(
@@ -170,7 +170,7 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
 
 def check_pool(config: DataConfig, added: int) -> None:
     """Raise a `UserError` if there is no pool to draw from, or it has its own number of rows."""
-    if config.pool is None:
+    if config.pool is None or not config.pool.draw:
         raise UserError(
             f"data.rows={config.rows}: the base has {config.rows - added} rows and there is no pool for the other "
             f"{added}; choose a mix with one, e.g. data=files_200k, or set data.rows={config.rows - added}"
@@ -207,6 +207,7 @@ def shortage_error(pool: Standardised, facts: dict[str, Any], found: int, reason
         "dropped": _total(pool.dropped | pool.malformed),
         "filtered": _total(facts["filtered"]) if facts["filtered"] else None,
         "data.contamination=drop": facts.get("contaminated_rows") or None,
+        "held out": facts.get("held_out"),
         "near-duplicates": sum(facts[NEAR].values()) if NEAR in facts else None,
     }
     counts = ", ".join(f"{reason}: {count:,}" for reason, count in lost.items() if count is not None)

@@ -4,13 +4,16 @@ For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put into on
 longer prefix of it. The rows are sorted by key before they are shuffled, so neither file names nor how rows are spread
 over files change the draw. If the base has more than `data.base.rows` rows, that many are drawn with the seed; pool
 rows whose text is anywhere in the base are still excluded.
+
+Held-out rows (`data.held_out.rows`) are chosen before anything is drawn, with a seed of their own. A mix contains
+neither them nor their repeats, nor near-duplicates of them if `data.near_dedup` is on, and is that much smaller.
 """
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ class Part:
     chosen: np.ndarray  # row numbers in the order of the mix
     facts: dict[str, Any]  # counts of rows read, dropped, fixed, filtered and excluded
     examples: dict[str, list[dict[str, Any]]]  # a few dropped rows, as in `Filtered`
+    held_out: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # rows set aside for scoring
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Mix:
     sources: dict[str, int]  # rows by source, largest first
     parts: dict[str, Part]  # `base` and, if rows are drawn, `pool`
     scores: np.ndarray | None = None  # (rows,) float32, NaN for rows without one; None if no row has one
+    # Rows set aside for scoring, as in `rows`; also those of a pool from which the mix draws nothing.
+    held_out: dict[str, tuple[Standardised, np.ndarray]] = field(default_factory=dict)
 
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
@@ -64,7 +70,9 @@ class Mix:
 
     def manifest(self) -> dict[str, Any]:
         """Return the content of mix.json: everything but the texts."""
-        counts = {"rows": len(self.row_ids), "sources": self.sources, **self.facts}
+        counts: dict[str, Any] = {"rows": len(self.row_ids), "sources": self.sources, **self.facts}
+        if self.held_out:
+            counts["held_out"] = {name: _row_ids(name, of.keys[rows]) for name, (of, rows) in self.held_out.items()}
         return {"name": self.name, "seed": self.seed, "digest": self.digest, **counts, "row_ids": self.row_ids}
 
 
@@ -91,12 +99,15 @@ def build_mix(
     """
     builder = _Builder(config, seed, cache, tokenizer, texts, scorer)
     base = builder.select_base()
-    parts, added = {"base": base}, config.rows - len(base.chosen)
+    size = len(base.chosen) + base.facts.get("held_out", 0)
+    parts, added = {"base": base}, config.rows - size
     if added < 0:
-        size = len(base.chosen)
         raise UserError(f"data.rows={config.rows}: is less than the base's {size}; set data.base.rows={config.rows}")
-    if added:
+    if added or (config.held_out.rows and config.pool is not None):
         parts["pool"] = builder.select_pool(added, base.source)
+    held_out = {origin: (part.source, part.held_out) for origin, part in parts.items() if len(part.held_out)}
+    if not added:
+        parts.pop("pool", None)
     row_ids, sources, rows = list[str](), Counter[str](), []
     for origin, part in parts.items():
         row_ids += _row_ids(origin, part.source.keys[part.chosen])
@@ -111,6 +122,7 @@ def build_mix(
         sources=dict(sources.most_common()),
         parts=parts,
         scores=_scores(config, parts, scorer, cache),
+        held_out=held_out,
     )
 
 
@@ -167,16 +179,27 @@ class _Builder:
         rows = order[filtered.keep[order]]
         wanted = config.base.rows if config.base.rows is not None else len(rows)
         draw.check_base(base, len(rows), facts, wanted, config)
+        held_out = self._hold_out("base", base, rows)
+        if len(held_out):
+            rows = rows[~np.isin(base.keys[rows], base.keys[held_out])]
+            if config.near_dedup.threshold is not None:
+                rows = rows[
+                    ~near_duplicates((base, held_out), (base, rows), config.near_dedup.threshold, self.cache)[1]
+                ]
+            # Repeats are missing as well if the mix takes all other rows.
+            facts["held_out"] = max(len(held_out), wanted - len(rows))
+            wanted -= facts["held_out"]
         chosen = rows[stream(self.seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
         facts["rows"] = wanted
         if near:
             facts[NEAR] = facts["filtered"].pop(NEAR)
-        return Part(base, chosen, facts, filtered.examples)
+        return Part(base, chosen, facts, filtered.examples, held_out)
 
     def select_pool(self, added: int, base: Standardised) -> Part:
         """Draw `added` rows from the pool."""
         config, cache = self.config, self.cache
-        draw.check_pool(config, added)
+        if added:
+            draw.check_pool(config, added)
         assert config.pool is not None
         pool = standardise(config.pool, "data.pool", cache)
         check_malformed(pool, "data.pool", config)
@@ -185,26 +208,62 @@ class _Builder:
         best = config.pool.order is PoolOrder.best
         scores = draw.scores_of(pool, config.scorer, self.scorer, cache) if best else None
         order = draw.in_key_order(pool, cache)
-        rows, excluded = draw.eligible(pool, order[filtered.keep[order]], base, scores)
+        usable = order[filtered.keep[order]]
+        rows, excluded = draw.eligible(pool, usable, base, scores)
         if scores is not None:  # the best first, in this order they are also drawn
             rows = rows[np.argsort(-scores[rows], kind="stable")]
         facts["excluded"] = {reason: len(numbers) for reason, numbers in excluded.items()}
         facts["excluded_sources"] = {reason: by_source(pool, numbers) for reason, numbers in excluded.items()}
+        threshold, compared = config.near_dedup.threshold, self._one_row_per_text(base)
+        if threshold is not None and config.near_dedup.base:
+            compared = compared[self._near_mask(base)[1][compared]]
+        held_out = rows[:0]
+        if config.held_out.rows:
+            candidates, _ = draw.eligible(pool, usable, base, None)  # the same ones whatever ranks the pool
+            if threshold is not None:
+                candidates = candidates[~near_duplicates((base, compared), (pool, candidates), threshold, cache)[0]]
+            held_out = self._hold_out("pool", pool, candidates)
+            rows = rows[~np.isin(pool.keys[rows], pool.keys[held_out])]
+            facts["held_out"] = len(held_out)
         facts |= {"eligible": len(rows), "rows": added}
-        if config.near_dedup.threshold is not None:
-            compared = self._one_row_per_text(base)
-            if config.near_dedup.base:
-                compared = compared[self._near_mask(base)[1][compared]]
-            near, near_base = near_duplicates((base, compared), (pool, rows), config.near_dedup.threshold, cache)
+        if threshold is not None:
+            both = np.concatenate([held_out, rows])  # held-out rows first, so that they are the ones that stay
+            near, near_base = (
+                found[len(held_out) :] for found in near_duplicates((base, compared), (pool, both), threshold, cache)
+            )
             facts |= {NEAR: by_source(pool, rows[near]), "near_base": by_source(pool, rows[near_base])}
             filtered.examples[NEAR] = examples_of(pool, rows[near])
             rows = rows[~near]
             facts["eligible"] = len(rows)
         ordered = rows if best else rows[stream(self.seed, "data").permutation(len(rows))]
-        chosen, reason = draw.take(ordered, added, pool, config.pool)
+        chosen, reason = draw.take(ordered, added, pool, config.pool) if added else (ordered[:0], "")
         if len(chosen) < added:
             raise draw.shortage_error(pool, facts, len(chosen), reason, config)
-        return Part(pool, chosen, facts, filtered.examples)
+        return Part(pool, chosen, facts, filtered.examples, held_out)
+
+    def _hold_out(self, origin: str, source: Standardised, rows: np.ndarray) -> np.ndarray:
+        """Return the numbers of `data.held_out.rows` rows of different texts; `rows` are in key order.
+
+        Rows with tools, reasoning or untrained answers are not held out, because a task cannot ask for them.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        number = self.config.held_out.rows
+        texts = rows[draw.starts_group(source.keys[rows])]
+        order = stream(self.config.held_out.seed, f"held out {origin}").permutation(len(texts))
+
+        def plain(row: int) -> bool:
+            found = source.rows[row]
+            return found["extras"] is None and all(turn["role"] != "tool" for turn in found["messages"])
+
+        held_out = np.array(list(islice(filter(plain, texts[order].tolist()), number)), dtype=rows.dtype)
+        if len(held_out) < number:
+            raise UserError(
+                f"data.held_out.rows={number}: data.{origin} has {len(held_out):,} different rows that can be held out "
+                f"(without tools and reasoning, after filters); set data.held_out.rows={len(held_out)} or less"
+            )
+        return held_out
 
     def _filter(
         self, source: Standardised, config: FiltersConfig, masks: Iterable[Mask] = ()

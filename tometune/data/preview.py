@@ -24,6 +24,7 @@ REASONS = {
     "repeats": "text is in an earlier row of the pool",
     NEAR: "near-duplicate of another row",
     CONTAMINATED: "overlaps with an evaluation example",
+    "held_out": "held out for scoring, or a repeat of such a row",
 }
 TRAINED, OTHER = "bold green", "dim"
 MARKS = ("⟦", "⟧")  # around trained tokens if there is no colour, as in a file
@@ -40,6 +41,7 @@ def drops(facts: Mapping[str, Any]) -> dict[str, tuple[int, Mapping[str, int]]]:
     by_task = facts.get("contaminated", {}).items()
     overlaps = {f"{task}: {name}": count for task, sources in by_task for name, count in sources.items()}
     found[CONTAMINATED] = facts.get("contaminated_rows", 0), overlaps
+    found["held_out"] = facts.get("held_out", 0), {}
     return {reason: entry for reason, entry in found.items() if entry[0]}
 
 

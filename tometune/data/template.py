@@ -103,7 +103,7 @@ class Template:
         Raises:
             UserError: the template rejects the conversation.
         """
-        replaced, stand_ins = self._replace_special(messages)
+        replaced, stand_ins = self.replace_special(messages)
         text = self._render(replaced, prompt=True)
         if text is None:
             roles = ", ".join(message["role"] for message in messages)
@@ -130,7 +130,7 @@ class Template:
             if isinstance(fitted, str):
                 return _skipped(fitted)
             conversation, tools, notes = fitted
-        messages, stand_ins = self._replace_special(conversation)
+        messages, stand_ins = self.replace_special(conversation)
         text = self._render(messages, tools)
         shape = self._shape(tuple(message["role"] for message in messages))
         missing = shape.missing if shape else set()
@@ -166,7 +166,7 @@ class Template:
             return None
         return text
 
-    def _replace_special(self, messages: Messages) -> tuple[Messages, dict[str, str]]:
+    def replace_special(self, messages: Messages) -> tuple[Messages, dict[str, str]]:
         """Replace special tokens that a text spells by unused characters.
 
         The template's own control tokens then differ from text that looks like them, whatever a template does with it.

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
@@ -124,7 +124,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, most: int) ->
     """Apply the chat template, up to where the assistant's answer begins.
 
     A prompt of more than `most` tokens loses the middle of its last user message, because instructions are usually at
-    the start or the end (and models use the middle least: "Lost in the Middle", arXiv:2307.03172).
+    the start or the end (and models use the middle least: "Lost in the Middle", arXiv:2307.03172). If that is not
+    enough, it loses the messages before it.
 
     Raises:
         UserError: the rest of the prompt alone is longer than `most`.
@@ -153,6 +154,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, most: int) ->
         if len(prompt.ids) <= most:
             return prompt
         keep -= len(prompt.ids) - most
+    if last:  # the earlier messages alone are too long
+        return replace(encode(tokenizer, messages[last:], most), shortened=True)
     raise UserError(f"eval.max_prompt_tokens={most}: too few for the chat template alone; raise it")
 
 

@@ -6,7 +6,7 @@ CONTRIBUTING.md has the steps for adding one, plain or with a model.
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from tometune.common.errors import UserError, did_you_mean
+from tometune.config.eval import HELD_OUT
 from tometune.evaluation.unicode_words import as_rouge_words, needs_unicode
 
 Scores = dict[str, list[float]]  # scores per example, by column; a metric may have several columns
@@ -46,12 +47,26 @@ LABELS = {  # names of columns in tables and figures; any other column is shown 
     "bleu": "BLEU",
     "token_f1": "token F1",
     "exact_match": "exact",
+    "nll": "NLL",
 }
+LOWER_IS_BETTER = ("nll",)  # in bits per byte, see `likelihood`; of every other column, more is better
 
 
 def label(column: str) -> str:
-    """Return the name of a column in tables and figures."""
-    return LABELS.get(column, column)
+    """Return the name of a column in tables and figures; `nll/qa` is `nll` on the task `qa`."""
+    metric, _, task = column.partition("/")
+    return f"{LABELS.get(metric, metric)} {task}".rstrip()
+
+
+def better(column: str, difference: float) -> bool:
+    """Tell whether a difference in a column is an improvement; `nll/qa` is `nll` on the task `qa`."""
+    return difference < 0 if column.partition("/")[0] in LOWER_IS_BETTER else difference > 0
+
+
+def averaged(tasks: Iterable[str]) -> list[str]:
+    """Return the tasks that a mean over tasks covers: all but those over held-out rows, if there are others."""
+    names = list(tasks)
+    return [name for name in names if not name.startswith(HELD_OUT)] or names
 
 
 def score(

@@ -21,7 +21,8 @@ from tometune.config.eval import EvalConfig
 from tometune.evaluation.engines import Engine
 from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.generation import Generation, generate
-from tometune.evaluation.metrics import MetricContext, Scores, score
+from tometune.evaluation.likelihood import bits_per_byte
+from tometune.evaluation.metrics import MetricContext, Scores, averaged, score
 from tometune.evaluation.tasks import Task
 from tometune.evaluation.unicode_words import needs_unicode
 
@@ -78,6 +79,8 @@ class Scorer:
                 path, size = self.folder / "eval" / name / f"{task.name}.jsonl", sizes[task.config.max_new_tokens]
                 key = shared_key | {"task": task.digest, "engine": engine.kind(size), "batch_size": size}
                 found = by_first(partial(read_result, path, key))
+                if found and config.nll and "nll" not in found["means"]:  # of an older version, or without `eval.nll`
+                    found = None
                 result = results[task.name] = found or self._score(name, model, engine, task, path, key)
                 means = ", ".join(f"{column} {mean:.4f}" for column, mean in result["means"].items())
                 speed = result["tokens"] / result["seconds"] if result["seconds"] else 0.0
@@ -110,6 +113,8 @@ class Scorer:
         predictions = [answer.text for answer in answers]
         references = [example.references for example in task.examples]
         columns = score(task.config.metrics, predictions, references, MetricContext(str(model.device), self.cache))
+        if self.config.nll:
+            columns["nll"] = bits_per_byte(model, self.tokenizer, [answer.prompt for answer in answers], references)
         result = {
             "means": {name: fmean(values) for name, values in columns.items()},
             "examples": len(answers),
@@ -123,6 +128,14 @@ class Scorer:
                 any(map(needs_unicode, [text, *texts])) for text, texts in zip(predictions, references, strict=True)
             ),  # examples, see `metrics`
         }
+        sources = sorted({example.source for example in task.examples if example.source})
+        if "nll" in columns and len(sources) > 1:
+            result["sources"] = {  # nll by source, of held-out rows
+                source: fmean(
+                    nll for nll, one in zip(columns["nll"], task.examples, strict=True) if one.source == source
+                )
+                for source in sources
+            }
         if is_first():
             key = key | {"engine": engine.kind(key["batch_size"])}  # compiling may have failed
             write_result(path, key, _lines(task, answers, columns), result)
@@ -189,14 +202,15 @@ def _lines(task: Task, answers: Sequence[Generation], columns: Scores) -> list[s
             "tokens": answer.tokens,
             "ended": answer.ended,
             "shortened": answer.prompt.shortened,
+            **({"source": example.source} if example.source else {}),
         }
         lines.append(json.dumps(row, ensure_ascii=False))
     return lines
 
 
 def _summary(tasks: Sequence[Task], results: dict[str, TaskScores]) -> StageScores:
-    """Average the columns that all tasks have over tasks, and add up the costs."""
-    means = [result["means"] for result in results.values()]
+    """Average the columns that all tasks have over tasks, and add up the costs; see `averaged`."""
+    means = [results[name]["means"] for name in averaged(results)]
     columns = [name for name in means[0] if all(name in other for other in means)]
     seconds = sum(result["seconds"] for result in results.values())
     tokens = sum(result["tokens"] for result in results.values())

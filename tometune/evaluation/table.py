@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
-from tometune.evaluation.metrics import label
+from tometune.evaluation.metrics import averaged, label
 from tometune.evaluation.statistics import Estimate, mean_interval, paired_difference
 
 MEAN = "mean of tasks"
@@ -85,10 +85,12 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
     for name in [*stages, *(["gain"] if paired else []), f"{config.confidence:.0%} interval"]:
         table.add_column(name, justify="right", no_wrap=True)
     tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
+    if any("nll" in columns for columns in tasks.values()):
+        table.caption = f"{table.caption}\nNLL: bits per byte of the references, lower is better"
     for name, columns in tasks.items():
         _add_section(table, name, [columns], config)
     if len(tasks) > 1:
-        _add_section(table, MEAN, list(tasks.values()), config)
+        _add_section(table, MEAN, [tasks[name] for name in averaged(tasks)], config)
     return table
 
 
@@ -101,7 +103,8 @@ def _load(folder: Path, task: str, stages: Sequence[str]) -> Columns:
     loaded = [read_scores(folder / "eval" / stage / f"{task}.jsonl") for stage in stages]
     if any(list(scores) != list(loaded[0]) for scores in loaded):
         raise UserError(f"{folder}/eval/*/{task}.jsonl: the examples differ; delete them and score the run again")
-    columns = next(iter(loaded[0].values()))
+    scored = [next(iter(scores.values())) for scores in loaded]
+    columns = [column for column in scored[0] if all(column in other for other in scored)]
     return {column: [[example[column] for example in scores.values()] for scores in loaded] for column in columns}
 
 

@@ -3,20 +3,23 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+
+import numpy as np
 
 from tometune.common.errors import UserError
 from tometune.common.hub import pinned
 from tometune.common.seeding import stream
 from tometune.config.data import SourceConfig, SourceKind
-from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
+from tometune.config.eval import HELD_OUT, EvalConfig, TaskConfig, TaskKind
 from tometune.data.conversations import fix_conversation, is_trained
 from tometune.data.formats import Reader
 from tometune.data.local_files import batches
 from tometune.data.rows import Batch
 from tometune.data.sources import content_digest, files_of, read
+from tometune.data.standardise import Standardised
 from tometune.data.turns import FormatError
 from tometune.evaluation.fields import Row, collect, names_in, render
 from tometune.evaluation.metrics import MODEL_METRICS, identity_of
@@ -37,6 +40,7 @@ class Example:
     references: list[str]  # one or more non-empty texts
     texts: list[str]  # the fields in the prompt and the references, which training data must not contain
     unread: set[str] = field(default_factory=set)  # fields of its row that were not read
+    source: str | None = None  # of a held-out row
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,27 @@ def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
     kept = [examples[index] for index in sorted(own[:limit])]
     about = " ".join(part for part in (task.description, f"({task.licence})" if task.licence else "") if part)
     log.info("task %s: %d of %d examples. %s", name, len(kept), len(order), about)
+    return _task(name, task, kept, len(kept) < len(own))
+
+
+def held_out_tasks(rows: Mapping[str, tuple[Standardised, np.ndarray]], limit: int | None = None) -> list[Task]:
+    """Return a task per origin of the held-out rows of a mix, `held_out_base` and `held_out_pool`.
+
+    The last answer of a row is the reference, and what precedes it the prompt. `limit` is `eval.limit`.
+    """
+    tasks = []
+    for origin, (source, numbers) in rows.items():
+        examples = []
+        for row in source.rows.select(numbers[:limit]):
+            *asked, answer = row["messages"]
+            name, texts = row["source"], [turn["content"] for turn in row["messages"]]
+            examples.append(Example(row["key"].hex(), asked, [answer["content"].strip()], texts, source=name))
+        tasks.append(_task(f"{HELD_OUT}{origin}", TaskConfig(), examples, len(examples) < len(numbers)))
+    return tasks
+
+
+def _task(name: str, task: TaskConfig, kept: list[Example], limited: bool) -> Task:
+    """Return a task with its digest."""
     metrics = [identity_of(metric) for metric in sorted(task.metrics)]
     other_scripts = sum(any(map(needs_unicode, example.references)) for example in kept)
     if other_scripts:
@@ -105,7 +130,7 @@ def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
         )
     asked = [{"id": one.id, "messages": one.messages, "references": one.references} for one in kept]
     content = json.dumps([task.version, task.max_new_tokens, metrics, asked], ensure_ascii=False)
-    return Task(name, task, kept, len(kept) < len(own), sha256(content.encode()).hexdigest())
+    return Task(name, task, kept, limited, sha256(content.encode()).hexdigest())
 
 
 def texts_of_task(name: str, task: TaskConfig) -> list[tuple[str, str, str]]:

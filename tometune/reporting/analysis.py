@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tometune.config.eval import HELD_OUT
 from tometune.evaluation.statistics import (
     Floats,
     deviation_interval,
@@ -68,6 +69,7 @@ def build(folder: Path, resamples: int, confidence: float) -> Report:
         },
         "family": f"Holm correction over {tests} tests: {pairs_tested} × {metrics} metrics",
         "tasks": scores.examples,
+        **({"sources": scores.sources} if scores.sources else {}),
         "rows": _rows(cells, scores, sweep.missing, confidence),
         "comparisons": comparisons,
         "variance": _variance_by_cause(all_cells, scores, confidence),
@@ -75,9 +77,21 @@ def build(folder: Path, resamples: int, confidence: float) -> Report:
             {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
             for cell in sweep.missing
         ],
-        "notes": [*sweep.notes, *notes, *scores.notes],
+        "notes": [*sweep.notes, *notes, *scores.notes, *_held_out_notes(scores)],
     }
     return Report(sweep, all_cells, table)
+
+
+def _held_out_notes(scores: Scores) -> list[str]:
+    rows = [
+        f"{count:,} {task.replace('_', ' ')}" for task, count in scores.examples.items() if task.startswith(HELD_OUT)
+    ]
+    if not rows:
+        return []
+    return [
+        f"No mix contains the held-out rows ({', '.join(rows)}) or repeats of them; each is smaller by those of the "
+        "base. Means over tasks do not include them."
+    ]
 
 
 def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], confidence: float) -> list[Values]:
@@ -132,7 +146,7 @@ def _mean_scores(names: Sequence[str], scores: Scores, confidence: float) -> Val
 
     def metrics(task: str | None) -> Values:
         found = {}
-        for metric in scores.metrics:
+        for metric in scores.metrics if task is None else scores.by_task:
             runs = scores.of_runs(names, metric, task)
             interval = _interval(runs, scores.on_resampled(names, metric, task), confidence)
             deviation = _rounded(float(np.std(runs, ddof=1))) if len(runs) > 1 else None
@@ -143,6 +157,7 @@ def _mean_scores(names: Sequence[str], scores: Scores, confidence: float) -> Val
         "interval_over": "seeds and examples" if len(names) > 1 else "examples",
         **metrics(None),
         "tasks": {task: metrics(task) for task in scores.examples},
+        **({"sources": {name: metrics(name)["nll"] for name in scores.sources}} if scores.sources else {}),
     }
 
 
@@ -163,7 +178,8 @@ def _interval(runs: Floats, examples: Floats, confidence: float) -> Values:
 
 
 def _run_scores(run_id: str, task: str | None, scores: Scores) -> Values:
-    return {metric: _rounded(float(scores.of_runs([run_id], metric, task)[0])) for metric in scores.metrics}
+    metrics = scores.metrics if task is None else scores.by_task
+    return {metric: _rounded(float(scores.of_runs([run_id], metric, task)[0])) for metric in metrics}
 
 
 def _compare_all(cells: Sequence[Cell], scores: Scores, confidence: float) -> list[Values]:

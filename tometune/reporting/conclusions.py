@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tometune.evaluation.metrics import label
+from tometune.evaluation.metrics import better, label
 from tometune.evaluation.statistics import seeds_needed
 from tometune.reporting.score_files import ROUGE
 
@@ -104,6 +104,8 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
         for entry in found
     ]
     sentences = [f"{', '.join(differences)}."]
+    if any(entry["metric"] == "nll" for entry in found):
+        sentences.append("NLL is in bits per byte of the references; lower is better.")
     if any(entry["interval_over"] == "examples" for entry in found):
         sentences.append(
             "At least one of the two cells has a single seed, so the deviation over seeds is unknown: the intervals "
@@ -130,12 +132,12 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
 def _verdict(found: Sequence[Table], table: Table) -> str:
     """Return yes or no by the tests that are significant after the correction."""
     passed = [entry for entry in found if significant(entry, table)]
-    better = [label(entry["metric"]) for entry in passed if entry["delta"] > 0]
-    worse = [label(entry["metric"]) for entry in passed if entry["delta"] < 0]
-    if better and worse:
-        return f"Better in {listed(better)}, worse in {listed(worse)}."
-    if better:
-        return "Yes." if len(better) == len(found) else f"Yes in {listed(better)}; no significant difference otherwise."
+    gains = [label(entry["metric"]) for entry in passed if better(entry["metric"], entry["delta"])]
+    worse = [label(entry["metric"]) for entry in passed if better(entry["metric"], -entry["delta"])]
+    if gains and worse:
+        return f"Better in {listed(gains)}, worse in {listed(worse)}."
+    if gains:
+        return "Yes." if len(gains) == len(found) else f"Yes in {listed(gains)}; no significant difference otherwise."
     if worse and len(worse) == len(found):
         return "No, it is worse."
     if worse:

@@ -59,7 +59,7 @@ def means(table: Table) -> str:
 
 def tasks(table: Table) -> str:
     """Draw the same by task: one row per task, one column per metric."""
-    names, metrics = list(table["tasks"]), table["metrics"]
+    names, metrics = list(table["tasks"]), [metric for metric in table["metrics"] if "/" not in metric]
     figure, axes = panels(len(names), len(metrics), WIDTH, 0.6 + 1.7 * len(names), sharex=True)
     for row, name in zip(axes, names, strict=True):
         row[0].set_ylabel(fill(name.replace("_", " "), 20))

@@ -113,6 +113,7 @@ def as_csv(table: Values) -> str:
 def print_report(table: Values, console: Console | None = None) -> None:
     """Print the table, the answers and the cautions."""
     console = console or Console()
+    table = {**table, "metrics": [metric for metric in table["metrics"] if "/" not in metric]}  # those of single tasks
     title = f"[bold red]{LIMIT}[/]\n{table['sweep']}" if table["limited"] else table["sweep"]
     grid = RichTable(title=title, caption=table["family"], box=SIMPLE_HEAD, show_edge=False)
     grid.padding, grid.pad_edge = (0, 1, 0, 0), False  # 80 columns then hold names of 12 and 10 letters

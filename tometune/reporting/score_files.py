@@ -5,7 +5,8 @@ Intervals and tests are computed in evaluation/statistics.py.
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tometune.common.errors import UserError, some
+from tometune.config.eval import HELD_OUT
+from tometune.evaluation.metrics import averaged
 from tometune.evaluation.statistics import Floats, resampled_means
 from tometune.reporting.sweep import SweepRun
 from tometune.runs.run import REPEAT
@@ -27,6 +30,10 @@ class Example(NamedTuple):
 
     references: int  # hash of its references; ids alone may be row numbers, which identify nothing
     scores: dict[str, float]  # by metric
+    source: str | None = None  # of a held-out row
+
+
+Files = dict[tuple[str, str], dict[str, Example]]  # examples of one task by id, by (stage, run id)
 
 
 @dataclass(frozen=True)
@@ -36,27 +43,38 @@ class Scores:
     There is one column per run, named by its id, and one per base model, named by `base_column(model)`.
     """
 
-    metrics: list[str]  # ROUGE, then every other metric that all tasks of all runs have
+    by_task: list[str]  # metrics: ROUGE, then every other metric that all tasks of all runs have
     columns: list[str]
     examples: dict[str, int]  # their number by task
+    sources: dict[str, int]  # the same by source of held-out rows, e.g. `held_out_pool/math`; they count as tasks, too
     means: Floats  # [tasks, columns, metrics]
     resampled: Floats  # [tasks, resamples, columns, metrics]
-    notes: list[str]  # one per base model on whose scores the runs disagree
+    notes: list[str]  # on base models on whose scores the runs disagree, and on metrics that are left out
+
+    @property
+    def metrics(self) -> list[str]:
+        """What cells are compared by: the means over tasks, and `nll` on the held-out rows of base and pool."""
+        held_out = [task for task in self.examples if task.startswith(HELD_OUT)]
+        return [*self.by_task, *(f"nll/{task}" for task in held_out if "nll" in self.by_task)]
 
     def of_runs(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:
-        """Return the score of each run, [runs]: on one task, or the plain mean over tasks."""
-        return self._over_tasks(self.means[:, self._columns(names), self.metrics.index(metric)], task)
+        """Return the score of each run, [runs]: on one task (also `nll/TASK`), or the plain mean over tasks."""
+        metric, _, own = metric.partition("/")
+        return self._over_tasks(self.means[:, self._columns(names), self.by_task.index(metric)], task or own)
 
     def on_resampled(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:
         """Return the mean score of these runs on resampled examples, [resamples]."""
-        by_run = self.resampled[:, :, self._columns(names), self.metrics.index(metric)]
-        return self._over_tasks(by_run.mean(axis=2), task)
+        metric, _, own = metric.partition("/")
+        by_run = self.resampled[:, :, self._columns(names), self.by_task.index(metric)]
+        return self._over_tasks(by_run.mean(axis=2), task or own)
 
     def _columns(self, names: Sequence[str]) -> list[int]:
         return [self.columns.index(name) for name in names]
 
-    def _over_tasks(self, values: Floats, task: str | None) -> Floats:
-        found: Floats = values.mean(axis=0) if task is None else values[list(self.examples).index(task)]
+    def _over_tasks(self, values: Floats, task: str) -> Floats:
+        names = [*self.examples, *self.sources]
+        tasks = [task] if task else averaged(self.examples)
+        found: Floats = values[[names.index(name) for name in tasks]].mean(axis=0)
         return found
 
 
@@ -87,6 +105,11 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
     read = {task: _read_stages(runs, task) for task in names}
     known = [list(next(iter(examples.values())).scores) for files in read.values() for examples in files.values()]
     metrics = [name for name in known[0] if all(name in others for others in known)]
+    notes = []
+    if "nll" not in metrics and any("nll" in names for names in known):
+        notes.append("NLL is left out, because some runs lack it; python -m tometune.evaluate run=… adds it to a run.")
+    sources = _by_source(read) if "nll" in metrics else {}
+    read |= sources
     tasks: list[Floats] = []  # [examples, columns, metrics] by task
     means: dict[str, list[Floats]] = {name: [] for name in columns}  # [files, metrics] by task
     for files in read.values():
@@ -99,7 +122,6 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
             by_column.append(values.mean(axis=0))
             means[name].append(values.mean(axis=1))
         tasks.append(np.stack(by_column, axis=1))
-    notes = []
     for name, found in means.items():
         spread = np.ptp(found, axis=1)
         if np.any(spread > TOLERANCE):
@@ -113,11 +135,25 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
     return Scores(
         metrics,
         list(columns),
-        {name: len(task) for name, task in zip(names, tasks, strict=True)},
+        {name: len(task) for name, task in zip(names, tasks, strict=False)},
+        {name: len(task) for name, task in zip(sources, tasks[len(names) :], strict=True)},
         np.stack([task.mean(axis=0) for task in tasks]),
         resampled.reshape(len(tasks), resamples, len(columns), len(metrics)),
         notes,
     )
+
+
+def _by_source(read: Mapping[str, Files]) -> dict[str, Files]:
+    """Return held-out rows by task and source, e.g. `held_out_pool/math`, for sources with several of them."""
+    found: dict[str, Files] = {}
+    for task, files in read.items():
+        counts = Counter(each.source for each in next(iter(files.values())).values() if each.source is not None)
+        for source in sorted(name for name in counts if counts[name] > 1 and len(counts) > 1):
+            found[f"{task}/{source}"] = {
+                file: {key: each for key, each in examples.items() if each.source == source}
+                for file, examples in files.items()
+            }
+    return found
 
 
 def _check_content(runs: Sequence[SweepRun], tasks: Sequence[str]) -> None:
@@ -140,7 +176,7 @@ def _check_content(runs: Sequence[SweepRun], tasks: Sequence[str]) -> None:
                 )
 
 
-def _read_stages(runs: Sequence[SweepRun], task: str) -> dict[tuple[str, str], dict[str, Example]]:
+def _read_stages(runs: Sequence[SweepRun], task: str) -> Files:
     """Read a task's examples by (stage, run id), in the order of the first run; all must have the same ones."""
     paths = {
         (stage, run.id): run.folder / "eval" / stage / f"{task}.jsonl"
@@ -184,7 +220,7 @@ def read_task(path: Path) -> dict[str, Example]:
                 identifier, references = str(row["id"]), hash(tuple(row.get("references", ())))
                 if identifier in found:
                     raise ValueError(f"the id {identifier} occurs twice")
-                found[identifier] = Example(references, scores)
+                found[identifier] = Example(references, scores, row.get("source"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, although the run is completed; {fix}") from None
     except KeyError as error:

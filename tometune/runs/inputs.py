@@ -61,10 +61,11 @@ class RunInputs:
 
     @cached_property
     def tasks(self) -> list[Task]:
-        """The tasks with their examples."""
-        from tometune.evaluation.tasks import load_tasks
+        """The tasks with their examples, and those over held-out rows."""
+        from tometune.evaluation.tasks import held_out_tasks, load_tasks
 
-        return load_tasks(self.config.eval)
+        tasks, limit = load_tasks(self.config.eval), self.config.eval.limit
+        return tasks + (held_out_tasks(self.mix.held_out, limit) if self.config.data.held_out.rows else [])
 
     @cached_property
     def mix(self) -> Mix:

@@ -43,6 +43,9 @@ class TrainingInputs:
     cache: Path
     """Remembers which micro-batch fits this GPU."""
 
+    loss_rows: Sequence[dict[str, Any]] = ()
+    """Rows of `input_ids` and `labels` for `eval/loss`, longest first."""
+
 
 @dataclass
 class Training:

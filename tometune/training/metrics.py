@@ -153,7 +153,12 @@ def replay(path: Path, on_log: OnLog) -> None:
         with suppress(ValueError, KeyError, AttributeError):  # a broken line
             metrics = json.loads(line)
             step = metrics.pop("step")
-            on_log({f"train/{key}": value for key, value in metrics.items()}, step)
+            on_log(_tracked(metrics), step)
+
+
+def _tracked(metrics: dict[str, float]) -> dict[str, float]:
+    """Return the names under which a line is tracked: those of training get a prefix, `eval/loss` has one."""
+    return {key if "/" in key else f"train/{key}": value for key, value in metrics.items()}
 
 
 class Curves:
@@ -219,4 +224,4 @@ class Curves:
             *(step, loss, metrics.get("learning_rate", 0.0), metrics["tokens_per_second"]),
             *(metrics["padded_tokens_per_second"], metrics["peak_memory_gb"]),
         )
-        self.on_log({f"train/{key}": value for key, value in metrics.items()}, step)
+        self.on_log(_tracked(metrics), step)

@@ -220,6 +220,7 @@ def build_trainer(
         curves=Curves(inputs.folder / CURVES, meter or Meter(), training.on_log, training.dtype is torch.float16),
         fused_loss=training.unsloth,
         graph=graph,
+        loss_rows=inputs.loss_rows,
     )
     trainer.remove_callback(PrinterCallback)
     # Over a 4-bit base TRL makes the adapter bfloat16, which rounds away AdamW's small steps and fails with fp16.

@@ -1,6 +1,8 @@
 """TRL's trainer: its arguments, and the trainer itself with the meter, the curves and complete checkpoints."""
 
 import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +18,7 @@ from tometune.common.distributed import gather, is_first
 from tometune.common.files import disk_errors, sync_folder
 from tometune.common.progress import Bar
 from tometune.data.labels import IGNORE
+from tometune.evaluation.scoring import evaluating
 from tometune.training.batches import FullBatches, RowsAndBlank, Training
 from tometune.training.checkpoints import SAVING
 from tometune.training.cuda_graph import PassGraph
@@ -91,7 +94,8 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
         logging_steps=trainer.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
-        eval_strategy="no",
+        eval_strategy="no",  # `eval/loss` has code of its own
+        eval_steps=trainer.eval_steps,
         save_strategy="steps",
         save_steps=trainer.save_steps,
         save_total_limit=trainer.save_total_limit,
@@ -106,8 +110,17 @@ class MeteredTrainer(SFTTrainer):
 
     saving_to: str | None = None  # while a checkpoint is written: its folder's parent
 
-    def __init__(self, *, curves: Curves, fused_loss: bool, graph: PassGraph | None, **keywords: Any) -> None:
+    def __init__(
+        self,
+        *,
+        curves: Curves,
+        fused_loss: bool,
+        graph: PassGraph | None,
+        loss_rows: Sequence[dict[str, Any]] = (),
+        **keywords: Any,
+    ) -> None:
         super().__init__(**keywords)
+        self.loss_rows = loss_rows
         self.meter, self.curves, self.fused_loss, self.graph = curves.meter, curves, fused_loss, graph
         self.trained_tokens: list[torch.Tensor] = []
         """Of each pass since the last log, over all processes."""
@@ -179,8 +192,33 @@ class MeteredTrainer(SFTTrainer):
                 total = sum(value * weight for value, weight in zip(metrics[name], weights, strict=True))
                 metrics[name] = [total / sum(weights)]
         super().log(logs, start_time)
+        found = dict[str, float]()
+        if self.loss_rows and "loss" in logs and _is_due(self.args, self.state):
+            found["eval/loss"] = self.eval_loss()
         if self.is_world_process_zero():
-            self.curves.add({**logs, "epoch": self.epochs}, self.state.global_step)
+            self.curves.add({**logs, **found, "epoch": self.epochs}, self.state.global_step)
+
+    def eval_loss(self) -> float:
+        """Return the mean loss per trained token on `loss_rows`.
+
+        No random stream advances, because dropout is off. The layers run uncompiled: each new shape would otherwise be
+        compiled. Every process computes all of it, since the loss of TRL waits for all of them.
+        """
+        total, trained, start = 0.0, 0, 0
+        at_once = self.args.per_device_train_batch_size * self.args.max_length  # tokens that fit while training
+        eager = torch.compiler.set_stance("force_eager") if self.graph else nullcontext()
+        with torch.no_grad(), evaluating(self.model), eager:
+            while start < len(self.loss_rows):
+                count = max(1, at_once // len(self.loss_rows[start]["labels"]))
+                batch = self.data_collator(list(self.loss_rows[start : start + count]))
+                inputs = self._prepare_inputs({name: batch[name] for name in batch if name not in ("parts", "blank")})
+                items = (inputs["labels"] != IGNORE).sum()
+                loss = self.compute_loss(self.model, inputs, num_items_in_batch=items)
+                total += float(loss) * int(items) / self.args.world_size  # which transformers multiplies it by
+                trained += int(items)
+                start += count
+        self._metrics["eval"].clear()
+        return total / trained
 
     @property
     def epochs(self) -> float:
@@ -238,6 +276,11 @@ class MeteredTrainer(SFTTrainer):
             self.control.should_training_stop = True
 
 
+def _is_due(args: Any, state: Any) -> bool:
+    """Tell whether `eval/loss` is computed after this step."""
+    return bool(args.eval_steps) and (state.global_step % args.eval_steps == 0 or state.global_step >= state.max_steps)
+
+
 class StepCallback(TrainerCallback):
     """Stops after a signal, logs the last step, and shows a progress bar if standard error is a terminal."""
 
@@ -260,12 +303,13 @@ class StepCallback(TrainerCallback):
         """Start the bar at the step of the checkpoint."""
         self._show(state.global_step, state.max_steps)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:  # noqa: ARG002
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Advance the bar, count a step that fp16 skipped, and tell the trainer what to do after this step."""
         self._show(state.global_step)
         if getattr(optimizer, "step_was_skipped", False):
             self.meter.skip(state.global_step)
-        if state.global_step >= state.max_steps:  # the curves end there, and a loss of nan is noticed
+        # The curves end with the last step, and a loss of nan is noticed. `eval/loss` belongs to a line of them.
+        if state.global_step >= state.max_steps or _is_due(args, state):
             control.should_log = True
         self.signal = max(gather([self.signal]))  # all processes stop after the same step
         if self.signal:

@@ -1,0 +1,185 @@
+"""Held-out rows: the same for every seed and size, and in no mix."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from tests.config.conftest import config_of, problems_of, sweep_of
+from tests.data.conftest import conversation, error_of, files, write_jsonl
+from tometune.config.data import DataConfig, HeldOutConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
+from tometune.data.mix import build_mix
+from tometune.data.preview import steps
+from tometune.runs.identity import content_hash, identity
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+BASE = [conversation(f"{number} of the base", source="b") for number in range(40)]
+REPEATS = [conversation(f"{number}  OF the base", source="b") for number in range(10)]
+POOL = [conversation(number, source=f"p{number % 3}", score=(number * 7) % 50) for number in range(60)]
+
+
+@pytest.fixture
+def config(tmp_path):
+    base = write_jsonl(tmp_path / "base.jsonl", [*BASE, *REPEATS])
+    pool = write_jsonl(tmp_path / "pool.jsonl", [*POOL, *POOL[:9], *BASE[:7]])
+    return DataConfig(name="x", rows=50, base=files(base, rows=50), pool=files(pool), held_out=HeldOutConfig(rows=8))
+
+
+def texts(mix):
+    """Normalised texts of a mix, and of its held-out rows by origin."""
+
+    def of(rows):
+        return [" ".join(turns[0]["content"].lower().split()) for turns in rows["messages"]]
+
+    return of(mix.dataset), {origin: of(source.rows.select(rows)) for origin, (source, rows) in mix.held_out.items()}
+
+
+def test_they_are_in_no_mix_of_any_size_and_seed_and_the_same_for_all(config, tmp_path):
+    found = []
+    for added, seed in product((0, 10, 30), (0, 1)):
+        mix = build_mix(replace(config, rows=50 + added), seed, tmp_path / "cache")
+        chosen, held_out = texts(mix)
+        assert {origin: len(set(rows)) for origin, rows in held_out.items()} == {"base": 8, "pool": 8}
+        assert not set(chosen) & {text for rows in held_out.values() for text in rows}, "nor are their repeats"
+        repeated = sum(
+            text in [" ".join(f"question {n} of the base".split()) for n in range(10)] for text in held_out["base"]
+        )
+        assert len(chosen) == 50 + added - 8 - repeated == len(mix.row_ids)
+        assert repeated, "this test needs one"
+        assert mix.facts["base"]["held_out"] == 8 + repeated
+        assert dict(steps(mix.facts["base"]))["held_out"] == -8 - repeated
+        assert [len(ids) for ids in mix.manifest()["held_out"].values()] == [8, 8]
+        assert ("pool" in mix.facts) == (added > 0)
+        found.append(held_out)
+    assert all(held_out == found[0] for held_out in found)
+    other = build_mix(replace(config, held_out=HeldOutConfig(rows=8, seed=1)), 0, tmp_path / "cache")
+    assert texts(other)[1] != found[0]
+
+
+def test_without_held_out_rows_a_mix_is_as_before(config, tmp_path):
+    mix = build_mix(replace(config, rows=60, held_out=HeldOutConfig()), 0, tmp_path / "cache")
+    assert (len(mix.row_ids), mix.held_out, "held_out" in mix.manifest(), "held_out" in mix.facts["base"]) == (
+        60,
+        {},
+        False,
+        False,
+    )
+
+
+def test_the_best_rows_leave_out_the_same_ones(config, tmp_path):
+    random = build_mix(replace(config, rows=60), 0, tmp_path / "cache")
+    best = replace(
+        config, rows=60, pool=replace(config.pool, order=PoolOrder.best), scorer=ScorerConfig(ScorerKind.column)
+    )
+    ranked = build_mix(best, 0, tmp_path / "cache")
+    assert texts(ranked)[1] == texts(random)[1]
+    assert not set(texts(ranked)[0]) & set(texts(ranked)[1]["pool"])
+    assert len(ranked.row_ids) == len(random.row_ids)
+
+
+def test_near_duplicates_of_them_are_left_out(tmp_path):
+    def row(kind, number, end=""):
+        return conversation(f"{kind} {number} " + " ".join(f"{kind}{number}{word}" for word in LONG.split()) + end)
+
+    base = [row("base", number, end) for number in range(12) for end in ("", " indeed")]
+    pool = [row("pool", number, end) for number in range(12) for end in ("", " indeed")]
+    pool += [row("base", number, " truly") for number in range(12)]
+    made = [write_jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in (("base", base), ("pool", pool))]
+    config = DataConfig(
+        name="x",
+        rows=28,
+        base=files(made[0], rows=24),
+        pool=files(made[1]),
+        near_dedup=NearDedupConfig(0.7),
+        held_out=HeldOutConfig(rows=4),
+    )
+
+    def variants(mix):
+        """Rows of the mix that are the other variant of a held-out row."""
+        chosen, held_out = texts(mix)
+        numbers = {" ".join(text.split()[1:3]) for rows in held_out.values() for text in rows}
+        return numbers & {" ".join(text.split()[1:3]) for text in chosen}
+
+    mix = build_mix(config, 0, tmp_path / "cache")
+    chosen, held_out = texts(mix)
+    assert not variants(mix)
+    assert variants(build_mix(replace(config, near_dedup=NearDedupConfig()), 0, tmp_path / "cache"))
+    bases = {text.split()[2] for text in held_out["base"]}
+    assert len(chosen) == 28 - 2 * len(bases), "both variants of each are missing"
+
+
+def test_rows_that_a_task_cannot_ask_for_are_not_held_out(tmp_path):
+    tools = [
+        {
+            "messages": [
+                {"role": "user", "content": f"u{n}"},
+                {"role": "tool", "content": "t"},
+                {"role": "assistant", "content": "a"},
+            ]
+        }
+        for n in range(5)
+    ]
+    thought = [
+        {
+            "messages": [
+                {"role": "user", "content": f"v{n}"},
+                {"role": "assistant", "content": "a", "reasoning_content": "r"},
+            ]
+        }
+        for n in range(5)
+    ]
+    path = write_jsonl(tmp_path / "base.jsonl", [*BASE[:6], *tools, *thought])
+    config = DataConfig(name="x", rows=16, base=files(path, rows=16), held_out=HeldOutConfig(rows=6))
+    mix = build_mix(config, 0, tmp_path / "cache")
+    assert sorted(texts(mix)[1]["base"]) == sorted(f"question {n} of the base" for n in range(6))
+    assert set(mix.held_out) == {"base"}, "there is no pool"
+    assert len(mix.row_ids) == 10
+    said = error_of(build_mix, replace(config, held_out=HeldOutConfig(rows=7)), 0, tmp_path / "cache")
+    assert said.startswith("data.held_out.rows=7: data.base has 6 different rows that can be held out")
+    assert said.endswith("set data.held_out.rows=6 or less")
+
+
+def test_a_pool_with_too_few_of_them(config, tmp_path):
+    small = replace(config, rows=50, pool=files(write_jsonl(tmp_path / "small.jsonl", POOL[:5])))
+    assert "data.pool has 5 different rows" in error_of(build_mix, small, 0, tmp_path / "cache")
+    short = replace(config, rows=50 + 55)
+    assert "held out: 8" in error_of(build_mix, short, 0, tmp_path / "cache")
+
+
+def test_the_name_says_so_and_the_default_changes_no_run():
+    paths = ("data.base.path=base.jsonl", "data.pool.path=pool.jsonl")
+    plain = config_of("data=files_200k", *paths)
+    assert plain.data.name == "files_200k"
+    assert "held_out" not in identity(plain, {})["data"]
+    held_out = config_of("data=files_200k", *paths, "data.held_out.rows=500")
+    assert held_out.data.name == "files_200k-held500"
+    assert identity(held_out, {})["data"]["held_out"] == {"rows": 500, "seed": 0}
+    configs = sweep_of("-m", "data=files_100k,files_200k", *paths, "data.held_out.rows=500")
+    assert [config.data.pool.path for config in configs] == ["pool.jsonl"] * 2, "so that both have the same tasks"
+    assert len({content_hash(identity(config, {})) for config in configs}) == 2
+    assert config_of("data=files_100k", *paths, "data.held_out.rows=5").data.pool is not None
+    assert config_of("data=files_100k", paths[0], "data.held_out.rows=5").data.pool is None
+    (config,) = sweep_of("-m", "data=files_100k", paths[0], "data.held_out.seed=3")
+    assert config.data.held_out == HeldOutConfig()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["data.held_out.seed=3"],
+            "data.held_out.seed=3: has no effect, since no rows are held out; set data.held_out.rows",
+        ),
+        (["data.held_out.rows=-1"], "data.held_out.rows=-1: not 0 or more"),
+        (
+            ["data.held_out.rows=100000"],
+            "data.held_out.rows=100000: not below data.base.rows=100000, so no row of the base is left",
+        ),
+        (
+            ["+eval/task@eval.tasks.held_out_x=jsonl", "eval.tasks.held_out_x.path=x.jsonl"],
+            "eval.tasks.held_out_x: names beginning with held_out_ are for data.held_out.rows; choose another name",
+        ),
+    ],
+)
+def test_bad_input(settings, said):
+    assert list(problems_of(*settings)) == [said]

@@ -1,0 +1,129 @@
+"""`nll` and held-out rows in a report: direction, runs without them, comparisons by origin, scores by source."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.reporting.sweeps import editing, write_table
+from tests.reporting.test_score_files import change_rows
+from tometune.evaluation.metrics import averaged, better, label
+from tometune.reporting.conclusions import answers, cautions
+from tometune.reporting.report_files import as_csv, as_html, as_markdown, print_report
+from tometune.runs.finished import score_problems
+
+TASKS = ("qa", "summaries", "held_out_base", "held_out_pool")
+
+
+def add_nll(sweep, effect, tasks=TASKS):
+    """Give all examples a `nll` that falls by `effect` per size, for held-out rows of the pool by twice that."""
+    for folder in sweep.iterdir():
+        size, seed = int(folder.name.split("pydocs_")[1][0]), int(folder.name.split("-s")[1][0])
+        noise = np.random.default_rng([size, seed]).normal(0, 0.002)
+        for stage in ("base", "tuned"):
+            for task in tasks:
+                gain = 0.0 if stage == "base" else effect * size * (2 if task == "held_out_pool" else 1) + noise
+
+                def change(row, gain=gain, task=task):
+                    number = int(row["id"].rpartition("-")[2])
+                    row["scores"]["nll"] = 1.5 + number / 100 - gain
+                    if task.startswith("held_out"):
+                        row["source"] = ("math", "math", "code", "chat")[number % 4]
+
+                change_rows(folder / "eval" / stage / f"{task}.jsonl", change)
+
+
+@pytest.fixture
+def made(tmp_path, report):
+    write_table(tmp_path / "sweep", effect=0.0, deviation=0.002, tasks=TASKS)
+    add_nll(tmp_path / "sweep", 0.05)
+    return report(tmp_path / "sweep")
+
+
+def test_lower_is_better():
+    assert better("nll", -0.1)
+    assert better("nll/held_out_pool", -0.1)
+    assert not better("nll", 0.1)
+    assert better("rougeL", 0.1)
+    assert not better("rougeL", 0.0)
+    assert (label("nll"), label("nll/held_out_pool"), label("rougeL")) == ("NLL", "NLL held_out_pool", "ROUGE-L")
+
+
+def test_a_lower_nll_is_an_improvement_in_words(made):
+    table = made.table
+    (answer,) = answers(table)
+    assert answer.verdict == (
+        "Yes in NLL, NLL held_out_base and NLL held_out_pool; no significant difference otherwise."
+    )
+    assert any("lower is better" in sentence for sentence in answer.sentences)
+    gains = {metric: entry["delta"] for metric, entry in table["rows"][-1]["gain"].items()}
+    assert gains["nll"] == pytest.approx(-0.15, abs=0.01)
+    assert gains["nll/held_out_pool"] == pytest.approx(-0.3, abs=0.01)
+
+
+def test_a_higher_one_is_worse(tmp_path, report):
+    write_table(tmp_path / "sweep", effect=0.0, deviation=0.002, tasks=TASKS)
+    add_nll(tmp_path / "sweep", -0.05)
+    (answer,) = answers(report(tmp_path / "sweep").table)
+    assert answer.verdict.startswith("No: worse in NLL, NLL held_out_base and NLL held_out_pool")
+
+
+def test_held_out_rows_are_compared_by_origin_and_are_in_no_mean(made):
+    table = made.table
+    assert table["metrics"] == ["rouge1", "rouge2", "rougeL", "nll", "nll/held_out_base", "nll/held_out_pool"]
+    assert averaged(TASKS) == ["qa", "summaries"]
+    assert averaged(TASKS[2:]) == list(TASKS[2:])
+    for row in table["rows"]:
+        for metric in ("rougeL", "nll"):
+            own = [row["tasks"][task][metric]["mean"] for task in ("qa", "summaries")]
+            assert row[metric]["mean"] == pytest.approx(sum(own) / 2, abs=1e-5)
+        for task in TASKS[2:]:
+            assert row[f"nll/{task}"] == row["tasks"][task]["nll"]
+    by_metric = {entry["metric"]: entry for entry in table["comparisons"] if entry["a"] == "pydocs_3k"}
+    assert by_metric["nll/held_out_pool"]["delta"] == pytest.approx(
+        2 * by_metric["nll/held_out_base"]["delta"], abs=0.01
+    )
+    assert by_metric["nll/held_out_pool"]["p_holm"] is not None
+    assert "3 pairs of cells × 6 metrics" in table["family"]
+    (note,) = [text for text in cautions(table) if "held-out" in text]
+    assert "(30 held out base, 30 held out pool)" in note
+
+
+def test_they_are_shown_by_source(made, capsys):
+    table = made.table
+    assert table["sources"] == {
+        f"held_out_{origin}/{source}": count
+        for origin in ("base", "pool")
+        for source, count in (("chat", 7), ("code", 7), ("math", 16))
+    }
+    row = table["rows"][-1]
+    weighted = sum(
+        row["sources"][f"held_out_pool/{source}"]["mean"] * n for source, n in (("chat", 7), ("code", 7), ("math", 16))
+    )
+    assert weighted / 30 == pytest.approx(row["tasks"]["held_out_pool"]["nll"]["mean"], abs=1e-5)
+    page = as_html(made)
+    assert "<h2>Held-out loss by source</h2>" in page
+    assert "pool/math" in page
+    assert "NLL held_out_pool" in as_markdown(table)
+    assert "nll/held_out_pool_sd" in as_csv(table)
+    print_report(table)
+    assert "NLL" in capsys.readouterr().out
+    json.dumps(table)
+
+
+def test_runs_of_an_older_version_are_compared_without_it(tmp_path, report):
+    sweep = tmp_path / "sweep"
+    write_table(sweep, tasks=("qa", "summaries"))
+    add_nll(sweep, 0.05, ("qa", "summaries"))
+    assert "nll" in report(sweep).table["metrics"]
+    older = sorted(sweep.iterdir())[0]
+    for path in older.glob("eval/*/*.jsonl"):
+        change_rows(path, lambda row: row["scores"].pop("nll"))
+    with editing(older) as record:
+        assert not [name for name, _ in score_problems(older, record) if name.endswith(".jsonl")], "it stays completed"
+    made = report(sweep)
+    table = made.table
+    assert table["metrics"] == ["rouge1", "rouge2", "rougeL"]
+    assert "Held-out loss" not in as_html(made)
+    assert [text for text in cautions(table) if text.startswith("NLL is left out, because some runs lack it")]
+    assert "sources" not in table

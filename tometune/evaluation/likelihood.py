@@ -1,0 +1,144 @@
+"""The metric `nll`: bits per byte that a model needs for the references of an example; lower is better.
+
+It is the cross entropy of a reference given the prompt, -log2 p(reference | prompt), divided by the reference's UTF-8
+bytes, so that models with other tokenizers can be compared (The Pile, Gao et al. 2020, arXiv:2101.00027, section 3.1).
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tometune.common.distributed import gather, processes, rank
+from tometune.config.eval import HELD_OUT
+from tometune.data.encoder import Encoder
+from tometune.data.labels import label_rows
+from tometune.data.template import Rendered, Template
+from tometune.evaluation.generation import Prompt
+from tometune.evaluation.tasks import Task
+
+log = logging.getLogger(__name__)
+
+# One forward pass has at most so many tokens with padding, and logits of so many: 1.3 GB for a vocabulary of 128,000.
+# These are constants, because in 16 bits other batches round differently.
+TOKENS_AT_ONCE, LOGITS_AT_ONCE = 4_096, 1_024
+
+LONGEST = 2_048  # tokens of a reference that are scored; the rest of a longer one is left out, with its bytes
+
+
+LOSS_ROWS = 200  # most rows of `eval/loss`
+
+
+@dataclass(frozen=True)
+class PromptedReference:
+    """The tokens of a prompt and one reference."""
+
+    ids: list[int]
+    scored: int  # the last so many tokens are the reference's
+    bytes: int  # of the reference in UTF-8
+
+
+def bits_per_byte(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    references: Sequence[Sequence[str]],
+) -> list[float]:
+    """Return the bits per byte of each example, the mean over its references.
+
+    Everything that the template puts before the answer belongs to the prompt. The token that ends the turn does not
+    count. With several processes, each computes its share and all of them return all values.
+
+    Args:
+        model: a causal language model in eval mode.
+        tokenizer: its tokenizer, with a chat template and a pad token.
+        prompts: as they were answered, see `generation.encode`.
+        references: one or more non-empty texts per prompt.
+    """
+    pairs = [(prompt, text) for prompt, texts in zip(prompts, references, strict=True) for text in texts]
+    rows = _encoded(Encoder(Template(tokenizer)), pairs)
+    order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), rows[index].scored), reverse=True)
+    found = [
+        (index, bits / rows[index].bytes)
+        for batch in list(_batches(order, rows))[rank() :: processes()]
+        for index, bits in zip(
+            batch, _bits(model, [rows[index] for index in batch], tokenizer.pad_token_id), strict=True
+        )
+    ]
+    values = (value for _, value in sorted(gather(found)))
+    return [fmean(islice(values, len(texts))) for texts in references]
+
+
+def _encoded(encoder: Encoder, pairs: Sequence[tuple[Prompt, str]]) -> list[PromptedReference]:
+    """Encode prompts and references together, as training does."""
+    rendered, texts = [], []
+    for prompt, reference in pairs:
+        texts.append(reference.strip())
+        (answer,), stand_ins = encoder.template.replace_special([{"role": "assistant", "content": texts[-1]}])
+        whole = prompt.text + answer["content"]
+        rendered.append(Rendered(whole, [(len(prompt.text), len(whole))], stand_ins))
+    rows = []
+    for text, (ids, ((first, last),)) in zip(texts, encoder.encode(rendered), strict=True):
+        if last - first > LONGEST:
+            last = first + LONGEST
+            text = encoder.decode(ids[first:last])
+        rows.append(PromptedReference(ids[:last], last - first, len(text.encode())))
+    return rows
+
+
+def _batches(order: Sequence[int], rows: Sequence[PromptedReference]) -> Iterator[list[int]]:
+    """Split rows, given longest first, into batches that fit the limits; a row that alone exceeds one is alone."""
+    batch: list[int] = []
+    for index in order:
+        scored = max(rows[other].scored for other in [*batch, index])
+        count = len(batch) + 1
+        if batch and (count * len(rows[batch[0]].ids) > TOKENS_AT_ONCE or count * scored > LOGITS_AT_ONCE):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _bits(model: PreTrainedModel, rows: Sequence[PromptedReference], pad: int) -> list[float]:
+    """Return the bits of each reference. The batch is padded on the left, so that all references end together."""
+    width, scored = max(len(row.ids) for row in rows), max(row.scored for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=model.device)
+    # Only the logits of references: those of the whole prompt would take most of the memory.
+    keep = {"logits_to_keep": scored + 1} if model._supports_logits_to_keep() else {}
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **keep)
+    logits = output.logits[:, -scored - 1 : -1].float()
+    losses = cross_entropy(logits.flatten(0, 1), ids[:, -scored:].flatten(), reduction="none").view(len(rows), scored)
+    nats = [losses[number, scored - row.scored :].double().sum() for number, row in enumerate(rows)]
+    bits: list[float] = (torch.stack(nats) / math.log(2)).tolist()
+    return bits
+
+
+def loss_rows(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:
+    """Return at most `LOSS_ROWS` rows of `input_ids` and `labels` for `eval/loss`, longest first.
+
+    They are made like rows of the mix, from held-out rows or, if there are none, from the tasks' first references.
+    """
+    held_out = [task for task in tasks if task.name.startswith(HELD_OUT)]
+    examples = [example for task in held_out or tasks for example in task.examples]
+    chosen = np.unique(np.linspace(0, len(examples) - 1, LOSS_ROWS, dtype=int)).tolist()
+    conversations = [
+        [*examples[n].messages, {"role": "assistant", "content": examples[n].references[0].strip()}] for n in chosen
+    ]
+    template = Template(tokenizer)
+    batch, _ = label_rows(Encoder(template).encode(template.render(conversations)), max_length)
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    if not rows:
+        log.warning("eval/loss: off, because no answer begins within trainer.max_length=%d", max_length)
+    return sorted(rows, key=lambda row: len(row["labels"]), reverse=True)
