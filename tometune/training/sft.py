@@ -221,6 +221,7 @@ def build_trainer(
         fused_loss=training.unsloth,
         graph=graph,
         loss_rows=inputs.loss_rows,
+        kernel=training.kernel if graph else None,
     )
     trainer.remove_callback(PrinterCallback)
     # Over a 4-bit base TRL makes the adapter bfloat16, which rounds away AdamW's small steps and fails with fp16.

@@ -19,6 +19,7 @@ from tometune.common.files import disk_errors, sync_folder
 from tometune.common.progress import Bar
 from tometune.data.labels import IGNORE
 from tometune.evaluation.scoring import evaluating
+from tometune.models.packed_attention import training_attention
 from tometune.training.batches import FullBatches, RowsAndBlank, Training
 from tometune.training.checkpoints import SAVING
 from tometune.training.cuda_graph import PassGraph
@@ -117,10 +118,12 @@ class MeteredTrainer(SFTTrainer):
         fused_loss: bool,
         graph: PassGraph | None,
         loss_rows: Sequence[dict[str, Any]] = (),
+        kernel: str | None = None,
         **keywords: Any,
     ) -> None:
+        """`kernel` is the attention without the graph, if there is one."""
         super().__init__(**keywords)
-        self.loss_rows = loss_rows
+        self.loss_rows, self.kernel = loss_rows, kernel
         self.meter, self.curves, self.fused_loss, self.graph = curves.meter, curves, fused_loss, graph
         self.trained_tokens: list[torch.Tensor] = []
         """Of each pass since the last log, over all processes."""
@@ -207,7 +210,7 @@ class MeteredTrainer(SFTTrainer):
         total, trained, start = 0.0, 0, 0
         at_once = self.args.per_device_train_batch_size * self.args.max_length  # tokens that fit while training
         eager = torch.compiler.set_stance("force_eager") if self.graph else nullcontext()
-        with torch.no_grad(), evaluating(self.model), eager:
+        with torch.no_grad(), evaluating(self.model), eager, training_attention(self.model, self.kernel):
             while start < len(self.loss_rows):
                 count = max(1, at_once // len(self.loss_rows[start]["labels"]))
                 batch = self.data_collator(list(self.loss_rows[start : start + count]))
