@@ -8,7 +8,7 @@ import tometune
 
 PACKAGE = Path(tometune.__file__).parent
 GROUP_FILES = [
-    PACKAGE / "config" / f"{n}.py" for n in ("data", "eval", "export", "model", "root", "tracking", "trainer")
+    PACKAGE / "config" / f"{n}.py" for n in ("data", "eval", "export", "model", "report", "root", "tracking", "trainer")
 ]
 
 

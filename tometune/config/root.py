@@ -14,6 +14,7 @@ from tometune.config.data import DataConfig, data_problems
 from tometune.config.eval import EvalConfig, eval_problems
 from tometune.config.export import ExportConfig, export_problems
 from tometune.config.model import FOUR_BITS, LoraConfig, ModelConfig, Quantization, lora_problems, model_problems
+from tometune.config.report import ReportConfig, report_problems
 from tometune.config.tracking import Publish, TrackingConfig, tracking_problems
 from tometune.config.trainer import TrainerConfig, trainer_problems
 from tometune.config.validators import NOT_FINITE, at_least, checked, file_name, folder, valid_if, value_problems
@@ -110,6 +111,8 @@ class Config:
     """Settings of `export`."""
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """The set of runs that it belongs to."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """The question that the set of runs is to answer."""
     seed: int = 0
     """The seed of the run; each of `seeds` follows it."""
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
@@ -136,6 +139,8 @@ class Config:
     """For `export`: whether a repository that `push_to` creates is visible to its owner only."""
     publish: Publish | None = None
     """For `report`: service that also gets the table and the figures; null is none."""
+    require: Any = None
+    """For `report`: what must hold, `A>B:METRIC>=VALUE` or a list: exit status 0 shown, 3 refuted, 4 undecided."""
     plan: bool | str = False
     """For `train`: print the runs with their cost and which are finished, and stop.
 
@@ -183,6 +188,7 @@ def check(config: Config) -> None:
         *_seed_problems(config),
         *value_problems("paths", config.paths),
         *value_problems("sweep", config.sweep),
+        *report_problems(config.report, config.require),
     ]
     if config.plan != "measure" and not isinstance(config.plan, bool):
         problems.append(f"plan={config.plan}: one of true, false, measure")

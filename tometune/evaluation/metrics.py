@@ -49,6 +49,10 @@ LABELS = {  # names of columns in tables and figures; any other column is shown 
 }
 
 
+LOWER_IS_BETTER: frozenset[str] = frozenset()
+"""Columns whose smaller scores are better."""
+
+
 def label(column: str) -> str:
     """Return the name of a column in tables and figures."""
     return LABELS.get(column, column)

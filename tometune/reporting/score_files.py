@@ -5,7 +5,7 @@ Intervals and tests are computed in evaluation/statistics.py.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ class Example(NamedTuple):
     """One scored example of a run."""
 
     references: int  # hash of its references; ids alone may be row numbers, which identify nothing
+    cluster: str | None  # its cluster (`eval.tasks.X.cluster`), if the run recorded one
     scores: dict[str, float]  # by metric
 
 
@@ -42,6 +43,7 @@ class Scores:
     means: Floats  # [tasks, columns, metrics]
     resampled: Floats  # [tasks, resamples, columns, metrics]
     notes: list[str]  # one per base model on whose scores the runs disagree
+    clusters: dict[str, int]  # their number, for tasks whose examples are clustered
 
     def of_runs(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:
         """Return the score of each run, [runs]: on one task, or the plain mean over tasks."""
@@ -109,7 +111,8 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
                 f"to {spread.max():.4f} on one task), so the row is a mean. They were scored with different settings, "
                 "versions or hardware."
             )
-    resampled = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples)
+    clusters = [_clusters(files) for files in read.values()]
+    resampled = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples, clusters)
     return Scores(
         metrics,
         list(columns),
@@ -117,7 +120,17 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
         np.stack([task.mean(axis=0) for task in tasks]),
         resampled.reshape(len(tasks), resamples, len(columns), len(metrics)),
         notes,
+        {name: len(set(labels)) for name, labels in zip(names, clusters, strict=True) if labels is not None},
     )
+
+
+def _clusters(files: Mapping[tuple[str, str], Mapping[str, Example]]) -> list[str] | None:
+    """Return the cluster of each example of a task, from the first file that has them for all examples."""
+    for examples in files.values():
+        found = [each.cluster for each in examples.values() if each.cluster is not None]
+        if len(found) == len(examples):
+            return found
+    return None
 
 
 def _check_content(runs: Sequence[SweepRun], tasks: Sequence[str]) -> None:
@@ -184,7 +197,7 @@ def read_task(path: Path) -> dict[str, Example]:
                 identifier, references = str(row["id"]), hash(tuple(row.get("references", ())))
                 if identifier in found:
                     raise ValueError(f"the id {identifier} occurs twice")
-                found[identifier] = Example(references, scores)
+                found[identifier] = Example(references, row.get("cluster"), scores)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, although the run is completed; {fix}") from None
     except KeyError as error:
