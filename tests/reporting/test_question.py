@@ -151,6 +151,7 @@ def test_verdicts(table, one_seed):
     assert (found, "ROUGE-1" in line) == (Verdict.undecided, False), "only what decided it"
     assert verdict(f"{PAIR}:rouge1>=0", undecided, f"{PAIR}:rouge2<=0")[0] is Verdict.refuted
     found, line = verdict("tiny pydocs_3k>tiny pydocs_1k:rougeL>=-1", of=one_seed.table)
+    assert "; LIMIT: only some examples" in verdict(f"{PAIR}:rougeL>=0", of={**table, "limited": True})[1]
     assert (found, line.endswith("a single seed, so the interval covers examples only")) == (Verdict.undecided, True)
 
 

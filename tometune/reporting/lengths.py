@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tometune.evaluation.metrics import score
+from tometune.evaluation.unicode_words import as_rouge_words, needs_unicode
 from tometune.reporting.conclusions import length_differences
 from tometune.reporting.grouping import Cell
 from tometune.reporting.score_files import ROUGE
@@ -39,7 +40,10 @@ def _mean_rouge(run: SweepRun, task: str) -> list[float]:
     for example in examples:
         starts.append(len(answers))
         for reference in example["references"]:
-            words, target = example["prediction"].split(), reference.split()
+            texts = example["prediction"], reference
+            words, target = (
+                (as_rouge_words(each) if any(map(needs_unicode, texts)) else each).split() for each in texts
+            )
             shorter = min(len(words), len(target))
             answers.append(" ".join(words[:shorter]))
             references.append([" ".join(target[:shorter])])

@@ -8,7 +8,7 @@ from typing import Any
 from tometune.common.errors import UserError, did_you_mean
 from tometune.config.report import Asked, ReportConfig, asked, entries
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import between, signed, tuned_rows
+from tometune.reporting.conclusions import LIMIT, between, signed, tuned_rows
 from tometune.runs.sweep_file import read_sweep_file
 
 Values = dict[str, Any]
@@ -82,6 +82,7 @@ def _decide(text: str, table: Mapping[str, Any]) -> tuple[Verdict, str]:
     level = f"{table['interval']['confidence']:.0%} interval {between({'ci_low': low, 'ci_high': high})}"
     line = f"{chosen.a} − {chosen.b}: {label(entry['metric'])} {signed(sign * entry['delta'])} ({level}), required "
     line += f"{'≥' if chosen.at_least else '≤'} {bound:g}".replace("-", "−")
+    line += f"; {LIMIT}" if table["limited"] else ""
     if entry["p"] is None:
         return Verdict.undecided, f"{line}; a single seed, so the interval covers examples only"
     # By how much each end of the interval meets the requirement.
