@@ -33,20 +33,15 @@ class Asked(NamedTuple):
     """What a setting says of the difference a - b on a metric; None is any cell or metric, or no bound."""
 
     a: str | None
-    """A cell."""
     b: str | None
-    """The cell that a is compared with."""
     metric: str | None
-    """A column of the scores."""
-    at_least: bool
-    """Whether the bound is a lower one."""
+    at_least: bool  # whether the bound is a lower one
     bound: float | None
-    """What the difference must reach, or not exceed."""
 
 
 def asked(text: str) -> Asked | None:
     """Read an entry of `report.primary`, or with a bound of `require`; None if its syntax is wrong."""
-    if (found := COMPARISON.fullmatch(text)) is None:
+    if (found := COMPARISON.fullmatch(text)) is None or (found["a"] and found["a"] == found["b"]):
         return None
     metric, bound = found["of_pair"] or found["of_all"], found["bound"]
     return Asked(found["a"] or None, found["b"], metric, found["sign"] == ">", None if bound is None else float(bound))

@@ -22,10 +22,9 @@ def length_matched(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> lis
     found = []
     for model, task, lengths in length_differences(rows):
         means = {}
-        for cell in cells:
-            if cell.label in lengths:
-                mean = np.mean([_mean_rouge(run, task) for run in cell.runs.values()], axis=0).round(6)
-                means[cell.label] = dict(zip(ROUGE, mean.tolist(), strict=True))
+        for cell in (cell for cell in cells if cell.label in lengths):
+            mean = np.mean([_mean_rouge(run, task) for run in cell.runs.values()], axis=0).round(6)
+            means[cell.label] = dict(zip(ROUGE, mean.tolist(), strict=True))
         found.append({"model": model, "task": task, "cells": means})
     return found
 

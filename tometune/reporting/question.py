@@ -92,13 +92,7 @@ def _decide(text: str, table: Mapping[str, Any]) -> tuple[Verdict, str]:
 
 def _chooses(chosen: Asked, entry: Values) -> bool:
     """Whether a comparison, in either direction, is one of those chosen."""
-    pair = (None, entry["a"], entry["b"])
-    return (
-        chosen.metric in (None, entry["metric"])
-        and chosen.a in pair
-        and chosen.b in pair
-        and (chosen.a != chosen.b or chosen.a is None)
-    )
+    return chosen.metric in (None, entry["metric"]) and {chosen.a, chosen.b} - {None} <= {entry["a"], entry["b"]}
 
 
 def _reason(chosen: Asked | None, cells: Sequence[str], metrics: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -104,14 +105,9 @@ def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
         except UserError as error:
             problems.append(f"{' '.join(job.overrides)}: {error}")
     print_plan(runs, problems)
-    cells: dict[str, set[int]] = {}
-    for job in jobs.known:
-        cells.setdefault(" ".join(text for text in job.overrides if not text.startswith("seed")), set()).add(
-            job.config.seed
-        )
-    if len(cells) > 1 and runs:
-        seeds = min(map(len, cells.values()))
-        print(*power_lines(jobs.config, seeds, runs[0].examples), sep="\n")
+    seeds = Counter(tuple(text for text in job.overrides if not text.startswith("seed")) for job in jobs.known)
+    if len(seeds) > 1 and runs:
+        print(*power_lines(jobs.config, min(seeds.values()), runs[0].examples), sep="\n")
 
 
 def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:

@@ -4,7 +4,6 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,11 +19,8 @@ POWER = 0.8
 MOST = 10_000  # times the planned examples
 
 
-class Spread(NamedTuple):
-    """What is known of a difference between two cells on one metric."""
-
-    deviation: float  # over seeds, of the difference between one run of each cell; 0 if unknown
-    error: float  # standard error over the planned examples
+Spread = tuple[float, float]
+"""Deviation over seeds of the difference between two runs (0 if unknown); its standard error over the examples."""
 
 
 def power_lines(config: Config, seeds: int, examples: Mapping[str, int]) -> list[str]:
@@ -79,7 +75,8 @@ def _of_tables(config: Config, examples: Mapping[str, int]) -> dict[str, Spread]
                     squares.setdefault(entry["metric"], []).append(pair)
         except (OSError, ValueError, KeyError, TypeError):  # broken, or of another version
             continue
-    return {metric: Spread(*np.sqrt(np.mean(found, axis=0)).tolist()) for metric, found in squares.items()}
+    means = {metric: np.sqrt(np.mean(found, axis=0)) for metric, found in squares.items()}
+    return {metric: (float(deviation), float(error)) for metric, (deviation, error) in means.items()}
 
 
 def _of_base_scores(config: Config, examples: Mapping[str, int]) -> dict[str, Spread]:
@@ -97,9 +94,9 @@ def _of_base_scores(config: Config, examples: Mapping[str, int]) -> dict[str, Sp
             continue
         scores = {task: [row["scores"] for row in rows] for task, rows in tasks.items()}
         first, *others = [list(rows[0]) for rows in scores.values()]
-        errors: dict[str, float] = {}
+        spreads: dict[str, Spread] = {}
         for metric in (name for name in first if all(name in other for other in others)):
             squares = [np.var([row[metric] for row in rows]) / examples[task] for task, rows in scores.items()]
-            errors[metric] = float(np.sqrt(2 * sum(squares)) / len(squares))
-        return {metric: Spread(0.0, error) for metric, error in errors.items()}
+            spreads[metric] = 0.0, float(np.sqrt(2 * sum(squares)) / len(squares))
+        return spreads
     return {}
