@@ -77,6 +77,28 @@ def test_sweeps_by_their_file_or_their_names(run_verb, tmp_path):
     assert (multirun / "two" / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("required", "status", "start"),
+    [
+        ("pydocs_3k>pydocs_1k:rougeL>=-0.01", 0, "shown: pydocs_3k − pydocs_1k: ROUGE-L +0.1"),
+        (
+            "[pydocs_3k>pydocs_1k:rougeL>=0,pydocs_1k>pydocs_3k:rouge1>=0]",
+            3,
+            "refuted: pydocs_1k − pydocs_3k: ROUGE-1 −",
+        ),
+        ("pydocs_3k>pydocs_1k:rougeL>=0.16", 4, "undecided: pydocs_3k − pydocs_1k: ROUGE-L +0.1"),
+        ("pydocs_3k>pydocs_9k:rougeL>=0", 2, "require=pydocs_3k>pydocs_9k:rougeL>=0: no cell pydocs_9k; did you mean"),
+        ("pydocs_3k>pydocs_1k", 2, "require=pydocs_3k>pydocs_1k: write A>B:METRIC>=VALUE or"),
+    ],
+)
+def test_a_verdict_is_one_line_and_the_exit_status(run_verb, sweep, required, status, start):
+    done = run_verb("report", "sweep.name=table", "eval.resamples=500", f"require={required}")
+    assert done.returncode == status, done.stderr
+    assert (done.stderr if status == 2 else done.stdout).splitlines()[-1].startswith(start)
+    assert done.stdout.count("\n") == (0 if status == 2 else 1)
+    assert (sweep / "report.html").exists() == (">=" in required)
+
+
 @pytest.mark.nightly
 def test_speed(run_verb, tmp_path):
     """Nine runs, four tasks, 1,000 examples, 10,000 resamples: at most 20 seconds of computing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from filelock import FileLock
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors
 from tometune.config.app import verb
+from tometune.config.report import entries
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
 
@@ -20,21 +22,27 @@ LOCK = ".report.lock"
 
 
 @partial(verb, whole_sweep=True)
-def main(config: Config) -> None:
-    """Read the runs of a sweep, compare their scores, and write table.json, .csv, .md and report.html."""
+def main(config: Config) -> IntEnum | None:
+    """Read the runs of a sweep, compare their scores, and write table.json, .csv, .md and report.html.
+
+    Returns:
+        The verdict on `require`, which is the exit status; None without one.
+    """
     from tometune.tracking import check_tracker
 
     folder = sweep_folder(config)
     if config.publish is not None:
         check_tracker(publisher(config))
-    write_all(folder, config)
+    return write_all(folder, config)[1]
 
 
-def write_all(folder: Path, config: Config) -> dict[str, str]:
+def write_all(folder: Path, config: Config) -> tuple[dict[str, str], IntEnum | None]:
     """Build the report of a sweep folder, print it, write its files, and publish it if `publish` is set.
 
+    With `require`, the only line on stdout is the verdict.
+
     Returns:
-        The missing cells by name, with the reasons.
+        The missing cells by name, with the reasons; and the verdict, None without `require`.
 
     Raises:
         UserError: the runs cannot be read or compared, or `tracking.mode=online` is not possible.
@@ -46,16 +54,25 @@ def write_all(folder: Path, config: Config) -> dict[str, str]:
         if folder.is_dir():  # of two processes on one sweep, the last one to read it is the last one to write
             with disk_errors(folder, "paths.multirun"):
                 stack.enter_context(FileLock(folder / LOCK))
-        report = build(folder, config.eval.resamples, config.eval.confidence)
+        report = build(folder, config.eval.resamples, config.eval.confidence, config.report)
         with disk_errors(folder, "paths.multirun"):
             page = write(report)
-    print_report(report.table)
-    print(f"{page} (also table.md, table.csv and table.json)")
+    verdict = None
+    out = sys.stdout
+    if config.require is None:
+        print_report(report.table)
+    else:
+        from tometune.reporting.question import decide
+
+        verdict, line = decide(entries(config.require), report.table)
+        print(line)
+        out = sys.stderr
+    print(f"{page} (also table.md, table.csv and table.json)", file=out)
     if config.publish is not None:
         from tometune.reporting.wandb_report import publish
 
-        print(*publish(report, publisher(config)), sep="\n")
-    return {entry["run_id"]: entry["reason"] for entry in report.table["missing"]}
+        print(*publish(report, publisher(config)), sep="\n", file=out)
+    return {entry["run_id"]: entry["reason"] for entry in report.table["missing"]}, verdict
 
 
 def report_finished(folder: Path, config: Config) -> dict[str, str] | None:
@@ -64,7 +81,7 @@ def report_finished(folder: Path, config: Config) -> dict[str, str] | None:
     A report that fails costs one line and never the sweep; it returns None.
     """
     try:
-        return write_all(folder, config)
+        return write_all(folder, config)[0]
     except UserError as error:
         print(f"no report: {error}", file=sys.stderr)
     except Exception as error:

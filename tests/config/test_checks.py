@@ -6,12 +6,22 @@ from transformers.training_args import OptimizerNames
 
 from tests.config.conftest import config_of, problems_of
 from tometune.common.errors import ConfigError
+from tometune.config.command_line import read_command_line
 from tometune.config.eval import METRICS
+from tometune.config.report import asked, entries
 from tometune.config.root import check
 from tometune.config.trainer import OPTIMISERS, SCHEDULES
 from tometune.evaluation import metrics
 
 CASES = [
+    ("report.margin=0", "report.margin=0.0: not above 0"),
+    ("report.primary=rougel", "report.primary=rougel: no such metric; did you mean rougeL"),
+    ("report.primary=[rougeL,'a>']", "report.primary=a>: write METRIC, A>B or A>B:METRIC, e.g. rougeL or"),
+    ("report.primary='a>b:rougeL>=0'", "report.primary=a>b:rougeL>=0: write METRIC, A>B or A>B:METRIC, e.g."),
+    ("require='a>b:rougeL'", "require=a>b:rougeL: write A>B:METRIC>=VALUE or A>B:METRIC<=VALUE, e.g. 'files_300k>"),
+    ("require=['>b:rougeL>=0']", "require=>b:rougeL>=0: write A>B:METRIC>=VALUE or"),
+    ("require='a>b>=0.1'", "require=a>b>=0.1: write A>B:METRIC>=VALUE or"),
+    ("require='a>b:rougeL>=much'", "require=a>b:rougeL>=much: write A>B:METRIC>=VALUE or"),
     ("data.rows=5 data.base.rows=7", "data.rows=5: below data.base.rows=7, and a mix contains the whole base;"),
     ("data.base.rows=7", "data.rows=100000: above data.base.rows=7, and there is no pool; choose a mix with one"),
     ("data=mix_200k data.pool=null", "data.rows=200000: above data.base.rows=100000, and there is no pool"),
@@ -58,6 +68,35 @@ CASES = [
 def test_one_problem(overrides, message):
     (problem,) = problems_of(*overrides.split(" "))
     assert problem.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("typed", "entries_read"),
+    [
+        ("require=a>b:rougeL>=-0.01", ["a>b:rougeL>=-0.01"]),
+        ("require=[a>b:rougeL>=-0.01, c x.r=4>d:nll<=1e-3]", ["a>b:rougeL>=-0.01", "c x.r=4>d:nll<=1e-3"]),
+        ("require=['a>b:rougeL>=0']", ["a>b:rougeL>=0"]),
+        ('require="a>b:rougeL>=0"', ["a>b:rougeL>=0"]),
+        ("report.primary=>b", [">b"]),
+        ("++report.primary=[rougeL,>b]", ["rougeL", ">b"]),
+        ("report.primary=rougeL", ["rougeL"]),
+    ],
+)
+def test_comparisons_need_no_quotes_but_the_shells(typed, entries_read):
+    config = config_of(*read_command_line([typed]).overrides)
+    check(config)
+    assert entries(config.require or config.report.primary) == entries_read
+
+
+def test_the_parts_of_a_comparison():
+    assert asked("a>b:rougeL>=-0.01") == ("a", "b", "rougeL", True, -0.01)
+    assert asked("a lora.r=4>b lora.r=8:nll <= 1e-3") == ("a lora.r=4", "b lora.r=8", "nll", False, 0.001)
+    assert [asked(text)[:3] for text in ("rougeL", "a>b", ">b:rougeL")] == [
+        (None, None, "rougeL"),
+        ("a", "b", None),
+        (None, "b", "rougeL"),
+    ]
+    assert asked("") is asked("a>") is asked("a>b>c") is None
 
 
 def test_a_column_may_be_called_rejected_if_there_is_no_preference_data():

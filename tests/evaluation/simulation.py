@@ -24,6 +24,8 @@ class World:
     rest: float = 0.10  # noise of one example in one run
     effect: float = 0.0
     seeds: int = 3
+    icc: float = 0.0  # intraclass correlation of the taste within clusters of neighbouring examples
+    cluster: int = 1  # examples per cluster
 
 
 def sweeps(world: World, count: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -33,20 +35,26 @@ def sweeps(world: World, count: int, generator: np.random.Generator) -> list[np.
     tasks = []
     for _ in range(TASKS):
         scores = 0.4 + runs + generator.normal(0, world.example, (EXAMPLES, count, 1, 1))
-        scores = scores + generator.normal(0, world.taste / np.sqrt(2), (EXAMPLES, count, 2, 1))
+        taste = generator.normal(0, world.taste / np.sqrt(2), (EXAMPLES, count, 2, 1))
+        if world.icc:
+            shared = generator.normal(0, world.taste / np.sqrt(2), (EXAMPLES // world.cluster, count, 2, 1))
+            taste = np.sqrt(1 - world.icc) * taste + np.sqrt(world.icc) * np.repeat(shared, world.cluster, axis=0)
+        scores = scores + taste
         tasks.append(scores + generator.normal(0, world.rest, (EXAMPLES, count, 2, world.seeds)))
     return tasks
 
 
-def resample(tasks: list[np.ndarray], resamples: int) -> np.ndarray:
-    """Return [resamples, count, arms, seeds]: mean scores on resampled examples."""
-    draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples).mean(axis=0)
+def resample(tasks: list[np.ndarray], resamples: int, clusters: list[list[str]] | None = None) -> np.ndarray:
+    """Return [resamples, count, arms, seeds]: mean scores on resampled examples, or on resampled clusters."""
+    draws = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples, clusters).mean(axis=0)
     return draws.reshape(resamples, *tasks[0].shape[1:])
 
 
-def ours(tasks: list[np.ndarray], resamples: int, paired: bool = True) -> list[tuple[float, float]]:
+def ours(
+    tasks: list[np.ndarray], resamples: int, paired: bool = True, clusters: list[list[str]] | None = None
+) -> list[tuple[float, float]]:
     """Return the intervals of the report, one per sweep."""
-    draws = resample(tasks, resamples).mean(axis=3)
+    draws = resample(tasks, resamples, clusters).mean(axis=3)
     found = []
     for number, (before, after) in enumerate(np.mean([task.mean(axis=0) for task in tasks], axis=0)):
         varies = [after - before] if paired else [after, before]

@@ -85,6 +85,17 @@ def test_a_model_in_training_mode_gets_the_same_scores(model, score, tmp_path):
     model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
 
 
+def test_the_cluster_of_an_example_is_kept_with_its_scores(score, config, tmp_path):
+    score()
+    for task in config.tasks.values():
+        task.cluster = "id"
+    score()
+    assert all("cluster" not in row for row in lines(tmp_path / "eval/base/one.jsonl")), "scores are not made again"
+    (tmp_path / "eval/base/one.json").unlink()
+    score()
+    assert all(row["cluster"] == row["id"] for row in lines(tmp_path / "eval/base/one.jsonl"))
+
+
 def test_a_broken_file_is_redone(score, tmp_path, generated):
     first = score()
     file, result = tmp_path / "eval/base/one.jsonl", tmp_path / "eval/base/one.json"

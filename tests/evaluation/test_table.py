@@ -60,6 +60,21 @@ def test_base_tuned_gain_and_interval(folder):
     assert "…" not in text, "no number is cut"
 
 
+def test_clusters_widen_the_intervals(folder):
+    plain = shown(folder, ["tuned"])
+    for path in folder.glob("eval/*/qa.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({**row, "cluster": str(n // 10)}) + "\n" for n, row in enumerate(rows)))
+
+    def width(text, task):
+        low, high = re.search(rf"{task} +ROUGE-1 .* ([\d.]+) to ([\d.]+)", text).groups()
+        return float(high) - float(low)
+
+    clustered = shown(folder, ["tuned"])
+    assert width(clustered, "qa") > 2 * width(plain, "qa")
+    assert width(clustered, "summaries") == width(plain, "summaries")
+
+
 def test_one_stage_alone_and_the_paths_come_last_and_whole(folder):
     write(folder, "tuned", "qa", 0.2, count=1)
     tracking = {"tracker": "wandb", "folders": ["outputs/" + "x" * 90], "url": None, "sync": "wandb sync outputs/x"}

@@ -11,6 +11,7 @@ from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
 from tometune.evaluation.fields import Row, collect, reach, render
 from tometune.evaluation.tasks import fingerprint, load_task, load_tasks, read_rows, texts_of_task
+from tometune.runs.identity import content_of
 
 ROWS = [{"id": f"q{n}", "input": f"Question {n}?", "references": [f"Answer {n}."]} for n in range(50)]
 GOOD = '{"input": "a", "references": ["b"]}'
@@ -81,6 +82,39 @@ def test_rows_of_one_prompt_are_one_example(jsonl):
 def test_bad_rows(jsonl, rows, message, read):
     with pytest.raises(UserError, match=message):
         read("t", jsonl(rows))
+
+
+def test_clusters_are_kept_and_change_neither_digest_nor_identity(jsonl):
+    rows = [{**row, "page": {"title": f"Page {number // 20}"}} for number, row in enumerate(ROWS)]
+    plain, task = load_task("t", jsonl(rows)), load_task("t", jsonl(rows, cluster="page.title"))
+    assert [example.cluster for example in task.examples[19:21]] == ["Page 0", "Page 1"]
+    assert [example.cluster for example in plain.examples] == [None] * 50
+    assert task.digest == plain.digest
+    assert content_of(jsonl(rows)) == content_of(jsonl(rows, cluster="page.title"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            ROWS,
+            r"eval\.tasks\.t\.cluster: .*mine\.jsonl, line 1 has no field 'page' \(fields: id, input, references\)$",
+        ),
+        ([{**ROWS[0], "pages": "x"}], r"cluster: .*, line 1 has no field 'page'; did you mean pages\?"),
+        (
+            [{**ROWS[0], "page": "x"}, {**ROWS[1], "page": None}],
+            r"cluster: .*, line 2: page is empty; fill it in, or name",
+        ),
+        (
+            [{**row, "page": "x"} for row in ROWS],
+            r"cluster: page is 'x' in every row; name a field that differs, or none",
+        ),
+    ],
+)
+def test_a_field_that_gives_no_clusters_is_one_line(jsonl, rows, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_task("t", jsonl(rows, "mine.jsonl", cluster="page"))
+    assert "\n" not in str(error.value)
 
 
 def test_missing_file_and_empty_folder(tmp_path):

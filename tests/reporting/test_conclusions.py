@@ -1,5 +1,7 @@
 """Answers and cautions of synthetic sweeps. tests/golden/tables.txt has the whole text of two."""
 
+import json
+
 import pytest
 
 from tests.reporting.sweeps import TASKS, edit, editing, write_table
@@ -46,16 +48,35 @@ def test_missing_runs_unpaired_arms_and_too_few_resamples_are_cautions(sweep):
 
 @pytest.mark.parametrize(("tokens", "cautioned"), [(4, True), (18, False)])
 def test_much_shorter_answers_are_a_caution(sweep, report, tokens, cautioned):
-    for path in sweep.glob("*pydocs_3k*"):
+    long = "the cat sat on the mat and looked at the moon"
+    for path in sweep.glob("tiny*"):
+        short = "pydocs_3k" in path.name
         with editing(path) as record:
             entry = record["eval"]["tuned"]["tasks"]["question_answering"]
-            entry["tokens"] = tokens * entry["examples"]
+            entry["tokens"] = (tokens if short else 20) * entry["examples"]
+        answers_of = path / "eval" / "tuned" / "question_answering.jsonl"
+        rows = [json.loads(line) for line in answers_of.read_text().splitlines()]
+        texts = {"prediction": "the cat" if short else "the dog sat on a mat", "references": ["no such words", long]}
+        answers_of.write_text("".join(json.dumps({**row, **texts}) + "\n" for row in rows))
+    for path in sweep.glob("*/eval/base/question_answering.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        references = ["no such words", long]
+        path.write_text("".join(json.dumps({**row, "references": references}) + "\n" for row in rows))
     made = report(sweep)
     assert [row["answer_tokens"]["question_answering"] for row in made.table["rows"]] == [20, 20, 20, tokens]
     means = "20.0 for pydocs_1k, 20.0 for pydocs_2k and 4.0 for pydocs_3k"
     start = f"Answer length on question_answering in tokens: {means}. ROUGE penalises answers"
     assert [text.startswith(start) for text in cautions(made.table)] == [True] * cautioned
-    assert "<h2>Answer length</h2>" in as_html(made)
+    matched = [entry["cells"] for entry in made.table["length_matched"]]
+    # Against the first two words of the second reference; of six words, four are common with its first six.
+    assert [cells["pydocs_3k"]["rougeL"] for cells in matched] == [1.0] * cautioned
+    assert [cells["pydocs_1k"]["rougeL"] for cells in matched] == [pytest.approx(4 / 6, abs=1e-6)] * cautioned
+    if cautioned:
+        cut = "ROUGE-L is 0.667 for pydocs_1k, 0.667 for pydocs_2k and 1.000 for pydocs_3k."
+        assert cautions(made.table)[0].endswith(f"cut to the words of the shorter one, {cut}")
+    html = as_html(made)
+    assert "<h2>Answer length</h2>" in html
+    assert ("question answering, same length" in html) == cautioned
 
 
 def test_runs_without_base_scores_or_token_counts(sweep, report):

@@ -8,12 +8,13 @@ import pytest
 
 from tometune.common.errors import UserError
 from tometune.config.command_line import CommandLine
+from tometune.config.report import ReportConfig
 from tometune.config.root import register
 from tometune.config.sweep_cells import jobs_of
 from tometune.runs.run import runs_folder
-from tometune.runs.sweep_file import Cell, read_cells
+from tometune.runs.sweep_file import Cell, read_cells, read_sweep_file
 from tometune.sweep.cells import State, Status, cells_of, list_cells
-from tometune.sweep.hooks import end_sweep
+from tometune.sweep.hooks import begin_sweep, end_sweep
 
 register()
 
@@ -153,6 +154,32 @@ def test_the_exit_status_of_a_sweep_is_that_of_its_report(
     missing = None if report is None else {ids.get(key, key): reason for key, reason in report.items()}
     assert end_sweep(jobs, {folder: missing}) == status
     assert capsys.readouterr().err.splitlines() == [line.format(ids=[*ids.values()]) for line in says]
+
+
+def test_a_command_records_its_question_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = jobs_of(
+        CommandLine([*PYDOCS, "+sweep=seeds", "data=pydocs_1k", "report.primary=[rougeL]", "report.margin=0.02"])
+    )
+    assert jobs is not None
+    assert begin_sweep(jobs)
+    assert read_sweep_file(tmp_path / "multirun" / "seeds")[1] == {"primary": ["rougeL"], "margin": 0.02}
+
+
+def test_the_question_is_recorded_until_the_first_run_has_started(tmp_path: Path) -> None:
+    list_cells(tmp_path, [cell(0)])
+    assert read_sweep_file(tmp_path) == ([cell(0)], None), "as versions without questions wrote it"
+    list_cells(tmp_path, [cell(1)], question=ReportConfig(primary="rougeL", margin=0.01))
+    asked = {"primary": ["rougeL"], "margin": 0.01}
+    assert read_sweep_file(tmp_path) == ([cell(0), cell(1)], asked)
+    list_cells(tmp_path, [cell(1)], question=ReportConfig(primary=["rouge1"]))
+    asked = {"primary": ["rouge1"], "margin": None}
+    assert read_sweep_file(tmp_path)[1] == asked
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    list_cells(tmp_path, [cell(2)], question=ReportConfig(primary="rouge2"))
+    list_cells(tmp_path, [cell(3)])
+    assert read_sweep_file(tmp_path) == ([cell(number) for number in range(4)], asked)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0", '{"schema": 1}', '{"schema": 1, "cells": [{"x": 1}]}'])

@@ -118,14 +118,17 @@ def test_the_printed_plan() -> None:
 def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatch, capsys) -> None:
     register()
     planned: list[tuple[str | None, int]] = []
-    monkeypatch.setattr(plan, "plan_run", lambda config, _: planned.append((config.sweep.name, config.seed)))
+    run = PlannedRun("a", 10, 1000, 4, 8, False, examples={"qa": 8})
+    monkeypatch.setattr(plan, "plan_run", lambda config, _: planned.append((config.sweep.name, config.seed)) or run)
     monkeypatch.setattr(plan, "print_plan", lambda runs, problems: print(*problems, sep="\n"))
     overrides = ["model=tiny", "data=pydocs_1k", "sweep.name=a,b", "seed=0,1", "lora.r=0,4"]
     jobs = jobs_of(CommandLine(overrides, multirun=True))
     assert jobs is not None
     plan_sweep(jobs, print)
+    out = capsys.readouterr().out
+    assert "power: unknown until a sweep of this model" in out
     assert planned == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-    assert capsys.readouterr().out.count("lora.r=0: lora.r=0: not 1 or more") == 4
+    assert out.count("lora.r=0: lora.r=0: not 1 or more") == 4
 
 
 @pytest.mark.whole

@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
 
 from hydra import initialize_config_dir
@@ -26,7 +27,7 @@ from tometune.config.sweep_cells import Jobs, jobs_of, to_config
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, WRONG_INPUT = 0, 1, 2  # exit statuses
+DONE, FAILED, WRONG_INPUT = 0, 1, 2  # exit statuses; a task that returns an `IntEnum` sets its own
 
 RESUMED = ("train", "prepare", "evaluate")
 """Verbs whose command resumes from what it saved when it is repeated after a stop."""
@@ -121,7 +122,7 @@ def _job(task: Task, statuses: list[int]) -> Callable[[DictConfig], object]:
             config = to_config(composed, HydraConfig.get())
             check(config)
             result = task(config)
-            status = DONE
+            status = int(result) if isinstance(result, IntEnum) else DONE
         except Exception as error:
             status = report_error(error)
             if processes() > 1:  # the other processes may be waiting for this one; torchrun ends them

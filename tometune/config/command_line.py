@@ -26,14 +26,17 @@ from tometune.config.root import CONFIG_NAME, Config
 OWN_KEYS = ("data.pool.weights", "data.pool.caps", "data.base.columns", "data.pool.columns")
 """Dicts whose keys are names in the user's data."""
 
-MAKES_A_RUN = ("model", "data", "lora", "trainer", "eval", "tracking", "sweep", "seed", "seeds", "paths")
+WITH_COMPARISONS = ("report.primary", "require")
+"""Keys whose values hold `>`, which Hydra reads only between quotes."""
+
+MAKES_A_RUN = ("model", "data", "lora", "trainer", "eval", "tracking", "sweep", "report", "seed", "seeds", "paths")
 """`prepare` takes the command line of `train`: it checks all of it, and builds what `train` would train on."""
 
 READS = {
     "train": (*MAKES_A_RUN, "plan"),
     "prepare": MAKES_A_RUN,
     "evaluate": ("model", "eval", "tracking", "seed", "seeds.generation", "paths", "run"),
-    "report": ("eval.resamples", "eval.confidence", "tracking", "sweep", "paths", "publish"),
+    "report": ("eval.resamples", "eval.confidence", "tracking", "sweep", "report", "paths", "publish", "require"),
     "export": ("export", "paths", "run", "format", "quant", "push_to", "private"),
     "chat": ("model", "chat", "seed", "seeds.generation", "paths", "run", "against", "gguf", "ui", "share"),
 }
@@ -76,7 +79,7 @@ def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine:
     folder = Path(options.config_dir).resolve() if options.config_dir else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"--config-dir={options.config_dir}: no such folder")
-    overrides = with_plus(options.overrides)
+    overrides = [quoted(text) for text in with_plus(options.overrides)]
     if folder is not None:
         overrides = [f"hydra.searchpath=['file://{folder}']", *overrides]
     if problems := [*_without_effect(overrides)]:
@@ -144,6 +147,16 @@ def with_plus(arguments: Sequence[str]) -> list[str]:
                 argument = f"++{argument.lstrip('+')}"
         changed.append(argument)
     return changed
+
+
+def quoted(argument: str) -> str:
+    """Put quotes around the values of `WITH_COMPARISONS`, of which the shell has removed the user's own."""
+    key, _, value = argument.partition("=")
+    if key.lstrip("+") not in WITH_COMPARISONS or ">" not in value or set(value) & {"'", '"'}:
+        return argument
+    if not value.startswith("["):
+        return f"{key}='{value}'"
+    return f"{key}={[entry.strip() for entry in value.strip('[] ').split(',')]}"
 
 
 def reads(verb: str, key: str) -> bool:

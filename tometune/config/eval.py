@@ -63,6 +63,11 @@ class TaskConfig:
     """Longest answer, in tokens."""
     metrics: list[str] = field(default_factory=lambda: ["rouge"])
     """Names from `METRICS`; `rouge` is always computed."""
+    cluster: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Field whose value is the same for examples that depend on each other, e.g. answers about one text.
+
+    Intervals then resample whole clusters. It is kept with the scores, and changes none of them.
+    """
     limit: int | None = field(default=None, metadata=at_least(1))
     """Number of examples, drawn with a fixed seed (the same for every run); null takes all."""
 

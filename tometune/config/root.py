@@ -22,6 +22,7 @@ from tometune.config.model import (
     lora_problems,
     model_problems,
 )
+from tometune.config.report import ReportConfig, report_problems
 from tometune.config.tracking import Publish, TrackingConfig, tracking_problems
 from tometune.config.trainer import TrainerConfig, trainer_problems
 from tometune.config.validators import NOT_FINITE, at_least, checked, file_name, folder, valid_if, value_problems
@@ -118,6 +119,8 @@ class Config:
     """Settings of `export`."""
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """The set of runs that it belongs to."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """The question that the set of runs is to answer."""
     seed: int = 0
     """The seed of the run; each of `seeds` follows it."""
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
@@ -144,6 +147,8 @@ class Config:
     """For `export`: whether a repository that `push_to` creates is visible to its owner only."""
     publish: Publish | None = None
     """For `report`: service that also gets the table and the figures; null is none."""
+    require: Any = None
+    """For `report`: what must hold, `A>B:METRIC>=VALUE` or a list: exit status 0 shown, 3 refuted, 4 undecided."""
     plan: bool | str = False
     """For `train`: print the runs with their cost and which are finished, and stop.
 
@@ -192,6 +197,7 @@ def check(config: Config) -> None:
         *_seed_problems(config),
         *value_problems("paths", config.paths),
         *value_problems("sweep", config.sweep),
+        *report_problems(config.report, config.require),
     ]
     if config.plan != "measure" and not isinstance(config.plan, bool):
         problems.append(f"plan={config.plan}: one of true, false, measure")

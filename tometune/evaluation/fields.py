@@ -25,7 +25,7 @@ def names_in(task: TaskConfig) -> set[str]:
     """Return the fields that a task reads; without a system template of its own, also a row's `system`."""
     templates = (task.prompt, task.system or "{system}")
     paths = [*task.references, *(path for text in templates for _, path, _, _ in Formatter().parse(text) if path)]
-    return {path.partition(".")[0] for path in paths}
+    return {path.partition(".")[0] for path in [*paths, *([task.cluster] if task.cluster else [])]}
 
 
 def render(template: str, row: Row, key: str) -> tuple[str, list[str]]:
@@ -120,7 +120,7 @@ def _unknown(name: str, row: Any, place: str) -> UserError:
     question = next(filter(ASKING.search, rest), rest[0] if rest else "")
     near = did_you_mean(name, list(fields))
     fix = ""
-    if question and not near:
+    if question and not near and ".cluster" not in place.partition(":")[0]:
         task = place.partition(":")[0].rpartition(".")[0]
         fix = f"; set e.g. {task}.prompt='{{{question}}}' {task}.references=[{answer}]"
     return UserError(f"{place} has no field {name!r}{near} (fields: {', '.join(fields)}){fix}")

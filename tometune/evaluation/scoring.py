@@ -198,6 +198,7 @@ def _lines(task: Task, answers: Sequence[Generation], columns: Scores) -> list[s
             "prompt": answer.prompt.text,
             "prediction": answer.text,
             "references": example.references,
+            **({} if example.cluster is None else {"cluster": example.cluster}),
             "scores": {name: values[index] for name, values in columns.items()},
             "tokens": answer.tokens,
             "ended": answer.ended,

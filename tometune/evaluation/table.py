@@ -17,7 +17,7 @@ from tometune.evaluation.statistics import Estimate, mean_interval, paired_diffe
 
 MEAN = "mean of tasks"
 
-Scores = dict[str, dict[str, float]]  # of a task's examples, by example id and column
+Rows = dict[str, dict[str, Any]]  # of a file of scores, by example id
 Columns = dict[str, list[list[float]]]  # of a task, by column, stage and example
 
 
@@ -41,8 +41,8 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, conso
         console.print(f"{name:9}{place}", soft_wrap=True, markup=False, highlight=False)
 
 
-def read_scores(path: Path) -> Scores:
-    """Return the scores in a `<task>.jsonl`.
+def read_scores(path: Path) -> Rows:
+    """Return the lines of a `<task>.jsonl`.
 
     Raises:
         UserError: the file is missing or broken.
@@ -50,7 +50,7 @@ def read_scores(path: Path) -> Scores:
     try:
         with path.open(encoding="utf-8") as lines:  # not splitlines(), which also splits at U+2028 in an answer
             rows = [json.loads(line) for line in lines]
-        return {row["id"]: row["scores"] for row in rows}
+        return {row["id"]: {**row, "scores": dict(row["scores"])} for row in rows}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; repeat the command that scored it") from None
     except (ValueError, KeyError, TypeError):
@@ -85,17 +85,17 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
     for name in [*stages, *(["gain"] if paired else []), f"{config.confidence:.0%} interval"]:
         table.add_column(name, justify="right", no_wrap=True)
     tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
-    if any("nll" in columns for columns in tasks.values()):
+    if any("nll" in columns for columns, _ in tasks.values()):
         table.caption = f"{table.caption}\nNLL: bits per byte of the references, lower is better"
-    for name, columns in tasks.items():
-        _add_section(table, name, [columns], config)
+    for name, task in tasks.items():
+        _add_section(table, name, [task], config)
     if len(tasks) > 1:
         _add_section(table, MEAN, [tasks[name] for name in averaged(tasks)], config)
     return table
 
 
-def _load(folder: Path, task: str, stages: Sequence[str]) -> Columns:
-    """Read a task's scores of each stage.
+def _load(folder: Path, task: str, stages: Sequence[str]) -> tuple[Columns, list[str] | None]:
+    """Read a task's scores of each stage, and the cluster of each example if there are clusters.
 
     Raises:
         UserError: the stages were not scored on the same examples.
@@ -103,14 +103,22 @@ def _load(folder: Path, task: str, stages: Sequence[str]) -> Columns:
     loaded = [read_scores(folder / "eval" / stage / f"{task}.jsonl") for stage in stages]
     if any(list(scores) != list(loaded[0]) for scores in loaded):
         raise UserError(f"{folder}/eval/*/{task}.jsonl: the examples differ; delete them and score the run again")
-    scored = [next(iter(scores.values())) for scores in loaded]
-    columns = [column for column in scored[0] if all(column in other for other in scored)]
-    return {column: [[example[column] for example in scores.values()] for scores in loaded] for column in columns}
+    first = list(loaded[0].values())
+    scored = [next(iter(rows.values()))["scores"] for rows in loaded]
+    columns = {
+        column: [[row["scores"][column] for row in rows.values()] for rows in loaded]
+        for column in scored[0]
+        if all(column in other for other in scored)
+    }
+    return columns, [row["cluster"] for row in first] if all("cluster" in row for row in first) else None
 
 
-def _add_section(table: Table, name: str, tasks: Sequence[Columns], config: EvalConfig) -> None:
+def _add_section(
+    table: Table, name: str, loaded: Sequence[tuple[Columns, list[str] | None]], config: EvalConfig
+) -> None:
     """Add one row per metric that all these tasks have, in the order of the scores."""
     table.add_section()
+    tasks, clusters = [columns for columns, _ in loaded], [labels for _, labels in loaded]
     count = sum(len(next(iter(columns.values()))[0]) for columns in tasks)
     heads = [name, f"{count} example{'s' if count != 1 else ''}"]
     shared = [column for column in tasks[0] if all(column in columns for columns in tasks)]
@@ -118,9 +126,9 @@ def _add_section(table: Table, name: str, tasks: Sequence[Columns], config: Eval
         stages = list(zip(*(columns[column] for columns in tasks), strict=True))
         means = [f"{fmean(map(fmean, stage)):.3f}" for stage in stages]
         if len(stages) == 1:
-            cells = [*means, _interval(mean_interval(stages[0], config.resamples, config.confidence), "")]
+            cells = [*means, _interval(mean_interval(stages[0], config.resamples, config.confidence, clusters), "")]
         else:
-            gain = paired_difference(stages[0], stages[1], config.resamples, config.confidence)
+            gain = paired_difference(stages[0], stages[1], config.resamples, config.confidence, clusters)
             star, style = ("*", "bold") if gain.excludes_zero else (" ", "none")
             cells = [*means, f"[{style}]{gain.value:+.3f}{star}[/]", _interval(gain, "+")]
         table.add_row(heads[number] if number < len(heads) else "", label(column), *cells)

@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import numpy as np
@@ -21,7 +21,7 @@ from tometune.data.rows import Batch
 from tometune.data.sources import content_digest, files_of, read
 from tometune.data.standardise import Standardised
 from tometune.data.turns import FormatError
-from tometune.evaluation.fields import Row, collect, names_in, render
+from tometune.evaluation.fields import Row, collect, names_in, reach, render
 from tometune.evaluation.metrics import MODEL_METRICS, identity_of
 from tometune.evaluation.unicode_words import needs_unicode
 
@@ -41,6 +41,7 @@ class Example:
     texts: list[str]  # the fields in the prompt and the references, which training data must not contain
     unread: set[str] = field(default_factory=set)  # fields of its row that were not read
     source: str | None = None  # of a held-out row
+    cluster: str | None = None  # value of the task's `cluster` field; of joined rows, that of the first
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,9 @@ def _examples_of(key: str, task: TaskConfig) -> tuple[list[Example], list[int]]:
     """Return all examples, and the indices that the task uses, in the shuffled order of which limits take a prefix."""
     rows = read_rows(key, task)
     made = [_example(key, task, row, number) for number, row in enumerate(rows)]
+    if task.cluster is not None:
+        clusters = _clusters(f"{key}.cluster", task.cluster, rows)
+        made = [replace(example, cluster=cluster) for example, cluster in zip(made, clusters, strict=True)]
     empty = [row.origin for row, example in zip(rows, made, strict=True) if not example.references]
     if empty:
         raise UserError(
@@ -176,6 +180,16 @@ def _examples_of(key: str, task: TaskConfig) -> tuple[list[Example], list[int]]:
     if task.split not in splits.values():
         raise UserError(f"{key}.split={task.split}: the documentation has the splits test and validation")
     return examples, [index for index in order if splits[examples[index].id] == task.split]
+
+
+def _clusters(key: str, field: str, rows: list[Row]) -> list[str]:
+    """Return the cluster of each row."""
+    found = [" ".join(reach(row.fields, field, f"{key}: {row.origin}")) for row in rows]
+    if "" in found:
+        raise UserError(f"{key}: {rows[found.index('')].origin}: {field} is empty; fill it in, or name another field")
+    if len(set(found)) == 1:
+        raise UserError(f"{key}: {field} is {found[0]!r} in every row; name a field that differs, or none")
+    return found
 
 
 def _example(key: str, task: TaskConfig, row: Row, number: int) -> Example:

@@ -5,6 +5,7 @@ Intervals and tests are computed in evaluation/statistics.py; this module choose
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,15 +13,23 @@ from typing import Any
 import numpy as np
 
 from tometune.config.eval import HELD_OUT
+from tometune.config.report import ReportConfig
+from tometune.evaluation.metrics import better
 from tometune.evaluation.statistics import (
     Floats,
+    combined_draws,
     deviation_interval,
     estimate,
     holm,
+    p_at_most,
+    p_equivalent,
     pooled_deviation,
     seeds_needed,
+    simultaneous_intervals,
 )
 from tometune.reporting.grouping import STREAMS, Cell, expected_seeds, group, one_factor, pairs, varied_streams
+from tometune.reporting.lengths import length_matched
+from tometune.reporting.question import ask
 from tometune.reporting.score_files import Scores, base_column, load_scores
 from tometune.reporting.sweep import Missing, Sweep, read_sweep
 
@@ -41,20 +50,24 @@ class Report:
     table: Values  # the content of table.json; the same runs give the same bytes
 
 
-def build(folder: Path, resamples: int, confidence: float) -> Report:
+def build(folder: Path, resamples: int, confidence: float, settings: ReportConfig | None = None) -> Report:
     """Read a sweep folder and compare its cells; 1 - `confidence` is the level of the tests.
 
+    `settings` is the question; where it has none, that in sweep.json counts.
+
     Raises:
-        UserError: the folder, a record or a file of scores is missing or broken, or runs cannot be paired.
+        UserError: the folder, a record or a file of scores is missing or broken, runs cannot be paired, or the question
+            names no comparison.
     """
     sweep = read_sweep(folder)
     all_cells, notes = group(sweep)
     scores = load_scores(sweep.runs, resamples)
     cells = [cell for cell in all_cells if cell.runs]
-    comparisons = _compare_all(cells, scores, confidence)
-    tests = sum(comparison["p"] is not None for comparison in comparisons)
-    metrics = len(scores.metrics)
-    pairs_tested = f"{tests // metrics} pair{'' if tests == metrics else 's'} of cells"
+    compared = [_compare(a, b, metric, scores, confidence) for a, b in pairs(cells) for metric in scores.metrics]
+    comparisons, labels = [entry for entry, _ in compared], [cell.label for cell in cells]
+    question, asked = ask(folder, settings or ReportConfig(), comparisons, labels, scores.metrics)
+    _correct(compared, question["margin"], confidence)
+    rows = _rows(cells, scores, sweep.missing, confidence)
     table = {
         "schema": SCHEMA,
         "sweep": sweep.folder.resolve().name,
@@ -67,17 +80,21 @@ def build(folder: Path, resamples: int, confidence: float) -> Report:
             "over seeds, Student's t scaled by the standard error over seeds (docs/statistics.md)",
             "seeds_vary": [STREAMS[name] for name in varied_streams(sweep.runs)],
         },
-        "family": f"Holm correction over {tests} tests: {pairs_tested} × {metrics} metrics",
+        "question": question,
+        "family": _family(comparisons, scores.metrics, question["primary"]),
         "tasks": scores.examples,
         **({"sources": scores.sources} if scores.sources else {}),
-        "rows": _rows(cells, scores, sweep.missing, confidence),
+        **({"clusters": scores.clusters} if scores.clusters else {}),
+        "rows": rows,
         "comparisons": comparisons,
+        "signal": _signal_to_noise(cells, scores),
+        "length_matched": length_matched(cells, rows),
         "variance": _variance_by_cause(all_cells, scores, confidence),
         "missing": [
             {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
             for cell in sweep.missing
         ],
-        "notes": [*sweep.notes, *notes, *scores.notes, *_held_out_notes(scores)],
+        "notes": [*asked, *sweep.notes, *notes, *scores.notes, *_held_out_notes(scores)],
     }
     return Report(sweep, all_cells, table)
 
@@ -182,21 +199,47 @@ def _run_scores(run_id: str, task: str | None, scores: Scores) -> Values:
     return {metric: _rounded(float(scores.of_runs([run_id], metric, task)[0])) for metric in metrics}
 
 
-def _compare_all(cells: Sequence[Cell], scores: Scores, confidence: float) -> list[Values]:
-    """Compare all cells that differ in one thing on each metric, and correct for the number of tests."""
-    found = [
-        _compare(later, earlier, metric, scores, confidence)
-        for later, earlier in pairs(cells)
-        for metric in scores.metrics
-    ]
-    for comparison, adjusted in zip(found, holm([comparison["p"] for comparison in found]), strict=True):
-        comparison["p_holm"] = _rounded(adjusted)
-        comparison["p"] = _rounded(comparison["p"])
-    return found
+def _family(comparisons: Sequence[Values], metrics: Sequence[str], primary: Sequence[str]) -> str:
+    """Describe the tests that are corrected together."""
+    tests = sum(entry["p_holm"] is not None for entry in comparisons)
+    if primary:
+        others = sum(not entry["primary"] for entry in comparisons)
+        return f"Holm correction over the {tests} primary of all tests ({', '.join(primary)}); {others} are exploratory"
+    pairs_tested = f"{tests // len(metrics)} pair{'' if tests == len(metrics) else 's'} of cells"
+    return f"Holm correction over {tests} tests: {pairs_tested} × {len(metrics)} metrics"
 
 
-def _compare(a: Cell, b: Cell, metric: str, scores: Scores, confidence: float) -> Values:
-    """Return a - b on one metric: paired by seed if both have the same seeds, else as two samples."""
+def _correct(compared: Sequence[tuple[Values, Floats | None]], margin: float | None, confidence: float) -> None:
+    """Add what depends on the number of primary comparisons: p-values, simultaneous intervals, tests of equivalence.
+
+    With a margin these are: whether a is no worse than b, and whether both are the same, each with its own correction.
+    Their interval is that of two one-sided tests, 90 % at the level 5 %.
+    """
+    primary = [(entry, draws) for entry, draws in compared if entry["primary"] and draws is not None]
+    adjusted = holm([entry["p"] for entry, _ in primary])
+    ends = simultaneous_intervals([draws for _, draws in primary], 1 - confidence)
+    for (entry, _), p, (low, high) in zip(primary, adjusted, ends, strict=True):
+        entry |= {"p_holm": _rounded(p), "ci_low_holm": _rounded(low), "ci_high_holm": _rounded(high)}
+    for entry, _ in compared:
+        entry["p"] = _rounded(entry["p"])
+    if margin is None:
+        return
+    gains = [draws if better(entry["metric"], 1) else -draws for entry, draws in primary]
+    no_worse = holm([p_at_most(draws, -margin) for draws in gains])
+    same = holm([p_equivalent(draws, margin) for draws in gains])
+    for (entry, draws), p_no_worse, p_same in zip(primary, no_worse, same, strict=True):
+        low, high = np.quantile(draws, [1 - confidence, confidence])
+        entry["equivalence"] = {
+            **{"margin": margin, "ci_low": _rounded(low), "ci_high": _rounded(high)},
+            **{"p_no_worse_holm": _rounded(p_no_worse), "p_same_holm": _rounded(p_same)},
+        }
+
+
+def _compare(a: Cell, b: Cell, metric: str, scores: Scores, confidence: float) -> tuple[Values, Floats | None]:
+    """Return a - b on one metric: paired by seed if both have the same seeds, else as two samples.
+
+    Also returns the draws of its tests; None if a cell has a single seed.
+    """
     names = [[run.id for run in cell.runs.values()] for cell in (a, b)]
     runs = [scores.of_runs(ids, metric) for ids in names]
     examples = scores.on_resampled(names[0], metric) - scores.on_resampled(names[1], metric)
@@ -205,17 +248,18 @@ def _compare(a: Cell, b: Cell, metric: str, scores: Scores, confidence: float) -
     known = min(map(len, runs)) > 1
     delta = float(runs[0].mean() - runs[1].mean())
     result = estimate(delta, examples, seeds if known else [], confidence)
-    return {
+    comparison = {
         **{"a": a.label, "b": b.label, "metric": metric, "delta": _rounded(delta)},
         **{"ci_low": _rounded(result.low), "ci_high": _rounded(result.high)},
         "interval_over": "seeds and examples" if known else "examples",
         "p": result.p,
-        "p_holm": None,
+        **{"p_holm": None, "ci_low_holm": None, "ci_high_holm": None},
         "paired": paired,
         "seeds": [len(ids) for ids in names],
         "seeds_needed": _seeds_needed(seeds, paired, 1 - confidence) if known else None,
         "examples_deviation": _rounded(float(np.std(examples))),
     }
+    return comparison, combined_draws(examples, seeds) if known else None
 
 
 def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values:
@@ -232,6 +276,30 @@ def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values
         **{"difference": DIFFERENCE, "power": POWER, "deviation": _rounded(deviation)},
         **{"n": number, "low": least, "high": most},
     }
+
+
+def _signal_to_noise(cells: Sequence[Cell], scores: Scores) -> list[Values]:
+    """Return signal, noise and their ratio by model, task and metric, for models with two cells and two seeds.
+
+    Heineman et al. 2025 (https://arxiv.org/abs/2508.13144): the signal is the largest difference between the mean
+    scores of two models, here cells, divided by the mean score. The noise is a standard deviation divided by the mean
+    score: there over the last checkpoints of a run, here over the seeds of a cell. `task` None is all tasks.
+    """
+    found = []
+    for model in dict.fromkeys(cell.model for cell in cells):
+        names = [[run.id for run in cell.runs.values()] for cell in cells if cell.model == model]
+        if len(names) < 2 or max(map(len, names)) < 2:
+            continue
+        for task, metric in product([*scores.examples, *([None] if len(scores.examples) > 1 else [])], scores.metrics):
+            runs = [scores.of_runs(ids, metric, task) for ids in names]
+            means = [float(values.mean()) for values in runs]
+            level, spread = fmean(means), max(means) - min(means)
+            noise, _ = pooled_deviation([values for values in runs if len(values) > 1])
+            parts = (spread / level, noise / level) if level else (None, None)
+            ratio = spread / noise if noise else None
+            values = zip(("signal", "noise", "ratio"), map(_rounded, (*parts, ratio)), strict=True)
+            found.append({"model": model, "task": task, "metric": metric, **dict(values)})
+    return found
 
 
 def _variance_by_cause(cells: Sequence[Cell], scores: Scores, confidence: float) -> list[Values]:

@@ -10,6 +10,7 @@ from tometune.reporting.score_files import ROUGE
 LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, not a result"
 NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model differ in exactly one setting."
 LONGER = 2.0  # a caution is given if one cell's answers are this many times as long as another's
+FEW_CLUSTERS = 20  # with fewer, an interval over clusters is noticeably too narrow
 PENALTY = "ROUGE penalises answers much shorter or longer than the reference, regardless of content."
 
 Table = Mapping[str, Any]
@@ -55,7 +56,9 @@ def answers(table: Table) -> list[Answer]:
 
 
 def headline(table: Table) -> list[tuple[str, str]]:
-    """Return one pair per model: the compared cells that are furthest apart in the table, the later one first."""
+    """Return the pairs that the question names; if it names none, per model the compared cells furthest apart."""
+    if any(">" in text for text in table["question"]["primary"]):
+        return list(dict.fromkeys((entry["a"], entry["b"]) for entry in table["comparisons"] if entry["primary"]))
     chosen = []
     for model in models(table):
         labels = [row["cell"] for row in tuned_rows(table) if row["model"] == model]
@@ -89,7 +92,7 @@ def tuned_rows(table: Table) -> list[Table]:
 
 
 def _tests(table: Table) -> int:
-    return sum(entry["p"] is not None for entry in table["comparisons"])
+    return sum(entry["p"] is not None and entry["primary"] for entry in table["comparisons"])
 
 
 def _answer(pair: tuple[str, str], table: Table) -> Answer:
@@ -100,7 +103,8 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
     level = f"{table['interval']['confidence']:.0%} interval"
     differences = [
         f"{label(entry['metric'])} {signed(entry['delta'])} ({level} {between(entry)}"
-        + (")" if entry["p_holm"] is None else f", Holm-corrected {p_value(entry['p_holm'])})")
+        + ("" if entry["p_holm"] is None else f", Holm-corrected {p_value(entry['p_holm'])}")
+        + (")" if entry["primary"] else ", exploratory)")
         for entry in found
     ]
     sentences = [f"{', '.join(differences)}."]
@@ -112,12 +116,17 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
             "cover examples only, and no test is possible. Add seeds, e.g. seed=0,1,2."
         )
         return Answer(question, "A single seed cannot tell.", sentences)
+    found = [entry for entry in found if entry["primary"]]
+    if not found:
+        return Answer(question, "Not asked: these comparisons are exploratory.", sentences)
     uncorrected = [label(entry["metric"]) for entry in found if entry["p"] < _alpha(table)]
     if uncorrected and not any(significant(entry, table) for entry in found):
         sentences.append(
             f"Before the correction for {_tests(table)} tests, {listed(uncorrected)} would be significant; "
             "with that many tests, such a result is likely to occur by chance."
         )
+    if "equivalence" in found[0]:
+        sentences.append(_equivalence(found, table))
     sentences.append(_seeds(found))
     floor = max(found, key=lambda entry: entry["examples_deviation"])
     smallest = 2.8 * floor["examples_deviation"]  # (z at 0.975) + (z at 0.8), times the standard error
@@ -127,6 +136,21 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
             "detected reliably with any number of seeds; score more examples."
         )
     return Answer(question, _verdict(found, table), sentences)
+
+
+def _equivalence(found: Sequence[Table], table: Table) -> str:
+    """Return what two one-sided tests say of each metric."""
+    texts = []
+    for entry in found:
+        tests, conclusion = entry["equivalence"], "neither"
+        p_no_worse, p_same = tests["p_no_worse_holm"], tests["p_same_holm"]
+        if p_same < _alpha(table):
+            conclusion = f"the same within {tests['margin']:g}, Holm-corrected {p_value(p_same)}"
+        elif p_no_worse < _alpha(table):
+            conclusion = f"no worse by {tests['margin']:g} or more, Holm-corrected {p_value(p_no_worse)}"
+        texts.append(f"{label(entry['metric'])} {between(tests)} ({conclusion})")
+    level = f"{1 - 2 * _alpha(table):.0%}"
+    return f"Equivalence by two one-sided tests, with {level} intervals: {', '.join(texts)}."
 
 
 def _verdict(found: Sequence[Table], table: Table) -> str:
@@ -142,6 +166,9 @@ def _verdict(found: Sequence[Table], table: Table) -> str:
         return "No, it is worse."
     if worse:
         return f"No: worse in {listed(worse)}, no significant difference otherwise."
+    for name, verdict in (("p_same_holm", "No: the same within {}."), ("p_no_worse_holm", "No worse by {} or more.")):
+        if all("equivalence" in entry and entry["equivalence"][name] < _alpha(table) for entry in found):
+            return verdict.format(f"{found[0]['equivalence']['margin']:g}")
     return "Undecided: no significant difference."
 
 
@@ -204,14 +231,31 @@ def cautions(table: Table) -> list[str]:
         found.append(f"The seeds vary only in: {listed(vary)}.")
     if any(not entry["paired"] for entry in table["comparisons"]):
         found.append("Arms with different seeds are compared as independent samples.")
-    for model in models(table):
-        for task in table["tasks"]:
-            tokens = {row["cell"]: row["answer_tokens"][task] for row in tuned if row["model"] == model}
+    for task, count in table.get("clusters", {}).items():
+        if count < FEW_CLUSTERS:
+            found.append(f"Only {count} clusters on {task}: intervals over so few are too narrow.")
+    for (_, task, lengths), matched in zip(length_differences(table["rows"]), table["length_matched"], strict=True):
+        means = listed([f"{value:.1f} for {cell}" for cell, value in lengths.items()])
+        cut = listed([f"{scores['rougeL']:.3f} for {cell}" for cell, scores in matched["cells"].items()])
+        found.append(
+            f"Answer length on {task} in tokens: {means}. {PENALTY} "
+            f"With each answer and its reference cut to the words of the shorter one, ROUGE-L is {cut}."
+        )
+    return [*found, *table["notes"]]
+
+
+def length_differences(rows: Sequence[Table]) -> list[tuple[str, str, dict[str, float]]]:
+    """Return model, task and tokens per answer of each cell where one cell's answers are `LONGER` than another's."""
+    found = []
+    tuned = tuned_rows({"rows": rows})
+    for model in dict.fromkeys(row["model"] for row in tuned):
+        own = [row for row in tuned if row["model"] == model]
+        for task in own[0]["answer_tokens"]:
+            tokens = {row["cell"]: row["answer_tokens"][task] for row in own}
             known = {cell: value for cell, value in tokens.items() if value is not None}
             if known and max(known.values()) > LONGER * max(min(known.values()), 0.5):
-                means = listed([f"{value:.1f} for {cell}" for cell, value in known.items()])
-                found.append(f"Answer length on {task} in tokens: {means}. {PENALTY}")
-    return [*found, *table["notes"]]
+                found.append((model, task, known))
+    return found
 
 
 def data_label(row: Table) -> str:

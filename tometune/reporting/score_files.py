@@ -29,6 +29,7 @@ class Example(NamedTuple):
     """One scored example of a run."""
 
     references: int  # hash of its references; ids alone may be row numbers, which identify nothing
+    cluster: str | None  # its cluster (`eval.tasks.X.cluster`), if the run recorded one
     scores: dict[str, float]  # by metric
     source: str | None = None  # of a held-out row
 
@@ -50,6 +51,7 @@ class Scores:
     means: Floats  # [tasks, columns, metrics]
     resampled: Floats  # [tasks, resamples, columns, metrics]
     notes: list[str]  # on base models on whose scores the runs disagree, and on metrics that are left out
+    clusters: dict[str, int]  # their number, for tasks whose examples are clustered
 
     @property
     def metrics(self) -> list[str]:
@@ -131,7 +133,8 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
                 f"to {spread.max():.4f} on one task), so the row is a mean. They were scored with different settings, "
                 "versions or hardware."
             )
-    resampled = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples)
+    clusters = [_clusters(files) for files in read.values()]
+    resampled = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples, clusters)
     return Scores(
         metrics,
         list(columns),
@@ -140,6 +143,7 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
         np.stack([task.mean(axis=0) for task in tasks]),
         resampled.reshape(len(tasks), resamples, len(columns), len(metrics)),
         notes,
+        {name: len(set(labels)) for name, labels in zip(names, clusters, strict=False) if labels is not None},
     )
 
 
@@ -154,6 +158,15 @@ def _by_source(read: Mapping[str, Files]) -> dict[str, Files]:
                 for file, examples in files.items()
             }
     return found
+
+
+def _clusters(files: Mapping[tuple[str, str], Mapping[str, Example]]) -> list[str] | None:
+    """Return the cluster of each example of a task, from the first file that has them for all examples."""
+    for examples in files.values():
+        found = [each.cluster for each in examples.values() if each.cluster is not None]
+        if len(found) == len(examples):
+            return found
+    return None
 
 
 def _check_content(runs: Sequence[SweepRun], tasks: Sequence[str]) -> None:
@@ -220,7 +233,7 @@ def read_task(path: Path) -> dict[str, Example]:
                 identifier, references = str(row["id"]), hash(tuple(row.get("references", ())))
                 if identifier in found:
                     raise ValueError(f"the id {identifier} occurs twice")
-                found[identifier] = Example(references, scores, row.get("source"))
+                found[identifier] = Example(references, row.get("cluster"), scores, row.get("source"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, although the run is completed; {fix}") from None
     except KeyError as error:

@@ -1,7 +1,8 @@
 """sweep.json: the cells of a sweep, listed before the first run starts.
 
-`{"schema": 1, "cells": [{"run_id", "overrides", "model", "data", "rows", "seed"}, …]}`. A cell whose attempt ended
-before run.json was written also has an `error`.
+`{"schema": 1, "question": {"primary", "margin"}, "cells": [{"run_id", "overrides", "model", "data", "rows", "seed"},
+…]}`. The question is the one asked before the first run started; files of older versions have none. A cell whose
+attempt ended before run.json was written also has an `error`.
 """
 
 import json
@@ -47,17 +48,26 @@ def read_cells(folder: Path) -> list[Cell]:
         DamageError: it is broken; the next command of the sweep writes it again.
         UserError: it has another schema.
     """
+    return read_sweep_file(folder)[0]
+
+
+def read_sweep_file(folder: Path) -> tuple[list[Cell], dict[str, Any] | None]:
+    """Return the cells and the question, None if it was not recorded; raises like `read_cells`."""
     path = folder / NAME
     if (problem := defect(path)) == "is missing":
-        return []
+        return [], None
     try:
         if problem is not None:
             raise ValueError(problem)
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             raise UserError(f"{path}: not of schema {SCHEMA}, so another version of tometune wrote it; move it away")
+        question = content.get("question")
+        if question is not None:
+            question = {"primary": [str(text) for text in question["primary"]], "margin": question["margin"]}
         fields = Cell.__dataclass_fields__  # a later version may have added others
-        return [Cell(**{name: entry[name] for name in entry if name in fields}) for entry in content["cells"]]
+        cells = [Cell(**{name: entry[name] for name in entry if name in fields}) for entry in content["cells"]]
+        return cells, question
     except (ValueError, KeyError, TypeError) as error:
         reason = problem or f"is not a list of runs ({type(error).__name__}: {error})"
         raise DamageError(path, reason, "run the sweep again, which writes it again") from error

@@ -15,13 +15,14 @@ from filelock import FileLock
 
 from tometune.common.errors import UserError, one_line
 from tometune.common.files import disk_errors, write_json
+from tometune.config.report import ReportConfig, entries
 from tometune.config.root import Config
 from tometune.config.sweep_cells import Job
 from tometune.runs.finished import damage
 from tometune.runs.inputs import fingerprints
 from tometune.runs.lock import owner_of
 from tometune.runs.run import DamageError, name_of, read_record, runs_folder
-from tometune.runs.sweep_file import NAME, SCHEMA, Cell, read_cells
+from tometune.runs.sweep_file import NAME, SCHEMA, Cell, read_sweep_file
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +76,14 @@ def cells_of(jobs: Iterable[Job]) -> dict[Path, list[Cell]]:
     return found
 
 
-def list_cells(folder: Path, cells: Sequence[Cell], all_of_command: bool = False) -> None:
+def list_cells(
+    folder: Path, cells: Sequence[Cell], all_of_command: bool = False, question: ReportConfig | None = None
+) -> None:
     """Add cells to sweep.json; the error of an earlier attempt is removed unless the cell has a new one.
 
     With `all_of_command`, `cells` are all cells of a command. Listed cells without a run id (a value or an input was
-    wrong) are then removed first, because this command line may be the corrected one.
+    wrong) are then removed first, because this command line may be the corrected one. The `question` is recorded unless
+    a run has started.
 
     Raises:
         UserError: sweep.json has another schema, or the folder cannot be written to.
@@ -88,14 +92,18 @@ def list_cells(folder: Path, cells: Sequence[Cell], all_of_command: bool = False
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK):
             try:
-                listed = read_cells(folder)
+                listed, recorded = read_sweep_file(folder)
             except DamageError as error:
                 log.warning("%s %s; written again, without the runs of other commands", error.path, error.problem)
-                listed = []
+                listed, recorded = [], None
             kept = [cell for cell in listed if cell.run_id or not all_of_command]
             merged = _merged(kept, cells)
-            if merged != listed or not (folder / NAME).exists():
-                write_json(folder / NAME, {"schema": SCHEMA, "cells": [cell.listed() for cell in merged]})
+            asked = recorded
+            if question is not None and not any(folder.glob("*/config.yaml")):
+                asked = {"primary": entries(question.primary), "margin": question.margin}
+            if (merged, asked) != (listed, recorded) or not (folder / NAME).exists():
+                entry = {} if asked is None else {"question": asked}
+                write_json(folder / NAME, {"schema": SCHEMA, **entry, "cells": [cell.listed() for cell in merged]})
 
 
 def _merged(listed: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:

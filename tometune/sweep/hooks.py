@@ -42,7 +42,7 @@ def begin_sweep(jobs: Jobs) -> bool:
     left = 0
     for folder, cells in cells_of(jobs.known).items():
         if is_first():
-            list_cells(folder, cells, all_of_command=True)
+            list_cells(folder, cells, all_of_command=True, question=jobs.config.report)
         counts = Counter(status_of(folder, cell).state for cell in cells)
         left += len(cells) - counts[State.completed]
         if is_first():
@@ -130,7 +130,7 @@ def attempt(run: Run, config: Config) -> Iterator[None]:
             yield
             return
         cell = cell_of(config, list(HydraConfig.get().overrides.task))
-        list_cells(run.folder.parent, [cell])
+        list_cells(run.folder.parent, [cell], question=config.report)  # a search has not listed its cells
         try:
             yield
         except Exception as error:

@@ -3,8 +3,9 @@
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -25,6 +26,7 @@ from tometune.models.source import quantized
 from tometune.runs.finished import damage
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
+from tometune.sweep.power import power_lines
 
 MEASURED = "measured"  # folder in the cache that keeps the short runs of `plan=measure`
 STEPS = 12  # training steps of a short run
@@ -87,6 +89,7 @@ class PlannedRun:
     memory: float | None = None
     disk: float | None = None
     source: str = "unknown"  # where the speed is from
+    examples: Mapping[str, int] = field(default_factory=dict)  # of the evaluation, by task
 
 
 def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
@@ -102,6 +105,9 @@ def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
         except UserError as error:
             problems.append(f"{' '.join(job.overrides)}: {error}")
     print_plan(runs, problems)
+    seeds = Counter(tuple(text for text in job.overrides if not text.startswith("seed")) for job in jobs.known)
+    if len(seeds) > 1 and runs:
+        print(*power_lines(jobs.config, min(seeds.values()), runs[0].examples), sep="\n")
 
 
 def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
@@ -123,9 +129,10 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset
     steps = steps_of(config.trainer, len(rows))
     trained = round(tokens.counts.tokens * steps / math.ceil(len(rows) / effective_batch(config.trainer)))
-    answers = sum(len(task.examples) for task in inputs.tasks) * (2 if config.eval.base else 1)
+    examples = {task.name: len(task.examples) for task in inputs.tasks}
+    answers = sum(examples.values()) * (2 if config.eval.base else 1)
     done = run.completed and not damage(run.folder, run.record)
-    planned = PlannedRun(run.id, len(inputs.mix.row_ids), trained, steps, answers, done)
+    planned = PlannedRun(run.id, len(inputs.mix.row_ids), trained, steps, answers, done, examples=examples)
     if planned.done:
         return planned
     speed = known_speed(config, inputs.cache)

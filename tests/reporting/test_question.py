@@ -1,0 +1,197 @@
+"""The question of a sweep: primary and exploratory comparisons, equivalence, and the verdict on `require`."""
+
+import json
+
+import pytest
+
+from tests.reporting.sweeps import write_run, write_table
+from tometune.common.errors import UserError
+from tometune.config.report import ReportConfig
+from tometune.reporting.analysis import build
+from tometune.reporting.conclusions import answers, cautions
+from tometune.reporting.question import Verdict, decide
+from tometune.reporting.report_files import as_html, as_markdown
+
+PAIR = "pydocs_3k>pydocs_1k"
+
+
+def record(sweep, primary, margin=None):
+    question = {"primary": primary, "margin": margin}
+    (sweep / "sweep.json").write_text(json.dumps({"schema": 1, "question": question, "cells": []}))
+
+
+def asked(sweep, **settings):
+    return build(sweep, 1_000, 0.95, ReportConfig(**settings))
+
+
+def p_values(table, name="p_holm"):
+    return {(each["a"][7], each["b"][7], each["metric"]): each[name] for each in table["comparisons"]}
+
+
+def test_without_a_question_every_comparison_is_primary_and_its_interval_agrees_with_its_p_value(table):
+    assert table["question"] == {"primary": [], "margin": None, "recorded": None}
+    assert all(entry["primary"] and "equivalence" not in entry for entry in table["comparisons"])
+    for entry in table["comparisons"]:
+        assert (entry["ci_low_holm"] > 0 or entry["ci_high_holm"] < 0) == (entry["p_holm"] < 0.05)
+        assert entry["ci_low_holm"] < entry["ci_low"] < entry["ci_high"] < entry["ci_high_holm"]
+
+
+def test_only_primary_comparisons_are_corrected_and_the_others_are_exploratory(sweep, table):
+    record(sweep, ["rougeL"])
+    made = asked(sweep)
+    corrected, raw = p_values(made.table), p_values(table, "p")
+    assert {key for key, p in corrected.items() if p is not None} == {key for key in raw if key[2] == "rougeL"}
+    assert max(p for p in corrected.values() if p is not None) < 0.03, "of three tests, not of nine"
+    assert made.table["family"] == "Holm correction over the 3 primary of all tests (rougeL); 6 are exploratory"
+    assert made.table["notes"] == []
+    (answer,) = answers(made.table)
+    assert answer.sentences[0].count("exploratory)") == 2
+    assert answer.verdict == "Yes."
+    assert "exploratory)" in as_markdown(made.table)
+    assert as_html(made).count('<td colspan="2">exploratory</td>') == 6
+
+    record(sweep, [f"{PAIR}:rougeL", ">pydocs_1k:rouge2"])
+    made = asked(sweep)
+    chosen = {key for key, p in p_values(made.table).items() if p is not None}
+    assert chosen == {("3", "1", "rougeL"), ("3", "1", "rouge2"), ("2", "1", "rouge2")}
+    assert [each.question for each in answers(made.table)] == [
+        f"Is {a} better than pydocs_1k?" for a in ("pydocs_2k", "pydocs_3k")
+    ]
+
+
+def test_a_question_that_was_changed_after_the_runs_or_never_recorded_is_a_caution(sweep):
+    assert cautions(asked(sweep, primary="rouge1").table) == [
+        "The question was not recorded before the runs. Before: all comparisons; now: rouge1."
+    ]
+    record(sweep, ["rougeL"])
+    made = asked(sweep, primary=["rouge1"], margin=0.02)
+    (note,) = cautions(made.table)
+    assert note.startswith(
+        "The question was changed after the runs started. Before: rougeL; now: rouge1 with the margin"
+    )
+    assert made.table["question"]["recorded"] == {"primary": ["rougeL"], "margin": None}
+    assert cautions(asked(sweep, primary="rougeL").table) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("pydocs_3k>pydoc_1k", "no cell pydoc_1k; did you mean pydocs_1k, pydocs_2k? (cells: pydocs_1k, "),
+        (f"{PAIR}:nll", "no metric nll (metrics: rouge1, rouge2, rougeL)"),
+        ("pydocs_1k>pydocs_1k", "these cells are not compared, because"),
+    ],
+)
+def test_a_question_or_requirement_that_names_no_comparison(sweep, text, problem):
+    with pytest.raises(UserError) as error:
+        asked(sweep, primary=text)
+    assert str(error.value).startswith(f"report.primary={text}: {problem}")
+    record(sweep, [text])  # the runs may be missing, so it is only a note
+    made = asked(sweep)
+    assert made.table["notes"][0].startswith(f"report.primary={text}: {problem}")
+    assert answers(made.table)[:1] == []
+    if ":" not in text:
+        text += ":rougeL"
+    with pytest.raises(UserError) as error:
+        decide([f"{text}>=0"], made.table)
+    assert str(error.value).startswith(f"require={text}>=0: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("effect", "deviation", "margin", "verdict", "sentence"),
+    [
+        (0.0, 0.0005, 0.02, "No: the same within 0.02.", "(the same within 0.02, Holm-corrected p"),
+        (0.0, 0.02, 0.01, "No worse by 0.01 or more.", "(no worse by 0.01 or more, Holm-corrected p"),
+        (-0.01, 0.02, 0.01, "Undecided: no significant difference.", "(neither)"),
+        (0.08, 0.002, 0.01, "Yes.", "(no worse by 0.01 or more, Holm-corrected p"),
+    ],
+)
+def test_equivalence(tmp_path, effect, deviation, margin, verdict, sentence):
+    write_table(tmp_path, effect=effect, deviation=deviation, examples=100, noise=0.02)
+    made = asked(tmp_path, primary=f"{PAIR}:rougeL", margin=margin)
+    (answer,) = answers(made.table)
+    tests = next(each["equivalence"] for each in made.table["comparisons"] if each["primary"])
+    assert (answer.verdict, tests["margin"]) == (verdict, margin), tests
+    text = next(
+        text for text in answer.sentences if text.startswith("Equivalence by two one-sided tests, with 90% int")
+    )
+    assert sentence in text
+    assert (tests["p_same_holm"] < 0.05) == (-margin < tests["ci_low"] and tests["ci_high"] < margin)
+    assert (tests["p_no_worse_holm"] < 0.05) == (-margin < tests["ci_low"])
+    assert "<h2>Equivalence</h2>" in as_html(made)
+
+
+def test_where_less_is_better_no_worse_and_better_turn_round(sweep, monkeypatch):
+    for room in ("analysis", "conclusions"):
+        monkeypatch.setattr(f"tometune.reporting.{room}.LOWER_IS_BETTER", frozenset(["rougeL"]))
+    made = asked(sweep, primary=f"{PAIR}:rougeL", margin=0.01)
+    tests = next(each["equivalence"] for each in made.table["comparisons"] if each["primary"])
+    assert tests["p_no_worse_holm"] > 0.9
+    assert answers(made.table)[0].verdict == "No, it is worse."
+
+
+def test_verdicts(table, one_seed):
+    def verdict(*texts, of=table):
+        return decide(texts, of)
+
+    found, line = verdict(f"{PAIR}:rougeL>=-0.01")
+    assert found is Verdict.shown
+    assert line.startswith("shown: pydocs_3k − pydocs_1k: ROUGE-L +0.1")
+    assert line.endswith("), required ≥ −0.01")
+    assert "(95% interval +0.1" in line
+    found, line = verdict("pydocs_1k>pydocs_3k:rougeL>=-0.01")
+    assert (found, "ROUGE-L −0.1" in line, "interval −0.1" in line) == (Verdict.refuted, True, True)
+    assert verdict("pydocs_1k>pydocs_3k:rougeL<=-0.01")[0] is Verdict.shown
+    assert verdict(f"{PAIR}:rougeL<=0.01")[0] is Verdict.refuted
+    delta = next(
+        e["delta"] for e in table["comparisons"] if (e["a"][7], e["b"][7], e["metric"]) == ("3", "1", "rougeL")
+    )
+    undecided = f"{PAIR}:rougeL>={delta}"
+    assert verdict(undecided)[0] is Verdict.undecided
+    found, line = verdict(f"{PAIR}:rouge1>=0", undecided)
+    assert (found, "ROUGE-1" in line) == (Verdict.undecided, False), "only what decided it"
+    assert verdict(f"{PAIR}:rouge1>=0", undecided, f"{PAIR}:rouge2<=0")[0] is Verdict.refuted
+    found, line = verdict("tiny pydocs_3k>tiny pydocs_1k:rougeL>=-1", of=one_seed.table)
+    assert "; LIMIT: only some examples" in verdict(f"{PAIR}:rougeL>=0", of={**table, "limited": True})[1]
+    assert (found, line.endswith("a single seed, so the interval covers examples only")) == (Verdict.undecided, True)
+
+
+def test_clusters_widen_the_intervals_and_few_of_them_are_a_caution(tmp_path):
+    write_table(tmp_path, examples=30)
+    plain = asked(tmp_path).table
+    assert "clusters" not in plain
+    for path in tmp_path.glob("*/eval/*/summarisation.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        text = "".join(json.dumps({**row, "cluster": str(number // 5)}) + "\n" for number, row in enumerate(rows))
+        path.write_text(text)
+    table = asked(tmp_path).table
+    assert table["clusters"] == {"summarisation": 6}
+    assert cautions(table) == ["Only 6 clusters on summarisation: intervals over so few are too narrow."]
+    rows = [each["rows"][1]["tasks"] for each in (plain, table)]
+    assert rows[0]["summarisation"] != rows[1]["summarisation"]
+    assert rows[0]["data_to_text"] == rows[1]["data_to_text"]
+    for path in tmp_path.glob("*s0*/eval/*/summarisation.jsonl"):  # made before the task had clusters
+        path.write_text(path.read_text().replace('"cluster"', '"other"'))
+    assert asked(tmp_path).table["clusters"] == {"summarisation": 6}
+
+
+def test_signal_and_noise_are_the_published_ones_over_seeds(tmp_path):
+    for size, levels in ((1, (0.40, 0.42)), (2, (0.50, 0.54))):
+        for seed, level in enumerate(levels):
+            write_run(
+                tmp_path, f"pydocs_{size}k", 1000 * size, seed, level, noise=0.0, examples=50, tasks=["qa", "sum"]
+            )
+    table = asked(tmp_path).table
+    assert [(each["task"], each["metric"]) for each in table["signal"][::3]] == [
+        (task, "rouge1") for task in ("qa", "sum", None)
+    ]
+    means = [row["rouge1"]["mean"] for row in table["rows"][1:]]
+    noise = ((0.02**2 / 2 + 0.04**2 / 2) / 2) ** 0.5  # pooled over two cells with one degree of freedom each
+    found = table["signal"][6]
+    assert found["signal"] == pytest.approx((means[1] - means[0]) / (sum(means) / 2), abs=1e-5)
+    assert found["noise"] == pytest.approx(noise / (sum(means) / 2), rel=1e-2)
+    assert found["ratio"] == pytest.approx(0.11 / noise, rel=1e-2)
+    assert "<h2>Signal and noise</h2>" in as_html(asked(tmp_path))
+
+
+def test_one_seed_or_one_cell_has_no_signal_to_noise(one_seed, one_cell):
+    assert (one_seed.table["signal"], one_cell.table["signal"]) == ([], [])
