@@ -19,6 +19,7 @@ from tometune.evaluation.statistics import (
     pooled_deviation,
     seeds_needed,
 )
+from tometune.reporting.controls import controls, training_of, unchanged_arms
 from tometune.reporting.grouping import STREAMS, Cell, expected_seeds, group, one_factor, pairs, varied_streams
 from tometune.reporting.score_files import Scores, base_column, load_scores
 from tometune.reporting.sweep import Missing, Sweep, read_sweep
@@ -68,6 +69,7 @@ def build(folder: Path, resamples: int, confidence: float) -> Report:
         },
         "family": f"Holm correction over {tests} tests: {pairs_tested} × {metrics} metrics",
         "tasks": scores.examples,
+        "controls": controls(cells, sweep.design),
         "rows": _rows(cells, scores, sweep.missing, confidence),
         "comparisons": comparisons,
         "variance": _variance_by_cause(all_cells, scores, confidence),
@@ -75,7 +77,7 @@ def build(folder: Path, resamples: int, confidence: float) -> Report:
             {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
             for cell in sweep.missing
         ],
-        "notes": [*sweep.notes, *notes, *scores.notes],
+        "notes": [*sweep.notes, *notes, *unchanged_arms(cells), *scores.notes],
     }
     return Report(sweep, all_cells, table)
 
@@ -101,6 +103,7 @@ def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], con
             {
                 **{"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows},
                 **{"settings": cell.settings, "seeds": len(names), "seeds_expected": expected_seeds(cell, missing)},
+                **{"arm": cell.arm, "training": training_of(cell)},
                 "answer_tokens": _answer_tokens([run.record for run in cell.runs.values()], "tuned", scores),
                 **_mean_scores(names, scores, confidence),
                 "gain": _gain(names, base, scores, confidence) if scored else None,
