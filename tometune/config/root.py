@@ -81,7 +81,7 @@ class SweepConfig:
     smallest: int = field(default=1_000, metadata=at_least(1))
     """Rows of the first mix of a sweep over sizes."""
     largest: int | None = field(default=None, metadata=at_least(1))
-    """Rows of its last mix."""
+    """Rows of its last mix; null is those of the chosen mix."""
 
 
 @dataclass

@@ -193,4 +193,6 @@ def log_sizes(smallest: int, rows: int) -> str:
 
 # At import, as in `root`: launchers' workers resolve them, too.
 OmegaConf.register_new_resolver("arm_name", arm_name, replace=True)
-OmegaConf.register_new_resolver("log_sizes", log_sizes, replace=True)
+OmegaConf.register_new_resolver(
+    "log_sizes", lambda _root_: log_sizes(_root_.sweep.smallest, _root_.sweep.largest or _root_.data.rows), replace=True
+)
