@@ -134,4 +134,5 @@ def _source_sentences(table: Table) -> Iterator[str]:
     texts = [f"{name} {signed(entry['delta'])} ({between(entry)})" for name, entry in entries.items()]
     yield f"Effect on {label(metric)} of having {what}: {', '.join(texts)}."
     passed = [name for name, entry in entries.items() if significant(entry, table)]
-    yield f"Significant after the correction: {listed(passed) if passed else 'none'}."
+    tested = any(entry["p_holm"] is not None for entry in entries.values())
+    yield f"Significant after the correction: {(listed(passed) if passed else 'none') if tested else 'not tested'}."
