@@ -9,6 +9,7 @@ from tometune.common.files import disk_errors, write_text
 from tometune.common.imports import quick_imports
 from tometune.config.app import verb
 from tometune.config.root import Config
+from tometune.sweep import arms  # noqa: F401 -- its resolver names the arms of a sweep over sources
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,8 +41,20 @@ def main(config: Config) -> None:
         raise
     except Exception as error:  # the mix and its tokens are cached, and no card may take that away
         log.warning("no data card: %s: %s", type(error).__name__, error)
+    _capacity(console, inputs)
     _row(console, config, inputs.tokens, inputs.tokenizer)
     console.print(f"\ncached in {inputs.cache}; train will reuse it", soft_wrap=True, markup=False)
+
+
+def _capacity(console: "Console", inputs: "RunInputs") -> None:
+    """Print how many tokens of the mix are trained with how many parameters."""
+    from tometune.models.source import locate, parameters_to_train
+    from tometune.reporting.controls import capacity_line
+
+    config, counts = inputs.config, inputs.tokens.counts
+    parameters = parameters_to_train(locate(config.model, inputs.cache, weights=False), config.lora)
+    line = capacity_line(counts.rows, counts.trainable_tokens, parameters, config.lora.enabled)
+    console.print(f"\n{line} in one epoch", soft_wrap=True)
 
 
 def _row(console: "Console", config: Config, tokens: "Tokens", tokenizer: object) -> None:

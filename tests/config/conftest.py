@@ -15,6 +15,7 @@ from tometune.config.app import verb
 from tometune.config.command_line import parse, read_command_line
 from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
 from tometune.config.sweep_cells import jobs_of, to_config
+from tometune.sweep import arms  # noqa: F401 -- its resolver names the arms of a sweep over sources
 
 
 @dataclass

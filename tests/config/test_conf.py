@@ -17,7 +17,7 @@ BASE, POOL = "data.base.path=base.jsonl", "data.pool.path=pool.jsonl"
 TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_following")
 PATHS = {
     "data/files_100k": [BASE],
-    **{f"data/files_{size}": [BASE, POOL] for size in ("200k", "300k", "300k_top")},
+    **{f"data/files_{size}": [BASE, POOL] for size in ("200k", "300k", "300k_top", "300k_longest", "300k_ifd")},
     "eval/files": [f"eval.tasks.{task}.path={task}.jsonl" for task in TASKS],
     "lora/none": ["model=smollm2_135m"],
     "eval/task/jsonl": ["eval.tasks.mine.path=mine.jsonl"],
@@ -35,7 +35,8 @@ def choice(name: str) -> list[str]:
     if option.startswith("optuna"):
         return [f"+{group}={option}", "hydra.sweeper.n_trials=2"]
     if group in ("experiment", "sweep"):
-        return [f"+{group}={option}"]
+        named = ["sweep.sources=[a,b]"] if option.endswith("_one_source_out") or option == "add_one_source" else []
+        return [f"+{group}={option}", *named]
     return [f"{group}={option}", *PATHS.get(name, [])]
 
 

@@ -4,6 +4,7 @@ import os
 import random
 import tempfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def most(mix):
     seed=st.integers(0, 99),
     weights=WEIGHTS,
     caps=CAPS,
-    order=st.sampled_from(PoolOrder),
+    order=st.sampled_from([order for order in PoolOrder if order is not PoolOrder.ifd]),
     threshold=st.sampled_from([None, 0.6]),
     least=st.sampled_from([None, 1.0]),
     share=st.floats(0, 1),
@@ -162,3 +163,48 @@ def test_a_killed_worker_is_reported(monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     with pytest.raises(parallel.WorkerDiedError, match="one of 2 worker processes was killed"):
         list(parallel.in_order(_exit_at_one_item, range(30)))
+
+
+def test_a_mix_without_a_source_shares_all_other_rows_with_the_mix_of_all_sources(tmp_path):
+    base = write_jsonl(tmp_path / "base.jsonl", [row(number, "b") for number in range(5)])
+    pool = write_jsonl(tmp_path / "pool.jsonl", [row(100 + number, "xyz"[number % 3]) for number in range(60)])
+
+    def rows_of(**options) -> tuple[set[str], dict[str, int]]:
+        config = DataConfig(rows=25, base=files(base), pool=files(pool, **options))
+        mix = build_mix(config, 3, tmp_path / "cache")
+        return set(mix.row_ids), mix.sources
+
+    whole, counts = rows_of()
+    left, others = rows_of(without=["x"])
+    assert "x" in counts
+    assert others == {"b": 5} | {name: others[name] for name in "yz"}
+    assert len(left) == len(whole) == 25
+    assert len(whole - left) == counts["x"], "only its rows were replaced"
+    assert rows_of(only=["y", "z"])[0] == left
+    assert rows_of(only=["x"])[1] == {"x": 20, "b": 5}
+    text = error_of(rows_of, without=["xx"])
+    assert text == "data.pool.without.xx: the pool has no such source (sources: x, y, z)"
+    config = DataConfig(rows=46, base=files(base), pool=files(pool, without=["x"]))
+    short = error_of(build_mix, config, 3, tmp_path / "cache")
+    assert "40 can be added because data.pool.without excludes the others, and data.rows=46 needs 41" in short
+
+
+def test_the_longest_answers_come_first(tmp_path):
+    turns = {n: [{"from": "human", "value": "q" * (50 - n)}, {"from": "gpt", "value": "a" * n}] for n in range(1, 9)}
+    base = write_jsonl(tmp_path / "base.jsonl", [row(1, "b")])
+    pool = write_jsonl(tmp_path / "pool.jsonl", [{"conversations": entry} for entry in turns.values()])
+    config = DataConfig(rows=4, base=files(base), pool=files(pool, order=PoolOrder.longest))
+    mix = build_mix(config, 0, tmp_path / "cache")
+    assert [len(entry["messages"][1]["content"]) for entry in mix.dataset.to_list()[1:]] == [8, 7, 6]
+
+
+def test_without_a_number_the_base_gives_at_most_the_rows_of_the_mix(tmp_path):
+    base = write_jsonl(tmp_path / "base.jsonl", [row(number, "b") for number in range(9)])
+    pool = write_jsonl(tmp_path / "pool.jsonl", [row(100 + number, "x") for number in range(9)])
+    mixes = [
+        build_mix(DataConfig(rows=rows, base=files(base), pool=files(pool)), 0, tmp_path / "cache")
+        for rows in (3, 6, 9, 14)
+    ]
+    assert [mix.sources for mix in mixes] == [{"b": 3}, {"b": 6}, {"b": 9}, {"b": 9, "x": 5}]
+    ids = [set(mix.row_ids) for mix in mixes]
+    assert all(small < large for small, large in pairwise(ids))

@@ -8,7 +8,7 @@ from tests.training.conftest import settings
 from tometune.common.errors import UserError
 from tometune.training.batches import FullBatches
 from tometune.training.memory import embedded, trainable
-from tometune.training.steps import Step, effective_batch, in_packs, micro_batches, state_bytes, steps_of
+from tometune.training.steps import Step, effective_batch, in_packs, micro_batches, state_bytes, steps_of, with_steps
 
 PACKS = {"packing": True, "conversations_per_step": None, "tokens_per_step": 512}
 
@@ -19,6 +19,17 @@ def test_a_step_is_a_number_of_packs_or_conversations() -> None:
     assert (effective_batch(conversations), in_packs(conversations)) == (8, False)
     assert not in_packs(settings(packing=True, conversations_per_step=8).trainer)
     assert steps_of(settings(**PACKS, max_steps=None).trainer, 17) == 3
+
+
+@pytest.mark.parametrize("steps", [PACKS, {"packing": False, "conversations_per_step": 8}])
+def test_the_same_number_of_tokens_for_every_mix(steps: dict[str, object]) -> None:
+    trainer = settings(**steps, max_steps=None, max_tokens=10_000).trainer
+    for rows, tokens in ((80, 5_000), (800, 50_000)):  # 10 and 100 steps per epoch
+        found = with_steps(trainer, rows, tokens)
+        assert (found.max_steps, steps_of(found, rows)) == (20, 20), "repeated twice, and stopped after a fifth"
+    assert with_steps(trainer, 8, 1_000_000).max_steps == 1
+    plain = settings(**steps, max_steps=None).trainer
+    assert with_steps(plain, 80, 5_000) is plain
 
 
 @pytest.mark.parametrize(("world", "expected"), [("1", [8, 4, 2, 1]), ("2", [4, 2, 1]), ("8", [1])])

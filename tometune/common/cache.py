@@ -39,7 +39,7 @@ def cached_folder(
         SaveError: the disk is full.
     """
     text = json.dumps(key, sort_keys=True, indent=2, ensure_ascii=False)
-    final = root / kind / sha256(text.encode()).hexdigest()[:20]
+    final = folder_of(root, kind, key)
     if final.exists():
         remove_damaged(final)
     if final.exists():
@@ -64,6 +64,11 @@ def cached_folder(
             if changed_file(final) is not None:
                 raise
     return final
+
+
+def folder_of(root: Path, kind: str, key: Mapping[str, Any]) -> Path:
+    """Return where the folder of a key is, or will be."""
+    return root / kind / sha256(json.dumps(key, sort_keys=True, indent=2, ensure_ascii=False).encode()).hexdigest()[:20]
 
 
 def remove_damaged(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from tometune.config.validators import (
 SourceKind = StrEnum("SourceKind", ["hub", "files", "pydocs"])
 RowFormat = StrEnum("RowFormat", ["auto", "sharegpt", "messages", "alpaca", "prompt_completion"])
 Preference = StrEnum("Preference", ["refuse", "chosen", "ignore"])
-PoolOrder = StrEnum("PoolOrder", ["random", "best"])
+PoolOrder = StrEnum("PoolOrder", ["random", "best", "longest", "ifd"])
 ScorerKind = StrEnum("ScorerKind", ["heuristic", "fineweb_edu", "column"])
 BadRows = StrEnum("BadRows", ["drop", "stop"])
 Contamination = StrEnum("Contamination", ["report", "drop", "fail"])
@@ -132,7 +132,7 @@ class SourceConfig:
     score: str = field(default="score", metadata=SINCE_DEFAULT)
     """Column with the score of a row, for `data.filters.min_score` and `data.scorer.kind=column`; may be missing."""
     rows: int | None = field(default=None, metadata=at_least(1))
-    """Number of usable rows to take; null takes all."""
+    """Number of usable rows to take; null takes all, but no more than the mix has."""
 
 
 @dataclass
@@ -142,7 +142,12 @@ class PoolConfig(SourceConfig):
     draw: bool = field(default=True, metadata=NOT_IDENTITY)
     """Whether rows are drawn from it; false is the same as `pool=null`."""
     order: PoolOrder = field(default=PoolOrder.random, metadata=SINCE_DEFAULT)
-    """`random` draws by `seeds.data`; `best` takes those with the highest score of `data.scorer`."""
+    """`random` draws by `seeds.data`; `best` takes those with the highest score of `data.scorer`, `longest` those with
+    the longest answers, `ifd` those that the base model finds hardest to derive from the prompt (arXiv:2308.12032)."""
+    only: list[str] = field(default_factory=list, metadata=SINCE_DEFAULT)
+    """Sources that rows are drawn from; empty draws from all."""
+    without: list[str] = field(default_factory=list, metadata=SINCE_DEFAULT)
+    """Sources that no row is drawn from. The next rows in draw order take the place of theirs."""
     weights: dict[str, float] = field(default_factory=dict, metadata=SINCE_DEFAULT | ADDED_SHARE)
     """Share, 0 to 1, of the added rows per source; the other sources share the rest in proportion to the pool."""
     caps: dict[str, int] = field(default_factory=dict, metadata=SINCE_DEFAULT | at_least(1))
@@ -196,6 +201,13 @@ class DataConfig:
         return self.pool is not None and self.pool.draw
 
 
+def ranking(data: DataConfig) -> str | None:
+    """Return what ranks the pool: `longest`, `ifd` or a kind of scorer; None if rows are drawn at random, or none."""
+    if data.pool is None or data.pool.order is PoolOrder.random:
+        return None
+    return str(data.scorer.kind if data.pool.order is PoolOrder.best else data.pool.order)
+
+
 def without_unused_pool(data: DataConfig) -> DataConfig:
     """Return the config with `pool=null` if no rows are drawn from the pool, and none are held out of it."""
     pool = data.pool
@@ -235,6 +247,8 @@ def data_problems(data: DataConfig) -> Iterator[str]:
         weights = data.pool.weights.values()
         if sum(weights) > 1 + 1e-9 and max(weights) <= 1:
             yield f"data.pool.weights: their sum is {sum(weights):g}, above 1; lower them"
+        if data.pool.only and data.pool.without:
+            yield "data.pool.without: has no effect next to data.pool.only, which names the sources; set one of the two"
     yield from _held_out_problems(data.held_out, data.base.rows)
     yield from _filter_problems(data.filters, data.near_dedup, pool=data.pool is not None)
     if data.scorer != ScorerConfig() and (data.pool is None or data.pool.order is not PoolOrder.best):

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
-from tometune.common.errors import ConfigError, chain_of, did_you_mean, nearest, shell_word
+from tometune.common.errors import ConfigError, UserError, chain_of, did_you_mean, nearest, shell_word
 from tometune.config.root import Config, conf_dir
 
 WRONG_VALUES = {
@@ -57,6 +57,8 @@ def explain(error: BaseException, folders: Sequence[Path]) -> str:
     chain = chain_of(error)
     text = re.sub(r"^In '[^']+': |\s*See https://hydra\.cc\S+ for details", "", str(error))
     where = _file(chain, folders)
+    if ours := next((cause for cause in chain if isinstance(cause, UserError)), None):  # of a resolver
+        return str(ours)
     for cause in chain:
         if isinstance(cause, MarkedYAMLError) and cause.problem_mark is not None:
             return f"{cause.problem_mark.name}:{cause.problem_mark.line + 1}: not YAML: {cause.problem}"

@@ -83,6 +83,14 @@ class SweepConfig:
     """Folder under `paths.multirun`; null means a single run under `paths.outputs`. `report` reads that folder."""
     retry_failed: bool = True
     """Whether repeating the command runs failed runs again; false only lists them."""
+    design: str | None = None
+    """What the sweep varies and what it holds constant, in one sentence for its report."""
+    sources: list[str] = field(default_factory=list)
+    """Sources of the pool that a sweep over sources has an arm for; empty takes the largest ones."""
+    smallest: int = field(default=1_000, metadata=at_least(1))
+    """Rows of the first mix of a sweep over sizes."""
+    largest: int | None = field(default=None, metadata=at_least(1))
+    """Rows of its last mix; null is those of the chosen mix."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ Also turns a composed config, of a cell or of a single run, into the dataclass `
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tometune.common.errors import ConfigError
 from tometune.config.command_line import CommandLine
@@ -179,3 +179,24 @@ def slug(model_id: str) -> str:
     """Return a file name for a hub id or a folder: its last part, in lower case."""
     last = Path(model_id).expanduser().resolve().name
     return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._") or "model"
+
+
+def arm_name(whole: str, prefix: str, sources: Sequence[str]) -> str:
+    """Return the name of an arm's mix: `whole` without sources, `PREFIX-SOURCE`, or `PREFIX-others` for several."""
+    if not sources:
+        return whole
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", sources[0]).strip("-._")[:50] if len(sources) == 1 else "others"
+    return f"{prefix}-{name or 'unnamed'}"
+
+
+def log_sizes(smallest: int, rows: int) -> str:
+    """Return numbers of rows from `smallest` to `rows` in steps of about half a power of ten: `1000,3000,10000`."""
+    steps = (step * smallest * 10**power for power in range(12) for step in (1, 3))
+    return ",".join(map(str, [*(size for size in steps if size < rows), rows]))
+
+
+# At import, as in `root`: launchers' workers resolve them, too.
+OmegaConf.register_new_resolver("arm_name", arm_name, replace=True)
+OmegaConf.register_new_resolver(
+    "log_sizes", lambda _root_: log_sizes(_root_.sweep.smallest, _root_.sweep.largest or _root_.data.rows), replace=True
+)

@@ -45,9 +45,11 @@ class TrainerConfig:
     max_grad_norm: float = field(default=1.0, metadata=at_least(0))
     """Gradients are clipped to this global norm; 0 turns clipping off."""
     num_train_epochs: float = field(default=1.0, metadata=valid_if(lambda value: value > 0, "not above 0"))
-    """Passes over the mix; ignored if `max_steps` is set."""
+    """Passes over the mix; ignored if `max_steps` or `max_tokens` is set."""
     max_steps: int | None = field(default=None, metadata=at_least(1))
     """Total optimiser steps; null trains for `num_train_epochs`."""
+    max_tokens: int | None = field(default=None, metadata=SINCE_DEFAULT | at_least(1))
+    """Train for about so many tokens, to the nearest step: a small mix is repeated, a large one stops early."""
     tokens_per_step: int = field(default=16_384, metadata=at_least(1))
     """Tokens per optimiser step over all processes, in whole packs of `max_length`; needs `packing`."""
     conversations_per_step: int | None = field(default=None, metadata=at_least(1))
@@ -89,6 +91,11 @@ def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
     """Yield the problems of the `trainer` group."""
     yield from value_problems("trainer", trainer)
     yield from _step_problems(trainer)
+    if trainer.max_tokens is not None and trainer.max_steps is not None:
+        yield (
+            f"trainer.max_tokens={trainer.max_tokens}: trainer.max_steps={trainer.max_steps} sets the steps already; "
+            "set one of the two to null"
+        )
     warmup, steps = trainer.warmup_steps, trainer.max_steps
     if warmup > 1 and not warmup.is_integer():
         yield f"trainer.warmup_steps={warmup}: neither a whole number of steps nor a share of them below 1"

@@ -17,7 +17,7 @@ import numpy as np
 
 from tometune.common.errors import UserError, did_you_mean, some
 from tometune.common.progress import progress
-from tometune.config.data import DataConfig, PoolConfig, ScorerConfig, ScorerKind, SourceConfig, SourceKind
+from tometune.config.data import DataConfig, PoolConfig, PoolOrder, ScorerKind, SourceConfig, SourceKind
 from tometune.data.features import cached_array, feature
 from tometune.data.filters import NEAR
 from tometune.data.standardise import Counts, Standardised
@@ -53,26 +53,31 @@ def _key_order(source: Standardised) -> np.ndarray:
 
 
 class Scorer(Protocol):
-    """A model that scores texts, float32; higher is better. The fingerprint identifies it."""
+    """A model that scores conversations, float32; higher is better. The fingerprint identifies it."""
 
     @property
     def fingerprint(self) -> str: ...
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
+    def __call__(self, conversations: Sequence[Sequence[dict[str, str]]]) -> np.ndarray: ...
 
 
-def scores_of(source: Standardised, config: ScorerConfig, scorer: Scorer | None, cache: Path) -> np.ndarray:
-    """Return the score of every row, shape (rows), float32; higher is better, -inf for rows without a score."""
-    if config.kind is ScorerKind.heuristic:
+def scores_of(source: Standardised, kind: str, scorer: Scorer | None, cache: Path) -> np.ndarray:
+    """Return the score of every row, shape (rows), float32; higher is better, -inf for rows without a score.
+
+    `kind` is a result of `config.data.ranking`.
+    """
+    if kind == PoolOrder.longest:
+        return feature(source, "answer_characters", cache).astype(np.float32)
+    if kind == ScorerKind.heuristic:
         return feature(source, "heuristic", cache)
-    if config.kind is ScorerKind.column:
+    if kind == ScorerKind.column:
         if source.scores is None:
             raise UserError(
                 "data.scorer.kind=column: no row of the pool has a score; name its column by data.pool.score=…, or set "
                 "data.scorer.kind=heuristic"
             )
         return np.where(np.isnan(source.scores), np.float32(-np.inf), source.scores)
-    assert scorer is not None, f"data.scorer.kind={config.kind} needs a scorer"
+    assert scorer is not None, f"{kind} needs a scorer"
 
     def build() -> np.ndarray:
         scores = np.empty(len(source.rows), dtype=np.float32)
@@ -80,8 +85,7 @@ def scores_of(source: Standardised, config: ScorerConfig, scorer: Scorer | None,
         with progress("rows scored", len(rows)) as advance:
             for start in range(0, len(rows), SCORED):
                 numbers = rows[start : start + SCORED]
-                conversations = source.rows.select_columns("messages")[numbers]["messages"]
-                scores[numbers] = scorer(["\n\n".join(turn["content"] for turn in turns) for turns in conversations])
+                scores[numbers] = scorer(source.rows.select_columns("messages")[numbers]["messages"])
                 advance(len(numbers))
         return scores
 
@@ -106,17 +110,20 @@ def eligible(
 
 
 def take(ordered: np.ndarray, added: int, source: Standardised, config: PoolConfig) -> tuple[np.ndarray, str]:
-    """Return up to `added` of the eligible rows, given in draw order, with weights and caps applied.
+    """Return up to `added` of the eligible rows, given in draw order, with `only`, `without`, weights and caps applied.
 
-    The text says why there are fewer, if weights or caps are the reason.
+    The text says why there are fewer, if these are the reason. Sources are left out of the order, not of the pool that
+    is ordered, so a mix without a source shares all its other rows with the mix that has it.
     """
-    keep = np.ones(len(ordered), dtype=bool)
     labels = source.labels[ordered]
+    keep = np.isin(labels, [source.names.index(name) for name in config.only or config.without])
+    keep = keep if config.only else ~keep
     for name, most in config.caps.items():
         keep[np.flatnonzero(labels == source.names.index(name))[most:]] = False
     ordered = ordered[keep]
     if not config.weights:
-        reason = "because data.pool.caps exclude the others, and" if config.caps else ""
+        limits = [name for name in ("only", "without", "caps") if getattr(config, name)]
+        reason = f"because data.pool.{limits[-1]} excludes the others, and" if limits else ""
         return ordered[:added], reason
     labels = source.labels[ordered]
     queues = {name: labels == source.names.index(name) for name in sorted(config.weights)}
@@ -183,13 +190,18 @@ def check_pool(config: DataConfig, added: int) -> None:
 
 
 def check_sources(pool: Standardised, config: PoolConfig) -> None:
-    """Raise a `UserError` if the pool is empty, or lacks a source that has a weight or cap."""
+    """Raise a `UserError` if the pool is empty, or lacks a source that a setting names."""
     _check_not_empty(pool, config, "data.pool")
     names = pool.names
-    for kind, name in [*(("weights", name) for name in config.weights), *(("caps", name) for name in config.caps)]:
-        if name not in names:
-            near = did_you_mean(name, names)
-            raise UserError(f"data.pool.{kind}.{name}: the pool has no such source{near} (sources: {some(names, 12)})")
+    for kind in ("weights", "caps", "only", "without"):
+        for name in getattr(config, kind):
+            check_source(f"data.pool.{kind}.{name}", name, names)
+
+
+def check_source(key: str, name: str, names: Sequence[str]) -> None:
+    """Raise a `UserError` unless the pool has a source; `key` names the setting."""
+    if name not in names:
+        raise UserError(f"{key}: the pool has no such source{did_you_mean(name, names)} (sources: {some(names, 12)})")
 
 
 def _check_not_empty(source: Standardised, config: SourceConfig, key: str) -> None:

@@ -132,6 +132,11 @@ def characters(batch: pa.RecordBatch) -> np.ndarray:
     return sum_turns(batch, pc.utf8_length(turns_of(batch)[2]))
 
 
+def _answer_characters(batch: pa.RecordBatch) -> np.ndarray:
+    _, roles, texts = turns_of(batch)
+    return sum_turns(batch, pc.multiply(pc.utf8_length(texts), pc.equal(roles, "assistant").cast(pa.int32())))
+
+
 def _refusal(batch: pa.RecordBatch) -> np.ndarray:
     _, roles, texts = turns_of(batch)
     starts = pc.utf8_slice_codeunits(texts, 0, REFUSAL_WITHIN)
@@ -214,6 +219,7 @@ BY_ARROW: dict[str, Callable[[pa.RecordBatch], np.ndarray]] = {
     "characters": characters,
     "turns": lambda batch: pc.list_value_length(batch.column("messages")).to_numpy(zero_copy_only=False),
     "spoken_turns": lambda batch: sum_turns(batch, pc.not_equal(turns_of(batch)[1], "system")),
+    "answer_characters": _answer_characters,
     "refusal": _refusal,
     "broken_code": _broken_code,
 }

@@ -22,7 +22,7 @@ from datasets import Dataset, concatenate_datasets
 
 from tometune.common.errors import UserError
 from tometune.common.seeding import stream
-from tometune.config.data import Contamination, DataConfig, FiltersConfig, PoolOrder, ScorerKind
+from tometune.config.data import Contamination, DataConfig, FiltersConfig, PoolOrder, ScorerKind, ranking
 from tometune.data import draw
 from tometune.data.contamination import EvaluationTexts, overlapping_rows
 from tometune.data.filters import NEAR, Filtered, Mask, Tokenizer, apply_masks, by_source, examples_of, filters
@@ -92,17 +92,14 @@ def build_mix(
         cache: keeps standardised sources and everything computed from their rows.
         tokenizer: loads the model's tokenizer; called only if a filter counts tokens.
         texts: of the evaluation, needed if `data.contamination=drop`.
-        scorer: the model that ranks the pool, needed if `data.pool.order=best` and `data.scorer.kind` names one.
+        scorer: the model that ranks the pool, needed if `ranking(config)` is `fineweb_edu` or `ifd`.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
     """
     builder = _Builder(config, seed, cache, tokenizer, texts, scorer)
     base = builder.select_base()
-    size = len(base.chosen) + base.facts.get("held_out", 0)
-    parts, added = {"base": base}, config.rows - size
-    if added < 0:
-        raise UserError(f"data.rows={config.rows}: is less than the base's {size}; set data.base.rows={config.rows}")
+    parts, added = {"base": base}, config.rows - len(base.chosen) - base.facts.get("held_out", 0)
     if added or (config.held_out.rows and config.pool is not None):
         parts["pool"] = builder.select_pool(added, base.source)
     held_out = {origin: (part.source, part.held_out) for origin, part in parts.items() if len(part.held_out)}
@@ -139,17 +136,17 @@ def _row_ids(origin: str, keys: np.ndarray) -> list[str]:
 def _scores(config: DataConfig, parts: dict[str, Part], scorer: draw.Scorer | None, cache: Path) -> np.ndarray | None:
     """Return the scores that rank the pool, or the ones that the rows came with if it is not ranked.
 
-    A classifier runs only on the pool, because it decides nothing about base rows, whose own scores have another scale.
+    A model runs only on the pool, because it decides nothing about base rows, whose own scores have another scale.
     """
-    ranked = "pool" in parts and config.pool is not None and config.pool.order is PoolOrder.best
-    kind = config.scorer.kind if ranked else ScorerKind.column
+    kind = (ranking(config) if "pool" in parts else None) or ScorerKind.column
+    by_model = kind in (ScorerKind.fineweb_edu, PoolOrder.ifd)
     found = []
     for origin, part in parts.items():
         scores = part.source.scores
-        if kind is ScorerKind.heuristic or (kind is ScorerKind.fineweb_edu and origin == "pool"):
-            scores = draw.scores_of(part.source, config.scorer, scorer, cache)
-        elif kind is ScorerKind.fineweb_edu:
+        if by_model and origin == "base":
             scores = None
+        elif kind != ScorerKind.column:
+            scores = draw.scores_of(part.source, kind, scorer, cache)
         found.append(np.full(len(part.chosen), np.nan, np.float32) if scores is None else scores[part.chosen])
     joined: np.ndarray = np.concatenate(found)
     joined[np.isinf(joined)] = np.nan  # an infinite score has no mean
@@ -177,7 +174,7 @@ class _Builder:
         filtered, facts = self._filter(base, active, [self._near_mask(base)] if near else [])
         order = draw.in_key_order(base, self.cache)
         rows = order[filtered.keep[order]]
-        wanted = config.base.rows if config.base.rows is not None else len(rows)
+        wanted = config.base.rows if config.base.rows is not None else min(len(rows), config.rows)
         draw.check_base(base, len(rows), facts, wanted, config)
         held_out = self._hold_out("base", base, rows)
         if len(held_out):
@@ -205,8 +202,8 @@ class _Builder:
         check_malformed(pool, "data.pool", config)
         draw.check_sources(pool, config.pool)
         filtered, facts = self._filter(pool, config.filters)
-        best = config.pool.order is PoolOrder.best
-        scores = draw.scores_of(pool, config.scorer, self.scorer, cache) if best else None
+        kind = ranking(config)
+        scores = draw.scores_of(pool, kind, self.scorer, cache) if kind else None
         order = draw.in_key_order(pool, cache)
         usable = order[filtered.keep[order]]
         rows, excluded = draw.eligible(pool, usable, base, scores)
@@ -235,7 +232,7 @@ class _Builder:
             filtered.examples[NEAR] = examples_of(pool, rows[near])
             rows = rows[~near]
             facts["eligible"] = len(rows)
-        ordered = rows if best else rows[stream(self.seed, "data").permutation(len(rows))]
+        ordered = rows if kind else rows[stream(self.seed, "data").permutation(len(rows))]
         chosen, reason = draw.take(ordered, added, pool, config.pool) if added else (ordered[:0], "")
         if len(chosen) < added:
             raise draw.shortage_error(pool, facts, len(chosen), reason, config)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tometune.common.cache import cached_folder
+from tometune.common.cache import cached_folder, folder_of
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
 from tometune.config.data import BadRows, DataConfig, Preference, SourceConfig
@@ -97,10 +97,7 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
     import pandas as pd
     from datasets import Dataset
 
-    read_as = [str(source.format), *(f"{role}={name}" for role, name in sorted(source.columns.items()))]
-    read_as += [] if source.preference is Preference.refuse else [str(source.preference)]
-    made_from = {"source": fingerprint(source, key), "format": ",".join(read_as), "standardise": VERSION}
-    stored_as = {**made_from, "layout": LAYOUT, "score": source.score}
+    made_from, stored_as = _key(source, key)
     folder = cached_folder(cache, "sources", stored_as, lambda target: _build(source, key, target))
     rows = Dataset.from_file(str(folder / "rows.arrow"))
     sources = pd.Categorical(rows.data.column("source").to_pandas())
@@ -115,6 +112,19 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
         scores=None if np.isnan(scores).all() else scores,
         **json.loads((folder / "counts.json").read_text(encoding="utf-8")),
     )
+
+
+def is_cached(source: SourceConfig, key: str, cache: Path) -> bool:
+    """Return whether `standardise` finds the rows in the cache."""
+    return folder_of(cache, "sources", _key(source, key)[1]).exists()
+
+
+def _key(source: SourceConfig, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what decides the rows of a standardised source, and that together with how they are stored."""
+    read_as = [str(source.format), *(f"{role}={name}" for role, name in sorted(source.columns.items()))]
+    read_as += [] if source.preference is Preference.refuse else [str(source.preference)]
+    made_from = {"source": fingerprint(source, key), "format": ",".join(read_as), "standardise": VERSION}
+    return made_from, {**made_from, "layout": LAYOUT, "score": source.score}
 
 
 def _build(source: SourceConfig, key: str, folder: Path) -> None:

@@ -61,8 +61,8 @@ class QualityScorer:
     config: ScorerConfig
     fingerprint: str
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the score of each text, float32; higher is better.
+    def __call__(self, conversations: Sequence[Sequence[dict[str, str]]]) -> np.ndarray:
+        """Return the score of each conversation's text, float32; higher is better.
 
         Texts of similar length share a batch. They are padded to one length, which can change the last digits, so the
         same texts must come together to get the same scores.
@@ -73,6 +73,7 @@ class QualityScorer:
         import torch
 
         tokenizer, model = self._loaded
+        texts = ["\n\n".join(turn["content"] for turn in turns) for turns in conversations]
         scores = np.empty(len(texts), dtype=np.float32)
         order = np.argsort([len(text) for text in texts], kind="stable")
         with torch.inference_mode():

@@ -1,13 +1,15 @@
 """Where a model comes from: a folder, a package or the hub; and the fingerprint of its weights. Imports no torch."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.common.hub import commit_of, pinned
-from tometune.config.model import ModelConfig, Quantization, Weights
+from tometune.config.model import LoraConfig, ModelConfig, Quantization, Weights
 from tometune.models import smollm2, tiny
 
 # Folders of a run: the adapter, or with `lora=none` the whole model, in Hugging Face's format, with its tokenizer.
@@ -123,3 +125,27 @@ def as_saved(model: ModelConfig, run: Path) -> ModelConfig:
     """Return the config of the whole model that the run in a folder trained; it is loaded like any other."""
     folder = str((run / WHOLE).absolute())
     return replace(model, id=folder, revision="main", weights=Weights.pretrained, quantization=Quantization.none)
+
+
+def parameters_to_train(source: ModelSource, lora: LoraConfig) -> int:
+    """Return the parameters of an adapter, or of the whole model with `lora=none`, from the model's config alone."""
+    from torch.nn import Linear
+
+    model = without_weights(source.location, source.revision)
+    if not lora.enabled:
+        return int(model.num_parameters())
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Linear)]
+    adapted = [layer for name, layer in layers if name.rpartition(".")[2] in lora.target_modules]
+    ranks: int = lora.r * sum(layer.in_features + layer.out_features for layer in adapted)
+    return ranks + (sum(layer.out_features for layer in adapted) if lora.use_dora else 0)
+
+
+@functools.lru_cache(1)
+def without_weights(location: str, revision: str | None) -> Any:
+    """Return a model with shapes but no weights; of a hub model only the config is downloaded."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(location, revision=revision)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

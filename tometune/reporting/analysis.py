@@ -27,6 +27,7 @@ from tometune.evaluation.statistics import (
     seeds_needed,
     simultaneous_intervals,
 )
+from tometune.reporting.controls import controls, training_of, unchanged_arms
 from tometune.reporting.grouping import STREAMS, Cell, expected_seeds, group, one_factor, pairs, varied_streams
 from tometune.reporting.lengths import length_matched
 from tometune.reporting.question import ask
@@ -85,6 +86,7 @@ def build(folder: Path, resamples: int, confidence: float, settings: ReportConfi
         "tasks": scores.examples,
         **({"sources": scores.sources} if scores.sources else {}),
         **({"clusters": scores.clusters} if scores.clusters else {}),
+        "controls": controls(cells, sweep.design),
         "rows": rows,
         "comparisons": comparisons,
         "signal": _signal_to_noise(cells, scores),
@@ -94,7 +96,7 @@ def build(folder: Path, resamples: int, confidence: float, settings: ReportConfi
             {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
             for cell in sweep.missing
         ],
-        "notes": [*asked, *sweep.notes, *notes, *scores.notes, *_held_out_notes(scores)],
+        "notes": [*asked, *sweep.notes, *notes, *unchanged_arms(cells), *scores.notes, *_held_out_notes(scores)],
     }
     return Report(sweep, all_cells, table)
 
@@ -132,6 +134,7 @@ def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], con
             {
                 **{"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows},
                 **{"settings": cell.settings, "seeds": len(names), "seeds_expected": expected_seeds(cell, missing)},
+                **{"arm": cell.arm, "training": training_of(cell)},
                 "answer_tokens": _answer_tokens([run.record for run in cell.runs.values()], "tuned", scores),
                 **_mean_scores(names, scores, confidence),
                 "gain": _gain(names, base, scores, confidence) if scored else None,

@@ -19,6 +19,7 @@ from tometune.data.preview import REASONS, described, drops, repeats, steps, unr
 from tometune.data.template import NOTES
 from tometune.data.tokens import Counts
 from tometune.reporting import mix_figures
+from tometune.reporting.controls import large
 from tometune.reporting.html import draw, environment, markdown_line
 
 FOLDED_AFTER = 700  # characters of a turn that are visible without unfolding it
@@ -167,14 +168,6 @@ def _templates() -> Environment:
         "large": large,
     }
     return templates
-
-
-def large(number: float) -> str:
-    """Format a large number with three digits: `61.2 million`."""
-    for size, word in ((1e9, "billion"), (1e6, "million")):
-        if number >= size:
-            return f"{number / size:.3g} {word}"
-    return f"{number:,.0f}"
 
 
 def folded(text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Groups runs into cells: runs that differ by their seeds alone. Other settings that differ name the cell."""
 
+from ast import literal_eval
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,13 @@ class Cell:
     settings: dict[str, Any]  # the settings in which cells with the same model and data differ
     runs: dict[int, SweepRun]  # by seed: runs that use this one seed for every stream that varies in the sweep
     stream_runs: list[SweepRun]  # runs whose streams have different seeds; only the variance by cause uses them
+
+    @property
+    def arm(self) -> dict[str, list[str]]:
+        """The sources that its mix is drawn from alone (`only`) or `without`; empty for all sources."""
+        run = next(iter([*self.runs.values(), *self.stream_runs]))
+        found = {name: run.settings.get(f"data.pool.{name}") for name in ("only", "without")}
+        return {name: literal_eval(sources) for name, sources in found.items() if sources}
 
 
 def varied_streams(runs: Sequence[SweepRun]) -> list[str]:
@@ -164,12 +172,18 @@ def _rank(value: Any) -> tuple[bool, float, str]:
 
 
 def pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-    """Return the pairs of cells to compare, the later cell first: one model, and one difference (data or a setting)."""
+    """Return the pairs of cells to compare, the later cell first: one model, and one difference (data or a setting).
+
+    Two arms of a sweep over sources differ in two things, so each is compared with the mix of all sources only.
+    """
     found = []
     for number, later in enumerate(cells):
         for earlier in cells[:number]:
             both = [key for key in later.settings if key in earlier.settings or key not in CONTENT]
             differ = sum(later.settings[key] != earlier.settings.get(key) for key in both)
+            arms = [cell.arm for cell in (later, earlier)]
+            if all(arms) and arms[0] != arms[1]:
+                continue
             if later.model == earlier.model and differ + (later.data != earlier.data) == 1:
                 found.append((later, earlier))
     return found

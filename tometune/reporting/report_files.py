@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 
 from tometune.common.files import write_json, write_text
 from tometune.evaluation.metrics import label
-from tometune.reporting import figures, mix_figures
+from tometune.reporting import control_figures, figures, mix_figures
 from tometune.reporting.analysis import Report
 from tometune.reporting.conclusions import (
     LIMIT,
@@ -27,6 +27,7 @@ from tometune.reporting.conclusions import (
     published_answer,
     signed,
 )
+from tometune.reporting.controls import control_sentences, large
 from tometune.reporting.html import draw, environment, markdown_line
 from tometune.reporting.score_files import ROUGE
 
@@ -84,6 +85,8 @@ def as_markdown(table: Values) -> str:
     lines += [f"**{LIMIT}.**", ""] if table["limited"] else []
     lines += [*map(markdown_line, rows), ""]
     lines += [f"sd: standard deviation over seeds (n − 1). {table['family']}.", ""]
+    if sentences := control_sentences(table):
+        lines += [" ".join(sentences), ""]
     for answer in answers(table):
         lines += [f"**{answer.question}** {answer.verdict} {' '.join(answer.sentences)}", ""]
     lines += [f"For comparison: {published_answer(table['interval']['confidence'])}", ""]
@@ -126,6 +129,8 @@ def print_report(table: Values, console: Console | None = None) -> None:
     for answer in answers(table):
         text = f"[bold]{escape(answer.question)} {answer.verdict}[/] {escape(' '.join(answer.sentences))}\n"
         console.print(text, highlight=False)
+    if sentences := control_sentences(table):
+        console.print(escape(" ".join(sentences)) + "\n", highlight=False)
     for text in cautions(table):
         console.print(f"[yellow]![/] {escape(text)}", highlight=False)
     for entry in table["missing"]:
@@ -148,6 +153,7 @@ def as_html(report: Report) -> str:
         "p": lambda value: p_value(value).removeprefix("p ").removeprefix("= "),
         "score": lambda value: "–" if value is None else f"{value:.3f}",
         "sd": deviation_label,
+        "large": large,
         "sd_label": sd_label,
         "seeds": seeds_label,
         "signed": signed,
@@ -161,8 +167,11 @@ def as_html(report: Report) -> str:
         published_answer=published_answer(table["interval"]["confidence"]),
         published=PUBLISHED,
         cautions=cautions(table),
+        controls=control_sentences(table),
         pictures={
             "means": draw(figures.means, table),
+            "forest": draw(control_figures.forest, table),
+            "curve": draw(control_figures.curve, table),
             "tasks": draw(figures.tasks, table) if len(table["tasks"]) > 1 else None,
             "published": draw(figures.published, table),
             "loss": draw(figures.loss, cells, names) if len(cells) <= CROWDED else None,

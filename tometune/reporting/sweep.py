@@ -69,6 +69,7 @@ class Sweep:
     runs: list[SweepRun]
     missing: list[Missing]
     notes: list[str]  # for readers of the table
+    design: str | None = None  # `sweep.design` of its runs
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -98,7 +99,7 @@ def read_sweep(folder: Path) -> Sweep:
             f"{folder}: run.json of another version (this one reads schema {SCHEMA}): {', '.join(others)}; "
             "move these runs away and repeat them"
         )
-    runs, missing = [], []
+    runs, missing, design = [], [], None
     for name in dict.fromkeys([*records, *expected]):
         record, cell = records.get(name), expected.get(name, {})
         if record is None:
@@ -112,6 +113,7 @@ def read_sweep(folder: Path) -> Sweep:
             except DamageError as error:
                 missing.append(_missing(folder, name, f"{error.path.name} {error.problem}; {REPEAT}", cell))
                 continue
+            design = config.sweep.design or design
             names = record["model"]["name"], data["name"], data["rows"]
             settings = {**_settings(config, record), **_content(folder / name, record)}
             runs.append(SweepRun(name, folder / name, *names, record, settings, asdict(config.seeds)))
@@ -127,7 +129,7 @@ def read_sweep(folder: Path) -> Sweep:
         log.warning(
             "%s: no %s, so runs that never started are not known; run the sweep again to list them", folder, NAME
         )
-    return Sweep(folder, runs, missing, notes)
+    return Sweep(folder, runs, missing, notes, design)
 
 
 def _read_record(folder: Path) -> dict[str, Any] | str:

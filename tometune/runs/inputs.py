@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tometune.common.distributed import first_alone
 from tometune.common.errors import UserError
 from tometune.common.imports import quick_imports
-from tometune.config.data import Contamination, PoolOrder
+from tometune.config.data import Contamination, PoolOrder, ranking
 from tometune.config.eval import EvalConfig, TaskKind
 from tometune.config.model import ModelConfig
 from tometune.config.root import Config
@@ -76,11 +76,13 @@ class RunInputs:
         """
         from tometune.data.contamination import of_mix
         from tometune.data.mix import build_mix
+        from tometune.models.ifd_scorer import IfdScorer
         from tometune.models.quality_scorer import quality_scorer
 
         data = self.config.data
         texts = None if data.contamination is Contamination.report else self.evaluation_texts[0]
-        scorer = quality_scorer(data.scorer)
+        by_loss = ranking(data) == PoolOrder.ifd
+        scorer = IfdScorer(self.model_source, self.tokenizer) if by_loss else quality_scorer(data.scorer)
         mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts, scorer)
         if texts is not None and data.contamination is Contamination.fail:
             found = of_mix(mix.rows, texts, self.cache)

@@ -20,6 +20,7 @@ from tometune.config.sweep_cells import Jobs
 from tometune.runs.lock import run_lock
 from tometune.runs.run import Run, check_writable, runs_folder
 from tometune.runs.sweep_file import Cell, read_cells
+from tometune.sweep import arms  # noqa: F401 -- its resolver names the arms of a sweep over sources
 from tometune.sweep.cells import State, Status, cell_of, cells_of, list_cells, status_of
 
 

@@ -22,7 +22,8 @@ from tometune.config.root import Config
 from tometune.config.sweep_cells import Jobs
 from tometune.config.tracking import Tracker
 from tometune.models.machine import device_name, resolve_backend
-from tometune.models.source import quantized
+from tometune.models.source import parameters_to_train, quantized
+from tometune.reporting.controls import capacity_line
 from tometune.runs.finished import damage
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
@@ -90,6 +91,7 @@ class PlannedRun:
     disk: float | None = None
     source: str = "unknown"  # where the speed is from
     examples: Mapping[str, int] = field(default_factory=dict)  # of the evaluation, by task
+    capacity: str = ""  # see `capacity_line`
 
 
 def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
@@ -121,18 +123,22 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     from tometune.data.tokens import pack
     from tometune.models.source import locate
     from tometune.training.memory import estimate
-    from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of
+    from tometune.training.steps import checkpoints_kept, effective_batch, in_packs, steps_of, with_steps
 
     inputs = RunInputs.resolve(config)
     run = Run.find(config, inputs.fingerprints)
     tokens = inputs.tokens
     rows = pack(tokens.dataset, config.trainer.max_length) if in_packs(config.trainer) else tokens.dataset
-    steps = steps_of(config.trainer, len(rows))
-    trained = round(tokens.counts.tokens * steps / math.ceil(len(rows) / effective_batch(config.trainer)))
+    steps = steps_of(with_steps(config.trainer, len(rows), tokens.counts.tokens), len(rows))
+    epochs = steps / math.ceil(len(rows) / effective_batch(config.trainer))
+    read, trained = round(tokens.counts.tokens * epochs), round(tokens.counts.trainable_tokens * epochs)
+    source = locate(config.model, inputs.cache, weights=False)
+    rows_of_mix = len(inputs.mix.row_ids)
+    capacity = capacity_line(rows_of_mix, trained, parameters_to_train(source, config.lora), config.lora.enabled)
     examples = {task.name: len(task.examples) for task in inputs.tasks}
     answers = sum(examples.values()) * (2 if config.eval.base else 1)
     done = run.completed and not damage(run.folder, run.record)
-    planned = PlannedRun(run.id, len(inputs.mix.row_ids), trained, steps, answers, done, examples=examples)
+    planned = PlannedRun(run.id, rows_of_mix, read, steps, answers, done, capacity=capacity, examples=examples)
     if planned.done:
         return planned
     speed = known_speed(config, inputs.cache)
@@ -144,13 +150,12 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
             print(f"not measured: {error}", file=sys.stderr)
         speed = known_speed(config, inputs.cache)
     if speed is None:
-        source = locate(config.model, inputs.cache, weights=False)
         return replace(planned, memory=estimate(source, config.trainer, config.lora))
     answering = answers / speed.answers_per_second if speed.answers_per_second else 0.0
     checkpoints = speed.checkpoint * checkpoints_kept(config.trainer, steps)
     return replace(
         planned,
-        seconds=speed.other_seconds + trained / speed.tokens_per_second + answering,
+        seconds=speed.other_seconds + read / speed.tokens_per_second + answering,
         memory=speed.memory,
         disk=None if speed.disk is None else speed.disk + checkpoints,
         source=speed.source,
@@ -245,6 +250,10 @@ def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Con
         lines.append(
             f"  {len(unknown)} of unknown speed, about {memory:.1f} GB of GPU memory; plan=measure makes a short run"
         )
+    cells: dict[tuple[str, str], str] = {}  # one line per cell: the seeds differ by a few tokens
+    for run in runs:
+        cells.setdefault((run.run_id.rpartition("-s")[0], run.capacity.partition(" with ")[2]), run.capacity)
+    lines += [f"  {name}: {capacity}" for (name, _), capacity in cells.items() if capacity]
     for line in [*lines, *(f"  not possible: {problem}" for problem in problems)]:
         console.print(line, markup=False, soft_wrap=True)
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tometune.models.load import compute_dtype
 from tometune.models.packed_attention import FLEX, VARLEN, Packed, kernel, packed_by
 from tometune.models.source import ModelSource
 from tometune.training.metrics import OnLog
-from tometune.training.steps import in_packs
+from tometune.training.steps import in_packs, with_steps
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +74,12 @@ class Training:
     """Whether passes run as a CUDA graph (`tometune.training.cuda_graph`)."""
 
     def __post_init__(self) -> None:
-        """Make the packs, and choose and log the attention."""
+        """Make the packs, resolve `trainer.max_tokens`, and choose and log the attention."""
         trainer, model, dataset = self.inputs.trainer, self.inputs.source.config, self.inputs.tokens.dataset
         self.dtype = compute_dtype(model.precision) if self.full else self.model.dtype
         self.rows = pack(dataset, trainer.max_length) if in_packs(trainer) else dataset
+        trainer = with_steps(trainer, len(self.rows), self.inputs.tokens.counts.tokens)
+        self.inputs = replace(self.inputs, trainer=trainer)
         self.kernel, self.packed = model.attn_implementation, Packed.positions
         if self.unsloth:
             self.kernel, self.packed = "unsloth", Packed.unsloth

@@ -24,7 +24,7 @@ from tometune.config.model import LoraConfig
 from tometune.config.trainer import TrainerConfig
 from tometune.models.lora_rounding import forget_inputs
 from tometune.models.machine import free_memory
-from tometune.models.source import ModelSource, quantized
+from tometune.models.source import ModelSource, parameters_to_train, quantized, without_weights
 from tometune.training.batches import Training
 from tometune.training.cuda_graph import capacity_for
 from tometune.training.steps import Step, effective_batch, in_packs, micro_batches, state_bytes
@@ -187,17 +187,10 @@ def estimate(source: ModelSource, trainer: TrainerConfig, lora: LoraConfig) -> i
 
     The micro-batch `auto` takes more where the GPU has it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(source.location, revision=source.revision)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    weights = trained = sum(weight.numel() for weight in model.parameters())
+    model = without_weights(source.location, source.revision)
+    config, weights, trained = model.config, model.num_parameters(), parameters_to_train(source, lora)
     base = 0
     if lora.enabled:
-        layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        adapted = [layer for name, layer in layers.items() if name.rpartition(".")[2] in lora.target_modules]
-        trained = lora.r * sum(layer.in_features + layer.out_features for layer in adapted)
         base = 2 * config.vocab_size * config.hidden_size + weights // 2 if quantized(source.config) else 2 * weights
     # Kept for the backward pass, per layer and token: about 8 hidden and 4 intermediate vectors in 16 bits. It comes to
     # the 58 GB that were measured for Llama-3.2-3B with 16,384 tokens (docs/LOG.md).

@@ -5,7 +5,7 @@ over all processes. How many of them fit into one forward pass only decides in h
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import util
 
 from tometune.common.distributed import processes
@@ -86,6 +86,14 @@ def steps_of(trainer: TrainerConfig, rows: int) -> int:
     """Return the number of optimiser steps over so many rows or packs."""
     per_epoch = math.ceil(rows / effective_batch(trainer))
     return trainer.max_steps or math.ceil(trainer.num_train_epochs * per_epoch)
+
+
+def with_steps(trainer: TrainerConfig, rows: int, tokens: int) -> TrainerConfig:
+    """Return the config with the `max_steps` that `max_tokens` means for so many rows or packs of so many tokens."""
+    if trainer.max_tokens is None:
+        return trainer
+    per_epoch = math.ceil(rows / effective_batch(trainer))
+    return replace(trainer, max_steps=max(1, round(trainer.max_tokens / tokens * per_epoch)))
 
 
 def epochs_after(steps: int, per_step: int, rows: int) -> float:

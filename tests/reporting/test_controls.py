@@ -1,0 +1,91 @@
+"""What a report says about controls: what is held constant, and the effect of each source."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.reporting.sweeps import editing, write_run
+from tometune.reporting.analysis import Report, build
+from tometune.reporting.control_figures import curve, forest
+from tometune.reporting.controls import capacity_line, control_sentences, effects
+from tometune.reporting.html import draw
+from tometune.reporting.report_files import as_html, as_markdown
+
+EFFECTS = {"good": 0.05, "bad": -0.04}
+"""By source, what a mix loses without it."""
+
+
+def sources(folder: Path, key: str = "without") -> Report:
+    sign = -1 if key == "without" else 1
+    for seed in range(3):
+        pool = {"data.pool.draw": True, "sweep.design": "One source is left out."}
+        runs = [write_run(folder, "all-sources", 2000, seed, 0.4 + 0.001 * seed, settings=pool)]
+        for name, effect in EFFECTS.items():
+            level = 0.4 + sign * effect + 0.002 * ((seed + 1) % 3)
+            settings = {**pool, f"data.pool.{key}": [name]}
+            runs.append(write_run(folder, f"{key}-{name}", 2000, seed, level, settings=settings))
+        for run in runs:
+            with editing(run) as record:
+                record["train"] |= {
+                    "trained_tokens": 50_000 + len(run.name),
+                    "trainable_parameters": 25_000,
+                    "epochs": 1.0,
+                }
+    return build(folder, 2000, 0.95)
+
+
+@pytest.mark.parametrize("key", ["without", "only"])
+def test_the_effect_of_a_source_has_the_same_sign_whether_it_is_left_out_or_alone(tmp_path: Path, key: str) -> None:
+    report = sources(tmp_path / key, key)
+    assert {(entry["a"], entry["b"]) for entry in report.table["comparisons"]} == {
+        (f"{key}-{name}", "all-sources") for name in EFFECTS
+    }, "arms are compared with the mix of all sources only"
+    for name, found in effects(report.table).items():
+        for entry in found.values():
+            assert entry["delta"] == pytest.approx(EFFECTS[name], abs=0.02)
+            assert entry["ci_low"] < entry["delta"] < entry["ci_high"]
+    text = as_markdown(report.table)
+    assert "One source is left out. Settings that differ between cells: data.pool." in text
+    assert "The same in all cells, within 2%: rows (2,000), steps (200), epochs (1), tokens read (180,000), " in text
+    assert "adapter parameters (25,000)" in text
+    assert f"Effect on ROUGE-L of having {'this source in the mix' if key == 'without' else 'only this source'}" in text
+    page = as_html(report)
+    assert page.count('id="forest-figure_1"') == 1
+    assert "<td>0.5</td>" in page, "adapter parameters per trained token"
+    picture = forest(report.table)
+    assert picture is not None
+    assert "ROUGE-L: good +0." in picture
+
+
+def test_an_arm_with_the_same_rows_as_the_mix_of_all_sources_shows_nothing(tmp_path: Path) -> None:
+    report = sources(tmp_path / "same")
+    for run in (tmp_path / "same").glob("*good*"):
+        with editing(run) as record:
+            record["data"]["digest"] = f"all-sources{record['seed']}"
+    report = build(tmp_path / "same", 200, 0.95)
+    assert "without-good has the same rows as all-sources, so it shows nothing." in report.table["notes"]
+
+
+def test_what_differs_is_said(tmp_path: Path) -> None:
+    for seed in range(2):
+        for rows in (1000, 3000, 10_000, 30_000):
+            write_run(tmp_path / "sizes", f"rows-{rows}", rows, seed, 0.3 + rows / 1e6)
+    table = build(tmp_path / "sizes", 200, 0.95).table
+    assert control_sentences(table) == [
+        "Different: rows (1,000 to 30,000), steps (100 to 3,000) and tokens read (90,000 to 2.7 million)."
+    ]
+    picture = draw(curve, table)
+    assert picture is not None
+    assert "Mean scores over rows" in picture
+    assert all(f">{text}</text>" in picture for text in ("1k", "3k", "10k", "30k"))
+
+
+def test_a_table_of_three_sizes_has_no_curve_and_no_forest(table_report: Report) -> None:
+    assert curve(table_report.table) is None
+    assert forest(table_report.table) is None
+
+
+def test_tokens_and_parameters_in_words() -> None:
+    line = capacity_line(300_000, 18_000_000, 4_884_480, adapter=True)
+    assert line == "300,000 rows train 18 million tokens with 4.88 million adapter parameters"
+    assert capacity_line(10, 900, 1_234, adapter=False) == "10 rows train 900 tokens with 1,234 parameters"

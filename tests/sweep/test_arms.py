@@ -1,0 +1,122 @@
+"""The arms of sweeps over sources and sizes, as Hydra composes them."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.config.conftest import sweep_of
+from tests.data.conftest import conversation, write_jsonl
+from tometune.common.errors import ConfigError
+from tometune.config.sweep_cells import arm_name, log_sizes
+
+SOURCES = {"it's \\odd": 30, "a/b": 20, "c": 10, **{f"small {n}": 2 for n in range(6)}}
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides of a mix of local files."""
+    monkeypatch.setenv("TOMETUNE_CACHE", str(tmp_path / "cache"))
+    rows = (conversation(f"{name} {n}", source=name) for name, count in SOURCES.items() for n in range(count))
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+    base = write_jsonl(tmp_path / "base.jsonl", map(conversation, range(20)))
+    sizes = ["data.rows=32", "data.base.rows=20"]
+    return ["data=files_300k", f"data.base.path={base}", f"data.pool.path={pool}", *sizes, "seed=0"]
+
+
+def arms(*arguments: str) -> dict[str, list[str]]:
+    """Return the sources of each arm by the name of its mix."""
+    pools = {config.data.name: config.data.pool for config in sweep_of(*arguments)}
+    return {name: pool.only or pool.without for name, pool in pools.items() if pool is not None}
+
+
+def test_each_of_the_largest_sources_is_left_out_once(data: list[str]) -> None:
+    found = arms("+sweep=leave_one_source_out", *data)
+    names = [*SOURCES]
+    assert list(found.values()) == [[], *([name] for name in names[:7]), names[7:]]
+    assert list(found)[:3] == ["all-sources", "without-it-s-odd", "without-a-b"]
+    assert list(found)[-1] == "without-others"
+
+
+def test_a_source_with_too_few_rows_is_added_with_the_others_only(data: list[str]) -> None:
+    found = arms("+sweep=add_one_source", *data)
+    others = [name for name, rows in SOURCES.items() if rows < 12]
+    assert found == {
+        "plus-all-sources": [],
+        "plus-it-s-odd": ["it's \\odd"],
+        "plus-a-b": ["a/b"],
+        "plus-others": others,
+    }
+
+
+def test_named_sources_and_the_others(data: list[str]) -> None:
+    found = arms("+sweep=leave_one_source_out", *data, "sweep.sources=[c,a/b]")
+    assert [*map(len, found.values())] == [0, 1, 1, 7]
+    assert found["without-c"] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (["sweep.sources=[smal 1]"], r"sweep\.sources: smal 1: the pool has no such source; did you mean small 1\?"),
+        (["data=files_100k"], r"data\.pool\.without: .*draws no rows from one; choose a mix that does"),
+        (
+            ["data.pool.path={base}"],
+            r"data\.pool: all its rows are from one source \(files\); .* needs a column source",
+        ),
+        (
+            ["data=mix_300k", "data.pool.path=null", "data.base.path=null"],
+            r"data\.pool\.id=arcee-ai/The-Tome: its sources are not known yet; run .*prepare .* or name them with",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(data: list[str], changes: list[str], problem: str, monkeypatch) -> None:
+    monkeypatch.setattr("tometune.data.sources.pinned", lambda *_: "0" * 40)
+    base = data[1].partition("=")[2]
+    replaced = {text.partition("=")[0] for text in changes}
+    kept = [text for text in data if text.partition("=")[0] not in replaced]
+    with pytest.raises(ConfigError, match=problem) as caught:
+        sweep_of("+sweep=leave_one_source_out", *kept, *(text.format(base=base) for text in changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_are_nested_and_start_inside_the_base() -> None:
+    configs = sweep_of("+sweep=sizes_pydocs", "seed=0")
+    assert [(config.data.name, config.data.rows) for config in configs] == [
+        (f"rows-{rows}", rows) for rows in (100, 300, 1000, 3000)
+    ]
+    assert {config.data.base.rows for config in configs} == {None}
+    assert log_sizes(1000, 300_000) == "1000,3000,10000,30000,100000,300000"
+    assert log_sizes(1000, 500) == "500"
+    assert arm_name("all", "without", ["«»"]) == "without-unnamed"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "values", "cells"),
+    [
+        ("capacity", "lora.r", {8, 16, 32, 64, 128, 256}, 12),
+        ("rates", "trainer.learning_rate", {1e-4, 2e-4, 4e-4}, 9),
+        ("same_steps", "trainer.max_tokens", {40_000_000}, 3),
+        ("random_vs_best", "data.pool", None, 5),
+    ],
+)
+def test_presets(name: str, key: str, values: set[float] | None, cells: int) -> None:
+    configs = sweep_of(f"+sweep={name}", "seed=0,1")
+    assert Counter(config.seed for config in configs) == {0: cells, 1: cells}
+    assert all(config.sweep.design or name == "seeds" for config in configs)
+    group, _, field = key.partition(".")
+    if values is not None:
+        assert {getattr(getattr(config, group), field) for config in configs} == values
+    else:
+        orders = [config.data.pool and str(config.data.pool.order) for config in configs if config.seed == 0]
+        assert orders == [None, "random", "best", "longest", "ifd"]
+
+
+def test_the_overrides_of_an_arm_are_kept_in_json(data: list[str]) -> None:
+    from tometune.config.command_line import read_command_line
+    from tometune.config.sweep_cells import jobs_of
+
+    jobs = jobs_of(read_command_line(["+sweep=leave_one_source_out", *data]))
+    assert jobs is not None
+    assert json.loads(json.dumps([job.overrides[0] for job in jobs.known]))[0] == "data.pool.without=[]"

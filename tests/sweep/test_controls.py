@@ -1,0 +1,130 @@
+"""Controls as sweeps, made for real with tiny: the plan, the runs and the report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.data.conftest import write_jsonl
+from tests.sweep.conftest import ONE_TASK, runs_in
+from tests.whole import Workplace, record_of
+
+DATA = (
+    "data=files_300k",
+    "data.base.path=base.jsonl",
+    "data.pool.path=pool.jsonl",
+    "data.base.rows=24",
+    "data.rows=48",
+)
+QUICK = (*("+experiment=smoke", *ONE_TASK, "eval.limit=2", "seed=0,1"), "trainer.num_train_epochs=1")
+
+
+@pytest.fixture(scope="module")
+def files(place: Workplace) -> Workplace:
+    """A workplace with a base, and a pool of long, short and rare rows."""
+
+    def row(source: str, number: int, words: int) -> dict[str, object]:
+        texts = f"{source} {number}?", " ".join(f"word{number * n % 7}" for n in range(words))
+        turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=True)]
+        return {"messages": turns, "source": source}
+
+    write_jsonl(place.folder / "base.jsonl", (row("base", number, 10) for number in range(24)))
+    kinds = (("long", 25, 40), ("short/one", 2, 40), ("rare", 9, 5))
+    write_jsonl(
+        place.folder / "pool.jsonl", (row(name, n, words) for name, words, count in kinds for n in range(count))
+    )
+    return place
+
+
+def table_of(folder: Path) -> dict:
+    return json.loads((folder / "table.json").read_text())
+
+
+@pytest.mark.whole
+@pytest.mark.nightly  # eight runs
+def test_leave_one_source_out(files: Workplace) -> None:
+    sweep = (*QUICK, "+sweep=leave_one_source_out", *DATA, "trainer.max_steps=null")
+    done = files.verb("train", *sweep, "plan=true")
+    assert done.returncode == 0, done.stderr
+    assert "8 runs: 0 done, 8 left" in done.stdout
+    for arm in ("all-sources", "without-long", "without-short-one", "without-rare"):
+        assert f"  tiny-{arm}: 48 rows train " in done.stdout
+    assert done.stdout.count("with 32,768 adapter parameters") == 4
+
+    status, stderr = files.train(*sweep)
+    assert status == 0, stderr
+    folder = files.folder / "multirun" / "leave_one_source_out"
+    sources = {run: json.loads((path / "mix.json").read_text())["sources"] for run, path in runs_in(folder).items()}
+    for run, counts in sources.items():
+        assert sum(counts.values()) == 48
+        assert ("short/one" in counts) == ("without-short" not in run)
+    table = table_of(folder)
+    pairs = {(entry["a"], entry["b"]) for entry in table["comparisons"]}
+    assert pairs == {(f"without-{name}", "all-sources") for name in ("long", "short-one", "rare")}
+    assert table["controls"]["settings"] == ["data.pool.without"]
+    assert table["controls"]["constant"]["rows"] == 48
+    assert table["controls"]["constant"]["parameters"] == 32_768
+    assert set(table["controls"]["varied"]) == {"tokens", "trained_tokens"}
+    row = next(row for row in table["rows"] if row["cell"] == "without-long")
+    trained = [record_of(path)["train"] for run, path in runs_in(folder).items() if "without-long" in run]
+    tokens = sum(entry["trained_tokens"] for entry in trained) / 2
+    assert row["training"]["parameters_per_token"] == pytest.approx(32_768 / tokens, abs=1e-3)
+    text = (folder / "table.md").read_text()
+    assert "Each arm leaves out one source of the pool; the number of rows is held constant" in text
+    assert "Effect on ROUGE-L of having this source in the mix: " in text
+    assert "Effect of each source" in (folder / "report.html").read_text()
+
+
+@pytest.mark.whole
+@pytest.mark.nightly  # six runs
+def test_same_steps(files: Workplace) -> None:
+    sweep = (
+        *QUICK,
+        "+sweep=same_steps",
+        *DATA[1:4],
+        "data=files_300k",
+        "data.rows=24,36,48",
+        "trainer.max_tokens=6_000",
+    )
+    done = files.verb("train", *sweep, "plan=true")
+    assert done.returncode == 0, done.stderr
+    assert "6 runs: 0 done, 6 left" in done.stdout
+    status, stderr = files.train(*sweep)
+    assert status == 0, stderr
+    folder = files.folder / "multirun" / "same_steps"
+    epochs: dict[int, set[float]] = {}
+    tokens = []
+    for path in runs_in(folder).values():
+        record = record_of(path)
+        train, rows = record["train"], record["data"]["rows"]
+        per_step = train["tokens"] / train["steps"]
+        assert train["tokens"] == pytest.approx(6_000, abs=2 * per_step)
+        tokens.append(train["tokens"])
+        epochs.setdefault(rows, set()).add(train["epochs"])
+    assert min(epochs[24]) > max(epochs[36]) > max(epochs[48])
+    low, high = min(tokens), max(tokens)
+    assert high < 1.1 * low, "where an epoch without max_tokens has half as many"
+    assert "the tokens read in training are held constant" in (folder / "table.md").read_text()
+
+
+@pytest.mark.whole
+@pytest.mark.nightly  # several mixes each
+@pytest.mark.parametrize(
+    ("sweep", "runs"),
+    [
+        (("+sweep=add_one_source", "data.rows=30"), 3),
+        (("+sweep=sizes", "~data.rows", "sweep.largest=48", "sweep.smallest=10", "~data.base.rows"), 3),
+        (("+sweep=capacity", "data=files_300k", "lora.r=8,256"), 2),
+        (("+sweep=rates", "data=files_300k"), 3),
+        (("+sweep=random_vs_best", "data=files_300k,files_300k_longest,files_300k_ifd"), 3),
+    ],
+)
+def test_plans(files: Workplace, sweep: tuple[str, ...], runs: int) -> None:
+    replaced = {text.lstrip("~").partition("=")[0] for text in sweep}
+    data = [text for text in DATA if text.partition("=")[0] not in replaced]
+    quick = [*QUICK[:-2], "seed=0", "trainer.max_steps=2"]
+    done = files.verb("train", *quick, *data, *(text for text in sweep if text[0] != "~"), "plan=true")
+    assert done.returncode == 0, done.stderr
+    assert f"{runs} runs: 0 done, {runs} left" in done.stdout
+    assert "not possible" not in done.stdout
+    assert "adapter parameters" in done.stdout

@@ -1,0 +1,138 @@
+"""What a sweep varies and what it holds constant: training per cell, and the effect of each source."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from tometune.common.errors import some
+from tometune.evaluation.metrics import label
+from tometune.reporting.conclusions import between, listed, signed, significant, tuned_rows
+from tometune.reporting.grouping import Cell
+from tometune.reporting.sweep import CONTENT
+
+Table = Mapping[str, Any]
+
+SAME = 1.02  # numbers that differ by at most this factor are the same: packs are not filled to the last token
+COUNTS = {
+    "rows": "rows",
+    "steps": "steps",
+    "epochs": "epochs",
+    "tokens": "tokens read",
+    "trained_tokens": "trained tokens",
+    "parameters": "adapter parameters",
+}
+"""Numbers of a cell's training, and their names in sentences."""
+
+LISTED = 6  # settings that a sentence names
+
+
+def large(number: float) -> str:
+    """Format a large number with three digits: `61.2 million`."""
+    for size, word in ((1e9, "billion"), (1e6, "million")):
+        if number >= size:
+            return f"{number / size:.3g} {word}"
+    return f"{number:,.0f}"
+
+
+def capacity_line(rows: int, trained: int, parameters: int, adapter: bool) -> str:
+    """Return how many tokens are trained with how many parameters, in words; `adapter` says which ones."""
+    kind = "adapter parameters" if adapter else "parameters"
+    return f"{rows:,} rows train {large(trained)} tokens with {large(parameters)} {kind}"
+
+
+def training_of(cell: Cell) -> dict[str, float | None]:
+    """Return the means over a cell's runs of the numbers in `COUNTS`; None where a record has no number."""
+    records = [run.record.get("train") or {} for run in cell.runs.values()]
+    found: dict[str, float | None] = {"rows": cell.rows}
+    for name in ("steps", "epochs", "tokens", "trained_tokens", "parameters"):
+        key = "trainable_parameters" if name == "parameters" else name
+        values = [record[key] for record in records if record.get(key) is not None]
+        found[name] = round(fmean(values), 4) if values and len(values) == len(records) else None
+    trained, parameters = found["trained_tokens"], found["parameters"]
+    found["parameters_per_token"] = round(parameters / trained, 4) if trained and parameters is not None else None
+    return found
+
+
+def controls(cells: Sequence[Cell], design: str | None) -> dict[str, Any]:
+    """Return the settings that differ between cells, and the numbers of `COUNTS` or their ranges."""
+    runs = [next(iter(cell.runs.values())) for cell in cells]
+    keys = sorted({key for run in runs for key in run.settings} - {*CONTENT, "data.rows", "data.base.rows"})
+    differ = [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1]
+    trained, constant, varied = [training_of(cell) for cell in cells], {}, {}
+    for name in COUNTS:
+        values = [numbers[name] for numbers in trained]
+        known = [value for value in values if value is not None]
+        if known and len(known) == len(values):
+            low, high = min(known), max(known)
+            if high <= SAME * low:
+                constant[name] = high
+            else:
+                varied[name] = [low, high]
+    return {"design": design, "settings": differ, "constant": constant, "varied": varied}
+
+
+def control_sentences(table: Table) -> list[str]:
+    """Return what the sweep varies and holds constant: as designed, and as its runs recorded it; and its sources."""
+    found, number = table["controls"], _number
+    sentences = [found["design"]] if found["design"] else []
+    if len(tuned_rows(table)) > 1:
+        if found["settings"]:
+            sentences.append(f"Settings that differ between cells: {some(found['settings'], LISTED)}.")
+        constant = [f"{COUNTS[name]} ({number(name, value)})" for name, value in found["constant"].items()]
+        varied = [
+            f"{COUNTS[name]} ({number(name, low)} to {number(name, high)})"
+            for name, (low, high) in found["varied"].items()
+        ]
+        sentences += [f"The same in all cells, within {SAME - 1:.0%}: {listed(constant)}."] if constant else []
+        sentences += [f"Different: {listed(varied)}."] if varied else []
+    return [*sentences, *_source_sentences(table)]
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if name == "epochs" else large(value)
+
+
+def unchanged_arms(cells: Sequence[Cell]) -> Iterator[str]:
+    """Yield a note for each arm that has the same rows as the mix of all sources: its source gave none."""
+    for cell in cells:
+        digests = {seed: run.record["data"].get("digest") for seed, run in cell.runs.items()}
+        for other in cells:
+            same = [run.record["data"].get("digest") == digests.get(seed) for seed, run in other.runs.items()]
+            if cell.arm and not other.arm and None not in digests.values() and same and all(same):
+                yield f"{cell.label} has the same rows as {other.label}, so it shows nothing."
+
+
+def effects(table: Table) -> dict[str, dict[str, Table]]:
+    """Return the effect of having each source, or only it, in the mix: by source, then by metric.
+
+    Each is a comparison with the mix of all sources, with the sign turned where the arm leaves the source out.
+    """
+    rows = {row["cell"]: row for row in tuned_rows(table)}
+    found: dict[str, dict[str, Table]] = {}
+    for entry in table["comparisons"]:
+        a, b = rows[entry["a"]], rows[entry["b"]]
+        if bool(a["arm"]) == bool(b["arm"]) or a["rows"] != b["rows"]:
+            continue
+        ((kind, sources),) = (a["arm"] or b["arm"]).items()
+        sign = 1 if bool(a["arm"]) == (kind == "only") else -1
+        low, high = sorted(sign * end + 0.0 for end in (entry["ci_low"], entry["ci_high"]))
+        name = sources[0] if len(sources) == 1 else f"{len(sources)} others"
+        turned = {**entry, "delta": sign * entry["delta"] + 0.0, "ci_low": low, "ci_high": high, "kind": kind}
+        found.setdefault(name, {})[entry["metric"]] = turned
+    return found
+
+
+def _source_sentences(table: Table) -> Iterator[str]:
+    """Yield the effect of each source on the last ROUGE, and which effects are significant."""
+    found = effects(table)
+    if not found:
+        return
+    metric = "rougeL" if "rougeL" in table["metrics"] else table["metrics"][0]
+    entries = {name: by_metric[metric] for name, by_metric in found.items()}
+    only = next(iter(entries.values()))["kind"] == "only"
+    what = "only this source instead of all" if only else "this source in the mix"
+    texts = [f"{name} {signed(entry['delta'])} ({between(entry)})" for name, entry in entries.items()]
+    yield f"Effect on {label(metric)} of having {what}: {', '.join(texts)}."
+    passed = [name for name, entry in entries.items() if significant(entry, table)]
+    tested = any(entry["p_holm"] is not None for entry in entries.values())
+    yield f"Significant after the correction: {(listed(passed) if passed else 'none') if tested else 'not tested'}."
