@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,15 +166,13 @@ def _plain_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable[[l
 
 
 @contextmanager
-def _tometune_answers(
-    model: Any, tokenizer: Any, new: int, compiles: bool = False
-) -> Iterator[Callable[[list[Any]], float]]:
+def _tometune_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable[[list[Any]], float]]:
     """Yield a function that answers with the engine that the evaluation would choose, built once for all batches."""
     from tometune.config.eval import EngineKind
     from tometune.evaluation.engines.choice import engine_for
     from tometune.evaluation.generation import generate
 
-    with engine_for(EngineKind("auto"), model, LONGEST_PROMPT + new, compiles) as engine:
+    with engine_for(EngineKind("auto"), model, LONGEST_PROMPT + new) as engine:
         print("engine:", engine.name, file=sys.stderr)
 
         def answer(conversations: list[Any]) -> float:
@@ -197,7 +194,6 @@ WORK: dict[str, Callable[[Result], Result]] = {
     "rows": make_rows,
     "matmul": matmul,
     "generate_tometune": lambda settings: generation(_tometune_answers, settings),
-    "generate_tometune_compiled": lambda settings: generation(partial(_tometune_answers, compiles=True), settings),
     "generate_plain": lambda settings: generation(_plain_answers, settings),
     **{name: lambda settings, name=name: tometune(name, settings) for name in TOMETUNE},  # type: ignore[misc]
     **{name: lambda settings, name=name: train(name, settings) for name in RECIPES},  # type: ignore[misc]

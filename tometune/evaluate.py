@@ -57,7 +57,7 @@ def evaluate(subject: Subject) -> None:
 
     config = subject.config
     check_machine(config.model)
-    check_engine(config.eval.engine, config.eval.compile is True)
+    check_engine(config.eval.engine)
     check_tracker(config.tracking)
     cache = cache_folder(config)
     source = locate(config.model, cache)

@@ -231,7 +231,7 @@ def check_requirements(config: Config) -> None:
 
     check_machine(config.model)
     check_optimiser(config.trainer)
-    check_engine(config.eval.engine, config.eval.compile is True)
+    check_engine(config.eval.engine)
     check_tracker(config.tracking)
     check_source(config.model)
 

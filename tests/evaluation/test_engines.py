@@ -1,13 +1,11 @@
-"""The engine that decodes without padding gives the answers of the model's own `generate`, compiled or not."""
+"""The engine that decodes without padding gives the answers of the model's own `generate`."""
 
 import logging
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from tests.evaluation.test_generation import TALKS, THINGS
@@ -16,10 +14,8 @@ from tometune.config.eval import EngineKind
 from tometune.config.model import Precision
 from tometune.evaluation.engines import Engine, UnsupportedError, cuda_graph, decoder, ragged
 from tometune.evaluation.engines.choice import CPU_ROWS, check_engine, engine_for, rows_that_fit
-from tometune.evaluation.engines.compiled import ROTARY, CompiledParts
 from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.generation import generate, greedy
-from tometune.models.lora_rounding import round_once
 
 gpu_needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 NO_GPU = "no NVIDIA GPU found"
@@ -113,8 +109,6 @@ def test_where_the_engine_cannot_work_auto_falls_back_with_one_line_and_a_choice
     check_engine(EngineKind.auto)
     with pytest.raises(UserError, match=rf"^eval.engine=cuda_graph: {NO_GPU}; set eval.engine=auto or transformers"):
         check_engine(EngineKind.cuda_graph)
-    with pytest.raises(UserError, match=rf"^eval.compile=true: {NO_GPU}; set eval.compile=auto"):
-        check_engine(EngineKind.auto, must_compile=True)
 
     with_gpu(monkeypatch, (7, 5))
     with pytest.raises(UserError, match=r"compute capability is 7\.5"):
@@ -219,38 +213,8 @@ def llama(layers, hidden=64, **more):
     return LlamaForCausalLM(LlamaConfig(vocab_size=400, **sizes, **heads, **more)).eval().bfloat16()
 
 
-def test_one_compilation_serves_all_layers_and_lengths():
-    torch._dynamo.reset()
-    model, rotary = with_adapter(llama(3, hidden=96)), vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY]
-    round_once(model)
-    before = counters["stats"]["unique_graphs"]
-    parts = CompiledParts(model)
-    for rows in (100, 200):
-        ids = torch.randint(0, 400, (1, rows))
-        with torch.no_grad():
-            expected = model(ids).logits
-            with parts.compiled(rows):
-                torch.testing.assert_close(model(ids).logits, expected, rtol=0.02, atol=0.02)
-                assert vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY] is not rotary
-            assert torch.equal(model(ids).logits, expected)
-        assert counters["stats"]["unique_graphs"] - before == 4, "norm, rotary, MLP, and q_proj by itself"
-    assert vars(sys.modules[LlamaForCausalLM.__module__])[ROTARY] is rotary
-    assert not any(part._compiled_call_impl for part in model.modules())
-
-
-def test_few_rows_do_not_use_compiled_parts_and_the_recorded_engine_says_so():
-    engine = CudaGraph(llama(1), 100, capture=False, compiles=True)
-    assert [engine.kind(rows) for rows in (32, 33)] == ["cuda_graph", "cuda_graph, compiled"]
-    for rows, works in ((32, True), (999, False)):
-        engine._parts.works = works
-        with engine._parts.compiled(rows):
-            assert not any(part._compiled_call_impl for part in engine.model.modules())
-    assert engine.kind(33) == CudaGraph(llama(1), 100, capture=False).kind(33) == "cuda_graph", "it does not work"
-
-
-def test_where_compiling_fails_a_step_is_captured_without(monkeypatch, caplog):
-    """And the engine does not try again; where it cannot be captured at all, the step itself is returned."""
-    broken, parts = [RuntimeError("no compiler\nmore"), None, RuntimeError("")], CompiledParts(llama(1))
+def test_a_step_that_cannot_be_captured_runs_kernel_by_kernel(monkeypatch, caplog):
+    broken = [None, RuntimeError("no graph\nmore"), torch.OutOfMemoryError("full")]
 
     def graph_of(run, decoder):
         if error := broken.pop(0):
@@ -260,30 +224,10 @@ def test_where_compiling_fails_a_step_is_captured_without(monkeypatch, caplog):
     monkeypatch.setattr(cuda_graph, "_graph_of", graph_of)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     decoder = SimpleNamespace(rows=64)
-    assert cuda_graph.captured(None, decoder, parts) == "captured"
-    assert not parts.works
-    assert cuda_graph.captured("run", decoder, parts) == "run"
+    assert cuda_graph.captured("run", decoder) == "captured"
+    assert cuda_graph.captured("run", decoder) == "run"
     assert [record.getMessage() for record in caplog.records] == [
-        "cuda_graph: a step of 64 rows cannot be captured with compiled parts (no compiler); "
-        "continuing without them, slower",
-        "cuda_graph: a step of 64 rows cannot be captured (RuntimeError); it runs kernel by kernel, which is slower",
+        "cuda_graph: a step of 64 rows cannot be captured (no graph); it runs kernel by kernel, which is slower"
     ]
-    broken[:] = [torch.OutOfMemoryError("full")]
     with pytest.raises(torch.OutOfMemoryError):
-        cuda_graph.captured("run", decoder, CompiledParts(llama(1)))
-
-
-@pytest.mark.gpu
-@gpu_needed
-@pytest.mark.parametrize("adapted", [False, True])
-def test_many_rows_answer_the_same_compiled(adapted, tokenizer, caplog):
-    """Of 96 answers of 24 tokens from random weights, whose ties are many, nearly all are the same."""
-    model = llama(6, 512, max_position_embeddings=512).cuda()
-    if adapted:
-        model = with_adapter(model)
-        round_once(model)
-    config = greedy(model, tokenizer, 24)
-    prompts = [[(7 * row + token) % 400 for token in range(5 + row)] for row in range(96)]
-    answers = [CudaGraph(model, 200, compiles=compiles).answer(prompts, config, []) for compiles in (False, True)]
-    assert not [record for record in caplog.records if record.name.startswith("tometune")]
-    assert sum(one == two for one, two in zip(*answers, strict=True)) >= 0.9 * len(prompts)
+        cuda_graph.captured("run", decoder)

@@ -7,7 +7,6 @@ from enum import StrEnum
 
 from tometune.config.validators import (
     NOT_IDENTITY,
-    SWITCH,
     at_least,
     checked,
     file_name,
@@ -21,9 +20,6 @@ METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 
 HELD_OUT = "held_out_"
 """Beginning of the names of the tasks over held-out rows (`data.held_out.rows`)."""
-
-FEW = 32
-"""Largest batch for which compiling does not pay off."""
 
 TaskKind = StrEnum("TaskKind", ["hub", "jsonl", "pydocs"])
 EngineKind = StrEnum("EngineKind", ["auto", "transformers", "cuda_graph"])
@@ -95,12 +91,6 @@ class EvalConfig:
     plain attention, else `transformers`. In float32 both give the same answers; in 16 bits they round differently, so
     the engine is recorded with the scores.
     """
-    compile: bool | str = field(default="auto", metadata=SWITCH)
-    """Compile norms, rotary embedding, MLPs and LoRA layers: with `cuda_graph`, for batches of more than 32 prompts.
-
-    `auto` compiles for 16,384 answers or more: it takes about 8 s and makes answers a third faster. In 16 bits it
-    changes the order of summation, which rarely changes a token.
-    """
     batch_size: int | None = field(default=None, metadata=at_least(1))
     """Prompts per batch, sorted by length; null is the largest power of two that fits into the GPU's memory.
 
@@ -122,11 +112,6 @@ class EvalConfig:
 def eval_problems(config: EvalConfig) -> Iterator[str]:
     """Yield the problems of the group."""
     yield from value_problems("eval", config)
-    if config.compile is True and config.engine is EngineKind.transformers:
-        yield f"eval.compile=true: eval.engine={config.engine} compiles nothing; set eval.engine=cuda_graph or auto"
-    if config.compile is True and config.batch_size is not None and config.batch_size <= FEW:
-        small = f"eval.compile=true: eval.batch_size={config.batch_size} is too small"
-        yield f"{small}; set more than {FEW}, or eval.compile=auto"
     if not config.tasks:
         yield "eval.tasks: empty; choose eval=hub, eval=files or eval=pydocs, or add +eval/task@eval.tasks.NAME=jsonl"
     for name, task in config.tasks.items():

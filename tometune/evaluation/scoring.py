@@ -28,7 +28,6 @@ from tometune.evaluation.unicode_words import needs_unicode
 
 log = logging.getLogger(__name__)
 
-MANY = 16_384  # number of answers from which compiling pays off (`eval.compile=auto`)
 
 TaskScores = dict[str, Any]  # `means` (plain mean of each column), counts and costs of one task, see `Scorer._score`
 StageScores = dict[str, Any]  # of a stage, as in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…}}, limited, …}`
@@ -67,17 +66,15 @@ class Scorer:
         if config.temperature:
             shared_key |= {"temperature": config.temperature, "seed": self.seed}
         longest_row = config.max_prompt_tokens + max(task.config.max_new_tokens for task in self.tasks)
-        many = sum(len(task.examples) for task in self.tasks) >= MANY
-        compiles = config.compile is True or (config.compile == "auto" and many)
         results: dict[str, TaskScores] = {}
-        with evaluating(model), engine_for(config.engine, model, longest_row, compiles) as engine:
+        with evaluating(model), engine_for(config.engine, model, longest_row) as engine:
             sizes = {  # by length of answers, measured while the memory is still free; the same in every process
                 new: config.batch_size or min(gather([rows_that_fit(engine, config.max_prompt_tokens, new)]))
                 for new in sorted({task.config.max_new_tokens for task in self.tasks})
             }
             for task in self.tasks:
                 path, size = self.folder / "eval" / name / f"{task.name}.jsonl", sizes[task.config.max_new_tokens]
-                key = shared_key | {"task": task.digest, "engine": engine.kind(size), "batch_size": size}
+                key = shared_key | {"task": task.digest, "engine": engine.name, "batch_size": size}
                 found = by_first(partial(read_result, path, key))
                 if found and config.nll and "nll" not in found["means"]:  # of an older version, or without `eval.nll`
                     found = None
@@ -122,7 +119,7 @@ class Scorer:
             "tokens": generations.tokens,  # generated
             "shortened": shortened,  # prompts
             "unended": sum(not answer.ended for answer in answers),  # those that reached `max_new_tokens`
-            "engine": engine.kind(generations.batch_size),
+            "engine": engine.name,
             "batch_size": generations.batch_size,
             "unicode_words": sum(
                 any(map(needs_unicode, [text, *texts])) for text, texts in zip(predictions, references, strict=True)
@@ -137,7 +134,6 @@ class Scorer:
                 for source in sources
             }
         if is_first():
-            key = key | {"engine": engine.kind(key["batch_size"])}  # compiling may have failed
             write_result(path, key, _lines(task, answers, columns), result)
         return result
 

@@ -21,10 +21,6 @@ class Engine:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
-    def kind(self, rows: int) -> str:  # noqa: ARG002 -- the same for all batches
-        """Return the name recorded with the scores; it includes whether a batch of `rows` uses compiled parts."""
-        return self.name
-
     def answer(
         self, prompts: Sequence[list[int]], config: GenerationConfig, noise: Sequence[LogitsProcessor]
     ) -> list[list[int]]:

@@ -26,16 +26,14 @@ SHARE = 0.9  # usable share of the free memory; the rest is for fragments and li
 BUFFERS = 8  # tensors as wide as the widest layer that a forward pass holds at once; measured peaks are lower
 
 
-def check_engine(wanted: EngineKind, must_compile: bool = False) -> None:
+def check_engine(wanted: EngineKind) -> None:
     """Check that this machine can run an engine that was asked for explicitly.
 
     Raises:
-        UserError: `eval.engine=cuda_graph` or `eval.compile=true` is not possible here.
+        UserError: `eval.engine=cuda_graph` is not possible here.
     """
-    if (wanted is EngineKind.cuda_graph or must_compile) and (reason := missing_for_cuda_graph()):
-        if wanted is EngineKind.cuda_graph:
-            raise UserError(f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers")
-        raise UserError(f"eval.compile=true: {reason}; set eval.compile=auto")
+    if wanted is EngineKind.cuda_graph and (reason := missing_for_cuda_graph()):
+        raise UserError(f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers")
 
 
 def missing_for_cuda_graph() -> str | None:
@@ -55,9 +53,7 @@ def missing_for_cuda_graph() -> str | None:
 
 
 @contextmanager
-def engine_for(
-    wanted: EngineKind, model: PreTrainedModel, longest_row: int, compiles: bool = False
-) -> Iterator[Engine]:
+def engine_for(wanted: EngineKind, model: PreTrainedModel, longest_row: int) -> Iterator[Engine]:
     """Yield the engine for a model in eval mode and release it afterwards; the log says which one it is and why.
 
     `longest_row` is the maximum number of tokens of a prompt and its answer.
@@ -71,11 +67,11 @@ def engine_for(
         if not reason:
             from tometune.evaluation.engines.cuda_graph import CudaGraph
 
-            graph = CudaGraph(model, longest_row, compiles=compiles)
+            graph = CudaGraph(model, longest_row)
             try:
                 graph.probe()
                 engine = graph
-                log.info("eval.engine=%s: using cuda_graph%s", wanted, ", compiled" if compiles else "")
+                log.info("eval.engine=%s: using cuda_graph", wanted)
             except UnsupportedError as error:
                 reason = f"it cannot run this model: {error}"
         if reason and wanted is EngineKind.cuda_graph:

@@ -11,7 +11,6 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from tometune.evaluation.engines import Engine, UnsupportedError
-from tometune.evaluation.engines.compiled import CompiledParts
 from tometune.evaluation.engines.decoder import Choose, Decoder, slots_for
 from tometune.evaluation.engines.ragged import RaggedCache, ragged_attention
 
@@ -26,24 +25,19 @@ class CudaGraph(Engine):
 
     name = "cuda_graph"
 
-    def __init__(self, model: PreTrainedModel, longest_row: int, capture: bool = True, compiles: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, longest_row: int, capture: bool = True) -> None:
         """Prepare for a model in eval mode, with or without an adapter; its weights are not changed.
 
         Args:
             model: a causal language model.
             longest_row: maximum number of tokens of a prompt and its answer.
             capture: False runs the same steps without graphs, on any device.
-            compiles: whether parts of the model are compiled for large batches.
         """
         super().__init__(model)
         self.longest_row, self.capture = longest_row, capture
-        self._parts = CompiledParts(model, compiles)
         self._cache: RaggedCache | None = None
         self._decoders: dict[tuple[int, ...], Decoder] = {}
         self._steps: dict[tuple[int, ...], Callable[[], None]] = {}
-
-    def kind(self, rows: int) -> str:
-        return f"{self.name}, compiled" if self._parts.used_for(_power_of_two(rows)) else self.name
 
     def probe(self) -> None:
         """Try a prompt and a step, without a graph.
@@ -66,8 +60,7 @@ class CudaGraph(Engine):
         choose = _noisy(noise[0], len(prompts)) if noise else _greedy
         with torch.no_grad(), ragged_attention(self.model):
             decoder, step = self._prepared(prompts, config, bool(noise))
-            with self._parts.compiled(decoder.rows):
-                decoder.start(prompts, config.max_new_tokens, choose)
+            decoder.start(prompts, config.max_new_tokens, choose)
             done = 1
             while done < config.max_new_tokens:
                 if done % CHECK_EVERY == 0 and bool(decoder.ended.all()):
@@ -108,38 +101,32 @@ class CudaGraph(Engine):
                 if not noisy:  # noise comes from the CPU, so such a step ends with the logits
                     decoder.advance(_greedy)
 
-            self._steps[noisy, *key] = captured(run, decoder, self._parts) if self.capture else run
+            self._steps[noisy, *key] = captured(run, decoder) if self.capture else run
         return decoder, self._steps[noisy, *key]
 
     def _new_cache(self, slots: int) -> RaggedCache:
         return RaggedCache(self.model.config.get_text_config().num_hidden_layers, slots)
 
 
-def captured(run: Callable[[], None], decoder: Decoder, parts: CompiledParts) -> Callable[[], None]:
-    """Capture a step of idle rows, with compiled parts for many rows; if that fails, warn and do without them."""
-    while True:
-        compiled = parts.used_for(decoder.rows)
-        try:
-            with parts.compiled(decoder.rows):
-                return _graph_of(run, decoder)
-        except RuntimeError as error:
-            torch.cuda.synchronize()
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            failed = f"a step of {decoder.rows} rows cannot be captured"
-            if not compiled:
-                log.warning("cuda_graph: %s (%s); it runs kernel by kernel, which is slower", failed, reason)
-                return run
-            log.warning("cuda_graph: %s with compiled parts (%s); continuing without them, slower", failed, reason)
-            parts.works = False
+def captured(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
+    """Capture a step of idle rows; if that fails, warn and return the step itself."""
+    try:
+        return _graph_of(run, decoder)
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        failed = f"a step of {decoder.rows} rows cannot be captured"
+        log.warning("cuda_graph: %s (%s); it runs kernel by kernel, which is slower", failed, reason)
+        return run
 
 
 def _graph_of(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
     """Return a function that replays a step.
 
     Raises:
-        RuntimeError: the step cannot be captured, or a part cannot be compiled.
+        RuntimeError: the step cannot be captured.
     """
     current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(current)
