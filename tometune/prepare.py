@@ -1,4 +1,4 @@
-"""Build and tokenise the mix and show what is in it; no model is loaded."""
+"""Build and tokenise the mix and show what is in it; a model is loaded only if it ranks the pool."""
 
 import logging
 from pathlib import Path

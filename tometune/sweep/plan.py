@@ -113,7 +113,7 @@ def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
 
 
 def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
-    """Return the plan of one run. Its mix and tokens are made and cached for the run; no model is loaded.
+    """Return the plan of one run. Its mix and tokens are made and cached for the run.
 
     `measure` makes a run of a config. It gets the config of a short run if `plan=measure` and the speed is unknown.
 
