@@ -9,6 +9,7 @@ from tests.reporting.sweeps import editing, write_table
 from tests.reporting.test_score_files import change_rows
 from tometune.evaluation.metrics import averaged, better, label
 from tometune.reporting.conclusions import answers, cautions
+from tometune.reporting.question import Verdict, decide
 from tometune.reporting.report_files import as_csv, as_html, as_markdown, print_report
 from tometune.runs.finished import score_problems
 
@@ -56,6 +57,8 @@ def test_a_lower_nll_is_an_improvement_in_words(made):
         "Yes in NLL, NLL held_out_base and NLL held_out_pool; no significant difference otherwise."
     )
     assert any("lower is better" in sentence for sentence in answer.sentences)
+    required = "pydocs_3k>pydocs_1k:nll/held_out_pool<=-0.1"
+    assert decide([required], table)[0] is Verdict.shown
     gains = {metric: entry["delta"] for metric, entry in table["rows"][-1]["gain"].items()}
     assert gains["nll"] == pytest.approx(-0.15, abs=0.01)
     assert gains["nll/held_out_pool"] == pytest.approx(-0.3, abs=0.01)

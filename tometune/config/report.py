@@ -9,9 +9,9 @@ from tometune.common.errors import did_you_mean
 from tometune.config.eval import METRICS
 from tometune.config.validators import valid_if, value_problems
 
-COLUMNS = ("rouge1", "rouge2", "rougeL", *METRICS[1:])  # of the metrics that a task can name
+COLUMNS = ("rouge1", "rouge2", "rougeL", "nll", *METRICS[1:])  # of a run; on held-out rows also nll/TASK
 COMPARISON = re.compile(
-    r"(?:(?P<a>[^>]*)>(?P<b>[^>]+?)(?::(?P<of_pair>[\w-]+))?|(?P<of_all>[\w-]+))"
+    r"(?:(?P<a>[^>]*)>(?P<b>[^>]+?)(?::(?P<of_pair>[\w/-]+))?|(?P<of_all>[\w/-]+))"
     r"(?: *(?P<sign>[<>])= *(?P<bound>[-+]?\d*\.?\d+(?:e-?\d+)?))?"
 )
 
