@@ -142,16 +142,6 @@ def test_an_adapter_changes_the_digest_once_it_is_trained(model):
     assert len({before, untrained, weights_digest(tuned)}) == 3
 
 
-def test_many_answers_turn_compiling_on(score, config, monkeypatch):
-    asked, engine_for = [], scoring.engine_for
-    monkeypatch.setattr(scoring, "engine_for", lambda *given: asked.append(given[-1]) or engine_for(*given))
-    for wanted, many in (("auto", 11), ("auto", 10), (True, 11), (False, 1)):
-        monkeypatch.setattr(scoring, "MANY", many)
-        config.compile = wanted
-        score()
-    assert asked == [False, True, True, False]
-
-
 def test_a_limit_and_truncated_prompts_are_reported(score, config, caplog):
     config.limit = 5
     config.tasks["two"].prompt = "word " * 300 + "{input}"
