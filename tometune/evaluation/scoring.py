@@ -15,7 +15,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.common.distributed import by_first, gather, is_first
-from tometune.common.files import write_json, write_text
 from tometune.common.progress import progress
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.engines import Engine
@@ -23,6 +22,7 @@ from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.generation import Generation, generate
 from tometune.evaluation.likelihood import bits_per_byte
 from tometune.evaluation.metrics import MetricContext, Scores, averaged, score
+from tometune.evaluation.results import TaskScores, read_result, write_result
 from tometune.evaluation.tasks import Task
 from tometune.evaluation.unicode_words import needs_unicode
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 MANY = 16_384  # number of answers from which compiling pays off (`eval.compile=auto`)
 
-TaskScores = dict[str, Any]  # `means` (plain mean of each column), counts and costs of one task, see `Scorer._score`
 StageScores = dict[str, Any]  # of a stage, as in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…}}, limited, …}`
 
 
@@ -140,29 +139,6 @@ class Scorer:
             key = key | {"engine": engine.kind(key["batch_size"])}  # compiling may have failed
             write_result(path, key, _lines(task, answers, columns), result)
         return result
-
-
-def write_result(path: Path, key: dict[str, Any], lines: Sequence[str], result: TaskScores) -> None:
-    """Write `<task>.jsonl`, then `<task>.json` with its digest; without the second file the first is ignored.
-
-    `key` holds everything that the scores depend on, `lines` one JSON object per example.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"{line}\n" for line in lines)
-    write_text(path, text)
-    write_json(path.with_suffix(".json"), {"key": key, "sha256": sha256(text.encode()).hexdigest(), **result})
-
-
-def read_result(path: Path, key: dict[str, Any]) -> TaskScores | None:
-    """Return the stored result of a task; None if it is missing, broken or unreadable, or was made with another key."""
-    try:
-        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        digest = sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError):
-        return None
-    if not isinstance(stored, dict) or stored.pop("key", None) != key or stored.pop("sha256", None) != digest:
-        return None
-    return stored
 
 
 @contextmanager
