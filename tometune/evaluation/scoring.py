@@ -20,6 +20,8 @@ from tometune.config.eval import EvalConfig
 from tometune.evaluation.engines import Engine
 from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.generation import Generation, generate
+from tometune.evaluation.harness import score_harness
+from tometune.evaluation.judge import judge_answers
 from tometune.evaluation.likelihood import bits_per_byte
 from tometune.evaluation.metrics import MetricContext, Scores, averaged, score
 from tometune.evaluation.results import TaskScores, read_result, write_result
@@ -85,7 +87,14 @@ class Scorer:
                 speed = result["tokens"] / result["seconds"] if result["seconds"] else 0.0
                 costs = f"{result['examples']} examples, {result['seconds']:.0f} s, {speed:.0f} tokens/s"
                 log.info("%s %s: %s; %s%s", name, task.name, means, costs, " (reused)" if found else "")
-        return _summary(self.tasks, results)
+        if config.harness:
+            arguments = self.folder / "eval" / name, model, self.tokenizer, config, weights
+            with evaluating(model):
+                results |= by_first(partial(score_harness, *arguments))
+        summary = _summary(self.tasks, results)
+        if name == "tuned" and config.judge.url is not None and is_first():
+            summary["judge"] = judge_answers(self.folder, self.tasks, config.judge)
+        return summary
 
     def _score(
         self, stage: str, model: PreTrainedModel, engine: Engine, task: Task, path: Path, key: dict[str, Any]
@@ -189,15 +198,15 @@ def _summary(tasks: Sequence[Task], results: dict[str, TaskScores]) -> StageScor
     """Average the columns that all tasks have over tasks, and add up the costs; see `averaged`."""
     means = [results[name]["means"] for name in averaged(results)]
     columns = [name for name in means[0] if all(name in other for other in means)]
-    seconds = sum(result["seconds"] for result in results.values())
-    tokens = sum(result["tokens"] for result in results.values())
+    answered = [result for result in results.values() if "tokens" in result]  # not those of the harness
+    seconds, tokens = (sum(result[name] for result in answered) for name in ("seconds", "tokens"))
     return {
         **{name: fmean(other[name] for other in means) for name in columns},
         "tasks": {
             name: result["means"] | {key: value for key, value in result.items() if key != "means"}
             for name, result in results.items()
         },
-        "limited": any(task.limited for task in tasks),
+        "limited": any(task.limited for task in tasks) or any(result.get("limited") for result in results.values()),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
     }
