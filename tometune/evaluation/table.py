@@ -137,6 +137,8 @@ def _add_section(
             star, style = ("*", "bold") if gain.excludes_zero else (" ", "none")
             cells = [*means, f"[{style}]{gain.value:+.3f}{star}[/]", _interval(gain, "+")]
         table.add_row(heads[number] if number < len(heads) else "", label(column), *cells)
+    for head in heads[len(shared) :]:
+        table.add_row(head)
 
 
 def _interval(found: Estimate, sign: str) -> str:
