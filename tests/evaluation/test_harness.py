@@ -121,6 +121,14 @@ def test_a_task_that_cannot_be_loaded_is_one_line(files, tmp_path, monkeypatch):
         load_harness((str(broken),))
 
 
+def test_a_task_that_runs_generated_code_is_refused(model, scorer, files, tmp_path):
+    pytest.importorskip("lm_eval")
+    with (tmp_path / "say.yaml").open("a") as task:
+        task.write("unsafe_code: true\n")
+    with pytest.raises(UserError, match=r"^eval\.harness: .*say which is marked as unsafe.*leave this task out$"):
+        scorer().stage("base", model)
+
+
 def test_without_the_package_one_line_says_how_to_install_it(files, monkeypatch):
     monkeypatch.setattr(harness.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"^eval\.harness: needs lm-evaluation-harness; run: .* pip install 'lm_eval"):

@@ -49,12 +49,17 @@ class Judge:
         self.client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, trust_env=not local)
         self.config, self.calls, self.failures, self.problem = config, 0, 0, f"eval.judge.calls={config.calls}"
 
+    @property
+    def done(self) -> bool:
+        """Whether no more requests are sent."""
+        return self.calls >= self.config.calls or self.failures >= FAILURES
+
     def ask(self, text: str) -> str | None:
         """Return the reply; asks again once. None if there is none."""
         messages = [{"role": "user", "content": text}]
         body = {"model": self.config.model, "messages": messages, "temperature": 0, "max_tokens": 256}
         for _ in range(2):
-            if self.calls >= self.config.calls or self.failures >= FAILURES:
+            if self.done:
                 break
             self.calls += 1
             try:
@@ -71,13 +76,11 @@ class Judge:
 
         Equal answers are a tie without verdicts, and are not sent.
         """
-        if self.failures >= FAILURES:  # equal answers would then be most of the pairs
+        if self.done:  # with equal answers alone, ties would be too many
             return None
         verdicts = []
-        for a, b in ("base", "tuned"), ("tuned", "base"):
-            if base == tuned:
-                break
-            first, second = (base, tuned) if a == "base" else (tuned, base)
+        orders = (("base", base, "tuned", tuned), ("tuned", tuned, "base", base)) if base != tuned else ()
+        for a, first, b, second in orders:
             reply = self.ask(PROMPT.format(request=request, a=first, b=second))
             if reply is None:
                 return None
@@ -86,11 +89,8 @@ class Judge:
         scores = {"win": {"tuned tuned": 1.0, "base base": 0.0}.get(" ".join(verdicts), 0.5)}
         if verdicts:
             scores["agreement"] = float(verdicts[0] == verdicts[1] != "none")
-        return {
-            "scores": scores,
-            "verdicts": verdicts,
-            "words": {"base": len(base.split()), "tuned": len(tuned.split())},
-        }
+        words = {"base": len(base.split()), "tuned": len(tuned.split())}
+        return {"scores": scores, "verdicts": verdicts, "words": words}
 
 
 def judge_answers(folder: Path, tasks: Sequence[Task], config: JudgeConfig) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _judge_task(folder: Path, task: Task, most: int, judge: Judge) -> dict[str, 
                 found = judge.compare(*pair)
                 lines += [] if found is None else [{"id": name, **found}]
                 advance(1)
-        if not lines or (judge.failures and not any(line["verdicts"] for line in lines)):
+        if not lines or (len(lines) < len(pairs) and not any(line["verdicts"] for line in lines)):
             return None
         figures = _figures(lines) | {"no_reply": len(pairs) - len(lines)}
         write_result(path, key | {"judged": len(lines)}, [json.dumps(line) for line in lines], figures)

@@ -137,7 +137,7 @@ def _add_section(
             star, style = ("*", "bold") if gain.excludes_zero else (" ", "none")
             cells = [*means, f"[{style}]{gain.value:+.3f}{star}[/]", _interval(gain, "+")]
         table.add_row(heads[number] if number < len(heads) else "", label(column), *cells)
-    for head in heads[len(shared) :]:
+    for head in heads[len(shared) :] if shared else ():
         table.add_row(head)
 
 
