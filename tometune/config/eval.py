@@ -19,11 +19,11 @@ from tometune.config.validators import (
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 """Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
 
-HELD_OUT = "held_out_"
-"""Beginning of the names of the tasks over held-out rows (`data.held_out.rows`)."""
-
 HARNESS = "harness_"
 """Beginning of the names under which tasks of `eval.harness` are kept."""
+
+HELD_OUT = "held_out_"
+"""Beginning of the names of the tasks over held-out rows (`data.held_out.rows`)."""
 
 FEW = 32
 """Largest batch for which compiling does not pay off."""
@@ -152,10 +152,6 @@ def eval_problems(config: EvalConfig) -> Iterator[str]:
     if config.compile is True and config.batch_size is not None and config.batch_size <= FEW:
         small = f"eval.compile=true: eval.batch_size={config.batch_size} is too small"
         yield f"{small}; set more than {FEW}, or eval.compile=auto"
-    if (config.judge.url is None) != (config.judge.model is None):
-        yield "eval.judge: needs both eval.judge.url=… and eval.judge.model=…; set the other one, too"
-    if config.judge.url is not None and not config.base:
-        yield "eval.judge.url: compares with the base model's answers, so eval.base=false cannot be; leave one out"
     if not config.tasks:
         yield "eval.tasks: empty; choose eval=hub, eval=files or eval=pydocs, or add +eval/task@eval.tasks.NAME=jsonl"
     for name, task in config.tasks.items():
@@ -165,6 +161,10 @@ def eval_problems(config: EvalConfig) -> Iterator[str]:
             if name.startswith(prefix):
                 yield f"eval.tasks.{name}: names beginning with {prefix} are for {key}; choose another name"
         yield from _task_problems(f"eval.tasks.{name}", task)
+    if (config.judge.url is None) != (config.judge.model is None):
+        yield "eval.judge: needs both eval.judge.url=… and eval.judge.model=…; set the other one, too"
+    if config.judge.url is not None and not config.base:
+        yield "eval.judge.url: compares with the base model's answers, so eval.base=false cannot be; leave one out"
 
 
 def _task_problems(key: str, task: TaskConfig) -> Iterator[str]:
