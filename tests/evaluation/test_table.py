@@ -27,10 +27,12 @@ def write(folder, stage, task, shift, count=N, **more):
     return path
 
 
-def shown(folder, stages, limited=False, tracking=None):
-    tasks = {"qa": {}, "summaries": {}}
+def shown(folder, stages, limited=False, tracking=None, tasks=("qa", "summaries"), judged=()):
+    tasks = {key: {} for key in tasks}
     record = {"run_id": "tiny-x-s0-1", "eval": {stage: {"tasks": tasks, "limited": limited} for stage in stages}}
     record["tracking"] = tracking
+    if judged:
+        record["eval"]["tuned"]["judge"] = {"tasks": {key: {} for key in judged}}
     out = io.StringIO()
     print_run(folder, record, EvalConfig(resamples=300), Console(file=out, width=80))
     return out.getvalue()
@@ -121,3 +123,23 @@ def test_files_of_other_examples_broken_or_missing(folder):
     path.unlink()
     with pytest.raises(UserError, match=r"qa\.jsonl: no such file"):
         shown(folder, ["base", "tuned"])
+
+
+def test_harness_tasks_have_a_section_of_their_own_and_are_not_in_the_mean(folder):
+    expected = shown(folder, ["base", "tuned"])
+    for stage, right in (("base", 0.0), ("tuned", 1.0)):
+        path = write(folder, stage, "harness_gsm8k", 0.0)
+        lines = [json.dumps({"id": str(n), "scores": {"acc": right * (n % 2)}}) for n in range(N)]
+        path.write_text("\n".join(lines) + "\n")
+    text = shown(folder, ["base", "tuned"], tasks=("qa", "summaries", "harness_gsm8k"))
+    assert re.search(r"harness_gsm8k +acc +0\.000 +0\.500 +\+0\.500\*", text)
+    assert text[text.index("mean of tasks") :] == expected[expected.index("mean of tasks") :]
+
+
+def test_the_win_rate_is_compared_with_a_half(folder):
+    write(folder, "judge", "qa", 0.0)
+    lines = [json.dumps({"id": str(n), "scores": {"win": 1.0 if n % 4 else 0.5}}) for n in range(N)]
+    (folder / "eval/judge/qa.jsonl").write_text("\n".join(lines) + "\n")
+    text = shown(folder, ["base", "tuned"], judged=["qa"])
+    assert re.search(r"qa, judged +win rate +0\.500 +0\.875 +\+0\.375\*", text)
+    assert "judged" not in shown(folder, ["tuned"], judged=["qa"])

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 
 import pytest
 
 from tometune.config.data import Contamination, FiltersConfig, PoolConfig, PoolOrder, ScorerConfig, ScorerKind
-from tometune.config.model import Precision
+from tometune.config.eval import EvalConfig
+from tometune.config.model import ModelConfig, Precision, Weights
 from tometune.config.root import Config
 from tometune.runs.identity import content_hash, identity
+from tometune.runs.inputs import evaluation_fingerprints
 from tometune.runs.run import name_of
 
 INPUTS = {"model": "a", "data.base": "b"}
@@ -23,6 +26,7 @@ INPUTS = {"model": "a", "data.base": "b"}
         ("lora.enabled", False, True),
         ("data.base.path", "elsewhere.parquet", False),
         ("paths.cache", "x", False),
+        ("eval.judge.url", "http://localhost:8080/v1", False),
     ],
 )
 def test_the_hash_covers_what_can_change_the_result(key: str, value: object, changes: bool) -> None:
@@ -31,6 +35,23 @@ def test_the_hash_covers_what_can_change_the_result(key: str, value: object, cha
     setattr(reduce(getattr, groups, after), name, value)
     assert (content_hash(identity(before, INPUTS)) != content_hash(identity(after, INPUTS))) is changes
     assert identity(before, INPUTS) != identity(before, INPUTS | {"data.base": "other"})
+
+
+def test_tasks_of_the_harness_are_inputs(tmp_path: Path) -> None:
+    """Named tasks by their name, files by their content; without any, the inputs are those of earlier versions."""
+    model = ModelConfig(id="tiny", weights=Weights.random)
+    task, other = tmp_path / "task.yaml", tmp_path / "other" / "task.yaml"
+    other.parent.mkdir()
+    for path in (task, other):
+        path.write_text("task: mine")
+    found = [evaluation_fingerprints(model, EvalConfig(harness=names)) for names in ([], ["gsm8k"], [str(task)])]
+    assert list(found[0]) == ["model"]
+    assert found[1] == found[0] | {"eval.harness.gsm8k": "lm_eval"}
+    assert evaluation_fingerprints(model, EvalConfig(harness=[str(other)])) == found[2] != found[1]
+    task.write_text("task: mine\nversion: 2")
+    assert evaluation_fingerprints(model, EvalConfig(harness=[str(task)])) != found[2]
+    configs = [Config(eval=EvalConfig(harness=names)) for names in ([], ["gsm8k"])]
+    assert identity(configs[0], found[0]) == identity(configs[1], found[0]) != identity(configs[1], found[1])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ from tometune.config.validators import (
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 """Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
 
+HARNESS = "harness_"
+"""Beginning of the names under which tasks of `eval.harness` are kept."""
+
 HELD_OUT = "held_out_"
 """Beginning of the names of the tasks over held-out rows (`data.held_out.rows`)."""
 
@@ -68,6 +71,24 @@ class TaskConfig:
     """Number of examples, drawn with a fixed seed (the same for every run); null takes all."""
 
 
+ENDPOINT = valid_if(
+    lambda url: re.fullmatch(r"https?://[^@?\s]+", url),
+    "not an address up to /v1, e.g. http://localhost:8080/v1, without a key, which is read from TOMETUNE_JUDGE_KEY",
+)
+
+
+@dataclass
+class JudgeConfig:
+    """A model behind an OpenAI-compatible endpoint, which compares the tuned model's answers with the base model's."""
+
+    url: str | None = field(default=None, metadata=ENDPOINT)
+    """Address up to `/v1`; null judges nothing. It is sent prompts and answers, and the key in `TOMETUNE_JUDGE_KEY`."""
+    model: str | None = None
+    """Name of the model there."""
+    calls: int = field(default=1_000, metadata=at_least(2))
+    """Most requests, two per pair, shared equally among the tasks."""
+
+
 @dataclass
 class EvalConfig:
     """The evaluation of the base model and the tuned model."""
@@ -107,6 +128,10 @@ class EvalConfig:
         default=0.95, metadata=NOT_IDENTITY | valid_if(lambda level: 0 < level < 1, "not between 0 and 1")
     )
     """Level of the intervals."""
+    harness: list[str] = field(default_factory=list, metadata=NOT_IDENTITY)
+    """Tasks, tags or YAML files of lm-evaluation-harness to score, too. They are inputs of the run's identity."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig, metadata=NOT_IDENTITY)
+    """Compares the answers; it changes no score."""
 
 
 def eval_problems(config: EvalConfig) -> Iterator[str]:
@@ -117,9 +142,14 @@ def eval_problems(config: EvalConfig) -> Iterator[str]:
     for name, task in config.tasks.items():
         if problem := file_name(f"eval.tasks.{name}", name):
             yield problem
-        if name.startswith(HELD_OUT):
-            yield f"eval.tasks.{name}: names beginning with {HELD_OUT} are for data.held_out.rows; choose another name"
+        for prefix, key in ((HELD_OUT, "data.held_out.rows"), (HARNESS, "eval.harness")):
+            if name.startswith(prefix):
+                yield f"eval.tasks.{name}: names beginning with {prefix} are for {key}; choose another name"
         yield from _task_problems(f"eval.tasks.{name}", task)
+    if (config.judge.url is None) != (config.judge.model is None):
+        yield "eval.judge: needs both eval.judge.url=… and eval.judge.model=…; set the other one, too"
+    if config.judge.url is not None and not config.base:
+        yield "eval.judge.url: compares with the base model's answers, so eval.base=false cannot be; leave one out"
 
 
 def _task_problems(key: str, task: TaskConfig) -> Iterator[str]:

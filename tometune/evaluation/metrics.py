@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from tometune.common.errors import UserError, did_you_mean
-from tometune.config.eval import HELD_OUT
+from tometune.config.eval import HARNESS, HELD_OUT
 from tometune.evaluation.unicode_words import as_rouge_words, needs_unicode
 
 Scores = dict[str, list[float]]  # scores per example, by column; a metric may have several columns
@@ -48,6 +48,7 @@ LABELS = {  # names of columns in tables and figures; any other column is shown 
     "token_f1": "token F1",
     "exact_match": "exact",
     "nll": "NLL",
+    "win": "win rate",
 }
 LOWER_IS_BETTER = ("nll",)  # in bits per byte, see `likelihood`; of every other column, more is better
 
@@ -64,9 +65,9 @@ def better(column: str, difference: float) -> bool:
 
 
 def averaged(tasks: Iterable[str]) -> list[str]:
-    """Return the tasks that a mean over tasks covers: all but those over held-out rows, if there are others."""
+    """Return the tasks that a mean over tasks covers: all but held-out rows and harness, if there are others."""
     names = list(tasks)
-    return [name for name in names if not name.startswith(HELD_OUT)] or names
+    return [name for name in names if not name.startswith((HELD_OUT, HARNESS))] or names
 
 
 def score(

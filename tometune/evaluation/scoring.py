@@ -15,21 +15,22 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.common.distributed import by_first, gather, is_first
-from tometune.common.files import write_json, write_text
 from tometune.common.progress import progress
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.engines import Engine
 from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.generation import Generation, generate
+from tometune.evaluation.harness import score_harness
+from tometune.evaluation.judge import judge_answers
 from tometune.evaluation.likelihood import bits_per_byte
 from tometune.evaluation.metrics import MetricContext, Scores, averaged, score
+from tometune.evaluation.results import TaskScores, read_result, write_result
 from tometune.evaluation.tasks import Task
 from tometune.evaluation.unicode_words import needs_unicode
 
 log = logging.getLogger(__name__)
 
 
-TaskScores = dict[str, Any]  # `means` (plain mean of each column), counts and costs of one task, see `Scorer._score`
 StageScores = dict[str, Any]  # of a stage, as in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…}}, limited, …}`
 
 
@@ -83,7 +84,14 @@ class Scorer:
                 speed = result["tokens"] / result["seconds"] if result["seconds"] else 0.0
                 costs = f"{result['examples']} examples, {result['seconds']:.0f} s, {speed:.0f} tokens/s"
                 log.info("%s %s: %s; %s%s", name, task.name, means, costs, " (reused)" if found else "")
-        return _summary(self.tasks, results)
+        if config.harness:
+            arguments = self.folder / "eval" / name, model, self.tokenizer, config, weights
+            with evaluating(model):
+                results |= by_first(partial(score_harness, *arguments))
+        summary = _summary(self.tasks, results)
+        if name == "tuned" and config.judge.url is not None and is_first():
+            summary["judge"] = judge_answers(self.folder, self.tasks, config.judge)
+        return summary
 
     def _score(
         self, stage: str, model: PreTrainedModel, engine: Engine, task: Task, path: Path, key: dict[str, Any]
@@ -138,29 +146,6 @@ class Scorer:
         return result
 
 
-def write_result(path: Path, key: dict[str, Any], lines: Sequence[str], result: TaskScores) -> None:
-    """Write `<task>.jsonl`, then `<task>.json` with its digest; without the second file the first is ignored.
-
-    `key` holds everything that the scores depend on, `lines` one JSON object per example.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"{line}\n" for line in lines)
-    write_text(path, text)
-    write_json(path.with_suffix(".json"), {"key": key, "sha256": sha256(text.encode()).hexdigest(), **result})
-
-
-def read_result(path: Path, key: dict[str, Any]) -> TaskScores | None:
-    """Return the stored result of a task; None if it is missing, broken or unreadable, or was made with another key."""
-    try:
-        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        digest = sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError):
-        return None
-    if not isinstance(stored, dict) or stored.pop("key", None) != key or stored.pop("sha256", None) != digest:
-        return None
-    return stored
-
-
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Put the model into eval mode, which turns dropout off, and restore its mode afterwards."""
@@ -209,15 +194,15 @@ def _summary(tasks: Sequence[Task], results: dict[str, TaskScores]) -> StageScor
     """Average the columns that all tasks have over tasks, and add up the costs; see `averaged`."""
     means = [results[name]["means"] for name in averaged(results)]
     columns = [name for name in means[0] if all(name in other for other in means)]
-    seconds = sum(result["seconds"] for result in results.values())
-    tokens = sum(result["tokens"] for result in results.values())
+    answered = [result for result in results.values() if "tokens" in result]  # not those of the harness
+    seconds, tokens = (sum(result[name] for result in answered) for name in ("seconds", "tokens"))
     return {
         **{name: fmean(other[name] for other in means) for name in columns},
         "tasks": {
             name: result["means"] | {key: value for key, value in result.items() if key != "means"}
             for name, result in results.items()
         },
-        "limited": any(task.limited for task in tasks),
+        "limited": any(task.limited for task in tasks) or any(result.get("limited") for result in results.values()),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
     }

