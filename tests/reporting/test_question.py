@@ -121,8 +121,7 @@ def test_equivalence(tmp_path, effect, deviation, margin, verdict, sentence):
 
 
 def test_where_less_is_better_no_worse_and_better_turn_round(sweep, monkeypatch):
-    for room in ("analysis", "conclusions"):
-        monkeypatch.setattr(f"tometune.reporting.{room}.LOWER_IS_BETTER", frozenset(["rougeL"]))
+    monkeypatch.setattr("tometune.evaluation.metrics.LOWER_IS_BETTER", ("rougeL",))
     made = asked(sweep, primary=f"{PAIR}:rougeL", margin=0.01)
     tests = next(each["equivalence"] for each in made.table["comparisons"] if each["primary"])
     assert tests["p_no_worse_holm"] > 0.9

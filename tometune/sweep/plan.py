@@ -1,10 +1,10 @@
 """The plan of a command: its runs with their sizes, which are done, and an estimate of time, memory and disk."""
 
-import json
 import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from tometune.reporting.controls import capacity_line
 from tometune.runs.finished import damage
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
-from tometune.sweep.power import power_lines
+from tometune.sweep.power import earlier_runs, power_lines
 
 MEASURED = "measured"  # folder in the cache that keeps the short runs of `plan=measure`
 STEPS = 12  # training steps of a short run
@@ -167,17 +167,12 @@ def known_speed(config: Config, cache: Path) -> Speed | None:
     quantization = Quantization.nf4 if quantized(config.model) else Quantization.none
     backend = str(resolve_backend(config.model))
     kind = Kind(str(config.model.id), str(quantization), backend, device_name())
-    outputs, multirun = (Path(folder).expanduser() for folder in (config.paths.outputs, config.paths.multirun))
-    runs = [*outputs.glob("*/run.json"), *multirun.glob("*/*/run.json"), *(cache / MEASURED).glob("*/run.json")]
     finished = []
-    for path in runs:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+    for folder, record in earlier_runs(config, cache / MEASURED):
+        with suppress(KeyError, TypeError):  # of another version
             if record["status"] == "completed" and record["attempts"] == 1 and _kind_of(record["model"]) == kind:
-                finished.append((record["finished"], path.parent, record))
-        except (OSError, ValueError, KeyError, TypeError):  # a run that is broken, or of another version
-            continue
-    recent = sorted(finished, key=lambda run: str(run[0]))[-RECENT:]
+                finished.append((str(record["finished"]), folder, record))
+    recent = sorted(finished, key=lambda run: run[0])[-RECENT:]
     if not recent:
         return REFERENCE.get(kind)
     speeds = [_speed_of(folder, record) for _, folder, record in recent]
