@@ -6,8 +6,8 @@ import pytest
 
 from tests.reporting.sweeps import editing, write_run
 from tometune.reporting.analysis import Report, build
-from tometune.reporting.control_figures import curve, forest
 from tometune.reporting.controls import capacity_line, control_sentences, effects
+from tometune.reporting.figures import curve, forest
 from tometune.reporting.html import draw
 from tometune.reporting.report_files import as_html, as_markdown
 

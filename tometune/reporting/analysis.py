@@ -27,11 +27,11 @@ from tometune.evaluation.statistics import (
     seeds_needed,
     simultaneous_intervals,
 )
+from tometune.reporting.conclusions import length_differences
 from tometune.reporting.controls import controls, training_of, unchanged_arms
 from tometune.reporting.grouping import STREAMS, Cell, expected_seeds, group, one_factor, pairs, varied_streams
-from tometune.reporting.lengths import length_matched
 from tometune.reporting.question import ask
-from tometune.reporting.score_files import Scores, base_column, load_scores
+from tometune.reporting.score_files import ROUGE, Scores, base_column, load_scores, same_length_rouge
 from tometune.reporting.sweep import Missing, Sweep, read_sweep
 
 SCHEMA = 1  # version of table.json's layout
@@ -90,7 +90,7 @@ def build(folder: Path, resamples: int, confidence: float, settings: ReportConfi
         "rows": rows,
         "comparisons": comparisons,
         "signal": _signal_to_noise(cells, scores),
-        "length_matched": length_matched(cells, rows),
+        "length_matched": _length_matched(cells, rows),
         "variance": _variance_by_cause(all_cells, scores, confidence),
         "missing": [
             {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
@@ -302,6 +302,18 @@ def _signal_to_noise(cells: Sequence[Cell], scores: Scores) -> list[Values]:
             ratio = spread / noise if noise else None
             values = zip(("signal", "noise", "ratio"), map(_rounded, (*parts, ratio)), strict=True)
             found.append({"model": model, "task": task, "metric": metric, **dict(values)})
+    return found
+
+
+def _length_matched(cells: Sequence[Cell], rows: Sequence[Values]) -> list[Values]:
+    """Return ROUGE on texts of the same length by cell, for the tasks of `length_differences`."""
+    found = []
+    for model, task, lengths in length_differences(rows):
+        means = {}
+        for cell in (cell for cell in cells if cell.label in lengths):
+            mean = np.mean([same_length_rouge(run, task) for run in cell.runs.values()], axis=0).round(DIGITS)
+            means[cell.label] = dict(zip(ROUGE, mean.tolist(), strict=True))
+        found.append({"model": model, "task": task, "cells": means})
     return found
 
 

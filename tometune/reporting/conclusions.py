@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tometune.evaluation.metrics import better, label
-from tometune.evaluation.statistics import seeds_needed
-from tometune.reporting.score_files import ROUGE
 
 LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, not a result"
 NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model differ in exactly one setting."
@@ -14,22 +12,6 @@ FEW_CLUSTERS = 20  # with fewer, an interval over clusters is noticeably too nar
 PENALTY = "ROUGE penalises answers much shorter or longer than the reference, regardless of content."
 
 Table = Mapping[str, Any]
-
-
-class PublishedRow(NamedTuple):
-    """One row of the published table (Llama-3.2-3B-Instruct, 4 bits): ROUGE-1, -2 and -L over three runs."""
-
-    data: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-PUBLISHED = (
-    PublishedRow("100k: FineTome-100k", (0.407, 0.163, 0.300), (0.012, 0.003, 0.007)),
-    PublishedRow("200k: + 100k rows of The-Tome", (0.402, 0.157, 0.301), (0.019, 0.020, 0.009)),
-    PublishedRow("300k: + 200k rows of The-Tome", (0.397, 0.146, 0.304), (0.019, 0.011, 0.006)),
-)
-RUNS = 3  # behind each mean of the published table
 
 
 class Answer(NamedTuple):
@@ -187,28 +169,6 @@ def _seeds(found: Sequence[Table]) -> str:
     return (
         f"Seeds per arm needed to detect a difference of {needed[0]['difference']} with {needed[0]['power']:.0%} power:"
         f" {numbers}. The ranges reflect how uncertain a standard deviation from {seeds} seeds is."
-    )
-
-
-def published_answer(confidence: float) -> str:
-    """Return a conclusion about 300k - 100k from the published means and deviations alone (Welch's test)."""
-    from scipy.stats import t
-
-    first, last = PUBLISHED[0], PUBLISHED[-1]
-    differences, needed = [], []
-    for metric, a, a_sd, b, b_sd in zip(ROUGE, last.mean, last.std, first.mean, first.std, strict=True):
-        variances = a_sd**2, b_sd**2
-        error = (sum(variances) / RUNS) ** 0.5
-        freedom = (RUNS - 1) * sum(variances) ** 2 / sum(variance**2 for variance in variances)
-        half = t.ppf((1 + confidence) / 2, freedom) * error
-        p = 2 * t.sf(abs(a - b) / error, freedom)
-        interval = between({"ci_low": a - b - half, "ci_high": a - b + half})
-        differences.append(f"{label(metric)} {signed(a - b)} ({interval}, {p_value(p)})")
-        needed.append(seeds_needed(sum(variances) ** 0.5, 0.01, alpha=1 - confidence, paired=False) or 100_000)
-    return (
-        f"300k vs. 100k in the published table: {', '.join(differences)}. The intervals are Welch's, computed from the "
-        "published means and standard deviations of three runs each, without correction. With such deviations, "
-        f"detecting a difference of 0.01 takes {min(needed)} to {max(needed)} runs per arm."
     )
 
 
