@@ -29,6 +29,7 @@ from tometune.evaluation.statistics import (
 )
 from tometune.reporting.conclusions import length_differences
 from tometune.reporting.controls import controls, training_of, unchanged_arms
+from tometune.reporting.explanation import explanations
 from tometune.reporting.grouping import STREAMS, Cell, expected_seeds, group, one_factor, pairs, varied_streams
 from tometune.reporting.question import ask
 from tometune.reporting.score_files import ROUGE, Scores, base_column, load_scores, same_length_rouge
@@ -98,6 +99,8 @@ def build(folder: Path, resamples: int, confidence: float, settings: ReportConfi
         ],
         "notes": [*asked, *sweep.notes, *notes, *unchanged_arms(cells), *scores.notes, *_held_out_notes(scores)],
     }
+    if explained := explanations(sweep, cells, table):
+        table["explanations"] = explained
     return Report(sweep, all_cells, table)
 
 

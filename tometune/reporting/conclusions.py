@@ -23,31 +23,109 @@ class Answer(NamedTuple):
 
 
 def answers(table: Table) -> list[Answer]:
-    """Answer for each pair of `headline` whether the later cell is better; then list other significant differences."""
-    asked = headline(table)
-    found = [_answer(pair, table) for pair in asked]
+    """Answer which sources matter, if any are varied; whether a is better in each pair of `headline`; and why.
+
+    The last answer before the reasons also lists the other significant differences.
+    """
+    asked, sources, found, answered = headline(table), source_effects(table), [], set()
+    if sources:
+        own = next(iter(sources.values())).values()
+        metric = main_metric([entry for entry in own if entry["primary"]] or list(own))
+        found.append(_sources_answer({name: entries[metric] for name, entries in sources.items()}, table))
+        answered = {(entries[metric]["a"], entries[metric]["b"], metric) for entries in sources.values()}
+    found += [_answer(pair, table) for pair in asked]
     others = []
-    for pair in dict.fromkeys((entry["a"], entry["b"]) for entry in table["comparisons"]):
-        passed = [entry for entry in _comparisons(pair, table) if significant(entry, table)]
-        if passed and pair not in asked:
-            differences = listed([f"{label(entry['metric'])} {signed(entry['delta'])}" for entry in passed])
-            others.append(f"{pair[0]} vs. {pair[1]} ({differences})")
+    for pair in dict.fromkeys((entry["a"], entry["b"]) for entry in table["comparisons"] if significant(entry, table)):
+        differences = [
+            f"{label(entry['metric'])} {signed(entry['delta'])}"
+            for entry in comparisons_of(pair, table)
+            if significant(entry, table) and (*pair, entry["metric"]) not in answered
+        ]
+        if differences and pair not in asked:
+            others.append(f"{pair[0]} vs. {pair[1]} ({listed(differences)})")
     if found and others:
         found[-1].sentences.append(f"Other significant differences: {'; '.join(others)}.")
-    return found
+    explained = [Answer(*(entry[name] for name in Answer._fields)) for entry in table.get("explanations", [])]
+    return found + explained
 
 
 def headline(table: Table) -> list[tuple[str, str]]:
-    """Return the pairs that the question names; if it names none, per model the compared cells furthest apart."""
+    """Return the pairs that the question names; if it names none, per model the compared cells furthest apart.
+
+    Arms over sources are not among the latter; `answers` has one for all of them.
+    """
     if any(">" in text for text in table["question"]["primary"]):
         return list(dict.fromkeys((entry["a"], entry["b"]) for entry in table["comparisons"] if entry["primary"]))
+    arms = {(each["a"], each["b"]) for effect in source_effects(table).values() for each in effect.values()}
     chosen = []
     for model in models(table):
         labels = [row["cell"] for row in tuned_rows(table) if row["model"] == model]
         found = [(entry["a"], entry["b"]) for entry in table["comparisons"] if entry["a"] in labels]
-        if found:
+        if found := [pair for pair in found if pair not in arms]:
             chosen.append(max(found, key=lambda pair: labels.index(pair[0]) - labels.index(pair[1])))
     return chosen
+
+
+def source_effects(table: Table) -> dict[str, dict[str, Table]]:
+    """Return the effect of having each source, or only it, in the mix: by source, then by metric.
+
+    Each is a comparison with the mix of all sources, with the sign turned where the arm leaves the source out.
+    """
+    rows = {row["cell"]: row for row in tuned_rows(table)}
+    found: dict[str, dict[str, Table]] = {}
+    for entry in table["comparisons"]:
+        a, b = rows[entry["a"]], rows[entry["b"]]
+        if bool(a["arm"]) == bool(b["arm"]) or a["rows"] != b["rows"]:
+            continue
+        ((kind, sources),) = (a["arm"] or b["arm"]).items()
+        sign = 1 if bool(a["arm"]) == (kind == "only") else -1
+        low, high = sorted(sign * end + 0.0 for end in (entry["ci_low"], entry["ci_high"]))
+        name = sources[0] if len(sources) == 1 else f"{len(sources)} others"
+        name = f"{a['model']} {name}" if len(models(table)) > 1 else name
+        turned = {"delta": sign * entry["delta"] + 0.0, "ci_low": low, "ci_high": high, "kind": kind}
+        found.setdefault(name, {})[entry["metric"]] = {**entry, **turned}
+    return found
+
+
+def main_metric(entries: Sequence[Table]) -> str:
+    """Return the metric that one sentence is about: ROUGE-L if it is there, else the first."""
+    metrics = [str(entry["metric"]) for entry in entries]
+    return "rougeL" if "rougeL" in metrics else metrics[0]
+
+
+def _sources_answer(found: Mapping[str, Table], table: Table) -> Answer:
+    """Return which sources have a significant effect, and all effects; `found` has those on one metric."""
+    first = next(iter(found.values()))
+    metric, only = first["metric"], first["kind"] == "only"
+    passed = {name: better(metric, entry["delta"]) for name, entry in found.items() if significant(entry, table)}
+    words = {True: "Better" if only else "Helps", False: "Worse" if only else "Harms"}
+    groups = {word: [name for name in passed if passed[name] is good] for good, word in words.items()}
+    verdict = " ".join(f"{word}: {listed(names)}." for word, names in groups.items() if names)
+    if not passed:
+        verdict = "Undecided: no significant effect."
+    elif len(passed) < len(found):
+        verdict += " No significant effect otherwise."
+    if any(entry["p"] is None for entry in found.values()):
+        verdict = "A single seed cannot tell."
+    elif not first["primary"]:
+        verdict = "Not asked: these comparisons are exploratory."
+    largest_first = sorted(found.items(), key=lambda effect: -effect[1]["delta"])
+    texts = [f"{name} {_difference(entry, table)}" for name, entry in largest_first]
+    question = "Is a single source better than all of them together?" if only else "Which sources matter?"
+    what = "only this source instead of all" if only else "this source in the mix"
+    return Answer(question, verdict, [f"Effect on {label(metric)} of having {what}: {', '.join(texts)}."])
+
+
+def brief(entry: Table) -> str:
+    """Format a difference with its interval."""
+    return f"{signed(entry['delta'])} ({between(entry)})"
+
+
+def _difference(entry: Table, table: Table) -> str:
+    """Format a difference with its interval and its corrected p-value."""
+    level = f"{table['interval']['confidence']:.0%} interval"
+    p = "" if entry["p_holm"] is None else f", Holm-corrected {p_value(entry['p_holm'])}"
+    return f"{signed(entry['delta'])} ({level} {between(entry)}{p}{'' if entry['primary'] else ', exploratory'})"
 
 
 def significant(entry: Table, table: Table) -> bool:
@@ -59,7 +137,8 @@ def _alpha(table: Table) -> float:
     return 1 - float(table["interval"]["confidence"])
 
 
-def _comparisons(pair: tuple[str, str], table: Table) -> list[Table]:
+def comparisons_of(pair: tuple[str, str], table: Table) -> list[Table]:
+    """Return the comparisons of two cells, one per metric."""
     return [entry for entry in table["comparisons"] if (entry["a"], entry["b"]) == pair]
 
 
@@ -78,17 +157,11 @@ def _tests(table: Table) -> int:
 
 
 def _answer(pair: tuple[str, str], table: Table) -> Answer:
-    found = _comparisons(pair, table)
+    found = comparisons_of(pair, table)
     model = next(row["model"] for row in table["rows"] if row["cell"] == pair[0])
     a, b = (cell.removeprefix(f"{model} ") for cell in pair)
     question = f"Is {a} better than {b}?" if a == pair[0] else f"{model}: is {a} better than {b}?"
-    level = f"{table['interval']['confidence']:.0%} interval"
-    differences = [
-        f"{label(entry['metric'])} {signed(entry['delta'])} ({level} {between(entry)}"
-        + ("" if entry["p_holm"] is None else f", Holm-corrected {p_value(entry['p_holm'])}")
-        + (")" if entry["primary"] else ", exploratory)")
-        for entry in found
-    ]
+    differences = [f"{label(entry['metric'])} {_difference(entry, table)}" for entry in found]
     sentences = [f"{', '.join(differences)}."]
     if any(entry["metric"] == "nll" for entry in found):
         sentences.append("NLL is in bits per byte of the references; lower is better.")

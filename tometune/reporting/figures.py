@@ -11,8 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import data_label, models, significant, tuned_rows
-from tometune.reporting.controls import effects
+from tometune.reporting.conclusions import data_label, models, significant, source_effects, tuned_rows
 from tometune.reporting.grouping import Cell
 from tometune.reporting.html import ACCENTS, MUTED, PAPER, WIDTH, as_svg, panels
 from tometune.reporting.mix_figures import label as mix_label
@@ -200,7 +199,7 @@ def throughput(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
 
 def forest(table: Table) -> str | None:
     """Draw the effect of each source with its interval, one panel per metric; None without arms over sources."""
-    found, metrics = effects(table), table["metrics"]
+    found, metrics = source_effects(table), table["metrics"]
     if not found:
         return None
     names = sorted(found, key=lambda name: found[name][metrics[-1]]["delta"])

@@ -144,7 +144,8 @@ def _differing(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
     """Return the settings that distinguish cells beyond model and data, and notes on those that vary with the data.
 
     A setting with one value per model (or, below `data.`, per mix) belongs to that model or mix. Any other setting that
-    changes from mix to mix becomes a note, because then the sweep does not vary the data alone.
+    changes from mix to mix becomes a note, because then the sweep does not vary the data alone. So does a setting that
+    always changes together with another.
     """
 
     def constant(key: str, by: Callable[[SweepRun], Any]) -> bool:
@@ -162,7 +163,14 @@ def _differing(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
             notes.append(f"{key} changes together with the data ({listed}), so the comparisons cover both.")
         else:
             settings.append(key)
-    return settings, notes
+    own: dict[tuple[int, ...], str] = {}  # the last one of the settings that divide the runs in the same way
+    for key in (key for key in settings if key not in CONTENT and "lora" not in settings):
+        of_runs = [run.settings.get(key) for run in runs]
+        division = tuple(map(of_runs.index, of_runs))
+        if division in own:  # e.g. lora_alpha = r
+            notes.append(f"{own[division]} changes together with {key}, so the comparisons cover both.")
+        own[division] = key
+    return [key for key in settings if key in own.values() or key in CONTENT or "lora" in settings], notes
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:
