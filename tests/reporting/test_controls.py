@@ -56,9 +56,9 @@ def test_the_effect_of_a_source_has_the_same_sign_whether_it_is_left_out_or_alon
     )
     assert answer.verdict == ("Helps: good. Harms: bad." if key == "without" else "Better: good. Worse: bad.")
     having = "this source in the mix" if key == "without" else "only this source instead of all"
-    assert answer.sentences[0].startswith(f"Effect on ROUGE-L of having {having}: good +0.0")
-    assert "Holm-corrected p" in answer.sentences[0]
-    assert text.index("**Which sources" if key == "without" else "**Is a single") < text.index("One source is left")
+    numbers = "with 95% intervals and Holm-corrected p-values"
+    assert answer.sentences[0].startswith(f"Effect on ROUGE-L of having {having}, {numbers}: good +0.0")
+    assert ", p = 0.0" in answer.sentences[0]
     page = as_html(report)
     assert page.count('id="forest-figure_1"') == 1
     assert "<td>0.5</td>" in page, "adapter parameters per trained token"

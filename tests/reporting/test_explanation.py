@@ -96,7 +96,7 @@ def test_the_same_number_of_tokens(tmp_path: Path, difference, options, margin, 
     entry = explained(table(tmp_path, margin))
     assert entry["causes"] == {**NOT_RUN, "same_steps": verdict}
     if ending:
-        assert entry["sentences"][0].startswith("With the same number of tokens (sweep same_steps) it is ")
+        assert entry["sentences"][0].startswith("With the same number of tokens (sweep same_steps) the difference is ")
         assert entry["sentences"][0].endswith(ending)
     expected = {
         "explained": "The number of steps.",
@@ -110,7 +110,7 @@ def test_capacity_is_decided_at_the_highest_rank(tmp_path: Path) -> None:
     capacity(tmp_path, 0.0)
     entry = explained(table(tmp_path))
     assert entry["causes"]["capacity"] == "part"
-    assert entry["sentences"][0].startswith("With lora.r=256 (sweep ranks) it is ")
+    assert entry["sentences"][0].startswith("With lora.r=256 (sweep ranks) the difference is ")
 
 
 def test_sources_with_an_effect_in_the_direction_of_the_difference(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_sources_with_an_effect_in_the_direction_of_the_difference(tmp_path: Pat
     entry = explained(table(tmp_path))
     assert entry["causes"]["leave_one_source_out"] == "part"
     assert entry["verdict"] == "The data of web (at least in part)."
-    assert entry["sentences"][0].startswith("Having a source in the mix (sweep by_source) changes it by −0.0")
+    assert entry["sentences"][0].startswith("Having a source in the mix (sweep by_source) changes ROUGE-L by −0.0")
     assert "for web: the data of web explains at least a part" in entry["sentences"][0]
 
 

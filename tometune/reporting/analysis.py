@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tometune.config.eval import HELD_OUT
 from tometune.config.report import ReportConfig
 from tometune.evaluation.metrics import better
 from tometune.evaluation.statistics import (
@@ -97,23 +96,11 @@ def build(folder: Path, resamples: int, confidence: float, settings: ReportConfi
             {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
             for cell in sweep.missing
         ],
-        "notes": [*asked, *sweep.notes, *notes, *unchanged_arms(cells), *scores.notes, *_held_out_notes(scores)],
+        "notes": [*asked, *sweep.notes, *notes, *unchanged_arms(cells), *scores.notes],
     }
     if explained := explanations(sweep, cells, table):
         table["explanations"] = explained
     return Report(sweep, all_cells, table)
-
-
-def _held_out_notes(scores: Scores) -> list[str]:
-    rows = [
-        f"{count:,} {task.replace('_', ' ')}" for task, count in scores.examples.items() if task.startswith(HELD_OUT)
-    ]
-    if not rows:
-        return []
-    return [
-        f"No mix contains the held-out rows ({', '.join(rows)}) or repeats of them; each is smaller by those of the "
-        "base. Means over tasks do not include them."
-    ]
 
 
 def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], confidence: float) -> list[Values]:
@@ -132,7 +119,7 @@ def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], con
                     **{"answer_tokens": _answer_tokens(records, "base", scores), "gain": None, "runs": []},
                 }
             )
-        names = [run.id for run in cell.runs.values()]
+        names = cell.ids
         rows.append(
             {
                 **{"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows},
@@ -246,7 +233,7 @@ def _compare(a: Cell, b: Cell, metric: str, scores: Scores, confidence: float) -
 
     Also returns the draws of its tests; None if a cell has a single seed.
     """
-    names = [[run.id for run in cell.runs.values()] for cell in (a, b)]
+    names = [a.ids, b.ids]
     runs = [scores.of_runs(ids, metric) for ids in names]
     examples = scores.on_resampled(names[0], metric) - scores.on_resampled(names[1], metric)
     paired = list(a.runs) == list(b.runs)
@@ -293,7 +280,7 @@ def _signal_to_noise(cells: Sequence[Cell], scores: Scores) -> list[Values]:
     """
     found = []
     for model in dict.fromkeys(cell.model for cell in cells):
-        names = [[run.id for run in cell.runs.values()] for cell in cells if cell.model == model]
+        names = [cell.ids for cell in cells if cell.model == model]
         if len(names) < 2 or max(map(len, names)) < 2:
             continue
         for task, metric in product([*scores.examples, *([None] if len(scores.examples) > 1 else [])], scores.metrics):

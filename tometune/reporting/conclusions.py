@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tometune.config.eval import HELD_OUT
 from tometune.evaluation.metrics import better, label
 
 LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, not a result"
@@ -110,22 +111,22 @@ def _sources_answer(found: Mapping[str, Table], table: Table) -> Answer:
     elif not first["primary"]:
         verdict = "Not asked: these comparisons are exploratory."
     largest_first = sorted(found.items(), key=lambda effect: -effect[1]["delta"])
-    texts = [f"{name} {_difference(entry, table)}" for name, entry in largest_first]
+    tested = first["p_holm"] is not None
+    texts = [
+        f"{name} {signed(entry['delta'])} ({between(entry)}{', ' + p_value(entry['p_holm']) if tested else ''})"
+        for name, entry in largest_first
+    ]
     question = "Is a single source better than all of them together?" if only else "Which sources matter?"
     what = "only this source instead of all" if only else "this source in the mix"
-    return Answer(question, verdict, [f"Effect on {label(metric)} of having {what}: {', '.join(texts)}."])
+    numbers = f"{table['interval']['confidence']:.0%} intervals" + (" and Holm-corrected p-values" if tested else "")
+    return Answer(
+        question, verdict, [f"Effect on {label(metric)} of having {what}, with {numbers}: {', '.join(texts)}."]
+    )
 
 
 def brief(entry: Table) -> str:
     """Format a difference with its interval."""
     return f"{signed(entry['delta'])} ({between(entry)})"
-
-
-def _difference(entry: Table, table: Table) -> str:
-    """Format a difference with its interval and its corrected p-value."""
-    level = f"{table['interval']['confidence']:.0%} interval"
-    p = "" if entry["p_holm"] is None else f", Holm-corrected {p_value(entry['p_holm'])}"
-    return f"{signed(entry['delta'])} ({level} {between(entry)}{p}{'' if entry['primary'] else ', exploratory'})"
 
 
 def significant(entry: Table, table: Table) -> bool:
@@ -157,11 +158,17 @@ def _tests(table: Table) -> int:
 
 
 def _answer(pair: tuple[str, str], table: Table) -> Answer:
-    found = comparisons_of(pair, table)
+    found = sorted(comparisons_of(pair, table), key=lambda entry: not entry["primary"])
     model = next(row["model"] for row in table["rows"] if row["cell"] == pair[0])
     a, b = (cell.removeprefix(f"{model} ") for cell in pair)
     question = f"Is {a} better than {b}?" if a == pair[0] else f"{model}: is {a} better than {b}?"
-    differences = [f"{label(entry['metric'])} {_difference(entry, table)}" for entry in found]
+    level = f"{table['interval']['confidence']:.0%} interval"
+    differences = [
+        f"{label(entry['metric'])} {signed(entry['delta'])} ({level} {between(entry)}"
+        + ("" if entry["p_holm"] is None else f", Holm-corrected {p_value(entry['p_holm'])}")
+        + (")" if entry["primary"] else ", exploratory)")
+        for entry in found
+    ]
     sentences = [f"{', '.join(differences)}."]
     if any(entry["metric"] == "nll" for entry in found):
         sentences.append("NLL is in bits per byte of the references; lower is better.")
@@ -197,7 +204,7 @@ def _equivalence(found: Sequence[Table], table: Table) -> str:
     """Return what two one-sided tests say of each metric."""
     texts = []
     for entry in found:
-        tests, conclusion = entry["equivalence"], "neither"
+        tests, conclusion = entry["equivalence"], "neither is shown"
         p_no_worse, p_same = tests["p_no_worse_holm"], tests["p_same_holm"]
         if p_same < _alpha(table):
             conclusion = f"the same within {tests['margin']:g}, Holm-corrected {p_value(p_same)}"
@@ -274,7 +281,14 @@ def cautions(table: Table) -> list[str]:
             f"Answer length on {task} in tokens: {means}. {PENALTY} "
             f"With each answer and its reference cut to the words of the shorter one, ROUGE-L is {cut}."
         )
-    return [*found, *table["notes"]]
+    found += table["notes"]
+    held_out = [f"{n:,} {task.replace('_', ' ')}" for task, n in table["tasks"].items() if task.startswith(HELD_OUT)]
+    if held_out:
+        found.append(
+            f"No mix contains the held-out rows ({', '.join(held_out)}) or repeats of them; each is smaller by those "
+            "of the base. Means over tasks do not include them."
+        )
+    return found
 
 
 def length_differences(rows: Sequence[Table]) -> list[tuple[str, str, dict[str, float]]]:

@@ -3,7 +3,7 @@
 A control counts if it has the same tasks, model, learning rate, base and pool as the two cells.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tometune.evaluation.metrics import label
@@ -57,37 +57,43 @@ def explanations(sweep: Sweep, cells: Sequence[Cell], table: Table) -> list[dict
 
 
 def _explanation(own: Table, a: Table, b: Table, controls: Mapping[str, Table], margin: float | None) -> dict[str, Any]:
-    """Return the entry on the difference `own` between the rows `a` and `b`; of several such controls, one counts."""
-    causes, sentences, explain = dict.fromkeys([*CONTROLS.values(), SOURCES], "not run"), [], []
-
-    def decided(control: str, start: str, verdict: str, cause: str) -> None:
-        causes[control] = verdict
-        sentences.append(f"{start}: {SENTENCES[verdict].format(cause)}.")
-        explain.extend({"explained": [cause], "part": [f"{cause} (at least in part)"]}.get(verdict, []))
-
-    for name, control in controls.items():
-        for cause, (setting, entry) in _same_pair(own["metric"], a, b, control).items():
-            start = f"With {setting} (sweep {name}) it is {brief(entry)}"
-            decided(CONTROLS[cause], start, _verdict(own, entry, margin), cause)
-        effects = {of: entries[own["metric"]] for of, entries in source_effects(control).items()}
-        if effects and all(entry["kind"] == "without" for entry in effects.values()):
-            verdict, shown = _verdict_on_sources(own, effects, control)
-            texts = listed([f"{brief(effects[of])} for {of}" for of in shown])
-            start = f"Having a source in the mix (sweep {name}) changes it by {texts}"
-            decided(SOURCES, start, verdict, f"the data of {listed(shown)}" if verdict == "part" else "a single source")
-    absent = [f"+sweep={control}" for control, verdict in causes.items() if verdict == "not run"]
-    if absent:
+    """Return the entry on the difference `own` between the rows `a` and `b`."""
+    causes = dict.fromkeys([*CONTROLS.values(), SOURCES], "not run")
+    sentences, explain = [], []
+    findings = sorted(_findings(own, a, b, controls, margin), key=lambda finding: list(causes).index(finding[0]))
+    for preset, shown, verdict, cause in findings:
+        causes[preset] = verdict
+        sentences.append(f"{shown}: {SENTENCES[verdict].format(cause)}.")
+        explain += {"explained": [cause], "part": [f"{cause} (at least in part)"]}.get(verdict, [])
+    if absent := [f"+sweep={preset}" for preset, verdict in causes.items() if verdict == "not run"]:
         sentences.append(
             f"Not run yet: {listed(absent)}. Run python -m tometune.train with each of them and with the model, data "
             "and eval of this sweep, then repeat this report."
         )
-    verdict = "Undecided." if len(absent) < len(causes) else "Not known: no control was run."
+    answer = "Undecided." if findings else "Not known: no control was run."
     if explain:
-        verdict = f"{listed(explain)[0].upper()}{listed(explain)[1:]}."
+        answer = f"{listed(explain)[0].upper()}{listed(explain)[1:]}."
     elif set(causes.values()) == {"not explained"}:
-        verdict = "None of steps, capacity and single sources alone."
+        answer = "None of steps, capacity and single sources alone."
     question = f"What explains {own['a']} − {own['b']} in {label(own['metric'])}, {brief(own)}?"
-    return {"question": question, "verdict": verdict, "sentences": sentences, "causes": causes}
+    return {"question": question, "verdict": answer, "sentences": sentences, "causes": causes}
+
+
+def _findings(
+    own: Table, a: Table, b: Table, controls: Mapping[str, Table], margin: float | None
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what each control shows: its preset, the beginning of a sentence, the verdict and the cause."""
+    metric = own["metric"]
+    for name, control in controls.items():
+        for cause, (setting, entry) in _same_pair(metric, a, b, control).items():
+            shown = f"With {setting} (sweep {name}) the difference is {brief(entry)}"
+            yield CONTROLS[cause], shown, _verdict(own, entry, margin), cause
+        effects = {of: entries[metric] for of, entries in source_effects(control).items()}
+        if effects and all(entry["kind"] == "without" for entry in effects.values()):
+            verdict, decisive = _verdict_on_sources(own, effects, control)
+            texts = listed([f"{brief(effects[of])} for {of}" for of in decisive])
+            shown = f"Having a source in the mix (sweep {name}) changes {label(metric)} by {texts}"
+            yield SOURCES, shown, verdict, f"the data of {listed(decisive)}" if verdict == "part" else "a single source"
 
 
 def _same_pair(metric: str, a: Table, b: Table, control: Table) -> dict[str, tuple[str, Table]]:

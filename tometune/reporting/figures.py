@@ -21,6 +21,7 @@ Row = Mapping[str, Any]
 Table = Mapping[str, Any]
 
 FEWEST = 4  # values of a number from which on scores are drawn over it
+LETTERS = 102  # of labels on the x axis that fit next to each other, over all panels of a line
 COLUMNS = 3  # panels per line
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances, times a power of ten
 FAR = 1.6  # a base score is drawn as a line if the axis grows by at most this factor, else written at the edge
@@ -48,7 +49,7 @@ def means(table: Table) -> str:
     figure, axes = _grid(len(metrics), WIDTH, 3.5)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
-        _draw_cells(axis, table, metric)
+        _draw_cells(axis, table, metric, COLUMNS)
     draw_legend(figure, table)
     values = "; ".join(
         f"{row['cell']}: " + ", ".join(f"{label(metric)} {row[metric]['mean']:.3f}" for metric in metrics)
@@ -65,7 +66,7 @@ def tasks(table: Table) -> str:
     for row, name in zip(axes, names, strict=True):
         row[0].set_ylabel(fill(name.replace("_", " "), 20))
         for axis, metric in zip(row, metrics, strict=True):
-            _draw_cells(axis, table, metric, name)
+            _draw_cells(axis, table, metric, len(metrics), name)
     for axis, metric in zip(axes[0], metrics, strict=True):
         axis.set_title(label(metric))
     draw_legend(figure, table)
@@ -81,8 +82,8 @@ def draw_legend(figure: Figure, table: Table) -> None:
         figure.legend(handles=marks, loc="outside upper left", ncols=len(names), handletextpad=0.2)
 
 
-def _draw_cells(axis: Axes, table: Table, metric: str, task: str | None = None) -> None:
-    """Draw one panel: cells along x, scores along y. The scores are means over tasks, or those of `task`."""
+def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str | None = None) -> None:
+    """Draw one of `columns` panels: cells along x; means over tasks, or the scores on `task`, along y."""
 
     def scores(row: Row) -> Row:  # of a cell or a run
         found: Row = row if task is None else row["tasks"][task]
@@ -109,7 +110,7 @@ def _draw_cells(axis: Axes, table: Table, metric: str, task: str | None = None) 
     bases = [(row["model"], scores(row)[metric]["mean"]) for row in table["rows"] if row["stage"] == "base"]
     _draw_bases(axis, bases, names, min(shown) - margin, max(shown) + margin)
     axis.set_xlim(-0.6, len(labels) - 0.4)
-    crowded = len(labels) * (max(map(len, labels.values())) + 1) > 34
+    crowded = len(labels) * (max(map(len, labels.values())) + 1) > LETTERS / columns
     axis.set_xticks(range(len(labels)), list(labels.values()), **(SLANTED if crowded else {}))
     axis.yaxis.set_major_locator(MaxNLocator(5 if task is None else 4, steps=STEPS))
 
@@ -203,7 +204,7 @@ def forest(table: Table) -> str | None:
     if not found:
         return None
     names = sorted(found, key=lambda name: found[name][metrics[-1]]["delta"])
-    figure, (axes,) = panels(1, len(metrics), WIDTH, 1.1 + 0.36 * len(names), sharey=True)
+    figure, axes = _grid(len(metrics), WIDTH, 1.1 + 0.36 * len(names), sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         axis.axvline(0, color=MUTED, linewidth=1.1, linestyle=(0, (3, 3)))
@@ -244,8 +245,8 @@ def curve(table: Table) -> str | None:
         texts = [row["model"] if len(models(table)) > 1 else "", row["data"] if key != "rows" else ""]
         texts += [f"{name.rpartition('.')[2]}={value}" for name, value in others.items()]
         series.setdefault(" ".join(filter(None, texts)), []).append(row)
-    metrics = table["metrics"]
-    figure, (axes,) = panels(1, len(metrics), WIDTH, 3.4)
+    metrics, values = table["metrics"], sorted({_value(row, key) for row in rows})
+    figure, axes = _grid(len(metrics), WIDTH, 3.4)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         for number, (colour, points) in enumerate(zip(ACCENTS, series.values(), strict=False)):
@@ -255,7 +256,9 @@ def curve(table: Table) -> str | None:
             axis.plot(places, means, "o-", color=colour, markersize=6, markeredgecolor=PAPER)
             ends = [[row[metric][end] for row in points] for end in ("ci_low", "ci_high")]
             axis.vlines(places, *ends, color=colour, linewidth=2, alpha=0.45)
-        _numbers(axis, sorted({_value(row, key) for row in rows}))
+        axis.set_xscale("log")
+        axis.set_xticks(values, [f"{value / 1000:g}k" if value >= 1000 else f"{value:g}" for value in values])
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel(key)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     if len(series) > 1:
@@ -277,10 +280,3 @@ def _axis(rows: Sequence[Row]) -> str | None:
 
 def _value(row: Row, key: str) -> Any:
     return row["rows"] if key == "rows" else row["settings"].get(key)
-
-
-def _numbers(axis: Axes, values: Sequence[float]) -> None:
-    """Put a tick at each value, on a logarithmic axis."""
-    axis.set_xscale("log")
-    axis.set_xticks(values, [f"{value / 1000:g}k" if value >= 1000 else f"{value:g}" for value in values])
-    axis.xaxis.set_minor_locator(NullLocator())

@@ -30,6 +30,11 @@ class Cell:
     stream_runs: list[SweepRun]  # runs whose streams have different seeds; only the variance by cause uses them
 
     @property
+    def ids(self) -> list[str]:
+        """The ids of `runs`."""
+        return [run.id for run in self.runs.values()]
+
+    @property
     def arm(self) -> dict[str, list[str]]:
         """The sources that its mix is drawn from alone (`only`) or `without`; empty for all sources."""
         run = next(iter([*self.runs.values(), *self.stream_runs]))

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from tometune.common.files import write_json, write_text
-from tometune.evaluation.metrics import label
+from tometune.evaluation.metrics import averaged, label
 from tometune.reporting import figures, mix_figures
 from tometune.reporting.analysis import Report
 from tometune.reporting.conclusions import (
@@ -179,6 +179,7 @@ def as_html(report: Report) -> str:
         },
         records=[run.record for cell in report.cells for run in [*cell.runs.values(), *cell.stream_runs]],
         versions=[f"{name} {' / '.join(sorted(found))}" for name, found in versions.items()],
+        averaged={task: table["tasks"][task] for task in averaged(table["tasks"])},
         models=names,
     )
     return text.replace("ROUGE-", "ROUGE\N{NON-BREAKING HYPHEN}").replace(

@@ -42,11 +42,8 @@ def power_lines(config: Config, seeds: int, examples: Mapping[str, int]) -> list
         found, source = _of_base_scores(config, examples), "from the base model's scores, so over examples only"
     if not found:
         return ["power: unknown until a sweep of this model, or a run with eval.base=true, was scored on these tasks"]
-    alpha, wanted, total = (
-        1 - config.eval.confidence,
-        config.report.margin or DIFFERENCE,
-        sum(examples[task] for task in averaged(examples)),
-    )
+    alpha, wanted = 1 - config.eval.confidence, config.report.margin or DIFFERENCE
+    total = sum(examples[task] for task in averaged(examples))
     chosen = {each.metric for each in map(asked, entries(config.report.primary)) if each}
     lines = [f"power of {POWER:.0%} at the level {alpha:.2g} with {seeds} seeds and {total:,} examples, {source}:"]
     for metric, (deviation, error) in found.items():
