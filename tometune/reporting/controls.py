@@ -1,18 +1,17 @@
 """What a sweep varies and what it holds constant: training per cell."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
 from tometune.common.errors import some
 from tometune.reporting.conclusions import (
+    Table,
     listed,
     tuned_rows,
 )
 from tometune.reporting.grouping import Cell
 from tometune.reporting.sweep import CONTENT
-
-Table = Mapping[str, Any]
 
 SAME = 1.02  # numbers that differ by at most this factor are the same: packs are not filled to the last token
 COUNTS = {

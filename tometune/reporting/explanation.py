@@ -8,6 +8,7 @@ from typing import Any
 
 from tometune.evaluation.metrics import label
 from tometune.reporting.conclusions import (
+    Table,
     brief,
     comparisons_of,
     headline,
@@ -20,8 +21,6 @@ from tometune.reporting.conclusions import (
 from tometune.reporting.controls import content_of
 from tometune.reporting.grouping import Cell
 from tometune.reporting.sweep import Sweep, finished_tables
-
-Table = Mapping[str, Any]
 
 CONTROLS = {"the number of steps": "same_steps", "the capacity of the adapter": "capacity"}
 SOURCES = "leave_one_source_out"

@@ -1,7 +1,7 @@
 """Figures of scores and of training: cells with intervals, effects of sources, curves over sizes, loss, throughput."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import fill
 from typing import Any
 
@@ -11,14 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import data_label, models, significant, source_effects, tuned_rows
+from tometune.reporting.conclusions import Table, data_label, models, significant, source_effects, tuned_rows
 from tometune.reporting.grouping import Cell
 from tometune.reporting.html import ACCENTS, MUTED, PAPER, WIDTH, as_svg, panels
 from tometune.reporting.mix_figures import label as mix_label
 from tometune.reporting.sweep import SweepRun
-
-Row = Mapping[str, Any]
-Table = Mapping[str, Any]
 
 FEWEST = 4  # values of a number from which on scores are drawn over it
 LETTERS = 102  # of labels on the x axis that fit next to each other, over all panels of a line
@@ -85,8 +82,8 @@ def draw_legend(figure: Figure, table: Table) -> None:
 def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str | None = None) -> None:
     """Draw one of `columns` panels: cells along x; means over tasks, or the scores on `task`, along y."""
 
-    def scores(row: Row) -> Row:  # of a cell or a run
-        found: Row = row if task is None else row["tasks"][task]
+    def scores(row: Table) -> Table:  # of a cell or a run
+        found: Table = row if task is None else row["tasks"][task]
         return found
 
     names, tuned = models(table), tuned_rows(table)
@@ -140,7 +137,7 @@ def _draw_bases(axis: Axes, bases: Sequence[tuple[str, float]], names: Sequence[
     axis.set_ylim(low, high)
 
 
-def short_labels(rows: Sequence[Row]) -> dict[str, str]:
+def short_labels(rows: Sequence[Table]) -> dict[str, str]:
     """Return short labels for the x axis by `data_label`, or the long ones if short ones would be ambiguous.
 
     Cells with the same data are labelled by their settings. Keys are reduced to their last part: `lora.r=8` to `r=8`.
@@ -239,7 +236,7 @@ def curve(table: Table) -> str | None:
     key = _axis(rows)
     if key is None:
         return None
-    series: dict[str, list[Row]] = {}
+    series: dict[str, list[Table]] = {}
     for row in rows:
         others = {name: value for name, value in row["settings"].items() if name != key}
         texts = [row["model"] if len(models(table)) > 1 else "", row["data"] if key != "rows" else ""]
@@ -267,7 +264,7 @@ def curve(table: Table) -> str | None:
     return as_svg(figure, "curve", f"Mean scores over {key} with intervals.")
 
 
-def _axis(rows: Sequence[Row]) -> str | None:
+def _axis(rows: Sequence[Table]) -> str | None:
     """Return `rows` or the setting that has the most different numbers, if they are at least `FEWEST`."""
     found = {}
     for key in ["rows", *dict.fromkeys(name for row in rows for name in row["settings"])]:
@@ -278,5 +275,5 @@ def _axis(rows: Sequence[Row]) -> str | None:
     return best if best is not None and found[best] >= FEWEST else None
 
 
-def _value(row: Row, key: str) -> Any:
+def _value(row: Table, key: str) -> Any:
     return row["rows"] if key == "rows" else row["settings"].get(key)

@@ -92,20 +92,17 @@ def _with_digests(runs: Sequence[SweepRun]) -> list[SweepRun]:
 
     This is the case if two runs have the same settings and the same `seeds.data`, but different rows.
     """
-    digests: dict[Any, set[Any]] = {}
-
-    def config_of(run: SweepRun) -> Any:
-        return (run.model, run.data, run.rows, *sorted(run.settings.items()))
-
+    digests: dict[Any, set[str]] = {}
+    found = []
     for run in runs:
-        digests.setdefault((config_of(run), run.streams["data"]), set()).add(run.record["data"].get("digest"))
-    unclear = {config for (config, _), found in digests.items() if len(found) > 1}
-
-    def settings_of(run: SweepRun) -> dict[str, Any]:
-        digest = {"data.digest": str(run.record["data"].get("digest"))[:8]}
-        return {**run.settings, **(digest if config_of(run) in unclear else {})}
-
-    return [replace(run, settings=settings_of(run)) for run in runs]
+        config = (run.model, run.data, run.rows, *sorted(run.settings.items()))
+        found.append((run, config, str(run.record["data"].get("digest"))))
+        digests.setdefault((config, run.streams["data"]), set()).add(found[-1][-1])
+    unclear = {config for (config, _), several in digests.items() if len(several) > 1}
+    return [
+        replace(run, settings={**run.settings, "data.digest": digest[:8]}) if config in unclear else run
+        for run, config, digest in found
+    ]
 
 
 def _content_note(key: str, runs: Sequence[SweepRun]) -> str:
