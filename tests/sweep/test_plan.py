@@ -164,4 +164,4 @@ def test_a_plan_counts_held_out_rows(place: Workplace) -> None:
         for line in (re.search(r"tiny-pydocs_64.*-s0-.*", each.stdout)[0] for each in (done, without))  # type: ignore[index]
     ]
     assert [rows for rows, *_ in counts] == [60, 64], "those of the base are in no mix"
-    assert counts[0][-1] == counts[1][-1] + 2 * (4 + 4), "of base and pool, before and after training"
+    assert counts[0][3] == counts[1][3] + 2 * (4 + 4), "of base and pool, before and after training"
