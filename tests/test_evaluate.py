@@ -40,6 +40,23 @@ def test_a_run_on_its_own_tasks_scores_what_was_lost(place, run):
 
 
 @pytest.mark.whole
+@pytest.mark.nightly
+def test_a_run_with_held_out_rows_is_scored_on_them_again(place):
+    quick = ("+experiment=smoke", "~eval.tasks.summarisation", "~eval.tasks.question_answering", "tracking=none")
+    status, stderr = place.train(*quick, "trainer.max_steps=2", "data.held_out.rows=4", "paths.outputs=held")
+    assert status == 0, stderr
+    run = place.run_folder("held")
+    before, answers = record_of(run), answers_of(run)
+    assert {"held_out_base", "held_out_pool"} < set(before["eval"]["tuned"]["tasks"])
+    (run / "eval" / "tuned" / "held_out_pool.jsonl").unlink()
+    done = place.verb("evaluate", f"run={run}", "tracking=none")
+    assert done.returncode == 0, done.stderr
+    assert answers_of(run) == answers
+    assert timeless(record_of(run)) == timeless(before)
+    assert not (run / "evaluations").exists()
+
+
+@pytest.mark.whole
 def test_a_run_on_other_or_more_tasks_leaves_its_record_alone(place, run):
     before = (run / "run.json").read_bytes()
     choice = (f"run={run}", *TASK, "eval.tasks.summarisation.path=mine.jsonl", "tracking=none")

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.reporting.sweeps import editing, write_run
+from tometune.config.report import ReportConfig
 from tometune.reporting.analysis import Report, build
-from tometune.reporting.control_figures import curve, forest
-from tometune.reporting.controls import capacity_line, control_sentences, effects
+from tometune.reporting.conclusions import answers, source_effects
+from tometune.reporting.controls import capacity_line, control_sentences
+from tometune.reporting.figures import curve, forest
 from tometune.reporting.html import draw
 from tometune.reporting.report_files import as_html, as_markdown
 
@@ -31,7 +33,7 @@ def sources(folder: Path, key: str = "without") -> Report:
                     "trainable_parameters": 25_000,
                     "epochs": 1.0,
                 }
-    return build(folder, 2000, 0.95)
+    return build(folder, 2000, 0.95, ReportConfig(primary="rougeL"))
 
 
 @pytest.mark.parametrize("key", ["without", "only"])
@@ -40,7 +42,7 @@ def test_the_effect_of_a_source_has_the_same_sign_whether_it_is_left_out_or_alon
     assert {(entry["a"], entry["b"]) for entry in report.table["comparisons"]} == {
         (f"{key}-{name}", "all-sources") for name in EFFECTS
     }, "arms are compared with the mix of all sources only"
-    for name, found in effects(report.table).items():
+    for name, found in source_effects(report.table).items():
         for entry in found.values():
             assert entry["delta"] == pytest.approx(EFFECTS[name], abs=0.02)
             assert entry["ci_low"] < entry["delta"] < entry["ci_high"]
@@ -48,7 +50,15 @@ def test_the_effect_of_a_source_has_the_same_sign_whether_it_is_left_out_or_alon
     assert "One source is left out. Settings that differ between cells: data.pool." in text
     assert "The same in all cells, within 2%: rows (2,000), steps (200), epochs (1), tokens read (180,000), " in text
     assert "adapter parameters (25,000)" in text
-    assert f"Effect on ROUGE-L of having {'this source in the mix' if key == 'without' else 'only this source'}" in text
+    (answer,) = answers(report.table)
+    assert answer.question == (
+        "Which sources matter?" if key == "without" else "Is a single source better than all of them together?"
+    )
+    assert answer.verdict == ("Helps: good. Harms: bad." if key == "without" else "Better: good. Worse: bad.")
+    having = "this source in the mix" if key == "without" else "only this source instead of all"
+    numbers = "with 95% intervals and Holm-corrected p-values"
+    assert answer.sentences[0].startswith(f"Effect on ROUGE-L of having {having}, {numbers}: good +0.0")
+    assert ", p = 0.0" in answer.sentences[0]
     page = as_html(report)
     assert page.count('id="forest-figure_1"') == 1
     assert "<td>0.5</td>" in page, "adapter parameters per trained token"
@@ -64,6 +74,15 @@ def test_an_arm_with_the_same_rows_as_the_mix_of_all_sources_shows_nothing(tmp_p
             record["data"]["digest"] = f"all-sources{record['seed']}"
     report = build(tmp_path / "same", 200, 0.95)
     assert "without-good has the same rows as all-sources, so it shows nothing." in report.table["notes"]
+
+
+def test_no_source_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EFFECTS, "good", 0.0)
+    (answer,) = answers(sources(tmp_path / "one").table)
+    assert answer.verdict == "Harms: bad. No significant effect otherwise."
+    monkeypatch.setitem(EFFECTS, "bad", 0.0)
+    (answer,) = answers(sources(tmp_path / "none").table)
+    assert answer.verdict == "Undecided: no significant effect."
 
 
 def test_what_differs_is_said(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from tometune.reporting.grouping import expected_seeds, group, one_factor, pairs
 from tometune.reporting.sweep import read_sweep
 
 RANKS = [{"settings": {"lora.r": rank}} for rank in (8, 16, 4)]
+ALPHAS = [{"settings": {"lora.r": rank, "lora.lora_alpha": rank}} for rank in (8, 16, 4)]
+TOGETHER = "lora.lora_alpha changes together with lora.r, so the comparisons cover both."
 SIZES = [{"data": f"d{rows}", "rows": rows} for rows in (20_000, 3_000)]
 MODELS = [{**size, "model": model} for model in ("tiny", "small") for size in SIZES]
 BOTH = [{**size, **rank} for size in SIZES for rank in RANKS[1:]]
@@ -26,13 +28,22 @@ def grouped(folder):
     ("runs", "labels", "compared", "notes"),
     [
         (RANKS, ["pydocs_1k lora.r=4", "pydocs_1k lora.r=8", "pydocs_1k lora.r=16"], ALL, []),
+        (ALPHAS, ["pydocs_1k lora.r=4", "pydocs_1k lora.r=8", "pydocs_1k lora.r=16"], ALL, [TOGETHER]),
         (MODELS, ["small d3000", "small d20000", "tiny d3000", "tiny d20000"], ["10", "32"], []),
         (BOTH, [f"d{rows} lora.r={rank}" for rows in (3000, 20000) for rank in (4, 16)], ["10", "20", "31", "32"], []),
         (FULL, ["pydocs_1k lora=adapter lora.r=4", "pydocs_1k lora=adapter lora.r=8", "pydocs_1k lora=full"], ALL, []),
         (STEPS, ["d3000", "d20000"], ["10"], [NOTE]),
         ([{"streams": {"data": value}} for value in (3, 4, 5)], ["pydocs_1k"], [], []),
     ],
-    ids=["settings", "models", "two things", "full fine-tuning", "steps follow the data", "one stream"],
+    ids=[
+        "settings",
+        "settings that vary together",
+        "models",
+        "two things",
+        "full fine-tuning",
+        "steps follow the data",
+        "one stream",
+    ],
 )
 def test_cells_are_labelled_by_what_differs_and_compared_if_one_thing_does(tmp_path, runs, labels, compared, notes):
     for run in runs:

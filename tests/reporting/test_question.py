@@ -101,7 +101,7 @@ def test_a_question_or_requirement_that_names_no_comparison(sweep, text, problem
     [
         (0.0, 0.0005, 0.02, "No: the same within 0.02.", "(the same within 0.02, Holm-corrected p"),
         (0.0, 0.02, 0.01, "No worse by 0.01 or more.", "(no worse by 0.01 or more, Holm-corrected p"),
-        (-0.01, 0.02, 0.01, "Undecided: no significant difference.", "(neither)"),
+        (-0.01, 0.02, 0.01, "Undecided: no significant difference.", "(neither is shown)"),
         (0.08, 0.002, 0.01, "Yes.", "(no worse by 0.01 or more, Holm-corrected p"),
     ],
 )

@@ -1,5 +1,6 @@
 import json
 from hashlib import sha256
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.reporting.sweeps import TASKS, editing
 from tometune.common.errors import UserError
 from tometune.reporting.report_files import as_markdown
-from tometune.reporting.score_files import load_scores, read_task
+from tometune.reporting.score_files import load_scores, read_task, same_length_rouge
 from tometune.reporting.sweep import read_sweep
 
 TASK = TASKS[2]
@@ -123,3 +124,21 @@ def test_the_metrics_of_all_tasks_are_in_the_table_and_the_order_of_tasks_does_n
     assert last["new"]["mean"] == pytest.approx(last["rouge1"]["mean"] / 2, abs=1e-5)
     assert len(found["comparisons"]) == 12
     assert "| new |" in as_markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "rouge_l"),
+    [
+        ("the cat", ["the cat sat on the mat"], 1.0),
+        ("the cat sat on the mat", ["the cat"], 1.0),
+        ("a dog", ["no match", "a dog barks"], 1.0),  # the best reference counts
+        ("a dog barks", ["a cat barks loudly"], pytest.approx(2 / 3)),
+        ("", ["some words"], 0.0),
+        ("我爱北京", ["我爱北京天安门"], 1.0),  # cut by characters, which are the words of this script
+    ],
+)
+def test_both_texts_are_cut_to_the_shorter_one(tmp_path, prediction, references, rouge_l):
+    path = tmp_path / "eval" / "tuned" / "qa.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"prediction": prediction, "references": references}, ensure_ascii=False) + "\n")
+    assert same_length_rouge(SimpleNamespace(folder=tmp_path), "qa")[2] == rouge_l

@@ -71,7 +71,7 @@ def test_leave_one_source_out(files: Workplace) -> None:
     assert row["training"]["parameters_per_token"] == pytest.approx(32_768 / tokens, abs=1e-3)
     text = (folder / "table.md").read_text()
     assert "Each arm leaves out one source of the pool; the number of rows is held constant" in text
-    assert "Effect on ROUGE-L of having this source in the mix: " in text
+    assert "Effect on ROUGE-L of having this source in the mix, with " in text
     assert "Effect of each source" in (folder / "report.html").read_text()
 
 

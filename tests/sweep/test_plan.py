@@ -152,3 +152,16 @@ def test_a_plan_before_and_after(place: Workplace) -> None:
     assert len(re.findall(r" done *$", done.stdout, re.MULTILINE)) == 2
     assert "(from 3 earlier runs)" in done.stdout
     assert not (place.folder / "outputs").exists()
+
+
+@pytest.mark.whole
+def test_a_plan_counts_held_out_rows(place: Workplace) -> None:
+    done = place.verb("train", *QUICK, "eval.limit=null", "eval.base=true", "data.held_out.rows=4", "plan=true")
+    assert done.returncode == 0, done.stderr
+    without = place.verb("train", *QUICK, "eval.limit=null", "eval.base=true", "plan=true")
+    counts = [
+        [int(text.replace(",", "")) for text in re.findall(r" ([\d,]+)(?= )", line)]
+        for line in (re.search(r"tiny-pydocs_64.*-s0-.*", each.stdout)[0] for each in (done, without))  # type: ignore[index]
+    ]
+    assert [rows for rows, *_ in counts] == [60, 64], "those of the base are in no mix"
+    assert counts[0][3] == counts[1][3] + 2 * (4 + 4), "of base and pool, before and after training"

@@ -51,7 +51,8 @@ def test_deviations_of_earlier_sweeps(config, tmp_path):
     config.report.primary, config.report.margin = "rougeL", 0.1
     _, line = power_lines(config, 3, dict.fromkeys(TASKS, 25))
     assert "ROUGE-L" in line
-    assert numbers(line)[1:] == (3, 100), "the margin is larger than what can be detected"
+    assert numbers(line)[1] <= 3, "the margin is larger than what can be detected"
+    assert numbers(line)[2] == 100
     config.model.name = "other"
     assert power_lines(config, 3, dict.fromkeys(TASKS, 100))[0].startswith("power: unknown")
     config.model.name = "tiny"
@@ -68,6 +69,9 @@ def test_the_base_models_scores(config, tmp_path):
     assert numbers(lines[0])[0] == pytest.approx(2.8 * 2**0.5 * 0.12 / 40, rel=0.15)
     assert numbers(lines[0])[1] is None
     assert 1_600 < numbers(lines[0])[2] < 6_400
+    path = run / "eval" / "base" / "held_out_pool.jsonl"
+    path.write_text((run / "eval" / "base" / "summarisation.jsonl").read_text().replace("0.", "9."))
+    assert power_lines(config, 3, {**dict.fromkeys(TASKS, 400), "held_out_pool": 400})[:4] == [head, *lines]
     path = run / "eval" / "base" / "summarisation.jsonl"
     path.write_text("".join(json.dumps({"id": number}) + "\n" for number in range(3)))
     assert power_lines(config, 3, dict.fromkeys(TASKS, 400))[0].startswith("power: unknown")

@@ -58,7 +58,9 @@ def report_problems(config: ReportConfig, require: Any) -> Iterator[str]:
     for text in entries(config.primary):
         if (chosen := asked(text)) is None or chosen.bound is not None:
             yield f"report.primary={text}: write METRIC, A>B or A>B:METRIC, e.g. rougeL or 'mix_300k>mix_100k:rougeL'"
-        elif chosen.metric not in (None, *COLUMNS) and (near := did_you_mean(str(chosen.metric), COLUMNS)):
+        elif (metric := (chosen.metric or COLUMNS[0]).partition("/")[0]) not in COLUMNS and (
+            near := did_you_mean(metric, COLUMNS)
+        ):
             yield f"report.primary={text}: no such metric{near}"
     for text in entries(require):
         if (chosen := asked(text)) is None or None in chosen:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tometune.config.eval import HELD_OUT
 from tometune.config.report import ReportConfig
 from tometune.evaluation.metrics import better
 from tometune.evaluation.statistics import (
@@ -27,11 +26,12 @@ from tometune.evaluation.statistics import (
     seeds_needed,
     simultaneous_intervals,
 )
+from tometune.reporting.conclusions import length_differences
 from tometune.reporting.controls import controls, training_of, unchanged_arms
+from tometune.reporting.explanation import explanations
 from tometune.reporting.grouping import STREAMS, Cell, expected_seeds, group, one_factor, pairs, varied_streams
-from tometune.reporting.lengths import length_matched
 from tometune.reporting.question import ask
-from tometune.reporting.score_files import Scores, base_column, load_scores
+from tometune.reporting.score_files import ROUGE, Scores, base_column, load_scores, same_length_rouge
 from tometune.reporting.sweep import Missing, Sweep, read_sweep
 
 SCHEMA = 1  # version of table.json's layout
@@ -90,27 +90,17 @@ def build(folder: Path, resamples: int, confidence: float, settings: ReportConfi
         "rows": rows,
         "comparisons": comparisons,
         "signal": _signal_to_noise(cells, scores),
-        "length_matched": length_matched(cells, rows),
+        "length_matched": _length_matched(cells, rows),
         "variance": _variance_by_cause(all_cells, scores, confidence),
         "missing": [
             {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
             for cell in sweep.missing
         ],
-        "notes": [*asked, *sweep.notes, *notes, *unchanged_arms(cells), *scores.notes, *_held_out_notes(scores)],
+        "notes": [*asked, *sweep.notes, *notes, *unchanged_arms(cells), *scores.notes],
     }
+    if explained := explanations(sweep, cells, table):
+        table["explanations"] = explained
     return Report(sweep, all_cells, table)
-
-
-def _held_out_notes(scores: Scores) -> list[str]:
-    rows = [
-        f"{count:,} {task.replace('_', ' ')}" for task, count in scores.examples.items() if task.startswith(HELD_OUT)
-    ]
-    if not rows:
-        return []
-    return [
-        f"No mix contains the held-out rows ({', '.join(rows)}) or repeats of them; each is smaller by those of the "
-        "base. Means over tasks do not include them."
-    ]
 
 
 def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], confidence: float) -> list[Values]:
@@ -129,7 +119,7 @@ def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], con
                     **{"answer_tokens": _answer_tokens(records, "base", scores), "gain": None, "runs": []},
                 }
             )
-        names = [run.id for run in cell.runs.values()]
+        names = cell.ids
         rows.append(
             {
                 **{"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows},
@@ -243,7 +233,7 @@ def _compare(a: Cell, b: Cell, metric: str, scores: Scores, confidence: float) -
 
     Also returns the draws of its tests; None if a cell has a single seed.
     """
-    names = [[run.id for run in cell.runs.values()] for cell in (a, b)]
+    names = [a.ids, b.ids]
     runs = [scores.of_runs(ids, metric) for ids in names]
     examples = scores.on_resampled(names[0], metric) - scores.on_resampled(names[1], metric)
     paired = list(a.runs) == list(b.runs)
@@ -290,7 +280,7 @@ def _signal_to_noise(cells: Sequence[Cell], scores: Scores) -> list[Values]:
     """
     found = []
     for model in dict.fromkeys(cell.model for cell in cells):
-        names = [[run.id for run in cell.runs.values()] for cell in cells if cell.model == model]
+        names = [cell.ids for cell in cells if cell.model == model]
         if len(names) < 2 or max(map(len, names)) < 2:
             continue
         for task, metric in product([*scores.examples, *([None] if len(scores.examples) > 1 else [])], scores.metrics):
@@ -302,6 +292,18 @@ def _signal_to_noise(cells: Sequence[Cell], scores: Scores) -> list[Values]:
             ratio = spread / noise if noise else None
             values = zip(("signal", "noise", "ratio"), map(_rounded, (*parts, ratio)), strict=True)
             found.append({"model": model, "task": task, "metric": metric, **dict(values)})
+    return found
+
+
+def _length_matched(cells: Sequence[Cell], rows: Sequence[Values]) -> list[Values]:
+    """Return ROUGE on texts of the same length by cell, for the tasks of `length_differences`."""
+    found = []
+    for model, task, lengths in length_differences(rows):
+        means = {}
+        for cell in (cell for cell in cells if cell.label in lengths):
+            mean = np.mean([same_length_rouge(run, task) for run in cell.runs.values()], axis=0).round(DIGITS)
+            means[cell.label] = dict(zip(ROUGE, mean.tolist(), strict=True))
+        found.append({"model": model, "task": task, "cells": means})
     return found
 
 

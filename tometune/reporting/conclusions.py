@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tometune.config.eval import HELD_OUT
 from tometune.evaluation.metrics import better, label
-from tometune.evaluation.statistics import seeds_needed
-from tometune.reporting.score_files import ROUGE
 
 LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, not a result"
 NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model differ in exactly one setting."
@@ -14,22 +13,6 @@ FEW_CLUSTERS = 20  # with fewer, an interval over clusters is noticeably too nar
 PENALTY = "ROUGE penalises answers much shorter or longer than the reference, regardless of content."
 
 Table = Mapping[str, Any]
-
-
-class PublishedRow(NamedTuple):
-    """One row of the published table (Llama-3.2-3B-Instruct, 4 bits): ROUGE-1, -2 and -L over three runs."""
-
-    data: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-PUBLISHED = (
-    PublishedRow("100k: FineTome-100k", (0.407, 0.163, 0.300), (0.012, 0.003, 0.007)),
-    PublishedRow("200k: + 100k rows of The-Tome", (0.402, 0.157, 0.301), (0.019, 0.020, 0.009)),
-    PublishedRow("300k: + 200k rows of The-Tome", (0.397, 0.146, 0.304), (0.019, 0.011, 0.006)),
-)
-RUNS = 3  # behind each mean of the published table
 
 
 class Answer(NamedTuple):
@@ -41,31 +24,109 @@ class Answer(NamedTuple):
 
 
 def answers(table: Table) -> list[Answer]:
-    """Answer for each pair of `headline` whether the later cell is better; then list other significant differences."""
-    asked = headline(table)
-    found = [_answer(pair, table) for pair in asked]
+    """Answer which sources matter, if any are varied; whether a is better in each pair of `headline`; and why.
+
+    The last answer before the reasons also lists the other significant differences.
+    """
+    asked, sources, found, answered = headline(table), source_effects(table), [], set()
+    if sources:
+        own = next(iter(sources.values())).values()
+        metric = main_metric([entry for entry in own if entry["primary"]] or list(own))
+        found.append(_sources_answer({name: entries[metric] for name, entries in sources.items()}, table))
+        answered = {(entries[metric]["a"], entries[metric]["b"], metric) for entries in sources.values()}
+    found += [_answer(pair, table) for pair in asked]
     others = []
-    for pair in dict.fromkeys((entry["a"], entry["b"]) for entry in table["comparisons"]):
-        passed = [entry for entry in _comparisons(pair, table) if significant(entry, table)]
-        if passed and pair not in asked:
-            differences = listed([f"{label(entry['metric'])} {signed(entry['delta'])}" for entry in passed])
-            others.append(f"{pair[0]} vs. {pair[1]} ({differences})")
+    for pair in dict.fromkeys((entry["a"], entry["b"]) for entry in table["comparisons"] if significant(entry, table)):
+        differences = [
+            f"{label(entry['metric'])} {signed(entry['delta'])}"
+            for entry in comparisons_of(pair, table)
+            if significant(entry, table) and (*pair, entry["metric"]) not in answered
+        ]
+        if differences and pair not in asked:
+            others.append(f"{pair[0]} vs. {pair[1]} ({listed(differences)})")
     if found and others:
         found[-1].sentences.append(f"Other significant differences: {'; '.join(others)}.")
-    return found
+    explained = [Answer(*(entry[name] for name in Answer._fields)) for entry in table.get("explanations", [])]
+    return found + explained
 
 
 def headline(table: Table) -> list[tuple[str, str]]:
-    """Return the pairs that the question names; if it names none, per model the compared cells furthest apart."""
+    """Return the pairs that the question names; if it names none, per model the compared cells furthest apart.
+
+    Arms over sources are not among the latter; `answers` has one for all of them.
+    """
     if any(">" in text for text in table["question"]["primary"]):
         return list(dict.fromkeys((entry["a"], entry["b"]) for entry in table["comparisons"] if entry["primary"]))
+    arms = {(each["a"], each["b"]) for effect in source_effects(table).values() for each in effect.values()}
     chosen = []
     for model in models(table):
         labels = [row["cell"] for row in tuned_rows(table) if row["model"] == model]
         found = [(entry["a"], entry["b"]) for entry in table["comparisons"] if entry["a"] in labels]
-        if found:
+        if found := [pair for pair in found if pair not in arms]:
             chosen.append(max(found, key=lambda pair: labels.index(pair[0]) - labels.index(pair[1])))
     return chosen
+
+
+def source_effects(table: Table) -> dict[str, dict[str, Table]]:
+    """Return the effect of having each source, or only it, in the mix: by source, then by metric.
+
+    Each is a comparison with the mix of all sources, with the sign turned where the arm leaves the source out.
+    """
+    rows = {row["cell"]: row for row in tuned_rows(table)}
+    found: dict[str, dict[str, Table]] = {}
+    for entry in table["comparisons"]:
+        a, b = rows[entry["a"]], rows[entry["b"]]
+        if bool(a["arm"]) == bool(b["arm"]) or a["rows"] != b["rows"]:
+            continue
+        ((kind, sources),) = (a["arm"] or b["arm"]).items()
+        sign = 1 if bool(a["arm"]) == (kind == "only") else -1
+        low, high = sorted(sign * end + 0.0 for end in (entry["ci_low"], entry["ci_high"]))
+        name = sources[0] if len(sources) == 1 else f"{len(sources)} others"
+        name = f"{a['model']} {name}" if len(models(table)) > 1 else name
+        turned = {"delta": sign * entry["delta"] + 0.0, "ci_low": low, "ci_high": high, "kind": kind}
+        found.setdefault(name, {})[entry["metric"]] = {**entry, **turned}
+    return found
+
+
+def main_metric(entries: Sequence[Table]) -> str:
+    """Return the metric that one sentence is about: ROUGE-L if it is there, else the first."""
+    metrics = [str(entry["metric"]) for entry in entries]
+    return "rougeL" if "rougeL" in metrics else metrics[0]
+
+
+def _sources_answer(found: Mapping[str, Table], table: Table) -> Answer:
+    """Return which sources have a significant effect, and all effects; `found` has those on one metric."""
+    first = next(iter(found.values()))
+    metric, only = first["metric"], first["kind"] == "only"
+    passed = {name: better(metric, entry["delta"]) for name, entry in found.items() if significant(entry, table)}
+    words = {True: "Better" if only else "Helps", False: "Worse" if only else "Harms"}
+    groups = {word: [name for name in passed if passed[name] is good] for good, word in words.items()}
+    verdict = " ".join(f"{word}: {listed(names)}." for word, names in groups.items() if names)
+    if not passed:
+        verdict = "Undecided: no significant effect."
+    elif len(passed) < len(found):
+        verdict += " No significant effect otherwise."
+    if any(entry["p"] is None for entry in found.values()):
+        verdict = "A single seed cannot tell."
+    elif not first["primary"]:
+        verdict = "Not asked: these comparisons are exploratory."
+    largest_first = sorted(found.items(), key=lambda effect: -effect[1]["delta"])
+    tested = first["p_holm"] is not None
+    texts = [
+        f"{name} {signed(entry['delta'])} ({between(entry)}{', ' + p_value(entry['p_holm']) if tested else ''})"
+        for name, entry in largest_first
+    ]
+    question = "Is a single source better than all of them together?" if only else "Which sources matter?"
+    what = "only this source instead of all" if only else "this source in the mix"
+    numbers = f"{table['interval']['confidence']:.0%} intervals" + (" and Holm-corrected p-values" if tested else "")
+    return Answer(
+        question, verdict, [f"Effect on {label(metric)} of having {what}, with {numbers}: {', '.join(texts)}."]
+    )
+
+
+def brief(entry: Table) -> str:
+    """Format a difference with its interval."""
+    return f"{signed(entry['delta'])} ({between(entry)})"
 
 
 def significant(entry: Table, table: Table) -> bool:
@@ -77,7 +138,8 @@ def _alpha(table: Table) -> float:
     return 1 - float(table["interval"]["confidence"])
 
 
-def _comparisons(pair: tuple[str, str], table: Table) -> list[Table]:
+def comparisons_of(pair: tuple[str, str], table: Table) -> list[Table]:
+    """Return the comparisons of two cells, one per metric."""
     return [entry for entry in table["comparisons"] if (entry["a"], entry["b"]) == pair]
 
 
@@ -96,7 +158,7 @@ def _tests(table: Table) -> int:
 
 
 def _answer(pair: tuple[str, str], table: Table) -> Answer:
-    found = _comparisons(pair, table)
+    found = sorted(comparisons_of(pair, table), key=lambda entry: not entry["primary"])
     model = next(row["model"] for row in table["rows"] if row["cell"] == pair[0])
     a, b = (cell.removeprefix(f"{model} ") for cell in pair)
     question = f"Is {a} better than {b}?" if a == pair[0] else f"{model}: is {a} better than {b}?"
@@ -142,7 +204,7 @@ def _equivalence(found: Sequence[Table], table: Table) -> str:
     """Return what two one-sided tests say of each metric."""
     texts = []
     for entry in found:
-        tests, conclusion = entry["equivalence"], "neither"
+        tests, conclusion = entry["equivalence"], "neither is shown"
         p_no_worse, p_same = tests["p_no_worse_holm"], tests["p_same_holm"]
         if p_same < _alpha(table):
             conclusion = f"the same within {tests['margin']:g}, Holm-corrected {p_value(p_same)}"
@@ -190,28 +252,6 @@ def _seeds(found: Sequence[Table]) -> str:
     )
 
 
-def published_answer(confidence: float) -> str:
-    """Return a conclusion about 300k - 100k from the published means and deviations alone (Welch's test)."""
-    from scipy.stats import t
-
-    first, last = PUBLISHED[0], PUBLISHED[-1]
-    differences, needed = [], []
-    for metric, a, a_sd, b, b_sd in zip(ROUGE, last.mean, last.std, first.mean, first.std, strict=True):
-        variances = a_sd**2, b_sd**2
-        error = (sum(variances) / RUNS) ** 0.5
-        freedom = (RUNS - 1) * sum(variances) ** 2 / sum(variance**2 for variance in variances)
-        half = t.ppf((1 + confidence) / 2, freedom) * error
-        p = 2 * t.sf(abs(a - b) / error, freedom)
-        interval = between({"ci_low": a - b - half, "ci_high": a - b + half})
-        differences.append(f"{label(metric)} {signed(a - b)} ({interval}, {p_value(p)})")
-        needed.append(seeds_needed(sum(variances) ** 0.5, 0.01, alpha=1 - confidence, paired=False) or 100_000)
-    return (
-        f"300k vs. 100k in the published table: {', '.join(differences)}. The intervals are Welch's, computed from the "
-        "published means and standard deviations of three runs each, without correction. With such deviations, "
-        f"detecting a difference of 0.01 takes {min(needed)} to {max(needed)} runs per arm."
-    )
-
-
 def cautions(table: Table) -> list[str]:
     """Return the limitations that a reader of the numbers must know."""
     found = []
@@ -241,7 +281,14 @@ def cautions(table: Table) -> list[str]:
             f"Answer length on {task} in tokens: {means}. {PENALTY} "
             f"With each answer and its reference cut to the words of the shorter one, ROUGE-L is {cut}."
         )
-    return [*found, *table["notes"]]
+    found += table["notes"]
+    held_out = [f"{n:,} {task.replace('_', ' ')}" for task, n in table["tasks"].items() if task.startswith(HELD_OUT)]
+    if held_out:
+        found.append(
+            f"No mix contains the held-out rows ({', '.join(held_out)}) or repeats of them; each is smaller by those "
+            "of the base. Means over tasks do not include them."
+        )
+    return found
 
 
 def length_differences(rows: Sequence[Table]) -> list[tuple[str, str, dict[str, float]]]:

@@ -1,16 +1,17 @@
-"""What a sweep varies and what it holds constant: training per cell, and the effect of each source."""
+"""What a sweep varies and what it holds constant: training per cell."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
 from tometune.common.errors import some
-from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import between, listed, signed, significant, tuned_rows
+from tometune.reporting.conclusions import (
+    Table,
+    listed,
+    tuned_rows,
+)
 from tometune.reporting.grouping import Cell
 from tometune.reporting.sweep import CONTENT
-
-Table = Mapping[str, Any]
 
 SAME = 1.02  # numbers that differ by at most this factor are the same: packs are not filled to the last token
 COUNTS = {
@@ -54,7 +55,10 @@ def training_of(cell: Cell) -> dict[str, float | None]:
 
 
 def controls(cells: Sequence[Cell], design: str | None) -> dict[str, Any]:
-    """Return the settings that differ between cells, and the numbers of `COUNTS` or their ranges."""
+    """Return the settings that differ between cells, and the numbers of `COUNTS` or their ranges.
+
+    A sweep with a design is a control, so its `content` is added, by which other sweeps find it.
+    """
     runs = [next(iter(cell.runs.values())) for cell in cells]
     keys = sorted({key for run in runs for key in run.settings} - {*CONTENT, "data.rows", "data.base.rows"})
     differ = [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1]
@@ -68,11 +72,20 @@ def controls(cells: Sequence[Cell], design: str | None) -> dict[str, Any]:
                 constant[name] = high
             else:
                 varied[name] = [low, high]
-    return {"design": design, "settings": differ, "constant": constant, "varied": varied}
+    found = {"design": design, "settings": differ, "constant": constant, "varied": varied}
+    return found if design is None else {**found, "content": content_of(cells)}
+
+
+def content_of(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Return what two sweeps must have in common before their differences are compared."""
+    runs = [run for cell in cells for run in cell.runs.values()]
+    keys = ("model.id", "model.revision", "trainer.learning_rate", "data.base", "data.pool")
+    found = {key: sorted({str(run.settings[key]) for run in runs if run.settings.get(key) is not None}) for key in keys}
+    return {key: values for key, values in found.items() if values}
 
 
 def control_sentences(table: Table) -> list[str]:
-    """Return what the sweep varies and holds constant: as designed, and as its runs recorded it; and its sources."""
+    """Return what the sweep varies and holds constant: as designed, and as its runs recorded it."""
     found, number = table["controls"], _number
     sentences = [found["design"]] if found["design"] else []
     if len(tuned_rows(table)) > 1:
@@ -85,7 +98,7 @@ def control_sentences(table: Table) -> list[str]:
         ]
         sentences += [f"The same in all cells, within {SAME - 1:.0%}: {listed(constant)}."] if constant else []
         sentences += [f"Different: {listed(varied)}."] if varied else []
-    return [*sentences, *_source_sentences(table)]
+    return sentences
 
 
 def _number(name: str, value: float) -> str:
@@ -100,39 +113,3 @@ def unchanged_arms(cells: Sequence[Cell]) -> Iterator[str]:
             same = [run.record["data"].get("digest") == digests.get(seed) for seed, run in other.runs.items()]
             if cell.arm and not other.arm and None not in digests.values() and same and all(same):
                 yield f"{cell.label} has the same rows as {other.label}, so it shows nothing."
-
-
-def effects(table: Table) -> dict[str, dict[str, Table]]:
-    """Return the effect of having each source, or only it, in the mix: by source, then by metric.
-
-    Each is a comparison with the mix of all sources, with the sign turned where the arm leaves the source out.
-    """
-    rows = {row["cell"]: row for row in tuned_rows(table)}
-    found: dict[str, dict[str, Table]] = {}
-    for entry in table["comparisons"]:
-        a, b = rows[entry["a"]], rows[entry["b"]]
-        if bool(a["arm"]) == bool(b["arm"]) or a["rows"] != b["rows"]:
-            continue
-        ((kind, sources),) = (a["arm"] or b["arm"]).items()
-        sign = 1 if bool(a["arm"]) == (kind == "only") else -1
-        low, high = sorted(sign * end + 0.0 for end in (entry["ci_low"], entry["ci_high"]))
-        name = sources[0] if len(sources) == 1 else f"{len(sources)} others"
-        turned = {**entry, "delta": sign * entry["delta"] + 0.0, "ci_low": low, "ci_high": high, "kind": kind}
-        found.setdefault(name, {})[entry["metric"]] = turned
-    return found
-
-
-def _source_sentences(table: Table) -> Iterator[str]:
-    """Yield the effect of each source on the last ROUGE, and which effects are significant."""
-    found = effects(table)
-    if not found:
-        return
-    metric = "rougeL" if "rougeL" in table["metrics"] else table["metrics"][0]
-    entries = {name: by_metric[metric] for name, by_metric in found.items()}
-    only = next(iter(entries.values()))["kind"] == "only"
-    what = "only this source instead of all" if only else "this source in the mix"
-    texts = [f"{name} {signed(entry['delta'])} ({between(entry)})" for name, entry in entries.items()]
-    yield f"Effect on {label(metric)} of having {what}: {', '.join(texts)}."
-    passed = [name for name, entry in entries.items() if significant(entry, table)]
-    tested = any(entry["p_holm"] is not None for entry in entries.values())
-    yield f"Significant after the correction: {(listed(passed) if passed else 'none') if tested else 'not tested'}."

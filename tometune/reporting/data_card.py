@@ -100,14 +100,9 @@ def _dropped(mix: Mix) -> list[dict[str, Any]]:
 
 
 def _reason(reason: str, origin: str, rows: int, by_source: Mapping[str, int]) -> dict[str, Any]:
-    text, sources = REASONS.get(reason, reason), _largest(by_source)
-    return {"text": text, "origin": origin, "rows": rows, "sources": sources}
-
-
-def _largest(by_source: Mapping[str, int]) -> str:
-    """Return the largest sources with their rows, in one line."""
     largest = sorted(by_source.items(), key=lambda entry: -entry[1])
-    return some((f"{' '.join(name.split())} {count:,}" for name, count in largest), MOST_SOURCES)
+    sources = some((f"{' '.join(name.split())} {count:,}" for name, count in largest), MOST_SOURCES)
+    return {"text": REASONS.get(reason, reason), "origin": origin, "rows": rows, "sources": sources}
 
 
 def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], setting: str) -> dict[str, Any]:

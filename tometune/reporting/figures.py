@@ -1,32 +1,31 @@
-"""Figures of scores and of training: cells with their intervals and seeds, loss curves, throughput."""
+"""Figures of scores and of training: cells with intervals, effects of sources, curves over sizes, loss, throughput."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import PUBLISHED, data_label, models, tuned_rows
+from tometune.reporting.conclusions import Table, data_label, models, significant, source_effects, tuned_rows
 from tometune.reporting.grouping import Cell
-from tometune.reporting.html import ACCENTS, GRID, MUTED, PAPER, WIDTH, as_svg, panels
-from tometune.reporting.score_files import ROUGE
+from tometune.reporting.html import ACCENTS, MUTED, PAPER, WIDTH, as_svg, panels
+from tometune.reporting.mix_figures import label as mix_label
 from tometune.reporting.sweep import SweepRun
 
-Row = Mapping[str, Any]
-Table = Mapping[str, Any]
-
+FEWEST = 4  # values of a number from which on scores are drawn over it
+LETTERS = 102  # of labels on the x axis that fit next to each other, over all panels of a line
 COLUMNS = 3  # panels per line
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances, times a power of ten
 FAR = 1.6  # a base score is drawn as a line if the axis grows by at most this factor, else written at the edge
 SLANTED: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
 
 
-def _colour(names: Sequence[str], model: str) -> str:
+def colour_of(names: Sequence[str], model: str) -> str:
     """Return the accent colour of a model; `names` are all models of the table."""
     return ACCENTS[names.index(model) % len(ACCENTS)]
 
@@ -47,8 +46,8 @@ def means(table: Table) -> str:
     figure, axes = _grid(len(metrics), WIDTH, 3.5)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
-        _draw_cells(axis, table, metric)
-    _legend(figure, table)
+        _draw_cells(axis, table, metric, COLUMNS)
+    draw_legend(figure, table)
     values = "; ".join(
         f"{row['cell']}: " + ", ".join(f"{label(metric)} {row[metric]['mean']:.3f}" for metric in metrics)
         for row in table["rows"]
@@ -64,56 +63,27 @@ def tasks(table: Table) -> str:
     for row, name in zip(axes, names, strict=True):
         row[0].set_ylabel(fill(name.replace("_", " "), 20))
         for axis, metric in zip(row, metrics, strict=True):
-            _draw_cells(axis, table, metric, name)
+            _draw_cells(axis, table, metric, len(metrics), name)
     for axis, metric in zip(axes[0], metrics, strict=True):
         axis.set_title(label(metric))
-    _legend(figure, table)
+    draw_legend(figure, table)
     return as_svg(figure, "tasks", f"Means with intervals by task ({', '.join(names)}) and metric.")
 
 
-def published(table: Table) -> str:
-    """Draw the published means and deviations (hollow, grey) next to those of this sweep (filled)."""
-    figure, axes = panels(1, len(ROUGE), WIDTH, 3.3)
-    tuned, names = tuned_rows(table), models(table)
-    short = short_labels(tuned)
-    texts = [
-        *(f"published {entry.data.partition(':')[0]}" for entry in PUBLISHED),
-        "",
-        *(short[data_label(row)] for row in tuned),
-    ]
-    first = len(PUBLISHED) + 1
-    for number, (axis, metric) in enumerate(zip(axes[0], ROUGE, strict=True)):
-        axis.set_title(label(metric))
-        for place, entry in enumerate(PUBLISHED):
-            ends = entry.mean[number] - entry.std[number], entry.mean[number] + entry.std[number]
-            axis.plot([place, place], ends, color=MUTED, linewidth=1.4)
-            axis.plot([place], [entry.mean[number]], "D", markersize=6, color=PAPER, markeredgecolor=MUTED)
-        for place, row in enumerate(tuned, first):
-            mean, deviation = row[metric]["mean"], row[metric]["std"] or 0.0
-            _draw_mean(axis, place, mean, (mean - deviation, mean + deviation), _colour(names, row["model"]))
-        axis.axvline(len(PUBLISHED), color=GRID, linewidth=0.8)
-        axis.set_xticks(range(len(texts)), texts, **SLANTED)
-        axis.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-        axis.margins(y=0.12)
-    _legend(figure, table)
-    description = "Mean and standard deviation over three runs of the published table, next to those of this sweep."
-    return as_svg(figure, "published", description)
-
-
-def _legend(figure: Figure, table: Table) -> None:
+def draw_legend(figure: Figure, table: Table) -> None:
     """Name the models if there are several."""
     names = models(table)
     if len(names) > 1:
         dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 7}
-        marks = [Line2D([], [], color=_colour(names, name), label=name, **dot) for name in names]
+        marks = [Line2D([], [], color=colour_of(names, name), label=name, **dot) for name in names]
         figure.legend(handles=marks, loc="outside upper left", ncols=len(names), handletextpad=0.2)
 
 
-def _draw_cells(axis: Axes, table: Table, metric: str, task: str | None = None) -> None:
-    """Draw one panel: cells along x, scores along y. The scores are means over tasks, or those of `task`."""
+def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str | None = None) -> None:
+    """Draw one of `columns` panels: cells along x; means over tasks, or the scores on `task`, along y."""
 
-    def scores(row: Row) -> Row:  # of a cell or a run
-        found: Row = row if task is None else row["tasks"][task]
+    def scores(row: Table) -> Table:  # of a cell or a run
+        found: Table = row if task is None else row["tasks"][task]
         return found
 
     names, tuned = models(table), tuned_rows(table)
@@ -127,7 +97,7 @@ def _draw_cells(axis: Axes, table: Table, metric: str, task: str | None = None) 
         shown += [values["mean"], *ends, *dots]
         colour = ACCENTS[number % len(ACCENTS)]
         if len(dots) > 1:
-            _draw_mean(axis, place, values["mean"], ends, colour)
+            draw_mean(axis, place, values["mean"], ends, colour)
             seeds: dict[str, Any] = {"markersize": 3.4, "alpha": 0.75, "markeredgewidth": 0}
             axis.plot([place + 0.16] * len(dots), dots, "o", color=colour, **seeds)
         else:  # dotted, because this interval covers examples only
@@ -137,12 +107,13 @@ def _draw_cells(axis: Axes, table: Table, metric: str, task: str | None = None) 
     bases = [(row["model"], scores(row)[metric]["mean"]) for row in table["rows"] if row["stage"] == "base"]
     _draw_bases(axis, bases, names, min(shown) - margin, max(shown) + margin)
     axis.set_xlim(-0.6, len(labels) - 0.4)
-    crowded = len(labels) * (max(map(len, labels.values())) + 1) > 34
+    crowded = len(labels) * (max(map(len, labels.values())) + 1) > LETTERS / columns
     axis.set_xticks(range(len(labels)), list(labels.values()), **(SLANTED if crowded else {}))
     axis.yaxis.set_major_locator(MaxNLocator(5 if task is None else 4, steps=STEPS))
 
 
-def _draw_mean(axis: Axes, place: float, mean: float, ends: tuple[float, float], colour: str) -> None:
+def draw_mean(axis: Axes, place: float, mean: float, ends: tuple[float, float], colour: str) -> None:
+    """Draw a mean as a dot and its interval as a bar."""
     axis.plot([place, place], ends, color=colour, linewidth=2, alpha=0.45)
     axis.plot([place], [mean], "o", color=colour, markersize=7, markeredgecolor=PAPER, markeredgewidth=1.2)
 
@@ -153,7 +124,7 @@ def _draw_bases(axis: Axes, bases: Sequence[tuple[str, float]], names: Sequence[
     Sets the limits of the y axis.
     """
     for model, value in bases:
-        colour = _colour(names, model) if len(bases) > 1 else MUTED
+        colour = colour_of(names, model) if len(bases) > 1 else MUTED
         reach = max(high, value) - min(low, value)
         if reach <= FAR * (high - low):
             low, high = min(low, value - 0.06 * reach), max(high, value + 0.06 * reach)
@@ -166,7 +137,7 @@ def _draw_bases(axis: Axes, bases: Sequence[tuple[str, float]], names: Sequence[
     axis.set_ylim(low, high)
 
 
-def short_labels(rows: Sequence[Row]) -> dict[str, str]:
+def short_labels(rows: Sequence[Table]) -> dict[str, str]:
     """Return short labels for the x axis by `data_label`, or the long ones if short ones would be ambiguous.
 
     Cells with the same data are labelled by their settings. Keys are reduced to their last part: `lora.r=8` to `r=8`.
@@ -181,14 +152,14 @@ def short_labels(rows: Sequence[Row]) -> dict[str, str]:
 
 def loss(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
     """Draw the training loss of every run, one panel per cell on shared axes; None if nothing was logged."""
-    curves = [[curve(run) for run in cell.runs.values()] for cell in cells]
+    curves = [[losses(run) for run in cell.runs.values()] for cell in cells]
     if not any(points for cell in curves for points in cell):
         return None
     figure, axes = _grid(len(cells), WIDTH if len(cells) > 1 else 5.5, 2.7, sharex=True, sharey=True)
     for number, (axis, cell, runs) in enumerate(zip(axes, cells, curves, strict=True)):
         axis.set_title(cell.label)
         for points in runs:
-            axis.plot(*zip(*points, strict=True), color=_colour(names, cell.model), linewidth=1.3, alpha=0.75)
+            axis.plot(*zip(*points, strict=True), color=colour_of(names, cell.model), linewidth=1.3, alpha=0.75)
         if number % COLUMNS == 0:
             axis.set_ylabel("training loss")
         if number // COLUMNS == (len(cells) - 1) // COLUMNS:
@@ -196,7 +167,7 @@ def loss(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
     return as_svg(figure, "loss", "Training loss by step, one line per seed, one panel per cell.")
 
 
-def curve(run: SweepRun) -> list[tuple[float, float]]:
+def losses(run: SweepRun) -> list[tuple[float, float]]:
     """Return (step, loss) of each line of a run's metrics.jsonl."""
     path = run.folder / "metrics.jsonl"
     try:
@@ -214,7 +185,7 @@ def throughput(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
     for place, cell in enumerate(cells):
         trained = [run.record["train"] for run in cell.runs.values() if run.record.get("train")]
         rates = [train["tokens_per_second"] for train in trained]
-        axis.plot(rates, [place] * len(rates), "o", color=_colour(names, cell.model), alpha=0.75, markersize=6)
+        axis.plot(rates, [place] * len(rates), "o", color=colour_of(names, cell.model), alpha=0.75, markersize=6)
     axis.set_yticks(range(len(cells)), [cell.label for cell in cells])
     axis.set_ylim(len(cells) - 0.5, -0.5)
     axis.set_xlim(left=0)
@@ -222,3 +193,87 @@ def throughput(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
     axis.set_xlabel("training tokens per second without padding, one dot per run", color=MUTED)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return as_svg(figure, "throughput", "Training tokens per second by cell, one dot per run.")
+
+
+def forest(table: Table) -> str | None:
+    """Draw the effect of each source with its interval, one panel per metric; None without arms over sources."""
+    found, metrics = source_effects(table), table["metrics"]
+    if not found:
+        return None
+    names = sorted(found, key=lambda name: found[name][metrics[-1]]["delta"])
+    figure, axes = _grid(len(metrics), WIDTH, 1.1 + 0.36 * len(names), sharey=True)
+    for axis, metric in zip(axes, metrics, strict=True):
+        axis.set_title(label(metric))
+        axis.axvline(0, color=MUTED, linewidth=1.1, linestyle=(0, (3, 3)))
+        for place, name in enumerate(names):
+            entry = found[name][metric]
+            tested = entry["interval_over"] != "examples"
+            axis.plot(
+                [entry["ci_low"], entry["ci_high"]],
+                [place, place],
+                color=ACCENTS[0],
+                linewidth=2 if tested else 1.2,
+                alpha=0.45 if tested else 1,
+                linestyle="-" if tested else (0, (1, 2)),
+            )
+            fill = ACCENTS[0] if significant(entry, table) else PAPER
+            axis.plot([entry["delta"]], [place], "o", markersize=7, color=fill, markeredgecolor=ACCENTS[0])
+        axis.grid(visible=True, axis="x")
+        axis.grid(visible=False, axis="y")
+        axis.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
+        axis.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0")
+        )
+    axes[0].set_yticks(range(len(names)), list(map(mix_label, names)))
+    axes[0].set_ylim(-0.6, len(names) - 0.4)
+    described = "; ".join(f"{name} {found[name][metrics[-1]]['delta']:+.3f}" for name in reversed(names))
+    return as_svg(figure, "forest", f"Effect of each source with its interval. {label(metrics[-1])}: {described}.")
+
+
+def curve(table: Table) -> str | None:
+    """Draw scores over the rows, or over a setting, with intervals; None if no number has `FEWEST` values."""
+    rows = tuned_rows(table)
+    key = _axis(rows)
+    if key is None:
+        return None
+    series: dict[str, list[Table]] = {}
+    for row in rows:
+        others = {name: value for name, value in row["settings"].items() if name != key}
+        texts = [row["model"] if len(models(table)) > 1 else "", row["data"] if key != "rows" else ""]
+        texts += [f"{name.rpartition('.')[2]}={value}" for name, value in others.items()]
+        series.setdefault(" ".join(filter(None, texts)), []).append(row)
+    metrics, values = table["metrics"], sorted({_value(row, key) for row in rows})
+    figure, axes = _grid(len(metrics), WIDTH, 3.4)
+    for axis, metric in zip(axes, metrics, strict=True):
+        axis.set_title(label(metric))
+        for number, (colour, points) in enumerate(zip(ACCENTS, series.values(), strict=False)):
+            points = sorted(points, key=lambda row: _value(row, key))
+            places = [_value(row, key) * 1.08**number for row in points]  # side by side, so that intervals stay visible
+            means = [row[metric]["mean"] for row in points]
+            axis.plot(places, means, "o-", color=colour, markersize=6, markeredgecolor=PAPER)
+            ends = [[row[metric][end] for row in points] for end in ("ci_low", "ci_high")]
+            axis.vlines(places, *ends, color=colour, linewidth=2, alpha=0.45)
+        axis.set_xscale("log")
+        axis.set_xticks(values, [f"{value / 1000:g}k" if value >= 1000 else f"{value:g}" for value in values])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel(key)
+        axis.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    if len(series) > 1:
+        marks = [Line2D([], [], color=c, label=name, marker="o") for c, name in zip(ACCENTS, series, strict=False)]
+        figure.legend(handles=marks, loc="outside upper left", ncols=4)
+    return as_svg(figure, "curve", f"Mean scores over {key} with intervals.")
+
+
+def _axis(rows: Sequence[Table]) -> str | None:
+    """Return `rows` or the setting that has the most different numbers, if they are at least `FEWEST`."""
+    found = {}
+    for key in ["rows", *dict.fromkeys(name for row in rows for name in row["settings"])]:
+        values = [_value(row, key) for row in rows]
+        if all(isinstance(value, int | float) and value > 0 for value in values):
+            found[key] = len(set(values))
+    best = max(found, key=found.__getitem__, default=None)
+    return best if best is not None and found[best] >= FEWEST else None
+
+
+def _value(row: Table, key: str) -> Any:
+    return row["rows"] if key == "rows" else row["settings"].get(key)

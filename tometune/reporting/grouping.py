@@ -30,6 +30,11 @@ class Cell:
     stream_runs: list[SweepRun]  # runs whose streams have different seeds; only the variance by cause uses them
 
     @property
+    def ids(self) -> list[str]:
+        """The ids of `runs`."""
+        return [run.id for run in self.runs.values()]
+
+    @property
     def arm(self) -> dict[str, list[str]]:
         """The sources that its mix is drawn from alone (`only`) or `without`; empty for all sources."""
         run = next(iter([*self.runs.values(), *self.stream_runs]))
@@ -87,20 +92,17 @@ def _with_digests(runs: Sequence[SweepRun]) -> list[SweepRun]:
 
     This is the case if two runs have the same settings and the same `seeds.data`, but different rows.
     """
-    digests: dict[Any, set[Any]] = {}
-
-    def config_of(run: SweepRun) -> Any:
-        return (run.model, run.data, run.rows, *sorted(run.settings.items()))
-
+    digests: dict[Any, set[str]] = {}
+    found = []
     for run in runs:
-        digests.setdefault((config_of(run), run.streams["data"]), set()).add(run.record["data"].get("digest"))
-    unclear = {config for (config, _), found in digests.items() if len(found) > 1}
-
-    def settings_of(run: SweepRun) -> dict[str, Any]:
-        digest = {"data.digest": str(run.record["data"].get("digest"))[:8]}
-        return {**run.settings, **(digest if config_of(run) in unclear else {})}
-
-    return [replace(run, settings=settings_of(run)) for run in runs]
+        config = (run.model, run.data, run.rows, *sorted(run.settings.items()))
+        found.append((run, config, str(run.record["data"].get("digest"))))
+        digests.setdefault((config, run.streams["data"]), set()).add(found[-1][-1])
+    unclear = {config for (config, _), several in digests.items() if len(several) > 1}
+    return [
+        replace(run, settings={**run.settings, "data.digest": digest[:8]}) if config in unclear else run
+        for run, config, digest in found
+    ]
 
 
 def _content_note(key: str, runs: Sequence[SweepRun]) -> str:
@@ -144,7 +146,8 @@ def _differing(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
     """Return the settings that distinguish cells beyond model and data, and notes on those that vary with the data.
 
     A setting with one value per model (or, below `data.`, per mix) belongs to that model or mix. Any other setting that
-    changes from mix to mix becomes a note, because then the sweep does not vary the data alone.
+    changes from mix to mix becomes a note, because then the sweep does not vary the data alone. So does a setting that
+    always changes together with another.
     """
 
     def constant(key: str, by: Callable[[SweepRun], Any]) -> bool:
@@ -162,7 +165,14 @@ def _differing(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
             notes.append(f"{key} changes together with the data ({listed}), so the comparisons cover both.")
         else:
             settings.append(key)
-    return settings, notes
+    own: dict[tuple[int, ...], str] = {}  # the last one of the settings that divide the runs in the same way
+    for key in (key for key in settings if key not in CONTENT and "lora" not in settings):
+        of_runs = [run.settings.get(key) for run in runs]
+        division = tuple(map(of_runs.index, of_runs))
+        if division in own:  # e.g. lora_alpha = r
+            notes.append(f"{own[division]} changes together with {key}, so the comparisons cover both.")
+        own[division] = key
+    return [key for key in settings if key in own.values() or key in CONTENT or "lora" in settings], notes
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:

@@ -12,23 +12,22 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from tometune.common.files import write_json, write_text
-from tometune.evaluation.metrics import label
-from tometune.reporting import control_figures, figures, mix_figures
+from tometune.evaluation.metrics import averaged, label
+from tometune.reporting import figures, mix_figures
 from tometune.reporting.analysis import Report
 from tometune.reporting.conclusions import (
     LIMIT,
     NOTHING_TO_COMPARE,
-    PUBLISHED,
     answers,
     cautions,
     data_label,
     models,
     p_value,
-    published_answer,
     signed,
 )
 from tometune.reporting.controls import control_sentences, large
 from tometune.reporting.html import draw, environment, markdown_line
+from tometune.reporting.published import PUBLISHED, published, published_answer
 from tometune.reporting.score_files import ROUGE
 
 CROWDED = 12  # loss curves are drawn for at most this many cells
@@ -170,16 +169,17 @@ def as_html(report: Report) -> str:
         controls=control_sentences(table),
         pictures={
             "means": draw(figures.means, table),
-            "forest": draw(control_figures.forest, table),
-            "curve": draw(control_figures.curve, table),
+            "forest": draw(figures.forest, table),
+            "curve": draw(figures.curve, table),
             "tasks": draw(figures.tasks, table) if len(table["tasks"]) > 1 else None,
-            "published": draw(figures.published, table),
+            "published": draw(published, table),
             "loss": draw(figures.loss, cells, names) if len(cells) <= CROWDED else None,
             "sources": draw(mix_figures.sources, cells),
             "throughput": draw(figures.throughput, cells, names),
         },
         records=[run.record for cell in report.cells for run in [*cell.runs.values(), *cell.stream_runs]],
         versions=[f"{name} {' / '.join(sorted(found))}" for name, found in versions.items()],
+        averaged={task: table["tasks"][task] for task in averaged(table["tasks"])},
         models=names,
     )
     return text.replace("ROUGE-", "ROUGE\N{NON-BREAKING HYPHEN}").replace(

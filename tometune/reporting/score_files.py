@@ -15,8 +15,9 @@ import numpy as np
 
 from tometune.common.errors import UserError, some
 from tometune.config.eval import HELD_OUT
-from tometune.evaluation.metrics import averaged
+from tometune.evaluation.metrics import averaged, score
 from tometune.evaluation.statistics import Floats, resampled_means
+from tometune.evaluation.unicode_words import as_rouge_words, needs_unicode
 from tometune.reporting.sweep import SweepRun
 from tometune.runs.run import REPEAT
 
@@ -243,3 +244,27 @@ def read_task(path: Path) -> dict[str, Example]:
     if not found:
         raise UserError(f"{path}: no examples; {fix}")
     return found
+
+
+def same_length_rouge(run: SweepRun, task: str) -> list[float]:
+    """Return the mean of each of `ROUGE` with each answer and its reference cut to the words of the shorter one.
+
+    The best of several references counts.
+    """
+    with (run.folder / "eval" / "tuned" / f"{task}.jsonl").open(encoding="utf-8", newline="\n") as lines:
+        examples = [json.loads(line) for line in lines]
+    answers: list[str] = []
+    references: list[list[str]] = []
+    starts: list[int] = []  # where the pairs of each example begin
+    for example in examples:
+        starts.append(len(answers))
+        for reference in example["references"]:
+            texts = example["prediction"], reference
+            words, target = (
+                (as_rouge_words(each) if any(map(needs_unicode, texts)) else each).split() for each in texts
+            )
+            shorter = min(len(words), len(target))
+            answers.append(" ".join(words[:shorter]))
+            references.append([" ".join(target[:shorter])])
+    scores = score([], answers, references)
+    return [float(np.maximum.reduceat(scores[metric], starts).mean()) for metric in ROUGE]

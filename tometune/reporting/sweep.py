@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,17 @@ def read_sweep(folder: Path) -> Sweep:
             "%s: no %s, so runs that never started are not known; run the sweep again to list them", folder, NAME
         )
     return Sweep(folder, runs, missing, notes, design)
+
+
+def finished_tables(multirun: Path) -> dict[str, dict[str, Any]]:
+    """Return the table.json of each sweep below a folder that can be read, by the sweep's name."""
+    found = {}
+    for path in sorted(multirun.glob("*/table.json")):
+        with suppress(OSError, ValueError):
+            table = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(table, dict):
+                found[path.parent.name] = table
+    return found
 
 
 def _read_record(folder: Path) -> dict[str, Any] | str:

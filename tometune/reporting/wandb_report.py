@@ -16,7 +16,7 @@ from tometune.common.files import write_json
 from tometune.config.tracking import TrackingConfig
 from tometune.evaluation.metrics import label
 from tometune.reporting.analysis import Report
-from tometune.reporting.conclusions import NOTHING_TO_COMPARE, answers, cautions
+from tometune.reporting.conclusions import NOTHING_TO_COMPARE, Table, answers, cautions
 from tometune.reporting.report_files import as_markdown, columns, row_texts
 from tometune.reporting.sweep import Sweep
 from tometune.tracking import RunLabels, RunTracker, start_tracker
@@ -31,8 +31,6 @@ FILE = "wandb_report.json"  # the W&B report's specification in the sweep's fold
 WIDTH = 24  # columns of a panel grid; W&B's package moves panels that overlap to the next free place
 JOB_TYPE = "report"  # job type of the run that holds a report
 TABLE, COMPARISONS, PAGE = "table", "comparisons", "report"  # names of what that run logs
-
-Table = Mapping[str, Any]
 
 
 def publish(report: Report, tracking: TrackingConfig) -> list[str]:

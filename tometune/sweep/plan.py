@@ -1,10 +1,10 @@
 """The plan of a command: its runs with their sizes, which are done, and an estimate of time, memory and disk."""
 
-import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from tometune.reporting.controls import capacity_line
 from tometune.runs.finished import damage
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
-from tometune.sweep.power import power_lines
+from tometune.sweep.power import earlier_runs, power_lines
 
 MEASURED = "measured"  # folder in the cache that keeps the short runs of `plan=measure`
 STEPS = 12  # training steps of a short run
@@ -167,27 +167,20 @@ def known_speed(config: Config, cache: Path) -> Speed | None:
     quantization = Quantization.nf4 if quantized(config.model) else Quantization.none
     backend = str(resolve_backend(config.model))
     kind = Kind(str(config.model.id), str(quantization), backend, device_name())
-    outputs, multirun = (Path(folder).expanduser() for folder in (config.paths.outputs, config.paths.multirun))
-    runs = [*outputs.glob("*/run.json"), *multirun.glob("*/*/run.json"), *(cache / MEASURED).glob("*/run.json")]
     finished = []
-    for path in runs:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["status"] == "completed" and record["attempts"] == 1 and _kind_of(record["model"]) == kind:
-                finished.append((record["finished"], path.parent, record))
-        except (OSError, ValueError, KeyError, TypeError):  # a run that is broken, or of another version
-            continue
-    recent = sorted(finished, key=lambda run: str(run[0]))[-RECENT:]
+    for folder, record in earlier_runs(config, cache / MEASURED):
+        with suppress(KeyError, TypeError):  # of another version
+            model = record["model"]
+            own = Kind(model["id"], model["quantization"], model["backend"], model.get("device_name", ""))
+            if own == kind and record["status"] == "completed" and record["attempts"] == 1:
+                finished.append((str(record["finished"]), folder, record))
+    recent = sorted(finished, key=lambda run: run[0])[-RECENT:]
     if not recent:
         return REFERENCE.get(kind)
     speeds = [_speed_of(folder, record) for _, folder, record in recent]
     middle = {name: median(vars(speed)[name] for speed in speeds) for name in vars(speeds[0]) if name != "source"}
     middle["memory"] = max(speed.memory for speed in speeds)
     return Speed(f"{len(recent)} earlier run{'s' if len(recent) > 1 else ''}", **middle)
-
-
-def _kind_of(model: Mapping[str, Any]) -> Kind:
-    return Kind(model["id"], model["quantization"], model["backend"], model.get("device_name", ""))
 
 
 def _speed_of(folder: Path, record: Mapping[str, Any]) -> Speed:
@@ -233,22 +226,20 @@ def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Con
         table.add_row(run.run_id, *counts, "done" if run.done else duration(run.seconds))
     console.print(table)
     left = [run for run in runs if not run.done]
-    known = [run for run in left if run.seconds is not None]
+    known, unknown = ([run for run in left if (run.seconds is None) is absent] for absent in (False, True))
     tokens, steps = sum(run.tokens for run in left), sum(run.steps for run in left)
     lines = [
         f"{len(runs)} runs: {len(runs) - len(left)} done, {len(left)} left with {tokens:,} tokens, {steps:,} steps"
     ]
     if known:
         time = duration(sum(run.seconds or 0.0 for run in known))
-        memory = max(run.memory or 0.0 for run in known) / 1e9
         disks = [run.disk for run in known if run.disk is not None]
         disk = f"{sum(disks) / 1e9:.2f} GB" if len(disks) == len(known) else "unknown"
         sources = "; ".join(dict.fromkeys(run.source for run in known))
-        lines.append(f"  {time} one after the other, memory {memory:.1f} GB, disk {disk} (from {sources})")
-    if unknown := [run for run in left if run.seconds is None]:
-        memory = max(run.memory or 0.0 for run in unknown) / 1e9
+        lines.append(f"  {time} one after the other, memory {_memory(known)}, disk {disk} (from {sources})")
+    if unknown:
         lines.append(
-            f"  {len(unknown)} of unknown speed, about {memory:.1f} GB of GPU memory; plan=measure makes a short run"
+            f"  {len(unknown)} of unknown speed, about {_memory(unknown)} of GPU memory; plan=measure makes a short run"
         )
     cells: dict[tuple[str, str], str] = {}  # one line per cell: the seeds differ by a few tokens
     for run in runs:
@@ -256,6 +247,10 @@ def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Con
     lines += [f"  {name}: {capacity}" for (name, _), capacity in cells.items() if capacity]
     for line in [*lines, *(f"  not possible: {problem}" for problem in problems)]:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _memory(runs: Iterable[PlannedRun]) -> str:
+    return f"{max(run.memory or 0.0 for run in runs) / 1e9:.1f} GB"
 
 
 def duration(seconds: float | None) -> str:

@@ -2,17 +2,21 @@
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tometune.common.errors import UserError
 from tometune.config.report import asked, entries
 from tometune.config.root import Config
-from tometune.evaluation.metrics import label
+from tometune.evaluation.metrics import averaged, label
 from tometune.evaluation.statistics import detectable, power, seeds_needed
 from tometune.evaluation.table import read_scores
+from tometune.reporting.sweep import finished_tables
 
 DIFFERENCE = 0.01  # that the numbers of seeds and examples refer to, unless `report.margin` is set
 POWER = 0.8
@@ -38,7 +42,8 @@ def power_lines(config: Config, seeds: int, examples: Mapping[str, int]) -> list
         found, source = _of_base_scores(config, examples), "from the base model's scores, so over examples only"
     if not found:
         return ["power: unknown until a sweep of this model, or a run with eval.base=true, was scored on these tasks"]
-    alpha, wanted, total = 1 - config.eval.confidence, config.report.margin or DIFFERENCE, sum(examples.values())
+    alpha, wanted = 1 - config.eval.confidence, config.report.margin or DIFFERENCE
+    total = sum(examples[task] for task in averaged(examples))
     chosen = {each.metric for each in map(asked, entries(config.report.primary)) if each}
     lines = [f"power of {POWER:.0%} at the level {alpha:.2g} with {seeds} seeds and {total:,} examples, {source}:"]
     for metric, (deviation, error) in found.items():
@@ -62,9 +67,8 @@ def power_lines(config: Config, seeds: int, examples: Mapping[str, int]) -> list
 def _of_tables(config: Config, examples: Mapping[str, int]) -> dict[str, Spread]:
     """Return the mean spread by metric over all comparisons in the table.json files of this model on these tasks."""
     squares: dict[str, list[tuple[float, float]]] = {}
-    for path in sorted(Path(config.paths.multirun).expanduser().glob("*/table.json")):
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
+    for table in finished_tables(Path(config.paths.multirun).expanduser()).values():
+        with suppress(KeyError, TypeError):  # of another version
             cells = {row["cell"] for row in table["rows"] if row["model"] == config.model.name}
             if table["limited"] or set(table["tasks"]) != set(examples):
                 continue
@@ -73,8 +77,6 @@ def _of_tables(config: Config, examples: Mapping[str, int]) -> dict[str, Spread]
                 if entry["a"] in cells and entry["seeds_needed"] is not None:
                     pair = entry["seeds_needed"]["deviation"] ** 2, entry["examples_deviation"] ** 2 * ratio
                     squares.setdefault(entry["metric"], []).append(pair)
-        except (OSError, ValueError, KeyError, TypeError):  # broken, or of another version
-            continue
     means = {metric: np.sqrt(np.mean(found, axis=0)) for metric, found in squares.items()}
     return {metric: (float(deviation), float(error)) for metric, (deviation, error) in means.items()}
 
@@ -84,19 +86,27 @@ def _of_base_scores(config: Config, examples: Mapping[str, int]) -> dict[str, Sp
 
     That of a difference is at most √2 times as large, unless the scores of two models are negatively correlated.
     """
-    outputs, multirun = (Path(folder).expanduser() for folder in (config.paths.outputs, config.paths.multirun))
-    for path in sorted([*outputs.glob("*/run.json"), *multirun.glob("*/*/run.json")]):
+    for folder, record in earlier_runs(config):
         try:
-            if json.loads(path.read_text(encoding="utf-8"))["model"]["name"] != config.model.name:
+            if record["model"]["name"] != config.model.name:
                 continue
-            tasks = {task: read_scores(path.parent / "eval" / "base" / f"{task}.jsonl").values() for task in examples}
-        except (OSError, ValueError, KeyError, TypeError, UserError):
+            rows = {task: read_scores(folder / "eval" / "base" / f"{task}.jsonl").values() for task in examples}
+        except (KeyError, TypeError, UserError):
             continue
-        scores = {task: [row["scores"] for row in rows] for task, rows in tasks.items()}
-        first, *others = [list(rows[0]) for rows in scores.values()]
+        tasks = {task: [row["scores"] for row in rows[task]] for task in averaged(examples)}
+        first, *others = [list(scores[0]) for scores in tasks.values()]
         spreads: dict[str, Spread] = {}
         for metric in (name for name in first if all(name in other for other in others)):
-            squares = [np.var([row[metric] for row in rows]) / examples[task] for task, rows in scores.items()]
+            squares = [np.var([row[metric] for row in scores]) / examples[task] for task, scores in tasks.items()]
             spreads[metric] = 0.0, float(np.sqrt(2 * sum(squares)) / len(squares))
         return spreads
     return {}
+
+
+def earlier_runs(config: Config, *more: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield folder and run.json of the runs on this machine whose record can be read, and of those below `more`."""
+    outputs, multirun = (Path(folder).expanduser() for folder in (config.paths.outputs, config.paths.multirun))
+    folders = [outputs.glob("*/run.json"), multirun.glob("*/*/run.json"), *(each.glob("*/run.json") for each in more)]
+    for path in chain.from_iterable(map(sorted, folders)):
+        with suppress(OSError, ValueError):
+            yield path.parent, json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,143 @@
+"""What explains a difference between mixes: what finished controls next to a sweep say, by their intervals alone.
+
+A control counts if it has the same tasks, model, learning rate, base and pool as the two cells.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tometune.evaluation.metrics import label
+from tometune.reporting.conclusions import (
+    Table,
+    brief,
+    comparisons_of,
+    headline,
+    listed,
+    main_metric,
+    significant,
+    source_effects,
+    tuned_rows,
+)
+from tometune.reporting.controls import content_of
+from tometune.reporting.grouping import Cell
+from tometune.reporting.sweep import Sweep, finished_tables
+
+CONTROLS = {"the number of steps": "same_steps", "the capacity of the adapter": "capacity"}
+SOURCES = "leave_one_source_out"
+SENTENCES = {
+    "explained": "{} explains the difference",
+    "part": "{} explains at least a part of the difference",
+    "not explained": "{} alone does not explain the difference",
+    "undecided": "whether {} explains the difference is undecided",
+}
+
+
+def explanations(sweep: Sweep, cells: Sequence[Cell], table: Table) -> list[dict[str, Any]]:
+    """Return question, verdict, sentences and `causes` for each significant difference of `headline` between mixes.
+
+    There are none for a control itself, and for runs that did not record the content of base and pool.
+    """
+    found = []
+    rows = {row["cell"]: row for row in tuned_rows(table)}
+    for pair in headline(table) if sweep.design is None else []:
+        passed = [entry for entry in comparisons_of(pair, table) if significant(entry, table)]
+        content = content_of([cell for cell in cells if cell.label in pair])
+        a, b = (rows[cell] for cell in pair)
+        if passed and a["data"] != b["data"] and content.keys() >= {"data.base", "data.pool"}:
+            own = next(entry for entry in passed if entry["metric"] == main_metric(passed))
+            controls = {
+                name: other
+                for name, other in finished_tables(sweep.folder.parent).items()
+                if other.get("controls", {}).get("content") == content
+                and (other["tasks"], other["limited"]) == (table["tasks"], table["limited"])
+            }
+            found.append(_explanation(own, a, b, controls, table["question"]["margin"]))
+    return found
+
+
+def _explanation(own: Table, a: Table, b: Table, controls: Mapping[str, Table], margin: float | None) -> dict[str, Any]:
+    """Return the entry on the difference `own` between the rows `a` and `b`."""
+    causes = dict.fromkeys([*CONTROLS.values(), SOURCES], "not run")
+    sentences, explain = [], []
+    findings = sorted(_findings(own, a, b, controls, margin), key=lambda finding: list(causes).index(finding[0]))
+    for preset, shown, verdict, cause in findings:
+        causes[preset] = verdict
+        sentences.append(f"{shown}: {SENTENCES[verdict].format(cause)}.")
+        explain += {"explained": [cause], "part": [f"{cause} (at least in part)"]}.get(verdict, [])
+    if absent := [f"+sweep={preset}" for preset, verdict in causes.items() if verdict == "not run"]:
+        sentences.append(
+            f"Not run yet: {listed(absent)}. Run python -m tometune.train with each of them and with the model, data "
+            "and eval of this sweep, then repeat this report."
+        )
+    answer = "Undecided." if findings else "Not known: no control was run."
+    if explain:
+        answer = f"{listed(explain)[0].upper()}{listed(explain)[1:]}."
+    elif set(causes.values()) == {"not explained"}:
+        answer = "None of steps, capacity and single sources alone."
+    question = f"What explains {own['a']} − {own['b']} in {label(own['metric'])}, {brief(own)}?"
+    return {"question": question, "verdict": answer, "sentences": sentences, "causes": causes}
+
+
+def _findings(
+    own: Table, a: Table, b: Table, controls: Mapping[str, Table], margin: float | None
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what each control shows: its preset, the beginning of a sentence, the verdict and the cause."""
+    metric = own["metric"]
+    for name, control in controls.items():
+        for cause, (setting, entry) in _same_pair(metric, a, b, control).items():
+            shown = f"With {setting} (sweep {name}) the difference is {brief(entry)}"
+            yield CONTROLS[cause], shown, _verdict(own, entry, margin), cause
+        effects = {of: entries[metric] for of, entries in source_effects(control).items()}
+        if effects and all(entry["kind"] == "without" for entry in effects.values()):
+            verdict, decisive = _verdict_on_sources(own, effects, control)
+            texts = listed([f"{brief(effects[of])} for {of}" for of in decisive])
+            shown = f"Having a source in the mix (sweep {name}) changes {label(metric)} by {texts}"
+            yield SOURCES, shown, verdict, f"the data of {listed(decisive)}" if verdict == "part" else "a single source"
+
+
+def _same_pair(metric: str, a: Table, b: Table, control: Table) -> dict[str, tuple[str, Table]]:
+    """Return by cause what a control sets, and its comparison of the same mixes, at the highest rank."""
+    cells, found = {row["cell"]: row for row in tuned_rows(control)}, {}
+    for entry in (entry for entry in control["comparisons"] if entry["metric"] == metric):
+        both = cells[entry["a"]], cells[entry["b"]]
+        if all(x[key] == y[key] for x, y in zip(both, (a, b), strict=True) for key in ("data", "rows")):
+            found[both[0]["settings"].get("lora.r", 0)] = entry
+    steps, capacity = CONTROLS
+    if any(found):
+        return {capacity: (f"lora.r={max(found)}", found[max(found)])}
+    if found and "tokens" in control["controls"]["constant"]:
+        return {steps: ("the same number of tokens", found[0])}
+    return {}
+
+
+def _verdict(own: Table, entry: Table, margin: float | None) -> str:
+    """Return whether what a control holds constant, or enlarges, explains `own`; `entry` is what remains of it.
+
+    The remaining difference is smaller if the two intervals do not overlap, which is valid however the two sweeps are
+    correlated. It is explained as a whole only if the remaining one is also within the margin around zero.
+    """
+    (least, _), (low, high) = _towards(own, own), _towards(own, entry)
+    if entry["p"] is None:  # a single seed
+        return "undecided"
+    if high < least:
+        return "explained" if margin is not None and -margin < low and high < margin else "part"
+    return "not explained" if low > 0 else "undecided"
+
+
+def _verdict_on_sources(own: Table, effects: Mapping[str, Table], control: Table) -> tuple[str, list[str]]:
+    """Return the verdict, and the sources on which it rests.
+
+    A source explains a part if its effect is significant and has the direction of the difference. No single one
+    explains it if all effects are smaller.
+    """
+    part = [name for name, entry in effects.items() if significant(entry, control) and _towards(own, entry)[0] > 0]
+    largest = max(effects, key=lambda name: _towards(own, effects[name]))
+    tested = all(entry["p"] is not None for entry in effects.values())
+    smaller = max(_towards(own, entry)[1] for entry in effects.values()) < _towards(own, own)[0]
+    return "part" if part else "not explained" if tested and smaller else "undecided", part or [largest]
+
+
+def _towards(own: Table, entry: Table) -> tuple[float, float]:
+    """Return the ends of an interval, positive in the direction of the difference `own`."""
+    ends = [end if own["delta"] > 0 else -end for end in (entry["ci_low"], entry["ci_high"])]
+    return min(ends), max(ends)
