@@ -7,6 +7,7 @@ import pytest
 
 from tests.reporting.sweeps import TASKS, editing
 from tometune.common.errors import UserError
+from tometune.reporting.analysis import build
 from tometune.reporting.report_files import as_markdown
 from tometune.reporting.score_files import load_scores, read_task, same_length_rouge
 from tometune.reporting.sweep import read_sweep
@@ -142,3 +143,26 @@ def test_both_texts_are_cut_to_the_shorter_one(tmp_path, prediction, references,
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"prediction": prediction, "references": references}, ensure_ascii=False) + "\n")
     assert same_length_rouge(SimpleNamespace(folder=tmp_path), "qa")[2] == rouge_l
+
+
+def test_a_task_of_the_harness_is_a_metric_of_its_own_and_changes_no_other(sweep):
+    before = load(sweep)
+    for number, path in enumerate(sorted(sweep.glob("*/run.json"))):
+        record = json.loads(path.read_text())
+        for stage in record["eval"]:
+            record["eval"][stage]["tasks"]["harness_x"] = {"acc": 0.0, "examples": 4}
+            right = [float(n < 2 + number % 3) if stage == "tuned" else 0.0 for n in range(4)]
+            lines = [json.dumps({"id": str(n), "scores": {"acc": score}}) for n, score in enumerate(right)]
+            (path.parent / "eval" / stage / "harness_x.jsonl").write_text("\n".join(lines) + "\n")
+        path.write_text(json.dumps(record))
+    scores = load(sweep)
+    names = sorted(path.name for path in sweep.iterdir())
+    assert scores.metrics == [*before.metrics, "acc/harness_x"]
+    assert scores.examples == before.examples
+    assert scores.of_runs(names, "acc/harness_x").tolist() == [0.5, 0.75, 1.0] * 3
+    assert scores.of_runs(["before tiny"], "acc/harness_x").tolist() == [0.0]
+    for metric in before.metrics:
+        for task in (None, *before.examples):
+            assert np.array_equal(scores.of_runs(names, metric, task), before.of_runs(names, metric, task))
+    assert np.isfinite(scores.on_resampled(names, "acc/harness_x")).all()
+    assert build(sweep, 20, 0.95).table["metrics"] == scores.metrics

@@ -284,6 +284,8 @@ def _signal_to_noise(cells: Sequence[Cell], scores: Scores) -> list[Values]:
         if len(names) < 2 or max(map(len, names)) < 2:
             continue
         for task, metric in product([*scores.examples, *([None] if len(scores.examples) > 1 else [])], scores.metrics):
+            if task is not None and metric in scores.harness:
+                continue
             runs = [scores.of_runs(ids, metric, task) for ids in names]
             means = [float(values.mean()) for values in runs]
             level, spread = fmean(means), max(means) - min(means)

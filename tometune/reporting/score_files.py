@@ -6,7 +6,7 @@ Intervals and tests are computed in evaluation/statistics.py.
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tometune.common.errors import UserError, some
-from tometune.config.eval import HELD_OUT
+from tometune.config.eval import HARNESS, HELD_OUT
 from tometune.evaluation.metrics import averaged, score
 from tometune.evaluation.statistics import Floats, resampled_means
 from tometune.evaluation.unicode_words import as_rouge_words, needs_unicode
@@ -53,29 +53,37 @@ class Scores:
     resampled: Floats  # [tasks, resamples, columns, metrics]
     notes: list[str]  # on base models on whose scores the runs disagree, and on metrics that are left out
     clusters: dict[str, int]  # their number, for tasks whose examples are clustered
+    harness: list[str]  # metrics of tasks of `eval.harness`, e.g. `acc/harness_arc_easy`; these are no tasks here
 
     @property
     def metrics(self) -> list[str]:
         """What cells are compared by: the means over tasks, and `nll` on the held-out rows of base and pool."""
         held_out = [task for task in self.examples if task.startswith(HELD_OUT)]
-        return [*self.by_task, *(f"nll/{task}" for task in held_out if "nll" in self.by_task)]
+        return [*self.by_task, *(f"nll/{task}" for task in held_out if "nll" in self.by_task), *self.harness]
 
     def of_runs(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:
         """Return the score of each run, [runs]: on one task (also `nll/TASK`), or the plain mean over tasks."""
-        metric, _, own = metric.partition("/")
-        return self._over_tasks(self.means[:, self._columns(names), self.by_task.index(metric)], task or own)
+        number, task = self._place(metric, task)
+        return self._over_tasks(self.means[:, self._columns(names), number], task)
 
     def on_resampled(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:
         """Return the mean score of these runs on resampled examples, [resamples]."""
-        metric, _, own = metric.partition("/")
-        by_run = self.resampled[:, :, self._columns(names), self.by_task.index(metric)]
-        return self._over_tasks(by_run.mean(axis=2), task or own)
+        number, task = self._place(metric, task)
+        return self._over_tasks(self.resampled[:, :, self._columns(names), number].mean(axis=2), task)
+
+    def _place(self, metric: str, task: str | None) -> tuple[int, str]:
+        """Return the number of a metric, and its task if it is on one only."""
+        name, _, own = metric.partition("/")
+        if metric in self.harness:
+            return len(self.by_task) + self.harness.index(metric), own
+        return self.by_task.index(name), task or own
 
     def _columns(self, names: Sequence[str]) -> list[int]:
         return [self.columns.index(name) for name in names]
 
     def _over_tasks(self, values: Floats, task: str) -> Floats:
-        names = [*self.examples, *self.sources]
+        harness = dict.fromkeys(metric.partition("/")[2] for metric in self.harness)
+        names = [*self.examples, *harness, *self.sources]
         tasks = [task] if task else averaged(self.examples)
         found: Floats = values[[names.index(name) for name in tasks]].mean(axis=0)
         return found
@@ -92,46 +100,50 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
     Raises:
         UserError: a file is missing or broken, or runs were scored on different tasks or examples.
     """
-    names = list(runs[0].record["eval"]["tuned"]["tasks"])
+    scored = list(runs[0].record["eval"]["tuned"]["tasks"])
+    names = [task for task in scored if not task.startswith(HARNESS)]
     for run in runs:
-        differ = set(names) ^ set(run.record["eval"]["tuned"]["tasks"])
+        differ = set(scored) ^ set(run.record["eval"]["tuned"]["tasks"])
         if differ:
             raise UserError(
                 f"{run.folder}: scored on other tasks than {runs[0].id} (not in both: {', '.join(sorted(differ))}), "
                 "so means over tasks cannot be compared; score one of them again, or move it away"
             )
-    _check_content(runs, names)
+    _check_content(runs, scored)
     columns = {run.id: [("tuned", run.id)] for run in runs}  # (stage, run id) of the files behind each column
     for run in runs:
         if "base" in run.record["eval"]:
             columns.setdefault(base_column(run.model), []).append(("base", run.id))
     read = {task: _read_stages(runs, task) for task in names}
-    known = [list(next(iter(examples.values())).scores) for files in read.values() for examples in files.values()]
-    metrics = [name for name in known[0] if all(name in others for others in known)]
+    metrics, known = _shared(read.values())
     notes = []
     if "nll" not in metrics and any("nll" in names for names in known):
         notes.append("NLL is left out, because some runs lack it; python -m tometune.evaluate run=… adds it to a run.")
     sources = _by_source(read) if "nll" in metrics else {}
-    read |= sources
+    own = {task: _read_stages(runs, task) for task in scored if task not in names}
+    harness = [f"{metric}/{task}" for task, files in own.items() for metric in _shared([files])[0]]
+    read |= own | sources
+    columns_of = {task: [name.removesuffix(f"/{task}") for name in [*metrics, *harness]] for task in read}
     tasks: list[Floats] = []  # [examples, columns, metrics] by task
     means: dict[str, list[Floats]] = {name: [] for name in columns}  # [files, metrics] by task
-    for files in read.values():
+    for task, files in read.items():
         by_column = []
         for name, stages in columns.items():
             scores = [
-                [[each.scores[metric] for metric in metrics] for each in files[stage].values()] for stage in stages
+                [[each.scores.get(metric, math.nan) for metric in columns_of[task]] for each in files[stage].values()]
+                for stage in stages
             ]
             values = np.array(scores)  # [files, examples, metrics]
             by_column.append(values.mean(axis=0))
             means[name].append(values.mean(axis=1))
         tasks.append(np.stack(by_column, axis=1))
     for name, found in means.items():
-        spread = np.ptp(found, axis=1)
-        if np.any(spread > TOLERANCE):
-            rouge_l = np.mean(found, axis=0)[:, metrics.index("rougeL")]
+        most = np.nanmax(np.ptp(found, axis=1))  # a task of the harness has no ROUGE
+        if most > TOLERANCE:
+            rouge_l = np.nanmean(found, axis=0)[:, metrics.index("rougeL")]
             notes.append(
-                f"Row {name}: the runs disagree on this score (ROUGE-L {rouge_l.min():.4f} to {rouge_l.max():.4f}, up "
-                f"to {spread.max():.4f} on one task), so the row is a mean. They were scored with different settings, "
+                f"Row {name}: the runs disagree on this score (ROUGE-L {rouge_l.min():.4f} to {rouge_l.max():.4f}, "
+                f"up to {most:.4f} on one task), so the row is a mean. They were scored with different settings, "
                 "versions or hardware."
             )
     clusters = [_clusters(files) for files in read.values()]
@@ -140,12 +152,19 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
         metrics,
         list(columns),
         {name: len(task) for name, task in zip(names, tasks, strict=False)},
-        {name: len(task) for name, task in zip(sources, tasks[len(names) :], strict=True)},
+        {name: len(task) for name, task in zip(sources, tasks[len(scored) :], strict=True)},
         np.stack([task.mean(axis=0) for task in tasks]),
-        resampled.reshape(len(tasks), resamples, len(columns), len(metrics)),
+        resampled.reshape(len(tasks), resamples, len(columns), len(metrics) + len(harness)),
         notes,
         {name: len(set(labels)) for name, labels in zip(names, clusters, strict=False) if labels is not None},
+        harness,
     )
+
+
+def _shared(read: Iterable[Files]) -> tuple[list[str], list[list[str]]]:
+    """Return the metrics that all files have, and those of each."""
+    known = [list(next(iter(examples.values())).scores) for files in read for examples in files.values()]
+    return [name for name in known[0] if all(name in others for others in known)], known
 
 
 def _by_source(read: Mapping[str, Files]) -> dict[str, Files]:
@@ -227,7 +246,8 @@ def read_task(path: Path) -> dict[str, Example]:
         with path.open(encoding="utf-8", newline="\n") as lines:  # not splitlines(): it also splits at U+2028
             for line in lines:
                 row = json.loads(line)
-                metrics = metrics or [*ROUGE, *(name for name in row["scores"] if name not in ROUGE)]
+                always = () if path.stem.startswith(HARNESS) else ROUGE
+                metrics = metrics or [*always, *(name for name in row["scores"] if name not in always)]
                 scores = {metric: float(row["scores"][metric]) for metric in metrics}
                 if not all(map(math.isfinite, scores.values())):
                     raise ValueError("a score is not a number")
