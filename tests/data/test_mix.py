@@ -73,6 +73,13 @@ def test_a_smaller_base_is_drawn_with_the_seed(mix_of):
     assert set(numbers[4:]) <= set(range(10, 45))
 
 
+def test_without_a_number_of_base_rows_a_small_mix_is_drawn_from_the_base(mix_of):
+    sizes = [mix_of(BASE, POOL, rows, base_rows=None).row_ids for rows in (4, 9, 10, 12)]
+    assert [len(row_ids) for row_ids in sizes] == [4, 9, 10, 12]
+    assert all(row_id.startswith("base:") for row_ids in sizes[:3] for row_id in row_ids)
+    assert all(set(smaller) < set(larger) for smaller, larger in zip(sizes, sizes[1:], strict=False))
+
+
 def test_the_manifest_holds_everything_but_the_texts(mix_of):
     mix = mix_of([*BASE, {"conversations": []}], POOL, 30)
     manifest = json.loads(json.dumps(mix.manifest()))
@@ -91,7 +98,6 @@ def test_the_manifest_holds_everything_but_the_texts(mix_of):
         (BASE, [], 11, None, "data.pool.path={folder}/pool.jsonl: is empty; name a source that holds"),
         (BASE, NO_TURNS, 11, None, "data.pool: 0 usable rows of 1 (in the base: 0, repeats: 0, dropped: 1)"),
         (BASE, None, 11, None, "data.rows=11: the base has 10 rows and there is no pool for the other 1; choose a"),
-        (BASE, POOL, 9, None, "data.rows=9: is less than the base's 10; set data.base.rows=9"),
         (BASE, POOL, 30, 20, f"data.base.rows=20: {TOO_SMALL}; set data.base.rows=10"),
         (BASE, None, 20, 20, f"data.base.rows=20: {TOO_SMALL}; set data.rows=10 data.base.rows=10"),
         (BASE, POOL, 20, 30, "data.rows=20: below data.base.rows=30, and a mix contains the whole base, which has"),
