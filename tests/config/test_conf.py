@@ -36,7 +36,7 @@ def choice(name: str) -> list[str]:
         return [f"+{group}={option}", "hydra.sweeper.n_trials=2"]
     if group in ("experiment", "sweep"):
         named = ["sweep.sources=[a,b]"] if option.endswith("_one_source_out") or option == "add_one_source" else []
-        return [f"+{group}={option}", *named]
+        return [f"+{group}={option}", "seed=0", *named]
     return [f"{group}={option}", *PATHS.get(name, [])]
 
 

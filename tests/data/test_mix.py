@@ -1,5 +1,6 @@
 import json
 from hashlib import blake2b, sha256
+from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_without_a_number_of_base_rows_a_small_mix_is_drawn_from_the_base(mix_of
     sizes = [mix_of(BASE, POOL, rows, base_rows=None).row_ids for rows in (4, 9, 10, 12)]
     assert [len(row_ids) for row_ids in sizes] == [4, 9, 10, 12]
     assert all(row_id.startswith("base:") for row_ids in sizes[:3] for row_id in row_ids)
-    assert all(set(smaller) < set(larger) for smaller, larger in zip(sizes, sizes[1:], strict=False))
+    assert all(set(smaller) < set(larger) for smaller, larger in pairwise(sizes))
 
 
 def test_the_manifest_holds_everything_but_the_texts(mix_of):
