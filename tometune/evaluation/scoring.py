@@ -23,10 +23,9 @@ from tometune.evaluation.generation import Generation, generate
 from tometune.evaluation.harness import score_harness
 from tometune.evaluation.judge import judge_answers
 from tometune.evaluation.likelihood import bits_per_byte
-from tometune.evaluation.metrics import MetricContext, Scores, averaged, score
+from tometune.evaluation.metrics import MetricContext, Scores, averaged, needs_unicode, score
 from tometune.evaluation.results import TaskScores, read_result, write_result
 from tometune.evaluation.tasks import Task
-from tometune.evaluation.unicode_words import needs_unicode
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,7 @@ from tometune.data.standardise import Standardised
 from tometune.data.turns import FormatError
 from tometune.evaluation.fields import Row, collect, names_in, reach, render
 from tometune.evaluation.harness import load_harness
-from tometune.evaluation.metrics import MODEL_METRICS, identity_of
-from tometune.evaluation.unicode_words import needs_unicode
+from tometune.evaluation.metrics import MODEL_METRICS, identity_of, needs_unicode
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ import numpy as np
 
 from tometune.common.errors import UserError, some
 from tometune.config.eval import HARNESS, HELD_OUT
-from tometune.evaluation.metrics import averaged, score
+from tometune.evaluation.metrics import as_rouge_words, averaged, needs_unicode, score
 from tometune.evaluation.statistics import Floats, resampled_means
-from tometune.evaluation.unicode_words import as_rouge_words, needs_unicode
 from tometune.reporting.sweep import SweepRun
 from tometune.runs.run import REPEAT
 
