@@ -11,9 +11,9 @@ from rich.text import Text
 
 from tometune.common.seeding import stream
 from tometune.data.conversations import full_messages
+from tometune.data.encoder import IGNORE
 from tometune.data.features import feature
 from tometune.data.filters import NEAR
-from tometune.data.labels import IGNORE
 from tometune.data.mix import CONTAMINATED, Mix
 from tometune.data.tokens import Tokens
 

@@ -25,8 +25,7 @@ from datasets import (
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
-from tometune.data.encoder import Encoder, encode_rows, without_truncation
-from tometune.data.labels import SCHEMA, label_rows, verify
+from tometune.data.encoder import SCHEMA, Encoder, encode_rows, label_rows, verify, without_truncation
 from tometune.data.mix import Mix, Part
 from tometune.data.template import NOTES, Template
 

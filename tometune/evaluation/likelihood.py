@@ -19,8 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.common.distributed import gather, processes, rank
 from tometune.config.eval import HELD_OUT
-from tometune.data.encoder import Encoder
-from tometune.data.labels import label_rows
+from tometune.data.encoder import Encoder, label_rows
 from tometune.data.template import Rendered, Template
 from tometune.evaluation.generation import Prompt
 from tometune.evaluation.tasks import Task
