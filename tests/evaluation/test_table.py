@@ -118,7 +118,7 @@ def test_files_of_other_examples_broken_or_missing(folder):
     with pytest.raises(UserError, match="the examples differ"):
         shown(folder, ["base", "tuned"])
     path.write_text("{")
-    with pytest.raises(UserError, match=r"qa\.jsonl: not a file of scores"):
+    with pytest.raises(UserError, match=r"qa\.jsonl:1: not a line of scores"):
         shown(folder, ["tuned"])
     path.unlink()
     with pytest.raises(UserError, match=r"qa\.jsonl: no such file"):

@@ -21,8 +21,7 @@ from tometune.common.progress import progress
 from tometune.common.seeding import stream
 from tometune.config.eval import JudgeConfig
 from tometune.evaluation.metrics import averaged
-from tometune.evaluation.results import read_result, write_result
-from tometune.evaluation.table import read_scores
+from tometune.evaluation.results import read_result, read_scores, write_result
 from tometune.evaluation.tasks import SHUFFLE_SEED, Task
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """The table printed after a run: base, tuned, gain and its interval, by task and over tasks."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -13,11 +12,11 @@ from rich.table import Table
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.metrics import averaged, label
+from tometune.evaluation.results import read_scores
 from tometune.evaluation.statistics import Estimate, mean_interval, paired_difference
 
 MEAN = "mean of tasks"
 
-Rows = dict[str, dict[str, Any]]  # of a file of scores, by example id
 Columns = dict[str, list[list[float]]]  # of a task, by column, stage and example
 
 
@@ -39,22 +38,6 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, conso
         console.print(_run_table(folder, record, config, stages))
     for name, place in _places(folder, record):
         console.print(f"{name:9}{place}", soft_wrap=True, markup=False, highlight=False)
-
-
-def read_scores(path: Path) -> Rows:
-    """Return the lines of a `<task>.jsonl`.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
-    try:
-        with path.open(encoding="utf-8") as lines:  # not splitlines(), which also splits at U+2028 in an answer
-            rows = [json.loads(line) for line in lines]
-        return {row["id"]: {**row, "scores": dict(row["scores"])} for row in rows}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; repeat the command that scored it") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a file of scores; delete it and repeat the command that scored it") from None
 
 
 def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
