@@ -21,13 +21,7 @@ Columns = dict[str, list[list[float]]]  # of a task, by column, stage and exampl
 
 
 def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, console: Console | None = None) -> None:
-    """Print the table of a run, if a stage was scored, and where its files are.
-
-    Args:
-        folder: the run's folder, with `eval/<stage>/<task>.jsonl`.
-        record: the content of run.json.
-        config: the `eval` group, for the intervals.
-        console: None means stdout.
+    """Print the table of a run, if a stage was scored, and where its files are; `record` is its run.json.
 
     Raises:
         UserError: a file of scores is missing or broken.

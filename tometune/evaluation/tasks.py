@@ -87,11 +87,7 @@ def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
     """Load a task; rows with the same prompt become one example with all their references, then the limits apply.
 
     A limit takes a prefix of one fixed shuffle, so the examples of a smaller limit are among those of a larger one.
-
-    Args:
-        name: key under `eval.tasks`.
-        task: the settings of the task.
-        limit: `eval.limit`, in addition to the task's own.
+    `name` is the key under `eval.tasks`, `limit` is `eval.limit`, in addition to the task's own.
 
     Raises:
         UserError: the source is missing or broken, a field is unknown, an example has no reference, or an id occurs
