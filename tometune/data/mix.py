@@ -86,13 +86,9 @@ def build_mix(
 ) -> Mix:
     """Build a mix; the same config, inputs and seed (`seeds.data`) give the same rows on any machine.
 
-    Args:
-        config: base, pool, filters, and the exact number of rows.
-        seed: of the draw.
-        cache: keeps standardised sources and everything computed from their rows.
-        tokenizer: loads the model's tokenizer; called only if a filter counts tokens.
-        texts: of the evaluation, needed if `data.contamination=drop`.
-        scorer: the model that ranks the pool, needed if `ranking(config)` is `fineweb_edu` or `ifd`.
+    The cache keeps standardised sources and everything computed from their rows. A tokenizer is needed by filters that
+    count tokens, the texts of the evaluation by `data.contamination=drop`, and the scorer, which ranks the pool, if
+    `ranking(config)` is `fineweb_edu` or `ifd`.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
@@ -242,9 +238,6 @@ class _Builder:
         """Return the numbers of `data.held_out.rows` rows of different texts; `rows` are in key order.
 
         Rows with tools, reasoning or untrained answers are not held out, because a task cannot ask for them.
-
-        Raises:
-            UserError: there are fewer.
         """
         number = self.config.held_out.rows
         texts = rows[draw.starts_group(source.keys[rows])]

@@ -14,13 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import (
-    Dataset,
-    concatenate_datasets,
-    disable_progress_bars,
-    enable_progress_bars,
-    is_progress_bar_enabled,
-)
+from datasets import Dataset, concatenate_datasets, disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
 
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError

@@ -163,7 +163,6 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def _lines(task: Task, answers: Sequence[Generation], columns: Scores) -> list[str]:
-    """Return one JSON line per example."""
     lines = []
     for index, (example, answer) in enumerate(zip(task.examples, answers, strict=True)):
         row = {

@@ -77,11 +77,7 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
 
 
 def _load(folder: Path, task: str, stages: Sequence[str]) -> tuple[Columns, list[str] | None]:
-    """Read a task's scores of each stage, and the cluster of each example if there are clusters.
-
-    Raises:
-        UserError: the stages were not scored on the same examples.
-    """
+    """Read a task's scores of each stage, and the cluster of each example if there are clusters."""
     loaded = [read_scores(folder / "eval" / stage / f"{task}.jsonl") for stage in stages]
     if any(list(scores) != list(loaded[0]) for scores in loaded):
         raise UserError(f"{folder}/eval/*/{task}.jsonl: the examples differ; delete them and score the run again")

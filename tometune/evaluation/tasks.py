@@ -118,7 +118,6 @@ def held_out_tasks(rows: Mapping[str, tuple[Standardised, np.ndarray]], limit: i
 
 
 def _task(name: str, task: TaskConfig, kept: list[Example], limited: bool) -> Task:
-    """Return a task with its digest."""
     metrics = [identity_of(metric) for metric in sorted(task.metrics)]
     other_scripts = sum(any(map(needs_unicode, example.references)) for example in kept)
     if other_scripts:
@@ -180,7 +179,6 @@ def _examples_of(key: str, task: TaskConfig) -> tuple[list[Example], list[int]]:
 
 
 def _clusters(key: str, field: str, rows: list[Row]) -> list[str]:
-    """Return the cluster of each row."""
     found = [" ".join(reach(row.fields, field, f"{key}: {row.origin}")) for row in rows]
     if "" in found:
         raise UserError(f"{key}: {rows[found.index('')].origin}: {field} is empty; fill it in, or name another field")

@@ -121,11 +121,7 @@ def captured(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
 
 
 def _graph_of(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
-    """Return a function that replays a step.
-
-    Raises:
-        RuntimeError: the step cannot be captured.
-    """
+    """Return a function that replays a step; raises a `RuntimeError` if it cannot be captured."""
     current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(current)
     try:
