@@ -1,9 +1,9 @@
 import io
 import json
 import re
+from contextlib import redirect_stdout
 
 import pytest
-from rich.console import Console
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
@@ -34,7 +34,8 @@ def shown(folder, stages, limited=False, tracking=None, tasks=("qa", "summaries"
     if judged:
         record["eval"]["tuned"]["judge"] = {"tasks": {key: {} for key in judged}}
     out = io.StringIO()
-    print_run(folder, record, EvalConfig(resamples=300), Console(file=out, width=80))
+    with redirect_stdout(out):
+        print_run(folder, record, EvalConfig(resamples=300))
     return out.getvalue()
 
 

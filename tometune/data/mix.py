@@ -162,10 +162,10 @@ class _Builder:
 
     def select_base(self) -> Part:
         """Take the whole base in key order, or a draw of `data.base.rows` rows."""
-        config = self.config
+        config, threshold = self.config, self.config.near_dedup.threshold
         base = standardise(config.base, "data.base", self.cache)
         check_malformed(base, "data.base", config)
-        near = config.near_dedup.base and config.near_dedup.threshold is not None
+        near = config.near_dedup.base and threshold is not None
         active = config.filters if config.filters.base else FiltersConfig()
         filtered, facts = self._filter(base, active, [self._near_mask(base)] if near else [])
         order = draw.in_key_order(base, self.cache)
@@ -175,10 +175,8 @@ class _Builder:
         held_out = self._hold_out("base", base, rows)
         if len(held_out):
             rows = rows[~np.isin(base.keys[rows], base.keys[held_out])]
-            if config.near_dedup.threshold is not None:
-                rows = rows[
-                    ~near_duplicates((base, held_out), (base, rows), config.near_dedup.threshold, self.cache)[1]
-                ]
+            if threshold is not None:
+                rows = rows[~near_duplicates((base, held_out), (base, rows), threshold, self.cache)[1]]
             # Repeats are missing as well if the mix takes all other rows.
             facts["held_out"] = max(len(held_out), wanted - len(rows))
             wanted -= facts["held_out"]

@@ -20,13 +20,13 @@ MEAN = "mean of tasks"
 Columns = dict[str, list[list[float]]]  # of a task, by column, stage and example
 
 
-def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, console: Console | None = None) -> None:
+def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig) -> None:
     """Print the table of a run, if a stage was scored, and where its files are; `record` is its run.json.
 
     Raises:
         UserError: a file of scores is missing or broken.
     """
-    console = console or Console()
+    console = Console()
     stages = [stage for stage in ("base", "tuned") if stage in record["eval"]]
     if stages:
         console.print(_run_table(folder, record, config, stages))

@@ -67,9 +67,8 @@ def fingerprint(task: TaskConfig, key: str) -> str:
         case TaskKind.hub:
             rows = f"{task.id}@{pinned(f'{key}.id', str(task.id), task.revision, 'dataset')}"
         case TaskKind.jsonl:
-            rows = "-".join(
-                sorted(content_digest(file).hex() for file in files_of(task.path, f"{key}.path", task.split))
-            )
+            files = files_of(task.path, f"{key}.path", task.split)
+            rows = "-".join(sorted(content_digest(file).hex() for file in files))
         case TaskKind.pydocs:
             from tometune.data import pydocs
 
@@ -216,10 +215,8 @@ def _of_training_row(key: str, task: TaskConfig, row: Row, identifier: str) -> E
     except FormatError:
         return None
     turns, _ = fix_conversation(found.turns)
-    last = max(
-        (number for number, turn in enumerate(turns) if turn.role == "assistant" and is_trained(turn)), default=0
-    )
-    turns = turns[: last + 1]
+    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant" and is_trained(turn)]
+    turns = turns[: max(answers, default=0) + 1]
     if found.dropped or len(turns) < 2:
         return None
     if found.tools or any(turn.extra and "tool_calls" in turn.extra for turn in turns):
