@@ -113,14 +113,13 @@ def _trained_tokens(encoding: Any, row: Rendered) -> list[tuple[int, int]] | Non
     return places
 
 
-def encode_rows(
-    rows: Dataset, template: Template, encoder: Encoder, max_length: int
-) -> Iterator[tuple[list[Rendered], list[Encoded]]]:
+def encode_rows(rows: Dataset, encoder: Encoder, max_length: int) -> Iterator[tuple[list[Rendered], list[Encoded]]]:
     """Render and encode rows in batches; memory stays bounded however long the rows are.
 
     The encoder (Rust, every core) works on the next batches in a thread while Python renders and stores others.
     """
     waiting: deque[tuple[list[Rendered], Future[list[Any]]]] = deque()
+    template = encoder.template
     longest = max_length * max(map(len, template.tokenizer.get_vocab()))
     with ThreadPoolExecutor(1) as thread:
         for batch in _batches(rows):

@@ -132,7 +132,7 @@ def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: i
         progress("rows tokenised", len(rows)) as advance,
     ):
         columns = rows.select_columns(["messages", "extras"])
-        for rendered, encoded in encode_rows(columns, template, encoder, max_length):
+        for rendered, encoded in encode_rows(columns, encoder, max_length):
             for number, (row, ids) in enumerate(zip(rendered, encoded, strict=True), start):
                 if number in verified and row.whole is None:
                     verify(encoder, row, ids, int(numbers[number]))
