@@ -9,8 +9,6 @@ from typing import Any
 from tometune.common.errors import UserError
 from tometune.common.files import write_json, write_text
 
-FIX = "repeat the command that scored it (python -m tometune.train … or tometune.evaluate …)"
-
 Examples = dict[str, dict[str, Any]]  # the lines of a file of scores, by example id
 TaskScores = dict[str, Any]  # `means` (plain mean of each column), counts and costs of one task
 
@@ -38,8 +36,8 @@ def read_result(path: Path, key: dict[str, Any]) -> TaskScores | None:
     return stored
 
 
-def read_scores(path: Path) -> Examples:
-    """Return the lines of a `<task>.jsonl`.
+def read_scores(path: Path, fix: str = "repeat the command that scored it") -> Examples:
+    """Return the lines of a `<task>.jsonl`; `fix` ends the errors.
 
     Raises:
         UserError: the file is missing or has no examples, or a line is broken; names the line.
@@ -53,11 +51,11 @@ def read_scores(path: Path) -> Examples:
                 if found.setdefault(str(row["id"]), row) is not row:
                     raise ValueError(f"the id {row['id']} occurs twice")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file, although the run is completed; {FIX}") from None
+        raise UserError(f"{path}: no such file, although the run is completed; {fix}") from None
     except KeyError as error:
-        raise UserError(f"{path}:{len(found) + 1}: has no {error}; {FIX}") from None
+        raise UserError(f"{path}:{len(found) + 1}: has no {error}; {fix}") from None
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path}:{len(found) + 1}: not a line of scores ({error}); {FIX}") from None
+        raise UserError(f"{path}:{len(found) + 1}: not a line of scores ({error}); {fix}") from None
     if not found:
-        raise UserError(f"{path}: no examples; {FIX}")
+        raise UserError(f"{path}: no examples; {fix}")
     return found

@@ -16,9 +16,10 @@ import numpy as np
 from tometune.common.errors import UserError, some
 from tometune.config.eval import HARNESS, HELD_OUT
 from tometune.evaluation.metrics import as_rouge_words, averaged, needs_unicode, score
-from tometune.evaluation.results import FIX, read_scores
+from tometune.evaluation.results import read_scores
 from tometune.evaluation.statistics import Floats, resampled_means
 from tometune.reporting.sweep import SweepRun
+from tometune.runs.run import REPEAT
 
 ROUGE = ("rouge1", "rouge2", "rougeL")  # metrics of every run, and those of the published table
 TOLERANCE = 1e-9  # means that differ by less are equal: the order of a sum changes that much
@@ -238,17 +239,18 @@ def read_task(path: Path) -> dict[str, Example]:
     Raises:
         UserError: as in `read_scores`, or a score is missing or not a number; names the line.
     """
-    examples = read_scores(path)
+    fix = f"{REPEAT} to score it again"
+    examples = read_scores(path, fix)
     always = () if path.stem.startswith(HARNESS) else ROUGE
     metrics = list(dict.fromkeys([*always, *next(iter(examples.values()))["scores"]]))
     found: dict[str, Example] = {}
     for number, (identifier, row) in enumerate(examples.items(), start=1):
         if missing := [metric for metric in metrics if metric not in row["scores"]]:
-            raise UserError(f"{path}:{number}: has no {missing[0]!r}, which the report needs; {FIX}")
+            raise UserError(f"{path}:{number}: has no {missing[0]!r}, which the report needs; {fix}")
         scores = {metric: row["scores"][metric] for metric in metrics}
         if not all(map(math.isfinite, scores.values())):
-            raise UserError(f"{path}:{number}: not a line of scores (a score is not a number); {FIX}")
-        references = hash(tuple(row.get("references", ())))
+            raise UserError(f"{path}:{number}: not a line of scores (a score is not a number); {fix}")
+        references = hash(json.dumps(row.get("references", [])))
         found[identifier] = Example(references, row.get("cluster"), scores, row.get("source"))
     return found
 
