@@ -11,8 +11,7 @@ from tokenizers import normalizers
 
 from tests.data.chatml import chatml_tokenizer, turns
 from tests.data.tokenised import TOKENIZERS, both, mix_from, trained_texts
-from tometune.data.encoder import Encoder
-from tometune.data.labels import verify
+from tometune.data.encoder import Encoder, verify
 from tometune.data.template import Template
 from tometune.data.tokens import tokenise
 

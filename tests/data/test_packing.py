@@ -6,7 +6,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from tests.data.chatml import chatml_tokenizer, turns
 from tests.data.tokenised import mix_from
 from tests.fixtures.llama import tiny_llama
-from tometune.data.labels import IGNORE
+from tometune.data.encoder import IGNORE
 from tometune.data.tokens import pack, tokenise
 
 MOST = 96

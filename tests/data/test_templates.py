@@ -8,8 +8,7 @@ import pytest
 
 from tests.data.chatml import chatml_tokenizer
 from tests.fixtures.llama3 import TEMPLATES
-from tometune.data.encoder import Encoder
-from tometune.data.labels import verify
+from tometune.data.encoder import Encoder, verify
 from tometune.data.template import Template
 from tometune.data.template_support import Messages
 from tometune.models.chat_template import adapt

@@ -12,8 +12,7 @@ from tokenizers import normalizers
 from tests.data.chatml import CHATML, chatml_tokenizer, turns
 from tests.data.tokenised import CONVERSATIONS, TOKENIZERS, both, mix_from, trained_texts
 from tometune.common.errors import UserError
-from tometune.data.encoder import Encoder
-from tometune.data.labels import IGNORE
+from tometune.data.encoder import IGNORE, Encoder
 from tometune.data.mix import Mix
 from tometune.data.template import Template
 from tometune.data.tokens import tokenise

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from tests.data.chatml import chatml_tokenizer, turns
 from tests.fixtures.llama3 import llama3_tokenizer
-from tometune.data.labels import IGNORE
+from tometune.data.encoder import IGNORE
 from tometune.data.mix import Mix, Part
 from tometune.data.standardise import Standardised
 from tometune.data.template_support import Messages

@@ -35,7 +35,6 @@ def test_batches_equal_decoding_by_hand(model, tokenizer):
         told = []
         found = generate(model, tokenizer, TALKS, 20, batch_size, 512, told.append)
         assert [(answer.text, answer.tokens) for answer in found.answers] == expected
-        assert found.tokens == sum(tokens for _, tokens in expected)
         assert (told[0], sum(told), found.seconds > 0) == (batch_size, 24, True)
 
 

@@ -11,10 +11,9 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
-from tometune.evaluation.metrics import METRICS, MODEL_METRICS, MetricContext, Scores, score, squad
+from tometune.evaluation.metrics import METRICS, MODEL_METRICS, MetricContext, Scores, as_rouge_words, score, squad
 from tometune.evaluation.scoring import Scorer
 from tometune.evaluation.tasks import fingerprint, load_tasks
-from tometune.evaluation.unicode_words import as_rouge_words
 
 # rouge_score brings absl, whose log handler closes the stream it met on import (here pytest's capture) whenever
 # logging is set up again, as Hydra does.

@@ -1,9 +1,9 @@
 import io
 import json
 import re
+from contextlib import redirect_stdout
 
 import pytest
-from rich.console import Console
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
@@ -34,7 +34,8 @@ def shown(folder, stages, limited=False, tracking=None, tasks=("qa", "summaries"
     if judged:
         record["eval"]["tuned"]["judge"] = {"tasks": {key: {} for key in judged}}
     out = io.StringIO()
-    print_run(folder, record, EvalConfig(resamples=300), Console(file=out, width=80))
+    with redirect_stdout(out):
+        print_run(folder, record, EvalConfig(resamples=300))
     return out.getvalue()
 
 
@@ -118,7 +119,7 @@ def test_files_of_other_examples_broken_or_missing(folder):
     with pytest.raises(UserError, match="the examples differ"):
         shown(folder, ["base", "tuned"])
     path.write_text("{")
-    with pytest.raises(UserError, match=r"qa\.jsonl: not a file of scores"):
+    with pytest.raises(UserError, match=r"qa\.jsonl:1: not a line of scores"):
         shown(folder, ["tuned"])
     path.unlink()
     with pytest.raises(UserError, match=r"qa\.jsonl: no such file"):

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.training.conftest import Train, packs, settings
 from tometune.config.eval import TaskConfig
-from tometune.data.labels import IGNORE
+from tometune.data.encoder import IGNORE
 from tometune.evaluation.likelihood import LOSS_ROWS, loss_rows
 from tometune.evaluation.tasks import Example, Task
 from tometune.models.source import locate

@@ -1,28 +1,12 @@
 """Odd conversations: one policy for each defect, counted by reason.
 
 Conversations are fixed where possible, because the base must keep its rows. A row is dropped only if nothing is left to
-train on.
+train on. docs/data.md lists the defects, their policies and their reasons.
 
-| defect | policy | counted as |
-|---|---|---|
-| a turn is empty, null or only white space, and calls no tool | removed (not counted for a system turn at the start: formats use it to say "no system text") | `empty_turn_removed` |
-| a system turn after the first user turn | removed: templates show one system text, and moving it to the front would reveal later turns | `late_system_turn_removed` |
-| assistant turns before the first user turn | removed: they answer nothing | `leading_assistant_removed` |
-| tool turns before the first user turn | removed: nothing called the tool | `leading_tool_removed` |
-| an answer has reasoning but no text | removed | `reasoning_without_answer_removed` |
-| two turns of the same role in a row | joined with a blank line (tool turns stay separate, one per call; so do answers if only one is trained, or if joining would change what comes first) | `same_role_joined` |
-| turns after the assistant's last one | removed: nothing answers them | `trailing_turn_cut` |
-| a lone surrogate, which UTF-8 cannot encode | replaced by U+FFFD | `broken_character_replaced` |
-| a tool turn | kept with role `tool`, never trained on | |
-| no assistant turn is left | the row is dropped | `no_assistant_turn` |
-| no assistant turn is trained | the row is dropped | `no_trained_turn` |
-
-Texts are otherwise unchanged, including white space at their ends.
-
-A standardised row has `messages`, a list of role and content, and `extras`: null for most rows, else JSON with what else
-it holds, `{"tools": […], "turns": {"3": {"reasoning": "…", "tool_calls": […], "trained": false}}}`. The keys of `turns`
-are indices of messages; a tool's turn may have `name` and `tool_call_id`. `full_messages` puts both together.
-"""  # noqa: E501 -- table rows stay on one line
+A standardised row has `messages`, a list of role and content, and `extras`: null for most rows, else JSON with what
+else it holds, `{"tools": […], "turns": {"3": {"reasoning": "…", "tool_calls": […], "trained": false}}}`. The keys of
+`turns` are indices of messages; a tool's turn may have `name` and `tool_call_id`. `full_messages` puts both together.
+"""
 
 import json
 import re
@@ -37,7 +21,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def fix_conversation(turns: list[Turn]) -> tuple[list[Turn], set[str]]:
-    """Apply the policies above to turns of the roles `system`, `user`, `assistant` and `tool`.
+    """Apply the policies to turns of the roles `system`, `user`, `assistant` and `tool`.
 
     Returns:
         The fixed turns, ending with the assistant's last one, and the reasons that applied. The turns are empty if the

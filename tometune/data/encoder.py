@@ -1,7 +1,7 @@
-"""Encoding: rendered conversations as token ids, with the tokens that are trained on.
+"""Encoding: rendered conversations as token ids and labels, of which only the assistant's texts are trained on.
 
 The whole text is encoded at once, as in generation. If that would merge a header with the text after it into one token,
-or make a control token of text that merely spells one, the row is encoded in pieces.
+or make a control token of text that merely spells one, the row is encoded in pieces. Labels are verified by decoding.
 """
 
 from collections import deque
@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from tokenizers import Tokenizer
 
@@ -20,6 +22,9 @@ from tometune.data.template import Rendered, Template
 from tometune.data.template_support import Messages, Tools
 
 Encoded = tuple[list[int], list[tuple[int, int]]]  # token ids, and the [start, end) of the tokens that are trained on
+
+IGNORE = -100  # label of a token that is not trained on, PyTorch's `ignore_index`
+SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})  # of labelled rows
 
 # Rows encoded together, and their characters: an encoding takes some hundred bytes per token.
 BATCH, CHARACTERS = 1_000, 2_000_000
@@ -108,14 +113,13 @@ def _trained_tokens(encoding: Any, row: Rendered) -> list[tuple[int, int]] | Non
     return places
 
 
-def encode_rows(
-    rows: Dataset, template: Template, encoder: Encoder, max_length: int
-) -> Iterator[tuple[list[Rendered], list[Encoded]]]:
+def encode_rows(rows: Dataset, encoder: Encoder, max_length: int) -> Iterator[tuple[list[Rendered], list[Encoded]]]:
     """Render and encode rows in batches; memory stays bounded however long the rows are.
 
     The encoder (Rust, every core) works on the next batches in a thread while Python renders and stores others.
     """
     waiting: deque[tuple[list[Rendered], Future[list[Any]]]] = deque()
+    template = encoder.template
     longest = max_length * max(map(len, template.tokenizer.get_vocab()))
     with ThreadPoolExecutor(1) as thread:
         for batch in _batches(rows):
@@ -160,3 +164,59 @@ def _finish(
         if row.whole and len(encoded[number][0]) <= max_length:
             (encoded[number],) = encoder.encode([row.whole])
     return rendered, encoded
+
+
+def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np.ndarray]:
+    """Truncate rows and label their trained tokens; a row without a label is left out.
+
+    Returns:
+        The rows, of `SCHEMA`; and of all rows, shape (rows, 3), the tokens after truncation (0 without labels), the
+        tokens with a label, and the tokens cut off.
+    """
+    sizes = np.zeros((len(rows), 3), dtype=np.int64)
+    # The first token is never predicted, so a label there trains nothing.
+    trains = np.array(
+        [any(end > 1 and max(start, 1) < max_length for start, end in places) for _, places in rows], dtype=bool
+    )
+    kept = [row for row, trained in zip(rows, trains, strict=True) if trained]
+    lengths = np.array([0, *(min(len(ids), max_length) for ids, _ in kept)], dtype=np.int32)
+    offsets = np.cumsum(lengths, dtype=np.int32)
+    tokens = np.fromiter(chain.from_iterable(ids[:max_length] for ids, _ in kept), dtype=np.int32, count=offsets[-1])
+    labels = np.full(len(tokens), IGNORE, dtype=np.int32)
+    for (_, places), first, stop in zip(kept, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        for start, end in places:
+            trained = slice(first + start, min(first + end, stop))
+            labels[trained] = tokens[trained]
+    sizes[trains, 0] = lengths[1:]
+    if kept:
+        sizes[trains, 1] = np.add.reduceat(labels != IGNORE, offsets[:-1])
+    sizes[:, 2] = [max(0, len(ids) - max_length) for ids, _ in rows]
+    columns = [pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)) for flat in (tokens, labels)]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), sizes
+
+
+def verify(encoder: Encoder, row: Rendered, encoded: Encoded, number: int) -> None:
+    """Check that the trained tokens decode to the assistant's texts, each with its end of turn and nothing else.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    ids, places = encoded
+    if not len(places) == len(row.spans) == len(row.answers):
+        raise RuntimeError(
+            f"row {number}: {len(places)} spans are trained on, but there are {len(row.answers)} answers"
+        )
+    template = encoder.template
+    for answer, (start, end), span in zip(row.answers, places, row.spans, strict=True):
+        decoded, shown = encoder.decode(ids[start:end]), row.original(*span)
+        kept = encoder.round_trip(shown)
+        # A tokenizer that normalises text, or marks the starts of words, decodes to another text; most do not.
+        correct = decoded == shown if kept == shown else decoded.strip() == kept.strip()
+        if answer is not None:
+            body, text = shown.strip(), answer.strip()
+            ending = body[len(text) :].strip()
+            ends = template.special.fullmatch(ending) is not None or not (ending or template.end)
+            controls = sum(number in encoder.controls for number in ids[start:end])
+            correct = correct and body.startswith(text) and ends and controls <= 1
+        if not correct:
+            raise RuntimeError(f"row {number}: the labels decode to {decoded!r}, not to the answer {answer or shown!r}")

@@ -127,11 +127,6 @@ def sum_turns(batch: pa.RecordBatch, values: Any) -> np.ndarray:
     return np.bincount(turns_of(batch)[0], weights=np.asarray(values), minlength=len(batch)).astype(np.int64)
 
 
-def characters(batch: pa.RecordBatch) -> np.ndarray:
-    """Return the characters of each row."""
-    return sum_turns(batch, pc.utf8_length(turns_of(batch)[2]))
-
-
 def _answer_characters(batch: pa.RecordBatch) -> np.ndarray:
     _, roles, texts = turns_of(batch)
     return sum_turns(batch, pc.multiply(pc.utf8_length(texts), pc.equal(roles, "assistant").cast(pa.int32())))
@@ -216,7 +211,7 @@ def heuristic_score(answers: list[str]) -> float:
 
 # Arrow is faster than worker processes can start.
 BY_ARROW: dict[str, Callable[[pa.RecordBatch], np.ndarray]] = {
-    "characters": characters,
+    "characters": lambda batch: sum_turns(batch, pc.utf8_length(turns_of(batch)[2])),
     "turns": lambda batch: pc.list_value_length(batch.column("messages")).to_numpy(zero_copy_only=False),
     "spoken_turns": lambda batch: sum_turns(batch, pc.not_equal(turns_of(batch)[1], "system")),
     "answer_characters": _answer_characters,

@@ -12,16 +12,7 @@ from typing import Any
 
 from tometune.common.errors import did_you_mean
 from tometune.config.data import REJECTED, Preference, RowFormat, SourceConfig
-from tometune.data.columns import (
-    CHOSEN,
-    COLUMNS,
-    LABELS,
-    ONLY,
-    PREFERENCE,
-    WEIGHT_COLUMNS,
-    mapping,
-    text_columns,
-)
+from tometune.data.columns import CHOSEN, COLUMNS, LABELS, ONLY, PREFERENCE, WEIGHT_COLUMNS, mapping, text_columns
 from tometune.data.conversations import NO_TRAINED
 from tometune.data.turns import (
     CALL_KEYS,

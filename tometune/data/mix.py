@@ -86,13 +86,9 @@ def build_mix(
 ) -> Mix:
     """Build a mix; the same config, inputs and seed (`seeds.data`) give the same rows on any machine.
 
-    Args:
-        config: base, pool, filters, and the exact number of rows.
-        seed: of the draw.
-        cache: keeps standardised sources and everything computed from their rows.
-        tokenizer: loads the model's tokenizer; called only if a filter counts tokens.
-        texts: of the evaluation, needed if `data.contamination=drop`.
-        scorer: the model that ranks the pool, needed if `ranking(config)` is `fineweb_edu` or `ifd`.
+    The cache keeps standardised sources and everything computed from their rows. A tokenizer is needed by filters that
+    count tokens, the texts of the evaluation by `data.contamination=drop`, and the scorer, which ranks the pool, if
+    `ranking(config)` is `fineweb_edu` or `ifd`.
 
     Raises:
         UserError: a source cannot be read or has too few usable rows; says how many there were.
@@ -166,10 +162,10 @@ class _Builder:
 
     def select_base(self) -> Part:
         """Take the whole base in key order, or a draw of `data.base.rows` rows."""
-        config = self.config
+        config, threshold = self.config, self.config.near_dedup.threshold
         base = standardise(config.base, "data.base", self.cache)
         check_malformed(base, "data.base", config)
-        near = config.near_dedup.base and config.near_dedup.threshold is not None
+        near = config.near_dedup.base and threshold is not None
         active = config.filters if config.filters.base else FiltersConfig()
         filtered, facts = self._filter(base, active, [self._near_mask(base)] if near else [])
         order = draw.in_key_order(base, self.cache)
@@ -179,10 +175,8 @@ class _Builder:
         held_out = self._hold_out("base", base, rows)
         if len(held_out):
             rows = rows[~np.isin(base.keys[rows], base.keys[held_out])]
-            if config.near_dedup.threshold is not None:
-                rows = rows[
-                    ~near_duplicates((base, held_out), (base, rows), config.near_dedup.threshold, self.cache)[1]
-                ]
+            if threshold is not None:
+                rows = rows[~near_duplicates((base, held_out), (base, rows), threshold, self.cache)[1]]
             # Repeats are missing as well if the mix takes all other rows.
             facts["held_out"] = max(len(held_out), wanted - len(rows))
             wanted -= facts["held_out"]
@@ -242,9 +236,6 @@ class _Builder:
         """Return the numbers of `data.held_out.rows` rows of different texts; `rows` are in key order.
 
         Rows with tools, reasoning or untrained answers are not held out, because a task cannot ask for them.
-
-        Raises:
-            UserError: there are fewer.
         """
         number = self.config.held_out.rows
         texts = rows[draw.starts_group(source.keys[rows])]

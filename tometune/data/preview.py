@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from rich.text import Text
 
 from tometune.common.seeding import stream
 from tometune.data.conversations import full_messages
+from tometune.data.encoder import IGNORE
 from tometune.data.features import feature
 from tometune.data.filters import NEAR
-from tometune.data.labels import IGNORE
 from tometune.data.mix import CONTAMINATED, Mix
 from tometune.data.tokens import Tokens
 
@@ -30,6 +31,7 @@ TRAINED, OTHER = "bold green", "dim"
 MARKS = ("⟦", "⟧")  # around trained tokens if there is no colour, as in a file
 LONGEST_NAME = 40
 MOST_NAMES = 30  # of columns that were not read
+SAMPLES = 10  # rows that a card shows as chats
 
 
 def drops(facts: Mapping[str, Any]) -> dict[str, tuple[int, Mapping[str, int]]]:
@@ -65,18 +67,12 @@ def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
 def row(tokens: Tokens, tokenizer: Any, number: int, marks: tuple[str, str] = ("", "")) -> Text:
     """Return one row of `tokens.dataset` as the model sees it, with the trained tokens in colour and between marks."""
     entry = tokens.dataset[number]
-    ids, labels = entry["input_ids"], entry["labels"]
-    shown, start = Text(), 0
-    for end in range(1, len(ids) + 1):
-        if end == len(ids) or (labels[end] == IGNORE) != (labels[start] == IGNORE):
-            text = tokenizer.decode(ids[start:end], skip_special_tokens=False)
-            trained = labels[start] != IGNORE
-            shown.append(f"{marks[0]}{text}{marks[1]}" if trained else text, style=TRAINED if trained else OTHER)
-            start = end
+    labelled = zip(entry["input_ids"], entry["labels"], strict=True)
+    shown = Text()
+    for trained, pairs in groupby(labelled, lambda pair: pair[1] != IGNORE):
+        text = tokenizer.decode([token for token, _ in pairs], skip_special_tokens=False)
+        shown.append(f"{marks[0]}{text}{marks[1]}" if trained else text, style=TRAINED if trained else OTHER)
     return shown
-
-
-SAMPLES = 10  # rows that a card shows as chats
 
 
 def profile(mix: Mix, tokens: Tokens, cache: Path) -> pd.DataFrame:

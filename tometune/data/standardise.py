@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
         "score": pa.float32(),
     }
 )
-LARGEST_SCORE = float(np.finfo(np.float32).max)
+LARGEST_SCORE = float(np.finfo(np.float32).max)  # a larger finite one counts as none
 SHOWN = 3  # rows that cannot be read of which an error shows the place and the defect
 ADDRESS = re.compile(r"\w+://")  # of a page, different in each row, so not the name of a source
 FEWEST = 100  # rows of a source from which on `data.max_bad_share` applies
@@ -185,8 +185,11 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
         counts.update(("mended" if turns else "dropped", reason, name) for reason in sorted(reasons))
         if turns:
             messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-            text, score = compared_texts(turns, found.tools), _score(row.get(source.score))
-            usable.append(dict(zip(SCHEMA.names, (text_key(text), name, messages, extras, score), strict=True)))
+            score = number_of(row.get(source.score))
+            if LARGEST_SCORE < abs(score) < math.inf:
+                score = math.nan
+            key_of_text = text_key(compared_texts(turns, found.tools))
+            usable.append(dict(zip(SCHEMA.names, (key_of_text, name, messages, extras, score), strict=True)))
     rows = pa.RecordBatch.from_pylist(usable, schema=SCHEMA)
     return StandardBatch(rows, counts, bad[:SHOWN], len(batch))
 
@@ -217,9 +220,3 @@ def check_malformed(source: Standardised, key: str, config: DataConfig) -> None:
 def text_key(texts: Iterable[str]) -> bytes:
     """Return the 128-bit BLAKE2b hash of a conversation's normalised text."""
     return blake2b(normalised(texts).encode(), digest_size=KEY_BYTES).digest()
-
-
-def _score(value: Any) -> float:
-    """Return a row's score, or NaN for anything that is not a number or does not fit into a float32."""
-    score = number_of(value)
-    return score if math.isinf(score) or abs(score) <= LARGEST_SCORE else math.nan

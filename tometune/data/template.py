@@ -113,16 +113,13 @@ class Template:
     def render(self, conversations: Sequence[Messages], tools: Sequence[Tools] | None = None) -> list[Rendered]:
         """Return each conversation's text and the characters that are trained on, none for a row that is skipped.
 
-        Args:
-            conversations: messages with `role` and `content`, and possibly `reasoning_content`, `tool_calls` and
-                `trained` (false for an answer that is only context).
-            tools: definitions of the tools that each conversation may call.
+        Messages have `role` and `content`, and possibly `reasoning_content`, `tool_calls` and `trained` (false for an
+        answer that is only context). `tools` are the definitions of those that each conversation may call.
         """
         given = tools or [None] * len(conversations)
         return [self._rendered(messages, own) for messages, own in zip(conversations, given, strict=True)]
 
     def _rendered(self, conversation: Messages, tools: Tools) -> Rendered:
-        """Render a conversation and locate its answers."""
         notes: list[str] = []
         unusual = tools or any(len(message) > 2 or "think>" in message["content"] for message in conversation)
         if unusual:
@@ -238,10 +235,9 @@ class Template:
         return piece[: match.end()] if match and not piece[: match.start()].strip() else ""
 
     def _step_by_step(self, text: str, messages: Messages, tools: Tools) -> dict[int, Span | None]:
-        """Find each answer as the text that rendering it adds to its prompt.
+        """Find each answer, by the number of its turn, as the text that rendering it adds to its prompt.
 
-        Returns:
-            the span of each answer by the number of its turn; None for an answer that its prompt does not precede.
+        None stands for an answer that its prompt does not precede.
         """
         spans = dict[int, Span | None]()
         for number, message in enumerate(messages):

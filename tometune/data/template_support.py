@@ -76,9 +76,8 @@ class TemplateSupport:
         for given in ({"place": "tm0argument"}, '{"place": "tm0argument"}'):
             call = {"id": "call00001", "type": "function", "function": {"name": "tm0function", "arguments": given}}
             result = {"role": "tool", "content": "tm0result", "name": "tm0function", "tool_call_id": "call00001"}
-            text = (
-                self._render([USER, {"role": "assistant", "content": "", "tool_calls": [call]}, result, ANSWER]) or ""
-            )
+            calls = {"role": "assistant", "content": "", "tool_calls": [call]}
+            text = self._render([USER, calls, result, ANSWER]) or ""
             if all(word in text for word in ("tm0function", "tm0argument", "tm0result", "tm0answer")):
                 return type(given)
         return None

@@ -14,19 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import (
-    Dataset,
-    concatenate_datasets,
-    disable_progress_bars,
-    enable_progress_bars,
-    is_progress_bar_enabled,
-)
+from datasets import Dataset, concatenate_datasets, disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
 
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
-from tometune.data.encoder import Encoder, encode_rows, without_truncation
-from tometune.data.labels import SCHEMA, label_rows, verify
+from tometune.data.encoder import SCHEMA, Encoder, encode_rows, label_rows, verify, without_truncation
 from tometune.data.mix import Mix, Part
 from tometune.data.template import NOTES, Template
 
@@ -139,7 +132,7 @@ def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: i
         progress("rows tokenised", len(rows)) as advance,
     ):
         columns = rows.select_columns(["messages", "extras"])
-        for rendered, encoded in encode_rows(columns, template, encoder, max_length):
+        for rendered, encoded in encode_rows(columns, encoder, max_length):
             for number, (row, ids) in enumerate(zip(rendered, encoded, strict=True), start):
                 if number in verified and row.whole is None:
                     verify(encoder, row, ids, int(numbers[number]))

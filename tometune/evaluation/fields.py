@@ -9,6 +9,7 @@ from typing import Any
 from tometune.common.errors import UserError, did_you_mean
 from tometune.config.eval import TaskConfig
 from tometune.data.columns import ANSWERING, ASKING
+from tometune.data.turns import is_parts
 
 ROLES = ("system", "user", "assistant")
 
@@ -31,13 +32,10 @@ def names_in(task: TaskConfig) -> set[str]:
 def render(template: str, row: Row, key: str) -> tuple[str, list[str]]:
     """Replace each `{field}` of a template by that field of the row; `{{` and `}}` are plain braces.
 
-    Args:
-        template: the text with its fields.
-        row: the row.
-        key: key of the template in the config, e.g. `eval.tasks.qa.prompt`.
+    `key` is the template's in the config, for errors. A null value is empty, a list is joined by commas.
 
     Returns:
-        The text without outer white space, and the values in it. A null value is empty, a list is joined by commas.
+        The text without outer white space, and the values in it.
 
     Raises:
         UserError: the template is malformed or names a field that the row does not have.
@@ -71,19 +69,14 @@ def reach(value: Any, path: str, place: str, name: str = "") -> Iterator[str]:
     """Yield every value at a dotted path as text; a list on the path contributes the values of each of its entries.
 
     In a list of `{role, content}` messages, a role selects the content of the first message of that role, as in
-    `messages.assistant`. A list of text parts is one text.
-
-    Args:
-        value: the row, or what the path has led to.
-        path: what is left of it.
-        place: the config key and the row, for errors.
-        name: the last field on the path, for errors.
+    `messages.assistant`. A list of text parts is one text. `value` is the row, or what the path has led to, and `path`
+    what is left of it. `place` (config key and row) and `name` (the last field on the path) are for errors.
 
     Raises:
         UserError: the path names no field, or leads to an object or to NaN.
     """
     head, _, rest = path.partition(".")
-    if _is_parts(value):
+    if value and is_parts(value) and all(part["type"] == "text" for part in value):
         yield from reach("".join(str(part.get("text", "")) for part in value), path, place, name)
     elif isinstance(value, list):
         if head in ROLES and all(isinstance(entry, dict) and "role" in entry for entry in value):
@@ -100,15 +93,6 @@ def reach(value: Any, path: str, place: str, name: str = "") -> Iterator[str]:
         raise UserError(f"{place}: field {name!r} is {kind}, not text; name another field or change the row")
     elif value is not None:
         yield str(value).encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, UTF-8 cannot
-
-
-def _is_parts(value: Any) -> bool:
-    """Tell whether a value is a content in parts, all of them text."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(part, dict) and part.get("type") == "text" for part in value)
-    )
 
 
 def _unknown(name: str, row: Any, place: str) -> UserError:

@@ -48,11 +48,6 @@ class Generations:
     seconds: float
     batch_size: int  # prompts per batch; of several processes, the smallest
 
-    @property
-    def tokens(self) -> int:
-        """Total number of generated tokens."""
-        return sum(answer.tokens for answer in self.answers)
-
 
 def generate(
     model: PreTrainedModel,
@@ -68,20 +63,13 @@ def generate(
 ) -> Generations:
     """Answer each conversation, greedily unless a temperature is given.
 
-    With several processes, each answers its share and all of them return all answers.
+    With several processes, each answers its share and all of them return all answers. Batches begin with the longest
+    prompts, so that the memory runs out at the start or never. If it does, the batch is halved once.
 
-    Args:
-        model: a causal language model in eval mode, with or without an adapter.
-        tokenizer: its tokenizer, with a chat template and a pad token.
-        conversations: each a list of `{role, content}` that ends with a user message.
-        max_new_tokens: per answer.
-        batch_size: prompts per batch. The longest come first, so that the memory runs out at the start or never. If it
-            does, the batch is halved once.
-        max_prompt_tokens: longer prompts lose the middle of their last user message.
-        advance: called after each batch, with its number of answers.
-        temperature: 0 is greedy; above 0 each answer is drawn from its own random stream.
-        seed: `seeds.generation`, for drawn answers.
-        engine: None is the model's own `generate`.
+    The model is in eval mode, the tokenizer has a chat template and a pad token, and each conversation ends with a user
+    message. Prompts of more than `max_prompt_tokens` lose the middle of that message. Each answer at a temperature
+    above 0 is drawn from a random stream of its own, made from `seed`. `advance` is called after each batch, with its
+    number of answers. Without an engine, the model's own `generate` is used.
 
     Raises:
         UserError: a prompt cannot be shortened enough, or the device has too little memory.

@@ -21,8 +21,7 @@ from tometune.common.progress import progress
 from tometune.common.seeding import stream
 from tometune.config.eval import JudgeConfig
 from tometune.evaluation.metrics import averaged
-from tometune.evaluation.results import read_result, write_result
-from tometune.evaluation.table import read_scores
+from tometune.evaluation.results import read_result, read_scores, write_result
 from tometune.evaluation.tasks import SHUFFLE_SEED, Task
 
 log = logging.getLogger(__name__)
@@ -142,7 +141,6 @@ def _judge_task(folder: Path, task: Task, most: int, judge: Judge) -> dict[str, 
 
 
 def _figures(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the means over pairs, and counts."""
     sent = [line for line in lines if line["verdicts"]]
     decided = [line for line in sent if line["scores"]["win"] != 0.5 and len(set(line["words"].values())) == 2]
     longer = [(line["words"]["tuned"] > line["words"]["base"]) == line["scores"]["win"] for line in decided]

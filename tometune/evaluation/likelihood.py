@@ -19,8 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.common.distributed import gather, processes, rank
 from tometune.config.eval import HELD_OUT
-from tometune.data.encoder import Encoder
-from tometune.data.labels import label_rows
+from tometune.data.encoder import Encoder, label_rows
 from tometune.data.template import Rendered, Template
 from tometune.evaluation.generation import Prompt
 from tometune.evaluation.tasks import Task
@@ -32,8 +31,6 @@ log = logging.getLogger(__name__)
 TOKENS_AT_ONCE, LOGITS_AT_ONCE = 4_096, 1_024
 
 LONGEST = 2_048  # tokens of a reference that are scored; the rest of a longer one is left out, with its bytes
-
-
 LOSS_ROWS = 200  # most rows of `eval/loss`
 
 
@@ -57,22 +54,16 @@ def bits_per_byte(
     Everything that the template puts before the answer belongs to the prompt. The token that ends the turn does not
     count. With several processes, each computes its share and all of them return all values.
 
-    Args:
-        model: a causal language model in eval mode.
-        tokenizer: its tokenizer, with a chat template and a pad token.
-        prompts: as they were answered, see `generation.encode`.
-        references: one or more non-empty texts per prompt.
+    The model is in eval mode, the tokenizer has a chat template and a pad token, the prompts are as they were answered
+    (`generation.encode`), and each has one or more non-empty references.
     """
     pairs = [(prompt, text) for prompt, texts in zip(prompts, references, strict=True) for text in texts]
     rows = _encoded(Encoder(Template(tokenizer)), pairs)
     order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), rows[index].scored), reverse=True)
-    found = [
-        (index, bits / rows[index].bytes)
-        for batch in list(_batches(order, rows))[rank() :: processes()]
-        for index, bits in zip(
-            batch, _bits(model, [rows[index] for index in batch], tokenizer.pad_token_id), strict=True
-        )
-    ]
+    found = []
+    for batch in list(_batches(order, rows))[rank() :: processes()]:
+        bits = _bits(model, [rows[index] for index in batch], tokenizer.pad_token_id)
+        found += [(index, each / rows[index].bytes) for index, each in zip(batch, bits, strict=True)]
     values = (value for _, value in sorted(gather(found)))
     return [fmean(islice(values, len(texts))) for texts in references]
 

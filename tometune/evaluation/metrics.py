@@ -5,17 +5,17 @@ CONTRIBUTING.md has the steps for adding one, plain or with a model.
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from tometune.common.errors import UserError, did_you_mean
 from tometune.config.eval import HARNESS, HELD_OUT
-from tometune.evaluation.unicode_words import as_rouge_words, needs_unicode
 
 Scores = dict[str, list[float]]  # scores per example, by column; a metric may have several columns
 PlainMetric = Callable[[list[str], list[list[str]]], Scores]  # of predictions and, for each, its references
@@ -51,6 +51,9 @@ LABELS = {  # names of columns in tables and figures; any other column is shown 
     "win": "win rate",
 }
 LOWER_IS_BETTER = ("nll",)  # in bits per byte, see `likelihood`; of every other column, more is better
+
+# Scripts written without spaces between words: each character counts as a word, with the marks on it.
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "YI", "TAI")
 
 
 def label(column: str) -> str:
@@ -113,7 +116,7 @@ def _rouge(predictions: list[str], references: list[list[str]]) -> Scores:
     With several references, each of the three is the maximum over the references (as in `score_multi` of
     google-research/rouge, whose `rouge_scorer` gives the same numbers as rouge-score-rs). There is no bootstrap
     aggregate, because its mean would change from call to call. Examples with letters of another script than Latin
-    are compared by Unicode words, see `unicode_words`.
+    are compared by Unicode words, see `as_rouge_words`.
     """
     import datasets
     import evaluate  # imports transformers' pipelines, which takes seconds
@@ -147,6 +150,53 @@ def _rouge(predictions: list[str], references: list[list[str]]) -> Scores:
         metric = Rouge(keep_in_memory=True, cache_dir=scratch, seed=0)
         scores: Scores = metric.compute(predictions=predictions, references=references)
     return scores
+
+
+def needs_unicode(text: str) -> bool:
+    """Tell whether ROUGE's tokenizer drops letters of another script than Latin, or finds no word at all in a text."""
+    if text.isascii():
+        return False
+    other = any(character.isalpha() and not _latin(character) for character in text)
+    return other or not re.search("[a-z0-9]", text.lower())
+
+
+def as_rouge_words(text: str) -> str:
+    """Return a text in which ROUGE's tokenizer finds every word.
+
+    Words of a–z and 0–9 stay, so they are stemmed as usual. Any other word becomes a number made of its code points,
+    which the stemmer leaves alone. Text is normalised (NFKC) and in lower case first. In a text without letters and
+    digits, each character is a word.
+    """
+    words: list[str] = []
+    extends = False  # whether the next letter belongs to the last word
+    for character in unicodedata.normalize("NFKC", text).lower():
+        kind = unicodedata.category(character)[0]
+        if kind == "M" and words:
+            words[-1] += character
+        elif kind in "LN":
+            alone = not character.isascii() and _unspaced(character)
+            if extends and not alone:
+                words[-1] += character
+            else:
+                words.append(character)
+            extends = not alone
+        else:
+            extends = False
+    words = words or [character for character in text if not character.isspace()]
+    numbers = ("".join(f"{ord(character):07}" for character in word) for word in words)
+    return " ".join(
+        word if word.isascii() and word.isalnum() else number for word, number in zip(words, numbers, strict=True)
+    )
+
+
+@lru_cache(4096)
+def _latin(character: str) -> bool:
+    return unicodedata.name(character, "").startswith(("LATIN", "FEMININE", "MASCULINE", "FULLWIDTH LATIN"))
+
+
+@lru_cache(4096)
+def _unspaced(character: str) -> bool:
+    return unicodedata.name(character, "").startswith(UNSPACED)
 
 
 def _chrf(predictions: list[str], references: list[list[str]]) -> Scores:

@@ -23,13 +23,11 @@ from tometune.evaluation.generation import Generation, generate
 from tometune.evaluation.harness import score_harness
 from tometune.evaluation.judge import judge_answers
 from tometune.evaluation.likelihood import bits_per_byte
-from tometune.evaluation.metrics import MetricContext, Scores, averaged, score
+from tometune.evaluation.metrics import MetricContext, Scores, averaged, needs_unicode, score
 from tometune.evaluation.results import TaskScores, read_result, write_result
 from tometune.evaluation.tasks import Task
-from tometune.evaluation.unicode_words import needs_unicode
 
 log = logging.getLogger(__name__)
-
 
 StageScores = dict[str, Any]  # of a stage, as in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…}}, limited, …}`
 
@@ -48,11 +46,8 @@ class Scorer:
     def stage(self, name: str, model: PreTrainedModel) -> StageScores:
         """Score a model on every task, with dropout off.
 
-        A task is skipped if its file is complete and was made with the same weights, examples and settings.
-
-        Args:
-            name: of the stage, `base` or `tuned`.
-            model: the model of this stage; its train or eval mode is restored.
+        A task is skipped if its file is complete and was made with the same weights, examples and settings. `name` is
+        that of the stage, `base` or `tuned`. The model's train or eval mode is restored.
 
         Returns:
             Means by task, their plain mean over tasks (each task has the same weight), and costs.
@@ -96,7 +91,6 @@ class Scorer:
     def _score(
         self, stage: str, model: PreTrainedModel, engine: Engine, task: Task, path: Path, key: dict[str, Any]
     ) -> TaskScores:
-        most = self.config.max_prompt_tokens
         with progress(f"{stage}: {task.name}", len(task.examples)) as advance:
             generations = generate(
                 model,
@@ -104,7 +98,7 @@ class Scorer:
                 [example.messages for example in task.examples],
                 task.config.max_new_tokens,
                 key["batch_size"],
-                most,
+                self.config.max_prompt_tokens,
                 advance,
                 self.config.temperature,
                 self.seed,
@@ -113,8 +107,8 @@ class Scorer:
         answers = generations.answers
         shortened = sum(answer.prompt.shortened for answer in answers)
         if shortened:
-            message = "%s: %d of %d prompts truncated to eval.max_prompt_tokens=%d"
-            log.warning(message, task.name, shortened, len(answers), most)
+            limit = f"eval.max_prompt_tokens={self.config.max_prompt_tokens}"
+            log.warning("%s: %d of %d prompts truncated to %s", task.name, shortened, len(answers), limit)
         predictions = [answer.text for answer in answers]
         references = [example.references for example in task.examples]
         columns = score(task.config.metrics, predictions, references, MetricContext(str(model.device), self.cache))
@@ -124,7 +118,7 @@ class Scorer:
             "means": {name: fmean(values) for name, values in columns.items()},
             "examples": len(answers),
             "seconds": round(generations.seconds, 3),  # of generation
-            "tokens": generations.tokens,  # generated
+            "tokens": sum(answer.tokens for answer in answers),  # generated
             "shortened": shortened,  # prompts
             "unended": sum(not answer.ended for answer in answers),  # those that reached `max_new_tokens`
             "engine": engine.name,
@@ -133,14 +127,12 @@ class Scorer:
                 any(map(needs_unicode, [text, *texts])) for text, texts in zip(predictions, references, strict=True)
             ),  # examples, see `metrics`
         }
-        sources = sorted({example.source for example in task.examples if example.source})
-        if "nll" in columns and len(sources) > 1:
-            result["sources"] = {  # nll by source, of held-out rows
-                source: fmean(
-                    nll for nll, one in zip(columns["nll"], task.examples, strict=True) if one.source == source
-                )
-                for source in sources
-            }
+        by_source: dict[str, list[float]] = {}  # nll of held-out rows
+        for example, nll in zip(task.examples, columns.get("nll", ()), strict=False):
+            if example.source:
+                by_source.setdefault(example.source, []).append(nll)
+        if len(by_source) > 1:
+            result["sources"] = {source: fmean(by_source[source]) for source in sorted(by_source)}
         if is_first():
             write_result(path, key, _lines(task, answers, columns), result)
         return result
@@ -171,7 +163,6 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def _lines(task: Task, answers: Sequence[Generation], columns: Scores) -> list[str]:
-    """Return one JSON line per example."""
     lines = []
     for index, (example, answer) in enumerate(zip(task.examples, answers, strict=True)):
         row = {

@@ -69,16 +69,10 @@ def paired_difference(
 
 
 def resampled_means(tasks: Sequence[Floats], resamples: int, clusters: Clusters | None = None) -> Floats:
-    """Resample the examples of each task, the same ones for all columns.
+    """Resample the examples of each task, the same ones for all columns; returns means, [tasks, resamples, columns].
 
-    Args:
-        tasks: for each task, [examples, columns]; a column holds the scores of one run.
-        resamples: number of resamples.
-        clusters: for each task, the cluster of each example, or None if its examples are independent. Whole clusters
-            are drawn (Davison and Hinkley 1997, section 3.8).
-
-    Returns:
-        Mean scores of the resampled examples, [tasks, resamples, columns].
+    A task is [examples, columns], and a column holds the scores of one run. `clusters` has the cluster of each example
+    of a task, or None if they are independent. Whole clusters are drawn (Davison and Hinkley 1997, section 3.8).
     """
     means = np.empty((len(tasks), resamples, tasks[0].shape[1]))
     for number, scores in enumerate(tasks):
@@ -117,12 +111,9 @@ def seed_draws(values: Floats, resamples: int, stream: int = 0) -> Floats:
 def estimate(value: float, examples: Floats, seeds: Sequence[Floats], confidence: float) -> Estimate:
     """Combine both levels into a percentile interval and a two-sided p-value.
 
-    Args:
-        value: the estimate itself.
-        examples: [resamples], the estimate on resampled examples.
-        seeds: the values that vary over seeds: `[values]` for the mean of a cell, `[differences]` for two cells with
-            the same seeds, `[values, values]` for two cells with different seeds; empty with a single seed.
-        confidence: level of the interval, e.g. 0.95.
+    `value` is the estimate itself, `examples` the estimate on resampled examples, [resamples]. `seeds` has the values
+    that vary over seeds: `[values]` for the mean of a cell, `[differences]` for two cells with the same seeds,
+    `[values, values]` for two cells with different seeds; it is empty with a single seed.
     """
     draws = combined_draws(examples, seeds)
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -200,13 +191,9 @@ def power(
     Cochran's, the mean of both limits weighted by the variances (1964, Biometrics 20, 191-195), averaged over the
     chi-squared distribution of the deviation that a sweep will find.
 
-    Args:
-        seeds: number of seeds per arm.
-        difference: the true difference.
-        deviation: standard deviation over seeds of the difference between one run of each arm.
-        alpha: two-sided level.
-        paired: whether the arms share their seeds; it decides the degrees of freedom.
-        error: standard error of the difference over examples.
+    There are `seeds` runs per arm. `deviation` is the standard deviation over seeds of the difference between one run
+    of each arm, and `error` the standard error of the difference over examples. `alpha` is two-sided. Arms are `paired`
+    if they share their seeds; it decides the degrees of freedom.
     """
     from scipy.stats import chi2, nct, norm, t
 

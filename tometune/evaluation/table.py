@@ -1,6 +1,5 @@
 """The table printed after a run: base, tuned, gain and its interval, by task and over tasks."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -13,48 +12,26 @@ from rich.table import Table
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.metrics import averaged, label
+from tometune.evaluation.results import read_scores
 from tometune.evaluation.statistics import Estimate, mean_interval, paired_difference
 
 MEAN = "mean of tasks"
 
-Rows = dict[str, dict[str, Any]]  # of a file of scores, by example id
 Columns = dict[str, list[list[float]]]  # of a task, by column, stage and example
 
 
-def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, console: Console | None = None) -> None:
-    """Print the table of a run, if a stage was scored, and where its files are.
-
-    Args:
-        folder: the run's folder, with `eval/<stage>/<task>.jsonl`.
-        record: the content of run.json.
-        config: the `eval` group, for the intervals.
-        console: None means stdout.
+def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig) -> None:
+    """Print the table of a run, if a stage was scored, and where its files are; `record` is its run.json.
 
     Raises:
         UserError: a file of scores is missing or broken.
     """
-    console = console or Console()
+    console = Console()
     stages = [stage for stage in ("base", "tuned") if stage in record["eval"]]
     if stages:
         console.print(_run_table(folder, record, config, stages))
     for name, place in _places(folder, record):
         console.print(f"{name:9}{place}", soft_wrap=True, markup=False, highlight=False)
-
-
-def read_scores(path: Path) -> Rows:
-    """Return the lines of a `<task>.jsonl`.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
-    try:
-        with path.open(encoding="utf-8") as lines:  # not splitlines(), which also splits at U+2028 in an answer
-            rows = [json.loads(line) for line in lines]
-        return {row["id"]: {**row, "scores": dict(row["scores"])} for row in rows}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; repeat the command that scored it") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a file of scores; delete it and repeat the command that scored it") from None
 
 
 def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -100,11 +77,7 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
 
 
 def _load(folder: Path, task: str, stages: Sequence[str]) -> tuple[Columns, list[str] | None]:
-    """Read a task's scores of each stage, and the cluster of each example if there are clusters.
-
-    Raises:
-        UserError: the stages were not scored on the same examples.
-    """
+    """Read a task's scores of each stage, and the cluster of each example if there are clusters."""
     loaded = [read_scores(folder / "eval" / stage / f"{task}.jsonl") for stage in stages]
     if any(list(scores) != list(loaded[0]) for scores in loaded):
         raise UserError(f"{folder}/eval/*/{task}.jsonl: the examples differ; delete them and score the run again")

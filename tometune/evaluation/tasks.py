@@ -23,8 +23,7 @@ from tometune.data.standardise import Standardised
 from tometune.data.turns import FormatError
 from tometune.evaluation.fields import Row, collect, names_in, reach, render
 from tometune.evaluation.harness import load_harness
-from tometune.evaluation.metrics import MODEL_METRICS, identity_of
-from tometune.evaluation.unicode_words import needs_unicode
+from tometune.evaluation.metrics import MODEL_METRICS, identity_of, needs_unicode
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +67,8 @@ def fingerprint(task: TaskConfig, key: str) -> str:
         case TaskKind.hub:
             rows = f"{task.id}@{pinned(f'{key}.id', str(task.id), task.revision, 'dataset')}"
         case TaskKind.jsonl:
-            rows = "-".join(
-                sorted(content_digest(file).hex() for file in files_of(task.path, f"{key}.path", task.split))
-            )
+            files = files_of(task.path, f"{key}.path", task.split)
+            rows = "-".join(sorted(content_digest(file).hex() for file in files))
         case TaskKind.pydocs:
             from tometune.data import pydocs
 
@@ -88,11 +86,7 @@ def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
     """Load a task; rows with the same prompt become one example with all their references, then the limits apply.
 
     A limit takes a prefix of one fixed shuffle, so the examples of a smaller limit are among those of a larger one.
-
-    Args:
-        name: key under `eval.tasks`.
-        task: the settings of the task.
-        limit: `eval.limit`, in addition to the task's own.
+    `name` is the key under `eval.tasks`, `limit` is `eval.limit`, in addition to the task's own.
 
     Raises:
         UserError: the source is missing or broken, a field is unknown, an example has no reference, or an id occurs
@@ -123,7 +117,6 @@ def held_out_tasks(rows: Mapping[str, tuple[Standardised, np.ndarray]], limit: i
 
 
 def _task(name: str, task: TaskConfig, kept: list[Example], limited: bool) -> Task:
-    """Return a task with its digest."""
     metrics = [identity_of(metric) for metric in sorted(task.metrics)]
     other_scripts = sum(any(map(needs_unicode, example.references)) for example in kept)
     if other_scripts:
@@ -185,7 +178,6 @@ def _examples_of(key: str, task: TaskConfig) -> tuple[list[Example], list[int]]:
 
 
 def _clusters(key: str, field: str, rows: list[Row]) -> list[str]:
-    """Return the cluster of each row."""
     found = [" ".join(reach(row.fields, field, f"{key}: {row.origin}")) for row in rows]
     if "" in found:
         raise UserError(f"{key}: {rows[found.index('')].origin}: {field} is empty; fill it in, or name another field")
@@ -223,10 +215,8 @@ def _of_training_row(key: str, task: TaskConfig, row: Row, identifier: str) -> E
     except FormatError:
         return None
     turns, _ = fix_conversation(found.turns)
-    last = max(
-        (number for number, turn in enumerate(turns) if turn.role == "assistant" and is_trained(turn)), default=0
-    )
-    turns = turns[: last + 1]
+    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant" and is_trained(turn)]
+    turns = turns[: max(answers, default=0) + 1]
     if found.dropped or len(turns) < 2:
         return None
     if found.tools or any(turn.extra and "tool_calls" in turn.extra for turn in turns):

@@ -15,9 +15,9 @@ import numpy as np
 
 from tometune.common.errors import UserError, some
 from tometune.config.eval import HARNESS, HELD_OUT
-from tometune.evaluation.metrics import averaged, score
+from tometune.evaluation.metrics import as_rouge_words, averaged, needs_unicode, score
+from tometune.evaluation.results import read_scores
 from tometune.evaluation.statistics import Floats, resampled_means
-from tometune.evaluation.unicode_words import as_rouge_words, needs_unicode
 from tometune.reporting.sweep import SweepRun
 from tometune.runs.run import REPEAT
 
@@ -237,32 +237,21 @@ def read_task(path: Path) -> dict[str, Example]:
     """Read one file of scores; returns its examples by id.
 
     Raises:
-        UserError: it is missing, has no examples, or a line is broken; names the line.
+        UserError: as in `read_scores`, or a score is missing or not a number; names the line.
     """
     fix = f"{REPEAT} to score it again"
-    metrics: list[str] = []
+    examples = read_scores(path, fix)
+    always = () if path.stem.startswith(HARNESS) else ROUGE
+    metrics = list(dict.fromkeys([*always, *next(iter(examples.values()))["scores"]]))
     found: dict[str, Example] = {}
-    try:
-        with path.open(encoding="utf-8", newline="\n") as lines:  # not splitlines(): it also splits at U+2028
-            for line in lines:
-                row = json.loads(line)
-                always = () if path.stem.startswith(HARNESS) else ROUGE
-                metrics = metrics or [*always, *(name for name in row["scores"] if name not in always)]
-                scores = {metric: float(row["scores"][metric]) for metric in metrics}
-                if not all(map(math.isfinite, scores.values())):
-                    raise ValueError("a score is not a number")
-                identifier, references = str(row["id"]), hash(tuple(row.get("references", ())))
-                if identifier in found:
-                    raise ValueError(f"the id {identifier} occurs twice")
-                found[identifier] = Example(references, row.get("cluster"), scores, row.get("source"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, although the run is completed; {fix}") from None
-    except KeyError as error:
-        raise UserError(f"{path}:{len(found) + 1}: has no {error}, which the report needs; {fix}") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}:{len(found) + 1}: not a line of scores ({error}); {fix}") from None
-    if not found:
-        raise UserError(f"{path}: no examples; {fix}")
+    for number, (identifier, row) in enumerate(examples.items(), start=1):
+        if missing := [metric for metric in metrics if metric not in row["scores"]]:
+            raise UserError(f"{path}:{number}: has no {missing[0]!r}, which the report needs; {fix}")
+        scores = {metric: row["scores"][metric] for metric in metrics}
+        if not all(map(math.isfinite, scores.values())):
+            raise UserError(f"{path}:{number}: not a line of scores (a score is not a number); {fix}")
+        references = hash(json.dumps(row.get("references", [])))
+        found[identifier] = Example(references, row.get("cluster"), scores, row.get("source"))
     return found
 
 

@@ -14,8 +14,8 @@ from tometune.common.errors import UserError
 from tometune.config.report import asked, entries
 from tometune.config.root import Config
 from tometune.evaluation.metrics import averaged, label
+from tometune.evaluation.results import read_scores
 from tometune.evaluation.statistics import detectable, power, seeds_needed
-from tometune.evaluation.table import read_scores
 from tometune.reporting.sweep import finished_tables
 
 DIFFERENCE = 0.01  # that the numbers of seeds and examples refer to, unless `report.margin` is set

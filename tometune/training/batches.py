@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from tometune.config.model import LoraConfig
 from tometune.config.root import SeedsConfig
 from tometune.config.trainer import TrainerConfig
-from tometune.data.labels import IGNORE
+from tometune.data.encoder import IGNORE
 from tometune.data.tokens import Tokens, pack
 from tometune.models.load import compute_dtype
 from tometune.models.packed_attention import FLEX, VARLEN, Packed, kernel, packed_by

@@ -22,7 +22,7 @@ from torch.nn import functional
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
 from tometune.common.seeding import without_deterministic_kernel
-from tometune.data.labels import IGNORE
+from tometune.data.encoder import IGNORE
 from tometune.models.packed_attention import BLOCK, FLEX, Packed, PackMask, pack_mask
 from tometune.training.batches import BatchPart, Capacity, Training
 from tometune.training.steps import in_packs

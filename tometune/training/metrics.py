@@ -17,7 +17,7 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.common.files import write_text
-from tometune.data.labels import IGNORE
+from tometune.data.encoder import IGNORE
 
 log = logging.getLogger(__name__)
 

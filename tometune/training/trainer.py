@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from tometune.common.distributed import gather, is_first
 from tometune.common.files import disk_errors, sync_folder
 from tometune.common.progress import Bar
-from tometune.data.labels import IGNORE
+from tometune.data.encoder import IGNORE
 from tometune.evaluation.scoring import evaluating
 from tometune.models.packed_attention import training_attention
 from tometune.training.batches import FullBatches, RowsAndBlank, Training

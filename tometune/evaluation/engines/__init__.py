@@ -26,31 +26,26 @@ class Engine:
     ) -> list[list[int]]:
         """Return the new tokens of each prompt, here of a left-padded batch and the model's own `generate`.
 
-        Tokens after the end of turn have no meaning.
-
-        Args:
-            prompts: token ids, at least one per prompt.
-            config: `max_new_tokens`, `eos_token_id` (a list) and `pad_token_id` are used.
-            noise: empty for greedy answers, else one processor that receives the scores of each step.
+        A prompt has at least one token. Tokens after the end of turn have no meaning. Of the config, `max_new_tokens`,
+        `eos_token_id` (a list) and `pad_token_id` are used. The noise is empty for greedy answers, else one processor
+        that receives the scores of each step.
 
         Raises:
             torch.OutOfMemoryError: the batch is too large; the engine can be used again after `release`.
         """
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), config.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
+        rows = [torch.tensor(prompt) for prompt in prompts]
+        ids = pad_sequence(rows, True, config.pad_token_id, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side="left")
         output = self.model.generate(
             input_ids=ids.to(self.model.device),
             attention_mask=mask.to(self.model.device),
             generation_config=config,
             logits_processor=list(noise),
         )
-        new: list[list[int]] = output[:, width:].tolist()
+        new: list[list[int]] = output[:, ids.shape[1] :].tolist()
         return new
 
     def release(self) -> None:

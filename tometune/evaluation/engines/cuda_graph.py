@@ -28,10 +28,8 @@ class CudaGraph(Engine):
     def __init__(self, model: PreTrainedModel, longest_row: int, capture: bool = True) -> None:
         """Prepare for a model in eval mode, with or without an adapter; its weights are not changed.
 
-        Args:
-            model: a causal language model.
-            longest_row: maximum number of tokens of a prompt and its answer.
-            capture: False runs the same steps without graphs, on any device.
+        `longest_row` is the maximum number of tokens of a prompt and its answer. Without `capture`, the same steps run
+        without graphs, on any device.
         """
         super().__init__(model)
         self.longest_row, self.capture = longest_row, capture
@@ -88,7 +86,7 @@ class CudaGraph(Engine):
         if self._cache is None or self._cache.slots < need:
             self.release()
             self._cache = self._new_cache(-(-need // SLOTS) * SLOTS)
-        rows = _power_of_two(len(prompts))
+        rows = 1 << (len(prompts) - 1).bit_length()
         stops, pad = config.eos_token_id, config.pad_token_id
         key = (rows, pad, *sorted(stops))
         if key not in self._decoders:
@@ -123,11 +121,7 @@ def captured(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
 
 
 def _graph_of(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
-    """Return a function that replays a step.
-
-    Raises:
-        RuntimeError: the step cannot be captured.
-    """
+    """Return a function that replays a step; raises a `RuntimeError` if it cannot be captured."""
     current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(current)
     try:
@@ -143,11 +137,6 @@ def _graph_of(run: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
         torch.cuda.set_stream(current)  # a failed capture leaves its own stream active
     replay: Callable[[], None] = graph.replay
     return replay
-
-
-def _power_of_two(rows: int) -> int:
-    """Return the number of rows that a batch is decoded in."""
-    return 1 << (rows - 1).bit_length()
 
 
 def _greedy(logits: torch.Tensor) -> torch.Tensor:

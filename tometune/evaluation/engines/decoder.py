@@ -21,13 +21,8 @@ class Decoder:
     ) -> None:
         """Allocate, and run one idle step.
 
-        Args:
-            model: a causal language model in eval mode, attending by `ragged_attention`.
-            cache: holds the tokens of all rows, and slot 0.
-            rows: R, the batch size.
-            longest_row: maximum number of tokens of a prompt and its answer.
-            stops: tokens that end an answer.
-            pad: token that follows the end.
+        The model is in eval mode and attends by `ragged_attention`. `longest_row` is the maximum number of tokens of a
+        prompt and its answer; `stops` end an answer, and `pad` follows the end.
 
         Raises:
             UnsupportedError: the model does not call `ragged_attention`.
