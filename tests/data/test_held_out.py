@@ -56,6 +56,22 @@ def test_they_are_in_no_mix_of_any_size_and_seed_and_the_same_for_all(config, tm
     assert texts(other)[1] != found[0]
 
 
+def test_a_mix_that_is_drawn_from_the_base_has_all_its_rows_if_there_are_others(config, tmp_path):
+    drawn = replace(config, base=replace(config.base, rows=None))
+    sizes = {rows: len(build_mix(replace(drawn, rows=rows), 0, tmp_path / "cache").row_ids) for rows in (3, 10, 20)}
+    assert sizes == {3: 3, 10: 10, 20: 20}
+    whole = build_mix(replace(drawn, rows=60), 0, tmp_path / "cache")
+    assert len(whole.row_ids) == 60 - whole.facts["base"]["held_out"]
+
+
+def test_no_row_of_the_base_is_left(config, tmp_path):
+    few = write_jsonl(tmp_path / "few.jsonl", BASE[:8])
+    wrong = replace(config, rows=20, base=files(few, rows=None))
+    assert error_of(build_mix, wrong, 0, tmp_path / "cache").startswith(
+        "data.held_out.rows=8: leaves no row of the base for data.rows=20; hold out fewer rows"
+    )
+
+
 def test_without_held_out_rows_a_mix_is_as_before(config, tmp_path):
     mix = build_mix(replace(config, rows=60, held_out=HeldOutConfig()), 0, tmp_path / "cache")
     assert (len(mix.row_ids), mix.held_out, "held_out" in mix.manifest(), "held_out" in mix.facts["base"]) == (

@@ -59,6 +59,8 @@ def test_a_lower_nll_is_an_improvement_in_words(made):
     assert any("lower is better" in sentence for sentence in answer.sentences)
     required = "pydocs_3k>pydocs_1k:nll/held_out_pool<=-0.1"
     assert decide([required], table)[0] is Verdict.shown
+    renamed = json.loads(json.dumps(table).replace("pydocs_3k", "pydocs_3k-held8").replace('k"', 'k-held8"'))
+    assert decide([required], renamed)[0] is Verdict.shown, "held-out rows rename the mixes"
     gains = {metric: entry["delta"] for metric, entry in table["rows"][-1]["gain"].items()}
     assert gains["nll"] == pytest.approx(-0.15, abs=0.01)
     assert gains["nll/held_out_pool"] == pytest.approx(-0.3, abs=0.01)

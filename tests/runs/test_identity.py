@@ -48,6 +48,8 @@ def test_tasks_of_the_harness_are_inputs(tmp_path: Path) -> None:
     assert list(found[0]) == ["model"]
     assert found[1] == found[0] | {"eval.harness.gsm8k": "lm_eval"}
     assert evaluation_fingerprints(model, EvalConfig(harness=[str(other)])) == found[2] != found[1]
+    both = evaluation_fingerprints(model, EvalConfig(harness=[str(task), "task"]))
+    assert len(both) == 3, "a file and a task of the package with its name"
     task.write_text("task: mine\nversion: 2")
     assert evaluation_fingerprints(model, EvalConfig(harness=[str(task)])) != found[2]
     configs = [Config(eval=EvalConfig(harness=names)) for names in ([], ["gsm8k"])]

@@ -11,7 +11,7 @@ from tometune.config.validators import valid_if, value_problems
 
 COLUMNS = ("rouge1", "rouge2", "rougeL", "nll", *METRICS[1:])  # of a run; on held-out rows also nll/TASK
 COMPARISON = re.compile(
-    r"(?:(?P<a>[^>]*)>(?P<b>[^>]+?)(?::(?P<of_pair>[\w/-]+))?|(?P<of_all>[\w/-]+))"
+    r"(?:(?P<a>[^>]*)>(?P<b>[^>=][^>]*?)(?::(?P<of_pair>[\w./-]+))?|(?P<of_all>[\w./-]+))"
     r"(?: *(?P<sign>[<>])= *(?P<bound>[-+]?\d*\.?\d+(?:e-?\d+)?))?"
 )
 

@@ -95,7 +95,7 @@ def build_mix(
     """
     builder = _Builder(config, seed, cache, tokenizer, texts, scorer)
     base = builder.select_base()
-    parts, added = {"base": base}, config.rows - len(base.chosen) - base.facts.get("held_out", 0)
+    parts, added = {"base": base}, max(0, config.rows - len(base.chosen) - base.facts.get("held_out", 0))
     if added or (config.held_out.rows and config.pool is not None):
         parts["pool"] = builder.select_pool(added, base.source)
     held_out = {origin: (part.source, part.held_out) for origin, part in parts.items() if len(part.held_out)}
@@ -179,7 +179,13 @@ class _Builder:
                 rows = rows[~near_duplicates((base, held_out), (base, rows), threshold, self.cache)[1]]
             # Repeats are missing as well if the mix takes all other rows.
             facts["held_out"] = max(len(held_out), wanted - len(rows))
-            wanted -= facts["held_out"]
+            if config.base.rows is not None or len(rows) < config.rows:  # else the base has enough others
+                wanted -= facts["held_out"]
+            if wanted <= 0:
+                raise UserError(
+                    f"data.held_out.rows={len(held_out)}: leaves no row of the base for data.rows={config.rows}; hold "
+                    "out fewer rows, or raise data.rows"
+                )
         chosen = rows[stream(self.seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
         facts["rows"] = wanted
         if near:

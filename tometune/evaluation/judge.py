@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 KEY = "TOMETUNE_JUDGE_KEY"  # environment variable with the API key, if the endpoint needs one
 TIMEOUT = 120.0  # seconds for one reply
+MANY_LOST = 0.2  # share of replies without a verdict that is worth a warning
 FAILURES = 6  # requests in a row without a reply, after which no more are sent
 PROMPT = """Below are a request and two answers to it. Decide which answer is better: more correct, more helpful, closer
 to what was asked. Their order means nothing, and a longer answer is not better because of its length.
@@ -62,7 +63,9 @@ class Judge:
                 break
             self.calls += 1
             try:
-                response = self.client.post("chat/completions", json=body).raise_for_status()
+                response = self.client.post("chat/completions", json=body)
+                if response.is_error:  # the text names what the endpoint refuses
+                    raise ValueError(f"status {response.status_code}, {response.text[:150]}")
                 reply = str(response.json()["choices"][0]["message"]["content"] or "")
                 self.failures = 0
                 return reply
@@ -106,6 +109,9 @@ def judge_answers(folder: Path, tasks: Sequence[Task], config: JudgeConfig) -> d
         total, done = sum(len(task.examples) for task in judged), sum(each["examples"] for each in found.values())
         if done < total:
             log.warning("eval.judge: %d of %d pairs are judged (%s)", done, total, judge.problem)
+        lost = sum(each["no_verdict"] for each in found.values())
+        if lost > MANY_LOST * 2 * sum(each["examples"] - each["equal_answers"] for each in found.values()):
+            log.warning("eval.judge: %d replies have no verdict and count as ties; is the model able to judge?", lost)
         win = fmean(figures["win"] for figures in found.values()) if found else None
         return {"model": config.model, "calls": judge.calls, "win": win, "tasks": found}
     except Exception as error:

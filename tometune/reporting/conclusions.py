@@ -106,6 +106,12 @@ def _sources_answer(found: Mapping[str, Table], table: Table) -> Answer:
         verdict = "Undecided: no significant effect."
     elif len(passed) < len(found):
         verdict += " No significant effect otherwise."
+    tests = {name: entry.get("equivalence") for name, entry in found.items() if name not in passed}
+    alpha = 1 - table["interval"]["confidence"]
+    same = [name for name, each in tests.items() if each and (each["p_same_holm"] or 0) < alpha]
+    if same:
+        within = f"The same within {table['question']['margin']:g}: {listed(same)}."
+        verdict = within if len(same) == len(found) else f"{verdict} {within}"
     if any(entry["p"] is None for entry in found.values()):
         verdict = "A single seed cannot tell."
     elif not first["primary"]:
@@ -285,8 +291,8 @@ def cautions(table: Table) -> list[str]:
     held_out = [f"{n:,} {task.replace('_', ' ')}" for task, n in table["tasks"].items() if task.startswith(HELD_OUT)]
     if held_out:
         found.append(
-            f"No mix contains the held-out rows ({', '.join(held_out)}) or repeats of them; each is smaller by those "
-            "of the base. Means over tasks do not include them."
+            f"No mix contains the held-out rows ({', '.join(held_out)}) or repeats of them; one that takes the "
+            "whole base is smaller by those of the base. Means over tasks do not include them."
         )
     return found
 

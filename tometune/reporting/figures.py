@@ -11,7 +11,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import Table, data_label, models, significant, source_effects, tuned_rows
+from tometune.reporting.conclusions import (
+    Table,
+    data_label,
+    main_metric,
+    models,
+    significant,
+    source_effects,
+    tuned_rows,
+)
 from tometune.reporting.grouping import Cell
 from tometune.reporting.html import ACCENTS, MUTED, PAPER, WIDTH, as_svg, panels
 from tometune.reporting.mix_figures import label as mix_label
@@ -200,7 +208,9 @@ def forest(table: Table) -> str | None:
     found, metrics = source_effects(table), table["metrics"]
     if not found:
         return None
-    names = sorted(found, key=lambda name: found[name][metrics[-1]]["delta"])
+    entries = next(iter(found.values())).values()
+    main = main_metric([entry for entry in entries if entry["primary"]] or list(entries))
+    names = sorted(found, key=lambda name: found[name][main]["delta"])
     figure, axes = _grid(len(metrics), WIDTH, 1.1 + 0.36 * len(names), sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
@@ -226,8 +236,8 @@ def forest(table: Table) -> str | None:
         )
     axes[0].set_yticks(range(len(names)), list(map(mix_label, names)))
     axes[0].set_ylim(-0.6, len(names) - 0.4)
-    described = "; ".join(f"{name} {found[name][metrics[-1]]['delta']:+.3f}" for name in reversed(names))
-    return as_svg(figure, "forest", f"Effect of each source with its interval. {label(metrics[-1])}: {described}.")
+    described = "; ".join(f"{name} {found[name][main]['delta']:+.3f}" for name in reversed(names))
+    return as_svg(figure, "forest", f"Effect of each source with its interval. {label(main)}: {described}.")
 
 
 def curve(table: Table) -> str | None:

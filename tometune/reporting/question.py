@@ -1,5 +1,6 @@
 """The question of a sweep: which comparisons answer it, whether it was asked before the runs, and a verdict for CI."""
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -77,12 +78,13 @@ def _decide(text: str, table: Mapping[str, Any]) -> tuple[Verdict, str]:
         cells = [row["cell"] for row in tuned_rows(table)]
         raise UserError(f"require={text}: {_reason(chosen, cells, table['metrics'])}")
     entry, bound = found[0], chosen.bound
-    sign = 1 if entry["a"] == chosen.a else -1
+    sign = 1 if _mix(entry["a"]) == _mix(str(chosen.a)) else -1
     low, high = sorted([sign * entry["ci_low"], sign * entry["ci_high"]])
     level = f"{table['interval']['confidence']:.0%} interval {between({'ci_low': low, 'ci_high': high})}"
     line = f"{chosen.a} − {chosen.b}: {label(entry['metric'])} {signed(sign * entry['delta'])} ({level}), required "
     line += f"{'≥' if chosen.at_least else '≤'} {bound:g}".replace("-", "−")
-    line += f"; {LIMIT}" if table["limited"] else ""
+    if table["limited"]:
+        return Verdict.undecided, f"{line}; {LIMIT}"
     if entry["p"] is None:
         return Verdict.undecided, f"{line}; a single seed, so the interval covers examples only"
     # By how much each end of the interval meets the requirement.
@@ -92,14 +94,20 @@ def _decide(text: str, table: Mapping[str, Any]) -> tuple[Verdict, str]:
 
 def _chooses(chosen: Asked, entry: Values) -> bool:
     """Whether a comparison, in either direction, is one of those chosen."""
-    return chosen.metric in (None, entry["metric"]) and {chosen.a, chosen.b} - {None} <= {entry["a"], entry["b"]}
+    cells = {_mix(entry[name]) for name in "ab"}
+    return chosen.metric in (None, entry["metric"]) and {_mix(a) for a in (chosen.a, chosen.b) if a} <= cells
+
+
+def _mix(cell: str) -> str:
+    """Return the name of a cell without the ending that held-out rows give to its mix."""
+    return re.sub(r"-held\d+", "", cell)
 
 
 def _reason(chosen: Asked | None, cells: Sequence[str], metrics: Sequence[str]) -> str:
     """Say why an entry chooses no comparison."""
     a, b, metric = chosen[:3] if chosen else (None, None, None)
     for name, known, kind in ((a, cells, "cell"), (b, cells, "cell"), (metric, metrics, "metric")):
-        if name is not None and name not in known:
+        if name is not None and _mix(name) not in map(_mix, known):
             return f"no {kind} {name}{did_you_mean(name, known)} ({kind}s: {', '.join(known)})"
     return "these cells are not compared, because they do not differ in exactly one setting"
 

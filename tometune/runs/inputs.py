@@ -158,7 +158,9 @@ def evaluation_fingerprints(model: ModelConfig, evaluation: EvalConfig) -> dict[
     found = {"model": source.fingerprint(model)}
     for name, task in evaluation.tasks.items():
         found[f"eval.tasks.{name}"] = tasks.fingerprint(task, f"eval.tasks.{name}")
-    return found | {f"eval.harness.{Path(name).stem}": harness.fingerprint(name) for name in evaluation.harness}
+    named = {name: harness.fingerprint(name) for name in evaluation.harness}
+    own = {name: digest if name.endswith(".yaml") else name for name, digest in named.items()}  # not by their path
+    return found | {f"eval.harness.{own[name]}": digest for name, digest in named.items()}
 
 
 def _contaminated(found: MixOverlaps) -> UserError:

@@ -49,6 +49,9 @@ def power_lines(config: Config, seeds: int, examples: Mapping[str, int]) -> list
     for metric, (deviation, error) in found.items():
         if chosen and not chosen & {None, metric}:
             continue
+        if not deviation and not error:
+            lines.append(f"  {label(metric)}: unknown, since it is the same in all these scores")
+            continue
 
         def with_examples(times: int) -> float:  # the deviation over seeds does not change with the examples
             return power(seeds, wanted, deviation, alpha, error=error / times**0.5)  # noqa: B023 - called here only
