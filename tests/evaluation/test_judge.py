@@ -147,11 +147,12 @@ def test_a_judge_that_prefers_the_tuned_answers(place, server, caplog, monkeypat
         (lambda prompt: "[[B]]" if "good" in parts(prompt)[1] else "[[A]]", 0.5 / 8, 1.0, 0.0, 0),
     ],
 )
-def test_biased_and_useless_judges(place, server, reply, win, agreement, preferred, no_verdict):
+def test_biased_and_useless_judges(place, server, caplog, reply, win, agreement, preferred, no_verdict):
     server.reply = reply
     one = ask(place, server)["tasks"]["one"]
     assert (one["win"], one["agreement"], one["longer_preferred"]) == (win, agreement, preferred)
     assert (one["no_verdict"], one["examples"]) == (no_verdict, 8)
+    assert ("replies have no verdict and count as ties" in caplog.text) == (no_verdict > 0)
 
 
 def test_a_request_is_repeated_once_and_then_counted(place, server, caplog, monkeypatch):

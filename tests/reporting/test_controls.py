@@ -17,7 +17,7 @@ EFFECTS = {"good": 0.05, "bad": -0.04}
 """By source, what a mix loses without it."""
 
 
-def sources(folder: Path, key: str = "without") -> Report:
+def sources(folder: Path, key: str = "without", **question: float) -> Report:
     sign = -1 if key == "without" else 1
     for seed in range(3):
         pool = {"data.pool.draw": True, "sweep.design": "One source is left out."}
@@ -33,7 +33,7 @@ def sources(folder: Path, key: str = "without") -> Report:
                     "trainable_parameters": 25_000,
                     "epochs": 1.0,
                 }
-    return build(folder, 2000, 0.95, ReportConfig(primary="rougeL"))
+    return build(folder, 2000, 0.95, ReportConfig(primary="rougeL", **question))
 
 
 @pytest.mark.parametrize("key", ["without", "only"])
@@ -83,6 +83,20 @@ def test_no_source_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(EFFECTS, "bad", 0.0)
     (answer,) = answers(sources(tmp_path / "none").table)
     assert answer.verdict == "Undecided: no significant effect."
+    (answer,) = answers(sources(tmp_path / "margin", margin=0.03).table)
+    assert answer.verdict == "The same within 0.03: bad and good."
+    monkeypatch.setitem(EFFECTS, "bad", -0.1)
+    (answer,) = answers(sources(tmp_path / "two", margin=0.03).table)
+    assert answer.verdict == "Harms: bad. No significant effect otherwise. The same within 0.03: good."
+
+
+def test_the_forest_is_sorted_by_the_metric_of_the_question(tmp_path: Path) -> None:
+    table = sources(tmp_path / "sorted").table
+    turned = [{**entry, "metric": "nll", "delta": -entry["delta"], "primary": False} for entry in table["comparisons"]]
+    table |= {"metrics": [*table["metrics"], "nll"], "comparisons": [*table["comparisons"], *turned]}
+    picture = forest(table)
+    assert picture is not None
+    assert "ROUGE-L: good +0." in picture
 
 
 def test_what_differs_is_said(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.reporting.sweeps import write_run, write_table
 from tometune.common.errors import UserError
 from tometune.config.report import ReportConfig
+from tometune.config.report import asked as read
 from tometune.reporting.analysis import build
 from tometune.reporting.conclusions import answers, cautions
 from tometune.reporting.question import Verdict, decide
@@ -152,6 +153,18 @@ def test_verdicts(table, one_seed):
     found, line = verdict("tiny pydocs_3k>tiny pydocs_1k:rougeL>=-1", of=one_seed.table)
     assert "; LIMIT: only some examples" in verdict(f"{PAIR}:rougeL>=0", of={**table, "limited": True})[1]
     assert (found, line.endswith("a single seed, so the interval covers examples only")) == (Verdict.undecided, True)
+
+
+def test_scores_of_some_examples_decide_nothing(table):
+    assert decide([f"{PAIR}:rougeL>=0"], table)[0] is Verdict.shown
+    assert decide([f"{PAIR}:rougeL>=0"], {**table, "limited": True})[0] is Verdict.undecided
+
+
+def test_columns_of_the_harness_have_dots():
+    found = read("A>B:exact_match.strict-match/harness_gsm8k>=-0.01")
+    assert found is not None
+    assert (found.a, found.b, found.metric) == ("A", "B", "exact_match.strict-match/harness_gsm8k")
+    assert read("rougeL>=0.01").b is None, "no pair of rougeL and =0.01"
 
 
 def test_clusters_widen_the_intervals_and_few_of_them_are_a_caution(tmp_path):
