@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
-from tometune.common.imports import quick_imports
+from tometune.common.process import quick_imports
 from tometune.config.app import verb
 from tometune.config.model import Backend
 from tometune.config.root import Config

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tometune.common.distributed import is_first, processes
 from tometune.common.errors import ConfigError, UserError, one_line
 from tometune.common.files import NO_RIGHTS, disk_errors, in_the_way
-from tometune.common.signals import Stopped, stop_signals
+from tometune.common.process import Stopped, stop_signals
 from tometune.config.command_line import check_keys, read_command_line, show
 from tometune.config.error_messages import composition_errors
 from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register

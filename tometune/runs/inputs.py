@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tometune.common.distributed import first_alone
 from tometune.common.errors import UserError
-from tometune.common.imports import quick_imports
+from tometune.common.process import quick_imports
 from tometune.config.data import Contamination, PoolOrder, ranking
 from tometune.config.eval import EvalConfig, TaskKind
 from tometune.config.model import ModelConfig

@@ -12,8 +12,8 @@ from trl.trainer import sft_trainer
 
 from tometune.common.distributed import by_first, is_first
 from tometune.common.errors import UserError
+from tometune.common.process import Stopped, stop_signals
 from tometune.common.seeding import seed_everything, use_deterministic_kernels, without_deterministic_kernel
-from tometune.common.signals import Stopped, stop_signals
 from tometune.config.model import Compute
 from tometune.models.fp8 import fp8_products
 from tometune.models.load import author_configs, restore
