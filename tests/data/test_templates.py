@@ -12,7 +12,7 @@ from tometune.data.encoder import Encoder
 from tometune.data.labels import verify
 from tometune.data.template import Template
 from tometune.data.template_support import Messages
-from tometune.models.chat_template import adapt
+from tometune.models.tokenizer import adapt
 
 NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
 ENDS = (
