@@ -175,8 +175,7 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
     """
     with quick_imports():
         from tometune.evaluation.likelihood import loss_rows
-        from tometune.models.adapter import add_adapter
-        from tometune.models.load import load_to_train, load_tuned
+        from tometune.models.load import add_adapter, load_to_train, load_tuned
         from tometune.models.machine import free_memory
         from tometune.training.batches import TrainingInputs
         from tometune.training.metrics import replay

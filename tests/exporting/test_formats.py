@@ -25,7 +25,7 @@ from tometune.exporting.formats import Writer, exports_of
 from tometune.exporting.gate import EngineError, divergence
 from tometune.exporting.merging import Checkpoint, write_checkpoint
 from tometune.exporting.reference import CONVERSATIONS, TorchEngine
-from tometune.models.adapter import load_adapter
+from tometune.models.load import load_adapter
 from tometune.models.source import tiny_folder
 
 

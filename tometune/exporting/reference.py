@@ -21,8 +21,7 @@ from tometune.evaluation.engines import Engine as EvaluationEngine
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import Conversation, Example, Reference, Tokens, divergence
 from tometune.exporting.merging import largest_activation
-from tometune.models.adapter import load_adapter
-from tometune.models.load import load_model
+from tometune.models.load import load_adapter, load_model
 from tometune.models.machine import check_machine
 from tometune.models.source import locate, quantized
 from tometune.runs.finished import Finished
