@@ -28,8 +28,7 @@ FULL_TEXTS = (
     "enforce fail at inline_container",  # torch.save
 )
 
-NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""No rights, or a read-only file system."""
+NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)  # no rights, or a read-only file system
 
 
 IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST)

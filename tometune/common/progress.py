@@ -10,8 +10,7 @@ from typing import TextIO
 
 log = logging.getLogger(__name__)
 
-LOG_EVERY = 30
-"""Seconds between lines in the log."""
+LOG_EVERY = 30  # seconds between lines in the log
 
 
 class Bar:

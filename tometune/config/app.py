@@ -32,9 +32,7 @@ DONE, FAILED, WRONG_INPUT = 0, 1, 2  # exit statuses; a task that returns an `In
 RESUMED = ("train", "prepare", "evaluate")
 """Verbs whose command resumes from what it saved when it is repeated after a stop."""
 
-Task = Callable[[Config], object]
-"""A verb's own function; its return value is the objective of a search."""
-
+Task = Callable[[Config], object]  # a verb's own function; its return value is the objective of a search
 Sweep = Callable[[Jobs, Callable[[], None]], int]
 """A verb's function for a whole sweep, called in the process that the user started.
 

@@ -18,12 +18,8 @@ from tometune.config.validators import (
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 """Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
 
-HARNESS = "harness_"
-"""Beginning of the names under which tasks of `eval.harness` are kept."""
-
-HELD_OUT = "held_out_"
-"""Beginning of the names of the tasks over held-out rows (`data.held_out.rows`)."""
-
+HARNESS = "harness_"  # beginning of the names under which tasks of `eval.harness` are kept
+HELD_OUT = "held_out_"  # beginning of the names of the tasks over held-out rows (`data.held_out.rows`)
 TaskKind = StrEnum("TaskKind", ["hub", "jsonl", "pydocs"])
 EngineKind = StrEnum("EngineKind", ["auto", "transformers", "cuda_graph"])
 

@@ -8,9 +8,7 @@ from typing import Any
 from tometune.config.model import Precision
 from tometune.config.validators import at_least, checked, folder, one_of, value_problems
 
-FORMATS = ("adapter", "merged_16bit", "gguf")
-"""Formats of an export."""
-
+FORMATS = ("adapter", "merged_16bit", "gguf")  # formats of an export
 QUANTS = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
 """Weight types of a GGUF, by llama.cpp's names; the first two are not quantised."""
 

@@ -27,15 +27,11 @@ from tometune.config.tracking import Publish, TrackingConfig, tracking_problems
 from tometune.config.trainer import TrainerConfig, trainer_problems
 from tometune.config.validators import NOT_FINITE, at_least, checked, file_name, folder, valid_if, value_problems
 
-CONFIG_NAME = "train"
-"""The primary config of every verb: `conf/train.yaml`."""
-
-ADHOC = "adhoc"
-"""Name of a sweep without a name."""
+CONFIG_NAME = "train"  # the primary config of every verb: `conf/train.yaml`
+ADHOC = "adhoc"  # name of a sweep without a name
 
 
-Interface = StrEnum("Interface", ["page", "terminal"])
-"""Where the chat takes place."""
+Interface = StrEnum("Interface", ["page", "terminal"])  # where the chat takes place
 
 
 @dataclass

@@ -24,8 +24,7 @@ OPTIMISERS = (
 )
 """Optimisers of transformers without further arguments."""
 
-LOSSES = ("chunked_nll", "nll", "dft")
-"""Losses of TRL's SFTTrainer."""
+LOSSES = ("chunked_nll", "nll", "dft")  # losses of TRL's SFTTrainer
 
 
 @dataclass

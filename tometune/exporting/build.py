@@ -31,12 +31,8 @@ from tometune.runs.run import now
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 4
-"""Version of gate.json's layout, and of what an export holds."""
-
-GATE = "gate.json"
-"""The record of an export, which lists its other files."""
-
+SCHEMA = 4  # version of gate.json's layout, and of what an export holds
+GATE = "gate.json"  # the record of an export, which lists its other files
 BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q3_k_m": 4.0}
 """Approximate bits per weight of a GGUF; small models keep more tensors at higher precision."""
 

@@ -35,9 +35,7 @@ PACKAGES = {
 }
 """Packages that write and load each format."""
 
-PRIVATE = ("tracking", "error")
-"""Keys of run.json that name folders and accounts of the machine that trained."""
-
+PRIVATE = ("tracking", "error")  # keys of run.json that name folders and accounts of the machine that trained
 GGUF_TYPES = {"BF16": "bf16", "F16": "f16"}
 """Types of llama.cpp's converter that hold all weights of a checkpoint, by the only type of that."""
 

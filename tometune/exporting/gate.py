@@ -16,9 +16,7 @@ from tometune.evaluation.statistics import paired_difference
 
 RESAMPLES = 2_000  # of the examples, for the interval of a change
 
-Check = tuple[dict[str, Any], list[str]]
-"""Measurements, and the problems they show, each in one line."""
-
+Check = tuple[dict[str, Any], list[str]]  # measurements, and the problems they show, each in one line
 Conversation = list[dict[str, str]]
 Tokens = list[int]
 
@@ -199,8 +197,7 @@ def _rouge(engine: Engine, kind: str, reference: Reference, limits: ExportConfig
     ]
 
 
-Read = Callable[[str], np.ndarray]
-"""Returns a tensor by its name, in float32."""
+Read = Callable[[str], np.ndarray]  # returns a tensor by its name, in float32
 
 
 def change_held(names: Iterable[str], base: Read, exact: Read, written: Read) -> dict[str, Any] | None:

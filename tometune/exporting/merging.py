@@ -22,8 +22,7 @@ from tometune.common.errors import UserError
 from tometune.common.files import write_json
 from tometune.config.model import Precision
 
-SHARD = "2GB"
-"""Largest file that is written: it is in memory until then, and an interrupted upload resumes with it."""
+SHARD = "2GB"  # largest file that is written: it is in memory until then, and an interrupted upload resumes with it
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -107,8 +106,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
-MARGIN = 2
-"""Activations on other texts may be so many times larger than those that were measured."""
+MARGIN = 2  # activations on other texts may be so many times larger than those that were measured
 
 
 def resolve_dtype(wanted: Precision, weights: Mapping[str, torch.Tensor], activation: float) -> torch.dtype:

@@ -32,12 +32,8 @@ log = logging.getLogger(__name__)
 MOST_IN_FLOAT32 = 4_000_000_000
 """Parameters of the largest model whose logits are compared in float32, without the noise of 16-bit arithmetic."""
 
-BATCH = 16
-"""Prompts that are answered at once."""
-
-NEW_TOKENS = 24
-"""Longest answer to a fixed conversation; its tokens are those that logits are compared on."""
-
+BATCH = 16  # prompts that are answered at once
+NEW_TOKENS = 24  # longest answer to a fixed conversation; its tokens are those that logits are compared on
 ON_BASE = "16-bit base"
 
 TEXTS = (

@@ -17,25 +17,17 @@ from tometune.models.lora_rounding import JoinedLora, frozen_weight
 
 E4M3 = torch.float8_e4m3fn
 MOST = torch.finfo(E4M3).max
-TINY = 1e-12
-"""Smallest scale, for rows of zeros."""
-
-ALIGNED = 16
-"""The GPU's FP8 product needs multiples of this many inputs and outputs."""
+TINY = 1e-12  # smallest scale, for rows of zeros
+ALIGNED = 16  # the GPU's FP8 product needs multiples of this many inputs and outputs
 
 
 class Fp8Weight(NamedTuple):
     """A frozen weight [out, in] in FP8, by its outputs and by its inputs."""
 
     by_output: torch.Tensor
-    output_scales: torch.Tensor
-    """[out, 1], float32."""
-
-    by_input: torch.Tensor
-    """[in, out]."""
-
-    input_scales: torch.Tensor
-    """[in, 1], float32."""
+    output_scales: torch.Tensor  # [out, 1], float32
+    by_input: torch.Tensor  # [in, out]
+    input_scales: torch.Tensor  # [in, 1], float32
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> "Fp8Weight":

@@ -21,15 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHARD = "5GB"
-"""Largest file of a whole model's weights."""
-
-STATE = "trainer_state.json"
-"""Written last by transformers' Trainer, so it marks a checkpoint as complete."""
-
-SAVING = ".saving"
-"""Folder next to the checkpoints in which the next one is written; a kill leaves it behind."""
-
+SHARD = "5GB"  # largest file of a whole model's weights
+STATE = "trainer_state.json"  # written last by transformers' Trainer, so it marks a checkpoint as complete
+SAVING = ".saving"  # folder next to the checkpoints in which the next one is written; a kill leaves it behind
 FILES = ("optimizer.pt", "scheduler.pt", METER, STATE)
 OPTIONAL = ("scaler.pt", "adapter_config.json", "config.json", CURVES)
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")

@@ -30,8 +30,7 @@ from tometune.training.steps import in_packs
 log = logging.getLogger(__name__)
 
 SAMPLED_PACKS = 2048
-WARM_UP = 3
-"""Passes before the capture, in which layers are compiled and libraries choose their kernels."""
+WARM_UP = 3  # passes before the capture, in which layers are compiled and libraries choose their kernels
 
 
 class GraphError(RuntimeError):

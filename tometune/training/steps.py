@@ -33,11 +33,8 @@ ADAMW_BYTES = 8
 class Step:
     """One optimiser step."""
 
-    rows: int
-    """Packs or conversations, over all processes."""
-
-    micro_batch: int
-    """Packs or conversations in one forward pass on one device."""
+    rows: int  # packs or conversations, over all processes
+    micro_batch: int  # packs or conversations in one forward pass on one device
 
     @property
     def accumulation(self) -> int:

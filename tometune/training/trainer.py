@@ -26,8 +26,7 @@ from tometune.training.cuda_graph import PassGraph
 from tometune.training.metrics import Curves, Meter
 from tometune.training.steps import Step, epochs_after
 
-PER_TOKEN = ("entropy", "mean_token_accuracy")
-"""Metrics of TRL that are means over tokens with a label."""
+PER_TOKEN = ("entropy", "mean_token_accuracy")  # metrics of TRL that are means over tokens with a label
 
 
 class Arguments(SFTConfig):
