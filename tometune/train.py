@@ -150,7 +150,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
                 ),
             )
         )
-        run.update(tracking=tracker.describe())
+        run.record["tracking"] = tracker.describe()
 
         scorer = Scorer(inputs.tokenizer, inputs.tasks, config.eval, run.folder, inputs.cache, config.seeds.generation)
         if config.eval.base:
@@ -161,7 +161,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         model = tuned_model(run, inputs, model, tracker.log, process)
         run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder)
-        run.update(tracking=tracker.describe())
+        run.record["tracking"] = tracker.describe()
 
 
 def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process: UnslothProcess | None) -> Any:
@@ -204,7 +204,7 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
     else:
         result = fit(load_to_train(source), inputs.tokenizer, training, on_log)
         free_memory()
-    run.update(train=result)
+    run.record["train"] = result
     run.save()
     return load_tuned(None, source, config.lora, run.folder) if model is None else model
 

@@ -153,12 +153,3 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether there is such a process on this machine, of whichever user."""
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)
-    return True

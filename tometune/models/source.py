@@ -10,14 +10,12 @@ from typing import Any
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.hub import commit_of, pinned
+from tometune.common.integrity import samples
 from tometune.config.model import LoraConfig, ModelConfig, Quantization, Weights
 from tometune.models import smollm2
 
 # Folders of a run: the adapter, or with `lora=none` the whole model, in Hugging Face's format, with its tokenizer.
 ADAPTER, WHOLE = "adapter", "model"
-
-LARGE_FILE = 32 * 2**20  # bytes, above which a file is hashed by samples
-SAMPLES, SAMPLE_BYTES = 256, 64 * 1024
 
 TINY_VERSION = 1  # raised when the weights or the tokenizer change
 TINY_TEMPLATE = (
@@ -50,8 +48,8 @@ def locate(model: ModelConfig, cache: Path, weights: bool = True) -> ModelSource
     """
     if model.weights is Weights.random:
         return ModelSource(model, str(tiny_folder(cache)), None)
-    if folder := _folder(model):
-        return ModelSource(model, str(folder), None)
+    if is_local(model):
+        return ModelSource(model, str(Path(model.id).expanduser()), None)
     if _packaged(model):
         return ModelSource(model, str(smollm2.converted(cache, weights)), None)
     return ModelSource(model, model.id, _commit(model))
@@ -59,7 +57,7 @@ def locate(model: ModelConfig, cache: Path, weights: bool = True) -> ModelSource
 
 def check_source(model: ModelConfig) -> None:
     """Raise a `UserError` unless the hub has the model, if it comes from there; one short request."""
-    if model.weights is not Weights.random and not _folder(model) and not _packaged(model):
+    if model.weights is not Weights.random and not is_local(model) and not _packaged(model):
         _commit(model)
 
 
@@ -73,8 +71,8 @@ def fingerprint(model: ModelConfig) -> str:
     """
     if model.weights is Weights.random:
         return f"tiny-v{TINY_VERSION}"
-    if folder := _folder(model):
-        return f"folder-{_folder_hash(folder)}"
+    if is_local(model):
+        return f"folder-{_folder_hash(Path(model.id).expanduser())}"
     if _packaged(model):
         return f"{smollm2.PACKAGE}=={smollm2.wheel_version()}, conversion {smollm2.VERSION}"
     return f"{model.id}@{_commit(model, pinned)}"
@@ -90,11 +88,6 @@ def is_local(model: ModelConfig) -> bool:
     return model.weights is Weights.pretrained and Path(model.id).expanduser().is_dir()
 
 
-def _folder(model: ModelConfig) -> Path | None:
-    folder = Path(model.id).expanduser()
-    return folder if folder.is_dir() else None
-
-
 def _packaged(model: ModelConfig) -> bool:
     return model.id == smollm2.HUB_ID and smollm2.wheel_version() is not None
 
@@ -102,21 +95,15 @@ def _packaged(model: ModelConfig) -> bool:
 def _folder_hash(folder: Path) -> str:
     """Hash names, sizes and contents of a model folder's files; of large files only samples.
 
-    Training changes every weight, so different models differ in the samples; reading 6 GB would take a minute.
+    Training changes every weight, so different models differ in the samples.
     """
     if not (folder / "config.json").exists():
         raise UserError(f"model.id={folder}: contains no config.json; name a folder that from_pretrained can read")
     digest = sha256()
     for path in sorted(file for file in folder.iterdir() if file.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            if size <= LARGE_FILE:
-                digest.update(file.read())
-                continue
-            for sample in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
+        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+        for part in samples(path):
+            digest.update(part)
     return digest.hexdigest()[:20]
 
 
@@ -169,7 +156,6 @@ def tiny_folder(cache: Path) -> Path:
 
 
 def _build_tiny(folder: Path) -> None:
-    """Write tokenizer and weights into `folder/model`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
