@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 LISTING = "files.json"  # of a folder: the digest of each of its files, written last
 
+INDEX = "model.safetensors.index.json"  # of a whole model whose weights are in several files
+
 LARGE_FILE = 32 * 2**20  # bytes, above which a file is hashed by samples: reading 6 GB would take a minute
 SAMPLES, SAMPLE_BYTES = 256, 64 * 1024
 
@@ -70,6 +72,19 @@ CHECKS: dict[str, Callable[[Path], object]] = {
     **{".jsonl": _jsonl, ".yaml": _yaml, ".safetensors": _safetensors},
     **dict.fromkeys((".pt", ".pth", ".bin"), _zip),
 }
+
+
+def shards(folder: Path) -> list[str]:
+    """Return the names of the weight files that the index of a whole model lists, in order.
+
+    Raises:
+        ValueError: it lists none.
+    """
+    try:
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return sorted(set(content["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("lists no weights") from None
 
 
 def digest_of(path: Path) -> str:

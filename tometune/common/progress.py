@@ -30,7 +30,6 @@ class Bar:
         self.logged = time.monotonic()
 
     def __call__(self, count: int) -> None:
-        """Add to the work that is done."""
         self.set(int(self.rich.tasks[self.task].completed) + count)
 
     def set(self, done: int, total: int | None = None, note: str = "") -> None:

@@ -197,7 +197,6 @@ class DataConfig:
 
     @property
     def draws(self) -> bool:
-        """Whether rows are drawn from a pool."""
         return self.pool is not None and self.pool.draw
 
 
@@ -229,10 +228,8 @@ def without_unused(data: DataConfig) -> DataConfig:
     if near.threshold is None or (data.pool is None and not near.base):
         near = NearDedupConfig()
     ranked = data.pool is not None and data.pool.order is PoolOrder.best
-    scorer, held_out = (
-        data.scorer if ranked else ScorerConfig(),
-        data.held_out if data.held_out.rows else HeldOutConfig(),
-    )
+    scorer = data.scorer if ranked else ScorerConfig()
+    held_out = data.held_out if data.held_out.rows else HeldOutConfig()
     return replace(data, filters=filters, near_dedup=near, scorer=scorer, held_out=held_out)
 
 

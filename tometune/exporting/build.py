@@ -85,7 +85,6 @@ class Builder:
     """Makes exports of one run; what several of them need is loaded when the first one needs it."""
 
     def __init__(self, finished: Finished, cache: Path, folder: Path, answer: bool = True) -> None:
-        """See `References` for `answer`."""
         use_deterministic_kernels()  # the checks give the same figures again
         self.finished, self.folder, self.limits = finished, folder, finished.config.export
         self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))

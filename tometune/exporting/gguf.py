@@ -133,7 +133,6 @@ def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def _quantise(model: str, file: str, quant: str) -> None:
-    """Write the GGUF `model` to `file` with weights of type `quant`."""
     from cyllama.llama import llama_cpp as cpp
 
     cpp.disable_logging()
@@ -143,7 +142,6 @@ def _quantise(model: str, file: str, quant: str) -> None:
 
 
 def _change(model: str, base: str, exact: str) -> dict[str, Any] | None:
-    """See `gguf_change`."""
     sys.path.append(str(_llama_cpp_source() / "gguf-py"))  # unless the package `gguf` is installed
     from gguf import GGUFReader
     from gguf.quants import dequantize
@@ -217,7 +215,6 @@ def _render(model: str, conversations: Sequence[Conversation]) -> list[Tokens]:
 
 
 def _answer(model: str, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[str]:
-    """Return greedy answers of up to so many tokens."""
     greedy = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
     with _server(model, max(map(len, prompts)) + max(lengths)) as post, ThreadPoolExecutor(SLOTS) as pool:
         answers = pool.map(lambda ids, n: post("/completion", prompt=ids, n_predict=n, **greedy), prompts, lengths)

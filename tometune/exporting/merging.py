@@ -20,7 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
+from tometune.common.integrity import INDEX, shards
 from tometune.config.model import Precision
+from tometune.models.load import DTYPES
+
+log = logging.getLogger(__name__)
 
 SHARD = "2GB"  # largest file that is written: it is in memory until then, and an interrupted upload resumes with it
 
@@ -30,10 +34,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
-        if index.exists():
-            names = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        files: list[Any] = [safe_open(folder / name, framework="pt") for name in sorted(names)]
+        names = shards(folder) if (folder / INDEX).exists() else ["model.safetensors"]
+        files: list[Any] = [safe_open(folder / name, framework="pt") for name in names]
         self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -88,23 +90,18 @@ class Merged(Checkpoint):
 def write_checkpoint(tensors: Checkpoint, config: Any, folder: Path, dtype: torch.dtype | None) -> None:
     """Write tensors, rounded once, and their config into a folder that transformers can load; None keeps the types."""
     empty = {name: torch.empty(tensors.shape(name), dtype=dtype, device="meta") for name in tensors}
-    shards = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD)
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD)
 
     def rounded(tensor: torch.Tensor) -> torch.Tensor:
         return (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
 
-    for file, names in shards.filename_to_tensors.items():
+    for file, names in split.filename_to_tensors.items():
         save_file({name: rounded(tensors[name]) for name in names}, folder / file, metadata={"format": "pt"})
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        write_json(folder / "model.safetensors.index.json", index)
+    if split.is_sharded:
+        write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
     config.dtype = dtype or config.dtype
     config.save_pretrained(folder)
 
-
-log = logging.getLogger(__name__)
-
-DTYPES = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
 MARGIN = 2  # activations on other texts may be so many times larger than those that were measured
 

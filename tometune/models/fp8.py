@@ -31,7 +31,6 @@ class Fp8Weight(NamedTuple):
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> "Fp8Weight":
-        """Round a weight [out, in]."""
         return cls(*to_fp8(weight), *to_fp8(weight.t().contiguous()))
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +62,6 @@ class Fp8Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradient of x."""
         return _product(gradients[0], *ctx.saved_tensors), None, None, None, None
 
 

@@ -22,6 +22,8 @@ from tometune.models.source import ADAPTER, ModelSource, as_saved, fingerprint, 
 
 log = logging.getLogger(__name__)
 
+DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16, Precision.fp32: torch.float32}
+
 
 def load_model(source: ModelSource) -> Any:
     """Load a causal language model onto the machine's device, in evaluation mode.
@@ -193,7 +195,7 @@ def compute_dtype(precision: Precision) -> torch.dtype:
     resolved = resolve_precision(precision)
     if precision is Precision.auto and resolved is Precision.fp16:
         log.info("this GPU does not compute in bfloat16: model.precision is fp16")
-    return {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16, Precision.fp32: torch.float32}[resolved]
+    return DTYPES[resolved]
 
 
 def check_trainable(model: Any, name: str, lora: LoraConfig) -> None:

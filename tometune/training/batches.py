@@ -54,13 +54,10 @@ class Training:
     packed: Packed = field(init=False)
     dtype: torch.dtype = field(init=False)
     """Of the arithmetic. If only an adapter is trained, it is that of the base weights."""
-
     author_configs: tuple[Any, Any] = (None, None)
     """For `lora=none`: config and generation config as the model's author wrote them, saved with the trained model."""
-
     nondeterministic: str | None = None
     """An operation of this training that has no deterministic kernel; None if there is none."""
-
     cuda_graph: bool = False  # whether passes run as a CUDA graph (`tometune.training.cuda_graph`)
 
     def __post_init__(self) -> None:
@@ -94,7 +91,6 @@ class Training:
 
     @property
     def checkpoints(self) -> Path:
-        """Their folder."""
         return self.inputs.folder / "checkpoints"
 
 

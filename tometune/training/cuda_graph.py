@@ -220,7 +220,6 @@ class PassGraph:
             weight.grad = gradient
 
     def _pass(self) -> None:
-        """Run a forward and a backward pass over the buffers."""
         base = self.model.get_base_model()
         lengths = {f"cu_seq_lens_{part}": self._ends for part in "qk"}
         longest = {f"max_length_{part}": self.longest for part in "qk"}

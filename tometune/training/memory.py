@@ -157,7 +157,6 @@ def remember(training: Training, found: MicroBatch) -> None:
 
 
 def _remembered(training: Training) -> Path:
-    """Return the file for the micro-batch of such trainings."""
     key = sha256(json.dumps(_key(training)).encode()).hexdigest()[:20]
     return training.inputs.cache / "micro_batches" / f"{key}.json"
 

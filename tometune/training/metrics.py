@@ -54,11 +54,9 @@ class Meter:
 
     @classmethod
     def load(cls, checkpoint: Path) -> "Meter":
-        """Return the meter of a checkpoint."""
         return cls(Totals(**json.loads((checkpoint / METER).read_text(encoding="utf-8"))))
 
     def save(self, checkpoint: Path) -> None:
-        """Store the totals in a checkpoint."""
         self._tick()
         (checkpoint / METER).write_text(json.dumps(asdict(self.totals)), encoding="utf-8")
 
@@ -158,7 +156,6 @@ class Curves:
         self.last_loss: float | None = None
 
     def save(self, checkpoint: Path) -> None:
-        """Store the lines so far in a checkpoint."""
         if self.path.exists():
             shutil.copyfile(self.path, checkpoint / CURVES)
 

@@ -133,7 +133,6 @@ def _train_within_memory(training: Training, fresh: dict[str, torch.Tensor]) -> 
 
 
 def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
-    """Run the training loop and save the trained weights."""
     inputs, model, rows = training.inputs, training.model, len(training.rows)
     weights, counts = memory.trainable(model), inputs.tokens.counts
     checkpoint = by_first(lambda: last_checkpoint(training.checkpoints))

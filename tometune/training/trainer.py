@@ -259,7 +259,6 @@ class MeteredTrainer(SFTTrainer):
                 shutil.rmtree(saving, ignore_errors=True)  # half a checkpoint is useless and takes up space
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Return the folder in which a checkpoint is written."""
         return self.saving_to or str(super()._get_output_dir(trial))
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -302,7 +301,6 @@ class StepCallback(TrainerCallback):
         self.signal = number
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- a callback's form
-        """Start the bar at the step of the checkpoint."""
         self._show(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
@@ -319,11 +317,9 @@ class StepCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:  # noqa: ARG002
-        """Show the loss."""
         if logs and "loss" in logs:
             self.loss = f"loss {float(logs['loss']):.3f}"
             self._show(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Remove the bar."""
         self.bar.rich.stop()
