@@ -5,15 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import (
-    NOT_IDENTITY,
-    at_least,
-    checked,
-    file_name,
-    one_of,
-    valid_if,
-    value_problems,
-)
+from tometune.config.validators import NOT_IDENTITY, at_least, checked, file_name, one_of, valid_if, value_problems
 
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 """Metrics that a task can name; `tometune.evaluation.metrics` computes them."""

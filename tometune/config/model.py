@@ -98,8 +98,16 @@ class LoraConfig:
     """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353); slower."""
 
 
-def lora_problems(lora: LoraConfig) -> Iterator[str]:
-    """Yield the problems of the `lora` group."""
+def lora_problems(lora: LoraConfig, model: ModelConfig) -> Iterator[str]:
+    """Yield the problems of the `lora` group, and of training this model with it."""
     yield from value_problems("lora", lora)
     if not lora.target_modules:
         yield "lora.target_modules: empty; name the layers that get an adapter, e.g. [q_proj,v_proj]"
+    stored = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")
+    if not lora.enabled and (stored or model.quantization is Quantization.nf4):  # which cannot hold small updates
+        whole = f"model.id={model.id.removesuffix(stored)} (the weights in 16 bits) and " if stored else ""
+        yield f"lora.enabled=false: weights in 4 bits cannot be trained; set {whole}model.quantization=none"
+    reason = "lora.use_dora=true needs the weights' norms" if lora.use_dora else ""
+    reason = reason if lora.enabled else "lora.enabled=false trains the weights"
+    if model.compute is Compute.fp8 and reason:
+        yield f"model.compute=fp8: is for frozen weights, and {reason}; set model.compute=default"

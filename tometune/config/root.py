@@ -13,15 +13,7 @@ from tometune.common.errors import ConfigError
 from tometune.config.data import DataConfig, data_problems
 from tometune.config.eval import EvalConfig, eval_problems
 from tometune.config.export import ExportConfig, export_problems
-from tometune.config.model import (
-    FOUR_BITS,
-    Compute,
-    LoraConfig,
-    ModelConfig,
-    Quantization,
-    lora_problems,
-    model_problems,
-)
+from tometune.config.model import LoraConfig, ModelConfig, lora_problems, model_problems
 from tometune.config.report import ReportConfig, report_problems
 from tometune.config.tracking import Publish, TrackingConfig, tracking_problems
 from tometune.config.trainer import TrainerConfig, trainer_problems
@@ -190,9 +182,7 @@ def check(config: Config) -> None:
     problems = [
         *model_problems(config.model),
         *data_problems(config.data),
-        *lora_problems(config.lora),
-        *_full_problems(config),
-        *_fp8_problems(config),
+        *lora_problems(config.lora, config.model),
         *trainer_problems(config.trainer),
         *eval_problems(config.eval),
         *tracking_problems(config.tracking),
@@ -209,24 +199,6 @@ def check(config: Config) -> None:
     others = [line for line in problems if line.partition("=")[0] not in not_finite]
     if problems:
         raise ConfigError([*not_finite.values(), *others])
-
-
-def _full_problems(config: Config) -> Iterator[str]:
-    """Yield a problem if every weight is to be trained and the model is in 4 bits, which cannot hold small updates."""
-    model = config.model
-    stored = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")
-    if config.lora.enabled or not (stored or model.quantization is Quantization.nf4):
-        return
-    whole = f"model.id={model.id.removesuffix(stored)} (the weights in 16 bits) and " if stored else ""
-    yield f"lora.enabled=false: weights in 4 bits cannot be trained; set {whole}model.quantization=none"
-
-
-def _fp8_problems(config: Config) -> Iterator[str]:
-    """Yield a problem if products are to be in FP8 whose weights are trained, or needed exactly."""
-    reason = "" if config.lora.enabled else "lora.enabled=false trains the weights"
-    reason = reason or ("lora.use_dora=true needs the weights' norms" if config.lora.use_dora else "")
-    if config.model.compute is Compute.fp8 and reason:
-        yield f"model.compute=fp8: is for frozen weights, and {reason}; set model.compute=default"
 
 
 def _seed_problems(config: Config) -> Iterator[str]:

@@ -7,11 +7,10 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from jinja2 import TemplateError
@@ -169,12 +168,7 @@ class Writer:
         if export.format == "gguf":
             return gguf_change(next(folder.glob("*.gguf")), self.base_gguf, self.exact_gguf)
         _, base, merged = self.weights
-        return change_held(merged, *(partial(_as_array, tensors) for tensors in (base, merged, Checkpoint(folder))))
-
-
-def _as_array(tensors: Checkpoint, name: str) -> np.ndarray:
-    found: np.ndarray = tensors[name].float().numpy()
-    return found
+        return change_held(merged, *(tensors.array for tensors in (base, merged, Checkpoint(folder))))
 
 
 def _write_adapter(finished: Finished, folder: Path) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
@@ -52,6 +53,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """Return the shape of a tensor without reading it."""
         shape: list[int] = self._files[name].get_slice(name).get_shape()
         return shape
+
+    def array(self, name: str) -> np.ndarray:
+        """Return a tensor in float32."""
+        found: np.ndarray = self[name].float().numpy()
+        return found
 
     def dtypes(self) -> set[str]:
         """Return the types of the tensors by the names of safetensors, e.g. `BF16`."""

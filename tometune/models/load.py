@@ -38,10 +38,7 @@ def load_model(source: ModelSource) -> Any:
     if model.quantization is Quantization.nf4 and not model.id.endswith("-bnb-4bit"):
         # QLoRA's storage: NormalFloat4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314).
         arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
     if torch.cuda.is_available():
         arguments["device_map"] = {"": torch.cuda.current_device()}

@@ -157,6 +157,7 @@ class IfdScorer:
     def _losses(self, pairs: Sequence[tuple[Ids, Ids]]) -> np.ndarray:
         """Return the mean loss per token of each answer after its context, in nats; long pairs come first."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
         losses = np.empty(len(pairs))
         lengths = [len(context) + len(answer) for context, answer in pairs]
@@ -165,13 +166,10 @@ class IfdScorer:
             while order:
                 size = max(1, BATCH_TOKENS // lengths[order[0]])
                 batch, order = order[:size], order[size:]
-                longest = lengths[batch[0]]
-                ids, mask = torch.zeros(len(batch), longest, dtype=torch.long), torch.zeros(len(batch), longest)
-                for row, number in enumerate(batch):
-                    ids[row, : lengths[number]] = torch.tensor([*pairs[number][0], *pairs[number][1]])
-                    mask[row, : lengths[number]] = 1
-                ids = ids.to(self._model.device)
-                logits = self._model(input_ids=ids, attention_mask=mask.long().to(ids.device), use_cache=False).logits
+                rows = [torch.tensor([*pairs[number][0], *pairs[number][1]]) for number in batch]
+                ids = pad_sequence(rows, batch_first=True).to(self._model.device)
+                mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(ids.device)
+                logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
                 for row, number in enumerate(batch):
                     begin, end = len(pairs[number][0]), lengths[number]
                     predicted = logits[row, begin - 1 : end - 1].float()

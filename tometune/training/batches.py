@@ -104,9 +104,8 @@ class RowsAndBlank(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index == len(self):
-            return {"input_ids": [0], "labels": [IGNORE], "seq_lengths": [1]}
-        row: dict[str, Any] = self.rows[index]
+        blank = {"input_ids": [0], "labels": [IGNORE], "seq_lengths": [1]}
+        row: dict[str, Any] = blank if index == len(self) else self.rows[index]
         return row
 
 

@@ -74,11 +74,7 @@ class Meter:
         return self._totals
 
     def count(
-        self,
-        inputs: dict[str, Any],
-        sum_over: Callable[[torch.Tensor], torch.Tensor],
-        padded: int = 0,
-        blank: int = 0,
+        self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0, blank: int = 0
     ) -> torch.Tensor:
         """Count one batch, [rows, length], without waiting for the GPU, and return its tokens with a label.
 

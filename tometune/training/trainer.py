@@ -28,6 +28,13 @@ from tometune.training.steps import Step, epochs_after
 
 PER_TOKEN = ("entropy", "mean_token_accuracy")  # metrics of TRL that are means over tokens with a label
 
+SAME_NAMES = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm"),
+    *("num_train_epochs", "max_length", "dataloader_num_workers", "logging_steps", "eval_steps", "save_steps"),
+    "save_total_limit",
+)
+"""Settings of the group `trainer` that TRL has under the same names."""
+
 
 class Arguments(SFTConfig):
     """`trl.SFTConfig`; with several processes on CPUs its device is `cpu`, and a process has one GPU at most."""
@@ -48,17 +55,11 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
     """Return TRL's arguments; all that matter are set, because importing Unsloth changes the defaults."""
     trainer, seeds, dtype = training.inputs.trainer, training.inputs.seeds, training.dtype
     return Arguments(
+        **{name: getattr(trainer, name) for name in SAME_NAMES},
         output_dir=str(training.checkpoints),
-        learning_rate=trainer.learning_rate,
-        lr_scheduler_type=trainer.lr_scheduler_type,
-        warmup_steps=trainer.warmup_steps,
-        weight_decay=trainer.weight_decay,
-        optim=trainer.optim,
         adam_beta1=0.9,
         adam_beta2=0.999,
         adam_epsilon=1e-8,
-        max_grad_norm=trainer.max_grad_norm,
-        num_train_epochs=trainer.num_train_epochs,
         max_steps=trainer.max_steps or -1,
         per_device_train_batch_size=step.micro_batch,
         gradient_accumulation_steps=step.accumulation,
@@ -70,7 +71,6 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
         seed=seeds.adapter,
         data_seed=seeds.order,
         train_sampling_strategy="random",
-        max_length=trainer.max_length,
         packing=False,  # The rows are packed already, and our collator keeps conversations apart. TRL only accepts a
         padding_free=False,  # collator if both of these are off.
         loss_type="nll" if training.unsloth else trainer.loss_type,  # Unsloth has a fused loss of its own
@@ -85,20 +85,15 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
         eval_packing=False,
         activation_offloading=False,
         remove_unused_columns=False,
-        dataloader_num_workers=trainer.dataloader_num_workers,
         dataloader_drop_last=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         # Batches are copied while the GPU works; a copy that waits for it would leave it idle afterwards.
         accelerator_config={"non_blocking": torch.cuda.is_available()},
         logging_strategy="steps",
-        logging_steps=trainer.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
         eval_strategy="no",  # `eval/loss` has code of its own
-        eval_steps=trainer.eval_steps,
         save_strategy="steps",
-        save_steps=trainer.save_steps,
-        save_total_limit=trainer.save_total_limit,
         report_to="none",
         disable_tqdm=True,
         push_to_hub=False,
