@@ -27,7 +27,8 @@ def defect(path: Path) -> str | None:
         if not path.stat().st_size:
             return "is empty"
         with path.open("rb"):  # an error of its own: those of safetensors have no number
-            CHECKS.get(path.suffix, lambda _: None)(path)
+            if check := CHECKS.get(path.suffix):
+                check(path)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

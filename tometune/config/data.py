@@ -14,7 +14,6 @@ from tometune.config.validators import (
     identity_if,
     one_of,
     valid_if,
-    value_problems,
 )
 
 SourceKind = StrEnum("SourceKind", ["hub", "files", "pydocs"])
@@ -235,9 +234,6 @@ def without_unused(data: DataConfig) -> DataConfig:
 
 def data_problems(data: DataConfig) -> Iterator[str]:
     """Yield the problems of the group."""
-    for line in value_problems("data", data):
-        if data.base.rows != data.rows or not line.startswith("data.base.rows="):  # it usually is ${data.rows}
-            yield line
     yield from _source_problems("data.base", data.base)
     if data.pool is not None:
         yield from _source_problems("data.pool", data.pool)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import NOT_IDENTITY, at_least, checked, file_name, one_of, valid_if, value_problems
+from tometune.config.validators import NOT_IDENTITY, at_least, checked, file_name, one_of, valid_if
 
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 """Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
@@ -124,7 +124,6 @@ class EvalConfig:
 
 def eval_problems(config: EvalConfig) -> Iterator[str]:
     """Yield the problems of the group."""
-    yield from value_problems("eval", config)
     if not config.tasks:
         yield "eval.tasks: empty; choose eval=hub, eval=files or eval=pydocs, or add +eval/task@eval.tasks.NAME=jsonl"
     for name, task in config.tasks.items():

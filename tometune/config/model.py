@@ -4,16 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import (
-    NOT_IDENTITY,
-    SINCE_DEFAULT,
-    at_least,
-    checked,
-    file_name,
-    one_of,
-    valid_if,
-    value_problems,
-)
+from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, at_least, checked, file_name, one_of, valid_if
 
 FOUR_BITS = ("-unsloth-bnb-4bit", "-bnb-4bit")
 """Suffixes of ids of 4-bit copies; without the suffix the id is that of the model in 16 bits."""
@@ -62,7 +53,6 @@ class ModelConfig:
 
 def model_problems(model: ModelConfig) -> Iterator[str]:
     """Yield the problems of the `model` group."""
-    yield from value_problems("model", model)
     if not model.id:
         yield "model.id: empty; give a hub id or a local folder"
     if model.compute is Compute.fp8 and model.backend is Backend.unsloth:
@@ -100,7 +90,6 @@ class LoraConfig:
 
 def lora_problems(lora: LoraConfig, model: ModelConfig) -> Iterator[str]:
     """Yield the problems of the `lora` group, and of training this model with it."""
-    yield from value_problems("lora", lora)
     if not lora.target_modules:
         yield "lora.target_modules: empty; name the layers that get an adapter, e.g. [q_proj,v_proj]"
     stored = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")

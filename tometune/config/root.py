@@ -1,8 +1,9 @@
 """The whole config: its schema, its checks, and where its YAML files are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -179,20 +180,23 @@ def typed(composed: DictConfig) -> Config:
 
 def check(config: Config) -> None:
     """Raise ConfigError for everything that types cannot check: ranges, and settings that contradict each other."""
-    problems = [
-        *model_problems(config.model),
-        *data_problems(config.data),
-        *lora_problems(config.lora, config.model),
-        *trainer_problems(config.trainer),
-        *eval_problems(config.eval),
-        *tracking_problems(config.tracking),
-        *value_problems("chat", config.chat),
-        *export_problems(config.format, config.quant, config.push_to, config.export),
-        *_seed_problems(config),
-        *value_problems("paths", config.paths),
-        *value_problems("sweep", config.sweep),
-        *report_problems(config.report, config.require),
-    ]
+    others: dict[str, Iterable[str]] = {
+        "model": model_problems(config.model),
+        "data": data_problems(config.data),
+        "lora": lora_problems(config.lora, config.model),
+        "trainer": trainer_problems(config.trainer),
+        "eval": eval_problems(config.eval),
+        "tracking": tracking_problems(config.tracking),
+        "chat": (),
+        "export": export_problems(config.format, config.quant, config.push_to, config.export),
+        "seeds": _seed_problems(config),
+        "paths": (),
+        "sweep": (),
+        "report": report_problems(config.report, config.require),
+    }
+    found = chain(*((*value_problems(name, getattr(config, name)), *others[name]) for name in others))
+    same_rows = config.data.base.rows == config.data.rows  # it usually is ${data.rows}, of which one line is enough
+    problems = [line for line in found if not (same_rows and line.startswith("data.base.rows="))]
     if config.plan != "measure" and not isinstance(config.plan, bool):
         problems.append(f"plan={config.plan}: one of true, false, measure")
     not_finite = {line.partition("=")[0]: line for line in problems if line.endswith(NOT_FINITE)}
