@@ -30,7 +30,6 @@ FULL_TEXTS = (
 
 NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)  # no rights, or a read-only file system
 
-
 IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 """A folder where a file should be, or a file where a folder should be."""
 

@@ -23,7 +23,6 @@ from tometune.config.validators import NOT_FINITE, at_least, checked, file_name,
 CONFIG_NAME = "train"  # the primary config of every verb: `conf/train.yaml`
 ADHOC = "adhoc"  # name of a sweep without a name
 
-
 Interface = StrEnum("Interface", ["page", "terminal"])  # where the chat takes place
 
 
@@ -180,7 +179,7 @@ def typed(composed: DictConfig) -> Config:
 
 def check(config: Config) -> None:
     """Raise ConfigError for everything that types cannot check: ranges, and settings that contradict each other."""
-    others: dict[str, Iterable[str]] = {
+    checks: dict[str, Iterable[str]] = {
         "model": model_problems(config.model),
         "data": data_problems(config.data),
         "lora": lora_problems(config.lora, config.model),
@@ -194,7 +193,7 @@ def check(config: Config) -> None:
         "sweep": (),
         "report": report_problems(config.report, config.require),
     }
-    found = chain(*((*value_problems(name, getattr(config, name)), *others[name]) for name in others))
+    found = chain(*((*value_problems(name, getattr(config, name)), *checks[name]) for name in checks))
     same_rows = config.data.base.rows == config.data.rows  # it usually is ${data.rows}, of which one line is enough
     problems = [line for line in found if not (same_rows and line.startswith("data.base.rows="))]
     if config.plan != "measure" and not isinstance(config.plan, bool):

@@ -38,7 +38,6 @@ PRIVATE = ("tracking", "error")  # keys of run.json that name folders and accoun
 GGUF_TYPES = {"BF16": "bf16", "F16": "f16"}
 """Types of llama.cpp's converter that hold all weights of a checkpoint, by the only type of that."""
 
-
 TURNS = (
     ("<|im_start|>{role}\n", "<|im_end|>\n"),  # ChatML: SmolLM2, Qwen
     ("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"),  # Llama 3
