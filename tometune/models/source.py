@@ -85,7 +85,7 @@ def quantized(model: ModelConfig) -> bool:
 
 def is_local(model: ModelConfig) -> bool:
     """Return whether a model is a folder on this machine."""
-    return model.weights is Weights.pretrained and Path(model.id).expanduser().is_dir()
+    return model.weights is not Weights.random and Path(model.id).expanduser().is_dir()
 
 
 def _packaged(model: ModelConfig) -> bool:
