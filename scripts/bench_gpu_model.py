@@ -65,9 +65,9 @@ def make_model(name: str, folder: Path) -> None:
     if name == "tiny":
         import shutil
 
-        from tometune.models import tiny
+        from tometune.models.source import tiny_folder
 
-        shutil.copytree(tiny.built(folder.parent / "cache"), folder)
+        shutil.copytree(tiny_folder(folder.parent / "cache"), folder)
         return
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM

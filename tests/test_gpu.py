@@ -13,8 +13,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.whole import Workplace, curve_of, record_of
-from tometune.models import tiny
 from tometune.models.machine import unsloth_installed
+from tometune.models.source import tiny_folder
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of random weights, wide enough for 4 bits and for Unsloth's kernels, with the tiny model's tokenizer."""
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = AutoTokenizer.from_pretrained(tiny.built(tmp_path_factory.mktemp("cache")))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder(tmp_path_factory.mktemp("cache")))
     config = LlamaConfig(
         vocab_size=1024,
         hidden_size=512,

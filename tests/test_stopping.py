@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.whole import Workplace
-from tometune.common.signals import Stopped, stop_signals
+from tometune.common.process import Stopped, stop_signals
 
 RESUME = "run the same command again to resume"
 

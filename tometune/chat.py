@@ -7,7 +7,7 @@ from importlib import util
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
-from tometune.common.imports import quick_imports
+from tometune.common.process import quick_imports
 from tometune.config.app import verb
 from tometune.config.root import Config, Interface
 from tometune.runs.inputs import cache_folder

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from tometune.common.errors import UserError
-from tometune.common.imports import quick_imports
+from tometune.common.process import quick_imports
 from tometune.config.app import verb
 from tometune.config.root import Config
 from tometune.runs.inputs import RunInputs, cache_folder

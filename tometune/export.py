@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tometune.common.errors import UserError
-from tometune.common.imports import quick_imports
+from tometune.common.process import quick_imports
 from tometune.config.app import verb
 from tometune.config.export import listed
 from tometune.config.root import Config

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_text
-from tometune.common.imports import quick_imports
+from tometune.common.process import quick_imports
 from tometune.config.app import verb
 from tometune.config.root import Config
 from tometune.sweep import arms  # noqa: F401 -- its resolver names the arms of a sweep over sources

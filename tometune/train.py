@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
-from tometune.common.imports import quick_imports
+from tometune.common.process import quick_imports
 from tometune.config.app import verb
 from tometune.config.model import Backend
 from tometune.config.root import Config
@@ -150,7 +150,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
                 ),
             )
         )
-        run.update(tracking=tracker.describe())
+        run.record["tracking"] = tracker.describe()
 
         scorer = Scorer(inputs.tokenizer, inputs.tasks, config.eval, run.folder, inputs.cache, config.seeds.generation)
         if config.eval.base:
@@ -161,7 +161,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         model = tuned_model(run, inputs, model, tracker.log, process)
         run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder)
-        run.update(tracking=tracker.describe())
+        run.record["tracking"] = tracker.describe()
 
 
 def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process: UnslothProcess | None) -> Any:
@@ -175,8 +175,7 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
     """
     with quick_imports():
         from tometune.evaluation.likelihood import loss_rows
-        from tometune.models.adapter import add_adapter
-        from tometune.models.load import load_to_train, load_tuned
+        from tometune.models.load import add_adapter, load_to_train, load_tuned
         from tometune.models.machine import free_memory
         from tometune.training.batches import TrainingInputs
         from tometune.training.metrics import replay
@@ -205,7 +204,7 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
     else:
         result = fit(load_to_train(source), inputs.tokenizer, training, on_log)
         free_memory()
-    run.update(train=result)
+    run.record["train"] = result
     run.save()
     return load_tuned(None, source, config.lora, run.folder) if model is None else model
 

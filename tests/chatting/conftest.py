@@ -16,8 +16,7 @@ from tests.fixtures.llama import tiny_llama
 from tometune.chatting.conversation import End, Piece
 from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
 from tometune.config.root import conf_dir, register, typed
-from tometune.models import tiny
-from tometune.models.source import fingerprint
+from tometune.models.source import fingerprint, tiny_folder
 from tometune.runs.identity import plain
 from tometune.runs.run import SCHEMA
 
@@ -131,4 +130,4 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="session")
 def base(store):
     """The folder of `tiny` in that cache."""
-    return tiny.built(store)
+    return tiny_folder(store)

@@ -13,7 +13,7 @@ from tometune.__main__ import verbs
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
-from tometune.common.signals import Stopped
+from tometune.common.process import Stopped
 from tometune.config.app import RESUMED, name_of
 from tometune.config.sweep_cells import slug
 

@@ -9,7 +9,7 @@ from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, FiltersConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data import features
 from tometune.data.mix import build_mix
-from tometune.models.quality_scorer import quality_scorer
+from tometune.models.pool_scorers import quality_scorer
 
 PROSE = "The harbour was quiet that morning, and the boats lay still while we waited for the tide to turn. "
 

@@ -8,7 +8,7 @@ from tometune.common.errors import UserError
 from tometune.data.template import Template
 from tometune.data.template_support import Messages
 from tometune.evaluation.generation import greedy
-from tometune.models.chat_template import adapt
+from tometune.models.tokenizer import adapt
 
 
 def trained(template: Template, messages: Messages) -> list[str]:

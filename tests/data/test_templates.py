@@ -11,7 +11,7 @@ from tests.fixtures.llama3 import TEMPLATES
 from tometune.data.encoder import Encoder, verify
 from tometune.data.template import Template
 from tometune.data.template_support import Messages
-from tometune.models.chat_template import adapt
+from tometune.models.tokenizer import adapt
 
 NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
 ENDS = (

@@ -25,8 +25,8 @@ from tometune.exporting.formats import Writer, exports_of
 from tometune.exporting.gate import EngineError, divergence
 from tometune.exporting.merging import Checkpoint, write_checkpoint
 from tometune.exporting.reference import CONVERSATIONS, TorchEngine
-from tometune.models import tiny
-from tometune.models.adapter import load_adapter
+from tometune.models.load import load_adapter
+from tometune.models.source import tiny_folder
 
 
 def test_a_base_whose_files_have_other_names_than_its_layers(tmp_path):
@@ -97,7 +97,7 @@ def test_llama_3_in_llama_cpp_token_for_token_with_one_begin_of_text(tmp_path):
 @pytest.mark.nightly
 def test_a_tokenizer_that_the_converter_does_not_know(tmp_path):
     with pytest.raises(UserError, match=r"^format=gguf: llama.cpp's converter rejects this model \(.*pre-tokeniz"):
-        gguf.convert(tiny.built(tmp_path), tmp_path / "x.gguf", "bf16", "tiny")
+        gguf.convert(tiny_folder(tmp_path), tmp_path / "x.gguf", "bf16", "tiny")
 
 
 def test_a_broken_file_is_an_error_of_the_engine(tmp_path):

@@ -13,7 +13,7 @@ from tometune.config.model import LoraConfig
 from tometune.exporting import merging
 from tometune.exporting.gate import change_held
 from tometune.exporting.merging import Checkpoint, Merged, write_checkpoint
-from tometune.models.adapter import add_adapter, load_adapter
+from tometune.models.load import add_adapter, load_adapter
 
 
 def base() -> torch.nn.Module:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.data.chatml import CHATML, DEFAULT_SYSTEM, chatml_tokenizer
 from tests.fixtures.llama3 import llama3_tokenizer
-from tometune.exporting.ollama import go_template, modelfile
+from tometune.exporting.formats import go_template, modelfile
 
 CHATML_IN_GO = (
     "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}"

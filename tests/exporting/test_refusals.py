@@ -14,6 +14,7 @@ from tometune.common.files import temporary_path
 from tometune.config.export import ExportConfig, export_problems
 from tometune.config.model import ModelConfig
 from tometune.config.root import Config, PathsConfig
+from tometune.config.validators import value_problems
 from tometune.exporting import build, gguf
 from tometune.exporting.build import changed_files, check_folders, check_space, list_files, move_to
 from tometune.exporting.formats import exports_of
@@ -60,7 +61,8 @@ def test_a_base_that_is_gone_or_another_one(copied, trained, tmp_path):
 )
 def test_wrong_settings(given, line):
     settings = {"formats": "gguf", "quants": "q8_0", "push_to": None, "config": ExportConfig()} | given
-    assert next(export_problems(**settings)).startswith(line)
+    problems = [*export_problems(**settings), *value_problems("export", settings["config"])]
+    assert problems[0].startswith(line)
 
 
 @pytest.mark.whole

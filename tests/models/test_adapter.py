@@ -6,8 +6,7 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.config.model import LoraConfig, ModelConfig
-from tometune.models.adapter import add_adapter, load_adapter
-from tometune.models.load import load_model
+from tometune.models.load import add_adapter, load_adapter, load_model
 from tometune.models.lora_rounding import RoundedOnce
 from tometune.models.source import locate
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tometune.config.model import ModelConfig
-from tometune.models.ifd_scorer import IfdScorer
 from tometune.models.load import load_model
+from tometune.models.pool_scorers import IfdScorer
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 

@@ -51,7 +51,7 @@ def test_the_record_follows_its_attempts_to_the_end(made: Config, run: Run, monk
     assert failed["status"] == "failed"
     assert failed["error"].startswith(f"SaveError: {run.folder}: no space left")
     with pytest.raises(SaveError, match="no space left"), run.recording(made, {}, {}):  # noqa: PT012
-        run.update(train={"steps": 1})
+        run.record["train"] = {"steps": 1}
         run.save()
         monkeypatch.setattr("tometune.common.files.write_text", lambda path, text: Path("/dev/full").write_text(text))
         Path("/dev/full").write_text("x")

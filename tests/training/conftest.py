@@ -19,8 +19,7 @@ from tometune.config.root import Config, SeedsConfig
 from tometune.config.trainer import TrainerConfig
 from tometune.data.mix import Mix, build_mix
 from tometune.data.tokens import Tokens, tokenise
-from tometune.models.adapter import add_adapter
-from tometune.models.load import load_model, load_to_train
+from tometune.models.load import add_adapter, load_model, load_to_train
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.training import sft

@@ -13,8 +13,7 @@ from tests.training.conftest import MOST, Fitted, Train, settings
 from tests.training.test_full import full, saved
 from tometune.common.errors import UserError
 from tometune.config.model import LoraConfig, ModelConfig, Quantization
-from tometune.models.adapter import add_adapter
-from tometune.models.load import load_model
+from tometune.models.load import add_adapter, load_model
 from tometune.models.source import ModelSource, locate
 from tometune.training import memory
 from tometune.training.batches import Training, TrainingInputs

@@ -17,7 +17,7 @@ from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig
 from tometune.evaluation.scoring import Scorer
 from tometune.evaluation.tasks import load_tasks
-from tometune.models.adapter import add_adapter
+from tometune.models.load import add_adapter
 from tometune.training.trainer import MeteredTrainer
 
 

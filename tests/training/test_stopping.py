@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.training.conftest import Fitted, Train, packs, settings
-from tometune.common.signals import Stopped
+from tometune.common.process import Stopped
 
 CASES = [
     ("plain", 3, {}),

@@ -10,7 +10,7 @@ from typing import Any
 from tometune.chatting.conversation import Engine, Settings
 from tometune.common.errors import UserError
 from tometune.common.hub import commit_of, hub_errors
-from tometune.common.imports import quick_imports
+from tometune.common.process import quick_imports
 from tometune.config.model import ModelConfig, Weights
 from tometune.config.root import Config
 from tometune.models import smollm2

@@ -18,7 +18,7 @@ from tometune.common.seeding import use_deterministic_kernels
 from tometune.data.encoder import Encoder
 from tometune.data.template import Template
 from tometune.evaluation.generation import greedy
-from tometune.models.adapter import check_safetensors, load_adapter
+from tometune.models.load import check_safetensors, load_adapter
 from tometune.models.lora_rounding import round_once
 
 PREFILL = 512

@@ -28,9 +28,7 @@ FULL_TEXTS = (
     "enforce fail at inline_container",  # torch.save
 )
 
-NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""No rights, or a read-only file system."""
-
+NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)  # no rights, or a read-only file system
 
 IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 """A folder where a file should be, or a file where a folder should be."""
@@ -148,18 +146,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether there is such a process on this machine, of whichever user."""
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)
-    return True

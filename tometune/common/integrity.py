@@ -5,7 +5,7 @@ Serves checkpoints, finished runs and the cache. Imports no torch.
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 LISTING = "files.json"  # of a folder: the digest of each of its files, written last
+
+INDEX = "model.safetensors.index.json"  # of a whole model whose weights are in several files
 
 LARGE_FILE = 32 * 2**20  # bytes, above which a file is hashed by samples: reading 6 GB would take a minute
 SAMPLES, SAMPLE_BYTES = 256, 64 * 1024
@@ -24,7 +26,9 @@ def defect(path: Path) -> str | None:
     try:
         if not path.stat().st_size:
             return "is empty"
-        CHECKS.get(path.suffix, _text_or_bytes)(path)
+        with path.open("rb"):  # an error of its own: those of safetensors have no number
+            if check := CHECKS.get(path.suffix):
+                check(path)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -32,10 +36,6 @@ def defect(path: Path) -> str | None:
     except (ValueError, yaml.YAMLError, SafetensorError, zipfile.BadZipFile, NotImplementedError) as error:
         return f"is broken or truncated ({' '.join(str(error).split())[:80]})"
     return None
-
-
-def _json(path: Path) -> None:
-    json.loads(path.read_text(encoding="utf-8"))
 
 
 def _jsonl(path: Path) -> None:
@@ -57,7 +57,7 @@ def _yaml(path: Path) -> None:
 
 def _safetensors(path: Path) -> None:
     """Check the header, and that the file is as long as the header says; reads no tensor."""
-    with path.open("rb"), safe_open(path, framework="np"):  # the first one gives an error with a number
+    with safe_open(path, framework="np"):
         pass
 
 
@@ -68,29 +68,44 @@ def _zip(path: Path) -> None:
             raise ValueError(f"wrong checksum of {name}")
 
 
-def _text_or_bytes(path: Path) -> None:
-    with path.open("rb"):
-        pass
-
-
-CHECKS: dict[str, Callable[[Path], None]] = {
-    **{".json": _json, ".jsonl": _jsonl, ".yaml": _yaml, ".safetensors": _safetensors},
+CHECKS: dict[str, Callable[[Path], object]] = {
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    **{".jsonl": _jsonl, ".yaml": _yaml, ".safetensors": _safetensors},
     **dict.fromkeys((".pt", ".pth", ".bin"), _zip),
 }
 
 
+def shards(folder: Path) -> list[str]:
+    """Return the names of the weight files that the index of a whole model lists, in order.
+
+    Raises:
+        ValueError: it lists none.
+    """
+    try:
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return sorted(set(content["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("lists no weights") from None
+
+
 def digest_of(path: Path) -> str:
-    """Return a sha256 over size and content of a file; of a large file only samples are read."""
+    """Return a sha256 over size and content of a file, or samples of it."""
+    digest = sha256(f"{path.stat().st_size}:".encode())
+    for part in samples(path):
+        digest.update(part)
+    return digest.hexdigest()[:20]
+
+
+def samples(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file, of a large one only samples."""
     size = path.stat().st_size
-    digest = sha256(f"{size}:".encode())
     with path.open("rb") as file:
         if size <= LARGE_FILE:
-            digest.update(file.read())
-        else:
-            for sample in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:20]
+            yield file.read()
+            return
+        for sample in range(SAMPLES):
+            file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+            yield file.read(SAMPLE_BYTES)
 
 
 def list_files(folder: Path) -> None:

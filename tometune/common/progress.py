@@ -10,8 +10,7 @@ from typing import TextIO
 
 log = logging.getLogger(__name__)
 
-LOG_EVERY = 30
-"""Seconds between lines in the log."""
+LOG_EVERY = 30  # seconds between lines in the log
 
 
 class Bar:
@@ -31,13 +30,12 @@ class Bar:
         self.logged = time.monotonic()
 
     def __call__(self, count: int) -> None:
-        """Add to the work that is done."""
         self.set(int(self.rich.tasks[self.task].completed) + count)
 
-    def set(self, done: int, total: int | None = None, description: str | None = None, note: str = "") -> None:
-        """Set how much is done, and optionally of how much, of which work, and a note next to it, e.g. the loss."""
+    def set(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Set how much is done, and optionally of how much, and a note next to it, e.g. the loss."""
         self.rich.start()
-        self.rich.update(self.task, completed=done, total=total, description=description, note=note)
+        self.rich.update(self.task, completed=done, total=total, note=note)
         if not self.visible and time.monotonic() - self.logged > LOG_EVERY:
             self.logged = time.monotonic()
             state = self.rich.tasks[self.task]

@@ -9,9 +9,6 @@ from zlib import crc32
 
 import numpy as np
 
-_NO_KERNEL = re.compile(r"(.+?) does not have a deterministic implementation|(.+?) defaults to a non-deterministic")
-"""What PyTorch says of an operation that has no deterministic kernel."""
-
 
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and PyTorch (every device)."""
@@ -44,8 +41,9 @@ def use_deterministic_kernels(wanted: bool = True, strict: bool = False) -> None
 
 def without_deterministic_kernel(error: RuntimeError) -> str | None:
     """Return the operation for which PyTorch raised this error because it has no deterministic kernel, or None."""
-    found = _NO_KERNEL.match(str(error))
-    return next(filter(None, found.groups()), None) if found else None
+    messages = "does not have a deterministic implementation|defaults to a non-deterministic"
+    found = re.match(f"(.+?) (?:{messages})", str(error))
+    return found[1] if found else None
 
 
 def stream(seed: int, name: str) -> np.random.Generator:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tometune.common.distributed import is_first, processes
 from tometune.common.errors import ConfigError, UserError, one_line
 from tometune.common.files import NO_RIGHTS, disk_errors, in_the_way
-from tometune.common.signals import Stopped, stop_signals
+from tometune.common.process import Stopped, stop_signals
 from tometune.config.command_line import check_keys, read_command_line, show
 from tometune.config.error_messages import composition_errors
 from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
@@ -32,9 +32,7 @@ DONE, FAILED, WRONG_INPUT = 0, 1, 2  # exit statuses; a task that returns an `In
 RESUMED = ("train", "prepare", "evaluate")
 """Verbs whose command resumes from what it saved when it is repeated after a stop."""
 
-Task = Callable[[Config], object]
-"""A verb's own function; its return value is the objective of a search."""
-
+Task = Callable[[Config], object]  # a verb's own function; its return value is the objective of a search
 Sweep = Callable[[Jobs, Callable[[], None]], int]
 """A verb's function for a whole sweep, called in the process that the user started.
 

@@ -26,9 +26,7 @@ from tometune.config.root import CONFIG_NAME, Config
 OWN_KEYS = ("data.pool.weights", "data.pool.caps", "data.base.columns", "data.pool.columns")
 """Dicts whose keys are names in the user's data."""
 
-WITH_COMPARISONS = ("report.primary", "require")
-"""Keys whose values hold `>`, which Hydra reads only between quotes."""
-
+WITH_COMPARISONS = ("report.primary", "require")  # keys whose values hold `>`, which Hydra reads only between quotes
 MAKES_A_RUN = ("model", "data", "lora", "trainer", "eval", "tracking", "sweep", "report", "seed", "seeds", "paths")
 """`prepare` takes the command line of `train`: it checks all of it, and builds what `train` would train on."""
 

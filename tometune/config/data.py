@@ -14,7 +14,6 @@ from tometune.config.validators import (
     identity_if,
     one_of,
     valid_if,
-    value_problems,
 )
 
 SourceKind = StrEnum("SourceKind", ["hub", "files", "pydocs"])
@@ -197,7 +196,6 @@ class DataConfig:
 
     @property
     def draws(self) -> bool:
-        """Whether rows are drawn from a pool."""
         return self.pool is not None and self.pool.draw
 
 
@@ -229,18 +227,13 @@ def without_unused(data: DataConfig) -> DataConfig:
     if near.threshold is None or (data.pool is None and not near.base):
         near = NearDedupConfig()
     ranked = data.pool is not None and data.pool.order is PoolOrder.best
-    scorer, held_out = (
-        data.scorer if ranked else ScorerConfig(),
-        data.held_out if data.held_out.rows else HeldOutConfig(),
-    )
+    scorer = data.scorer if ranked else ScorerConfig()
+    held_out = data.held_out if data.held_out.rows else HeldOutConfig()
     return replace(data, filters=filters, near_dedup=near, scorer=scorer, held_out=held_out)
 
 
 def data_problems(data: DataConfig) -> Iterator[str]:
     """Yield the problems of the group."""
-    for line in value_problems("data", data):
-        if data.base.rows != data.rows or not line.startswith("data.base.rows="):  # it usually is ${data.rows}
-            yield line
     yield from _source_problems("data.base", data.base)
     if data.pool is not None:
         yield from _source_problems("data.pool", data.pool)

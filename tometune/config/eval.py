@@ -5,25 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import (
-    NOT_IDENTITY,
-    at_least,
-    checked,
-    file_name,
-    one_of,
-    valid_if,
-    value_problems,
-)
+from tometune.config.validators import NOT_IDENTITY, at_least, checked, file_name, one_of, valid_if
 
 METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 """Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
 
-HARNESS = "harness_"
-"""Beginning of the names under which tasks of `eval.harness` are kept."""
-
-HELD_OUT = "held_out_"
-"""Beginning of the names of the tasks over held-out rows (`data.held_out.rows`)."""
-
+HARNESS = "harness_"  # beginning of the names under which tasks of `eval.harness` are kept
+HELD_OUT = "held_out_"  # beginning of the names of the tasks over held-out rows (`data.held_out.rows`)
 TaskKind = StrEnum("TaskKind", ["hub", "jsonl", "pydocs"])
 EngineKind = StrEnum("EngineKind", ["auto", "transformers", "cuda_graph"])
 
@@ -136,7 +124,6 @@ class EvalConfig:
 
 def eval_problems(config: EvalConfig) -> Iterator[str]:
     """Yield the problems of the group."""
-    yield from value_problems("eval", config)
     if not config.tasks:
         yield "eval.tasks: empty; choose eval=hub, eval=files or eval=pydocs, or add +eval/task@eval.tasks.NAME=jsonl"
     for name, task in config.tasks.items():

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tometune.config.model import Precision
-from tometune.config.validators import at_least, checked, folder, one_of, value_problems
+from tometune.config.validators import at_least, checked, folder, one_of
 
-FORMATS = ("adapter", "merged_16bit", "gguf")
-"""Formats of an export."""
-
+FORMATS = ("adapter", "merged_16bit", "gguf")  # formats of an export
 QUANTS = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
 """Weight types of a GGUF, by llama.cpp's names; the first two are not quantised."""
 
@@ -54,7 +52,6 @@ def export_problems(formats: Any, quants: Any, push_to: str | None, config: Expo
         yield from filter(None, (one_of(valid)(key, word) for word in listed(value)))
     if push_to is not None and not re.fullmatch(r"[\w.-]+/[\w.-]{1,90}", push_to):
         yield f"push_to={push_to}: not the id of a repository; write push_to=user/name"
-    yield from value_problems("export", config)
     limited = one_of((*FORMATS[:2], *QUANTS, FROM_4_BITS))
     for name in ("max_divergence", "max_rouge_change"):
         yield from filter(None, (limited(f"export.{name}", word) for word in vars(config)[name]))

@@ -4,16 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import (
-    NOT_IDENTITY,
-    SINCE_DEFAULT,
-    at_least,
-    checked,
-    file_name,
-    one_of,
-    valid_if,
-    value_problems,
-)
+from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, at_least, checked, file_name, one_of, valid_if
 
 FOUR_BITS = ("-unsloth-bnb-4bit", "-bnb-4bit")
 """Suffixes of ids of 4-bit copies; without the suffix the id is that of the model in 16 bits."""
@@ -62,7 +53,6 @@ class ModelConfig:
 
 def model_problems(model: ModelConfig) -> Iterator[str]:
     """Yield the problems of the `model` group."""
-    yield from value_problems("model", model)
     if not model.id:
         yield "model.id: empty; give a hub id or a local folder"
     if model.compute is Compute.fp8 and model.backend is Backend.unsloth:
@@ -98,8 +88,15 @@ class LoraConfig:
     """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353); slower."""
 
 
-def lora_problems(lora: LoraConfig) -> Iterator[str]:
-    """Yield the problems of the `lora` group."""
-    yield from value_problems("lora", lora)
+def lora_problems(lora: LoraConfig, model: ModelConfig) -> Iterator[str]:
+    """Yield the problems of the `lora` group, and of training this model with it."""
     if not lora.target_modules:
         yield "lora.target_modules: empty; name the layers that get an adapter, e.g. [q_proj,v_proj]"
+    stored = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")
+    if not lora.enabled and (stored or model.quantization is Quantization.nf4):  # which cannot hold small updates
+        whole = f"model.id={model.id.removesuffix(stored)} (the weights in 16 bits) and " if stored else ""
+        yield f"lora.enabled=false: weights in 4 bits cannot be trained; set {whole}model.quantization=none"
+    reason = "lora.use_dora=true needs the weights' norms" if lora.use_dora else ""
+    reason = reason if lora.enabled else "lora.enabled=false trains the weights"
+    if model.compute is Compute.fp8 and reason:
+        yield f"model.compute=fp8: is for frozen weights, and {reason}; set model.compute=default"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tometune.common.errors import did_you_mean
 from tometune.config.eval import METRICS
-from tometune.config.validators import valid_if, value_problems
+from tometune.config.validators import valid_if
 
 COLUMNS = ("rouge1", "rouge2", "rougeL", "nll", *METRICS[1:])  # of a run; on held-out rows also nll/TASK
 COMPARISON = re.compile(
@@ -54,7 +54,6 @@ def entries(value: Any) -> list[str]:
 
 def report_problems(config: ReportConfig, require: Any) -> Iterator[str]:
     """Yield the problems of the group and of `require`; names of cells are known only when the sweep is read."""
-    yield from value_problems("report", config)
     for text in entries(config.primary):
         if (chosen := asked(text)) is None or chosen.bound is not None:
             yield f"report.primary={text}: write METRIC, A>B or A>B:METRIC, e.g. rougeL or 'mix_300k>mix_100k:rougeL'"

@@ -1,8 +1,9 @@
 """The whole config: its schema, its checks, and where its YAML files are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,16 @@ from tometune.common.errors import ConfigError
 from tometune.config.data import DataConfig, data_problems
 from tometune.config.eval import EvalConfig, eval_problems
 from tometune.config.export import ExportConfig, export_problems
-from tometune.config.model import (
-    FOUR_BITS,
-    Compute,
-    LoraConfig,
-    ModelConfig,
-    Quantization,
-    lora_problems,
-    model_problems,
-)
+from tometune.config.model import LoraConfig, ModelConfig, lora_problems, model_problems
 from tometune.config.report import ReportConfig, report_problems
 from tometune.config.tracking import Publish, TrackingConfig, tracking_problems
 from tometune.config.trainer import TrainerConfig, trainer_problems
 from tometune.config.validators import NOT_FINITE, at_least, checked, file_name, folder, valid_if, value_problems
 
-CONFIG_NAME = "train"
-"""The primary config of every verb: `conf/train.yaml`."""
+CONFIG_NAME = "train"  # the primary config of every verb: `conf/train.yaml`
+ADHOC = "adhoc"  # name of a sweep without a name
 
-ADHOC = "adhoc"
-"""Name of a sweep without a name."""
-
-
-Interface = StrEnum("Interface", ["page", "terminal"])
-"""Where the chat takes place."""
+Interface = StrEnum("Interface", ["page", "terminal"])  # where the chat takes place
 
 
 @dataclass
@@ -191,46 +179,29 @@ def typed(composed: DictConfig) -> Config:
 
 def check(config: Config) -> None:
     """Raise ConfigError for everything that types cannot check: ranges, and settings that contradict each other."""
-    problems = [
-        *model_problems(config.model),
-        *data_problems(config.data),
-        *lora_problems(config.lora),
-        *_full_problems(config),
-        *_fp8_problems(config),
-        *trainer_problems(config.trainer),
-        *eval_problems(config.eval),
-        *tracking_problems(config.tracking),
-        *value_problems("chat", config.chat),
-        *export_problems(config.format, config.quant, config.push_to, config.export),
-        *_seed_problems(config),
-        *value_problems("paths", config.paths),
-        *value_problems("sweep", config.sweep),
-        *report_problems(config.report, config.require),
-    ]
+    checks: dict[str, Iterable[str]] = {
+        "model": model_problems(config.model),
+        "data": data_problems(config.data),
+        "lora": lora_problems(config.lora, config.model),
+        "trainer": trainer_problems(config.trainer),
+        "eval": eval_problems(config.eval),
+        "tracking": tracking_problems(config.tracking),
+        "chat": (),
+        "export": export_problems(config.format, config.quant, config.push_to, config.export),
+        "seeds": _seed_problems(config),
+        "paths": (),
+        "sweep": (),
+        "report": report_problems(config.report, config.require),
+    }
+    found = chain(*((*value_problems(name, getattr(config, name)), *checks[name]) for name in checks))
+    same_rows = config.data.base.rows == config.data.rows  # it usually is ${data.rows}, of which one line is enough
+    problems = [line for line in found if not (same_rows and line.startswith("data.base.rows="))]
     if config.plan != "measure" and not isinstance(config.plan, bool):
         problems.append(f"plan={config.plan}: one of true, false, measure")
     not_finite = {line.partition("=")[0]: line for line in problems if line.endswith(NOT_FINITE)}
     others = [line for line in problems if line.partition("=")[0] not in not_finite]
     if problems:
         raise ConfigError([*not_finite.values(), *others])
-
-
-def _full_problems(config: Config) -> Iterator[str]:
-    """Yield a problem if every weight is to be trained and the model is in 4 bits, which cannot hold small updates."""
-    model = config.model
-    stored = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")
-    if config.lora.enabled or not (stored or model.quantization is Quantization.nf4):
-        return
-    whole = f"model.id={model.id.removesuffix(stored)} (the weights in 16 bits) and " if stored else ""
-    yield f"lora.enabled=false: weights in 4 bits cannot be trained; set {whole}model.quantization=none"
-
-
-def _fp8_problems(config: Config) -> Iterator[str]:
-    """Yield a problem if products are to be in FP8 whose weights are trained, or needed exactly."""
-    reason = "" if config.lora.enabled else "lora.enabled=false trains the weights"
-    reason = reason or ("lora.use_dora=true needs the weights' norms" if config.lora.use_dora else "")
-    if config.model.compute is Compute.fp8 and reason:
-        yield f"model.compute=fp8: is for frozen weights, and {reason}; set model.compute=default"
 
 
 def _seed_problems(config: Config) -> Iterator[str]:

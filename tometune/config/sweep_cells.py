@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tometune.common.errors import ConfigError
-from tometune.config.command_line import CommandLine
+from tometune.config.command_line import CommandLine, parse
 from tometune.config.data import without_unused, without_unused_pool
 from tometune.config.error_messages import composition_errors
 from tometune.config.model import LoraConfig
@@ -145,8 +145,7 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
     """
     with composition_errors():
         config = typed(composed)
-    parser = OverridesParser.create()
-    keys = {override.key_or_group for override in parser.parse_overrides(list(hydra_node.overrides.task))}
+    keys = {override.key_or_group for override in parse(hydra_node.overrides.task)}
     if "model.id" in keys and "model.name" not in keys:
         config.model.name = slug(config.model.id)
     if hydra_node.mode == RunMode.MULTIRUN:

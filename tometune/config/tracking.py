@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import at_least, valid_if, value_problems
+from tometune.config.validators import at_least, valid_if
 
 Tracker = StrEnum("Tracker", ["wandb", "trackio", "none"])
 """The tracker; each is a module `tometune.tracking.<name>_tracker`."""
@@ -43,4 +43,3 @@ def tracking_problems(tracking: TrackingConfig) -> Iterator[str]:
     """Yield the problems of the group."""
     if tracking.tracker is Tracker.none and tracking.mode is TrackingMode.online:
         yield "tracking.mode=online: tracking.tracker=none logs nowhere; choose tracking=wandb or tracking.mode=auto"
-    yield from value_problems("tracking", tracking)

@@ -3,16 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tometune.config.validators import (
-    NOT_IDENTITY,
-    SINCE_DEFAULT,
-    SWITCH,
-    at_least,
-    checked,
-    one_of,
-    valid_if,
-    value_problems,
-)
+from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, SWITCH, at_least, checked, one_of, valid_if
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial")
 """Schedules of transformers without further arguments."""
@@ -24,8 +15,7 @@ OPTIMISERS = (
 )
 """Optimisers of transformers without further arguments."""
 
-LOSSES = ("chunked_nll", "nll", "dft")
-"""Losses of TRL's SFTTrainer."""
+LOSSES = ("chunked_nll", "nll", "dft")  # losses of TRL's SFTTrainer
 
 
 @dataclass
@@ -89,7 +79,6 @@ class TrainerConfig:
 
 def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
     """Yield the problems of the `trainer` group."""
-    yield from value_problems("trainer", trainer)
     yield from _step_problems(trainer)
     if trainer.max_tokens is not None and trainer.max_steps is not None:
         yield (

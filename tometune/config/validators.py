@@ -17,8 +17,7 @@ SINCE_DEFAULT = {"identity": "unless default"}
 
 NOT_FINITE = ": not a finite number"
 
-Check = Callable[[str, Any], str | None]
-"""Takes a full key and its value; returns the problem in one line, or None."""
+Check = Callable[[str, Any], str | None]  # takes a full key and its value; returns the problem in one line, or None
 
 
 def identity_if(*values: Any) -> dict[str, Any]:

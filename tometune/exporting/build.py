@@ -31,12 +31,8 @@ from tometune.runs.run import now
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 4
-"""Version of gate.json's layout, and of what an export holds."""
-
-GATE = "gate.json"
-"""The record of an export, which lists its other files."""
-
+SCHEMA = 4  # version of gate.json's layout, and of what an export holds
+GATE = "gate.json"  # the record of an export, which lists its other files
 BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q3_k_m": 4.0}
 """Approximate bits per weight of a GGUF; small models keep more tensors at higher precision."""
 
@@ -89,7 +85,6 @@ class Builder:
     """Makes exports of one run; what several of them need is loaded when the first one needs it."""
 
     def __init__(self, finished: Finished, cache: Path, folder: Path, answer: bool = True) -> None:
-        """See `References` for `answer`."""
         use_deterministic_kernels()  # the checks give the same figures again
         self.finished, self.folder, self.limits = finished, folder, finished.config.export
         self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))

@@ -16,9 +16,7 @@ from tometune.evaluation.statistics import paired_difference
 
 RESAMPLES = 2_000  # of the examples, for the interval of a change
 
-Check = tuple[dict[str, Any], list[str]]
-"""Measurements, and the problems they show, each in one line."""
-
+Check = tuple[dict[str, Any], list[str]]  # measurements, and the problems they show, each in one line
 Conversation = list[dict[str, str]]
 Tokens = list[int]
 
@@ -35,36 +33,23 @@ class Example:
 
 @dataclass(frozen=True)
 class Reference:
-    """The behaviour of the tuned model.
+    """The behaviour of the tuned model."""
 
-    Attributes:
-        conversations: the fixed conversations that its chat template accepts; the next three have an entry for each.
-        prompts: tokens up to where the answer begins, from the run's own tokenizer.
-        answers: greedy answers with their end of turn; at least one token.
-        log_probabilities: float32 [answer tokens, vocabulary].
-        examples: examples that the run was scored on.
-        base: `as trained`, or `16-bit base` for an adapter that was trained on a base in 4 bits.
-        dtype: in which it computed.
-        texts: its answers to the examples, made again in that dtype; none for the adapter, which is the same model.
-        activation: the largest absolute value that one of its layers reads or returns.
-        tuned: name of the tuned model in messages.
-        from_4_bits: mean KL(adapter as trained || adapter on the 16-bit base) in nats per token; None if they are the
-            same, or the former cannot be loaded here.
-        generation: the base's generation config, ending turns where the chat template does.
-    """
-
-    conversations: list[Conversation]
-    prompts: list[Tokens]
-    answers: list[Tokens]
-    log_probabilities: list[np.ndarray]
+    conversations: list[Conversation]  # the fixed ones that its chat template accepts
+    prompts: list[Tokens]  # of each conversation up to where the answer begins, from the run's own tokenizer
+    answers: list[Tokens]  # to each prompt: greedy, with their end of turn; at least one token
+    log_probabilities: list[np.ndarray]  # of each answer: float32 [answer tokens, vocabulary]
     examples: list[Example]
-    base: str
-    dtype: str
-    texts: list[str] = field(default_factory=list)
-    activation: float = 0.0
-    tuned: str = "the adapter"
+    base: str  # `as trained`, or `16-bit base` for an adapter that was trained on a base in 4 bits
+    dtype: str  # in which it computed
+    texts: list[str] = field(default_factory=list)  # answers to the examples in that dtype; none for the adapter
+    activation: float = 0.0  # the largest absolute value that one of its layers reads or returns
+    tuned: str = "the adapter"  # name of the tuned model in messages
     from_4_bits: float | None = None
+    """Mean KL(adapter as trained || adapter on the 16-bit base) in nats per token; None if they are the same, or the
+    former cannot be loaded here."""
     generation: dict[str, Any] = field(default_factory=dict)
+    """The base's generation config, ending turns where the chat template does."""
 
 
 class EngineError(RuntimeError):
@@ -199,8 +184,7 @@ def _rouge(engine: Engine, kind: str, reference: Reference, limits: ExportConfig
     ]
 
 
-Read = Callable[[str], np.ndarray]
-"""Returns a tensor by its name, in float32."""
+Read = Callable[[str], np.ndarray]  # returns a tensor by its name, in float32
 
 
 def change_held(names: Iterable[str], base: Read, exact: Read, written: Read) -> dict[str, Any] | None:

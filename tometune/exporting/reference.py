@@ -21,8 +21,7 @@ from tometune.evaluation.engines import Engine as EvaluationEngine
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import Conversation, Example, Reference, Tokens, divergence
 from tometune.exporting.merging import largest_activation
-from tometune.models.adapter import load_adapter
-from tometune.models.load import load_model
+from tometune.models.load import load_adapter, load_model
 from tometune.models.machine import check_machine
 from tometune.models.source import locate, quantized
 from tometune.runs.finished import Finished
@@ -33,12 +32,8 @@ log = logging.getLogger(__name__)
 MOST_IN_FLOAT32 = 4_000_000_000
 """Parameters of the largest model whose logits are compared in float32, without the noise of 16-bit arithmetic."""
 
-BATCH = 16
-"""Prompts that are answered at once."""
-
-NEW_TOKENS = 24
-"""Longest answer to a fixed conversation; its tokens are those that logits are compared on."""
-
+BATCH = 16  # prompts that are answered at once
+NEW_TOKENS = 24  # longest answer to a fixed conversation; its tokens are those that logits are compared on
 ON_BASE = "16-bit base"
 
 TEXTS = (

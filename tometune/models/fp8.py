@@ -17,29 +17,20 @@ from tometune.models.lora_rounding import JoinedLora, frozen_weight
 
 E4M3 = torch.float8_e4m3fn
 MOST = torch.finfo(E4M3).max
-TINY = 1e-12
-"""Smallest scale, for rows of zeros."""
-
-ALIGNED = 16
-"""The GPU's FP8 product needs multiples of this many inputs and outputs."""
+TINY = 1e-12  # smallest scale, for rows of zeros
+ALIGNED = 16  # the GPU's FP8 product needs multiples of this many inputs and outputs
 
 
 class Fp8Weight(NamedTuple):
     """A frozen weight [out, in] in FP8, by its outputs and by its inputs."""
 
     by_output: torch.Tensor
-    output_scales: torch.Tensor
-    """[out, 1], float32."""
-
-    by_input: torch.Tensor
-    """[in, out]."""
-
-    input_scales: torch.Tensor
-    """[in, 1], float32."""
+    output_scales: torch.Tensor  # [out, 1], float32
+    by_input: torch.Tensor  # [in, out]
+    input_scales: torch.Tensor  # [in, 1], float32
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> "Fp8Weight":
-        """Round a weight [out, in]."""
         return cls(*to_fp8(weight), *to_fp8(weight.t().contiguous()))
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
@@ -71,7 +62,6 @@ class Fp8Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradient of x."""
         return _product(gradients[0], *ctx.saved_tensors), None, None, None, None
 
 

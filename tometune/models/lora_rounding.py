@@ -100,18 +100,15 @@ def _expander(layers: Sequence[Any]) -> Callable[..., torch.Tensor]:
     states = [getattr(layer.base_layer.weight, "quant_state", None) for layer in layers]  # of bitsandbytes' 4 bits
 
     def expand(*stored: torch.Tensor) -> torch.Tensor:
-        weights = [_expanded(weight, state, dtype) for weight, state in zip(stored, states, strict=True)]
+        weights = list(stored)
+        for place, state in enumerate(states):
+            if state is not None:
+                from bitsandbytes.functional import dequantize_4bit
+
+                weights[place] = dequantize_4bit(weights[place], state).to(dtype)
         return weights[0] if len(weights) == 1 else torch.cat(weights)
 
     return expand
-
-
-def _expanded(weight: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
-    if state is None:
-        return weight
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(weight, state).to(dtype)
 
 
 def joins(x: torch.Tensor) -> bool:
@@ -130,7 +127,6 @@ class Siblings:
         """Their frozen weights in FP8 (`tometune.models.fp8`), if products use them."""
 
     def output(self, layer: "JoinedLora", x: torch.Tensor) -> torch.Tensor:
-        """Return the output of one of the layers."""
         place = next(index for index, each in enumerate(self.layers) if each is layer)
         if place == 0:
             self._input, self._outputs = x, joined_outputs(self.layers, x)
@@ -212,7 +208,6 @@ def _four_bits() -> list[tuple[type, type]]:
         """Without gradients the 4 bits are multiplied directly, which gives a rounded product."""
 
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            """Return the output of base and adapter for `x` [..., in features]."""
             # Files of 4 bits may name another type than that in which this GPU computes.
             computes = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
             if args or kwargs or not joins(x) or not self.is_plain or computes is not self.product_dtype:

@@ -24,8 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 VARLEN, PER_CONVERSATION, FLEX = "varlen", "per_conversation", "flex"
 
-BLOCK = 128
-"""Tokens per side of the blocks that FlexAttention skips or computes."""
+BLOCK = 128  # tokens per side of the blocks that FlexAttention skips or computes
 
 
 class Packed(StrEnum):

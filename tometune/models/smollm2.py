@@ -68,7 +68,6 @@ def converted(cache: Path, weights: bool = True) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write config, weights and generation config."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging as transformers_logging

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a package or the hub; and the fingerprint of its weights. Imports no torch."""
+"""Where a model comes from: a folder, a package, the hub or random weights; and its fingerprint. Imports no torch."""
 
 import functools
 from collections.abc import Callable
@@ -7,16 +7,26 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
 from tometune.common.hub import commit_of, pinned
+from tometune.common.integrity import samples
 from tometune.config.model import LoraConfig, ModelConfig, Quantization, Weights
-from tometune.models import smollm2, tiny
+from tometune.models import smollm2
 
 # Folders of a run: the adapter, or with `lora=none` the whole model, in Hugging Face's format, with its tokenizer.
 ADAPTER, WHOLE = "adapter", "model"
 
-LARGE_FILE = 32 * 2**20  # bytes, above which a file is hashed by samples
-SAMPLES, SAMPLE_BYTES = 256, 64 * 1024
+TINY_VERSION = 1  # raised when the weights or the tokenizer change
+TINY_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+TINY_TEXT = (
+    "the quick brown fox jumps over the lazy dog. "
+    "return the value of the function and raise an error if the argument is not a number. "
+    "What does this function do? It returns a list of strings, one for each line of the given file. "
+)
 
 
 @dataclass(frozen=True)
@@ -37,9 +47,9 @@ def locate(model: ModelConfig, cache: Path, weights: bool = True) -> ModelSource
         UserError: the hub cannot be reached or does not have the model.
     """
     if model.weights is Weights.random:
-        return ModelSource(model, str(tiny.built(cache)), None)
-    if folder := _folder(model):
-        return ModelSource(model, str(folder), None)
+        return ModelSource(model, str(tiny_folder(cache)), None)
+    if is_local(model):
+        return ModelSource(model, str(Path(model.id).expanduser()), None)
     if _packaged(model):
         return ModelSource(model, str(smollm2.converted(cache, weights)), None)
     return ModelSource(model, model.id, _commit(model))
@@ -47,7 +57,7 @@ def locate(model: ModelConfig, cache: Path, weights: bool = True) -> ModelSource
 
 def check_source(model: ModelConfig) -> None:
     """Raise a `UserError` unless the hub has the model, if it comes from there; one short request."""
-    if model.weights is not Weights.random and not _folder(model) and not _packaged(model):
+    if model.weights is not Weights.random and not is_local(model) and not _packaged(model):
         _commit(model)
 
 
@@ -60,9 +70,9 @@ def fingerprint(model: ModelConfig) -> str:
         UserError: the local folder lacks a config.json.
     """
     if model.weights is Weights.random:
-        return f"tiny-v{tiny.VERSION}"
-    if folder := _folder(model):
-        return f"folder-{_folder_hash(folder)}"
+        return f"tiny-v{TINY_VERSION}"
+    if is_local(model):
+        return f"folder-{_folder_hash(Path(model.id).expanduser())}"
     if _packaged(model):
         return f"{smollm2.PACKAGE}=={smollm2.wheel_version()}, conversion {smollm2.VERSION}"
     return f"{model.id}@{_commit(model, pinned)}"
@@ -75,12 +85,7 @@ def quantized(model: ModelConfig) -> bool:
 
 def is_local(model: ModelConfig) -> bool:
     """Return whether a model is a folder on this machine."""
-    return model.weights is Weights.pretrained and Path(model.id).expanduser().is_dir()
-
-
-def _folder(model: ModelConfig) -> Path | None:
-    folder = Path(model.id).expanduser()
-    return folder if folder.is_dir() else None
+    return model.weights is not Weights.random and Path(model.id).expanduser().is_dir()
 
 
 def _packaged(model: ModelConfig) -> bool:
@@ -90,21 +95,15 @@ def _packaged(model: ModelConfig) -> bool:
 def _folder_hash(folder: Path) -> str:
     """Hash names, sizes and contents of a model folder's files; of large files only samples.
 
-    Training changes every weight, so different models differ in the samples; reading 6 GB would take a minute.
+    Training changes every weight, so different models differ in the samples.
     """
     if not (folder / "config.json").exists():
         raise UserError(f"model.id={folder}: contains no config.json; name a folder that from_pretrained can read")
     digest = sha256()
     for path in sorted(file for file in folder.iterdir() if file.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            if size <= LARGE_FILE:
-                digest.update(file.read())
-                continue
-            for sample in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
+        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+        for part in samples(path):
+            digest.update(part)
     return digest.hexdigest()[:20]
 
 
@@ -149,3 +148,53 @@ def without_weights(location: str, revision: str | None) -> Any:
     config = AutoConfig.from_pretrained(location, revision=revision)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def tiny_folder(cache: Path) -> Path:
+    """Return the folder of a tiny Llama with random weights and a ChatML tokenizer; every build gives the same bits."""
+    return cached_folder(cache, "models", {"model": "tiny", "version": TINY_VERSION}, _build_tiny) / "model"
+
+
+def _build_tiny(folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        [TINY_TEXT],
+        trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=TINY_TEMPLATE,
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.save_pretrained(folder / "model")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder / "model")

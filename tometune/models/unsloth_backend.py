@@ -126,7 +126,7 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
     import torch
     from unsloth import FastLanguageModel
 
-    from tometune.models.adapter import check_targets, peft_settings
+    from tometune.models.load import check_targets, peft_settings
 
     check_targets(model, lora.target_modules)
     with quiet():

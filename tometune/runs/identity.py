@@ -25,12 +25,7 @@ MEANING = 8
 
 
 def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """Return what can change the result of a run, as plain values ready for hashing.
-
-    Args:
-        config: the whole config.
-        fingerprints: content of each input by key, e.g. `{"model": …, "data.base": …, "eval.tasks.qa": …}`.
-    """
+    """Return what can change the result of a run, as plain values for hashing; `fingerprints` as in `RunInputs`."""
     groups = {name: content_of(getattr(config, name)) for name in ("trainer", "eval", "seeds")}
     lora = config.lora if config.lora.enabled else LoraConfig(enabled=False)
     groups |= {"data": content_of(_without_unused_scores(without_unused(config.data))), "lora": content_of(lora)}

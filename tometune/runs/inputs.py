@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tometune.common.distributed import first_alone
 from tometune.common.errors import UserError
-from tometune.common.imports import quick_imports
+from tometune.common.process import quick_imports
 from tometune.config.data import Contamination, PoolOrder, ranking
 from tometune.config.eval import EvalConfig, TaskKind
 from tometune.config.model import ModelConfig
@@ -76,8 +76,7 @@ class RunInputs:
         """
         from tometune.data.contamination import of_mix
         from tometune.data.mix import build_mix
-        from tometune.models.ifd_scorer import IfdScorer
-        from tometune.models.quality_scorer import quality_scorer
+        from tometune.models.pool_scorers import IfdScorer, quality_scorer
 
         data = self.config.data
         texts = None if data.contamination is Contamination.report else self.evaluation_texts[0]
@@ -144,9 +143,9 @@ def fingerprints(config: Config) -> dict[str, str]:
     if config.data.pool is not None:
         found["data.pool"] = sources.fingerprint(config.data.pool, "data.pool")
         if config.data.pool.order is PoolOrder.best:
-            from tometune.models import quality_scorer
+            from tometune.models.pool_scorers import scorer_fingerprint
 
-            found["data.scorer"] = quality_scorer.fingerprint(config.data.scorer)
+            found["data.scorer"] = scorer_fingerprint(config.data.scorer)
     return found | evaluation_fingerprints(config.model, config.eval)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from tometune.common.integrity import defect
+from tometune.common.integrity import INDEX, defect, shards
 from tometune.models.source import ADAPTER, WHOLE
 from tometune.runs.run import DamageError
 
@@ -26,8 +26,7 @@ def check(folder: Path, problems: Iterator[Problem]) -> None:
 def trained_problems(run: Path, adapter: bool) -> Iterator[Problem]:
     """Yield the problems of a run's adapter, or of its whole model (`lora=none`)."""
     folder = run / (ADAPTER if adapter else WHOLE)
-    shards = [] if adapter else _shards(folder)
-    weights = ["adapter_model.safetensors"] if adapter else shards
+    weights = ["adapter_model.safetensors"] if adapter else _weights(folder)
     others = ["adapter_config.json"] if adapter else ["config.json", "tokenizer_config.json"]
     for name in [*others, *weights]:
         path = folder / name
@@ -47,15 +46,14 @@ def _has_lora(path: Path) -> bool:
         return False
 
 
-def _shards(folder: Path) -> Sequence[str]:
+def _weights(folder: Path) -> Sequence[str]:
     """Return the names of the weight files of a whole model, and of their index."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
+    if not (folder / INDEX).exists():
         return ["model.safetensors"]
     try:
-        return [index.name, *sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return [index.name]
+        return [INDEX, *shards(folder)]
+    except (OSError, ValueError):
+        return [INDEX]
 
 
 def curve_problems(run: Path, record: Mapping[str, Any]) -> Iterator[Problem]:

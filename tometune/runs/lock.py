@@ -12,7 +12,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tometune.common.errors import UserError
-from tometune.common.files import is_alive
 from tometune.runs.run import now
 
 NAME = ".lock"  # in the run's folder while a process works on the run, or after that process was killed
@@ -34,7 +33,13 @@ class Owner:
     @property
     def alive(self) -> bool:
         """Whether it may still exist. That is unknown for another host, so the answer is yes and the lock decides."""
-        return self.host != socket.gethostname() or is_alive(self.pid)
+        if self.host != socket.gethostname():
+            return True
+        try:
+            os.kill(self.pid, 0)
+        except OSError as error:
+            return isinstance(error, PermissionError)  # of another user
+        return True
 
 
 class BusyError(UserError):

@@ -114,10 +114,6 @@ class Run:
         self.record["eval"] = {**self.record["eval"], stage: scores}
         self.save()
 
-    def update(self, **facts: Any) -> None:
-        """Add facts to the record; `save` writes them."""
-        self.record |= facts
-
     def save(self) -> None:
         """Write run.json, in the first process only."""
         if is_first():
@@ -216,14 +212,10 @@ def git_state() -> dict[str, str | bool | None]:
     package = Path(__file__).resolve().parents[1]
     if not (package.parent / ".git").exists():  # installed; a repository in a folder above is not ours
         return {"commit": None, "dirty": None}
+    command = ["git", "-C", str(package), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
     try:
-        commit = _git(package, "rev-parse", "HEAD")
-        dirty = bool(_git(package, "status", "--porcelain", "--untracked-files=no"))
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": dirty}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
+    commit, _, dirty = found.partition("-")
+    return {"commit": commit, "dirty": bool(dirty)}

@@ -225,7 +225,6 @@ def find_subject(config: Config) -> Subject:
 
 
 def _separate(name: str, folder: Path, config: Config, run: Path | None) -> Subject:
-    """Return a subject whose scores have a folder of their own."""
     file, record = folder / SEPARATE, dict[str, Any]()
     if file.exists():
         try:

@@ -37,7 +37,6 @@ class Cell:
         return self.run_id or " ".join(self.overrides)
 
     def listed(self) -> dict[str, Any]:
-        """Return its entry in sweep.json."""
         return {name: value for name, value in asdict(self).items() if value is not None or name == "run_id"}
 
 

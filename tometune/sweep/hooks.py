@@ -95,8 +95,7 @@ def folders_with_results(jobs: Jobs) -> list[Path]:
         if unnamed := [cell for cell in cells if cell.run_id is None]:
             list_cells(folder, unnamed)
     folders = dict.fromkeys(runs_folder(config) for config in (jobs.config, *(job.config for job in jobs.known)))
-    completed = State.completed
-    return [path for path in folders if any(status_of(path, cell).state is completed for cell in read_cells(path))]
+    return [path for path in folders if State.completed in (status_of(path, cell).state for cell in read_cells(path))]
 
 
 def listed_cells(jobs: Jobs) -> dict[Path, list[Cell]]:

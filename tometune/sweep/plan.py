@@ -228,9 +228,8 @@ def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Con
     left = [run for run in runs if not run.done]
     known, unknown = ([run for run in left if (run.seconds is None) is absent] for absent in (False, True))
     tokens, steps = sum(run.tokens for run in left), sum(run.steps for run in left)
-    lines = [
-        f"{len(runs)} runs: {len(runs) - len(left)} done, {len(left)} left with {tokens:,} tokens, {steps:,} steps"
-    ]
+    states = f"{len(runs) - len(left)} done, {len(left)} left with {tokens:,} tokens, {steps:,} steps"
+    lines = [f"{len(runs)} runs: {states}"]
     if known:
         time = duration(sum(run.seconds or 0.0 for run in known))
         disks = [run.disk for run in known if run.disk is not None]

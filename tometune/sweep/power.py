@@ -22,19 +22,12 @@ DIFFERENCE = 0.01  # that the numbers of seeds and examples refer to, unless `re
 POWER = 0.8
 MOST = 10_000  # times the planned examples
 
-
 Spread = tuple[float, float]
 """Deviation over seeds of the difference between two runs (0 if unknown); its standard error over the examples."""
 
 
 def power_lines(config: Config, seeds: int, examples: Mapping[str, int]) -> list[str]:
-    """Return what a sweep of this model can detect, one line per primary metric.
-
-    Args:
-        config: of any run of the sweep.
-        seeds: number of seeds per cell.
-        examples: their number by task.
-    """
+    """Return what a sweep can detect with so many seeds per cell and examples by task, a line per primary metric."""
     if seeds < 2:
         return ["power: a single seed allows no test; add seeds, e.g. seed=0,1,2"]
     found, source = _of_tables(config, examples), "from earlier sweeps"

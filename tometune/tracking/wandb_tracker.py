@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tometune.common.errors import UserError
-from tometune.common.signals import Stopped
+from tometune.common.process import Stopped
 from tometune.config.tracking import TrackingConfig, TrackingMode
 from tometune.tracking.tracker import RunLabels, RunTracker, check_space, described, program, sanitise
 

@@ -34,17 +34,10 @@ class TrainingInputs:
     tokens: Tokens
     trainer: TrainerConfig
     lora: LoraConfig
-    seeds: SeedsConfig
-    """`adapter` is for the initial weights and dropout."""
-
-    folder: Path
-    """Run folder, absolute; gets `checkpoints/`, `metrics.jsonl`, and `adapter/` or `model/`."""
-
-    cache: Path
-    """Remembers which micro-batch fits this GPU."""
-
-    loss_rows: Sequence[dict[str, Any]] = ()
-    """Rows of `input_ids` and `labels` for `eval/loss`, longest first."""
+    seeds: SeedsConfig  # `adapter` is for the initial weights and dropout
+    folder: Path  # run folder, absolute; gets `checkpoints/`, `metrics.jsonl`, and `adapter/` or `model/`
+    cache: Path  # remembers which micro-batch fits this GPU
+    loss_rows: Sequence[dict[str, Any]] = ()  # rows of `input_ids` and `labels` for `eval/loss`, longest first
 
 
 @dataclass
@@ -57,21 +50,15 @@ class Training:
     on_log: OnLog
     unsloth: bool = False
     rows: Dataset = field(init=False)
-    kernel: str = field(init=False)
-    """Attention of transformers, kernel by kernel."""
-
+    kernel: str = field(init=False)  # attention of transformers, kernel by kernel
     packed: Packed = field(init=False)
     dtype: torch.dtype = field(init=False)
     """Of the arithmetic. If only an adapter is trained, it is that of the base weights."""
-
     author_configs: tuple[Any, Any] = (None, None)
     """For `lora=none`: config and generation config as the model's author wrote them, saved with the trained model."""
-
     nondeterministic: str | None = None
     """An operation of this training that has no deterministic kernel; None if there is none."""
-
-    cuda_graph: bool = False
-    """Whether passes run as a CUDA graph (`tometune.training.cuda_graph`)."""
+    cuda_graph: bool = False  # whether passes run as a CUDA graph (`tometune.training.cuda_graph`)
 
     def __post_init__(self) -> None:
         """Make the packs, resolve `trainer.max_tokens`, and choose and log the attention."""
@@ -104,7 +91,6 @@ class Training:
 
     @property
     def checkpoints(self) -> Path:
-        """Their folder."""
         return self.inputs.folder / "checkpoints"
 
 
@@ -118,9 +104,8 @@ class RowsAndBlank(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index == len(self):
-            return {"input_ids": [0], "labels": [IGNORE], "seq_lengths": [1]}
-        row: dict[str, Any] = self.rows[index]
+        blank = {"input_ids": [0], "labels": [IGNORE], "seq_lengths": [1]}
+        row: dict[str, Any] = blank if index == len(self) else self.rows[index]
         return row
 
 
@@ -156,8 +141,7 @@ class BatchPart:
     """Consecutive whole conversations of a batch."""
 
     tokens: slice
-    ends: slice
-    """Of the batch's cumulative lengths, [conversations + 1]."""
+    ends: slice  # of the batch's cumulative lengths, [conversations + 1]
 
 
 def split(lengths: Sequence[int], labels: torch.Tensor, capacity: Capacity) -> list[BatchPart]:
@@ -191,8 +175,7 @@ class Collator(DataCollatorForLanguageModeling):
     """
 
     packed: Packed = Packed.positions
-    capacity: Capacity | None = None
-    """Of the CUDA graph, if there is one."""
+    capacity: Capacity | None = None  # of the CUDA graph, if there is one
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows of `input_ids`, `labels` and, for packs, `seq_lengths`."""

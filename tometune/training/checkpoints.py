@@ -12,7 +12,7 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, sync_folder, temporary_path
-from tometune.common.integrity import defect
+from tometune.common.integrity import INDEX, defect, shards
 from tometune.training.metrics import CURVES, METER
 from tometune.training.steps import checkpoints_kept, state_bytes, steps_of
 
@@ -21,18 +21,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHARD = "5GB"
-"""Largest file of a whole model's weights."""
-
-STATE = "trainer_state.json"
-"""Written last by transformers' Trainer, so it marks a checkpoint as complete."""
-
-SAVING = ".saving"
-"""Folder next to the checkpoints in which the next one is written; a kill leaves it behind."""
-
+SHARD = "5GB"  # largest file of a whole model's weights
+STATE = "trainer_state.json"  # written last by transformers' Trainer, so it marks a checkpoint as complete
+SAVING = ".saving"  # folder next to the checkpoints in which the next one is written; a kill leaves it behind
 FILES = ("optimizer.pt", "scheduler.pt", METER, STATE)
 OPTIONAL = ("scaler.pt", "adapter_config.json", "config.json", CURVES)
-WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors", INDEX)
 """One of them: an adapter, a whole model, or the index of one in several files."""
 
 
@@ -58,12 +52,11 @@ def problem_of(checkpoint: Path) -> str | None:
     weights = [name for name in WEIGHTS if (checkpoint / name).exists()]
     generators = [path.name for path in checkpoint.glob("rng_state*.pth")]
     optional = [name for name in OPTIONAL if (checkpoint / name).exists()]
-    if (index := WEIGHTS[-1]) in weights and defect(checkpoint / index) is None:
+    if INDEX in weights and defect(checkpoint / INDEX) is None:
         try:
-            shards = json.loads((checkpoint / index).read_text(encoding="utf-8"))["weight_map"].values()
-            weights += sorted(set(shards))
-        except (KeyError, TypeError, AttributeError):
-            return f"{index} lists no weights"
+            weights += shards(checkpoint)
+        except ValueError as error:
+            return f"{INDEX} {error}"
     for name in (*FILES, *(weights or WEIGHTS[:1]), *(generators or ["rng_state.pth"]), *optional):
         if (problem := defect(checkpoint / name)) is not None:
             return f"{name} {problem}"

@@ -30,8 +30,7 @@ from tometune.training.steps import in_packs
 log = logging.getLogger(__name__)
 
 SAMPLED_PACKS = 2048
-WARM_UP = 3
-"""Passes before the capture, in which layers are compiled and libraries choose their kernels."""
+WARM_UP = 3  # passes before the capture, in which layers are compiled and libraries choose their kernels
 
 
 class GraphError(RuntimeError):
@@ -221,7 +220,6 @@ class PassGraph:
             weight.grad = gradient
 
     def _pass(self) -> None:
-        """Run a forward and a backward pass over the buffers."""
         base = self.model.get_base_model()
         lengths = {f"cu_seq_lens_{part}": self._ends for part in "qk"}
         longest = {f"max_length_{part}": self.longest for part in "qk"}

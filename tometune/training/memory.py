@@ -32,11 +32,8 @@ from tometune.training.trainer import MeteredTrainer
 
 log = logging.getLogger(__name__)
 
-SPARE = 0.08
-"""Share of the GPU's memory that an attempt leaves free, for fragmentation and the desktop."""
-
-ROWS_ON_CPU = 4
-"""Rows in one forward pass on a CPU, where more are no faster."""
+SPARE = 0.08  # share of the GPU's memory that an attempt leaves free, for fragmentation and the desktop
+ROWS_ON_CPU = 4  # rows in one forward pass on a CPU, where more are no faster
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,7 @@ class MicroBatch:
 
     rows: int
     gradient_checkpointing: bool
-    memory_bytes: int | None = None
-    """Peak memory to expect; None on a CPU."""
+    memory_bytes: int | None = None  # peak memory to expect; None on a CPU
 
 
 def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) -> MicroBatch:
@@ -161,7 +157,6 @@ def remember(training: Training, found: MicroBatch) -> None:
 
 
 def _remembered(training: Training) -> Path:
-    """Return the file for the micro-batch of such trainings."""
     key = sha256(json.dumps(_key(training)).encode()).hexdigest()[:20]
     return training.inputs.cache / "micro_batches" / f"{key}.json"
 

@@ -21,18 +21,13 @@ from tometune.data.encoder import IGNORE
 
 log = logging.getLogger(__name__)
 
-METER = "meter.json"
-"""File of a checkpoint with the totals of the meter."""
-
-CURVES = "metrics.jsonl"
-"""File of a run, and of a checkpoint with the lines up to its step."""
+METER = "meter.json"  # file of a checkpoint with the totals of the meter
+CURVES = "metrics.jsonl"  # file of a run, and of a checkpoint with the lines up to its step
 
 SKIPPED_MOST, SKIPPED_SHARE = 20, 0.1
 """A training stops after this many skipped steps and this share of all steps."""
 
-OnLog = Callable[[dict[str, float], int], None]
-"""Called with the metrics and the optimiser step."""
-
+OnLog = Callable[[dict[str, float], int], None]  # called with the metrics and the optimiser step
 RENAMED = {"mean_token_accuracy": "token_accuracy", "num_input_tokens_seen": "tokens_seen"}
 OMITTED = ("num_tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
@@ -41,18 +36,11 @@ OMITTED = ("num_tokens", "total_flos", "train_runtime", "train_samples_per_secon
 class Totals:
     """The cost of a training so far."""
 
-    seconds: float = 0.0
-    """Wall clock time of the training loop, including saving."""
-
+    seconds: float = 0.0  # wall clock time of the training loop, including saving
     tokens: int = 0
-    padded_tokens: int = 0
-    """Tokens including padding."""
-
-    trained_tokens: int = 0
-    """Tokens with a label."""
-
-    skipped_steps: int = 0
-    """Steps of fp16 that changed nothing, because a gradient was not finite."""
+    padded_tokens: int = 0  # tokens including padding
+    trained_tokens: int = 0  # tokens with a label
+    skipped_steps: int = 0  # steps of fp16 that changed nothing, because a gradient was not finite
 
 
 class Meter:
@@ -66,11 +54,9 @@ class Meter:
 
     @classmethod
     def load(cls, checkpoint: Path) -> "Meter":
-        """Return the meter of a checkpoint."""
         return cls(Totals(**json.loads((checkpoint / METER).read_text(encoding="utf-8"))))
 
     def save(self, checkpoint: Path) -> None:
-        """Store the totals in a checkpoint."""
         self._tick()
         (checkpoint / METER).write_text(json.dumps(asdict(self.totals)), encoding="utf-8")
 
@@ -88,11 +74,7 @@ class Meter:
         return self._totals
 
     def count(
-        self,
-        inputs: dict[str, Any],
-        sum_over: Callable[[torch.Tensor], torch.Tensor],
-        padded: int = 0,
-        blank: int = 0,
+        self, inputs: dict[str, Any], sum_over: Callable[[torch.Tensor], torch.Tensor], padded: int = 0, blank: int = 0
     ) -> torch.Tensor:
         """Count one batch, [rows, length], without waiting for the GPU, and return its tokens with a label.
 
@@ -170,7 +152,6 @@ class Curves:
         self.last_loss: float | None = None
 
     def save(self, checkpoint: Path) -> None:
-        """Store the lines so far in a checkpoint."""
         if self.path.exists():
             shutil.copyfile(self.path, checkpoint / CURVES)
 

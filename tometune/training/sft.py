@@ -12,8 +12,8 @@ from trl.trainer import sft_trainer
 
 from tometune.common.distributed import by_first, is_first
 from tometune.common.errors import UserError
+from tometune.common.process import Stopped, stop_signals
 from tometune.common.seeding import seed_everything, use_deterministic_kernels, without_deterministic_kernel
-from tometune.common.signals import Stopped, stop_signals
 from tometune.config.model import Compute
 from tometune.models.fp8 import fp8_products
 from tometune.models.load import author_configs, restore
@@ -133,7 +133,6 @@ def _train_within_memory(training: Training, fresh: dict[str, torch.Tensor]) -> 
 
 
 def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
-    """Run the training loop and save the trained weights."""
     inputs, model, rows = training.inputs, training.model, len(training.rows)
     weights, counts = memory.trainable(model), inputs.tokens.counts
     checkpoint = by_first(lambda: last_checkpoint(training.checkpoints))

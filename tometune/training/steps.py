@@ -24,20 +24,15 @@ STATE_BYTES = {
     **{"adamw_torch_8bit": 2, "adamw_torch_4bit": 1},
     **{"ademamix": 12, "lion_32bit": 4, "adagrad": 4, "rmsprop": 4, "adafactor": 1, "sgd": 0},
 }
-"""Bytes per trained weight. AdamW, and every other optimiser, keeps two float32 numbers."""
-
-ADAMW_BYTES = 8
+"""Bytes per trained weight. AdamW, and every other optimiser, keeps two float32 numbers: 8 bytes."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimiser step."""
 
-    rows: int
-    """Packs or conversations, over all processes."""
-
-    micro_batch: int
-    """Packs or conversations in one forward pass on one device."""
+    rows: int  # packs or conversations, over all processes
+    micro_batch: int  # packs or conversations in one forward pass on one device
 
     @property
     def accumulation(self) -> int:
@@ -119,7 +114,7 @@ def check_optimiser(trainer: TrainerConfig) -> None:
 def state_bytes(optim: str, weights: int, embeddings: int = 0) -> int:
     """Return the bytes of an optimiser's states for so many weights, some of which are embeddings."""
     name = optim.removeprefix("paged_")  # these use GPU memory as long as there is some
-    per_weight = STATE_BYTES.get(name, ADAMW_BYTES)
+    per_weight = STATE_BYTES.get(name, 8)
     # transformers gives embeddings 32-bit states in bitsandbytes.
     in_32_bits = embeddings if name.endswith("8bit") and "torch" not in name else 0
     return per_weight * (weights + 3 * in_32_bits)

@@ -26,8 +26,14 @@ from tometune.training.cuda_graph import PassGraph
 from tometune.training.metrics import Curves, Meter
 from tometune.training.steps import Step, epochs_after
 
-PER_TOKEN = ("entropy", "mean_token_accuracy")
-"""Metrics of TRL that are means over tokens with a label."""
+PER_TOKEN = ("entropy", "mean_token_accuracy")  # metrics of TRL that are means over tokens with a label
+
+SAME_NAMES = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm"),
+    *("num_train_epochs", "max_length", "dataloader_num_workers", "logging_steps", "eval_steps", "save_steps"),
+    "save_total_limit",
+)
+"""Settings of the group `trainer` that TRL has under the same names."""
 
 
 class Arguments(SFTConfig):
@@ -49,17 +55,11 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
     """Return TRL's arguments; all that matter are set, because importing Unsloth changes the defaults."""
     trainer, seeds, dtype = training.inputs.trainer, training.inputs.seeds, training.dtype
     return Arguments(
+        **{name: getattr(trainer, name) for name in SAME_NAMES},
         output_dir=str(training.checkpoints),
-        learning_rate=trainer.learning_rate,
-        lr_scheduler_type=trainer.lr_scheduler_type,
-        warmup_steps=trainer.warmup_steps,
-        weight_decay=trainer.weight_decay,
-        optim=trainer.optim,
         adam_beta1=0.9,
         adam_beta2=0.999,
         adam_epsilon=1e-8,
-        max_grad_norm=trainer.max_grad_norm,
-        num_train_epochs=trainer.num_train_epochs,
         max_steps=trainer.max_steps or -1,
         per_device_train_batch_size=step.micro_batch,
         gradient_accumulation_steps=step.accumulation,
@@ -71,7 +71,6 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
         seed=seeds.adapter,
         data_seed=seeds.order,
         train_sampling_strategy="random",
-        max_length=trainer.max_length,
         packing=False,  # The rows are packed already, and our collator keeps conversations apart. TRL only accepts a
         padding_free=False,  # collator if both of these are off.
         loss_type="nll" if training.unsloth else trainer.loss_type,  # Unsloth has a fused loss of its own
@@ -86,20 +85,15 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
         eval_packing=False,
         activation_offloading=False,
         remove_unused_columns=False,
-        dataloader_num_workers=trainer.dataloader_num_workers,
         dataloader_drop_last=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         # Batches are copied while the GPU works; a copy that waits for it would leave it idle afterwards.
         accelerator_config={"non_blocking": torch.cuda.is_available()},
         logging_strategy="steps",
-        logging_steps=trainer.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
         eval_strategy="no",  # `eval/loss` has code of its own
-        eval_steps=trainer.eval_steps,
         save_strategy="steps",
-        save_steps=trainer.save_steps,
-        save_total_limit=trainer.save_total_limit,
         report_to="none",
         disable_tqdm=True,
         push_to_hub=False,
@@ -260,7 +254,6 @@ class MeteredTrainer(SFTTrainer):
                 shutil.rmtree(saving, ignore_errors=True)  # half a checkpoint is useless and takes up space
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Return the folder in which a checkpoint is written."""
         return self.saving_to or str(super()._get_output_dir(trial))
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -303,7 +296,6 @@ class StepCallback(TrainerCallback):
         self.signal = number
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 -- a callback's form
-        """Start the bar at the step of the checkpoint."""
         self._show(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
@@ -320,11 +312,9 @@ class StepCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:  # noqa: ARG002
-        """Show the loss."""
         if logs and "loss" in logs:
             self.loss = f"loss {float(logs['loss']):.3f}"
             self._show(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Remove the bar."""
         self.bar.rich.stop()

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from tometune.common.errors import UserError
 from tometune.common.files import SaveError
+from tometune.common.process import Stopped, stop_signals
 from tometune.common.progress import StderrHandler, log_file
-from tometune.common.signals import Stopped, stop_signals
 from tometune.models import unsloth_backend
 
 if TYPE_CHECKING:
