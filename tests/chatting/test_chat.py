@@ -63,6 +63,7 @@ def test_the_terminal_through_a_pipe(chat, tmp_path):
     assert row["conversations"][0] == {"from": "human", "value": "What is it?"}
 
 
+@pytest.mark.nightly
 def test_a_port_that_is_taken(run_verb, store):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

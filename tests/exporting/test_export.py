@@ -106,6 +106,7 @@ def test_exports_are_found_again_unless_a_file_changed(builder):
     assert path.read_bytes() == original
 
 
+@pytest.mark.nightly
 def test_an_engine_that_crashes_fails_its_own_export_only(builder, monkeypatch):
     def aborted(*_: object) -> None:
         raise EngineError("llama.cpp ended with signal 6: GGML_ASSERT")

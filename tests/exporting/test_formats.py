@@ -79,6 +79,7 @@ def test_a_gguf_is_made_from_float32(trained, copied, tmp_path):
     assert gguf_["layers"] == merged["layers"]
 
 
+@pytest.mark.nightly
 def test_llama_3_in_llama_cpp_token_for_token_with_one_begin_of_text(tmp_path):
     tokenizer = llama3_tokenizer()
     tokenizer.save_pretrained(tmp_path)

@@ -41,6 +41,7 @@ def test_the_conversion_keeps_logits_and_tokens(smollm2_config: ModelConfig, cac
         assert torch.equal(model(tokens).logits, read(tokens).logits)
 
 
+@pytest.mark.nightly
 def test_the_tokenizer_alone_is_the_converted_one(smollm2_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
     whole, alone = smollm2.converted(cache), smollm2.converted(tmp_path, weights=False)
     names = sorted(path.name for path in alone.iterdir())

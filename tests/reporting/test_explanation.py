@@ -24,7 +24,7 @@ def sweep(folder, cells, design=None, tokens=None, pool="p", margin=None, spread
             with editing(run) as record:
                 record["inputs"] = {"data.base": "b", "data.pool": pool}
                 record["train"]["tokens"] = tokens or record["train"]["tokens"]
-    made = build(folder, 1_000, 0.95, ReportConfig(primary="rougeL", margin=margin))
+    made = build(folder, 500, 0.95, ReportConfig(primary="rougeL", margin=margin))
     write(made)
     return made
 

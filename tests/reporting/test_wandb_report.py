@@ -113,6 +113,7 @@ def test_panels_follow_models_and_settings(one_seed, ranks, one_cell):
     assert build(one_cell.table, "p", "").description == NOTHING_TO_COMPARE
 
 
+@pytest.mark.nightly
 def test_offline_it_prints_how_to_sync_and_a_second_report_replaces_the_first(run_verb, sweep):
     done = run_verb(*ASK, "tracking=none", fresh=True)
     assert done.returncode == 0, done.stderr

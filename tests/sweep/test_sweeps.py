@@ -71,6 +71,7 @@ def test_the_same_command_again_runs_nothing_and_imports_no_torch(place: Workpla
     assert {path for path in after if after[path] != before.get(path)} - {finished} <= {finished / n for n in report}
 
 
+@pytest.mark.nightly
 def test_a_larger_sweep_of_the_same_name_runs_what_is_new_and_loads_all_once(place: Workplace, finished: Path) -> None:
     attempts = {name: record["attempts"] for name, record in records_in(finished).items()}
     stderr, (counts, _) = watched(place, PLACES, "-m", *QUICK, "seed=0,1,2,3", "sweep.name=finished")
@@ -162,6 +163,7 @@ def test_two_processes_share_a_sweep(place: Workplace) -> None:
     assert table["missing"] == [], "the last one to read the sweep wrote the report"
 
 
+@pytest.mark.nightly
 def test_a_run_of_another_process_is_missing_in_the_report_and_exits_1(place: Workplace) -> None:
     command = ("-m", *QUICK, "seed=0,1", "sweep.name=taken")
     folder = place.folder / "multirun" / "taken"

@@ -132,6 +132,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert (summary["state"], summary["exit_code"], summary["step"]) == ("running", None, 98)
 
 
+@pytest.mark.nightly
 def test_steps_that_a_kill_lost_are_logged_after_resuming_each_step_once(run_python, folder):
     """Steps 10 to 12 are not flushed, the checkpoint is of step 11, and steps 12 and 13 are trained afterwards."""
     first = """

@@ -37,6 +37,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
+@pytest.mark.nightly
 def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(unbroken: Workplace) -> None:
     outputs = (*SMOKE, "paths.outputs=broken")
     for where, moment in DEATHS.items():
