@@ -63,6 +63,7 @@ def test_a_merged_model_without_the_adapter_fails_however_little_was_trained(cop
     assert gate["checks"]["change"]["share"] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.nightly
 @pytest.mark.whole
 def test_a_gguf_is_made_from_float32(trained, copied, tmp_path):
     """A merged model that is rounded to bfloat16 before that has lost part of the change."""

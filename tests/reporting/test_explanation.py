@@ -122,6 +122,7 @@ def test_sources_with_an_effect_in_the_direction_of_the_difference(tmp_path: Pat
     assert "for web: the data of web explains at least a part" in entry["sentences"][0]
 
 
+@pytest.mark.nightly
 def test_none_of_these(tmp_path: Path) -> None:
     same_steps(tmp_path, -0.06)
     capacity(tmp_path, -0.06)
