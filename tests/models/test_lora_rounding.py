@@ -194,7 +194,7 @@ def test_a_size_that_fp8_cannot_multiply_is_refused() -> None:
         pass
 
 
-def test_a_pass_that_was_broken_off_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_pass_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the memory of its activations is not freed."""
     model = decoder(0.0, bias=False)
     round_once(model)

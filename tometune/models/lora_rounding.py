@@ -218,7 +218,7 @@ def _four_bits() -> list[tuple[type, type]]:
 
 
 def forget_inputs(model: nn.Module) -> None:
-    """Forget what the layers of a model hold of a pass that was broken off."""
+    """Forget what the layers of a model hold of an interrupted pass."""
     for module in model.modules():
         if isinstance(module, JoinedLora):
             module.siblings.forget()

@@ -96,7 +96,7 @@ def _without_the_cause(training: Training, error: RuntimeError) -> None:
 
 
 def _start_again(training: Training, fresh: dict[str, torch.Tensor]) -> None:
-    """Free the memory of a pass that was broken off, and give the weights their first values.
+    """Free the memory of an interrupted pass, and give the weights their first values.
 
     It must not be called in an except block, whose error refers to that pass.
     """
