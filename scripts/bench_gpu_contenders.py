@@ -178,7 +178,7 @@ def _tometune_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable
         def answer(conversations: list[Any]) -> float:
             began = time.perf_counter()
             done = generate(model, tokenizer, conversations, new, len(conversations), LONGEST_PROMPT, engine=engine)
-            return done.tokens / (time.perf_counter() - began)
+            return sum(each.tokens for each in done.answers) / (time.perf_counter() - began)
 
         yield answer
 
