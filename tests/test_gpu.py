@@ -149,3 +149,17 @@ def test_the_same_command_gives_the_same_bytes(place: Workplace, model: Path, tm
     assert record_of(first)["train"]["deterministic"]
     assert digests(second) == expected
     assert digests(resumed) == expected
+
+
+def test_a_chat_with_a_seed_gives_the_same_answers(place: Workplace, model: Path) -> None:
+    """In two processes, at a temperature above 0; another seed gives others."""
+    made = run(place, "chat", f"model.id={model}", TRANSFORMERS, "model.quantization=none")
+    saved = []
+    for number, seed in enumerate((1, 1, 2)):
+        chat = (sys.executable, "-m", "tometune.chat", f"run={made}", "ui=terminal", f"seed={seed}")
+        typed = f"/temperature 1\n/tokens 48\nWhat is a list?\nAnd a set?\n/save {number}.json\n"
+        subprocess.run(chat, input=typed, text=True, cwd=place.folder, env=place.env, check=True, capture_output=True)
+        saved.append((place.folder / f"{number}.json").read_bytes())
+    print(f"chat: {sha256(saved[0]).hexdigest()}")
+    assert saved[0] == saved[1]
+    assert saved[0] != saved[2]

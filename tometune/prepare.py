@@ -1,6 +1,7 @@
 """Build and tokenise the mix and show what is in it; a model is loaded only if it ranks the pool."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +36,13 @@ def main(config: Config) -> None:
     inputs = RunInputs.resolve(config)
     console = Console(highlight=False)
     overlaps = describe_overlaps(*inputs.contamination(), str(config.data.contamination))
-    try:
-        _card(console, inputs, overlaps)
-    except UserError:
-        raise
-    except Exception as error:  # the mix and its tokens are cached, and no card may take that away
-        log.warning("no data card: %s: %s", type(error).__name__, error)
-    _capacity(console, inputs)
+    for name, part in {"data card": partial(_card, overlaps=overlaps), "adapter parameters": _capacity}.items():
+        try:
+            part(console, inputs)
+        except UserError:
+            raise
+        except Exception as error:  # the mix and its tokens are cached, and nothing after that may fail the command
+            log.warning("no %s: %s: %s", name, type(error).__name__, error)
     _row(console, config, inputs.tokens, inputs.tokenizer)
     console.print(f"\ncached in {inputs.cache}; train will reuse it", soft_wrap=True, markup=False)
 

