@@ -36,9 +36,10 @@ def main(config: Config) -> None:
     inputs = RunInputs.resolve(config)
     console = Console(highlight=False)
     overlaps = describe_overlaps(*inputs.contamination(), str(config.data.contamination))
-    for name, part in {"data card": partial(_card, overlaps=overlaps), "adapter parameters": _capacity}.items():
+    parts = {"data card": partial(_card, console, inputs, overlaps), "parameters": partial(_capacity, console, inputs)}
+    for name, show in parts.items():
         try:
-            part(console, inputs)
+            show()
         except UserError:
             raise
         except Exception as error:  # the mix and its tokens are cached, and nothing after that may fail the command

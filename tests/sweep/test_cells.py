@@ -52,6 +52,13 @@ def test_a_preset_lists_its_cells_in_hydras_order(tmp_path: Path) -> None:
     assert read_cells(tmp_path) == nine
 
 
+def test_a_name_that_depends_on_another_override_differs_by_cell() -> None:
+    sizes = ["data=pydocs_3k", "data.rows=1500,2500", "data.name=${data.rows}-rows"]
+    jobs = jobs_of(CommandLine([*PYDOCS, *sizes, "sweep.name=sizes"], multirun=True))
+    assert jobs is not None
+    assert [job.config.data.name for job in jobs.known] == ["1500-rows", "2500-rows"]
+
+
 def test_the_command_line_wins_over_the_preset_and_a_wrong_cell_keeps_its_error() -> None:
     first, second = cells("+sweep=seeds", "data=pydocs_1k", "seed=5", "lora.r=0,4")
     assert (first.seed, first.run_id, first.exit_status) == (5, None, 2)

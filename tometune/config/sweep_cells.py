@@ -102,7 +102,10 @@ def jobs_of(line: CommandLine) -> Jobs | None:
 def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> list[list[str]]:
     """Return the overrides of each run, as the sweeper will make them; for a search, those that all runs share."""
     params = master.hydra.sweeper.get("params") or {}
-    texts = [*(f"{key}={value}" for key, value in params.items()), *master.hydra.overrides.task]
+    # Unresolved, as in Hydra: data.name=${data.rows}-rows differs from run to run.
+    task = OmegaConf.to_container(master.hydra.overrides.task, resolve=False)
+    assert isinstance(task, list)
+    texts = [*(f"{key}={value}" for key, value in params.items()), *map(str, task)]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     if search:
         overrides = [override for override in overrides if not override.is_sweep_override()]
