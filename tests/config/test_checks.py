@@ -16,8 +16,11 @@ from tometune.evaluation import metrics
 CASES = [
     ("report.margin=0", "report.margin=0.0: not above 0"),
     ("report.primary=rougel", "report.primary=rougel: no such metric; did you mean rougeL"),
-    ("report.primary=[rougeL,'a>']", "report.primary=a>: write METRIC, A>B or A>B:METRIC, e.g. rougeL or"),
-    ("report.primary='a>b:rougeL>=0'", "report.primary=a>b:rougeL>=0: write METRIC, A>B or A>B:METRIC, e.g."),
+    ("report.primary=[rougeL,'a>']", "report.primary=a>: write METRIC, data:METRIC, A>B or A>B:METRIC, e.g. rougeL or"),
+    (
+        "report.primary='a>b:rougeL>=0'",
+        "report.primary=a>b:rougeL>=0: write METRIC, data:METRIC, A>B or A>B:METRIC, e.g.",
+    ),
     ("require='a>b:rougeL'", "require=a>b:rougeL: write A>B:METRIC>=VALUE or A>B:METRIC<=VALUE, e.g. 'files_300k>"),
     ("require=['>b:rougeL>=0']", "require=>b:rougeL>=0: write A>B:METRIC>=VALUE or"),
     ("require='a>b>=0.1'", "require=a>b>=0.1: write A>B:METRIC>=VALUE or"),
