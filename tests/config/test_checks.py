@@ -102,13 +102,14 @@ def test_comparisons_need_no_quotes_but_the_shells(typed, entries_read):
 
 
 def test_the_parts_of_a_comparison():
-    assert asked("a>b:rougeL>=-0.01") == ("a", "b", "rougeL", True, -0.01)
-    assert asked("a lora.r=4>b lora.r=8:nll <= 1e-3") == ("a lora.r=4", "b lora.r=8", "nll", False, 0.001)
+    assert asked("a>b:rougeL>=-0.01") == ("a", "b", "rougeL", True, -0.01, False)
+    assert asked("a lora.r=4>b lora.r=8:nll <= 1e-3") == ("a lora.r=4", "b lora.r=8", "nll", False, 0.001, False)
     assert [asked(text)[:3] for text in ("rougeL", "a>b", ">b:rougeL")] == [
         (None, None, "rougeL"),
         ("a", "b", None),
         (None, "b", "rougeL"),
     ]
+    assert asked("data:rougeL") == (None, None, "rougeL", False, None, True)
     assert asked("") is asked("a>") is asked("a>b>c") is None
 
 

@@ -114,7 +114,7 @@ def test_sizes_are_nested_and_start_inside_the_base() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["+sweep=sizes"], "data.rows=500: would replace all sizes of sizes; set sweep.largest=500, and sweep.small"),
+        (["+sweep=sizes"], "data.rows=500: would give all mixes of sizes the same size; set sweep.largest=500, and"),
         (["+sweep=capacity"], "data.rows=500: would give all mixes of capacity the same size; choose the mixes with"),
         (["+sweep=same_steps_pydocs"], "data.rows=500: would give all mixes of same_steps_pydocs the same size; choo"),
     ],

@@ -119,11 +119,11 @@ def _replaced_sizes(master: DictConfig) -> str | None:
         return None
     if "data.rows" in params:
         fix = f"set sweep.largest={rows.get_value_element_as_str()}, and sweep.smallest=… for the first one"
-        return f"{rows.input_line}: would replace all sizes of {master.sweep.name}; {fix}"
-    if "," in str(params.get("data", "")):
+    elif "," in str(params.get("data", "")):
         fix = "choose the mixes with data=A,B, or give one mix several sizes: data=files_300k data.rows=1000,3000"
-        return f"{rows.input_line}: would give all mixes of {master.sweep.name} the same size; {fix}"
-    return None
+    else:
+        return None
+    return f"{rows.input_line}: would give all mixes of {master.sweep.name} the same size; {fix}"
 
 
 def _job(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Job:
