@@ -212,9 +212,9 @@ def test_one_seed_or_one_cell_has_no_signal_to_noise(one_seed, one_cell):
 @pytest.mark.parametrize(
     ("large", "verdict"),
     [
-        ((0.30, 0.31, 0.40), "By lora.r: worse at 8 and 16; no significant difference at 256."),
-        ((0.31, 0.30, 0.31), "Worse at all 3 values of lora.r."),
-        ((0.50, 0.40, 0.31), "By lora.r: better at 8; no significant difference at 16; worse at 256."),
+        ((0.30, 0.31, 0.40), "Worse at lora.r=8 and 16. No significant effect otherwise."),
+        ((0.31, 0.30, 0.31), "Worse at lora.r=8, 16 and 256."),
+        ((0.50, 0.40, 0.31), "Better at lora.r=8. Worse at lora.r=256. No significant effect otherwise."),
     ],
 )
 def test_two_mixes_at_several_values_of_a_setting_are_one_question(tmp_path, large, verdict):

@@ -178,7 +178,6 @@ def test_a_command_records_its_question_before_the_first_run(tmp_path: Path, mon
     ],
 )
 def test_a_question_about_cells_that_will_not_exist(tmp_path: Path, monkeypatch, capsys, primary, problem) -> None:
-    monkeypatch.setattr("tometune.sweep.hooks.cells_of", lambda jobs: {runs_folder(jobs[0].config): [cell(0)]})
     monkeypatch.chdir(tmp_path)
     jobs = jobs_of(CommandLine(["+sweep=capacity", f"report.primary='{primary}'", "lora.r=8,16", "seed=0,1"]))
     assert jobs is not None

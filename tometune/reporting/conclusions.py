@@ -124,29 +124,35 @@ def main_metric(entries: Sequence[Table]) -> str:
 def _sources_answer(found: Mapping[str, Table], table: Table) -> Answer:
     """Return which sources have a significant effect, and all effects; `found` has those on one metric."""
     first = next(iter(found.values()))
-    metric, only = first["metric"], first["kind"] == "only"
-    passed = {name: better(metric, entry["delta"]) for name, entry in found.items() if significant(entry, table)}
-    words = {True: "Better" if only else "Helps", False: "Worse" if only else "Harms"}
-    groups = {word: [name for name in passed if passed[name] is good] for good, word in words.items()}
-    verdict = " ".join(f"{word}: {listed(names)}." for word, names in groups.items() if names)
+    only = first["kind"] == "only"
+    verdict = _verdict_by_name(found, table, ("Better: ", "Worse: ") if only else ("Helps: ", "Harms: "))
+    numbers, what = _numbers(dict(sorted(found.items(), key=lambda effect: -effect[1]["delta"])), table)
+    question = "Is a single source better than all of them together?" if only else "Which sources matter?"
+    having = "only this source instead of all" if only else "this source in the mix"
+    return Answer(
+        question, verdict, [f"Effect on {label(first['metric'])} of having {having}, with {what}: {numbers}."]
+    )
+
+
+def _verdict_by_name(found: Mapping[str, Table], table: Table, words: tuple[str, str]) -> str:
+    """Return which of several comparisons on one metric are significant; `words` precede the better and worse ones."""
+    passed = {n: better(entry["metric"], entry["delta"]) for n, entry in found.items() if significant(entry, table)}
+    groups = {word: [name for name in passed if passed[name] is (word == words[0])] for word in words}
+    verdict = " ".join(f"{word}{listed(names)}." for word, names in groups.items() if names)
     if not passed:
         verdict = "Undecided: no significant effect."
     elif len(passed) < len(found):
         verdict += " No significant effect otherwise."
     tests = {name: entry.get("equivalence") for name, entry in found.items() if name not in passed}
-    alpha = 1 - table["interval"]["confidence"]
-    same = [name for name, each in tests.items() if each and (each["p_same_holm"] or 0) < alpha]
+    same = [name for name, each in tests.items() if each and (each["p_same_holm"] or 0) < _alpha(table)]
     if same:
         within = f"The same within {table['question']['margin']:g}: {listed(same)}."
         verdict = within if len(same) == len(found) else f"{verdict} {within}"
     if any(entry["p"] is None for entry in found.values()):
         verdict = "A single seed cannot tell."
-    elif not first["primary"]:
+    elif not next(iter(found.values()))["primary"]:
         verdict = "Not asked: these comparisons are exploratory."
-    numbers, what = _numbers(dict(sorted(found.items(), key=lambda effect: -effect[1]["delta"])), table)
-    question = "Is a single source better than all of them together?" if only else "Which sources matter?"
-    having = "only this source instead of all" if only else "this source in the mix"
-    return Answer(question, verdict, [f"Effect on {label(metric)} of having {having}, with {what}: {numbers}."])
+    return verdict
 
 
 def _numbers(found: Mapping[str, Table], table: Table) -> tuple[str, str]:
@@ -242,37 +248,15 @@ def _answer_by_value(entries: Sequence[Table], table: Table) -> Answer:
     settings = [other_settings(rows[entry["a"]]) for entry in entries]
     keys = [key for key in settings[0] if len({str(values.get(key)) for values in settings}) > 1]
     found = {" ".join(str(own.get(key)) for key in keys): each for own, each in zip(settings, entries, strict=True)}
-    groups: dict[str, list[str]] = {}
-    for value, entry in found.items():
-        groups.setdefault(_outcome(entry, table), []).append(value)
     key, (a, b) = " and ".join(keys), (_mix_label(rows[entries[0][name]]) for name in "ab")
-    verdict = f"By {key}: {'; '.join(f'{outcome} at {listed(own)}' for outcome, own in groups.items())}."
-    if len(groups) == 1:
-        verdict = f"{next(iter(groups)).capitalize()} at all {len(found)} values of {key}."
     numbers, what = _numbers(found, table)
-    sentences = [f"{label(entries[0]['metric'])} of {a} − {b} by {key}, with {what}: {numbers}."]
-    if len(groups) > 1:
-        sentences.append(
-            "A difference that is significant at one value and not at another may be the same at both; compare the "
-            "intervals."
-        )
-    if any(entry["p"] is None for entry in entries):
-        verdict = "A single seed cannot tell."
-    elif not entries[0]["primary"]:
-        verdict = "Not asked: these comparisons are exploratory."
     model = f"{rows[entries[0]['a']]['model']}: is" if len(models(table)) > 1 else "Is"
+    sentences = [
+        f"{label(entries[0]['metric'])} of {a} − {b} by {key}, with {what}: {numbers}.",
+        "A difference that is significant at one value only may be the same at all of them; compare the intervals.",
+    ]
+    verdict = _verdict_by_name(found, table, (f"Better at {key}=", f"Worse at {key}="))
     return Answer(f"{model} {a} better than {b} at each {key}?", verdict, sentences)
-
-
-def _outcome(entry: Table, table: Table) -> str:
-    """Return what the tests of one comparison say, in a few words."""
-    if significant(entry, table):
-        return "better" if better(entry["metric"], entry["delta"]) else "worse"
-    tests = entry.get("equivalence") or {}
-    for name, words in (("p_same_holm", "the same within {:g}"), ("p_no_worse_holm", "no worse by {:g} or more")):
-        if tests and tests[name] < _alpha(table):
-            return words.format(tests["margin"])
-    return "no significant difference"
 
 
 def _equivalence(found: Sequence[Table], table: Table) -> str:

@@ -35,7 +35,7 @@ OWN_SETTINGS = {
 }
 """By control, the settings that it may set as it likes."""
 
-SAME_DATA = ("model.id", "data.base", "data.pool")  # a sweep that differs in these is no control of this one at all
+SAME_DATA = {"model.id", "data.base", "data.pool"}  # a sweep that differs in these is no control of this one at all
 SENTENCES = {
     "explained": "{} explains the difference",
     "part": "{} explains at least a part of the difference",
@@ -57,23 +57,19 @@ def explanations(sweep: Sweep, cells: Sequence[Cell], table: Table) -> list[dict
         a, b = (rows[cell] for cell in pair)
         if passed and _mix(a) != _mix(b) and content.keys() >= {"data.base", "data.pool"}:
             own = next(entry for entry in passed if entry["metric"] == main_metric(passed))
-            controls = {
-                name: {**other, "differ": _differing(content, other["controls"]["content"])}
-                for name, other in finished_tables(sweep.folder.parent).items()
-                if "content" in other.get("controls", {})
-                and (_tasks(other), other["limited"]) == (_tasks(table), table["limited"])
-            }
-            same = {name: other for name, other in controls.items() if not {*SAME_DATA} & {*other["differ"]}}
-            found.append(_explanation(own, a, b, same, table["question"]["margin"]))
+            controls = {}
+            for name, other in finished_tables(sweep.folder.parent).items():
+                theirs = other.get("controls", {}).get("content", {})
+                differ = [key for key in sorted({*content, *theirs}) if content.get(key) != theirs.get(key)]
+                compared = [_tasks(other), other["limited"]] == [_tasks(table), table["limited"]]
+                if theirs and compared and SAME_DATA.isdisjoint(differ):
+                    controls[name] = {**other, "differ": differ}
+            found.append(_explanation(own, a, b, controls, table["question"]["margin"]))
     return found
 
 
 def _tasks(table: Table) -> dict[str, int]:
     return {task: number for task, number in table["tasks"].items() if not task.startswith(HELD_OUT)}
-
-
-def _differing(one: Mapping[str, list[str]], other: Mapping[str, list[str]]) -> list[str]:
-    return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
 
 
 def _mix(row: Table) -> tuple[str, int]:

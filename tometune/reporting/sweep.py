@@ -138,7 +138,8 @@ def planned(folder: Path, configs: Iterable[Config]) -> Sweep:
     runs = []
     for number, config in enumerate(configs):
         model = {name: str(getattr(config.model, name)) for name in ("id", "backend", "quantization")}
-        record = {"model": {**model, "dtype": str(config.model.precision)}, "data": {}, "seed": config.seed}
+        dtype = str(config.model.precision).replace("bf", "bfloat").replace("fp", "float")
+        record = {"model": {**model, "dtype": dtype}, "data": {}, "seed": config.seed}
         names = config.model.name, config.data.name, config.data.rows
         settings = _settings(config, record)
         runs.append(SweepRun(str(number), folder, *names, record, settings, asdict(config.seeds)))

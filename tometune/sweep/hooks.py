@@ -62,12 +62,14 @@ def check_primary(jobs: Jobs) -> None:
     Raises:
         UserError: an entry names no comparison of this command's cells.
     """
-    for folder, cells in cells_of(jobs.known).items() if all(job.composed for job in jobs.known) else ():
-        configs = [job.config for job in jobs.known if runs_folder(job.config) == folder]
-        if problem := check_question(planned(folder, configs), jobs.config.report):
+    known = jobs.known if all(job.composed for job in jobs.known) else []
+    for folder in dict.fromkeys(runs_folder(job.config) for job in known):
+        own = [job for job in known if runs_folder(job.config) == folder]
+        if problem := check_question(planned(folder, [job.config for job in own]), jobs.config.report):
             with suppress(DamageError):  # a broken list is written again
-                if {cell.run_id for cell in read_cells(folder)} - {cell.run_id for cell in cells}:
-                    print(f"{problem}; only other commands of this sweep may have them", file=sys.stderr)
+                if any(cell.overrides not in [job.overrides for job in own] for cell in read_cells(folder)):
+                    if is_first():
+                        print(f"{problem}; only other commands of this sweep may have them", file=sys.stderr)
                     continue
             raise UserError(problem)
 
