@@ -105,15 +105,16 @@ def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> int:
         raise UserError("plan=true: the runs of a search are not known in advance; plan one of them without the sweep")
     check_primary(jobs)
     runs, causes = [], dict[str, list[str]]()
+    shared = set.intersection(*(set(job.overrides) for job in jobs.known))
     for job in jobs.known:
         try:
             if job.problems:
                 raise UserError(" ".join(job.problems))
             runs.append(plan_run(job.config, measure))
         except UserError as error:
-            cell = " ".join(text for text in job.overrides if not text.startswith("seed="))
-            causes.setdefault(str(error), []).append(cell)
-    print_plan(runs, [f"{some(dict.fromkeys(cells), 6)}: {cause}" for cause, cells in causes.items()])
+            own = (text for text in job.overrides if text not in shared and not text.startswith("seed="))
+            causes.setdefault(str(error), []).append(" ".join(own))
+    print_plan(runs, [f"{some(dict.fromkeys(c), 6)}: {cause}".removeprefix(": ") for cause, c in causes.items()])
     seeds = Counter(tuple(text for text in job.overrides if not text.startswith("seed")) for job in jobs.known)
     if len(seeds) > 1 and runs:
         print(*power_lines(jobs.config, min(seeds.values()), runs[0].examples), sep="\n")
