@@ -118,7 +118,7 @@ def test_same_steps(files: Workplace) -> None:
         (("+sweep=rates", "data=files_300k"), 3),
         (
             (
-                *("+sweep=random_vs_best", "report.primary=>files_300k:rougeL"),
+                *("+sweep=random_vs_best", "report.primary=rougeL"),
                 "data=files_300k,files_300k_longest,files_300k_ifd",
             ),
             3,

@@ -28,18 +28,18 @@ class Verdict(IntEnum):
 
 
 def check_question(sweep: Sweep, settings: ReportConfig) -> str | None:
-    """Return the problem of an entry that names no comparison of a sweep, which may be `planned`; None without one.
+    """Return the problem of an entry with names of cells that a sweep, which may be `planned`, does not compare.
 
-    Metrics are not checked, and nothing is if the sweep compares no cells: other commands may add some.
+    None without one, also if the sweep compares no cells at all: other commands may add some.
     """
     with suppress(UserError):  # e.g. runs that set single streams only
         cells = group(sweep)[0]
         rows = {cell.label: vars(cell) for cell in cells}
         compared = [{"a": a.label, "b": b.label} for a, b in pairs(cells)]
         for text in entries(settings.primary) if compared else ():
-            chosen = asked(text)
-            if chosen and not any(_chooses(chosen._replace(metric=None), entry, rows) for entry in compared):
-                return f"report.primary={text}: {_reason(chosen._replace(metric=None), list(rows), ())}"
+            chosen = (asked(text) or Asked(None, None, None, True, None))._replace(metric=None)
+            if chosen.b is not None and not any(_chooses(chosen, entry, rows) for entry in compared):
+                return f"report.primary={text}: {_reason(chosen, list(rows), ())}"
     return None
 
 
