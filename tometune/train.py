@@ -37,8 +37,7 @@ def sweep(jobs: Jobs, make_runs: Callable[[], None]) -> int:
     if jobs.config.plan:
         from tometune.sweep.plan import plan_sweep
 
-        plan_sweep(jobs, measure)
-        return 0
+        return plan_sweep(jobs, measure)
     from tometune import report
 
     if hooks.begin_sweep(jobs):

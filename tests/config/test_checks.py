@@ -16,8 +16,11 @@ from tometune.evaluation import metrics
 CASES = [
     ("report.margin=0", "report.margin=0.0: not above 0"),
     ("report.primary=rougel", "report.primary=rougel: no such metric; did you mean rougeL"),
-    ("report.primary=[rougeL,'a>']", "report.primary=a>: write METRIC, A>B or A>B:METRIC, e.g. rougeL or"),
-    ("report.primary='a>b:rougeL>=0'", "report.primary=a>b:rougeL>=0: write METRIC, A>B or A>B:METRIC, e.g."),
+    ("report.primary=[rougeL,'a>']", "report.primary=a>: write METRIC, data:METRIC, A>B or A>B:METRIC, e.g. rougeL or"),
+    (
+        "report.primary='a>b:rougeL>=0'",
+        "report.primary=a>b:rougeL>=0: write METRIC, data:METRIC, A>B or A>B:METRIC, e.g.",
+    ),
     ("require='a>b:rougeL'", "require=a>b:rougeL: write A>B:METRIC>=VALUE or A>B:METRIC<=VALUE, e.g. 'files_300k>"),
     ("require=['>b:rougeL>=0']", "require=>b:rougeL>=0: write A>B:METRIC>=VALUE or"),
     ("require='a>b>=0.1'", "require=a>b>=0.1: write A>B:METRIC>=VALUE or"),
@@ -99,13 +102,14 @@ def test_comparisons_need_no_quotes_but_the_shells(typed, entries_read):
 
 
 def test_the_parts_of_a_comparison():
-    assert asked("a>b:rougeL>=-0.01") == ("a", "b", "rougeL", True, -0.01)
-    assert asked("a lora.r=4>b lora.r=8:nll <= 1e-3") == ("a lora.r=4", "b lora.r=8", "nll", False, 0.001)
+    assert asked("a>b:rougeL>=-0.01") == ("a", "b", "rougeL", True, -0.01, False)
+    assert asked("a lora.r=4>b lora.r=8:nll <= 1e-3") == ("a lora.r=4", "b lora.r=8", "nll", False, 0.001, False)
     assert [asked(text)[:3] for text in ("rougeL", "a>b", ">b:rougeL")] == [
         (None, None, "rougeL"),
         ("a", "b", None),
         (None, "b", "rougeL"),
     ]
+    assert asked("data:rougeL") == (None, None, "rougeL", False, None, True)
     assert asked("") is asked("a>") is asked("a>b>c") is None
 
 

@@ -183,7 +183,7 @@ def test_a_mix_without_a_source_shares_all_other_rows_with_the_mix_of_all_source
     assert rows_of(only=["y", "z"])[0] == left
     assert rows_of(only=["x"])[1] == {"x": 20, "b": 5}
     text = error_of(rows_of, without=["xx"])
-    assert text == "data.pool.without.xx: the pool has no such source (sources: x, y, z)"
+    assert text == "data.pool.without=[xx]: the pool has no such source (sources: x, y, z)"
     config = DataConfig(rows=46, base=files(base), pool=files(pool, without=["x"]))
     short = error_of(build_mix, config, 3, tmp_path / "cache")
     assert "40 can be added because data.pool.without excludes the others, and data.rows=46 needs 41" in short

@@ -25,7 +25,7 @@ class Server:
     """An OpenAI-compatible endpoint; `reply` gets a prompt and returns a text, or a status of an error."""
 
     def __init__(self):
-        self.reply, self.asked, self.headers = str, [], []
+        self.reply, self.asked, self.headers, self.retry_after = str, [], [], None
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,6 +35,8 @@ class Server:
                 outer.headers.append(self.headers.get("Authorization"))
                 found = outer.reply(body["messages"][0]["content"])
                 self.send_response(found if isinstance(found, int) else 200)
+                if outer.retry_after and found == 429:
+                    self.send_header("Retry-After", outer.retry_after)
                 self.end_headers()
                 if isinstance(found, str):
                     self.wfile.write(json.dumps({"choices": [{"message": {"content": found}}]}).encode())
@@ -119,6 +121,7 @@ def test_a_judge_that_prefers_the_tuned_answers(place, server, caplog, monkeypat
     assert found["win"] == pytest.approx((7.5 / 8 + 3.5 / 4) / 2)
     lines = [json.loads(line) for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
     by_id = {line["id"]: line for line in lines}
+    assert len({line.pop("pair") for line in lines}) == 8
     assert by_id["q0"] == {"id": "q0", "scores": {"win": 0.5}, "verdicts": [], "words": {"base": 2, "tuned": 2}}
     assert by_id["q3"]["verdicts"] == ["tuned", "tuned"]
     assert by_id["q3"]["scores"] == {"win": 1.0, "agreement": 1.0}
@@ -176,6 +179,29 @@ def test_a_request_is_repeated_once_and_then_counted(place, server, caplog, monk
     server.reply = better
     again = ask((place[0], place[1][:1]), server)
     assert again["tasks"]["one"]["examples"] == 8, "what was incomplete is judged again"
+    assert again["calls"] == 2, "and only that"
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "waits"),
+    [
+        ("7", [7.0] * 2),
+        (None, [10.0] * 2),
+        ("Thu, 01 Jan 2026 00:00:00 GMT", [1.0] * 2),
+        ("301", []),
+        ("soon", [10.0] * 2),
+    ],
+)
+def test_a_limit_on_the_rate_of_requests_is_waited_for(place, server, monkeypatch, retry_after, waits):
+    waited = []
+    monkeypatch.setattr(judge.time, "sleep", waited.append)
+    refused = iter([429, 429])
+    server.retry_after = retry_after
+    server.reply = lambda prompt: next(refused, None) or better(prompt)
+    found = ask((place[0], place[1][:1]), server)
+    assert waited == waits
+    assert found["tasks"]["one"]["examples"] == (8 if waits else 7), "too long is a request without a reply"
+    assert found["calls"] == 14, "a request that is refused for its rate is none"
 
 
 @pytest.mark.parametrize("reply", [401, b"<html>", b'{"choices": []}'])
@@ -204,15 +230,18 @@ def test_a_judge_that_is_not_there_costs_one_warning(place, caplog):
 def test_the_limit_on_calls_judges_the_same_pairs_in_every_run(place, server, caplog):
     server.reply = better
     found = ask(place, server, calls=13)
-    assert found["calls"] <= 12
-    assert [found["tasks"][name]["examples"] for name in ("one", "two")] == [3, 3]
+    assert found["calls"] == 12, "equal answers cost none"
+    lines = [json.loads(line) for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
+    assert sum(bool(line["verdicts"]) for line in lines) == 3
+    judged = [found["tasks"][name]["examples"] for name in ("one", "two")]
     (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning == "eval.judge: 6 of 12 pairs are judged (eval.judge.calls=13)"
-    first = [json.loads(line)["id"] for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
-    ask(place, server, calls=16)
+    assert warning == f"eval.judge: {sum(judged)} of 12 pairs are judged (eval.judge.calls=13)"
+    first = [line["id"] for line in lines]
+    found = ask(place, server, calls=16)
     more = [json.loads(line)["id"] for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
-    assert more[:3] == first
-    assert len(more) == 4
+    assert more[: len(first)] == first
+    assert len(more) > len(first)
+    assert found["calls"] == 2, "one more pair of the first task; all that differ of the second were judged before"
 
 
 def test_the_tuned_stage_is_judged(model, tokenizer, jsonl, server, tmp_path):

@@ -30,7 +30,7 @@ def test_a_planted_effect_is_found_and_its_absence_is_not(tmp_path, report, made
 
 def test_a_single_seed_cannot_tell(one_seed):
     table = one_seed.table
-    assert headline(table) == [("small pydocs_3k", "small pydocs_1k"), ("tiny pydocs_3k", "tiny pydocs_1k")]
+    assert headline(table) == [[("small pydocs_3k", "small pydocs_1k")], [("tiny pydocs_3k", "tiny pydocs_1k")]]
     first = answers(table)[0]
     assert first.question == "small: is pydocs_3k better than pydocs_1k?"
     assert first.verdict == "A single seed cannot tell."

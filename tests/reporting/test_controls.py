@@ -122,3 +122,20 @@ def test_tokens_and_parameters_in_words() -> None:
     line = capacity_line(300_000, 18_000_000, 4_884_480, adapter=True)
     assert line == "300,000 rows train 18 million tokens with 4.88 million adapter parameters"
     assert capacity_line(10, 900, 1_234, adapter=False) == "10 rows train 900 tokens with 1,234 parameters"
+    assert (
+        capacity_line(10, 900, 9, True, 2.5) == "10 rows, read 2.50 times, train 900 tokens with 9 adapter parameters"
+    )
+    assert (
+        capacity_line(10, 90, 9, True, 0.3)
+        == "10 rows, of which 30% are read, train 90 tokens with 9 adapter parameters"
+    )
+
+
+def test_a_mix_without_a_pool_differs_in_no_setting_of_it(tmp_path: Path) -> None:
+    for mix, rows, pool in (("mix_1k", 1000, None), ("mix_2k", 2000, {"order": "random"}), ("mix_2k_top", 2000, {})):
+        own = {"data.pool": None if pool is None else {"draw": True, "kind": "hub", "id": "a/b", **pool}}
+        for seed in range(2):
+            write_run(tmp_path / "pools", mix, rows, seed, settings=own)
+    assert build(tmp_path / "pools", 200, 0.95).table["controls"]["settings"] == []
+    write_run(tmp_path / "pools", "mix_2k_long", 2000, 0, settings={"data.pool": {"draw": True, "order": "longest"}})
+    assert build(tmp_path / "pools", 200, 0.95).table["controls"]["settings"] == ["data.pool.order"]

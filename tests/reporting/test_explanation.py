@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.reporting.sweeps import editing, write_run
+from tests.reporting.simulated_explanations import PLANTED, SOURCES, verdicts
+from tests.reporting.sweeps import TASKS, editing, write_run
 from tometune.config.report import ReportConfig
 from tometune.reporting.analysis import build
 from tometune.reporting.conclusions import answers
@@ -14,14 +16,17 @@ SMALL, LARGE = ("mix_1k", 1000), ("mix_3k", 3000)
 NOT_RUN = {"same_steps": "not run", "capacity": "not run", "leave_one_source_out": "not run"}
 
 
-def sweep(folder, cells, design=None, tokens=None, pool="p", margin=None, spread=0.002):
+def sweep(folder, cells, design=None, tokens=None, pool="p", margin=None, spread=0.002, model=None, tasks=TASKS):
     """Write a sweep and its report; `cells` has (data, rows), the score and the settings of each."""
     for (data, rows), level, settings in cells:
         for seed in range(3):
             settings = {**settings, **({"sweep.design": design} if design else {})}
             noise = spread * ((seed + len(settings) + rows) % 3 - 1)
-            run = write_run(folder, data, rows, seed, level + noise, settings=settings, examples=60, noise=0.01)
+            run = write_run(
+                folder, data, rows, seed, level + noise, settings=settings, examples=60, noise=0.01, tasks=tasks
+            )
             with editing(run) as record:
+                record["model"] |= model or {}
                 record["inputs"] = {"data.base": "b", "data.pool": pool}
                 record["train"]["tokens"] = tokens or record["train"]["tokens"]
     made = build(folder, 500, 0.95, ReportConfig(primary="rougeL", margin=margin))
@@ -106,6 +111,32 @@ def test_the_same_number_of_tokens(tmp_path: Path, difference, options, margin, 
     assert entry["verdict"] == expected.get(verdict, "Undecided.")
 
 
+@pytest.mark.parametrize(
+    ("settings", "record", "differ"),
+    [
+        ({"trainer.num_train_epochs": 3.0, "trainer.max_steps": 50}, {}, None),  # what the control is about
+        ({"trainer.weight_decay": 0.1}, {}, "trainer.weight_decay"),
+        ({"lora.r": 4}, {}, "lora.r"),
+        ({}, {"dtype": "bfloat16"}, "model.dtype"),
+    ],
+)
+def test_a_control_with_another_setting_is_named_and_not_used(tmp_path: Path, settings, record, differ) -> None:
+    cells = [(SMALL, 0.40, settings), (LARGE, 0.40, settings)]
+    sweep(tmp_path / "same_steps", cells, "The tokens are held constant.", tokens=80_000, model=record)
+    entry = explained(table(tmp_path))
+    assert entry["causes"]["same_steps"] == ("not run" if differ else "part")
+    note = f"Not used, because these settings are not those of this sweep: same_steps ({differ})."
+    assert (note in entry["sentences"]) == bool(differ)
+
+
+def test_a_control_whose_rows_are_held_out_counts(tmp_path: Path) -> None:
+    held = [(f"{name}-held50", rows - 50) for name, rows in (SMALL, LARGE)]
+    cells = [(mix, 0.40, {}) for mix in held]
+    tasks = (*TASKS, "held_out_base")
+    sweep(tmp_path / "same_steps", cells, "The tokens are held constant.", tokens=80_000, tasks=tasks)
+    assert explained(table(tmp_path))["causes"]["same_steps"] == "part"
+
+
 def test_capacity_is_decided_at_the_highest_rank(tmp_path: Path) -> None:
     capacity(tmp_path, 0.0)
     entry = explained(table(tmp_path))
@@ -139,3 +170,23 @@ def test_nothing_to_explain(tmp_path: Path) -> None:
     same_steps(tmp_path, -0.06)
     control = build(tmp_path / "same_steps", 200, 0.95)
     assert "explanations" not in control.table, "a control is no question of its own"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("steps explain all of it", {"not explained"}, {"explained", "part"}),
+        ("steps explain a half", {"explained"}, {"part", "not explained"}),
+        ("steps explain nothing", {"explained", "part"}, {"not explained"}),
+        ("no difference", {"explained", "part", "not explained"}, set()),
+        ("one source explains all", {"not explained"}, {"part"}),
+        ("no source explains it", {"part"}, {"not explained"}),
+    ],
+)
+def test_simulated_explanations_are_rarely_wrong(name: str, wrong: set[str], right: set[str]) -> None:
+    planted = {**PLANTED, **SOURCES}[name]
+    for shared in (False, True):
+        found = verdicts(planted, 200, np.random.default_rng(1), shared, seed=0.004)
+        assert sum(found.get(verdict, 0) for verdict in wrong) <= 0.05, found
+        assert not right or sum(found.get(verdict, 0) for verdict in right) > 0.8, found

@@ -4,13 +4,15 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from tests.browser import needs_browser, opened
 from tests.reporting.sweeps import editing, write_table
 from tests.reporting.test_score_files import change_rows
 from tometune.evaluation.metrics import averaged, better, label
 from tometune.reporting.conclusions import answers, cautions
 from tometune.reporting.question import Verdict, decide
-from tometune.reporting.report_files import as_csv, as_html, as_markdown, print_report
+from tometune.reporting.report_files import as_csv, as_html, as_markdown, print_report, write
 from tometune.runs.finished import score_problems
 
 TASKS = ("qa", "summaries", "held_out_base", "held_out_pool")
@@ -111,9 +113,27 @@ def test_they_are_shown_by_source(made, capsys):
     assert "pool/math" in page
     assert "NLL held_out_pool" in as_markdown(table)
     assert "nll/held_out_pool_sd" in as_csv(table)
-    print_report(table)
-    assert "NLL" in capsys.readouterr().out
     json.dumps(table)
+    print_report(table, Console(width=80))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [" ".join(line.split()) for line in lines if " seeds " in line and " sd " in line]
+    assert heads == ["model data seeds ROUGE-1 ROUGE-2 ROUGE-L sd 1 sd 2 sd L", "model data seeds NLL sd NLL"]
+    assert sum("pydocs_2k " in line for line in lines[:20]) == 2, "no name is broken"
+    long = {**table, "rows": [{**row, "data": row["data"] + " lora.r=128"} for row in table["rows"]]}
+    print_report(long, Console(width=80))
+    out = capsys.readouterr().out
+    assert ("sweep, tiny" in out, out.count("pydocs_2k lora.r=128 ")) == (True, 2), "the title names the model"
+
+
+@needs_browser
+def test_no_table_of_a_report_with_held_out_rows_scrolls_at_1280_pixels(made):
+    with opened(write(made).as_uri()) as seen:
+        seen.page.set_viewport_size({"width": 1280, "height": 1000})
+        wider = (
+            "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+        )
+        assert seen.page.evaluate(wider) == []
 
 
 def test_runs_of_an_older_version_are_compared_without_it(tmp_path, report):

@@ -207,3 +207,26 @@ def test_signal_and_noise_are_the_published_ones_over_seeds(tmp_path):
 
 def test_one_seed_or_one_cell_has_no_signal_to_noise(one_seed, one_cell):
     assert (one_seed.table["signal"], one_cell.table["signal"]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("large", "verdict"),
+    [
+        ((0.30, 0.31, 0.40), "Worse at lora.r=8 and 16. No significant effect otherwise."),
+        ((0.31, 0.30, 0.31), "Worse at lora.r=8, 16 and 256."),
+        ((0.50, 0.40, 0.31), "Better at lora.r=8. Worse at lora.r=256. No significant effect otherwise."),
+    ],
+)
+def test_two_mixes_at_several_values_of_a_setting_are_one_question(tmp_path, large, verdict):
+    for rank, level in zip((8, 16, 256), large, strict=True):
+        for mix, rows, mean in (("mix_1k", 1000, 0.40), ("mix_3k", 3000, level)):
+            for seed in range(3):
+                noise = 0.002 * ((seed + rank + rows // 1000) % 3)
+                write_run(tmp_path, mix, rows, seed, mean + noise, settings={"lora.r": rank}, noise=0.02, examples=60)
+    record(tmp_path, ["data:rougeL"])
+    made = asked(tmp_path)
+    assert sum(each["p_holm"] is not None for each in made.table["comparisons"]) == 3, "not the pairs of ranks"
+    (answer,) = answers(made.table)
+    assert (answer.question, answer.verdict) == ("Is mix_3k better than mix_1k at each lora.r?", verdict)
+    assert answer.sentences[0].startswith("ROUGE-L of mix_3k − mix_1k by lora.r, with 95% intervals and Holm-")
+    assert answer.sentences[0].count(", p") == 3

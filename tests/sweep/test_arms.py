@@ -50,6 +50,25 @@ def test_a_source_with_too_few_rows_is_added_with_the_others_only(data: list[str
     }
 
 
+@pytest.mark.parametrize(
+    ("sweep", "changes", "dropped"),
+    [
+        ("leave_one_source_out", ["data.rows=67"], ["it's \\odd: 42"]),
+        ("leave_one_source_out", ["data.rows=64", "data.held_out.rows=10"], ["it's \\odd: 28", "a/b: 36"]),
+        ("add_one_source", ["data.rows=45", "sweep.sources=[a/b,c]"], ["a/b: 20", "c: 10"]),
+        ("add_one_source", ["data.rows=40", "data.base.rows=null"], []),
+    ],
+)
+def test_an_arm_without_enough_rows_is_left_out_with_a_line(data, capsys, sweep, changes, dropped) -> None:
+    keys = {text.partition("=")[0] for text in changes}
+    found = arms(f"+sweep={sweep}", *(text for text in data if text.partition("=")[0] not in keys), *changes)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no arm for ")]
+    assert [line.removeprefix("no arm for ")[: len(text)] for line, text in zip(lines, dropped, strict=True)] == dropped
+    assert all(" rows to draw from, and the mix needs " in line for line in lines)
+    named = sum(not line.startswith("the ") for line in dropped)
+    assert len(found) == {"leave_one_source_out": 9, "add_one_source": 4}[sweep] - named
+
+
 def test_named_sources_and_the_others(data: list[str]) -> None:
     found = arms("+sweep=leave_one_source_out", *data, "sweep.sources=[c,a/b]")
     assert [*map(len, found.values())] == [0, 1, 1, 7]
@@ -93,6 +112,21 @@ def test_sizes_are_nested_and_start_inside_the_base() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["+sweep=sizes"], "data.rows=500: would give all mixes of sizes the same size; set sweep.largest=500, and"),
+        (["+sweep=capacity"], "data.rows=500: would give all mixes of capacity the same size; choose the mixes with"),
+        (["+sweep=same_steps_pydocs"], "data.rows=500: would give all mixes of same_steps_pydocs the same size; choo"),
+    ],
+)
+def test_one_number_of_rows_does_not_replace_the_sizes_of_a_preset(arguments: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        sweep_of(*arguments, "data.rows=500")
+    assert str(error.value).startswith(problem)
+    assert len(sweep_of(*arguments, "data=pydocs_3k", "data.rows=1000,2000", "seed=0")) > 1
+
+
+@pytest.mark.parametrize(
     ("name", "key", "values", "cells"),
     [
         ("capacity", "lora.r", {8, 16, 32, 64, 128, 256}, 12),
@@ -104,7 +138,7 @@ def test_sizes_are_nested_and_start_inside_the_base() -> None:
 def test_presets(name: str, key: str, values: set[float] | None, cells: int) -> None:
     configs = sweep_of(f"+sweep={name}", "seed=0,1")
     assert Counter(config.seed for config in configs) == {0: cells, 1: cells}
-    assert all(config.sweep.design or name == "seeds" for config in configs)
+    assert all(config.sweep.design and config.report.primary for config in configs)
     group, _, field = key.partition(".")
     if values is not None:
         assert {getattr(getattr(config, group), field) for config in configs} == values

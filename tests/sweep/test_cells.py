@@ -14,7 +14,8 @@ from tometune.config.sweep_cells import jobs_of
 from tometune.runs.run import runs_folder
 from tometune.runs.sweep_file import Cell, read_cells, read_sweep_file
 from tometune.sweep.cells import State, Status, cells_of, list_cells
-from tometune.sweep.hooks import begin_sweep, end_sweep
+from tometune.sweep.hooks import begin_sweep, check_primary, end_sweep
+from tometune.sweep.plan import plan_sweep
 
 register()
 
@@ -171,6 +172,33 @@ def test_a_command_records_its_question_before_the_first_run(tmp_path: Path, mon
     assert jobs is not None
     assert begin_sweep(jobs)
     assert read_sweep_file(tmp_path / "multirun" / "seeds")[1] == {"primary": ["rougeL"], "margin": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("primary", "problem"),
+    [
+        (">mix_300k lora.r=9:rougeL", "no cell mix_300k lora.r=9; did you mean mix_300k lora.r=8"),
+        ("mix_300k lora.r=8>mix_100k lora.r=16", "these cells are not compared"),
+        ("mix_300k lora.r=8>mix_100k lora.r=8", None),
+        ("data:rougeL", None),
+        ("rouge1", None),
+    ],
+)
+def test_a_question_about_cells_that_will_not_exist(tmp_path: Path, monkeypatch, capsys, primary, problem) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = jobs_of(CommandLine(["+sweep=capacity", f"report.primary='{primary}'", "lora.r=8,16", "seed=0,1"]))
+    assert jobs is not None
+    problem = problem and f"report.primary={primary}: {problem}"
+    for start in (check_primary, lambda jobs: plan_sweep(jobs, print)) if problem else ():
+        with pytest.raises(UserError) as error:
+            start(jobs)
+        assert str(error.value).startswith(problem)
+    list_cells(tmp_path / "multirun" / "capacity", [cell(1)])
+    check_primary(jobs)
+    assert capsys.readouterr().err.startswith(problem or "")
+    one = jobs_of(CommandLine(["+sweep=seeds", f"report.primary='{primary}'"]))
+    assert one is not None
+    check_primary(one)  # the cells that it is compared with are those of another command
 
 
 def test_the_question_is_recorded_until_the_first_run_has_started(tmp_path: Path) -> None:

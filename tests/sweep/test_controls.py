@@ -116,7 +116,13 @@ def test_same_steps(files: Workplace) -> None:
         (("+sweep=sizes", "~data.rows", "sweep.largest=48", "sweep.smallest=10", "~data.base.rows"), 3),
         (("+sweep=capacity", "data=files_300k", "lora.r=8,256"), 2),
         (("+sweep=rates", "data=files_300k"), 3),
-        (("+sweep=random_vs_best", "data=files_300k,files_300k_longest,files_300k_ifd"), 3),
+        (
+            (
+                *("+sweep=random_vs_best", "report.primary=rougeL"),
+                "data=files_300k,files_300k_longest,files_300k_ifd",
+            ),
+            3,
+        ),
     ],
 )
 def test_plans(files: Workplace, sweep: tuple[str, ...], runs: int) -> None:

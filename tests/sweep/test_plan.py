@@ -6,12 +6,14 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
 
 from tests.sweep.conftest import QUICK, SWEEP, runs_in
 from tests.whole import Workplace, record_of
+from tometune.common.errors import UserError
 from tometune.config.command_line import CommandLine
 from tometune.config.eval import EvalConfig
 from tometune.config.model import Backend, ModelConfig, Quantization
@@ -124,11 +126,17 @@ def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatc
     overrides = ["model=tiny", "data=pydocs_1k", "sweep.name=a,b", "seed=0,1", "lora.r=0,4"]
     jobs = jobs_of(CommandLine(overrides, multirun=True))
     assert jobs is not None
-    plan_sweep(jobs, print)
+    assert plan_sweep(jobs, print) == 0
     out = capsys.readouterr().out
     assert "power: unknown until a sweep of this model" in out
     assert planned == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-    assert out.count("lora.r=0: lora.r=0: not 1 or more") == 4
+    line = "sweep.name=a lora.r=0, sweep.name=b lora.r=0: lora.r=0: not 1 or more"
+    assert line in out.splitlines(), "one line for all cells and seeds"
+    jobs = jobs_of(CommandLine(["+sweep=seeds", "data=pydocs_1k"]))
+    assert jobs is not None
+    monkeypatch.setattr(plan, "plan_run", Mock(side_effect=UserError("too few rows")))
+    assert plan_sweep(jobs, print) == 2
+    assert capsys.readouterr().out.splitlines() == ["too few rows"]
 
 
 @pytest.mark.whole

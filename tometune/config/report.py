@@ -11,7 +11,7 @@ from tometune.config.validators import valid_if
 
 COLUMNS = ("rouge1", "rouge2", "rougeL", "nll", *METRICS[1:])  # of a run; on held-out rows also nll/TASK
 COMPARISON = re.compile(
-    r"(?:(?P<a>[^>]*)>(?P<b>[^>=][^>]*?)(?::(?P<of_pair>[\w./-]+))?|(?P<of_all>[\w./-]+))"
+    r"(?:(?P<a>[^>]*)>(?P<b>[^>=][^>]*?)(?::(?P<of_pair>[\w./-]+))?|(?P<data>data:)?(?P<of_all>[\w./-]+))"
     r"(?: *(?P<sign>[<>])= *(?P<bound>[-+]?\d*\.?\d+(?:e-?\d+)?))?"
 )
 
@@ -23,7 +23,8 @@ class ReportConfig:
     primary: Any = None
     """The comparisons that answer it, one or a list: `METRIC`, `A>B` or `A>B:METRIC`; `>B` is every cell against B.
 
-    Only these are corrected for their number; all others are exploratory. Null makes all comparisons primary.
+    `data:METRIC` is every pair of cells that differ in their mixes alone. Only these comparisons are corrected for
+    their number; all others are exploratory. Null makes all comparisons primary.
     """
     margin: float | None = field(default=None, metadata=valid_if(lambda margin: margin > 0, "not above 0"))
     """Differences below this are too small to matter: adds tests of "no worse than" and "the same within"."""
@@ -37,6 +38,7 @@ class Asked(NamedTuple):
     metric: str | None
     at_least: bool  # whether the bound is a lower one
     bound: float | None
+    mixes: bool = False  # whether only cells are compared that differ in their mixes alone
 
 
 def asked(text: str) -> Asked | None:
@@ -44,7 +46,8 @@ def asked(text: str) -> Asked | None:
     if (found := COMPARISON.fullmatch(text)) is None or (found["a"] and found["a"] == found["b"]):
         return None
     metric, bound = found["of_pair"] or found["of_all"], found["bound"]
-    return Asked(found["a"] or None, found["b"], metric, found["sign"] == ">", None if bound is None else float(bound))
+    number = None if bound is None else float(bound)
+    return Asked(found["a"] or None, found["b"], metric, found["sign"] == ">", number, bool(found["data"]))
 
 
 def entries(value: Any) -> list[str]:
@@ -56,7 +59,8 @@ def report_problems(config: ReportConfig, require: Any) -> Iterator[str]:
     """Yield the problems of the group and of `require`; names of cells are known only when the sweep is read."""
     for text in entries(config.primary):
         if (chosen := asked(text)) is None or chosen.bound is not None:
-            yield f"report.primary={text}: write METRIC, A>B or A>B:METRIC, e.g. rougeL or 'mix_300k>mix_100k:rougeL'"
+            syntax = "METRIC, data:METRIC, A>B or A>B:METRIC, e.g. rougeL or 'mix_300k>mix_100k:rougeL'"
+            yield f"report.primary={text}: write {syntax}"
         elif (metric := (chosen.metric or COLUMNS[0]).partition("/")[0]) not in COLUMNS and (
             near := did_you_mean(metric, COLUMNS)
         ):

@@ -74,7 +74,7 @@ def jobs_of(line: CommandLine) -> Jobs | None:
     whatever their order.
 
     Raises:
-        ConfigError: the command line cannot be parsed, or every run is wrong.
+        ConfigError: the command line cannot be parsed, one size replaces those of a preset, or every run is wrong.
     """
     if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
         return None  # saves a composition: without -m, only an added group (+sweep=…) or a key of Hydra makes a sweep
@@ -85,6 +85,8 @@ def jobs_of(line: CommandLine) -> Jobs | None:
             return None
         overrides = [*line.overrides, "hydra.mode=MULTIRUN"]
         master = hydra.compose_config(CONFIG_NAME, overrides, RunMode.MULTIRUN, with_log_configuration=False)
+        if problem := _replaced_sizes(master):
+            raise ConfigError([problem])
         search = not str(master.hydra.sweeper._target_).endswith(".BasicSweeper")
         loader, jobs = hydra.config_loader, []
         for overrides in _cells(loader, master, search):
@@ -110,6 +112,21 @@ def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> list[list[
     if search:
         overrides = [override for override in overrides if not override.is_sweep_override()]
     return [cell for batch in basic_sweeper.BasicSweeper.split_arguments(overrides, None) for cell in batch]
+
+
+def _replaced_sizes(master: DictConfig) -> str | None:
+    """Return the problem of a `data.rows=N` that would give all mixes of a preset one size; None without one."""
+    params = master.hydra.sweeper.get("params") or {}
+    own = {override.key_or_group: override for override in parse(master.hydra.overrides.task)}
+    if (rows := own.get("data.rows")) is None or rows.is_sweep_override() or "data" in own.keys() & params.keys():
+        return None
+    if "data.rows" in params:
+        fix = f"set sweep.largest={rows.get_value_element_as_str()}, and sweep.smallest=… for the first one"
+    elif "," in str(params.get("data", "")):
+        fix = "choose the mixes with data=A,B, or give one mix several sizes: data=files_300k data.rows=1000,3000"
+    else:
+        return None
+    return f"{rows.input_line}: would give all mixes of {master.sweep.name} the same size; {fix}"
 
 
 def _job(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Job:

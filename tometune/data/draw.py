@@ -194,8 +194,9 @@ def check_sources(pool: Standardised, config: PoolConfig) -> None:
     _check_not_empty(pool, config, "data.pool")
     names = pool.names
     for kind in ("weights", "caps", "only", "without"):
+        listed = kind in ("only", "without")  # the others are dicts, so a name is a part of the key
         for name in getattr(config, kind):
-            check_source(f"data.pool.{kind}.{name}", name, names)
+            check_source(f"data.pool.{kind}{f'=[{name}]' if listed else f'.{name}'}", name, names)
 
 
 def check_source(key: str, name: str, names: Sequence[str]) -> None:

@@ -8,7 +8,10 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -16,12 +19,12 @@ from typing import Any
 
 import httpx
 
-from tometune.common.errors import one_line
+from tometune.common.errors import UserError, one_line
 from tometune.common.progress import progress
 from tometune.common.seeding import stream
 from tometune.config.eval import JudgeConfig
 from tometune.evaluation.metrics import averaged
-from tometune.evaluation.results import read_result, read_scores, write_result
+from tometune.evaluation.results import read_scores, write_result
 from tometune.evaluation.tasks import SHUFFLE_SEED, Task
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 KEY = "TOMETUNE_JUDGE_KEY"  # environment variable with the API key, if the endpoint needs one
 TIMEOUT = 120.0  # seconds for one reply
 MANY_LOST = 0.2  # share of replies without a verdict that is worth a warning
+LONGEST_WAIT = 300.0  # seconds in all that a run waits because the endpoint asked for it (status 429)
 FAILURES = 6  # requests in a row without a reply, after which no more are sent
 PROMPT = """Below are a request and two answers to it. Decide which answer is better: more correct, more helpful, closer
 to what was asked. Their order means nothing, and a longer answer is not better because of its length.
@@ -48,6 +52,7 @@ class Judge:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, trust_env=not local)
         self.config, self.calls, self.failures, self.problem = config, 0, 0, f"eval.judge.calls={config.calls}"
+        self.waited = 0.0
 
     @property
     def done(self) -> bool:
@@ -64,6 +69,8 @@ class Judge:
             self.calls += 1
             try:
                 response = self.client.post("chat/completions", json=body)
+                while response.status_code == 429 and self._wait(response.headers.get("retry-after", "10")):
+                    response = self.client.post("chat/completions", json=body)
                 if response.is_error:  # the text names what the endpoint refuses
                     raise ValueError(f"status {response.status_code}, {response.text[:150]}")
                 reply = str(response.json()["choices"][0]["message"]["content"] or "")
@@ -72,6 +79,21 @@ class Judge:
             except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
                 self.failures, self.problem = self.failures + 1, f"{type(error).__name__}: {one_line(error)}"[:200]
         return None
+
+    def _wait(self, retry_after: str) -> bool:
+        """Wait as long as a reply asks, in seconds or until a date, and return True; False if that is too long."""
+        seconds = 10.0
+        with suppress(ValueError):
+            number = retry_after.strip().isdigit()
+            seconds = float(retry_after) if number else parsedate_to_datetime(retry_after).timestamp() - time.time()
+        seconds = max(1.0, seconds)
+        if self.waited + seconds > LONGEST_WAIT:
+            return False
+        if not self.waited:
+            log.info("eval.judge: the endpoint limits the rate of requests; waiting as long as it asks")
+        self.waited += seconds
+        time.sleep(seconds)
+        return True
 
     def compare(self, request: str, base: str, tuned: str) -> dict[str, Any] | None:
         """Return scores, a verdict per order (`base`, `tuned`, `tie`, `none`) and lengths; None if a reply is missing.
@@ -98,8 +120,8 @@ class Judge:
 def judge_answers(folder: Path, tasks: Sequence[Task], config: JudgeConfig) -> dict[str, Any]:
     """Judge the answers in `<folder>/eval`; writes `eval/judge/<task>.jsonl`, returns figures by task and over tasks.
 
-    `eval.judge.calls` is shared equally among the tasks; the pairs are a fixed draw, the same in every run. What goes
-    wrong costs one warning and never the run.
+    `eval.judge.calls` is shared equally among the tasks; the pairs are a fixed draw, the same in every run. A pair that
+    was judged before is not sent again. What goes wrong costs one warning and never the run.
     """
     try:
         names, judge = averaged(task.name for task in tasks), Judge(config)
@@ -120,28 +142,34 @@ def judge_answers(folder: Path, tasks: Sequence[Task], config: JudgeConfig) -> d
 
 
 def _judge_task(folder: Path, task: Task, most: int, judge: Judge) -> dict[str, Any] | None:
-    """Judge up to `most` pairs, unless the same ones were all judged before; None if none could be."""
+    """Judge the pairs of a task until `most` of them differ and had to be sent; None if none could be judged."""
     base, tuned = (read_scores(folder / "eval" / stage / f"{task.name}.jsonl") for stage in ("base", "tuned"))
-    pairs = []
-    for index in stream(SHUFFLE_SEED, "judged pairs").permutation(len(task.examples))[:most].tolist():
-        example = task.examples[index]
-        request = "\n\n".join(f"{message['role']}: {message['content']}" for message in example.messages)
-        pairs.append((example.id, (request, base[example.id]["prediction"], tuned[example.id]["prediction"])))
-    content = sha256(json.dumps([PROMPT, pairs]).encode()).hexdigest()
-    key = {"url": judge.config.url, "model": judge.config.model, "pairs": content, "judged": len(pairs)}
     path = folder / "eval" / "judge" / f"{task.name}.jsonl"
-    figures = read_result(path, key)
-    if figures is None:
-        lines = []
-        with progress(f"judge: {task.name}", len(pairs)) as advance:
-            for name, pair in pairs:
-                found = judge.compare(*pair)
-                lines += [] if found is None else [{"id": name, **found}]
-                advance(1)
-        if not lines or (len(lines) < len(pairs) and not any(line["verdicts"] for line in lines)):
-            return None
-        figures = _figures(lines) | {"no_reply": len(pairs) - len(lines)}
-        write_result(path, key | {"judged": len(lines)}, [json.dumps(line) for line in lines], figures)
+    known = {}
+    with suppress(UserError):  # none yet, or broken
+        known = {line.get("pair"): line for line in read_scores(path).values()}
+    lines, pairs, sent = [], 0, 0
+    order = stream(SHUFFLE_SEED, "judged pairs").permutation(len(task.examples)).tolist()
+    with progress(f"judge: {task.name}", min(most, len(order))) as advance:
+        try:
+            for example in (task.examples[index] for index in order):
+                if sent >= most:
+                    break
+                request = "\n\n".join(f"{message['role']}: {message['content']}" for message in example.messages)
+                answers = base[example.id]["prediction"], tuned[example.id]["prediction"]
+                pairs, sent = pairs + 1, sent + (answers[0] != answers[1])
+                made_from = [PROMPT, judge.config.url, judge.config.model, request, *answers]
+                pair = sha256(json.dumps(made_from).encode()).hexdigest()[:20]
+                found = known.get(pair) or judge.compare(request, *answers)
+                lines += [{"id": example.id, **found, "pair": pair}] if found else []
+                advance(int(answers[0] != answers[1]))
+        finally:  # also what was judged before a stop is not sent again
+            if any(line["verdicts"] for line in lines) or (lines and len(lines) == pairs):
+                figures = _figures(lines) | {"no_reply": pairs - len(lines)}
+                key = {"url": judge.config.url, "model": judge.config.model}
+                write_result(path, key, [json.dumps(line) for line in lines], figures)
+    if not any(line["verdicts"] for line in lines) and len(lines) < max(pairs, 1):
+        return None
     log.info("judge %s: %s", task.name, figures)
     return figures
 

@@ -170,10 +170,12 @@ class IfdScorer:
                 ids = pad_sequence(rows, batch_first=True).to(self._model.device)
                 mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(ids.device)
                 logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                found = []
                 for row, number in enumerate(batch):
                     begin, end = len(pairs[number][0]), lengths[number]
                     predicted = logits[row, begin - 1 : end - 1].float()
-                    losses[number] = torch.nn.functional.cross_entropy(predicted, ids[row, begin:end]).item()
+                    found.append(torch.nn.functional.cross_entropy(predicted, ids[row, begin:end]))
+                losses[batch] = torch.stack(found).cpu().numpy()  # one wait for the device per batch
         return losses
 
     @cached_property

@@ -65,8 +65,8 @@ def build(folder: Path, resamples: int, confidence: float, settings: ReportConfi
     scores = load_scores(sweep.runs, resamples)
     cells = [cell for cell in all_cells if cell.runs]
     compared = [_compare(a, b, metric, scores, confidence) for a, b in pairs(cells) for metric in scores.metrics]
-    comparisons, labels = [entry for entry, _ in compared], [cell.label for cell in cells]
-    question, asked = ask(folder, settings or ReportConfig(), comparisons, labels, scores.metrics)
+    comparisons, by_label = [entry for entry, _ in compared], {cell.label: vars(cell) for cell in cells}
+    question, asked = ask(folder, settings or ReportConfig(), comparisons, by_label, scores.metrics)
     _correct(compared, question["margin"], confidence)
     rows = _rows(cells, scores, sweep.missing, confidence)
     table = {

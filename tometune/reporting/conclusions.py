@@ -24,17 +24,22 @@ class Answer(NamedTuple):
 
 
 def answers(table: Table) -> list[Answer]:
-    """Answer which sources matter, if any are varied; whether a is better in each pair of `headline`; and why.
+    """Answer which sources matter, if any are varied; each question of `headline`; and why.
 
     The last answer before the reasons also lists the other significant differences.
     """
-    asked, sources, found, answered = headline(table), source_effects(table), [], set()
+    groups, sources, found, answered = headline(table), source_effects(table), [], set()
     if sources:
         own = next(iter(sources.values())).values()
         metric = main_metric([entry for entry in own if entry["primary"]] or list(own))
         found.append(_sources_answer({name: entries[metric] for name, entries in sources.items()}, table))
         answered = {(entries[metric]["a"], entries[metric]["b"], metric) for entries in sources.values()}
-    found += [_answer(pair, table) for pair in asked]
+    for pairs in groups:
+        every = [entry for pair in pairs for entry in comparisons_of(pair, table)]
+        metric = main_metric([entry for entry in every if entry["primary"]] or every)
+        same = [entry for entry in every if entry["metric"] == metric]
+        found.append(_answer(pairs[0], table) if len(pairs) == 1 else _answer_by_value(same, table))
+        answered |= {(each["a"], each["b"], each["metric"]) for each in (every if len(pairs) == 1 else same)}
     others = []
     for pair in dict.fromkeys((entry["a"], entry["b"]) for entry in table["comparisons"] if significant(entry, table)):
         differences = [
@@ -42,7 +47,7 @@ def answers(table: Table) -> list[Answer]:
             for entry in comparisons_of(pair, table)
             if significant(entry, table) and (*pair, entry["metric"]) not in answered
         ]
-        if differences and pair not in asked:
+        if differences:
             others.append(f"{pair[0]} vs. {pair[1]} ({listed(differences)})")
     if found and others:
         found[-1].sentences.append(f"Other significant differences: {'; '.join(others)}.")
@@ -50,21 +55,43 @@ def answers(table: Table) -> list[Answer]:
     return found + explained
 
 
-def headline(table: Table) -> list[tuple[str, str]]:
+def headline(table: Table) -> list[list[tuple[str, str]]]:
     """Return the pairs that the question names; if it names none, per model the compared cells furthest apart.
 
-    Arms over sources are not among the latter; `answers` has one for all of them.
+    Pairs of the same two mixes at several values of a setting are one question. Arms over sources are not among those
+    that are furthest apart; `answers` has one for all of them.
     """
-    if any(">" in text for text in table["question"]["primary"]):
-        return list(dict.fromkeys((entry["a"], entry["b"]) for entry in table["comparisons"] if entry["primary"]))
+    rows = {row["cell"]: row for row in tuned_rows(table)}
+    order = list(rows)
     arms = {(each["a"], each["b"]) for effect in source_effects(table).values() for each in effect.values()}
+    named = any(">" in text for text in table["question"]["primary"])
+    groups: dict[Any, list[tuple[str, str]]] = {}
+    for entry in table["comparisons"]:
+        pair = entry["a"], entry["b"]
+        if entry["primary"] if named else pair not in arms:
+            mixes = [_mix_label(rows[cell]) for cell in pair]
+            apart = other_settings(rows[pair[0]]) == other_settings(rows[pair[1]])
+            members = groups.setdefault((rows[pair[0]]["model"], *(mixes if apart else pair)), [])
+            members += [] if pair in members else [pair]
+    if named:
+        return list(groups.values())
     chosen = []
     for model in models(table):
-        labels = [row["cell"] for row in tuned_rows(table) if row["model"] == model]
-        found = [(entry["a"], entry["b"]) for entry in table["comparisons"] if entry["a"] in labels]
-        if found := [pair for pair in found if pair not in arms]:
-            chosen.append(max(found, key=lambda pair: labels.index(pair[0]) - labels.index(pair[1])))
+        own = [pairs for (name, *_), pairs in groups.items() if name == model]
+        crossed = [pairs for pairs in own if len(pairs) > 1]
+        if own:
+            chosen.append(max(crossed or own, key=lambda pairs: order.index(pairs[0][0]) - order.index(pairs[0][1])))
     return chosen
+
+
+def other_settings(row: Table) -> dict[str, Any]:
+    """Return the settings of a row that are not those of its mix."""
+    return {key: value for key, value in row["settings"].items() if not key.startswith("data.")}
+
+
+def _mix_label(row: Table) -> str:
+    """Name the mix of a row: the data and the settings of it that differ."""
+    return " ".join([row["data"], *(f"{k}={v}" for k, v in row["settings"].items() if k.startswith("data."))])
 
 
 def source_effects(table: Table) -> dict[str, dict[str, Table]]:
@@ -97,37 +124,46 @@ def main_metric(entries: Sequence[Table]) -> str:
 def _sources_answer(found: Mapping[str, Table], table: Table) -> Answer:
     """Return which sources have a significant effect, and all effects; `found` has those on one metric."""
     first = next(iter(found.values()))
-    metric, only = first["metric"], first["kind"] == "only"
-    passed = {name: better(metric, entry["delta"]) for name, entry in found.items() if significant(entry, table)}
-    words = {True: "Better" if only else "Helps", False: "Worse" if only else "Harms"}
-    groups = {word: [name for name in passed if passed[name] is good] for good, word in words.items()}
-    verdict = " ".join(f"{word}: {listed(names)}." for word, names in groups.items() if names)
+    only = first["kind"] == "only"
+    verdict = _verdict_by_name(found, table, ("Better: ", "Worse: ") if only else ("Helps: ", "Harms: "))
+    numbers, what = _numbers(dict(sorted(found.items(), key=lambda effect: -effect[1]["delta"])), table)
+    question = "Is a single source better than all of them together?" if only else "Which sources matter?"
+    having = "only this source instead of all" if only else "this source in the mix"
+    return Answer(
+        question, verdict, [f"Effect on {label(first['metric'])} of having {having}, with {what}: {numbers}."]
+    )
+
+
+def _verdict_by_name(found: Mapping[str, Table], table: Table, words: tuple[str, str]) -> str:
+    """Return which of several comparisons on one metric are significant; `words` precede the better and worse ones."""
+    passed = {n: better(entry["metric"], entry["delta"]) for n, entry in found.items() if significant(entry, table)}
+    groups = {word: [name for name in passed if passed[name] is (word == words[0])] for word in words}
+    verdict = " ".join(f"{word}{listed(names)}." for word, names in groups.items() if names)
     if not passed:
         verdict = "Undecided: no significant effect."
     elif len(passed) < len(found):
         verdict += " No significant effect otherwise."
     tests = {name: entry.get("equivalence") for name, entry in found.items() if name not in passed}
-    alpha = 1 - table["interval"]["confidence"]
-    same = [name for name, each in tests.items() if each and (each["p_same_holm"] or 0) < alpha]
+    same = [name for name, each in tests.items() if each and (each["p_same_holm"] or 0) < _alpha(table)]
     if same:
         within = f"The same within {table['question']['margin']:g}: {listed(same)}."
         verdict = within if len(same) == len(found) else f"{verdict} {within}"
     if any(entry["p"] is None for entry in found.values()):
         verdict = "A single seed cannot tell."
-    elif not first["primary"]:
+    elif not next(iter(found.values()))["primary"]:
         verdict = "Not asked: these comparisons are exploratory."
-    largest_first = sorted(found.items(), key=lambda effect: -effect[1]["delta"])
-    tested = first["p_holm"] is not None
+    return verdict
+
+
+def _numbers(found: Mapping[str, Table], table: Table) -> tuple[str, str]:
+    """Return the differences on one metric by name, and what is given with each of them."""
+    tested = next(iter(found.values()))["p_holm"] is not None
     texts = [
         f"{name} {signed(entry['delta'])} ({between(entry)}{', ' + p_value(entry['p_holm']) if tested else ''})"
-        for name, entry in largest_first
+        for name, entry in found.items()
     ]
-    question = "Is a single source better than all of them together?" if only else "Which sources matter?"
-    what = "only this source instead of all" if only else "this source in the mix"
-    numbers = f"{table['interval']['confidence']:.0%} intervals" + (" and Holm-corrected p-values" if tested else "")
-    return Answer(
-        question, verdict, [f"Effect on {label(metric)} of having {what}, with {numbers}: {', '.join(texts)}."]
-    )
+    level = f"{table['interval']['confidence']:.0%} intervals"
+    return ", ".join(texts), f"{level} and Holm-corrected p-values" if tested else level
 
 
 def brief(entry: Table) -> str:
@@ -204,6 +240,23 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
             "detected reliably with any number of seeds; score more examples."
         )
     return Answer(question, _verdict(found, table), sentences)
+
+
+def _answer_by_value(entries: Sequence[Table], table: Table) -> Answer:
+    """Answer on one metric whether a mix is better than another at each value of a setting."""
+    rows = {row["cell"]: row for row in tuned_rows(table)}
+    settings = [other_settings(rows[entry["a"]]) for entry in entries]
+    keys = [key for key in settings[0] if len({str(values.get(key)) for values in settings}) > 1]
+    found = {" ".join(str(own.get(key)) for key in keys): each for own, each in zip(settings, entries, strict=True)}
+    key, (a, b) = " and ".join(keys), (_mix_label(rows[entries[0][name]]) for name in "ab")
+    numbers, what = _numbers(found, table)
+    model = f"{rows[entries[0]['a']]['model']}: is" if len(models(table)) > 1 else "Is"
+    sentences = [
+        f"{label(entries[0]['metric'])} of {a} − {b} by {key}, with {what}: {numbers}.",
+        "A difference that is significant at one value only may be the same at all of them; compare the intervals.",
+    ]
+    verdict = _verdict_by_name(found, table, (f"Better at {key}=", f"Worse at {key}="))
+    return Answer(f"{model} {a} better than {b} at each {key}?", verdict, sentences)
 
 
 def _equivalence(found: Sequence[Table], table: Table) -> str:

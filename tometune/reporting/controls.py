@@ -24,6 +24,9 @@ COUNTS = {
 }
 """Numbers of a cell's training, and their names in sentences."""
 
+COMPARED = ("model.id", "model.revision", "model.quantization", "model.dtype", "data.base", "data.pool", "meaning")
+COMPARED_GROUPS = ("trainer.", "lora", "data.filters", "data.near_dedup", "data.contamination")
+
 LISTED = 6  # settings that a sentence names
 
 
@@ -35,10 +38,12 @@ def large(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def capacity_line(rows: int, trained: int, parameters: int, adapter: bool) -> str:
+def capacity_line(rows: int, trained: int, parameters: int, adapter: bool, epochs: float = 1.0) -> str:
     """Return how many tokens are trained with how many parameters, in words; `adapter` says which ones."""
-    kind = "adapter parameters" if adapter else "parameters"
-    return f"{rows:,} rows train {large(trained)} tokens with {large(parameters)} {kind}"
+    kind, read = "adapter parameters" if adapter else "parameters", ""
+    if abs(epochs - 1) > SAME - 1:
+        read = f", read {epochs:.2f} times," if epochs > 1 else f", of which {epochs:.0%} are read,"
+    return f"{rows:,} rows{read} train {large(trained)} tokens with {large(parameters)} {kind}"
 
 
 def training_of(cell: Cell) -> dict[str, float | None]:
@@ -61,7 +66,9 @@ def controls(cells: Sequence[Cell], design: str | None) -> dict[str, Any]:
     """
     runs = [next(iter(cell.runs.values())) for cell in cells]
     keys = sorted({key for run in runs for key in run.settings} - {*CONTENT, "data.rows", "data.base.rows"})
-    differ = [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1]
+    drawing = [run.settings for run in runs if "data.pool.kind" in run.settings]  # a mix without a pool has no settings
+    found = {key: drawing if key.startswith("data.pool.") else [run.settings for run in runs] for key in keys}
+    differ = [key for key in keys if len({str(settings.get(key)) for settings in found[key]}) > 1]
     trained, constant, varied = [training_of(cell) for cell in cells], {}, {}
     for name in COUNTS:
         values = [numbers[name] for numbers in trained]
@@ -72,16 +79,16 @@ def controls(cells: Sequence[Cell], design: str | None) -> dict[str, Any]:
                 constant[name] = high
             else:
                 varied[name] = [low, high]
-    found = {"design": design, "settings": differ, "constant": constant, "varied": varied}
-    return found if design is None else {**found, "content": content_of(cells)}
+    controlled = {"design": design, "settings": differ, "constant": constant, "varied": varied}
+    return controlled if design is None else {**controlled, "content": content_of(cells)}
 
 
 def content_of(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """Return what two sweeps must have in common before their differences are compared."""
+    """Return what two sweeps must have in common before their differences are compared: values by setting."""
     runs = [run for cell in cells for run in cell.runs.values()]
-    keys = ("model.id", "model.revision", "trainer.learning_rate", "data.base", "data.pool")
+    keys = {key for run in runs for key in run.settings if key in COMPARED or key.startswith(COMPARED_GROUPS)}
     found = {key: sorted({str(run.settings[key]) for run in runs if run.settings.get(key) is not None}) for key in keys}
-    return {key: values for key, values in found.items() if values}
+    return {key: values for key, values in sorted(found.items()) if values}
 
 
 def control_sentences(table: Table) -> list[str]:

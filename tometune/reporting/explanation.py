@@ -1,11 +1,15 @@
 """What explains a difference between mixes: what finished controls next to a sweep say, by their intervals alone.
 
-A control counts if it has the same tasks, model, learning rate, base and pool as the two cells.
+A control counts if it has the same tasks, data and settings as the two cells, but for those that it varies itself. One
+with another setting is named, and not used. Held-out rows may differ: no mean over tasks contains them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+from tometune.common.errors import some
+from tometune.config.eval import HELD_OUT
 from tometune.evaluation.metrics import label
 from tometune.reporting.conclusions import (
     Table,
@@ -18,12 +22,20 @@ from tometune.reporting.conclusions import (
     source_effects,
     tuned_rows,
 )
-from tometune.reporting.controls import content_of
+from tometune.reporting.controls import SAME, content_of
 from tometune.reporting.grouping import Cell
 from tometune.reporting.sweep import Sweep, finished_tables
 
 CONTROLS = {"the number of steps": "same_steps", "the capacity of the adapter": "capacity"}
 SOURCES = "leave_one_source_out"
+OWN_SETTINGS = {
+    "same_steps": {"trainer.max_tokens", "trainer.max_steps", "trainer.num_train_epochs"},
+    "capacity": {"lora.r", "lora.lora_alpha"},
+    SOURCES: set[str](),
+}
+"""By control, the settings that it may set as it likes."""
+
+SAME_DATA = {"model.id", "data.base", "data.pool"}  # a sweep that differs in these is no control of this one at all
 SENTENCES = {
     "explained": "{} explains the difference",
     "part": "{} explains at least a part of the difference",
@@ -39,37 +51,53 @@ def explanations(sweep: Sweep, cells: Sequence[Cell], table: Table) -> list[dict
     """
     found = []
     rows = {row["cell"]: row for row in tuned_rows(table)}
-    for pair in headline(table) if sweep.design is None else []:
+    for pair in chain(*headline(table)) if sweep.design is None else ():
         passed = [entry for entry in comparisons_of(pair, table) if significant(entry, table)]
         content = content_of([cell for cell in cells if cell.label in pair])
         a, b = (rows[cell] for cell in pair)
-        if passed and a["data"] != b["data"] and content.keys() >= {"data.base", "data.pool"}:
+        if passed and _mix(a) != _mix(b) and content.keys() >= {"data.base", "data.pool"}:
             own = next(entry for entry in passed if entry["metric"] == main_metric(passed))
-            controls = {
-                name: other
-                for name, other in finished_tables(sweep.folder.parent).items()
-                if other.get("controls", {}).get("content") == content
-                and (other["tasks"], other["limited"]) == (table["tasks"], table["limited"])
-            }
+            controls = {}
+            for name, other in finished_tables(sweep.folder.parent).items():
+                theirs = other.get("controls", {}).get("content", {})
+                differ = [key for key in sorted({*content, *theirs}) if content.get(key) != theirs.get(key)]
+                compared = [_tasks(other), other["limited"]] == [_tasks(table), table["limited"]]
+                if theirs and compared and SAME_DATA.isdisjoint(differ):
+                    controls[name] = {**other, "differ": differ}
             found.append(_explanation(own, a, b, controls, table["question"]["margin"]))
     return found
+
+
+def _tasks(table: Table) -> dict[str, int]:
+    return {task: number for task, number in table["tasks"].items() if not task.startswith(HELD_OUT)}
+
+
+def _mix(row: Table) -> tuple[str, int]:
+    """Return the name of a mix without that of its held-out rows, and its rows with them."""
+    name, held, number = row["data"].partition("-held")
+    return (name, row["rows"] + int(number)) if held and number.isdigit() else (row["data"], row["rows"])
 
 
 def _explanation(own: Table, a: Table, b: Table, controls: Mapping[str, Table], margin: float | None) -> dict[str, Any]:
     """Return the entry on the difference `own` between the rows `a` and `b`."""
     causes = dict.fromkeys([*CONTROLS.values(), SOURCES], "not run")
-    sentences, explain = [], []
-    findings = sorted(_findings(own, a, b, controls, margin), key=lambda finding: list(causes).index(finding[0]))
-    for preset, shown, verdict, cause in findings:
+    sentences, explain, unused = [], [], []
+    findings = sorted(_findings(own, a, b, controls, margin), key=lambda finding: list(causes).index(finding[1]))
+    for name, preset, shown, verdict, cause in findings:
+        if differ := [key for key in controls[name]["differ"] if key not in OWN_SETTINGS[preset]]:
+            unused.append(f"{name} ({some(differ, 4)})")
+            continue
         causes[preset] = verdict
         sentences.append(f"{shown}: {SENTENCES[verdict].format(cause)}.")
         explain += {"explained": [cause], "part": [f"{cause} (at least in part)"]}.get(verdict, [])
+    if unused:
+        sentences.append(f"Not used, because these settings are not those of this sweep: {'; '.join(unused)}.")
     if absent := [f"+sweep={preset}" for preset, verdict in causes.items() if verdict == "not run"]:
         sentences.append(
             f"Not run yet: {listed(absent)}. Run python -m tometune.train with each of them and with the model, data "
             "and eval of this sweep, then repeat this report."
         )
-    answer = "Undecided." if findings else "Not known: no control was run."
+    answer = "Undecided." if set(causes.values()) != {"not run"} else "Not known: no control was run."
     if explain:
         answer = f"{listed(explain)[0].upper()}{listed(explain)[1:]}."
     elif set(causes.values()) == {"not explained"}:
@@ -80,19 +108,26 @@ def _explanation(own: Table, a: Table, b: Table, controls: Mapping[str, Table], 
 
 def _findings(
     own: Table, a: Table, b: Table, controls: Mapping[str, Table], margin: float | None
-) -> Iterator[tuple[str, str, str, str]]:
-    """Yield what each control shows: its preset, the beginning of a sentence, the verdict and the cause."""
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield what each control shows: its sweep, its preset, the beginning of a sentence, the verdict and the cause."""
     metric = own["metric"]
     for name, control in controls.items():
         for cause, (setting, entry) in _same_pair(metric, a, b, control).items():
             shown = f"With {setting} (sweep {name}) the difference is {brief(entry)}"
-            yield CONTROLS[cause], shown, _verdict(own, entry, margin), cause
+            yield name, CONTROLS[cause], shown, _verdict(own, entry, margin), cause
         effects = {of: entries[metric] for of, entries in source_effects(control).items()}
         if effects and all(entry["kind"] == "without" for entry in effects.values()):
             verdict, decisive = _verdict_on_sources(own, effects, control)
             texts = listed([f"{brief(effects[of])} for {of}" for of in decisive])
             shown = f"Having a source in the mix (sweep {name}) changes {label(metric)} by {texts}"
-            yield SOURCES, shown, verdict, f"the data of {listed(decisive)}" if verdict == "part" else "a single source"
+            cause = f"the data of {listed(decisive)}" if verdict == "part" else "a single source"
+            yield name, SOURCES, shown, verdict, cause
+
+
+def _same_mix(one: Table, other: Table) -> bool:
+    """Whether two mixes have the same name, and the same rows but for held-out ones and their repeats."""
+    (name, rows), (other_name, other_rows) = _mix(one), _mix(other)
+    return name == other_name and max(rows, other_rows) <= SAME * min(rows, other_rows)
 
 
 def _same_pair(metric: str, a: Table, b: Table, control: Table) -> dict[str, tuple[str, Table]]:
@@ -100,7 +135,7 @@ def _same_pair(metric: str, a: Table, b: Table, control: Table) -> dict[str, tup
     cells, found = {row["cell"]: row for row in tuned_rows(control)}, {}
     for entry in (entry for entry in control["comparisons"] if entry["metric"] == metric):
         both = cells[entry["a"]], cells[entry["b"]]
-        if all(x[key] == y[key] for x, y in zip(both, (a, b), strict=True) for key in ("data", "rows")):
+        if all(_same_mix(x, y) for x, y in zip(both, (a, b), strict=True)):
             found[both[0]["settings"].get("lora.r", 0)] = entry
     steps, capacity = CONTROLS
     if any(found):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 from tometune.common.errors import UserError, did_you_mean
 from tometune.config.report import Asked, ReportConfig, asked, entries
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import LIMIT, between, signed, tuned_rows
+from tometune.reporting.conclusions import LIMIT, between, other_settings, signed, tuned_rows
+from tometune.reporting.grouping import group, pairs
+from tometune.reporting.sweep import Sweep
 from tometune.runs.sweep_file import read_sweep_file
 
 Values = dict[str, Any]
+Rows = Mapping[str, Mapping[str, Any]]
 
 
 class Verdict(IntEnum):
@@ -23,10 +27,28 @@ class Verdict(IntEnum):
     undecided = 4
 
 
+def check_question(sweep: Sweep, settings: ReportConfig) -> str | None:
+    """Return the problem of an entry with names of cells that a sweep, which may be `planned`, does not compare.
+
+    None without one, also if the sweep compares no cells at all: other commands may add some.
+    """
+    with suppress(UserError):  # e.g. runs that set single streams only
+        cells = group(sweep)[0]
+        rows = {cell.label: vars(cell) for cell in cells}
+        compared = [{"a": a.label, "b": b.label} for a, b in pairs(cells)]
+        for text in entries(settings.primary) if compared else ():
+            chosen = (asked(text) or Asked(None, None, None, True, None))._replace(metric=None)
+            if chosen.b is not None and not any(_chooses(chosen, entry, rows) for entry in compared):
+                return f"report.primary={text}: {_reason(chosen, list(rows), ())}"
+    return None
+
+
 def ask(
-    folder: Path, settings: ReportConfig, comparisons: Sequence[Values], cells: Sequence[str], metrics: Sequence[str]
+    folder: Path, settings: ReportConfig, comparisons: Sequence[Values], rows: Rows, metrics: Sequence[str]
 ) -> tuple[Values, list[str]]:
     """Set `primary` in each comparison: whether it answers the question in sweep.json or, where set, in `settings`.
+
+    `rows` has what the table says of each cell, by its name.
 
     Returns:
         The question with what was `recorded` before the runs, and notes for readers.
@@ -46,11 +68,11 @@ def ask(
         entry["primary"] = not question["primary"]
     for text in question["primary"]:
         chosen = asked(text)
-        found = [entry for entry in comparisons if chosen and _chooses(chosen, entry)]
+        found = [entry for entry in comparisons if chosen and _chooses(chosen, entry, rows)]
         for entry in found:
             entry["primary"] = True
         if not found:
-            problem = f"report.primary={text}: {_reason(chosen, cells, metrics)}"
+            problem = f"report.primary={text}: {_reason(chosen, list(rows), metrics)}"
             if text not in before["primary"]:
                 raise UserError(problem)
             notes.append(f"{problem}.")
@@ -73,10 +95,10 @@ def decide(requirements: Sequence[str], table: Mapping[str, Any]) -> tuple[Verdi
 
 def _decide(text: str, table: Mapping[str, Any]) -> tuple[Verdict, str]:
     chosen = asked(text)
-    found = [entry for entry in table["comparisons"] if chosen and _chooses(chosen, entry)]
+    cells = {row["cell"]: row for row in tuned_rows(table)}
+    found = [entry for entry in table["comparisons"] if chosen and _chooses(chosen, entry, cells)]
     if chosen is None or chosen.bound is None or not found:
-        cells = [row["cell"] for row in tuned_rows(table)]
-        raise UserError(f"require={text}: {_reason(chosen, cells, table['metrics'])}")
+        raise UserError(f"require={text}: {_reason(chosen, list(cells), table['metrics'])}")
     entry, bound = found[0], chosen.bound
     sign = 1 if _mix(entry["a"]) == _mix(str(chosen.a)) else -1
     low, high = sorted([sign * entry["ci_low"], sign * entry["ci_high"]])
@@ -92,10 +114,12 @@ def _decide(text: str, table: Mapping[str, Any]) -> tuple[Verdict, str]:
     return Verdict.shown if ends[0] >= 0 else Verdict.refuted if ends[1] < 0 else Verdict.undecided, line
 
 
-def _chooses(chosen: Asked, entry: Values) -> bool:
+def _chooses(chosen: Asked, entry: Values, rows: Rows) -> bool:
     """Whether a comparison, in either direction, is one of those chosen."""
     cells = {_mix(entry[name]) for name in "ab"}
-    return chosen.metric in (None, entry["metric"]) and {_mix(a) for a in (chosen.a, chosen.b) if a} <= cells
+    if chosen.mixes and other_settings(rows[entry["a"]]) != other_settings(rows[entry["b"]]):
+        return False
+    return chosen.metric in (None, entry.get("metric")) and {_mix(a) for a in (chosen.a, chosen.b) if a} <= cells
 
 
 def _mix(cell: str) -> str:
@@ -109,6 +133,8 @@ def _reason(chosen: Asked | None, cells: Sequence[str], metrics: Sequence[str]) 
     for name, known, kind in ((a, cells, "cell"), (b, cells, "cell"), (metric, metrics, "metric")):
         if name is not None and _mix(name) not in map(_mix, known):
             return f"no {kind} {name}{did_you_mean(name, known)} ({kind}s: {', '.join(known)})"
+    if chosen and chosen.mixes:
+        return "no two cells differ in their mixes alone"
     return "these cells are not compared, because they do not differ in exactly one setting"
 
 

@@ -30,6 +30,7 @@ from tometune.reporting.html import draw, environment, markdown_line
 from tometune.reporting.published import PUBLISHED, published, published_answer
 from tometune.reporting.score_files import ROUGE
 
+SHORT = 22  # letters of a model and its data that fit into 80 columns next to three metrics
 CROWDED = 12  # loss curves are drawn for at most this many cells
 
 Values = Mapping[str, Any]
@@ -117,14 +118,22 @@ def print_report(table: Values, console: Console | None = None) -> None:
     console = console or Console()
     table = {**table, "metrics": [metric for metric in table["metrics"] if "/" not in metric]}  # those of single tasks
     title = f"[bold red]{LIMIT}[/]\n{table['sweep']}" if table["limited"] else table["sweep"]
-    grid = RichTable(title=title, caption=table["family"], box=SIMPLE_HEAD, show_edge=False)
-    grid.padding, grid.pad_edge = (0, 1, 0, 0), False  # 80 columns then hold names of 12 and 10 letters
-    for number, name in enumerate(columns(table)):
-        left = number < 2
-        grid.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    for row in table["rows"]:
-        grid.add_row(*map(escape, row_texts(row, table)), style="dim" if row["stage"] == "base" else None)
-    console.print(grid)
+    names = [len(row["model"] + data_label(row)) for row in table["rows"]]
+    first = int(len(models(table)) == 1 and max(names) > SHORT)  # the title names the only model
+    title += f", {models(table)[0]}" * first
+    metrics = table["metrics"]
+    at_once = len(metrics) if console.width >= max(names) + 16 * (len(metrics) + 1) else 3
+    for start in range(0, len(metrics), at_once):
+        part = {**table, "metrics": metrics[start : start + at_once]}
+        grid = RichTable(title=None if start else title, box=SIMPLE_HEAD, show_edge=False)
+        grid.padding, grid.pad_edge = (0, 1, 0, 0), False
+        for name in columns(part)[first:]:
+            left = name in ("model", "data")
+            grid.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        for row in table["rows"]:
+            grid.add_row(*map(escape, row_texts(row, part)[first:]), style="dim" if row["stage"] == "base" else None)
+        console.print(grid)
+    console.print(f"[dim italic]{table['family']}[/]\n", highlight=False)
     for answer in answers(table):
         text = f"[bold]{escape(answer.question)} {answer.verdict}[/] {escape(' '.join(answer.sentences))}\n"
         console.print(text, highlight=False)

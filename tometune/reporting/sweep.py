@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,6 +131,19 @@ def read_sweep(folder: Path) -> Sweep:
             "%s: no %s, so runs that never started are not known; run the sweep again to list them", folder, NAME
         )
     return Sweep(folder, runs, missing, notes, design)
+
+
+def planned(folder: Path, configs: Iterable[Config]) -> Sweep:
+    """Return a sweep as its runs will record it, as far as their configs tell: without contents and results."""
+    runs = []
+    for number, config in enumerate(configs):
+        model = {name: str(getattr(config.model, name)) for name in ("id", "backend", "quantization")}
+        dtype = str(config.model.precision).replace("bf", "bfloat").replace("fp", "float")
+        record = {"model": {**model, "dtype": dtype}, "data": {}, "seed": config.seed}
+        names = config.model.name, config.data.name, config.data.rows
+        settings = _settings(config, record)
+        runs.append(SweepRun(str(number), folder, *names, record, settings, asdict(config.seeds)))
+    return Sweep(folder, runs, [], [])
 
 
 def finished_tables(multirun: Path) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from tometune.common.distributed import first_alone, is_first
 from tometune.common.errors import UserError, one_line
 from tometune.config.root import ADHOC, Config
 from tometune.config.sweep_cells import Jobs
+from tometune.reporting.question import check_question
+from tometune.reporting.sweep import planned
 from tometune.runs.lock import run_lock
-from tometune.runs.run import Run, check_writable, runs_folder
+from tometune.runs.run import DamageError, Run, check_writable, runs_folder
 from tometune.runs.sweep_file import Cell, read_cells
 from tometune.sweep import arms  # noqa: F401 -- its resolver names the arms of a sweep over sources
 from tometune.sweep.cells import State, Status, cell_of, cells_of, list_cells, status_of
@@ -30,7 +32,8 @@ def begin_sweep(jobs: Jobs) -> bool:
     Under torchrun every process calls this; only the first one writes.
 
     Raises:
-        UserError: a search would be guided by the test tasks, or sweep.json has another schema.
+        UserError: a search would be guided by the test tasks, sweep.json has another schema, or `report.primary` names
+            no cells of the sweep.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked, with any launcher
     if jobs.search:
@@ -40,6 +43,7 @@ def begin_sweep(jobs: Jobs) -> bool:
                 "scores; choose eval=pydocs_validation or hub_validation, or your own with eval.validation=true"
             )
         return True
+    check_primary(jobs)
     left = 0
     for folder, cells in cells_of(jobs.known).items():
         if is_first():
@@ -50,6 +54,24 @@ def begin_sweep(jobs: Jobs) -> bool:
             states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
             print(f"sweep {folder}: {len(cells)} runs, {states}", file=sys.stderr)
     return left > 0
+
+
+def check_primary(jobs: Jobs) -> None:
+    """Check that the cells in `report.primary` will exist; only a warning if other commands listed cells, too.
+
+    Raises:
+        UserError: an entry names no comparison of this command's cells.
+    """
+    known = jobs.known if all(job.composed for job in jobs.known) else []
+    for folder in dict.fromkeys(runs_folder(job.config) for job in known):
+        own = [job for job in known if runs_folder(job.config) == folder]
+        if problem := check_question(planned(folder, [job.config for job in own]), jobs.config.report):
+            with suppress(DamageError):  # a broken list is written again
+                if any(cell.overrides not in [job.overrides for job in own] for cell in read_cells(folder)):
+                    if is_first():
+                        print(f"{problem}; only other commands of this sweep may have them", file=sys.stderr)
+                    continue
+            raise UserError(problem)
 
 
 def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tometune.common.distributed import processes
-from tometune.common.errors import UserError
+from tometune.common.errors import UserError, some
 from tometune.config.model import Quantization
 from tometune.config.root import Config
 from tometune.config.sweep_cells import Jobs
@@ -27,6 +27,7 @@ from tometune.reporting.controls import capacity_line
 from tometune.runs.finished import damage
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
+from tometune.sweep.hooks import check_primary
 from tometune.sweep.power import earlier_runs, power_lines
 
 MEASURED = "measured"  # folder in the cache that keeps the short runs of `plan=measure`
@@ -94,22 +95,30 @@ class PlannedRun:
     capacity: str = ""  # see `capacity_line`
 
 
-def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> None:
-    """Print the plan of a command; see `plan_run`."""
+def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> int:
+    """Print the plan of a command, see `plan_run`; returns the exit status, 2 if no run is possible.
+
+    Raises:
+        UserError: the command is a search, or the question names cells that it does not compare.
+    """
     if jobs.search:
         raise UserError("plan=true: the runs of a search are not known in advance; plan one of them without the sweep")
-    runs, problems = [], []
+    check_primary(jobs)
+    runs, causes = [], dict[str, list[str]]()
+    shared = set.intersection(*(set(job.overrides) for job in jobs.known))
     for job in jobs.known:
         try:
             if job.problems:
                 raise UserError(" ".join(job.problems))
             runs.append(plan_run(job.config, measure))
         except UserError as error:
-            problems.append(f"{' '.join(job.overrides)}: {error}")
-    print_plan(runs, problems)
+            own = (text for text in job.overrides if text not in shared and not text.startswith("seed="))
+            causes.setdefault(str(error), []).append(" ".join(own))
+    print_plan(runs, [f"{some(dict.fromkeys(c), 6)}: {cause}".removeprefix(": ") for cause, c in causes.items()])
     seeds = Counter(tuple(text for text in job.overrides if not text.startswith("seed")) for job in jobs.known)
     if len(seeds) > 1 and runs:
         print(*power_lines(jobs.config, min(seeds.values()), runs[0].examples), sep="\n")
+    return 0 if runs else 2
 
 
 def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
@@ -134,7 +143,8 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     read, trained = round(tokens.counts.tokens * epochs), round(tokens.counts.trainable_tokens * epochs)
     source = locate(config.model, inputs.cache, weights=False)
     rows_of_mix = len(inputs.mix.row_ids)
-    capacity = capacity_line(rows_of_mix, trained, parameters_to_train(source, config.lora), config.lora.enabled)
+    parameters = parameters_to_train(source, config.lora)
+    capacity = capacity_line(rows_of_mix, trained, parameters, config.lora.enabled, epochs)
     examples = {task.name: len(task.examples) for task in inputs.tasks}
     answers = sum(examples.values()) * (2 if config.eval.base else 1)
     done = run.completed and not damage(run.folder, run.record)
