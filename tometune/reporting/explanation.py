@@ -66,7 +66,7 @@ def _explanation(own: Table, a: Table, b: Table, controls: Mapping[str, Table], 
         explain += {"explained": [cause], "part": [f"{cause} (at least in part)"]}.get(verdict, [])
     if absent := [f"+sweep={preset}" for preset, verdict in causes.items() if verdict == "not run"]:
         sentences.append(
-            f"Not run yet: {listed(absent)}. Run python -m tometune.train with each of them and with the model, data "
+            f"Not run yet: {listed(absent)}. Run tometune train with each of them and with the model, data "
             "and eval of this sweep, then repeat this report."
         )
     answer = "Undecided." if findings else "Not known: no control was run."

@@ -52,7 +52,7 @@ def _groups(pool: PoolConfig, named: Sequence[str], fewest: int, cache: Path) ->
         if named:
             return [[name] for name in named]
         raise UserError(
-            f"data.pool.id={pool.id}: its sources are not known yet; run python -m tometune.prepare with this data "
+            f"data.pool.id={pool.id}: its sources are not known yet; run tometune prepare with this data "
             "first, or name them with sweep.sources=[…]"
         )
     source = standardise(pool, "data.pool", cache)
