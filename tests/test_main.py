@@ -1,7 +1,9 @@
 """`tometune VERB …` is `python -m tometune.VERB …`."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,7 @@ from tometune.__main__ import main, verbs
         (["--version"], 0, [f"tometune {tometune.__version__}\n"], ""),
         (["trian"], 2, [], "trian: no such verb; did you mean train?\n"),
         (["zzz"], 2, [], "zzz: no such verb; one of "),
+        (["finetune"], 2, [], "finetune: no such verb; did you mean train?\n"),
     ],
 )
 def test_what_the_command_says(monkeypatch, capsys, arguments, status, out, error):
@@ -37,6 +40,23 @@ def test_what_the_command_says(monkeypatch, capsys, arguments, status, out, erro
 
 def test_the_verbs():
     assert set(verbs()) == {"chat", "evaluate", "export", "prepare", "report", "train"}
+
+
+def test_bash_completes_verbs_keys_and_options(tmp_path):
+    """With the function that the documented line installs, called as bash calls it."""
+    (tmp_path / "tometune").write_text(f'#!/bin/sh\nexec {sys.executable} -m tometune "$@"\n')
+    (tmp_path / "tometune").chmod(0o755)
+    script = """
+        eval "$(tometune -sc install=bash | sed s/__main__.py/tometune/)"
+        for line in "tometune trai" "tometune train -m data=mix_100k seed=0 lora.lora_a" "tometune chat model=sm"; do
+          words=($line) COMP_LINE=$line COMP_POINT=${#line} COMP_CWORD=$((${#words[@]} - 1))
+          hydra_bash_completion; echo "${COMPREPLY[@]}"
+        done
+    """
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["train", "lora.lora_alpha=", "model=smollm2_135m"]
 
 
 def test_both_ways_are_the_same(tmp_path):

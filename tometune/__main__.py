@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +20,34 @@ def main() -> None:
         print(overview())
     elif name == "--version":
         print(f"tometune {tometune.__version__}")
+    elif name in ("--shell-completion", "-sc"):
+        complete(rest)
     elif name in verbs():
         sys.argv = [f"tometune {name}", *rest]
         command: Callable[[], None] = importlib.import_module(f"tometune.{name}").main
         command()
     else:
-        near = did_you_mean(name, verbs()) or f"; one of {', '.join(verbs())}"
+        from tometune.config.aliases import VERBS
+
+        alias = next((f"; did you mean {verb}?" for verb, names in VERBS.items() if name in names), "")
+        near = alias or did_you_mean(name, verbs()) or f"; one of {', '.join(verbs())}"
         print(f"{name}: no such verb{near}", file=sys.stderr)
         sys.exit(2)
+
+
+def complete(arguments: list[str]) -> None:
+    """Install or answer Hydra's shell completion, which knows no verbs: `-sc install=bash`, `-sc query=bash`.
+
+    A query completes the line in the environment variable COMP_LINE.
+    """
+    program, *words = os.environ.get("COMP_LINE", "").split(" ")
+    if arguments[:1] and arguments[0].startswith("query="):
+        if len(words) < 2:
+            print(*verbs())
+            return
+        os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+    sys.argv = [sys.argv[0], "-sc", *arguments]
+    importlib.import_module("tometune.train").main()
 
 
 def overview() -> str:
