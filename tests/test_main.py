@@ -39,7 +39,7 @@ def test_what_the_command_says(monkeypatch, capsys, arguments, status, out, erro
 
 
 def test_the_verbs():
-    assert set(verbs()) == {"chat", "evaluate", "export", "prepare", "report", "train"}
+    assert set(verbs()) == {"chat", "doctor", "evaluate", "export", "prepare", "report", "train"}
 
 
 def test_bash_completes_verbs_keys_and_options(tmp_path):

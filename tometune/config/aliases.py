@@ -99,16 +99,20 @@ VERBS = {
     "evaluate": ("score", "test", "benchmark", "validate"),
     "report": ("table", "results", "compare", "analyse", "analyze"),
     "export": ("merge", "push", "convert", "gguf", "save", "upload"),
+    "doctor": ("check", "env", "info", "status"),
     "chat": ("serve", "infer", "inference", "generate", "predict", "ui", "webui", "talk"),
 }
 """Names of our verbs elsewhere."""
 
 
 def answers(arguments: Sequence[str], extra_folder: Path | None = None) -> Iterator[str]:
-    """Yield a problem, with the arguments to write instead, for each argument that uses another program's name."""
+    """Yield a problem, with the arguments to write instead, for each argument that uses another program's name.
+
+    Keys of Hydra, and those that are names in the user's data, are left alone.
+    """
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if any(mark in key for mark in ("@", "weights.", "caps.", "columns.")):  # names of the user's own
+        if key.startswith("hydra") or any(mark in key for mark in ("@", "weights.", "caps.", "columns.")):
             continue
         name, value = _plain(key), value.strip("'\"")
         ours, fixed = NAMES.get(name, ""), NAMES.get(_plain(value), "")

@@ -37,6 +37,7 @@ READS = {
     "evaluate": ("model", "eval", "tracking", "seed", "seeds.generation", "paths", "run"),
     "report": ("eval.resamples", "eval.confidence", "tracking", "sweep", "report", "paths", "publish", "require"),
     "export": ("export", "paths", "run", "format", "quant", "push_to", "private"),
+    "doctor": ("tracking", "paths"),
     "chat": ("model", "chat", "seed", "seeds.generation", "paths", "run", "against", "gguf", "ui", "share"),
 }
 """Groups and keys by verb. A key stands for everything below it."""

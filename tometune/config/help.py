@@ -54,6 +54,12 @@ EXAMPLES = {
         "tometune chat model=smollm2_135m chat.temperature=0": "a model as it is, greedily",
         "tometune chat gguf=model-q8_0.gguf": "a GGUF file in llama.cpp",
     },
+    "doctor": {
+        "tometune doctor": "this machine",
+        "tometune doctor paths.cache=/scratch/tometune": "with another cache folder",
+        "tometune doctor paths.outputs=/data/runs": "with another folder of runs",
+        "tometune doctor tracking.mode=online": "whether W&B can be used online",
+    },
 }
 """Four commands per verb, and what each does."""
 
