@@ -39,7 +39,7 @@ def test_one_screen_without_a_token(monkeypatch, capsys, tmp_path):
     gpu = SimpleNamespace(total_memory=24 * 2**30, major=8, minor=9)
     for name, value in {"is_available": True, "get_device_properties": gpu, "device_count": 2}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, found=value: found)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA GeForce RTX 4090")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA GeForce RTX 4090")
     monkeypatch.setattr(machine, "gpu_capability", lambda: (8, 9))
     machine.auto_precision.cache_clear()
     config = Config()
@@ -50,8 +50,8 @@ def test_one_screen_without_a_token(monkeypatch, capsys, tmp_path):
     assert max(map(len, out.splitlines())) <= 80
     assert len(out.splitlines()) <= 24, "one screen"
     text = " ".join(out.split())
-    assert "GPU 2 times NVIDIA GeForce RTX 4090, 24 GiB, compute capability 8.9; computes in bf16" in text
+    assert "GPU 2 of NVIDIA GeForce RTX 4090, 24 GiB, compute capability 8.9; computes in bf16" in text
     assert "hub http://127.0.0.1:9 cannot be reached within 3 s" in text
-    assert "hub token present W&B online" in text
+    assert "hub token present tracking W&B online" in text
     assert not [secret for secret in SECRETS.values() if secret[:12] in out]
     assert out.endswith("next:\n  tometune train +experiment=quickstart\n")

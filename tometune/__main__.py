@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 
 import tometune
 from tometune.common.errors import did_you_mean
@@ -27,10 +28,7 @@ def main() -> None:
         command: Callable[[], None] = importlib.import_module(f"tometune.{name}").main
         command()
     else:
-        from tometune.config.aliases import VERBS
-
-        alias = next((f"; did you mean {verb}?" for verb, names in VERBS.items() if name in names), "")
-        near = alias or did_you_mean(name, verbs()) or f"; one of {', '.join(verbs())}"
+        near = did_you_mean(name, verbs()) or f"; one of {', '.join(verbs())}"
         print(f"{name}: no such verb{near}", file=sys.stderr)
         sys.exit(2)
 
@@ -54,7 +52,7 @@ def overview() -> str:
     """Return the text of `tometune --help`."""
     found = verbs()
     width = max(map(len, found), default=0)
-    lines = [f"  {name:{width}}  {line}" for name, line in found.items()]
+    lines = [fill(f"  {name:{width}}  {line}", 80, subsequent_indent=" " * (width + 4)) for name, line in found.items()]
     return "\n".join([str(tometune.__doc__), "", USAGE, "", *lines, "", "Run `tometune VERB --help` for details."])
 
 

@@ -7,9 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tests.config.conftest import sweep_of, wrong_words
-from tometune.__main__ import verbs
 from tometune.common.errors import ConfigError
-from tometune.config.aliases import ADVICE, FIXED, NAMES, RENAMED, VERBS, answers
+from tometune.config.aliases import ADVICE, FIXED, NAMES, RENAMED, TABLES, answers
 from tometune.config.command_line import read_command_line
 from tometune.config.error_messages import composition_errors, unknown_key
 from tometune.config.root import CONFIG_NAME, conf_dir, register, setting_keys, typed
@@ -79,12 +78,11 @@ def test_all_names_of_other_programs_are_answered_at_once_and_lead_to_settings(t
         read_command_line(["lr=1", "epochs=2", "~qqq"])
     assert [wrong for line in {*RENAMED, *FIXED} for wrong in wrong_words(line.format("…"))] == []
     keys = setting_keys()
-    assert {*keys} & {*NAMES, *ADVICE} == set()
+    assert {*keys} & {*NAMES} == set()
     assert [*answers([f"{key}=true" for key in keys if f"{key}=true" not in FIXED])] == [], "our own names stay ours"
-    assert len(NAMES) == sum(len(names.split()) for names in (*RENAMED.values(), *FIXED.values())), "named twice"
-    assert {word for text in ADVICE.values() for word in text.split() if "." in word} <= {*keys}
+    assert len(NAMES) == sum(len(names.split()) for table in TABLES for names in table.values()), "named twice"
+    assert {word for text in ADVICE for word in text.split() if "." in word} <= {*keys}
     assert unknown_key("trainer.lr") == "trainer.lr: no such key; did you mean trainer.learning_rate?"  # in a YAML file
-    assert set(VERBS) <= set(verbs())
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "rtx4090.yaml").touch()
     assert [*answers(["trainer=rtx4090"], tmp_path)] == []

@@ -1,7 +1,6 @@
 """Names that other programs give to our settings, and the arguments that set them here.
 
-They come from transformers, TRL, PEFT, Unsloth, axolotl, LLaMA-Factory, nanoGPT and from habit. They are looked up
-before the nearest spelling, because `lr` is not near `trainer.learning_rate`.
+They come from transformers, TRL, PEFT, Unsloth, axolotl, LLaMA-Factory, nanoGPT and from habit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ RENAMED = {
     "eval.batch_size={}": "eval_batch_size per_device_eval_batch_size",
     "eval.limit={}": "max_eval_samples eval_samples",
     "+eval/task@eval.tasks.mine=jsonl eval.tasks.mine.path={}": "eval_file eval_dataset test_file test_dataset",
-    "eval.temperature={}": "temp",
     "format={}": "save_method",
     "lora.lora_alpha={}": "alpha adapter_alpha",
     "lora.lora_dropout={}": "dropout adapter_dropout",
@@ -74,35 +72,22 @@ FIXED = {
 """Arguments, and names that stand for them alone, as a switch (`load_in_4bit=true`) or as a value (`gpu=rtx4090`)."""
 
 ADVICE = {
-    "gradient_accumulation_steps": "set trainer.conversations_per_step to all conversations of a step",
-    "grad_accum": "set trainer.conversations_per_step to all conversations of a step",
-    "train_on_inputs": "leave it out; the loss covers the answers only",
-    "assistant_only_loss": "leave it out; the loss covers the answers only",
-    "completion_only_loss": "leave it out; the loss covers the answers only",
-    "train_on_responses_only": "leave it out; the loss covers the answers only",
-    "chat_template": "leave it out; the model's own template is used",
-    "resume": "leave it out; the same command resumes by itself",
-    "resume_from_checkpoint": "leave it out; the same command resumes by itself",
-    "trust_remote_code": "leave it out; code from the hub is never run",
+    "set trainer.conversations_per_step to all conversations of a step": "gradient_accumulation_steps grad_accum",
+    "leave it out; the loss covers the answers only": (
+        "train_on_inputs assistant_only_loss completion_only_loss train_on_responses_only"
+    ),
+    "leave it out; the model's own template is used": "chat_template",
+    "leave it out; the same command resumes by itself": "resume resume_from_checkpoint",
+    "leave it out; code from the hub is never run": "trust_remote_code",
 }
-"""Names of what needs no setting here, or another kind of one."""
+"""What to do instead, and names of what needs no setting here, or another kind of one."""
 
-NAMES = {name: arguments for table in (RENAMED, FIXED) for arguments, names in table.items() for name in names.split()}
+TABLES = (RENAMED, FIXED, ADVICE)
+NAMES = {name: answer for table in TABLES for answer, names in table.items() for name in names.split()}
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")  # a dataset that is no hub id
 
 KINDS = ("trainer", "lora", "model", "tracking", "gpu", "device", "hardware", "quantization", "finetuning_type", "peft")
 """Keys, of ours and of others, whose value can be a name of `FIXED`."""
-
-VERBS = {
-    "train": ("finetune", "fine-tune", "sft", "fit", "run", "sweep", "plan"),
-    "prepare": ("preprocess", "tokenize", "data", "mix", "dataset"),
-    "evaluate": ("score", "test", "benchmark", "validate"),
-    "report": ("table", "results", "compare", "analyse", "analyze"),
-    "export": ("merge", "push", "convert", "gguf", "save", "upload"),
-    "doctor": ("check", "env", "info", "status"),
-    "chat": ("serve", "infer", "inference", "generate", "predict", "ui", "webui", "talk"),
-}
-"""Names of our verbs elsewhere."""
 
 
 def answers(arguments: Sequence[str], extra_folder: Path | None = None) -> Iterator[str]:
@@ -120,8 +105,8 @@ def answers(arguments: Sequence[str], extra_folder: Path | None = None) -> Itera
             ours = NAMES["data_path"]
         if ours and key.lstrip("+~") in setting_keys():  # e.g. eval.batch_size
             ours = ""
-        if name in ADVICE:
-            yield f"{argument}: no such key; {ADVICE[name]}"
+        if ours in ADVICE:
+            yield f"{argument}: no such key; {ours}"
         elif ours in RENAMED or (ours in FIXED and (not equals or value.lower() in ("true", "1", "yes"))):
             yield f"{argument}: no such key; write {ours.format(VALUES.get(value.lower(), value or '…'))}"
         elif fixed in FIXED and fixed != argument and (key in KINDS or fixed.startswith(f"{key}=")):
@@ -131,7 +116,7 @@ def answers(arguments: Sequence[str], extra_folder: Path | None = None) -> Itera
 
 def keys_of(name: str) -> list[str]:
     """Return our keys for a name; none if it is in no table."""
-    return [argument.partition("=")[0] for argument in NAMES.get(_plain(name), "").split()]
+    return [word.partition("=")[0] for word in NAMES.get(_plain(name), "").split() if "=" in word]
 
 
 def _plain(name: str) -> str:

@@ -68,7 +68,7 @@ def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
     if line.options is not None and line.options.help:
         from tometune.config.help import help_text
 
-        print(help_text(name, (sys.modules[task.__module__].__doc__ or "").partition("\n")[0], line.extra_folder))
+        print(help_text(name, sys.modules[task.__module__].__doc__ or name, line.extra_folder))
         return DONE
     with composition_errors(line.extra_folder):
         if line.options is None:

@@ -1,4 +1,4 @@
-"""The text of `tometune VERB --help`: the groups and keys that the verb reads, and four examples, in 80 columns."""
+"""The text of `tometune VERB --help`: the groups and keys that the verb reads, and its examples, in 80 columns."""
 
 import ast
 import inspect
@@ -17,52 +17,6 @@ from tometune.config.root import CONFIG_NAME, Config, conf_dir
 
 WIDTH = 80
 
-EXAMPLES = {
-    "train": {
-        "tometune train +experiment=quickstart": "a small model; no GPU, no downloads",
-        "tometune train data=mix_300k trainer=rtx24gb": "one run on a GPU with 24 GB",
-        "tometune train data=files_100k data.base.path=mine.jsonl data.rows=5000": "5,000 rows of your file",
-        "tometune train -m +sweep=table plan=true": "the cost of the table: three sizes, three seeds",
-    },
-    "prepare": {
-        "tometune prepare data=mix_200k": "build the mix and its data card",
-        "tometune prepare data=files_100k data.base.path=mine.jsonl data.rows=5000": "5,000 rows of your file",
-        "tometune prepare data=mix_200k data.filters.refusals=true": "leave out rows with refusals",
-        "tometune prepare data=mix_300k data.contamination=drop": "drop rows that overlap with the test sets",
-    },
-    "evaluate": {
-        "tometune evaluate run=outputs/RUN_ID eval=pydocs": "a finished run on other tasks",
-        "tometune evaluate model.id=user/name model.quantization=none": "any model on the hub",
-        "tometune evaluate model=smollm2_135m eval=pydocs eval.limit=50": "a quick trial without a GPU",
-        "tometune evaluate run=outputs/RUN_ID eval.harness=[ifeval]": "add a task of lm-evaluation-harness",
-    },
-    "report": {
-        "tometune report sweep.name=table": "the table as text and as report.html",
-        "tometune report sweep.name=table report.primary=rougeL": "correct for this metric's comparisons only",
-        "tometune report sweep.name=table publish=wandb": "also as a W&B report",
-        "tometune report sweep.name=table require='a>b:rougeL>=-0.01'": "for CI: exit status 0, 3 or 4",
-    },
-    "export": {
-        "tometune export run=outputs/RUN_ID": "a merged model for transformers and vLLM",
-        "tometune export run=outputs/RUN_ID format=gguf quant=q4_k_m": "for llama.cpp and Ollama",
-        "tometune export run=outputs/RUN_ID format=[adapter,gguf]": "two formats",
-        "tometune export run=outputs/RUN_ID push_to=user/name": "to a private repository on the hub",
-    },
-    "chat": {
-        "tometune chat run=outputs/RUN_ID against=base": "side by side with the base model",
-        "tometune chat run=outputs/RUN_ID ui=terminal": "in the terminal, e.g. over ssh",
-        "tometune chat model=smollm2_135m chat.temperature=0": "a model as it is, greedily",
-        "tometune chat gguf=model-q8_0.gguf": "a GGUF file in llama.cpp",
-    },
-    "doctor": {
-        "tometune doctor": "this machine",
-        "tometune doctor paths.cache=/scratch/tometune": "with another cache folder",
-        "tometune doctor paths.outputs=/data/runs": "with another folder of runs",
-        "tometune doctor tracking.mode=online": "whether W&B can be used online",
-    },
-}
-"""Four commands per verb, and what each does."""
-
 ADDED = {"sweep": "+sweep", "experiment": "+experiment", "eval/task": "+eval/task@eval.tasks.NAME"}
 """How an option is chosen of the groups that have no default."""
 
@@ -72,8 +26,12 @@ WITHOUT_KEYS = {"eval/task": "eval", "experiment": "experiment", "hydra/launcher
 EXPLAINED = 6  # most keys of a group that are explained one by one
 
 
-def help_text(verb: str, summary: str, extra_folder: Path | None = None) -> str:
-    """Return the help of a verb. `extra_folder` is that of `--config-dir`, whose options are listed, too."""
+def help_text(verb: str, docstring: str, extra_folder: Path | None = None) -> str:
+    """Return the help of a verb, whose docstring has a summary in the first line and then examples.
+
+    `extra_folder` is that of `--config-dir`, whose options are listed, too.
+    """
+    summary, *examples = docstring.strip().splitlines()
     types = get_type_hints(Config)
     groups: list[str] = []
     keys: list[str] = []
@@ -88,16 +46,12 @@ def help_text(verb: str, summary: str, extra_folder: Path | None = None) -> str:
             groups += _entry(f"{name}.KEY=", ", ".join(names))
         elif name in types:
             keys += [key for key in ([f"{name}.{key}" for key in below] or [name]) if reads(verb, key)]
-    examples = []
-    for command, does in EXAMPLES[verb].items():
-        short = len(command) + len(does) + 6 <= WIDTH
-        examples += [f"  {command}  # {does}"] if short else [f"  # {does}", f"  {command}"]
     return "\n".join(
         [
             *(fill(f"tometune {verb}: {summary}", WIDTH), "", f"usage: tometune {verb} [group=option …] [key=value …]"),
             *("", "Groups of settings (* is the default option):", *groups),
             *("", "Other settings:", *(line for key in keys for line in _entry(f"{key}=", _meaning(key)))),
-            *("", "Examples:", *examples),
+            *("", "Examples:", *(f"  {line.strip()}" for line in examples if line)),
             *("", "The YAML files in this folder explain every setting:", f"  {conf_dir()}"),
             "--cfg job prints all of them. With -m, key=a,b makes one run per value.",
             'Tab completes keys and options after: eval "$(tometune -sc install=bash)"',
