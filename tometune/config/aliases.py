@@ -78,7 +78,6 @@ ADVICE = {
     ),
     "leave it out; the model's own template is used": "chat_template",
     "leave it out; the same command resumes by itself": "resume resume_from_checkpoint",
-    "leave it out; code from the hub is never run": "trust_remote_code",
 }
 """What to do instead, and names of what needs no setting here, or another kind of one."""
 
