@@ -50,6 +50,8 @@ CASES = [
 ALIASES = [
     ("lr=1e-4", "lr=1e-4: no such key; write trainer.learning_rate=1e-4"),
     ("trainer.per_device_train_batch_size=1", "{0}: no such key; write trainer.micro_batch=1"),
+    ("num_train_epochs=2", "num_train_epochs=2: no such key; write trainer.num_train_epochs=2"),
+    ("temperature=0", None),  # of eval or chat?
     ("max_seq_length", "max_seq_length: no such key; write trainer.max_length=…"),
     ("load_in_4bit=True", "{0}: no such key; write model.quantization=nf4"),
     ("4bit", "4bit: no such key; write model.quantization=nf4"),

@@ -6,7 +6,7 @@ They come from transformers, TRL, PEFT, Unsloth, axolotl, LLaMA-Factory, nanoGPT
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tometune.config.root import setting_keys
+from tometune.config.root import Config, setting_keys
 
 RENAMED = {
     "data.base.id={} data.rows=N": "dataset dataset_name dataset_id datasets train_dataset",
@@ -102,11 +102,14 @@ def answers(arguments: Sequence[str], extra_folder: Path | None = None) -> Itera
         ours, fixed = NAMES.get(name, ""), NAMES.get(_plain(value), "")
         if ours.startswith("data.base.id=") and value.endswith(FILES):
             ours = NAMES["data_path"]
-        if ours and key.lstrip("+~") in setting_keys():  # e.g. eval.batch_size
+        if key.lstrip("+~") in (setting_keys() if ours else Config.__dataclass_fields__):  # e.g. eval.batch_size
             ours = ""
+        elif not ours and "." not in key:  # our own name without its group: learning_rate
+            found = [each for each in setting_keys() if each.endswith(f".{key}")]
+            ours = f"{found[0]}={{}}" if len(found) == 1 else ""
         if ours in ADVICE:
             yield f"{argument}: no such key; {ours}"
-        elif ours in RENAMED or (ours in FIXED and (not equals or value.lower() in ("true", "1", "yes"))):
+        elif "{}" in ours or (ours in FIXED and (not equals or value.lower() in ("true", "1", "yes"))):
             yield f"{argument}: no such key; write {ours.format(VALUES.get(value.lower(), value or '…'))}"
         elif fixed in FIXED and fixed != argument and (key in KINDS or fixed.startswith(f"{key}=")):
             own = extra_folder is not None and (extra_folder / key / f"{value}.yaml").exists()
