@@ -100,9 +100,11 @@ def parse(texts: Iterable[str]) -> Iterator[Override]:
 
 def show(hydra: Hydra, line: CommandLine) -> None:
     """Print what `--cfg`, `--hydra-help` and the like ask for."""
-    options = line.options
+    options, loader = line.options, hydra.config_loader
     assert options is not None
     if options.hydra_help:
+        # Hydra would copy its whole store of configs for each list of options, which takes a second.
+        loader.get_group_options = loader.repository.get_group_options  # type: ignore[attr-defined,method-assign]
         options.overrides = line.overrides
         hydra.hydra_help(config_name=CONFIG_NAME, args_parser=get_args_parser(), args=options)
     elif options.cfg:
