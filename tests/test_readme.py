@@ -16,12 +16,12 @@ from tests.whole import ForkServer, Workplace
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-LINES = [
-    line.partition("  #")[0].strip()
+RUN, MIX = "python -m tometune.", ["data.base.rows=4", "data.rows=8"]
+LINES = [  # `tometune VERB` is run as the module, which needs no installed script
+    re.sub("^tometune ", RUN, line.partition("  #")[0].strip())
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
 ]
-RUN, MIX = "python -m tometune.", ["data.base.rows=4", "data.rows=8"]
 TINY = ["model=tiny", "trainer=debug", "trainer.max_steps=2", "eval.limit=1"]
 HUB = [f"eval.tasks.{task}.{value}" for task in TASKS for value in ("revision=main", "max_new_tokens=4")]
 TABLE = [*TINY, *HUB, "data=mix_100k,mix_300k", "seed=0", "data.base.rows=4", "data.rows=4", "eval.resamples=200"]

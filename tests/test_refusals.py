@@ -18,10 +18,10 @@ POOL = ("data=files_200k", "data.base.rows=12", "data.pool.path=pool.jsonl")
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ([], r"^model=llama32_3b: .*need an NVIDIA GPU.* python -m tometune\.train \+experiment=quickstart$"),
+        ([], r"^model=llama32_3b: .*need an NVIDIA GPU.* tometune train \+experiment=quickstart$"),
         (
             [*SMOKE, "model=llama32_3b", "model.id=someone/thing", "model.quantization=none"],
-            r"^model\.id=someone/thing: the model hub cannot be reached.* python -m tometune\.train \+experiment=quick",
+            r"^model\.id=someone/thing: the model hub cannot be reached.* tometune train \+experiment=quick",
         ),
         ([*SMOKE, "model.id=./none", "model.weights=pretrained"], r"^model\.id=\./none: "),
         ([*SMOKE, "trainer.optim=lion_8bit"], r"^trainer\.optim=lion_8bit: needs bitsandbytes; "),

@@ -2,9 +2,11 @@
 
 import ast
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 
 import tometune
 from tometune.common.errors import did_you_mean
@@ -19,6 +21,8 @@ def main() -> None:
         print(overview())
     elif name == "--version":
         print(f"tometune {tometune.__version__}")
+    elif name in ("--shell-completion", "-sc"):
+        complete(rest)
     elif name in verbs():
         sys.argv = [f"tometune {name}", *rest]
         command: Callable[[], None] = importlib.import_module(f"tometune.{name}").main
@@ -29,11 +33,26 @@ def main() -> None:
         sys.exit(2)
 
 
+def complete(arguments: list[str]) -> None:
+    """Install or answer Hydra's shell completion, which knows no verbs: `-sc install=bash`, `-sc query=bash`.
+
+    A query completes the line in the environment variable COMP_LINE.
+    """
+    program, *words = os.environ.get("COMP_LINE", "").split(" ")
+    if arguments[:1] and arguments[0].startswith("query="):
+        if len(words) < 2:
+            print(*verbs())
+            return
+        os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+    sys.argv = [sys.argv[0], "-sc", *arguments]
+    importlib.import_module("tometune.train").main()
+
+
 def overview() -> str:
     """Return the text of `tometune --help`."""
     found = verbs()
     width = max(map(len, found), default=0)
-    lines = [f"  {name:{width}}  {line}" for name, line in found.items()]
+    lines = [fill(f"  {name:{width}}  {line}", 80, subsequent_indent=" " * (width + 4)) for name, line in found.items()]
     return "\n".join([str(tometune.__doc__), "", USAGE, "", *lines, "", "Run `tometune VERB --help` for details."])
 
 

@@ -1,4 +1,10 @@
-"""Chat with a run's model, any other model or a GGUF file, alone or side by side: in the browser or the terminal."""
+"""Chat with a run's model, any other model or a GGUF file, alone or side by side: in the browser or the terminal.
+
+tometune chat run=outputs/RUN_ID against=base  # next to its base model
+tometune chat run=outputs/RUN_ID ui=terminal
+tometune chat model=smollm2_135m chat.temperature=0
+tometune chat gguf=model-q8_0.gguf
+"""
 
 import logging
 import threading

@@ -1,4 +1,10 @@
-"""Score a finished run again, on its own tasks or on others, or score any other model."""
+"""Score a finished run again, on its own tasks or on others, or score any other model.
+
+tometune evaluate run=outputs/RUN_ID eval=pydocs  # a run on other tasks
+tometune evaluate model.id=user/name model.quantization=none
+tometune evaluate model=smollm2_135m eval=pydocs eval.limit=50  # a trial
+tometune evaluate run=outputs/RUN_ID eval.harness=[ifeval]
+"""
 
 from __future__ import annotations
 
@@ -21,6 +27,13 @@ log = logging.getLogger(__name__)
 def main(config: Config) -> None:
     """Find the run or the model, score it, and print the table."""
     from tometune.evaluation.table import print_run
+
+    subject = scored(config)
+    print_run(subject.folder, subject.record, subject.config.eval)
+
+
+def scored(config: Config) -> Subject:
+    """Find the run or the model, score it unless that is done, and return it with its scores."""
     from tometune.models.machine import check_machine
     from tometune.runs.stored import find_subject
 
@@ -34,7 +47,7 @@ def main(config: Config) -> None:
         log.info("%s: finished on %s, nothing to do", subject.folder, subject.record["finished"])
     else:
         evaluate(subject)
-    print_run(subject.folder, subject.record, subject.config.eval)
+    return subject
 
 
 def evaluate(subject: Subject) -> None:

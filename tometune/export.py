@@ -1,4 +1,10 @@
-"""Export a finished run as adapter, merged model or GGUF, check each export against the run, and publish it."""
+"""Export a finished run as adapter, merged model or GGUF, check each export against the run, and publish it.
+
+tometune export run=outputs/RUN_ID  # merged, for transformers and vLLM
+tometune export run=outputs/RUN_ID format=gguf quant=q4_k_m  # for llama.cpp
+tometune export run=outputs/RUN_ID format=[adapter,gguf]
+tometune export run=outputs/RUN_ID push_to=user/name  # to the hub, private
+"""
 
 from __future__ import annotations
 

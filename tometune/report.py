@@ -1,4 +1,10 @@
-"""Report on a sweep: scores per cell, differences and their confidence intervals, in the terminal and as a page."""
+"""Report on a sweep: scores per cell, differences and their confidence intervals, in the terminal and as a page.
+
+tometune report sweep.name=table  # as text and as report.html
+tometune report sweep.name=table report.primary=rougeL
+tometune report sweep.name=table publish=wandb
+tometune report sweep.name=table require='a>b:rougeL>=-0.01'  # for CI
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from dataclasses import replace
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -17,6 +24,9 @@ from tometune.config.app import verb
 from tometune.config.report import entries
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
+
+if TYPE_CHECKING:
+    from tometune.reporting.analysis import Report
 
 LOCK = ".report.lock"
 
@@ -47,16 +57,9 @@ def write_all(folder: Path, config: Config) -> tuple[dict[str, str], IntEnum | N
     Raises:
         UserError: the runs cannot be read or compared, or `tracking.mode=online` is not possible.
     """
-    from tometune.reporting.analysis import build
-    from tometune.reporting.report_files import print_report, write
+    from tometune.reporting.report_files import print_report
 
-    with ExitStack() as stack:
-        if folder.is_dir():  # of two processes on one sweep, the last one to read it is the last one to write
-            with disk_errors(folder, "paths.multirun"):
-                stack.enter_context(FileLock(folder / LOCK))
-        report = build(folder, config.eval.resamples, config.eval.confidence, config.report)
-        with disk_errors(folder, "paths.multirun"):
-            page = write(report)
+    report, page = write_files(folder, config)
     verdict = None
     out = sys.stdout
     if config.require is None:
@@ -73,6 +76,20 @@ def write_all(folder: Path, config: Config) -> tuple[dict[str, str], IntEnum | N
 
         print(*publish(report, publisher(config)), sep="\n", file=out)
     return {entry["run_id"]: entry["reason"] for entry in report.table["missing"]}, verdict
+
+
+def write_files(folder: Path, config: Config) -> tuple[Report, Path]:
+    """Build the report of a sweep folder and write its files; returns it and the path of its page."""
+    from tometune.reporting.analysis import build
+    from tometune.reporting.report_files import write
+
+    with ExitStack() as stack:
+        if folder.is_dir():  # of two processes on one sweep, the last one to read it is the last one to write
+            with disk_errors(folder, "paths.multirun"):
+                stack.enter_context(FileLock(folder / LOCK))
+        report = build(folder, config.eval.resamples, config.eval.confidence, config.report)
+        with disk_errors(folder, "paths.multirun"):
+            return report, write(report)
 
 
 def report_finished(folder: Path, config: Config) -> dict[str, str] | None:

@@ -1,4 +1,10 @@
-"""Mix, score, fine-tune, score again and record: one cell of the table in one command."""
+"""Mix, score, fine-tune, score again and record: one cell of the table in one command.
+
+tometune train +experiment=quickstart  # a small model; no GPU, no downloads
+tometune train data=mix_300k trainer=rtx24gb  # one run on a GPU with 24 GB
+tometune train data=files_100k data.base.path=mine.jsonl data.rows=5000
+tometune train -m +sweep=table plan=true  # what the whole table costs
+"""
 
 from __future__ import annotations
 
@@ -59,6 +65,22 @@ def main(config: Config) -> float | None:
 
         print_plan([plan_run(config, measure)], [])
         return None
+    run, already_done = make_run(config)
+    if run is None:
+        return None
+    if is_first() and (config.sweep.name is None or not already_done):
+        from tometune.evaluation.table import print_run
+
+        print_run(run.folder, run.record, config.eval)
+    return float(run.record["eval"]["tuned"]["rougeL"])
+
+
+def make_run(config: Config) -> tuple[Run | None, bool]:
+    """Make the run of a config, or find it finished.
+
+    Returns:
+        The run, None if it is skipped or another process makes it; and whether it was finished before.
+    """
     connect()
     inputs, run = find_run(config)
     run.record = agree(run.record)
@@ -68,7 +90,7 @@ def main(config: Config) -> float | None:
         log.info("%s: finished on %s, nothing to do", run.folder, run.record["finished"])
     elif reason is not None:
         log.info("%s: skipped, it failed before and sweep.retry_failed=false: %s", run.folder, reason)
-        return None
+        return None, False
     else:
         try:
             with hooks.attempt(run, config):
@@ -81,12 +103,8 @@ def main(config: Config) -> float | None:
             if config.sweep.name is None:
                 raise
             log.info("%s: already being run by %s; skipped", run.folder, busy.owner or "another process")
-            return None
-    if is_first() and (config.sweep.name is None or not already_done):
-        from tometune.evaluation.table import print_run
-
-        print_run(run.folder, run.record, config.eval)
-    return float(run.record["eval"]["tuned"]["rougeL"])
+            return None, False
+    return run, already_done
 
 
 def find_run(config: Config) -> tuple[RunInputs, Run]:

@@ -9,13 +9,16 @@ from functools import cache
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from tometune.common.errors import ConfigError
 from tometune.config.app import verb
-from tometune.config.command_line import parse, read_command_line
-from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register
+from tometune.config.command_line import parse, quoted, read_command_line
+from tometune.config.root import CONFIG_NAME, Config, check, conf_dir, register, setting_keys
 from tometune.config.sweep_cells import jobs_of, to_config
 from tometune.sweep import arms  # noqa: F401 -- its resolver names the arms of a sweep over sources
+
+SCHEMA = OmegaConf.structured(Config)
 
 
 @dataclass
@@ -98,3 +101,23 @@ def sweep_of(*arguments: str) -> list[Config]:
     assert jobs is not None
     assert not any(job.problems for job in jobs.known)
     return [job.config for job in jobs.known]
+
+
+def wrong_words(line: str) -> list[str]:
+    """Return the arguments of a line that name no key or no option, or have a wrong type; `…` stands for any value."""
+    wrong = []
+    for word in line.split():
+        key, _, value = word.lstrip("+").partition("=")
+        folder = conf_dir() / key.partition("@")[0]
+        if word == "-m" or key.startswith("eval.tasks."):
+            continue
+        try:
+            if folder.is_dir():
+                assert value == "…" or (folder / f"{value}.yaml").exists(), "no such option"
+            elif value in ("…", "N"):
+                assert key in setting_keys(), "no such key"
+            else:
+                OmegaConf.update(SCHEMA, key, next(parse([quoted(word)])).value())
+        except (AssertionError, OmegaConfBaseException) as error:
+            wrong.append(f"{word}: {error}")
+    return wrong

@@ -131,6 +131,5 @@ def test_config_commands_import_nothing_heavy(tmp_path):
         assert (status, heavy) == (expected, []), (arguments, err)
         assert "Traceback" not in err
         if arguments[1] == "--help":
-            assert out.startswith(f"tometune {arguments[0]}: {verbs()[arguments[0]]}")
-            assert all(text in out for text in ("data: files_100k", "+experiment=quickstart", "train.yaml"))
+            assert " ".join(out.split()).startswith(f"tometune {arguments[0]}: {verbs()[arguments[0]]} usage: ")
     assert list(tmp_path.iterdir()) == []

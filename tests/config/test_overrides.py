@@ -6,11 +6,12 @@ import subprocess
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.config.conftest import sweep_of
+from tests.config.conftest import sweep_of, wrong_words
 from tometune.common.errors import ConfigError
+from tometune.config.aliases import ADVICE, FIXED, NAMES, RENAMED, TABLES, answers
 from tometune.config.command_line import read_command_line
-from tometune.config.error_messages import composition_errors
-from tometune.config.root import CONFIG_NAME, conf_dir, register, typed
+from tometune.config.error_messages import composition_errors, unknown_key
+from tometune.config.root import CONFIG_NAME, conf_dir, register, setting_keys, typed
 
 register()
 
@@ -19,10 +20,6 @@ CASES = [
     ("tracking=null", "tracking=null: choose an option of this group, tracking=OPTION"),
     ("data/pool=x", "data/pool: no such key; did you mean data.pool?"),
     ("model.lerning_rate=1", "model.lerning_rate: no such key; did you mean trainer.learning_rate?"),
-    (
-        "trainer.per_device_train_batch_size=1",
-        "trainer.per_device_train_batch_size: no such key; did you mean trainer.mi",
-    ),
     ("trainer.foo=1", "trainer.foo: no such key; --cfg job prints all keys"),
     ("dta=mix_100k", "dta: no such key; did you mean data?"),
     ("~qqqqq", "~qqqqq: only a task can be deleted, ~eval.tasks.NAME"),
@@ -48,6 +45,49 @@ CASES = [
     ("model.id=${oc.env:NOT_SET}", "model.id: refers to ${oc.env:NOT_SET}, which is not set; set it, or give a"),
     ("model.id=${nope:1}", "model.id: Unsupported interpolation type nope"),
 ]
+
+
+ALIASES = [
+    ("lr=1e-4", "lr=1e-4: no such key; write trainer.learning_rate=1e-4"),
+    ("trainer.per_device_train_batch_size=1", "{0}: no such key; write trainer.micro_batch=1"),
+    ("num_train_epochs=2", "num_train_epochs=2: no such key; write trainer.num_train_epochs=2"),
+    ("temperature=0", None),  # of eval or chat?
+    ("max_seq_length", "max_seq_length: no such key; write trainer.max_length=…"),
+    ("load_in_4bit=True", "{0}: no such key; write model.quantization=nf4"),
+    ("4bit", "4bit: no such key; write model.quantization=nf4"),
+    ("bf16=false", None),
+    ("dtype=bfloat16", "{0}: no such key; write model.precision=bf16"),
+    ("trainer=rtx4090", "{0}: no such option; write trainer=rtx24gb"),
+    ("gpu=RTX4090", "{0}: no such option; write trainer=rtx24gb"),
+    ("lora=dora", None),
+    ("tracking=wandb", None),
+    ("data.name=colab", None),
+    ("data.pool.weights.dataset=0.5", None),
+    ("+eval/task@eval.tasks.rank=jsonl", None),
+    ("dataset=user/set", "{0}: no such key; write data.base.id=user/set data.rows=N"),
+    ("dataset=a.jsonl", "{0}: no such key; write data=files_100k data.base.path=a.jsonl data.rows=N"),
+    ("chat_template=chatml", "{0}: no such key; leave it out; the model's own template is used"),
+]
+
+
+@pytest.mark.parametrize(("argument", "line"), ALIASES)
+def test_the_name_of_another_program_is_answered_with_the_line_that_does_it(argument, line):
+    assert [*answers([argument])] == ([] if line is None else [line.format(argument)])
+
+
+def test_all_names_of_other_programs_are_answered_at_once_and_lead_to_settings(tmp_path):
+    with pytest.raises(ConfigError, match=r"^lr=1: .*\nepochs=2: .*\n~qqq: only a task"):
+        read_command_line(["lr=1", "epochs=2", "~qqq"])
+    assert [wrong for line in {*RENAMED, *FIXED} for wrong in wrong_words(line.format("…"))] == []
+    keys = setting_keys()
+    assert {*keys} & {*NAMES} == set()
+    assert [*answers([f"{key}=true" for key in keys if f"{key}=true" not in FIXED])] == [], "our own names stay ours"
+    assert len(NAMES) == sum(len(names.split()) for table in TABLES for names in table.values()), "named twice"
+    assert {word for text in ADVICE for word in text.split() if "." in word} <= {*keys}
+    assert unknown_key("trainer.lr") == "trainer.lr: no such key; did you mean trainer.learning_rate?"  # in a YAML file
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "rtx4090.yaml").touch()
+    assert [*answers(["trainer=rtx4090"], tmp_path)] == []
 
 
 def compose_all(*overrides):

@@ -1,13 +1,18 @@
-"""A verb rejects keys that only other verbs read, and warns of groups that it ignores (see golden/errors.txt, too)."""
+"""What a verb reads: its help, and keys and groups that are only for others (see golden/errors.txt, too)."""
 
+import importlib
+import shlex
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
 
+from tests.config.conftest import wrong_words
 from tometune.__main__ import verbs
 from tometune.common.errors import ConfigError
+from tometune.config.aliases import answers
 from tometune.config.command_line import GROUPS, READS, check_keys, reads
+from tometune.config.help import help_text
 from tometune.config.root import Config, conf_dir
 
 HINTS = get_type_hints(Config)
@@ -46,3 +51,20 @@ def test_each_key_and_group_is_read_or_rejected_with_the_verbs_that_read_it(verb
         check_keys(verb, [f"{group}=default"])
         warning = f"{group}=default: ignored, {verb} does not read this group\n"
         assert capsys.readouterr().err == ("" if reads(verb, group) else warning)
+
+
+@pytest.mark.parametrize("verb", READS)
+def test_the_help_shows_what_the_verb_reads_in_80_columns(verb):
+    docstring = importlib.import_module(f"tometune.{verb}").__doc__
+    lines = help_text(verb, docstring).splitlines()
+    assert max(len(line) for line in lines if not line.startswith("  /")) <= 80
+    shown = {line.split("=")[0].strip() for line in lines if line.startswith("  ") and "=" in line}
+    for key in KEYS:
+        group = key.partition(".")[0]
+        assert (bool({key, f"{group}.KEY"} & shown)) == reads(verb, key), key
+    for command in lines[lines.index("Examples:") + 1 :][:4]:
+        program, name, *overrides = shlex.split(command, comments=True)
+        assert (program, name) == ("tometune", verb)
+        assert [problem for word in overrides for problem in wrong_words(word)] == []
+        check_keys(verb, overrides)
+        assert [*answers(overrides)] == []

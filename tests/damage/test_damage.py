@@ -224,7 +224,7 @@ def assert_advice(done: Done, verb: str) -> None:
     """Check that a verb ended with one line that advises to repeat the command, before its slow part."""
     *_, last = done.stderr.splitlines()
     assert done.returncode == 2, done.stderr
-    advice = ("repeat the command that made this run (python -m tometune.train …)", "run the sweep again")
+    advice = ("repeat the command that made this run (tometune train …)", "run the sweep again")
     access = ("cannot be written to", "no access", "not writable", "is in the way")
     assert any(text in last for text in (*advice, *access)), done.stderr
     if any(text in last for text in advice):

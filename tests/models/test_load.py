@@ -1,6 +1,10 @@
 import json
+import os
+import pty
+import select
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,23 @@ def test_tiny_is_the_same_bits_on_every_build_and_is_described(tiny_config: Mode
     said = describe(tiny_config, models[0])
     assert (said["name"], said["backend"], said["quantization"]) == ("tiny", "transformers", "none")
     assert json.dumps(said)
+
+
+def test_loading_has_a_bar_on_a_terminal_only(tiny_config, cache, monkeypatch, capfd) -> None:
+    source = locate(tiny_config, cache)
+    load_model(source)
+    assert "Loading weights" not in capfd.readouterr().err
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        load_model(source)
+        shown = b""
+        while b"Loading weights: 100%" not in shown:
+            assert select.select([ours], [], [], 5)[0], shown
+            shown += os.read(ours, 65536)
+    load_model(source)
+    assert "Loading weights" not in capfd.readouterr().err
 
 
 def test_only_a_model_on_the_hub_needs_the_hub(

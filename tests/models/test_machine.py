@@ -66,7 +66,7 @@ def test_it_imports_no_torch() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({}, "need an NVIDIA GPU, none was found; on this machine: python -m tometune.train"),
+        ({}, "need an NVIDIA GPU, none was found; on this machine: tometune train"),
         ({"quantization": Quantization.none}, "need an NVIDIA GPU"),  # the id's weights are stored in 4 bits
         ({"id": "x", "quantization": Quantization.none, "precision": Precision.fp16}, "model.precision=fp16"),
     ],

@@ -94,7 +94,7 @@ def test_runs_with_other_examples_references_or_tasks_are_rejected(sweep, run, p
         scored = folder / "eval" / "tuned" / f"{TASK}.jsonl"
         of_file = {"key": {"task": digest}, "sha256": sha256(scored.read_bytes()).hexdigest()}
         scored.with_suffix(".json").write_text(json.dumps(of_file))
-    again = rf"score both again: python -m tometune\.evaluate run=\S+ && python -m tometune\.evaluate run={sweep}"
+    again = rf"score both again: tometune evaluate run=\S+ && tometune evaluate run={sweep}"
     with pytest.raises(UserError, match=f"{TASK}: its content changed between .*{again}"):
         load(sweep)
     with editing(run) as record:

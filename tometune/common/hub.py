@@ -21,7 +21,7 @@ def quickstart() -> str:
     """Return the command of this verb that needs neither a GPU nor the hub."""
     typed = Path(sys.argv[0]).stem.rpartition(" ")[2]  # `tometune VERB`, or the file of `python -m tometune.VERB`
     verb = typed if typed in ("prepare", "evaluate", "chat") else "train"
-    return f"python -m tometune.{verb} +experiment=quickstart"
+    return f"tometune {verb} +experiment=quickstart"
 
 
 def is_commit(revision: str) -> bool:

@@ -5,6 +5,7 @@ Stop signals are SIGTERM, from batch systems and containers, and SIGHUP, from a 
 
 import gc
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -30,7 +31,8 @@ def stop(number: int, _frame: FrameType | None) -> None:
 def stop_signals(handler: Callable[[int, FrameType | None], None] = stop) -> Iterator[None]:
     """Call a handler for each stop signal while the body runs. Signals that are ignored (`nohup`) stay ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    handled = [number for number, old in before.items() if old != signal.SIG_IGN]
+    main = threading.current_thread() is threading.main_thread()  # no other thread may set a handler
+    handled = [number for number, old in before.items() if old != signal.SIG_IGN and main]
     try:
         for number in handled:
             signal.signal(number, handler)

@@ -14,7 +14,7 @@ from pathlib import Path
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tometune.common.distributed import is_first, processes
 from tometune.common.errors import ConfigError, UserError, one_line
@@ -64,9 +64,12 @@ def verb(task: Task, sweep: Sweep | None = None, whole_sweep: bool = False) -> C
 def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
     name = name_of(task)
     register()
-    summary = (sys.modules[task.__module__].__doc__ or "").partition("\n")[0]
-    OmegaConf.register_new_resolver("verb", lambda: summary, replace=True)
     line = read_command_line()
+    if line.options is not None and line.options.help:
+        from tometune.config.help import help_text
+
+        print(help_text(name, sys.modules[task.__module__].__doc__ or name, line.extra_folder))
+        return DONE
     with composition_errors(line.extra_folder):
         if line.options is None:
             check_keys(name, line.overrides)

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 
 from tometune.common.distributed import is_first
 from tometune.common.errors import ConfigError, UserError
+from tometune.config.aliases import answers
 from tometune.config.root import CONFIG_NAME, Config
 
 OWN_KEYS = ("data.pool.weights", "data.pool.caps", "data.base.columns", "data.pool.columns")
@@ -36,6 +37,7 @@ READS = {
     "evaluate": ("model", "eval", "tracking", "seed", "seeds.generation", "paths", "run"),
     "report": ("eval.resamples", "eval.confidence", "tracking", "sweep", "report", "paths", "publish", "require"),
     "export": ("export", "paths", "run", "format", "quant", "push_to", "private"),
+    "doctor": ("tracking", "paths"),
     "chat": ("model", "chat", "seed", "seeds.generation", "paths", "run", "against", "gguf", "ui", "share"),
 }
 """Groups and keys by verb. A key stands for everything below it."""
@@ -80,7 +82,9 @@ def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine:
     overrides = [quoted(text) for text in with_plus(options.overrides)]
     if folder is not None:
         overrides = [f"hydra.searchpath=['file://{folder}']", *overrides]
-    if problems := [*_without_effect(overrides)]:
+    if options.help:
+        return CommandLine([], options.multirun, folder, options)
+    if problems := [*answers(options.overrides, folder), *_without_effect(overrides)]:
         raise ConfigError(problems)
     shows = any((options.help, options.hydra_help, options.cfg, options.info, options.shell_completion))
     return CommandLine(overrides, options.multirun, folder, options if shows else None)
@@ -95,15 +99,14 @@ def parse(texts: Iterable[str]) -> Iterator[Override]:
 
 
 def show(hydra: Hydra, line: CommandLine) -> None:
-    """Print what `--help`, `--cfg` and the like ask for."""
+    """Print what `--cfg`, `--hydra-help` and the like ask for."""
     options, loader = line.options, hydra.config_loader
     assert options is not None
-    if options.help or options.hydra_help:
-        # Hydra would copy its whole store of configs for each list of options: two thirds of the time of --help.
+    if options.hydra_help:
+        # Hydra would copy its whole store of configs for each list of options, which takes a second.
         loader.get_group_options = loader.repository.get_group_options  # type: ignore[attr-defined,method-assign]
-        printer = hydra.app_help if options.help else hydra.hydra_help
         options.overrides = line.overrides
-        printer(config_name=CONFIG_NAME, args_parser=get_args_parser(), args=options)
+        hydra.hydra_help(config_name=CONFIG_NAME, args_parser=get_args_parser(), args=options)
     elif options.cfg:
         hydra.show_cfg(CONFIG_NAME, line.overrides, options.cfg, options.package, options.resolve)
     elif options.info:

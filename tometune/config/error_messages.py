@@ -4,15 +4,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
 from tometune.common.errors import ConfigError, UserError, chain_of, did_you_mean, nearest, shell_word
-from tometune.config.root import Config, conf_dir
+from tometune.config.aliases import keys_of
+from tometune.config.root import conf_dir, setting_keys
 
 WRONG_VALUES = {
     "is not Optional": "must not be null",
@@ -24,14 +23,6 @@ WRONG_VALUES = {
     "is not a subclass of": "a group of keys, not a value; set {key}.KEY=VALUE",
 }
 """Parts of OmegaConf's messages, and what we write instead."""
-
-OTHER_NAMES = {
-    "per_device_train_batch_size": ["trainer.micro_batch", "trainer.conversations_per_step"],
-    "gradient_accumulation_steps": ["trainer.tokens_per_step", "trainer.conversations_per_step"],
-    "max_seq_length": ["trainer.max_length"],
-    "load_in_4bit": ["model.quantization"],
-}
-"""Keys of other libraries, and our keys with the same meaning."""
 
 PLUGINS = {
     "joblib": "hydra-joblib-launcher",
@@ -129,24 +120,17 @@ def unknown_key(key: str, siblings: Sequence[str] = ()) -> str:
     parent, _, last = key.rpartition(".")
     if parent == "eval.tasks":  # names of the user's own
         return f"{key}: no such task{did_you_mean(last, siblings)}; to add one: +eval/task@{key}=jsonl {key}.path=FILE"
-    known = [*_keys(OmegaConf.to_container(OmegaConf.structured(Config)))]
+    known = setting_keys()
     lasts = nearest(last, dict.fromkeys(name.rpartition(".")[2] for name in known))
     elsewhere = [name for name in known if name.rpartition(".")[2] in lasts]
     meant = (
-        OTHER_NAMES.get(last)
+        keys_of(last)
         or [f"{parent}.{name}".removeprefix(".") for name in nearest(last, siblings)]
         or [name for name in known if name == key.replace("/", ".")]
         or nearest(key, elsewhere)
         or elsewhere[:2]
     )
     return f"{key}: no such key" + (f"; did you mean {', '.join(meant)}?" if meant else "; --cfg job prints all keys")
-
-
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for name, child in node.items():
-            yield f"{prefix}{name}"
-            yield from _keys(child, f"{prefix}{name}.")
 
 
 def _file(chain: Sequence[BaseException], folders: Sequence[Path]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,18 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
+
+
+@cache
+def setting_keys() -> list[str]:
+    """Return the full keys of all groups and settings, e.g. `model`, `model.id`."""
+
+    def below(node: Any, prefix: str = "") -> Iterator[str]:
+        for name, child in node.items() if isinstance(node, dict) else ():
+            yield f"{prefix}{name}"
+            yield from below(child, f"{prefix}{name}.")
+
+    return [*below(OmegaConf.to_container(OmegaConf.structured(Config)))]
 
 
 def typed(composed: DictConfig) -> Config:

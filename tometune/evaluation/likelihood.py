@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.common.distributed import gather, processes, rank
+from tometune.common.progress import progress
 from tometune.config.eval import HELD_OUT
 from tometune.data.encoder import Encoder, label_rows
 from tometune.data.template import Rendered, Template
@@ -61,9 +62,12 @@ def bits_per_byte(
     rows = _encoded(Encoder(Template(tokenizer)), pairs)
     order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), rows[index].scored), reverse=True)
     found = []
-    for batch in list(_batches(order, rows))[rank() :: processes()]:
-        bits = _bits(model, [rows[index] for index in batch], tokenizer.pad_token_id)
-        found += [(index, each / rows[index].bytes) for index, each in zip(batch, bits, strict=True)]
+    batches = list(_batches(order, rows))[rank() :: processes()]
+    with progress("nll of references", sum(map(len, batches))) as advance:
+        for batch in batches:
+            bits = _bits(model, [rows[index] for index in batch], tokenizer.pad_token_id)
+            found += [(index, each / rows[index].bytes) for index, each in zip(batch, bits, strict=True)]
+            advance(len(batch))
     values = (value for _, value in sorted(gather(found)))
     return [fmean(islice(values, len(texts))) for texts in references]
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from tometune.common.distributed import is_first
 from tometune.common.errors import UserError, did_you_mean
 from tometune.common.hub import hub_errors
 from tometune.common.seeding import seed_everything
@@ -32,7 +34,9 @@ def load_model(source: ModelSource) -> Any:
         UserError: the hub does not have it, or it has no safetensors.
     """
     model = source.config
-    transformers_logging.disable_progress_bar()
+    # The bars of transformers and of the hub, for weights and downloads; they would also write into a log.
+    on_terminal = sys.stderr.isatty() and is_first()
+    (transformers_logging.enable_progress_bar if on_terminal else transformers_logging.disable_progress_bar)()
     dtype = compute_dtype(model.precision)
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
     if model.quantization is Quantization.nf4 and not model.id.endswith("-bnb-4bit"):

@@ -94,7 +94,7 @@ def _explanation(own: Table, a: Table, b: Table, controls: Mapping[str, Table], 
         sentences.append(f"Not used, because these settings are not those of this sweep: {'; '.join(unused)}.")
     if absent := [f"+sweep={preset}" for preset, verdict in causes.items() if verdict == "not run"]:
         sentences.append(
-            f"Not run yet: {listed(absent)}. Run python -m tometune.train with each of them and with the model, data "
+            f"Not run yet: {listed(absent)}. Run tometune train with each of them and with the model, data "
             "and eval of this sweep, then repeat this report."
         )
     answer = "Undecided." if set(causes.values()) != {"not run"} else "Not known: no control was run."

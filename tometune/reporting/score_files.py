@@ -118,7 +118,7 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
     metrics, known = _shared(read.values())
     notes = []
     if "nll" not in metrics and any("nll" in names for names in known):
-        notes.append("NLL is left out, because some runs lack it; python -m tometune.evaluate run=… adds it to a run.")
+        notes.append("NLL is left out, because some runs lack it; tometune evaluate run=… adds it to a run.")
     sources = _by_source(read) if "nll" in metrics else {}
     own = {task: _read_stages(runs, task) for task in scored if task not in names}
     harness = [f"{metric}/{task}" for task, files in own.items() for metric in _shared([files])[0]]
@@ -202,7 +202,7 @@ def _check_content(runs: Sequence[SweepRun], tasks: Sequence[str]) -> None:
                 continue
             expected, first = seen.setdefault((run.model, task, *sorted(config.items())), (digest, run))
             if digest != expected:
-                commands = " && ".join(f"python -m tometune.evaluate run={each.folder}" for each in (first, run))
+                commands = " && ".join(f"tometune evaluate run={each.folder}" for each in (first, run))
                 raise UserError(
                     f"{task}: its content changed between {first.id} and {run.id}, so they cannot be compared; score "
                     f"both again: {commands}"

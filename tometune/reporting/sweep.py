@@ -88,7 +88,7 @@ def read_sweep(folder: Path) -> Sweep:
     marks = ("run.json", "config.yaml", "checkpoints")
     found = [path for path in sorted(folder.glob("*/")) if any((path / name).exists() for name in marks)]
     if not found and not expected:
-        raise UserError(f"{folder}: holds no runs; make some with python -m tometune.train -m sweep.name={folder.name}")
+        raise UserError(f"{folder}: holds no runs; make some with tometune train -m sweep.name={folder.name}")
     records = {path.name: _read_record(path) for path in found}
     others = [
         f"{name} (schema {record.get('schema')})"

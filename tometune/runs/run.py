@@ -26,7 +26,7 @@ from tometune.runs.identity import MEANING, content_hash, identity, plain
 log = logging.getLogger(__name__)
 
 SCHEMA = 1  # version of run.json's layout
-REPEAT = "repeat the command that made this run (python -m tometune.train …)"  # remakes what is missing or damaged
+REPEAT = "repeat the command that made this run (tometune train …)"  # remakes what is missing or damaged
 HASH_LETTERS = 8  # letters of the identity's hash in a run's id
 
 

@@ -57,7 +57,7 @@ def _groups(data: DataConfig, only: bool, named: Sequence[str], folder: Path) ->
         if named:
             return [[name] for name in named]
         raise UserError(
-            f"data.pool.id={data.pool.id}: its sources are not known yet; run python -m tometune.prepare with this "
+            f"data.pool.id={data.pool.id}: its sources are not known yet; run tometune prepare with this "
             "data first, or name them with sweep.sources=[…]"
         )
     pool = standardise(data.pool, "data.pool", folder)
