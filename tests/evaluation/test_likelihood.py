@@ -41,8 +41,8 @@ def prompts(tokenizer):
 @pytest.mark.parametrize(("tokens", "logits"), [(4_096, 1_024), (400, 1_024), (4_096, 60), (1, 1)])
 def test_batches_equal_one_example_at_a_time(model, tokenizer, prompts, monkeypatch, side, tokens, logits):
     monkeypatch.setattr(tokenizer, "padding_side", side)
-    monkeypatch.setattr(likelihood, "TOKENS_AT_ONCE", tokens)
-    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", logits)
+    monkeypatch.setitem(likelihood.AT_ONCE, "cpu", (tokens, logits))
+    monkeypatch.setattr(likelihood, "LOSSES_AT_ONCE", 7)
     expected = []
     for prompt, references in zip(prompts, REFERENCES, strict=True):
         each = [by_hand(model, tokenizer, prompt, reference) for reference in references]

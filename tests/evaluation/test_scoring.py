@@ -1,6 +1,7 @@
 import json
 import logging
 from functools import partial
+from itertools import count
 from statistics import fmean
 
 import pytest
@@ -30,8 +31,11 @@ def config(jsonl):
 def score(model, tokenizer, config, tmp_path):
     """A function that scores the model in `tmp_path`, or in another folder."""
 
-    def stage(folder=tmp_path):
-        return Scorer(tokenizer, load_tasks(config), config, folder, folder / "cache").stage("base", model)
+    caches = count()
+
+    def stage(folder=tmp_path, name="base", cache=None):
+        cache = cache or tmp_path / f"cache{next(caches)}"  # with a new one, only the run's own files are found
+        return Scorer(tokenizer, load_tasks(config), config, folder, cache).stage(name, model)
 
     return stage
 
@@ -130,6 +134,28 @@ def test_other_weights_or_settings_are_scored_again(model, score, config, genera
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
     assert redone() == {"one", "two"}
+
+
+def test_the_base_model_is_scored_once_for_all_runs(score, config, tokenizer, tmp_path, generated):
+    def redone(name):
+        generated.clear()
+        score(tmp_path / name, cache=tmp_path / "shared")
+        return generated
+
+    assert redone("first") == [7, 3]
+    assert redone("second") == []
+    made = [(tmp_path / name / "eval/base/one.jsonl").read_bytes() for name in ("first", "second")]
+    assert made[0] == made[1]
+    generated.clear()
+    score(tmp_path / "first", "tuned", tmp_path / "shared")
+    assert generated == [7, 3], "a tuned model is the run's own"
+    (kept, *_) = (tmp_path / "shared" / "base_scores").glob("*/one.jsonl")
+    kept.write_text("damaged")
+    assert redone("third") == [7]
+    config.tasks["one"].cluster = "id"
+    assert redone("fourth") == [7], "lines hold the cluster"
+    tokenizer.chat_template += "{# another #}"
+    assert redone("fifth") == [7, 3]
 
 
 def test_an_adapter_changes_the_digest_once_it_is_trained(model):

@@ -70,9 +70,7 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
     if not template.end:
         log.warning("the chat template ends answers without a special token, so the model does not learn to stop")
     made_by = {
-        "tokenizer": _hash(without_truncation(tokenizer.backend_tokenizer).to_str()),
-        "special_tokens": tokenizer.special_tokens_map,  # templates write some of them by these names
-        "chat_template": _hash(tokenizer.chat_template),  # includes the pinned date
+        **tokenizer_key(tokenizer),
         "max_length": max_length,
         "mask": "assistant turns and the end of each",
         "tokens": VERSION,
@@ -101,6 +99,15 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
     if counts.without_labels:
         log.warning("%s rows skipped: nothing left to train on", f"{counts.without_labels:,}")
     return Tokens(concatenate_datasets([rows for rows, _ in blocks]), counts, lengths)
+
+
+def tokenizer_key(tokenizer: Any) -> dict[str, Any]:
+    """Return what a tokenizer and its chat template make tokens from, as plain values for the key of a cache."""
+    return {
+        "tokenizer": _hash(without_truncation(tokenizer.backend_tokenizer).to_str()),
+        "special_tokens": tokenizer.special_tokens_map,  # templates write some of them by these names
+        "chat_template": _hash(tokenizer.chat_template),  # includes the pinned date
+    }
 
 
 def _hash(text: str) -> str:

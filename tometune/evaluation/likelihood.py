@@ -27,9 +27,11 @@ from tometune.evaluation.tasks import Task
 
 log = logging.getLogger(__name__)
 
-# One forward pass has at most so many tokens with padding, and logits of so many: 1.3 GB for a vocabulary of 128,000.
-# These are constants, because in 16 bits other batches round differently.
-TOKENS_AT_ONCE, LOGITS_AT_ONCE = 4_096, 1_024
+# One forward pass has at most so many tokens with padding, and logits of so many. These are constants per kind of
+# device, because in 16 bits other batches round differently. On a GPU, starting the kernels of a pass takes longer than
+# running them, so passes are large: their logits take 1 GB for a vocabulary of 128,000.
+AT_ONCE = {"cpu": (4_096, 1_024), "cuda": (16_384, 4_096)}
+LOSSES_AT_ONCE = 1_024  # logits that are converted to float32 together
 
 LONGEST = 2_048  # tokens of a reference that are scored; the rest of a longer one is left out, with its bytes
 LOSS_ROWS = 200  # most rows of `eval/loss`
@@ -62,7 +64,8 @@ def bits_per_byte(
     rows = _encoded(Encoder(Template(tokenizer)), pairs)
     order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), rows[index].scored), reverse=True)
     found = []
-    batches = list(_batches(order, rows))[rank() :: processes()]
+    limits = AT_ONCE.get(model.device.type, AT_ONCE["cpu"])
+    batches = list(_batches(order, rows, *limits))[rank() :: processes()]
     with progress("nll of references", sum(map(len, batches))) as advance:
         for batch in batches:
             bits = _bits(model, [rows[index] for index in batch], tokenizer.pad_token_id)
@@ -89,13 +92,13 @@ def _encoded(encoder: Encoder, pairs: Sequence[tuple[Prompt, str]]) -> list[Prom
     return rows
 
 
-def _batches(order: Sequence[int], rows: Sequence[PromptedReference]) -> Iterator[list[int]]:
-    """Split rows, given longest first, into batches that fit the limits; a row that alone exceeds one is alone."""
+def _batches(order: Sequence[int], rows: Sequence[PromptedReference], tokens: int, logits: int) -> Iterator[list[int]]:
+    """Split rows, given longest first, into batches within the limits; a row that alone exceeds one is alone."""
     batch: list[int] = []
     for index in order:
         scored = max(rows[other].scored for other in [*batch, index])
         count = len(batch) + 1
-        if batch and (count * len(rows[batch[0]].ids) > TOKENS_AT_ONCE or count * scored > LOGITS_AT_ONCE):
+        if batch and (count * len(rows[batch[0]].ids) > tokens or count * scored > logits):
             yield batch
             batch = []
         batch.append(index)
@@ -113,8 +116,10 @@ def _bits(model: PreTrainedModel, rows: Sequence[PromptedReference], pad: int) -
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **keep)
-    logits = output.logits[:, -scored - 1 : -1].float()
-    losses = cross_entropy(logits.flatten(0, 1), ids[:, -scored:].flatten(), reduction="none").view(len(rows), scored)
+    logits, targets = output.logits[:, -scored - 1 : -1].flatten(0, 1), ids[:, -scored:].flatten()
+    parts = zip(logits.split(LOSSES_AT_ONCE), targets.split(LOSSES_AT_ONCE), strict=True)
+    losses = torch.cat([cross_entropy(part.float(), target, reduction="none") for part, target in parts])
+    losses = losses.view(len(rows), scored)
     nats = [losses[number, scored - row.scored :].double().sum() for number, row in enumerate(rows)]
     bits: list[float] = (torch.stack(nats) / math.log(2)).tolist()
     return bits

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,9 +16,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tometune.common.cache import cached_folder, folder_of, remove_damaged
 from tometune.common.distributed import by_first, gather, is_first
+from tometune.common.files import write_text
 from tometune.common.progress import progress
 from tometune.config.eval import EvalConfig
+from tometune.data.tokens import tokenizer_key
 from tometune.evaluation.engines import Engine
 from tometune.evaluation.engines.choice import engine_for, rows_that_fit
 from tometune.evaluation.generation import Generation, generate
@@ -29,6 +34,8 @@ from tometune.evaluation.tasks import Task
 
 log = logging.getLogger(__name__)
 
+VERSION = 1  # raise it if the same answers get other scores, or the same model gives other answers
+BASE_SCORES = "base_scores"  # folder in the cache
 StageScores = dict[str, Any]  # of a stage, as in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…}}, limited, …}`
 
 
@@ -58,7 +65,12 @@ class Scorer:
         if cut := [f"{task.name} {len(task.examples)}" for task in self.tasks if task.limited]:
             log.warning("LIMIT: only some examples are scored (%s); do not report these scores", ", ".join(cut))
         config, weights = self.config, weights_digest(model)
-        shared_key = {"weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
+        shared_key = {
+            "weights": weights,
+            "max_prompt_tokens": config.max_prompt_tokens,
+            **tokenizer_key(self.tokenizer),
+            **_machine(model),
+        }
         if config.temperature:
             shared_key |= {"temperature": config.temperature, "seed": self.seed}
         longest_row = config.max_prompt_tokens + max(task.config.max_new_tokens for task in self.tasks)
@@ -71,7 +83,7 @@ class Scorer:
             for task in self.tasks:
                 path, size = self.folder / "eval" / name / f"{task.name}.jsonl", sizes[task.config.max_new_tokens]
                 key = shared_key | {"task": task.digest, "engine": engine.name, "batch_size": size}
-                found = by_first(partial(read_result, path, key))
+                found = by_first(partial(self._kept, name, task, path, key))
                 if found and config.nll and "nll" not in found["means"]:  # of an older version, or without `eval.nll`
                     found = None
                 result = results[task.name] = found or self._score(name, model, engine, task, path, key)
@@ -135,7 +147,33 @@ class Scorer:
             result["sources"] = {source: fmean(by_source[source]) for source in sorted(by_source)}
         if is_first():
             write_result(path, key, _lines(task, answers, columns), result)
+            if stage == "base":
+                self._keep(task, path, key)
         return result
+
+    def _kept(self, stage: str, task: Task, path: Path, key: dict[str, Any]) -> TaskScores | None:
+        """Return the stored result of a task: the run's own or, of the base model, any run's with the same key."""
+        found = read_result(path, key)
+        kept = folder_of(self.cache, BASE_SCORES, self._base_key(task, key))
+        if found or stage != "base" or not kept.exists() or remove_damaged(kept):
+            return found
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in (".jsonl", ".json"):
+            write_text(path.with_suffix(suffix), (kept / path.with_suffix(suffix).name).read_text(encoding="utf-8"))
+        return read_result(path, key)
+
+    def _keep(self, task: Task, path: Path, key: dict[str, Any]) -> None:
+        """Copy the base model's result into the cache, so that the runs of a sweep score it once."""
+
+        def build(folder: Path) -> None:
+            for suffix in (".jsonl", ".json"):
+                shutil.copyfile(path.with_suffix(suffix), folder / path.with_suffix(suffix).name)
+
+        cached_folder(self.cache, BASE_SCORES, self._base_key(task, key), build)
+
+    def _base_key(self, task: Task, key: dict[str, Any]) -> dict[str, Any]:
+        columns = [*task.config.metrics, *(["nll"] if self.config.nll else [])]
+        return key | {"columns": columns, "cluster": task.config.cluster}
 
 
 @contextmanager
@@ -147,6 +185,17 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def _machine(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what can change answers and scores besides the model, the tasks and the settings."""
+    cuda = model.device.type == "cuda"
+    return {
+        "scores": VERSION,
+        "attention": model.config._attn_implementation,
+        "device": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        "versions": [metadata.version(package) for package in ("torch", "transformers")],
+    }
 
 
 def weights_digest(model: PreTrainedModel) -> str:
