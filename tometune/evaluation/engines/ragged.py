@@ -11,7 +11,7 @@ Positions are in tensors and not in Python numbers, so that a captured CUDA grap
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Layout:
     longest_query: int  # largest number of tokens of a row in this pass
     longest_row: int  # upper bound of the slots used by a row
     calls: int = 0  # of `attend`: one per layer, unless the model uses other attention
+    grouped: Tensor | None = None  # [R + 1] int32: `first` of a step with query heads as queries, see `attend`
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -114,20 +115,34 @@ def attend(
         raise UnsupportedError(f"its attention has {', '.join(odd)}")
     layout.calls += 1
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    out = (_flash if query.is_cuda else _reference)(q, k, v, layout, scaling)
-    return out[None], None
+    kernel = _flash if query.is_cuda else _reference
+    heads, group = k.shape[1], q.shape[1] // k.shape[1]
+    if layout.longest_query > 1 or group == 1:
+        return kernel(q, k, v, layout.first, layout, scaling)[None], None
+    # A step has one token per row, so the query heads that share a key head can be the queries of a row: the kernel
+    # then reads keys and values once instead of once per query head (three times for Llama-3.2-3B).
+    if layout.grouped is None:
+        layout.grouped = group * layout.first
+    q = q.unflatten(1, (heads, group)).transpose(1, 2).flatten(0, 1)
+    out = kernel(q, k, v, layout.grouped, replace(layout, longest_query=group), scaling, causal=False)
+    return out.unflatten(0, (-1, group)).transpose(1, 2).flatten(1, 2)[None], None
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """Attend with torch's kernel: [N, heads, size] over [slots, key heads, size]; `seqused_k` limits each row."""
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, first: Tensor, layout: Layout, scaling: float | None, causal: bool = True
+) -> Tensor:
+    """Attend with torch's kernel: [N, heads, size] over [slots, key heads, size]; `seqused_k` limits each row.
+
+    `first` is each row's first query, and N.
+    """
     if query.dtype not in (torch.bfloat16, torch.float16) or query.dtype != key.dtype:
         dtype = str(query.dtype).removeprefix("torch.")
         raise UnsupportedError(f"its attention runs in {dtype}, and the kernel needs 16 bits")
     if query.shape[-1] % 8 or query.shape[-1] > 256:
         raise UnsupportedError(f"its head size is {query.shape[-1]}, and the kernel needs a multiple of 8 up to 256")
     found = getattr(torch.ops.aten, KERNEL)(
-        *(query, key, value, layout.first, layout.start, layout.longest_query, layout.longest_row),
-        *(0.0, layout.longest_query > 1, False),  # dropout, causal, debug mask
+        *(query, key, value, first, layout.start, layout.longest_query, layout.longest_row),
+        *(0.0, causal and layout.longest_query > 1, False),  # dropout, causal, debug mask
         scale=scaling,
         seqused_k=layout.used,
     )
@@ -135,15 +150,17 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: f
     return attended
 
 
-def _reference(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """Attend row by row in plain torch, for devices without the kernel."""
-    first, start, used = layout.first.tolist(), layout.start.tolist(), layout.used.tolist()
+def _reference(
+    query: Tensor, key: Tensor, value: Tensor, first: Tensor, layout: Layout, scaling: float | None, causal: bool = True
+) -> Tensor:
+    """Attend row by row in plain torch, for devices without the kernel; the arguments are those of `_flash`."""
+    edges, start, used = first.tolist(), layout.start.tolist(), layout.used.tolist()
     rows = []
     for row, length in enumerate(used):
-        q = query[first[row] : first[row + 1]].transpose(0, 1)[None]
+        q = query[edges[row] : edges[row + 1]].transpose(0, 1)[None]
         k, v = (states[start[row] : start[row] + length].transpose(0, 1)[None] for states in (key, value))
-        causal = q.shape[2] > 1  # a prompt: these are all tokens of the row
-        out = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling, enable_gqa=True)
+        prompt = causal and q.shape[2] > 1  # these are all tokens of the row
+        out = scaled_dot_product_attention(q, k, v, is_causal=prompt, scale=scaling, enable_gqa=True)
         rows.append(out[0].transpose(0, 1))
     return torch.cat(rows)
 
