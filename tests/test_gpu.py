@@ -156,8 +156,8 @@ def test_a_chat_with_a_seed_gives_the_same_answers(place: Workplace, model: Path
     made = run(place, "chat", f"model.id={model}", TRANSFORMERS, "model.quantization=none")
     saved = []
     for number, seed in enumerate((1, 1, 2)):
-        chat = (sys.executable, "-m", "tometune.chat", f"run={made}", "ui=terminal", f"seed={seed}")
-        typed = f"/temperature 1\n/tokens 48\nWhat is a list?\nAnd a set?\n/save {number}.json\n"
+        chat = (sys.executable, "-m", "tometune.chat", f"run={made}", "ui=terminal")
+        typed = f"/seed {seed}\n/temperature 1\n/tokens 48\nWhat is a list?\nAnd a set?\n/save {number}.json\n"
         subprocess.run(chat, input=typed, text=True, cwd=place.folder, env=place.env, check=True, capture_output=True)
         saved.append((place.folder / f"{number}.json").read_bytes())
     print(f"chat: {sha256(saved[0]).hexdigest()}")
