@@ -30,6 +30,7 @@ from tometune.runs.lock import BusyError
 from tometune.runs.run import Run
 from tometune.runs.stored import run_of_older_version
 from tometune.sweep import hooks
+from tometune.sweep.prefetch import prefetched
 
 if TYPE_CHECKING:
     from tometune.training.metrics import OnLog
@@ -47,7 +48,8 @@ def sweep(jobs: Jobs, make_runs: Callable[[], None]) -> int:
     from tometune import report
 
     if hooks.begin_sweep(jobs):
-        make_runs()
+        with prefetched(jobs):
+            make_runs()
     reported = {path: report.report_finished(path, jobs.config) for path in hooks.folders_with_results(jobs)}
     return hooks.end_sweep(jobs, reported)
 
