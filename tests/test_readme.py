@@ -114,7 +114,7 @@ def test_quickstart_ends_with_the_table_and_the_paths(clean_env, run_verb: Run, 
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
         assert f"run      {run}" in lines
-        assert any(line.startswith(f"wandb    {run}/wandb/offline-run-") for line in lines)
+        assert any(line.startswith("sync     ") and line.endswith(f" {run}/wandb/offline*") for line in lines)
         assert any(line.split()[:3] == ["mean", "of", "tasks"] for line in lines)
     assert "nothing to do" in second.stderr
 

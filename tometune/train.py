@@ -86,7 +86,10 @@ def main(config: Config) -> float | None:
     if is_first() and (config.sweep.name is None or not already_done):
         from tometune.evaluation.table import print_run
 
-        print_run(run.folder, run.record, config.eval)
+        then = None
+        if config.sweep.name is None and config.eval.base:
+            then = f"tometune chat run={run.id if already_done else 'latest'} against=base"
+        print_run(run.folder, run.record, config.eval, then)
     return float(run.record["eval"]["tuned"]["rougeL"])
 
 
