@@ -117,13 +117,18 @@ def print_report(table: Values, console: Console | None = None) -> None:
     console = console or Console()
     table = {**table, "metrics": [metric for metric in table["metrics"] if "/" not in metric]}  # those of single tasks
     title = f"[bold red]{LIMIT}[/]\n{table['sweep']}" if table["limited"] else table["sweep"]
-    grid = RichTable(title=title, caption=table["family"], box=SIMPLE_HEAD, show_edge=False)
+    rows = [columns(table), *(row_texts(row, table) for row in table["rows"])]
+    caption = table["family"]
+    if sum(max(map(len, texts)) + 1 for texts in zip(*rows, strict=True)) - 1 > console.width:
+        rows = [texts[: -len(table["metrics"])] for texts in rows]
+        caption += "; standard deviations: table.md"
+    grid = RichTable(title=title, caption=caption, box=SIMPLE_HEAD, show_edge=False)
     grid.padding, grid.pad_edge = (0, 1, 0, 0), False  # 80 columns then hold names of 12 and 10 letters
-    for number, name in enumerate(columns(table)):
+    for number, name in enumerate(rows[0]):
         left = number < 2
         grid.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    for row in table["rows"]:
-        grid.add_row(*map(escape, row_texts(row, table)), style="dim" if row["stage"] == "base" else None)
+    for row, texts in zip(table["rows"], rows[1:], strict=True):
+        grid.add_row(*map(escape, texts), style="dim" if row["stage"] == "base" else None)
     console.print(grid)
     for answer in answers(table):
         text = f"[bold]{escape(answer.question)} {answer.verdict}[/] {escape(' '.join(answer.sentences))}\n"
