@@ -51,20 +51,28 @@ class Report:
     table: Values  # the content of table.json; the same runs give the same bytes
 
 
-def build(folder: Path, resamples: int, confidence: float, settings: ReportConfig | None = None) -> Report:
+def build(
+    folder: Path,
+    resamples: int,
+    confidence: float,
+    settings: ReportConfig | None = None,
+    named: Sequence[Path] = (),
+) -> Report:
     """Read a sweep folder and compare its cells; 1 - `confidence` is the level of the tests.
 
-    `settings` is the question; where it has none, that in sweep.json counts.
+    `settings` is the question; where it has none, that in sweep.json counts. `named` are the runs to compare instead of
+    those in the folder, in all pairs.
 
     Raises:
         UserError: the folder, a record or a file of scores is missing or broken, runs cannot be paired, or the question
             names no comparison.
     """
-    sweep = read_sweep(folder)
+    sweep = read_sweep(folder, named)
     all_cells, notes = group(sweep)
     scores = load_scores(sweep.runs, resamples)
     cells = [cell for cell in all_cells if cell.runs]
-    compared = [_compare(a, b, metric, scores, confidence) for a, b in pairs(cells) for metric in scores.metrics]
+    chosen = pairs(cells, every=bool(named))
+    compared = [_compare(a, b, metric, scores, confidence) for a, b in chosen for metric in scores.metrics]
     comparisons, labels = [entry for entry, _ in compared], [cell.label for cell in cells]
     question, asked = ask(folder, settings or ReportConfig(), comparisons, labels, scores.metrics)
     _correct(compared, question["margin"], confidence)
