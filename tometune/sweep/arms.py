@@ -65,7 +65,8 @@ def added_rows(_root_: DictConfig) -> str:
     small = sorted(number for number in asked if number > rows)
     about = f"{pool.path or pool.id} has {rows:,} rows that {base.path} lacks"
     if len(small) == len(asked):
-        raise UserError(f"sweep.add={asked}: {about}; set e.g. sweep.add=[{rows}], or name a larger pool")
+        fix = f"set e.g. sweep.add=[{rows}], or name" if rows else "name"
+        raise UserError(f"sweep.add={asked}: {about}; {fix} a larger pool")
     if small and about not in _printed and is_first():
         _printed.add(about)  # Hydra asks again for the runs
         print(f"{about}, so no arm adds {some([f'{number:,}' for number in small], 5)}", file=sys.stderr)
