@@ -153,7 +153,7 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def below_here(path: Path | str) -> str:
+def relative_path(path: Path | str) -> str:
     """Return a path relative to the current folder if it is below that, which is shorter to read and to type."""
     here = Path.cwd()
     return str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)

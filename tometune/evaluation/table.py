@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tometune.common.errors import UserError
-from tometune.common.files import below_here
+from tometune.common.files import relative_path
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.metrics import averaged, label
 from tometune.evaluation.results import read_scores
@@ -58,13 +58,13 @@ def _gain(tasks: Mapping[str, Loaded], config: EvalConfig) -> Iterator[tuple[str
 
 def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the folders of the run and of the tracker, and the commands that upload or show what it tracked."""
-    yield "run", below_here(folder)
+    yield "run", relative_path(folder)
     tracking = record.get("tracking") or {}
     if tracking.get("sync"):  # W&B's folders have long names, and are all in one
-        program = below_here(tracking["sync"].split(" sync ")[0])
-        yield "sync", f"{program} sync {shlex.quote(below_here(folder))}/wandb/offline*"
+        program = relative_path(tracking["sync"].split(" sync ")[0])
+        yield "sync", f"{program} sync {shlex.quote(relative_path(folder))}/wandb/offline*"
     else:
-        yield from ((tracking["tracker"], below_here(place)) for place in tracking.get("folders") or [])
+        yield from ((tracking["tracker"], relative_path(place)) for place in tracking.get("folders") or [])
     for name in ("url", "show"):
         if tracking.get(name):
             yield name, tracking[name]

@@ -56,22 +56,22 @@ def build(
     resamples: int,
     confidence: float,
     settings: ReportConfig | None = None,
-    named: Sequence[Path] = (),
+    run_folders: Sequence[Path] = (),
 ) -> Report:
     """Read a sweep folder and compare its cells; 1 - `confidence` is the level of the tests.
 
-    `settings` is the question; where it has none, that in sweep.json counts. `named` are the runs to compare instead of
-    those in the folder, in all pairs.
+    `settings` is the question; where it has none, that in sweep.json counts. `run_folders` are runs that are compared, in
+    all pairs, instead of those in the folder.
 
     Raises:
         UserError: the folder, a record or a file of scores is missing or broken, runs cannot be paired, or the question
             names no comparison.
     """
-    sweep = read_sweep(folder, named)
+    sweep = read_sweep(folder, run_folders)
     all_cells, notes = group(sweep)
     scores = load_scores(sweep.runs, resamples)
     cells = [cell for cell in all_cells if cell.runs]
-    chosen = pairs(cells, every=bool(named))
+    chosen = pairs(cells, all_pairs=bool(run_folders))
     compared = [_compare(a, b, metric, scores, confidence) for a, b in chosen for metric in scores.metrics]
     comparisons, labels = [entry for entry, _ in compared], [cell.label for cell in cells]
     question, asked = ask(folder, settings or ReportConfig(), comparisons, labels, scores.metrics)

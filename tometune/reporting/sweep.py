@@ -73,8 +73,8 @@ class Sweep:
     design: str | None = None  # `sweep.design` of its runs
 
 
-def read_sweep(folder: Path, named: Sequence[Path] = ()) -> Sweep:
-    """Read a sweep folder; or the `named` runs, whose report is written into the folder.
+def read_sweep(folder: Path, run_folders: Sequence[Path] = ()) -> Sweep:
+    """Read a sweep folder; or these runs, whose report is written into the folder.
 
     Raises:
         UserError: it does not exist or holds no runs, no run is completed, run.json files have another schema version,
@@ -84,8 +84,8 @@ def read_sweep(folder: Path, named: Sequence[Path] = ()) -> Sweep:
         others = [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
         hint = did_you_mean(folder.name, others) or f"; sweeps found: {', '.join(sorted(others)) or 'none'}"
         raise UserError(f"{folder}: no such sweep folder{hint}")
-    expected = {} if named else {cell.name: cell.listed() for cell in read_cells(folder)}
-    found = _run_folders(folder, named)
+    expected = {} if run_folders else {cell.name: cell.listed() for cell in read_cells(folder)}
+    found = _folders_of_runs(folder, run_folders)
     if not found and not expected:
         raise UserError(f"{folder}: holds no runs; make some with python -m tometune.train -m sweep.name={folder.name}")
     places = {path.name: path for path in found}
@@ -126,14 +126,14 @@ def read_sweep(folder: Path, named: Sequence[Path] = ()) -> Sweep:
         )
     extra = sorted(run.id for run in runs if expected and run.id not in expected)
     notes = [f"Not listed in {NAME} but included: {', '.join(extra)}."] if extra else []
-    if not expected and not named:
+    if not expected and not run_folders:
         log.warning(
             "%s: no %s, so runs that never started are not known; run the sweep again to list them", folder, NAME
         )
     return Sweep(folder, runs, missing, notes, design)
 
 
-def _run_folders(folder: Path, named: Sequence[Path]) -> list[Path]:
+def _folders_of_runs(folder: Path, named: Sequence[Path]) -> list[Path]:
     if named:
         found = list(dict.fromkeys(path.resolve() for path in named))
         if len({path.name for path in found}) < len(named):

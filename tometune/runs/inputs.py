@@ -156,8 +156,10 @@ def file_stem(path: str | None) -> str:
 
 def _short(rows: int) -> str:
     """Return a number of rows with two digits: `950`, `4k`, `4.2k`, `1.2m`."""
-    size, unit = next(((size, unit) for size, unit in ((1_000_000, "m"), (1_000, "k")) if rows >= size), (1, ""))
-    return f"{rows / size:.{1 if rows < 10 * size > 10 else 0}f}".removesuffix(".0") + unit
+    for size, unit in ((1_000_000, "m"), (1_000, "k")):
+        if rows >= size:
+            return f"{rows / size:.{1 if rows < 10 * size else 0}f}".removesuffix(".0") + unit
+    return str(rows)
 
 
 def cache_folder(config: Config) -> Path:
