@@ -60,8 +60,8 @@ def build(
 ) -> Report:
     """Read a sweep folder and compare its cells; 1 - `confidence` is the level of the tests.
 
-    `settings` is the question; where it has none, that in sweep.json counts. `run_folders` are runs that are compared, in
-    all pairs, instead of those in the folder.
+    `settings` is the question; where it has none, that in sweep.json counts. `run_folders` are runs that are compared,
+    in all pairs, instead of those in the folder.
 
     Raises:
         UserError: the folder, a record or a file of scores is missing or broken, runs cannot be paired, or the question

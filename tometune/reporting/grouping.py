@@ -184,8 +184,8 @@ def _rank(value: Any) -> tuple[bool, float, str]:
 def pairs(cells: Sequence[Cell], all_pairs: bool = False) -> list[tuple[Cell, Cell]]:
     """Return the pairs of cells to compare, the later cell first: one model, and one difference (data or a setting).
 
-    `all_pairs` gives all of them, whatever differs. Otherwise each arm of a sweep over sources is compared with the mix of
-    all sources only, because two arms differ in two things.
+    `all_pairs` gives all of them, whatever differs. Otherwise each arm of a sweep over sources is compared with the mix
+    of all sources only, because two arms differ in two things.
     """
     found = []
     for number, later in enumerate(cells):
