@@ -70,6 +70,7 @@ def tometune(name: str, settings: Result) -> Result:
 def overrides(choices: list[str], settings: Result, folder: Path, steps: int) -> list[str]:
     """Return the command's overrides: everything of tometune's default stays but the model, the data and the length."""
     changed = [
+        "model=llama32_3b",
         f"model.id={settings['model']}",
         *choices,
         *data_overrides(settings),

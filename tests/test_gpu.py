@@ -22,7 +22,15 @@ pytestmark = [
 ]
 STEPS = 20
 RUN = (
-    *("data=pydocs_1k", "eval=pydocs", "eval.limit=4", "eval.base=false", "tracking=none", "trainer.logging_steps=1"),
+    *(
+        "model=llama32_3b",
+        "data=pydocs_1k",
+        "eval=pydocs",
+        "eval.limit=4",
+        "eval.base=false",
+        "tracking=none",
+        "trainer.logging_steps=1",
+    ),
     *(f"trainer.max_steps={STEPS}", "trainer.max_length=512", "trainer.tokens_per_step=4096", "trainer.micro_batch=4"),
 )
 

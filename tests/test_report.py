@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from tests.reporting.sweeps import write_table
+from tests.reporting.sweeps import write_run, write_table
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_sweeps_by_their_file_or_their_names(run_verb, tmp_path):
     assert done.stderr.startswith("multirun/seeds: no sweep.json, so runs that never started are not known")
     assert done.stdout.count("multirun/seeds/report.html") == 1, "read once"
     for overrides, message in (
-        ([], "sweep.name is required; sweeps in multirun: seeds, two"),
+        (["paths.multirun=empty"], "sweep.name is required; sweeps in empty: none"),
         (["sweep.name=seds"], "multirun/seds: no such sweep folder; did you mean seeds?"),
         (["+sweep=seds"], "sweep=seds: no such option; did you mean seeds?"),
     ):
@@ -75,6 +75,24 @@ def test_sweeps_by_their_file_or_their_names(run_verb, tmp_path):
     assert sorted(path.name for path in multirun.iterdir()) == ["seeds", "two"]
     assert run_verb("report", "-m", "sweep.name=seeds,two", "eval.resamples=200").returncode == 0
     assert (multirun / "two" / "report.html").exists()
+    newest = run_verb("report", "eval.resamples=200")
+    assert newest.stderr.startswith("the newest sweep: multirun/two (another: sweep.name=…)\n")
+
+
+def test_named_runs_are_compared_like_cells_whatever_differs(run_verb, tmp_path):
+    write_run(tmp_path / "outputs", "mine_4k", 4000, level=0.3)
+    other = write_run(tmp_path / "multirun" / "x", "table", 100, level=0.5, settings={"trainer.max_length": 9})
+    (first,) = (tmp_path / "outputs").iterdir()
+    done = run_verb("report", f"runs=[{first.name},{other.relative_to(tmp_path)}]", "eval.resamples=200")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Is mine_4k better than table? A single seed cannot tell.") == 1
+    page = f"outputs/reports/runs-{first.name[-8:]}-{other.name[-8:]}/report.html"
+    assert page in done.stdout
+    assert (tmp_path / page).exists()
+    assert "table" in run_verb("report", f"run={other.name}", "eval.resamples=200").stdout
+    same = run_verb("report", f"runs=[{first.name},outputs/{first.name}]")
+    assert (same.returncode, same.stdout) == (2, "")
+    assert same.stderr.startswith(f"runs: {first.name} are not different runs; name each once")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import SECRETS, SMOKE
+from tests.data.conftest import conversation, write_jsonl
 from tests.whole import Workplace, adapter_of, assert_one_line, curve_of, record_of
 from tometune.config.root import Config
 from tometune.tracking.tracker import program
@@ -159,3 +160,32 @@ def test_an_outputs_folder_that_cannot_be_written_is_one_line(place: Workplace, 
     status, stderr = place.train(*SMOKE, "paths.outputs=mounted/outputs")
     line = f"{place.folder}/mounted: cannot be written to; set paths.outputs to a writable folder"
     assert (status, stderr.splitlines()) == (2, [line])
+
+
+def test_from_a_file_to_an_answer_in_three_commands(tmp_path: Path) -> None:
+    """Train on a file, ask whether a pool helps, chat; then compare what was made."""
+    place, trial = Workplace(tmp_path), ["model=tiny", "trainer=debug", "tracking=none", "eval.limit=1"]
+    rows = ({"question": f"Which tide is {number}?", "answer": f"Low {number}."} for number in range(30))
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    write_jsonl(tmp_path / "pool.jsonl", map(conversation, range(20)))
+    trained = place.verb("train", "data=mine", "data.path=mine.jsonl", *trial)
+    run = place.run_folder()
+    assert run.name.startswith("tiny-mine_30-s0-"), trained.stderr
+    assert trained.stdout.splitlines()[-1] == "next     tometune chat run=latest against=base"
+    assert max(map(len, trained.stdout.splitlines())) <= 80
+    record = record_of(run)
+    assert (record["data"]["rows"], [*record["eval"]["tuned"]["tasks"]]) == (27, ["held_out_base"])
+
+    question = ["+sweep=does_it_help", "data.path=mine.jsonl", "data.pool.path=pool.jsonl", "sweep.add=[9,90]"]
+    swept = place.verb("train", *question, "seed=0", "eval.resamples=200", *trial)
+    assert swept.returncode == 0, swept.stderr
+    assert "pool.jsonl has 20 rows that mine.jsonl lacks, so no arm adds 90" in swept.stderr.splitlines()
+    assert "Does adding rows to mine_30 help? A single seed cannot tell." in swept.stdout
+    names = {path.name.partition("-s")[0] for path in (tmp_path / "multirun" / "does_it_help_mine").glob("tiny-*")}
+    assert names == {"tiny-mine_30", "tiny-mine_30_plus_9"}
+
+    chat = place.verb("chat", "run=latest", "against=base", "ui=terminal")
+    assert chat.returncode == 0, chat.stderr
+    assert "run=latest: multirun/does_it_help_mine/tiny-mine_30_plus_9-s0-" in chat.stderr
+    report = place.verb("report", f"runs=[{run.name},latest]", "eval.resamples=200")
+    assert "Is mine_30_plus_9 better than mine_30? A single seed cannot tell." in report.stdout.replace("\n", " ")

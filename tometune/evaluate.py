@@ -78,6 +78,9 @@ def evaluate(subject: Subject) -> None:
     # Only a run's own scores include its held-out rows, which are found by building its mix again.
     own = subject.run is not None and not subject.separate
     tasks = RunInputs(config, cache, {}).tasks if own else load_tasks(config.eval)
+    if not tasks and not config.eval.harness:
+        fix = "score a run that was trained with eval=held_out, or name a test set: eval=own eval.path=FILE"
+        raise UserError(f"eval={config.eval.name}: no rows are held out here; {fix}")
     seed_everything(config.seeds.generation)
     use_deterministic_kernels(config.trainer.deterministic)
     model = load_model(source)

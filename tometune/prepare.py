@@ -1,7 +1,7 @@
 """Build and tokenise the mix and show what is in it; a model is loaded only if it ranks the pool.
 
 tometune prepare data=mix_200k  # build the mix and its data card
-tometune prepare data=files_100k data.base.path=mine.jsonl data.rows=5000
+tometune prepare data=mine data.path=mine.jsonl
 tometune prepare data=mix_200k data.filters.refusals=true
 tometune prepare data=mix_300k data.contamination=drop  # not in the test sets
 """

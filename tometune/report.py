@@ -9,6 +9,7 @@ tometune report sweep.name=table require='a>b:rougeL>=-0.01'  # for CI
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from enum import IntEnum
@@ -24,6 +25,9 @@ from tometune.config.app import verb
 from tometune.config.report import entries
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
+from tometune.runs.run import runs_folder
+from tometune.runs.stored import run_folder
+from tometune.sweep import arms  # noqa: F401 -- its resolvers name mixes and arms
 
 if TYPE_CHECKING:
     from tometune.reporting.analysis import Report
@@ -40,14 +44,18 @@ def main(config: Config) -> IntEnum | None:
     """
     from tometune.tracking import check_tracker
 
-    folder = sweep_folder(config)
+    names = [*([] if config.run is None else [config.run]), *config.runs]
+    runs = [run_folder(name, config.paths, "runs" if config.runs else "run") for name in names]
+    folder = comparison_folder(runs, config) if runs else sweep_folder(config)
     if config.publish is not None:
         check_tracker(publisher(config))
-    return write_all(folder, config)[1]
+    return write_all(folder, config, runs)[1]
 
 
-def write_all(folder: Path, config: Config) -> tuple[dict[str, str], IntEnum | None]:
+def write_all(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[dict[str, str], IntEnum | None]:
     """Build the report of a sweep folder, print it, write its files, and publish it if `publish` is set.
+
+    It is about the finished `runs`, if any are given, instead of those in the folder.
 
     With `require`, the only line on stdout is the verdict.
 
@@ -59,7 +67,7 @@ def write_all(folder: Path, config: Config) -> tuple[dict[str, str], IntEnum | N
     """
     from tometune.reporting.report_files import print_report
 
-    report, page = write_files(folder, config)
+    report, page = write_files(folder, config, runs)
     verdict = None
     out = sys.stdout
     if config.require is None:
@@ -78,8 +86,8 @@ def write_all(folder: Path, config: Config) -> tuple[dict[str, str], IntEnum | N
     return {entry["run_id"]: entry["reason"] for entry in report.table["missing"]}, verdict
 
 
-def write_files(folder: Path, config: Config) -> tuple[Report, Path]:
-    """Build the report of a sweep folder and write its files; returns it and the path of its page."""
+def write_files(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[Report, Path]:
+    """Build the report of a sweep folder, or of `runs`, and write its files; returns it and the path of its page."""
     from tometune.reporting.analysis import build
     from tometune.reporting.report_files import write
 
@@ -87,7 +95,7 @@ def write_files(folder: Path, config: Config) -> tuple[Report, Path]:
         if folder.is_dir():  # of two processes on one sweep, the last one to read it is the last one to write
             with disk_errors(folder, "paths.multirun"):
                 stack.enter_context(FileLock(folder / LOCK))
-        report = build(folder, config.eval.resamples, config.eval.confidence, config.report)
+        report = build(folder, config.eval.resamples, config.eval.confidence, config.report, runs)
         with disk_errors(folder, "paths.multirun"):
             return report, write(report)
 
@@ -106,16 +114,27 @@ def report_finished(folder: Path, config: Config) -> dict[str, str] | None:
     return None
 
 
+def comparison_folder(runs: Sequence[Path], config: Config) -> Path:
+    """Make the folder for the report on these runs, below `paths.outputs`, and return it."""
+    hashes = (folder.resolve().name.rpartition("-")[2] for folder in runs)
+    folder = Path(config.paths.outputs).expanduser() / "reports" / "-".join(["runs", *hashes])
+    with disk_errors(folder, "paths.outputs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def sweep_folder(config: Config) -> Path:
-    """Return the folder of the sweep to report on.
+    """Return the folder of the sweep to report on: that of `sweep.name`, else the one with the newest run.
 
     Raises:
-        UserError: `sweep.name` is not set; lists the existing ones.
+        UserError: `sweep.name` is not set, and there is no run; lists the existing sweeps.
     """
-    from tometune.runs.run import runs_folder
-
     if config.sweep.name is None:
         folder = Path(config.paths.multirun).expanduser()
+        records = folder.glob("*/*/run.json")
+        if newest := max(records, key=lambda path: path.stat().st_mtime_ns, default=None):
+            print(f"the newest sweep: {newest.parents[1]} (another: sweep.name=…)", file=sys.stderr)
+            return newest.parents[1]
         names = sorted(path.name for path in folder.glob("*/"))
         raise UserError(f"sweep.name is required; sweeps in {folder}: {', '.join(names) or 'none'}")
     return runs_folder(config)

@@ -2,7 +2,7 @@
 
 tometune train +experiment=quickstart  # a small model; no GPU, no downloads
 tometune train data=mix_300k trainer=rtx24gb  # one run on a GPU with 24 GB
-tometune train data=files_100k data.base.path=mine.jsonl data.rows=5000
+tometune train data=mine data.path=mine.jsonl
 tometune train -m +sweep=table plan=true  # what the whole table costs
 """
 
@@ -73,7 +73,10 @@ def main(config: Config) -> float | None:
     if is_first() and (config.sweep.name is None or not already_done):
         from tometune.evaluation.table import print_run
 
-        print_run(run.folder, run.record, config.eval)
+        then = None
+        if config.sweep.name is None and config.eval.base:
+            then = f"tometune chat run={run.id if already_done else 'latest'} against=base"
+        print_run(run.folder, run.record, config.eval, then)
     return float(run.record["eval"]["tuned"]["rougeL"])
 
 

@@ -18,6 +18,8 @@ TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_fol
 PATHS = {
     "data/files_100k": [BASE],
     **{f"data/files_{size}": [BASE, POOL] for size in ("200k", "300k", "300k_top", "300k_longest", "300k_ifd")},
+    "data/mine": ["data.path=base.jsonl"],
+    "eval/own": ["eval.path=test.jsonl"],
     "eval/files": [f"eval.tasks.{task}.path={task}.jsonl" for task in TASKS],
     "lora/none": ["model=smollm2_135m"],
     "eval/task/jsonl": ["eval.tasks.mine.path=mine.jsonl"],
@@ -36,6 +38,7 @@ def choice(name: str) -> list[str]:
         return [f"+{group}={option}", "hydra.sweeper.n_trials=2"]
     if group in ("experiment", "sweep"):
         named = ["sweep.sources=[a,b]"] if option.endswith("_one_source_out") or option == "add_one_source" else []
+        named += PATHS["data/mine"] if option == "does_it_help" else []
         return [f"+{group}={option}", "seed=0", *named]
     return [f"{group}={option}", *PATHS.get(name, [])]
 
@@ -89,6 +92,24 @@ def test_mixes_share_the_base_and_grow_by_the_pool(kind):
     assert (first.pool, second.pool) == (None, third.pool)
     assert second.pool is not None
     assert (first.rows, second.rows, third.rows) == tuple(n * first.base.rows for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "model", "tasks", "held_out"),
+    [
+        ("data=pydocs_2k", "smollm2_135m", "pydocs", (0, True)),
+        ("data=pydocs_3k_top model=llama32_1b eval=hub", "llama32_1b", "hub", (0, True)),
+        ("data=mine data.path=mine.jsonl", "llama32_3b", "held_out", (None, False)),
+        ("data=mine data.path=mine.jsonl eval=own eval.path=test.jsonl", "llama32_3b", "own", (0, True)),
+        ("data=mix_200k eval=held_out", "llama32_3b", "held_out", (None, False)),
+        ("+experiment=smoke data=mine data.path=mine.jsonl", "tiny", "pydocs", (0, True)),
+    ],
+)
+def test_data_chooses_tasks_and_model_unless_they_are_chosen(chosen, model, tasks, held_out):
+    config = config_of(*chosen.split())
+    assert (config.model.name, config.eval.name) == (model, tasks)
+    assert (config.data.held_out.rows, config.data.held_out.pool) == held_out
+    assert [task.path for task in config.eval.tasks.values()] == ["test.jsonl"] or tasks != "own"
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch):

@@ -17,6 +17,18 @@ register()
 
 CASES = [
     ("model=a/b", "model=a/b: no such option; for a hub id or a folder write model.id=a/b"),
+    (
+        "data=mine.jsonl",
+        "data=mine.jsonl: no option of this group; for a file of your own write data=mine data.path=mine.j",
+    ),
+    (
+        "data=/a/b.csv",
+        "data=/a/b.csv: no option of this group; for a file of your own write data=mine data.path=/a/b.csv",
+    ),
+    (
+        "eval=a/test.jsonl",
+        "eval=a/test.jsonl: no option of this group; for a file of your own write eval=own eval.path=a/",
+    ),
     ("tracking=null", "tracking=null: choose an option of this group, tracking=OPTION"),
     ("data/pool=x", "data/pool: no such key; did you mean data.pool?"),
     ("model.lerning_rate=1", "model.lerning_rate: no such key; did you mean trainer.learning_rate?"),
@@ -65,7 +77,7 @@ ALIASES = [
     ("data.pool.weights.dataset=0.5", None),
     ("+eval/task@eval.tasks.rank=jsonl", None),
     ("dataset=user/set", "{0}: no such key; write data.base.id=user/set data.rows=N"),
-    ("dataset=a.jsonl", "{0}: no such key; write data=files_100k data.base.path=a.jsonl data.rows=N"),
+    ("dataset=a.jsonl", "{0}: no such key; write data=mine data.path=a.jsonl"),
     ("chat_template=chatml", "{0}: no such key; leave it out; the model's own template is used"),
 ]
 

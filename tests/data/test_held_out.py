@@ -72,6 +72,43 @@ def test_no_row_of_the_base_is_left(config, tmp_path):
     )
 
 
+def test_null_takes_all_rows_and_holds_out_a_tenth(config, tmp_path):
+    base, pool = replace(config.base, rows=None), replace(config.pool, draw=False)
+    config = replace(config, rows=None, base=base, pool=pool, held_out=HeldOutConfig(rows=None, pool=False))
+    adds = (None, 0, 5, 20)
+    mixes = [build_mix(replace(config, pool=replace(pool, add=add)), 0, tmp_path / "cache") for add in adds]
+    held_out = [texts(mix)[1] for mix in mixes]
+    assert [*held_out[0]] == ["base"]
+    assert len(held_out[0]["base"]) == 4, "of 40 texts"
+    assert held_out == [held_out[0]] * 4
+    alone = 50 - mixes[0].facts["base"]["held_out"]
+    assert [len(mix.row_ids) for mix in mixes] == [alone, alone, alone + 5, alone + 20]
+    assert set(mixes[2].row_ids) < set(mixes[3].row_ids)
+    whole = build_mix(replace(config, pool=replace(pool, draw=True), held_out=HeldOutConfig()), 0, tmp_path / "cache")
+    assert len(whole.row_ids) == 50 + 60, "all rows of the base, and all of the pool that differ"
+    problem = error_of(build_mix, replace(config, pool=replace(pool, add=61)), 0, tmp_path / "cache")
+    assert problem.endswith("but data.pool.add=61 needs 61 of them; add rows to the pool, or set data.pool.add=60")
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out", "problem"),
+    [
+        (0, None, "data.base.path={}: is empty; name a source that holds conversations"),
+        (3, None, "data.base: has 3 different rows, too few to hold out a tenth for scoring; add rows, or name a test"),
+        (
+            9,
+            12,
+            "data.held_out.rows=12: data.base has 9 different rows that can be held out (without tools and reasoni",
+        ),
+        (9, 9, "data.held_out.rows=9: leaves no row of the base for data.rows=9; hold out fewer rows, or add rows"),
+    ],
+)
+def test_a_file_with_too_few_rows(tmp_path, rows, held_out, problem):
+    file = write_jsonl(tmp_path / "few.jsonl", BASE[:rows])
+    config = DataConfig(rows=None, base=files(file), held_out=HeldOutConfig(rows=held_out, pool=False))
+    assert error_of(build_mix, config, 0, tmp_path / "cache").startswith(problem.format(file))
+
+
 def test_without_held_out_rows_a_mix_is_as_before(config, tmp_path):
     mix = build_mix(replace(config, rows=60, held_out=HeldOutConfig()), 0, tmp_path / "cache")
     assert (len(mix.row_ids), mix.held_out, "held_out" in mix.manifest(), "held_out" in mix.facts["base"]) == (

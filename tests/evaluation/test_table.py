@@ -27,7 +27,7 @@ def write(folder, stage, task, shift, count=N, **more):
     return path
 
 
-def shown(folder, stages, limited=False, tracking=None, tasks=("qa", "summaries"), judged=()):
+def shown(folder, stages, limited=False, tracking=None, tasks=("qa", "summaries"), judged=(), then=None):
     tasks = {key: {} for key in tasks}
     record = {"run_id": "tiny-x-s0-1", "eval": {stage: {"tasks": tasks, "limited": limited} for stage in stages}}
     record["tracking"] = tracking
@@ -35,7 +35,7 @@ def shown(folder, stages, limited=False, tracking=None, tasks=("qa", "summaries"
         record["eval"]["tuned"]["judge"] = {"tasks": {key: {} for key in judged}}
     out = io.StringIO()
     with redirect_stdout(out):
-        print_run(folder, record, EvalConfig(resamples=300))
+        print_run(folder, record, EvalConfig(resamples=300), then)
     return out.getvalue()
 
 
@@ -60,6 +60,8 @@ def test_base_tuned_gain_and_interval(folder):
     assert "LIMIT" not in text
     assert "LIMIT" in shown(folder, ["base", "tuned"], limited=True)
     assert max(len(line) for line in text.splitlines() if not line.startswith("run ")) <= 80
+    gain = r"gain     ROUGE-L \+0\.100 \(95% interval \+0\.0\d\d to \+0\.1\d\d\), better than base"
+    assert re.fullmatch(gain, text.splitlines()[-2])
     assert "…" not in text, "no number is cut"
 
 
@@ -78,18 +80,22 @@ def test_clusters_widen_the_intervals(folder):
     assert width(clustered, "summaries") == width(plain, "summaries")
 
 
-def test_one_stage_alone_and_the_paths_come_last_and_whole(folder):
+def test_one_stage_alone_and_the_paths_come_last_and_whole(folder, monkeypatch):
     write(folder, "tuned", "qa", 0.2, count=1)
-    tracking = {"tracker": "wandb", "folders": ["outputs/" + "x" * 90], "url": None, "sync": "wandb sync outputs/x"}
+    tracking = {"tracker": "trackio", "folders": ["outputs/" + "x" * 90], "url": None, "show": "trackio show"}
     text = shown(folder, ["tuned"], tracking=tracking)
     assert "gain" not in text
     assert "0.495" in text
     lines = [line.split()[:2] for line in text.splitlines()]
     assert ["1", "example"] in lines
     assert ["61", "examples"] in lines
-    places = [f"run      {folder}", f"wandb    outputs/{'x' * 90}", "sync     wandb sync outputs/x"]
+    places = [f"run      {folder}", f"trackio  outputs/{'x' * 90}", "show     trackio show"]
     assert text.splitlines()[-3:] == places
     assert shown(folder, []) == f"run      {folder}\n"
+    monkeypatch.chdir(folder.parent)
+    tracking = {"tracker": "wandb", "folders": [str(folder / "wandb" / "x")], "sync": f"{folder.parent}/wandb sync …"}
+    places = [f"run      {folder.name}", f"sync     wandb sync {folder.name}/wandb/offline*", "next     do it"]
+    assert shown(folder, [], tracking=tracking, then="do it").splitlines() == places
 
 
 def test_columns_are_those_of_the_scores(folder):

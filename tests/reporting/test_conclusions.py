@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.reporting.sweeps import TASKS, edit, editing, write_table
+from tests.reporting.sweeps import TASKS, edit, editing, write_run, write_table
+from tometune.config.report import ReportConfig
 from tometune.reporting.analysis import build
 from tometune.reporting.conclusions import answers, cautions, headline
 from tometune.reporting.report_files import as_html
@@ -26,6 +27,27 @@ def test_a_planted_effect_is_found_and_its_absence_is_not(tmp_path, report, made
     text = " ".join(answer.sentences)
     assert ("; pydocs_3k vs. pydocs_2k (" in text) == ("Undecided" not in verdict)
     assert cautions(table) == []
+
+
+@pytest.mark.parametrize(
+    ("levels", "verdict"),
+    [
+        ((0.4, 0.5, 0.4), "Yes: 1k rows (ROUGE-L). No significant difference otherwise."),
+        ((0.4, 0.5, 0.3), "Yes: 1k rows (ROUGE-L). No, it harms: 10k rows (ROUGE-L)."),
+        ((0.4, 0.4, 0.4), "Undecided: no amount makes a significant difference."),
+    ],
+)
+def test_whether_any_amount_of_added_rows_helps_is_the_first_answer(tmp_path, levels, verdict):
+    for number, (name, level) in enumerate(
+        zip(("mine_4k", "mine_4k_plus_1k", "mine_4k_plus_10k"), levels, strict=True)
+    ):
+        for seed in range(3):
+            write_run(tmp_path, name, 4000 + number, seed, level)
+    table = build(tmp_path, 500, 0.95, ReportConfig(primary=">mine_4k:rougeL")).table
+    first, *others = answers(table)
+    assert (first.question, first.verdict) == ("Does adding rows to mine_4k help?", verdict)
+    assert first.sentences[0].startswith("Difference from mine_4k alone, with 95% intervals: 1k rows: ROUGE-L ")
+    assert [each.question for each in others] == [f"Is mine_4k_plus_{n} better than mine_4k?" for n in ("1k", "10k")]
 
 
 def test_a_single_seed_cannot_tell(one_seed):

@@ -21,11 +21,11 @@ def sources(folder: Path, key: str = "without", **question: float) -> Report:
     sign = -1 if key == "without" else 1
     for seed in range(3):
         pool = {"data.pool.draw": True, "sweep.design": "One source is left out."}
-        runs = [write_run(folder, "all-sources", 2000, seed, 0.4 + 0.001 * seed, settings=pool)]
+        runs = [write_run(folder, "all-sources", 2000, seed, 0.4 + 0.001 * seed, settings=pool, noise=0.03)]
         for name, effect in EFFECTS.items():
             level = 0.4 + sign * effect + 0.002 * ((seed + 1) % 3)
             settings = {**pool, f"data.pool.{key}": [name]}
-            runs.append(write_run(folder, f"{key}-{name}", 2000, seed, level, settings=settings))
+            runs.append(write_run(folder, f"{key}-{name}", 2000, seed, level, settings=settings, noise=0.03))
         for run in runs:
             with editing(run) as record:
                 record["train"] |= {

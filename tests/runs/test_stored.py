@@ -2,16 +2,19 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from tometune.common.errors import UserError
+from tometune.common.files import write_json
+from tometune.config.root import PathsConfig
 from tometune.config.trainer import TrainerConfig
 from tometune.runs import stored
 from tometune.runs.run import read_record
-from tometune.runs.stored import stored_config
+from tometune.runs.stored import run_folder, stored_config
 
 OLD_RUN = Path(__file__).parents[1] / "fixtures" / "old_run"
 """config.yaml and run.json of a LoRA run on `model=tiny`, as f115d2b wrote them."""
@@ -69,6 +72,19 @@ def test_unknown_keys_at_any_depth_are_one_warning(run, caplog):
     unknown = "plugin trainer.warp data.base.flavour data.filters.old data.pool.age eval.tasks.summarisation.vintage"
     assert [key for key in unknown.split() if key not in warning] == []
     assert "q2_k" not in warning
+
+
+def test_latest_is_the_run_that_was_finished_last(run, tmp_path):
+    paths = PathsConfig(outputs=str(tmp_path), multirun=str(tmp_path / "multirun"))
+    with pytest.raises(UserError, match=r"against=latest: no run is finished in .*; make one with tometune train"):
+        run_folder("latest", replace(paths, outputs=str(tmp_path / "none")), "against")
+    sweep = Path(shutil.copytree(run, tmp_path / "multirun" / "table" / "later"))
+    times = {run: "2026-01-02T00:00:00+00:00", sweep: "2026-01-03T00:00:00+00:00"}
+    for folder, finished in times.items():
+        write_json(folder / "run.json", read_record(folder) | {"finished": finished})
+    assert run_folder("latest", paths) == sweep
+    write_json(sweep / "run.json", read_record(sweep) | {"status": "running", "finished": None})
+    assert run_folder("latest", paths) == run
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "trainer: {max_steps: many}", "trainer: {", "\xff"])

@@ -3,13 +3,16 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.config.conftest import sweep_of
 from tests.data.conftest import conversation, write_jsonl
 from tometune.common.errors import ConfigError
 from tometune.config.sweep_cells import arm_name, log_sizes
+from tometune.runs.inputs import file_mix
 
 SOURCES = {"it's \\odd": 30, "a/b": 20, "c": 10, **{f"small {n}": 2 for n in range(6)}}
 
@@ -145,6 +148,39 @@ def test_presets(name: str, key: str, values: set[float] | None, cells: int) -> 
     else:
         orders = [config.data.pool and str(config.data.pool.order) for config in configs if config.seed == 0]
         assert orders == [None, "random", "best", "longest", "ifd"]
+
+
+def test_does_it_help_has_an_arm_for_each_amount_that_the_pool_has(data: list[str], capsys, monkeypatch) -> None:
+    base, pool = data[1].partition("=")[2], data[2].partition("=")[2]
+    chosen = ["+sweep=does_it_help", f"data.path={base}", f"data.pool.path={pool}"]
+    configs = sweep_of(*chosen, "sweep.add=[50,72,73]", "seed=0,1")
+    assert Counter(config.data.name for config in configs) == {"base_20": 2, "base_20_plus_50": 2, "base_20_plus_72": 2}
+    assert {config.sweep.name for config in configs} == {"does_it_help_base"}
+    assert configs[0].report.primary == [">base_20:rougeL", ">base_20:nll"]
+    assert [config.data.pool and config.data.pool.add for config in configs[::2]] == [None, 50, 72]
+    assert f"{pool} has 72 rows that {base} lacks, so no arm adds 73" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"sweep\.add=\[100\]: .*72 rows that .* lacks; set e\.g\. sweep\.add=\[72\]"):
+        sweep_of(*chosen, "sweep.add=[100]")
+    with pytest.raises(ConfigError, match=r"data\.pool\.path=none\.jsonl: no such file"):
+        sweep_of(*chosen[:2], "data.pool.path=none.jsonl")
+    monkeypatch.setattr("tometune.data.sources.pinned", lambda *_: "0" * 40)
+    hub = sweep_of(*chosen[:2], "seed=0")
+    assert [config.data.name for config in hub] == ["base_20", *(f"base_20_plus_{n}" for n in ("1k", "10k", "100k"))]
+
+
+@pytest.mark.parametrize(
+    ("path", "rows", "added", "name"),
+    [
+        ("a/My file, v2.jsonl.gz", 3, None, "My-file-v2_3"),
+        ("mine.jsonl", 4_000, None, "mine_4k"),
+        ("mine.jsonl", 4_249, 1_500_000, "mine_4.2k_plus_1.5m"),
+        ("*.jsonl", 99_999, 950, "mine_100k_plus_950"),
+    ],
+)
+def test_a_mix_over_a_file_is_named_after_it(path: str, rows: int, added: int | None, name: str, monkeypatch) -> None:
+    monkeypatch.setattr("tometune.data.standardise.standardise", lambda *_: SimpleNamespace(rows=range(rows)))
+    config = {"data": {"base": {"path": path}, "rows": None}, "paths": {"cache": "x"}}
+    assert file_mix(added, OmegaConf.create(config)) == name
 
 
 def test_the_overrides_of_an_arm_are_kept_in_json(data: list[str]) -> None:

@@ -151,3 +151,9 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def relative_path(path: Path | str) -> str:
+    """Return a path relative to the current folder if it is below that, which is shorter to read and to type."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)

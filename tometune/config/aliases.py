@@ -10,7 +10,7 @@ from tometune.config.root import Config, setting_keys
 
 RENAMED = {
     "data.base.id={} data.rows=N": "dataset dataset_name dataset_id datasets train_dataset",
-    "data=files_100k data.base.path={} data.rows=N": "dataset_path train_file train_path data_files data_path",
+    "data=mine data.path={}": "dataset_path train_file train_path data_files data_path",
     "data.rows={}": "max_samples num_samples n_samples max_train_samples train_samples",
     "eval.batch_size={}": "eval_batch_size per_device_eval_batch_size",
     "eval.limit={}": "max_eval_samples eval_samples",

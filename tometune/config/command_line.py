@@ -35,7 +35,10 @@ READS = {
     "train": (*MAKES_A_RUN, "plan"),
     "prepare": MAKES_A_RUN,
     "evaluate": ("model", "eval", "tracking", "seed", "seeds.generation", "paths", "run"),
-    "report": ("eval.resamples", "eval.confidence", "tracking", "sweep", "report", "paths", "publish", "require"),
+    "report": (
+        *("eval.resamples", "eval.confidence", "tracking", "sweep", "report", "paths", "run", "runs", "publish"),
+        "require",
+    ),
     "export": ("export", "paths", "run", "format", "quant", "push_to", "private"),
     "doctor": ("tracking", "paths"),
     "chat": ("model", "chat", "seed", "seeds.generation", "paths", "run", "against", "gguf", "ui", "share"),

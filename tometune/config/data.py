@@ -139,7 +139,9 @@ class PoolConfig(SourceConfig):
     """A set of conversations from which a mix draws rows."""
 
     draw: bool = field(default=True, metadata=NOT_IDENTITY)
-    """Whether rows are drawn from it; false is the same as `pool=null`."""
+    """Whether rows are drawn from it, if `add` is null; false is the same as `pool=null`."""
+    add: int | None = field(default=None, metadata=SINCE_DEFAULT | at_least(0))
+    """Number of rows to add to the base, whatever its size, with `data.rows=null`; null adds up to `data.rows`."""
     order: PoolOrder = field(default=PoolOrder.random, metadata=SINCE_DEFAULT)
     """`random` draws by `seeds.data`; `best` takes those with the highest score of `data.scorer`, `longest` those with
     the longest answers, `ifd` those that the base model finds hardest to derive from the prompt (arXiv:2308.12032)."""
@@ -152,13 +154,20 @@ class PoolConfig(SourceConfig):
     caps: dict[str, int] = field(default_factory=dict, metadata=SINCE_DEFAULT | at_least(1))
     """Most added rows per source."""
 
+    @property
+    def draws(self) -> bool:
+        return self.draw if self.add is None else self.add > 0
+
 
 @dataclass
 class HeldOutConfig:
     """Rows that are set aside for scoring: no mix contains them, nor their repeats, for any seed or size."""
 
-    rows: int = field(default=0, metadata=at_least(0))
-    """Number of rows of the base, and as many of the pool if there is one; 0 sets none aside."""
+    rows: int | None = field(default=0, metadata=at_least(0))
+    """Number of rows of the base, and as many of the pool if there is one; 0 sets none aside. Null is a tenth of the
+    base, at most 200."""
+    pool: bool = field(default=True, metadata=SINCE_DEFAULT)
+    """Whether rows of the pool are set aside, too."""
     seed: int = field(default=0, metadata=at_least(0))
     """Seed of this draw; it does not follow the run's seed."""
 
@@ -169,8 +178,11 @@ class DataConfig:
 
     name: str = field(default="mix_100k", metadata=NOT_IDENTITY | checked(file_name))
     """Short name in the run id and the tables."""
-    rows: int = field(default=100_000, metadata=at_least(1))
-    """Exact number of conversations in the mix; a run stops if there are fewer."""
+    rows: int | None = field(default=100_000, metadata=at_least(1))
+    """Exact number of conversations in the mix; a run stops if there are fewer. Null takes all rows of the base, and
+    `data.pool.add` or all rows of the pool, if it draws from one."""
+    path: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Short for `data.base.path`, in mixes over your own files."""
     base: SourceConfig = field(default_factory=SourceConfig)
     """The data that every mix contains."""
     pool: PoolConfig | None = None
@@ -196,7 +208,7 @@ class DataConfig:
 
     @property
     def draws(self) -> bool:
-        return self.pool is not None and self.pool.draw
+        return self.pool is not None and self.pool.draws
 
 
 def ranking(data: DataConfig) -> str | None:
@@ -209,7 +221,8 @@ def ranking(data: DataConfig) -> str | None:
 def without_unused_pool(data: DataConfig) -> DataConfig:
     """Return the config with `pool=null` if no rows are drawn from the pool, and none are held out of it."""
     pool = data.pool
-    if pool is None or pool.draw or (data.held_out.rows and (pool.id or pool.path or pool.kind is SourceKind.pydocs)):
+    held_out = data.held_out.rows != 0 and data.held_out.pool
+    if pool is None or pool.draws or (held_out and (pool.id or pool.path or pool.kind is SourceKind.pydocs)):
         return data
     return replace(data, pool=None)
 
@@ -228,13 +241,19 @@ def without_unused(data: DataConfig) -> DataConfig:
         near = NearDedupConfig()
     ranked = data.pool is not None and data.pool.order is PoolOrder.best
     scorer = data.scorer if ranked else ScorerConfig()
-    held_out = data.held_out if data.held_out.rows else HeldOutConfig()
+    held_out = data.held_out if data.held_out.rows != 0 else HeldOutConfig()
     return replace(data, filters=filters, near_dedup=near, scorer=scorer, held_out=held_out)
 
 
 def data_problems(data: DataConfig) -> Iterator[str]:
     """Yield the problems of the group."""
     yield from _source_problems("data.base", data.base)
+    if data.path is not None and data.path != data.base.path:
+        reads = f"is not data.base.path={data.base.path}; set one of the two"
+        reads = reads if data.base.path else "this mix does not read it; for rows of your own write data=mine"
+        yield f"data.path={data.path}: {reads}"
+    if data.rows is not None and data.pool is not None and data.pool.add is not None:
+        yield f"data.pool.add={data.pool.add}: the mix has data.rows={data.rows}, whatever is added; set one to null"
     if data.pool is not None:
         yield from _source_problems("data.pool", data.pool)
         weights = data.pool.weights.values()
@@ -247,7 +266,7 @@ def data_problems(data: DataConfig) -> Iterator[str]:
     if data.scorer != ScorerConfig() and (data.pool is None or data.pool.order is not PoolOrder.best):
         yield "data.scorer: has no effect, since the pool is not ranked; set data.pool.order=best"
     base_rows = data.base.rows
-    if base_rows is None or base_rows < 1 or data.rows < 1 or data.base.kind is SourceKind.files:
+    if data.rows is None or base_rows is None or min(base_rows, data.rows) < 1 or data.base.kind is SourceKind.files:
         return  # the rows of files are counted first, so that one error names every number that has to change
     if base_rows > data.rows:
         yield (
@@ -262,9 +281,9 @@ def data_problems(data: DataConfig) -> Iterator[str]:
 
 
 def _held_out_problems(held_out: HeldOutConfig, base_rows: int | None) -> Iterator[str]:
-    if held_out.seed != HeldOutConfig().seed and not held_out.rows:
+    if held_out.seed != HeldOutConfig().seed and held_out.rows == 0:
         yield f"data.held_out.seed={held_out.seed}: has no effect, since no rows are held out; set data.held_out.rows"
-    if base_rows is not None and 0 < base_rows <= held_out.rows:
+    if base_rows is not None and held_out.rows is not None and 0 < base_rows <= held_out.rows:
         yield f"data.held_out.rows={held_out.rows}: not below data.base.rows={base_rows}, so no row of the base is left"
 
 

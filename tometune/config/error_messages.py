@@ -24,6 +24,9 @@ WRONG_VALUES = {
 }
 """Parts of OmegaConf's messages, and what we write instead."""
 
+OWN_FILE = {"data": "data=mine data.path", "eval": "eval=own eval.path"}
+"""What reads a file that was named where a group's option belongs."""
+
 PLUGINS = {
     "joblib": "hydra-joblib-launcher",
     **dict.fromkeys(("submitit_local", "submitit_slurm"), '"tometune[slurm]"'),
@@ -86,6 +89,8 @@ def _missing_option(error: MissingConfigException) -> str:
     found = re.search(r"Available options in '(.*)':", str(error))
     group = found[1] if found else name.rpartition("/")[0]
     option = name.removeprefix(f"{group}/")
+    if (of := name.partition("/"))[0] in OWN_FILE and "." in Path(of[2]).name:
+        return f"{of[0]}={of[2]}: no option of this group; for a file of your own write {OWN_FILE[of[0]]}={of[2]}"
     if option in PLUGINS and group.startswith("hydra/"):
         return f"{group}={option}: not installed; pip install {PLUGINS[option]}"
     if group == "model" and "/" in option:

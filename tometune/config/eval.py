@@ -85,6 +85,10 @@ class EvalConfig:
     """Short name of the task set."""
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """The tasks by name; add one with `+eval/task@eval.tasks.NAME=jsonl eval.tasks.NAME.path=…`."""
+    path: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """For `eval=own`: short for the path of its task."""
+    held_out: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Whether rows are held out of the base (`data.held_out`) and are the tasks."""
     validation: bool = field(default=False, metadata=NOT_IDENTITY)
     """Whether the tasks are for choosing settings, and share no example with a test task."""
     base: bool = True
@@ -124,8 +128,10 @@ class EvalConfig:
 
 def eval_problems(config: EvalConfig) -> Iterator[str]:
     """Yield the problems of the group."""
-    if not config.tasks:
+    if not config.tasks and not config.held_out:
         yield "eval.tasks: empty; choose eval=hub, eval=files or eval=pydocs, or add +eval/task@eval.tasks.NAME=jsonl"
+    if config.path is not None and config.path not in [task.path for task in config.tasks.values()]:
+        yield f"eval.path={config.path}: eval={config.name} does not read it; for a test set of your own write eval=own"
     for name, task in config.tasks.items():
         if problem := file_name(f"eval.tasks.{name}", name):
             yield problem
@@ -143,7 +149,8 @@ def _task_problems(key: str, task: TaskConfig) -> Iterator[str]:
     needs = {TaskKind.hub: ("id", task.id), TaskKind.jsonl: ("path", task.path), TaskKind.pydocs: ("topic", task.topic)}
     name, value = needs[task.kind]
     if not value:
-        yield f"{key}.{name} is required if {key}.kind={task.kind}; set {key}.{name}=…"
+        fix = "eval.path=…, one file" if key == "eval.tasks.own" else f"{key}.{name}=…"
+        yield f"{key}.{name} is required if {key}.kind={task.kind}; set {fix}"
     yield from filter(None, (one_of(METRICS)(f"{key}.metrics", metric) for metric in task.metrics))
     for name, values in (("metrics", task.metrics), ("references", task.references)):
         if not values:

@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from tometune.common.errors import ConfigError
-from tometune.config.data import DataConfig, data_problems
+from tometune.config.data import Contamination, DataConfig, data_problems
 from tometune.config.eval import EvalConfig, eval_problems
 from tometune.config.export import ExportConfig, export_problems
 from tometune.config.model import LoraConfig, ModelConfig, lora_problems, model_problems
@@ -80,6 +80,8 @@ class SweepConfig:
     """Rows of the first mix of a sweep over sizes."""
     largest: int | None = field(default=None, metadata=at_least(1))
     """Rows of its last mix; null is those of the chosen mix."""
+    add: list[int] = field(default_factory=lambda: [1_000, 10_000, 100_000], metadata=at_least(1))
+    """Rows of the pool that each arm of `+sweep=does_it_help` adds."""
 
 
 @dataclass
@@ -125,7 +127,9 @@ class Config:
     paths: PathsConfig = field(default_factory=PathsConfig)
     """Folders."""
     run: str | None = None
-    """For `evaluate`, `export` and `chat`: a run folder, or a run id under `paths.outputs`."""
+    """For `evaluate`, `export`, `report` and `chat`: a run folder, a run id under `paths.outputs`, or `latest`."""
+    runs: list[str] = field(default_factory=list)
+    """For `report`: finished runs to compare like the cells of a sweep, named as in `run`."""
     against: str | None = None
     """For `chat`: a second model for the same prompts: `base` (the run's base model), another run, or a GGUF file."""
     gguf: str | None = None
@@ -209,6 +213,9 @@ def check(config: Config) -> None:
     found = chain(*((*value_problems(name, getattr(config, name)), *checks[name]) for name in checks))
     same_rows = config.data.base.rows == config.data.rows  # it usually is ${data.rows}, of which one line is enough
     problems = [line for line in found if not (same_rows and line.startswith("data.base.rows="))]
+    if config.data.contamination is not Contamination.report and not config.eval.tasks:
+        fix = "no mix contains held-out rows or their repeats; set data.contamination=report"
+        problems.append(f"data.contamination={config.data.contamination}: eval={config.eval.name} has no texts; {fix}")
     if config.plan != "measure" and not isinstance(config.plan, bool):
         problems.append(f"plan={config.plan}: one of true, false, measure")
     not_finite = {line.partition("=")[0]: line for line in problems if line.endswith(NOT_FINITE)}
@@ -228,4 +235,5 @@ def _seed_problems(config: Config) -> Iterator[str]:
 OmegaConf.register_new_resolver(
     "sweep_folder", lambda here, multirun, name: str(Path(here, multirun, name or ADHOC)), replace=True
 )
+OmegaConf.register_new_resolver("if", lambda condition, yes, no: yes if condition else no, replace=True)
 OmegaConf.register_new_resolver("conf_dir", lambda: str(conf_dir()), replace=True)

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tometune.common.errors import ConfigError
+from tometune.common.errors import ConfigError, UserError
 from tometune.config.command_line import CommandLine, parse
 from tometune.config.data import without_unused, without_unused_pool
 from tometune.config.error_messages import composition_errors
@@ -175,7 +175,7 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
     else:
         _check_used(config, keys)
         config.data = without_unused_pool(config.data)
-    if config.data.held_out.rows:
+    if config.data.held_out.rows and not config.eval.held_out:  # else all mixes of a table lack them
         config.data.name += f"-held{config.data.held_out.rows}"
     return config
 
@@ -187,6 +187,7 @@ def _check_used(config: Config, keys: set[str]) -> None:
         unused = data.pool is not None and without_unused_pool(data).pool is None
         if unused and f"{key}.".startswith("data.pool."):
             fix = "choose a mix that does, e.g. data=mix_200k, files_200k or pydocs_2k"
+            fix = "set data.pool.add=1000, the number of rows to add" if data.rows is None else fix
             problems.append(f"{key}: {data.name} draws no rows from a pool; {fix}")
         if not config.lora.enabled and key.startswith("lora.") and key != "lora.enabled":
             problems.append(f"{key}: is ignored without an adapter; leave it out, or choose lora=default")
@@ -208,8 +209,10 @@ def arm_name(whole: str, prefix: str, sources: Sequence[str]) -> str:
     return f"{prefix}-{name or 'unnamed'}"
 
 
-def log_sizes(smallest: int, rows: int) -> str:
+def log_sizes(smallest: int, rows: int | None) -> str:
     """Return numbers of rows from `smallest` to `rows` in steps of about half a power of ten: `1000,3000,10000`."""
+    if rows is None:
+        raise UserError("sweep.largest: is required if data.rows=null; set sweep.largest=…")
     steps = (step * smallest * 10**power for power in range(12) for step in (1, 3))
     return ",".join(map(str, [*(size for size in steps if size < rows), rows]))
 

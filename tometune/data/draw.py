@@ -161,10 +161,10 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
         raise UserError(
             f"data.base: no row is left ({'; '.join(lost)}); relax data.filters, or set data.filters.base=false"
         )
-    most = min(found, config.rows)
-    both = not config.draws and most < config.rows
+    most = found if config.rows is None else min(found, config.rows)
+    both = not config.draws and config.rows is not None and most < config.rows
     fix = f"set data.rows={most} data.base.rows={most}" if both else f"set data.base.rows={most}"
-    if config.base.rows is not None and config.base.rows > config.rows:
+    if config.base.rows is not None and config.rows is not None and config.base.rows > config.rows:
         raise UserError(
             f"data.rows={config.rows}: below data.base.rows={wanted}, and a mix contains the whole base, which has "
             f"{found:,} usable rows; {fix}"
@@ -177,14 +177,15 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
 
 def check_pool(config: DataConfig, added: int) -> None:
     """Raise a `UserError` if there is no pool to draw from, or it has its own number of rows."""
-    if config.pool is None or not config.pool.draw:
+    if config.pool is None or not config.draws:
+        assert config.rows is not None  # else there are no others
         raise UserError(
             f"data.rows={config.rows}: the base has {config.rows - added} rows and there is no pool for the other "
             f"{added}; choose a mix with one, e.g. data=files_200k, or set data.rows={config.rows - added}"
         )
     if config.pool.rows is not None:
         raise UserError(
-            f"data.pool.rows={config.pool.rows}: is ignored, because data.rows={config.rows} sets how many rows are "
+            f"data.pool.rows={config.pool.rows}: is ignored, because {_size(config)} sets how many rows are "
             "drawn; set data.pool.rows=null"
         )
 
@@ -225,10 +226,18 @@ def shortage_error(pool: Standardised, facts: dict[str, Any], found: int, reason
     }
     counts = ", ".join(f"{reason}: {count:,}" for reason, count in lost.items() if count is not None)
     limit = f"{found:,} can be added {reason} " if reason else ""
+    fix = f"data.pool.add={found}" if config.rows is None else f"data.rows={config.rows - added + found}"
     return UserError(
-        f"data.pool: {facts['eligible']:,} usable rows of {pool.read:,} ({counts}), but {limit}data.rows={config.rows} "
-        f"needs {added:,} of them; add rows to the pool, or set data.rows={config.rows - added + found}"
+        f"data.pool: {facts['eligible']:,} usable rows of {pool.read:,} ({counts}), but {limit}{_size(config)} "
+        f"needs {added:,} of them; add rows to the pool, or set {fix}"
     )
+
+
+def _size(config: DataConfig) -> str:
+    """Return the setting that says how many rows are drawn."""
+    if config.rows is None and config.pool is not None:
+        return f"data.pool.add={config.pool.add}"
+    return f"data.rows={config.rows}"
 
 
 def _reasons(what: str, counts: Counts) -> str:

@@ -31,6 +31,7 @@ from tometune.data.standardise import KINDS, Standardised, check_malformed, stan
 
 CONTAMINATED = "contaminated"
 COLUMNS = ["source", "messages", "extras"]  # of a mix
+MOST_HELD_OUT = 200  # rows, if their number is not set
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ def build_mix(
     """
     builder = _Builder(config, seed, cache, tokenizer, texts, scorer)
     base = builder.select_base()
-    parts, added = {"base": base}, max(0, config.rows - len(base.chosen) - base.facts.get("held_out", 0))
-    if added or (config.held_out.rows and config.pool is not None):
-        parts["pool"] = builder.select_pool(added, base.source)
+    parts, added = {"base": base}, builder.added(base)
+    if added != 0 or (len(base.held_out) and config.held_out.pool and config.pool is not None):
+        parts["pool"] = builder.select_pool(added, base)
     held_out = {origin: (part.source, part.held_out) for origin, part in parts.items() if len(part.held_out)}
-    if not added:
+    if added == 0:
         parts.pop("pool", None)
     row_ids, sources, rows = list[str](), Counter[str](), []
     for origin, part in parts.items():
@@ -170,21 +171,22 @@ class _Builder:
         filtered, facts = self._filter(base, active, [self._near_mask(base)] if near else [])
         order = draw.in_key_order(base, self.cache)
         rows = order[filtered.keep[order]]
-        wanted = config.base.rows if config.base.rows is not None else min(len(rows), config.rows)
+        most = len(rows) if config.rows is None else config.rows
+        wanted = min(len(rows), most) if config.base.rows is None else config.base.rows
         draw.check_base(base, len(rows), facts, wanted, config)
-        held_out = self._hold_out("base", base, rows)
+        held_out = self._hold_out("base", base, rows, config.held_out.rows)
         if len(held_out):
             rows = rows[~np.isin(base.keys[rows], base.keys[held_out])]
             if threshold is not None:
                 rows = rows[~near_duplicates((base, held_out), (base, rows), threshold, self.cache)[1]]
             # Repeats are missing as well if the mix takes all other rows.
             facts["held_out"] = max(len(held_out), wanted - len(rows))
-            if config.base.rows is not None or len(rows) < config.rows:  # else the base has enough others
+            if config.base.rows is not None or len(rows) < most:  # else the base has enough others
                 wanted -= facts["held_out"]
             if wanted <= 0:
                 raise UserError(
-                    f"data.held_out.rows={len(held_out)}: leaves no row of the base for data.rows={config.rows}; hold "
-                    "out fewer rows, or raise data.rows"
+                    f"data.held_out.rows={len(held_out)}: leaves no row of the base for data.rows={most}; hold "
+                    f"out fewer rows, or {'add rows' if config.rows is None else 'raise data.rows'}"
                 )
         chosen = rows[stream(self.seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
         facts["rows"] = wanted
@@ -192,9 +194,17 @@ class _Builder:
             facts[NEAR] = facts["filtered"].pop(NEAR)
         return Part(base, chosen, facts, filtered.examples, held_out)
 
-    def select_pool(self, added: int, base: Standardised) -> Part:
-        """Draw `added` rows from the pool."""
-        config, cache = self.config, self.cache
+    def added(self, base: Part) -> int | None:
+        """Return how many rows are drawn from the pool; None for all."""
+        config = self.config
+        if config.rows is None:
+            return config.pool.add if config.pool is not None and config.draws else 0
+        held_out: int = base.facts.get("held_out", 0)
+        return max(0, config.rows - len(base.chosen) - held_out)
+
+    def select_pool(self, added: int | None, base_part: Part) -> Part:
+        """Draw `added` rows from the pool, or all."""
+        config, cache, base = self.config, self.cache, base_part.source
         if added:
             draw.check_pool(config, added)
         assert config.pool is not None
@@ -215,11 +225,11 @@ class _Builder:
         if threshold is not None and config.near_dedup.base:
             compared = compared[self._near_mask(base)[1][compared]]
         held_out = rows[:0]
-        if config.held_out.rows:
+        if config.held_out.pool and len(base_part.held_out):
             candidates, _ = draw.eligible(pool, usable, base, None)  # the same ones whatever ranks the pool
             if threshold is not None:
                 candidates = candidates[~near_duplicates((base, compared), (pool, candidates), threshold, cache)[0]]
-            held_out = self._hold_out("pool", pool, candidates)
+            held_out = self._hold_out("pool", pool, candidates, len(base_part.held_out))
             rows = rows[~np.isin(pool.keys[rows], pool.keys[held_out])]
             facts["held_out"] = len(held_out)
         facts |= {"eligible": len(rows), "rows": added}
@@ -233,18 +243,25 @@ class _Builder:
             rows = rows[~near]
             facts["eligible"] = len(rows)
         ordered = rows if kind else rows[stream(self.seed, "data").permutation(len(rows))]
+        if added is None:
+            added = len(draw.take(ordered, len(ordered), pool, config.pool)[0])
+        facts["rows"] = added
         chosen, reason = draw.take(ordered, added, pool, config.pool) if added else (ordered[:0], "")
         if len(chosen) < added:
             raise draw.shortage_error(pool, facts, len(chosen), reason, config)
         return Part(pool, chosen, facts, filtered.examples, held_out)
 
-    def _hold_out(self, origin: str, source: Standardised, rows: np.ndarray) -> np.ndarray:
-        """Return the numbers of `data.held_out.rows` rows of different texts; `rows` are in key order.
+    def _hold_out(self, origin: str, source: Standardised, rows: np.ndarray, number: int | None) -> np.ndarray:
+        """Return the numbers of `number` rows of different texts, see `data.held_out.rows`; `rows` are in key order.
 
         Rows with tools, reasoning or untrained answers are not held out, because a task cannot ask for them.
         """
-        number = self.config.held_out.rows
         texts = rows[draw.starts_group(source.keys[rows])]
+        if number is None and not (number := min(MOST_HELD_OUT, len(texts) // 10)):
+            raise UserError(
+                f"data.{origin}: has {len(texts)} different rows, too few to hold out a tenth for scoring; add rows, "
+                "or name a test set: eval=own eval.path=FILE"
+            )
         order = stream(self.config.held_out.seed, f"held out {origin}").permutation(len(texts))
 
         def plain(row: int) -> bool:
@@ -253,9 +270,10 @@ class _Builder:
 
         held_out = np.array(list(islice(filter(plain, texts[order].tolist()), number)), dtype=rows.dtype)
         if len(held_out) < number:
+            most = len(held_out) - (origin == "base" and len(held_out) == len(rows))  # a row is left to train on
             raise UserError(
                 f"data.held_out.rows={number}: data.{origin} has {len(held_out):,} different rows that can be held out "
-                f"(without tools and reasoning, after filters); set data.held_out.rows={len(held_out)} or less"
+                f"(without tools and reasoning, after filters); set data.held_out.rows={most} or less"
             )
         return held_out
 

@@ -1,5 +1,6 @@
 """The table printed after a run: base, tuned, gain and its interval, by task and over tasks."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tometune.common.errors import UserError
+from tometune.common.files import relative_path
 from tometune.config.eval import EvalConfig
 from tometune.evaluation.metrics import averaged, label
 from tometune.evaluation.results import read_scores
@@ -18,34 +20,63 @@ from tometune.evaluation.statistics import Estimate, mean_interval, paired_diffe
 MEAN = "mean of tasks"
 
 Columns = dict[str, list[list[float]]]  # of a task, by column, stage and example
+Loaded = tuple[Columns, list[str] | None]  # with the cluster of each example, if there are clusters
 
 
-def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig) -> None:
-    """Print the table of a run, if a stage was scored, and where its files are; `record` is its run.json.
+def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, then: str | None = None) -> None:
+    """Print the table of a run, if a stage was scored, its gain, where its files are, and the next command.
+
+    `record` is its run.json, `then` the command.
 
     Raises:
         UserError: a file of scores is missing or broken.
     """
     console = Console()
     stages = [stage for stage in ("base", "tuned") if stage in record["eval"]]
+    lines: list[tuple[str, str]] = []
     if stages:
-        console.print(_run_table(folder, record, config, stages))
-    for name, place in _places(folder, record):
+        tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
+        console.print(_run_table(folder, record, config, stages, tasks))
+        lines += _gain(tasks, config) if len(stages) == 2 else []
+    lines += [*_places(folder, record), *([("next", then)] if then else [])]
+    for name, place in lines:
         console.print(f"{name:9}{place}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _gain(tasks: Mapping[str, Loaded], config: EvalConfig) -> Iterator[tuple[str, str]]:
+    """Yield the gain in ROUGE-L, averaged over tasks, in words."""
+    columns, clusters = zip(*(tasks[name] for name in averaged(tasks)), strict=True)
+    if not all("rougeL" in task for task in columns):
+        return
+    base, tuned = zip(*(task["rougeL"] for task in columns), strict=True)
+    gain = paired_difference(base, tuned, config.resamples, config.confidence, clusters)
+    verdict = "no clear difference"
+    if gain.excludes_zero:
+        verdict = f"{'better' if gain.value > 0 else 'worse'} than base"
+    yield "gain", f"ROUGE-L {gain.value:+.3f} ({config.confidence:.0%} interval {_interval(gain, '+')}), {verdict}"
 
 
 def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the folders of the run and of the tracker, and the commands that upload or show what it tracked."""
-    yield "run", str(folder)
+    yield "run", relative_path(folder)
     tracking = record.get("tracking") or {}
-    for place in tracking.get("folders") or []:
-        yield tracking["tracker"], place
-    for name in ("url", "sync", "show"):
+    if tracking.get("sync"):  # W&B's folders have long names, and are all in one
+        program = relative_path(tracking["sync"].split(" sync ")[0])
+        yield "sync", f"{program} sync {shlex.quote(relative_path(folder))}/wandb/offline*"
+    else:
+        yield from ((tracking["tracker"], relative_path(place)) for place in tracking.get("folders") or [])
+    for name in ("url", "show"):
         if tracking.get(name):
             yield name, tracking[name]
 
 
-def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stages: Sequence[str]) -> Table:
+def _run_table(
+    folder: Path,
+    record: Mapping[str, Any],
+    config: EvalConfig,
+    stages: Sequence[str],
+    tasks: Mapping[str, Loaded],
+) -> Table:
     """Build the table: the gain and its interval for both stages, else the interval of the one stage."""
     limited = any(record["eval"][stage]["limited"] for stage in stages)
     paired = len(stages) == 2
@@ -61,7 +92,6 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
     table.add_column("metric", no_wrap=True)
     for name in [*stages, *(["gain"] if paired else []), f"{config.confidence:.0%} interval"]:
         table.add_column(name, justify="right", no_wrap=True)
-    tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
     if any("nll" in columns for columns, _ in tasks.values()):
         table.caption = f"{table.caption}\nNLL: bits per byte of the references, lower is better"
     for name, task in tasks.items():
@@ -76,7 +106,7 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
     return table
 
 
-def _load(folder: Path, task: str, stages: Sequence[str]) -> tuple[Columns, list[str] | None]:
+def _load(folder: Path, task: str, stages: Sequence[str]) -> Loaded:
     """Read a task's scores of each stage, and the cluster of each example if there are clusters."""
     loaded = [read_scores(folder / "eval" / stage / f"{task}.jsonl") for stage in stages]
     if any(list(scores) != list(loaded[0]) for scores in loaded):
@@ -91,9 +121,7 @@ def _load(folder: Path, task: str, stages: Sequence[str]) -> tuple[Columns, list
     return columns, [row["cluster"] for row in first] if all("cluster" in row for row in first) else None
 
 
-def _add_section(
-    table: Table, name: str, loaded: Sequence[tuple[Columns, list[str] | None]], config: EvalConfig
-) -> None:
+def _add_section(table: Table, name: str, loaded: Sequence[Loaded], config: EvalConfig) -> None:
     """Add one row per metric that all these tasks have, in the order of the scores."""
     table.add_section()
     tasks, clusters = [columns for columns, _ in loaded], [labels for _, labels in loaded]

@@ -47,7 +47,7 @@ def check_machine(model: ModelConfig) -> None:
     if quantized(model) and not gpu:
         raise UserError(
             f"model={model.name}: its 4-bit weights (model.quantization=nf4) need an NVIDIA GPU, none was found; on "
-            f"this machine: {quickstart()}"
+            f"this machine: {quickstart()}, or add model=smollm2_135m to your own"
         )
     if quantized(model) and util.find_spec("bitsandbytes") is None:
         raise UserError(

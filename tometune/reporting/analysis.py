@@ -51,20 +51,28 @@ class Report:
     table: Values  # the content of table.json; the same runs give the same bytes
 
 
-def build(folder: Path, resamples: int, confidence: float, settings: ReportConfig | None = None) -> Report:
+def build(
+    folder: Path,
+    resamples: int,
+    confidence: float,
+    settings: ReportConfig | None = None,
+    run_folders: Sequence[Path] = (),
+) -> Report:
     """Read a sweep folder and compare its cells; 1 - `confidence` is the level of the tests.
 
-    `settings` is the question; where it has none, that in sweep.json counts.
+    `settings` is the question; where it has none, that in sweep.json counts. `run_folders` are runs that are compared,
+    in all pairs, instead of those in the folder.
 
     Raises:
         UserError: the folder, a record or a file of scores is missing or broken, runs cannot be paired, or the question
             names no comparison.
     """
-    sweep = read_sweep(folder)
+    sweep = read_sweep(folder, run_folders)
     all_cells, notes = group(sweep)
     scores = load_scores(sweep.runs, resamples)
     cells = [cell for cell in all_cells if cell.runs]
-    compared = [_compare(a, b, metric, scores, confidence) for a, b in pairs(cells) for metric in scores.metrics]
+    chosen = pairs(cells, all_pairs=bool(run_folders))
+    compared = [_compare(a, b, metric, scores, confidence) for a, b in chosen for metric in scores.metrics]
     comparisons, by_label = [entry for entry, _ in compared], {cell.label: vars(cell) for cell in cells}
     question, asked = ask(folder, settings or ReportConfig(), comparisons, by_label, scores.metrics)
     _correct(compared, question["margin"], confidence)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from tometune.config.eval import HELD_OUT
 from tometune.evaluation.metrics import better, label
+from tometune.runs.inputs import ADDED
 
 LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, not a result"
 NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model differ in exactly one setting."
@@ -34,6 +35,7 @@ def answers(table: Table) -> list[Answer]:
         metric = main_metric([entry for entry in own if entry["primary"]] or list(own))
         found.append(_sources_answer({name: entries[metric] for name, entries in sources.items()}, table))
         answered = {(entries[metric]["a"], entries[metric]["b"], metric) for entries in sources.values()}
+    found += _amounts_answer([pair for pairs in groups for pair in pairs], table)
     for pairs in groups:
         every = [entry for pair in pairs for entry in comparisons_of(pair, table)]
         metric = main_metric([entry for entry in every if entry["primary"]] or every)
@@ -53,6 +55,36 @@ def answers(table: Table) -> list[Answer]:
         found[-1].sentences.append(f"Other significant differences: {'; '.join(others)}.")
     explained = [Answer(*(entry[name] for name in Answer._fields)) for entry in table.get("explanations", [])]
     return found + explained
+
+
+def _amounts_answer(pairs: Sequence[tuple[str, str]], table: Table) -> list[Answer]:
+    """Return whether any amount of rows, added to the same mix, is better than the mix alone; empty if none is asked.
+
+    The cells are named `MIX` and `MIX_plus_AMOUNT`, see `runs.inputs.file_mix`.
+    """
+    amounts = {pair: pair[0].partition(ADDED)[2] for pair in pairs if pair[0].startswith(f"{pair[1]}{ADDED}")}
+    if not amounts or len(amounts) < len(pairs):
+        return []
+    found = {pair: [entry for entry in comparisons_of(pair, table) if entry["primary"]] for pair in amounts}
+    words: dict[str, list[str]] = {"Yes": [], "No, it harms": [], "Better in some metrics, worse in others": []}
+    for pair, amount in amounts.items():
+        passed = [entry for entry in found[pair] if significant(entry, table)]
+        signs = {better(entry["metric"], entry["delta"]) for entry in passed}
+        names = listed([label(entry["metric"]) for entry in passed])
+        for word, meaning in zip(words, ({True}, {False}, {True, False}), strict=True):
+            words[word] += [f"{amount} rows ({names})"] if signs == meaning else []
+    verdict = " ".join(f"{word}: {listed(cells)}." for word, cells in words.items() if cells)
+    if any(entry["p"] is None for entries in found.values() for entry in entries):
+        verdict = "A single seed cannot tell."
+    elif not verdict:
+        verdict = "Undecided: no amount makes a significant difference."
+    elif sum(map(len, words.values())) < len(pairs):
+        verdict += " No significant difference otherwise."
+    texts = {pair: [f"{label(entry['metric'])} {brief(entry)}" for entry in found[pair]] for pair in pairs}
+    effects = [f"{amount} rows: {', '.join(texts[pair])}" for pair, amount in amounts.items()]
+    level = f"{table['interval']['confidence']:.0%} intervals"
+    sentence = f"Difference from {pairs[0][1]} alone, with {level}: {'; '.join(effects)}."
+    return [Answer(f"Does adding rows to {pairs[0][1]} help?", verdict, [sentence])]
 
 
 def headline(table: Table) -> list[list[tuple[str, str]]]:
@@ -345,7 +377,8 @@ def cautions(table: Table) -> list[str]:
     if held_out:
         found.append(
             f"No mix contains the held-out rows ({', '.join(held_out)}) or repeats of them; one that takes the "
-            "whole base is smaller by those of the base. Means over tasks do not include them."
+            "whole base is smaller by those of the base."
+            + (" Means over tasks do not include them." if len(held_out) < len(table["tasks"]) else "")
         )
     return found
 

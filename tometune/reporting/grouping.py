@@ -181,10 +181,11 @@ def _rank(value: Any) -> tuple[bool, float, str]:
     return (not number, float(value) if number else 0.0, str(value))
 
 
-def pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
+def pairs(cells: Sequence[Cell], all_pairs: bool = False) -> list[tuple[Cell, Cell]]:
     """Return the pairs of cells to compare, the later cell first: one model, and one difference (data or a setting).
 
-    Two arms of a sweep over sources differ in two things, so each is compared with the mix of all sources only.
+    `all_pairs` gives all of them, whatever differs. Otherwise each arm of a sweep over sources is compared with the mix
+    of all sources only, because two arms differ in two things.
     """
     found = []
     for number, later in enumerate(cells):
@@ -192,9 +193,9 @@ def pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
             both = [key for key in later.settings if key in earlier.settings or key not in CONTENT]
             differ = sum(later.settings[key] != earlier.settings.get(key) for key in both)
             arms = [cell.arm for cell in (later, earlier)]
-            if all(arms) and arms[0] != arms[1]:
+            if all(arms) and arms[0] != arms[1] and not all_pairs:
                 continue
-            if later.model == earlier.model and differ + (later.data != earlier.data) == 1:
+            if all_pairs or (later.model == earlier.model and differ + (later.data != earlier.data) == 1):
                 found.append((later, earlier))
     return found
 

@@ -58,7 +58,7 @@ class Scores:
     @property
     def metrics(self) -> list[str]:
         """What cells are compared by: the means over tasks, and `nll` on the held-out rows of base and pool."""
-        held_out = [task for task in self.examples if task.startswith(HELD_OUT)]
+        held_out = [task for task in self.examples if task.startswith(HELD_OUT) and len(self.examples) > 1]
         return [*self.by_task, *(f"nll/{task}" for task in held_out if "nll" in self.by_task), *self.harness]
 
     def of_runs(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,8 +73,8 @@ class Sweep:
     design: str | None = None  # `sweep.design` of its runs
 
 
-def read_sweep(folder: Path) -> Sweep:
-    """Read a sweep folder.
+def read_sweep(folder: Path, run_folders: Sequence[Path] = ()) -> Sweep:
+    """Read a sweep folder; or these runs, whose report is written into the folder.
 
     Raises:
         UserError: it does not exist or holds no runs, no run is completed, run.json files have another schema version,
@@ -84,12 +84,12 @@ def read_sweep(folder: Path) -> Sweep:
         others = [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
         hint = did_you_mean(folder.name, others) or f"; sweeps found: {', '.join(sorted(others)) or 'none'}"
         raise UserError(f"{folder}: no such sweep folder{hint}")
-    expected = {cell.name: cell.listed() for cell in read_cells(folder)}
-    marks = ("run.json", "config.yaml", "checkpoints")
-    found = [path for path in sorted(folder.glob("*/")) if any((path / name).exists() for name in marks)]
+    expected = {} if run_folders else {cell.name: cell.listed() for cell in read_cells(folder)}
+    found = _folders_of_runs(folder, run_folders)
     if not found and not expected:
         raise UserError(f"{folder}: holds no runs; make some with tometune train -m sweep.name={folder.name}")
-    records = {path.name: _read_record(path) for path in found}
+    places = {path.name: path for path in found}
+    records = {name: _read_record(path) for name, path in places.items()}
     others = [
         f"{name} (schema {record.get('schema')})"
         for name, record in records.items()
@@ -102,22 +102,22 @@ def read_sweep(folder: Path) -> Sweep:
         )
     runs, missing, design = [], [], None
     for name in dict.fromkeys([*records, *expected]):
-        record, cell = records.get(name), expected.get(name, {})
+        record, cell, place = records.get(name), expected.get(name, {}), places.get(name, folder / name)
         if record is None:
             reason = f"failed: {cell['error']}" if cell.get("error") else "not started"
-            missing.append(_missing(folder, name, reason, cell))
+            missing.append(_missing(place, name, reason, cell))
         elif isinstance(record, str):
-            missing.append(_missing(folder, name, record, cell))
+            missing.append(_missing(place, name, record, cell))
         else:
             try:
-                config, data = config_of(folder / name, record), record["data"]
+                config, data = config_of(place, record), record["data"]
             except DamageError as error:
-                missing.append(_missing(folder, name, f"{error.path.name} {error.problem}; {REPEAT}", cell))
+                missing.append(_missing(place, name, f"{error.path.name} {error.problem}; {REPEAT}", cell))
                 continue
             design = config.sweep.design or design
             names = record["model"]["name"], data["name"], data["rows"]
-            settings = {**_settings(config, record), **_content(folder / name, record)}
-            runs.append(SweepRun(name, folder / name, *names, record, settings, asdict(config.seeds)))
+            settings = {**_settings(config, record), **_content(place, record)}
+            runs.append(SweepRun(name, place, *names, record, settings, asdict(config.seeds)))
     missing.sort(key=lambda cell: cell.run_id)
     if not runs:
         raise UserError(
@@ -126,7 +126,7 @@ def read_sweep(folder: Path) -> Sweep:
         )
     extra = sorted(run.id for run in runs if expected and run.id not in expected)
     notes = [f"Not listed in {NAME} but included: {', '.join(extra)}."] if extra else []
-    if not expected:
+    if not expected and not run_folders:
         log.warning(
             "%s: no %s, so runs that never started are not known; run the sweep again to list them", folder, NAME
         )
@@ -140,10 +140,20 @@ def planned(folder: Path, configs: Iterable[Config]) -> Sweep:
         model = {name: str(getattr(config.model, name)) for name in ("id", "backend", "quantization")}
         dtype = str(config.model.precision).replace("bf", "bfloat").replace("fp", "float")
         record = {"model": {**model, "dtype": dtype}, "data": {}, "seed": config.seed}
-        names = config.model.name, config.data.name, config.data.rows
+        names = config.model.name, config.data.name, config.data.rows or 0
         settings = _settings(config, record)
         runs.append(SweepRun(str(number), folder, *names, record, settings, asdict(config.seeds)))
     return Sweep(folder, runs, [], [])
+
+
+def _folders_of_runs(folder: Path, named: Sequence[Path]) -> list[Path]:
+    if named:
+        found = list(dict.fromkeys(path.resolve() for path in named))
+        if len({path.name for path in found}) < len(named):
+            raise UserError(f"runs: {', '.join(path.name for path in found)} are not different runs; name each once")
+        return found
+    marks = ("run.json", "config.yaml", "checkpoints")
+    return [path for path in sorted(folder.glob("*/")) if any((path / name).exists() for name in marks)]
 
 
 def finished_tables(multirun: Path) -> dict[str, dict[str, Any]]:
@@ -226,7 +236,7 @@ def _missing(folder: Path, name: str, reason: str, cell: Mapping[str, Any]) -> M
     known: dict[str, Any] = {key: cell[key] for key in ("model", "data", "seed") if key in cell}
     known |= dict(text.lstrip("+").split("=", 1) for text in cell.get("overrides", []) if "=" in text)
     try:
-        written: Any = OmegaConf.to_container(OmegaConf.load(folder / name / "config.yaml"))
+        written: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         known |= {**_flat(written), "model": written["model"]["name"], "data": written["data"]["name"]}
     except Exception:  # noqa: S110 - the run may have ended before it wrote one
         pass

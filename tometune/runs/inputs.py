@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig, OmegaConf
+
 from tometune.common.distributed import first_alone
 from tometune.common.errors import UserError
 from tometune.common.process import quick_imports
-from tometune.config.data import Contamination, PoolOrder, ranking
+from tometune.config.data import Contamination, PoolOrder, SourceConfig, ranking
 from tometune.config.eval import EvalConfig, TaskKind
 from tometune.config.model import ModelConfig
 from tometune.config.root import Config
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
     from tometune.data.tokens import Tokens
     from tometune.evaluation.tasks import Task
     from tometune.models.source import ModelSource
+
+
+ADDED = "_plus_"  # in the name of a mix, before the number of rows that are added to a file
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class RunInputs:
         from tometune.evaluation.tasks import held_out_tasks, load_tasks
 
         tasks, limit = load_tasks(self.config.eval), self.config.eval.limit
-        return tasks + (held_out_tasks(self.mix.held_out, limit) if self.config.data.held_out.rows else [])
+        return tasks + (held_out_tasks(self.mix.held_out, limit) if self.config.data.held_out.rows != 0 else [])
 
     @cached_property
     def mix(self) -> Mix:
@@ -124,6 +131,37 @@ class RunInputs:
         return (None if texts is None else of_mix(self.mix.rows, texts, self.cache)), unread
 
 
+def file_mix(added: int | None, _root_: DictConfig) -> str:
+    """Return the name of a mix over one's own file: the file's, how many rows it has, and how many are added.
+
+    `mine_4k` or `mine_4k_plus_10k`. A file that cannot be read leaves its size out; whoever reads it reports that.
+    """
+    base = OmegaConf.to_object(OmegaConf.merge(SourceConfig, OmegaConf.to_container(_root_.data.base, resolve=True)))
+    assert isinstance(base, SourceConfig)
+    parts = [file_stem(base.path)]
+    with suppress(UserError):
+        if base.path:
+            from tometune.data.standardise import standardise
+
+            rows = len(standardise(base, "data.base", Path(_root_.paths.cache).expanduser().resolve()).rows)
+            parts.append(_short(min(rows, _root_.data.rows or rows)))
+    return "_".join(parts) + (f"{ADDED}{_short(added)}" if added else "")
+
+
+def file_stem(path: str | None) -> str:
+    """Return the name of a file without endings, as a part of other names; a glob and no path give `mine`."""
+    name = Path(path or "").name.partition(".")[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:30].strip("-._") or "mine"
+
+
+def _short(rows: int) -> str:
+    """Return a number of rows with two digits: `950`, `4k`, `4.2k`, `1.2m`."""
+    for size, unit in ((1_000_000, "m"), (1_000, "k")):
+        if rows >= size:
+            return f"{rows / size:.{1 if rows < 10 * size else 0}f}".removesuffix(".0") + unit
+    return str(rows)
+
+
 def cache_folder(config: Config) -> Path:
     """Return the folder of converted models, standardised data and tokens, as an absolute path."""
     return Path(config.paths.cache).expanduser().resolve()
@@ -170,3 +208,8 @@ def _contaminated(found: MixOverlaps) -> UserError:
         f"data.contamination=fail: {found.overlapping:,} of {found.rows:,} rows share a 13-word sequence with "
         f"{examples}, e.g. {first['source']} with {first['example']}: {shared!r}; data.contamination=drop drops them"
     )
+
+
+# At import, like those in `config`: all verbs compose the config of a mix.
+OmegaConf.register_new_resolver("file_mix", file_mix, replace=True)
+OmegaConf.register_new_resolver("file_stem", file_stem, replace=True)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
@@ -41,13 +41,33 @@ _warned: set[str] = set()
 OF_THE_RUN = ("seed", "model", "experiment")
 
 
+LATEST = "latest"  # the value of `run` that means the run that was finished last
+
+
 def run_folder(name: str, paths: PathsConfig, key: str = "run") -> Path:
-    """Return the folder of a run that is named by a path, by an id under `paths.outputs`, or by an id in a sweep."""
+    """Return the folder of a run that is named by a path, by an id under `paths.outputs` or in a sweep, or `latest`."""
+    if name == LATEST:
+        return _latest_run(paths, key)
     sweeps = Path(paths.multirun).expanduser().glob(f"*/{escape(name)}")
     for folder in (Path(name).expanduser(), Path(paths.outputs).expanduser() / name, *sorted(sweeps, reverse=True)):
         if folder.is_dir():
             return folder
     raise UserError(f"{key}={name}: no such folder or run id; name a run folder, e.g. {key}=outputs/<run_id>")
+
+
+def _latest_run(paths: PathsConfig, key: str) -> Path:
+    outputs, multirun = Path(paths.outputs).expanduser(), Path(paths.multirun).expanduser()
+    finished = []
+    for file in [*outputs.glob("*/run.json"), *multirun.glob("*/*/run.json")]:
+        with suppress(UserError):  # a damaged record is reported by the command that needs it
+            record = read_record(file.parent)
+            if record.get("status") == "completed":
+                finished.append((str(record["finished"]), file.stat().st_mtime_ns, file.parent))
+    if not finished:
+        raise UserError(f"{key}={LATEST}: no run is finished in {outputs} or {multirun}; make one with tometune train")
+    folder = max(finished)[-1]
+    log.info("%s=%s: %s", key, LATEST, folder)
+    return folder
 
 
 def stored_config(folder: Path) -> Config:

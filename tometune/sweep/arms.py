@@ -1,4 +1,4 @@
-"""The arms of a sweep over sources: which source of the pool each one leaves out, or draws from alone.
+"""The arms of a sweep over the pool: sources that each one leaves out or draws from alone, or rows that it adds.
 
 Hydra needs the arms when it composes the sweep, so a preset asks for them with `${source_arms:KEY}`, and they are read
 from the rows by source that `prepare` cached. Nothing is downloaded here.
@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from tometune.common.errors import UserError
+from tometune.common.distributed import is_first
+from tometune.common.errors import UserError, some
 from tometune.config.data import DataConfig, SourceConfig, SourceKind
+from tometune.runs import inputs  # noqa: F401 -- its resolvers name a mix over one's own file
 
 LARGEST = 7  # sources with an arm of their own, unless `sweep.sources` names them; the others share one
 
@@ -26,8 +28,7 @@ def source_arms(key: str, _root_: DictConfig) -> str:
     Raises:
         UserError: the sources are not known, there is only one, `sweep.sources` names another, or none is drawn from.
     """
-    data = OmegaConf.to_object(OmegaConf.merge(DataConfig, OmegaConf.to_container(_root_.data, resolve=True)))
-    assert isinstance(data, DataConfig)
+    data = _data(_root_)
     if not data.draws:
         raise UserError(
             f"data.pool.{key}: the sweep varies the sources of the pool, and this mix draws no rows from one; choose a "
@@ -37,6 +38,50 @@ def source_arms(key: str, _root_: DictConfig) -> str:
     return ",".join("[" + ",".join(map(_quoted, group)) + "]" for group in ([], *groups))
 
 
+def added_rows(_root_: DictConfig) -> str:
+    """Return the values of `data.pool.add`: 0, and those of `sweep.add` for which the pool has rows.
+
+    Arms that it is too small for are named in one line. The size of a hub dataset is known once it was read.
+
+    Raises:
+        UserError: a file is missing, or the pool is too small for any arm.
+    """
+    asked, cache = [*_root_.sweep.add], Path(_root_.paths.cache).expanduser().resolve()
+    data = _data(_root_)
+    pool, base = data.pool, data.base
+    assert pool is not None
+    if not (base.path and _is_known(pool, "data.pool", cache)):
+        return ",".join(map(str, [0, *asked]))
+    from tometune.data.draw import eligible, in_key_order
+    from tometune.data.standardise import standardise
+
+    source = standardise(pool, "data.pool", cache)
+    rows = len(eligible(source, in_key_order(source, cache), standardise(base, "data.base", cache), None)[0])
+    small = sorted(number for number in asked if number > rows)
+    about = f"{pool.path or pool.id} has {rows:,} rows that {base.path} lacks"
+    if len(small) == len(asked):
+        fix = f"set e.g. sweep.add=[{rows}], or name" if rows else "name"
+        raise UserError(f"sweep.add={asked}: {about}; {fix} a larger pool")
+    if small and is_first():
+        _print_once(f"{about}, so no arm adds {some([f'{number:,}' for number in small], 5)}")
+    return ",".join(map(str, [0, *(number for number in asked if number <= rows)]))
+
+
+def _data(_root_: DictConfig) -> DataConfig:
+    data = OmegaConf.to_object(OmegaConf.merge(DataConfig, OmegaConf.to_container(_root_.data, resolve=True)))
+    assert isinstance(data, DataConfig)
+    return data
+
+
+def _is_known(source: SourceConfig, key: str, cache: Path) -> bool:
+    """Whether the rows of a source can be counted without a download."""
+    from tometune.data.standardise import is_cached
+
+    with suppress(UserError):  # the hub cannot be asked for the commit
+        return source.kind is not SourceKind.hub or is_cached(source, key, cache)
+    return False
+
+
 def _groups(data: DataConfig, only: bool, named: Sequence[str], folder: Path) -> list[list[str]]:
     """Return the sources of each arm: the named or the largest ones, then all others together.
 
@@ -44,16 +89,11 @@ def _groups(data: DataConfig, only: bool, named: Sequence[str], folder: Path) ->
     """
     from tometune.data.draw import check_source, in_key_order, starts_group
     from tometune.data.filters import by_source
-    from tometune.data.standardise import is_cached, standardise
-
-    def known(source: SourceConfig, key: str) -> bool:
-        with suppress(UserError):  # the hub cannot be asked for the commit
-            return source.kind is not SourceKind.hub or is_cached(source, key, folder)
-        return False
+    from tometune.data.standardise import standardise
 
     assert data.pool is not None
     whole_base = data.base.rows is None
-    if not known(data.pool, "data.pool") or (whole_base and not known(data.base, "data.base")):
+    if not _is_known(data.pool, "data.pool", folder) or (whole_base and not _is_known(data.base, "data.base", folder)):
         if named:
             return [[name] for name in named]
         raise UserError(
@@ -61,7 +101,7 @@ def _groups(data: DataConfig, only: bool, named: Sequence[str], folder: Path) ->
             "data first, or name them with sweep.sources=[…]"
         )
     pool = standardise(data.pool, "data.pool", folder)
-    base = standardise(data.base, "data.base", folder) if known(data.base, "data.base") else None
+    base = standardise(data.base, "data.base", folder) if _is_known(data.base, "data.base", folder) else None
     order = in_key_order(pool, folder)
     keys = pool.keys[order]
     usable = order[starts_group(keys) & ~np.isin(keys, keys[:0] if base is None else base.keys)]
@@ -73,14 +113,17 @@ def _groups(data: DataConfig, only: bool, named: Sequence[str], folder: Path) ->
         )
     for name in named:
         check_source(f"sweep.sources: {name}", name, pool.names)
-    added = data.rows - (min(len(base.rows), data.rows) if whole_base and base else data.base.rows or 0)
+    if data.pool.add is not None or data.rows is None:
+        added = data.pool.add or 1
+    else:
+        added = data.rows - (min(len(base.rows), data.rows) if whole_base and base else data.base.rows or 0)
     if added <= 0:
         raise UserError(f"data.rows={data.rows}: the base fills the mix, so no source is drawn; set data.base.rows=…")
 
     def drawn(names: Sequence[str]) -> int:
         """Return the rows that an arm can draw: at least these remain when rows are held out of the pool."""
         count = sum(rows[name] for name in rows if (name in names) is only)
-        lost = data.held_out.rows * count / len(usable)
+        lost = (data.held_out.rows or 0) * data.held_out.pool * count / len(usable)
         return int(count - lost - 3 * lost**0.5)
 
     own = list(named) or [name for name in rows if not only or drawn([name]) >= added][:LARGEST]
@@ -106,3 +149,4 @@ def _quoted(name: str) -> str:
 
 # At import: the verbs that compose a sweep import this module for it.
 OmegaConf.register_new_resolver("source_arms", source_arms, replace=True)
+OmegaConf.register_new_resolver("added_rows", added_rows, replace=True)

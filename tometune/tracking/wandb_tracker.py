@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tometune.common.errors import UserError
+from tometune.common.files import relative_path
 from tometune.common.process import Stopped
 from tometune.config.tracking import TrackingConfig, TrackingMode
 from tometune.tracking.tracker import RunLabels, RunTracker, check_space, described, program, sanitise
@@ -72,7 +73,7 @@ class WandbTracker(RunTracker):
         # What a killed attempt wrote last never reached the server or its folder.
         self.next_step = self._run.step if self.mode == "online" else self._next_offline()
         if self.mode == "offline":
-            sync = self.describe()["sync"]
+            sync = shlex.join(map(relative_path, shlex.split(self.describe()["sync"])))
             log.log(level, "W&B is offline (%s); to upload the run later: %s", self.reason or "as configured", sync)
 
     def _go_offline(self, error: CommError) -> None:
