@@ -96,7 +96,7 @@ def test_command(command: str, user: tuple[Workplace, ForkServer]):
         assert "publish" not in command or "wandb sync" in done.stdout
         assert len(list(place.folder.glob("multirun/table/tiny-mix_*/run.json"))) == 2
     else:
-        assert "mean of tasks" in done.stdout
+        assert ("held_out_base" if "data=mine" in command else "mean of tasks") in done.stdout
 
 
 @pytest.mark.whole
