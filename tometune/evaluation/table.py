@@ -17,7 +17,10 @@ from tometune.evaluation.statistics import Estimate, mean_interval, paired_diffe
 
 MEAN = "mean of tasks"
 
+JUDGED = ", judged"  # end of a section's name
+
 Columns = dict[str, list[list[float]]]  # of a task, by column, stage and example
+Loaded = tuple[Columns, list[str] | None]  # scores of a task, and the cluster of each example if there are clusters
 
 
 def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig) -> None:
@@ -31,7 +34,7 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig) -> No
     if stages:
         console.print(_run_table(folder, record, config, stages))
     for name, place in _places(folder, record):
-        console.print(f"{name:9}{place}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"{name:8} {place}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -61,22 +64,50 @@ def _run_table(folder: Path, record: Mapping[str, Any], config: EvalConfig, stag
     table.add_column("metric", no_wrap=True)
     for name in [*stages, *(["gain"] if paired else []), f"{config.confidence:.0%} interval"]:
         table.add_column(name, justify="right", no_wrap=True)
-    tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
-    if any("nll" in columns for columns, _ in tasks.values()):
+    sections = _sections(folder, record, stages)
+    if any("nll" in columns for loaded in sections.values() for columns, _ in loaded):
         table.caption = f"{table.caption}\nNLL: bits per byte of the references, lower is better"
-    for name, task in tasks.items():
-        _add_section(table, name, [task], config)
-    if len(averaged(tasks)) > 1:
-        _add_section(table, MEAN, [tasks[name] for name in averaged(tasks)], config)
-    for name in record["eval"][stages[-1]].get("judge", {}).get("tasks", {}) if paired else ():
-        path = folder / "eval" / "judge" / f"{name}.jsonl"
-        wins = [row["scores"]["win"] for row in read_scores(path).values()]
-        half = [0.5] * len(wins)  # of the base model against itself
-        _add_section(table, f"{name}, judged", [({"win": [half, wins]}, None)], config)
+    for name, loaded in sections.items():
+        _add_section(table, name, loaded, config)
     return table
 
 
-def _load(folder: Path, task: str, stages: Sequence[str]) -> tuple[Columns, list[str] | None]:
+def gains(folder: Path, record: Mapping[str, Any], config: EvalConfig) -> dict[str, Any]:
+    """Return the gains of a run with the ends of their intervals, in the layout of `eval.tuned` in run.json.
+
+    E.g. `{rougeL: 0.02, rougeL_low: 0.01, rougeL_high: 0.03, tasks: {task: {…}}}`; empty unless both stages are scored.
+
+    Raises:
+        UserError: a file of scores is missing or broken.
+    """
+    if not {"base", "tuned"} <= set(record["eval"]):
+        return {}
+    tasks: dict[str, dict[str, float]] = {}
+    for name, loaded in _sections(folder, record, ("base", "tuned")).items():
+        values = tasks.setdefault(name.removesuffix(JUDGED), {})
+        for column, _, gain in _estimates(loaded, config):
+            ends = {} if gain.low is None or gain.high is None else {"_low": gain.low, "_high": gain.high}
+            values |= {f"{column}{part}": value for part, value in {"": gain.value, **ends}.items()}
+    over_tasks = tasks.pop(MEAN, None) or tasks[averaged(tasks)[0]]
+    return {**over_tasks, "tasks": tasks}
+
+
+def _sections(folder: Path, record: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Sequence[Loaded]]:
+    """Return what each section of the table is about: a task, all tasks, or a task that a judge compared."""
+    tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
+    sections: dict[str, Sequence[Loaded]] = {name: [task] for name, task in tasks.items()}
+    if len(averaged(tasks)) > 1:
+        sections[MEAN] = [tasks[name] for name in averaged(tasks)]
+    for name in record["eval"][stages[-1]].get("judge", {}).get("tasks", {}) if len(stages) == 2 else ():
+        path = folder / "eval" / "judge" / f"{name}.jsonl"
+        wins = [row["scores"]["win"] for row in read_scores(path).values()]
+        sections[name + JUDGED] = [
+            ({"win": [[0.5] * len(wins), wins]}, None)
+        ]  # the base model wins half against itself
+    return sections
+
+
+def _load(folder: Path, task: str, stages: Sequence[str]) -> Loaded:
     """Read a task's scores of each stage, and the cluster of each example if there are clusters."""
     loaded = [read_scores(folder / "eval" / stage / f"{task}.jsonl") for stage in stages]
     if any(list(scores) != list(loaded[0]) for scores in loaded):
@@ -91,27 +122,34 @@ def _load(folder: Path, task: str, stages: Sequence[str]) -> tuple[Columns, list
     return columns, [row["cluster"] for row in first] if all("cluster" in row for row in first) else None
 
 
-def _add_section(
-    table: Table, name: str, loaded: Sequence[tuple[Columns, list[str] | None]], config: EvalConfig
-) -> None:
+def _add_section(table: Table, name: str, loaded: Sequence[Loaded], config: EvalConfig) -> None:
     """Add one row per metric that all these tasks have, in the order of the scores."""
     table.add_section()
-    tasks, clusters = [columns for columns, _ in loaded], [labels for _, labels in loaded]
-    count = sum(len(next(iter(columns.values()))[0]) for columns in tasks)
+    count = sum(len(next(iter(columns.values()))[0]) for columns, _ in loaded)
     heads = [name, f"{count} example{'s' if count != 1 else ''}"]
-    shared = [column for column in tasks[0] if all(column in columns for columns in tasks)]
-    for number, column in enumerate(shared):
-        stages = list(zip(*(columns[column] for columns in tasks), strict=True))
-        means = [f"{fmean(map(fmean, stage)):.3f}" for stage in stages]
-        if len(stages) == 1:
-            cells = [*means, _interval(mean_interval(stages[0], config.resamples, config.confidence, clusters), "")]
+    rows = list(_estimates(loaded, config))
+    for number, (column, means, estimate) in enumerate(rows):
+        cells = [f"{mean:.3f}" for mean in means]
+        if len(means) == 1:
+            cells.append(_interval(estimate, ""))
         else:
-            gain = paired_difference(stages[0], stages[1], config.resamples, config.confidence, clusters)
-            star, style = ("*", "bold") if gain.excludes_zero else (" ", "none")
-            cells = [*means, f"[{style}]{gain.value:+.3f}{star}[/]", _interval(gain, "+")]
+            star, style = ("*", "bold") if estimate.excludes_zero else (" ", "none")
+            cells += [f"[{style}]{estimate.value:+.3f}{star}[/]", _interval(estimate, "+")]
         table.add_row(heads[number] if number < len(heads) else "", label(column), *cells)
-    for head in heads[len(shared) :] if shared else ():
+    for head in heads[len(rows) :] if rows else ():
         table.add_row(head)
+
+
+def _estimates(loaded: Sequence[Loaded], config: EvalConfig) -> Iterator[tuple[str, list[float], Estimate]]:
+    """Yield each column that all these tasks have, its mean by stage, and its gain; with one stage, its interval."""
+    tasks, clusters = [columns for columns, _ in loaded], [labels for _, labels in loaded]
+    for column in [column for column in tasks[0] if all(column in columns for columns in tasks)]:
+        stages = list(zip(*(columns[column] for columns in tasks), strict=True))
+        means = [fmean(map(fmean, stage)) for stage in stages]
+        if len(stages) == 1:
+            yield column, means, mean_interval(stages[0], config.resamples, config.confidence, clusters)
+        else:
+            yield column, means, paired_difference(stages[0], stages[1], config.resamples, config.confidence, clusters)
 
 
 def _interval(found: Estimate, sign: str) -> str:
