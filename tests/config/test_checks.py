@@ -56,7 +56,7 @@ CASES = [
     ("trainer.conversations_per_step=0", "trainer.conversations_per_step=0: not 1 or more"),
     (
         "eval.metrics=[token_f]",
-        "eval.metrics=token_f: one of rouge, chrf, bleu, token_f1, exact_match, or MODULE:FUNCTION",
+        "eval.metrics=token_f: one of rouge, chrf, bleu, token_f1, exact_match; did you mean token_f1?",
     ),
     ("eval.metrics=[gone:f]", "eval.metrics=gone:f: no file gone.py in /"),
     ("eval.judge.url=http://localhost:1/v1", "eval.judge: needs both eval.judge.url=… and eval.judge.model=…; set"),

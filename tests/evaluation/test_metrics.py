@@ -158,9 +158,7 @@ def test_squad_metrics():
 
 
 def test_an_unknown_metric_is_named_with_the_nearest():
-    with pytest.raises(
-        UserError, match=r"^token_f: one of rouge, chrf.*, or MODULE:FUNCTION.*; did you mean token_f1\?$"
-    ):
+    with pytest.raises(UserError, match=r"^token_f: one of rouge, chrf.*; did you mean token_f1\?$"):
         score(["token_f"], ["a"], [["b"]])
 
 
@@ -198,7 +196,7 @@ def test_a_function_in_the_current_folder_is_a_metric_for_every_task_and_part_of
         ("broken:f", r"cannot be imported \(SyntaxError: "),
         ("my_words:short", "few must have one finite number for each of 1 predictions$"),
         ("my_words:taken", "its column 'nll' needs another name: "),
-        ("my_words:raises", "the metric fails with TypeError: "),
+        ("my_words:raises", "fails with TypeError: "),
         ("os:system", r"no file os\.py in /"),
         ("../my_words:words", "no file "),
     ],

@@ -46,7 +46,7 @@ class TaskConfig:
     """Fields with the references; a dot reaches into a nested field, a list field gives several references."""
     max_new_tokens: int = field(default=128, metadata=at_least(1))
     """Longest answer, in tokens."""
-    metrics: list[str] = field(default_factory=lambda: ["rouge"], metadata=checked(metric_problem))
+    metrics: list[str] = field(default_factory=lambda: ["rouge"])
     """Names of metrics, see `config/metrics.py`; `rouge` is always computed."""
     cluster: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Field whose value is the same for examples that depend on each other, e.g. answers about one text.
@@ -144,6 +144,7 @@ def _task_problems(key: str, task: TaskConfig) -> Iterator[str]:
     name, value = needs[task.kind]
     if not value:
         yield f"{key}.{name} is required if {key}.kind={task.kind}; set {key}.{name}=…"
+    yield from filter(None, (metric_problem(f"{key}.metrics", metric) for metric in task.metrics))
     for name, values in (("metrics", task.metrics), ("references", task.references)):
         if not values:
             yield f"{key}.{name}: empty; name at least one"

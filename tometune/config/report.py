@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tometune.common.errors import did_you_mean
-from tometune.config.metrics import RECORDED
+from tometune.config.metrics import COLUMNS
 from tometune.config.validators import valid_if
 
 COMPARISON = re.compile(
@@ -60,8 +60,8 @@ def report_problems(config: ReportConfig, require: Any) -> Iterator[str]:
         if (chosen := asked(text)) is None or chosen.bound is not None:
             syntax = "METRIC, data:METRIC, A>B or A>B:METRIC, e.g. rougeL or 'mix_300k>mix_100k:rougeL'"
             yield f"report.primary={text}: write {syntax}"
-        elif (metric := (chosen.metric or RECORDED[0]).partition("/")[0]) not in RECORDED and (
-            near := did_you_mean(metric, RECORDED)
+        elif (metric := (chosen.metric or COLUMNS[0]).partition("/")[0]) not in COLUMNS and (
+            near := did_you_mean(metric, COLUMNS)
         ):
             yield f"report.primary={text}: no such metric{near}"
     for text in entries(require):

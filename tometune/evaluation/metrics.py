@@ -91,9 +91,8 @@ def score(
             columns |= METRICS[name](predictions, references)
         else:
             metric = MODEL_METRICS.get(name) or own_metric(name)[0]
-            found = own_scores(
-                name, metric, predictions, references, *([context] if hasattr(metric, "revision") else [])
-            )
+            context_of = [context] if hasattr(metric, "revision") else []
+            found = own_scores(name, metric, predictions, references, *context_of)
             if both := [column for column in found if column in columns]:
                 raise UserError(f"{name}: another metric of this task has the column {both[0]} too; rename one")
             columns |= found

@@ -16,7 +16,6 @@ from tometune.evaluation.results import read_scores
 from tometune.evaluation.statistics import Estimate, mean_interval, paired_difference
 
 MEAN = "mean of tasks"
-
 JUDGED = ", judged"  # end of a section's name
 
 Columns = dict[str, list[list[float]]]  # of a task, by column, stage and example
@@ -101,9 +100,8 @@ def _sections(folder: Path, record: Mapping[str, Any], stages: Sequence[str]) ->
     for name in record["eval"][stages[-1]].get("judge", {}).get("tasks", {}) if len(stages) == 2 else ():
         path = folder / "eval" / "judge" / f"{name}.jsonl"
         wins = [row["scores"]["win"] for row in read_scores(path).values()]
-        sections[name + JUDGED] = [
-            ({"win": [[0.5] * len(wins), wins]}, None)
-        ]  # the base model wins half against itself
+        half = [0.5] * len(wins)  # of the base model against itself
+        sections[name + JUDGED] = [({"win": [half, wins]}, None)]
     return sections
 
 

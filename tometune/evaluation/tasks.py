@@ -110,16 +110,15 @@ def held_out_tasks(rows: Mapping[str, tuple[Standardised, np.ndarray]], config: 
 
     The last answer of a row is the reference, and what precedes it the prompt.
     """
-    tasks, limit = [], config.limit
+    tasks = []
     for origin, (source, numbers) in rows.items():
         examples = []
-        for row in source.rows.select(numbers[:limit]):
+        for row in source.rows.select(numbers[: config.limit]):
             *asked, answer = row["messages"]
             name, texts = row["source"], [turn["content"] for turn in row["messages"]]
             examples.append(Example(row["key"].hex(), asked, [answer["content"].strip()], texts, source=name))
-        tasks.append(
-            _task(f"{HELD_OUT}{origin}", with_metrics(TaskConfig(), config), examples, len(examples) < len(numbers))
-        )
+        limited = len(examples) < len(numbers)
+        tasks.append(_task(f"{HELD_OUT}{origin}", with_metrics(TaskConfig(), config), examples, limited))
     return tasks
 
 

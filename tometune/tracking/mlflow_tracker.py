@@ -21,9 +21,9 @@ from tometune.tracking.tracker import RunLabels, RunTracker, check_installed, ch
 URI = "MLFLOW_TRACKING_URI"
 
 # Read when MLflow is imported: it would report its use to its makers, and repeat a failed request for minutes.
-QUIET = {"DISABLE_TELEMETRY": "true", "HTTP_REQUEST_MAX_RETRIES": "2", "HTTP_REQUEST_TIMEOUT": "20"}
-for _name, _value in QUIET.items():
-    os.environ.setdefault(f"MLFLOW_{_name}", _value)
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 class MlflowTracker(RunTracker):
@@ -46,24 +46,25 @@ class MlflowTracker(RunTracker):
         mlflow.set_tracking_uri(self.server or self._database)
         del os.environ[URI]  # MLflow sets it for processes that are started from here
         os.environ |= {URI: given} if given else {}
-        if mlflow.get_experiment_by_name(config.project) is None:
+        client = mlflow.MlflowClient()
+        if client.get_experiment_by_name(config.project) is None:
             with contextlib.suppress(mlflow.MlflowException):  # another run was faster
-                mlflow.create_experiment(config.project, files)
-        mlflow.set_experiment(config.project)
+                client.create_experiment(config.project, files)
+        project = mlflow.set_experiment(config.project).experiment_id
         same = f"tags.run_id = '{labels.run_id}' and tags.job_type = '{labels.job_type}'"
-        earlier = mlflow.search_runs(filter_string=same, output_format="list")
+        resumed = client.search_runs([project], same)
         tags = {name: str(getattr(labels, name)) for name in ("run_id", "job_type", "group")}
-        tags["tags"] = ",".join(config.tags)
-        # MLflow would add the names of the user and of the file that was started.
-        tags |= {"mlflow.source.git.commit": labels.commit or "", "mlflow.source.name": "tometune", "mlflow.user": ""}
-        resumed = earlier[0].info.run_id if earlier else None
-        options = {"run_name": labels.run_id, "tags": tags, "log_system_metrics": config.system}
-        run = mlflow.start_run(run_id=resumed, **options).info.run_id
-        points = mlflow.MlflowClient().get_metric_history(run, "train/loss")
+        tags |= {"tags": ",".join(config.tags), "mlflow.source.name": "tometune", "mlflow.source.type": "LOCAL"}
+        tags["mlflow.source.git.commit"] = labels.commit or ""  # shown if there is a source
+        # `mlflow.start_run` would make a run with the user's name, the git remote and the file that was started.
+        run = resumed[0] if resumed else client.create_run(project, tags=tags, run_name=labels.run_id)
+        points = client.get_metric_history(run.info.run_id, "train/loss")
         self.next_step = 1 + max((point.step for point in points), default=-1)
-        settings = [] if resumed else [(_key(name), str(value)) for name, value in flatten(labels.config, ".").items()]
-        for start in range(0, len(settings), 100):  # the most that MLflow takes at once
-            mlflow.log_params(dict(settings[start : start + 100]))
+        settings = {} if resumed else flatten(labels.config, ".")
+        params = [mlflow.entities.Param(_key(name), str(value)) for name, value in settings.items()]
+        for start in range(0, len(params), 100):  # the most that MLflow takes at once
+            client.log_batch(run.info.run_id, params=params[start : start + 100])
+        mlflow.start_run(run_id=run.info.run_id, log_system_metrics=config.system)
 
     @property
     def _database(self) -> str:
@@ -87,9 +88,6 @@ class MlflowTracker(RunTracker):
         self._tables.append({"path": f"{name}.json", "type": "table"})
         self._mlflow.set_tag("mlflow.loggedArtifacts", json.dumps(self._tables))  # its page shows these as tables
 
-    def page(self, name: str, html: str) -> None:
-        self._mlflow.log_text(html, f"{name}.html")
-
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:
         del name, metadata  # a run's files are its own in MLflow
         (self._mlflow.log_artifacts if path.is_dir() else self._mlflow.log_artifact)(str(path), kind)
@@ -101,7 +99,7 @@ class MlflowTracker(RunTracker):
     def describe(self) -> dict[str, Any]:
         entry = {"tracker": "mlflow", "path": f"{self.config.project}/{self.labels.run_id}"}
         if self.server is not None:
-            return {**entry, "mode": "online", "url": re.sub(r"//[^/@]*@", "//", self.server)}  # without a password
+            return {**entry, "mode": "online", "url": self.server}
         show = shlex.join([program("mlflow"), "ui", "--backend-store-uri", self._database])
         return {**entry, "mode": "offline", "folders": [str(self.place(self.labels))], "show": show}
 
@@ -110,12 +108,14 @@ TRACKER = MlflowTracker
 
 
 def check(config: TrackingConfig) -> None:
-    """Raise UserError if MLflow is not installed, or if the mode is `online` and no server is named."""
+    """Raise UserError if MLflow is not installed, the address holds a password, or the mode is `online` without one."""
     check_installed(config)
-    if config.mode is TrackingMode.online and not os.environ.get(URI):
-        raise UserError(
-            f"tracking.mode: online needs the address of a server in {URI}; set it, or tracking.mode=offline"
-        )
+    server = os.environ.get(URI, "")
+    if config.mode is TrackingMode.online and not server:
+        raise UserError(f"tracking.mode: online needs a server's address in {URI}; set it, or tracking.mode=offline")
+    if config.mode is not TrackingMode.offline and "@" in server:  # it would be in errors and run.json
+        names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise UserError(f"{URI}: holds a name or password; put them into {names}, or set tracking.mode=offline")
 
 
 def _key(name: str) -> str:

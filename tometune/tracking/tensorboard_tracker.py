@@ -1,12 +1,16 @@
 """TensorBoard: event files in `<run folder>/tensorboard`; `tensorboard --logdir` on a folder of runs shows them all."""
 
 import html
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 from tometune.config.tracking import TrackingConfig
 from tometune.tracking.tracker import RunLabels, RunTracker, check_local, check_space, flatten, program
+
+SHOWN = re.compile(r"(data|model)\.(name|rows)|seed|(lora|trainer)\..*")
+"""Settings in the table of runs, which has a column for each; the text page has all settings."""
 
 
 class TensorboardTracker(RunTracker):
@@ -22,7 +26,7 @@ class TensorboardTracker(RunTracker):
 
         self._writer = SummaryWriter(str(self.place(labels)), flush_secs=10)
         facts = {"commit": labels.commit, "group": labels.group, "tags": config.tags, **flatten(labels.config, ".")}
-        self._config = {key: value if isinstance(value, int | float) else str(value) for key, value in facts.items()}
+        self._settings = {key: value for key, value in facts.items() if SHOWN.fullmatch(key) and value is not None}
         self.table("config", ["key", "value"], [[key, str(value)] for key, value in facts.items()])
 
     @staticmethod
@@ -35,7 +39,10 @@ class TensorboardTracker(RunTracker):
             self._writer.add_scalar(name, value, step)
 
     def summary(self, values: dict[str, Any]) -> None:
-        self._writer.add_hparams(self._config, values, run_name=".", global_step=self.step)  # in its page HPARAMS
+        """Fill the page HPARAMS with what is compared: main settings, and scores over tasks with their gains."""
+        settings = {key: value if type(value) in (int, float) else str(value) for key, value in self._settings.items()}
+        scores = {key: value for key, value in values.items() if key.startswith("eval/") and "/tasks/" not in key}
+        self._writer.add_hparams(settings, scores, run_name=".", global_step=self.step)
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         def line(cells: list[Any]) -> str:
