@@ -130,6 +130,24 @@ def test_a_run_of_mlflow_is_continued_and_can_be_read_back_and_names_nobody(trac
     assert table["data"][1][:4] == ["base", "qa-1", "user\nQuestion 1?", "base answer 1"]
 
 
+TWO_RUNS = """
+from pathlib import Path
+from tometune.config.tracking import Tracker, TrackingConfig
+from tometune.tracking import RunLabels, start_tracker
+for name in ("a", "b"):
+    with start_tracker(TrackingConfig(Tracker.mlflow), RunLabels(name, "train", "g", Path(name), {})) as tracker:
+        tracker.log({"train/loss": 1.0}, step=0)
+    print(tracker.describe()["path"])
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is an extra")
+def test_mlflow_tracks_one_run_after_the_other(run_python):
+    done = run_python("-c", TWO_RUNS)
+    assert (done.stdout, done.stderr) == ("tometune/a\ntometune/b\n", "")
+
+
 @pytest.mark.nightly
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is an extra")
 def test_a_server_of_mlflow_that_is_not_there_costs_one_warning(track):

@@ -44,7 +44,7 @@ class MlflowTracker(RunTracker):
         else:
             self.CONNECTION_ERRORS = (mlflow.MlflowException,)
         mlflow.set_tracking_uri(self.server or self._database)
-        del os.environ[URI]  # MLflow sets it for processes that are started from here
+        os.environ.pop(URI, None)  # MLflow sets it for processes that are started from here
         os.environ |= {URI: given} if given else {}
         client = mlflow.MlflowClient()
         if client.get_experiment_by_name(config.project) is None:
