@@ -13,7 +13,9 @@ from omegaconf import OmegaConf
 
 from tests.conftest import SECRETS, SMOKE
 from tests.data.conftest import conversation, write_jsonl
+from tests.tracking.conftest import records, the_folder
 from tests.whole import Workplace, adapter_of, assert_one_line, curve_of, record_of
+from tometune.config.command_line import READS
 from tometune.config.root import Config
 from tometune.tracking.tracker import program
 
@@ -95,6 +97,16 @@ def test_mix_json_lists_the_rows_it_was_made_of(run: Path) -> None:
     mix, record = json.loads((run / "mix.json").read_text()), record_of(run)
     assert len(mix["row_ids"]) == len(set(mix["row_ids"])) == mix["rows"] == record["data"]["rows"] == 64
     assert mix["digest"] == record["data"]["digest"]
+
+
+def test_the_dashboard_has_the_settings_of_this_verb_the_commit_and_gains_with_intervals(run: Path) -> None:
+    logged = records(the_folder(run))
+    (made,) = [record["run"] for record in logged if record["type"] == "run"]
+    assert set(made["config"]["update"]) - {"_wandb"} == {*READS["train"]}
+    commit = record_of(run)["git"]["commit"]
+    assert made.get("git") == (None if commit is None else {"commit": commit})
+    keys = {key for record in logged if record["type"] == "summary" for key in record["summary"].get("update", {})}
+    assert {"eval/gain/rougeL", "eval/gain/rougeL_low", "eval/gain/tasks/summarisation/nll_high"} <= keys
 
 
 def test_no_secret_is_in_any_file(finished: Workplace) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tometune.common.errors import UserError
 from tometune.common.process import quick_imports
 from tometune.config.app import verb
+from tometune.config.command_line import read_by
 from tometune.config.root import Config
 from tometune.runs.inputs import RunInputs, cache_folder
 
@@ -60,12 +61,14 @@ def evaluate(subject: Subject) -> None:
         from tometune.common.seeding import seed_everything, use_deterministic_kernels
         from tometune.evaluation.engines.choice import check_engine
         from tometune.evaluation.scoring import Scorer
+        from tometune.evaluation.table import gains
         from tometune.evaluation.tasks import load_tasks
         from tometune.models.load import describe, load_model, load_tuned
         from tometune.models.machine import check_machine, free_memory
         from tometune.models.source import locate
         from tometune.models.tokenizer import load_tokenizer
         from tometune.runs.identity import plain
+        from tometune.runs.run import git_state
         from tometune.tracking import RunLabels, check_tracker, start_tracker
 
     config = subject.config
@@ -84,7 +87,8 @@ def evaluate(subject: Subject) -> None:
     seed_everything(config.seeds.generation)
     use_deterministic_kernels(config.trainer.deterministic)
     model = load_model(source)
-    labels = RunLabels(subject.id, "evaluate", f"evaluate-{config.eval.name}", subject.folder, plain(config))
+    settings, commit = read_by("evaluate", plain(config)), git_state()["commit"]
+    labels = RunLabels(subject.id, "evaluate", f"evaluate-{config.eval.name}", subject.folder, settings, commit)
     with (
         subject.recording(describe(config.model, model)),
         start_tracker(config.tracking, labels) as tracker,
@@ -97,7 +101,7 @@ def evaluate(subject: Subject) -> None:
                 model = None  # frees its memory for the tuned model
                 free_memory()
             subject.add_scores("tuned", scorer.stage("tuned", load_tuned(model, source, config.lora, subject.run)))
-        tracker.results(subject.record, subject.folder)
+        tracker.results(subject.record, subject.folder, lambda: gains(subject.folder, subject.record, config.eval))
         subject.add_tracking(tracker.describe())
 
 

@@ -19,6 +19,7 @@ from tometune.common.distributed import agree, connect, is_first
 from tometune.common.errors import UserError
 from tometune.common.process import quick_imports
 from tometune.config.app import verb
+from tometune.config.command_line import read_by
 from tometune.config.model import Backend
 from tometune.config.root import Config
 from tometune.config.sweep_cells import Jobs
@@ -148,6 +149,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         with quick_imports():
             from tometune.common.seeding import seed_everything, use_deterministic_kernels
             from tometune.evaluation.scoring import Scorer
+            from tometune.evaluation.table import gains
             from tometune.models.load import check_trainable, describe, load_model
             from tometune.models.machine import free_memory
             from tometune.tracking import RunLabels, start_tracker
@@ -168,7 +170,8 @@ def experiment(run: Run, inputs: RunInputs) -> None:
                     job_type="train",
                     group=config.sweep.name or f"{config.model.name}-{config.data.name}",
                     folder=run.folder,
-                    config=plain(config),
+                    config=read_by("train", plain(config)),
+                    commit=run.record["git"]["commit"],
                 ),
             )
         )
@@ -182,7 +185,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
             free_memory()
         model = tuned_model(run, inputs, model, tracker.log, process)
         run.add_scores("tuned", scorer.stage("tuned", model))
-        tracker.results(run.record, run.folder)
+        tracker.results(run.record, run.folder, lambda: gains(run.folder, run.record, config.eval))
         run.record["tracking"] = tracker.describe()
 
 

@@ -7,7 +7,7 @@ from transformers.training_args import OptimizerNames
 from tests.config.conftest import config_of, problems_of
 from tometune.common.errors import ConfigError
 from tometune.config.command_line import read_command_line
-from tometune.config.eval import METRICS
+from tometune.config.metrics import METRICS
 from tometune.config.report import asked, entries
 from tometune.config.root import check
 from tometune.config.trainer import OPTIMISERS, SCHEDULES
@@ -67,6 +67,11 @@ CASES = [
     ("trainer.learning_rate=0", "trainer.learning_rate=0.0: not above 0"),
     ("trainer.weight_decay=-1", "trainer.weight_decay=-1.0: not 0 or more"),
     ("trainer.conversations_per_step=0", "trainer.conversations_per_step=0: not 1 or more"),
+    (
+        "eval.metrics=[token_f]",
+        "eval.metrics=token_f: one of rouge, chrf, bleu, token_f1, exact_match; did you mean token_f1?",
+    ),
+    ("eval.metrics=[gone:f]", "eval.metrics=gone:f: no file gone.py in /"),
     ("eval.judge.url=http://localhost:1/v1", "eval.judge: needs both eval.judge.url=… and eval.judge.model=…; set"),
     ("eval.judge.model=m", "eval.judge: needs both eval.judge.url=… and eval.judge.model=…; set the other one, too"),
     (

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from tests.config.conftest import sweep_of, wrong_words
 from tometune.common.errors import ConfigError
 from tometune.config.aliases import ADVICE, FIXED, NAMES, RENAMED, TABLES, answers
-from tometune.config.command_line import read_command_line
+from tometune.config.command_line import read_by, read_command_line
 from tometune.config.error_messages import composition_errors, unknown_key
 from tometune.config.root import CONFIG_NAME, conf_dir, register, setting_keys, typed
 
@@ -201,3 +201,15 @@ def test_wrong_yaml_file(command, tmp_path, option, text, message):
     outcome = command(f"+experiment={option}", "--config-dir", str(tmp_path / "mine"))
     (error,) = outcome.errors
     assert (outcome.status, error.startswith(message.format(file=file))) == (2, True), error
+
+
+def test_a_verb_tracks_the_settings_that_it_reads():
+    values = {
+        "eval": {"limit": 3},
+        "seeds": {"data": 1, "generation": 2},
+        "chat": {"top_p": 1},
+        "seed": 0,
+        "share": False,
+    }
+    assert read_by("evaluate", values) == {"eval": {"limit": 3}, "seeds": {"generation": 2}, "seed": 0}
+    assert read_by("report", values) == {"eval": {}}

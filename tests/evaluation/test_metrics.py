@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import sys
 from dataclasses import dataclass
 
@@ -11,9 +12,21 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
-from tometune.evaluation.metrics import METRICS, MODEL_METRICS, MetricContext, Scores, as_rouge_words, score, squad
+from tometune.config.metrics import metric_problem
+from tometune.config.model import ModelConfig
+from tometune.evaluation.metrics import (
+    METRICS,
+    MODEL_METRICS,
+    MetricContext,
+    Scores,
+    as_rouge_words,
+    identity_of,
+    score,
+    squad,
+)
 from tometune.evaluation.scoring import Scorer
 from tometune.evaluation.tasks import fingerprint, load_tasks
+from tometune.runs.inputs import evaluation_fingerprints
 
 # rouge_score brings absl, whose log handler closes the stream it met on import (here pytest's capture) whenever
 # logging is set up again, as Hydra does.
@@ -145,8 +158,76 @@ def test_squad_metrics():
 
 
 def test_an_unknown_metric_is_named_with_the_nearest():
-    with pytest.raises(UserError, match=r"'token_f' is unknown; did you mean token_f1\?.*known: rouge, chrf"):
+    with pytest.raises(UserError, match=r"^token_f: one of rouge, chrf.*; did you mean token_f1\?$"):
         score(["token_f"], ["a"], [["b"]])
+
+
+OWN = """
+def words(predictions, references):
+    return {"shared": [len(set(text.split()) & set(one[0].split())) for text, one in zip(predictions, references)]}
+def short(predictions, references): return {"few": []}
+def taken(predictions, references): return {"nll": [1.0] * len(predictions)}
+def raises(predictions, references): return references[0]["text"]
+same = lambda predictions, references: {"shared": [1] * len(predictions)}
+"""
+
+
+def test_a_function_in_the_current_folder_is_a_metric_for_every_task_and_part_of_the_identity(
+    jsonl, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_words.py").write_text(OWN)
+    rows = [{"input": "Say so.", "references": ["so"]}]
+    config = EvalConfig(tasks={"t": jsonl(rows)}, metrics=["my_words:words"])
+    assert score(config.metrics, ["a b", "c"], [["b a"], ["d"]])["shared"] == [2, 0]
+    (task,), before = load_tasks(config), evaluation_fingerprints(ModelConfig(id="a/b", revision="c" * 40), config)
+    assert task.config.metrics == ["rouge", "my_words:words"]
+    (tmp_path / "my_words.py").write_text(OWN + "# edited")
+    after = evaluation_fingerprints(ModelConfig(id="a/b", revision="c" * 40), config)
+    assert {key for key in before if before[key] != after[key]} == {"eval.metrics.my_words:words"}
+    assert load_tasks(config)[0].digest != task.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("my_word:words", r"no file my_word\.py in /.*; did you mean my_words\?$"),
+        ("my_words:word", r"my_words\.py has no function word; did you mean words\?$"),
+        ("broken:f", r"cannot be imported \(SyntaxError: "),
+        ("my_words:short", "few must have one finite number for each of 1 predictions$"),
+        ("my_words:taken", "its column 'nll' needs another name: "),
+        ("my_words:raises", "fails with TypeError: "),
+        ("os:system", r"no file os\.py in /"),
+        ("../my_words:words", "no file "),
+    ],
+)
+def test_a_wrong_metric_of_the_users_own_is_one_line(name, line, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub" if name.startswith("..") else tmp_path)
+    (tmp_path / "my_words.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("def")
+    problem = metric_problem("eval.metrics", name)
+    assert re.match(f"eval\\.metrics={name}: {line}", problem), problem
+    assert "\n" not in problem
+
+
+def test_two_metrics_cannot_share_a_column(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_words.py").write_text(OWN)
+    with pytest.raises(UserError, match="another metric of this task has the column shared too"):
+        score(["my_words:words", "my_words:same"], ["a"], [["b"]])
+
+
+def test_an_installed_package_can_name_a_metric(tmp_path, monkeypatch):
+    info = tmp_path / "their_metrics-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-metrics\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[tometune.metrics]\nshared_words = their_words:words\n")
+    (tmp_path / "their_words.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert score(["shared_words"], ["a b"], [["b a"]])["shared"] == [2]
+    assert identity_of("shared_words") == "shared_words of their-metrics 1.2"
+    assert metric_problem("k", "shared_word").endswith("; did you mean shared_words?")
 
 
 @dataclass

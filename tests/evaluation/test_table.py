@@ -7,7 +7,7 @@ import pytest
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
-from tometune.evaluation.table import print_run
+from tometune.evaluation.table import gains, print_run
 
 N = 60
 
@@ -63,6 +63,19 @@ def test_base_tuned_gain_and_interval(folder):
     gain = r"gain     ROUGE-L \+0\.100 \(95% interval \+0\.0\d\d to \+0\.1\d\d\), better than base"
     assert re.fullmatch(gain, text.splitlines()[-2])
     assert "…" not in text, "no number is cut"
+
+
+def test_gains_have_the_intervals_of_the_table(folder):
+    def found(*tasks, stages=("base", "tuned")):
+        record = {"eval": {stage: {"tasks": dict.fromkeys(tasks)} for stage in stages}}
+        return gains(folder, record, EvalConfig(resamples=300))
+
+    both, one = found("qa", "summaries"), found("qa")
+    assert both["rouge1"] == pytest.approx(0.2)
+    assert both["rougeL_low"] < both["rougeL"] < both["rougeL_high"]
+    assert one == {**one["tasks"]["qa"], "tasks": {"qa": both["tasks"]["qa"]}}
+    assert one["rougeL_high"] > both["rougeL_high"], "two tasks have a narrower interval"
+    assert found("qa", stages=["tuned"]) == {}
 
 
 def test_clusters_widen_the_intervals(folder):

@@ -86,10 +86,13 @@ def test_the_report_has_the_table_and_panels_over_its_runs_and_wandb_reads_it_ba
     assert text.startswith("| model | data | seeds | ROUGE-1 |")
     assert text.count("\n| tiny |") == 4
     assert "**Is pydocs_3k better than pydocs_1k?** Yes." in text
-    loss, _ = panels(blocks, "Run History Line Plot")
+    loss, _, evaluated, gpu = panels(blocks, "Run History Line Plot")
+    assert (evaluated["metrics"], gpu["metrics"][0]) == (["eval/loss"], "system/gpu.0.gpu")
     assert (loss["metrics"], loss["groupBy"], loss["groupArea"]) == (["train/loss"], "data.value.name", "minmax")
     *bars, _ = panels(blocks, "Bar Chart")
-    assert [each["metrics"] for each in bars] == [[f"eval/tuned/{name}"] for name in ("rouge1", "rouge2", "rougeL")]
+    assert [each["metrics"] for each in bars] == [
+        [f"eval/{stage}/{name}"] for stage in ("tuned", "gain") for name in ("rouge1", "rouge2", "rougeL")
+    ]
     assert {each["groupArea"] for each in bars} == {"stddev"}
     assert [each["xAxis"] for each in panels(blocks, "Scatter Plot")] == ["summary:data/rows"] * 3
     assert len(panels(blocks, "Run Comparer")) == len(panels(blocks, "Media Browser")) == 1

@@ -24,7 +24,10 @@ def write_predictions(folder: Path, stage: str, task: str, count: int) -> None:
     with path.open("w", encoding="utf-8") as file:
         for n in range(count):
             answer = {"prediction": f"{stage} answer {n}", "references": ["one", "two"], "scores": {"rouge1": n / 10}}
-            print(json.dumps({"id": f"{task}-{n}", "prompt": f"Question {n}?", **answer}), file=file)
+            print(
+                json.dumps({"id": f"{task}-{n}", "prompt": f"<|im_start|>user\nQuestion {n}?<|im_end|>\n", **answer}),
+                file=file,
+            )
 
 
 def test_prediction_tables_hold_every_stage_and_fill_what_a_row_lacks(tmp_path):
@@ -33,7 +36,7 @@ def test_prediction_tables_hold_every_stage_and_fill_what_a_row_lacks(tmp_path):
     columns, rows = prediction_tables(tmp_path, 2)["qa"]
     assert columns == ["stage", "id", "prompt", "prediction", "references", "scores.rouge1"]
     assert [row[:2] for row in rows] == [["base", "qa-0"], ["base", "qa-1"], ["tuned", "qa-0"], ["tuned", "qa-1"]]
-    assert rows[3] == ["tuned", "qa-1", "Question 1?", "tuned answer 1", "one\n\ntwo", 0.1]
+    assert rows[3] == ["tuned", "qa-1", "user\nQuestion 1?", "tuned answer 1", "one\n\ntwo", 0.1]
     (tmp_path / "eval" / "base" / "qa.jsonl").write_text('{"id": 1}\n{"id": 2, "scores": {"bleu": 3.5}}\n')
     (tmp_path / "eval" / "tuned" / "qa.jsonl").unlink()
     expected = {"qa": (["stage", "id", "scores.bleu"], [["base", 1, None], ["base", 2, 3.5]])}

@@ -67,12 +67,15 @@ def test_everything_of_the_run_and_nothing_of_the_machine_is_written(offline_run
     assert (summary["project"], summary["entity"], summary["run_id"]) == ("tometune", "someone", ID)
     assert (summary["name"], summary["tags"], summary["state"]) == ("tiny-mix:1k-s0-abcdef01", ["first"], "finished")
     expected = {"data/rows": 3, "train/steps": 2, "eval/base/rouge1": 0.25, "eval/tuned/rouge1": 0.5}
+    expected |= {"eval/gain/rougeL": 0.02, "eval/gain/rougeL_low": -0.01, "eval/gain/rougeL_high": 0.05}
     assert summary["summary"].items() >= expected.items()
     assert summary["summary"]["predictions/qa"]["_type"] == "table-file"
 
     written = records(folder)
     [run] = [record["run"] for record in written if record["type"] == "run"]
     assert (run["job_type"], run["run_group"], run["resume"]) == ("train", "g", True)
+    assert run["git"] == {"commit": "c" * 40}
+    assert "stats" in {record["type"] for record in written}, "use of GPU, memory and CPU"
     assert losses(written) == [(0, 1), (1, 1 / 2), (2, 1 / 3)]
     artifacts = {r["artifact"]["name"]: r["artifact"] for r in written if r["type"] == "artifact"}
     [table] = [name for name in artifacts if name.startswith(f"run-{ID}-predictionsqa")]
@@ -81,7 +84,10 @@ def test_everything_of_the_run_and_nothing_of_the_machine_is_written(offline_run
     assert Path(adapter["local_path"]).read_bytes() == b"weights"
     assert json.loads(artifacts[f"mix-{ID}"]["metadata"]) == {"rows": 3}
     [path] = folder.glob("files/media/table/predictions/qa_*.table.json")
-    assert json.loads(path.read_text())["data"][1][3:] == ["base answer 1", "one\n\ntwo", 0.1]
+    assert json.loads(path.read_text())["data"][1][2:] == ["user\nQuestion 1?", "base answer 1", "one\n\ntwo", 0.1]
+    [stored] = [entry for entry in artifacts[table]["manifest"]["contents"] if entry["path"].endswith(".table.json")]
+    types = json.loads(Path(stored["local_path"]).read_text())["column_types"]["params"]["type_map"]
+    assert types["scores.rouge1"]["params"]["allowed_types"] == [{"wb_type": "none"}, {"wb_type": "number"}]
 
     everything = json.dumps(written)
     assert not [text for text in ('"environment"', f'"host": "{socket.gethostname()}"') if text in everything]
@@ -94,11 +100,12 @@ def test_a_resumed_run_continues_at_its_step_and_sync_names_wandb_where_no_envir
 ):
     inactive = {"PATH": os.defpath, "HOME": str(tmp_path)}
     first = json.loads(track(env=inactive).stdout)["tracking"]
-    second = json.loads(track(first_step=3, env=inactive).stdout)["tracking"]
+    second = json.loads(track(first_step=3, env=inactive, system=False).stdout)["tracking"]
     one, two = second["folders"]
     assert first["folders"] == [one]
     assert second["sync"] == f"{Path(sys.executable).with_name('wandb')} sync {one} {two}"
     assert [step for path in (one, two) for step, _ in losses(records(Path(path)))] == [0, 1, 2, 3, 4, 5]
+    assert "stats" not in {record["type"] for record in records(Path(two))}, "tracking.system=false"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds W&B's process through /proc")

@@ -15,7 +15,7 @@ RUN_ID = "tiny-mix:1k-s0-abcdef01"  # a colon is what W&B does not take
 
 
 def main(folder: Path, first_step: int, choice: dict) -> None:
-    results = choice.pop("results", True)
+    results, pause = choice.pop("results", True), choice.pop("pause", 0)
     enums = {"tracker": Tracker(choice.pop("tracker", "wandb")), "mode": TrackingMode(choice.pop("mode", "auto"))}
     config = TrackingConfig(**enums, **choice)
     (folder / "adapter").mkdir(parents=True, exist_ok=True)
@@ -29,15 +29,18 @@ def main(folder: Path, first_step: int, choice: dict) -> None:
         "eval": {"base": {"rouge1": 0.25}, "tuned": {"rouge1": 0.5}},
     }
     began = time.monotonic()
-    labels = RunLabels(RUN_ID, "train", "g", folder, {"trainer": {"learning_rate": 2e-4}})
+    labels = RunLabels(RUN_ID, "train", "g", folder, {"trainer": {"learning_rate": 2e-4}}, "c" * 40)
     with start_tracker(config, labels) as tracker:
         seconds = time.monotonic() - began
         for step in range(first_step, first_step + 3):
             tracker.log({"train/loss": 1 / (step + 1), "train/learning_rate": 2e-4}, step=step)
+        time.sleep(pause)
         if results:
-            tracker.results(record, folder)
+            tracker.results(record, folder, lambda: {"rougeL": 0.02, "rougeL_low": -0.01, "rougeL_high": 0.05})
         described = tracker.describe()
-    heavy = [name for name in ("wandb", "trackio", "torch", "transformers") if name in sys.modules]
+    heavy = [
+        name for name in ("wandb", "trackio", "mlflow", "tensorboard", "torch", "transformers") if name in sys.modules
+    ]
     print(json.dumps({"tracking": described, "seconds": seconds, "modules": heavy, "after": tracker.describe()}))
 
 

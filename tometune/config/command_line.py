@@ -8,10 +8,10 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser  # the parser of hydra.main; there is no public name for it
@@ -166,6 +166,18 @@ def quoted(argument: str) -> str:
 def reads(verb: str, key: str) -> bool:
     """Whether a verb reads a key, something below it, or the group that it belongs to."""
     return any(f"{key}.".startswith(f"{entry}.") or entry.startswith(f"{key}.") for entry in READS[verb])
+
+
+def read_by(verb: str, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return those of a config's values that a verb reads."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if any(f"{key}.".startswith(f"{entry}.") for entry in READS[verb]):
+            kept[name] = value
+        elif reads(verb, key):
+            kept[name] = read_by(verb, value, f"{key}.")
+    return kept
 
 
 def check_keys(verb: str, overrides: Sequence[str]) -> None:

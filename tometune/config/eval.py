@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tometune.config.validators import NOT_IDENTITY, at_least, checked, file_name, one_of, valid_if
-
-METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
-"""Metrics that a task can name; `tometune.evaluation.metrics` computes them."""
+from tometune.config.metrics import metric_problem
+from tometune.config.validators import NOT_IDENTITY, SINCE_DEFAULT, at_least, checked, file_name, valid_if
 
 HARNESS = "harness_"  # beginning of the names under which tasks of `eval.harness` are kept
 HELD_OUT = "held_out_"  # beginning of the names of the tasks over held-out rows (`data.held_out.rows`)
@@ -49,7 +47,7 @@ class TaskConfig:
     max_new_tokens: int = field(default=128, metadata=at_least(1))
     """Longest answer, in tokens."""
     metrics: list[str] = field(default_factory=lambda: ["rouge"])
-    """Names from `METRICS`; `rouge` is always computed."""
+    """Names of metrics, see `config/metrics.py`; `rouge` is always computed."""
     cluster: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Field whose value is the same for examples that depend on each other, e.g. answers about one text.
 
@@ -112,6 +110,8 @@ class EvalConfig:
     """
     max_prompt_tokens: int = field(default=1792, metadata=at_least(1))
     """Longer prompts are shortened in the middle of the user message, and counted."""
+    metrics: list[str] = field(default_factory=list, metadata=SINCE_DEFAULT | checked(metric_problem))
+    """Metrics for every task, in addition to its own; also `module:function` for one of the user's own."""
     nll: bool = field(default=True, metadata=NOT_IDENTITY)
     """Whether `nll` is computed too: the bits per byte of the references given the prompt, one forward pass each."""
     resamples: int = field(default=10_000, metadata=NOT_IDENTITY | at_least(1))
@@ -151,7 +151,7 @@ def _task_problems(key: str, task: TaskConfig) -> Iterator[str]:
     if not value:
         fix = "eval.path=…, one file" if key == "eval.tasks.own" else f"{key}.{name}=…"
         yield f"{key}.{name} is required if {key}.kind={task.kind}; set {fix}"
-    yield from filter(None, (one_of(METRICS)(f"{key}.metrics", metric) for metric in task.metrics))
+    yield from filter(None, (metric_problem(f"{key}.metrics", metric) for metric in task.metrics))
     for name, values in (("metrics", task.metrics), ("references", task.references)):
         if not values:
             yield f"{key}.{name}: empty; name at least one"

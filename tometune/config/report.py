@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tometune.common.errors import did_you_mean
-from tometune.config.eval import METRICS
+from tometune.config.metrics import COLUMNS
 from tometune.config.validators import valid_if
 
-COLUMNS = ("rouge1", "rouge2", "rougeL", "nll", *METRICS[1:])  # of a run; on held-out rows also nll/TASK
 COMPARISON = re.compile(
     r"(?:(?P<a>[^>]*)>(?P<b>[^>=][^>]*?)(?::(?P<of_pair>[\w./-]+))?|(?P<data>data:)?(?P<of_all>[\w./-]+))"
     r"(?: *(?P<sign>[<>])= *(?P<bound>[-+]?\d*\.?\d+(?:e-?\d+)?))?"

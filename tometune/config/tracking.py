@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from tometune.config.validators import at_least, valid_if
 
-Tracker = StrEnum("Tracker", ["wandb", "trackio", "none"])
+Tracker = StrEnum("Tracker", ["wandb", "trackio", "tensorboard", "mlflow", "none"])
 """The tracker; each is a module `tometune.tracking.<name>_tracker`."""
 
 TrackingMode = StrEnum("TrackingMode", ["auto", "online", "offline"])
@@ -21,7 +21,7 @@ class TrackingConfig:
     tracker: Tracker = Tracker.wandb
     """`none` writes the run folder only."""
     mode: TrackingMode = TrackingMode.auto
-    """`auto`: online with a W&B key, else offline, with a note on how to sync later."""
+    """`auto`: online with a W&B key or a server of MLflow, else offline, with a note on how to sync later."""
     project: str = field(
         default="tometune",
         metadata=valid_if(lambda name: re.fullmatch(r"[^/\\#?%:]+", name), r"a name without / \ # ? % : is needed"),
@@ -33,6 +33,8 @@ class TrackingConfig:
     """Group of the run; null is the name of the sweep, else model and data."""
     tags: list[str] = field(default_factory=list)
     """Free labels."""
+    system: bool = True
+    """Whether the use of GPU, memory and CPU is logged, too; TensorBoard has no place for it."""
     log_adapter: bool = True
     """Whether the adapter is stored as an artifact of the run (a few MB to 100 MB); a full model never is."""
     prediction_rows: int = field(default=50, metadata=at_least(0))

@@ -14,8 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from tometune.common.errors import UserError, did_you_mean
+from tometune.common.errors import UserError
 from tometune.config.eval import HARNESS, HELD_OUT
+from tometune.config.metrics import own_metric, own_scores
 
 Scores = dict[str, list[float]]  # scores per example, by column; a metric may have several columns
 PlainMetric = Callable[[list[str], list[list[str]]], Scores]  # of predictions and, for each, its references
@@ -81,25 +82,29 @@ def score(
     There are one or more references per prediction. Metrics with a model need a context.
 
     Raises:
-        UserError: a name is unknown, e.g. in the config of a run that was made elsewhere.
+        UserError: a name is unknown, e.g. in the config of a run that was made elsewhere, or a metric of the user's own
+            fails.
     """
-    known = [*METRICS, *MODEL_METRICS]
     columns: Scores = {}
     for name in dict.fromkeys(["rouge", *names]):
-        if name not in known:
-            raise UserError(f"metrics: {name!r} is unknown{did_you_mean(name, known)} (known: {', '.join(known)})")
         if name in METRICS:
             columns |= METRICS[name](predictions, references)
         else:
-            assert context is not None
-            columns |= MODEL_METRICS[name](predictions, references, context)
+            metric = MODEL_METRICS.get(name) or own_metric(name)[0]
+            context_of = [context] if hasattr(metric, "revision") else []
+            found = own_scores(name, metric, predictions, references, *context_of)
+            if both := [column for column in found if column in columns]:
+                raise UserError(f"{name}: another metric of this task has the column {both[0]} too; rename one")
+            columns |= found
     return columns
 
 
 def identity_of(name: str) -> str:
-    """Return what identifies a metric: its name, and its model if it has one."""
-    metric = MODEL_METRICS.get(name)
-    return name if metric is None else f"{name} by {metric.model}@{metric.revision}"
+    """Return what identifies a metric: its name; its model, if it has one; its file or package, if it is not ours."""
+    if name in METRICS:
+        return name
+    metric, own = (MODEL_METRICS[name], name) if name in MODEL_METRICS else own_metric(name)
+    return f"{own} by {metric.model}@{metric.revision}" if hasattr(metric, "revision") else own
 
 
 def best_of(pair: Callable[[str, str], float], predictions: list[str], references: list[list[str]]) -> list[float]:
@@ -243,7 +248,7 @@ def squad(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-# The names that a task can give; the same names are in `tometune.config.eval.METRICS`.
+# The names that a task can give; the same names are in `tometune.config.metrics.METRICS`.
 METRICS: dict[str, PlainMetric] = {
     "rouge": _rouge,
     "chrf": _chrf,

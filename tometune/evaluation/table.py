@@ -18,9 +18,10 @@ from tometune.evaluation.results import read_scores
 from tometune.evaluation.statistics import Estimate, mean_interval, paired_difference
 
 MEAN = "mean of tasks"
+JUDGED = ", judged"  # end of a section's name
 
 Columns = dict[str, list[list[float]]]  # of a task, by column, stage and example
-Loaded = tuple[Columns, list[str] | None]  # with the cluster of each example, if there are clusters
+Loaded = tuple[Columns, list[str] | None]  # scores of a task, and the cluster of each example if there are clusters
 
 
 def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, then: str | None = None) -> None:
@@ -35,25 +36,25 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, then:
     stages = [stage for stage in ("base", "tuned") if stage in record["eval"]]
     lines: list[tuple[str, str]] = []
     if stages:
-        tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
-        console.print(_run_table(folder, record, config, stages, tasks))
-        lines += _gain(tasks, config) if len(stages) == 2 else []
+        sections = _sections(folder, record, stages)
+        console.print(_run_table(record, config, stages, sections))
+        lines += _gain(sections, config) if len(stages) == 2 else []
     lines += [*_places(folder, record), *([("next", then)] if then else [])]
     for name, place in lines:
         console.print(f"{name:9}{place}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _gain(tasks: Mapping[str, Loaded], config: EvalConfig) -> Iterator[tuple[str, str]]:
+def _gain(sections: Mapping[str, Sequence[Loaded]], config: EvalConfig) -> Iterator[tuple[str, str]]:
     """Yield the gain in ROUGE-L, averaged over tasks, in words."""
-    columns, clusters = zip(*(tasks[name] for name in averaged(tasks)), strict=True)
-    if not all("rougeL" in task for task in columns):
+    loaded = sections.get(MEAN) or next(iter(sections.values()))
+    if any("rougeL" not in columns for columns, _ in loaded):
         return
-    base, tuned = zip(*(task["rougeL"] for task in columns), strict=True)
-    gain = paired_difference(base, tuned, config.resamples, config.confidence, clusters)
-    verdict = "no clear difference"
-    if gain.excludes_zero:
-        verdict = f"{'better' if gain.value > 0 else 'worse'} than base"
-    yield "gain", f"ROUGE-L {gain.value:+.3f} ({config.confidence:.0%} interval {_interval(gain, '+')}), {verdict}"
+    only = [({"rougeL": columns["rougeL"]}, clusters) for columns, clusters in loaded]
+    for _, _, gain in _estimates(only, config):
+        verdict = "no clear difference"
+        if gain.excludes_zero:
+            verdict = f"{'better' if gain.value > 0 else 'worse'} than base"
+        yield "gain", f"ROUGE-L {gain.value:+.3f} ({config.confidence:.0%} interval {_interval(gain, '+')}), {verdict}"
 
 
 def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -71,11 +72,7 @@ def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]
 
 
 def _run_table(
-    folder: Path,
-    record: Mapping[str, Any],
-    config: EvalConfig,
-    stages: Sequence[str],
-    tasks: Mapping[str, Loaded],
+    record: Mapping[str, Any], config: EvalConfig, stages: Sequence[str], sections: Mapping[str, Sequence[Loaded]]
 ) -> Table:
     """Build the table: the gain and its interval for both stages, else the interval of the one stage."""
     limited = any(record["eval"][stage]["limited"] for stage in stages)
@@ -92,18 +89,45 @@ def _run_table(
     table.add_column("metric", no_wrap=True)
     for name in [*stages, *(["gain"] if paired else []), f"{config.confidence:.0%} interval"]:
         table.add_column(name, justify="right", no_wrap=True)
-    if any("nll" in columns for columns, _ in tasks.values()):
+    if any("nll" in columns for loaded in sections.values() for columns, _ in loaded):
         table.caption = f"{table.caption}\nNLL: bits per byte of the references, lower is better"
-    for name, task in tasks.items():
-        _add_section(table, name, [task], config)
+    for name, loaded in sections.items():
+        _add_section(table, name, loaded, config)
+    return table
+
+
+def gains(folder: Path, record: Mapping[str, Any], config: EvalConfig) -> dict[str, Any]:
+    """Return the gains of a run with the ends of their intervals, in the layout of `eval.tuned` in run.json.
+
+    E.g. `{rougeL: 0.02, rougeL_low: 0.01, rougeL_high: 0.03, tasks: {task: {…}}}`; empty unless both stages are scored.
+
+    Raises:
+        UserError: a file of scores is missing or broken.
+    """
+    if not {"base", "tuned"} <= set(record["eval"]):
+        return {}
+    tasks: dict[str, dict[str, float]] = {}
+    for name, loaded in _sections(folder, record, ("base", "tuned")).items():
+        values = tasks.setdefault(name.removesuffix(JUDGED), {})
+        for column, _, gain in _estimates(loaded, config):
+            ends = {} if gain.low is None or gain.high is None else {"_low": gain.low, "_high": gain.high}
+            values |= {f"{column}{part}": value for part, value in {"": gain.value, **ends}.items()}
+    over_tasks = tasks.pop(MEAN, None) or tasks[averaged(tasks)[0]]
+    return {**over_tasks, "tasks": tasks}
+
+
+def _sections(folder: Path, record: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Sequence[Loaded]]:
+    """Return what each section of the table is about: a task, all tasks, or a task that a judge compared."""
+    tasks = {name: _load(folder, name, stages) for name in record["eval"][stages[-1]]["tasks"]}
+    sections: dict[str, Sequence[Loaded]] = {name: [task] for name, task in tasks.items()}
     if len(averaged(tasks)) > 1:
-        _add_section(table, MEAN, [tasks[name] for name in averaged(tasks)], config)
-    for name in record["eval"][stages[-1]].get("judge", {}).get("tasks", {}) if paired else ():
+        sections[MEAN] = [tasks[name] for name in averaged(tasks)]
+    for name in record["eval"][stages[-1]].get("judge", {}).get("tasks", {}) if len(stages) == 2 else ():
         path = folder / "eval" / "judge" / f"{name}.jsonl"
         wins = [row["scores"]["win"] for row in read_scores(path).values()]
         half = [0.5] * len(wins)  # of the base model against itself
-        _add_section(table, f"{name}, judged", [({"win": [half, wins]}, None)], config)
-    return table
+        sections[name + JUDGED] = [({"win": [half, wins]}, None)]
+    return sections
 
 
 def _load(folder: Path, task: str, stages: Sequence[str]) -> Loaded:
@@ -124,22 +148,31 @@ def _load(folder: Path, task: str, stages: Sequence[str]) -> Loaded:
 def _add_section(table: Table, name: str, loaded: Sequence[Loaded], config: EvalConfig) -> None:
     """Add one row per metric that all these tasks have, in the order of the scores."""
     table.add_section()
-    tasks, clusters = [columns for columns, _ in loaded], [labels for _, labels in loaded]
-    count = sum(len(next(iter(columns.values()))[0]) for columns in tasks)
+    count = sum(len(next(iter(columns.values()))[0]) for columns, _ in loaded)
     heads = [name, f"{count} example{'s' if count != 1 else ''}"]
-    shared = [column for column in tasks[0] if all(column in columns for columns in tasks)]
-    for number, column in enumerate(shared):
-        stages = list(zip(*(columns[column] for columns in tasks), strict=True))
-        means = [f"{fmean(map(fmean, stage)):.3f}" for stage in stages]
-        if len(stages) == 1:
-            cells = [*means, _interval(mean_interval(stages[0], config.resamples, config.confidence, clusters), "")]
+    rows = list(_estimates(loaded, config))
+    for number, (column, means, estimate) in enumerate(rows):
+        cells = [f"{mean:.3f}" for mean in means]
+        if len(means) == 1:
+            cells.append(_interval(estimate, ""))
         else:
-            gain = paired_difference(stages[0], stages[1], config.resamples, config.confidence, clusters)
-            star, style = ("*", "bold") if gain.excludes_zero else (" ", "none")
-            cells = [*means, f"[{style}]{gain.value:+.3f}{star}[/]", _interval(gain, "+")]
+            star, style = ("*", "bold") if estimate.excludes_zero else (" ", "none")
+            cells += [f"[{style}]{estimate.value:+.3f}{star}[/]", _interval(estimate, "+")]
         table.add_row(heads[number] if number < len(heads) else "", label(column), *cells)
-    for head in heads[len(shared) :] if shared else ():
+    for head in heads[len(rows) :] if rows else ():
         table.add_row(head)
+
+
+def _estimates(loaded: Sequence[Loaded], config: EvalConfig) -> Iterator[tuple[str, list[float], Estimate]]:
+    """Yield each column that all these tasks have, its mean by stage, and its gain; with one stage, its interval."""
+    tasks, clusters = [columns for columns, _ in loaded], [labels for _, labels in loaded]
+    for column in [column for column in tasks[0] if all(column in columns for columns in tasks)]:
+        stages = list(zip(*(columns[column] for columns in tasks), strict=True))
+        means = [fmean(map(fmean, stage)) for stage in stages]
+        if len(stages) == 1:
+            yield column, means, mean_interval(stages[0], config.resamples, config.confidence, clusters)
+        else:
+            yield column, means, paired_difference(stages[0], stages[1], config.resamples, config.confidence, clusters)
 
 
 def _interval(found: Estimate, sign: str) -> str:

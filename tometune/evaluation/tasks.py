@@ -23,7 +23,7 @@ from tometune.data.standardise import Standardised
 from tometune.data.turns import FormatError
 from tometune.evaluation.fields import Row, collect, names_in, reach, render
 from tometune.evaluation.harness import load_harness
-from tometune.evaluation.metrics import MODEL_METRICS, identity_of, needs_unicode
+from tometune.evaluation.metrics import METRICS, identity_of, needs_unicode
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +73,18 @@ def fingerprint(task: TaskConfig, key: str) -> str:
             from tometune.data import pydocs
 
             rows = f"{pydocs.fingerprint()}/{task.topic}"
-    return "; ".join([rows, *(identity_of(metric) for metric in sorted(task.metrics) if metric in MODEL_METRICS)])
+    return "; ".join([rows, *(identity_of(metric) for metric in sorted(task.metrics) if metric not in METRICS)])
 
 
 def load_tasks(config: EvalConfig) -> list[Task]:
     """Load every task of the config, and those of `eval.harness` to check them; raises like `load_task`."""
     load_harness(tuple(config.harness))
-    return [load_task(name, task, config.limit) for name, task in config.tasks.items()]
+    return [load_task(name, with_metrics(task, config), config.limit) for name, task in config.tasks.items()]
+
+
+def with_metrics(task: TaskConfig, config: EvalConfig) -> TaskConfig:
+    """Return a task with the metrics of `eval.metrics` after its own."""
+    return replace(task, metrics=list(dict.fromkeys([*task.metrics, *config.metrics]))) if config.metrics else task
 
 
 def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
@@ -100,19 +105,20 @@ def load_task(name: str, task: TaskConfig, limit: int | None = None) -> Task:
     return _task(name, task, kept, len(kept) < len(own))
 
 
-def held_out_tasks(rows: Mapping[str, tuple[Standardised, np.ndarray]], limit: int | None = None) -> list[Task]:
+def held_out_tasks(rows: Mapping[str, tuple[Standardised, np.ndarray]], config: EvalConfig) -> list[Task]:
     """Return a task per origin of the held-out rows of a mix, `held_out_base` and `held_out_pool`.
 
-    The last answer of a row is the reference, and what precedes it the prompt. `limit` is `eval.limit`.
+    The last answer of a row is the reference, and what precedes it the prompt.
     """
     tasks = []
     for origin, (source, numbers) in rows.items():
         examples = []
-        for row in source.rows.select(numbers[:limit]):
+        for row in source.rows.select(numbers[: config.limit]):
             *asked, answer = row["messages"]
             name, texts = row["source"], [turn["content"] for turn in row["messages"]]
             examples.append(Example(row["key"].hex(), asked, [answer["content"].strip()], texts, source=name))
-        tasks.append(_task(f"{HELD_OUT}{origin}", TaskConfig(), examples, len(examples) < len(numbers)))
+        limited = len(examples) < len(numbers)
+        tasks.append(_task(f"{HELD_OUT}{origin}", with_metrics(TaskConfig(), config), examples, limited))
     return tasks
 
 

@@ -30,6 +30,7 @@ from wandb_workspaces import expr
 FILE = "wandb_report.json"  # the W&B report's specification in the sweep's folder
 WIDTH = 24  # columns of a panel grid; W&B's package moves panels that overlap to the next free place
 JOB_TYPE = "report"  # job type of the run that holds a report
+GPU = ["system/gpu.0.gpu", "system/gpu.0.memoryAllocated"]  # see `tracking.system`
 TABLE, COMPARISONS, PAGE = "table", "comparisons", "report"  # names of what that run logs
 
 
@@ -200,12 +201,13 @@ def _score_panels(table: Table) -> list[Any]:
     bars: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev", "orientation": "v"}
     panels: list[Any] = [
         wr.BarPlot(
-            title=f"{label(metric)} by {factor}: mean and standard deviation over runs",
-            metrics=[f"eval/tuned/{metric}"],
+            title=f"{label(metric)}{what} by {factor}: mean and standard deviation over runs",
+            metrics=[f"eval/{stage}/{metric}"],
             groupby=wr.Config(factor),
             layout=wr.Layout(w=width, h=8),
             **bars,
         )
+        for stage, what in (("tuned", ""), ("gain", ", gain over the base model"))
         for factor in factors(table)
         for metric in table["metrics"]
     ]
@@ -229,5 +231,7 @@ def _training_panels(factor: str) -> list[Any]:
     return [
         wr.LinePlot(title=title, layout=wr.Layout(w=12, h=9), **loss, **grouped),
         wr.LinePlot(title="training loss, one line per run", layout=wr.Layout(w=12, h=9), **loss),
+        wr.LinePlot(title="evaluation loss", x="Step", y=["eval/loss"], layout=wr.Layout(w=12, h=9)),
+        wr.LinePlot(title="use of the GPU and of its memory, in percent", y=GPU, layout=wr.Layout(w=12, h=9)),
         wr.BarPlot(layout=wr.Layout(w=WIDTH, h=6), **rate, **grouped),
     ]

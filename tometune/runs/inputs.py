@@ -71,8 +71,8 @@ class RunInputs:
         """The tasks with their examples, and those over held-out rows."""
         from tometune.evaluation.tasks import held_out_tasks, load_tasks
 
-        tasks, limit = load_tasks(self.config.eval), self.config.eval.limit
-        return tasks + (held_out_tasks(self.mix.held_out, limit) if self.config.data.held_out.rows != 0 else [])
+        tasks, held_out = load_tasks(self.config.eval), self.config.data.held_out.rows != 0
+        return tasks + (held_out_tasks(self.mix.held_out, self.config.eval) if held_out else [])
 
     @cached_property
     def mix(self) -> Mix:
@@ -189,12 +189,13 @@ def fingerprints(config: Config) -> dict[str, str]:
 
 def evaluation_fingerprints(model: ModelConfig, evaluation: EvalConfig) -> dict[str, str]:
     """Return what identifies a model and the tasks that it is scored on; raises like `fingerprints`."""
-    from tometune.evaluation import harness, tasks
+    from tometune.evaluation import harness, metrics, tasks
     from tometune.models import source
 
     found = {"model": source.fingerprint(model)}
     for name, task in evaluation.tasks.items():
         found[f"eval.tasks.{name}"] = tasks.fingerprint(task, f"eval.tasks.{name}")
+    found |= {f"eval.metrics.{name}": metrics.identity_of(name) for name in evaluation.metrics}
     named = {name: harness.fingerprint(name) for name in evaluation.harness}
     own = {name: digest if name.endswith(".yaml") else name for name, digest in named.items()}  # not by their path
     return found | {f"eval.harness.{own[name]}": digest for name, digest in named.items()}

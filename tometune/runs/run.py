@@ -207,7 +207,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_state() -> dict[str, str | bool | None]:
+def git_state() -> dict[str, Any]:
     """Return the commit of the code and whether it has uncommitted changes; None where it is not a checkout."""
     package = Path(__file__).resolve().parents[1]
     if not (package.parent / ".git").exists():  # installed; a repository in a folder above is not ours

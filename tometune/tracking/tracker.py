@@ -1,6 +1,7 @@
 """The base class of all trackers. Whatever goes wrong in a tracker costs one warning and never the run."""
 
 import functools
+import importlib.util
 import json
 import logging
 import re
@@ -15,12 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tometune.common.errors import one_line
-from tometune.config.tracking import TrackingConfig
+from tometune.common.errors import UserError, one_line
+from tometune.config.tracking import TrackingConfig, TrackingMode
 
 log = logging.getLogger(__name__)
 
 FILE_ERRORS = (OSError, sqlite3.Error)
+
+MARKERS = re.compile(r"<\|[^<>|]*\|>|</?s>|<bos>|<(?:start|end)_of_turn>|\[/?INST\]|\[gMASK\]")
+"""Markers of chat templates, which a table of predictions leaves out of the prompts."""
 
 SPACE = 64 * 1024
 """Bytes that a tracker's folder must have space for."""
@@ -35,6 +39,7 @@ class RunLabels:
     group: str  # used if `tracking.group` is null
     folder: Path  # of the run; trackers write below it
     config: Mapping[str, Any]  # the resolved config as plain values
+    commit: str | None = None  # of the code that makes the run
     replaces: bool = False  # whether this attempt replaces earlier ones that were not uploaded
 
 
@@ -130,11 +135,15 @@ class RunTracker:
         self.finish("completed" if kind is None else "failed")
 
     @_safe
-    def results(self, record: Mapping[str, Any], folder: Path) -> None:
-        """Store the results of a run: the numbers of run.json, predictions, its mix and its adapter."""
+    def results(
+        self, record: Mapping[str, Any], folder: Path, gains: Callable[[], Mapping[str, Any]] = dict[str, Any]
+    ) -> None:
+        """Store the results of a run: the numbers of run.json, its gains, predictions, its mix and its adapter."""
         if record.get("train"):  # an attempt that found the training finished has logged no step itself
             self.step = max(self.step, record["train"]["steps"])
         groups = {name: record[name] for name in ("data", "train", "eval") if record.get(name)}
+        if "eval" in groups and type(self) is not RunTracker:  # their intervals take seconds
+            groups["eval"] = {**groups["eval"], "gain": gains()}
         values = flatten(groups, "/").items()
         self.summary({key: value for key, value in values if type(value) in (int, float)})
         for task, (columns, rows) in prediction_tables(folder, self.config.prediction_rows).items():
@@ -144,6 +153,20 @@ class RunTracker:
             self.artifact(f"mix-{name}", "mix", folder / "mix.json", {"rows": groups["data"]["rows"]})
         if self.config.log_adapter and (folder / "adapter").exists():
             self.artifact(f"adapter-{name}", "model", folder / "adapter", dict(record["model"]))
+
+
+def check_installed(config: TrackingConfig) -> None:
+    """Raise UserError if the tracker's package, which has its name, is not installed."""
+    name = str(config.tracker)
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f'tracking.tracker: {name} is not installed; pip install "tometune[{name}]"')
+
+
+def check_local(config: TrackingConfig) -> None:
+    """Raise UserError if a tracker that sends nothing is not installed or the mode is `online`."""
+    if config.mode is TrackingMode.online:
+        raise UserError(f"tracking.mode: {config.tracker} keeps runs on this machine only; set tracking.mode=auto")
+    check_installed(config)
 
 
 def check_space(folder: Path) -> None:
@@ -180,6 +203,8 @@ def prediction_tables(folder: Path, rows_per_stage: int) -> dict[str, tuple[list
         with path.open(encoding="utf-8") as lines:
             for line in islice(lines, rows_per_stage):
                 row = {"stage": path.parent.name, **flatten(json.loads(line), ".")}
+                if "prompt" in row:
+                    row["prompt"] = re.sub(r"\n{3,}", "\n\n", MARKERS.sub("\n", row["prompt"])).strip()
                 examples.setdefault(path.stem, []).append({key: _cell(value) for key, value in row.items()})
     tables = {}
     for task, rows in examples.items():

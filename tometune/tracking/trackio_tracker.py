@@ -5,7 +5,6 @@ together.
 """
 
 import contextlib
-import importlib.util
 import io
 import logging
 import os
@@ -14,9 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tometune.common.errors import UserError
-from tometune.config.tracking import TrackingConfig, TrackingMode
-from tometune.tracking.tracker import RunLabels, RunTracker, check_space, program
+from tometune.config.tracking import TrackingConfig
+from tometune.tracking.tracker import RunLabels, RunTracker, check_local, check_space, program
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +41,16 @@ class TrackioTracker(RunTracker):
                 project=config.project,
                 name=labels.run_id,
                 group=labels.group,
-                config={**labels.config, "job_type": labels.job_type, "tags": list(config.tags)},
+                config={
+                    **labels.config,
+                    "commit": labels.commit,
+                    "job_type": labels.job_type,
+                    "tags": list(config.tags),
+                },
                 resume="allow",
                 embed=False,
-                auto_log_gpu=False,
-                auto_log_cpu=False,
+                auto_log_gpu=None if config.system else False,  # None: if there is something to log
+                auto_log_cpu=None if config.system else False,
             )
 
             self.next_step = getattr(self._run, "_next_step", 0)  # after the last one in the database
@@ -94,11 +97,4 @@ class TrackioTracker(RunTracker):
 
 
 TRACKER = TrackioTracker
-
-
-def check(config: TrackingConfig) -> None:
-    """Raise UserError if trackio is not installed or the mode is `online`."""
-    if config.mode is TrackingMode.online:
-        raise UserError("tracking.mode: trackio keeps runs on this machine only; set tracking.mode=auto")
-    if importlib.util.find_spec("trackio") is None:
-        raise UserError('tracking.tracker: trackio is not installed; pip install "tometune[trackio]"')
+check = check_local

@@ -100,7 +100,7 @@ class WandbTracker(RunTracker):
             config=dict(labels.config),
             dir=labels.folder,
             mode=self.mode,  # type: ignore[arg-type]
-            settings=quiet_settings(),
+            settings=quiet_settings(git_commit=labels.commit, x_disable_stats=not self.config.system),
         )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -113,7 +113,11 @@ class WandbTracker(RunTracker):
         self._run.summary.update(values)
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        self._run.log({name: wandb.Table(columns=columns, data=rows, allow_mixed_types=True)}, step=self.step)
+        try:
+            made = wandb.Table(columns=columns, data=rows)  # columns of numbers can be sorted and plotted
+        except TypeError:
+            made = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+        self._run.log({name: made}, step=self.step)
 
     def page(self, name: str, html: str) -> None:
         # By default W&B would inject a stylesheet from its server.
@@ -245,8 +249,11 @@ def rejections() -> Iterator[None]:
         raise UserError(f"tracking: W&B rejects this: {problem}; fix it, or set tracking=none") from None
 
 
-def quiet_settings() -> wandb.Settings:
-    """Return settings with which W&B prints nothing and sends nothing except what it is given."""
+def quiet_settings(**more: Any) -> wandb.Settings:
+    """Return settings with which W&B prints nothing and sends nothing except what it is given and, if asked, its stats.
+
+    The stats (use of the GPU, its memory, CPU, disk and network) hold no name of the machine.
+    """
     return wandb.Settings(
         silent=True,
         console="off",
@@ -257,12 +264,12 @@ def quiet_settings() -> wandb.Settings:
         finish_timeout_raises=True,
         host="",
         x_disable_meta=True,
-        x_disable_stats=True,
-        x_disable_machine_info=True,
+        x_disable_machine_info=more.get("x_disable_stats", True),  # this would turn off the stats, too
         x_save_requirements=False,
         x_transaction_log_flush_interval=2.0,  # seconds of curves that a kill can cost
         init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", 20)),  # seconds until a run starts offline instead
         finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", 300)),  # the rest is left to `wandb sync`
+        **more,
     )
 
 
