@@ -25,7 +25,7 @@ def serve(share=False):
 
     loaded = Future()
     loaded.set_result([Words(), Words()])
-    chat = ChatPage(["base", "tuned"], loaded, ChatConfig(), 0)
+    chat = ChatPage(["base", "tuned"], ["Base: tiny", "Tuned: tiny"], loaded, ChatConfig(), 0)
     page, address = chat.serve(share)
     return SimpleNamespace(engines=loaded.result(), chat=chat, page=page, address=address)
 

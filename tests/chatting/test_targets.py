@@ -125,7 +125,9 @@ def test_a_base_that_has_moved_can_be_named(targets, outputs):
 
 @pytest.mark.parametrize(("name", "message"), [("shape", "made for another base model"), ("pickled", "as a pickle")])
 def test_an_adapter_of_another_shape_or_in_a_pickle_is_not_loaded(store, outputs, name, message):
-    first, bad = (Target(run, default_config().model, outputs / "outputs" / run / "adapter") for run in ("one", name))
+    first, bad = (
+        Target(run, run, default_config().model, outputs / "outputs" / run / "adapter") for run in ("one", name)
+    )
     for targets in ([bad], [first, bad]):
         with pytest.raises(UserError, match=message):
             load_engines(targets, store, 256)

@@ -35,7 +35,7 @@ def card_of(mix: Mix, overlaps: Any = None) -> tuple[dict[str, Any], str, str]:
     unchecked = {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}
     described = describe_overlaps(overlaps, unchecked, "report")
     content = card(mix, values, Counts(rows=count, tokens=9 * count), samples(mix), described, 2048)
-    return content, card_page(content, values, 2048), card_markdown(content)
+    return content, card_page(content, values, 2048, "tiny"), card_markdown(content)
 
 
 def evil_mix(build: Build) -> Mix:
