@@ -93,6 +93,28 @@ def test_a_prompt_waits_for_the_models_and_their_answers_stream_and_can_be_stopp
     until(lambda: answers(tab)[1::2] == ["before: one two three", "after: one two three"])
 
 
+def test_the_empty_page_names_the_sides_and_offers_prompts(served, tab):
+    assert [tab.inner_text(f".tm-chat >> nth={side}").split("\n")[0] for side in (0, 1)] == [
+        "Base: tiny",
+        "Tuned: tiny",
+    ]
+    assert tab.get_by_text("Both models answer each prompt").count() == 2
+    offers = tab.locator(".tm-offer button")
+    prompt = offers.nth(1).inner_text()
+    assert offers.count() == 3
+    offers.nth(1).click()
+    until(lambda: answers(tab) == [f"before: {prompt}", f"after: {prompt}"])
+    finished(tab)
+    assert not offers.first.is_visible()
+    tab.get_by_text("New conversation", exact=True).click()
+    offers.first.wait_for()
+    tab.set_viewport_size({"width": 400, "height": 800})
+    tab.reload()
+    tab.wait_for_selector("#box textarea:enabled")
+    until(lambda: tab.get_by_label("System prompt").bounding_box()["x"] < 0)
+    assert tab.locator("#box").bounding_box()["y"] < 760, "chats, examples and box fit"
+
+
 def test_retry_edit_undo_and_clear(served, tab):
     engine = Words("echo ")
     served.engines[:] = engine, engine

@@ -17,6 +17,7 @@ from tometune.common.errors import UserError
 
 GREEDY = Settings(temperature=0, max_new_tokens=12)
 HELLO = [{"role": "user", "content": "Hello"}]
+TITLE = "Tuned: tiny on mix_100k, seed 0"
 PLAIN = "model.quantization=none"
 
 
@@ -87,10 +88,11 @@ def answers(targets, store):
     return ask
 
 
-def test_runs_and_their_base_share_the_weights(answers):
+def test_runs_and_their_base_share_the_weights(answers, targets):
     labels, texts, engines = answers("run=one", "against=base")
     assert labels == ["tiny (base)", "one"]
     assert engines[0].shared is engines[1].shared
+    assert [target.title for target in targets("run=one", "against=base")] == ["Base: tiny", TITLE]
     labels, both, engines = answers("run=outputs/one", "against=two")
     assert labels == ["one", "two"]
     assert engines[0].shared is engines[1].shared

@@ -64,6 +64,8 @@ EXAMPLES = (
 )
 """Prompts that the empty page offers."""
 
+BOTH = "\n\nBoth models answer each prompt, with the same settings and seed."
+
 CLOSE_SETTINGS = "() => { if (innerWidth < 700) document.querySelector('.sidebar.open .toggle-button')?.click() }"
 """On a phone the open sidebar would cover the chats."""
 
@@ -155,10 +157,12 @@ class ChatPage:
                     gr.Number(self.seed, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
                 ]
             chats, summaries = [], []
+            both = BOTH if len(self.titles) > 1 else ""
             with gr.Row():
                 for title in self.titles:
                     with gr.Column(min_width=300):
-                        chats.append(gr.Chatbot(label=title, placeholder=self._placeholder(title), **CHATBOT))
+                        empty = f"**{safe_markdown(title)}**{both}"
+                        chats.append(gr.Chatbot(label=title, placeholder=empty, **CHATBOT))
                         summaries.append(gr.HTML(padding=False))
             with gr.Row(elem_classes="tm-offer") as offer:
                 examples = [gr.Button(text, size="sm", min_width=200) for text in EXAMPLES]
@@ -197,10 +201,6 @@ class ChatPage:
             exported = export.click(lambda chat: json.dumps(chat.sharegpt()), [conversation], [download], **quiet)
             exported.then(None, [download], None, js=DOWNLOAD, **quiet)
         return page
-
-    def _placeholder(self, title: str) -> str:
-        both = "Both models answer each prompt, with the same settings and seed." if len(self.titles) > 1 else ""
-        return f"**{safe_markdown(title)}**\n\n{both}"
 
     def _ask(self, conversation: Conversation, prompt: str, system: str, *sampling: float) -> Updates:
         settings = _settings(*sampling)

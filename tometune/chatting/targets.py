@@ -55,8 +55,7 @@ def find_targets(config: Config) -> list[Target]:
     if config.against == BASE:
         if first.base is None:
             raise UserError("against=base: only a run or an adapter has a base; set run=…, or name a run in against=…")
-        base = first.base
-        return [Target(f"{base.name} (base)", f"Base: {base.name}", base), first]
+        return [Target(f"{first.base.name} (base)", f"Base: {first.base.name}", first.base), first]
     if config.against.endswith(".gguf") or any(Path(config.against).expanduser().glob("*.gguf")):
         return [first, _gguf("against", config.against)]
     return [first, _run(config, "against", config.against)]

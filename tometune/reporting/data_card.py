@@ -141,10 +141,7 @@ def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], s
 
 
 def card_page(content: Mapping[str, Any], values: pd.DataFrame, max_length: int, model: str) -> str:
-    """Return the HTML page of `content`, the result of `card`.
-
-    Its tokens are those of `model`, truncated at `max_length`. `link_runs` puts its links in.
-    """
+    """Return the HTML page of `content`, the result of `card`; tokens of `model` were truncated at `max_length`."""
     overlaps = {task["task"]: task["sources"] for task in content["contamination"]["tasks"] if task["rows"]}
     title = "Overlapping rows of each task by source"
     pictures = {
@@ -159,29 +156,24 @@ def card_page(content: Mapping[str, Any], values: pd.DataFrame, max_length: int,
 
 def find_cards(outputs: Path, records: Iterable[Mapping[str, Any]]) -> dict[str, Path]:
     """Return the data cards of the mixes of these runs by name, as far as `prepare` has written them."""
-    data = sorted({(str(each.get("name")), str(each.get("digest"))) for each in (record["data"] for record in records)})
-    return {
-        path.parent.name.rpartition("-")[0]: path
-        for name, digest in data
-        for path in (outputs / CARDS).glob(f"{escape(name)}-s*-{digest[:8]}/mix.html")
-    }
+    digests = dict.fromkeys(str(record["data"].get("digest"))[:8] for record in records)
+    pages = [page for digest in digests for page in (outputs / CARDS).glob(f"*-{escape(digest)}/mix.html")]
+    return {page.parent.name.rpartition("-")[0]: page for page in sorted(pages)}
 
 
 def link_runs(page: Path, runs: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
     """Link a data card to the runs (folder, run.json) on its mix and to the reports of their sweeps."""
-    links: dict[Path, list[str]] = {}
+    links: dict[Path, str] = {}
     for folder, record in runs:
         if page.parent.name.endswith(f"-{str((record.get('data') or {}).get('digest'))[:8]}"):
-            links.setdefault(folder.parent, []).append(_link(folder, page, folder.name))
-    sweeps = []
-    for sweep, found in links.items():
-        report = sweep / "report.html"
-        name = _link(report, page, f"report {sweep.name}") if report.exists() else "runs"
-        sweeps.append(f"{name}: {', '.join(found)}")
-    if sweeps:
+            report = folder.parent / "report.html"
+            sweep = _link(report, page, f"report {folder.parent.name}") if report.exists() else "runs"
+            links[report] = f"{links[report]}, " if report in links else f"{sweep}: "
+            links[report] += _link(folder, page, folder.name)
+    if links:
+        marks = re.compile(r"(?<=<!-- runs -->).*?(?=<!-- end of runs -->)", re.DOTALL)
         text = page.read_text(encoding="utf-8")
-        marks = r"(?<=<!-- runs -->).*?(?=<!-- end of runs -->)"
-        write_text(page, re.sub(marks, lambda _: f"used by {'; '.join(sweeps)}", text, count=1, flags=re.DOTALL))
+        write_text(page, marks.sub(lambda _: f"used by {'; '.join(links.values())}", text, count=1))
 
 
 def _link(path: Path, page: Path, text: str) -> str:

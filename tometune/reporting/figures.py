@@ -1,4 +1,4 @@
-"""Figures of scores and of training: cells with intervals, effects of sources, curves over sizes, loss, throughput."""
+"""Figures of scores and of training: cells with intervals, effects of sources, curves over sizes, loss."""
 
 import json
 from collections.abc import Sequence
@@ -67,9 +67,8 @@ def means(table: Table) -> str:
 def tasks(table: Table) -> str:
     """Draw the same by task: one row per task, one column per metric."""
     names, metrics = list(table["tasks"]), [metric for metric in table["metrics"] if "/" not in metric]
-    figure, axes = panels(
-        len(names), len(metrics), min(WIDTH, NARROW * len(metrics)), 0.6 + 2 * len(names), sharex=True
-    )
+    width = min(WIDTH, NARROW * len(metrics))
+    figure, axes = panels(len(names), len(metrics), width, 0.6 + 2 * len(names), sharex=True)
     for row, name in zip(axes, names, strict=True):
         for axis, metric in zip(row, metrics, strict=True):  # each has both names, as narrow windows show them singly
             axis.set_ylabel(fill(name.replace("_", " "), 20))
@@ -185,26 +184,6 @@ def losses(run: SweepRun) -> list[tuple[float, float]]:
         return [(float(point["step"]), float(point["loss"])) for point in points]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: a line is broken ({error!r})") from None
-
-
-def throughput(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
-    """Draw the training throughput of every run; None if nothing was trained."""
-    if not any(run.record.get("train") for cell in cells for run in cell.runs.values()):
-        return None
-    figure, ((axis,),) = panels(1, 1, NARROW, 0.9 + 0.3 * len(cells))
-    fastest = 0.0
-    for place, cell in enumerate(cells):
-        trained = [run.record["train"] for run in cell.runs.values() if run.record.get("train")]
-        rates = [train["tokens_per_second"] for train in trained]
-        fastest = max([fastest, *rates])
-        axis.plot(rates, [place] * len(rates), "o", color=colour_of(names, cell.model), alpha=0.75, markersize=6)
-    axis.set_yticks(range(len(cells)), [cell.label for cell in cells])
-    axis.set_ylim(len(cells) - 0.5, -0.5)
-    axis.set_xlim(0, 1.06 * fastest or 1)
-    axis.grid(visible=True, axis="x")
-    axis.set_xlabel("training tokens per second without padding", color=MUTED)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    return as_svg(figure, "throughput", "Training tokens per second by cell, one dot per run.")
 
 
 def forest(table: Table) -> str | None:

@@ -79,9 +79,8 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
     """
     axes = [axis for axis in figure.axes if axis.get_visible()]
     for number, axis in enumerate(axes):
-        axis.set_gid(f"panel{number}")
-        axis.xaxis.set_gid(f"panel{number}-x")
-        axis.yaxis.set_gid(f"panel{number}-y")
+        for ending, part in (("", axis), ("-x", axis.xaxis), ("-y", axis.yaxis)):
+            part.set_gid(f"panel{number}{ending}")
 
     def font(found: re.Match[str]) -> str:  # matplotlib before 3.11 writes the font as one property
         weight = "font-weight: 650; " if "bold" in found[1] or "700" in found[1] else ""
@@ -111,7 +110,8 @@ def _single_panels(figure: Figure, axes: Sequence[Axes], name: str) -> str:
     """
     parts = [(legend.get_window_extent(), [("legend_1", 0.0, 0.0)]) for legend in figure.legends]
     for number, axis in enumerate(axes):
-        box, here, uses = axis.get_tightbbox(), axis.get_window_extent(), [(f"panel{number}", 0.0, 0.0)]
+        here, uses = axis.get_window_extent(), [(f"panel{number}", 0.0, 0.0)]
+        box = axis.get_tightbbox() or here
         for letter, side in (("x", "labelbottom"), ("y", "labelleft")):
             labelled = [getattr(each, f"{letter}axis").get_tick_params().get(side, True) for each in axes]
             if not labelled[number]:

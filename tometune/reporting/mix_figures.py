@@ -55,10 +55,9 @@ def stacked_bars(title: str, bars: Mapping[str, Mapping[str, int]]) -> str:
         counts = [parts.get(part, 0) for part in named]
         end = sum(parts.values())
         widths = [f"{100 * count / longest:.3f}%" for count in (*counts, end - sum(counts))]
-        spans = "".join(
-            f'<i style="width: {w}; {c}"></i>' for w, c in zip(widths, colours, strict=True) if w != "0.000%"
-        )
-        text = re.sub("([/_])", r"\1<wbr>", escape(shortened(bar)))
+        parted = zip(widths, colours, strict=True)
+        spans = "".join(f'<i style="width: {width}; {c}"></i>' for width, c in parted if width != "0.000%")
+        text = re.sub("([/_])", r"\1<wbr/>", escape(shortened(bar)))
         lines.append(f"<span>{text}</span><div>{spans}<b>{end:,}</b></div>")
     texts = [*map(shortened, named), *([f"{rest} others"] if rest else [])]
     legend = "".join(f'<li><i style="{c}"></i>{escape(text)}</li>' for c, text in zip(colours, texts, strict=False))
@@ -80,12 +79,9 @@ def groups(values: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def shortened(name: str) -> str:
-    """Return a name as one line, shortened in the middle."""
-    line = " ".join(name.split())
-    if len(line) > NAME_LENGTH:  # long names differ at their ends
-        half = NAME_LENGTH // 2
-        line = f"{line[: half - 1]}…{line[-half:]}"
-    return line
+    """Return a name as one line, shortened in the middle because long names differ at their ends."""
+    line, half = " ".join(name.split()), NAME_LENGTH // 2
+    return line if len(line) <= NAME_LENGTH else f"{line[: half - 1]}…{line[-half:]}"
 
 
 def label(name: str) -> str:

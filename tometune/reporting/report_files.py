@@ -38,10 +38,7 @@ Values = Mapping[str, Any]
 
 
 def write(report: Report, cards: Mapping[str, Path] | None = None) -> Path:
-    """Write table.json, table.csv, table.md and report.html into the sweep's folder; returns the page's path.
-
-    The page links to `cards`, data cards by name.
-    """
+    """Write table.{json,csv,md} and report.html, with links to `cards`, into the sweep's folder; returns the page."""
     folder = report.sweep.folder
     write_json(folder / "table.json", report.table)
     write_text(folder / "table.csv", as_csv(report.table))
@@ -153,6 +150,7 @@ def as_html(report: Report, cards: Mapping[str, Path] | None = None) -> str:
     """Return report.html as text; the page loads no other file."""
     table, cells = report.table, [cell for cell in report.cells if cell.runs]
     names, folder = models(table), report.sweep.folder
+    runs = [run for cell in report.cells for run in [*cell.runs.values(), *cell.stream_runs]]
     mixes = list(dict.fromkeys(row["data"] for row in table["rows"] if row["stage"] == "tuned"))
     dates = [str(run.record["finished"])[:10] for run in report.sweep.runs if run.record.get("finished")]
     about = f"{some(names, 4)} on {some(mixes, 4)}{' · ' + max(dates) if dates else ''}"
@@ -191,15 +189,10 @@ def as_html(report: Report, cards: Mapping[str, Path] | None = None) -> str:
             "published": draw(published, table),
             "loss": draw(figures.loss, cells, names) if len(cells) <= CROWDED else None,
             "sources": draw(mix_figures.sources, cells),
-            "throughput": draw(figures.throughput, cells, names),
         },
         about=about,
         cards=[(name, address(card, folder)) for name, card in (cards or {}).items()],
-        records=[
-            (address(run.folder, folder) + "/", run.record)
-            for cell in report.cells
-            for run in [*cell.runs.values(), *cell.stream_runs]
-        ],
+        records=[(f"{address(run.folder, folder)}/", run.record) for run in runs],
         versions=[f"{name} {' / '.join(sorted(found))}" for name, found in versions.items()],
         averaged={task: table["tasks"][task] for task in averaged(table["tasks"])},
         models=names,
