@@ -166,7 +166,7 @@ def loss(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
         return None
     figure, axes = _grid(len(cells), 2.7, sharex=True, sharey=True)
     for number, (axis, cell, runs) in enumerate(zip(axes, cells, curves, strict=True)):
-        axis.set_title(cell.label)
+        axis.set_title(fill(cell.label, 32))
         for points in runs:
             axis.plot(*zip(*points, strict=True), color=colour_of(names, cell.model), linewidth=1.3, alpha=0.75)
         if number % COLUMNS == 0:
