@@ -252,7 +252,7 @@ def test_a_shared_page_asks_for_its_password(chosen, monkeypatch, capsys):
     with httpx.Client(base_url=shared.address) as client:
         assert {client.get(path).status_code for path in ("config", "gradio_api/info")} == {401}
         assert client.post("login", data={"username": "chat", "password": "secret"}).status_code == 400
-        assert "tuned" not in client.get("").text
+        assert "Tuned: tiny" not in client.get("").text
         assert client.post("login", data={"username": "chat", "password": password}).status_code == 200
-        assert "tuned" in client.get("").text
+        assert "Tuned: tiny" in client.get("").text
     shared.page.close(verbose=False)
