@@ -43,7 +43,9 @@ def main(config: Config) -> None:
         if page:
             with quick_imports():
                 from tometune.chatting.page import ChatPage
-            ChatPage(models, loaded, config.chat, config.seeds.generation).serve(config.share)
+            titles = [target.title for target in targets]
+            titles = titles if len(set(titles)) == len(titles) else models  # runs that differ in other settings
+            ChatPage(models, titles, loaded, config.chat, config.seeds.generation).serve(config.share)
         engines = load_engines(targets, cache_folder(config), config.chat.context)
         loaded.set_result(engines)
         if page:

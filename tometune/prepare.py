@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CARDS = "mixes"
-"""Folder of the data cards below `paths.outputs`: many browsers may not read a hidden cache folder."""
-
 
 @verb
 def main(config: Config) -> None:
@@ -86,7 +83,8 @@ def _card(console: "Console", inputs: "RunInputs", overlaps: dict[str, Any]) -> 
     from rich.markdown import Markdown
 
     from tometune.data.preview import profile, samples
-    from tometune.reporting.data_card import card, card_markdown, card_page
+    from tometune.reporting.data_card import CARDS, card, card_markdown, card_page, link_runs
+    from tometune.sweep.power import earlier_runs
 
     mix, tokens, max_length = inputs.mix, inputs.tokens, inputs.config.trainer.max_length
     folder = Path(inputs.config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
@@ -96,8 +94,9 @@ def _card(console: "Console", inputs: "RunInputs", overlaps: dict[str, Any]) -> 
     try:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "mix.html", card_page(content, values, max_length))
+            write_text(folder / "mix.html", card_page(content, values, max_length, inputs.config.model.name))
             write_text(folder / "mix.md", card_markdown(content))
+            link_runs(folder / "mix.html", earlier_runs(inputs.config))
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); set paths.outputs to a folder that can"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from enum import IntEnum
 from functools import partial
@@ -89,15 +89,22 @@ def write_all(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[
 def write_files(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[Report, Path]:
     """Build the report of a sweep folder, or of `runs`, and write its files; returns it and the path of its page."""
     from tometune.reporting.analysis import build
+    from tometune.reporting.data_card import find_cards, link_runs
     from tometune.reporting.report_files import write
+    from tometune.sweep.power import earlier_runs
 
     with ExitStack() as stack:
         if folder.is_dir():  # of two processes on one sweep, the last one to read it is the last one to write
             with disk_errors(folder, "paths.multirun"):
                 stack.enter_context(FileLock(folder / LOCK))
         report = build(folder, config.eval.resamples, config.eval.confidence, config.report, runs)
+        cards = find_cards(Path(config.paths.outputs).expanduser(), (run.record for run in report.sweep.runs))
         with disk_errors(folder, "paths.multirun"):
-            return report, write(report)
+            page = write(report, cards)
+        for card in cards.values():
+            with suppress(OSError):  # the links are a convenience, and the card may be another user's
+                link_runs(card, earlier_runs(config))
+        return report, page
 
 
 def report_finished(folder: Path, config: Config) -> dict[str, str] | None:

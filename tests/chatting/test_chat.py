@@ -36,7 +36,8 @@ def test_a_run_next_to_its_base(chat):
     try:
         with opened(re.search(r"http://127\.0\.0\.1:\d+/", started.stdout.readline())[0]) as seen:
             seen.page.wait_for_selector("#box textarea:enabled")
-            seen.page.get_by_text(RUN).first.wait_for()
+            seen.page.get_by_text("Tuned: tiny on mix_100k, seed 0").first.wait_for()
+            assert seen.page.get_by_text(RUN).count() == 0
             ask(seen.page, "What does this function do?")
             until(lambda: len(answers(seen.page)) == 2 and "…" not in answers(seen.page), seconds=200)
             finished(seen.page)

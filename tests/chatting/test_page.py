@@ -25,7 +25,7 @@ def serve(share=False):
 
     loaded = Future()
     loaded.set_result([Words(), Words()])
-    chat = ChatPage(["base", "tuned"], loaded, ChatConfig(), 0)
+    chat = ChatPage(["base", "tuned"], ["Base: tiny", "Tuned: tiny"], loaded, ChatConfig(), 0)
     page, address = chat.serve(share)
     return SimpleNamespace(engines=loaded.result(), chat=chat, page=page, address=address)
 
@@ -91,6 +91,28 @@ def test_a_prompt_waits_for_the_models_and_their_answers_stream_and_can_be_stopp
     slow.pause = 0
     ask(tab, "one two three")
     until(lambda: answers(tab)[1::2] == ["before: one two three", "after: one two three"])
+
+
+def test_the_empty_page_names_the_sides_and_offers_prompts(served, tab):
+    assert [tab.inner_text(f".tm-chat >> nth={side}").split("\n")[0] for side in (0, 1)] == [
+        "Base: tiny",
+        "Tuned: tiny",
+    ]
+    assert tab.get_by_text("Both models answer each prompt").count() == 2
+    offers = tab.locator(".tm-offer button")
+    prompt = offers.nth(1).inner_text()
+    assert offers.count() == 3
+    offers.nth(1).click()
+    until(lambda: answers(tab) == [f"before: {prompt}", f"after: {prompt}"])
+    finished(tab)
+    assert not offers.first.is_visible()
+    tab.get_by_text("New conversation", exact=True).click()
+    offers.first.wait_for()
+    tab.set_viewport_size({"width": 400, "height": 800})
+    tab.reload()
+    tab.wait_for_selector("#box textarea:enabled")
+    until(lambda: tab.get_by_label("System prompt").bounding_box()["x"] < 0)
+    assert tab.locator("#box").bounding_box()["y"] < 760, "chats, examples and box fit"
 
 
 def test_retry_edit_undo_and_clear(served, tab):
@@ -230,7 +252,7 @@ def test_a_shared_page_asks_for_its_password(chosen, monkeypatch, capsys):
     with httpx.Client(base_url=shared.address) as client:
         assert {client.get(path).status_code for path in ("config", "gradio_api/info")} == {401}
         assert client.post("login", data={"username": "chat", "password": "secret"}).status_code == 400
-        assert "tuned" not in client.get("").text
+        assert "Tuned: tiny" not in client.get("").text
         assert client.post("login", data={"username": "chat", "password": password}).status_code == 200
-        assert "tuned" in client.get("").text
+        assert "Tuned: tiny" in client.get("").text
     shared.page.close(verbose=False)

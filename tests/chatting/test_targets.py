@@ -17,6 +17,7 @@ from tometune.common.errors import UserError
 
 GREEDY = Settings(temperature=0, max_new_tokens=12)
 HELLO = [{"role": "user", "content": "Hello"}]
+TITLE = "Tuned: tiny on mix_100k, seed 0"
 PLAIN = "model.quantization=none"
 
 
@@ -87,10 +88,11 @@ def answers(targets, store):
     return ask
 
 
-def test_runs_and_their_base_share_the_weights(answers):
+def test_runs_and_their_base_share_the_weights(answers, targets):
     labels, texts, engines = answers("run=one", "against=base")
     assert labels == ["tiny (base)", "one"]
     assert engines[0].shared is engines[1].shared
+    assert [target.title for target in targets("run=one", "against=base")] == ["Base: tiny", TITLE]
     labels, both, engines = answers("run=outputs/one", "against=two")
     assert labels == ["one", "two"]
     assert engines[0].shared is engines[1].shared
@@ -125,7 +127,9 @@ def test_a_base_that_has_moved_can_be_named(targets, outputs):
 
 @pytest.mark.parametrize(("name", "message"), [("shape", "made for another base model"), ("pickled", "as a pickle")])
 def test_an_adapter_of_another_shape_or_in_a_pickle_is_not_loaded(store, outputs, name, message):
-    first, bad = (Target(run, default_config().model, outputs / "outputs" / run / "adapter") for run in ("one", name))
+    first, bad = (
+        Target(run, run, default_config().model, outputs / "outputs" / run / "adapter") for run in ("one", name)
+    )
     for targets in ([bad], [first, bad]):
         with pytest.raises(UserError, match=message):
             load_engines(targets, store, 256)

@@ -46,6 +46,17 @@ BOXES = """
 }))
 """
 
+# How far the first and the last cell of each table move if the table is scrolled by 40 pixels.
+SCROLLED = """
+() => [...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth + 40).map(each => {
+  const cells = [...each.querySelectorAll('thead th')].filter(cell => cell.offsetWidth);
+  const places = () => [cells[0], cells.at(-1)].map(cell => cell.getBoundingClientRect().left);
+  const before = places();
+  each.scrollLeft = 40;
+  return places().map((place, number) => Math.round(place - before[number]));
+})
+"""
+
 SLANTED = re.compile(r"^(base|pydocs_\dk$|published)")  # the box of a slanted label says nothing about overlaps
 
 
@@ -69,7 +80,10 @@ def overlap(one: dict, two: dict) -> bool:
 
 @pytest.mark.parametrize("tasks", [1, 4, 9])
 def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path, tasks: int):
-    """It loads nothing else, labels do not overlap, every text has contrast, nothing is wider than the window."""
+    """It loads nothing else, labels do not overlap, every text has contrast, nothing is wider than the window.
+
+    On a phone the panels of a figure are below each other, and a table that is scrolled keeps its first column.
+    """
     names = [f"pydocs_instruction_following_{number}" for number in range(tasks)]
     runs = write_table(tmp_path / "table", effect=0.004, tasks=names)
     (runs[0] / "run.json").write_text("{")  # a missing run, which adds a row and a caution
@@ -77,8 +91,8 @@ def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path, tasks: int):
     with opened(url) as seen:
         page = seen.page
         assert (seen.errors, seen.requests) == ([], [url])
-        boxes = [picture.bounding_box() for picture in page.locator("figure svg").all()]
-        assert len(boxes) == (5 if tasks == 1 else 6)
+        boxes = [picture.bounding_box() for picture in page.locator("figure > svg").all()]
+        assert len(boxes) == (3 if tasks == 1 else 4)
         assert all(box["width"] > 600 and box["height"] > 80 for box in boxes), boxes
         for texts in page.evaluate(BOXES):
             straight = [text for text in texts if not SLANTED.search(text["text"])]
@@ -89,9 +103,25 @@ def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path, tasks: int):
             assert (luminance(found[0][1]) > 0.8) == (scheme == "light")
             assert len(found) > 200
             assert [text for text in found if contrast(text[0], text[1]) < 4.5] == []
-        for width in (360, 1100):
-            page.set_viewport_size({"width": width, "height": 1000})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert not page.locator(".panels").first.is_visible()
+        page.set_viewport_size({"width": 360, "height": 1000})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        boxes = [panel.bounding_box() for panel in page.locator(".panels svg").all()]
+        assert len(boxes) == 3 * 3 + (3 * tasks if tasks > 1 else 0)
+        boxes += [part.bounding_box() for part in page.locator(".bars b, figure > svg:not(.several)").all()]
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= 360 for box in boxes), boxes
+        shifts = page.evaluate(SCROLLED)
+        assert len(shifts) > 4
+        assert {(first, others) for first, others in shifts} == {(0, -40)}
+
+
+def test_a_panel_on_a_phone_has_the_tick_labels_that_it_shares(tmp_path: Path):
+    """The loss curves share both axes; every panel of the narrow page refers to one group with labels of each."""
+    write_table(tmp_path / "table")
+    page = write(build(tmp_path / "table", 200, 0.95)).read_text(encoding="utf-8")
+    uses = re.findall(r'href="#loss-(panel\d(?:-[xy])?)"', page.partition("Training loss</h2>")[2])
+    assert uses == ["panel0", "panel1", "panel0-y", "panel2", "panel0-y"]
+    assert 'id="loss-panel0-y"' in page
 
 
 def test_a_data_card_fits_a_phone_and_requests_nothing(mix_of: Callable[..., Mix], tmp_path: Path):  # noqa: F811
@@ -102,6 +132,6 @@ def test_a_data_card_fits_a_phone_and_requests_nothing(mix_of: Callable[..., Mix
             seen.page.set_viewport_size({"width": width, "height": 1000})
             assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
         assert seen.page.locator(".row").count() == 10
-        assert seen.page.locator("main svg").count() == 2
+        assert seen.page.locator("figure > svg, .bars").count() == 2
         assert EVIL in seen.page.locator(".turn pre").first.inner_text()
         assert (seen.errors, seen.requests) == ([], [path.as_uri()])

@@ -1,16 +1,19 @@
 """The data card: its content, that texts stay texts, many sources. (test_browser.py opens it.)"""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 
 from tests.data.chatml import chatml_tokenizer
 from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
+from tests.reporting.sweeps import write_run
 from tometune.config.data import DataConfig, NearDedupConfig
 from tometune.data.mix import Mix, build_mix
 from tometune.data.preview import profile, samples
@@ -35,7 +38,7 @@ def card_of(mix: Mix, overlaps: Any = None) -> tuple[dict[str, Any], str, str]:
     unchecked = {"qa": f"eval.tasks.qa: {'x' * 90} {EVIL}"}
     described = describe_overlaps(overlaps, unchecked, "report")
     content = card(mix, values, Counts(rows=count, tokens=9 * count), samples(mix), described, 2048)
-    return content, card_page(content, values, 2048), card_markdown(content)
+    return content, card_page(content, values, 2048, "tiny"), card_markdown(content)
 
 
 def evil_mix(build: Build) -> Mix:
@@ -49,13 +52,32 @@ def test_texts_and_names_stay_texts(mix_of: Build) -> None:
     assert "<script" not in page
     assert "<img" not in page
     assert page.count("&lt;script&gt;alert(1)") >= 20
-    assert not re.search(r'(?:src|href)\s*=\s*"?(?!#)', re.sub(r"&lt;.*?&gt;", "", page))
+    assert not re.search(r'(?:src|href)\s*=\s*(?!"?#)', re.sub(r"&lt;.*?&gt;", "", page))
     table = next(line for line in text.splitlines() if line.startswith("| \\<script"))
     assert "\\*\\*bold" in table
     assert len(re.findall(r"(?<!\\)\|", table)) == 9
     assert inline("a\nb*c") == "a b\\*c"
     _, _, text = card_of(mix_of([conversation("````` here")], None, 1))
     assert re.search(r"^`{6}text$", text, re.MULTILINE), "a fence is longer than any in the text"
+
+
+def test_a_card_links_to_the_runs_and_reports_that_use_its_mix(mix_of: Build, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "multirun" / "a b", seed=seed) for seed in (0, 1)]
+    records = [(run, json.loads((run / "run.json").read_text())) for run in runs]
+    page = tmp_path / "outputs" / "mixes" / "pydocs_1k-s0-pydocs_1" / "mix.html"
+    assert data_card.find_cards(tmp_path / "outputs", [record for _, record in records]) == {}
+    page.parent.mkdir(parents=True)
+    page.write_text(card_of(mix_of([conversation("a")], None, 1))[1], encoding="utf-8")
+    assert "not used yet" in page.read_text(encoding="utf-8")
+    assert data_card.find_cards(tmp_path / "outputs", [record for _, record in records]) == {"pydocs_1k-s0": page}
+    data_card.link_runs(page, [(tmp_path / "none", {}), *records[:1]])
+    (runs[0].parent / "report.html").touch()
+    data_card.link_runs(page, records)
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r'<a href="(.*?)"', text)
+    assert [(page.parent / unquote(link)).resolve() for link in links] == [runs[0].parent / "report.html", *runs]
+    assert "report a b</a>: <a" in text
+    assert "not used yet" not in text
 
 
 def test_long_turns_are_folded_and_end(mix_of: Build) -> None:

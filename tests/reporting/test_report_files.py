@@ -24,7 +24,7 @@ def shown(table, width=80):
 
 def drawn(html):
     """The headings of the figures that the page shows."""
-    return re.findall(r"<h2>([^<]*)</h2>(?:(?!<h2>).)*?<svg", html, re.DOTALL)
+    return re.findall(r"<h2>([^<]*)</h2>(?:(?!<h2>).)*?(?:<svg|class=.bars)", html, re.DOTALL)
 
 
 def test_the_terminal_shows_the_published_columns_in_80_characters(table, one_seed, ranks):
@@ -71,9 +71,12 @@ def test_the_page_needs_no_other_file_and_describes_its_figures(html, table_repo
     assert (table_report.sweep.folder / "report.html").read_text() == html, "the same each time"
     assert html.index("Is pydocs_3k better") < html.index("<table") < html.index("<svg"), "words come first"
     assert "<b>published</b>" in html
+    assert "<title>table: tiny on pydocs_1k, pydocs_2k, pydocs_3k · 2026-11-24 · tometune</title>" in html
+    run = min(path.name for path in table_report.sweep.folder.glob("tiny-*"))
+    assert f'<a href="{run}/">{run}</a>' in html
     assert "0.407" in html
     labels = [svg.get("aria-label") for svg in parsed.iter("svg") if svg.get("role") == "img"]
-    assert len(labels) == 6
+    assert len(labels) == 4
     assert "pydocs_3k: ROUGE\N{NON-BREAKING HYPHEN}1 0." in labels[0]
     assert min(map(len, labels)) > 30
     svgs = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
@@ -93,7 +96,7 @@ def test_the_page_of_one_cell_and_of_two_models(one_cell, one_seed):
 
 def test_figures_without_data_and_loss_curves_of_too_many_cells_are_left_out(table_report, sweep, report, monkeypatch):
     monkeypatch.setattr(report_files, "CROWDED", 2)
-    expected = ["Scores", "Scores by task", "Data sources", "Comparison with the published results", "Throughput"]
+    expected = ["Scores", "Scores by task", "Data sources", "Comparison with the published results"]
     assert drawn(as_html(table_report)) == expected
     monkeypatch.undo()
     for run in sweep.iterdir():

@@ -45,10 +45,31 @@ DOWNLOAD = """(text) => {
 }"""
 """Saves a text as a file from the browser, without a file on the server."""
 
-CSS = ".tm-summary { font-size: .8rem; color: var(--body-text-color-subdued); min-height: 1.2rem; }"
+CSS = """
+.tm-summary { font-size: .8rem; color: var(--body-text-color-subdued); min-height: 1.2rem; }
+.tm-chat { --rest: 150px; --below: 1; height: calc((100dvh - var(--rest)) / var(--below)) !important; }
+.tm-chat .placeholder { padding: 0 1rem; text-align: center; }
+div:has(> .tm-offer) .tm-chat { --rest: 195px; }
+@media (max-width: 700px) {
+  .tm-chat { --below: var(--chats); --rest: calc(110px + 70px * var(--chats)); font-size: .8rem; }
+  div:has(> .tm-offer) .tm-chat { --below: var(--chats); --rest: calc(250px + 50px * var(--chats)); }
+  .tm-offer button { min-width: 100% !important; }
+}
+"""
+
+EXAMPLES = (
+    "Explain why the sky is blue.",
+    "Write a Python function that reverses a string.",
+    "What belongs in a good bug report?",
+)
+"""Prompts that the empty page offers."""
+
+BOTH = "\n\nBoth models answer each prompt, with the same settings and seed."
+
+CLOSE_SETTINGS = "() => { if (innerWidth < 700) document.querySelector('.sidebar.open .toggle-button')?.click() }"
+"""On a phone the open sidebar would cover the chats."""
 
 CHATBOT: dict[str, Any] = {
-    "height": "calc(100dvh - 150px)",
     "editable": "user",
     "buttons": ["copy"],
     "allow_tags": False,
@@ -68,6 +89,7 @@ class ChatPage:
     """
 
     models: list[str]
+    titles: list[str]  # what the user reads of each model
     engines: Future[list[Engine]]  # in the order of `models`; loaded while the page is already served
     defaults: ChatConfig
     seed: int
@@ -103,7 +125,7 @@ class ChatPage:
                     footer_links=[],
                     max_file_size=1,
                     theme=theme,
-                    css=CSS,
+                    css=f":root {{ --chats: {len(self.models)} }}{CSS}",
                     app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None},
                 )
         except OSError as error:
@@ -135,11 +157,15 @@ class ChatPage:
                     gr.Number(self.seed, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
                 ]
             chats, summaries = [], []
+            both = BOTH if len(self.titles) > 1 else ""
             with gr.Row():
-                for model in self.models:
+                for title in self.titles:
                     with gr.Column(min_width=300):
-                        chats.append(gr.Chatbot(label=model, **CHATBOT))
+                        empty = f"**{safe_markdown(title)}**{both}"
+                        chats.append(gr.Chatbot(label=title, placeholder=empty, **CHATBOT))
                         summaries.append(gr.HTML(padding=False))
+            with gr.Row(elem_classes="tm-offer") as offer:
+                examples = [gr.Button(text, size="sm", min_width=200) for text in EXAMPLES]
             box = gr.Textbox(
                 placeholder="Ask something (Enter sends, Shift+Enter starts a new line)",
                 show_label=False,
@@ -150,7 +176,7 @@ class ChatPage:
                 elem_id="box",
             )
 
-            shown = [box, *chats, *summaries]
+            shown = [box, offer, *chats, *summaries]
             quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
             queued: Any = {  # all answers share one queue: the models answer one prompt at a time
                 "concurrency_id": "answers",
@@ -159,10 +185,13 @@ class ChatPage:
                 "show_progress_on": chats,
                 "api_visibility": "private",
             }
-            answers = [box.submit(self._ask, [conversation, box, system, *sampling], shown, **queued)]
+            prompts = [(box.submit, box), *((button.click, button) for button in examples)]
+            inputs = [system, *sampling]
+            answers = [event(self._ask, [conversation, text, *inputs], shown, **queued) for event, text in prompts]
+            page.load(None, None, None, js=CLOSE_SETTINGS, **quiet)
             for chat in chats:
                 for event, handler in ((chat.retry, self._retry), (chat.edit, self._edit)):
-                    answers.append(event(handler, [conversation, system, *sampling], shown, **queued))
+                    answers.append(event(handler, [conversation, *inputs], shown, **queued))
                 chat.undo(self._undo, [conversation], shown, **quiet)
             for answer in answers:  # also after an answer was stopped
                 answer.then(self._finish, [conversation], shown, **quiet)
@@ -227,12 +256,13 @@ class ChatPage:
         yield [gr.skip(), *self._chats(conversation)]
 
     def _chats(self, conversation: Conversation) -> list[Any]:
-        """Return the messages of each chat as Gradio expects them, then the summaries of the last answers."""
+        """Return the row of examples, the messages of each chat as Gradio expects them, then the last summaries."""
         sides = range(len(self.models))
         chats = [[message for turn in conversation.turns for message in _messages(turn, side)] for side in sides]
         last = conversation.turns[-1].answers if conversation.turns else []
         summaries = [html.escape(show_control_characters(answer.summary())) for answer in last] or [""] * len(chats)
-        return [*chats, *(f"<div class='tm-summary' role='status'>{text}</div>" for text in summaries)]
+        offer = gr.Row(visible=not conversation.turns)
+        return [offer, *chats, *(f"<div class='tm-summary' role='status'>{text}</div>" for text in summaries)]
 
 
 def _messages(turn: Turn, side: int) -> list[dict[str, str]]:

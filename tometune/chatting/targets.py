@@ -29,6 +29,7 @@ class Target:
     """One of the models that answer."""
 
     label: str
+    title: str  # the label in words, without a hash
     model: ModelConfig | None = None  # the base of the adapter, or a whole model; None for a GGUF file
     adapter: Path | None = None
     gguf: Path | None = None
@@ -54,7 +55,7 @@ def find_targets(config: Config) -> list[Target]:
     if config.against == BASE:
         if first.base is None:
             raise UserError("against=base: only a run or an adapter has a base; set run=…, or name a run in against=…")
-        return [Target(f"{first.base.name} (base)", first.base), first]
+        return [Target(f"{first.base.name} (base)", f"Base: {first.base.name}", first.base), first]
     if config.against.endswith(".gguf") or any(Path(config.against).expanduser().glob("*.gguf")):
         return [first, _gguf("against", config.against)]
     return [first, _run(config, "against", config.against)]
@@ -107,7 +108,7 @@ def _gguf(key: str, name: str) -> Target:
         path = files[0]
     if not path.is_file():
         raise UserError(f"{key}={name}: no such file; name a GGUF file, e.g. {key}=model-q8_0.gguf")
-    return Target(path.stem, gguf=path)
+    return Target(path.stem, path.stem, gguf=path)
 
 
 def _run(config: Config, key: str, name: str, with_base: bool = False) -> Target:
@@ -115,11 +116,11 @@ def _run(config: Config, key: str, name: str, with_base: bool = False) -> Target
     folder = run_folder(name, config.paths, key)
     record, own = finished_record(folder)
     stored = with_command_line(own, config)
-    run_id = record["run_id"]
+    run_id, title = record["run_id"], f"Tuned: {own.model.name} on {own.data.name}, seed {own.seed}"
     base = _checked_base(f"{key}={name}", stored.model, record) if stored.lora.enabled or with_base else None
     if stored.lora.enabled:
-        return Target(run_id, base, folder / ADAPTER, base=base)
-    return Target(run_id, replace(as_saved(stored.model, folder), name=run_id), base=base)
+        return Target(run_id, title, base, folder / ADAPTER, base=base)
+    return Target(run_id, title, replace(as_saved(stored.model, folder), name=run_id), base=base)
 
 
 def _checked_base(where: str, model: ModelConfig, record: dict[str, Any]) -> ModelConfig:
@@ -152,7 +153,7 @@ def _model(model: ModelConfig) -> Target:
     """Return the model or adapter that `model.id` names."""
     if _missing(model):
         raise UserError(f"model.id={model.id}: no such folder; name one, or a hub id (user/name)")
-    whole = Target(model.name, model)
+    whole = Target(model.name, model.name, model)
     folder = Path(model.id).expanduser()
     local = folder.is_dir()
     if model.weights is Weights.random or model.id == smollm2.HUB_ID or (folder / "config.json").exists():
@@ -172,7 +173,7 @@ def _model(model: ModelConfig) -> Target:
         raise UserError(f"model.id={model.id}: its base model {name} is gone; put it back, or merge the adapter")
     if not local:
         _download(model, "adapter_model.safetensors")
-    return Target(model.id, base, file.parent, base=base)
+    return Target(model.id, f"Tuned: {model.id}", base, file.parent, base=base)
 
 
 def _download(model: ModelConfig, file: str) -> Path:

@@ -1,4 +1,4 @@
-"""Figures of scores and of training: cells with intervals, effects of sources, curves over sizes, loss, throughput."""
+"""Figures of scores and of training: cells with intervals, effects of sources, curves over sizes, loss."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from tometune.reporting.conclusions import (
     tuned_rows,
 )
 from tometune.reporting.grouping import Cell
-from tometune.reporting.html import ACCENTS, MUTED, PAPER, WIDTH, as_svg, panels
+from tometune.reporting.html import ACCENTS, MUTED, NARROW, PAPER, WIDTH, as_svg, panels
 from tometune.reporting.mix_figures import label as mix_label
 from tometune.reporting.sweep import SweepRun
 
@@ -38,10 +38,10 @@ def colour_of(names: Sequence[str], model: str) -> str:
     return ACCENTS[names.index(model) % len(ACCENTS)]
 
 
-def _grid(count: int, width: float, height: float, **options: bool) -> tuple[Figure, list[Axes]]:
+def _grid(count: int, height: float, **options: bool) -> tuple[Figure, list[Axes]]:
     """Return a figure with this many visible panels, `COLUMNS` per line, each line this many inches high."""
-    lines = -(-count // COLUMNS)
-    figure, axes = panels(lines, min(COLUMNS, count), width, height * lines, **options)
+    lines, columns = -(-count // COLUMNS), min(COLUMNS, count)
+    figure, axes = panels(lines, columns, min(WIDTH, NARROW * columns), height * lines, **options)
     flat = [axis for row in axes for axis in row]
     for axis in flat[count:]:
         axis.set_visible(False)
@@ -51,7 +51,7 @@ def _grid(count: int, width: float, height: float, **options: bool) -> tuple[Fig
 def means(table: Table) -> str:
     """Draw the mean and interval of each cell, with each seed as a dot; one panel per metric."""
     metrics = table["metrics"]
-    figure, axes = _grid(len(metrics), WIDTH, 3.5)
+    figure, axes = _grid(len(metrics), 3.5)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         _draw_cells(axis, table, metric, COLUMNS)
@@ -67,13 +67,13 @@ def means(table: Table) -> str:
 def tasks(table: Table) -> str:
     """Draw the same by task: one row per task, one column per metric."""
     names, metrics = list(table["tasks"]), [metric for metric in table["metrics"] if "/" not in metric]
-    figure, axes = panels(len(names), len(metrics), WIDTH, 0.6 + 1.7 * len(names), sharex=True)
+    width = min(WIDTH, NARROW * len(metrics))
+    figure, axes = panels(len(names), len(metrics), width, 0.6 + 2 * len(names), sharex=True)
     for row, name in zip(axes, names, strict=True):
-        row[0].set_ylabel(fill(name.replace("_", " "), 20))
-        for axis, metric in zip(row, metrics, strict=True):
+        for axis, metric in zip(row, metrics, strict=True):  # each has both names, as narrow windows show them singly
+            axis.set_ylabel(fill(name.replace("_", " "), 20))
+            axis.set_title(label(metric))
             _draw_cells(axis, table, metric, len(metrics), name)
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        axis.set_title(label(metric))
     draw_legend(figure, table)
     return as_svg(figure, "tasks", f"Means with intervals by task ({', '.join(names)}) and metric.")
 
@@ -115,7 +115,8 @@ def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str |
     bases = [(row["model"], scores(row)[metric]["mean"]) for row in table["rows"] if row["stage"] == "base"]
     _draw_bases(axis, bases, names, min(shown) - margin, max(shown) + margin)
     axis.set_xlim(-0.6, len(labels) - 0.4)
-    crowded = len(labels) * (max(map(len, labels.values())) + 1) > LETTERS / columns
+    room = LETTERS / columns - (0 if task is None else 4)  # next to the task's name
+    crowded = len(labels) * (max(map(len, labels.values())) + 1) > room
     axis.set_xticks(range(len(labels)), list(labels.values()), **(SLANTED if crowded else {}))
     axis.yaxis.set_major_locator(MaxNLocator(5 if task is None else 4, steps=STEPS))
 
@@ -163,9 +164,9 @@ def loss(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
     curves = [[losses(run) for run in cell.runs.values()] for cell in cells]
     if not any(points for cell in curves for points in cell):
         return None
-    figure, axes = _grid(len(cells), WIDTH if len(cells) > 1 else 5.5, 2.7, sharex=True, sharey=True)
+    figure, axes = _grid(len(cells), 2.7, sharex=True, sharey=True)
     for number, (axis, cell, runs) in enumerate(zip(axes, cells, curves, strict=True)):
-        axis.set_title(cell.label)
+        axis.set_title(fill(cell.label, 32))
         for points in runs:
             axis.plot(*zip(*points, strict=True), color=colour_of(names, cell.model), linewidth=1.3, alpha=0.75)
         if number % COLUMNS == 0:
@@ -185,24 +186,6 @@ def losses(run: SweepRun) -> list[tuple[float, float]]:
         raise ValueError(f"{path}: a line is broken ({error!r})") from None
 
 
-def throughput(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
-    """Draw the training throughput of every run; None if nothing was trained."""
-    if not any(run.record.get("train") for cell in cells for run in cell.runs.values()):
-        return None
-    figure, ((axis,),) = panels(1, 1, WIDTH, 0.9 + 0.34 * len(cells))
-    for place, cell in enumerate(cells):
-        trained = [run.record["train"] for run in cell.runs.values() if run.record.get("train")]
-        rates = [train["tokens_per_second"] for train in trained]
-        axis.plot(rates, [place] * len(rates), "o", color=colour_of(names, cell.model), alpha=0.75, markersize=6)
-    axis.set_yticks(range(len(cells)), [cell.label for cell in cells])
-    axis.set_ylim(len(cells) - 0.5, -0.5)
-    axis.set_xlim(left=0)
-    axis.grid(visible=True, axis="x")
-    axis.set_xlabel("training tokens per second without padding, one dot per run", color=MUTED)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    return as_svg(figure, "throughput", "Training tokens per second by cell, one dot per run.")
-
-
 def forest(table: Table) -> str | None:
     """Draw the effect of each source with its interval, one panel per metric; None without arms over sources."""
     found, metrics = source_effects(table), table["metrics"]
@@ -211,7 +194,7 @@ def forest(table: Table) -> str | None:
     entries = next(iter(found.values())).values()
     main = main_metric([entry for entry in entries if entry["primary"]] or list(entries))
     names = sorted(found, key=lambda name: found[name][main]["delta"])
-    figure, axes = _grid(len(metrics), WIDTH, 1.1 + 0.36 * len(names), sharey=True)
+    figure, axes = _grid(len(metrics), 1.1 + 0.36 * len(names), sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         axis.axvline(0, color=MUTED, linewidth=1.1, linestyle=(0, (3, 3)))
@@ -253,7 +236,7 @@ def curve(table: Table) -> str | None:
         texts += [f"{name.rpartition('.')[2]}={value}" for name, value in others.items()]
         series.setdefault(" ".join(filter(None, texts)), []).append(row)
     metrics, values = table["metrics"], sorted({_value(row, key) for row in rows})
-    figure, axes = _grid(len(metrics), WIDTH, 3.4)
+    figure, axes = _grid(len(metrics), 3.4)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         for number, (colour, points) in enumerate(zip(ACCENTS, series.values(), strict=False)):

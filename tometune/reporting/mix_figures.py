@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tometune.reporting.grouping import Cell
-from tometune.reporting.html import HUES, INK, MUTED, PAPER, WIDTH, as_svg, panels
+from tometune.reporting.html import HUES, INK, MUTED, VARIABLES, WIDTH, as_svg, panels
 
 MOST_PARTS = len(HUES) - 1  # parts of a bar with a colour of their own; the rest share one
 MOST_SOURCES = 12  # sources of a mix that are drawn separately; the rest are drawn as one
@@ -36,39 +37,36 @@ def sources(cells: Sequence[Cell]) -> str | None:
             raise ValueError(f"{path}: {error}") from None
         if found:
             mixes.setdefault(cell.data, found)
-    return stacked_bars("sources", "Rows of each mix by source", mixes) if mixes else None
+    return stacked_bars("Rows of each mix by source", mixes) if mixes else None
 
 
-def stacked_bars(name: str, title: str, bars: Mapping[str, Mapping[str, int]]) -> str:
-    """Draw one horizontal bar per entry of `bars`, divided into parts."""
+def stacked_bars(title: str, bars: Mapping[str, Mapping[str, int]]) -> str:
+    """Return one horizontal bar per entry of `bars`, divided into parts, as HTML that fits any width."""
     total: Counter[str] = Counter()
     for parts in bars.values():
         total.update(parts)
     largest = dict(total.most_common(MOST_PARTS))
     named = [part for part in total if part in largest]
     rest = len(total) - len(named)
-    figure, ((axis,),) = panels(1, 1, WIDTH, 1.0 + 0.38 * len(bars))
-    for place, parts in enumerate(bars.values()):
+    colours = [f"background: var({VARIABLES[hue]})" for hue in (*HUES[: len(named)], HUES[-1])]
+    longest = max(sum(parts.values()) for parts in bars.values())
+    lines = []
+    for bar, parts in bars.items():
         counts = [parts.get(part, 0) for part in named]
-        end = 0
-        for hue, count in zip(HUES, [*counts, sum(parts.values()) - sum(counts)], strict=False):
-            axis.barh(place, count, left=end, height=0.64, color=hue, edgecolor=PAPER, linewidth=0.8)
-            end += count
-        axis.annotate(f"{end:,}", (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
-    axis.set_yticks(range(len(bars)), list(map(label, bars)))
-    axis.set_ylim(len(bars) - 0.45, -0.55)
-    axis.grid(visible=False)
-    axis.set_xticks([])
-    axis.margins(x=0.09)
-    axis.spines["bottom"].set_visible(False)
-    handles = [Patch(facecolor=hue, label=label(part)) for hue, part in zip(HUES, named, strict=False)]
-    handles += [Patch(facecolor=HUES[-1], label=f"{rest} others")] if rest else []
-    figure.legend(handles=handles, loc="outside lower left", ncols=4, handlelength=1, handleheight=1)
+        end = sum(parts.values())
+        widths = [f"{100 * count / longest:.3f}%" for count in (*counts, end - sum(counts))]
+        parted = zip(widths, colours, strict=True)
+        spans = "".join(f'<i style="width: {width}; {c}"></i>' for width, c in parted if width != "0.000%")
+        text = re.sub("([/_])", r"\1<wbr/>", escape(shortened(bar)))
+        lines.append(f"<span>{text}</span><div>{spans}<b>{end:,}</b></div>")
+    texts = [*map(shortened, named), *([f"{rest} others"] if rest else [])]
+    legend = "".join(f'<li><i style="{c}"></i>{escape(text)}</li>' for c, text in zip(colours, texts, strict=False))
     described = "; ".join(
         f"{bar}: " + ", ".join(f"{count:,} {part}" for part, count in list(parts.items())[:MOST_PARTS])
         for bar, parts in bars.items()
     )
-    return as_svg(figure, name, f"{title}: {described}.")
+    label = f'role="img" aria-label="{escape(f"{title}: {described}.")}"'
+    return f'<div class="bars" {label}>{"".join(lines)}</div><ul class="legend">{legend}</ul>'
 
 
 def groups(values: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -80,13 +78,15 @@ def groups(values: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return dict([*largest, (f"{len(rest)} others", pd.concat([rows for _, rows in rest]))])
 
 
+def shortened(name: str) -> str:
+    """Return a name as one line, shortened in the middle because long names differ at their ends."""
+    line, half = " ".join(name.split()), NAME_LENGTH // 2
+    return line if len(line) <= NAME_LENGTH else f"{line[: half - 1]}…{line[-half:]}"
+
+
 def label(name: str) -> str:
-    """Return a name for a figure: one line, shortened in the middle, and no `$` that would start a formula."""
-    line = " ".join(name.split())
-    if len(line) > NAME_LENGTH:  # long names differ at their ends
-        half = NAME_LENGTH // 2
-        line = f"{line[: half - 1]}…{line[-half:]}"
-    return line.replace("$", r"\$")
+    """Return a shortened name for matplotlib, where `$` would start a formula."""
+    return shortened(name).replace("$", r"\$")
 
 
 def composition(values: pd.DataFrame) -> str:
@@ -95,7 +95,7 @@ def composition(values: pd.DataFrame) -> str:
     for name, rows in groups(values).items():
         pool = int(rows["pool"].sum())
         bars[name] = {"from the base": len(rows) - pool, "from the pool": pool}
-    return stacked_bars("composition", "Rows by source", bars)
+    return stacked_bars("Rows by source", bars)
 
 
 def lengths(values: pd.DataFrame, max_length: int) -> str:

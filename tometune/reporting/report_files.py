@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from tometune.common.errors import some
 from tometune.common.files import write_json, write_text
 from tometune.evaluation.metrics import averaged, label
 from tometune.reporting import figures, mix_figures
@@ -26,7 +27,7 @@ from tometune.reporting.conclusions import (
     signed,
 )
 from tometune.reporting.controls import control_sentences, large
-from tometune.reporting.html import draw, environment, markdown_line
+from tometune.reporting.html import address, draw, environment, markdown_line
 from tometune.reporting.published import PUBLISHED, published, published_answer
 from tometune.reporting.score_files import ROUGE
 
@@ -36,13 +37,13 @@ CROWDED = 12  # loss curves are drawn for at most this many cells
 Values = Mapping[str, Any]
 
 
-def write(report: Report) -> Path:
-    """Write table.json, table.csv, table.md and report.html into the sweep's folder; returns the page's path."""
+def write(report: Report, cards: Mapping[str, Path] | None = None) -> Path:
+    """Write table.{json,csv,md} and report.html, with links to `cards`, into the sweep's folder; returns the page."""
     folder = report.sweep.folder
     write_json(folder / "table.json", report.table)
     write_text(folder / "table.csv", as_csv(report.table))
     write_text(folder / "table.md", as_markdown(report.table))
-    write_text(folder / "report.html", as_html(report))
+    write_text(folder / "report.html", as_html(report, cards))
     return folder / "report.html"
 
 
@@ -145,10 +146,14 @@ def print_report(table: Values, console: Console | None = None) -> None:
         console.print(f"[yellow]missing[/] {escape(entry['run_id'])}: {escape(entry['reason'])}", highlight=False)
 
 
-def as_html(report: Report) -> str:
+def as_html(report: Report, cards: Mapping[str, Path] | None = None) -> str:
     """Return report.html as text; the page loads no other file."""
     table, cells = report.table, [cell for cell in report.cells if cell.runs]
-    names = models(table)
+    names, folder = models(table), report.sweep.folder
+    runs = [run for cell in report.cells for run in [*cell.runs.values(), *cell.stream_runs]]
+    mixes = list(dict.fromkeys(row["data"] for row in table["rows"] if row["stage"] == "tuned"))
+    dates = [str(run.record["finished"])[:10] for run in report.sweep.runs if run.record.get("finished")]
+    about = f"{some(names, 4)} on {some(mixes, 4)}{' · ' + max(dates) if dates else ''}"
     versions: dict[str, set[str]] = {}
     for run in report.sweep.runs:
         commit = str((run.record.get("git") or {}).get("commit") or "")[:10]
@@ -184,9 +189,10 @@ def as_html(report: Report) -> str:
             "published": draw(published, table),
             "loss": draw(figures.loss, cells, names) if len(cells) <= CROWDED else None,
             "sources": draw(mix_figures.sources, cells),
-            "throughput": draw(figures.throughput, cells, names),
         },
-        records=[run.record for cell in report.cells for run in [*cell.runs.values(), *cell.stream_runs]],
+        about=about,
+        cards=[(name, address(card, folder)) for name, card in (cards or {}).items()],
+        records=[(f"{address(run.folder, folder)}/", run.record) for run in runs],
         versions=[f"{name} {' / '.join(sorted(found))}" for name, found in versions.items()],
         averaged={task: table["tasks"][task] for task in averaged(table["tasks"])},
         models=names,
