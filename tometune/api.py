@@ -65,11 +65,18 @@ def evaluate(*overrides: str, **keywords: Any) -> Result:
 
 
 def report(*overrides: str, **keywords: Any) -> Result:
-    """Compare the runs of a sweep (`sweep={"name": …}`) and write its table and page."""
-    from tometune.report import sweep_folder, write_files
+    """Compare the runs of a sweep (`sweep={"name": …}`), or any (`runs=[…]`), and write the table and the page.
+
+    Raises:
+        UserError: the runs cannot be read or compared, or a setting is for the command line only.
+    """
+    from tometune.report import what_to_report, write_files
 
     with _configured("report", overrides, keywords) as config:
-        made, page = write_files(sweep_folder(config), config)
+        if config.publish is not None or config.require is not None:
+            raise UserError("publish, require: are for the command line; run tometune report …")
+        folder, runs = what_to_report(config)
+        made, page = write_files(folder, config, runs)
     return Result(page.parent, made.table)
 
 

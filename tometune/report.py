@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from enum import IntEnum
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +45,21 @@ def main(config: Config) -> IntEnum | None:
     """
     from tometune.tracking import check_tracker
 
-    names = [*([] if config.run is None else [config.run]), *config.runs]
-    runs = [run_folder(name, config.paths, "runs" if config.runs else "run") for name in names]
-    folder = comparison_folder(runs, config) if runs else sweep_folder(config)
+    folder, runs = what_to_report(config)
     if config.publish is not None:
         check_tracker(publisher(config))
     return write_all(folder, config, runs)[1]
+
+
+def what_to_report(config: Config) -> tuple[Path, list[Path]]:
+    """Return the folder of the report, and the finished runs that it compares; none for those of a sweep.
+
+    Raises:
+        UserError: there is no such run or sweep.
+    """
+    names = [*([] if config.run is None else [config.run]), *config.runs]
+    runs = [run_folder(name, config.paths, "runs" if config.runs else "run") for name in names]
+    return (comparison_folder(runs, config) if runs else sweep_folder(config)), runs
 
 
 def write_all(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[dict[str, str], IntEnum | None]:
@@ -123,8 +133,9 @@ def report_finished(folder: Path, config: Config) -> dict[str, str] | None:
 
 def comparison_folder(runs: Sequence[Path], config: Config) -> Path:
     """Make the folder for the report on these runs, below `paths.outputs`, and return it."""
-    hashes = (folder.resolve().name.rpartition("-")[2] for folder in runs)
-    folder = Path(config.paths.outputs).expanduser() / "reports" / "-".join(["runs", *hashes])
+    names = sorted(folder.resolve().name for folder in runs)
+    digest = sha256("\n".join(names).encode()).hexdigest()[:8]
+    folder = Path(config.paths.outputs).expanduser() / "reports" / f"{len(names)}-runs-{digest}"
     with disk_errors(folder, "paths.outputs"):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,5 +1,6 @@
 import json
 import logging
+from copy import deepcopy
 from functools import partial
 from itertools import count
 from statistics import fmean
@@ -136,7 +137,10 @@ def test_other_weights_or_settings_are_scored_again(model, score, config, genera
     assert redone() == {"one", "two"}
 
 
-def test_the_base_model_is_scored_once_for_all_runs(score, config, tokenizer, tmp_path, generated):
+def test_the_base_model_is_scored_once_for_all_runs(model, score, config, tokenizer, tmp_path, generated, monkeypatch):
+    monkeypatch.setattr(model, "generation_config", deepcopy(model.generation_config))
+    monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template)
+
     def redone(name):
         generated.clear()
         score(tmp_path / name, cache=tmp_path / "shared")
@@ -149,11 +153,15 @@ def test_the_base_model_is_scored_once_for_all_runs(score, config, tokenizer, tm
     generated.clear()
     score(tmp_path / "first", "tuned", tmp_path / "shared")
     assert generated == [7, 3], "a tuned model is the run's own"
-    (kept, *_) = (tmp_path / "shared" / "base_scores").glob("*/one.jsonl")
-    kept.write_text("damaged")
-    assert redone("third") == [7]
+    for kept in (tmp_path / "shared" / "base_scores").glob("*/scores.jsonl"):
+        kept.write_text("damaged")
+    assert redone("third") == [7, 3]
     config.tasks["one"].cluster = "id"
     assert redone("fourth") == [7], "lines hold the cluster"
+    config.tasks["other"] = config.tasks.pop("two")
+    assert redone("renamed") == [], "the same examples under another name"
+    model.generation_config.max_new_tokens = 7
+    assert redone("settings") == [7, 3], "equal weights with other settings"
     tokenizer.chat_template += "{# another #}"
     assert redone("fifth") == [7, 3]
 

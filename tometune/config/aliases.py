@@ -32,8 +32,8 @@ RENAMED = {
     "tracking.project={}": "wandb_project project_name",
     "tracking={}": "report_to logger log_with",
     "trainer.conversations_per_step={}": "batch_size train_batch_size global_batch_size total_batch_size bs",
-    "trainer.dataloader_num_workers={}": "num_workers dataset_num_proc preprocessing_num_workers",
-    "trainer.eval_steps={}": "eval_interval eval_every evals_per_epoch",
+    "trainer.dataloader_num_workers={}": "num_workers",
+    "trainer.eval_steps={}": "eval_interval eval_every",
     "trainer.gradient_checkpointing={}": "use_gradient_checkpointing grad_checkpointing activation_checkpointing",
     "trainer.learning_rate={}": "lr base_lr max_lr peak_lr",
     "trainer.logging_steps={}": "log_interval log_every log_steps logging_interval",
@@ -72,6 +72,8 @@ FIXED = {
 """Arguments, and names that stand for them alone, as a switch (`load_in_4bit=true`) or as a value (`gpu=rtx4090`)."""
 
 ADVICE = {
+    "leave it out; tokenising uses all cores": "dataset_num_proc preprocessing_num_workers",
+    "set trainer.eval_steps to the steps between two of them": "evals_per_epoch",
     "set trainer.conversations_per_step to all conversations of a step": "gradient_accumulation_steps grad_accum",
     "leave it out; the loss covers the answers only": (
         "train_on_inputs assistant_only_loss completion_only_loss train_on_responses_only"

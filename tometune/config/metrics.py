@@ -75,7 +75,7 @@ def _tried(name: str, load: Callable[[], Any]) -> Any:
         metric = load()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script ends the process when it is imported
         raise UserError(f"{name}: cannot be imported ({type(error).__name__}: {one_line(error)}); fix it") from None
     if not hasattr(metric, "revision"):
         own_scores(name, metric, ["a word"], [["a word", "another"]])

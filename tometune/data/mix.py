@@ -205,8 +205,8 @@ class _Builder:
     def select_pool(self, added: int | None, base_part: Part) -> Part:
         """Draw `added` rows from the pool, or all."""
         config, cache, base = self.config, self.cache, base_part.source
-        if added:
-            draw.check_pool(config, added)
+        if added != 0:
+            draw.check_pool(config, added or 0)
         assert config.pool is not None
         pool = standardise(config.pool, "data.pool", cache)
         check_malformed(pool, "data.pool", config)

@@ -98,7 +98,7 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
     from datasets import Dataset
 
     made_from, stored_as = _key(source, key)
-    folder = cached_folder(cache, "sources", stored_as, lambda target: _build(source, key, target))
+    folder = cached_folder(cache, "sources", stored_as, lambda target: _build(source, key, target), alone=True)
     rows = Dataset.from_file(str(folder / "rows.arrow"))
     sources = pd.Categorical(rows.data.column("source").to_pandas())
     scores = rows.data.column("score").to_numpy()

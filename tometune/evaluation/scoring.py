@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tometune.common.cache import cached_folder, folder_of, remove_damaged
 from tometune.common.distributed import by_first, gather, is_first
-from tometune.common.files import write_text
+from tometune.common.errors import UserError
+from tometune.common.files import SaveError
 from tometune.common.progress import progress
 from tometune.config.eval import EvalConfig
 from tometune.data.tokens import tokenizer_key
@@ -35,7 +36,7 @@ from tometune.evaluation.tasks import Task
 log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it if the same answers get other scores, or the same model gives other answers
-BASE_SCORES = "base_scores"  # folder in the cache
+BASE_SCORES, SHARED = "base_scores", "scores.jsonl"  # folder in the cache, and its file
 StageScores = dict[str, Any]  # of a stage, as in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…}}, limited, …}`
 
 
@@ -65,12 +66,8 @@ class Scorer:
         if cut := [f"{task.name} {len(task.examples)}" for task in self.tasks if task.limited]:
             log.warning("LIMIT: only some examples are scored (%s); do not report these scores", ", ".join(cut))
         config, weights = self.config, weights_digest(model)
-        shared_key = {
-            "weights": weights,
-            "max_prompt_tokens": config.max_prompt_tokens,
-            **tokenizer_key(self.tokenizer),
-            **_machine(model),
-        }
+        shared_key = {"weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
+        about = {**tokenizer_key(self.tokenizer), **_conditions(model)} if name == "base" else None
         if config.temperature:
             shared_key |= {"temperature": config.temperature, "seed": self.seed}
         longest_row = config.max_prompt_tokens + max(task.config.max_new_tokens for task in self.tasks)
@@ -83,10 +80,13 @@ class Scorer:
             for task in self.tasks:
                 path, size = self.folder / "eval" / name / f"{task.name}.jsonl", sizes[task.config.max_new_tokens]
                 key = shared_key | {"task": task.digest, "engine": engine.name, "batch_size": size}
-                found = by_first(partial(self._kept, name, task, path, key))
+                base_key = about and self._base_key(task, key | about)
+                found = by_first(partial(self._stored, path, key, base_key))
                 if found and config.nll and "nll" not in found["means"]:  # of an older version, or without `eval.nll`
                     found = None
                 result = results[task.name] = found or self._score(name, model, engine, task, path, key)
+                if base_key and not found and is_first():
+                    self._share(path, base_key)
                 means = ", ".join(f"{column} {mean:.4f}" for column, mean in result["means"].items())
                 speed = result["tokens"] / result["seconds"] if result["seconds"] else 0.0
                 costs = f"{result['examples']} examples, {result['seconds']:.0f} s, {speed:.0f} tokens/s"
@@ -147,33 +147,39 @@ class Scorer:
             result["sources"] = {source: fmean(by_source[source]) for source in sorted(by_source)}
         if is_first():
             write_result(path, key, _lines(task, answers, columns), result)
-            if stage == "base":
-                self._keep(task, path, key)
         return result
 
-    def _kept(self, stage: str, task: Task, path: Path, key: dict[str, Any]) -> TaskScores | None:
-        """Return the stored result of a task: the run's own or, of the base model, any run's with the same key."""
+    def _stored(self, path: Path, key: dict[str, Any], base_key: dict[str, Any] | None) -> TaskScores | None:
+        """Return the stored result of a task: the run's own or, of the base model, that of any run."""
         found = read_result(path, key)
-        kept = folder_of(self.cache, BASE_SCORES, self._base_key(task, key))
-        if found or stage != "base" or not kept.exists() or remove_damaged(kept):
+        if found or base_key is None:
             return found
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in (".jsonl", ".json"):
-            write_text(path.with_suffix(suffix), (kept / path.with_suffix(suffix).name).read_text(encoding="utf-8"))
+        shared = folder_of(self.cache, BASE_SCORES, base_key)
+        if not shared.exists() or remove_damaged(shared):
+            return None
+        if result := read_result(shared / SHARED, key):
+            lines = (shared / SHARED).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_result(path, key, lines, result | {"reused": True})
         return read_result(path, key)
 
-    def _keep(self, task: Task, path: Path, key: dict[str, Any]) -> None:
+    def _share(self, path: Path, base_key: dict[str, Any]) -> None:
         """Copy the base model's result into the cache, so that the runs of a sweep score it once."""
 
         def build(folder: Path) -> None:
             for suffix in (".jsonl", ".json"):
-                shutil.copyfile(path.with_suffix(suffix), folder / path.with_suffix(suffix).name)
+                shutil.copyfile(path.with_suffix(suffix), (folder / SHARED).with_suffix(suffix))
 
-        cached_folder(self.cache, BASE_SCORES, self._base_key(task, key), build)
+        try:
+            cached_folder(self.cache, BASE_SCORES, base_key, build)
+        except (UserError, SaveError, OSError) as error:
+            log.warning("the base model's scores are not shared with other runs: %s", error)
 
     def _base_key(self, task: Task, key: dict[str, Any]) -> dict[str, Any]:
+        """Return everything that a task's file depends on, also what its lines only repeat."""
+        labels = [[example.id, example.cluster, example.source] for example in task.examples]
         columns = [*task.config.metrics, *(["nll"] if self.config.nll else [])]
-        return key | {"columns": columns, "cluster": task.config.cluster}
+        return key | {"columns": columns, "labels": sha256(json.dumps(labels).encode()).hexdigest()}
 
 
 @contextmanager
@@ -187,11 +193,14 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _machine(model: PreTrainedModel) -> dict[str, Any]:
-    """Return what can change answers and scores besides the model, the tasks and the settings."""
+def _conditions(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what can change the answers of equal weights: the model's settings, the machine and the versions."""
     cuda = model.device.type == "cuda"
+    settings = [model.config.to_dict(), model.generation_config.to_dict() if model.generation_config else {}]
+    text = json.dumps([{**each, "_name_or_path": None} for each in settings], sort_keys=True, default=str)
     return {
         "scores": VERSION,
+        "settings": sha256(text.encode()).hexdigest(),
         "attention": model.config._attn_implementation,
         "device": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "versions": [metadata.version(package) for package in ("torch", "transformers")],

@@ -62,9 +62,11 @@ def _amounts_answer(pairs: Sequence[tuple[str, str]], table: Table) -> list[Answ
 
     The cells are named `MIX` and `MIX_plus_AMOUNT`, see `runs.inputs.file_mix`.
     """
-    amounts = {pair: pair[0].partition(ADDED)[2] for pair in pairs if pair[0].startswith(f"{pair[1]}{ADDED}")}
-    if not amounts or len(amounts) < len(pairs):
+    asked = {(entry["a"], entry["b"]): None for entry in table["comparisons"] if entry["primary"]}
+    amounts = {pair: pair[0].partition(ADDED)[2] for pair in asked if pair[0].startswith(f"{pair[1]}{ADDED}")}
+    if not amounts or any(pair not in amounts for pair in pairs):
         return []
+    pairs = list(amounts)
     found = {pair: [entry for entry in comparisons_of(pair, table) if entry["primary"]] for pair in amounts}
     words: dict[str, list[str]] = {"Yes": [], "No, it harms": [], "Better in some metrics, worse in others": []}
     for pair, amount in amounts.items():

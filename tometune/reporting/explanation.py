@@ -69,7 +69,9 @@ def explanations(sweep: Sweep, cells: Sequence[Cell], table: Table) -> list[dict
 
 
 def _tasks(table: Table) -> dict[str, int]:
-    return {task: number for task, number in table["tasks"].items() if not task.startswith(HELD_OUT)}
+    """Return the examples by task; those held out only if there are no others, as means over tasks do."""
+    others = {task: number for task, number in table["tasks"].items() if not task.startswith(HELD_OUT)}
+    return others or table["tasks"]
 
 
 def _mix(row: Table) -> tuple[str, int]:

@@ -197,7 +197,8 @@ def _speed_of(folder: Path, record: Mapping[str, Any]) -> Speed:
     def size(path: Path) -> int:
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
-    tasks = [task for stage in record["eval"].values() for task in stage["tasks"].values()]
+    scored = (task for stage in record["eval"].values() for task in stage["tasks"].values())
+    tasks = [task for task in scored if not task.get("reused")]
     answering, train = sum(task["seconds"] for task in tasks), record["train"]
     whole = datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(record["started"])
     return Speed(

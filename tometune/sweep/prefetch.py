@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tometune.common.distributed import is_first
+from tometune.common.process import stop_signals
 from tometune.config.data import PoolOrder, ScorerKind, ranking
 from tometune.config.root import Config
 from tometune.config.sweep_cells import Jobs
@@ -47,7 +48,9 @@ def prefetched(jobs: Jobs) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
 
 
 def missing_after_first(jobs: Jobs) -> list[Config]:
@@ -62,13 +65,14 @@ def main() -> None:
     os.nice(10)
     parent = os.getppid()
     configs: Sequence[Config] = pickle.load(sys.stdin.buffer)  # noqa: S301 -- from `prefetched`
-    for config in configs:
-        if os.getppid() != parent:
-            return
-        if ranking(config.data) in (PoolOrder.ifd, ScorerKind.fineweb_edu):  # a model reads the pool, on the GPU
-            continue
-        with suppress(Exception):
-            RunInputs.resolve(config).load()
+    with stop_signals():  # the end of the sweep unwinds this process, so that its worker processes end with it
+        for config in configs:
+            if os.getppid() != parent:
+                return
+            if ranking(config.data) in (PoolOrder.ifd, ScorerKind.fineweb_edu):  # a model reads the pool, on the GPU
+                continue
+            with suppress(Exception):
+                RunInputs.resolve(config).load()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Positions are in tensors and not in Python numbers, so that a captured CUDA grap
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Layout:
     longest_query: int  # largest number of tokens of a row in this pass
     longest_row: int  # upper bound of the slots used by a row
     calls: int = 0  # of `attend`: one per layer, unless the model uses other attention
-    grouped: Tensor | None = None  # [R + 1] int32: `first` of a step with query heads as queries, see `attend`
+    grouped: dict[int, Tensor] = field(default_factory=dict)  # `first` by query heads per key head, see `attend`
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -121,10 +121,10 @@ def attend(
         return kernel(q, k, v, layout.first, layout, scaling)[None], None
     # A step has one token per row, so the query heads that share a key head can be the queries of a row: the kernel
     # then reads keys and values once instead of once per query head (three times for Llama-3.2-3B).
-    if layout.grouped is None:
-        layout.grouped = group * layout.first
+    if group not in layout.grouped:
+        layout.grouped[group] = group * layout.first
     q = q.unflatten(1, (heads, group)).transpose(1, 2).flatten(0, 1)
-    out = kernel(q, k, v, layout.grouped, replace(layout, longest_query=group), scaling, causal=False)
+    out = kernel(q, k, v, layout.grouped[group], replace(layout, longest_query=group), scaling, causal=False)
     return out.unflatten(0, (-1, group)).transpose(1, 2).flatten(1, 2)[None], None
 
 
