@@ -154,7 +154,9 @@ def sweep_folder(config: Config) -> Path:
             print(f"the newest sweep: {newest.parents[1]} (another: sweep.name=…)", file=sys.stderr)
             return newest.parents[1]
         names = sorted(path.name for path in folder.glob("*/"))
-        raise UserError(f"sweep.name is required; sweeps in {folder}: {', '.join(names) or 'none'}")
+        if not names:
+            raise UserError(f"no sweep in {folder}; make one, e.g. tometune train -m +sweep=table")
+        raise UserError(f"sweep.name is required; sweeps in {folder}: {', '.join(names)}")
     return runs_folder(config)
 
 

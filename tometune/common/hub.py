@@ -24,6 +24,12 @@ def quickstart() -> str:
     return f"tometune {verb} +experiment=quickstart"
 
 
+def without_hub() -> str:
+    """Return that the hub cannot be reached, and what works without it."""
+    own = "with your own data add model=smollm2_135m, and data.pool.path=FILE for a pool"
+    return f"{UNREACHABLE} {quickstart()}; {own}"
+
+
 def is_commit(revision: str) -> bool:
     """Return whether a revision is a commit, whose content never changes."""
     return re.fullmatch("[0-9a-f]{40}", revision) is not None
@@ -96,7 +102,7 @@ def _problem(error: BaseException) -> str | None:
         (errors.GatedRepoError, GATED),
         (errors.RevisionNotFoundError, "has no such revision; check the spelling of the branch, tag or commit"),
         (errors.RepositoryNotFoundError, NOT_FOUND),
-        (unreachable, f"{UNREACHABLE} {quickstart()}"),
+        (unreachable, without_hub()),
         (errors.EntryNotFoundError, "lacks a required file; is it a repository of this kind?"),
     ]
     for kinds, problem in problems:
@@ -105,7 +111,7 @@ def _problem(error: BaseException) -> str | None:
     if no_dataset:
         return NOT_FOUND
     if any(isinstance(link, OSError) and "couldn't connect" in str(link) for link in chain):
-        return f"{UNREACHABLE} {quickstart()}"
+        return without_hub()
     if any(isinstance(link, errors.HfHubHTTPError) for link in chain):
         return f"the model hub answered with an error ({str(error).splitlines()[0]}); try again later"
     return None

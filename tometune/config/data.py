@@ -291,7 +291,8 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
     needs = ((SourceKind.hub, "id", source.id, "mix_100k"), (SourceKind.files, "path", source.path, "files_100k"))
     for kind, name, value, example in needs:
         if source.kind is kind and not value:
-            yield f"{key}.{name} is required if {key}.kind={kind}; set {key}.{name}=…"
+            setting = f"{key}.{name}".replace("data.base.path", "data.path")
+            yield f"{key}.{name} is required if {key}.kind={kind}; set {setting}=…"
         if source.kind is not kind and value:
             fix = f"choose a mix over {kind}, e.g. data={example}"
             yield f"{key}.{name}={value}: is ignored if {key}.kind={source.kind}; {fix}"

@@ -216,6 +216,11 @@ def check(config: Config) -> None:
     if config.data.contamination is not Contamination.report and not config.eval.tasks:
         fix = "no mix contains held-out rows or their repeats; set data.contamination=report"
         problems.append(f"data.contamination={config.data.contamination}: eval={config.eval.name} has no texts; {fix}")
+    base = config.data.base.path
+    for name, task in config.eval.tasks.items():
+        if base and task.path and Path(base).resolve() == Path(task.path).resolve():
+            fix = "name another, or hold rows out with eval=held_out"
+            problems.append(f"eval.tasks.{name}.path={task.path}: the training data, which cannot be a test set; {fix}")
     if config.plan != "measure" and not isinstance(config.plan, bool):
         problems.append(f"plan={config.plan}: one of true, false, measure")
     not_finite = {line.partition("=")[0]: line for line in problems if line.endswith(NOT_FINITE)}

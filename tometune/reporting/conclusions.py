@@ -10,6 +10,7 @@ from tometune.runs.inputs import ADDED
 LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, not a result"
 NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model differ in exactly one setting."
 LONGER = 2.0  # a caution is given if one cell's answers are this many times as long as another's
+WHOLE = 0.95  # passes over a mix that count as one
 FEW_CLUSTERS = 20  # with fewer, an interval over clusters is noticeably too narrow
 PENALTY = "ROUGE penalises answers much shorter or longer than the reference, regardless of content."
 
@@ -359,6 +360,7 @@ def cautions(table: Table) -> list[str]:
         found.append(
             f"eval.resamples={resamples} is too small for any of the {tests} tests to be significant; use 10,000."
         )
+    found += _read_in_part(tuned)
     vary = table["interval"]["seeds_vary"]
     if vary and len(vary) < 4:
         found.append(f"The seeds vary only in: {listed(vary)}.")
@@ -375,14 +377,23 @@ def cautions(table: Table) -> list[str]:
             f"With each answer and its reference cut to the words of the shorter one, ROUGE-L is {cut}."
         )
     found += table["notes"]
-    held_out = [f"{n:,} {task.replace('_', ' ')}" for task, n in table["tasks"].items() if task.startswith(HELD_OUT)]
+    held_out = [task for task in table["tasks"] if task.startswith(HELD_OUT)]
     if held_out:
         found.append(
-            f"No mix contains the held-out rows ({', '.join(held_out)}) or repeats of them; one that takes the "
-            "whole base is smaller by those of the base."
+            "No run trains on the held-out rows or on repeats of them, so a mix of the whole base has fewer rows."
             + (" Means over tasks do not include them." if len(held_out) < len(table["tasks"]) else "")
         )
     return found
+
+
+def _read_in_part(rows: Sequence[Table]) -> list[str]:
+    """Return what is wrong with a comparison of rows added to a file, if runs do not read all of their mix."""
+    part = {row["data"]: row["training"]["epochs"] or 1.0 for row in rows}
+    if not any(ADDED in name for name in part) or min(part.values()) >= WHOLE:
+        return []
+    read = listed([f"{share:.0%} of {name}" for name, share in part.items()])
+    fix = "set trainer.max_steps=null trainer.num_train_epochs=1"
+    return [f"Runs read only a part of their mix ({read}), so added rows take the place of your own; {fix}."]
 
 
 def length_differences(rows: Sequence[Table]) -> list[tuple[str, str, dict[str, float]]]:

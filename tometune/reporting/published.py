@@ -11,6 +11,7 @@ from tometune.reporting.conclusions import between, data_label, models, p_value,
 from tometune.reporting.figures import SLANTED, STEPS, colour_of, draw_legend, draw_mean, short_labels
 from tometune.reporting.html import GRID, MUTED, PAPER, WIDTH, as_svg, panels
 from tometune.reporting.score_files import ROUGE
+from tometune.runs.inputs import ADDED
 
 
 class PublishedRow(NamedTuple):
@@ -27,6 +28,11 @@ PUBLISHED = (
     PublishedRow("300k: + 200k rows of The-Tome", (0.397, 0.146, 0.304), (0.019, 0.011, 0.006)),
 )
 RUNS = 3  # behind each mean of the published table
+
+
+def over_own_file(table: Mapping[str, Any]) -> bool:
+    """Tell whether a sweep adds rows to somebody's own file, of which the published table says nothing."""
+    return any(ADDED in row["data"] for row in table["rows"])
 
 
 def published_answer(confidence: float) -> str:

@@ -28,7 +28,7 @@ from tometune.reporting.conclusions import (
 )
 from tometune.reporting.controls import control_sentences, large
 from tometune.reporting.html import address, draw, environment, markdown_line
-from tometune.reporting.published import PUBLISHED, published, published_answer
+from tometune.reporting.published import PUBLISHED, over_own_file, published, published_answer
 from tometune.reporting.score_files import ROUGE
 
 SHORT = 22  # letters of a model and its data that fit into 80 columns next to three metrics
@@ -90,7 +90,8 @@ def as_markdown(table: Values) -> str:
         lines += [" ".join(sentences), ""]
     for answer in answers(table):
         lines += [f"**{answer.question}** {answer.verdict} {' '.join(answer.sentences)}", ""]
-    lines += [f"For comparison: {published_answer(table['interval']['confidence'])}", ""]
+    if not over_own_file(table):
+        lines += [f"For comparison: {published_answer(table['interval']['confidence'])}", ""]
     lines += [f"- {text}" for text in cautions(table)]
     lines += [f"- Missing: {entry['run_id']} ({entry['reason']})" for entry in table["missing"]]
     return "\n".join(lines).rstrip() + "\n"
@@ -177,7 +178,7 @@ def as_html(report: Report, cards: Mapping[str, Path] | None = None) -> str:
         limit=LIMIT,
         nothing=NOTHING_TO_COMPARE,
         answers=answers(table),
-        published_answer=published_answer(table["interval"]["confidence"]),
+        published_answer=None if over_own_file(table) else published_answer(table["interval"]["confidence"]),
         published=PUBLISHED,
         cautions=cautions(table),
         controls=control_sentences(table),

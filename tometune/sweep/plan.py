@@ -249,7 +249,7 @@ def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Con
         lines.append(f"  {time} one after the other, memory {_memory(known)}, disk {disk} (from {sources})")
     if unknown:
         lines.append(
-            f"  {len(unknown)} of unknown speed, about {_memory(unknown)} of GPU memory; plan=measure makes a short run"
+            f"  {len(unknown)} of unknown speed, about {_memory(unknown)} of memory; plan=measure makes a short run"
         )
     cells: dict[tuple[str, str], str] = {}  # one line per cell: the seeds differ by a few tokens
     for run in runs:
