@@ -93,7 +93,7 @@ def test_held_out_rows_are_compared_by_origin_and_are_in_no_mean(made):
     assert by_metric["nll/held_out_pool"]["p_holm"] is not None
     assert "3 pairs of cells × 6 metrics" in table["family"]
     (note,) = [text for text in cautions(table) if "held-out" in text]
-    assert "(30 held out base, 30 held out pool)" in note
+    assert "Scored: 30 held out base, 30 held out pool." in note
 
 
 def test_they_are_shown_by_source(made, capsys):

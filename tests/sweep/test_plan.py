@@ -112,7 +112,7 @@ def test_the_printed_plan() -> None:
     assert lines[-4:] == [
         "5 runs: 1 done, 4 left with 4,000 tokens, 16 steps",
         "  2.2 h one after the other, memory 2.0 GB, disk 9.00 GB (from 1 earlier run)",
-        "  1 of unknown speed, about 5.0 GB of GPU memory; plan=measure makes a short run",
+        "  1 of unknown speed, about 5.0 GB of memory; plan=measure makes a short run",
         "  not possible: seed=x: wrong",
     ]
 

@@ -377,10 +377,11 @@ def cautions(table: Table) -> list[str]:
             f"With each answer and its reference cut to the words of the shorter one, ROUGE-L is {cut}."
         )
     found += table["notes"]
-    held_out = [task for task in table["tasks"] if task.startswith(HELD_OUT)]
+    held_out = [f"{n:,} {task.replace('_', ' ')}" for task, n in table["tasks"].items() if task.startswith(HELD_OUT)]
     if held_out:
         found.append(
-            "No run trains on the held-out rows or on repeats of them, so a mix of the whole base has fewer rows."
+            f"No run trains on held-out rows or on repeats of them, so a mix of the whole base has fewer rows. Scored: "
+            f"{', '.join(held_out)}."
             + (" Means over tasks do not include them." if len(held_out) < len(table["tasks"]) else "")
         )
     return found

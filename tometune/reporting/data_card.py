@@ -4,19 +4,15 @@ Texts of rows come from strangers. They are escaped, Markdown in them stays text
 forbids it to load or run anything.
 """
 
-import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
-from glob import escape
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment
 
 from tometune.common.errors import some
-from tometune.common.files import write_text
 from tometune.data.contamination import MixOverlaps
 from tometune.data.filters import NEAR
 from tometune.data.mix import Mix
@@ -25,10 +21,7 @@ from tometune.data.template import NOTES
 from tometune.data.tokens import Counts
 from tometune.reporting import mix_figures
 from tometune.reporting.controls import large
-from tometune.reporting.html import address, draw, environment, markdown_line
-
-CARDS = "mixes"
-"""Folder of the data cards below `paths.outputs`: many browsers may not read a hidden cache folder."""
+from tometune.reporting.html import draw, environment, markdown_line
 
 FOLDED_AFTER = 700  # characters of a turn that are visible without unfolding it
 MOST_CHARACTERS = 20_000  # characters of a turn on the page
@@ -152,32 +145,6 @@ def card_page(content: Mapping[str, Any], values: pd.DataFrame, max_length: int,
     template = _templates().get_template("card.html.jinja")
     about = f"tokens of {model} · {date.today()}"
     return template.render(card=content, pictures=pictures, max_length=max_length, about=about)
-
-
-def find_cards(outputs: Path, records: Iterable[Mapping[str, Any]]) -> dict[str, Path]:
-    """Return the data cards of the mixes of these runs by name, as far as `prepare` has written them."""
-    digests = dict.fromkeys(str(record["data"].get("digest"))[:8] for record in records)
-    pages = [page for digest in digests for page in (outputs / CARDS).glob(f"*-{escape(digest)}/mix.html")]
-    return {page.parent.name.rpartition("-")[0]: page for page in sorted(pages)}
-
-
-def link_runs(page: Path, runs: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
-    """Link a data card to the runs (folder, run.json) on its mix and to the reports of their sweeps."""
-    links: dict[Path, str] = {}
-    for folder, record in runs:
-        if page.parent.name.endswith(f"-{str((record.get('data') or {}).get('digest'))[:8]}"):
-            report = folder.parent / "report.html"
-            sweep = _link(report, page, f"report {folder.parent.name}") if report.exists() else "runs"
-            links[report] = f"{links[report]}, " if report in links else f"{sweep}: "
-            links[report] += _link(folder, page, folder.name)
-    if links:
-        marks = re.compile(r"(?<=<!-- runs -->).*?(?=<!-- end of runs -->)", re.DOTALL)
-        text = page.read_text(encoding="utf-8")
-        write_text(page, marks.sub(lambda _: f"used by {'; '.join(links.values())}", text, count=1))
-
-
-def _link(path: Path, page: Path, text: str) -> str:
-    return f'<a href="{address(path, page.parent)}">{html.escape(text)}</a>'
 
 
 def card_markdown(content: Mapping[str, Any], rows: bool = True) -> str:
