@@ -24,7 +24,7 @@ from tometune.api import UserError, evaluate, report, train
         (evaluate, [], {"run": "none"}, "run=none: no such folder or run id"),
         (evaluate, [], {"data": {"rows": 3}}, "data.rows=3: only train and prepare read it"),
         (report, [], {"sweep": {"name": "none"}}, "multirun/none: no such sweep folder"),
-        (report, [], {}, "sweep.name is required"),
+        (report, [], {}, "no sweep in multirun; make one"),
     ],
 )
 def test_errors_are_raised(monkeypatch, tmp_path, verb, overrides, keywords, problem):

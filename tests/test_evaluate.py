@@ -88,7 +88,7 @@ def test_a_model_by_itself(place):
     assert list(record["eval"]) == ["base"]
     assert record["tracking"]["mode"] == "offline"
     assert "LIMIT" in done.stdout
-    assert f"{program('wandb')} sync {folder}" in done.stdout
+    assert f"{program('wandb')} sync {folder.relative_to(place.folder)}/wandb/offline*" in done.stdout
 
 
 @pytest.mark.whole

@@ -4,19 +4,22 @@ The parent starts this module as `python -m tometune.sweep.prefetch` and sends t
 the cache, from which the runs then read. Whatever fails here is tried again by the run itself, which reports it.
 """
 
+import json
 import os
-import pickle
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from tometune.common.distributed import is_first
 from tometune.common.process import stop_signals
 from tometune.config.data import PoolOrder, ScorerKind, ranking
-from tometune.config.root import Config
+from tometune.config.root import Config, typed
 from tometune.config.sweep_cells import Jobs
+from tometune.runs.identity import plain
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import runs_folder
 from tometune.sweep.cells import State, cell_of, status_of
@@ -44,7 +47,7 @@ def prefetched(jobs: Jobs) -> Iterator[None]:
     assert process.stdin is not None
     try:
         with suppress(BrokenPipeError), process.stdin:
-            pickle.dump(missing, process.stdin)
+            process.stdin.write(json.dumps([plain(config) for config in missing]).encode())
         yield
     finally:
         process.terminate()
@@ -64,7 +67,7 @@ def main() -> None:
     """Make the tasks, mixes and tokens of the configs in stdin, at low priority, as long as the parent lives."""
     os.nice(10)
     parent = os.getppid()
-    configs: Sequence[Config] = pickle.load(sys.stdin.buffer)  # noqa: S301 -- from `prefetched`
+    configs = [typed(OmegaConf.create(values)) for values in json.load(sys.stdin)]
     with stop_signals():  # the end of the sweep unwinds this process, so that its worker processes end with it
         for config in configs:
             if os.getppid() != parent:
