@@ -50,6 +50,7 @@ CACHE = (
     *("tokens/*/config.json", "tokens/*/files.json", "models/*/config.json", "models/*/files.json"),
     *("models/*/model/config.json", "models/*/model/generation_config.json", "models/*/model/model.safetensors"),
     *("models/*/model/tokenizer.json", "models/*/model/tokenizer_config.json", "models/*/model/chat_template.jinja"),
+    *(f"base_scores/*/{name}" for name in ("scores.jsonl", "scores.json", "config.json", "files.json")),
 )
 SWEEP_FILES = (
     *("sweep.json", ".sweep.lock", ".report.lock", "multirun.yaml", "table.json", "table.csv", "table.md"),
