@@ -154,7 +154,8 @@ def test_no_dead_end(places: Path, tmp_path: Path, state: str, name: str, damage
         assert (run / "eval" / "tuned" / "summarisation.jsonl").read_bytes() == (
             expected / "eval" / "tuned" / "summarisation.jsonl"
         ).read_bytes()
-    if state == "cache" and verb in ("train", "prepare"):
+    shared = name.startswith("base_scores/")  # `prepare` does not read them, and times differ when they are made again
+    if state == "cache" and (verb == "train" and path.suffix == ".jsonl" if shared else verb in ("train", "prepare")):
         assert path.read_bytes() == before
 
 
