@@ -43,7 +43,7 @@ CONTRACT: dict[str, Any] = {
     "tracking": {"tracker": str, "mode": str},
     "versions": {"python": str, "torch": str, "transformers": str, "trl": str, "peft": str, "datasets": str},
     "git": {"commit": (str, type(None)), "dirty": (bool, type(None))},
-    **{"started": str, "finished": str, "attempts": int},
+    **{"started": str, "finished": str, "attempts": int, "phases": list},
 }
 
 
@@ -66,6 +66,7 @@ def test_run_json_is_as_contracted(run: Path) -> None:
     assert (record["schema"], record["status"], record["attempts"]) == (1, "completed", 1)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["finished"])
     assert record["started"] <= record["finished"]
+    assert [entry["phase"] for entry in record["phases"]] == ["data", "load", "base", "train", "tuned"]
     assert record["tracking"]["sync"].startswith(f"{program('wandb')} sync ")
     for stage in record["eval"].values():
         mean = sum(task["rougeL"] for task in stage["tasks"].values()) / len(TASKS)

@@ -26,7 +26,7 @@ Moment = tuple[str, int, str]
 Kill = tuple[str, int, float]
 """A sweep's folder, how many new things must appear in it (`fork_server.progress`), and seconds after the last one."""
 
-TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "started", "finished", "attempts", "reused")
+TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "started", "finished", "attempts", "reused", "phases")
 """What run.json says of when, how fast and how often: two runs of the same content may differ in it, and in no more."""
 
 

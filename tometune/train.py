@@ -150,14 +150,18 @@ def experiment(run: Run, inputs: RunInputs) -> None:
             from tometune.common.seeding import seed_everything, use_deterministic_kernels
             from tometune.evaluation.scoring import Scorer
             from tometune.evaluation.table import gains
-            from tometune.models.load import check_trainable, describe, load_model
+            from tometune.models.base_models import base_models, is_small, state_of
+            from tometune.models.load import check_trainable, describe
             from tometune.models.machine import free_memory
             from tometune.tracking import RunLabels, start_tracker
 
-        inputs.load()
+        with run.phase("data"):
+            inputs.load()
         seed_everything(config.seeds.adapter)
         use_deterministic_kernels(config.trainer.deterministic)
-        model = load_model(inputs.model_source)
+        with run.phase("load"):
+            model = base_models.load(inputs.model_source)
+        loaded = state_of(model)
         check_trainable(model, config.model.id, config.lora)
         data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}
         facts = {"model": describe(config.model, model), "data": data}
@@ -179,21 +183,25 @@ def experiment(run: Run, inputs: RunInputs) -> None:
 
         scorer = Scorer(inputs.tokenizer, inputs.tasks, config.eval, run.folder, inputs.cache, config.seeds.generation)
         if config.eval.base:
-            run.add_scores("base", scorer.stage("base", model))
-        if process is not None or not config.lora.enabled:
+            with run.phase("base"):
+                run.add_scores("base", scorer.stage("base", model))
+        if not config.lora.enabled or (process is not None and not is_small(model)):
             model = None  # the training loads another one, which needs the memory
-            free_memory()
+        free_memory()
         model = tuned_model(run, inputs, model, tracker.log, process)
-        run.add_scores("tuned", scorer.stage("tuned", model))
+        with run.phase("tuned"):
+            run.add_scores("tuned", scorer.stage("tuned", model))
         tracker.results(run.record, run.folder, lambda: gains(run.folder, run.record, config.eval))
         run.record["tracking"] = tracker.describe()
+    if config.lora.enabled:
+        base_models.keep(model, inputs.model_source, loaded)
 
 
 def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process: UnslothProcess | None) -> Any:
     """Train, unless an interrupted run already finished training; record the result and return the tuned model.
 
-    `model` is the base model, to which the adapter is added. It is None if the training loads a model of its own:
-    Unsloth's `process` does, and so does full fine-tuning (`lora=none`), in float32.
+    `model` is the base model, to which the adapter is added. It is None if it had to make room for another one, which
+    Unsloth's `process` loads, and full fine-tuning (`lora=none`), in float32.
 
     Raises:
         UserError: the model or the machine is not suitable, or the loss is not finite.
@@ -209,7 +217,8 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
     config, source = inputs.config, inputs.model_source
     if run.record["train"] is not None:
         replay(run.folder / "metrics.jsonl", on_log)
-        return load_tuned(model, source, config.lora, run.folder)
+        with run.phase("load"):
+            return load_tuned(model, source, config.lora, run.folder)
     evaluates = config.trainer.eval_steps is not None
     training = TrainingInputs(
         source=source,
@@ -221,17 +230,21 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
         cache=inputs.cache,
         loss_rows=loss_rows(inputs.tasks, inputs.tokenizer, config.trainer.max_length) if evaluates else (),
     )
-    if process is not None:
-        result = process.fit(training, on_log)
-    elif config.lora.enabled:
-        model = add_adapter(model, config.lora, config.seeds.adapter)
-        result = fit(model, inputs.tokenizer, training, on_log)
-    else:
-        result = fit(load_to_train(source), inputs.tokenizer, training, on_log)
-        free_memory()
-    run.record["train"] = result
-    run.save()
-    return load_tuned(None, source, config.lora, run.folder) if model is None else model
+    with run.phase("train"):
+        if process is not None:
+            result = process.fit(training, on_log)
+        elif config.lora.enabled:
+            model = add_adapter(model, config.lora, config.seeds.adapter)
+            result = fit(model, inputs.tokenizer, training, on_log)
+        else:
+            result = fit(load_to_train(source), inputs.tokenizer, training, on_log)
+            free_memory()
+        run.record["train"] = result
+        run.save()
+    if process is None and model is not None:
+        return model
+    with run.phase("load"):
+        return load_tuned(model, source, config.lora, run.folder)
 
 
 def log_older_version(run: Run, config: Config) -> None:

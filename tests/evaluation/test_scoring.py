@@ -11,8 +11,9 @@ from peft import LoraConfig, get_peft_model
 
 from tometune.config.eval import EvalConfig
 from tometune.evaluation import scoring
-from tometune.evaluation.scoring import Scorer, weights_digest
+from tometune.evaluation.scoring import Scorer
 from tometune.evaluation.tasks import load_tasks
+from tometune.models.base_models import weights_digest
 
 ROWS = [{"id": f"q{n}", "input": f"Say {n} words.", "references": [f"the fox {n}", "a lazy dog"]} for n in range(7)]
 TYPES = ("rouge1", "rouge2", "rougeL")

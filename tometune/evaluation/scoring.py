@@ -32,6 +32,7 @@ from tometune.evaluation.likelihood import bits_per_byte
 from tometune.evaluation.metrics import MetricContext, Scores, averaged, needs_unicode, score
 from tometune.evaluation.results import TaskScores, read_result, write_result
 from tometune.evaluation.tasks import Task
+from tometune.models.base_models import weights_digest
 
 log = logging.getLogger(__name__)
 
@@ -205,19 +206,6 @@ def _conditions(model: PreTrainedModel) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "versions": [metadata.version(package) for package in ("torch", "transformers")],
     }
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """Return a sha256 over the name, shape, dtype and 256 evenly spaced numbers of every parameter.
-
-    It is cheap (no full pass over the weights), and any training step changes it.
-    """
-    digest = sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 256)].to(device="cpu", dtype=torch.float32)
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _lines(task: Task, answers: Sequence[Generation], columns: Scores) -> list[str]:

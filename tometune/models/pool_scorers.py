@@ -180,6 +180,8 @@ class IfdScorer:
 
     @cached_property
     def _model(self) -> Any:
+        from tometune.models.base_models import base_models
         from tometune.models.load import load_model
 
+        base_models.drop()  # two would not fit
         return load_model(self.source)

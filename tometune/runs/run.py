@@ -7,10 +7,11 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -55,6 +56,7 @@ class Run:
     config_hash: str  # full hash of `identity()`
     record: dict[str, Any]  # the content of run.json; empty for a new run, or if it is damaged
     inputs: dict[str, str]  # fingerprint of each input, see `RunInputs`
+    phases: list[dict[str, Any]] = field(default_factory=list)  # of this attempt, see `phase`
 
     @classmethod
     def find(cls, config: Config, fingerprints: Mapping[str, str]) -> "Run":
@@ -78,6 +80,15 @@ class Run:
         return self.record.get("status") == "completed"
 
     @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the start and the seconds of the body to `phases` in run.json; a phase that does not end is left out."""
+        entry, began = {"phase": name, "started": datetime.now(UTC).isoformat(timespec="milliseconds")}, perf_counter()
+        yield
+        self.phases.append(entry | {"seconds": round(perf_counter() - began, 3)})
+        if self.record.get("phases") is self.phases:  # `recording` has begun
+            self.save()
+
+    @contextmanager
     def recording(self, config: Config, facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[None]:
         """Keep run.json up to date while the body runs: `running`, then `completed`, or `failed` with the reason.
 
@@ -91,7 +102,9 @@ class Run:
         before = self.record
         attempt = {"attempts": before.get("attempts", 0) + 1, "train": before.get("train")}
         made_by = {"meaning": MEANING, "config_hash": self.config_hash, "inputs": self.inputs, "seed": config.seed}
-        self.record = new_record(self.id, {**made_by, **facts, **attempt}, before)
+        # The phases of earlier attempts come first; those of this one are added to the same list.
+        self.phases[:0] = before.get("phases", [])
+        self.record = new_record(self.id, {**made_by, **facts, **attempt, "phases": self.phases}, before)
         if not is_first():
             yield
             return

@@ -1,0 +1,249 @@
+"""The tables of recipe_3b.py: seconds, idle GPU, memory and disk by phase, nine cells projected, and hashes."""
+
+import csv
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+KEPT = ("run.json", "metrics.jsonl", "mix.json", "config.yaml", "train.log", "gate.json")
+PACK_LIMIT = 15_000_000  # bytes of a file that is packed
+GIGA = 1e9
+ONCE = ("start", "base", "report")  # phases that a sweep has once
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of time of one command; times in seconds since 1970."""
+
+    command: str
+    name: str
+    start: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+def write_report(folder: Path) -> str:
+    """Write report.json, report.txt and the archive of everything that is small; return the text."""
+    out = folder / "out"
+    events, samples = [json.loads(line) for line in lines_of(out / "events.jsonl")], read_samples(out / "samples.csv")
+    records = {
+        path.parent: json.loads(path.read_text()) for path in sorted(folder.glob("work/multirun/table/*/run.json"))
+    }
+    phases = [phase for event in events for phase in phases_of(event, out, records)]
+    cells = [phase for phase in phases if phase.command.startswith("cell")]
+    whole = sum(event["end"] - event["start"] for event in events if event["name"].startswith("cell"))
+    report: dict[str, Any] = {
+        "phases": [measured(phase, samples, whole) for phase in phases],
+        "cell_seconds": round(whole, 1),
+        "by_phase": by_phase(cells, whole),
+        "runs": [facts_of(record) for record in records.values()],
+        "disk": {name: size_of(folder / name) for name in ("hub", "hf", "cache", "compilers", "work", "undisturbed")},
+        "exports": [
+            json.loads(path.read_text()) for path in sorted(folder.glob("work/multirun/table/*/export/*/gate.json"))
+        ],
+        "projection": projection(cells, records, out / "plan.log"),
+        "same_bytes": compare_adapters(out),
+        "commands": [{key: event[key] for key in ("name", "command", "status", "killed")} for event in events],
+    }
+    text = "\n".join(text_lines(report))
+    (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (out / "report.txt").write_text(text + "\n", encoding="utf-8")
+    pack(folder, out)
+    return text
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a text; none if it does not exist."""
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+
+
+def read_samples(path: Path) -> list[list[float | None]]:
+    """Return time, GPU utilisation (percent), GPU memory, host memory and used disk of each sample."""
+    return [[float(value) if value else None for value in row] for row in csv.reader(lines_of(path))]
+
+
+def phases_of(event: Mapping[str, Any], out: Path, records: Mapping[Path, Any]) -> Iterator[Phase]:
+    """Yield the phases of a command: those in run.json, training in two parts, and the time between them."""
+    name, start, end = event["name"], event["start"], event["end"]
+    if not name.startswith("cell"):
+        yield Phase(name, name, start, end)
+        return
+    log = [line.split(" ", 1) for line in lines_of(out / f"{name}.log")]
+    first_step = [float(when) for when, text in log if text.startswith("training: ")]
+    recorded = sorted(
+        (datetime.fromisoformat(entry["started"]).timestamp(), entry["phase"], entry["seconds"])
+        for record in records.values()
+        for entry in record.get("phases", [])
+    )
+    now, last = start, "start"
+    for began, phase, seconds in recorded:
+        if not start <= began <= end:
+            continue
+        if began - now > 0.05:
+            yield Phase(name, "start" if now == start else "between", now, began)
+        now, last = min(began + seconds, end), phase
+        yield from divided(name, phase, began, now, first_step)
+    if last in ("load", "base") and event["killed"]:
+        yield from divided(name, "train", now, end, first_step)
+    elif end - now > 0.05:
+        yield Phase(name, "report", now, end)
+
+
+def divided(command: str, phase: str, start: float, end: float, first_steps: Sequence[float]) -> Iterator[Phase]:
+    """Yield the phase; training as its preparation (loading, Unsloth, the micro-batch) and the rest."""
+    middle = next((time for time in first_steps if start < time < end), None) if phase == "train" else None
+    if middle is None:
+        yield Phase(command, phase, start, end)
+    else:
+        yield Phase(command, "prepare training", start, middle)
+        yield Phase(command, "train", middle, end)
+
+
+def measured(phase: Phase, samples: Sequence[Sequence[float | None]], whole: float) -> dict[str, Any]:
+    """Return what was sampled in a phase; None where nothing was."""
+    during = [row for row in samples if row[0] is not None and phase.start <= row[0] <= phase.end]
+    columns = [[row[place] for row in during if row[place] is not None] for place in range(1, 5)]
+    busy, gpu, host, disk = columns
+    return {
+        "command": phase.command,
+        "phase": phase.name,
+        "seconds": round(phase.seconds, 1),
+        "share_of_cell": round(phase.seconds / whole, 4) if whole and phase.command.startswith("cell") else None,
+        "gpu_idle": round(1 - fmean(busy) / 100, 3) if busy else None,
+        "gpu_peak_gb": round(max(gpu) / GIGA, 2) if gpu else None,
+        "host_peak_gb": round(max(host) / GIGA, 2) if host else None,
+        "disk_peak_gb": round(max(disk) / GIGA, 2) if disk else None,
+        "samples": len(during),
+    }
+
+
+def by_phase(cells: Sequence[Phase], whole: float) -> dict[str, dict[str, float]]:
+    """Return seconds and share of the cell's time of each phase, over all of its commands."""
+    totals: dict[str, float] = {}
+    for phase in cells:
+        totals[phase.name] = totals.get(phase.name, 0.0) + phase.seconds
+    return {name: {"seconds": round(value, 1), "share": round(value / whole, 4)} for name, value in totals.items()}
+
+
+def facts_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run itself says of its speed and memory; generation apart from likelihoods and metrics."""
+    train = record.get("train") or {}
+    kept = ("steps", "tokens", "seconds", "tokens_per_second", "micro_batch", "final_loss")
+    bytes_ = ("peak_memory_bytes", "estimated_memory_bytes")
+    generation = {
+        stage: {"seconds": scores["seconds"], "tokens_per_second": scores["tokens_per_second"]}
+        | {"reused": [name for name, task in scores["tasks"].items() if task.get("reused")], "rougeL": scores["rougeL"]}
+        for stage, scores in record["eval"].items()
+    }
+    about = {key: record[key] for key in ("run_id", "status", "attempts", "model", "data", "versions", "git")}
+    return about | {"train": {key: train.get(key) for key in (*kept, *bytes_)}, "generation": generation}
+
+
+def size_of(folder: Path) -> float:
+    """Return the gigabytes of a folder's files."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return round(sum(path.stat().st_size for path in files) / GIGA, 3)
+
+
+def projection(cells: Sequence[Phase], records: Mapping[Path, Any], plan: Path) -> dict[str, Any] | None:
+    """Return the hours of nine cells by the measured ones, next to the plan's; None without a completed cell.
+
+    The phases in `ONCE` and making data count once, since prefetching makes the data of later cells while the first
+    trains; the other phases, as the last command had them, and reading data that is ready, count for each cell.
+    """
+    done = [record for record in records.values() if record["status"] == "completed"]
+    if not done or not cells:
+        return None
+    text = " ".join(line.split(" ", 1)[-1] for line in lines_of(plan))
+    planned = re.search(r"([\d.]+) (s|min|h) one after the other", text)
+    found = re.search(r"left with ([\d,]+) tokens", text)
+    last = cells[-1].command
+    found_in = {name: [phase.seconds for phase in cells if phase.name == name] for name in {*ONCE, "data"}}
+    once = max(found_in["data"], default=0.0) + sum(max(found_in[name], default=0.0) for name in ONCE)
+    cached = min(found_in["data"], default=0.0)  # of a second command; later cells read data that is ready, too
+    kept = [phase for phase in cells if phase.command == last and phase.name not in (*ONCE, "train", "data")]
+    own = sum(phase.seconds for phase in kept) / len(done)
+    # Of a run that was killed, the last command holds a part of the steps only; run.json has all of them.
+    speed = fmean(record["train"]["tokens_per_second"] for record in done)
+    tokens = int(found[1].replace(",", "")) if found else 9 * fmean(record["train"]["tokens"] for record in done)
+    seconds = once + 8 * cached + 9 * own + tokens / speed
+    forecast = float(planned[1]) * {"s": 1, "min": 60, "h": 3600}[planned[2]] if planned else None
+    return {
+        "tokens": int(tokens),
+        "tokens_from": "plan" if found else "nine times the measured cell",
+        "seconds_once": round(once, 1),
+        "other_seconds_per_cell": round(cached + own, 1),
+        "projected_hours": round(seconds / 3600, 3),
+        "planned_hours": forecast and round(forecast / 3600, 3),
+        "planned_by_projected": forecast and round(forecast / seconds, 3),
+        "plan": planned[0] if planned else None,
+    }
+
+
+def compare_adapters(out: Path) -> dict[str, Any]:
+    """Return for each adapter that the killed and the undisturbed run wrote whether its hashes are equal."""
+    found: dict[str, dict[tuple[str, Any], str]] = {}
+    for path in sorted(out.glob("*_adapters.jsonl")):
+        for line in map(json.loads, lines_of(path)):
+            kind = "undisturbed" if path.name.startswith("undisturbed") else "killed"
+            found.setdefault(kind, {})[line["run"], line["step"]] = line["sha256"]
+    killed, undisturbed = found.get("killed", {}), found.get("undisturbed", {})
+    return {
+        f"{run} {'finished' if step is None else step}": [
+            killed[run, step] == undisturbed[run, step],
+            killed[run, step],
+        ]
+        for run, step in killed
+        if (run, step) in undisturbed
+    }
+
+
+def text_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the report as text."""
+    columns = (
+        "command",
+        "phase",
+        "seconds",
+        "share_of_cell",
+        "gpu_idle",
+        "gpu_peak_gb",
+        "host_peak_gb",
+        "disk_peak_gb",
+    )
+    yield " ".join(f"{name:>16}" for name in columns)
+    for row in report["phases"]:
+        yield " ".join(f"{'' if row[name] is None else row[name]:>16}" for name in columns)
+    for name in ("cell_seconds", "by_phase", "projection", "same_bytes", "disk"):
+        yield f"{name}: {json.dumps(report[name])}"
+    for run in report["runs"]:
+        yield f"run: {json.dumps({key: run[key] for key in ('run_id', 'status', 'attempts', 'train', 'generation')})}"
+        tokens = run["train"]["tokens"]
+        if tokens and report["cell_seconds"]:
+            yield f"tokens/s over all commands of the cells: {tokens / report['cell_seconds']:.0f}"
+    for gate in report["exports"]:
+        yield f"export {gate['format']} {gate['quant']}: passed {gate['passed']}, {gate['seconds']}, {gate['problems']}"
+
+
+def pack(folder: Path, out: Path) -> None:
+    """Write recipe_3b.tar.xz with `out` and the small files of each run."""
+    for run in sorted(folder.glob("*/multirun/table/*/")):
+        for path in (path for path in run.rglob("*") if path.name in KEPT and "checkpoints" not in path.parts):
+            target = out / "runs" / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    with tarfile.open(folder / "recipe_3b.tar.xz", "w:xz") as archive:
+        for path in sorted(out.rglob("*")):
+            with suppress(OSError):
+                if path.is_file() and path.stat().st_size < PACK_LIMIT:
+                    archive.add(path, path.relative_to(folder))
