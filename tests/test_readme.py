@@ -35,7 +35,6 @@ COMMANDS = {
     f"{RUN}train -m +sweep=table": TABLE,
     f"{RUN}train -m +sweep=leave_one_source_out plan=true": [*TINY, *HUB, *MIX, "seed=0"],
     f"{RUN}train -m +sweep=same_steps": [*(each for each in TABLE if "steps" not in each), "trainer.max_tokens=500"],
-    f"{RUN}report sweep.name=table publish=wandb": ["eval.resamples=200"],
     f"{RUN}report sweep.name=table require='mix_300k>mix_100k:rougeL>=-0.01'": ["eval.resamples=200"],
     f"{RUN}evaluate run=outputs/<run_id> eval=pydocs": ["eval.limit=1"],
 }
