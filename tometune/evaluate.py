@@ -69,7 +69,7 @@ def evaluate(subject: Subject) -> None:
         from tometune.models.tokenizer import load_tokenizer
         from tometune.runs.identity import plain
         from tometune.runs.run import git_state
-        from tometune.tracking import RunLabels, check_tracker, start_tracker
+        from tometune.tracking.tracker import RunLabels, check_tracker, start_tracker
 
     config = subject.config
     check_machine(config.model)

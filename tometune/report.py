@@ -43,7 +43,7 @@ def main(config: Config) -> IntEnum | None:
     Returns:
         The verdict on `require`, which is the exit status; None without one.
     """
-    from tometune.tracking import check_tracker
+    from tometune.tracking.tracker import check_tracker
 
     folder, runs = what_to_report(config)
     if config.publish is not None:

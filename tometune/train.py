@@ -152,7 +152,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
             from tometune.evaluation.table import gains
             from tometune.models.load import check_trainable, describe, load_model
             from tometune.models.machine import free_memory
-            from tometune.tracking import RunLabels, start_tracker
+            from tometune.tracking.tracker import RunLabels, start_tracker
 
         inputs.load()
         seed_everything(config.seeds.adapter)
@@ -250,7 +250,7 @@ def check_requirements(config: Config) -> None:
     from tometune.evaluation.engines.choice import check_engine
     from tometune.models.machine import check_machine
     from tometune.models.source import check_source
-    from tometune.tracking import check_tracker
+    from tometune.tracking.tracker import check_tracker
     from tometune.training.steps import check_optimiser
 
     check_machine(config.model)

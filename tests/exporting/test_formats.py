@@ -22,9 +22,10 @@ from tometune.config.export import QUANTS
 from tometune.config.model import ModelConfig, Precision
 from tometune.exporting import formats, gguf
 from tometune.exporting.formats import Writer, exports_of
-from tometune.exporting.gate import EngineError, divergence
+from tometune.exporting.gate import divergence
 from tometune.exporting.merging import Checkpoint, write_checkpoint
 from tometune.exporting.reference import CONVERSATIONS, TorchEngine
+from tometune.models.llama_cpp import LlamaError
 from tometune.models.load import load_adapter
 from tometune.models.source import tiny_folder
 
@@ -104,7 +105,7 @@ def test_a_tokenizer_that_the_converter_does_not_know(tmp_path):
 
 def test_a_broken_file_is_an_error_of_the_engine(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\xff" * 4096)
-    with pytest.raises(EngineError, match=r"^llama.cpp ended with "):
+    with pytest.raises(LlamaError, match=r"broken.gguf: llama.cpp cannot read it \("):
         gguf.LlamaCppEngine(tmp_path / "broken.gguf").render(CONVERSATIONS[:1])
 
 

@@ -10,11 +10,10 @@ from unittest import mock
 
 import pytest
 
-from tometune import tracking
 from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig
-from tometune.tracking import RunLabels, check_tracker, start_tracker
-from tometune.tracking.tracker import RunTracker, prediction_tables, sanitise
+from tometune.tracking import tracker as tracking
+from tometune.tracking.tracker import RunLabels, RunTracker, check_tracker, prediction_tables, sanitise, start_tracker
 
 
 def write_predictions(folder: Path, stage: str, task: str, count: int) -> None:

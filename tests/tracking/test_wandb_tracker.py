@@ -13,13 +13,13 @@ from tests.tracking.server import WandbServer
 from tests.whole import Workplace, curve_of
 from tometune.common.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
-from tometune.tracking import check_tracker
+from tometune.tracking.tracker import check_tracker
 
 START = """
 import logging, os, signal, time
 from pathlib import Path
 from tometune.config.tracking import TrackingConfig
-from tometune.tracking import RunLabels, start_tracker
+from tometune.tracking.tracker import RunLabels, start_tracker
 logging.basicConfig(level=logging.WARNING)
 tracker = start_tracker(TrackingConfig(), RunLabels("x", "train", "g", Path("outputs/run"), {}))
 """

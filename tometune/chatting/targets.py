@@ -72,7 +72,7 @@ def load_engines(targets: Sequence[Target], cache: Path, context: int) -> list[E
     for number, target in enumerate(targets):
         log.info("loading %s", target.label)
         if target.gguf is not None:
-            from tometune.chatting.llama_cpp import LlamaEngine
+            from tometune.chatting.llama_engine import LlamaEngine
 
             engines.append(LlamaEngine(target.gguf, context))
             continue

@@ -6,6 +6,7 @@ A GGUF gets a Modelfile for Ollama, with the chat template in Go's syntax.
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,7 +130,12 @@ class Writer:
         record, dtype = {name: value for name, value in self.finished.record.items() if name not in PRIVATE}, None
         generation = GenerationConfig.from_dict(reference.generation)
         if export.format == "adapter":
-            _write_adapter(self.finished, folder)
+            source, model, base = self.finished.adapter, self.finished.model, self.finished.base_name
+            shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+            config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+            revision = model.revision if base == model.id and model.revision != "main" else None
+            config |= {"base_model_name_or_path": base, "revision": revision}  # no path on this machine
+            write_json(folder / "adapter_config.json", config)
         elif export.format == "merged_16bit":
             config, _, exact_weights = self.weights
             dtype = resolve_dtype(self.finished.config.export.dtype, exact_weights, reference.activation)
@@ -170,15 +176,6 @@ class Writer:
         return change_held(merged, *(tensors.array for tensors in (base, merged, Checkpoint(folder))))
 
 
-def _write_adapter(finished: Finished, folder: Path) -> None:
-    """Copy the adapter; its config names the base by hub id instead of a path on this machine."""
-    source, model, base = finished.adapter, finished.model, finished.base_name
-    shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    revision = model.revision if base == model.id and model.revision != "main" else None
-    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base, "revision": revision})
-
-
 def modelfile(file: str, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], context: int) -> str:
     """Return Ollama's Modelfile for a GGUF next to it; `stops` end a turn, `context` is the model's longest context."""
     template, system = go_template(tokenizer) or ("", "")
@@ -198,11 +195,11 @@ def go_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
 
     A template is accepted only if it renders three conversations exactly like the model's own.
     """
-    try:
-        found = (_of_family(tokenizer, before, after) for before, after in TURNS)
-        return next((one for one in found if one is not None), None)
-    except TemplateError:  # e.g. a template that refuses system messages
-        return None
+    with suppress(TemplateError):  # e.g. of a template that refuses system messages
+        for before, after in TURNS:
+            if (found := _of_family(tokenizer, before, after)) is not None:
+                return found
+    return None
 
 
 def _of_family(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> tuple[str, str] | None:
@@ -221,14 +218,9 @@ def _of_family(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> t
     if default and not (default.startswith(opening) and default.endswith(after)):
         return None
     always, system = bool(default), default.removeprefix(opening).removesuffix(after)
-    conversations = (
-        [("user", "one two")],
-        [("system", "four five"), ("user", "one two")],
-        [("user", "one two"), ("assistant", "three"), ("user", "six")],
-    )
-    for messages in conversations:
-        given = dict(messages).get("system", system)
-        turns = {"user": user, "assistant": assistant}
+    talk = [("user", "one two"), ("assistant", "three"), ("user", "six")]
+    for messages in (talk[:1], [("system", "four five"), *talk[:1]], talk):
+        given, turns = dict(messages).get("system", system), {"user": user, "assistant": assistant}
         expected = f"{opening}{given}{after}" if given or always else ""
         expected += "".join(f"{turns[role]}{content}{after}" for role, content in messages if role in turns)
         if own(*messages) != expected + assistant:

@@ -33,7 +33,6 @@ from tometune.sweep.power import earlier_runs, power_lines
 MEASURED = "measured"  # folder in the cache that keeps the short runs of `plan=measure`
 STEPS = 12  # training steps of a short run
 EXAMPLES = 16  # examples per task of a short run, before and after its training
-RECENT = 5  # the estimate is the median of this many earlier runs
 
 
 class Kind(NamedTuple):
@@ -184,7 +183,7 @@ def known_speed(config: Config, cache: Path) -> Speed | None:
             own = Kind(model["id"], model["quantization"], model["backend"], model.get("device_name", ""))
             if own == kind and record["status"] == "completed" and record["attempts"] == 1:
                 finished.append((str(record["finished"]), folder, record))
-    recent = sorted(finished, key=lambda run: run[0])[-RECENT:]
+    recent = sorted(finished, key=lambda run: run[0])[-5:]
     if not recent:
         return REFERENCE.get(kind)
     speeds = [_speed_of(folder, record) for _, folder, record in recent]
