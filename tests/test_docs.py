@@ -34,11 +34,11 @@ def broken_links(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_relative_links_of(page: Path) -> None:
+def test_relative_links_of(page):
     assert broken_links(page) == []
 
 
-def test_the_workflow_calls_the_script() -> None:
+def test_the_workflow_calls_the_script():
     (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"].values()
     script = job["steps"][-1]["run"].removeprefix("bash ")
     assert script == "scripts/test.sh"

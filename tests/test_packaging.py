@@ -41,7 +41,7 @@ def binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_the_wheel_carries_conf_the_documentation_and_the_licences(wheel: Path) -> None:
+def test_the_wheel_carries_conf_the_documentation_and_the_licences(wheel):
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
         assert opened.read("tometune/data/pydocs.jsonl.gz") == (CHECKOUT / "tometune/data/pydocs.jsonl.gz").read_bytes()

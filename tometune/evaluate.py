@@ -102,7 +102,8 @@ def evaluate(subject: Subject) -> None:
                 free_memory()
             subject.add_scores("tuned", scorer.stage("tuned", load_tuned(model, source, config.lora, subject.run)))
         tracker.results(subject.record, subject.folder, lambda: gains(subject.folder, subject.record, config.eval))
-        subject.add_tracking(tracker.describe())
+        if (described := tracker.describe())["tracker"] != "none" or subject.separate:  # else a run keeps its entry
+            subject.record["tracking"] = described
 
 
 if __name__ == "__main__":

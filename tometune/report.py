@@ -27,7 +27,7 @@ from tometune.config.report import entries
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.runs.run import runs_folder
-from tometune.runs.stored import run_folder
+from tometune.runs.stored import earlier_runs, run_folder
 from tometune.sweep import arms  # noqa: F401 -- its resolvers name mixes and arms
 
 if TYPE_CHECKING:
@@ -101,7 +101,6 @@ def write_files(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tupl
     from tometune.reporting.analysis import build
     from tometune.reporting.card_links import find_cards, link_runs
     from tometune.reporting.report_files import write
-    from tometune.sweep.power import earlier_runs
 
     with ExitStack() as stack:
         if folder.is_dir():  # of two processes on one sweep, the last one to read it is the last one to write
@@ -113,7 +112,7 @@ def write_files(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tupl
             page = write(report, cards)
         for card in cards.values():
             with suppress(OSError):  # the links are a convenience, and the card may be another user's
-                link_runs(card, earlier_runs(config))
+                link_runs(card, earlier_runs(config.paths))
         return report, page
 
 

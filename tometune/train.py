@@ -103,7 +103,8 @@ def make_run(config: Config) -> tuple[Run | None, bool]:
                 # Another process may have finished it in the meantime.
                 if agree(not run.completed or bool(damage(run.folder, run.record))):
                     reopen(run)
-                    log_older_version(run, config)
+                    if not run.record and (older := run_of_older_version(config, run.id)):
+                        log.info("%s: made by an older version, whose results can differ; starting a new run", older)
                     experiment(run, inputs)
         except BusyError as busy:
             if config.sweep.name is None:
@@ -232,13 +233,6 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
     run.record["train"] = result
     run.save()
     return load_tuned(None, source, config.lora, run.folder) if model is None else model
-
-
-def log_older_version(run: Run, config: Config) -> None:
-    """Log it if a new run repeats one that an older version of tometune made."""
-    older = None if run.record else run_of_older_version(config, run.id)
-    if older is not None:
-        log.info("%s: made by an older version, whose results can differ; starting a new run", older)
 
 
 def check_requirements(config: Config) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.chatting.conftest import answer
 from tometune.chatting.conversation import End, Settings
-from tometune.chatting.llama_engine import LlamaEngine
+from tometune.chatting.targets import LlamaEngine
 from tometune.common.errors import UserError
 from tometune.models import smollm2
 

@@ -118,7 +118,7 @@ def run_verb(place: Workplace, verb: str, run: Path, **options: bool) -> Done:
 
 
 @pytest.mark.parametrize(("state", "name", "damage", "verb"), sampled())
-def test_no_dead_end(places: Path, tmp_path: Path, state: str, name: str, damage: str, verb: str) -> None:
+def test_no_dead_end(places, tmp_path, state, name, damage, verb):
     if state == "sweep":
         return assert_no_dead_end_of_a_sweep(places, tmp_path, name, damage, verb)
     origin = places / ("finished" if state == "cache" else state)
@@ -195,7 +195,7 @@ def assert_no_dead_end_of_a_sweep(places: Path, tmp_path: Path, name: str, damag
 
 
 @pytest.mark.parametrize("folder", ["multirun", pytest.param("cache", marks=pytest.mark.nightly)])
-def test_a_read_only_folder_is_one_line_or_enough(places: Path, tmp_path: Path, folder: str) -> None:
+def test_a_read_only_folder_is_one_line_or_enough(places, tmp_path, folder):
     """The runs are finished, and so is one of the sweep's two; the cache holds everything."""
     place = Workplace(Path(shutil.copytree(places / "finished", tmp_path / "place")))
     run = run_of(place.folder)
@@ -237,7 +237,7 @@ def assert_advice(done: Done, verb: str) -> None:
     assert "examples, " not in done.stderr, "nothing was scored"
 
 
-def test_the_files_are_these(places: Path) -> None:
+def test_the_files_are_these(places):
     for state, names in FILES.items():
         run = run_of(places / state)
         found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}

@@ -35,9 +35,7 @@ def test_a_base_whose_files_have_other_names_than_its_layers(tmp_path):
     made, ids = adapter(tmp_path, 0.01), torch.arange(4, 20).reshape(1, -1)
     whole.model.save_pretrained(tmp_path / "base")  # its names begin with `layers`, not `model.layers`
     config = ModelConfig(id=str(tmp_path / "base"), weights="pretrained")
-    writer = Writer(
-        SimpleNamespace(base=config, whole=None, adapter=made), tmp_path, None, lambda: tmp_path / "scratch"
-    )
+    writer = Writer(SimpleNamespace(base=config, whole=None, adapter=made), tmp_path, None, tmp_path)
     config, base_, exact = writer.weights
     assert "model.norm.weight" in exact
     assert "model.norm.weight" not in Checkpoint(tmp_path / "base")

@@ -140,33 +140,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.nightly
-def test_steps_that_a_kill_lost_are_logged_after_resuming_each_step_once(run_python, folder):
-    """Steps 10 to 12 are not flushed, the checkpoint is of step 11, and steps 12 and 13 are trained afterwards."""
-    first = """
-for step in range(13):
-    tracker.log({"train/loss": 1 / (1 + step)}, step=step)
-    if step == 9:
-        time.sleep(2.5)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert run_python("-c", START + first).returncode == -9
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": step, "loss": 1 / (1 + step)}) + "\n" for step in range(12))
-    )
-    second = """
-from tometune.training.metrics import replay
-replay(Path("outputs/run/metrics.jsonl"), tracker.log)
-for step in (12, 13):
-    tracker.log({"train/loss": 1 / (1 + step)}, step=step)
-tracker.finish("completed")
-"""
-    assert run_python("-c", START + second).returncode == 0
-    one, two = (losses(records(path)) for path in sorted(folder.glob("wandb/offline-run-*")))
-    assert 9 <= len(one) < 12, "some steps were lost"
-    assert one + two == [(step, pytest.approx(1 / (1 + step))) for step in range(14)]
-
-
-@pytest.mark.nightly
 @pytest.mark.whole
 def test_the_curve_of_a_run_that_was_killed_is_its_file(tmp_path):
     place = Workplace(tmp_path)

@@ -2,18 +2,21 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from importlib import util
 from pathlib import Path
 from typing import Any
 
-from tometune.chatting.conversation import Engine, Settings
+from tometune.chatting.conversation import End, Engine, Message, Piece, Settings
 from tometune.common.errors import UserError
 from tometune.common.hub import commit_of, hub_errors
 from tometune.common.process import quick_imports
 from tometune.config.model import ModelConfig, Weights
 from tometune.config.root import Config
 from tometune.models import smollm2
+from tometune.models.llama_cpp import LlamaServer
 from tometune.models.source import ADAPTER, as_saved
 from tometune.runs.finished import as_trained, finished_record
 from tometune.runs.stored import run_folder, with_command_line
@@ -34,6 +37,41 @@ class Target:
     adapter: Path | None = None
     gguf: Path | None = None
     base: ModelConfig | None = None  # what `against=base` means
+
+
+NEUTRAL = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "presence_penalty": 0.0}
+"""Values that switch off the server's other samplers, which are on by default."""
+
+
+class LlamaEngine:
+    """A GGUF file in llama.cpp's own server, with the chat template and the end-of-turn tokens that it carries.
+
+    Raises:
+        UserError: llama.cpp is not installed or cannot read the file.
+    """
+
+    def __init__(self, file: Path, context: int) -> None:
+        if util.find_spec("xllamacpp") is None:
+            raise UserError(f"{file}: needs llama.cpp; run: bash scripts/setup.sh gguf, or pip install xllamacpp")
+        self.server = LlamaServer(file, context)
+        self.context = int(self.server.request("GET", "/props")["default_generation_settings"]["n_ctx"])
+
+    def count(self, messages: Sequence[Message]) -> int:
+        return len(self.server.tokens(messages))
+
+    def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
+        sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed, **NEUTRAL}
+        limit = min(settings.max_new_tokens, self.context - self.count(messages))
+        # The server also reports while it reads a long prompt, not only after it.
+        body = {"prompt": self.server.prompt(messages), "n_predict": limit, "return_progress": True, **sampling}
+        with closing(self.server.stream(body)) as events:
+            for event in events:
+                stop = event.get("stop_type") if event["stop"] else None
+                end = stop and (End.length if stop == "limit" else End.turn)
+                yield Piece(event["content"], event["tokens_predicted"], end)
+                if end:
+                    return
+        raise UserError("llama.cpp broke off in the middle of an answer; start chat again")
 
 
 def find_targets(config: Config) -> list[Target]:
@@ -72,8 +110,6 @@ def load_engines(targets: Sequence[Target], cache: Path, context: int) -> list[E
     for number, target in enumerate(targets):
         log.info("loading %s", target.label)
         if target.gguf is not None:
-            from tometune.chatting.llama_engine import LlamaEngine
-
             engines.append(LlamaEngine(target.gguf, context))
             continue
         with quick_imports():

@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from hashlib import file_digest
 from importlib import metadata
@@ -68,12 +67,7 @@ class Builder:
         self.finished, self.folder, self.limits = finished, folder, finished.config.export
         self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))
         self.references = References(finished, cache, self.tokenizer, answer)
-        self.temporary = ExitStack()
-        self.writer = Writer(finished, cache, self.tokenizer, self._scratch)
-
-    def _scratch(self) -> Path:
-        """Return a new folder next to the exports, which is removed after the last of them."""
-        return self.temporary.enter_context(temporary_path(self.folder / "weights", folder=True))
+        self.writer = Writer(finished, cache, self.tokenizer, folder)
 
     def make_all(
         self, exports: Sequence[Export], report: Callable[[dict[str, Any]], None]
@@ -84,7 +78,7 @@ class Builder:
             GateError: one or more failed; all of them were tried.
         """
         gates: dict[str, dict[str, Any]] = {}
-        with self.temporary:
+        with self.writer.temporary:
             for export in exports:
                 gates[export.name] = self.make(export)
                 report(gates[export.name])

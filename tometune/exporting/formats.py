@@ -5,8 +5,8 @@ A GGUF gets a Modelfile for Ollama, with the chat template in Go's syntax.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from tometune.common.errors import UserError
-from tometune.common.files import write_json, write_text
+from tometune.common.files import temporary_path, write_json, write_text
 from tometune.exporting.gate import Engine, Reference, change_held
 from tometune.exporting.gguf import LlamaCppEngine, convert, gguf_change, quantise
 from tometune.exporting.merging import Checkpoint, Merged, resolve_dtype, write_checkpoint
@@ -76,11 +76,13 @@ def exports_of(formats: Sequence[str], quants: Sequence[str], folder: Path) -> l
 class Writer:
     """Writes exports of one run, loads them as users will, and reads back what their weights hold."""
 
-    def __init__(
-        self, finished: Finished, cache: Path, tokenizer: PreTrainedTokenizerBase, scratch: Callable[[], Path]
-    ) -> None:
-        """`scratch` returns a new folder for what several exports are made from."""
-        self.finished, self.cache, self.tokenizer, self.scratch = finished, cache, tokenizer, scratch
+    def __init__(self, finished: Finished, cache: Path, tokenizer: PreTrainedTokenizerBase, exports: Path) -> None:
+        """What several exports are made from lies in their folder, and is removed with `temporary`."""
+        self.finished, self.cache, self.tokenizer, self.exports = finished, cache, tokenizer, exports
+        self.temporary = ExitStack()
+
+    def scratch(self) -> Path:
+        return self.temporary.enter_context(temporary_path(self.exports / "weights", folder=True))
 
     @cached_property
     def weights(self) -> tuple[Any, Checkpoint, Checkpoint]:

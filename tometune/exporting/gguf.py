@@ -72,12 +72,12 @@ def quantise(model: Path, file: Path, quant: str) -> None:
     _llama_cpp(_quantise, model, file=str(file), quant=quant)
 
 
-def gguf_change(file: Path, base: Path, exact: Path) -> Any:
+def gguf_change(file: Path, base: Path, exact: Path) -> dict[str, Any] | None:
     """Return what a GGUF holds of the exact change, given the base and the exact weights as GGUFs; see `change_held`.
 
     llama.cpp names, joins and permutes weights in its own way, so all three come from its converter.
     """
-    return _llama_cpp(_change, file, base=str(base), exact=str(exact))
+    return _llama_cpp(_change, file, base=str(base), exact=str(exact))  # type: ignore[no-any-return]
 
 
 class LlamaCppEngine:

@@ -39,7 +39,7 @@ def trained_problems(run: Path, adapter: bool) -> Iterator[Problem]:
 
 
 def _has_lora(path: Path) -> bool:
-    with safe_open(path, framework="np") as file:
+    with safe_open(path, "np") as file:
         return any(".lora_A." in name for name in file.keys())  # noqa: SIM118 -- not a dict
 
 

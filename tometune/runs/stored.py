@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from glob import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +48,22 @@ def run_folder(name: str, paths: PathsConfig, key: str = "run") -> Path:
             if folder.is_dir():
                 return folder
         raise UserError(f"{key}={name}: no such folder or run id; name a run folder, e.g. {key}=outputs/<run_id>")
-    finished = []
-    for file in [*outputs.glob("*/run.json"), *multirun.glob("*/*/run.json")]:
-        with suppress(UserError):  # a damaged record is reported by the command that needs it
-            record = read_record(file.parent)
-            if record.get("status") == "completed":
-                finished.append((str(record["finished"]), file.stat().st_mtime_ns, file.parent))
+    completed = [(path, record) for path, record in earlier_runs(paths) if record.get("status") == "completed"]
+    finished = [(str(record["finished"]), (path / "run.json").stat().st_mtime_ns, path) for path, record in completed]
     if not finished:
         raise UserError(f"{key}={LATEST}: no run is finished in {outputs} or {multirun}; make one with tometune train")
     folder = max(finished)[-1]
     log.info("%s=%s: %s", key, LATEST, folder)
     return folder
+
+
+def earlier_runs(paths: PathsConfig, *more: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield folder and run.json of the runs on this machine whose record can be read, and of those below `more`."""
+    outputs, multirun = Path(paths.outputs).expanduser(), Path(paths.multirun).expanduser()
+    folders = [outputs.glob("*/run.json"), multirun.glob("*/*/run.json"), *(each.glob("*/run.json") for each in more)]
+    for path in chain.from_iterable(map(sorted, folders)):
+        with suppress(OSError, ValueError, UserError):  # a damaged record is reported by the command that needs it
+            yield path.parent, read_record(path.parent)
 
 
 def stored_config(folder: Path) -> Config:
@@ -195,11 +201,6 @@ class Subject:
         if self.separate:
             self.record |= {"status": "completed", "finished": now()}
         write_json(self.file, self.record)
-
-    def add_tracking(self, described: Mapping[str, Any]) -> None:
-        """Record where the tracker logged the scores; without a tracker, a run that is scored again keeps its entry."""
-        if self.separate or described["tracker"] != "none":
-            self.record["tracking"] = dict(described)
 
     def add_scores(self, stage: str, scores: Mapping[str, Any]) -> None:
         self.record["eval"] = {**self.record["eval"], stage: scores}

@@ -27,8 +27,9 @@ from tometune.reporting.controls import capacity_line
 from tometune.runs.finished import damage
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
+from tometune.runs.stored import earlier_runs
 from tometune.sweep.hooks import check_primary
-from tometune.sweep.power import earlier_runs, power_lines
+from tometune.sweep.power import power_lines
 
 MEASURED = "measured"  # folder in the cache that keeps the short runs of `plan=measure`
 STEPS = 12  # training steps of a short run
@@ -177,7 +178,7 @@ def known_speed(config: Config, cache: Path) -> Speed | None:
     backend = str(resolve_backend(config.model))
     kind = Kind(str(config.model.id), str(quantization), backend, device_name())
     finished = []
-    for folder, record in earlier_runs(config, cache / MEASURED):
+    for folder, record in earlier_runs(config.paths, cache / MEASURED):
         with suppress(KeyError, TypeError):  # of another version
             model = record["model"]
             own = Kind(model["id"], model["quantization"], model["backend"], model.get("device_name", ""))

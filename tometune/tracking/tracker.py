@@ -62,8 +62,8 @@ def _safe(method: Callable[..., Any]) -> Callable[..., Any]:
 class RunTracker:
     """Curves, tables and files of one run; as a context manager it closes the run at the end.
 
-    The base class tracks nothing: everything is in the run folder anyway. A subclass overrides the methods up to
-    `sync_command`, and may raise in them.
+    The base class tracks nothing: everything is in the run folder anyway. A subclass overrides the methods from
+    `points` to `sync_command`, and may raise in them.
     """
 
     # Errors after which nothing more is sent, because each further attempt would wait for a dead connection.
@@ -80,11 +80,18 @@ class RunTracker:
             if name in vars(cls):
                 setattr(cls, name, _safe(vars(cls)[name]))
 
+    @_safe
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Add one point to each of these curves at this optimiser step (0 is before training).
 
-        A resumed training logs from its first step on, so subclasses skip the steps before `next_step`.
+        A resumed training logs from its first step on, so the steps before `next_step` are skipped.
         """
+        if step >= self.next_step:
+            self.step, self.next_step = max(self.step, step), step + 1
+            self.points(metrics, step)
+
+    def points(self, metrics: dict[str, float], step: int) -> None:
+        """Add one point to each of these curves, see `log`."""
 
     def summary(self, values: dict[str, Any]) -> None:
         """Set the final values by which runs are compared."""
@@ -181,7 +188,7 @@ def start_tracker(config: TrackingConfig, labels: RunLabels) -> RunTracker:
     try:
         if config.tracker is not Tracker.none:
             tracker = _module(config).TRACKER
-            return tracker(config, labels)
+            return tracker(config, labels)  # type: ignore[no-any-return]
     except UserError:
         raise
     except Exception as error:

@@ -58,10 +58,7 @@ class TrackioTracker(RunTracker):
             return Path(sys.modules["trackio"].utils.TRACKIO_DIR)
         return Path(os.environ.get("TRACKIO_DIR") or labels.folder.parent / "trackio")
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        if step < self.next_step:
-            return
-        self.step, self.next_step = max(self.step, step), step + 1
+    def points(self, metrics: dict[str, float], step: int) -> None:
         self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:

@@ -102,10 +102,7 @@ class WandbTracker(RunTracker):
             settings=quiet_settings(git_commit=labels.commit, x_disable_stats=not self.config.system),
         )
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        if step < self.next_step:
-            return
-        self.step, self.next_step = max(self.step, step), step + 1
+    def points(self, metrics: dict[str, float], step: int) -> None:
         self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
