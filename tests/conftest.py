@@ -34,7 +34,6 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def clean_env(tmp_path: Path) -> dict[str, str]:
-    """Environment with its home under `tmp_path`."""
     return environment(tmp_path / "home")
 
 

@@ -59,7 +59,6 @@ def test_tometune_is_called_with_its_defaults(tmp_path):
 
 
 def run_script(name: str, folder: Path, env: dict[str, str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """Run a script in a folder; returns the JSON that it writes and what it prints."""
     command = [sys.executable, SCRIPTS / name, *arguments, "--json", "found.json"]
     env = {**env, "COLUMNS": "80", "TMPDIR": str(folder)}
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)

@@ -65,7 +65,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Workplace, outputs: str, *overrides: str) -> Path:
-    """Train, and return the run's folder."""
     done = place.verb("train", *RUN, f"paths.outputs={outputs}", *overrides)
     assert done.returncode == 0, done.stderr
     return place.run_folder(outputs)
@@ -127,7 +126,6 @@ WAYS = {
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return the hashes of the trained weights and of the answers."""
     files = [*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors"), *folder.glob("eval/*/*.jsonl")]
     assert len(files) >= 2
     return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}

@@ -71,7 +71,6 @@ def test_the_installed_console_script_is_the_same_as_the_module(binaries, tmp_pa
 
 
 def declared(requirements: Iterable[str]) -> set[str]:
-    """Return the names of distributions as they are compared."""
     return {Requirement(text).name.lower().replace("_", "-") for text in requirements}
 
 

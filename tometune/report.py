@@ -65,9 +65,8 @@ def what_to_report(config: Config) -> tuple[Path, list[Path]]:
 def write_all(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[dict[str, str], IntEnum | None]:
     """Build the report of a sweep folder, print it, write its files, and publish it if `publish` is set.
 
-    It is about the finished `runs`, if any are given, instead of those in the folder.
-
-    With `require`, the only line on stdout is the verdict.
+    It is about the finished `runs`, if any are given, instead of those in the folder. With `require`, the only line on
+    stdout is the verdict.
 
     Returns:
         The missing cells by name, with the reasons; and the verdict, None without `require`.
@@ -78,8 +77,7 @@ def write_all(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[
     from tometune.reporting.report_files import print_report
 
     report, page = write_files(folder, config, runs)
-    verdict = None
-    out = sys.stdout
+    verdict, out = None, sys.stdout
     if config.require is None:
         print_report(report.table)
     else:

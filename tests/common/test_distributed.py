@@ -34,7 +34,6 @@ def start(place: Workplace, *overrides: str) -> "subprocess.Popen[str]":
 
 
 def run_two(place: Workplace, outputs: str, *overrides: str) -> tuple[Path, str, str]:
-    """Run two processes to the end; returns the run's folder, stdout and stderr."""
     process = start(place, *overrides, f"paths.outputs={outputs}")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
@@ -42,7 +41,6 @@ def run_two(place: Workplace, outputs: str, *overrides: str) -> tuple[Path, str,
 
 
 def run_one(place: Workplace, outputs: str, *overrides: str) -> Path:
-    """Run one process with the same rows per step."""
     status, stderr = place.train(*RUN, "trainer.micro_batch=2", *overrides, f"paths.outputs={outputs}")
     assert status == 0, stderr
     return place.run_folder(outputs)

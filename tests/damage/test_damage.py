@@ -97,7 +97,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments_of(verb: str, run: Path) -> tuple[str, ...]:
-    """Return the arguments of a verb about the run."""
     one = (f"run={run}", "paths.cache=cache")
     return {
         "train": TRAIN,
@@ -111,7 +110,6 @@ def arguments_of(verb: str, run: Path) -> tuple[str, ...]:
 
 
 def run_verb(place: Workplace, verb: str, run: Path, **options: bool) -> Done:
-    """Run a verb about the run."""
     done = place.verb(verb.removesuffix(" -m"), *arguments_of(verb, run), **options)
     assert "Traceback" not in done.stderr, done.stderr
     return done

@@ -34,19 +34,16 @@ def adapter(folder: Path, size: float, **settings: bool) -> Path:
 
 
 def merge(tmp_path: Path, made: Path) -> Merged:
-    """Save the base and return it with an adapter."""
     base().save_pretrained(tmp_path / "base")
     return Merged(tmp_path / "base", made)
 
 
 def held(found: Merged, files: Checkpoint) -> dict:
-    """Return what files hold of the change."""
     tensors = (Checkpoint(found.folder), found, files)
     return change_held(found, *(lambda name, one=one: one[name].float().numpy() for one in tensors))
 
 
 def written(found: Merged, folder: Path, dtype: torch.dtype) -> dict:
-    """Write the merged model and return what its files hold of the change."""
     folder.mkdir()
     write_checkpoint(found, AutoConfig.from_pretrained(found.folder), folder, dtype)
     return held(found, Checkpoint(folder))

@@ -28,7 +28,6 @@ def layer(dtype: torch.dtype, bias: bool = False, kind: type[nn.Linear] = nn.Lin
 
 
 def inside(model: nn.Module) -> Linear:
-    """The LoRA layer."""
     (found,) = (module for module in model.modules() if isinstance(module, Linear))
     return found
 
@@ -115,7 +114,6 @@ def decoder(dropout: float, bias: bool) -> peft.PeftModel:
 
 
 def trained(model: peft.PeftModel, autocast: bool = True) -> dict[str, torch.Tensor]:
-    """The loss and the gradients of a pass in training."""
     torch.manual_seed(1)
     ids = torch.arange(48).view(2, 24) % 128
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

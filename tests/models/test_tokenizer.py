@@ -19,7 +19,6 @@ DATED = (
 
 @pytest.fixture
 def reloaded(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Return a function that changes a model's tokenizer, saves it with the model's configs, and loads it again."""
     source = locate(tiny_config, cache)
 
     def changed(**attributes: Any) -> Any:

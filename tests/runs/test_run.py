@@ -17,7 +17,6 @@ INPUTS = {"model": "a", "data.base": "b"}
 
 @pytest.fixture
 def made(tmp_path: Path) -> Config:
-    """The config of a run in `tmp_path`."""
     config = Config()
     config.paths.outputs = str(tmp_path / "outputs")
     return config

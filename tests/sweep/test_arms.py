@@ -19,7 +19,6 @@ SOURCES = {"it's \\odd": 30, "a/b": 20, "c": 10, **{f"small {n}": 2 for n in ran
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Overrides of a mix of local files."""
     monkeypatch.setenv("TOMETUNE_CACHE", str(tmp_path / "cache"))
     rows = (conversation(f"{name} {n}", source=name) for name, count in SOURCES.items() for n in range(count))
     pool = write_jsonl(tmp_path / "pool.jsonl", rows)
@@ -29,7 +28,6 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def arms(*arguments: str) -> dict[str, list[str]]:
-    """Return the sources of each arm by the name of its mix."""
     pools = {config.data.name: config.data.pool for config in sweep_of(*arguments)}
     return {name: pool.only or pool.without for name, pool in pools.items() if pool is not None}
 

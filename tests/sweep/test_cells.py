@@ -84,13 +84,6 @@ def test_each_cell_is_checked_as_hydra_composes_it(overrides, valid):
     assert not any(deleted & set(job.config.eval.tasks) for job in jobs.known)
 
 
-def test_the_documented_deletions_leave_one_task_of_files():
-    tasks = [f"~eval.tasks.{name}" for name in ("summarisation", "question_answering", "data_to_text")]
-    path = "eval.tasks.instruction_following.path=x.jsonl"
-    jobs = jobs_of(CommandLine([*PYDOCS, "eval=files", *tasks, path, "data=pydocs_1k", "seed=0,1"], multirun=True))
-    assert [(job.problems, [*job.config.eval.tasks]) for job in jobs.known] == [((), ["instruction_following"])] * 2
-
-
 @pytest.mark.parametrize(
     ("more", "ids", "overrides", "error"),
     [

@@ -75,7 +75,6 @@ def kill_repeatedly(
 
 
 def same_as_undisturbed(run: Path, calm: Path) -> None:
-    """Check that two runs differ in nothing but times."""
     assert record_of(run)["status"] == "completed"
     assert timeless(record_of(run)) == timeless(record_of(calm))
     for read in (answers_of, adapter_of, curve_of):

@@ -1,4 +1,4 @@
-"""Controls as sweeps, made for real with tiny: the plan, the runs and the report."""
+"""A control as a sweep, made for real with tiny: the plan, the runs and the report."""
 
 import json
 from pathlib import Path
@@ -73,35 +73,3 @@ def test_leave_one_source_out(files):
     assert "Each arm leaves out one source of the pool; the number of rows is held constant" in text
     assert "Effect on ROUGE-L of having this source in the mix, with " in text
     assert "Effect of each source" in (folder / "report.html").read_text()
-
-
-@pytest.mark.whole
-@pytest.mark.nightly  # six runs
-def test_same_steps(files):
-    sweep = (
-        *QUICK,
-        "+sweep=same_steps",
-        *DATA[1:4],
-        "data=files_300k",
-        "data.rows=24,36,48",
-        "trainer.max_tokens=6_000",
-    )
-    done = files.verb("train", *sweep, "plan=true")
-    assert done.returncode == 0, done.stderr
-    assert "6 runs: 0 done, 6 left" in done.stdout
-    status, stderr = files.train(*sweep)
-    assert status == 0, stderr
-    folder = files.folder / "multirun" / "same_steps"
-    epochs: dict[int, set[float]] = {}
-    tokens = []
-    for path in runs_in(folder).values():
-        record = record_of(path)
-        train, rows = record["train"], record["data"]["rows"]
-        per_step = train["tokens"] / train["steps"]
-        assert train["tokens"] == pytest.approx(6_000, abs=2 * per_step)
-        tokens.append(train["tokens"])
-        epochs.setdefault(rows, set()).add(train["epochs"])
-    assert min(epochs[24]) > max(epochs[36]) > max(epochs[48])
-    low, high = min(tokens), max(tokens)
-    assert high < 1.1 * low, "where an epoch without max_tokens has half as many"
-    assert "the tokens read in training are held constant" in (folder / "table.md").read_text()

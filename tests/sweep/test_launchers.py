@@ -33,7 +33,6 @@ PRESETS = sorted(path.stem for path in (conf_dir() / "hydra" / "launcher").glob(
 
 
 def needs(launcher: str) -> None:
-    """Skip the test if the package of a launcher is not installed."""
     if (package := PACKAGES.get(launcher.partition("_")[0])) is not None:
         pytest.importorskip(package)
 
@@ -42,7 +41,6 @@ NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
 
 
 def check_runs(finished: Path, name: str, stderr: str) -> None:
-    """Check that the runs of a sweep are those of the plain one."""
     found, expected = runs_in(finished.with_name(name)), runs_in(finished)
     assert list(found) == list(expected), stderr
     for run_id, run in found.items():

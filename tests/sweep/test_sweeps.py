@@ -119,7 +119,6 @@ def test_failed_cells_are_retried_unless_retry_failed_is_false(place):
 
 
 def start(place: Workplace, *overrides: str) -> "subprocess.Popen[str]":
-    """Start `train` and do not wait for it."""
     command = [sys.executable, "-m", "tometune.train", *overrides]
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=place.env, cwd=place.folder, **pipes)

@@ -23,7 +23,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def task(name: str, count: int) -> Task:
-    """Return a task of questions whose answers have different lengths."""
     examples = [
         Example(str(n), [{"role": "user", "content": f"{name} {n}"}], [f"é {n} " + "on and on " * (n % 7), "no"], [])
         for n in range(count)

@@ -24,14 +24,12 @@ WEIGHTS = "model.safetensors"
 
 
 def full(precision: Precision = Precision.fp32, **trainer: Any) -> Config:
-    """Return the tests' settings without an adapter."""
     config = settings(**{"learning_rate": 1e-3} | trainer)
     return replace(config, lora=LoraConfig(enabled=False), model=replace(config.model, precision=precision))
 
 
 @pytest.fixture(scope="module")
 def fitted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    """A finished full fine-tuning; tests only look at it."""
     return train(tmp_path_factory.mktemp("full"), full(save_total_limit=9, learning_rate=3e-3))
 
 

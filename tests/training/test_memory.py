@@ -23,8 +23,6 @@ from tometune.training.trainer import MeteredTrainer
 
 
 def gpu(has: int) -> Callable[[int, bool], int]:
-    """Return an attempt on a GPU that has so much memory."""
-
     def attempt(rows: int, checkpointing: bool) -> int:
         peak = 10 + rows * (2 if checkpointing else 10)
         if peak > has:
@@ -61,7 +59,6 @@ def test_if_nothing_fits_the_line_names_the_settings(sizes, checkpointing):
 
 @pytest.fixture
 def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The numbers of a GPU that has 1 MB."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1_000_000, 1_000_000))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 500_000)

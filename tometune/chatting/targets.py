@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from importlib import util
 from pathlib import Path
@@ -189,33 +189,23 @@ def _model(model: ModelConfig) -> Target:
     """Return the model or adapter that `model.id` names."""
     if _missing(model):
         raise UserError(f"model.id={model.id}: no such folder; name one, or a hub id (user/name)")
-    whole = Target(model.name, model.name, model)
-    folder = Path(model.id).expanduser()
-    local = folder.is_dir()
+    whole, folder = Target(model.name, model.name, model), Path(model.id).expanduser()
     if model.weights is Weights.random or model.id == smollm2.HUB_ID or (folder / "config.json").exists():
         return whole
-    try:
-        file = folder / ADAPTER_CONFIG if local else _download(model, ADAPTER_CONFIG)
-    except UserError:  # no such file; or no such repository, which loading reports
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        files = [ADAPTER_CONFIG, "adapter_model.safetensors"]
+        with suppress(UserError), hub_errors("model.id", model.id):  # loading reports it if there is no such repository
+            commit = commit_of("model.id", model.id, model.revision, "model")
+            folder = Path(snapshot_download(model.id, revision=commit, allow_patterns=files))
+    if not (folder / ADAPTER_CONFIG).is_file():
         return whole
-    if not file.is_file():
-        return whole
-    adapter: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    adapter: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if not (name := adapter.get("base_model_name_or_path")):
         raise UserError(f"model.id={model.id}: its {ADAPTER_CONFIG} names no base; merge it, or name a run")
     revision = adapter.get("revision") or "main"
     base = replace(model, id=str(name), name=f"{model.id} on {name}", revision=revision)
     if _missing(base):
         raise UserError(f"model.id={model.id}: its base model {name} is gone; put it back, or merge the adapter")
-    if not local:
-        _download(model, "adapter_model.safetensors")
-    return Target(model.id, f"Tuned: {model.id}", base, file.parent, base=base)
-
-
-def _download(model: ModelConfig, file: str) -> Path:
-    """Download one file of a hub repository."""
-    from huggingface_hub import hf_hub_download
-
-    commit = commit_of("model.id", model.id, model.revision, "model")
-    with hub_errors("model.id", model.id):
-        return Path(hf_hub_download(model.id, file, revision=commit))
+    return Target(model.id, f"Tuned: {model.id}", base, folder, base=base)

@@ -17,7 +17,7 @@ from tometune.common.errors import UserError
 from tometune.common.files import SaveError, disk_errors, temporary_path, write_json
 from tometune.common.seeding import use_deterministic_kernels
 from tometune.exporting.formats import PACKAGES, Export, Writer
-from tometune.exporting.gate import EngineError, GateError, Reference, compare, lost_change
+from tometune.exporting.gate import GateError, Reference, compare, lost_change
 from tometune.exporting.model_card import write_card, write_licence
 from tometune.exporting.reference import References
 from tometune.models.llama_cpp import LlamaError
@@ -134,8 +134,8 @@ class Builder:
             if isinstance(error, SaveError):
                 raise
             log.debug("%s: the engine crashed", export.name, exc_info=True)
-            text, known = " ".join(str(error).split())[:300], isinstance(error, LlamaError | EngineError)
-            problems = [f"engine: {text if known else f'{type(error).__name__}: {text}'}"]
+            text = " ".join(str(error).split())[:300]
+            problems = [f"engine: {text if isinstance(error, LlamaError) else f'{type(error).__name__}: {text}'}"]
         finally:
             free_memory()
         seconds = {"export": round(written - start, 1), "gate": round(perf_counter() - written, 1)}
@@ -159,9 +159,8 @@ class Builder:
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size in bytes and sha256 of each file of an export except gate.json."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / GATE)
-    found = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in found.items()}
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != GATE)
+    return {path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
 
 
 def sha256_of(path: Path) -> str:

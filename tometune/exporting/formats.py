@@ -36,8 +36,6 @@ PACKAGES = {
 """Packages that write and load each format."""
 
 PRIVATE = ("tracking", "error")  # keys of run.json that name folders and accounts of the machine that trained
-GGUF_TYPES = {"BF16": "bf16", "F16": "f16"}
-"""Types of llama.cpp's converter that hold all weights of a checkpoint, by the only type of that."""
 
 TURNS = (
     ("<|im_start|>{role}\n", "<|im_end|>\n"),  # ChatML: SmolLM2, Qwen
@@ -109,18 +107,18 @@ class Writer:
 
     @cached_property
     def base_gguf(self) -> Path:
-        return self._gguf(self.weights[1], None, GGUF_TYPES.get("".join(self.weights[1].dtypes()), "f32"))
+        return self._gguf(self.weights[1])
 
     @cached_property
     def exact_gguf(self) -> Path:
-        return self._gguf(self.weights[2], torch.float32, "f32")
+        return self._gguf(self.weights[2])
 
-    def _gguf(self, tensors: Checkpoint, dtype: torch.dtype | None, outtype: str) -> Path:
-        """Write tensors as a GGUF in a type that holds them without rounding."""
+    def _gguf(self, tensors: Checkpoint) -> Path:
+        """Write tensors as a GGUF in float32."""
         folder, file = self.scratch(), self.scratch() / "model.gguf"
-        write_checkpoint(tensors, self.weights[0], folder, dtype)
+        write_checkpoint(tensors, self.weights[0], folder, torch.float32)
         self.tokenizer.save_pretrained(folder)
-        convert(folder, file, outtype, str(self.finished.record["run_id"]))
+        convert(folder, file, "f32", str(self.finished.record["run_id"]))
         shutil.rmtree(folder)
         return file
 

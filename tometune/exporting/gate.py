@@ -52,10 +52,6 @@ class Reference:
     """The base's generation config, ending turns where the chat template does."""
 
 
-class EngineError(RuntimeError):
-    """The engine cannot load the export, or crashed on it."""
-
-
 class GateError(RuntimeError):
     """An export behaves differently from the tuned model."""
 

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from tometune.common.errors import UserError
-from tometune.exporting.gate import Conversation, EngineError, Tokens, change_held
-from tometune.models.llama_cpp import THREADS, LlamaServer
+from tometune.exporting.gate import Conversation, Tokens, change_held
+from tometune.models.llama_cpp import THREADS, LlamaError, LlamaServer
 
 PACKAGES = {
     "cyllama": "cyllama",
@@ -68,7 +68,7 @@ def _llama_cpp_source() -> Path:
 
 
 def quantise(model: Path, file: Path, quant: str) -> None:
-    """Write a GGUF in float32 as another one with weights of type `quant`; an `EngineError` if llama.cpp fails."""
+    """Write a GGUF in float32 as another one with weights of type `quant`; a `LlamaError` if llama.cpp fails."""
     _llama_cpp(_quantise, model, file=str(file), quant=quant)
 
 
@@ -108,14 +108,14 @@ def _llama_cpp(function: Callable[..., Any], model: Path, **request: Any) -> Any
     """Run a function of this module in a process of its own and return its result.
 
     Raises:
-        EngineError: llama.cpp failed or aborted.
+        LlamaError: llama.cpp failed or aborted.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.npy"
         done = _python("-m", __spec__.name, function.__name__, str(model), str(result), stdin=json.dumps(request))
         if done.returncode:
             how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-            raise EngineError(f"llama.cpp ended with {how}: {_last_line(done)}")
+            raise LlamaError(f"llama.cpp ended with {how}: {_last_line(done)}")
         found = np.load(result)
     return found if function is _log_probabilities else json.loads(str(found))
 

@@ -106,13 +106,7 @@ def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> 
 
 
 def folders_with_results(jobs: Jobs) -> list[Path]:
-    """Return the sweep folders of a command that hold a completed run.
-
-    Also lists the command's cells without a run id again, because another command may have removed them.
-    """
-    for folder, cells in cells_of(jobs.known).items() if is_first() else ():
-        if unnamed := [cell for cell in cells if cell.run_id is None]:
-            list_cells(folder, unnamed)
+    """Return the sweep folders of a command that hold a completed run."""
     folders = dict.fromkeys(runs_folder(config) for config in (jobs.config, *(job.config for job in jobs.known)))
     return [path for path in folders if State.completed in (status_of(path, cell).state for cell in read_cells(path))]
 
