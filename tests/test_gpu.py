@@ -16,10 +16,7 @@ from tests.whole import Workplace, curve_of, record_of
 from tometune.models.machine import unsloth_installed
 from tometune.models.source import tiny_folder
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 STEPS = 20
 RUN = (
     *(

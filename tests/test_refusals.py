@@ -18,10 +18,7 @@ POOL = ("data=files_200k", "data.base.rows=12", "data.pool.path=pool.jsonl")
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (
-            [],
-            r"^model=llama32_3b: .*need an NVIDIA GPU.* tometune train \+experiment=quickstart, or add model=smollm2",
-        ),
+        ([], r"^model=llama32_3b: .*need an NVIDIA GPU.* tometune train \+experiment=quickstart, or add model=smollm2"),
         (
             [*SMOKE, "model=llama32_3b", "model.id=someone/thing", "model.quantization=none"],
             r"^model\.id=someone/thing: the model hub cannot be reached.* tometune train \+experiment=quick",

@@ -202,10 +202,7 @@ def test_a_read_only_folder_is_one_line_or_enough(places, tmp_path, folder):
     for path in found:
         path.chmod(0o555 if path.is_dir() else 0o444)
     outcomes = {}
-    for verb, arguments in {
-        **{verb: arguments_of(verb, run) for verb in VERBS},
-        "sweep": SWEEP,
-    }.items():
+    for verb, arguments in {**{verb: arguments_of(verb, run) for verb in VERBS}, "sweep": SWEEP}.items():
         done = place.verb("train" if verb == "sweep" else verb, *arguments, permissions=True)
         assert "Traceback" not in done.stderr, done.stderr
         outcomes[verb] = done.returncode

@@ -40,8 +40,9 @@ def test_a_base_whose_files_have_other_names_than_its_layers(tmp_path):
     assert "model.norm.weight" in exact
     assert "model.norm.weight" not in Checkpoint(tmp_path / "base")
     assert not torch.equal(base_[name := "model.layers.0.self_attn.q_proj.weight"], exact[name])
-    write_checkpoint(exact, config, tmp_path / "scratch", torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "scratch")
+    (tmp_path / "merged").mkdir()
+    write_checkpoint(exact, config, tmp_path / "merged", torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(model(ids).logits, load_adapter(whole, made)(ids).logits, atol=1e-5, rtol=1e-4)
 
 

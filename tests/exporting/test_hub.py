@@ -65,10 +65,9 @@ def test_an_upload_is_one_commit_and_sends_no_large_file_that_has_arrived(ours, 
     for name, content in files.items():
         (tmp_path / name[0]).mkdir()
         (tmp_path / name[0] / name).write_bytes(content)
-    (tmp_path / "README.md").write_text("# Several")
     for name in ("a.gguf", "b.gguf"):  # an earlier upload was interrupted
         ours.objects[sha256(files[name]).hexdigest()] = files[name]
-    push([tmp_path / name for name in "abc"], tmp_path / "README.md", "tester/several", private=True)
+    push([tmp_path / name for name in "abc"], "# Several", "tester/several", private=True)
     assert [request.method for request in ours.requests].count("PUT") == 1
     assert sum("/commit/" in request.path for request in ours.requests) == 1
     repository = ours.root / "models" / "tester" / "several"

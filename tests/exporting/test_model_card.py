@@ -13,7 +13,7 @@ from tometune.config.export import ExportConfig
 from tometune.config.model import LoraConfig, ModelConfig
 from tometune.config.root import Config
 from tometune.exporting.hub import check_push, repositories
-from tometune.exporting.model_card import Licence, card, licence_for, licence_of, write_card, write_licence
+from tometune.exporting.model_card import Licence, card, licence_for, licence_of, write_licence
 from tometune.runs.finished import Finished, base_of
 
 CHECKOUT = Path(__file__).parents[2]
@@ -92,9 +92,8 @@ STATED = [
         ),
     ],
 )
-def test_metadata_and_text(llama, kind, library, relation, base, loads, tmp_path):
-    write_card(llama, kind, [("gguf-q8_0" if kind == "gguf" else kind, GATE)], tmp_path, "me/Llama-tuned")
-    found = ModelCard.load(tmp_path / "README.md")
+def test_metadata_and_text(llama, kind, library, relation, base, loads):
+    found = ModelCard(card(llama, kind, [("gguf-q8_0" if kind == "gguf" else kind, GATE)], "me/Llama-tuned"))
     assert found.data.to_dict() == {
         "library_name": library,
         "pipeline_tag": "text-generation",

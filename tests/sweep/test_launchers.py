@@ -69,11 +69,7 @@ def cluster(place: Workplace) -> Iterator[dict[str, str]]:
 @pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "more"),
-    [
-        ("submitit", []),
-        ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"]),
-        ("ray_cluster", [NO_GPU]),
-    ],
+    [("submitit", []), ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"]), ("ray_cluster", [NO_GPU])],
 )
 def test_two_runs(place, finished, name, more, request):
     needs(name)

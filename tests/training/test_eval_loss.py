@@ -15,11 +15,7 @@ from tometune.evaluation.tasks import Example, Task
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "padded": {},
-    "packed": packs(64, 2),
-    "nll": {"loss_type": "nll"},
-}
+SETTINGS: dict[str, dict[str, Any]] = {"padded": {}, "packed": packs(64, 2), "nll": {"loss_type": "nll"}}
 
 
 def task(name: str, count: int) -> Task:

@@ -43,11 +43,7 @@ def test_micro_batches_divide_a_step(monkeypatch, world, expected):
 @pytest.mark.parametrize(
     ("world", "trainer", "line"),
     [
-        (
-            "1",
-            PACKS | {"micro_batch": 3},
-            r"^trainer\.micro_batch=3: does not divide the 8 rows .* of 1, 2, 4, 8, ",
-        ),
+        ("1", PACKS | {"micro_batch": 3}, r"^trainer\.micro_batch=3: does not divide the 8 rows .* of 1, 2, 4, 8, "),
         ("3", PACKS, r"^trainer\.tokens_per_step=512: 8 packs per step cannot be divided among 3"),
         ("3", {"conversations_per_step": 8}, r"^trainer\.conversations_per_step=8: 8 conversations per step"),
     ],

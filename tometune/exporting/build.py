@@ -14,11 +14,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tometune.common.errors import UserError
-from tometune.common.files import SaveError, disk_errors, temporary_path, write_json
+from tometune.common.files import SaveError, disk_errors, temporary_path, write_json, write_text
 from tometune.common.seeding import use_deterministic_kernels
 from tometune.exporting.formats import PACKAGES, Export, Writer
 from tometune.exporting.gate import GateError, Reference, compare, lost_change
-from tometune.exporting.model_card import write_card, write_licence
+from tometune.exporting.model_card import CARD, card, write_licence
 from tometune.exporting.reference import References
 from tometune.models.llama_cpp import LlamaError
 from tometune.models.machine import free_memory
@@ -110,7 +110,8 @@ class Builder:
                 "finished": now(),
             }
             write_licence(self.finished, folder)
-            write_card(self.finished, export.format, [(export.name, gate)], folder, None)
+            placeholder = f"user/{gate['run_id']}"
+            write_text(folder / CARD, card(self.finished, export.format, [(export.name, gate)], placeholder))
             gate["files"] = list_files(folder)
             write_json(folder / GATE, gate)
             place = move_to(export.folder, folder, gate)

@@ -4,18 +4,15 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
-from tometune.exporting.model_card import licence_for, write_card
+from tometune.exporting.model_card import CARD, card, licence_for
 from tometune.models.source import is_local
 from tometune.runs.finished import Finished
 
 log = logging.getLogger(__name__)
-
-CARD = "README.md"
 
 
 def repositories(push_to: str, formats: Sequence[str]) -> dict[str, str]:
@@ -74,25 +71,24 @@ def publish(finished: Finished, gates: Mapping[str, Mapping[str, Any]], push_to:
     formats = list(dict.fromkeys(gate["format"] for gate in gates.values()))
     for kind, repository in repositories(push_to, formats).items():
         same = [(name, gate) for name, gate in gates.items() if gate["format"] == kind]
-        with TemporaryDirectory() as folder:
-            write_card(finished, kind, same, Path(folder), repository)
-            url = push([Path(gate["folder"]) for _, gate in same], Path(folder) / CARD, repository, private)
-        print(f"{kind}: {url}")
+        folders = [Path(gate["folder"]) for _, gate in same]
+        print(f"{kind}: {push(folders, card(finished, kind, same, repository), repository, private)}")
 
 
-def push(folders: Sequence[Path], card: Path, repository: str, private: bool) -> str:
-    """Upload the files of folders, with one card, to the top of a repository in one commit; return its address.
+def push(folders: Sequence[Path], text: str, repository: str, private: bool) -> str:
+    """Upload the files of folders, with the text of one card, to the top of a repository; return its address.
 
-    The repository shows all files or none. The hub keeps each large file that arrived completely, so repeating the
-    command after an interrupted upload sends only the others. An existing repository keeps its visibility.
+    It is one commit, so the repository shows all files or none. The hub keeps each large file that arrived completely,
+    so repeating the command after an interrupted upload sends only the others. An existing repository keeps its
+    visibility.
 
     Raises:
         UserError: the hub cannot be reached, or refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = files_of(folders) | {card.name: card}
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
+    files: dict[str, Path | bytes] = {**files_of(folders), CARD: text.encode()}
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     log.info("uploading %d files to %s", len(files), repository)
     with _upload_errors(repository):
         url = HfApi().create_repo(repository, private=private, exist_ok=True)
