@@ -1,7 +1,9 @@
 """Fixtures shared by all rooms: a clean environment, a hub on localhost, verbs in processes of their own."""
 
 import gc
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,6 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def clean_env(tmp_path: Path) -> dict[str, str]:
-    """Environment with its home under `tmp_path`."""
     return environment(tmp_path / "home")
 
 
@@ -40,6 +41,24 @@ def clean_env(tmp_path: Path) -> dict[str, str]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace that the tests of a module share."""
     return Workplace(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture
+def mounted() -> Iterator[Callable[[Path, str], None]]:
+    """Return a function that mounts a folder in memory with these options, or again with others."""
+    folders = set()
+
+    def mount(folder: Path, options: str) -> None:
+        folder.mkdir(exist_ok=True)
+        again = "remount," if folder.is_mount() else ""
+        command = ["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("only root can mount a file system")
+        folders.add(folder)
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 SECRETS = {

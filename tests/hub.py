@@ -39,7 +39,6 @@ class Repository:
     folder: Path
 
     def files(self) -> dict[str, Path]:
-        """Return every file by its path in the repository."""
         found = sorted(path for path in self.folder.rglob("*") if path.is_file())
         return {path.relative_to(self.folder).as_posix(): path for path in found}
 
@@ -53,7 +52,6 @@ class Repository:
         target.write_bytes(content.encode() if isinstance(content, str) else content)
 
     def tree(self, below: str, recursive: bool) -> list[dict[str, Any]]:
-        """Return the entries under a folder."""
         folder = self.folder / below
         if not folder.is_dir():
             raise NotFoundOnHubError("EntryNotFound", f"{below} does not exist on this revision")
@@ -61,7 +59,6 @@ class Repository:
         return [self.entry(path.relative_to(self.folder).as_posix()) for path in paths]
 
     def entry(self, path: str) -> dict[str, Any]:
-        """Describe one file or folder."""
         file = self.folder / path
         if file.is_dir():
             return {"type": "directory", "oid": sha1(path.encode()).hexdigest(), "size": 0, "path": path}
@@ -136,7 +133,6 @@ class Hub:
         self.stop()
 
     def stop(self) -> None:
-        """Close the port; the hub is unreachable from then on."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._server.server_close()
@@ -152,7 +148,6 @@ class Hub:
         return self._add("models", repo_id, {})
 
     def add_dataset(self, repo_id: str, files: Mapping[str, bytes | str]) -> Repository:
-        """Create or change a data set repository."""
         return self._add("datasets", repo_id, files)
 
     def _add(self, kind: str, repo_id: str, files: Mapping[str, bytes | str]) -> Repository:
@@ -164,8 +159,6 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request."""
-
     hub: Hub
     protocol_version = "HTTP/1.1"
 
@@ -276,7 +269,6 @@ class Handler(BaseHTTPRequestHandler):
                 return self._send(status, part, headers)
 
     def _create(self, asked: dict[str, Any]) -> None:
-        """Create a repository, or say that it is there."""
         repo_id = f"{asked.get('organization') or 'tester'}/{asked['name']}"
         made = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id}
         if (self.hub.root / "models" / repo_id).is_dir():

@@ -8,7 +8,6 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 
 from tests.reporting.sweeps import write_run
-from tests.whole import Workplace
 from tometune.api import UserError, evaluate, report, train
 
 
@@ -51,7 +50,7 @@ CHEAP = {"experiment=quickstart": "experiment=smoke", '"max_steps": 20': '"max_s
 
 @pytest.mark.whole
 @pytest.mark.nightly
-def test_the_example_of_the_docs_in_ipython_twice(place: Workplace):
+def test_the_example_of_the_docs_in_ipython_twice(place):
     pytest.importorskip("IPython")
     page = Path(__file__).parents[1] / "docs" / "command_line.md"
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

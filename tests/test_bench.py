@@ -23,7 +23,7 @@ STEPS = [
 ]
 
 
-def test_speed_is_of_the_steps_after_the_warm_up() -> None:
+def test_speed_is_of_the_steps_after_the_warm_up():
     found = report.summary(STEPS, 1)
     assert found["steps"] == 3
     assert found["tokens_per_second"] == {"median": 200.0, "min": 100.0, "max": 300.0}
@@ -35,7 +35,7 @@ def test_speed_is_of_the_steps_after_the_warm_up() -> None:
     )  # the same weight: 1/100 and 1/300
 
 
-def test_mfu_and_the_cost_of_a_table() -> None:
+def test_mfu_and_the_cost_of_a_table():
     facts = {"parameters": 1000, "matmul_flops": 8e6, "base_mean_tokens": 200.0, "pool_mean_tokens": 100.0}
     tokens = report.table_tokens(200, 100)
     assert tokens == 3 * (3 * 100_000 * 200 + 300_000 * 100)
@@ -48,7 +48,7 @@ def test_mfu_and_the_cost_of_a_table() -> None:
     assert report.parameters(SHAPES["llama3_8b"]) == 8_030_261_248
 
 
-def test_tometune_is_called_with_its_defaults(tmp_path: Path) -> None:
+def test_tometune_is_called_with_its_defaults(tmp_path):
     settings = {"model": "/m", "base": "/b", "pool": "/p", "rows": 9, "gpu": True}
     settings |= {"storage": "nf4", "max_length": 2048}
     given = overrides(TOMETUNE["tometune_unsloth"], settings, tmp_path, 48)
@@ -59,7 +59,6 @@ def test_tometune_is_called_with_its_defaults(tmp_path: Path) -> None:
 
 
 def run_script(name: str, folder: Path, env: dict[str, str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """Run a script in a folder; returns the JSON that it writes and what it prints."""
     command = [sys.executable, SCRIPTS / name, *arguments, "--json", "found.json"]
     env = {**env, "COLUMNS": "80", "TMPDIR": str(folder)}
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
@@ -70,7 +69,7 @@ def run_script(name: str, folder: Path, env: dict[str, str], *arguments: str) ->
 
 @pytest.mark.nightly
 @pytest.mark.whole
-def test_every_figure_has_a_target_and_its_circumstances(clean_env: dict[str, str], tmp_path: Path) -> None:
+def test_every_figure_has_a_target_and_its_circumstances(clean_env, tmp_path):
     sizes = ["--rows", "60", "--pairs", "50", "--repeat", "1", "--model", "tiny", "--runs", "2"]
     written, printed = run_script("bench.py", tmp_path, clean_env, *sizes)
     assert written["data"] == "made-up rows of the same shape, 60 rows of the base; model=tiny"
@@ -87,7 +86,7 @@ def test_every_figure_has_a_target_and_its_circumstances(clean_env: dict[str, st
 
 @pytest.mark.nightly
 @pytest.mark.whole
-def test_contenders_on_the_cpu(clean_env: dict[str, str], tmp_path: Path) -> None:
+def test_contenders_on_the_cpu(clean_env, tmp_path):
     names = ["tometune_transformers", "tometune_warm", "trl_peft", "generate_tometune"]
     sizes = ["--rows", "300", "--steps", "3", "--warmup", "1", "--batches", "2", "--new-tokens", "8"]
     chosen = ["--rehearse", "--model-shape", "tiny", "--contenders", ",".join(names)]

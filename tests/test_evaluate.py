@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.whole import Workplace, answers_of, assert_one_line, record_of, timeless
+from tests.whole import Workplace, answers_of, record_of, timeless
 from tometune.tracking.tracker import program
 
 TASK = ("eval=files", "~eval.tasks.question_answering", "~eval.tasks.data_to_text", "~eval.tasks.instruction_following")
@@ -19,12 +19,6 @@ def run(finished: Workplace, place: Workplace) -> Path:
     (place.folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     original = finished.run_folder()
     return Path(shutil.copytree(original, place.folder / "outputs" / original.name))
-
-
-@pytest.fixture
-def copy(finished: Workplace, tmp_path: Path) -> Path:
-    """A copy of the run, to be broken."""
-    return Path(shutil.copytree(finished.run_folder(), tmp_path / "run"))
 
 
 @pytest.mark.whole
@@ -91,19 +85,6 @@ def test_a_model_by_itself(place):
     assert f"{program('wandb')} sync {folder.relative_to(place.folder)}/wandb/offline*" in done.stdout
 
 
-@pytest.mark.whole
-@pytest.mark.parametrize("tasks", [(), ("eval.limit=1",)])
-def test_broken_weights_are_one_line_and_leave_the_record_alone(place, copy, tasks):
-    weights = copy / "adapter" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    before = (copy / "run.json").read_bytes()
-    done = place.verb("evaluate", f"run={copy}", *tasks, "tracking=none")
-    assert done.returncode == 2
-    assert_one_line(done, r"^\S+/adapter_model.safetensors: is broken or truncated \(.*; repeat the command that made")
-    assert (copy / "run.json").read_bytes() == before
-    assert not list(copy.glob("evaluations/*/evaluation.json"))
-
-
 # tests/golden/errors.txt has more of these lines.
 @pytest.mark.parametrize(
     ("overrides", "line"),
@@ -122,10 +103,3 @@ def test_what_is_rejected(place, run, overrides, line):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(line)
     assert "Traceback" not in done.stderr
-
-
-def test_a_run_with_a_broken_config(place, copy):
-    (copy / "config.yaml").write_text("seed: one\n")
-    done = place.verb("evaluate", f"run={copy}")
-    assert done.returncode == 2
-    assert f"{copy}/config.yaml: cannot be read as a config" in done.stderr

@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Path]:
     return made, made.run_folder()
 
 
-def test_the_record_says_what_was_trained(run: tuple[Workplace, Path]) -> None:
+def test_the_record_says_what_was_trained(run):
     place, folder = run
     record = record_of(folder)
     assert record["train"]["kind"] == "full"
@@ -42,7 +42,7 @@ def test_the_record_says_what_was_trained(run: tuple[Workplace, Path]) -> None:
     assert not [text for text in texts if str(place.folder) in text], "a path of this machine"
 
 
-def test_exports_that_need_an_adapter_are_refused(run: tuple[Workplace, Path]) -> None:
+def test_exports_that_need_an_adapter_are_refused(run):
     config = Config(run=str(run[1]), paths=PathsConfig(cache=str(run[0].folder / "cache")))
     config.format = ["adapter", "gguf"]
     with pytest.raises(UserError, match=r"^format=adapter: tiny-.* was trained with lora=none and has none"):
@@ -52,7 +52,7 @@ def test_exports_that_need_an_adapter_are_refused(run: tuple[Workplace, Path]) -
         find_finished(config)
 
 
-def test_evaluate_scores_the_saved_model_again(run: tuple[Workplace, Path]) -> None:
+def test_evaluate_scores_the_saved_model_again(run):
     place, folder = run
     kept = answers_of(folder)
     for path in folder.glob("eval/*/*.jsonl"):
@@ -71,7 +71,7 @@ def test_evaluate_scores_the_saved_model_again(run: tuple[Workplace, Path]) -> N
 
 
 @pytest.mark.nightly
-def test_exports_are_the_model_itself(place: Workplace) -> None:
+def test_exports_are_the_model_itself(place):
     base = save_base(place.folder / "base", seed=3)  # in bfloat16; its answers differ from prompt to prompt
     made = place.verb("train", *PEAKED, *SHORT, *FULL, f"model.id={base}", "model.weights=pretrained")
     assert made.returncode == 0, made.stderr

@@ -16,10 +16,7 @@ from tests.whole import Workplace, curve_of, record_of
 from tometune.models.machine import unsloth_installed
 from tometune.models.source import tiny_folder
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 STEPS = 20
 RUN = (
     *(
@@ -65,7 +62,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Workplace, outputs: str, *overrides: str) -> Path:
-    """Train, and return the run's folder."""
     done = place.verb("train", *RUN, f"paths.outputs={outputs}", *overrides)
     assert done.returncode == 0, done.stderr
     return place.run_folder(outputs)
@@ -73,7 +69,7 @@ def run(place: Workplace, outputs: str, *overrides: str) -> Path:
 
 @pytest.mark.skipif(not unsloth_installed(), reason="Unsloth is not installed")
 @pytest.mark.parametrize(("kind", "tolerance"), [("nf4", 0.01), ("none", 0.005), ("full", 0.01)])
-def test_both_backends_learn_the_same(place: Workplace, model: Path, kind: str, tolerance: float) -> None:
+def test_both_backends_learn_the_same(place, model, kind, tolerance):
     full = ("lora=none", "trainer.learning_rate=1e-4") if kind == "full" else ()
     which = (f"model.id={model}", f"model.quantization={'none' if full else kind}", *full)
     plain, fast = (
@@ -90,7 +86,7 @@ def test_both_backends_learn_the_same(place: Workplace, model: Path, kind: str, 
         assert record_of(plain)["train"][name] == record_of(fast)["train"][name]
 
 
-def test_lengths_keep_conversations_apart_as_a_mask_does(place: Workplace, model: Path) -> None:
+def test_lengths_keep_conversations_apart_as_a_mask_does(place, model):
     which = (f"model.id={model}", "model.quantization=none", "model.backend=transformers")
     by_lengths = run(place, "lengths", *which)
     by_mask = run(place, "mask", *which, "model.attn_implementation=eager", "trainer.micro_batch=1")
@@ -100,7 +96,7 @@ def test_lengths_keep_conversations_apart_as_a_mask_does(place: Workplace, model
 
 
 @pytest.mark.parametrize("lora", ["default", "none"])
-def test_the_micro_batch_that_fits_is_found_and_its_memory_estimated(place: Workplace, model: Path, lora: str) -> None:
+def test_the_micro_batch_that_fits_is_found_and_its_memory_estimated(place, model, lora):
     which = (f"model.id={model}", "model.quantization=none", "model.backend=transformers", f"lora={lora}")
     train = record_of(run(place, f"auto-{lora}", *which, "trainer.micro_batch=auto"))["train"]
     assert train["effective_batch"] == train["micro_batch"] == 8
@@ -127,14 +123,13 @@ WAYS = {
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return the hashes of the trained weights and of the answers."""
     files = [*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors"), *folder.glob("eval/*/*.jsonl")]
     assert len(files) >= 2
     return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_command_gives_the_same_bytes(place: Workplace, model: Path, tmp_path: Path, way: str) -> None:
+def test_the_same_command_gives_the_same_bytes(place, model, tmp_path, way):
     """Also with the compilers' caches cold and then warm, and after the process was killed between two checkpoints."""
     if way.startswith("unsloth") and not unsloth_installed():
         pytest.skip("Unsloth is not installed")
@@ -159,7 +154,7 @@ def test_the_same_command_gives_the_same_bytes(place: Workplace, model: Path, tm
     assert digests(resumed) == expected
 
 
-def test_a_chat_with_a_seed_gives_the_same_answers(place: Workplace, model: Path) -> None:
+def test_a_chat_with_a_seed_gives_the_same_answers(place, model):
     """In two processes, at a temperature above 0; another seed gives others."""
     made = run(place, "chat", f"model.id={model}", TRANSFORMERS, "model.quantization=none")
     saved = []

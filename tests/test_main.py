@@ -57,12 +57,3 @@ def test_bash_completes_verbs_keys_and_options(tmp_path):
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["train", "lora.lora_alpha="]
-
-
-def test_both_ways_are_the_same(tmp_path):
-    first, second = (
-        subprocess.run([sys.executable, "-m", *way, "data=mix_30k"], cwd=tmp_path, capture_output=True, text=True)
-        for way in (["tometune", "train"], ["tometune.train"])
-    )
-    assert (first.returncode, first.stdout, first.stderr) == (second.returncode, second.stdout, second.stderr)
-    assert first.returncode == 2

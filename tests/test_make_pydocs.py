@@ -15,7 +15,7 @@ import make_pydocs
 import pydocs_entries
 
 
-def test_it_reproduces_the_shipped_file(tmp_path: Path) -> None:
+def test_it_reproduces_the_shipped_file(tmp_path):
     shipped = gzip.decompress(make_pydocs.SHIPPED.read_bytes())
     header = json.loads(shipped.partition(b"\n")[0])
     if make_pydocs.made_from() != header:
@@ -29,7 +29,7 @@ def test_it_reproduces_the_shipped_file(tmp_path: Path) -> None:
     assert not any(make_pydocs.is_held_out(entry.module) for entry in make_pydocs.trained_entries())
 
 
-def test_doctests() -> None:
+def test_doctests():
     result = doctest.testmod(pydocs_entries)
     assert result.attempted
     assert not result.failed

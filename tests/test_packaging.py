@@ -41,7 +41,7 @@ def binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_the_wheel_carries_conf_the_documentation_and_the_licences(wheel: Path) -> None:
+def test_the_wheel_carries_conf_the_documentation_and_the_licences(wheel):
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
         assert opened.read("tometune/data/pydocs.jsonl.gz") == (CHECKOUT / "tometune/data/pydocs.jsonl.gz").read_bytes()
@@ -71,7 +71,6 @@ def test_the_installed_console_script_is_the_same_as_the_module(binaries, tmp_pa
 
 
 def declared(requirements: Iterable[str]) -> set[str]:
-    """Return the names of distributions as they are compared."""
     return {Requirement(text).name.lower().replace("_", "-") for text in requirements}
 
 

@@ -33,7 +33,7 @@ def user(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path)
 
 
-def test_it_prints_the_mix_and_a_row(user: Workplace) -> None:
+def test_it_prints_the_mix_and_a_row(user):
     first = user.verb("prepare", *SMALL, env={"COLUMNS": "80"})
     assert first.returncode == 0, first.stderr
     out = first.stdout
@@ -63,7 +63,7 @@ def test_it_prints_the_mix_and_a_row(user: Workplace) -> None:
     assert "⟦" not in other.stdout
 
 
-def test_it_writes_a_card_and_finds_overlaps(user: Workplace) -> None:
+def test_it_writes_a_card_and_finds_overlaps(user):
     pool = user.folder / "pool.jsonl"
     pool.write_text(pool.read_text() + json.dumps(conversation(f"{SHARED} <b>", dataset="beta")) + "\n")
     all_rows = (*SMALL, *TASK, "data.rows=13")

@@ -24,7 +24,7 @@ def found(source: str) -> list[str]:
     return [what for what, pattern in FORBIDDEN.items() if re.search(pattern, source, re.MULTILINE)]
 
 
-def test_no_code_of_others_no_pickles_no_second_defaults() -> None:
+def test_no_code_of_others_no_pickles_no_second_defaults():
     assert {name: problems for name, source in SOURCES.items() if (problems := found(source))} == {}
 
 
@@ -39,7 +39,7 @@ def test_no_code_of_others_no_pickles_no_second_defaults() -> None:
         ("torch.load(p, weights_only=True); getattr(config, name); np.load(x); f(trust_remote_code=False)", []),
     ],
 )
-def test_what_is_forbidden_is_found(source: str, problems: list[str]) -> None:
+def test_what_is_forbidden_is_found(source, problems):
     assert found(source) == problems
 
 
@@ -60,7 +60,7 @@ IN_PLACE = {
 WRITES = re.compile(r"""\.write_(?:text|bytes)\(|json\.dump\(|\bopen\((?:[^()]*, )?["'][wxa]""")
 
 
-def test_files_are_written_through_the_atomic_functions() -> None:
+def test_files_are_written_through_the_atomic_functions():
     written = {name: len(WRITES.findall(source)) for name, source in SOURCES.items()}
     assert {name: count for name, count in written.items() if count} == {n: count for n, (count, _) in IN_PLACE.items()}
     assert len(WRITES.findall("p.write_text(x); open(p, 'w'); p.open('wb'); json.dump(x, f); p.open(\"a\")")) == 5

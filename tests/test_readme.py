@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.common.test_hub import CARD, FINETOME, parquet
-from tests.conftest import Run
 from tests.data.conftest import conversation, write_jsonl
 from tests.evaluation.test_hub_tasks import TASKS, write_sets
 from tests.hub import Hub
@@ -75,7 +74,7 @@ def user(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.whole
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, user: tuple[Workplace, ForkServer]):
+def test_command(command, user):
     place, server = user
     run_id = next((folder.name for folder in place.folder.glob("outputs/tiny-mix_300k-*")), "none")
     words = shlex.split(command.replace("<run_id>", run_id).removeprefix("python "))
@@ -99,7 +98,7 @@ def test_command(command: str, user: tuple[Workplace, ForkServer]):
 
 
 @pytest.mark.whole
-def test_quickstart_ends_with_the_table_and_the_paths(clean_env, run_verb: Run, tmp_path):
+def test_quickstart_ends_with_the_table_and_the_paths(clean_env, run_verb, tmp_path):
     """The script itself, on `tiny`; a repeated command shows the results again."""
     cheap = ["model=tiny", "trainer=debug", "trainer.max_steps=2", "eval.limit=1", "data.rows=64"]
     cheap.append(f"paths.outputs={tmp_path}/outputs")
@@ -117,7 +116,7 @@ def test_quickstart_ends_with_the_table_and_the_paths(clean_env, run_verb: Run, 
     assert "nothing to do" in second.stderr
 
 
-def test_the_shown_error_is_what_is_printed(run_verb: Run):
+def test_the_shown_error_is_what_is_printed(run_verb):
     (wrong, message), *_ = re.findall(r"`(\S+)` gets\s+one line: `(.*?)`", " ".join(README.split()))
     done = run_verb("train", wrong)
     assert (done.returncode, done.stderr) == (2, f"{message}\n")

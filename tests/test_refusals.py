@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.data.conftest import conversation, write_jsonl
-from tests.whole import Workplace, assert_one_line
+from tests.whole import assert_one_line
 
 pytestmark = pytest.mark.whole
 
@@ -18,10 +18,7 @@ POOL = ("data=files_200k", "data.base.rows=12", "data.pool.path=pool.jsonl")
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (
-            [],
-            r"^model=llama32_3b: .*need an NVIDIA GPU.* tometune train \+experiment=quickstart, or add model=smollm2",
-        ),
+        ([], r"^model=llama32_3b: .*need an NVIDIA GPU.* tometune train \+experiment=quickstart, or add model=smollm2"),
         (
             [*SMOKE, "model=llama32_3b", "model.id=someone/thing", "model.quantization=none"],
             r"^model\.id=someone/thing: the model hub cannot be reached.* tometune train \+experiment=quick",
@@ -31,7 +28,7 @@ POOL = ("data=files_200k", "data.base.rows=12", "data.pool.path=pool.jsonl")
         ([*SMOKE, "model.attn_implementation=flash_attention_2"], r"^model\.attn_.* needs the package flash"),
     ],
 )
-def test_what_is_missing_is_one_line_and_no_folder_is_made(place: Workplace, overrides: list[str], says: str) -> None:
+def test_what_is_missing_is_one_line_and_no_folder_is_made(place, overrides, says):
     done = place.verb("train", *overrides, "paths.outputs=refused")
     assert done.returncode == 2
     assert_one_line(done, says)
@@ -49,9 +46,7 @@ def test_what_is_missing_is_one_line_and_no_folder_is_made(place: Workplace, ove
         ),
     ],
 )
-def test_what_is_wrong_is_reported_before_slow_work(
-    place: Workplace, overrides: list[str], says: str, not_yet: str
-) -> None:
+def test_what_is_wrong_is_reported_before_slow_work(place, overrides, says, not_yet):
     write_jsonl(place.folder / "mine.jsonl", [[1]])
     status, stderr = place.train(*SMOKE, *overrides, "paths.outputs=refused")
     assert status == 2
@@ -71,7 +66,7 @@ def test_what_is_wrong_is_reported_before_slow_work(
         ([*POOL, "data.rows=30", "data.base.path=good.jsonl"], r"^data\.pool: 3 usable rows of 7 .*data\.rows=30 nee"),
     ],
 )
-def test_bad_data_is_one_line_and_nothing_is_made(place: Workplace, overrides: list[str], says: str) -> None:
+def test_bad_data_is_one_line_and_nothing_is_made(place, overrides, says):
     good = [conversation(number) for number in range(12)]
     write_jsonl(place.folder / "pool.jsonl", good[:4] + [conversation(n) for n in range(100, 103)])
     lines = write_jsonl(place.folder / "good.jsonl", good).read_text().splitlines()

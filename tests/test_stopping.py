@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.whole import Workplace
 from tometune.common.process import Stopped, stop_signals
 
 RESUME = "run the same command again to resume"
@@ -18,7 +17,7 @@ RESUME = "run the same command again to resume"
 
 @pytest.mark.whole
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_while_the_data_is_prepared(place: Workplace, number: signal.Signals) -> None:
+def test_while_the_data_is_prepared(place, number):
     cache = f"cache-{number.name}"
     command = ("data=pydocs_3k", "model=tiny", f"paths.cache={cache}")
     done = place.verb("prepare", *command, moment=("tometune.data.standardise:_build", 1, number.name))
@@ -30,7 +29,7 @@ def test_while_the_data_is_prepared(place: Workplace, number: signal.Signals) ->
 
 
 @pytest.mark.whole
-def test_while_a_model_is_evaluated(place: Workplace) -> None:
+def test_while_a_model_is_evaluated(place):
     command = ("evaluate", "model=tiny", "eval=pydocs", "eval.limit=1", "tracking=none")
     done = place.verb(*command, moment=("tometune.evaluation.scoring:write_result", 3, "SIGTERM"))
     assert done.returncode == 143
@@ -41,7 +40,7 @@ def test_while_a_model_is_evaluated(place: Workplace) -> None:
     assert done.stderr.count("(reused)") == 2
 
 
-def test_it_can_be_pickled_in_a_launchers_worker() -> None:
+def test_it_can_be_pickled_in_a_launchers_worker():
     stopped = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM)))
     assert (stopped.signal, stopped.code) == (signal.SIGTERM, 143)
 
@@ -52,7 +51,7 @@ def send_myself(*numbers: signal.Signals) -> None:
     time.sleep(1)
 
 
-def test_ignored_signals_stay_ignored_and_handlers_are_restored() -> None:
+def test_ignored_signals_stay_ignored_and_handlers_are_restored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -65,7 +64,7 @@ def test_ignored_signals_stay_ignored_and_handlers_are_restored() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="is Linux's device that is always full")
-def test_a_terminal_that_is_gone_changes_no_exit_status(tmp_path: Path) -> None:
+def test_a_terminal_that_is_gone_changes_no_exit_status(tmp_path):
     """Writing to it fails, as to a full device."""
     code = (
         "import os, signal\n"

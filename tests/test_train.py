@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +57,7 @@ def misfits(value: Any, contract: Any, key: str = "run.json") -> list[str]:
     return found
 
 
-def test_run_json_is_as_contracted(run: Path) -> None:
+def test_run_json_is_as_contracted(run):
     record = record_of(run)
     assert misfits(record, CONTRACT) == []
     assert record["run_id"] == run.name == f"tiny-pydocs_64-s0-{record['config_hash'][:8]}"
@@ -73,7 +71,7 @@ def test_run_json_is_as_contracted(run: Path) -> None:
         assert stage["rougeL"] == pytest.approx(mean)
 
 
-def test_everything_is_there_and_nothing_half_written(run: Path) -> None:
+def test_everything_is_there_and_nothing_half_written(run):
     names = ["adapter", "checkpoints", "config.yaml", "eval", "metrics.jsonl", "mix.json", "run.json", "train.log"]
     assert sorted(path.name for path in run.iterdir()) == [*names, "wandb"]
     expected = {f"{stage}/{task}.jsonl" for stage in ("base", "tuned") for task in TASKS}
@@ -87,20 +85,20 @@ def test_everything_is_there_and_nothing_half_written(run: Path) -> None:
     assert "step 6: loss" in (run / "train.log").read_text()
 
 
-def test_config_yaml_is_resolved_and_whole(run: Path) -> None:
+def test_config_yaml_is_resolved_and_whole(run):
     text = (run / "config.yaml").read_text()
     assert "${" not in text
     config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
     assert (config.model.name, config.trainer.max_steps, config.seeds.order) == ("tiny", 6, 0)
 
 
-def test_mix_json_lists_the_rows_it_was_made_of(run: Path) -> None:
+def test_mix_json_lists_the_rows_it_was_made_of(run):
     mix, record = json.loads((run / "mix.json").read_text()), record_of(run)
     assert len(mix["row_ids"]) == len(set(mix["row_ids"])) == mix["rows"] == record["data"]["rows"] == 64
     assert mix["digest"] == record["data"]["digest"]
 
 
-def test_the_dashboard_has_the_settings_of_this_verb_the_commit_and_gains_with_intervals(run: Path) -> None:
+def test_the_dashboard_has_the_settings_of_this_verb_the_commit_and_gains_with_intervals(run):
     logged = records(the_folder(run))
     (made,) = [record["run"] for record in logged if record["type"] == "run"]
     assert set(made["config"]["update"]) - {"_wandb"} == {*READS["train"]}
@@ -110,7 +108,7 @@ def test_the_dashboard_has_the_settings_of_this_verb_the_commit_and_gains_with_i
     assert {"eval/gain/rougeL", "eval/gain/rougeL_low", "eval/gain/tasks/summarisation/nll_high"} <= keys
 
 
-def test_no_secret_is_in_any_file(finished: Workplace) -> None:
+def test_no_secret_is_in_any_file(finished):
     files = [path for path in finished.folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     for path in files:
@@ -118,7 +116,7 @@ def test_no_secret_is_in_any_file(finished: Workplace) -> None:
         assert not [name for name, secret in SECRETS.items() if secret.encode() in content], path
 
 
-def test_a_folder_of_another_config_is_refused(run: Path, place: Workplace) -> None:
+def test_a_folder_of_another_config_is_refused(run, place):
     copy = place.folder / "foreign" / run.name
     shutil.copytree(run, copy)
     record = record_of(run) | {"config_hash": record_of(run)["config_hash"][:8] + "0" * 56}
@@ -128,28 +126,9 @@ def test_a_folder_of_another_config_is_refused(run: Path, place: Workplace) -> N
     assert_one_line(done, r"foreign/tiny-\S+: belongs to another config .*move it away or set paths\.outputs")
 
 
-@pytest.fixture
-def mounted(place: Workplace) -> Iterator[Callable[[str], Path]]:
-    """Return a function that mounts a folder in memory with these options, or again with others."""
-    folder = place.folder / "mounted"
-    folder.mkdir(exist_ok=True)
-
-    def mount(options: str) -> Path:
-        again = "remount," if folder.is_mount() else ""
-        command = ["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("only root can mount a file system")
-        return folder
-
-    yield mount
-    if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
-    place: Workplace, run: Path, mounted: Callable[[str], Path]
-) -> None:
-    outputs = mounted("size=700k")  # room for the scores and one checkpoint
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(place, run, mounted):
+    outputs = place.folder / "mounted"
+    mounted(outputs, "size=700k")  # room for the scores and one checkpoint
     status, stderr = place.train(*SMOKE, "paths.outputs=mounted")
     assert status == 1
     line = r"SaveError: \S*mounted/\S+: no space left on the disk; .*free some space"
@@ -159,7 +138,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
     assert record_of(broken)["status"] in ("failed", "running")
     kept = list((broken / "checkpoints").glob("*"))
     assert all((path / "trainer_state.json").exists() for path in kept), "no half of one is left"
-    mounted("size=20m")
+    mounted(outputs, "size=20m")
     status, stderr = place.train(*SMOKE, "paths.outputs=mounted")
     assert status == 0, stderr
     assert "resuming from checkpoint-2" in stderr
@@ -168,14 +147,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
     assert curve_of(broken) == curve_of(run)
 
 
-def test_an_outputs_folder_that_cannot_be_written_is_one_line(place: Workplace, mounted: Callable[[str], Path]) -> None:
-    mounted("ro")
+def test_an_outputs_folder_that_cannot_be_written_is_one_line(place, mounted):
+    mounted(place.folder / "mounted", "ro")
     status, stderr = place.train(*SMOKE, "paths.outputs=mounted/outputs")
     line = f"{place.folder}/mounted: cannot be written to; set paths.outputs to a writable folder"
     assert (status, stderr.splitlines()) == (2, [line])
 
 
-def test_from_a_file_to_an_answer_in_three_commands(tmp_path: Path) -> None:
+def test_from_a_file_to_an_answer_in_three_commands(tmp_path):
     """Train on a file, ask whether a pool helps, chat; then compare what was made."""
     place, trial = Workplace(tmp_path), ["model=tiny", "trainer=debug", "tracking=none", "eval.limit=1"]
     rows = ({"question": f"Which tide is {number}?", "answer": f"Low {number}."} for number in range(30))

@@ -88,7 +88,6 @@ class ForkServer:
         return subprocess.CompletedProcess(arguments, answer["status"], answer["stdout"], answer["stderr"])
 
     def close(self) -> None:
-        """Stop the process."""
         self._process.communicate()
         self._home.cleanup()
 
@@ -118,12 +117,10 @@ class Workplace:
         return done.returncode, done.stderr
 
     def run_folder(self, outputs: str = "outputs") -> Path:
-        """Return the folder of the only run."""
         (found,) = (self.folder / outputs).iterdir()
         return found
 
     def python(self, *arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> Done:
-        """Run Python with these arguments."""
         return run_python(arguments, {**self.env, **(env or {})}, self.folder, **options)
 
 
@@ -152,13 +149,11 @@ def run_python(
 
 
 def record_of(run: Path) -> dict[str, Any]:
-    """Read run.json."""
     record: dict[str, Any] = json.loads((run / "run.json").read_text())
     return record
 
 
 def adapter_of(run: Path) -> bytes:
-    """Read the adapter's weights."""
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
@@ -175,12 +170,10 @@ def timeless(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores_of(run: Path) -> dict[str, Any]:
-    """Read the scores without the times they took."""
     return timeless(record_of(run)["eval"])
 
 
 def answers_of(run: Path) -> dict[str, str]:
-    """Read every file of answers."""
     return {str(path.relative_to(run)): path.read_text() for path in sorted(run.glob("eval/*/*.jsonl"))}
 
 

@@ -69,7 +69,7 @@ def evaluate(subject: Subject) -> None:
         from tometune.models.tokenizer import load_tokenizer
         from tometune.runs.identity import plain
         from tometune.runs.run import git_state
-        from tometune.tracking import RunLabels, check_tracker, start_tracker
+        from tometune.tracking.tracker import RunLabels, check_tracker, start_tracker
 
     config = subject.config
     check_machine(config.model)
@@ -102,7 +102,8 @@ def evaluate(subject: Subject) -> None:
                 free_memory()
             subject.add_scores("tuned", scorer.stage("tuned", load_tuned(model, source, config.lora, subject.run)))
         tracker.results(subject.record, subject.folder, lambda: gains(subject.folder, subject.record, config.eval))
-        subject.add_tracking(tracker.describe())
+        if (described := tracker.describe())["tracker"] != "none" or subject.separate:  # else a run keeps its entry
+            subject.record["tracking"] = described
 
 
 if __name__ == "__main__":

@@ -33,14 +33,13 @@ def main(config: Config) -> None:
         check_push(finished, config.push_to, formats, config.private)
     with quick_imports():
         from tometune.exporting import gguf
-        from tometune.exporting.build import Builder, check_folders, check_space
+        from tometune.exporting.build import Builder, check_folders
         from tometune.exporting.formats import exports_of
         from tometune.exporting.hub import publish
         from tometune.models.source import check_source
 
     exports = exports_of(formats, listed(config.quant), folder)
     check_folders(finished, folder, exports)
-    check_space(finished, folder, exports)
     if "gguf" in formats and (missing := gguf.missing()):
         raise UserError(f"format=gguf: needs {', '.join(missing)}; run: {gguf.INSTALL} and the same command again")
     try:

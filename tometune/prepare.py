@@ -85,7 +85,7 @@ def _card(console: "Console", inputs: "RunInputs", overlaps: dict[str, Any]) -> 
     from tometune.data.preview import profile, samples
     from tometune.reporting.card_links import CARDS, link_runs
     from tometune.reporting.data_card import card, card_markdown, card_page
-    from tometune.sweep.power import earlier_runs
+    from tometune.runs.stored import earlier_runs
 
     mix, tokens, max_length = inputs.mix, inputs.tokens, inputs.config.trainer.max_length
     folder = Path(inputs.config.paths.outputs).expanduser() / CARDS / f"{mix.name}-s{mix.seed}-{mix.digest[:8]}"
@@ -97,7 +97,7 @@ def _card(console: "Console", inputs: "RunInputs", overlaps: dict[str, Any]) -> 
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "mix.html", card_page(content, values, max_length, inputs.config.model.name))
             write_text(folder / "mix.md", card_markdown(content))
-            link_runs(folder / "mix.html", earlier_runs(inputs.config))
+            link_runs(folder / "mix.html", earlier_runs(inputs.config.paths))
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); set paths.outputs to a folder that can"

@@ -27,7 +27,7 @@ from tometune.config.report import entries
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.runs.run import runs_folder
-from tometune.runs.stored import run_folder
+from tometune.runs.stored import earlier_runs, run_folder
 from tometune.sweep import arms  # noqa: F401 -- its resolvers name mixes and arms
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main(config: Config) -> IntEnum | None:
     Returns:
         The verdict on `require`, which is the exit status; None without one.
     """
-    from tometune.tracking import check_tracker
+    from tometune.tracking.tracker import check_tracker
 
     folder, runs = what_to_report(config)
     if config.publish is not None:
@@ -65,9 +65,8 @@ def what_to_report(config: Config) -> tuple[Path, list[Path]]:
 def write_all(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[dict[str, str], IntEnum | None]:
     """Build the report of a sweep folder, print it, write its files, and publish it if `publish` is set.
 
-    It is about the finished `runs`, if any are given, instead of those in the folder.
-
-    With `require`, the only line on stdout is the verdict.
+    It is about the finished `runs`, if any are given, instead of those in the folder. With `require`, the only line on
+    stdout is the verdict.
 
     Returns:
         The missing cells by name, with the reasons; and the verdict, None without `require`.
@@ -78,8 +77,7 @@ def write_all(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[
     from tometune.reporting.report_files import print_report
 
     report, page = write_files(folder, config, runs)
-    verdict = None
-    out = sys.stdout
+    verdict, out = None, sys.stdout
     if config.require is None:
         print_report(report.table)
     else:
@@ -101,7 +99,6 @@ def write_files(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tupl
     from tometune.reporting.analysis import build
     from tometune.reporting.card_links import find_cards, link_runs
     from tometune.reporting.report_files import write
-    from tometune.sweep.power import earlier_runs
 
     with ExitStack() as stack:
         if folder.is_dir():  # of two processes on one sweep, the last one to read it is the last one to write
@@ -113,7 +110,7 @@ def write_files(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tupl
             page = write(report, cards)
         for card in cards.values():
             with suppress(OSError):  # the links are a convenience, and the card may be another user's
-                link_runs(card, earlier_runs(config))
+                link_runs(card, earlier_runs(config.paths))
         return report, page
 
 

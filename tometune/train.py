@@ -103,7 +103,8 @@ def make_run(config: Config) -> tuple[Run | None, bool]:
                 # Another process may have finished it in the meantime.
                 if agree(not run.completed or bool(damage(run.folder, run.record))):
                     reopen(run)
-                    log_older_version(run, config)
+                    if not run.record and (older := run_of_older_version(config, run.id)):
+                        log.info("%s: made by an older version, whose results can differ; starting a new run", older)
                     experiment(run, inputs)
         except BusyError as busy:
             if config.sweep.name is None:
@@ -153,7 +154,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
             from tometune.models.base_models import base_models, is_small, state_of
             from tometune.models.load import check_trainable, describe
             from tometune.models.machine import free_memory
-            from tometune.tracking import RunLabels, start_tracker
+            from tometune.tracking.tracker import RunLabels, start_tracker
 
         with run.phase("data"):
             inputs.load()
@@ -247,13 +248,6 @@ def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process:
         return load_tuned(model, source, config.lora, run.folder)
 
 
-def log_older_version(run: Run, config: Config) -> None:
-    """Log it if a new run repeats one that an older version of tometune made."""
-    older = None if run.record else run_of_older_version(config, run.id)
-    if older is not None:
-        log.info("%s: made by an older version, whose results can differ; starting a new run", older)
-
-
 def check_requirements(config: Config) -> None:
     """Check this machine before anything slow is imported, downloaded or made.
 
@@ -263,7 +257,7 @@ def check_requirements(config: Config) -> None:
     from tometune.evaluation.engines.choice import check_engine
     from tometune.models.machine import check_machine
     from tometune.models.source import check_source
-    from tometune.tracking import check_tracker
+    from tometune.tracking.tracker import check_tracker
     from tometune.training.steps import check_optimiser
 
     check_machine(config.model)

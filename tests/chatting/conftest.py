@@ -42,7 +42,6 @@ class Words:
 
 
 def answer(engine, messages, settings):
-    """Return an answer's text, tokens and end."""
     *rest, last = engine.stream(messages, settings)
     assert all(piece.end is None for piece in rest)
     return "".join(piece.text for piece in [*rest, last]), last.tokens, last.end
@@ -62,7 +61,6 @@ def shared(tokenizer):
 
 @pytest.fixture
 def engine(shared):
-    """Return a function that gives an engine over the shared model."""
     return lambda adapter=None, context=1024: TransformersEngine(shared, adapter, context)
 
 
@@ -81,7 +79,6 @@ def with_adapter(model, name, seed):
 
 
 def compose_config(*overrides):
-    """Return the config of a command line, with Hydra's own part."""
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("train", overrides=list(overrides), return_hydra_config=True)

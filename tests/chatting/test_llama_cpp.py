@@ -8,7 +8,7 @@ import pytest
 
 from tests.chatting.conftest import answer
 from tometune.chatting.conversation import End, Settings
-from tometune.chatting.llama_cpp import LlamaEngine
+from tometune.chatting.targets import LlamaEngine
 from tometune.common.errors import UserError
 from tometune.models import smollm2
 
@@ -33,7 +33,7 @@ def engine(file):
         patch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other on busy cores are slow
         started = LlamaEngine(file, 4096)
     yield started
-    started.end()
+    started.server.end()
 
 
 def test_it_answers_ends_its_turn_and_obeys_the_settings(engine):
@@ -51,7 +51,7 @@ def test_it_answers_ends_its_turn_and_obeys_the_settings(engine):
 def test_closing_stops_the_server_while_it_reads_the_prompt(engine):
     long = [{"role": "user", "content": "Water is wet. " * 900}]
     assert engine.count(long) > 3000
-    server = psutil.Process(engine._process.pid)
+    server = psutil.Process(engine.server.process.pid)
     before = sum(server.cpu_times()[:2])
     pieces = engine.stream(long, GREEDY)
     assert next(pieces).tokens == 0
@@ -80,6 +80,6 @@ def test_a_crash_of_llama_cpp_does_not_end_the_chat(file):
     (server,) = set(psutil.Process().children()) - before
     assert os.getpgid(server.pid) != os.getpgid(0), "Ctrl-C in the terminal does not reach it"
     server.kill()
-    with pytest.raises(UserError, match=r"^llama\.cpp has ended \(signal 9: .*\); start chat again$"):
+    with pytest.raises(UserError, match=r"^llama\.cpp has ended \(signal 9: .*\); run the command again$"):
         answer(crashed, WATER, GREEDY)
     assert set(psutil.Process().children()) == before

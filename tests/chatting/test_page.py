@@ -56,7 +56,6 @@ def ask(page, text):
 
 
 def answers(page):
-    """The messages of the models, one chat after the other."""
     messages = page.query_selector_all(".tm-chat .bot.message")
     return [each.inner_text().strip().replace("\u2060", "") for each in messages]
 

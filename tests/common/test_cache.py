@@ -1,7 +1,6 @@
 import errno
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from tometune.common.cache import cached_folder
 from tometune.common.files import SaveError
 
 
-def test_built_once_and_keyed_by_everything(tmp_path: Path) -> None:
+def test_built_once_and_keyed_by_everything(tmp_path):
     built: list[str] = []
     one = cached_folder(tmp_path, "kind", {"a": 1}, lambda folder: built.append(folder.name))
     assert cached_folder(tmp_path, "kind", {"a": 1}, lambda folder: built.append(folder.name)) == one
@@ -27,7 +26,7 @@ def test_built_once_and_keyed_by_everything(tmp_path: Path) -> None:
         (OSError(errno.ENOSPC, "No space left on device"), SaveError, "/kind: no space left on the disk"),
     ],
 )
-def test_a_build_that_fails_leaves_nothing(tmp_path: Path, raised: OSError, error: type, says: str) -> None:
+def test_a_build_that_fails_leaves_nothing(tmp_path, raised, error, says):
     def build(folder: Path) -> None:
         (folder / "half").write_text("x")
         raise raised
@@ -37,7 +36,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path, raised: OSError, erro
     assert list((tmp_path / "kind").iterdir()) == []
 
 
-def test_the_slower_of_two_builders_takes_the_others_folder(tmp_path: Path) -> None:
+def test_the_slower_of_two_builders_takes_the_others_folder(tmp_path):
     def slow(folder: Path) -> None:
         (folder / "data").write_text("slow")
         cached_folder(tmp_path, "kind", {}, lambda other: (other / "data").write_text("fast") and None)
@@ -47,7 +46,7 @@ def test_the_slower_of_two_builders_takes_the_others_folder(tmp_path: Path) -> N
     assert list((tmp_path / "kind").iterdir()) == [folder]
 
 
-def test_of_two_builders_at_once_one_waits(tmp_path: Path) -> None:
+def test_of_two_builders_at_once_one_waits(tmp_path):
     built: list[str] = []
 
     def build(folder: Path) -> None:
@@ -65,7 +64,7 @@ def test_of_two_builders_at_once_one_waits(tmp_path: Path) -> None:
     "damage",
     [Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"x" * path.stat().st_size)],
 )
-def test_a_damaged_folder_is_built_again(tmp_path: Path, name: str, damage: Callable[[Path], object]) -> None:
+def test_a_damaged_folder_is_built_again(tmp_path, name, damage):
     built: list[Path] = []
 
     def build(folder: Path) -> None:

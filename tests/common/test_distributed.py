@@ -34,7 +34,6 @@ def start(place: Workplace, *overrides: str) -> "subprocess.Popen[str]":
 
 
 def run_two(place: Workplace, outputs: str, *overrides: str) -> tuple[Path, str, str]:
-    """Run two processes to the end; returns the run's folder, stdout and stderr."""
     process = start(place, *overrides, f"paths.outputs={outputs}")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
@@ -42,7 +41,6 @@ def run_two(place: Workplace, outputs: str, *overrides: str) -> tuple[Path, str,
 
 
 def run_one(place: Workplace, outputs: str, *overrides: str) -> Path:
-    """Run one process with the same rows per step."""
     status, stderr = place.train(*RUN, "trainer.micro_batch=2", *overrides, f"paths.outputs={outputs}")
     assert status == 0, stderr
     return place.run_folder(outputs)
@@ -60,7 +58,7 @@ def two(place: Workplace) -> tuple[Path, str, str]:
     return run_two(place, "two")
 
 
-def test_two_processes_do_what_one_does(place: Workplace, two: tuple[Path, str, str]) -> None:
+def test_two_processes_do_what_one_does(place, two):
     both, one = two[0], run_one(place, "one")
     losses = assert_same_losses(both, one)
     assert losses[0] - losses[-1] > 0.1, "it learnt something"
@@ -74,7 +72,7 @@ def test_two_processes_do_what_one_does(place: Workplace, two: tuple[Path, str, 
     assert scores_of(both)["base"] == scores_of(one)["base"], "shares of the prompts, the same answers"
 
 
-def test_one_process_speaks_and_writes(two: tuple[Path, str, str]) -> None:
+def test_one_process_speaks_and_writes(two):
     run, out, err = two
     assert out.count("mean of tasks") == 1
     assert err.count("training: ") == 1
@@ -86,7 +84,7 @@ def test_one_process_speaks_and_writes(two: tuple[Path, str, str]) -> None:
 
 
 @pytest.mark.nightly
-def test_stopped_or_killed_it_resumes_and_ends_the_same(place: Workplace, two: tuple[Path, str, str]) -> None:
+def test_stopped_or_killed_it_resumes_and_ends_the_same(place, two):
     process = start(place, "paths.outputs=broken")
     run = wait_for(place, "broken", 10)
     process.send_signal(signal.SIGTERM)
@@ -122,7 +120,7 @@ def wait_for(place: Workplace, outputs: str, step: int) -> Path:
 
 
 @pytest.mark.nightly
-def test_every_weight_in_two_processes(place: Workplace) -> None:
+def test_every_weight_in_two_processes(place):
     full = ("lora=none", "trainer.learning_rate=1e-3", "trainer.max_steps=6", "eval.base=false")
     both, one = run_two(place, "two_full", *full)[0], run_one(place, "one_full", *full)
     assert_same_losses(both, one)
@@ -131,7 +129,7 @@ def test_every_weight_in_two_processes(place: Workplace) -> None:
 
 
 @pytest.mark.nightly
-def test_an_error_in_the_first_process_is_reported_once(place: Workplace) -> None:
+def test_an_error_in_the_first_process_is_reported_once(place):
     process = start(place, "data.rows=100000", "paths.outputs=wrong")
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -18,7 +18,7 @@ from tometune.common.progress import log_file
 needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="is Linux's device that is always full")
 
 
-def test_write_text_never_leaves_a_half(tmp_path: Path) -> None:
+def test_write_text_never_leaves_a_half(tmp_path):
     target = tmp_path / "file"
     write_text(target, "old")
     with pytest.raises(UnicodeEncodeError):
@@ -38,7 +38,6 @@ with temporary_path(Path({str(target)!r}), folder={folder}) as temporary:
     time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     return process, process.stdout.readline().strip()
 
 
@@ -48,7 +47,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path, folder: bool) -> None:
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path, folder):
     """Whoever holds the lock is at work, on whatever machine and under whatever process id."""
     target = tmp_path / "file"
     (tmp_path / ".files.0123.tmp").touch()
@@ -62,7 +61,7 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == [".files.0123.tmp", "file"]
 
 
-def test_a_write_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_write_that_is_killed_leaves_the_old_file(tmp_path):
     """The process dies after the text has been written and before it is on the disk."""
     target = tmp_path / "run.json"
     write_json(target, {"status": "running"})
@@ -77,7 +76,7 @@ files.write_json(Path({str(target)!r}), {{"status": "completed"}})
     assert json.loads(target.read_text()) == {"status": "running"}
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     line = r"^data: cannot be written to \(Read-only file system\); set paths\.outputs to another folder$"
     with pytest.raises(UserError, match=line), disk_errors(Path("data"), "paths.outputs"):
         raise OSError(errno.EROFS, "x")
@@ -90,12 +89,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 @needs_full_device
 @pytest.mark.parametrize("write", [lambda path: path.write_text("x"), lambda path: torch.save(torch.zeros(9999), path)])
-def test_a_full_disk_is_one_line_whatever_writes(tmp_path: Path, write) -> None:
+def test_a_full_disk_is_one_line_whatever_writes(tmp_path, write):
     with pytest.raises(SaveError, match=rf"^{tmp_path}: no space left[^\n]*$"), disk_errors(tmp_path):
         write(Path("/dev/full"))
 
 
-def test_a_limit_on_file_sizes_is_reported_like_a_full_disk(tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_is_reported_like_a_full_disk(tmp_path):
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -108,16 +107,14 @@ def test_a_limit_on_file_sizes_is_reported_like_a_full_disk(tmp_path: Path) -> N
 
 
 @needs_full_device
-def test_a_log_that_cannot_be_written_stops_nothing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_that_cannot_be_written_stops_nothing(capsys, monkeypatch):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # other tests' handlers may hold closed streams
     with log_file(Path("/dev/full")):
         logging.getLogger("tometune").warning("a line")
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+def test_what_is_in_the_way_is_named(tmp_path):
     """A folder where a file should be, or a file where a folder should be."""
     (tmp_path / "a.json").mkdir()
     (tmp_path / "b").write_text("x")

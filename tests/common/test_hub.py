@@ -25,7 +25,6 @@ SCHEMA = pa.schema([("conversations", pa.list_(TURN)), ("source", pa.string()), 
 
 
 def parquet(rows: list[dict]) -> bytes:
-    """Return rows in FineTome's schema as a parquet file."""
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
     return buffer.getvalue()

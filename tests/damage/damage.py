@@ -22,7 +22,6 @@ STATES = {
 
 
 def noise(path: Path) -> None:
-    """Overwrite a file with as many random bytes."""
     path.write_bytes(random.Random(path.name).randbytes(path.stat().st_size))
 
 
@@ -31,13 +30,11 @@ def halve(path: Path) -> None:
 
 
 def protect(path: Path) -> None:
-    """Make a file and its folder read-only."""
     path.chmod(0o444)
     path.parent.chmod(0o555)
 
 
 def as_folder(path: Path) -> None:
-    """Put a folder in the place of a file."""
     path.unlink()
     path.mkdir()
     (path / "note.txt").write_text("not ours")
@@ -65,12 +62,10 @@ def allow(path: Path) -> None:
 
 
 def runs_of(place: Path) -> list[Path]:
-    """Return the folders of the runs."""
     return sorted(path for path in (place / "multirun" / "one").iterdir() if path.is_dir())
 
 
 def run_of(place: Path) -> Path:
-    """Return the folder of the only run."""
     (found,) = runs_of(place)
     return found
 

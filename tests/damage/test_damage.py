@@ -97,7 +97,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments_of(verb: str, run: Path) -> tuple[str, ...]:
-    """Return the arguments of a verb about the run."""
     one = (f"run={run}", "paths.cache=cache")
     return {
         "train": TRAIN,
@@ -111,14 +110,13 @@ def arguments_of(verb: str, run: Path) -> tuple[str, ...]:
 
 
 def run_verb(place: Workplace, verb: str, run: Path, **options: bool) -> Done:
-    """Run a verb about the run."""
     done = place.verb(verb.removesuffix(" -m"), *arguments_of(verb, run), **options)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
 
 @pytest.mark.parametrize(("state", "name", "damage", "verb"), sampled())
-def test_no_dead_end(places: Path, tmp_path: Path, state: str, name: str, damage: str, verb: str) -> None:
+def test_no_dead_end(places, tmp_path, state, name, damage, verb):
     if state == "sweep":
         return assert_no_dead_end_of_a_sweep(places, tmp_path, name, damage, verb)
     origin = places / ("finished" if state == "cache" else state)
@@ -195,7 +193,7 @@ def assert_no_dead_end_of_a_sweep(places: Path, tmp_path: Path, name: str, damag
 
 
 @pytest.mark.parametrize("folder", ["multirun", pytest.param("cache", marks=pytest.mark.nightly)])
-def test_a_read_only_folder_is_one_line_or_enough(places: Path, tmp_path: Path, folder: str) -> None:
+def test_a_read_only_folder_is_one_line_or_enough(places, tmp_path, folder):
     """The runs are finished, and so is one of the sweep's two; the cache holds everything."""
     place = Workplace(Path(shutil.copytree(places / "finished", tmp_path / "place")))
     run = run_of(place.folder)
@@ -204,10 +202,7 @@ def test_a_read_only_folder_is_one_line_or_enough(places: Path, tmp_path: Path, 
     for path in found:
         path.chmod(0o555 if path.is_dir() else 0o444)
     outcomes = {}
-    for verb, arguments in {
-        **{verb: arguments_of(verb, run) for verb in VERBS},
-        "sweep": SWEEP,
-    }.items():
+    for verb, arguments in {**{verb: arguments_of(verb, run) for verb in VERBS}, "sweep": SWEEP}.items():
         done = place.verb("train" if verb == "sweep" else verb, *arguments, permissions=True)
         assert "Traceback" not in done.stderr, done.stderr
         outcomes[verb] = done.returncode
@@ -237,7 +232,7 @@ def assert_advice(done: Done, verb: str) -> None:
     assert "examples, " not in done.stderr, "nothing was scored"
 
 
-def test_the_files_are_these(places: Path) -> None:
+def test_the_files_are_these(places):
     for state, names in FILES.items():
         run = run_of(places / state)
         found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from tests.damage.damage import TASKS
-from tests.whole import Workplace, record_of
+from tests.whole import record_of
 
 pytestmark = pytest.mark.whole
 
@@ -31,7 +31,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("tracker", "moment", "error"), CASES)
-def test_the_run_is_completed_with_one_warning(place: Workplace, tracker: str, moment: str, error: str) -> None:
+def test_the_run_is_completed_with_one_warning(place, tracker, moment, error):
     if importlib.util.find_spec(tracker) is None:
         pytest.skip(f"{tracker} is an extra")
     outputs = place.folder / f"{tracker}_{moment}_{error}"

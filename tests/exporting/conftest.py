@@ -68,12 +68,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 @pytest.fixture(scope="session")
 def exported(trained: Workplace) -> Path:
-    """The folder of the run's exports in every format, made by the verb."""
     return trained.run_folder() / "export"
 
 
 def builder_of(run: Path, place: Workplace, folder: Path) -> Builder:
-    """Return a builder of a run's exports."""
     paths = PathsConfig(outputs=str(place.folder / "outputs"), cache=str(place.folder / "cache"))
     finished = find_finished(Config(run=str(run), paths=paths, export=replace(LIMITS)))
     return Builder(finished, place.folder / "cache", folder)
@@ -94,11 +92,9 @@ def builder(trained: Workplace, exported: Path, tmp_path: Path) -> Builder:
 
 @pytest.fixture(scope="session")
 def reference(trained: Workplace, exported: Path) -> Reference:
-    """The behaviour of the run's adapter."""
     return builder_of(trained.run_folder(), trained, exported).references.of("merged_16bit")
 
 
 def gate_of(folder: Path) -> dict:
-    """Read gate.json."""
     found: dict = json.loads((folder / "gate.json").read_text())
     return found

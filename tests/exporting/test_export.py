@@ -11,7 +11,7 @@ from tests.exporting.conftest import gate_of
 from tometune.common.errors import UserError
 from tometune.exporting import formats, gguf, reference
 from tometune.exporting.formats import exports_of
-from tometune.exporting.gate import EngineError
+from tometune.models.llama_cpp import LlamaError
 
 pytestmark = pytest.mark.whole
 
@@ -109,7 +109,7 @@ def test_exports_are_found_again_unless_a_file_changed(builder):
 @pytest.mark.nightly
 def test_an_engine_that_crashes_fails_its_own_export_only(builder, monkeypatch):
     def aborted(*_: object) -> None:
-        raise EngineError("llama.cpp ended with signal 6: GGML_ASSERT")
+        raise LlamaError("llama.cpp ended with signal 6: GGML_ASSERT")
 
     monkeypatch.setattr(formats, "quantise", aborted)
     gates = []

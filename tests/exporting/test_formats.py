@@ -22,9 +22,10 @@ from tometune.config.export import QUANTS
 from tometune.config.model import ModelConfig, Precision
 from tometune.exporting import formats, gguf
 from tometune.exporting.formats import Writer, exports_of
-from tometune.exporting.gate import EngineError, divergence
+from tometune.exporting.gate import divergence
 from tometune.exporting.merging import Checkpoint, write_checkpoint
 from tometune.exporting.reference import CONVERSATIONS, TorchEngine
+from tometune.models.llama_cpp import LlamaError
 from tometune.models.load import load_adapter
 from tometune.models.source import tiny_folder
 
@@ -34,15 +35,14 @@ def test_a_base_whose_files_have_other_names_than_its_layers(tmp_path):
     made, ids = adapter(tmp_path, 0.01), torch.arange(4, 20).reshape(1, -1)
     whole.model.save_pretrained(tmp_path / "base")  # its names begin with `layers`, not `model.layers`
     config = ModelConfig(id=str(tmp_path / "base"), weights="pretrained")
-    writer = Writer(
-        SimpleNamespace(base=config, whole=None, adapter=made), tmp_path, None, lambda: tmp_path / "scratch"
-    )
+    writer = Writer(SimpleNamespace(base=config, whole=None, adapter=made), tmp_path, None, tmp_path)
     config, base_, exact = writer.weights
     assert "model.norm.weight" in exact
     assert "model.norm.weight" not in Checkpoint(tmp_path / "base")
     assert not torch.equal(base_[name := "model.layers.0.self_attn.q_proj.weight"], exact[name])
-    write_checkpoint(exact, config, tmp_path / "scratch", torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "scratch")
+    (tmp_path / "merged").mkdir()
+    write_checkpoint(exact, config, tmp_path / "merged", torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(model(ids).logits, load_adapter(whole, made)(ids).logits, atol=1e-5, rtol=1e-4)
 
 
@@ -104,7 +104,7 @@ def test_a_tokenizer_that_the_converter_does_not_know(tmp_path):
 
 def test_a_broken_file_is_an_error_of_the_engine(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\xff" * 4096)
-    with pytest.raises(EngineError, match=r"^llama.cpp ended with "):
+    with pytest.raises(LlamaError, match=r"broken.gguf: llama.cpp cannot read it \("):
         gguf.LlamaCppEngine(tmp_path / "broken.gguf").render(CONVERSATIONS[:1])
 
 

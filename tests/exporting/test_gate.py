@@ -18,7 +18,6 @@ pytestmark = pytest.mark.whole
 
 
 def check(reference: Reference, folder: Path) -> Check:
-    """Check a merged model."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     engine = TorchEngine("transformers", model, tokenizer)
@@ -27,7 +26,6 @@ def check(reference: Reference, folder: Path) -> Check:
 
 @pytest.fixture
 def merged(exported: Path, tmp_path: Path) -> Path:
-    """A copy of the merged model that a test may spoil."""
     return Path(shutil.copytree(exported / "merged_16bit", tmp_path / "merged"))
 
 

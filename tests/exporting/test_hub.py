@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from hashlib import sha256
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +23,7 @@ def ours(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 @pytest.mark.whole
-def test_a_pushed_model_is_private_and_has_the_files_of_the_export(trained, exported, hub: Hub, tmp_path: Path) -> None:
+def test_a_pushed_model_is_private_and_has_the_files_of_the_export(trained, exported, hub, tmp_path):
     hub.tokens.add(TOKEN)
     env = hub.env(tmp_path / "hf") | {"HF_TOKEN": TOKEN}
     run = f"run={trained.run_folder()}"
@@ -43,7 +42,7 @@ def test_a_pushed_model_is_private_and_has_the_files_of_the_export(trained, expo
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
 
-def test_what_may_be_pushed_is_checked_before_anything_is_made(ours: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_be_pushed_is_checked_before_anything_is_made(ours, monkeypatch):
     ours.add_model("tester/seen")
     ours.tokens.add("hf_may_read")
     cases = [
@@ -61,22 +60,21 @@ def test_what_may_be_pushed_is_checked_before_anything_is_made(ours: Hub, monkey
     assert ours.private == {"tester/new"}
 
 
-def test_an_upload_is_one_commit_and_sends_no_large_file_that_has_arrived(ours: Hub, tmp_path: Path) -> None:
+def test_an_upload_is_one_commit_and_sends_no_large_file_that_has_arrived(ours, tmp_path):
     files = {f"{name}.gguf": name.encode() * 300_000 for name in "abc"}
     for name, content in files.items():
         (tmp_path / name[0]).mkdir()
         (tmp_path / name[0] / name).write_bytes(content)
-    (tmp_path / "README.md").write_text("# Several")
     for name in ("a.gguf", "b.gguf"):  # an earlier upload was interrupted
         ours.objects[sha256(files[name]).hexdigest()] = files[name]
-    push([tmp_path / name for name in "abc"], tmp_path / "README.md", "tester/several", private=True)
+    push([tmp_path / name for name in "abc"], "# Several", "tester/several", private=True)
     assert [request.method for request in ours.requests].count("PUT") == 1
     assert sum("/commit/" in request.path for request in ours.requests) == 1
     repository = ours.root / "models" / "tester" / "several"
     assert {path.name: path.read_bytes() for path in repository.iterdir()} == files | {"README.md": b"# Several"}
 
 
-def test_files_of_several_quants_do_not_hide_each_other(tmp_path: Path) -> None:
+def test_files_of_several_quants_do_not_hide_each_other(tmp_path):
     folders = [tmp_path / "gguf-q8_0", tmp_path / "gguf-q4_k_m"]
     for folder in folders:
         folder.mkdir()

@@ -1,7 +1,8 @@
-"""An adapter merged in float32, tensor by tensor, and rounded once."""
+"""An adapter merged in float32, tensor by tensor, and rounded once; float16 where its range allows."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -9,10 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.data.chatml import chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
 from tometune.common.errors import UserError
-from tometune.config.model import LoraConfig
+from tometune.config.model import LoraConfig, Precision
 from tometune.exporting import merging
-from tometune.exporting.gate import change_held
-from tometune.exporting.merging import Checkpoint, Merged, write_checkpoint
+from tometune.exporting.gate import change_held, lost_change
+from tometune.exporting.merging import Checkpoint, Merged, largest_activation, resolve_dtype, write_checkpoint
 from tometune.models.load import add_adapter, load_adapter
 
 
@@ -33,19 +34,16 @@ def adapter(folder: Path, size: float, **settings: bool) -> Path:
 
 
 def merge(tmp_path: Path, made: Path) -> Merged:
-    """Save the base and return it with an adapter."""
     base().save_pretrained(tmp_path / "base")
     return Merged(tmp_path / "base", made)
 
 
 def held(found: Merged, files: Checkpoint) -> dict:
-    """Return what files hold of the change."""
     tensors = (Checkpoint(found.folder), found, files)
     return change_held(found, *(lambda name, one=one: one[name].float().numpy() for one in tensors))
 
 
 def written(found: Merged, folder: Path, dtype: torch.dtype) -> dict:
-    """Write the merged model and return what its files hold of the change."""
     folder.mkdir()
     write_checkpoint(found, AutoConfig.from_pretrained(found.folder), folder, dtype)
     return held(found, Checkpoint(folder))
@@ -87,3 +85,49 @@ def test_an_adapter_for_another_shape(tmp_path):
         UserError, match=r"^model.layers.0.mlp.down_proj.weight: has another shape in this base, \[\d+, 48"
     ):
         found["model.layers.0.mlp.down_proj.weight"]
+
+
+def test_float16_only_where_its_range_allows(caplog):
+    weights = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([[3.0]])}
+    assert resolve_dtype(Precision.auto, weights, 1000.0) is torch.float16
+    assert resolve_dtype(Precision.bf16, weights, 1000.0) is torch.bfloat16
+    assert resolve_dtype(Precision.fp32, weights, 1000.0) is torch.float32
+    assert resolve_dtype(Precision.auto, weights, 40_000.0) is torch.float32
+    assert "a weight of 3 or an activation of 4e+04 is too near the end of float16" in caplog.text
+    assert resolve_dtype(Precision.fp16, weights, 40_000.0) is torch.float16, "as asked for: it can be stored"
+    weights["a"][1] = -1e5
+    assert resolve_dtype(Precision.auto, weights, 1000.0) is torch.float32
+    with pytest.raises(UserError, match=r"^export.dtype=fp16: a weight is 1e\+05, beyond float16 \(65504\); leave it"):
+        resolve_dtype(Precision.fp16, weights, 1000.0)
+
+
+def test_the_largest_activation_is_found_inside_the_model():
+    model, ids = tiny_llama(chatml_tokenizer(), seed=1), torch.arange(4, 20).reshape(1, -1)
+    with torch.no_grad():
+        with largest_activation(model) as usual:
+            logits = model(ids).logits
+        assert usual[0] >= float(logits.abs().max())
+        model.model.layers[0].mlp.up_proj.weight.mul_(1e6)  # what `down_proj` reads, which its own scale hides
+        model.model.layers[0].mlp.down_proj.weight.mul_(1e-6)
+        with largest_activation(model) as hidden:
+            torch.testing.assert_close(model(ids).logits, logits, atol=1e-3, rtol=1e-3)
+    assert hidden[0] > 1000 * usual[0]
+    assert not [one for one in model.modules() if one._forward_hooks]
+
+
+def test_the_share_of_a_known_change():
+    base_ = {"a": np.zeros(2, np.float32), "b": np.ones(2, np.float32), "c": np.ones(1, np.float32)}
+    exact = base_ | {"a": np.array([3, 4], np.float32), "b": np.array([2, 1], np.float32)}
+    held = base_ | {"a": np.array([3, 0], np.float32), "c": np.zeros(1, np.float32)}
+    change = change_held(exact, base_.get, exact.get, held.get)
+    assert change == {
+        "share": round(9 / 26, 5),  # (9 + 0) of |change|², 25 + 1
+        "relative_error": round((17 / 26) ** 0.5, 5),  # errors of 4 and 1
+        "layers": 2,
+        "worst_layer": {"name": "b", "share": 0, "relative_error": 1},
+        "zeroed": 2,  # the second weight of a, and that of c
+    }
+    assert change_held(exact, exact.get, exact.get, held.get) is None
+    assert lost_change(change, 0.3) == []
+    assert lost_change(change, 0.4)[0].startswith("weights: the file holds 34.6% of what training changed, less than 4")
+    assert lost_change({"share": float("nan")}, 0)

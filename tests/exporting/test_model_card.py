@@ -13,7 +13,7 @@ from tometune.config.export import ExportConfig
 from tometune.config.model import LoraConfig, ModelConfig
 from tometune.config.root import Config
 from tometune.exporting.hub import check_push, repositories
-from tometune.exporting.model_card import card, licence_for, write_card, write_licence
+from tometune.exporting.model_card import Licence, card, licence_for, licence_of, write_licence
 from tometune.runs.finished import Finished, base_of
 
 CHECKOUT = Path(__file__).parents[2]
@@ -92,9 +92,8 @@ STATED = [
         ),
     ],
 )
-def test_metadata_and_text(llama, kind, library, relation, base, loads, tmp_path):
-    write_card(llama, kind, [("gguf-q8_0" if kind == "gguf" else kind, GATE)], tmp_path, "me/Llama-tuned")
-    found = ModelCard.load(tmp_path / "README.md")
+def test_metadata_and_text(llama, kind, library, relation, base, loads):
+    found = ModelCard(card(llama, kind, [("gguf-q8_0" if kind == "gguf" else kind, GATE)], "me/Llama-tuned"))
     assert found.data.to_dict() == {
         "library_name": library,
         "pipeline_tag": "text-generation",
@@ -151,3 +150,20 @@ def test_names_of_repositories(llama):
     assert repositories("me/x", ["adapter", "merged_16bit", "gguf"]) == expected
     with pytest.raises(UserError, match=r"requires a name that begins with Llama; e.g. push_to=me/Llama-tuned"):
         check_push(llama, "me/tuned", ["gguf"], True)
+
+
+@pytest.mark.parametrize(
+    ("name", "licence"),
+    [
+        ("unsloth/Llama-3.2-1B-Instruct", Licence("llama3.2", "Llama 3.2", "Llama", "Llama")),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", Licence("llama3", "Meta Llama 3", "Meta Llama 3", "Llama-3")),
+        ("nvidia/Llama-3_1-Nemotron-51B-Instruct", Licence("llama3.1", "Llama 3.1", "Llama", "Llama")),
+        ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", Licence("llama3.1", "Llama 3.1", "Llama", "Llama")),
+        ("unsloth/DeepSeek-R1-Distill-Llama-70B-bnb-4bit", Licence("llama3.3", "Llama 3.3", "Llama", "Llama")),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", Licence("apache-2.0")),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", Licence("apache-2.0")),
+        ("somebody/llama-30b", Licence("other")),
+    ],
+)
+def test_licences(name, licence):
+    assert licence_of(name) == licence

@@ -12,7 +12,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.exporting.conftest import SHORT, SMOKE, save_base
-from tests.hub import Hub
 from tests.whole import Workplace
 from tometune.exporting.reference import CONVERSATIONS, TorchEngine
 
@@ -59,7 +58,7 @@ def code_of(name: str) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-def test_code_that_parses_and_no_outputs() -> None:
+def test_code_that_parses_and_no_outputs():
     for name in ("train", "table", "inference"):
         lines = "\n".join(code_of(name)).split("\n")
         ast.parse("\n".join(line for line in lines if not line.startswith(("%", "!"))))
@@ -67,7 +66,7 @@ def test_code_that_parses_and_no_outputs() -> None:
 
 @pytest.mark.whole
 @pytest.mark.nightly
-def test_train_publish_and_ask(hub: Hub, place: Workplace, tmp_path: Path) -> None:
+def test_train_publish_and_ask(hub, place, tmp_path):
     pytest.importorskip("IPython")
     hub.tokens.add(TOKEN)
     base = save_base(hub.add_model("tester/base").folder, seed=3)
@@ -90,7 +89,7 @@ def test_train_publish_and_ask(hub: Hub, place: Workplace, tmp_path: Path) -> No
 
 @pytest.mark.whole
 @pytest.mark.nightly
-def test_a_table_is_planned_made_and_shown_and_found_again(place: Workplace) -> None:
+def test_a_table_is_planned_made_and_shown_and_found_again(place):
     pytest.importorskip("IPython")
     changes = {key: CHANGES[key] for key in ("%pip", "!test -d")} | TABLE
     first, second = (execute(place, "table", changes, {}) for _ in range(2))

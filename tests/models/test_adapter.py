@@ -17,14 +17,14 @@ def adapter(tiny_config: ModelConfig, cache: Path, seed: int) -> dict[str, torch
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def test_seeds_1_1_2_give_adapters_a_a_b(tiny_config: ModelConfig, cache: Path) -> None:
+def test_seeds_1_1_2_give_adapters_a_a_b(tiny_config, cache):
     one, again, other = (adapter(tiny_config, cache, seed) for seed in (1, 1, 2))
     assert len(one) == 2 * 7 * 2  # A and B of seven projections in two layers
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_loaded_adapter_gives_the_same_logits(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
+def test_a_loaded_adapter_gives_the_same_logits(tiny_config, cache, tmp_path):
     made = add_adapter(load_model(locate(tiny_config, cache)).to(torch.bfloat16), LoraConfig(), 0)
     assert {weight.dtype for weight in made.parameters() if weight.requires_grad} == {torch.float32}
     assert {weight.dtype for weight in made.parameters() if not weight.requires_grad} == {torch.bfloat16}
@@ -44,7 +44,7 @@ def test_a_loaded_adapter_gives_the_same_logits(tiny_config: ModelConfig, cache:
         load_adapter(load_model(locate(tiny_config, cache)), tmp_path / "none")
 
 
-def test_a_wrong_layer_name_is_reported(tiny_config: ModelConfig, cache: Path) -> None:
+def test_a_wrong_layer_name_is_reported(tiny_config, cache):
     lora = dataclasses.replace(LoraConfig(), target_modules=["q_prj"])
     with pytest.raises(UserError, match=r"no layer is named q_prj; did you mean q_proj"):
         add_adapter(load_model(locate(tiny_config, cache)), lora, 0)

@@ -1,12 +1,9 @@
 """Instruction-following difficulty, against losses computed one row at a time."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from tometune.config.model import ModelConfig
 from tometune.models.load import load_model
 from tometune.models.pool_scorers import IfdScorer
 from tometune.models.source import locate
@@ -34,7 +31,7 @@ def loss(model, tokenizer, context: str | None, answer: str) -> float:
         return float(model(input_ids=ids, labels=labels).loss)
 
 
-def test_scores_are_ratios_of_losses(tiny_config: ModelConfig, cache: Path) -> None:
+def test_scores_are_ratios_of_losses(tiny_config, cache):
     source = locate(tiny_config, cache)
     tokenizer, model = load_tokenizer(source), load_model(source)
     expected = []

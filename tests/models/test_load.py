@@ -5,7 +5,6 @@ import select
 import subprocess
 import sys
 import termios
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from tometune.models.load import describe, load_model
 from tometune.models.source import check_source, fingerprint, locate
 
 
-def test_tiny_is_the_same_bits_on_every_build_and_is_described(tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_tiny_is_the_same_bits_on_every_build_and_is_described(tiny_config, tmp_path):
     models = [load_model(locate(tiny_config, tmp_path / name)) for name in "ab"]
     one, two = (model.state_dict() for model in models)
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -25,7 +24,7 @@ def test_tiny_is_the_same_bits_on_every_build_and_is_described(tiny_config: Mode
     assert json.dumps(said)
 
 
-def test_loading_has_a_bar_on_a_terminal_only(tiny_config, cache, monkeypatch, capfd) -> None:
+def test_loading_has_a_bar_on_a_terminal_only(tiny_config, cache, monkeypatch, capfd):
     source = locate(tiny_config, cache)
     load_model(source)
     assert "Loading weights" not in capfd.readouterr().err
@@ -42,9 +41,7 @@ def test_loading_has_a_bar_on_a_terminal_only(tiny_config, cache, monkeypatch, c
     assert "Loading weights" not in capfd.readouterr().err
 
 
-def test_only_a_model_on_the_hub_needs_the_hub(
-    tiny_config: ModelConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_model_on_the_hub_needs_the_hub(tiny_config, cache, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
     load_model(locate(tiny_config, cache)).save_pretrained(tmp_path)
@@ -54,7 +51,7 @@ def test_only_a_model_on_the_hub_needs_the_hub(
         check_source(ModelConfig(id="someone/thing"))
 
 
-def test_a_folders_fingerprint_is_its_content(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
+def test_a_folders_fingerprint_is_its_content(tiny_config, cache, tmp_path):
     for name in ("one", "two"):
         load_model(locate(tiny_config, cache)).save_pretrained(tmp_path / name)
     one = fingerprint(ModelConfig(id=str(tmp_path / "one")))
@@ -70,7 +67,7 @@ def test_a_folders_fingerprint_is_its_content(tiny_config: ModelConfig, cache: P
         fingerprint(ModelConfig(id=str(tmp_path)))
 
 
-def test_pickled_weights_are_refused(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_refused(tiny_config, cache, tmp_path):
     model = load_model(locate(tiny_config, cache))
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
@@ -78,7 +75,7 @@ def test_pickled_weights_are_refused(tiny_config: ModelConfig, cache: Path, tmp_
         load_model(locate(ModelConfig(id=str(tmp_path), quantization=Quantization.none), cache))
 
 
-def test_fingerprints_need_no_torch() -> None:
+def test_fingerprints_need_no_torch():
     code = (
         "import sys; from tometune.config.model import ModelConfig; from tometune.models.source import fingerprint; "
         "fingerprint(ModelConfig(revision='c' * 40)); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

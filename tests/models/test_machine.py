@@ -30,10 +30,7 @@ def forget():
         (None, False, torch.float32),
     ],
 )
-def test_auto_depends_on_the_device(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capability: tuple[int, int] | None,
-    cpu_bf16: bool, dtype: torch.dtype,
-) -> None:  # fmt: skip
+def test_auto_depends_on_the_device(monkeypatch, caplog, capability, cpu_bf16, dtype):
     monkeypatch.setattr(machine, "gpu_capability", lambda: capability)
     monkeypatch.setattr(machine, "cpu_has_bf16", lambda: cpu_bf16)
     machine.auto_precision.cache_clear()
@@ -45,7 +42,7 @@ def test_auto_depends_on_the_device(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about the CPU")
-def test_this_cpu_as_torch_sees_it() -> None:
+def test_this_cpu_as_torch_sees_it():
     capabilities = torch.cpu.get_capabilities()
     assert machine.cpu_has_bf16() == any(capabilities.get(name, False) for name in machine.CPU_FLAGS)
     assert machine.gpu_capability() is None
@@ -53,11 +50,11 @@ def test_this_cpu_as_torch_sees_it() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="is about the GPU")
-def test_this_gpu_as_torch_sees_it() -> None:
+def test_this_gpu_as_torch_sees_it():
     assert machine.gpu_capability() == torch.cuda.get_device_capability()
 
 
-def test_it_imports_no_torch() -> None:
+def test_it_imports_no_torch():
     code = "import sys; from tometune.models.machine import auto_precision as p; p(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == (0 if sys.platform == "linux" else 1)
 
@@ -71,7 +68,7 @@ def test_it_imports_no_torch() -> None:
         ({"id": "x", "quantization": Quantization.none, "precision": Precision.fp16}, "model.precision=fp16"),
     ],
 )
-def test_what_the_machine_lacks_is_one_line(changes: dict[str, object], says: str) -> None:
+def test_what_the_machine_lacks_is_one_line(changes, says):
     with pytest.raises(UserError, match=says) as error:
         machine.check_machine(dataclasses.replace(ModelConfig(), **changes))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)

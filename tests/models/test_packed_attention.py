@@ -32,10 +32,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
         ((9, 0), BF16, False, False, "sdpa", "has no varlen_attn"),
     ],
 )
-def test_the_best_that_is_there_is_picked_and_said(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, flash: bool, varlen: bool,
-    picked: str, why: str,
-) -> None:  # fmt: skip
+def test_the_best_that_is_there_is_picked_and_said(monkeypatch, capability, dtype, flash, varlen, picked, why):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(packed_attention.util, "find_spec", lambda _: object() if flash else None)
@@ -46,14 +43,14 @@ def test_the_best_that_is_there_is_picked_and_said(
     assert kernel(dtype, "eager")[0] == "eager", "what is set is taken"
 
 
-def test_without_a_gpu_each_conversation_attends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_each_conversation_attends_by_itself(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert kernel(BF16, "sdpa")[0] == PER_CONVERSATION
     assert {packed_by(name) for name in ("sdpa", "eager")} == {Packed.positions}
     assert {packed_by(name) for name in (VARLEN, PER_CONVERSATION, "flash_attention_2")} == {Packed.lengths}
 
 
-def test_one_conversation_at_a_time_gives_what_a_mask_gives() -> None:
+def test_one_conversation_at_a_time_gives_what_a_mask_gives():
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, vocab_size=64, **sizes))
@@ -69,7 +66,7 @@ def test_one_conversation_at_a_time_gives_what_a_mask_gives() -> None:
 
 
 @pytest.mark.parametrize("ends", [[0, 5, 6, 300, 384], [0, 384], [0, 128, 256, 384, 384, 384], [0, 127, 383, 384]])
-def test_blocks_hold_all_that_a_conversation_may_see_and_the_mask_is_changed_in_place(ends: list[int]) -> None:
+def test_blocks_hold_all_that_a_conversation_may_see_and_the_mask_is_changed_in_place(ends):
     torch.manual_seed(0)
     mask = PackMask(384, torch.device("cpu"))
     kept = mask.blocks
@@ -88,7 +85,7 @@ def test_blocks_hold_all_that_a_conversation_may_see_and_the_mask_is_changed_in_
     assert torch.equal(read.bool(), needed), "a block that nobody sees costs time"
 
 
-def test_the_models_own_attention_comes_back() -> None:
+def test_the_models_own_attention_comes_back():
     small = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16)
     model = LlamaForCausalLM(small)
     before = model.config._attn_implementation
@@ -97,7 +94,7 @@ def test_the_models_own_attention_comes_back() -> None:
     assert model.config._attn_implementation == before
 
 
-def test_float32_weights_under_autocast_reach_the_kernel_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_weights_under_autocast_reach_the_kernel_in_16_bits(monkeypatch):
     """Rotary embeddings make float32 of queries and keys, and autocast does not know the kernel."""
     seen: list[torch.dtype] = []
 

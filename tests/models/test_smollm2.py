@@ -1,12 +1,9 @@
 """The real SmolLM2 weights, from the package that carries them."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tometune.config.model import ModelConfig
 from tometune.models import smollm2
 from tometune.models.load import describe, load_model
 from tometune.models.source import fingerprint, locate
@@ -27,10 +24,9 @@ TEXTS = [
 
 
 @pytest.mark.nightly
-def test_the_conversion_keeps_logits_and_tokens(smollm2_config: ModelConfig, cache: Path) -> None:
+def test_the_conversion_keeps_logits_and_tokens(smollm2_config, cache):
     model, tokenizer = load_model(locate(smollm2_config, cache)), load_tokenizer(locate(smollm2_config, cache))
     gguf = smollm2.gguf_file()
-    assert gguf is not None
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=model.dtype).eval()
     reference = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     for text in TEXTS:
@@ -42,7 +38,7 @@ def test_the_conversion_keeps_logits_and_tokens(smollm2_config: ModelConfig, cac
 
 
 @pytest.mark.nightly
-def test_the_tokenizer_alone_is_the_converted_one(smollm2_config: ModelConfig, cache: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_alone_is_the_converted_one(smollm2_config, cache, tmp_path):
     whole, alone = smollm2.converted(cache), smollm2.converted(tmp_path, weights=False)
     names = sorted(path.name for path in alone.iterdir())
     assert {"config.json", "tokenizer.json"} <= set(names)
@@ -51,7 +47,7 @@ def test_the_tokenizer_alone_is_the_converted_one(smollm2_config: ModelConfig, c
     assert not (tmp_path / "models").exists()
 
 
-def test_it_answers_and_ends_its_turn(smollm2_config: ModelConfig, cache: Path) -> None:
+def test_it_answers_and_ends_its_turn(smollm2_config, cache):
     model, tokenizer = load_model(locate(smollm2_config, cache)), load_tokenizer(locate(smollm2_config, cache))
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|im_end|>")
     question = [{"role": "user", "content": "What is the capital of France?"}]
@@ -61,7 +57,7 @@ def test_it_answers_and_ends_its_turn(smollm2_config: ModelConfig, cache: Path) 
     assert answer[-1] == tokenizer.eos_token_id == model.config.eos_token_id
 
 
-def test_the_converted_folder_is_clean(smollm2_config: ModelConfig, cache: Path) -> None:
+def test_the_converted_folder_is_clean(smollm2_config, cache):
     folder = smollm2.converted(cache)
     assert "quantization_config" not in (folder / "config.json").read_text()
     assert [path.suffix for path in folder.glob("*model*")] == [".safetensors"]

@@ -19,7 +19,6 @@ DATED = (
 
 @pytest.fixture
 def reloaded(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Return a function that changes a model's tokenizer, saves it with the model's configs, and loads it again."""
     source = locate(tiny_config, cache)
 
     def changed(**attributes: Any) -> Any:
@@ -35,18 +34,18 @@ def reloaded(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> Callable[
     return changed
 
 
-def test_the_date_is_pinned_and_travels_with_the_tokenizer(reloaded: Callable[..., Any]) -> None:
+def test_the_date_is_pinned_and_travels_with_the_tokenizer(reloaded):
     pinned = reloaded(chat_template=DATED)
     assert pinned.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "Today: 01 Feb 2003|hi"
     assert reloaded(chat_template=pinned.chat_template).chat_template == pinned.chat_template
     assert pin_date("{{ messages }}", "01 Feb 2003") == "{{ messages }}", "a template without a date"
 
 
-def test_a_model_without_a_chat_template_is_refused(reloaded: Callable[..., Any]) -> None:
+def test_a_model_without_a_chat_template_is_refused(reloaded):
     with pytest.raises(UserError, match="no chat template"):
         reloaded(chat_template=None)
 
 
-def test_a_missing_pad_token_becomes_the_end_of_turn(reloaded: Callable[..., Any]) -> None:
+def test_a_missing_pad_token_becomes_the_end_of_turn(reloaded):
     again = reloaded(pad_token=None)
     assert again.pad_token == again.eos_token == "<|im_end|>"

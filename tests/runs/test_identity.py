@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import reduce
-from pathlib import Path
 
 import pytest
 
@@ -29,7 +28,7 @@ INPUTS = {"model": "a", "data.base": "b"}
         ("eval.judge.url", "http://localhost:8080/v1", False),
     ],
 )
-def test_the_hash_covers_what_can_change_the_result(key: str, value: object, changes: bool) -> None:
+def test_the_hash_covers_what_can_change_the_result(key, value, changes):
     before, after = Config(), Config()
     *groups, name = key.split(".")
     setattr(reduce(getattr, groups, after), name, value)
@@ -37,7 +36,7 @@ def test_the_hash_covers_what_can_change_the_result(key: str, value: object, cha
     assert identity(before, INPUTS) != identity(before, INPUTS | {"data.base": "other"})
 
 
-def test_tasks_of_the_harness_are_inputs(tmp_path: Path) -> None:
+def test_tasks_of_the_harness_are_inputs(tmp_path):
     """Named tasks by their name, files by their content; without any, the inputs are those of earlier versions."""
     model = ModelConfig(id="tiny", weights=Weights.random)
     task, other = tmp_path / "task.yaml", tmp_path / "other" / "task.yaml"
@@ -66,7 +65,7 @@ def test_tasks_of_the_harness_are_inputs(tmp_path: Path) -> None:
         ({"scorer": ScorerConfig(kind=ScorerKind.heuristic)}, False, False),
     ],
 )
-def test_a_column_of_scores_counts_where_rows_are_filtered_or_ranked_by_it(settings, in_base, in_pool) -> None:
+def test_a_column_of_scores_counts_where_rows_are_filtered_or_ranked_by_it(settings, in_base, in_pool):
     config = Config()
     config.data.base.score = "quality"
     config.data.pool = PoolConfig(score="quality", order=PoolOrder.best if "scorer" in settings else PoolOrder.random)
@@ -75,7 +74,7 @@ def test_a_column_of_scores_counts_where_rows_are_filtered_or_ranked_by_it(setti
     assert ("score" in data["base"], "score" in data["pool"]) == (in_base, in_pool)
 
 
-def test_auto_precision_is_the_precision_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_is_the_precision_of_this_machine(monkeypatch):
     config = Config()
     ids = {}
     for resolved in ("bf16", "fp16", "fp32"):

@@ -51,7 +51,6 @@ def hold() -> Iterator[Callable[[Path], "subprocess.Popen[str]"]]:
     def start(folder: Path) -> "subprocess.Popen[str]":
         process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
         started.append(process)
-        assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         return process
 
@@ -61,7 +60,7 @@ def hold() -> Iterator[Callable[[Path], "subprocess.Popen[str]"]]:
         process.communicate()
 
 
-def test_the_second_process_is_told_who_has_it(tmp_path: Path, hold) -> None:
+def test_the_second_process_is_told_who_has_it(tmp_path, hold):
     run = tmp_path / "run"
     process = hold(run)
     with pytest.raises(BusyError) as error, run_lock(run):
@@ -69,7 +68,6 @@ def test_the_second_process_is_told_who_has_it(tmp_path: Path, hold) -> None:
     host = socket.gethostname()
     assert str(error.value).startswith(f"{run}: already being run by process {process.pid} on {host} (since 2")
     owner = owner_of(run)
-    assert owner is not None
     assert (owner.host, owner.pid) == (host, process.pid)
     assert json.loads((run / ".lock").read_text())["pid"] == process.pid, "the loser left it as it was"
     # An owner on another host is not taken for dead.
@@ -80,7 +78,7 @@ def test_the_second_process_is_told_who_has_it(tmp_path: Path, hold) -> None:
     assert time.monotonic() - start < 1
 
 
-def test_a_dead_owners_lock_is_taken_over_at_once_even_if_its_child_lives(tmp_path: Path, hold) -> None:
+def test_a_dead_owners_lock_is_taken_over_at_once_even_if_its_child_lives(tmp_path, hold):
     process = hold(tmp_path)
     process.kill()
     process.wait()
@@ -93,7 +91,7 @@ def test_a_dead_owners_lock_is_taken_over_at_once_even_if_its_child_lives(tmp_pa
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_folder_that_stays_empty_is_removed_and_looking_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_folder_that_stays_empty_is_removed_and_looking_leaves_nothing_behind(tmp_path):
     run = tmp_path / "outputs" / "run"
     with run_lock(run):
         assert (run / ".lock").exists()
@@ -108,7 +106,7 @@ def test_a_folder_that_stays_empty_is_removed_and_looking_leaves_nothing_behind(
     assert [path.name for path in run.iterdir()] == ["run.json"]
 
 
-def test_of_many_at_once_one_has_it_at_a_time(tmp_path: Path) -> None:
+def test_of_many_at_once_one_has_it_at_a_time(tmp_path):
     """Eight processes take turns by trying again and looking who is there; none ever meets another inside."""
     command = [sys.executable, "-c", TURNS, str(tmp_path)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]

@@ -17,7 +17,6 @@ INPUTS = {"model": "a", "data.base": "b"}
 
 @pytest.fixture
 def made(tmp_path: Path) -> Config:
-    """The config of a run in `tmp_path`."""
     config = Config()
     config.paths.outputs = str(tmp_path / "outputs")
     return config
@@ -28,7 +27,7 @@ def run(made: Config) -> Run:
     return Run.find(made, INPUTS)
 
 
-def test_a_run_has_an_id_and_a_folder_also_in_a_sweep(made: Config, run: Run, tmp_path: Path) -> None:
+def test_a_run_has_an_id_and_a_folder_also_in_a_sweep(made, run, tmp_path):
     assert run.id == f"llama32_3b-mix_100k-s0-{run.config_hash[:8]}"
     assert run.folder == tmp_path / "outputs" / run.id
     check_writable(run.folder, "set paths.outputs to a writable folder")
@@ -40,7 +39,7 @@ def test_a_run_has_an_id_and_a_folder_also_in_a_sweep(made: Config, run: Run, tm
     assert Run.find(made, INPUTS).folder == tmp_path / "multirun" / "table" / run.id
 
 
-def test_the_record_follows_its_attempts_to_the_end(made: Config, run: Run, monkeypatch) -> None:
+def test_the_record_follows_its_attempts_to_the_end(made, run, monkeypatch):
     with pytest.raises(KeyboardInterrupt), run.recording(made, {}, {}):
         raise KeyboardInterrupt
     first = read_record(run.folder)
@@ -72,14 +71,14 @@ def test_the_record_follows_its_attempts_to_the_end(made: Config, run: Run, monk
 @pytest.mark.parametrize(
     ("text", "says"), [("{", "is broken"), ("[]", "is not a record"), ('{"schema": 99}', "schema 1")]
 )
-def test_a_broken_record_is_an_error_of_one_line(tmp_path: Path, text: str, says: str) -> None:
+def test_a_broken_record_is_an_error_of_one_line(tmp_path, text, says):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match=says) as error:
         read_record(tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_a_run_of_an_older_version_is_found_by_its_settings(made: Config, run: Run) -> None:
+def test_a_run_of_an_older_version_is_found_by_its_settings(made, run):
     older = run.folder.with_name(f"{run.id[:-8]}00000000")
     older.mkdir(parents=True)
     (older / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(made))))

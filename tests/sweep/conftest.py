@@ -14,7 +14,6 @@ SWEEP = ("-m", *QUICK, "seed=0,1")
 
 
 def runs_in(folder: Path) -> dict[str, Path]:
-    """Return the run folders of a sweep by their ids."""
     return {path.parent.name: path.parent for path in sorted(folder.glob("*/run.json"))}
 
 

@@ -19,7 +19,6 @@ SOURCES = {"it's \\odd": 30, "a/b": 20, "c": 10, **{f"small {n}": 2 for n in ran
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Overrides of a mix of local files."""
     monkeypatch.setenv("TOMETUNE_CACHE", str(tmp_path / "cache"))
     rows = (conversation(f"{name} {n}", source=name) for name, count in SOURCES.items() for n in range(count))
     pool = write_jsonl(tmp_path / "pool.jsonl", rows)
@@ -29,12 +28,11 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def arms(*arguments: str) -> dict[str, list[str]]:
-    """Return the sources of each arm by the name of its mix."""
     pools = {config.data.name: config.data.pool for config in sweep_of(*arguments)}
     return {name: pool.only or pool.without for name, pool in pools.items() if pool is not None}
 
 
-def test_each_of_the_largest_sources_is_left_out_once(data: list[str]) -> None:
+def test_each_of_the_largest_sources_is_left_out_once(data):
     found = arms("+sweep=leave_one_source_out", *data)
     names = [*SOURCES]
     assert list(found.values()) == [[], *([name] for name in names[:7]), names[7:]]
@@ -42,7 +40,7 @@ def test_each_of_the_largest_sources_is_left_out_once(data: list[str]) -> None:
     assert list(found)[-1] == "without-others"
 
 
-def test_a_source_with_too_few_rows_is_added_with_the_others_only(data: list[str]) -> None:
+def test_a_source_with_too_few_rows_is_added_with_the_others_only(data):
     found = arms("+sweep=add_one_source", *data)
     others = [name for name, rows in SOURCES.items() if rows < 12]
     assert found == {
@@ -62,7 +60,7 @@ def test_a_source_with_too_few_rows_is_added_with_the_others_only(data: list[str
         ("add_one_source", ["data.rows=40", "data.base.rows=null"], []),
     ],
 )
-def test_an_arm_without_enough_rows_is_left_out_with_a_line(data, capsys, sweep, changes, dropped) -> None:
+def test_an_arm_without_enough_rows_is_left_out_with_a_line(data, capsys, sweep, changes, dropped):
     keys = {text.partition("=")[0] for text in changes}
     found = arms(f"+sweep={sweep}", *(text for text in data if text.partition("=")[0] not in keys), *changes)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no arm for ")]
@@ -72,7 +70,7 @@ def test_an_arm_without_enough_rows_is_left_out_with_a_line(data, capsys, sweep,
     assert len(found) == {"leave_one_source_out": 9, "add_one_source": 4}[sweep] - named
 
 
-def test_named_sources_and_the_others(data: list[str]) -> None:
+def test_named_sources_and_the_others(data):
     found = arms("+sweep=leave_one_source_out", *data, "sweep.sources=[c,a/b]")
     assert [*map(len, found.values())] == [0, 1, 1, 7]
     assert found["without-c"] == ["c"]
@@ -93,7 +91,7 @@ def test_named_sources_and_the_others(data: list[str]) -> None:
         ),
     ],
 )
-def test_wrong_input_is_one_line(data: list[str], changes: list[str], problem: str, monkeypatch) -> None:
+def test_wrong_input_is_one_line(data, changes, problem, monkeypatch):
     monkeypatch.setattr("tometune.data.sources.pinned", lambda *_: "0" * 40)
     base = data[1].partition("=")[2]
     replaced = {text.partition("=")[0] for text in changes}
@@ -103,7 +101,7 @@ def test_wrong_input_is_one_line(data: list[str], changes: list[str], problem: s
     assert "\n" not in str(caught.value)
 
 
-def test_sizes_are_nested_and_start_inside_the_base() -> None:
+def test_sizes_are_nested_and_start_inside_the_base():
     configs = sweep_of("+sweep=sizes_pydocs", "seed=0")
     assert [(config.data.name, config.data.rows) for config in configs] == [
         (f"rows-{rows}", rows) for rows in (100, 300, 1000, 3000)
@@ -122,7 +120,7 @@ def test_sizes_are_nested_and_start_inside_the_base() -> None:
         (["+sweep=same_steps_pydocs"], "data.rows=500: would give all mixes of same_steps_pydocs the same size; choo"),
     ],
 )
-def test_one_number_of_rows_does_not_replace_the_sizes_of_a_preset(arguments: list[str], problem: str) -> None:
+def test_one_number_of_rows_does_not_replace_the_sizes_of_a_preset(arguments, problem):
     with pytest.raises(ConfigError) as error:
         sweep_of(*arguments, "data.rows=500")
     assert str(error.value).startswith(problem)
@@ -138,7 +136,7 @@ def test_one_number_of_rows_does_not_replace_the_sizes_of_a_preset(arguments: li
         ("random_vs_best", "data.pool", None, 5),
     ],
 )
-def test_presets(name: str, key: str, values: set[float] | None, cells: int) -> None:
+def test_presets(name, key, values, cells):
     configs = sweep_of(f"+sweep={name}", "seed=0,1")
     assert Counter(config.seed for config in configs) == {0: cells, 1: cells}
     assert all(config.sweep.design and config.report.primary for config in configs)
@@ -150,7 +148,7 @@ def test_presets(name: str, key: str, values: set[float] | None, cells: int) -> 
         assert orders == [None, "random", "best", "longest", "ifd"]
 
 
-def test_does_it_help_has_an_arm_for_each_amount_that_the_pool_has(data: list[str], capsys, monkeypatch) -> None:
+def test_does_it_help_has_an_arm_for_each_amount_that_the_pool_has(data, capsys, monkeypatch):
     base, pool = data[1].partition("=")[2], data[2].partition("=")[2]
     chosen = ["+sweep=does_it_help", f"data.path={base}", f"data.pool.path={pool}"]
     configs = sweep_of(*chosen, "sweep.add=[50,72,73]", "seed=0,1")
@@ -177,16 +175,15 @@ def test_does_it_help_has_an_arm_for_each_amount_that_the_pool_has(data: list[st
         ("*.jsonl", 99_999, 950, "mine_100k_plus_950"),
     ],
 )
-def test_a_mix_over_a_file_is_named_after_it(path: str, rows: int, added: int | None, name: str, monkeypatch) -> None:
+def test_a_mix_over_a_file_is_named_after_it(path, rows, added, name, monkeypatch):
     monkeypatch.setattr("tometune.data.standardise.standardise", lambda *_: SimpleNamespace(rows=range(rows)))
     config = {"data": {"base": {"path": path}, "rows": None}, "paths": {"cache": "x"}}
     assert file_mix(added, OmegaConf.create(config)) == name
 
 
-def test_the_overrides_of_an_arm_are_kept_in_json(data: list[str]) -> None:
+def test_the_overrides_of_an_arm_are_kept_in_json(data):
     from tometune.config.command_line import read_command_line
     from tometune.config.sweep_cells import jobs_of
 
     jobs = jobs_of(read_command_line(["+sweep=leave_one_source_out", *data]))
-    assert jobs is not None
     assert json.loads(json.dumps([job.overrides[0] for job in jobs.known]))[0] == "data.pool.without=[]"

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -29,12 +28,11 @@ def cell(number: int, *overrides: str) -> Cell:
 
 def cells(*overrides: str) -> list[Cell]:
     jobs = jobs_of(CommandLine([*PYDOCS, *overrides]))
-    assert jobs is not None
     (found,) = cells_of(jobs.known).values()
     return found
 
 
-def test_a_preset_lists_its_cells_in_hydras_order(tmp_path: Path) -> None:
+def test_a_preset_lists_its_cells_in_hydras_order(tmp_path):
     nine = cells("+sweep=table_pydocs", "model=tiny")
     assert [(entry.data, entry.rows, entry.seed) for entry in nine] == [
         (f"pydocs_{n}k", n * 1000, seed) for n in (1, 2, 3) for seed in (0, 1, 2)
@@ -53,14 +51,13 @@ def test_a_preset_lists_its_cells_in_hydras_order(tmp_path: Path) -> None:
     assert read_cells(tmp_path) == nine
 
 
-def test_a_name_that_depends_on_another_override_differs_by_cell() -> None:
+def test_a_name_that_depends_on_another_override_differs_by_cell():
     sizes = ["data=pydocs_3k", "data.rows=1500,2500", "data.name=${data.rows}-rows"]
     jobs = jobs_of(CommandLine([*PYDOCS, *sizes, "sweep.name=sizes"], multirun=True))
-    assert jobs is not None
     assert [job.config.data.name for job in jobs.known] == ["1500-rows", "2500-rows"]
 
 
-def test_the_command_line_wins_over_the_preset_and_a_wrong_cell_keeps_its_error() -> None:
+def test_the_command_line_wins_over_the_preset_and_a_wrong_cell_keeps_its_error():
     first, second = cells("+sweep=seeds", "data=pydocs_1k", "seed=5", "lora.r=0,4")
     assert (first.seed, first.run_id, first.exit_status) == (5, None, 2)
     assert "lora.r" in str(first.error)
@@ -79,21 +76,12 @@ def test_the_command_line_wins_over_the_preset_and_a_wrong_cell_keeps_its_error(
         (["~eval/task@eval.tasks.summarisation", "lora.r=8,0"], [True, False]),
     ],
 )
-def test_each_cell_is_checked_as_hydra_composes_it(overrides: list[str], valid: list[bool]) -> None:
+def test_each_cell_is_checked_as_hydra_composes_it(overrides, valid):
     jobs = jobs_of(CommandLine([*PYDOCS, "data=pydocs_1k", *overrides], multirun=True))
-    assert jobs is not None
     assert [not job.problems for job in jobs.known] == valid
     assert {runs_folder(job.config).name for job in jobs.known} == {jobs.config.sweep.name}
     deleted = {text.rpartition(".")[2] for text in overrides if text.startswith("~")}
     assert not any(deleted & set(job.config.eval.tasks) for job in jobs.known)
-
-
-def test_the_documented_deletions_leave_one_task_of_files() -> None:
-    tasks = [f"~eval.tasks.{name}" for name in ("summarisation", "question_answering", "data_to_text")]
-    path = "eval.tasks.instruction_following.path=x.jsonl"
-    jobs = jobs_of(CommandLine([*PYDOCS, "eval=files", *tasks, path, "data=pydocs_1k", "seed=0,1"], multirun=True))
-    assert jobs is not None
-    assert [(job.problems, [*job.config.eval.tasks]) for job in jobs.known] == [((), ["instruction_following"])] * 2
 
 
 @pytest.mark.parametrize(
@@ -105,9 +93,7 @@ def test_the_documented_deletions_leave_one_task_of_files() -> None:
         ([replace(cell(0), error="x: no", exit_status=2)], "01", ["seed=0", "seed=1"], "x: no"),
     ],
 )
-def test_another_command_adds_what_is_new(
-    tmp_path: Path, more: list[Cell], ids: str, overrides: list[str], error: str | None
-) -> None:
+def test_another_command_adds_what_is_new(tmp_path, more, ids, overrides, error):
     list_cells(tmp_path, [cell(0), cell(1)])
     list_cells(tmp_path, more)
     assert "".join(str(entry.run_id).split("-s")[1][0] for entry in read_cells(tmp_path)) == ids
@@ -117,7 +103,7 @@ def test_another_command_adds_what_is_new(
     assert read_cells(tmp_path)[0].error is None, "an error stays until the next attempt"
 
 
-def test_a_cell_without_a_run_is_forgotten_by_the_next_command(tmp_path: Path) -> None:
+def test_a_cell_without_a_run_is_forgotten_by_the_next_command(tmp_path):
     wrong = Cell(None, ["lora.r=0"], "tiny", "x", 10, 0, "lora.r=0: not 1 or more", 2)
     list_cells(tmp_path, [wrong, cell(0)], all_of_command=True)
     list_cells(tmp_path, [cell(1)])  # a single run of either command
@@ -141,19 +127,10 @@ def test_a_cell_without_a_run_is_forgotten_by_the_next_command(tmp_path: Path) -
     ],
 )
 def test_the_exit_status_of_a_sweep_is_that_of_its_report(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    name: str,
-    done: str,
-    report: dict[str, str] | None,
-    status: int,
-    says: list[str],
-) -> None:
+    tmp_path, capsys, monkeypatch, *, name, done, report, status, says
+):
     overrides = [*PYDOCS, "data=pydocs_1k", "seed=0,1", f"sweep.name={name}", f"paths.multirun={tmp_path}"]
     jobs = jobs_of(CommandLine(overrides, multirun=True))
-    assert jobs is not None
     ((folder, listed),) = cells_of(jobs.known).items()
     ids = {str(number): str(entry.run_id) for number, entry in enumerate(listed)}
     states = {ids[number]: State.completed for number in done}
@@ -164,12 +141,11 @@ def test_the_exit_status_of_a_sweep_is_that_of_its_report(
     assert capsys.readouterr().err.splitlines() == [line.format(ids=[*ids.values()]) for line in says]
 
 
-def test_a_command_records_its_question_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_records_its_question_before_the_first_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jobs = jobs_of(
         CommandLine([*PYDOCS, "+sweep=seeds", "data=pydocs_1k", "report.primary=[rougeL]", "report.margin=0.02"])
     )
-    assert jobs is not None
     assert begin_sweep(jobs)
     assert read_sweep_file(tmp_path / "multirun" / "seeds")[1] == {"primary": ["rougeL"], "margin": 0.02}
 
@@ -184,10 +160,9 @@ def test_a_command_records_its_question_before_the_first_run(tmp_path: Path, mon
         ("rouge1", None),
     ],
 )
-def test_a_question_about_cells_that_will_not_exist(tmp_path: Path, monkeypatch, capsys, primary, problem) -> None:
+def test_a_question_about_cells_that_will_not_exist(tmp_path, monkeypatch, capsys, primary, problem):
     monkeypatch.chdir(tmp_path)
     jobs = jobs_of(CommandLine(["+sweep=capacity", f"report.primary='{primary}'", "lora.r=8,16", "seed=0,1"]))
-    assert jobs is not None
     problem = problem and f"report.primary={primary}: {problem}"
     for start in (check_primary, lambda jobs: plan_sweep(jobs, print)) if problem else ():
         with pytest.raises(UserError) as error:
@@ -197,11 +172,10 @@ def test_a_question_about_cells_that_will_not_exist(tmp_path: Path, monkeypatch,
     check_primary(jobs)
     assert capsys.readouterr().err.startswith(problem or "")
     one = jobs_of(CommandLine(["+sweep=seeds", f"report.primary='{primary}'"]))
-    assert one is not None
     check_primary(one)  # the cells that it is compared with are those of another command
 
 
-def test_the_question_is_recorded_until_the_first_run_has_started(tmp_path: Path) -> None:
+def test_the_question_is_recorded_until_the_first_run_has_started(tmp_path):
     list_cells(tmp_path, [cell(0)])
     assert read_sweep_file(tmp_path) == ([cell(0)], None), "as versions without questions wrote it"
     list_cells(tmp_path, [cell(1)], question=ReportConfig(primary="rougeL", margin=0.01))
@@ -218,7 +192,7 @@ def test_the_question_is_recorded_until_the_first_run_has_started(tmp_path: Path
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0", '{"schema": 1}', '{"schema": 1, "cells": [{"x": 1}]}'])
-def test_a_broken_list_is_an_error_of_one_line_and_the_next_command_writes_it_again(tmp_path: Path, text: str) -> None:
+def test_a_broken_list_is_an_error_of_one_line_and_the_next_command_writes_it_again(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(
         UserError, match=r"sweep\.json: is (empty|broken|not a list of runs) ?.*; run the sweep again"
@@ -229,7 +203,7 @@ def test_a_broken_list_is_an_error_of_one_line_and_the_next_command_writes_it_ag
     assert read_cells(tmp_path) == [cell(0)]
 
 
-def test_a_list_of_another_version_is_kept(tmp_path: Path) -> None:
+def test_a_list_of_another_version_is_kept(tmp_path):
     text = '{"schema": 9, "cells": []}'
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UserError, match=r"sweep\.json: not of schema 1, .*; move it away"):

@@ -32,9 +32,7 @@ TABLE = (
         pytest.param(9, 20, (), id="9 runs, 20 kills", marks=pytest.mark.nightly),
     ],
 )
-def test_a_killed_sweep_ends_as_the_undisturbed_one(
-    tmp_path: Path, runs: int, kills: int, more: tuple[str, ...]
-) -> None:
+def test_a_killed_sweep_ends_as_the_undisturbed_one(tmp_path, runs, kills, more):
     place = Workplace(tmp_path)
     # Both sweeps have the same name, which their tables contain, in separate folders.
     calm, killed = (tmp_path / name / "table_pydocs" for name in ("calm", "killed"))
@@ -77,7 +75,6 @@ def kill_repeatedly(
 
 
 def same_as_undisturbed(run: Path, calm: Path) -> None:
-    """Check that two runs differ in nothing but times."""
     assert record_of(run)["status"] == "completed"
     assert timeless(record_of(run)) == timeless(record_of(calm))
     for read in (answers_of, adapter_of, curve_of):

@@ -1,4 +1,4 @@
-"""Controls as sweeps, made for real with tiny: the plan, the runs and the report."""
+"""A control as a sweep, made for real with tiny: the plan, the runs and the report."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def table_of(folder: Path) -> dict:
 
 @pytest.mark.whole
 @pytest.mark.nightly  # eight runs
-def test_leave_one_source_out(files: Workplace) -> None:
+def test_leave_one_source_out(files):
     sweep = (*QUICK, "+sweep=leave_one_source_out", *DATA, "trainer.max_steps=null")
     done = files.verb("train", *sweep, "plan=true")
     assert done.returncode == 0, done.stderr
@@ -73,64 +73,3 @@ def test_leave_one_source_out(files: Workplace) -> None:
     assert "Each arm leaves out one source of the pool; the number of rows is held constant" in text
     assert "Effect on ROUGE-L of having this source in the mix, with " in text
     assert "Effect of each source" in (folder / "report.html").read_text()
-
-
-@pytest.mark.whole
-@pytest.mark.nightly  # six runs
-def test_same_steps(files: Workplace) -> None:
-    sweep = (
-        *QUICK,
-        "+sweep=same_steps",
-        *DATA[1:4],
-        "data=files_300k",
-        "data.rows=24,36,48",
-        "trainer.max_tokens=6_000",
-    )
-    done = files.verb("train", *sweep, "plan=true")
-    assert done.returncode == 0, done.stderr
-    assert "6 runs: 0 done, 6 left" in done.stdout
-    status, stderr = files.train(*sweep)
-    assert status == 0, stderr
-    folder = files.folder / "multirun" / "same_steps"
-    epochs: dict[int, set[float]] = {}
-    tokens = []
-    for path in runs_in(folder).values():
-        record = record_of(path)
-        train, rows = record["train"], record["data"]["rows"]
-        per_step = train["tokens"] / train["steps"]
-        assert train["tokens"] == pytest.approx(6_000, abs=2 * per_step)
-        tokens.append(train["tokens"])
-        epochs.setdefault(rows, set()).add(train["epochs"])
-    assert min(epochs[24]) > max(epochs[36]) > max(epochs[48])
-    low, high = min(tokens), max(tokens)
-    assert high < 1.1 * low, "where an epoch without max_tokens has half as many"
-    assert "the tokens read in training are held constant" in (folder / "table.md").read_text()
-
-
-@pytest.mark.whole
-@pytest.mark.nightly  # several mixes each
-@pytest.mark.parametrize(
-    ("sweep", "runs"),
-    [
-        (("+sweep=add_one_source", "data.rows=30"), 3),
-        (("+sweep=sizes", "~data.rows", "sweep.largest=48", "sweep.smallest=10", "~data.base.rows"), 3),
-        (("+sweep=capacity", "data=files_300k", "lora.r=8,256"), 2),
-        (("+sweep=rates", "data=files_300k"), 3),
-        (
-            (
-                *("+sweep=random_vs_best", "report.primary=rougeL"),
-                "data=files_300k,files_300k_longest,files_300k_ifd",
-            ),
-            3,
-        ),
-    ],
-)
-def test_plans(files: Workplace, sweep: tuple[str, ...], runs: int) -> None:
-    replaced = {text.lstrip("~").partition("=")[0] for text in sweep}
-    data = [text for text in DATA if text.partition("=")[0] not in replaced]
-    quick = [*QUICK[:-2], "seed=0", "trainer.max_steps=2"]
-    done = files.verb("train", *quick, *data, *(text for text in sweep if text[0] != "~"), "plan=true")
-    assert done.returncode == 0, done.stderr
-    assert f"{runs} runs: 0 done, {runs} left" in done.stdout
-    assert "not possible" not in done.stdout
-    assert "adapter parameters" in done.stdout

@@ -33,7 +33,6 @@ PRESETS = sorted(path.stem for path in (conf_dir() / "hydra" / "launcher").glob(
 
 
 def needs(launcher: str) -> None:
-    """Skip the test if the package of a launcher is not installed."""
     if (package := PACKAGES.get(launcher.partition("_")[0])) is not None:
         pytest.importorskip(package)
 
@@ -42,7 +41,6 @@ NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
 
 
 def check_runs(finished: Path, name: str, stderr: str) -> None:
-    """Check that the runs of a sweep are those of the plain one."""
     found, expected = runs_in(finished.with_name(name)), runs_in(finished)
     assert list(found) == list(expected), stderr
     for run_id, run in found.items():
@@ -59,7 +57,6 @@ def cluster(place: Workplace) -> Iterator[dict[str, str]]:
     env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "127.0.0.1:6399"}
     start = [ray, "start", "--head", "--port=6399", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
     head = subprocess.Popen([*start, "--block"], env={**place.env, **env}, stdout=subprocess.PIPE, text=True)
-    assert head.stdout is not None
     assert any("Ray runtime started" in line for line in head.stdout)
     yield env
     for process in [*psutil.Process(head.pid).children(recursive=True), head]:
@@ -72,13 +69,9 @@ def cluster(place: Workplace) -> Iterator[dict[str, str]]:
 @pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "more"),
-    [
-        ("submitit", []),
-        ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"]),
-        ("ray_cluster", [NO_GPU]),
-    ],
+    [("submitit", []), ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"]), ("ray_cluster", [NO_GPU])],
 )
-def test_two_runs(place: Workplace, finished: Path, name: str, more: list[str], request: pytest.FixtureRequest) -> None:
+def test_two_runs(place, finished, name, more, request):
     needs(name)
     env = request.getfixturevalue("cluster") if name == "ray_cluster" else {}
     command = ("train", *SWEEP, f"sweep.name={name}", f"hydra/launcher={name}", *more)
@@ -90,7 +83,7 @@ def test_two_runs(place: Workplace, finished: Path, name: str, more: list[str], 
 
 
 @pytest.mark.whole
-def test_processes_make_the_same_runs_and_report_errors_at_the_end(place: Workplace, finished: Path) -> None:
+def test_processes_make_the_same_runs_and_report_errors_at_the_end(place, finished):
     """The base has only 1,000 rows, which is noticed in the run's process."""
     launcher = ("sweep.name=failing", "hydra/launcher=processes")
     done = place.verb("train", *SWEEP, "data.rows=64,100000", *launcher)
@@ -106,18 +99,17 @@ def test_processes_make_the_same_runs_and_report_errors_at_the_end(place: Workpl
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_built_on_a_known_plugin_and_composes(name: str) -> None:
+def test_a_preset_is_built_on_a_known_plugin_and_composes(name):
     text = (conf_dir() / "hydra" / "launcher" / f"{name}.yaml").read_text()
     assert {*PLUGINS, *PRESETS} & set(OmegaConf.create(text).defaults)
     needs(name)
     small = ["model=tiny", "eval=pydocs", "data=pydocs_1k"]
     jobs = jobs_of(CommandLine([*small, "+sweep=seeds", f"hydra/launcher={name}"]))
-    assert jobs is not None
     assert len(jobs.known) == 3
 
 
 @pytest.mark.nightly
-def test_the_batch_file_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_file_for_slurm(tmp_path, monkeypatch):
     """The file that submitit writes, with a fake sbatch."""
     submitit = pytest.importorskip("submitit")
     queue_config = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config").BaseQueueConf
@@ -147,7 +139,7 @@ def test_the_batch_file_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("option", PLUGINS)
-def test_a_missing_package_is_one_line(option: str) -> None:
+def test_a_missing_package_is_one_line(option):
     group = "hydra/sweeper" if option == "optuna" else "hydra/launcher"
     text = f"Could not find '{group}/{option}'\n\nAvailable options in '{group}':\n\tbasic"
     error = MissingConfigException(text, missing_cfg_file=f"{group}/{option}", options=["basic"])

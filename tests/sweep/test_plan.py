@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from tests.sweep.conftest import QUICK, SWEEP, runs_in
-from tests.whole import Workplace, record_of
+from tests.whole import record_of
 from tometune.common.errors import UserError
 from tometune.config.command_line import CommandLine
 from tometune.config.eval import EvalConfig
@@ -20,10 +20,11 @@ from tometune.config.model import Backend, ModelConfig, Quantization
 from tometune.config.root import Config, PathsConfig, register
 from tometune.config.sweep_cells import jobs_of
 from tometune.sweep import plan
-from tometune.sweep.plan import REFERENCE, Kind, PlannedRun, Speed, known_speed, plan_sweep, print_plan
+from tometune.sweep.plan import REFERENCE, PlannedRun, Speed, known_speed, plan_sweep, print_plan
 
 TASK = {"seconds": 4.0, "examples": 2}
 RECORD = {
+    "schema": 1,
     "status": "completed",
     "attempts": 1,
     "started": "2026-01-01T00:00:00+00:00",
@@ -48,7 +49,7 @@ def write(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_the_speed_of_an_earlier_run(config: Config, tmp_path: Path) -> None:
+def test_the_speed_of_an_earlier_run(config, tmp_path):
     assert known_speed(config, tmp_path) is None
     run = write(tmp_path / "multirun" / "sweep" / "a")
     for step, size in ((2, 30), (4, 40)):
@@ -58,7 +59,7 @@ def test_the_speed_of_an_earlier_run(config: Config, tmp_path: Path) -> None:
     assert known_speed(config, tmp_path) == Speed("1 earlier run", 10.0, 0.5, 7, disk, 40, 12.0)
 
 
-def test_the_median_of_the_last_runs_of_the_same_kind(config: Config, tmp_path: Path) -> None:
+def test_the_median_of_the_last_runs_of_the_same_kind(config, tmp_path):
     def train(tokens: int) -> dict[str, Any]:
         return {"tokens": tokens, "seconds": 1.0, "peak_memory_bytes": tokens}
 
@@ -72,14 +73,11 @@ def test_the_median_of_the_last_runs_of_the_same_kind(config: Config, tmp_path: 
         write(outputs / f"other{number}", train=train(7), **change)
     (write(outputs / "broken") / "run.json").write_text("{")
     found = known_speed(config, tmp_path / "cache")
-    assert found is not None
     assert (found.source, found.tokens_per_second, found.memory) == ("5 earlier runs", 300, 400)
 
 
 @pytest.mark.parametrize("kind", REFERENCE)
-def test_a_gpu_without_earlier_runs_has_the_speeds_of_the_named_file(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
-) -> None:
+def test_a_gpu_without_earlier_runs_has_the_speeds_of_the_named_file(config, tmp_path, monkeypatch, kind):
     speed = REFERENCE[kind]
     if kind.backend == "transformers":  # Unsloth is not installed everywhere
         monkeypatch.setattr(plan, "device_name", lambda: kind.device)
@@ -101,7 +99,7 @@ def test_a_gpu_without_earlier_runs_has_the_speeds_of_the_named_file(
         assert speed.answers_per_second == round(answers / sum(stage["seconds"] for stage in stages))
 
 
-def test_the_printed_plan() -> None:
+def test_the_printed_plan():
     known = PlannedRun("a", 10, 1000, 4, 8, False, 7200.0, 2e9, 3e9, "1 earlier run")
     changes = ({}, {"done": True}, {"seconds": None, "memory": 5e9}, {"seconds": 42.4}, {"seconds": 600.0})
     out = StringIO()
@@ -117,7 +115,7 @@ def test_the_printed_plan() -> None:
     ]
 
 
-def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatch, capsys) -> None:
+def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatch, capsys):
     register()
     planned: list[tuple[str | None, int]] = []
     run = PlannedRun("a", 10, 1000, 4, 8, False, examples={"qa": 8})
@@ -125,7 +123,6 @@ def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatc
     monkeypatch.setattr(plan, "print_plan", lambda runs, problems: print(*problems, sep="\n"))
     overrides = ["model=tiny", "data=pydocs_1k", "sweep.name=a,b", "seed=0,1", "lora.r=0,4"]
     jobs = jobs_of(CommandLine(overrides, multirun=True))
-    assert jobs is not None
     assert plan_sweep(jobs, print) == 0
     out = capsys.readouterr().out
     assert "power: unknown until a sweep of this model" in out
@@ -133,14 +130,13 @@ def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatc
     line = "sweep.name=a lora.r=0, sweep.name=b lora.r=0: lora.r=0: not 1 or more"
     assert line in out.splitlines(), "one line for all cells and seeds"
     jobs = jobs_of(CommandLine(["+sweep=seeds", "data=pydocs_1k"]))
-    assert jobs is not None
     monkeypatch.setattr(plan, "plan_run", Mock(side_effect=UserError("too few rows")))
     assert plan_sweep(jobs, print) == 2
     assert capsys.readouterr().out.splitlines() == ["too few rows"]
 
 
 @pytest.mark.whole
-def test_a_plan_before_and_after(place: Workplace) -> None:
+def test_a_plan_before_and_after(place):
     sweep = (*SWEEP, "sweep.name=planned")
     done = place.verb("train", *sweep, "plan=true")
     assert done.returncode == 0, done.stderr
@@ -163,7 +159,7 @@ def test_a_plan_before_and_after(place: Workplace) -> None:
 
 
 @pytest.mark.whole
-def test_a_plan_counts_held_out_rows(place: Workplace) -> None:
+def test_a_plan_counts_held_out_rows(place):
     done = place.verb("train", *QUICK, "eval.limit=null", "eval.base=true", "data.held_out.rows=4", "plan=true")
     assert done.returncode == 0, done.stderr
     without = place.verb("train", *QUICK, "eval.limit=null", "eval.base=true", "plan=true")

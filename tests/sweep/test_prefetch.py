@@ -19,15 +19,14 @@ def jobs(tmp_path: Path) -> Jobs:
     sizes = ("data=pydocs_3k", "data.rows=1100,1200,x,1300", "data.base.rows=1000", "sweep.name=sizes")
     where = (f"paths.cache={tmp_path / 'cache'}", f"paths.multirun={tmp_path / 'multirun'}")
     jobs = jobs_of(CommandLine(["model=tiny", "eval=pydocs", "tracking=none", *sizes, *where], multirun=True))
-    assert jobs is not None
     return jobs
 
 
-def test_all_runs_but_the_first_and_the_invalid_ones_are_prepared(jobs: Jobs) -> None:
+def test_all_runs_but_the_first_and_the_invalid_ones_are_prepared(jobs):
     assert [config.data.rows for config in missing_after_first(jobs)] == [1200, 1300]
 
 
-def test_nothing_starts_without_a_gpu(jobs: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_starts_without_a_gpu(jobs, monkeypatch, tmp_path):
     monkeypatch.setattr(prefetch, "NVIDIA_DRIVER", tmp_path / "none")
     monkeypatch.setattr(prefetch, "missing_after_first", lambda _: pytest.fail("it looked for runs"))
     with prefetched(jobs):
@@ -35,9 +34,7 @@ def test_nothing_starts_without_a_gpu(jobs: Jobs, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.nightly
-def test_the_tokens_of_later_runs_are_cached_while_the_body_runs(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_tokens_of_later_runs_are_cached_while_the_body_runs(jobs, monkeypatch, tmp_path):
     monkeypatch.setattr(prefetch, "NVIDIA_DRIVER", tmp_path)
     with prefetched(jobs):
         end = time.monotonic() + 120

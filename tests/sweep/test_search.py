@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.config.conftest import config_of
-from tests.whole import Workplace, record_of
+from tests.whole import record_of
 from tometune.config.command_line import CommandLine
 from tometune.config.root import register
 from tometune.config.sweep_cells import jobs_of
@@ -24,7 +24,7 @@ PLUGIN = "hydra_plugins.hydra_optuna_sweeper"
 
 @pytest.mark.nightly
 @pytest.mark.whole
-def test_three_trials_and_the_same_command_again(place: Workplace) -> None:
+def test_three_trials_and_the_same_command_again(place):
     pytest.importorskip(PLUGIN)
     done = place.verb("train", *SEARCH)
     assert done.returncode == 0, done.stderr
@@ -41,17 +41,16 @@ def test_three_trials_and_the_same_command_again(place: Workplace) -> None:
     assert again.stderr.count("nothing to do") == 3, "the draws follow the seed"
 
 
-def test_the_runs_of_a_search_are_not_known_before_and_the_test_tasks_do_not_guide_it(place: Workplace) -> None:
+def test_the_runs_of_a_search_are_not_known_before_and_the_test_tasks_do_not_guide_it(place):
     pytest.importorskip(PLUGIN)
     jobs = jobs_of(CommandLine(list(SEARCH)))
-    assert jobs is not None
     assert (jobs.search, jobs.known, jobs.config.eval.validation) == (True, [], True)
     status, stderr = place.train(*SEARCH, "eval=pydocs")
     assert (status, len(stderr.splitlines())) == (2, 1)
     assert stderr.startswith("eval=pydocs: a search would choose settings by the test tasks")
 
 
-def test_validation_and_test_share_no_entry_of_the_documentation() -> None:
+def test_validation_and_test_share_no_entry_of_the_documentation():
     whole = [f"eval.tasks.{name}.limit=null" for name in ("summarisation", "question_answering", "data_to_text")]
     entries: list[dict[str, set[str]]] = []
     for group in ("pydocs", "pydocs_validation"):

@@ -21,7 +21,6 @@ WANDB = program("wandb")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The run's folder."""
     return tmp_path / "outputs" / "run"
 
 
@@ -37,22 +36,18 @@ def track_in(
 
 @pytest.fixture
 def track(tmp_path: Path) -> "Callable[..., subprocess.CompletedProcess[str]]":
-    """Return `track_in` for this test's folder."""
     return partial(track_in, tmp_path)
 
 
 def inspect(*arguments: str) -> str:
-    """Return what `wandb leet inspect --json` prints."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def records(folder: Path) -> list[dict]:
-    """Return the records of an offline run."""
     return [json.loads(line) for line in inspect(str(folder)).splitlines()]
 
 
 def the_folder(folder: Path) -> Path:
-    """Return the only folder of an offline run."""
     [found] = folder.glob("wandb/offline-run-*")
     return found

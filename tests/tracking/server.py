@@ -27,7 +27,6 @@ class WandbServer:
         self._server.server_close()
 
     def query(self, name: str, variables: dict) -> dict:
-        """Answer one GraphQL operation."""
         self.queries[name] = variables
         if name == self.leave_after:
             self.status = 503
@@ -54,8 +53,6 @@ class WandbServer:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request."""
-
     server_state: WandbServer
     protocol_version = "HTTP/1.1"
 

@@ -8,8 +8,7 @@ import pytest
 from tests.tracking.conftest import CHECKOUT
 from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig, TrackingMode
-from tometune.tracking import check_tracker
-from tometune.tracking.tracker import program
+from tometune.tracking.tracker import check_tracker, program
 
 READ = """
 import json, sys, trackio
@@ -133,7 +132,7 @@ def test_a_run_of_mlflow_is_continued_and_can_be_read_back_and_names_nobody(trac
 TWO_RUNS = """
 from pathlib import Path
 from tometune.config.tracking import Tracker, TrackingConfig
-from tometune.tracking import RunLabels, start_tracker
+from tometune.tracking.tracker import RunLabels, start_tracker
 for name in ("a", "b"):
     with start_tracker(TrackingConfig(Tracker.mlflow), RunLabels(name, "train", "g", Path(name), {})) as tracker:
         tracker.log({"train/loss": 1.0}, step=0)

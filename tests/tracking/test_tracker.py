@@ -1,20 +1,17 @@
 """What every tracker gets at the end of a run; and whatever breaks in a tracker costs one warning, never the run."""
 
-import errno
 import json
 import logging
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 
-from tometune import tracking
 from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig
-from tometune.tracking import RunLabels, check_tracker, start_tracker
-from tometune.tracking.tracker import RunTracker, prediction_tables, sanitise
+from tometune.tracking import tracker as tracking
+from tometune.tracking.tracker import RunLabels, RunTracker, check_tracker, prediction_tables, sanitise, start_tracker
 
 
 def write_predictions(folder: Path, stage: str, task: str, count: int) -> None:
@@ -87,15 +84,6 @@ def test_a_method_that_raises_is_one_warning(method, labels, caplog):
     warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert warnings == [f"wandb: {method} failed (no more); the run continues"]
     assert described == ({"tracker": "wandb"} if method == "describe" else {"tracker": "none"})
-
-
-@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
-def test_an_error_about_its_files_names_their_folder(number, labels, caplog):
-    fails = mock.Mock(side_effect=OSError(number, os.strerror(number)), __name__="log")
-    track(labels, log=fails, place=staticmethod(lambda labels: labels.folder / "curves"))
-    assert caplog.messages == [
-        f"wandb: log failed in {labels.folder}/curves ([Errno {number}] {os.strerror(number)}); the run continues"
-    ]
 
 
 def test_a_lost_connection_is_not_tried_again(labels):

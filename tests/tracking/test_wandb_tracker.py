@@ -13,13 +13,13 @@ from tests.tracking.server import WandbServer
 from tests.whole import Workplace, curve_of
 from tometune.common.errors import UserError
 from tometune.config.tracking import TrackingConfig, TrackingMode
-from tometune.tracking import check_tracker
+from tometune.tracking.tracker import check_tracker
 
 START = """
 import logging, os, signal, time
 from pathlib import Path
 from tometune.config.tracking import TrackingConfig
-from tometune.tracking import RunLabels, start_tracker
+from tometune.tracking.tracker import RunLabels, start_tracker
 logging.basicConfig(level=logging.WARNING)
 tracker = start_tracker(TrackingConfig(), RunLabels("x", "train", "g", Path("outputs/run"), {}))
 """
@@ -137,33 +137,6 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert run_python("-c", START + code).returncode == -9
     summary = json.loads(inspect("--summary", str(the_folder(folder))))
     assert (summary["state"], summary["exit_code"], summary["step"]) == ("running", None, 98)
-
-
-@pytest.mark.nightly
-def test_steps_that_a_kill_lost_are_logged_after_resuming_each_step_once(run_python, folder):
-    """Steps 10 to 12 are not flushed, the checkpoint is of step 11, and steps 12 and 13 are trained afterwards."""
-    first = """
-for step in range(13):
-    tracker.log({"train/loss": 1 / (1 + step)}, step=step)
-    if step == 9:
-        time.sleep(2.5)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert run_python("-c", START + first).returncode == -9
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": step, "loss": 1 / (1 + step)}) + "\n" for step in range(12))
-    )
-    second = """
-from tometune.training.metrics import replay
-replay(Path("outputs/run/metrics.jsonl"), tracker.log)
-for step in (12, 13):
-    tracker.log({"train/loss": 1 / (1 + step)}, step=step)
-tracker.finish("completed")
-"""
-    assert run_python("-c", START + second).returncode == 0
-    one, two = (losses(records(path)) for path in sorted(folder.glob("wandb/offline-run-*")))
-    assert 9 <= len(one) < 12, "some steps were lost"
-    assert one + two == [(step, pytest.approx(1 / (1 + step))) for step in range(14)]
 
 
 @pytest.mark.nightly

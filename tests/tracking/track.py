@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.tracking.test_tracker import write_predictions
 from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig, TrackingMode
-from tometune.tracking import RunLabels, start_tracker
+from tometune.tracking.tracker import RunLabels, start_tracker
 
 RUN_ID = "tiny-mix:1k-s0-abcdef01"  # a colon is what W&B does not take
 

@@ -32,7 +32,6 @@ MOST = 64
 
 
 def talk(number: int, length: int) -> dict[str, Any]:
-    """Return a conversation whose answer has about `length` words."""
     answer = " ".join(f"word{number} {n}" for n in range(length // 2 + 1))
     return {"conversations": [{"from": "human", "value": f"q {number}"}, {"from": "gpt", "value": answer}]}
 
@@ -70,7 +69,6 @@ class Fitted:
 
     @property
     def adapter(self) -> bytes:
-        """The saved adapter's bytes."""
         return (self.folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
     @property
@@ -81,7 +79,6 @@ class Fitted:
 
     @property
     def losses(self) -> list[float]:
-        """The loss of each logging step."""
         return [line["loss"] for line in self.curve]
 
     @property

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from trl import SFTConfig
 
@@ -34,7 +33,7 @@ def given(config: Config, step: Step = STEP, checkpointing: bool = False, dtype:
     return arguments(training, step, checkpointing)
 
 
-def test_no_default_of_a_library_reaches_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_default_of_a_library_reaches_the_training(monkeypatch):
     ours = given(settings())
     assert all(getattr(ours, name) != value for name, value in DEFAULTS.items())
     fields = [(name, Any, value) for name, value in DEFAULTS.items()]
@@ -43,7 +42,7 @@ def test_no_default_of_a_library_reaches_the_training(monkeypatch: pytest.Monkey
     assert {name: getattr(theirs, name) for name in DEFAULTS} == {name: getattr(ours, name) for name in DEFAULTS}
 
 
-def test_settings_are_arguments_of_trl() -> None:
+def test_settings_are_arguments_of_trl():
     values = {
         **{"weight_decay": 0.5, "max_grad_norm": 0.125, "num_train_epochs": 3.5, "max_length": 33, "loss_type": "nll"},
         **{"dataloader_num_workers": 2, "logging_steps": 5, "save_steps": 7, "save_total_limit": 5},
@@ -62,7 +61,7 @@ def test_settings_are_arguments_of_trl() -> None:
         assert (found.bf16, found.fp16) == flags
 
 
-def test_a_process_has_one_gpu_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_has_one_gpu_at_most(monkeypatch):
     """With two, transformers would double the batch and copy the model."""
     monkeypatch.setattr(SFTConfig, "n_gpu", 2)
     ours = given(settings())

@@ -30,7 +30,7 @@ def checkpoint(folder: Path, step: int, weights: str = WEIGHTS[0]) -> Path:
     return made
 
 
-def test_the_newest_is_found_by_number_and_others_are_left_alone(tmp_path: Path) -> None:
+def test_the_newest_is_found_by_number_and_others_are_left_alone(tmp_path):
     assert last_checkpoint(tmp_path) is last_checkpoint(tmp_path / "none") is None
     for step in (2, 10, 8):
         checkpoint(tmp_path, step)
@@ -41,7 +41,7 @@ def test_the_newest_is_found_by_number_and_others_are_left_alone(tmp_path: Path)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_an_adapter_or_a_whole_model_is_complete_with_the_states_of_all_processes(tmp_path: Path, weights: str) -> None:
+def test_an_adapter_or_a_whole_model_is_complete_with_the_states_of_all_processes(tmp_path, weights):
     made = checkpoint(tmp_path, 2, weights)
     (made / "rng_state.pth").rename(made / "rng_state_0.pth")
     torch.save({}, made / "rng_state_1.pth")
@@ -50,9 +50,7 @@ def test_an_adapter_or_a_whole_model_is_complete_with_the_states_of_all_processe
 
 @pytest.mark.parametrize("name", [*FILES, INDEX, "rng_state.pth", *SHARDS])
 @pytest.mark.parametrize("damage", ["missing", "empty", "half", "random"])
-def test_one_with_a_damaged_file_is_deleted(
-    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_with_a_damaged_file_is_deleted(tmp_path, name, damage, caplog):
     whole, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, INDEX)
     content = (broken / name).read_bytes()
     (broken / name).write_bytes(
@@ -66,7 +64,7 @@ def test_one_with_a_damaged_file_is_deleted(
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"global_step": 3}'])
-def test_one_with_the_state_of_another_step_is_deleted(tmp_path: Path, content: str) -> None:
+def test_one_with_the_state_of_another_step_is_deleted(tmp_path, content):
     whole, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
     (broken / STATE).write_text(content)
     assert last_checkpoint(tmp_path) == whole

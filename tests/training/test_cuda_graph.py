@@ -1,7 +1,6 @@
 """A pass over buffers of one shape gives the loss and the gradients of the batch alone."""
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,7 +49,7 @@ def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-7)
 
 
-def test_padding_changes_neither_loss_nor_gradients(fitted: Fitted) -> None:
+def test_padding_changes_neither_loss_nor_gradients(fitted):
     items = int((fitted.batches[0]["labels"] != -100).sum())
     loss, expected = by_the_trainer(fitted, fitted.batches[0], items)
     for packs_, longest, capacity in (
@@ -67,7 +66,7 @@ def test_padding_changes_neither_loss_nor_gradients(fitted: Fitted) -> None:
         same(gradients(fitted), expected)
 
 
-def test_lengths_of_a_part_begin_at_nought_and_padding_fills_the_pass(fitted: Fitted) -> None:
+def test_lengths_of_a_part_begin_at_nought_and_padding_fills_the_pass(fitted):
     """On a CPU the attention goes by position ids; these are what the kernel on a GPU goes by."""
     ids = torch.arange(1, 13)[None]
     positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2, 3, 0, 1, 2]])
@@ -88,7 +87,7 @@ def test_lengths_of_a_part_begin_at_nought_and_padding_fills_the_pass(fitted: Fi
     assert graph._labels.tolist() == [7, 8, 9, -100, 11, 12]
 
 
-def test_what_a_graph_writes_is_added_up_over_a_step(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_graph_writes_is_added_up_over_a_step(fitted, monkeypatch):
     """A replay overwrites its gradients, in tensors that stay where they are."""
     capacity = Capacity(3, 96)
     first, second = (with_lengths(batch, capacity) for batch in fitted.batches[:2])
@@ -107,7 +106,6 @@ def test_what_a_graph_writes_is_added_up_over_a_step(fitted: Fitted, monkeypatch
                 weight.grad = None
             graph._pass()
             for weight, gradient, before in zip(weights, graph._gradients, held, strict=True):
-                assert weight.grad is not None
                 gradient.copy_(weight.grad)
                 weight.grad = before
 
@@ -132,7 +130,7 @@ def test_what_a_graph_writes_is_added_up_over_a_step(fitted: Fitted, monkeypatch
         ({"unsloth": True}, "model.backend=transformers"),
     ],
 )
-def test_what_a_graph_needs(change: dict[str, Any], needs: str | None) -> None:
+def test_what_a_graph_needs(change, needs):
     decoder = SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=[1]))
     model = SimpleNamespace(device=torch.device("cuda"), num_parameters=lambda: 1, get_base_model=lambda: decoder)
     config = settings(**SETTINGS, cuda_graph=True)
@@ -146,7 +144,7 @@ def test_what_a_graph_needs(change: dict[str, Any], needs: str | None) -> None:
         can_use_graph(training)
 
 
-def test_a_pass_has_room_for_nearly_every_batch() -> None:
+def test_a_pass_has_room_for_nearly_every_batch():
     rows = Dataset.from_dict(
         {
             "labels": [[-100] * (1000 - 10 * n) + [1] * (24 + 10 * n) for n in range(100)],
@@ -157,7 +155,6 @@ def test_a_pass_has_room_for_nearly_every_batch() -> None:
     training.model.device, training.attention = torch.device("cpu"), "flex"
     graph = graph_for(training, 8)  # type: ignore[arg-type]
     assert (graph.tokens, graph.longest) == (8192, 724)
-    assert graph.mask is not None
     assert graph.mask is graph_for(training, 8).mask, "layers are compiled for one mask"  # type: ignore[arg-type]
     assert graph.capacity.trained == 6656, "of 8,192 tokens"
     torch.manual_seed(0)
@@ -168,7 +165,7 @@ def test_a_pass_has_room_for_nearly_every_batch() -> None:
     assert graph_for(training, 1).capacity.trained == 1024  # type: ignore[arg-type]
 
 
-def test_layers_are_compiled_only_while_they_train(fitted: Fitted) -> None:
+def test_layers_are_compiled_only_while_they_train(fitted):
     layers = layers_of(fitted.trainer.model)
     assert len(layers) == 2
     with compiled_layers(fitted.trainer.model):
@@ -178,7 +175,7 @@ def test_layers_are_compiled_only_while_they_train(fitted: Fitted) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_graph_learns_what_kernels_one_by_one_learn(train: Train, tmp_path: Path) -> None:
+def test_a_graph_learns_what_kernels_one_by_one_learn(train, tmp_path):
     """Over twenty steps, within 0.5 % in bf16."""
     more = packs(96, 4) | {"max_steps": 20, "num_train_epochs": 99, "learning_rate": 1e-3, "micro_batch": 2}
     losses = {}

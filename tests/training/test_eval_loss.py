@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.training.conftest import Train, packs, settings
+from tests.training.conftest import packs, settings
 from tometune.config.eval import TaskConfig
 from tometune.data.encoder import IGNORE
 from tometune.evaluation.likelihood import LOSS_ROWS, loss_rows
@@ -15,15 +15,10 @@ from tometune.evaluation.tasks import Example, Task
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "padded": {},
-    "packed": packs(64, 2),
-    "nll": {"loss_type": "nll"},
-}
+SETTINGS: dict[str, dict[str, Any]] = {"padded": {}, "packed": packs(64, 2), "nll": {"loss_type": "nll"}}
 
 
 def task(name: str, count: int) -> Task:
-    """Return a task of questions whose answers have different lengths."""
     examples = [
         Example(str(n), [{"role": "user", "content": f"{name} {n}"}], [f"é {n} " + "on and on " * (n % 7), "no"], [])
         for n in range(count)
@@ -50,9 +45,7 @@ def by_hand(model: Any, rows: list[dict[str, Any]]) -> float:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_it_changes_no_byte_and_is_the_mean_over_trained_tokens(
-    train: Train, tokenizer: Any, tmp_path: Path, name: str
-) -> None:
+def test_it_changes_no_byte_and_is_the_mean_over_trained_tokens(train, tokenizer, tmp_path, name):
     """Dropout would notice a random stream that advanced."""
     logged: list[tuple[dict[str, float], int]] = []
     rows = loss_rows([task("question", 30)], tokenizer, 64)
@@ -64,7 +57,6 @@ def test_it_changes_no_byte_and_is_the_mean_over_trained_tokens(
         found.append(train(folder, config, lambda *line: logged.append(line), rows if eval_steps else ()))
     without, with_loss = found
     assert with_loss.adapter == without.adapter
-    assert with_loss.result.final_loss is not None
     assert not any("eval/loss" in line for line in without.curve)
     assert [line["step"] for line in with_loss.curve if "eval/loss" in line] == [4, 6], "and after the last step"
     assert all("loss" in line for line in with_loss.curve), "readers of older versions need it"
@@ -75,16 +67,14 @@ def test_it_changes_no_byte_and_is_the_mean_over_trained_tokens(
     assert last["eval/loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_rows_without_an_answer_within_the_length_are_left_out(
-    tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_without_an_answer_within_the_length_are_left_out(tokenizer, caplog):
     assert loss_rows([task("qa", 3)], tokenizer, 64)
     assert not caplog.records
     assert loss_rows([task("qa", 3)], tokenizer, 5) == []
     assert "eval/loss: off, because no answer begins within trainer.max_length=5" in caplog.text
 
 
-def test_its_rows_are_held_out_ones_if_there_are_any(tokenizer: Any) -> None:
+def test_its_rows_are_held_out_ones_if_there_are_any(tokenizer):
     tasks = [task("qa", 150), task("held_out_base", 150), task("held_out_pool", 150)]
     rows = loss_rows(tasks, tokenizer, 64)
     texts = [tokenizer.decode(row["input_ids"]) for row in rows]

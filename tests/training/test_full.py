@@ -24,14 +24,12 @@ WEIGHTS = "model.safetensors"
 
 
 def full(precision: Precision = Precision.fp32, **trainer: Any) -> Config:
-    """Return the tests' settings without an adapter."""
     config = settings(**{"learning_rate": 1e-3} | trainer)
     return replace(config, lora=LoraConfig(enabled=False), model=replace(config.model, precision=precision))
 
 
 @pytest.fixture(scope="module")
 def fitted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    """A finished full fine-tuning; tests only look at it."""
     return train(tmp_path_factory.mktemp("full"), full(save_total_limit=9, learning_rate=3e-3))
 
 
@@ -44,7 +42,7 @@ def saved(fitted: Fitted) -> dict[str, torch.Tensor]:
     return load_file(fitted.folder / "model" / WEIGHTS)
 
 
-def test_every_weight_changes_and_the_loss_falls(fitted: Fitted, base: Any) -> None:
+def test_every_weight_changes_and_the_loss_falls(fitted, base):
     before = dict(base.named_parameters())
     assert fitted.losses[-1] < 0.95 * fitted.losses[0]
     after = saved(fitted)
@@ -56,7 +54,7 @@ def test_every_weight_changes_and_the_loss_falls(fitted: Fitted, base: Any) -> N
     assert not list(fitted.folder.glob(".*"))
 
 
-def test_the_model_is_saved_with_its_tokenizer(fitted: Fitted, base: Any, cache: Path) -> None:
+def test_the_model_is_saved_with_its_tokenizer(fitted, base, cache):
     folder, source = fitted.folder / "model", locate(as_saved(full().model, fitted.folder), cache)
     trained = dict(fitted.trainer.model.named_parameters())
     assert all(torch.equal(weight, trained[name]) for name, weight in load_model(source).named_parameters())
@@ -67,7 +65,7 @@ def test_the_model_is_saved_with_its_tokenizer(fitted: Fitted, base: Any, cache:
     assert {path.stat().st_mode for path in folder.glob("*.json")} == {(folder / WEIGHTS).stat().st_mode}
 
 
-def test_weights_are_float32_under_16_bit_arithmetic_and_saved_in_16(train: Train, tmp_path: Path) -> None:
+def test_weights_are_float32_under_16_bit_arithmetic_and_saved_in_16(train, tmp_path):
     """In bfloat16 itself a step of 1e-5 of a weight would be rounded away."""
     slow: dict[str, Any] = {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "warmup_steps": 0}
     fitted = train(tmp_path, full(Precision.bf16, **slow))
@@ -80,7 +78,7 @@ def test_weights_are_float32_under_16_bit_arithmetic_and_saved_in_16(train: Trai
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_it_resumes_bit_for_bit(fitted: Fitted, train: Train, tmp_path: Path) -> None:
+def test_it_resumes_bit_for_bit(fitted, train, tmp_path):
     shutil.copytree(fitted.folder / "checkpoints", tmp_path / "checkpoints")
     shutil.copy(fitted.folder / "metrics.jsonl", tmp_path)
     (tmp_path / "checkpoints" / "checkpoint-6" / WEIGHTS).unlink()  # killed while it was saved
@@ -90,7 +88,7 @@ def test_it_resumes_bit_for_bit(fitted: Fitted, train: Train, tmp_path: Path) ->
     assert again.losses == fitted.losses
 
 
-def test_a_model_that_could_not_be_saved_is_rejected_at_the_start(tmp_path: Path, base: Any, cache: Path) -> None:
+def test_a_model_that_could_not_be_saved_is_rejected_at_the_start(tmp_path, base, cache):
     mine = tmp_path / "mine"
     shutil.copytree(base.config._name_or_path, mine)
     model = replace(full().model, id=str(mine), weights=Weights.pretrained)
@@ -100,7 +98,7 @@ def test_a_model_that_could_not_be_saved_is_rejected_at_the_start(tmp_path: Path
         author_configs(locate(model, cache))
 
 
-def test_quantised_files_are_rejected() -> None:
+def test_quantised_files_are_rejected():
     class Quantised:
         hf_quantizer = object()
 
@@ -109,9 +107,7 @@ def test_quantised_files_are_rejected() -> None:
     check_unquantised(nn.Linear(2, 2), "mine")
 
 
-def test_a_disk_that_is_too_small_is_reported_before_the_first_step(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Any
-) -> None:
+def test_a_disk_that_is_too_small_is_reported_before_the_first_step(train, tmp_path, monkeypatch, base):
     weights = sum(weight.numel() for weight in base.parameters())
     needed = 3 * 12 * weights + 4 * weights  # two checkpoints, one more while it is saved, and the model
     usage = shutil.disk_usage(tmp_path)._replace(free=needed - 1)

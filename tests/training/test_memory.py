@@ -1,7 +1,6 @@
 """The micro-batch that fits, on a GPU whose memory is a formula; and a GPU that runs out of memory while training."""
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, Trainer
 
-from tests.training.conftest import MOST, Fitted, Train, settings
+from tests.training.conftest import MOST, settings
 from tests.training.test_full import full, saved
 from tometune.common.errors import UserError
 from tometune.config.model import LoraConfig, ModelConfig, Quantization
@@ -24,8 +23,6 @@ from tometune.training.trainer import MeteredTrainer
 
 
 def gpu(has: int) -> Callable[[int, bool], int]:
-    """Return an attempt on a GPU that has so much memory."""
-
     def attempt(rows: int, checkpointing: bool) -> int:
         peak = 10 + rows * (2 if checkpointing else 10)
         if peak > has:
@@ -46,16 +43,14 @@ def gpu(has: int) -> Callable[[int, bool], int]:
         (12, "auto", MicroBatch(1, True, 12)),
     ],
 )
-def test_the_largest_that_fits_is_found(
-    monkeypatch: pytest.MonkeyPatch, has: int, checkpointing: bool | str, expected: MicroBatch
-) -> None:
+def test_the_largest_that_fits_is_found(monkeypatch, has, checkpointing, expected):
     monkeypatch.setattr(memory, "free_memory", lambda: None)  # slow
     trainer = settings(gradient_checkpointing=checkpointing).trainer
     assert largest_that_fits(gpu(has), [8, 4, 2, 1], trainer) == expected
 
 
 @pytest.mark.parametrize(("sizes", "checkpointing"), [([4], False), ([1], "auto")])
-def test_if_nothing_fits_the_line_names_the_settings(sizes: list[int], checkpointing: bool | str) -> None:
+def test_if_nothing_fits_the_line_names_the_settings(sizes, checkpointing):
     with pytest.raises(UserError, match=r"^trainer\.max_length: the model and \d rows? of this length") as error:
         largest_that_fits(gpu(5), sizes, settings(gradient_checkpointing=checkpointing).trainer)
     assert ("trainer.micro_batch=auto" in str(error.value)) == (sizes == [4])
@@ -64,16 +59,13 @@ def test_if_nothing_fits_the_line_names_the_settings(sizes: list[int], checkpoin
 
 @pytest.fixture
 def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The numbers of a GPU that has 1 MB."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1_000_000, 1_000_000))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 500_000)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_attempt_is_a_pass_over_full_rows_and_leaves_no_trace(
-    plain: Fitted, cache: Path, tmp_path: Path, small_gpu: None, checkpointing: bool
-) -> None:
+def test_an_attempt_is_a_pass_over_full_rows_and_leaves_no_trace(plain, cache, tmp_path, small_gpu, checkpointing):
     config = settings(conversations_per_step=4)
     source = locate(config.model, cache)
     inputs = TrainingInputs(source, plain.tokens, config.trainer, config.lora, config.seeds, tmp_path, cache)
@@ -94,7 +86,7 @@ def test_an_attempt_is_a_pass_over_full_rows_and_leaves_no_trace(
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
-def test_a_micro_batch_is_remembered_per_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_gpu: None) -> None:
+def test_a_micro_batch_is_remembered_per_kind(tmp_path, monkeypatch, small_gpu):
     attempts: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(memory, "_key", lambda training: {"kind": training.kind})
@@ -109,14 +101,7 @@ NIGHTLY = [pytest.param(*case, marks=pytest.mark.nightly) for case in (("lora", 
 
 
 @pytest.mark.parametrize(("kind", "failing_step"), [("lora", 4), ("full", 2), *NIGHTLY])
-def test_out_of_memory_continues_at_half_the_micro_batch(
-    train: Train,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    kind: str,
-    failing_step: int,
-) -> None:
+def test_out_of_memory_continues_at_half_the_micro_batch(train, tmp_path, monkeypatch, caplog, kind, failing_step):
     """Both before the first checkpoint, where weights have changed already, and after one."""
     config = full if kind == "full" else settings
     unbroken = train(tmp_path / "unbroken", config(conversations_per_step=4, micro_batch=2))
@@ -136,7 +121,7 @@ def test_out_of_memory_continues_at_half_the_micro_batch(
         assert all(torch.allclose(weight, saved(unbroken)[name], atol=1e-4) for name, weight in saved(fitted).items())
 
 
-def test_out_of_memory_with_one_row_is_one_line(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_with_one_row_is_one_line(train, tmp_path, monkeypatch):
     def out_of_memory(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError
 
@@ -145,7 +130,7 @@ def test_out_of_memory_with_one_row_is_one_line(train: Train, tmp_path: Path, mo
         train(tmp_path, settings(conversations_per_step=2, micro_batch=2, gradient_checkpointing=False))
 
 
-def test_the_estimate_for_a_plan_needs_no_weights(tmp_path: Path) -> None:
+def test_the_estimate_for_a_plan_needs_no_weights(tmp_path):
     shape = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24}
     LlamaConfig(**shape, num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=True).save_pretrained(tmp_path)
     source = ModelSource(ModelConfig(id=str(tmp_path), quantization=Quantization.none), str(tmp_path), None)

@@ -5,7 +5,6 @@ import resource
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -25,15 +24,13 @@ PACKED = {name: value[:1] for name, value in PADDED.items() if name != "attentio
 @pytest.mark.parametrize(
     ("batch", "processes", "expected"), [(PADDED, 1, (7, 10, 4)), (PACKED, 1, (5, 5, 3)), (PADDED, 4, (28, 40, 16))]
 )
-def test_tokens_padding_and_labels_are_counted(
-    batch: dict[str, Any], processes: int, expected: tuple[int, ...]
-) -> None:
+def test_tokens_padding_and_labels_are_counted(batch, processes, expected):
     meter = Meter()
     meter.count(batch, lambda counts: counts * processes)
     assert (meter.totals.tokens, meter.totals.padded_tokens, meter.totals.trained_tokens) == expected
 
 
-def test_a_resumed_meter_continues_and_its_first_rate_is_of_this_attempt(tmp_path: Path) -> None:
+def test_a_resumed_meter_continues_and_its_first_rate_is_of_this_attempt(tmp_path):
     meter = Meter(Totals(seconds=100.0, tokens=1000, padded_tokens=2000, trained_tokens=300))
     meter.count(PADDED, lambda counts: counts)
     meter.save(tmp_path)
@@ -51,7 +48,7 @@ def test_a_resumed_meter_continues_and_its_first_rate_is_of_this_attempt(tmp_pat
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about the process, not a GPU")
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
-def test_peak_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch, platform: str, unit: int) -> None:
+def test_peak_memory_is_in_bytes(monkeypatch, platform, unit):
     monkeypatch.setattr("sys.platform", platform)
     expected = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     assert peak_memory_bytes() == pytest.approx(expected, rel=0.05)
@@ -69,7 +66,7 @@ def lines(curves: Curves) -> list[dict[str, float]]:
     return [json.loads(line) for line in curves.path.read_text().splitlines()]
 
 
-def test_a_log_becomes_a_line_and_a_point(curves: Curves) -> None:
+def test_a_log_becomes_a_line_and_a_point(curves):
     curves.add({"loss": 2.5, "learning_rate": 1e-4, "mean_token_accuracy": 0.5, "num_tokens": 7}, 3)
     curves.add({"train_loss": 2.5, "train_runtime": 1.0}, 3)  # the summary at the end is not a point
     (line,) = lines(curves)
@@ -80,7 +77,7 @@ def test_a_log_becomes_a_line_and_a_point(curves: Curves) -> None:
     assert curves.last_loss == 2.5
 
 
-def test_rewind_removes_lines_after_the_checkpoint_and_lines_cut_short(curves: Curves) -> None:
+def test_rewind_removes_lines_after_the_checkpoint_and_lines_cut_short(curves):
     for half in ("", '{"step": 3, "lo', '{"loss": 1.0}', "3"):
         for step in range(1, 6):
             curves.add({"loss": float(step)}, step)
@@ -96,7 +93,7 @@ def test_rewind_removes_lines_after_the_checkpoint_and_lines_cut_short(curves: C
         assert lines(curves) == []
 
 
-def test_a_checkpoint_brings_back_lines_that_were_lost(curves: Curves, tmp_path: Path) -> None:
+def test_a_checkpoint_brings_back_lines_that_were_lost(curves, tmp_path):
     for step in range(1, 5):
         curves.add({"loss": float(step)}, step)
     checkpoint = tmp_path / "checkpoint-3"
@@ -108,7 +105,7 @@ def test_a_checkpoint_brings_back_lines_that_were_lost(curves: Curves, tmp_path:
         assert [line["step"] for line in lines(curves)] == [1, 2, 3]
 
 
-def test_skipped_steps_are_counted_and_too_many_stop_the_run(curves: Curves) -> None:
+def test_skipped_steps_are_counted_and_too_many_stop_the_run(curves):
     """As fp16's scaler skips them: the loss is finite, the norm of the gradients is not."""
     callback, state, control = StepCallback(curves.meter), SimpleNamespace(max_steps=1000), SimpleNamespace()
 
@@ -134,9 +131,7 @@ def test_skipped_steps_are_counted_and_too_many_stop_the_run(curves: Curves) -> 
 @pytest.mark.parametrize(
     ("logs", "name"), [({"loss": None}, "loss"), ({"loss": 1.0, "grad_norm": None}, "norm of the gradients")]
 )
-def test_a_loss_or_gradients_that_are_not_finite_stop_the_run(
-    curves: Curves, number: float, logs: dict[str, float | None], name: str
-) -> None:
+def test_a_loss_or_gradients_that_are_not_finite_stop_the_run(curves, number, logs, name):
     line = rf"trainer\.learning_rate: the {name} became (nan|inf) at step 7; lower it"
     with pytest.raises(UserError, match=line):
         curves.add({key: number if value is None else value for key, value in logs.items()}, 7)

@@ -1,6 +1,5 @@
 """Packed rows train as they would alone."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as attend
 from transformers import LlamaConfig
 
-from tests.training.conftest import Fitted, Train, packs, settings
+from tests.training.conftest import Fitted, packs, settings
 from tometune.models import packed_attention
 from tometune.models.packed_attention import Packed
 from tometune.training import batches
@@ -18,9 +17,7 @@ from tometune.training.batches import Capacity, Collator
 @pytest.mark.parametrize(
     ("attention", "loss", "checkpointing"), [("sdpa", "chunked_nll", False), ("eager", "nll", True)]
 )
-def test_the_loss_of_a_packed_block_is_that_of_its_rows_alone(
-    train: Train, tmp_path: Path, attention: str, loss: str, checkpointing: bool
-) -> None:
+def test_the_loss_of_a_packed_block_is_that_of_its_rows_alone(train, tmp_path, attention, loss, checkpointing):
     """With the loss of the trainer itself, on the batch it trained on."""
     config = settings(**packs(256, 2), max_steps=1, loss_type=loss, gradient_checkpointing=checkpointing)
     config.model.attn_implementation = attention
@@ -44,14 +41,14 @@ def test_the_loss_of_a_packed_block_is_that_of_its_rows_alone(
     assert abs(loss_of(fitted, one_mask, trained) - alone) > 1e-3
 
 
-def test_conversations_without_padding_train_as_they_do_with_it(plain: Fitted, train: Train, tmp_path: Path) -> None:
+def test_conversations_without_padding_train_as_they_do_with_it(plain, train, tmp_path):
     flat = train(tmp_path, settings(packing=True, micro_batch=2))
     assert flat.result.padded_tokens == flat.result.tokens == plain.result.tokens < plain.result.padded_tokens
     assert [len(batch["input_ids"]) for batch in flat.batches] == [1] * 6
     assert flat.losses == pytest.approx(plain.losses, abs=1e-5)
 
 
-def test_a_model_with_a_window_keeps_it(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_a_window_keeps_it(train, tmp_path, monkeypatch):
     """Attentions over lengths know no window; masks of transformers do."""
     for window, attention in ((16, "sdpa"), (256, packed_attention.PER_CONVERSATION)):
         monkeypatch.setattr(LlamaConfig, "sliding_window", window, raising=False)
@@ -65,7 +62,7 @@ PACKS = [
 ]
 
 
-def test_the_attention_gets_the_lengths_of_all_conversations() -> None:
+def test_the_attention_gets_the_lengths_of_all_conversations():
     """Only a GPU's kernels go by lengths, so one length for a whole pack would go unnoticed on a CPU."""
     batch = Collator(0, padding_free=True, packed=Packed.lengths)(PACKS)
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 0, 1, 2]]
@@ -81,9 +78,7 @@ def test_the_attention_gets_the_lengths_of_all_conversations() -> None:
     assert Collator(0, padding_free=True, packed=Packed.lengths)(rows)["cu_seq_lens_q"].tolist() == [0, 5, 8]
 
 
-def test_training_over_lengths_is_training_over_masks(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_over_lengths_is_training_over_masks(train, tmp_path, monkeypatch):
     """The whole way of the lengths, from packs to the attention, with a slow kernel that runs on a CPU."""
     seen: list[list[int]] = []
 

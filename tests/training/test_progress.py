@@ -9,14 +9,12 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from tometune.common.progress import StderrHandler
 from tometune.training.metrics import Meter
 from tometune.training.trainer import StepCallback
 
 
-def test_log_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_appear_above_the_bar(monkeypatch):
     ours, theirs = pty.openpty()
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
@@ -42,7 +40,7 @@ def test_log_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None
     assert control.should_log
 
 
-def test_there_is_no_bar_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+def test_there_is_no_bar_without_a_terminal(capfd):
     bar, state = StepCallback(Meter()), SimpleNamespace(max_steps=3, global_step=1)
     control: Any = SimpleNamespace()
     for event in (bar.on_train_begin, bar.on_step_end, bar.on_train_end):

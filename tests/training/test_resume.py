@@ -38,7 +38,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 
 @pytest.mark.nightly
-def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(unbroken: Workplace) -> None:
+def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(unbroken):
     outputs = (*SMOKE, "paths.outputs=broken")
     for where, moment in DEATHS.items():
         number = signal.Signals[moment[2]]
@@ -71,7 +71,7 @@ def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(unbroken: Work
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")], "nothing half-written is left"
 
 
-def test_a_completed_run_prints_its_table_and_needs_no_torch(unbroken: Workplace) -> None:
+def test_a_completed_run_prints_its_table_and_needs_no_torch(unbroken):
     run = unbroken.run_folder()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     watch = unbroken.folder / "watch.py"
@@ -88,7 +88,7 @@ def test_a_completed_run_prints_its_table_and_needs_no_torch(unbroken: Workplace
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_a_failed_run_is_tried_again(unbroken: Workplace) -> None:
+def test_a_failed_run_is_tried_again(unbroken):
     run = unbroken.run_folder()
     text = (run / "run.json").read_text()
     (run / "run.json").write_text(text.replace('"status": "completed"', '"status": "failed"'))

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.data.conftest import write_jsonl
 from tests.training import conftest
-from tests.training.conftest import Fitted, Train, settings
+from tests.training.conftest import Fitted, settings
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig
 from tometune.evaluation.scoring import Scorer
@@ -25,7 +24,7 @@ def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
     return load_file(fitted.folder / "adapter" / "adapter_model.safetensors")
 
 
-def test_seeds_0_0_1_give_adapters_samples_and_first_batches_a_a_b(plain: Fitted, train: Train, tmp_path: Path) -> None:
+def test_seeds_0_0_1_give_adapters_samples_and_first_batches_a_a_b(plain, train, tmp_path):
     again, other = train(tmp_path / "again", settings(0)), train(tmp_path / "other", settings(1))
     assert plain.adapter == again.adapter
     assert plain.adapter != other.adapter
@@ -37,7 +36,7 @@ def test_seeds_0_0_1_give_adapters_samples_and_first_batches_a_a_b(plain: Fitted
     assert plain.losses == again.losses
 
 
-def test_each_seed_changes_its_own_part(plain: Fitted, train: Train, tmp_path: Path) -> None:
+def test_each_seed_changes_its_own_part(plain, train, tmp_path):
     def with_seed(name: str) -> Fitted:
         config = settings()
         config.seeds = dataclasses.replace(config.seeds, **{name: 5})
@@ -50,9 +49,7 @@ def test_each_seed_changes_its_own_part(plain: Fitted, train: Train, tmp_path: P
     assert len({fitted.adapter for fitted in (plain, order, adapter, data)}) == 4
 
 
-def test_the_adapter_stays_float32_over_a_4_bit_base(
-    plain: Fitted, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_adapter_stays_float32_over_a_4_bit_base(plain, train, tmp_path, monkeypatch):
     def marked(*arguments: Any, **keywords: Any) -> Any:
         made = add_adapter(*arguments, **keywords)
         made.is_loaded_in_4bit = True  # TRL checks only this before it makes the adapter bfloat16
@@ -65,7 +62,7 @@ def test_the_adapter_stays_float32_over_a_4_bit_base(
     assert fitted.adapter == plain.adapter
 
 
-def test_an_epoch_uses_every_row_once(train: Train, tmp_path: Path) -> None:
+def test_an_epoch_uses_every_row_once(train, tmp_path):
     fitted = train(tmp_path, settings(max_steps=None, conversations_per_step=3))
     batches = ((batch["input_ids"], batch["attention_mask"].bool()) for batch in fitted.batches)
     seen = [row[mask].tolist() for ids, masks in batches for row, mask in zip(ids, masks, strict=True)]
@@ -75,7 +72,7 @@ def test_an_epoch_uses_every_row_once(train: Train, tmp_path: Path) -> None:
     assert fitted.result.trained_tokens == fitted.tokens.counts.trainable_tokens
 
 
-def test_accumulation_is_the_same_as_a_larger_batch(train: Train, tmp_path: Path) -> None:
+def test_accumulation_is_the_same_as_a_larger_batch(train, tmp_path):
     """Rows of very different lengths: a mean of means over the parts would differ by far more than the tolerance."""
     whole, parts = (
         train(tmp_path / str(size), settings(conversations_per_step=4, micro_batch=size, max_steps=3))
@@ -92,7 +89,7 @@ def test_accumulation_is_the_same_as_a_larger_batch(train: Train, tmp_path: Path
     assert next(norms) == pytest.approx(next(norms), rel=1e-4)
 
 
-def test_first_and_last_step_are_logged_whatever_the_logging_steps(train: Train, tmp_path: Path) -> None:
+def test_first_and_last_step_are_logged_whatever_the_logging_steps(train, tmp_path):
     fitted = train(tmp_path / "fine", settings(logging_steps=4))
     assert [line["step"] for line in fitted.curve] == [1, 4, 6]
     assert fitted.result.final_loss == fitted.losses[-1]
@@ -102,7 +99,7 @@ def test_first_and_last_step_are_logged_whatever_the_logging_steps(train: Train,
     assert not (tmp_path / "diverged" / "adapter").exists()
 
 
-def test_a_model_that_was_just_trained_answers_without_dropout(train: Train, tmp_path: Path) -> None:
+def test_a_model_that_was_just_trained_answers_without_dropout(train, tmp_path):
     """Dropout that is left on while scoring makes answers random, and only a tuned model's."""
     config = settings(max_steps=2)
     config.lora.lora_dropout = 0.5
@@ -123,7 +120,7 @@ def test_a_model_that_was_just_trained_answers_without_dropout(train: Train, tmp
     assert model.training, "its mode is restored"
 
 
-def test_the_adapters_config_is_the_same_in_every_process(plain: Fitted) -> None:
+def test_the_adapters_config_is_the_same_in_every_process(plain):
     """PEFT keeps the names of layers in a set, whose order depends on the process."""
     names = json.loads((plain.folder / "adapter" / "adapter_config.json").read_text())["target_modules"]
     assert names == sorted(names)
@@ -131,8 +128,8 @@ def test_the_adapters_config_is_the_same_in_every_process(plain: Fitted) -> None
 
 
 def test_an_operation_without_a_deterministic_kernel_is_named_once_and_training_starts_again(
-    train: Train, plain: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+    train, plain, tmp_path, monkeypatch, caplog
+):
     """Also if it comes in a later step, when the weights have changed and there is no checkpoint."""
     step, calls = MeteredTrainer.training_step, []
 

@@ -13,7 +13,7 @@ from tometune.training.steps import Step, effective_batch, in_packs, micro_batch
 PACKS = {"packing": True, "conversations_per_step": None, "tokens_per_step": 512}
 
 
-def test_a_step_is_a_number_of_packs_or_conversations() -> None:
+def test_a_step_is_a_number_of_packs_or_conversations():
     packs, conversations = settings(**PACKS).trainer, settings(conversations_per_step=8).trainer
     assert (effective_batch(packs), in_packs(packs)) == (512 // 64, True)
     assert (effective_batch(conversations), in_packs(conversations)) == (8, False)
@@ -22,7 +22,7 @@ def test_a_step_is_a_number_of_packs_or_conversations() -> None:
 
 
 @pytest.mark.parametrize("steps", [PACKS, {"packing": False, "conversations_per_step": 8}])
-def test_the_same_number_of_tokens_for_every_mix(steps: dict[str, object]) -> None:
+def test_the_same_number_of_tokens_for_every_mix(steps):
     trainer = settings(**steps, max_steps=None, max_tokens=10_000).trainer
     for rows, tokens in ((80, 5_000), (800, 50_000)):  # 10 and 100 steps per epoch
         found = with_steps(trainer, rows, tokens)
@@ -33,7 +33,7 @@ def test_the_same_number_of_tokens_for_every_mix(steps: dict[str, object]) -> No
 
 
 @pytest.mark.parametrize(("world", "expected"), [("1", [8, 4, 2, 1]), ("2", [4, 2, 1]), ("8", [1])])
-def test_micro_batches_divide_a_step(monkeypatch: pytest.MonkeyPatch, world: str, expected: list[int]) -> None:
+def test_micro_batches_divide_a_step(monkeypatch, world, expected):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", world)
     assert micro_batches(settings(**PACKS).trainer) == expected
@@ -43,18 +43,12 @@ def test_micro_batches_divide_a_step(monkeypatch: pytest.MonkeyPatch, world: str
 @pytest.mark.parametrize(
     ("world", "trainer", "line"),
     [
-        (
-            "1",
-            PACKS | {"micro_batch": 3},
-            r"^trainer\.micro_batch=3: does not divide the 8 rows .* of 1, 2, 4, 8, ",
-        ),
+        ("1", PACKS | {"micro_batch": 3}, r"^trainer\.micro_batch=3: does not divide the 8 rows .* of 1, 2, 4, 8, "),
         ("3", PACKS, r"^trainer\.tokens_per_step=512: 8 packs per step cannot be divided among 3"),
         ("3", {"conversations_per_step": 8}, r"^trainer\.conversations_per_step=8: 8 conversations per step"),
     ],
 )
-def test_steps_that_cannot_be_divided_are_rejected(
-    monkeypatch: pytest.MonkeyPatch, world: str, trainer: dict[str, object], line: str
-) -> None:
+def test_steps_that_cannot_be_divided_are_rejected(monkeypatch, world, trainer, line):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(UserError, match=line):
@@ -70,14 +64,14 @@ def test_steps_that_cannot_be_divided_are_rejected(
         (1, [[[0, "blank"]], [["blank", "blank"]]]),
     ],
 )
-def test_two_processes_share_the_rows_of_an_epoch_without_a_repeat(rows: int, shares: list[list[list[object]]]) -> None:
+def test_two_processes_share_the_rows_of_an_epoch_without_a_repeat(rows, shares):
     batches = FullBatches(range(rows), 2, processes=2, blank="blank")  # type: ignore[arg-type]
     found = [BatchSamplerShard(batches, 2, process) for process in range(2)]
     assert [list(share) for share in found] == shares
     assert {len(share) for share in found} == {len(shares[0])}
 
 
-def test_states_of_optimisers() -> None:
+def test_states_of_optimisers():
     assert state_bytes("adamw_torch", 10, embeddings=4) == 80
     assert state_bytes("paged_adamw_8bit", 10) == 20
     assert state_bytes("adamw_8bit", 10, embeddings=4) == 6 * 2 + 4 * 8

@@ -2,12 +2,10 @@
 
 import os
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.training.conftest import Fitted, Train, packs, settings
+from tests.training.conftest import packs, settings
 from tometune.common.process import Stopped
 
 CASES = [
@@ -27,9 +25,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "step", "trainer"), CASES)
-def test_stopped_and_resumed_is_bit_for_bit_unbroken(
-    plain: Fitted, train: Train, tmp_path: Path, name: str, step: int, trainer: dict[str, Any]
-) -> None:
+def test_stopped_and_resumed_is_bit_for_bit_unbroken(plain, train, tmp_path, name, step, trainer):
     def stop(_: dict[str, float], at: int) -> None:
         if at == step:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -53,7 +49,7 @@ def test_stopped_and_resumed_is_bit_for_bit_unbroken(
     assert len(resumed.batches) < len(unbroken.batches)
 
 
-def test_interrupted_after_the_last_checkpoint_trains_no_further_step(train: Train, tmp_path: Path) -> None:
+def test_interrupted_after_the_last_checkpoint_trains_no_further_step(train, tmp_path):
     whole = train(tmp_path, settings())
     before, curve = whole.adapter, (tmp_path / "metrics.jsonl").read_bytes()
     kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}

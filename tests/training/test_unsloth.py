@@ -17,7 +17,7 @@ from peft.tuners.lora.layer import Linear
 from safetensors.torch import load_file
 
 from tests.models.test_lora_rounding import inside, layer
-from tests.whole import Workplace, curve_of, record_of
+from tests.whole import curve_of, record_of
 from tometune.common.errors import UserError
 from tometune.config.model import Backend, ModelConfig, Quantization
 from tometune.models import machine, unsloth_backend
@@ -48,7 +48,7 @@ FULL = (
         pytest.param("full", "fp32", 1e-4, marks=pytest.mark.nightly),
     ],
 )
-def test_both_backends_learn_the_same(place: Workplace, kind: str, precision: str, tolerance: float) -> None:
+def test_both_backends_learn_the_same(place, kind, precision, tolerance):
     runs = []
     for backend in ("transformers", "unsloth"):
         where = f"{kind}-{backend}-{precision}"
@@ -81,7 +81,7 @@ def test_both_backends_learn_the_same(place: Workplace, kind: str, precision: st
 @needed
 @pytest.mark.whole
 @pytest.mark.nightly
-def test_signals_reach_the_training_which_ends_with_its_parent(place: Workplace) -> None:
+def test_signals_reach_the_training_which_ends_with_its_parent(place):
     lasts = ("trainer.max_steps=2000", "trainer.num_train_epochs=999", "eval.base=false", "paths.outputs=signals")
     command = [sys.executable, "-m", "tometune.train", *UNSLOTH, *lasts]
 
@@ -115,14 +115,14 @@ def test_signals_reach_the_training_which_ends_with_its_parent(place: Workplace)
 @needed
 @pytest.mark.whole
 @pytest.mark.nightly
-def test_an_error_in_the_training_is_one_line(place: Workplace) -> None:
+def test_an_error_in_the_training_is_one_line(place):
     done = place.verb("train", *UNSLOTH, "trainer.learning_rate=1e30", "eval.base=false")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("trainer.learning_rate: the loss became")
     assert record_of(place.run_folder())["status"] == "failed"
 
 
-def test_a_missing_package_and_versions_that_do_not_match_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_and_versions_that_do_not_match_are_named(monkeypatch):
     model = ModelConfig(id="x", backend=Backend.unsloth, quantization=Quantization.none)
     monkeypatch.setattr(machine.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r'needs unsloth; run: pip install "tometune\[unsloth\]"'):
@@ -135,9 +135,7 @@ def test_a_missing_package_and_versions_that_do_not_match_are_named(monkeypatch:
 
 
 @pytest.mark.parametrize("version", ["without kernels", "this", "another", "forced"])
-def test_16_bit_layers_round_once_where_the_fused_kernels_can_be_taken_out(
-    version: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_16_bit_layers_round_once_where_the_fused_kernels_can_be_taken_out(version, monkeypatch, caplog):
     model = layer(torch.bfloat16)
     declined: list[object] = []
     if version != "without kernels":
@@ -152,7 +150,7 @@ def test_16_bit_layers_round_once_where_the_fused_kernels_can_be_taken_out(
     assert ("its fused kernels remain" in caplog.text) == stays
 
 
-def test_telemetry_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_telemetry_is_off(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())  # type: ignore[misc]
     monkeypatch.setattr(unsloth_backend, "_add_enable_gqa", lambda: None)
     monkeypatch.setattr(os, "environ", {})

@@ -2,18 +2,21 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from importlib import util
 from pathlib import Path
 from typing import Any
 
-from tometune.chatting.conversation import Engine, Settings
+from tometune.chatting.conversation import End, Engine, Message, Piece, Settings
 from tometune.common.errors import UserError
 from tometune.common.hub import commit_of, hub_errors
 from tometune.common.process import quick_imports
 from tometune.config.model import ModelConfig, Weights
 from tometune.config.root import Config
 from tometune.models import smollm2
+from tometune.models.llama_cpp import LlamaServer
 from tometune.models.source import ADAPTER, as_saved
 from tometune.runs.finished import as_trained, finished_record
 from tometune.runs.stored import run_folder, with_command_line
@@ -34,6 +37,41 @@ class Target:
     adapter: Path | None = None
     gguf: Path | None = None
     base: ModelConfig | None = None  # what `against=base` means
+
+
+NEUTRAL = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "presence_penalty": 0.0}
+"""Values that switch off the server's other samplers, which are on by default."""
+
+
+class LlamaEngine:
+    """A GGUF file in llama.cpp's own server, with the chat template and the end-of-turn tokens that it carries.
+
+    Raises:
+        UserError: llama.cpp is not installed or cannot read the file.
+    """
+
+    def __init__(self, file: Path, context: int) -> None:
+        if util.find_spec("xllamacpp") is None:
+            raise UserError(f"{file}: needs llama.cpp; run: bash scripts/setup.sh gguf, or pip install xllamacpp")
+        self.server = LlamaServer(file, context)
+        self.context = int(self.server.request("GET", "/props")["default_generation_settings"]["n_ctx"])
+
+    def count(self, messages: Sequence[Message]) -> int:
+        return len(self.server.tokens(messages))
+
+    def stream(self, messages: Sequence[Message], settings: Settings) -> Generator[Piece, None, None]:
+        sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed, **NEUTRAL}
+        limit = min(settings.max_new_tokens, self.context - self.count(messages))
+        # The server also reports while it reads a long prompt, not only after it.
+        body = {"prompt": self.server.prompt(messages), "n_predict": limit, "return_progress": True, **sampling}
+        with closing(self.server.stream(body)) as events:
+            for event in events:
+                stop = event.get("stop_type") if event["stop"] else None
+                end = stop and (End.length if stop == "limit" else End.turn)
+                yield Piece(event["content"], event["tokens_predicted"], end)
+                if end:
+                    return
+        raise UserError("llama.cpp broke off in the middle of an answer; start chat again")
 
 
 def find_targets(config: Config) -> list[Target]:
@@ -72,8 +110,6 @@ def load_engines(targets: Sequence[Target], cache: Path, context: int) -> list[E
     for number, target in enumerate(targets):
         log.info("loading %s", target.label)
         if target.gguf is not None:
-            from tometune.chatting.llama_cpp import LlamaEngine
-
             engines.append(LlamaEngine(target.gguf, context))
             continue
         with quick_imports():
@@ -153,33 +189,23 @@ def _model(model: ModelConfig) -> Target:
     """Return the model or adapter that `model.id` names."""
     if _missing(model):
         raise UserError(f"model.id={model.id}: no such folder; name one, or a hub id (user/name)")
-    whole = Target(model.name, model.name, model)
-    folder = Path(model.id).expanduser()
-    local = folder.is_dir()
+    whole, folder = Target(model.name, model.name, model), Path(model.id).expanduser()
     if model.weights is Weights.random or model.id == smollm2.HUB_ID or (folder / "config.json").exists():
         return whole
-    try:
-        file = folder / ADAPTER_CONFIG if local else _download(model, ADAPTER_CONFIG)
-    except UserError:  # no such file; or no such repository, which loading reports
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        files = [ADAPTER_CONFIG, "adapter_model.safetensors"]
+        with suppress(UserError), hub_errors("model.id", model.id):  # loading reports it if there is no such repository
+            commit = commit_of("model.id", model.id, model.revision, "model")
+            folder = Path(snapshot_download(model.id, revision=commit, allow_patterns=files))
+    if not (folder / ADAPTER_CONFIG).is_file():
         return whole
-    if not file.is_file():
-        return whole
-    adapter: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    adapter: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if not (name := adapter.get("base_model_name_or_path")):
         raise UserError(f"model.id={model.id}: its {ADAPTER_CONFIG} names no base; merge it, or name a run")
     revision = adapter.get("revision") or "main"
     base = replace(model, id=str(name), name=f"{model.id} on {name}", revision=revision)
     if _missing(base):
         raise UserError(f"model.id={model.id}: its base model {name} is gone; put it back, or merge the adapter")
-    if not local:
-        _download(model, "adapter_model.safetensors")
-    return Target(model.id, f"Tuned: {model.id}", base, file.parent, base=base)
-
-
-def _download(model: ModelConfig, file: str) -> Path:
-    """Download one file of a hub repository."""
-    from huggingface_hub import hf_hub_download
-
-    commit = commit_of("model.id", model.id, model.revision, "model")
-    with hub_errors("model.id", model.id):
-        return Path(hf_hub_download(model.id, file, revision=commit))
+    return Target(model.id, f"Tuned: {model.id}", base, folder, base=base)

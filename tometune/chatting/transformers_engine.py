@@ -13,13 +13,11 @@ from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import DynamicLayer
 
 from tometune.chatting.conversation import End, Message, Piece, Settings
-from tometune.common.errors import UserError
 from tometune.common.seeding import use_deterministic_kernels
 from tometune.data.encoder import Encoder
 from tometune.data.template import Template
 from tometune.evaluation.generation import greedy
-from tometune.models.load import check_safetensors, load_adapter
-from tometune.models.lora_rounding import round_once
+from tometune.models.load import load_adapter
 
 PREFILL = 512
 """Tokens of a long prompt that are read at a time; an answer can be stopped in between."""
@@ -43,18 +41,7 @@ class SharedModel:
 
     def add_adapter(self, folder: Path, name: str) -> None:
         """Add an adapter. Raises UserError if it was made for another base or its weights are a pickle."""
-        check_safetensors(folder)
-        try:
-            if isinstance(self.model, PeftModel):
-                self.model.load_adapter(folder, adapter_name=name, is_trainable=False)
-                round_once(self.model)  # the new adapter may cover layers that the earlier ones left alone
-            else:
-                self.model = load_adapter(self.model, folder, name)
-        except (RuntimeError, ValueError) as error:
-            if "size mismatch" in str(error) or "arget modules" in str(error):
-                raise UserError(f"{folder}: the adapter was made for another base model") from error
-            raise
-        self.model.eval()
+        self.model = load_adapter(self.model, folder, name).eval()
 
     @contextlib.contextmanager
     def using(self, adapter: str | None) -> Iterator[Any]:

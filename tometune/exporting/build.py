@@ -2,10 +2,9 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import asdict, replace
 from hashlib import file_digest
 from importlib import metadata
 from pathlib import Path
@@ -15,49 +14,28 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tometune.common.errors import UserError
-from tometune.common.files import SaveError, disk_errors, temporary_path, write_json
+from tometune.common.files import SaveError, disk_errors, temporary_path, write_json, write_text
 from tometune.common.seeding import use_deterministic_kernels
-from tometune.config.export import FROM_4_BITS
-from tometune.config.model import Precision
 from tometune.exporting.formats import PACKAGES, Export, Writer
-from tometune.exporting.gate import EngineError, GateError, Reference, compare, lost_change
-from tometune.exporting.model_card import write_card, write_licence
+from tometune.exporting.gate import GateError, Reference, compare, lost_change
+from tometune.exporting.model_card import CARD, card, write_licence
 from tometune.exporting.reference import References
+from tometune.models.llama_cpp import LlamaError
 from tometune.models.machine import free_memory
 from tometune.models.source import fingerprint, locate
 from tometune.models.tokenizer import load_tokenizer
 from tometune.runs.finished import Finished
-from tometune.runs.run import now
+from tometune.runs.run import check_writable, now
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 4  # version of gate.json's layout, and of what an export holds
 GATE = "gate.json"  # the record of an export, which lists its other files
-BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q3_k_m": 4.0}
-"""Approximate bits per weight of a GGUF; small models keep more tensors at higher precision."""
-
-
-def check_space(finished: Finished, folder: Path, exports: Sequence[Export]) -> None:
-    """Raise a `UserError` unless a folder can be written and has space for exports."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{nearest}: not writable; set export.folder to a folder that is")
-    wide = finished.config.export.dtype in (Precision.fp32, Precision.auto)  # auto falls back to float32
-    bits = {"adapter": 0.0, "merged_16bit": 32 if wide else 16, **BITS}
-    bits_per_weight = sum(bits[export.kind] for export in exports)
-    if any(export.format == "gguf" for export in exports):
-        bits_per_weight += 2 * 32  # the exact weights, which llama.cpp's converter copies
-    needed = 1.15 * bits_per_weight / 8 * finished.record["model"]["parameters"]
-    free = shutil.disk_usage(nearest).free
-    if free < needed:
-        raise UserError(
-            f"{folder}: the exports need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free space, or "
-            "set export.folder to another disk"
-        )
 
 
 def check_folders(finished: Finished, folder: Path, exports: Sequence[Export]) -> None:
-    """Raise a `UserError` if exports would replace anything but earlier exports of this run."""
+    """Raise a `UserError` if a folder cannot be written, or exports would replace what is no export of this run."""
+    check_writable(folder, "set export.folder to a folder that can")
     inside, own = folder.resolve(), finished.folder.resolve()
     if (inside == own or own in inside.parents) and own / "export" not in (inside, *inside.parents):
         raise UserError(f"export.folder={folder}: inside the run, among its own files; leave it out ({own / 'export'})")
@@ -89,12 +67,7 @@ class Builder:
         self.finished, self.folder, self.limits = finished, folder, finished.config.export
         self.tokenizer = load_tokenizer(locate(finished.model, cache, weights=False))
         self.references = References(finished, cache, self.tokenizer, answer)
-        self.temporary = ExitStack()
-        self.writer = Writer(finished, cache, self.tokenizer, self._scratch)
-
-    def _scratch(self) -> Path:
-        """Return a new folder next to the exports, which is removed after the last of them."""
-        return self.temporary.enter_context(temporary_path(self.folder / "weights", folder=True))
+        self.writer = Writer(finished, cache, self.tokenizer, folder)
 
     def make_all(
         self, exports: Sequence[Export], report: Callable[[dict[str, Any]], None]
@@ -105,7 +78,7 @@ class Builder:
             GateError: one or more failed; all of them were tried.
         """
         gates: dict[str, dict[str, Any]] = {}
-        with self.temporary:
+        with self.writer.temporary:
             for export in exports:
                 gates[export.name] = self.make(export)
                 report(gates[export.name])
@@ -118,13 +91,13 @@ class Builder:
         """Make an export, unless it exists and passed, and return its gate.json with its folder."""
         key, gate = self._key(export), read_gate(export.folder)
         if gate is not None and gate["passed"] and gate.get("key") == key:
-            if not (changed := changed_files(export.folder, gate)):
+            if gate["files"] == list_files(export.folder):
                 log.info("%s: exists and passed its checks on %s", export.folder, gate["finished"])
                 return gate | {"folder": str(export.folder)}
-            log.warning("%s: %s changed since its checks; making it again", export.folder, ", ".join(changed))
+            log.warning("%s: its files changed since its checks; making it again", export.folder)
         reference = self.references.of(export.format)  # before anything is written: the base may be gone
         free_memory()
-        self.folder.mkdir(parents=True, exist_ok=True)  # `check_space` knows that it can be written
+        self.folder.mkdir(parents=True, exist_ok=True)
         with disk_errors(self.folder), temporary_path(export.folder, folder=True) as folder:
             gate = {
                 "schema": SCHEMA,
@@ -137,7 +110,8 @@ class Builder:
                 "finished": now(),
             }
             write_licence(self.finished, folder)
-            write_card(self.finished, export.format, [(export.name, gate)], folder, None)
+            placeholder = f"user/{gate['run_id']}"
+            write_text(folder / CARD, card(self.finished, export.format, [(export.name, gate)], placeholder))
             gate["files"] = list_files(folder)
             write_json(folder / GATE, gate)
             place = move_to(export.folder, folder, gate)
@@ -157,12 +131,12 @@ class Builder:
             if (change := self.writer.change(export, folder)) is not None:
                 checks["change"] = change
                 problems = lost_change(change, self.limits.min_share) + problems
-        except (UserError, SaveError):
-            raise
-        except (EngineError, SafetensorError, OSError, RuntimeError, ValueError) as error:
+        except (LlamaError, SafetensorError, OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, SaveError):
+                raise
             log.debug("%s: the engine crashed", export.name, exc_info=True)
             text = " ".join(str(error).split())[:300]
-            problems = [f"engine: {text if isinstance(error, EngineError) else f'{type(error).__name__}: {text}'}"]
+            problems = [f"engine: {text if isinstance(error, LlamaError) else f'{type(error).__name__}: {text}'}"]
         finally:
             free_memory()
         seconds = {"export": round(written - start, 1), "gate": round(perf_counter() - written, 1)}
@@ -171,7 +145,7 @@ class Builder:
 
     def _key(self, export: Export) -> dict[str, Any]:
         """Return everything that an export and its checks depend on."""
-        run, limits, kind = self.finished.folder, self.limits, export.kind
+        run = self.finished.folder
         read = [run / "run.json", run / "mix.json", *sorted((run / "eval" / "tuned").glob("*.jsonl"))]
         return {
             "schema": SCHEMA,
@@ -179,24 +153,15 @@ class Builder:
             "base": fingerprint(self.finished.base),
             "trained_on": fingerprint(self.finished.model),
             "read": {str(path.relative_to(run)): sha256_of(path) for path in read if path.exists()},
-            "dtype": str(limits.dtype),
-            "limits": [limits.examples, limits.min_share, limits.max_divergence[kind], limits.max_rouge_change[kind]],
-            "from_4_bits": limits.max_divergence.get(FROM_4_BITS),
+            "settings": asdict(replace(self.limits, folder=None)),
             "versions": {name: metadata.version(name) for name in [*PACKAGES["adapter"], *PACKAGES[export.format]]},
         }
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size in bytes and sha256 of each file of an export except gate.json."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / GATE)
-    found = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in found.items()}
-
-
-def changed_files(folder: Path, gate: Mapping[str, Any]) -> list[str]:
-    """Return the files of an export that were added, removed or changed since its gate."""
-    then, now = gate["files"], list_files(folder)
-    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != GATE)
+    return {path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
 
 
 def sha256_of(path: Path) -> str:

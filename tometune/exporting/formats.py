@@ -5,7 +5,8 @@ A GGUF gets a Modelfile for Ollama, with the chat template in Go's syntax.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from tometune.common.errors import UserError
-from tometune.common.files import write_json, write_text
+from tometune.common.files import temporary_path, write_json, write_text
 from tometune.exporting.gate import Engine, Reference, change_held
 from tometune.exporting.gguf import LlamaCppEngine, convert, gguf_change, quantise
 from tometune.exporting.merging import Checkpoint, Merged, resolve_dtype, write_checkpoint
@@ -35,8 +36,6 @@ PACKAGES = {
 """Packages that write and load each format."""
 
 PRIVATE = ("tracking", "error")  # keys of run.json that name folders and accounts of the machine that trained
-GGUF_TYPES = {"BF16": "bf16", "F16": "f16"}
-"""Types of llama.cpp's converter that hold all weights of a checkpoint, by the only type of that."""
 
 TURNS = (
     ("<|im_start|>{role}\n", "<|im_end|>\n"),  # ChatML: SmolLM2, Qwen
@@ -75,11 +74,13 @@ def exports_of(formats: Sequence[str], quants: Sequence[str], folder: Path) -> l
 class Writer:
     """Writes exports of one run, loads them as users will, and reads back what their weights hold."""
 
-    def __init__(
-        self, finished: Finished, cache: Path, tokenizer: PreTrainedTokenizerBase, scratch: Callable[[], Path]
-    ) -> None:
-        """`scratch` returns a new folder for what several exports are made from."""
-        self.finished, self.cache, self.tokenizer, self.scratch = finished, cache, tokenizer, scratch
+    def __init__(self, finished: Finished, cache: Path, tokenizer: PreTrainedTokenizerBase, exports: Path) -> None:
+        """What several exports are made from lies in their folder, and is removed with `temporary`."""
+        self.finished, self.cache, self.tokenizer, self.exports = finished, cache, tokenizer, exports
+        self.temporary = ExitStack()
+
+    def scratch(self) -> Path:
+        return self.temporary.enter_context(temporary_path(self.exports / "weights", folder=True))
 
     @cached_property
     def weights(self) -> tuple[Any, Checkpoint, Checkpoint]:
@@ -106,18 +107,18 @@ class Writer:
 
     @cached_property
     def base_gguf(self) -> Path:
-        return self._gguf(self.weights[1], None, GGUF_TYPES.get("".join(self.weights[1].dtypes()), "f32"))
+        return self._gguf(self.weights[1])
 
     @cached_property
     def exact_gguf(self) -> Path:
-        return self._gguf(self.weights[2], torch.float32, "f32")
+        return self._gguf(self.weights[2])
 
-    def _gguf(self, tensors: Checkpoint, dtype: torch.dtype | None, outtype: str) -> Path:
-        """Write tensors as a GGUF in a type that holds them without rounding."""
+    def _gguf(self, tensors: Checkpoint) -> Path:
+        """Write tensors as a GGUF in float32."""
         folder, file = self.scratch(), self.scratch() / "model.gguf"
-        write_checkpoint(tensors, self.weights[0], folder, dtype)
+        write_checkpoint(tensors, self.weights[0], folder, torch.float32)
         self.tokenizer.save_pretrained(folder)
-        convert(folder, file, outtype, str(self.finished.record["run_id"]))
+        convert(folder, file, "f32", str(self.finished.record["run_id"]))
         shutil.rmtree(folder)
         return file
 
@@ -129,7 +130,12 @@ class Writer:
         record, dtype = {name: value for name, value in self.finished.record.items() if name not in PRIVATE}, None
         generation = GenerationConfig.from_dict(reference.generation)
         if export.format == "adapter":
-            _write_adapter(self.finished, folder)
+            source, model, base = self.finished.adapter, self.finished.model, self.finished.base_name
+            shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+            config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+            revision = model.revision if base == model.id and model.revision != "main" else None
+            config |= {"base_model_name_or_path": base, "revision": revision}  # no path on this machine
+            write_json(folder / "adapter_config.json", config)
         elif export.format == "merged_16bit":
             config, _, exact_weights = self.weights
             dtype = resolve_dtype(self.finished.config.export.dtype, exact_weights, reference.activation)
@@ -170,15 +176,6 @@ class Writer:
         return change_held(merged, *(tensors.array for tensors in (base, merged, Checkpoint(folder))))
 
 
-def _write_adapter(finished: Finished, folder: Path) -> None:
-    """Copy the adapter; its config names the base by hub id instead of a path on this machine."""
-    source, model, base = finished.adapter, finished.model, finished.base_name
-    shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    revision = model.revision if base == model.id and model.revision != "main" else None
-    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base, "revision": revision})
-
-
 def modelfile(file: str, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], context: int) -> str:
     """Return Ollama's Modelfile for a GGUF next to it; `stops` end a turn, `context` is the model's longest context."""
     template, system = go_template(tokenizer) or ("", "")
@@ -198,11 +195,11 @@ def go_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
 
     A template is accepted only if it renders three conversations exactly like the model's own.
     """
-    try:
-        found = (_of_family(tokenizer, before, after) for before, after in TURNS)
-        return next((one for one in found if one is not None), None)
-    except TemplateError:  # e.g. a template that refuses system messages
-        return None
+    with suppress(TemplateError):  # e.g. of a template that refuses system messages
+        for before, after in TURNS:
+            if (found := _of_family(tokenizer, before, after)) is not None:
+                return found
+    return None
 
 
 def _of_family(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> tuple[str, str] | None:
@@ -221,14 +218,9 @@ def _of_family(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> t
     if default and not (default.startswith(opening) and default.endswith(after)):
         return None
     always, system = bool(default), default.removeprefix(opening).removesuffix(after)
-    conversations = (
-        [("user", "one two")],
-        [("system", "four five"), ("user", "one two")],
-        [("user", "one two"), ("assistant", "three"), ("user", "six")],
-    )
-    for messages in conversations:
-        given = dict(messages).get("system", system)
-        turns = {"user": user, "assistant": assistant}
+    talk = [("user", "one two"), ("assistant", "three"), ("user", "six")]
+    for messages in (talk[:1], [("system", "four five"), *talk[:1]], talk):
+        given, turns = dict(messages).get("system", system), {"user": user, "assistant": assistant}
         expected = f"{opening}{given}{after}" if given or always else ""
         expected += "".join(f"{turns[role]}{content}{after}" for role, content in messages if role in turns)
         if own(*messages) != expected + assistant:

@@ -52,10 +52,6 @@ class Reference:
     """The base's generation config, ending turns where the chat template does."""
 
 
-class EngineError(RuntimeError):
-    """The engine cannot load the export, or crashed on it."""
-
-
 class GateError(RuntimeError):
     """An export behaves differently from the tuned model."""
 
@@ -132,20 +128,17 @@ def _logits(engine: Engine, kind: str, reference: Reference, limits: ExportConfi
         "max_divergence": round(float(values.max()), 7),
         "limit": limit,
     }
-    problems = []
     if shift is not None:
         checks["from_4_bits"] = round(shift, 7)
-    if shift is not None and not shift <= most:
-        problems = [
-            f"logits: the adapter on the 16-bit base differs from the adapter as trained by {shift:.4g} nats per "
-            f"token, more than {most} (export.max_divergence.{FROM_4_BITS}); is export.base the right model?"
-        ]
-    elif not mean <= limit:  # true for nan, too
-        problems = [
-            f"logits: differ from {reference.tuned} by {mean:.4g} nats per token, more than {limit} "
-            f"(export.max_divergence.{kind})"
-        ]
-    return checks, problems
+        if not shift <= most:
+            return checks, [
+                f"logits: the adapter on the 16-bit base differs from the adapter as trained by {shift:.4g} nats per "
+                f"token, more than {most} (export.max_divergence.{FROM_4_BITS}); is export.base the right model?"
+            ]
+    if mean <= limit:  # false for nan, too
+        return checks, []
+    differs = f"differ from {reference.tuned} by {mean:.4g} nats per token, more than {limit}"
+    return checks, [f"logits: {differs} (export.max_divergence.{kind})"]
 
 
 def divergence(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:

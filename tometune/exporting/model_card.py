@@ -70,6 +70,7 @@ def made_from(model: ModelConfig) -> Iterator[str]:
         yield from [str(name) for name in (named if isinstance(named, list) else [named])]
 
 
+CARD = "README.md"
 TEXTS = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
 """Files of a base that have to be passed on with models made from it."""
 
@@ -77,13 +78,8 @@ Gates = Sequence[tuple[str, Mapping[str, Any]]]
 """Name and gate.json of each export that a card describes: one, or one per quant."""
 
 
-def write_card(finished: Finished, kind: str, gates: Gates, folder: Path, repository: str | None) -> None:
-    """Write README.md for an export of format `kind`; without a repository, the card shows a placeholder for its id."""
-    write_text(folder / "README.md", card(finished, kind, gates, repository or f"user/{finished.record['run_id']}"))
-
-
 def card(finished: Finished, kind: str, gates: Gates, repository: str) -> str:
-    """Return the text of the card."""
+    """Return the text of README.md for an export of format `kind`."""
     record, base = finished.record, finished.model if kind == "adapter" else finished.base
     mix, table = finished.folder / "mix.json", finished.folder.parent / "table.json"
     environment = Environment(

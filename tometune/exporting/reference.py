@@ -191,13 +191,11 @@ class TorchEngine:
 
     def tokens(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
         """Return greedy answers of at most so many tokens, with their end of turn."""
-        engine, found = EvaluationEngine(self.model), dict[int, Tokens]()
-        for length in sorted(set(lengths)):
-            config = greedy(self.model, self.tokenizer, length)
-            indices = [index for index, own in enumerate(lengths) if own == length]
-            for start in range(0, len(indices), BATCH):
-                batch = indices[start : start + BATCH]
-                for index, ids in zip(batch, engine.answer([prompts[i] for i in batch], config, []), strict=True):
-                    end = next((place for place, token in enumerate(ids) if token in config.eos_token_id), len(ids))
-                    found[index] = ids[: end + 1]
-        return [found[index] for index in range(len(prompts))]
+        engine, found = EvaluationEngine(self.model), list[Tokens]()
+        for start in range(0, len(prompts), BATCH):
+            most = lengths[start : start + BATCH]
+            config = greedy(self.model, self.tokenizer, max(most))
+            for ids, length in zip(engine.answer(prompts[start : start + BATCH], config, []), most, strict=True):
+                end = next((place for place, token in enumerate(ids) if token in config.eos_token_id), len(ids))
+                found.append(ids[: min(end + 1, length)])
+        return found

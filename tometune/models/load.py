@@ -1,6 +1,5 @@
 """Loading a model: to answer, to train every weight, with a fresh LoRA adapter, or as a run trained it."""
 
-import json
 import logging
 import sys
 from dataclasses import replace
@@ -108,35 +107,28 @@ def peft_settings(lora: LoraConfig) -> dict[str, Any]:
 
 
 def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftModel:
-    """Return the model with the adapter of a finished training, under a name.
+    """Return the model with the adapter of a finished training, under a name; a `PeftModel` may have others.
 
     Raises:
         UserError: the folder holds no adapter, only a pickled one, or one that does not fit the model.
     """
-    path = folder / "adapter_config.json"
-    if not path.exists():
-        raise UserError(f"{folder}: holds no adapter; name a run whose training finished")
-    check_safetensors(folder)
-    check_targets(model, json.loads(path.read_text(encoding="utf-8"))["target_modules"])
+    if not (folder / "adapter_model.safetensors").is_file():  # PEFT would read a pickle
+        if (folder / "adapter_model.bin").exists():
+            raise UserError(
+                f"{folder}: holds its weights as a pickle, which can run code when it is read; save it as safetensors"
+            )
+        raise UserError(f"{folder}: holds no adapter_model.safetensors; name a run whose training finished")
     try:
-        loaded = peft.PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
-    except RuntimeError as error:
-        if "size mismatch" in str(error):
+        if isinstance(model, peft.PeftModel):
+            model.load_adapter(folder, adapter_name=name, is_trainable=False)
+        else:
+            model = peft.PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
+    except (RuntimeError, ValueError) as error:
+        if "size mismatch" in str(error) or "arget modules" in str(error):
             raise UserError(f"{folder}: the adapter was made for another base model than this one") from error
         raise
-    round_once(loaded)
-    return loaded
-
-
-def check_safetensors(folder: Path) -> None:
-    """Raise a `UserError` unless an adapter's weights are safetensors; without them PEFT reads a pickle."""
-    if (folder / "adapter_model.safetensors").is_file():
-        return
-    if (folder / "adapter_model.bin").exists():
-        raise UserError(
-            f"{folder}: holds its weights as a pickle, which can run code when it is read; save it as safetensors"
-        )
-    raise UserError(f"{folder}: holds no adapter_model.safetensors; name a run whose training finished")
+    round_once(model)
+    return model
 
 
 def check_targets(model: nn.Module, targets: list[str]) -> None:
@@ -192,7 +184,7 @@ def author_configs(source: ModelSource) -> tuple[Any, Any]:
 
 
 def compute_dtype(precision: Precision) -> torch.dtype:
-    """Return the dtype of a precision on this machine; see `tometune.models.machine`."""
+    """Return the dtype of a precision on this machine."""
     resolved = resolve_precision(precision)
     if precision is Precision.auto and resolved is Precision.fp16:
         log.info("this GPU does not compute in bfloat16: model.precision is fp16")

@@ -33,17 +33,19 @@ def check_machine(model: ModelConfig) -> None:
     import torch
 
     if model.attn_implementation == "flash_attention_2" and util.find_spec("flash_attn") is None:
-        raise UserError(
-            "model.attn_implementation=flash_attention_2: needs the package flash-attn; install it, or set "
-            "model.attn_implementation=sdpa"
-        )
-    gpu = torch.cuda.is_available()
+        fix = "needs the package flash-attn; install it, or set model.attn_implementation=sdpa"
+        raise UserError(f"model.attn_implementation=flash_attention_2: {fix}")
+    gpu, unsloth = torch.cuda.is_available(), "model.backend=unsloth"
     if model.backend is Backend.unsloth:
-        _check_unsloth()
+        if not unsloth_installed():
+            raise UserError(f"{unsloth}: needs unsloth; run: {INSTALL_UNSLOTH} (or set model.backend=transformers)")
+        ours, theirs = metadata.version("unsloth"), metadata.version("unsloth_zoo")
+        if ours.split(".")[:2] != theirs.split(".")[:2]:
+            fix = "run: pip install --upgrade unsloth unsloth_zoo"
+            raise UserError(f"{unsloth}: unsloth {ours} and unsloth_zoo {theirs} do not match; {fix}")
         if processes() > 1:
-            raise UserError(
-                "model.backend=unsloth: trains in one process, torchrun started several; set model.backend=transformers"
-            )
+            fix = "set model.backend=transformers"
+            raise UserError(f"{unsloth}: trains in one process, torchrun started several; {fix}")
     if quantized(model) and not gpu:
         raise UserError(
             f"model={model.name}: its 4-bit weights (model.quantization=nf4) need an NVIDIA GPU, none was found; on "
@@ -67,19 +69,6 @@ def check_machine(model: ModelConfig) -> None:
 def unsloth_installed() -> bool:
     """Tell whether Unsloth is installed, without importing it."""
     return util.find_spec("unsloth") is not None and util.find_spec("unsloth_zoo") is not None
-
-
-def _check_unsloth() -> None:
-    if not unsloth_installed():
-        raise UserError(
-            f"model.backend=unsloth: needs unsloth; run: {INSTALL_UNSLOTH} (or set model.backend=transformers)"
-        )
-    ours, theirs = metadata.version("unsloth"), metadata.version("unsloth_zoo")
-    if ours.split(".")[:2] != theirs.split(".")[:2]:
-        raise UserError(
-            f"model.backend=unsloth: unsloth {ours} and unsloth_zoo {theirs} do not match; run: "
-            "pip install --upgrade unsloth unsloth_zoo"
-        )
 
 
 def resolve_backend(model: ModelConfig) -> Backend:

@@ -19,8 +19,7 @@ from tometune.reporting.analysis import Report
 from tometune.reporting.conclusions import NOTHING_TO_COMPARE, Table, answers, cautions
 from tometune.reporting.report_files import as_markdown, columns, row_texts
 from tometune.reporting.sweep import Sweep
-from tometune.tracking import RunLabels, RunTracker, start_tracker
-from tometune.tracking.tracker import flatten, sanitise
+from tometune.tracking.tracker import RunLabels, RunTracker, flatten, sanitise, start_tracker
 
 # isort: split
 import wandb

@@ -96,13 +96,13 @@ class Finished:
 
     @property
     def base_name(self) -> str:
-        """What users of the adapter load as its base."""
-        return _public_name(self.model)
+        """What users of the adapter load as its base: a hub id, or the name of a local folder without its path."""
+        return Path(self.model.id).name if is_local(self.model) else self.model.id
 
     @property
     def merged_into(self) -> str:
-        """The base of the merged model."""
-        return _public_name(self.base)
+        """The base of the merged model, by the same names."""
+        return Path(self.base.id).name if is_local(self.base) else self.base.id
 
     def digest(self) -> str:
         """Return the sha256 of the adapter's files; for a whole model, its fingerprint."""
@@ -138,21 +138,15 @@ def find_finished(config: Config) -> Finished:
     return Finished(folder, record, stored, model, base_of(model, config.export))
 
 
-def _public_name(model: ModelConfig) -> str:
-    """Return a hub id, or the name of a local folder without its path."""
-    return Path(model.id).name if is_local(model) else model.id
-
-
 def base_of(model: ModelConfig, export: ExportConfig) -> ModelConfig:
     """Return the base in 16 bits that an adapter trained on `model` is merged into; UserError if it must be named."""
     plain = replace(model, quantization=Quantization.none, precision=Precision.auto)
     if export.base is not None:
         return replace(plain, id=export.base, revision=export.base_revision)
-    ending = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")
     if not is_local(model):
-        if not (quantized(model) and ending):
-            return plain
-        return replace(plain, id=model.id.removesuffix(ending), revision=export.base_revision)
+        ending = next((ending for ending in FOUR_BITS if model.id.endswith(ending)), "")
+        on_hub = replace(plain, id=model.id.removesuffix(ending), revision=export.base_revision)
+        return on_hub if quantized(model) and ending else plain
     config = json.loads((Path(model.id).expanduser() / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" not in config:
         return plain

@@ -40,11 +40,9 @@ def model_content(model: ModelConfig) -> dict[str, Any]:
 
 def _without_unused_scores(data: DataConfig) -> DataConfig:
     """Return the config of a mix without the names of score columns by which no row is filtered or ranked."""
-    default = SourceConfig().score
-    filtered = data.filters.min_score is not None
+    default, pool, filtered = SourceConfig().score, data.pool, data.filters.min_score is not None
     if not (filtered and data.filters.base):
         data = replace(data, base=replace(data.base, score=default))
-    pool = data.pool
     ranked = pool is not None and pool.order is PoolOrder.best and data.scorer.kind is ScorerKind.column
     if pool is not None and not (filtered or ranked):
         data = replace(data, pool=replace(pool, score=default))

@@ -93,7 +93,14 @@ class RunInputs:
         if texts is not None and data.contamination is Contamination.fail:
             found = of_mix(mix.rows, texts, self.cache)
             if found.overlapping:
-                raise _contaminated(found)
+                first, touched = found.shown[0], found.touched.items()
+                examples = ", ".join(f"{count:,} examples of {task}" for task, count in touched)
+                shared = " ".join(first["shared"].split()[:13])
+                raise UserError(
+                    f"data.contamination=fail: {found.overlapping:,} of {found.rows:,} rows share a 13-word sequence "
+                    f"with {examples}, e.g. {first['source']} with {first['example']}: {shared!r}; "
+                    "data.contamination=drop drops them"
+                )
         return mix
 
     @cached_property
@@ -199,16 +206,6 @@ def evaluation_fingerprints(model: ModelConfig, evaluation: EvalConfig) -> dict[
     named = {name: harness.fingerprint(name) for name in evaluation.harness}
     own = {name: digest if name.endswith(".yaml") else name for name, digest in named.items()}  # not by their path
     return found | {f"eval.harness.{own[name]}": digest for name, digest in named.items()}
-
-
-def _contaminated(found: MixOverlaps) -> UserError:
-    first = found.shown[0]
-    examples = ", ".join(f"{count:,} examples of {task}" for task, count in found.touched.items())
-    shared = " ".join(first["shared"].split()[:13])
-    return UserError(
-        f"data.contamination=fail: {found.overlapping:,} of {found.rows:,} rows share a 13-word sequence with "
-        f"{examples}, e.g. {first['source']} with {first['example']}: {shared!r}; data.contamination=drop drops them"
-    )
 
 
 # At import, like those in `config`: all verbs compose the config of a mix.

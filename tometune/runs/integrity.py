@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from tometune.common.integrity import INDEX, defect, shards
 from tometune.models.source import ADAPTER, WHOLE
@@ -39,11 +39,8 @@ def trained_problems(run: Path, adapter: bool) -> Iterator[Problem]:
 
 
 def _has_lora(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="np") as file:
-            return any(".lora_A." in name for name in file.keys())  # noqa: SIM118 -- not a dict
-    except (SafetensorError, OSError):
-        return False
+    with safe_open(path, "np") as file:
+        return any(".lora_A." in name for name in file.keys())  # noqa: SIM118 -- not a dict
 
 
 def _weights(folder: Path) -> Sequence[str]:

@@ -16,7 +16,6 @@ from tometune.runs.run import now
 
 NAME = ".lock"  # in the run's folder while a process works on the run, or after that process was killed
 WAIT = 5.0  # seconds to wait for a lock without a living owner: a process is checking it, or is starting or ending
-RETRY = 0.01  # seconds between two attempts
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         BusyError: another process holds the lock.
     """
-    made = [folder, *(path for path in folder.parents if not path.exists())]
+    made, path = [folder, *(path for path in folder.parents if not path.exists())], folder / NAME
     lock = _acquire(folder)
-    path = folder / NAME
     try:
         path.write_text(json.dumps(asdict(Owner(socket.gethostname(), os.getpid(), now()))), encoding="utf-8")
         yield
@@ -110,7 +108,7 @@ def _acquire(folder: Path) -> FileLock:
             owner = _read(folder / NAME)
         if (owner is not None and owner.alive) or time.monotonic() > end:
             raise BusyError(folder, owner)
-        time.sleep(RETRY)
+        time.sleep(0.01)
 
 
 def _read(path: Path) -> Owner | None:

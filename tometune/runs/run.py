@@ -222,13 +222,12 @@ def versions() -> dict[str, str]:
 
 def git_state() -> dict[str, Any]:
     """Return the commit of the code and whether it has uncommitted changes; None where it is not a checkout."""
-    package = Path(__file__).resolve().parents[1]
+    package, nothing = Path(__file__).resolve().parents[1], {"commit": None, "dirty": None}
     if not (package.parent / ".git").exists():  # installed; a repository in a folder above is not ours
-        return {"commit": None, "dirty": None}
+        return nothing
     command = ["git", "-C", str(package), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-    commit, _, dirty = found.partition("-")
-    return {"commit": commit, "dirty": bool(dirty)}
+        commit, _, dirty = found.partition("-")
+        return {"commit": commit, "dirty": bool(dirty)}
+    return nothing

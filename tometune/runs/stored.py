@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from glob import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,38 +37,33 @@ from tometune.runs.run import (
 log = logging.getLogger(__name__)
 
 _warned: set[str] = set()
-
-# Choices that made the run and cannot be changed when it is scored again. (evaluate rejects data, lora, trainer.)
-OF_THE_RUN = ("seed", "model", "experiment")
-
-
 LATEST = "latest"  # the value of `run` that means the run that was finished last
 
 
 def run_folder(name: str, paths: PathsConfig, key: str = "run") -> Path:
     """Return the folder of a run that is named by a path, by an id under `paths.outputs` or in a sweep, or `latest`."""
-    if name == LATEST:
-        return _latest_run(paths, key)
-    sweeps = Path(paths.multirun).expanduser().glob(f"*/{escape(name)}")
-    for folder in (Path(name).expanduser(), Path(paths.outputs).expanduser() / name, *sorted(sweeps, reverse=True)):
-        if folder.is_dir():
-            return folder
-    raise UserError(f"{key}={name}: no such folder or run id; name a run folder, e.g. {key}=outputs/<run_id>")
-
-
-def _latest_run(paths: PathsConfig, key: str) -> Path:
     outputs, multirun = Path(paths.outputs).expanduser(), Path(paths.multirun).expanduser()
-    finished = []
-    for file in [*outputs.glob("*/run.json"), *multirun.glob("*/*/run.json")]:
-        with suppress(UserError):  # a damaged record is reported by the command that needs it
-            record = read_record(file.parent)
-            if record.get("status") == "completed":
-                finished.append((str(record["finished"]), file.stat().st_mtime_ns, file.parent))
+    if name != LATEST:
+        for folder in (Path(name).expanduser(), outputs / name, *sorted(multirun.glob(f"*/{escape(name)}"))[::-1]):
+            if folder.is_dir():
+                return folder
+        raise UserError(f"{key}={name}: no such folder or run id; name a run folder, e.g. {key}=outputs/<run_id>")
+    completed = [(path, record) for path, record in earlier_runs(paths) if record.get("status") == "completed"]
+    finished = [(str(record["finished"]), (path / "run.json").stat().st_mtime_ns, path) for path, record in completed]
     if not finished:
         raise UserError(f"{key}={LATEST}: no run is finished in {outputs} or {multirun}; make one with tometune train")
     folder = max(finished)[-1]
     log.info("%s=%s: %s", key, LATEST, folder)
     return folder
+
+
+def earlier_runs(paths: PathsConfig, *more: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield folder and run.json of the runs on this machine whose record can be read, and of those below `more`."""
+    outputs, multirun = Path(paths.outputs).expanduser(), Path(paths.multirun).expanduser()
+    folders = [outputs.glob("*/run.json"), multirun.glob("*/*/run.json"), *(each.glob("*/run.json") for each in more)]
+    for path in chain.from_iterable(map(sorted, folders)):
+        with suppress(OSError, ValueError, UserError):  # a damaged record is reported by the command that needs it
+            yield path.parent, read_record(path.parent)
 
 
 def stored_config(folder: Path) -> Config:
@@ -83,12 +79,10 @@ def stored_config(folder: Path) -> Config:
     try:
         loaded = OmegaConf.create(path.read_text(encoding="utf-8"))
         assert isinstance(loaded, DictConfig), "not keys and values"
-        if OmegaConf.select(loaded, "eval.engine") == "vllm":  # this engine was removed
-            loaded.eval.engine = "auto"
-        while True:
+        config = None
+        while config is None:
             try:
                 config = typed(loaded)
-                break
             except ConfigKeyError as error:  # OmegaConf stops at the first key that the schema does not have
                 group, _, name = str(error.full_key).rpartition(".")
                 (OmegaConf.select(loaded, group) if group else loaded).pop(name)
@@ -112,13 +106,13 @@ def config_of(folder: Path, record: Mapping[str, Any]) -> Config:
         DamageError: like `stored_config`, or the hash differs.
     """
     config = stored_config(folder)
-    if record.get("meaning") == MEANING and "inputs" in record:
-        precisions = [config.model.precision, Precision.bf16, Precision.fp16, Precision.fp32]  # auto on other machines
-        models = [replace(config.model, precision=precision) for precision in precisions]
-        identities = (identity(replace(config, model=model), record["inputs"]) for model in models)
-        if all(content_hash(each) != record["config_hash"] for each in identities):
-            raise DamageError(folder / "config.yaml", "is not the config of this run")
-    return config
+    if record.get("meaning") != MEANING or "inputs" not in record:
+        return config
+    for precision in (config.model.precision, Precision.bf16, Precision.fp16, Precision.fp32):  # auto elsewhere
+        same = replace(config, model=replace(config.model, precision=precision))
+        if content_hash(identity(same, record["inputs"])) == record["config_hash"]:
+            return config
+    raise DamageError(folder / "config.yaml", "is not the config of this run")
 
 
 def run_of_older_version(config: Config, run_id: str) -> Path | None:
@@ -127,14 +121,11 @@ def run_of_older_version(config: Config, run_id: str) -> Path | None:
     Its results may differ from those of this version (`MEANING`), so it is not reused. Its inputs are not compared.
     """
     wanted = identity(config, {})
-    siblings = runs_folder(config).glob(f"{escape(run_id[:-HASH_LETTERS])}*/run.json")
-    for path in sorted(siblings):
-        try:
+    for path in sorted(runs_folder(config).glob(f"{escape(run_id[:-HASH_LETTERS])}*/run.json")):
+        with suppress(UserError):  # a broken record is reported elsewhere
             older = read_record(path.parent).get("meaning", MEANING - 1) < MEANING
             if older and identity(stored_config(path.parent), {}) == wanted:
                 return path.parent
-        except UserError:  # a broken record is reported elsewhere
-            continue
     return None
 
 
@@ -158,7 +149,7 @@ def with_command_line(stored: Config, composed: Config) -> Config:
         settings.append((key, override.is_delete()))
     for key, deleted in sorted(settings, key=lambda setting: "." in setting[0]):  # whole groups come first
         group = key.partition(".")[0]
-        if key in OF_THE_RUN:
+        if key in ("seed", "model", "experiment"):  # they made the run; evaluate rejects data, lora and trainer
             raise UserError(f"{key}: the run has its own; leave it out, or score a model by itself with model.id=…")
         if deleted:
             parent, _, last = key.rpartition(".")
@@ -208,11 +199,6 @@ class Subject:
         if self.separate:
             self.record |= {"status": "completed", "finished": now()}
         write_json(self.file, self.record)
-
-    def add_tracking(self, described: Mapping[str, Any]) -> None:
-        """Record where the tracker logged the scores; without a tracker, a run that is scored again keeps its entry."""
-        if self.separate or described["tracker"] != "none":
-            self.record["tracking"] = dict(described)
 
     def add_scores(self, stage: str, scores: Mapping[str, Any]) -> None:
         self.record["eval"] = {**self.record["eval"], stage: scores}

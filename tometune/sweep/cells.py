@@ -26,7 +26,6 @@ from tometune.runs.sweep_file import NAME, SCHEMA, Cell, read_sweep_file
 
 log = logging.getLogger(__name__)
 
-LOCK = ".sweep.lock"
 AGAIN = "run the same command again to resume"
 
 
@@ -90,7 +89,7 @@ def list_cells(
     """
     with disk_errors(folder, "paths.multirun"):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK):
+        with FileLock(folder / ".sweep.lock"):
             try:
                 listed, recorded = read_sweep_file(folder)
             except DamageError as error:

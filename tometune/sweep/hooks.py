@@ -83,22 +83,19 @@ def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> 
     """
     if not is_first():
         return 0
-    statuses: list[Status] = []
-    missing: list[str] = []
-    others: list[str] = []
+    statuses, missing, others = list[Status](), list[str](), list[str]()
     for folder, cells in listed_cells(jobs).items():
         own = {cell.name: status_of(folder, cell) for cell in cells}
         statuses += own.values()
         unfinished = {name: str(status) for name, status in own.items() if status.state is not State.completed}
         report = reported.get(folder)
-        if report is None:
-            missing += unfinished.values()
-            continue
-        # A run can have been completed since the report was written.
-        lines = {name: unfinished.get(name, f"  {name}: {reason}") for name, reason in report.items()}
-        missing += [line for name, line in lines.items() if name in own]
-        if folder.name != ADHOC:
-            others += [line for name, line in lines.items() if name not in own]
+        for name, reason in (unfinished if report is None else report).items():
+            # A run can have been completed since the report was written.
+            line = unfinished.get(name, f"  {name}: {reason}")
+            if name in own:
+                missing.append(line)
+            elif folder.name != ADHOC:
+                others.append(line)
     if missing:
         print(f"{len(missing)} of {len(statuses)} runs are missing:", *missing, sep="\n", file=sys.stderr)
     if others:
@@ -109,13 +106,7 @@ def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> 
 
 
 def folders_with_results(jobs: Jobs) -> list[Path]:
-    """Return the sweep folders of a command that hold a completed run.
-
-    Also lists the command's cells without a run id again, because another command may have removed them.
-    """
-    for folder, cells in cells_of(jobs.known).items() if is_first() else ():
-        if unnamed := [cell for cell in cells if cell.run_id is None]:
-            list_cells(folder, unnamed)
+    """Return the sweep folders of a command that hold a completed run."""
     folders = dict.fromkeys(runs_folder(config) for config in (jobs.config, *(job.config for job in jobs.known)))
     return [path for path in folders if State.completed in (status_of(path, cell).state for cell in read_cells(path))]
 

@@ -27,13 +27,13 @@ from tometune.reporting.controls import capacity_line
 from tometune.runs.finished import damage
 from tometune.runs.inputs import RunInputs
 from tometune.runs.run import Run
+from tometune.runs.stored import earlier_runs
 from tometune.sweep.hooks import check_primary
-from tometune.sweep.power import earlier_runs, power_lines
+from tometune.sweep.power import power_lines
 
 MEASURED = "measured"  # folder in the cache that keeps the short runs of `plan=measure`
 STEPS = 12  # training steps of a short run
 EXAMPLES = 16  # examples per task of a short run, before and after its training
-RECENT = 5  # the estimate is the median of this many earlier runs
 
 
 class Kind(NamedTuple):
@@ -61,7 +61,7 @@ class Speed:
 GPU_RESULTS = "docs/results/gpu"
 REFERENCE = {
     Kind("unsloth/Llama-3.2-3B-Instruct-bnb-4bit", "nf4", "unsloth", "NVIDIA H200"): Speed(
-        f"{GPU_RESULTS}/bench.json, training only", 34_989, None, 41.8e9, other_seconds=74
+        f"{GPU_RESULTS}/bench_be3ba23.json, training only", 34_989, None, 41.8e9, other_seconds=74
     ),
     Kind("unsloth/Llama-3.2-3B-Instruct-bnb-4bit", "nf4", "unsloth", "NVIDIA H100 80GB HBM3"): Speed(
         f"{GPU_RESULTS}/bench_h100.json, training only", 32_579, None, 41.8e9, other_seconds=75
@@ -178,13 +178,13 @@ def known_speed(config: Config, cache: Path) -> Speed | None:
     backend = str(resolve_backend(config.model))
     kind = Kind(str(config.model.id), str(quantization), backend, device_name())
     finished = []
-    for folder, record in earlier_runs(config, cache / MEASURED):
+    for folder, record in earlier_runs(config.paths, cache / MEASURED):
         with suppress(KeyError, TypeError):  # of another version
             model = record["model"]
             own = Kind(model["id"], model["quantization"], model["backend"], model.get("device_name", ""))
             if own == kind and record["status"] == "completed" and record["attempts"] == 1:
                 finished.append((str(record["finished"]), folder, record))
-    recent = sorted(finished, key=lambda run: run[0])[-RECENT:]
+    recent = sorted(finished, key=lambda run: run[0])[-5:]
     if not recent:
         return REFERENCE.get(kind)
     speeds = [_speed_of(folder, record) for _, folder, record in recent]

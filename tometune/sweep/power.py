@@ -1,12 +1,9 @@
 """What a planned sweep can detect: the smallest difference, and the seeds and examples that a wanted one takes."""
 
-import json
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +14,7 @@ from tometune.evaluation.metrics import averaged, label
 from tometune.evaluation.results import read_scores
 from tometune.evaluation.statistics import detectable, power, seeds_needed
 from tometune.reporting.sweep import finished_tables
+from tometune.runs.stored import earlier_runs
 
 DIFFERENCE = 0.01  # that the numbers of seeds and examples refer to, unless `report.margin` is set
 POWER = 0.8
@@ -82,7 +80,7 @@ def _of_base_scores(config: Config, examples: Mapping[str, int]) -> dict[str, Sp
 
     That of a difference is at most √2 times as large, unless the scores of two models are negatively correlated.
     """
-    for folder, record in earlier_runs(config):
+    for folder, record in earlier_runs(config.paths):
         try:
             if record["model"]["name"] != config.model.name:
                 continue
@@ -97,12 +95,3 @@ def _of_base_scores(config: Config, examples: Mapping[str, int]) -> dict[str, Sp
             spreads[metric] = 0.0, float(np.sqrt(2 * sum(squares)) / len(squares))
         return spreads
     return {}
-
-
-def earlier_runs(config: Config, *more: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield folder and run.json of the runs on this machine whose record can be read, and of those below `more`."""
-    outputs, multirun = (Path(folder).expanduser() for folder in (config.paths.outputs, config.paths.multirun))
-    folders = [outputs.glob("*/run.json"), multirun.glob("*/*/run.json"), *(each.glob("*/run.json") for each in more)]
-    for path in chain.from_iterable(map(sorted, folders)):
-        with suppress(OSError, ValueError):
-            yield path.parent, json.loads(path.read_text(encoding="utf-8"))

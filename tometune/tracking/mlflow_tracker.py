@@ -74,10 +74,7 @@ class MlflowTracker(RunTracker):
     def place(labels: RunLabels) -> Path:
         return labels.folder.parent / "mlflow"
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        if step < self.next_step:
-            return
-        self.step, self.next_step = max(self.step, step), step + 1
+    def points(self, metrics: dict[str, float], step: int) -> None:
         self._mlflow.log_metrics(metrics, step)
 
     def summary(self, values: dict[str, Any]) -> None:

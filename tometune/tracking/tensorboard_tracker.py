@@ -33,8 +33,7 @@ class TensorboardTracker(RunTracker):
     def place(labels: RunLabels) -> Path:
         return labels.folder / "tensorboard" / labels.job_type
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self.step = max(self.step, step)
+    def points(self, metrics: dict[str, float], step: int) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 

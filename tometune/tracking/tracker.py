@@ -1,4 +1,8 @@
-"""The base class of all trackers. Whatever goes wrong in a tracker costs one warning and never the run."""
+"""The base class of all trackers, and how one is started. Whatever goes wrong in it costs one warning, never the run.
+
+The tracker `name` is the module `tometune.tracking.<name>_tracker`, with a function `check(config)` and a subclass of
+`RunTracker` called `TRACKER`; it is imported only if that tracker is chosen.
+"""
 
 import functools
 import importlib.util
@@ -10,24 +14,19 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tometune.common.errors import UserError, one_line
-from tometune.config.tracking import TrackingConfig, TrackingMode
+from tometune.config.tracking import Tracker, TrackingConfig, TrackingMode
 
 log = logging.getLogger(__name__)
 
-FILE_ERRORS = (OSError, sqlite3.Error)
-
 MARKERS = re.compile(r"<\|[^<>|]*\|>|</?s>|<bos>|<(?:start|end)_of_turn>|\[/?INST\]|\[gMASK\]")
 """Markers of chat templates, which a table of predictions leaves out of the prompts."""
-
-SPACE = 64 * 1024
-"""Bytes that a tracker's folder must have space for."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def _safe(method: Callable[..., Any]) -> Callable[..., Any]:
 class RunTracker:
     """Curves, tables and files of one run; as a context manager it closes the run at the end.
 
-    The base class tracks nothing: everything is in the run folder anyway. A subclass overrides the methods up to
-    `sync_command`, and may raise in them.
+    The base class tracks nothing: everything is in the run folder anyway. A subclass overrides the methods from
+    `points` to `sync_command`, and may raise in them.
     """
 
     # Errors after which nothing more is sent, because each further attempt would wait for a dead connection.
@@ -81,11 +80,18 @@ class RunTracker:
             if name in vars(cls):
                 setattr(cls, name, _safe(vars(cls)[name]))
 
+    @_safe
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Add one point to each of these curves at this optimiser step (0 is before training).
 
-        A resumed training logs from its first step on, so subclasses skip the steps before `next_step`.
+        A resumed training logs from its first step on, so the steps before `next_step` are skipped.
         """
+        if step >= self.next_step:
+            self.step, self.next_step = max(self.step, step), step + 1
+            self.points(metrics, step)
+
+    def points(self, metrics: dict[str, float], step: int) -> None:
+        """Add one point to each of these curves, see `log`."""
 
     def summary(self, values: dict[str, Any]) -> None:
         """Set the final values by which runs are compared."""
@@ -114,7 +120,7 @@ class RunTracker:
     @classmethod
     def where(cls, error: Exception, labels: RunLabels) -> str:
         """Return " in FOLDER" if the error is about the tracker's files."""
-        about_files = isinstance(error, FILE_ERRORS) and not isinstance(error, cls.CONNECTION_ERRORS)
+        about_files = isinstance(error, OSError | sqlite3.Error) and not isinstance(error, cls.CONNECTION_ERRORS)
         return f" in {cls.place(labels)}" if about_files else ""
 
     def warn(self, problem: str) -> None:
@@ -155,6 +161,46 @@ class RunTracker:
             self.artifact(f"adapter-{name}", "model", folder / "adapter", dict(record["model"]))
 
 
+def check_tracker(config: TrackingConfig) -> None:
+    """Check the tracker's settings before anything is written; needs no network.
+
+    Raises:
+        UserError: the tracker is not installed, rejects a name or tag, or has no key although the mode is `online`.
+    """
+    if config.tracker is not Tracker.none:
+        try:
+            _module(config).check(config)
+        except UserError:
+            raise
+        except Exception as error:  # start_tracker warns if the tracker cannot be used then either
+            log.debug("%s could not be checked: %s", config.tracker, described(error))
+
+
+def start_tracker(config: TrackingConfig, labels: RunLabels) -> RunTracker:
+    """Start tracking a run, or resume it after an interrupted attempt; if the tracker breaks, track nothing.
+
+    Raises:
+        UserError: the tracker is not installed, or the mode is `online` and that is not possible.
+    """
+    labels = replace(labels, group=config.group or labels.group, folder=labels.folder.resolve())
+    labels.folder.mkdir(parents=True, exist_ok=True)
+    tracker, reason = RunTracker, None
+    try:
+        if config.tracker is not Tracker.none:
+            tracker = _module(config).TRACKER
+            return tracker(config, labels)  # type: ignore[no-any-return]
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{config.tracker} could not be started{tracker.where(error, labels)} ({described(error)})"
+        log.warning("%s; the run continues without a tracker", reason)
+    return RunTracker(config, labels, reason)
+
+
+def _module(config: TrackingConfig) -> Any:
+    return importlib.import_module(f"tometune.tracking.{config.tracker}_tracker")
+
+
 def check_installed(config: TrackingConfig) -> None:
     """Raise UserError if the tracker's package, which has its name, is not installed."""
     name = str(config.tracker)
@@ -173,7 +219,7 @@ def check_space(folder: Path) -> None:
     """Raise OSError if a folder cannot be written to or the disk is full, which the services of trackers keep quiet."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".space.") as file:
-        file.write(bytes(SPACE))
+        file.write(bytes(64 * 1024))
         file.flush()
 
 
@@ -205,19 +251,18 @@ def prediction_tables(folder: Path, rows_per_stage: int) -> dict[str, tuple[list
                 row = {"stage": path.parent.name, **flatten(json.loads(line), ".")}
                 if "prompt" in row:
                     row["prompt"] = re.sub(r"\n{3,}", "\n\n", MARKERS.sub("\n", row["prompt"])).strip()
-                examples.setdefault(path.stem, []).append({key: _cell(value) for key, value in row.items()})
+                for key, value in row.items():
+                    if isinstance(value, list):  # e.g. of references
+                        texts = (
+                            part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in value
+                        )
+                        row[key] = "\n\n".join(texts)
+                examples.setdefault(path.stem, []).append(row)
     tables = {}
     for task, rows in examples.items():
         columns = list(dict.fromkeys(key for row in rows for key in row))
         tables[task] = columns, [[row.get(column) for column in columns] for row in rows]
     return tables
-
-
-def _cell(value: Any) -> Any:
-    """Return the value for a table: lists, e.g. of references, become text."""
-    if not isinstance(value, list):
-        return value
-    return "\n\n".join(each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in value)
 
 
 def program(name: str) -> str:

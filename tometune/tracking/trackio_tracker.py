@@ -32,6 +32,7 @@ class TrackioTracker(RunTracker):
         for name in REMOTE:
             if os.environ.pop(name, None):
                 log.warning("%s ignored: runs in trackio stay on this machine", name)
+        facts = {"commit": labels.commit, "job_type": labels.job_type, "tags": list(config.tags)}
         with contextlib.redirect_stdout(io.StringIO()):
             import trackio  # reads TRACKIO_DIR when it is imported
 
@@ -41,18 +42,12 @@ class TrackioTracker(RunTracker):
                 project=config.project,
                 name=labels.run_id,
                 group=labels.group,
-                config={
-                    **labels.config,
-                    "commit": labels.commit,
-                    "job_type": labels.job_type,
-                    "tags": list(config.tags),
-                },
+                config={**labels.config, **facts},
                 resume="allow",
                 embed=False,
                 auto_log_gpu=None if config.system else False,  # None: if there is something to log
                 auto_log_cpu=None if config.system else False,
             )
-
             self.next_step = getattr(self._run, "_next_step", 0)  # after the last one in the database
             # It writes in a thread, whose errors it would show as Python's warnings.
             self._run._warn_once = lambda _, message: self.warn(f"writing failed in {self.place(labels)} ({message})")
@@ -63,10 +58,7 @@ class TrackioTracker(RunTracker):
             return Path(sys.modules["trackio"].utils.TRACKIO_DIR)
         return Path(os.environ.get("TRACKIO_DIR") or labels.folder.parent / "trackio")
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        if step < self.next_step:
-            return
-        self.step, self.next_step = max(self.step, step), step + 1
+    def points(self, metrics: dict[str, float], step: int) -> None:
         self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
@@ -89,11 +81,10 @@ class TrackioTracker(RunTracker):
             self._trackio.finish()
 
     def describe(self) -> dict[str, Any]:
-        folder = self.place(self.labels)
+        folder, path = str(self.place(self.labels)), f"{self.config.project}/{self.labels.run_id}"
         command = shlex.join([program("trackio"), "show", "--project", self.config.project])
-        path = f"{self.config.project}/{self.labels.run_id}"
-        show = f"TRACKIO_DIR={shlex.quote(str(folder))} {command}"
-        return {"tracker": "trackio", "mode": "offline", "path": path, "folders": [str(folder)], "show": show}
+        show = f"TRACKIO_DIR={shlex.quote(folder)} {command}"
+        return {"tracker": "trackio", "mode": "offline", "path": path, "folders": [folder], "show": show}
 
 
 TRACKER = TrackioTracker

@@ -67,9 +67,8 @@ class WandbTracker(RunTracker):
         unregister_all_post_import_hooks()
         self.step = self._run.step  # past the last step if the server knew the run
         if labels.replaces:  # uploaded after this one, an earlier attempt would replace it
-            for folder in self._unsynced():
-                if folder != Path(self._run.settings.sync_dir):
-                    shutil.rmtree(folder)
+            for folder in self._unsynced(others=True):
+                shutil.rmtree(folder)
         # What a killed attempt wrote last never reached the server or its folder.
         self.next_step = self._run.step if self.mode == "online" else self._next_offline()
         if self.mode == "offline":
@@ -103,10 +102,7 @@ class WandbTracker(RunTracker):
             settings=quiet_settings(git_commit=labels.commit, x_disable_stats=not self.config.system),
         )
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        if step < self.next_step:
-            return
-        self.step, self.next_step = max(self.step, step), step + 1
+    def points(self, metrics: dict[str, float], step: int) -> None:
         self._run.log(metrics, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
@@ -125,8 +121,8 @@ class WandbTracker(RunTracker):
 
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any] | None = None) -> None:
         artifact = wandb.Artifact(name, type=kind, metadata=metadata)
-        add = artifact.add_dir if path.is_dir() else artifact.add_file
-        add(str(path), policy="immutable")  # the files are read in place instead of being copied first
+        # The files are read in place instead of being copied first.
+        (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path), policy="immutable")
         self._run.log_artifact(artifact)
 
     def finish(self, status: str) -> None:
@@ -145,16 +141,9 @@ class WandbTracker(RunTracker):
 
     def describe(self) -> dict[str, Any]:
         waiting = [] if self.mode == "disabled" else self._unsynced()
-        path = [self._run.entity, self._run.project, self.id]
-        return {
-            "tracker": "wandb",
-            "mode": self.mode,
-            "reason": self.reason,
-            "path": "/".join(part for part in path if part),
-            "url": self._run.url,
-            "folders": [str(folder) for folder in waiting],
-            "sync": _sync(*waiting) if waiting else None,
-        }
+        path = "/".join(filter(None, [self._run.entity, self._run.project, self.id]))
+        entry = {"tracker": "wandb", "mode": self.mode, "reason": self.reason, "path": path, "url": self._run.url}
+        return {**entry, "folders": [*map(str, waiting)], "sync": _sync(*waiting) if waiting else None}
 
     @staticmethod
     def place(labels: RunLabels) -> Path:
@@ -163,25 +152,25 @@ class WandbTracker(RunTracker):
     def sync_command(self) -> str:
         return _sync(self._run.settings.sync_dir)
 
-    def _offline(self) -> list[Path]:
-        """Return the offline folders of all attempts."""
-        return sorted(self.labels.folder.glob(f"wandb/offline-run-*-{self.id}"))
+    def _attempts(self, others: bool = False) -> list[Path]:
+        """Return the offline folders of all attempts, or of the others."""
+        found = sorted(self.labels.folder.glob(f"wandb/offline-run-*-{self.id}"))
+        return [folder for folder in found if not (others and folder == Path(self._run.settings.sync_dir))]
 
-    def _unsynced(self) -> list[Path]:
-        """Return the offline folders that no `wandb sync` has marked as uploaded."""
-        return [folder for folder in self._offline() if not any(folder.glob("*.wandb.synced"))]
+    def _unsynced(self, others: bool = False) -> list[Path]:
+        """Return those that no `wandb sync` has marked as uploaded."""
+        return [folder for folder in self._attempts(others) if not any(folder.glob("*.wandb.synced"))]
 
     def _next_offline(self) -> int:
         """Return the step after the last one in the folders of earlier attempts, which W&B's own reader names."""
         steps = [-1]
-        for folder in self._offline():
-            if folder != Path(self._run.settings.sync_dir):
-                command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(folder)]
-                try:
-                    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)  # noqa: S603
-                    steps.append(json.loads(done.stdout).get("step") or 0)
-                except (OSError, subprocess.SubprocessError, ValueError) as error:
-                    log.debug("%s cannot be read: %s", folder, error)
+        for folder in self._attempts(others=True):
+            command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(folder)]
+            try:
+                done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)  # noqa: S603
+                steps.append(json.loads(done.stdout).get("step") or 0)
+            except (OSError, subprocess.SubprocessError, ValueError) as error:
+                log.debug("%s cannot be read: %s", folder, error)
         return 1 + max(steps)
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -179,15 +179,12 @@ def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
         "attention": training.attention,
         "deterministic": training.inputs.trainer.deterministic and training.nondeterministic is None,
         "nondeterministic": training.nondeterministic,
-        "tokens": totals.tokens,
-        "padded_tokens": totals.padded_tokens,
-        "trained_tokens": totals.trained_tokens,
+        **asdict(totals),
         "seconds": round(totals.seconds, 3),
         "tokens_per_second": round(totals.tokens / totals.seconds, 1) if totals.seconds else 0.0,
         "peak_memory_bytes": peak,
         "estimated_memory_bytes": size.memory_bytes,
         "final_loss": trainer.curves.last_loss,
-        "skipped_steps": totals.skipped_steps,
     }
 
 
