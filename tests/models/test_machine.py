@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tometune.common.errors import UserError
-from tometune.config.model import ModelConfig, Precision, Quantization
+from tometune.config.model import Backend, Compute, ModelConfig, Precision, Quantization
 from tometune.models import machine
 from tometune.models.load import compute_dtype
 
@@ -39,6 +39,27 @@ def test_auto_depends_on_the_device(monkeypatch, caplog, capability, cpu_bf16, d
     assert ("model.precision is fp16" in caplog.text) == (dtype is torch.float16)
     set_ = [compute_dtype(precision) for precision in (Precision.bf16, Precision.fp16, Precision.fp32)]
     assert set_ == [torch.bfloat16, torch.float16, torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "processes", "compute", "backend"),
+    [
+        ((7, 5), True, 1, "default", "unsloth"),
+        ((8, 9), True, 1, "default", "unsloth"),
+        ((8, 9), True, 1, "fp8", "transformers"),
+        ((8, 0), True, 2, "default", "transformers"),
+        ((8, 0), False, 1, "default", "transformers"),
+        ((9, 0), True, 1, "default", "transformers"),  # where it was measured to be faster
+        (None, True, 1, "default", "transformers"),
+    ],
+)
+def test_auto_chooses_the_backend_that_suits_the_gpu(monkeypatch, capability, installed, processes, compute, backend):
+    monkeypatch.setattr(machine, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(machine, "unsloth_installed", lambda: installed)
+    monkeypatch.setattr(machine, "processes", lambda: processes)
+    model = dataclasses.replace(ModelConfig(), compute=Compute[compute])
+    assert machine.resolve_backend(model) == backend
+    assert machine.resolve_backend(dataclasses.replace(model, backend=Backend.unsloth)) == "unsloth"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about the CPU")

@@ -4,14 +4,17 @@ from dataclasses import replace
 from functools import reduce
 
 import pytest
+from omegaconf import OmegaConf
 
+from tometune.common.files import write_text
 from tometune.config.data import Contamination, FiltersConfig, PoolConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.config.eval import EvalConfig
-from tometune.config.model import ModelConfig, Precision, Weights
+from tometune.config.model import Backend, ModelConfig, Precision, Weights
 from tometune.config.root import Config
-from tometune.runs.identity import content_hash, identity
+from tometune.runs.identity import MEANING, content_hash, identity, plain
 from tometune.runs.inputs import evaluation_fingerprints
-from tometune.runs.run import name_of
+from tometune.runs.run import DamageError, name_of
+from tometune.runs.stored import config_of
 
 INPUTS = {"model": "a", "data.base": "b"}
 
@@ -83,3 +86,23 @@ def test_auto_precision_is_the_precision_of_this_machine(monkeypatch):
         explicit = replace(config, model=replace(config.model, precision=Precision(resolved)))
         assert name_of(explicit, INPUTS)[0] == ids[resolved]
     assert len(set(ids.values())) == 3
+
+
+def test_auto_backend_is_that_of_this_gpu_and_a_run_made_elsewhere_is_readable(monkeypatch, tmp_path):
+    config, ids = Config(), {}
+    config.model.precision = Precision.bf16
+    monkeypatch.setattr("tometune.models.machine.unsloth_installed", lambda: True)
+    for capability in ((8, 0), (9, 0), None):
+        for module in ("tometune.models.machine", "tometune.runs.identity"):
+            monkeypatch.setattr(f"{module}.gpu_capability", lambda capability=capability: capability)
+        ids[capability] = content_hash(identity(config, INPUTS))
+        for backend in (Backend.unsloth, Backend.transformers):
+            explicit = replace(config, model=replace(config.model, backend=backend))
+            same = capability is not None and backend == ("unsloth" if capability == (8, 0) else "transformers")
+            assert (content_hash(identity(explicit, INPUTS)) == ids[capability]) is same
+    assert len(set(ids.values())) == 3
+    write_text(tmp_path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+    for made in ids.values():
+        config_of(tmp_path, {"meaning": MEANING, "inputs": INPUTS, "config_hash": made})
+    with pytest.raises(DamageError):
+        config_of(tmp_path, {"meaning": MEANING, "inputs": INPUTS, "config_hash": "0" * 64})

@@ -13,7 +13,7 @@ from tometune.config.sweep_cells import jobs_of
 from tometune.runs.run import runs_folder
 from tometune.runs.sweep_file import Cell, read_cells, read_sweep_file
 from tometune.sweep.cells import State, Status, cells_of, list_cells
-from tometune.sweep.hooks import begin_sweep, check_primary, end_sweep
+from tometune.sweep.hooks import begin_sweep, check_primary, end_sweep, listed_cells
 from tometune.sweep.plan import plan_sweep
 
 register()
@@ -101,6 +101,19 @@ def test_another_command_adds_what_is_new(tmp_path, more, ids, overrides, error)
     assert read_cells(tmp_path)[0].error == error
     list_cells(tmp_path, [cell(0)])
     assert read_cells(tmp_path)[0].error is None, "an error stays until the next attempt"
+
+
+def test_a_cell_that_a_node_with_a_gpu_listed_under_another_id_is_found_by_its_overrides(tmp_path):
+    jobs = jobs_of(
+        CommandLine(
+            [*PYDOCS, "data=pydocs_1k", "seed=0,1", "sweep.name=x", f"paths.multirun={tmp_path}"], multirun=True
+        )
+    )
+    ((folder, (first, second)),) = cells_of(jobs.known).items()
+    theirs = replace(first, run_id="tiny-x-s0-bbbbbbbb")
+    list_cells(folder, [first, second])
+    list_cells(folder, [theirs])
+    assert listed_cells(jobs) == {folder: [theirs, second]}
 
 
 def test_a_cell_without_a_run_is_forgotten_by_the_next_command(tmp_path):

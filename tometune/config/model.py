@@ -30,8 +30,8 @@ class ModelConfig:
     revision: str = field(default="main", metadata=NOT_IDENTITY)
     """Branch, tag or commit of the hub repository; the resolved commit is recorded in run.json."""
     backend: Backend = Backend.auto
-    """Library that trains: `auto` is Unsloth on one NVIDIA GPU if it is installed, else transformers. Scoring always
-    uses transformers."""
+    """Library that trains: `auto` is Unsloth on one NVIDIA GPU if it is installed, but transformers on a Hopper GPU
+    (H100, H200), where it is faster. Scoring always uses transformers."""
     quantization: Quantization = Quantization.nf4
     """`nf4` is QLoRA's 4-bit type (needs an NVIDIA GPU and bitsandbytes); `none` keeps `precision`."""
     precision: Precision = Precision.auto

@@ -23,6 +23,7 @@ INSTALL_UNSLOTH = 'pip install "tometune[unsloth]"'
 
 AMPERE = (8, 0)  # the first NVIDIA compute capability with bfloat16 in hardware
 ADA = (8, 9)  # the first with FP8
+HOPPER = 9  # the major number of H100, H200 and GH200
 
 # Names in /proc/cpuinfo of instructions that multiply in bfloat16 (x86, x86, Arm).
 CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -72,15 +73,16 @@ def unsloth_installed() -> bool:
 
 
 def resolve_backend(model: ModelConfig) -> Backend:
-    """Return the backend that trains the model: `auto` is unsloth on one NVIDIA GPU where it is installed."""
+    """Return the backend that trains the model; torch is not imported.
+
+    `auto` is unsloth on one NVIDIA GPU where it is installed, but transformers on a Hopper GPU, where it is faster
+    (docs/benchmarks.md). Other GPUs were not measured.
+    """
     if model.backend is not Backend.auto:
         return model.backend
-    import torch
-
-    if model.compute is Compute.fp8:
-        return Backend.transformers
-    one_gpu = torch.cuda.is_available() and torch.version.hip is None and processes() == 1
-    return Backend.unsloth if one_gpu and unsloth_installed() else Backend.transformers
+    capability = gpu_capability()
+    suits = capability is not None and capability[0] != HOPPER and processes() == 1 and model.compute is not Compute.fp8
+    return Backend.unsloth if suits and unsloth_installed() else Backend.transformers
 
 
 def device_name() -> str:

@@ -18,7 +18,7 @@ from tometune.config.data import DataConfig, PoolOrder, ScorerKind, SourceConfig
 from tometune.config.model import LoraConfig, ModelConfig
 from tometune.config.root import Config
 from tometune.config.validators import SINCE_DEFAULT
-from tometune.models.machine import resolve_precision
+from tometune.models.machine import gpu_capability, resolve_backend, resolve_precision
 
 MEANING = 8
 """Raised when a release makes the same config give another result, so that runs of older releases are not reused."""
@@ -33,9 +33,13 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
 
 
 def model_content(model: ModelConfig) -> dict[str, Any]:
-    """Return the model group with `precision=auto` resolved: bf16, fp16 and fp32 runs are different runs."""
+    """Return the model group with what `auto` stands for on this machine, since other numbers are other runs.
+
+    That is the number format, and on a GPU the backend; without one, there is only one backend.
+    """
     content: dict[str, Any] = content_of(model)
-    return content | {"precision": resolve_precision(model.precision).value}
+    backend = model.backend if gpu_capability() is None else resolve_backend(model)
+    return content | {"precision": resolve_precision(model.precision).value, "backend": backend.value}
 
 
 def _without_unused_scores(data: DataConfig) -> DataConfig:

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from glob import escape
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from tometune.common.errors import UserError
 from tometune.common.files import write_json, write_text
-from tometune.config.model import Precision
+from tometune.config.model import Backend, Precision
 from tometune.config.root import Config, PathsConfig, typed
 from tometune.models.source import ADAPTER, WHOLE
 from tometune.runs.identity import MEANING, content_hash, content_of, identity, model_content, plain
@@ -108,9 +108,13 @@ def config_of(folder: Path, record: Mapping[str, Any]) -> Config:
     config = stored_config(folder)
     if record.get("meaning") != MEANING or "inputs" not in record:
         return config
-    for precision in (config.model.precision, Precision.bf16, Precision.fp16, Precision.fp32):  # auto elsewhere
-        same = replace(config, model=replace(config.model, precision=precision))
-        if content_hash(identity(same, record["inputs"])) == record["config_hash"]:
+    content = identity(config, record["inputs"])
+    model = config.model  # `auto` may have stood for something else on the machine of the run
+    precisions = list(Precision) if model.precision is Precision.auto else [model.precision]
+    backends = list(Backend) if model.backend is Backend.auto else [model.backend]
+    for precision, backend in product(precisions, backends):
+        then = content["model"] | {"precision": precision.value, "backend": backend.value}
+        if content_hash(content | {"model": then}) == record["config_hash"]:
             return config
     raise DamageError(folder / "config.yaml", "is not the config of this run")
 

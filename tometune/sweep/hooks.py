@@ -112,14 +112,21 @@ def folders_with_results(jobs: Jobs) -> list[Path]:
 
 
 def listed_cells(jobs: Jobs) -> dict[Path, list[Cell]]:
-    """Return the cells of a command as sweep.json lists them now; for a search, all cells of its sweep."""
+    """Return the cells of a command as sweep.json lists them now; for a search, all cells of its sweep.
+
+    A cell is found by its overrides if a cluster's node, where `auto` stands for something else than on this machine,
+    listed it with another run id.
+    """
     if jobs.search:
         folder = runs_folder(jobs.config)
         return {folder: read_cells(folder)}
     found = {}
     for folder, cells in cells_of(jobs.known).items():
-        listed = {cell.run_id: cell for cell in read_cells(folder)}
-        found[folder] = [listed.get(cell.run_id, cell) if cell.run_id else cell for cell in cells]
+        listed = read_cells(folder)
+        names = {tuple(cell.overrides): cell for cell in listed} | {cell.run_id: cell for cell in listed if cell.run_id}
+        found[folder] = [
+            names.get(cell.run_id) or names.get(tuple(cell.overrides), cell) if cell.run_id else cell for cell in cells
+        ]
     return found
 
 
