@@ -133,7 +133,10 @@ def _groups(data: DataConfig, only: bool, named: Sequence[str], folder: Path) ->
         if drawn(group) < added:
             arm = group[0] if len(group) == 1 else f"the {len(group)} other sources"
             _print_once(f"no arm for {arm}: {max(0, drawn(group)):,} rows to draw from, and the mix needs {added:,}")
-    return [group for group in groups if drawn(group) >= added]
+    possible = [group for group in groups if drawn(group) >= added]
+    if not possible:
+        raise UserError(f"data.rows: no arm has {added:,} rows to draw, so there is nothing to compare; set a smaller number")
+    return possible
 
 
 @cache
