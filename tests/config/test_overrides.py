@@ -35,8 +35,7 @@ CASES = [
     ("trainer.foo=1", "trainer.foo: no such key; --cfg job prints all keys"),
     ("dta=mix_100k", "dta: no such key; did you mean data?"),
     ("~qqqqq", "~qqqqq: only a task can be deleted, ~eval.tasks.NAME"),
-    ("~eval.tasks.data_to_txt", "~eval.tasks.data_to_txt: no such task; did you mean data_to_text?"),
-    ("~eval.tasks.xyz", "~eval.tasks.xyz: no such task"),
+    ("~eval.tasks.xyz", "Could not delete from config. 'eval.tasks.xyz' does not exist."),
     ("eval.tasks={}", "eval.tasks={}: an empty dict changes nothing; name the keys to change, or delete a task:"),
     ("trainer.learning_rate=high", "trainer.learning_rate=high: not a number"),
     ("trainer.learning_rate=null", "trainer.learning_rate=null: must not be null"),
@@ -54,7 +53,7 @@ CASES = [
     ("seed=0,1", "seed=0,1: several values need --multirun (-m)"),
     ("model.name=a,b", "model.name=a,b: several values need --multirun (-m); one list is written 'model.name=[a,b]',"),
     ("model.name=a(", "model.name=a(: no viable alternative at input 'a('; quote the value: 'model.name=\"a(\"'"),
-    ("model.id=${oc.env:NOT_SET}", "model.id: refers to ${oc.env:NOT_SET}, which is not set; set it, or give a"),
+    ("model.id=${oc.env:NOT_SET}", "model.id: refers to the environment variable NOT_SET, which is not"),
     ("model.id=${nope:1}", "model.id: Unsupported interpolation type nope"),
 ]
 
@@ -133,6 +132,8 @@ def test_the_advice_to_quote_a_value_is_valid_in_the_shell(value):
         (["data=mix_30k", "seed=0,1"], "data=mix_30k: no such option; did you mean mix_300k, mix_100k?"),
         (["trainer.max_steps=x", "seed=0,1"], "trainer.max_steps=x: not an integer"),
         (["lora.r=0", "seed=0,1"], "lora.r=0: not 1 or more"),
+        (["lora.r=16,x"], "lora.r=x: not an integer"),
+        (["lora=default,defalt"], "lora=defalt: no such option; did you mean default?"),
     ],
 )
 def test_a_sweep_that_is_wrong_as_a_whole_is_rejected_before_its_first_run(command, tmp_path, overrides, message):
@@ -142,21 +143,12 @@ def test_a_sweep_that_is_wrong_as_a_whole_is_rejected_before_its_first_run(comma
     assert (outcome.status, outcome.configs, list(tmp_path.iterdir())) == (2, [], [])
 
 
-@pytest.mark.parametrize(
-    ("values", "problem"),
-    [
-        ("lora.r=16,0", "lora.r=0: not 1 or more"),
-        ("lora.r=0,16", "lora.r=0: not 1 or more"),
-        ("lora.r=16,x", "lora.r=x: not an integer"),  # Hydra would reject all runs
-        ("lora.r=x,16", "lora.r=x: not an integer"),
-        ("lora=default,defalt", "lora=defalt: no such option; did you mean default?"),
-    ],
-)
-def test_a_wrong_run_of_a_sweep_leaves_the_others_in_any_order(command, values, problem):
+@pytest.mark.parametrize("values", ["lora.r=16,0", "lora.r=0,16"])
+def test_a_wrong_run_of_a_sweep_leaves_the_others_in_any_order(command, values):
     outcome = command("-m", values)
     assert [config.lora.r for config in outcome.configs] == [16]
     first, *others, last = [line for line in outcome.errors if line[0] not in "\tL"]
-    assert first.startswith(problem)
+    assert first == "lora.r=0: not 1 or more"
     assert (others, last) == ([], "1 of 2 runs did not finish")
     assert outcome.status == 1
 

@@ -61,11 +61,6 @@ def explain(error: BaseException, folders: Sequence[Path]) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             override = text.partition("Error merging override ")[2]
             return where + _wrong_key(cause, cause.full_key, override or cause.full_key)
-    if found := re.match(r"Could not delete from config\. '(eval\.tasks\.(.*))' does not exist\.", text):
-        options = "".join(path.read_text(encoding="utf-8") for path in (conf_dir() / "eval").glob("*.yaml"))
-        names = dict.fromkeys(re.findall(r"task@tasks\.(\w+)", options))
-        names.pop(found[2], None)  # this choice of eval has no such task, or it is deleted twice
-        return f"~{found[1]}: no such task{did_you_mean(found[2], names)}"
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         fix = f"quote the value: {_quoted(key, value)}" if equals else "write key=value"
@@ -112,8 +107,7 @@ def _wrong_key(error: OmegaConfBaseException, key: str, override: str) -> str:
     if found := re.search(r"Interpolation key '(.*)' not found", text):
         return f"{key}: refers to ${{{found[1]}}}; {unknown_key(found[1])}"
     if found := re.search(r"Environment variable '(.*)' not found", text):
-        name = f"oc.env:{found[1]}"
-        return f"{key}: refers to ${{{name}}}, which is not set; set it, or give a default: ${{{name},…}}"
+        return f"{key}: refers to the environment variable {found[1]}, which is not set; set it"
     return f"{override}: {text}"
 
 

@@ -4,11 +4,9 @@ Also turns a composed config, of a cell or of a single run, into the dataclass `
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins import basic_sweeper  # hydra/sweeper=basic; not exported
@@ -29,52 +27,29 @@ from tometune.config.root import ADHOC, CONFIG_NAME, Config, check, conf_dir, ty
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: its overrides, its config, and one line per problem that the checks find in it.
-
-    If Hydra cannot compose its config (`trainer.max_steps=x`), `config` is composed from the overrides that are valid.
-    """
+    """One run of a sweep: its overrides, its config, and one line per problem that the checks find in it."""
 
     overrides: list[str]
     config: Config
     problems: tuple[str, ...] = ()
-    composed: bool = True
 
 
 @dataclass(frozen=True)
 class Jobs:
     """The runs of a sweep."""
 
-    config: Config  # the config of the first run that can be composed
+    config: Config  # the config of the first run
     known: list[Job]  # all runs; empty for a search
     search: bool  # whether a sweeper such as Optuna chooses each run by the scores of earlier ones
-
-    @contextmanager
-    def only_composed(self) -> Iterator[list[Job]]:
-        """Yield the runs that cannot be composed, and hide them from Hydra's sweeper: one would stop all."""
-        broken = [job for job in self.known if not job.composed]
-        overrides = [job.overrides for job in broken]
-        sweeper = basic_sweeper.BasicSweeper  # Hydra uses this class
-        split = sweeper.split_arguments
-
-        def split_others(*arguments: Any) -> list[list[list[str]]]:
-            batches = ([run for run in batch if run not in overrides] for batch in split(*arguments))
-            return [batch for batch in batches if batch]
-
-        sweeper.split_arguments = staticmethod(split_others)  # type: ignore[method-assign,assignment]
-        try:
-            yield broken
-        finally:
-            sweeper.split_arguments = staticmethod(split)  # type: ignore[method-assign]
 
 
 def jobs_of(line: CommandLine) -> Jobs | None:
     """Return the runs of a command line, composed as Hydra will compose them; None if it is a single run.
 
-    A run whose config cannot be composed or fails the checks is listed with its problems. The others still run,
-    whatever their order.
+    A run that fails the checks is listed with its problems. The others still run, whatever their order.
 
     Raises:
-        ConfigError: the command line cannot be parsed, one size replaces those of a preset, or every run is wrong.
+        ConfigError: a run cannot be composed, one size replaces those of a preset, or every run fails the checks.
     """
     if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
         return None  # saves a composition: without -m, only an added group (+sweep=…) or a key of Hydra makes a sweep
@@ -88,17 +63,11 @@ def jobs_of(line: CommandLine) -> Jobs | None:
         if problem := _replaced_sizes(master):
             raise ConfigError([problem])
         search = not str(master.hydra.sweeper._target_).endswith(".BasicSweeper")
-        loader, jobs = hydra.config_loader, []
-        for overrides in _cells(loader, master, search):
-            try:
-                with composition_errors(line.extra_folder):
-                    jobs.append(_job(loader, master, overrides))
-            except ConfigError as error:
-                jobs.append(Job(overrides, Config(), tuple(error.problems), composed=False))
+        loader = hydra.config_loader
+        jobs = [_job(loader, master, overrides) for overrides in _cells(loader, master, search)]
         if all(job.problems for job in jobs):
             raise ConfigError(list(dict.fromkeys(problem for job in jobs for problem in job.problems)))
-        jobs = [job if job.composed else _without_wrong_values(loader, master, job) for job in jobs]
-    return Jobs(next(job.config for job in jobs if job.composed), [] if search else jobs, search)
+    return Jobs(jobs[0].config, [] if search else jobs, search)
 
 
 def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> list[list[str]]:
@@ -140,16 +109,6 @@ def _job(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Job:
     except ConfigError as error:
         return Job(overrides, config, tuple(error.problems))
     return Job(overrides, config)
-
-
-def _without_wrong_values(loader: ConfigLoader, master: DictConfig, job: Job) -> Job:
-    """Return a run that cannot be composed with a config for its labels, composed from its valid overrides."""
-    kept: list[str] = []
-    for override in job.overrides:
-        with suppress(ConfigError), composition_errors():
-            job = replace(job, config=_job(loader, master, [*kept, override]).config)
-            kept.append(override)
-    return job
 
 
 def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Config:
