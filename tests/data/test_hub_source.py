@@ -89,8 +89,8 @@ def run(env):
 def ask(run, folder):
     """Return a function that standardises sources one after the other and returns rows or errors."""
 
-    def standardised(*sources, cache="cache", run=run):
-        assert run(STANDARDISE, json.dumps(sources), str(folder / cache), str(folder / "answer")) == 0
+    def standardised(*sources, run=run):
+        assert run(STANDARDISE, json.dumps(sources), str(folder / "cache"), str(folder / "answer")) == 0
         return json.loads((folder / "answer").read_text())
 
     return standardised
@@ -200,5 +200,4 @@ def test_cached_rows_need_no_hub_and_nothing_of_ours_is_in_its_cache(hub, fineto
     def offline(code, *arguments):  # libraries read the variable when they are imported
         return subprocess.call([sys.executable, "-c", code, *arguments], env=env | {"HF_HUB_OFFLINE": "1"})
 
-    # A cache without the standardised rows: they are made again from the files of the hub's client.
-    assert ask({"id": ID}, cache="other", run=offline) == [[identity, sources, messages]]
+    assert ask({"id": ID}, run=offline) == [[identity, sources, messages]]

@@ -101,7 +101,6 @@ def test_the_manifest_holds_everything_but_the_texts(mix_of):
         (BASE, None, 11, None, "data.rows=11: the base has 10 rows and there is no pool for the other 1; choose a"),
         (BASE, POOL, 30, 20, f"data.base.rows=20: {TOO_SMALL}; set data.base.rows=10"),
         (BASE, None, 20, 20, f"data.base.rows=20: {TOO_SMALL}; set data.rows=10 data.base.rows=10"),
-        (BASE, POOL, 20, 30, "data.rows=20: below data.base.rows=30, and a mix contains the whole base, which has"),
         (NO_TURNS, None, 1, None, "data.base: none of its 1 row is usable (dropped: no_assistant_turn 1); a row needs"),
         ([], None, 1, None, "data.base.path={folder}/base.jsonl: is empty; name a source that holds"),
     ],

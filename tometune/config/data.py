@@ -266,8 +266,8 @@ def data_problems(data: DataConfig) -> Iterator[str]:
     if data.scorer != ScorerConfig() and (data.pool is None or data.pool.order is not PoolOrder.best):
         yield "data.scorer: has no effect, since the pool is not ranked; set data.pool.order=best"
     base_rows = data.base.rows
-    if data.rows is None or base_rows is None or min(base_rows, data.rows) < 1 or data.base.kind is SourceKind.files:
-        return  # the rows of files are counted first, so that one error names every number that has to change
+    if data.rows is None or base_rows is None or min(base_rows, data.rows) < 1:
+        return
     if base_rows > data.rows:
         yield (
             f"data.rows={data.rows}: below data.base.rows={base_rows}, and a mix contains the whole base; "

@@ -161,15 +161,10 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
         raise UserError(
             f"data.base: no row is left ({'; '.join(lost)}); relax data.filters, or set data.filters.base=false"
         )
-    most = found if config.rows is None else min(found, config.rows)
-    both = not config.draws and config.rows is not None and most < config.rows
-    fix = f"set data.rows={most} data.base.rows={most}" if both else f"set data.base.rows={most}"
-    if config.base.rows is not None and config.rows is not None and config.base.rows > config.rows:
-        raise UserError(
-            f"data.rows={config.rows}: below data.base.rows={wanted}, and a mix contains the whole base, which has "
-            f"{found:,} usable rows; {fix}"
-        )
     if found < wanted:
+        most = found if config.rows is None else min(found, config.rows)
+        both = not config.draws and config.rows is not None and most < config.rows
+        fix = f"set data.rows={most} data.base.rows={most}" if both else f"set data.base.rows={most}"
         raise UserError(
             f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({'; '.join(lost)}); {fix}"
         )

@@ -120,16 +120,22 @@ def encode_rows(rows: Dataset, encoder: Encoder, max_length: int) -> Iterator[tu
     """
     waiting: deque[tuple[list[Rendered], Future[list[Any]]]] = deque()
     template = encoder.template
-    longest = max_length * max(map(len, template.tokenizer.get_vocab()))
+    # An end that no truncated row reaches is not encoded: twice `max_length` tokens, were they all the longest one.
+    longest = 2 * max_length * max(map(len, template.tokenizer.get_vocab()))
+
+    def finish() -> tuple[list[Rendered], list[Encoded]]:
+        rendered, encodings = waiting.popleft()
+        return rendered, encoder.locate(rendered, encodings.result())
+
     with ThreadPoolExecutor(1) as thread:
         for batch in _batches(rows):
             conversations, tools = zip(*batch, strict=True)
             rendered = [_clip(row, longest) for row in template.render(conversations, tools)]
             waiting.append((rendered, thread.submit(encoder.encodings, rendered)))
             if len(waiting) > AHEAD:
-                yield _finish(encoder, *waiting.popleft(), max_length)
+                yield finish()
         while waiting:
-            yield _finish(encoder, *waiting.popleft(), max_length)
+            yield finish()
 
 
 def _batches(rows: Dataset) -> Iterator[list[tuple[Messages, Tools]]]:
@@ -148,22 +154,10 @@ def _batches(rows: Dataset) -> Iterator[list[tuple[Messages, Tools]]]:
 
 
 def _clip(row: Rendered, longest: int) -> Rendered:
-    """Return a row without the characters after `longest`, where `max_length` of the longest tokens would end."""
     if len(row.text) <= longest:
         return row
     spans = [(start, min(end, longest)) for start, end in row.spans if start < longest]
-    return replace(row, text=row.text[:longest], spans=spans, whole=row)
-
-
-def _finish(
-    encoder: Encoder, rendered: list[Rendered], future: Future[list[Any]], max_length: int
-) -> tuple[list[Rendered], list[Encoded]]:
-    """Wait for the encodings and locate the trained tokens; a clipped row with too few tokens is encoded whole."""
-    encoded = encoder.locate(rendered, future.result())
-    for number, row in enumerate(rendered):
-        if row.whole and len(encoded[number][0]) <= max_length:
-            (encoded[number],) = encoder.encode([row.whole])
-    return rendered, encoded
+    return replace(row, text=row.text[:longest], spans=spans, clipped=True)
 
 
 def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np.ndarray]:

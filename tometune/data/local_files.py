@@ -66,9 +66,11 @@ def read_file(file: Path) -> Iterator[Batch]:
         elif kind == ".arrow":
             yield from numbered(_arrow(file), str(file))
         elif kind in TABLES:
-            yield from _table(file, TABLES[kind])
+            yield from _batched(file, _table(file, TABLES[kind]))
         else:
             yield from _json(file, kind)
+    except csv.Error as error:
+        raise UserError(f"{file}: is not a table ({error}); write it again, or as JSONL") from error
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(file, error) from error
@@ -153,45 +155,37 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes, int]]:
                 yield number, line, len(line)
 
 
-def _table(file: Path, delimiter: str) -> Iterator[Batch]:
+def _table(file: Path, delimiter: str) -> Iterator[tuple[int, Row | FormatError, int]]:
     """Read a table with a header. Bytes that are not UTF-8 become lone surrogates, which are replaced and counted."""
-
-    def rows() -> Iterator[tuple[int, Row | FormatError, int]]:
-        with io.TextIOWrapper(_open(file), "utf-8-sig", errors="surrogateescape", newline="") as text:
-            first = text.readline()
-            for other in ";\t|,":
-                if other in first and delimiter not in first:
-                    reason = f"its columns are separated by {other!r}, not {delimiter!r}"
-                    raise UserError(f"{file}: {reason}; write it with {delimiter!r}, or as JSONL")
-            table = csv.reader(chain([first], text), strict=True, delimiter=delimiter)
-            header = [name or f"column {number}" for number, name in enumerate(next(table, []), start=1)]
-            _check_names(file, header)
-            cells: list[str] | None = header
-            while cells is not None:
-                start = table.line_num + 1
-                try:
-                    cells = next(table, None)
-                    lines = "\t".join(cells or ()).splitlines() if delimiter == "\t" and len(header) > 1 else ()
-                    if len(lines) > 1 and {line.count("\t") for line in lines} == {len(header) - 1}:
-                        raise csv.Error("each of its lines could be a row")
-                except csv.Error as error:
-                    # An open quote takes the next rows into its cell, so each line counts as a row that is lost.
-                    reason = f'has a quote that is not closed ({error}); double each " in a cell'
-                    bad = FormatError("broken_quotes", reason)
-                    yield from ((number, bad, 0) for number in range(start, table.line_num + 1))
-                    continue
-                if cells:
-                    row: Row | FormatError = dict(zip(header, cells, strict=False))
-                    if len(cells) != len(header):
-                        reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with"
-                        row = FormatError("wrong_number_of_cells", f"{reason} {delimiter!r} in double quotes")
-                    yield start, row, sum(map(len, cells))
-
     csv.field_size_limit(LONGEST_CELL)
-    try:
-        yield from _batched(file, rows())
-    except csv.Error as error:
-        raise UserError(f"{file}: is not a table ({error}); write it again, or as JSONL") from error
+    with io.TextIOWrapper(_open(file), "utf-8-sig", errors="surrogateescape", newline="") as text:
+        first = text.readline()
+        other = next((mark for mark in ";\t|," if mark in first), "")
+        if other and delimiter not in first:
+            reason = f"its columns are separated by {other!r}, not {delimiter!r}"
+            raise UserError(f"{file}: {reason}; write it with {delimiter!r}, or as JSONL")
+        table = csv.reader(chain([first], text), strict=True, delimiter=delimiter)
+        header = [name or f"column {number}" for number, name in enumerate(next(table, []), start=1)]
+        _check_names(file, header)
+        cells: list[str] | None = header
+        while cells is not None:
+            start = table.line_num + 1
+            try:
+                cells = next(table, None)
+                lines = "\t".join(cells or ()).splitlines() if delimiter == "\t" and len(header) > 1 else ()
+                if len(lines) > 1 and {line.count("\t") for line in lines} == {len(header) - 1}:
+                    raise csv.Error("each of its lines could be a row")
+            except csv.Error as error:
+                # An open quote takes the next rows into its cell, so each line counts as a row that is lost.
+                bad = FormatError("broken_quotes", f'has a quote that is not closed ({error}); double each " in a cell')
+                yield from ((number, bad, 0) for number in range(start, table.line_num + 1))
+                continue
+            if cells:
+                row: Row | FormatError = dict(zip(header, cells, strict=False))
+                if len(cells) != len(header):
+                    reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with"
+                    row = FormatError("wrong_number_of_cells", f"{reason} {delimiter!r} in double quotes")
+                yield start, row, sum(map(len, cells))
 
 
 def _json(file: Path, kind: str) -> Iterator[Batch]:
