@@ -17,18 +17,9 @@ register()
 
 CASES = [
     ("model=a/b", "model=a/b: no such option; for a hub id or a folder write model.id=a/b"),
-    (
-        "data=mine.jsonl",
-        "data=mine.jsonl: no option of this group; for a file of your own write data=mine data.path=mine.j",
-    ),
-    (
-        "data=/a/b.csv",
-        "data=/a/b.csv: no option of this group; for a file of your own write data=mine data.path=/a/b.csv",
-    ),
-    (
-        "eval=a/test.jsonl",
-        "eval=a/test.jsonl: no option of this group; for a file of your own write eval=own eval.path=a/",
-    ),
+    ("data=mine.jsonl", "data=mine.jsonl: no option of this group; for a file of your own write data=mine data.path=m"),
+    ("data=/a/b.csv", "data=/a/b.csv: no option of this group; for a file of your own write data=mine data.path=/a/b."),
+    ("eval=a/test.jsonl", "eval=a/test.jsonl: no option of this group; for a file of your own write eval=own eval.pat"),
     ("tracking=null", "tracking=null: choose an option of this group, tracking=OPTION"),
     ("data/pool=x", "data/pool: no such key; did you mean data.pool?"),
     ("model.lerning_rate=1", "model.lerning_rate: no such key; did you mean trainer.learning_rate?"),

@@ -143,16 +143,7 @@ def test_short_texts_are_looked_for_as_a_whole_or_counted(found_in: FoundIn) -> 
     ]
     assert found_in(rows, texts) == {(0, "t", "8")}
     assert EvaluationTexts(texts).too_short == {"t": 2}
-
-
-def test_the_middle_of_a_long_text_an_empty_evaluation_and_odd_bytes(found_in: FoundIn) -> None:
-    long = sentence(random.Random(4), 20_000, "h")
-    middle = " ".join(long.split()[7_000 : 7_000 + LENGTH])
-    assert found_in([f"x {middle} y", "a\x01" * 50, long, "a\x00b"], [("t", "0", long)]) == {
-        (0, "t", "0"),
-        (2, "t", "0"),
-    }
-    assert found_in(["anything at all"], []) == set()
+    assert found_in(["a\x01" * 50, "a\x00b"], []) == set()
 
 
 TEXTS = [("qa", "7", "zero one two three four five six seven eight nine ten eleven twelve thirteen")]

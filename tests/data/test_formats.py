@@ -378,11 +378,6 @@ def test_any_row_is_read_or_rejected(row, form, preference):
     assert row.keys() - empty <= found.read | found.unread
 
 
-def test_a_format_that_does_not_fit_is_answered_with_auto():
-    with pytest.raises(FormatError, match=r"^no columns of format=alpaca among messages; set data\.base\.format=auto$"):
-        read(MESSAGES, format=RowFormat.alpaca)
-
-
 def test_an_error_is_one_line_for_any_column_names():
     row = {"a\nb": 1, "c" * 10_000: 1, **{f"d{number}": 1 for number in range(1000)}}
     error = error_of(read, row, kind=FormatError)

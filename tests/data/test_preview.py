@@ -82,10 +82,3 @@ def test_scores_are_those_of_the_column_or_of_the_scorer(tmp_path: Path) -> None
     ranked = scores(PoolOrder.best)
     assert not np.isnan(ranked).any()
     assert (np.diff(ranked[3:]) <= 0).all()
-
-
-def test_samples_show_tool_calls(mix_of: Callable[..., Mix]) -> None:
-    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}
-    (row,) = samples(mix_of([{"messages": [{"role": "user", "content": "q"}, call]}], None, 1))
-    assert row["messages"][0] == {"role": "user", "content": "q"}
-    assert '{"name": "f", "arguments": {}}' in row["messages"][1]["content"]

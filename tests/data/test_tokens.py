@@ -142,19 +142,6 @@ def test_larger_mixes_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert len(blocks_in(tmp_path) - before) == made_now
 
 
-def test_a_broken_block_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tometune.data.tokens.BLOCK", 3)
-    tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
-    first = tokenise(whole, tokenizer, 512, tmp_path)
-    expected = first.dataset["input_ids"][:]
-    one, other, _ = sorted(blocks_in(tmp_path))
-    (one / "rows.arrow").write_bytes((one / "rows.arrow").read_bytes()[:100])
-    (other / "sizes.npy").write_bytes(b"")
-    again = tokenise(whole, tokenizer, 512, tmp_path)
-    assert (again.counts, again.dataset["input_ids"][:]) == (first.counts, expected)
-    assert len(blocks_in(tmp_path)) == 3
-
-
 def test_text_far_beyond_the_limit_is_not_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens before the limit are still those of the whole text."""
     tokenizer, seen = chatml_tokenizer(), []
