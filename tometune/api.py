@@ -91,10 +91,7 @@ def _configured(verb: str, overrides: Sequence[str], keywords: Mapping[str, Any]
     check_keys(verb, line.overrides)
     if line.options is not None or jobs_of(line) is not None:
         raise UserError(f"tometune.api.{verb}: makes one run; call it for each, or run the command tometune {verb}")
-    with (
-        composition_errors(line.extra_folder),
-        initialize_config_dir(str(conf_dir()), job_name=verb, version_base="1.3"),
-    ):
+    with composition_errors(), initialize_config_dir(str(conf_dir()), job_name=verb, version_base="1.3"):
         composed = compose(CONFIG_NAME, [*line.overrides, "hydra.mode=RUN"], return_hydra_config=True)
     state, before = HydraConfig.instance(), HydraConfig.instance().cfg
     state.set_config(composed)

@@ -11,7 +11,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from tometune.common.errors import ConfigError, UserError, chain_of, did_you_mean, nearest, shell_word
 from tometune.config.aliases import keys_of
-from tometune.config.root import conf_dir, setting_keys
+from tometune.config.root import setting_keys
 
 WRONG_VALUES = {
     "is not Optional": "must not be null",
@@ -37,20 +37,21 @@ PLUGINS = {
 
 
 @contextmanager
-def composition_errors(extra_folder: Path | None = None) -> Iterator[None]:
+def composition_errors() -> Iterator[None]:
     """Turn an error in composing a config into a one-line `ConfigError`, which names the YAML file that is wrong."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        folders = [conf_dir(), *([] if extra_folder is None else [extra_folder])]
-        raise ConfigError([explain(error, folders)]) from error
+        raise ConfigError([explain(error)]) from error
 
 
-def explain(error: BaseException, folders: Sequence[Path]) -> str:
+def explain(error: BaseException) -> str:
     """Return the line for an error of Hydra, OmegaConf or PyYAML."""
     chain = chain_of(error)
     text = re.sub(r"^In '[^']+': |\s*See https://hydra\.cc\S+ for details", "", str(error))
-    where = _file(chain, folders)
+    # Hydra's message names the YAML file that is wrong; the error has no attribute for it.
+    named = next((found[1] for cause in chain if (found := re.match(r"In '([^']+)':", str(cause)))), None)
+    where = f"{named}.yaml: " if named else ""
     if ours := next((cause for cause in chain if isinstance(cause, UserError)), None):  # of a resolver
         return str(ours)
     for cause in chain:
@@ -130,12 +131,3 @@ def unknown_key(key: str, siblings: Sequence[str] = ()) -> str:
         or elsewhere[:2]
     )
     return f"{key}: no such key" + (f"; did you mean {', '.join(meant)}?" if meant else "; --cfg job prints all keys")
-
-
-def _file(chain: Sequence[BaseException], folders: Sequence[Path]) -> str:
-    """Return `"FILE: "` if Hydra's message names a config, else an empty string; the error has no attribute for it."""
-    for cause in chain:
-        if found := re.match(r"In '([^']+)':", str(cause)):
-            name = f"{found[1]}.yaml"
-            return f"{next((folder / name for folder in folders if (folder / name).exists()), name)}: "
-    return ""
