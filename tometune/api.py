@@ -14,7 +14,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 
 from tometune.common.errors import UserError
 from tometune.config.command_line import check_keys, read_command_line
@@ -96,10 +95,7 @@ def _configured(verb: str, overrides: Sequence[str], keywords: Mapping[str, Any]
     state, before = HydraConfig.instance(), HydraConfig.instance().cfg
     state.set_config(composed)
     try:
-        node = composed.hydra
-        with open_dict(composed):
-            del composed["hydra"]
-        config = to_config(composed, node)
+        config = to_config(composed, composed.hydra)
         check(config)
         yield config
     finally:

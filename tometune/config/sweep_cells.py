@@ -15,7 +15,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from tometune.common.errors import ConfigError, UserError
 from tometune.config.command_line import CommandLine, parse
@@ -100,10 +100,7 @@ def _replaced_sizes(master: DictConfig) -> str | None:
 
 def _job(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Job:
     composed = loader.load_sweep_config(master, overrides)
-    hydra_node = composed.hydra
-    with open_dict(composed):
-        del composed["hydra"]
-    config = to_config(composed, hydra_node)
+    config = to_config(composed, composed.hydra)
     try:
         check(config)
     except ConfigError as error:
@@ -117,7 +114,6 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
     If the command line sets the model's id but not its name, the last part of the id becomes its name. The runs of a
     sweep without a name share the name `adhoc`; their settings that have no effect are reset to the defaults. The name
     of a mix says how many rows are held out of its base.
-    `hydra_node` is the `hydra` node, which `composed` lacks.
 
     Raises:
         ConfigError: a value cannot be resolved, or keys of a pool or an adapter are set for a single run that has none.

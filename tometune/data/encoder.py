@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -168,25 +168,19 @@ def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np
         tokens with a label, and the tokens cut off.
     """
     sizes = np.zeros((len(rows), 3), dtype=np.int64)
-    # The first token is never predicted, so a label there trains nothing.
-    trains = np.array(
-        [any(end > 1 and max(start, 1) < max_length for start, end in places) for _, places in rows], dtype=bool
-    )
-    kept = [row for row, trained in zip(rows, trains, strict=True) if trained]
-    lengths = np.array([0, *(min(len(ids), max_length) for ids, _ in kept)], dtype=np.int32)
-    offsets = np.cumsum(lengths, dtype=np.int32)
-    tokens = np.fromiter(chain.from_iterable(ids[:max_length] for ids, _ in kept), dtype=np.int32, count=offsets[-1])
-    labels = np.full(len(tokens), IGNORE, dtype=np.int32)
-    for (_, places), first, stop in zip(kept, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        for start, end in places:
-            trained = slice(first + start, min(first + end, stop))
-            labels[trained] = tokens[trained]
-    sizes[trains, 0] = lengths[1:]
-    if kept:
-        sizes[trains, 1] = np.add.reduceat(labels != IGNORE, offsets[:-1])
-    sizes[:, 2] = [max(0, len(ids) - max_length) for ids, _ in rows]
-    columns = [pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)) for flat in (tokens, labels)]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), sizes
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in SCHEMA.names}
+    for size, (ids, places) in zip(sizes, rows, strict=True):
+        size[2] = max(0, len(ids) - max_length)
+        # The first token is never predicted, so a label there trains nothing.
+        if any(end > 1 and max(start, 1) < max_length for start, end in places):
+            tokens = np.array(ids[:max_length], dtype=np.int32)
+            labels = np.full_like(tokens, IGNORE)
+            for start, end in places:
+                labels[start:end] = tokens[start:end]
+            size[:2] = len(tokens), np.count_nonzero(labels != IGNORE)
+            kept["input_ids"].append(tokens)
+            kept["labels"].append(labels)
+    return pa.RecordBatch.from_pydict(kept, schema=SCHEMA), sizes
 
 
 def verify(encoder: Encoder, row: Rendered, encoded: Encoded, number: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from tometune.common.errors import UserError
 from tometune.data.columns import COLUMNS
-from tometune.data.rows import DECODER, Batch, Row, checked_row, defect, is_turns, parsed, parsed_line, repeated
+from tometune.data.rows import DECODER, Batch, Row, checked_row, defect, is_turns, parsed_line, repeated
 from tometune.data.turns import FormatError, is_turn
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def read_file(file: Path) -> Iterator[Batch]:
         elif kind in TABLES:
             yield from _batched(file, _table(file, TABLES[kind]))
         else:
-            yield from _json(file, kind)
+            yield from _json(file)
     except csv.Error as error:
         raise UserError(f"{file}: is not a table ({error}); write it again, or as JSONL") from error
     except (OSError, pa.ArrowException) as error:
@@ -188,36 +188,27 @@ def _table(file: Path, delimiter: str) -> Iterator[tuple[int, Row | FormatError,
                 yield start, row, sum(map(len, cells))
 
 
-def _json(file: Path, kind: str) -> Iterator[Batch]:
+def _json(file: Path) -> Iterator[Batch]:
     """Read one object per line, or a list, an object over several lines, or an object that holds the rows.
 
     The first line decides, whatever the suffix: many .json files hold one object per line, some .jsonl files a list.
     """
-    head, *more = [line for _, line, _ in islice(_lines(file), 2)] or [b""]
-    begin, first = head.removeprefix(b"\xef\xbb\xbf").strip(), None
+    sample = [line.rstrip(b"\r\n, ") for _, line, _ in islice(_lines(file), BATCH)]
+    first = None
     with suppress(ValueError, RecursionError):
-        first = parsed_line(head)
-    if isinstance(first, list) and not is_turns(first):
-        documents = isinstance((first or [0])[0], dict) or (kind == ".json" and not more)
-    elif first is None:
-        documents = begin[:1] == b"[" or (bool(more) and begin[-1:] in b"{[,:")
-    else:
-        documents = not more and _holds_rows(first) is not None
-    rows: list[Any] = []
-    try:
-        if documents:
+        first = parsed_line(sample[0]) if sample else None
+    if not (isinstance(first, dict) or is_turns(first)) or (len(sample) == 1 and _holds_rows(first)):
+        try:
             with _open(file) as content:
                 rows = [row for value in _documents(file, content.read()) for row in _unwrapped(file, value)]
-    except UserError:
-        # Perhaps only the first line is broken. The lines of an object over several lines are indented.
-        sample = [line for _, line, _ in islice(_lines(file), BATCH)]
-        documents = 2 * sum(line[:1] == b"{" and isinstance(parsed(line), dict) for line in sample) < len(sample)
-        if documents:
-            raise
-    if documents:
-        yield from batches([checked_row(row, "fix or delete it") for row in rows], str(file))
-    else:
-        yield from _batched(file, _lines(file))
+        except UserError:
+            # Perhaps only the first line is broken. The lines of an object over several lines are indented.
+            if 2 * sum(line[:1] + line[-1:] == b"{}" for line in sample) < len(sample):
+                raise
+        else:
+            yield from batches([checked_row(row, "fix or delete it") for row in rows], str(file))
+            return
+    yield from _batched(file, _lines(file))
 
 
 def _documents(file: Path, content: bytes) -> Iterator[Any]:
