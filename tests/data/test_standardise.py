@@ -20,12 +20,6 @@ def turn(role, text):
     return {"from": role, "value": text}
 
 
-def write_parquet(path, rows, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path, **options)
-    return path
-
-
 def test_rows_keys_and_counts_by_reason_and_source(tmp_path):
     odd = {"conversations": [None, turn("human", "q"), turn("gpt", "a"), turn("human", "?")], "dataset": "d"}
     rows = [
@@ -62,32 +56,6 @@ def test_a_source_is_cached_until_its_content_or_format_changes(tmp_path, caplog
     write_jsonl(file, [conversation(2)])
     assert standardise(files(file), "k", cache).rows[0]["messages"][0]["content"] == "question 2"
     assert len(caplog.messages) == 3
-
-
-def test_shards_may_differ_in_schema(tmp_path):
-    shards = tmp_path / "shards"
-    write_parquet(shards / "a.parquet", [conversation(1, source="a", score=1.0)])
-    write_parquet(shards / "b.parquet", [conversation(2, dataset="b")])
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    write_parquet(shards / "c.parquet", [{"messages": turns, "score": "high"}])
-    write_jsonl(shards / "d.jsonl", [{"instruction": "i", "output": "o"}])
-    made = standardise(files(shards), "data.pool", tmp_path / "cache")
-    assert (made.names, len(made.rows)) == (["a", "b", "files"], 4)
-    write_parquet(shards / "e.parquet", [{"text": "x"}])
-    again = standardise(files(shards), "data.pool", tmp_path / "cache")
-    assert again.malformed == {"unknown_columns": {"files": 1}}
-    assert again.bad[0][0] == f"{shards}/e.parquet, row 0 (the first is 0)"
-
-
-@pytest.mark.parametrize("damage", ["cut", "middle"])
-def test_an_incomplete_parquet_file(tmp_path, damage):
-    file = write_parquet(tmp_path / "x.parquet", [conversation(n) for n in range(20_000)], row_group_size=2_000)
-    content = file.read_bytes()
-    half = len(content) // 2
-    file.write_bytes(content[:half] if damage == "cut" else content[:half] + bytes(5_000) + content[half + 5_000 :])
-    error = error_of(standardise, files(file), "data.pool", tmp_path / "cache")
-    assert error.startswith(f"{file}: is not a complete file (")
-    assert list((tmp_path / "cache" / "sources").iterdir()) == []
 
 
 def test_a_bad_row_is_counted_and_an_error_names_it(tmp_path):
