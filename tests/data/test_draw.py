@@ -151,7 +151,7 @@ def _exit_at_one_item(item):
 
 def test_a_killed_worker_is_reported(monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: 2)
-    with pytest.raises(parallel.WorkerDiedError, match="one of 2 worker processes was killed"):
+    with pytest.raises(RuntimeError, match="one of 2 worker processes was killed"):
         list(parallel.in_order(_exit_at_one_item, range(30)))
 
 

@@ -1,12 +1,7 @@
 """Mixes: the whole base, then random rows of the pool; nested and disjoint (docs/data.md).
 
-For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put into one seeded order, and a larger mix takes a
-longer prefix of it. The rows are sorted by key before they are shuffled, so neither file names nor how rows are spread
-over files change the draw. If the base has more than `data.base.rows` rows, that many are drawn with the seed; pool
-rows whose text is anywhere in the base are still excluded.
-
-Held-out rows (`data.held_out.rows`) are chosen before anything is drawn, with a seed of their own. A mix contains
-neither them nor their repeats, nor near-duplicates of them if `data.near_dedup` is on, and is that much smaller.
+For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are sorted by key, so that files do not matter, then put
+into one seeded order, of which a larger mix takes a longer prefix. Held-out rows are chosen before anything is drawn.
 """
 
 from collections import Counter
