@@ -100,7 +100,7 @@ def test_null_takes_all_rows_and_holds_out_a_tenth(config, tmp_path):
     [
         (0, None, "data.base.path={}: is empty; name a source that holds conversations"),
         (3, None, "data.base: has 3 different rows, too few to hold out a tenth for scoring; add rows, or name a test"),
-        (9, 12, "data.held_out.rows=12: data.base has 9 different rows that can be held out (without tools and re"),
+        (9, 12, "data.held_out.rows=12: data.base has 9 different rows that can be held out (without tools, rea"),
         (9, 9, "data.held_out.rows=9: leaves no row of the base for data.rows=9; hold out fewer rows, or add rows"),
     ],
 )

@@ -191,9 +191,7 @@ def verify(encoder: Encoder, row: Rendered, encoded: Encoded, number: int) -> No
     """
     ids, places = encoded
     if not len(places) == len(row.spans) == len(row.answers):
-        raise RuntimeError(
-            f"row {number}: {len(places)} spans are trained on, but there are {len(row.answers)} answers"
-        )
+        raise RuntimeError(f"row {number}: {len(places)} spans are trained on for {len(row.answers)} answers")
     template = encoder.template
     for answer, (start, end), span in zip(row.answers, places, row.spans, strict=True):
         decoded, shown = encoder.decode(ids[start:end]), row.original(*span)

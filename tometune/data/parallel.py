@@ -52,9 +52,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         while waiting:
             yield waiting.popleft().result()
     except TerminatedWorkerError as error:
-        raise RuntimeError(
-            f"one of {processes} worker processes was killed, most likely because memory ran out; run the same command "
-            "again, with fewer cores if it happens again (e.g. taskset -c 0 …)"
-        ) from error
+        killed = f"one of {processes} worker processes was killed, most likely because memory ran out"
+        raise RuntimeError(f"{killed}; run the same command again, perhaps on fewer cores (taskset -c 0 …)") from error
     finally:
         pool.shutdown(kill_workers=True)
