@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.config.conftest import sweep_of, wrong_words
+from tests.config.conftest import wrong_words
 from tometune.common.errors import ConfigError
 from tometune.config.aliases import ADVICE, FIXED, NAMES, RENAMED, TABLES, answers
 from tometune.config.command_line import read_by, read_command_line
@@ -134,14 +134,6 @@ def test_a_wrong_run_of_a_sweep_leaves_the_others_in_any_order(command, values):
     assert first == "lora.r=0: not 1 or more"
     assert (others, last) == ([], "1 of 2 runs did not finish")
     assert outcome.status == 1
-
-
-def test_a_task_is_deleted_from_each_run_of_a_sweep():
-    others = [f"~eval.tasks.{name}" for name in ("question_answering", "data_to_text", "instruction_following")]
-    task = ("eval=files", "eval.tasks.summarisation.path=task.jsonl", *others)
-    configs = sweep_of("-m", "data=files_100k", *task, "data.base.path=a.jsonl,b.jsonl")
-    assert [config.data.base.path for config in configs] == ["a.jsonl", "b.jsonl"]
-    assert [list(config.eval.tasks) for config in configs] == [["summarisation"]] * 2
 
 
 @pytest.mark.parametrize(

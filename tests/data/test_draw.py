@@ -122,14 +122,11 @@ def test_the_number_of_cores_does_not_change_a_mix(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
-def test_weights_are_shares_of_the_added_rows(tmp_path):
+def test_weights_are_shares_of_the_added_rows(mix_of):
     pool = [row(number * 10, "abab"[number % 4] if number < 200 else "c-3.2") for number in range(250)]
-    base = write_jsonl(tmp_path / "base.jsonl", [row(5000, "base")])
-    write_jsonl(tmp_path / "pool.jsonl", pool)
 
-    def sources(rows, **options):
-        config = DataConfig(rows=rows, base=files(base), pool=files(tmp_path / "pool.jsonl", **options))
-        return build_mix(config, 0, tmp_path / "cache").sources
+    def sources(rows, **drawn):
+        return mix_of([row(5000, "base")], pool, rows, drawn=drawn).sources
 
     found = sources(101, weights={"c-3.2": 0.4})
     assert (found["c-3.2"], found["a"] + found["b"]) == (40, 60)
@@ -155,12 +152,12 @@ def test_a_killed_worker_is_reported(monkeypatch):
         list(parallel.in_order(_exit_at_one_item, range(30)))
 
 
-def test_a_mix_without_a_source_shares_all_other_rows_with_the_mix_of_all_sources(tmp_path):
-    base = write_jsonl(tmp_path / "base.jsonl", [row(number, "b") for number in range(5)])
-    pool = write_jsonl(tmp_path / "pool.jsonl", [row(100 + number, "xyz"[number % 3]) for number in range(60)])
+def test_a_mix_without_a_source_shares_all_other_rows_with_the_mix_of_all_sources(mix_of):
+    base = [row(number, "b") for number in range(5)]
+    pool = [row(100 + number, "xyz"[number % 3]) for number in range(60)]
 
-    def mix(rows=25, **options):
-        return build_mix(DataConfig(rows=rows, base=files(base), pool=files(pool, **options)), 3, tmp_path / "cache")
+    def mix(rows=25, **drawn):
+        return mix_of(base, pool, rows, seed=3, drawn=drawn)
 
     whole, left = mix(), mix(without=["x"])
     assert left.sources.keys() == {"b", "y", "z"}
@@ -174,10 +171,8 @@ def test_a_mix_without_a_source_shares_all_other_rows_with_the_mix_of_all_source
     assert "40 can be added because data.pool.without excludes the others, and data.rows=46 needs 41" in error
 
 
-def test_the_longest_answers_come_first(tmp_path):
-    turns = {n: [{"from": "human", "value": "q" * (50 - n)}, {"from": "gpt", "value": "a" * n}] for n in range(1, 9)}
-    base = write_jsonl(tmp_path / "base.jsonl", [row(1, "b")])
-    pool = write_jsonl(tmp_path / "pool.jsonl", [{"conversations": entry} for entry in turns.values()])
-    config = DataConfig(rows=4, base=files(base), pool=files(pool, order=PoolOrder.longest))
-    mix = build_mix(config, 0, tmp_path / "cache")
-    assert [len(entry["messages"][1]["content"]) for entry in mix.dataset.to_list()[1:]] == [8, 7, 6]
+def test_the_longest_answers_come_first(mix_of):
+    turns = [[{"from": "human", "value": "q" * (50 - n)}, {"from": "gpt", "value": "a" * n}] for n in range(1, 9)]
+    pool = [{"conversations": entry} for entry in turns]
+    mix = mix_of([row(1, "b")], pool, 4, drawn={"order": PoolOrder.longest})
+    assert [len(messages[1]["content"]) for messages in mix.dataset["messages"][1:]] == [8, 7, 6]

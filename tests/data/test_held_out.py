@@ -69,14 +69,6 @@ def test_a_mix_that_is_drawn_from_the_base_has_all_its_rows_if_there_are_others(
     assert len(whole.row_ids) == 60 - whole.facts["base"]["held_out"]
 
 
-def test_no_row_of_the_base_is_left(config, tmp_path):
-    few = write_jsonl(tmp_path / "few.jsonl", BASE[:8])
-    wrong = replace(config, rows=20, base=files(few, rows=None))
-    assert error_of(build_mix, wrong, 0, tmp_path / "cache").startswith(
-        "data.held_out.rows=8: leaves no row of the base for data.rows=20; hold out fewer rows"
-    )
-
-
 def test_null_takes_all_rows_and_holds_out_a_tenth(config, tmp_path):
     base, pool = replace(config.base, rows=None), replace(config.pool, draw=False)
     config = replace(config, rows=None, base=base, pool=pool, held_out=HeldOutConfig(rows=None, pool=False))
@@ -98,34 +90,24 @@ def test_null_takes_all_rows_and_holds_out_a_tenth(config, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "held_out", "problem"),
     [
+        (8, 8, "data.held_out.rows=8: leaves no row of the base for data.rows=8; hold out fewer rows, or add rows"),
         (0, None, "data.base.path={}: is empty; name a source that holds conversations"),
         (3, None, "data.base: has 3 different rows, too few to hold out a tenth for scoring; add rows, or name a test"),
         (9, 12, "data.held_out.rows=12: data.base has 9 different rows that can be held out (without tools, rea"),
-        (9, 9, "data.held_out.rows=9: leaves no row of the base for data.rows=9; hold out fewer rows, or add rows"),
     ],
 )
-def test_a_file_with_too_few_rows(tmp_path, rows, held_out, problem):
-    file = write_jsonl(tmp_path / "few.jsonl", BASE[:rows])
-    config = DataConfig(rows=None, base=files(file), held_out=HeldOutConfig(rows=held_out, pool=False))
-    assert error_of(build_mix, config, 0, tmp_path / "cache").startswith(problem.format(file))
+def test_a_file_with_too_few_rows(mix_of, tmp_path, rows, held_out, problem):
+    error = error_of(mix_of, BASE[:rows], None, None, held_out=HeldOutConfig(rows=held_out, pool=False))
+    assert error.startswith(problem.format(tmp_path / "base.jsonl"))
 
 
-def test_near_duplicates_of_them_are_left_out(tmp_path):
+def test_near_duplicates_of_them_are_left_out(mix_of):
     def row(kind, number, end=""):
         return conversation(f"{kind} {number} " + " ".join(f"{kind}{number}{word}" for word in LONG.split()) + end)
 
     base = [row("base", number, end) for number in range(12) for end in ("", " indeed")]
     pool = [row("pool", number, end) for number in range(12) for end in ("", " indeed")]
     pool += [row("base", number, " truly") for number in range(12)]
-    made = [write_jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in (("base", base), ("pool", pool))]
-    config = DataConfig(
-        name="x",
-        rows=28,
-        base=files(made[0], rows=24),
-        pool=files(made[1]),
-        near_dedup=NearDedupConfig(0.7),
-        held_out=HeldOutConfig(rows=4),
-    )
 
     def variants(mix):
         """Rows of the mix that are the other variant of a held-out row."""
@@ -133,25 +115,24 @@ def test_near_duplicates_of_them_are_left_out(tmp_path):
         numbers = {" ".join(text.split()[1:3]) for rows in held_out.values() for text in rows}
         return numbers & {" ".join(text.split()[1:3]) for text in chosen}
 
-    mix = build_mix(config, 0, tmp_path / "cache")
+    four = HeldOutConfig(rows=4)
+    mix = mix_of(base, pool, 28, base_rows=24, near_dedup=NearDedupConfig(0.7), held_out=four)
     chosen, held_out = texts(mix)
     assert not variants(mix)
-    assert variants(build_mix(replace(config, near_dedup=NearDedupConfig()), 0, tmp_path / "cache"))
+    assert variants(mix_of(base, pool, 28, base_rows=24, held_out=four))
     bases = {text.split()[2] for text in held_out["base"]}
     assert len(chosen) == 28 - 2 * len(bases), "both variants of each are missing"
 
 
-def test_rows_that_a_task_cannot_ask_for_are_not_held_out(tmp_path):
+def test_rows_that_a_task_cannot_ask_for_are_not_held_out(mix_of):
     result, answer = {"role": "tool", "content": "t"}, {"role": "assistant", "content": "a"}
     unusual = ([result, answer], [{**answer, "reasoning_content": "r"}])
     rows = [{"messages": [{"role": "user", "content": f"u{n}"}, *unusual[n % 2]]} for n in range(10)]
-    path = write_jsonl(tmp_path / "base.jsonl", [*BASE[:6], *rows])
-    config = DataConfig(name="x", rows=16, base=files(path, rows=16), held_out=HeldOutConfig(rows=6))
-    mix = build_mix(config, 0, tmp_path / "cache")
+    mix = mix_of([*BASE[:6], *rows], None, 16, base_rows=16, held_out=HeldOutConfig(rows=6))
     assert sorted(texts(mix)[1]["base"]) == sorted(f"question {n} of the base" for n in range(6))
     assert set(mix.held_out) == {"base"}, "there is no pool"
     assert len(mix.row_ids) == 10
-    said = error_of(build_mix, replace(config, held_out=HeldOutConfig(rows=7)), 0, tmp_path / "cache")
+    said = error_of(mix_of, [*BASE[:6], *rows], None, 16, base_rows=16, held_out=HeldOutConfig(rows=7))
     assert said.startswith("data.held_out.rows=7: data.base has 6 different rows that can be held out")
     assert said.endswith("set data.held_out.rows=6 or less")
 

@@ -23,22 +23,6 @@ def test_stand_ins_are_characters_that_the_row_does_not_use() -> None:
     assert row.original(*row.spans[0]) == f"{used}<|im_start|><|im_end|><|im_end|>"
 
 
-def test_llama3_trims_and_dates() -> None:
-    template = Template(TOKENIZERS["llama3"][0]())
-    row = template.render([turns("  hi\n", "\n hello ", "more", "  bye")])[0]
-    assert "Today Date: 26 Jul 2024" in row.text
-    assert [row.original(*span) for span in row.spans] == ["hello<|eot_id|>", "bye<|eot_id|>"]
-
-
-def test_a_rewritten_tool_turn_goes_step_by_step() -> None:
-    tool = {"role": "tool", "content": 'a "quoted"\n<|eot_id|>'}  # the template writes it as JSON
-    messages = [*turns("q", "call"), tool, {"role": "assistant", "content": "done"}]
-    template = Template(TOKENIZERS["llama3"][0]())
-    row = template.render([messages])[0]
-    assert [row.original(*span) for span in row.spans] == ["call<|eot_id|>", "done<|eot_id|>"]
-    assert template.special.findall(row.text).count("<|eot_id|>") == 5, "one for each turn and the template's own"
-
-
 def test_a_space_after_the_prompt_is_generated_by_the_model() -> None:
     vicuna = (
         "{% for m in messages %}{{ 'USER: ' + m['content'] + ' ' if m['role'] == 'user' else "
