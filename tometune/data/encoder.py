@@ -173,8 +173,8 @@ def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np
         size[2] = max(0, len(ids) - max_length)
         # The first token is never predicted, so a label there trains nothing.
         if any(end > 1 and max(start, 1) < max_length for start, end in places):
-            tokens = np.array(ids[:max_length], dtype=np.int32)
-            labels = np.full_like(tokens, IGNORE)
+            tokens = np.fromiter(ids[:max_length], dtype=np.int32)
+            labels = np.full(len(tokens), IGNORE, dtype=np.int32)
             for start, end in places:
                 labels[start:end] = tokens[start:end]
             size[:2] = len(tokens), np.count_nonzero(labels != IGNORE)
