@@ -14,7 +14,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 
 from tometune.common.errors import UserError
 from tometune.config.command_line import check_keys, read_command_line
@@ -91,18 +90,12 @@ def _configured(verb: str, overrides: Sequence[str], keywords: Mapping[str, Any]
     check_keys(verb, line.overrides)
     if line.options is not None or jobs_of(line) is not None:
         raise UserError(f"tometune.api.{verb}: makes one run; call it for each, or run the command tometune {verb}")
-    with (
-        composition_errors(line.extra_folder),
-        initialize_config_dir(str(conf_dir()), job_name=verb, version_base="1.3"),
-    ):
+    with composition_errors(), initialize_config_dir(str(conf_dir()), job_name=verb, version_base="1.3"):
         composed = compose(CONFIG_NAME, [*line.overrides, "hydra.mode=RUN"], return_hydra_config=True)
     state, before = HydraConfig.instance(), HydraConfig.instance().cfg
     state.set_config(composed)
     try:
-        node = composed.hydra
-        with open_dict(composed):
-            del composed["hydra"]
-        config = to_config(composed, node)
+        config = to_config(composed, composed.hydra)
         check(config)
         yield config
     finally:

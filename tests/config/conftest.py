@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tometune.common.errors import ConfigError
@@ -76,11 +76,8 @@ def config_of(*arguments: str) -> Config:
     config = deepcopy(composed(*groups))
     for override in parse(text for text in overrides if text not in groups):
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_force_add())
-    hydra = config.hydra
-    hydra.overrides.task = overrides
-    with open_dict(config):
-        del config["hydra"]
-    made = to_config(config, hydra)
+    config.hydra.overrides.task = overrides
+    made = to_config(config, config.hydra)
     check(made)
     return made
 

@@ -8,7 +8,7 @@ from tests.config.conftest import config_of, problems_of
 from tometune.common.errors import ConfigError
 from tometune.config.command_line import read_command_line
 from tometune.config.metrics import METRICS
-from tometune.config.report import asked, entries
+from tometune.config.report import entries
 from tometune.config.root import check
 from tometune.config.trainer import OPTIMISERS, SCHEDULES
 from tometune.evaluation import metrics
@@ -17,10 +17,7 @@ CASES = [
     ("report.margin=0", "report.margin=0.0: not above 0"),
     ("report.primary=rougel", "report.primary=rougel: no such metric; did you mean rougeL"),
     ("report.primary=[rougeL,'a>']", "report.primary=a>: write METRIC, data:METRIC, A>B or A>B:METRIC, e.g. rougeL or"),
-    (
-        "report.primary='a>b:rougeL>=0'",
-        "report.primary=a>b:rougeL>=0: write METRIC, data:METRIC, A>B or A>B:METRIC, e.g.",
-    ),
+    ("report.primary='a>b:rougeL>=0'", "report.primary=a>b:rougeL>=0: write METRIC, data:METRIC, A>B or A>B:METRIC, e"),
     ("require='a>b:rougeL'", "require=a>b:rougeL: write A>B:METRIC>=VALUE or A>B:METRIC<=VALUE, e.g. 'files_300k>"),
     ("require=['>b:rougeL>=0']", "require=>b:rougeL>=0: write A>B:METRIC>=VALUE or"),
     ("require='a>b>=0.1'", "require=a>b>=0.1: write A>B:METRIC>=VALUE or"),
@@ -31,23 +28,18 @@ CASES = [
     ("data.base.path=x", "data.base.path=x: is ignored if data.base.kind=hub; choose a mix over files"),
     ("data=pydocs_1k data.base.id=a/b", "data.base.id=a/b: is ignored if data.base.kind=pydocs;"),
     ("data.base.filtered=true", "data.base.filtered=true: only data.base.kind=pydocs has a filter;"),
-    ("data.base.rows=0", "data.base.rows=0: not 1 or more"),
-    ("data=mix_200k data.pool.rows=0", "data.pool.rows=0: not 1 or more"),
     ("data=mix_200k data.pool.weights={a:0.6,b-2.0:0.6}", "data.pool.weights: their sum is 1.2, above 1; lower them"),
     ("data.path=mine.jsonl", "data.path=mine.jsonl: this mix does not read it; for rows of your own write data=mine"),
     ("data=mine data.path=a data.base.path=b", "data.path=a: is not data.base.path=b; set one of the two"),
     ("data=mine", "data.base.path is required if data.base.kind=files;"),
     ("data=mine data.path=a data.pool.path=b", "data.pool.path: a draws no rows from a pool; set data.pool.add=1000"),
-    (
-        "data=mine data.path=a data.rows=9 data.pool.add=3",
-        "data.pool.add=3: the mix has data.rows=9, whatever is added",
-    ),
-    ("data=mine data.path=a data.held_out.rows=-1", "data.held_out.rows=-1: not 0 or more"),
+    ("data=mine data.path=a data.rows=9 data.pool.add=3", "data.pool.add=3: the mix has data.rows=9, whatever is adde"),
+    ("data.held_out.seed=3", "data.held_out.seed=3: has no effect, since no rows are held out; set data.held_out"),
+    ("data.held_out.rows=100000", "data.held_out.rows=100000: not below data.base.rows=100000, so no row of the"),
+    ("+eval/task@eval.tasks.held_out_x=jsonl eval.tasks.held_out_x.path=x", "eval.tasks.held_out_x: names beginning w"),
     ("data=mine data.path=a data.contamination=drop", "data.contamination=drop: eval=held_out has no texts;"),
     ("eval=own", "eval.tasks.own.path is required if eval.tasks.own.kind=jsonl; set eval.path=…, one file"),
     ("eval.path=a", "eval.path=a: eval=hub does not read it; for a test set of your own write eval=own"),
-    ("sweep.add=[0]", "sweep.add=0: not 1 or more"),
-    ("data.max_bad_share=5", "data.max_bad_share=5.0: not a share from 0 to 1"),
     ("data.base.columns={user:q,assistant:rejected}", "data.base.columns.assistant=rejected: is the rejected side of"),
     ("data.base.columns={usr:q}", "data.base.columns=usr: one of messages, user, context, assistant, reasoning,"),
     ("data=mix_200k data.filters.languages=[english]", "data.filters.languages=english: not a code of ISO 639"),
@@ -57,40 +49,21 @@ CASES = [
     ("model.compute=fp8 model.backend=unsloth", "model.compute=fp8: Unsloth has no such products;"),
     ("model.compute=fp8 model.precision=fp16", "model.compute=fp8: is for bfloat16, not model.precision=fp16;"),
     ("model.compute=fp8 lora.use_dora=true", "model.compute=fp8: is for frozen weights, and lora.use_dora=true"),
-    ("lora=none model=smollm2_135m model.quantization=nf4", "lora.enabled=false: weights in 4 bits cannot be trained;"),
     ("lora=none model=tiny lora.r=8", "lora.r: is ignored without an adapter; leave it out, or choose lora=default"),
     ("lora.target_modules=[]", "lora.target_modules: empty;"),
-    ("trainer.lr_scheduler_type=cosin", "trainer.lr_scheduler_type=cosin: one of linear, cosine,"),
     ("trainer.lr_scheduler_type=constant", "trainer.lr_scheduler_type=constant: has no warm-up, so trainer.warmup"),
-    ("trainer.loss_type=mle", "trainer.loss_type=mle: one of chunked_nll, nll, dft"),
     ("trainer.warmup_steps=2.5", "trainer.warmup_steps=2.5: neither a whole number of steps nor a share"),
-    ("trainer.learning_rate=0", "trainer.learning_rate=0.0: not above 0"),
-    ("trainer.weight_decay=-1", "trainer.weight_decay=-1.0: not 0 or more"),
-    ("trainer.conversations_per_step=0", "trainer.conversations_per_step=0: not 1 or more"),
-    (
-        "eval.metrics=[token_f]",
-        "eval.metrics=token_f: one of rouge, chrf, bleu, token_f1, exact_match; did you mean token_f1?",
-    ),
+    ("eval.metrics=[token_f]", "eval.metrics=token_f: one of rouge, chrf, bleu, token_f1, exact_match; did you mean t"),
     ("eval.metrics=[gone:f]", "eval.metrics=gone:f: no file gone.py in /"),
     ("eval.judge.url=http://localhost:1/v1", "eval.judge: needs both eval.judge.url=… and eval.judge.model=…; set"),
-    ("eval.judge.model=m", "eval.judge: needs both eval.judge.url=… and eval.judge.model=…; set the other one, too"),
-    (
-        "eval.judge.url=localhost:1 eval.judge.model=m",
-        "eval.judge.url=localhost:1: not an address up to /v1, e.g. http",
-    ),
+    ("eval.judge.url=localhost:1 eval.judge.model=m", "eval.judge.url=localhost:1: not an address up to /v1, e.g. htt"),
     ("eval.judge.url=http://me:sk@x eval.judge.model=m", "eval.judge.url=http://me:sk@x: not an address up to /v1, e"),
     ("eval.judge.url=http://x/v1 eval.judge.model=m eval.base=false", "eval.judge.url: compares with the base model's"),
-    ("eval.judge.calls=1", "eval.judge.calls=1: not 2 or more"),
-    (
-        "+eval/task@eval.tasks.harness_a=jsonl eval.tasks.harness_a.path=x",
-        "eval.tasks.harness_a: names beginning with h",
-    ),
+    ("+eval/task@eval.tasks.harness_a=jsonl eval.tasks.harness_a.path=x", "eval.tasks.harness_a: names beginning with"),
     ("trainer.micro_batch=0", "trainer.micro_batch=0: neither auto nor 1 or more"),
     ("trainer.gradient_checkpointing=maybe", "trainer.gradient_checkpointing=maybe: one of auto, true, false"),
     ("trainer.packing=false", "trainer.packing=false: counts steps in conversations; set trainer.conv"),
     ("tracking=none tracking.mode=online", "tracking.mode=online: tracking.tracker=none logs nowhere;"),
-    ("seeds.data=-1", "seeds.data=-1: not from 0 to 4294967295"),
-    ("paths.cache='~nobody-of-that-name/x'", "paths.cache=~nobody-of-that-name/x: cannot be looked up ("),
     ("plan=hours", "plan=hours: one of true, false, measure"),
 ]
 
@@ -119,27 +92,8 @@ def test_comparisons_need_no_quotes_but_the_shells(typed, entries_read):
     assert entries(config.require or config.report.primary) == entries_read
 
 
-def test_the_parts_of_a_comparison():
-    assert asked("a>b:rougeL>=-0.01") == ("a", "b", "rougeL", True, -0.01, False)
-    assert asked("a lora.r=4>b lora.r=8:nll <= 1e-3") == ("a lora.r=4", "b lora.r=8", "nll", False, 0.001, False)
-    assert [asked(text)[:3] for text in ("rougeL", "a>b", ">b:rougeL")] == [
-        (None, None, "rougeL"),
-        ("a", "b", None),
-        (None, "b", "rougeL"),
-    ]
-    assert asked("data:rougeL") == (None, None, "rougeL", False, None, True)
-    assert asked("") is asked("a>") is asked("a>b>c") is None
-
-
 def test_a_column_may_be_called_rejected_if_there_is_no_preference_data():
     assert not problems_of("data.base.columns={user:q,assistant:rejected}", "data.base.preference=ignore")
-
-
-def test_no_folder_may_be_below_a_file():
-    path = f"{__file__}/below"
-    keys = ("paths.outputs", "paths.multirun", "paths.cache", "export.folder")
-    wrong = [f"{key}={path}: {__file__} is a file; give another folder" for key in keys]
-    assert sorted(problems_of(*(f"{key}={path}" for key in keys))) == sorted(wrong)
 
 
 def test_no_task_and_a_task_without_a_file_name():
@@ -151,20 +105,6 @@ def test_no_task_and_a_task_without_a_file_name():
     config.eval.tasks = {"a b": task}
     with pytest.raises(ConfigError, match=r"^eval\.tasks\.a b=a b: names a folder"):
         check(config)
-
-
-def test_every_number_must_be_finite():
-    config = config_of()
-    groups = ("model", "data", "lora", "trainer", "eval", "tracking", "chat", "export")
-    keys = [
-        f"{group}.{name}"
-        for group in groups
-        for name, value in vars(vars(config)[group]).items()
-        if isinstance(value, float)
-    ]
-    assert {"trainer.max_grad_norm", "lora.lora_dropout", "eval.temperature", "chat.top_p"} <= set(keys)
-    expected = sorted(f"{key}=nan: not a finite number" for key in keys)
-    assert sorted(problems_of(*(f"{key}=nan" for key in keys))) == expected
 
 
 def test_names_are_those_of_the_libraries():

@@ -40,15 +40,19 @@ def error_of(call: Callable[..., Any], *arguments: Any, kind: type[Exception] = 
 
 @pytest.fixture
 def mix_of(tmp_path: Path) -> Callable[..., Mix]:
-    """Return a function that mixes rows: those of the base, those of the pool, to a number of rows."""
+    """Return a function that mixes rows: those of the base, those of the pool, to a number of rows.
 
-    def build(base: list[Any], pool: list[Any] | None, rows: int, seed: int = 0, base_rows: int | None = None) -> Mix:
+    `drawn` are settings of the pool, `parts` arguments of `build_mix`, other options are of the mix.
+    """
+
+    def build(base, pool, rows, seed=0, base_rows=None, drawn=None, parts=None, **options) -> Mix:
         config = DataConfig(
             name="test",
             rows=rows,
             base=files(write_jsonl(tmp_path / "base.jsonl", base), rows=base_rows),
-            pool=None if pool is None else files(write_jsonl(tmp_path / "pool.jsonl", pool)),
+            pool=None if pool is None else files(write_jsonl(tmp_path / "pool.jsonl", pool), **(drawn or {})),
+            **options,
         )
-        return build_mix(config, seed, tmp_path / "cache")
+        return build_mix(config, seed, tmp_path / "cache", **(parts or {}))
 
     return build

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
-from tometune.config.data import Contamination, DataConfig
+from tometune.config.data import Contamination
 from tometune.data import parallel
 from tometune.data.contamination import COPY_FROM, LENGTH, STOCK_PHRASE_ABOVE, EvaluationTexts, fold, of_mix, overlaps
-from tometune.data.mix import Mix, build_mix
+from tometune.data.mix import Mix
 from tometune.data.standardise import standardise
 
 DELETE = str.maketrans("", "", string.punctuation)
@@ -143,16 +143,7 @@ def test_short_texts_are_looked_for_as_a_whole_or_counted(found_in: FoundIn) -> 
     ]
     assert found_in(rows, texts) == {(0, "t", "8")}
     assert EvaluationTexts(texts).too_short == {"t": 2}
-
-
-def test_the_middle_of_a_long_text_an_empty_evaluation_and_odd_bytes(found_in: FoundIn) -> None:
-    long = sentence(random.Random(4), 20_000, "h")
-    middle = " ".join(long.split()[7_000 : 7_000 + LENGTH])
-    assert found_in([f"x {middle} y", "a\x01" * 50, long, "a\x00b"], [("t", "0", long)]) == {
-        (0, "t", "0"),
-        (2, "t", "0"),
-    }
-    assert found_in(["anything at all"], []) == set()
+    assert found_in(["a\x01" * 50, "a\x00b"], []) == set()
 
 
 TEXTS = [("qa", "7", "zero one two three four five six seven eight nine ten eleven twelve thirteen")]
@@ -165,28 +156,19 @@ def row(number: int, copied: bool = False, **columns: Any) -> dict[str, Any]:
     return made
 
 
-def config(tmp_path: Path, contamination: Contamination, rows: int, base_rows: int | None = 6) -> DataConfig:
-    base = [row(number, copied=number in (1, 4), source="alpha") for number in range(10)]
-    pool = [row(number, copied=number % 5 == 0, dataset="beta") for number in range(20, 60)]
-    return DataConfig(
-        name="test",
-        rows=rows,
-        base=files(write_jsonl(tmp_path / "base.jsonl", base), rows=base_rows),
-        pool=files(write_jsonl(tmp_path / "pool.jsonl", pool)),
-        contamination=contamination,
-    )
+POOL = [row(number, copied=number % 5 == 0, dataset="beta") for number in range(20, 60)]
 
 
 def copied(mix: Any) -> int:
     return sum("ELEVEN" in entry["messages"][0]["content"] for entry in mix.dataset)
 
 
-def test_drop_leaves_the_other_rows(tmp_path: Path) -> None:
-    texts = EvaluationTexts(TEXTS)
+def test_drop_leaves_the_other_rows(mix_of: Callable[..., Mix]) -> None:
+    base = [row(number, copied=number in (1, 4), source="alpha") for number in range(10)]
+    options = {"contamination": Contamination.drop, "parts": {"texts": EvaluationTexts(TEXTS)}}
 
     def dropped(rows: int, base_rows: int | None = 6) -> Mix:
-        data = config(tmp_path, Contamination.drop, rows, base_rows)
-        return build_mix(data, 0, tmp_path / "cache", texts=texts)
+        return mix_of(base, POOL, rows, base_rows=base_rows, **options)
 
     mix = dropped(38)
     assert (len(mix.row_ids), copied(mix)) == (38, 0)
@@ -203,17 +185,14 @@ def test_drop_leaves_the_other_rows(tmp_path: Path) -> None:
     assert dropped(20, base_rows=None).facts["base"]["rows"] == 8, "all that are left"
 
 
-def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(tmp_path: Path, caplog: Any) -> None:
+def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(
+    mix_of: Callable[..., Mix], tmp_path: Path, caplog: Any
+) -> None:
     caplog.set_level("INFO")
-    data = config(tmp_path, Contamination.report, rows=40, base_rows=None)
-    base = [row(number % 8, copied=number % 8 in (1, 4), source="alpha") for number in range(10)]
-    write_jsonl(tmp_path / "base.jsonl", base)
-    cache = tmp_path / "cache"
-    mix = build_mix(data, 0, cache)
-    assert data.pool is not None
+    mix = mix_of([row(number % 8, copied=number % 8 in (1, 4), source="alpha") for number in range(10)], POOL, 40)
     for _ in range(2):
         texts = EvaluationTexts([*TEXTS, ("other", "1", "a b c d e f g h i j k l m n o")])
-        counted = of_mix(mix.rows, texts, cache)
+        counted = of_mix(mix.rows, texts, tmp_path / "cache")
         assert counted.overlapping == copied(mix) == sum(counted.counts["qa"].values())
         assert counted.counts["qa"]["alpha"] == 3, "each repeat counts"
         assert counted.touched == {"qa": 1}

@@ -20,6 +20,7 @@ LONE, REPLACED = {"reasoning": "\ud83d"}, {"reasoning": "\ufffd"}
     [
         ([S, U, A], [S, U, A], set()),
         ([U, A, T, T, A], [U, A, T, T, A], set()),
+        ([("user", "  f\n"), ("assistant", "\ta\n")], [("user", "  f\n"), ("assistant", "\ta\n")], set()),
         ([("system", ""), U, A], [U, A], set()),
         ([S, S, U, A], [("system", "s\n\ns"), U, A], {"same_role_joined"}),
         ([U, A, S, U, A], [U, A, U, A], {"late_system_turn_removed"}),
@@ -77,11 +78,6 @@ def test_rows_are_compared_by_everything_that_is_said():
     assert len({normalised(compared_texts(*variant)) for variant in variants}) == len(variants)
     context = [Turn(*U), Turn("assistant", "a", CONTEXT)]
     assert normalised(compared_texts(context, None)) == normalised(compared_texts(plain, None))
-
-
-def test_texts_keep_their_own_white_space():
-    turns = [Turn("user", "  def f():\n"), Turn("assistant", "\treturn 1\n\n")]
-    assert fix_conversation(turns) == (turns, set())
 
 
 ROLES = st.sampled_from(["system", "user", "assistant", "tool"])

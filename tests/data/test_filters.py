@@ -4,11 +4,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from tests.data.conftest import files, write_jsonl
 from tometune.common.errors import UserError
-from tometune.config.data import DataConfig, FiltersConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
+from tometune.config.data import FiltersConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data import features
-from tometune.data.mix import build_mix
 from tometune.models.pool_scorers import quality_scorer
 
 PROSE = "The harbour was quiet that morning, and the boats lay still while we waited for the tide to turn. "
@@ -23,17 +21,13 @@ BASE = (chat("base", "base"),)
 
 
 @pytest.fixture
-def pool_of(tmp_path):
-    """Return a function that builds a mix over a filtered pool."""
+def pool_of(mix_of):
+    """Return a function that builds a mix over a filtered pool, of which it takes `take` rows."""
 
-    def build(rows, base=BASE, take=None, tokenizer=None, order=PoolOrder.random, **options):
-        config = DataConfig(
-            rows=len(base) + (take if take is not None else 1),
-            base=files(write_jsonl(tmp_path / "base.jsonl", base)),
-            pool=files(write_jsonl(tmp_path / "pool.jsonl", rows), order=order),
-            **options,
-        )
-        return build_mix(config, 0, tmp_path / "cache", tokenizer, scorer=quality_scorer(config.scorer))
+    def build(rows, base=BASE, take=1, tokenizer=None, order=PoolOrder.random, scorer=None, **options):
+        scorer = scorer or ScorerConfig()
+        parts = {"tokenizer": tokenizer, "scorer": quality_scorer(scorer)}
+        return mix_of(base, rows, len(base) + take, drawn={"order": order}, parts=parts, scorer=scorer, **options)
 
     return build
 
@@ -76,10 +70,7 @@ def test_a_row_counts_under_its_first_reason_and_the_base_is_filtered_only_if_co
     mix = pool_of([chat("q" * 50, "fine")], base=[*rows, chat("z" * 50, "fine")], take=-2, filters=on)
     assert mix.facts["base"]["filtered"] == {"too_few_characters": {"files": 1}, "refusal": {"files": 2}}
     assert mix.sources == {"files": 2}
-    assert {reason: len(rows) for reason, rows in mix.parts["base"].examples.items()} == {
-        "too_few_characters": 1,
-        "refusal": 2,
-    }
+    assert [len(rows) for rows in mix.parts["base"].examples.values()] == [1, 2]
     with pytest.raises(UserError, match=r"data\.base: no row is left .*too_few_characters 1, refusal 2\); relax"):
         pool_of(rows, base=rows, filters=on)
 
@@ -167,12 +158,8 @@ def test_a_base_row_counts_even_if_it_is_near_another_base_row(pool_of):
 
 def test_the_near_duplicate_with_the_best_score_stays(pool_of):
     rows = [near(0, f"changed {n}") | {"score": float(n)} for n in range(6)]
-    mix = pool_of(
-        [*rows, near(1) | {"score": 0.5}],
-        order=PoolOrder.best,
-        scorer=ScorerConfig(kind=ScorerKind.column),
-        near_dedup=NearDedupConfig(threshold=0.8),
-    )
+    best = {"order": PoolOrder.best, "scorer": ScorerConfig(kind=ScorerKind.column)}
+    mix = pool_of([*rows, near(1) | {"score": 0.5}], near_dedup=NearDedupConfig(threshold=0.8), **best)
     assert mix.facts["pool"]["eligible"] == 2
     assert "changed 5" in mix.dataset[1]["messages"][0]["content"]
 

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from tests.config.conftest import config_of, problems_of, sweep_of
+from tests.config.conftest import config_of, sweep_of
 from tests.data.conftest import conversation, error_of, files, write_jsonl
 from tometune.config.data import DataConfig, HeldOutConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data.mix import build_mix
@@ -22,7 +22,8 @@ POOL = [conversation(number, source=f"p{number % 3}", score=(number * 7) % 50) f
 def config(tmp_path):
     base = write_jsonl(tmp_path / "base.jsonl", [*BASE, *REPEATS])
     pool = write_jsonl(tmp_path / "pool.jsonl", [*POOL, *POOL[:9], *BASE[:7]])
-    return DataConfig(name="x", rows=50, base=files(base, rows=50), pool=files(pool), held_out=HeldOutConfig(rows=8))
+    options = {"held_out": HeldOutConfig(rows=8), "scorer": ScorerConfig(ScorerKind.column)}
+    return DataConfig(name="x", rows=50, base=files(base, rows=50), pool=files(pool), **options)
 
 
 def texts(mix):
@@ -36,8 +37,9 @@ def texts(mix):
 
 def test_they_are_in_no_mix_of_any_size_and_seed_and_the_same_for_all(config, tmp_path):
     found = []
-    for added, seed in product((0, 10, 30), (0, 1)):
-        mix = build_mix(replace(config, rows=50 + added), seed, tmp_path / "cache")
+    for added, seed, order in [*product((0, 10, 30), (0, 1), [PoolOrder.random]), (10, 0, PoolOrder.best)]:
+        changed = replace(config, rows=50 + added, pool=replace(config.pool, order=order))
+        mix = build_mix(changed, seed, tmp_path / "cache")
         chosen, held_out = texts(mix)
         assert {origin: len(set(rows)) for origin, rows in held_out.items()} == {"base": 8, "pool": 8}
         assert not set(chosen) & {text for rows in held_out.values() for text in rows}, "nor are their repeats"
@@ -54,6 +56,9 @@ def test_they_are_in_no_mix_of_any_size_and_seed_and_the_same_for_all(config, tm
     assert all(held_out == found[0] for held_out in found)
     other = build_mix(replace(config, held_out=HeldOutConfig(rows=8, seed=1)), 0, tmp_path / "cache")
     assert texts(other)[1] != found[0]
+    assert "held out: 8" in error_of(build_mix, replace(config, rows=105), 0, tmp_path / "cache")
+    without = build_mix(replace(config, rows=60, held_out=HeldOutConfig()), 0, tmp_path / "cache")
+    assert (len(without.row_ids), without.held_out, "held_out" in without.manifest()) == (60, {}, False)
 
 
 def test_a_mix_that_is_drawn_from_the_base_has_all_its_rows_if_there_are_others(config, tmp_path):
@@ -62,14 +67,6 @@ def test_a_mix_that_is_drawn_from_the_base_has_all_its_rows_if_there_are_others(
     assert sizes == {3: 3, 10: 10, 20: 20}
     whole = build_mix(replace(drawn, rows=60), 0, tmp_path / "cache")
     assert len(whole.row_ids) == 60 - whole.facts["base"]["held_out"]
-
-
-def test_no_row_of_the_base_is_left(config, tmp_path):
-    few = write_jsonl(tmp_path / "few.jsonl", BASE[:8])
-    wrong = replace(config, rows=20, base=files(few, rows=None))
-    assert error_of(build_mix, wrong, 0, tmp_path / "cache").startswith(
-        "data.held_out.rows=8: leaves no row of the base for data.rows=20; hold out fewer rows"
-    )
 
 
 def test_null_takes_all_rows_and_holds_out_a_tenth(config, tmp_path):
@@ -93,59 +90,24 @@ def test_null_takes_all_rows_and_holds_out_a_tenth(config, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "held_out", "problem"),
     [
+        (8, 8, "data.held_out.rows=8: leaves no row of the base for data.rows=8; hold out fewer rows, or add rows"),
         (0, None, "data.base.path={}: is empty; name a source that holds conversations"),
         (3, None, "data.base: has 3 different rows, too few to hold out a tenth for scoring; add rows, or name a test"),
-        (
-            9,
-            12,
-            "data.held_out.rows=12: data.base has 9 different rows that can be held out (without tools and reasoni",
-        ),
-        (9, 9, "data.held_out.rows=9: leaves no row of the base for data.rows=9; hold out fewer rows, or add rows"),
+        (9, 12, "data.held_out.rows=12: data.base has 9 different rows that can be held out (without tools, rea"),
     ],
 )
-def test_a_file_with_too_few_rows(tmp_path, rows, held_out, problem):
-    file = write_jsonl(tmp_path / "few.jsonl", BASE[:rows])
-    config = DataConfig(rows=None, base=files(file), held_out=HeldOutConfig(rows=held_out, pool=False))
-    assert error_of(build_mix, config, 0, tmp_path / "cache").startswith(problem.format(file))
+def test_a_file_with_too_few_rows(mix_of, tmp_path, rows, held_out, problem):
+    error = error_of(mix_of, BASE[:rows], None, None, held_out=HeldOutConfig(rows=held_out, pool=False))
+    assert error.startswith(problem.format(tmp_path / "base.jsonl"))
 
 
-def test_without_held_out_rows_a_mix_is_as_before(config, tmp_path):
-    mix = build_mix(replace(config, rows=60, held_out=HeldOutConfig()), 0, tmp_path / "cache")
-    assert (len(mix.row_ids), mix.held_out, "held_out" in mix.manifest(), "held_out" in mix.facts["base"]) == (
-        60,
-        {},
-        False,
-        False,
-    )
-
-
-def test_the_best_rows_leave_out_the_same_ones(config, tmp_path):
-    random = build_mix(replace(config, rows=60), 0, tmp_path / "cache")
-    best = replace(
-        config, rows=60, pool=replace(config.pool, order=PoolOrder.best), scorer=ScorerConfig(ScorerKind.column)
-    )
-    ranked = build_mix(best, 0, tmp_path / "cache")
-    assert texts(ranked)[1] == texts(random)[1]
-    assert not set(texts(ranked)[0]) & set(texts(ranked)[1]["pool"])
-    assert len(ranked.row_ids) == len(random.row_ids)
-
-
-def test_near_duplicates_of_them_are_left_out(tmp_path):
+def test_near_duplicates_of_them_are_left_out(mix_of):
     def row(kind, number, end=""):
         return conversation(f"{kind} {number} " + " ".join(f"{kind}{number}{word}" for word in LONG.split()) + end)
 
     base = [row("base", number, end) for number in range(12) for end in ("", " indeed")]
     pool = [row("pool", number, end) for number in range(12) for end in ("", " indeed")]
     pool += [row("base", number, " truly") for number in range(12)]
-    made = [write_jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in (("base", base), ("pool", pool))]
-    config = DataConfig(
-        name="x",
-        rows=28,
-        base=files(made[0], rows=24),
-        pool=files(made[1]),
-        near_dedup=NearDedupConfig(0.7),
-        held_out=HeldOutConfig(rows=4),
-    )
 
     def variants(mix):
         """Rows of the mix that are the other variant of a held-out row."""
@@ -153,50 +115,26 @@ def test_near_duplicates_of_them_are_left_out(tmp_path):
         numbers = {" ".join(text.split()[1:3]) for rows in held_out.values() for text in rows}
         return numbers & {" ".join(text.split()[1:3]) for text in chosen}
 
-    mix = build_mix(config, 0, tmp_path / "cache")
+    four = HeldOutConfig(rows=4)
+    mix = mix_of(base, pool, 28, base_rows=24, near_dedup=NearDedupConfig(0.7), held_out=four)
     chosen, held_out = texts(mix)
     assert not variants(mix)
-    assert variants(build_mix(replace(config, near_dedup=NearDedupConfig()), 0, tmp_path / "cache"))
+    assert variants(mix_of(base, pool, 28, base_rows=24, held_out=four))
     bases = {text.split()[2] for text in held_out["base"]}
     assert len(chosen) == 28 - 2 * len(bases), "both variants of each are missing"
 
 
-def test_rows_that_a_task_cannot_ask_for_are_not_held_out(tmp_path):
-    tools = [
-        {
-            "messages": [
-                {"role": "user", "content": f"u{n}"},
-                {"role": "tool", "content": "t"},
-                {"role": "assistant", "content": "a"},
-            ]
-        }
-        for n in range(5)
-    ]
-    thought = [
-        {
-            "messages": [
-                {"role": "user", "content": f"v{n}"},
-                {"role": "assistant", "content": "a", "reasoning_content": "r"},
-            ]
-        }
-        for n in range(5)
-    ]
-    path = write_jsonl(tmp_path / "base.jsonl", [*BASE[:6], *tools, *thought])
-    config = DataConfig(name="x", rows=16, base=files(path, rows=16), held_out=HeldOutConfig(rows=6))
-    mix = build_mix(config, 0, tmp_path / "cache")
+def test_rows_that_a_task_cannot_ask_for_are_not_held_out(mix_of):
+    result, answer = {"role": "tool", "content": "t"}, {"role": "assistant", "content": "a"}
+    unusual = ([result, answer], [{**answer, "reasoning_content": "r"}])
+    rows = [{"messages": [{"role": "user", "content": f"u{n}"}, *unusual[n % 2]]} for n in range(10)]
+    mix = mix_of([*BASE[:6], *rows], None, 16, base_rows=16, held_out=HeldOutConfig(rows=6))
     assert sorted(texts(mix)[1]["base"]) == sorted(f"question {n} of the base" for n in range(6))
     assert set(mix.held_out) == {"base"}, "there is no pool"
     assert len(mix.row_ids) == 10
-    said = error_of(build_mix, replace(config, held_out=HeldOutConfig(rows=7)), 0, tmp_path / "cache")
+    said = error_of(mix_of, [*BASE[:6], *rows], None, 16, base_rows=16, held_out=HeldOutConfig(rows=7))
     assert said.startswith("data.held_out.rows=7: data.base has 6 different rows that can be held out")
     assert said.endswith("set data.held_out.rows=6 or less")
-
-
-def test_a_pool_with_too_few_of_them(config, tmp_path):
-    small = replace(config, rows=50, pool=files(write_jsonl(tmp_path / "small.jsonl", POOL[:5])))
-    assert "data.pool has 5 different rows" in error_of(build_mix, small, 0, tmp_path / "cache")
-    short = replace(config, rows=50 + 55)
-    assert "held out: 8" in error_of(build_mix, short, 0, tmp_path / "cache")
 
 
 def test_the_name_says_so_and_the_default_changes_no_run():
@@ -214,25 +152,3 @@ def test_the_name_says_so_and_the_default_changes_no_run():
     assert config_of("data=files_100k", paths[0], "data.held_out.rows=5").data.pool is None
     (config,) = sweep_of("-m", "data=files_100k", paths[0], "data.held_out.seed=3")
     assert config.data.held_out == HeldOutConfig()
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (
-            ["data.held_out.seed=3"],
-            "data.held_out.seed=3: has no effect, since no rows are held out; set data.held_out.rows",
-        ),
-        (["data.held_out.rows=-1"], "data.held_out.rows=-1: not 0 or more"),
-        (
-            ["data.held_out.rows=100000"],
-            "data.held_out.rows=100000: not below data.base.rows=100000, so no row of the base is left",
-        ),
-        (
-            ["+eval/task@eval.tasks.held_out_x=jsonl", "eval.tasks.held_out_x.path=x.jsonl"],
-            "eval.tasks.held_out_x: names beginning with held_out_ are for data.held_out.rows; choose another name",
-        ),
-    ],
-)
-def test_bad_input(settings, said):
-    assert list(problems_of(*settings)) == [said]

@@ -89,8 +89,8 @@ def run(env):
 def ask(run, folder):
     """Return a function that standardises sources one after the other and returns rows or errors."""
 
-    def standardised(*sources, cache="cache", run=run):
-        assert run(STANDARDISE, json.dumps(sources), str(folder / cache), str(folder / "answer")) == 0
+    def standardised(*sources, run=run):
+        assert run(STANDARDISE, json.dumps(sources), str(folder / "cache"), str(folder / "answer")) == 0
         return json.loads((folder / "answer").read_text())
 
     return standardised
@@ -99,19 +99,6 @@ def ask(run, folder):
 @pytest.fixture
 def finetome(hub):
     return hub.add_dataset(ID, {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(ROWS)})
-
-
-@pytest.mark.nightly
-def test_a_branch_that_moved_gives_its_new_rows(hub, ask):
-    repository = hub.add_dataset("user/moved", {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(ROWS)})
-    source = {"id": "user/moved"}
-    [(before, _, old)] = ask(source)
-    changed = [conversation("new", source="x", score=5.0)]
-    hub.add_dataset("user/moved", {"data/train-00000-of-00001.parquet": parquet(changed)})
-    [(after, _, new), (again, _, pinned)] = ask(source, {**source, "revision": repository.commit()})
-    assert (len(old), len(new)) == (5, 1)
-    assert before != after == again
-    assert pinned == new
 
 
 @pytest.mark.usefixtures("finetome")
@@ -200,5 +187,4 @@ def test_cached_rows_need_no_hub_and_nothing_of_ours_is_in_its_cache(hub, fineto
     def offline(code, *arguments):  # libraries read the variable when they are imported
         return subprocess.call([sys.executable, "-c", code, *arguments], env=env | {"HF_HUB_OFFLINE": "1"})
 
-    # A cache without the standardised rows: they are made again from the files of the hub's client.
-    assert ask({"id": ID}, cache="other", run=offline) == [[identity, sources, messages]]
+    assert ask({"id": ID}, run=offline) == [[identity, sources, messages]]

@@ -1,3 +1,6 @@
+import csv
+import gzip
+import io
 import json
 from pathlib import Path
 
@@ -40,9 +43,68 @@ def test_blank_lines_are_skipped_but_counted(tmp_path):
     assert all_of(file) == [({"n": 0}, f"{file}, line 1"), ({"n": 1}, f"{file}, line 4")]
 
 
+def table(rows, delimiter=","):
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter).writerows([rows[0].keys(), *(row.values() for row in rows)])
+    return text.getvalue().encode()
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def zstd(content):
+    target = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(target, "zstd") as stream:
+        stream.write(content)
+    return target.getvalue().to_pybytes()
+
+
+ROW = {"input": "Who?", "output": "Nobody."}
+LONG = {**ROW, "input": "a cell with, commas and\nlines, " * 9_000}
+CHAT = {"messages": [{"role": "user", "content": "Who?"}]}
+GZIPPED, ZSTD = gzip.compress(lines(ROW) * 999, mtime=0), zstd(lines(ROW) * 999)
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("x.ndjson", lines(ROW, CHAT), [ROW, CHAT]),
+        ("LOUD.JSONL", lines(ROW), [ROW]),
+        ("x.json", lines(ROW, CHAT), [ROW, CHAT]),
+        ("x.json", json.dumps(CHAT, indent=2).encode(), [CHAT]),
+        ("x.jsonl", (json.dumps(ROW, indent=2) + "\n" + json.dumps(CHAT, indent=2)).encode(), [ROW, CHAT]),
+        ("x.json", json.dumps({"version": 1, "data": [ROW, ROW]}).encode(), [ROW, ROW]),
+        ("x.json", json.dumps({"train": [ROW], "test": [CHAT]}, indent=1).encode(), [ROW]),
+        ("x.jsonl", json.dumps([ROW, ROW], indent=1).encode(), [ROW, ROW]),
+        ("x.jsonl", json.dumps([ROW, ROW]).encode(), [ROW, ROW]),
+        ("x.jsonl", lines({**CHAT, "data": "x"}), [{**CHAT, "data": "x"}]),
+        ("x.csv", table([ROW, LONG]), [ROW, LONG]),
+        ("x.TSV", b"\xef\xbb\xbf" + table([ROW, LONG], "\t"), [ROW, LONG]),
+        ("x.jsonl.gz", gzip.compress(lines(ROW)) + gzip.compress(lines(CHAT)), [ROW, CHAT]),
+        ("x.JSON.GZ", gzip.compress(json.dumps([ROW]).encode()), [ROW]),
+        ("x.csv.zst", zstd(table([ROW])), [ROW]),
+        ("x.jsonl.zst", zstd(lines(ROW) * 3), [ROW] * 3),
+        ("x.json", b"[]", []),
+        ("x.jsonl", b"", []),
+    ],
+)
+def test_files_of_every_kind(tmp_path, name, content, rows):
+    (tmp_path / name).write_bytes(content)
+    assert [row for row, _ in all_of(tmp_path / name)] == rows
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("x.parquet", LFS, ": is a Git LFS pointer, not "),
+        ("x.jsonl", LFS, ": is a Git LFS pointer, not "),
+        ("x.jsonl.gz", GZIPPED[:-20], ": is not a complete file (Truncated compressed stream"),
+        ("x.jsonl.gz", lines(ROW), ": is not a complete file (zlib inflate failed"),
+        ("x.jsonl.zst", ZSTD[:-20], ": is not a complete file ("),
+        ("x.json", b'{\n "messages": [', ": is not JSON (Expecting value, line 2, column 15); fix the file, or write"),
+        ("x.arrow", b"nothing", ": is not a complete file ("),
         ("x.jsonl", b'{"n": 1}\n' * 6 + b'{"n": 1, "te\n{"n": 2}', ", line 7: is not JSON (Unterminated string"),
         ("x.jsonl", b'{"n": 1}\n[1]', ", line 2: is not an object {…}; fix or delete this line"),
         ("x.jsonl", b'{"n": "\xff"}', ", line 1: is not UTF-8 (invalid start byte at byte 7); fix or delete this line"),
@@ -56,7 +118,7 @@ def test_blank_lines_are_skipped_but_counted(tmp_path):
         ("x.jsonl", b'{"n": 1, "m": {"n": 2, "n": 3}}\n', ", line 1: has the key 'n' twice; fix or delete this line"),
         ("x.json", b'[{"n": 2, "n": 3}]', ": has the key 'n' twice; fix the file, or write one object per line"),
         ("x.jsonl", b'{"n": ' + b"1" * 5_000 + b"}", ", line 1: cannot be read (Exceeds the limit (4300 digits)"),
-        ("x.jsonl", b'{"n": ' + b"[" * 200_000, ", line 1: is nested too deeply; fix or delete this line"),
+        ("x.jsonl", b'{"n": ' + b"[" * 200_000, ": is nested too deeply; fix the file, or write one object per line"),
         ("x.json", b'[{"n": 1},\n{"n"]', ": is not JSON (Expecting ':' delimiter, line 2, column 5); fix the file"),
         ("x.json", b'[{"n": 1}, 2]', ", row 1 (the first is 0): is not an object {…}; fix or delete it"),
         ("x.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", ": is not a complete file ("),
@@ -92,12 +154,13 @@ FIRST = "is not JSON ("
         ("x.csv", 'a,b\nx,"1" or 2\ny,"2\nz,"3"\nw,4\n', [NOT_DOUBLED] * 3 + [("w", "4")]),
         ("x.csv", 'a,b\nx,"one ""1""\n, two"\ny,2" or 3"\n', [("x", 'one "1"\n, two'), ("y", '2" or 3"')]),
         ("x.csv", "a,,\nx,,\n", [("x", "", "")]),
+        ("x.csv", 'a,b\nx, y,1\n\n"y\nz",2\nw\n', ["has 3 cells and the header has 2;", ("y\nz", "2"), "has 1 cells"]),
         ("x.tsv", 'a\tb\nx\t"Yes" he said\ny\t"1\nz\t2" two\nw\t4\n', [NOT_DOUBLED] * 3 + [("w", "4")]),
         ("x.tsv", 'a\tb\ny\t"1\nz\t2"\nw\t"3\n4"\n', [NOT_DOUBLED] * 2 + [("w", "3\n4")]),
         ("x.tsv", 'a\n"1\n2"\n', [("1\n2",)]),
         ("x.jsonl", '{"a": 1, \n{"a": 2}\n{"a": 3}\n', [FIRST, (2,), (3,)]),
         ("x.jsonl", '[broken\n{"a": 2}\n{"a": 3}\n', [FIRST, (2,), (3,)]),
-        ("x.jsonl", '[1, 2]\n{"a": 2}\n', ["is not an object", (2,)]),
+        ("x.jsonl", '[1, 2]\n{"a": 2}\n', ["is not an object", "is not an object", (2,)]),
         ("x.jsonl", '{"a": 1},\n{"a": 2},\n', [(1,), (2,)]),
         ("x.jsonl", '{"a": 1, "a": 2}\n{"a": 3}\n', ["has the key 'a' twice", (3,)]),
         ("x.json", '{"question": "x", "items": [{"a": 1}]}\n', [("x", [{"a": 1}])]),
@@ -126,9 +189,3 @@ TURNS = [{"role": "user", "content": "Is it high tide?"}, {"role": "assistant", 
 def test_lists_of_turns_are_rows(tmp_path, name, count, indent):
     (tmp_path / name).write_text("\n".join([json.dumps(TURNS, indent=indent)] * count))
     assert [row for row, _ in all_of(tmp_path / name)] == [{"messages": TURNS}] * count
-
-
-@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.json"])
-def test_a_missing_file(tmp_path, name):
-    with pytest.raises(UserError, match=r"cannot be read .* check that it exists"):
-        all_of(tmp_path / name)

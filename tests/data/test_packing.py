@@ -6,7 +6,6 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from tests.data.chatml import chatml_tokenizer, turns
 from tests.data.tokenised import mix_from
 from tests.fixtures.llama import tiny_llama
-from tometune.data.encoder import IGNORE
 from tometune.data.tokens import pack, tokenise
 
 MOST = 96
@@ -35,19 +34,6 @@ def test_packs_hold_every_row_once_and_whole(rows: Dataset) -> None:
     found = [conversation for block in packed for conversation in conversations_of(block)]
     assert sorted(found) == sorted((row["input_ids"], row["labels"]) for row in rows)
     assert pack(rows, MOST)[:] == packed[:], "packing is deterministic"
-
-
-def test_the_length_of_each_conversation_reaches_the_model_inputs(rows: Dataset) -> None:
-    """Position ids restart with each conversation of a block; nobody predicts the first token of the next one."""
-    everything = rows.map(lambda row: {"labels": row["input_ids"]})  # even if every token had a label
-    blocks = [pack(everything, MOST)[number] for number in range(2)]
-    lengths = [length for block in blocks for length in block["seq_lengths"]]
-    assert len(lengths) > 3
-    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(blocks)
-    assert batch["position_ids"].tolist() == [[place for length in lengths for place in range(length)]]
-    starts = batch["position_ids"][0] == 0
-    assert (batch["labels"][0][starts] == IGNORE).all()
-    assert (batch["labels"][0][~starts] == batch["input_ids"][0][~starts]).all()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

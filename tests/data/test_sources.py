@@ -1,13 +1,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.data.conftest import conversation, error_of, files, write_jsonl
 from tometune.config.data import SourceConfig
-from tometune.data.sources import content_digest, files_of, fingerprint, read
+from tometune.data.sources import files_of, fingerprint, read
 
 CODE = """
 import sys
@@ -61,29 +60,44 @@ def test_folders_and_globs(tmp_path):
     assert {file.name for file in files_of(f"{tmp_path}/d*/*.jsonl", "k")} == {"b.jsonl"}
 
 
+TRAIN = "data/train-00000-of-00002.jsonl data/train-00001-of-00002.jsonl"
+ONLY_TRAIN = "INFO only train is read, not {}; name a file to read it"
+NO_TRAIN = "WARNING no file is named as train, so others are read: "
+UNKNOWN = "INFO files with other suffixes are not read: "
+
+
 @pytest.mark.parametrize(
-    ("names", "path", "line"),
+    ("names", "path", "read", "line"),
     [
-        (("test.jsonl", "dev/a.jsonl"), "", "WARNING no file is named as train, so others are read: dev/a.jsonl, "),
-        (("test.jsonl", "notes.json"), "/t*", "WARNING no file is named as train, so others are read: test.jsonl"),
-        (("test.jsonl", "a.jsonl"), "/*", "INFO only train is read, not test.jsonl; name a file to read it"),
-        (("test.jsonl",), "/test.jsonl", None),
-        (("a.jsonl", "b.jsonl.bz2", "c.xlsx", ".d.txt"), "", "INFO files with other suffixes are not read: b.jsonl.bz"),
-        (("a.jsonl", *(f"{n:02}.png" for n in range(12))), "", "INFO files with other suffixes are not read: 00.png"),
-        (("a.jsonl", "b.txt"), "/*.jsonl", None),
+        ("train.jsonl valid.jsonl test.jsonl", "", "train.jsonl", ONLY_TRAIN.format("test.jsonl, valid.jsonl")),
+        (f"{TRAIN} data/test-00000.jsonl", "/**/*.*", TRAIN, ONLY_TRAIN.format("data/test-00000.jsonl")),
+        ("one.jsonl two.jsonl dev.csv", "", "one.jsonl two.jsonl", ONLY_TRAIN.format("dev.csv")),
+        ("latest.jsonl contest.jsonl trainval.jsonl", "", "latest.jsonl contest.jsonl trainval.jsonl", None),
+        (
+            "a.jsonl holdout.jsonl held_out/b.jsonl testset.jsonl test2.jsonl validate.jsonl",
+            "",
+            "a.jsonl",
+            ONLY_TRAIN[:8],
+        ),
+        ("test.jsonl dev/a.jsonl", "", "test.jsonl dev/a.jsonl", NO_TRAIN + "dev/a.jsonl, test.jsonl"),
+        ("test.jsonl notes.json", "/t*", "test.jsonl", NO_TRAIN + "test.jsonl"),
+        ("test.jsonl", "/test.jsonl", "test.jsonl", None),
+        ("a.jsonl b.jsonl.bz2 c.xlsx .d.txt", "", "a.jsonl", UNKNOWN + "b.jsonl.bz2, c.xlsx"),
+        ("a.jsonl " + " ".join(f"{n:02}.png" for n in range(12)), "", "a.jsonl", UNKNOWN + "00.png"),
+        ("a.jsonl b.txt", "/*.jsonl", "a.jsonl", None),
     ],
 )
-def test_the_log_names_files_that_may_not_be_meant(tmp_path, caplog, names, path, line):
+def test_only_train_is_read_and_the_log_names_files_that_may_be_missed(tmp_path, caplog, names, path, read, line):
     caplog.set_level("INFO")
-    for name in names:
+    for name in names.split():
         write_jsonl(tmp_path / "test" / name, [conversation(name)])
-    assert texts(files(f"{tmp_path}/test{path}"))
+    assert sorted(texts(files(f"{tmp_path}/test{path}"))) == sorted(f"question {name}" for name in read.split())
     told = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
     assert len(told) == bool(line)
     if line:
         level, _, text = line.partition(" ")
         assert told[0].startswith(f"{level} data.base.path={tmp_path}/test{path}: {text}")
-        assert told[0].endswith(" and 2 more") == (len(names) > 10)
+        assert told[0].endswith(" and 2 more") == (".png" in names)
 
 
 @pytest.mark.parametrize(
@@ -112,17 +126,3 @@ def test_no_files(tmp_path, path, message):
     error = error_of(fingerprint, source, "data.base")
     assert error.startswith(message.format(tmp_path))
     assert len(error) < 600
-
-
-def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
-    file = tmp_path / "a.jsonl"
-    file.write_text("1")
-    opened = []
-    real = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *mode: opened.append(self) or real(self, *mode))
-    first = content_digest(file)
-    assert content_digest(file) == first
-    assert len(opened) == 1
-    with real(file, "w") as target:
-        target.write("22")
-    assert content_digest(file) != first

@@ -1,7 +1,6 @@
 """Sources as messages: keys, counts, the cache; defects of real files as errors of one line or counted fixes."""
 
 import logging
-import multiprocessing
 from contextlib import nullcontext
 from hashlib import blake2b
 
@@ -19,12 +18,6 @@ ALPACA = {"instruction": "Question 1", "input": "", "output": "answer\n1"}
 
 def turn(role, text):
     return {"from": role, "value": text}
-
-
-def write_parquet(path, rows, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path, **options)
-    return path
 
 
 def test_rows_keys_and_counts_by_reason_and_source(tmp_path):
@@ -63,42 +56,6 @@ def test_a_source_is_cached_until_its_content_or_format_changes(tmp_path, caplog
     write_jsonl(file, [conversation(2)])
     assert standardise(files(file), "k", cache).rows[0]["messages"][0]["content"] == "question 2"
     assert len(caplog.messages) == 3
-
-
-def test_shards_may_differ_in_schema(tmp_path):
-    shards = tmp_path / "shards"
-    write_parquet(shards / "a.parquet", [conversation(1, source="a", score=1.0)])
-    write_parquet(shards / "b.parquet", [conversation(2, dataset="b")])
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    write_parquet(shards / "c.parquet", [{"messages": turns, "score": "high"}])
-    write_jsonl(shards / "d.jsonl", [{"instruction": "i", "output": "o"}])
-    made = standardise(files(shards), "data.pool", tmp_path / "cache")
-    assert (made.names, len(made.rows)) == (["a", "b", "files"], 4)
-    write_parquet(shards / "e.parquet", [{"text": "x"}])
-    again = standardise(files(shards), "data.pool", tmp_path / "cache")
-    assert again.malformed == {"unknown_columns": {"files": 1}}
-    assert again.bad[0][0] == f"{shards}/e.parquet, row 0 (the first is 0)"
-
-
-@pytest.mark.nightly
-def test_a_row_of_20_mb(tmp_path):
-    long = conversation("word " * 4_000_000)  # longer than `BATCH_BYTES`
-    rows = [conversation(1), long, conversation(2)]
-    one = standardise(files(write_parquet(tmp_path / "x.parquet", rows)), "data.pool", tmp_path / "cache")
-    other = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "data.pool", tmp_path / "cache")
-    assert one.rows["key"][:] == other.rows["key"][:]
-    assert len(one.rows[1]["messages"][0]["content"]) > 20_000_000
-
-
-@pytest.mark.parametrize("damage", ["cut", "middle"])
-def test_an_incomplete_parquet_file(tmp_path, damage):
-    file = write_parquet(tmp_path / "x.parquet", [conversation(n) for n in range(20_000)], row_group_size=2_000)
-    content = file.read_bytes()
-    half = len(content) // 2
-    file.write_bytes(content[:half] if damage == "cut" else content[:half] + bytes(5_000) + content[half + 5_000 :])
-    error = error_of(standardise, files(file), "data.pool", tmp_path / "cache")
-    assert error.startswith(f"{file}: is not a complete file (")
-    assert list((tmp_path / "cache" / "sources").iterdir()) == []
 
 
 def test_a_bad_row_is_counted_and_an_error_names_it(tmp_path):
@@ -155,17 +112,6 @@ def test_a_mapped_column_and_an_address_name_no_source(tmp_path):
     assert mapped.names == ["d"]
 
 
-def test_a_row_of_another_type_in_the_middle_of_a_file(tmp_path):
-    """A worker process reads it; its line is still right."""
-    good = [conversation(n) for n in range(17_000)]
-    file = write_jsonl(tmp_path / "x.jsonl", [*good, {"conversations": 3}, *good[:2_000]])
-    made = standardise(files(file), "data.pool", tmp_path / "cache")
-    assert (len(made.rows), made.malformed) == (19_000, {"not_a_list_of_turns": {"files": 1}})
-    message = "the conversation in 'conversations' is of type int; make it a list of turns, or lines that begin with "
-    message += "User: and Assistant:"
-    assert made.bad == [[f"{file}, line 17001", message]]
-
-
 def test_parquet_text_that_is_not_utf8(tmp_path):
     texts = pa.array([b"q", b"a\xff", b"q", b"b"]).view(pa.string())
     turns = pa.StructArray.from_arrays([pa.array(["human", "gpt"] * 2), texts], names=["from", "value"])
@@ -175,23 +121,3 @@ def test_parquet_text_that_is_not_utf8(tmp_path):
     made = standardise(files(tmp_path / "x.parquet"), "data.pool", tmp_path / "cache")
     assert made.mended == {"broken_character_replaced": {"d\N{REPLACEMENT CHARACTER}": 1}}
     assert made.rows[0]["messages"][1]["content"] == "a\N{REPLACEMENT CHARACTER}"
-
-
-def _length(source, cache):
-    return len(standardise(source, "k", cache).rows)
-
-
-@pytest.mark.nightly
-def test_several_processes_at_once(tmp_path):
-    source = files(write_jsonl(tmp_path / "x.jsonl", [conversation(number) for number in range(3000)]))
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        assert pool.starmap(_length, [(source, tmp_path / "cache")] * 3) == [3000] * 3
-    assert len(list((tmp_path / "cache" / "sources").iterdir())) == 1
-
-
-def test_rows_that_differ_only_in_a_tool_call_have_different_keys(tmp_path):
-    calls = [{"name": "tide", "arguments": {"port": port}} for port in ("Brest", "Sines", "Brest")]
-    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [c]}]} for c in calls]
-    made = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "data.base", tmp_path / "cache")
-    first, second, third = made.rows["key"][:]
-    assert first == third != second

@@ -16,53 +16,11 @@ def trained(template: Template, messages: Messages) -> list[str]:
     return [row.original(*span) for span in row.spans]
 
 
-def test_only_the_answers_and_their_ends_are_trained_on() -> None:
-    template = Template(chatml_tokenizer())
-    row = template.render([turns("hi", "hello", "and?", "bye")])[0]
-    assert [row.original(*span) for span in row.spans] == ["hello<|im_end|>", "bye<|im_end|>"]
-    left, position = "", 0
-    for start, end in row.spans:
-        left, position = left + row.text[position:start], end
-    assert left + row.text[position:] == (
-        "<|im_start|>system\nYou are SmolLM<|im_end|>\n"
-        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n\n"
-        "<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n\n"
-    )
-
-
 def test_stand_ins_are_characters_that_the_row_does_not_use() -> None:
     used = "\U00100000\U00100001"
     row = Template(chatml_tokenizer()).render([turns(used, f"{used}<|im_start|><|im_end|>")])[0]
     assert set(row.stand_ins) == {"\U00100002", "\U00100003"}
     assert row.original(*row.spans[0]) == f"{used}<|im_start|><|im_end|><|im_end|>"
-
-
-def test_llama3_trims_and_dates() -> None:
-    template = Template(TOKENIZERS["llama3"][0]())
-    row = template.render([turns("  hi\n", "\n hello ", "more", "  bye")])[0]
-    assert "Today Date: 26 Jul 2024" in row.text
-    assert [row.original(*span) for span in row.spans] == ["hello<|eot_id|>", "bye<|eot_id|>"]
-
-
-def test_a_rewritten_tool_turn_goes_step_by_step() -> None:
-    tool = {"role": "tool", "content": 'a "quoted"\n<|eot_id|>'}  # the template writes it as JSON
-    messages = [*turns("q", "call"), tool, {"role": "assistant", "content": "done"}]
-    template = Template(TOKENIZERS["llama3"][0]())
-    row = template.render([messages])[0]
-    shape = template._shape(tuple(message["role"] for message in messages))
-    assert template._walk(row.text, messages, shape) is None
-    assert [row.original(*span) for span in row.spans] == ["call<|eot_id|>", "done<|eot_id|>"]
-    assert template.special.findall(row.text).count("<|eot_id|>") == 5, "one for each turn and the template's own"
-
-
-def test_step_by_step_agrees_with_the_walk() -> None:
-    for make, *_ in TOKENIZERS.values():
-        template = Template(make())
-        for messages in (turns("q", "a", "q", "a"), turns("q", "é😀", "  q", "a", system="s")):
-            row = template.render([messages])[0]
-            shape = template._shape(tuple(message["role"] for message in messages))
-            walked = template._walk(row.text, messages, shape)
-            assert walked == list(template._step_by_step(row.text, messages, None).values())
 
 
 def test_a_space_after_the_prompt_is_generated_by_the_model() -> None:
@@ -110,15 +68,6 @@ def test_earlier_answers_that_the_template_changes_are_context() -> None:
     row = template.render([turns("q", reasoned, "q", "a")])[0]
     assert [row.original(*span) for span in row.spans] == ["a<|im_end|>"]
     assert row.notes == ["reasoning_removed", "prompt_differs"]
-
-
-def test_an_answer_of_weight_zero_is_context() -> None:
-    messages = turns("q", "a", "q", "b")
-    messages[1]["trained"] = False
-    for name in TOKENIZERS:
-        row = Template(TOKENIZERS[name][0]()).render([messages])[0]
-        assert [row.original(*span)[0] for span in row.spans] == ["b"]
-        assert "a" in row.text
 
 
 def test_special_tokens_in_calls_and_definitions_are_text() -> None:

@@ -15,6 +15,7 @@ from tometune.common.errors import UserError
 from tometune.data.encoder import IGNORE, Encoder
 from tometune.data.mix import Mix
 from tometune.data.template import Template
+from tometune.data.template_support import Messages
 from tometune.data.tokens import tokenise
 
 
@@ -113,22 +114,6 @@ def mix_of_rows(whole: Mix, chosen: list[int]) -> Mix:
     return replace(whole, parts={"base": replace(whole.parts["base"], chosen=np.array(chosen))})
 
 
-def test_tokens_are_cached(tmp_path: Path) -> None:
-    first = tokenise(mix_from(CONVERSATIONS), chatml_tokenizer(), 512, tmp_path)
-    (folder,) = blocks_in(tmp_path)
-    stamp = (folder / "rows.arrow").stat().st_mtime_ns
-    tokenizer = chatml_tokenizer()
-    tokenizer(["a", "a b c d"], padding=True, truncation=True, max_length=2)  # leaves its settings on the backend
-    again = tokenise(mix_from(CONVERSATIONS), tokenizer, 512, tmp_path)
-    assert blocks_in(tmp_path) == {folder}
-    assert (folder / "rows.arrow").stat().st_mtime_ns == stamp
-    assert again.counts == first.counts
-    assert again.dataset["labels"][:] == first.dataset["labels"][:]
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert config["max_length"] == 512
-    assert config["mask"] == "assistant turns and the end of each"
-
-
 def test_larger_mixes_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A larger mix makes only the blocks after those of the smaller one; each mix keeps its own order."""
     monkeypatch.setattr("tometune.data.tokens.BLOCK", 2)
@@ -140,19 +125,6 @@ def test_larger_mixes_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert [made.dataset[place] for place in range(len(chosen))] == [alone.dataset[row] for row in chosen]
         assert made.lengths.tolist() == alone.lengths[chosen].tolist()
         assert len(blocks_in(tmp_path) - before) == made_now
-
-
-def test_a_broken_block_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tometune.data.tokens.BLOCK", 3)
-    tokenizer, whole = chatml_tokenizer(), mix_from(CONVERSATIONS)
-    first = tokenise(whole, tokenizer, 512, tmp_path)
-    expected = first.dataset["input_ids"][:]
-    one, other, _ = sorted(blocks_in(tmp_path))
-    (one / "rows.arrow").write_bytes((one / "rows.arrow").read_bytes()[:100])
-    (other / "sizes.npy").write_bytes(b"")
-    again = tokenise(whole, tokenizer, 512, tmp_path)
-    assert (again.counts, again.dataset["input_ids"][:]) == (first.counts, expected)
-    assert len(blocks_in(tmp_path)) == 3
 
 
 def test_text_far_beyond_the_limit_is_not_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +157,18 @@ def test_the_key_contains_everything_that_makes_the_tokens(tmp_path: Path) -> No
         (mix_from(rows), other_backend, 512),
         (mix_from(rows), other_names, 512),
     ]
+    first = tokenise(*variants[0], tmp_path)
+    (folder,) = blocks_in(tmp_path)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert (config["max_length"], config["mask"]) == (512, "assistant turns and the end of each")
     for number, (mix, each, most) in enumerate(variants, start=1):
         tokenise(mix, each, most, tmp_path)
         assert len(blocks_in(tmp_path)) == number
+    left_on = tokenizer()
+    left_on(["a", "a b c d"], padding=True, truncation=True, max_length=2)  # leaves its settings on the backend
+    again = tokenise(mix_from(rows), left_on, 512, tmp_path)
+    assert (again.counts, again.dataset[:]) == (first.counts, first.dataset[:])
+    assert len(blocks_in(tmp_path)) == len(variants)
 
 
 def test_what_a_template_cannot_show_is_counted(tmp_path: Path) -> None:
@@ -212,3 +193,29 @@ def test_what_a_template_cannot_show_is_counted(tmp_path: Path) -> None:
     assert shown == [["a<|im_end|>"], ["a<|im_end|>"], ["b<|im_end|>"]]
     with pytest.raises(UserError, match=r"leaves nothing to train on \(1 rows with turns that the template rejects"):
         tokenise(mix_from(rows[1:2], "e"), tokenizer, 512, tmp_path)
+
+
+PREAMBLE = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+AGREEING = CONVERSATIONS[:5] + CONVERSATIONS[-1:]
+"""The reference neither trims texts nor writes tool texts as JSON."""
+
+
+def with_preamble(messages: Messages) -> Messages:
+    """Return a conversation with the system turn that the template writes."""
+    own = messages[0]["role"] == "system"
+    system = {"role": "system", "content": PREAMBLE + (messages[0]["content"] if own else "")}
+    return [system, *messages[own:]]
+
+
+def test_llama3_agrees_with_the_reference(tmp_path: Path) -> None:
+    """The same tokens as Meta's own code gives."""
+    from llama_models.datatypes import RawMessage
+    from llama_models.llama3.chat_format import ChatFormat
+    from llama_models.llama3.tokenizer import Tokenizer
+
+    chat = ChatFormat(Tokenizer.get_instance())
+    made = tokenise(mix_from(AGREEING), TOKENIZERS["llama3"][0](), 512, tmp_path)
+    for messages, row in zip(AGREEING, made.dataset, strict=True):
+        turned = [RawMessage(role=turn["role"], content=turn["content"]) for turn in with_preamble(messages)]
+        next_header = chat._encode_header("assistant")
+        assert [*row["input_ids"], *next_header] == chat.encode_dialog_prompt(turned).tokens

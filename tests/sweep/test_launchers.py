@@ -143,4 +143,4 @@ def test_a_missing_package_is_one_line(option):
     group = "hydra/sweeper" if option == "optuna" else "hydra/launcher"
     text = f"Could not find '{group}/{option}'\n\nAvailable options in '{group}':\n\tbasic"
     error = MissingConfigException(text, missing_cfg_file=f"{group}/{option}", options=["basic"])
-    assert explain(error, []) == f"{group}={option}: not installed; pip install {PLUGINS[option]}"
+    assert explain(error) == f"{group}={option}: not installed; pip install {PLUGINS[option]}"

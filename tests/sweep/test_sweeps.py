@@ -83,17 +83,13 @@ def test_a_larger_sweep_of_the_same_name_runs_what_is_new_and_loads_all_once(pla
     assert {name: now[name]["attempts"] for name in attempts} == attempts
 
 
-@pytest.mark.parametrize("value", ["0", "x"])
-def test_a_wrong_value_is_reported_and_does_not_stop_the_others(place, finished, value):
-    """It fails the checks, or Hydra cannot even compose the config."""
+def test_a_wrong_value_is_reported_and_does_not_stop_the_others(place, finished):
     (finished / "table.json").unlink()
-    status, stderr = place.train(
-        "-m", *QUICK, "seed=0", f"lora.r={value},16", "sweep.name=finished"
-    )  # finished with 16
+    status, stderr = place.train("-m", *QUICK, "seed=0", "lora.r=0,16", "sweep.name=finished")  # finished with 16
     assert (status, stderr.splitlines()[-2]) == (1, "1 of 2 runs are missing:"), stderr
     (missing,) = json.loads((finished / "table.json").read_text())["missing"]
-    assert missing["run_id"].endswith(f"seed=0 lora.r={value} sweep.name=finished")
-    assert missing["reason"].startswith(f"failed: lora.r={value}: ")
+    assert missing["run_id"].endswith("seed=0 lora.r=0 sweep.name=finished")
+    assert missing["reason"].startswith("failed: lora.r=0: ")
     assert (missing["model"], missing["data"], missing["seed"]) == ("tiny", "pydocs_64", 0)
 
 

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tometune.common.distributed import is_first, processes
-from tometune.common.errors import ConfigError, UserError, one_line
+from tometune.common.errors import UserError, one_line
 from tometune.common.files import NO_RIGHTS, disk_errors, in_the_way
 from tometune.common.process import Stopped, stop_signals
 from tometune.config.command_line import check_keys, read_command_line, show
@@ -68,9 +68,9 @@ def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
     if line.options is not None and line.options.help:
         from tometune.config.help import help_text
 
-        print(help_text(name, sys.modules[task.__module__].__doc__ or name, line.extra_folder))
+        print(help_text(name, sys.modules[task.__module__].__doc__ or name))
         return DONE
-    with composition_errors(line.extra_folder):
+    with composition_errors():
         if line.options is None:
             check_keys(name, line.overrides)
         jobs = None if line.options is not None or (whole_sweep and not line.multirun) else jobs_of(line)
@@ -89,9 +89,7 @@ def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
 
                 def make_runs() -> None:
                     try:
-                        # The folder gets Hydra's multirun.yaml.
-                        with disk_errors(folder, "paths.multirun"), jobs.only_composed() as wrong:
-                            statuses.extend(report_error(ConfigError([*run.problems])) for run in wrong)
+                        with disk_errors(folder, "paths.multirun"):  # it gets Hydra's multirun.yaml
                             hydra.multirun(CONFIG_NAME, job, [*line.overrides, "hydra.mode=MULTIRUN"])
                     except UserError:
                         raise

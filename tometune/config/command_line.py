@@ -53,9 +53,8 @@ GROUPS = ("model", "data", "lora", "trainer", "eval", "tracking", "chat", "expor
 class CommandLine:
     """The arguments after the verb."""
 
-    overrides: list[str]  # `key=value`, `group=option`; first the one that adds `extra_folder` to Hydra's search path
+    overrides: list[str]  # `key=value`, `group=option`; first the one that adds `--config-dir` to Hydra's search path
     multirun: bool = False
-    extra_folder: Path | None = None  # a folder of YAML files that is searched in addition to `conf/` (`--config-dir`)
     options: argparse.Namespace | None = None  # Hydra's options if nothing is run: `--help`, `--cfg job` and the like
 
 
@@ -86,11 +85,11 @@ def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine:
     if folder is not None:
         overrides = [f"hydra.searchpath=['file://{folder}']", *overrides]
     if options.help:
-        return CommandLine([], options.multirun, folder, options)
+        return CommandLine([], options.multirun, options)
     if problems := [*answers(options.overrides, folder), *_without_effect(overrides)]:
         raise ConfigError(problems)
     shows = any((options.help, options.hydra_help, options.cfg, options.info, options.shell_completion))
-    return CommandLine(overrides, options.multirun, folder, options if shows else None)
+    return CommandLine(overrides, options.multirun, options if shows else None)
 
 
 def parse(texts: Iterable[str]) -> Iterator[Override]:
@@ -103,11 +102,9 @@ def parse(texts: Iterable[str]) -> Iterator[Override]:
 
 def show(hydra: Hydra, line: CommandLine) -> None:
     """Print what `--cfg`, `--hydra-help` and the like ask for."""
-    options, loader = line.options, hydra.config_loader
+    options = line.options
     assert options is not None
     if options.hydra_help:
-        # Hydra would copy its whole store of configs for each list of options, which takes a second.
-        loader.get_group_options = loader.repository.get_group_options  # type: ignore[attr-defined,method-assign]
         options.overrides = line.overrides
         hydra.hydra_help(config_name=CONFIG_NAME, args_parser=get_args_parser(), args=options)
     elif options.cfg:

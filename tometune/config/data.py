@@ -266,18 +266,13 @@ def data_problems(data: DataConfig) -> Iterator[str]:
     if data.scorer != ScorerConfig() and (data.pool is None or data.pool.order is not PoolOrder.best):
         yield "data.scorer: has no effect, since the pool is not ranked; set data.pool.order=best"
     base_rows = data.base.rows
-    if data.rows is None or base_rows is None or min(base_rows, data.rows) < 1 or data.base.kind is SourceKind.files:
-        return  # the rows of files are counted first, so that one error names every number that has to change
+    if data.rows is None or base_rows is None or min(base_rows, data.rows) < 1:
+        return
     if base_rows > data.rows:
-        yield (
-            f"data.rows={data.rows}: below data.base.rows={base_rows}, and a mix contains the whole base; "
-            f"raise data.rows, or set data.base.rows={data.rows} (less if the base has fewer rows)"
-        )
+        yield f"data.rows={data.rows}: below data.base.rows={base_rows}, and a mix contains the whole base; raise it"
     if base_rows < data.rows and not data.draws:
-        yield (
-            f"data.rows={data.rows}: above data.base.rows={base_rows}, and there is no pool; "
-            f"choose a mix with one, e.g. data=mix_200k or files_200k, or set data.rows={base_rows}"
-        )
+        above = f"data.rows={data.rows}: above data.base.rows={base_rows}, and there is no pool"
+        yield f"{above}; choose a mix with one, e.g. data=mix_200k or files_200k"
 
 
 def _held_out_problems(held_out: HeldOutConfig, base_rows: int | None) -> Iterator[str]:

@@ -11,7 +11,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from tometune.common.errors import ConfigError, UserError, chain_of, did_you_mean, nearest, shell_word
 from tometune.config.aliases import keys_of
-from tometune.config.root import conf_dir, setting_keys
+from tometune.config.root import setting_keys
 
 WRONG_VALUES = {
     "is not Optional": "must not be null",
@@ -37,20 +37,21 @@ PLUGINS = {
 
 
 @contextmanager
-def composition_errors(extra_folder: Path | None = None) -> Iterator[None]:
+def composition_errors() -> Iterator[None]:
     """Turn an error in composing a config into a one-line `ConfigError`, which names the YAML file that is wrong."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        folders = [conf_dir(), *([] if extra_folder is None else [extra_folder])]
-        raise ConfigError([explain(error, folders)]) from error
+        raise ConfigError([explain(error)]) from error
 
 
-def explain(error: BaseException, folders: Sequence[Path]) -> str:
+def explain(error: BaseException) -> str:
     """Return the line for an error of Hydra, OmegaConf or PyYAML."""
     chain = chain_of(error)
     text = re.sub(r"^In '[^']+': |\s*See https://hydra\.cc\S+ for details", "", str(error))
-    where = _file(chain, folders)
+    # Hydra's message names the YAML file that is wrong; the error has no attribute for it.
+    named = next((found[1] for cause in chain if (found := re.match(r"In '([^']+)':", str(cause)))), None)
+    where = f"{named}.yaml: " if named else ""
     if ours := next((cause for cause in chain if isinstance(cause, UserError)), None):  # of a resolver
         return str(ours)
     for cause in chain:
@@ -61,11 +62,6 @@ def explain(error: BaseException, folders: Sequence[Path]) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             override = text.partition("Error merging override ")[2]
             return where + _wrong_key(cause, cause.full_key, override or cause.full_key)
-    if found := re.match(r"Could not delete from config\. '(eval\.tasks\.(.*))' does not exist\.", text):
-        options = "".join(path.read_text(encoding="utf-8") for path in (conf_dir() / "eval").glob("*.yaml"))
-        names = dict.fromkeys(re.findall(r"task@tasks\.(\w+)", options))
-        names.pop(found[2], None)  # this choice of eval has no such task, or it is deleted twice
-        return f"~{found[1]}: no such task{did_you_mean(found[2], names)}"
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         fix = f"quote the value: {_quoted(key, value)}" if equals else "write key=value"
@@ -112,8 +108,7 @@ def _wrong_key(error: OmegaConfBaseException, key: str, override: str) -> str:
     if found := re.search(r"Interpolation key '(.*)' not found", text):
         return f"{key}: refers to ${{{found[1]}}}; {unknown_key(found[1])}"
     if found := re.search(r"Environment variable '(.*)' not found", text):
-        name = f"oc.env:{found[1]}"
-        return f"{key}: refers to ${{{name}}}, which is not set; set it, or give a default: ${{{name},…}}"
+        return f"{key}: refers to the environment variable {found[1]}, which is not set; set it"
     return f"{override}: {text}"
 
 
@@ -136,12 +131,3 @@ def unknown_key(key: str, siblings: Sequence[str] = ()) -> str:
         or elsewhere[:2]
     )
     return f"{key}: no such key" + (f"; did you mean {', '.join(meant)}?" if meant else "; --cfg job prints all keys")
-
-
-def _file(chain: Sequence[BaseException], folders: Sequence[Path]) -> str:
-    """Return `"FILE: "` if Hydra's message names a config, else an empty string; the error has no attribute for it."""
-    for cause in chain:
-        if found := re.match(r"In '([^']+)':", str(cause)):
-            name = f"{found[1]}.yaml"
-            return f"{next((folder / name for folder in folders if (folder / name).exists()), name)}: "
-    return ""

@@ -6,7 +6,6 @@ import re
 from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from textwrap import fill, wrap
 from typing import get_type_hints
 
@@ -26,18 +25,15 @@ WITHOUT_KEYS = {"eval/task": "eval", "experiment": "experiment", "hydra/launcher
 EXPLAINED = 6  # most keys of a group that are explained one by one
 
 
-def help_text(verb: str, docstring: str, extra_folder: Path | None = None) -> str:
-    """Return the help of a verb, whose docstring has a summary in the first line and then examples.
-
-    `extra_folder` is that of `--config-dir`, whose options are listed, too.
-    """
+def help_text(verb: str, docstring: str) -> str:
+    """Return the help of a verb, whose docstring has a summary in the first line and then examples."""
     summary, *examples = docstring.strip().splitlines()
     types = get_type_hints(Config)
     groups: list[str] = []
     keys: list[str] = []
     for name in (*types, *WITHOUT_KEYS):
         whole = WITHOUT_KEYS.get(name, name) in ("experiment", *READS[verb])
-        options = _options(name, extra_folder) if whole else []
+        options = _options(name) if whole else []
         if len(options) > 1:
             groups += _entry(f"{ADDED.get(name, name)}=", ", ".join(options))
         below = {entry.name: entry for entry in fields(types[name])} if is_dataclass(types.get(name)) else {}
@@ -59,10 +55,10 @@ def help_text(verb: str, docstring: str, extra_folder: Path | None = None) -> st
     )
 
 
-def _options(group: str, extra_folder: Path | None) -> list[str]:
+def _options(group: str) -> list[str]:
     """Return the options of a group; the default has a star."""
-    files = [file for folder in (conf_dir(), extra_folder) if folder for file in (folder / group).glob("*.yaml")]
-    return [f"*{name}" if name == _defaults().get(group) else name for name in sorted({file.stem for file in files})]
+    names = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+    return [f"*{name}" if name == _defaults().get(group) else name for name in names]
 
 
 @cache
@@ -72,10 +68,7 @@ def _defaults() -> dict[str, str]:
 
 
 def _entry(name: str, text: str) -> list[str]:
-    """Return a name and an explanation, which begins on the next line if the name is long."""
-    lines = wrap(text, WIDTH - 20, break_on_hyphens=False)
-    first = f"  {name:18}"
-    return [first + lines[0] if len(first) == 20 else first, *(f"{'':20}{line}" for line in lines[len(first) == 20 :])]
+    return wrap(f"{name:17} {text}", WIDTH, initial_indent="  ", subsequent_indent=20 * " ", break_on_hyphens=False)
 
 
 def _meaning(key: str) -> str:

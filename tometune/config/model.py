@@ -60,10 +60,7 @@ def model_problems(model: ModelConfig) -> Iterator[str]:
     if model.compute is Compute.fp8 and model.precision not in (Precision.auto, Precision.bf16):
         yield f"model.compute=fp8: is for bfloat16, not model.precision={model.precision}; set model.precision=auto"
     if model.weights is Weights.random and model.quantization is not Quantization.none:
-        yield (
-            f"model.quantization={model.quantization}: model.weights=random has nothing to quantise; "
-            "set model.quantization=none or choose model=tiny"
-        )
+        yield f"model.quantization={model.quantization}: model.weights=random has nothing to quantise; set it to none"
 
 
 @dataclass

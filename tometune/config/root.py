@@ -182,14 +182,16 @@ def setting_keys() -> list[str]:
 
 
 def typed(composed: DictConfig) -> Config:
-    """Turn a composed config, without its `hydra` node, into dataclasses.
+    """Turn a composed config, whose `hydra` node is left out, into dataclasses.
 
     It is merged into the schema again, because an override with a plus can add keys that the schema does not have.
 
     Raises:
         OmegaConfBaseException: a key is not in the schema, or a value cannot be resolved.
     """
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed)))
+    values: Any = OmegaConf.to_container(composed)
+    values.pop("hydra", None)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     return config
 

@@ -4,11 +4,9 @@ Also turns a composed config, of a cell or of a single run, into the dataclass `
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins import basic_sweeper  # hydra/sweeper=basic; not exported
@@ -17,7 +15,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from tometune.common.errors import ConfigError, UserError
 from tometune.config.command_line import CommandLine, parse
@@ -29,56 +27,33 @@ from tometune.config.root import ADHOC, CONFIG_NAME, Config, check, conf_dir, ty
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: its overrides, its config, and one line per problem that the checks find in it.
-
-    If Hydra cannot compose its config (`trainer.max_steps=x`), `config` is composed from the overrides that are valid.
-    """
+    """One run of a sweep: its overrides, its config, and one line per problem that the checks find in it."""
 
     overrides: list[str]
     config: Config
     problems: tuple[str, ...] = ()
-    composed: bool = True
 
 
 @dataclass(frozen=True)
 class Jobs:
     """The runs of a sweep."""
 
-    config: Config  # the config of the first run that can be composed
+    config: Config  # the config of the first run
     known: list[Job]  # all runs; empty for a search
     search: bool  # whether a sweeper such as Optuna chooses each run by the scores of earlier ones
-
-    @contextmanager
-    def only_composed(self) -> Iterator[list[Job]]:
-        """Yield the runs that cannot be composed, and hide them from Hydra's sweeper: one would stop all."""
-        broken = [job for job in self.known if not job.composed]
-        overrides = [job.overrides for job in broken]
-        sweeper = basic_sweeper.BasicSweeper  # Hydra uses this class
-        split = sweeper.split_arguments
-
-        def split_others(*arguments: Any) -> list[list[list[str]]]:
-            batches = ([run for run in batch if run not in overrides] for batch in split(*arguments))
-            return [batch for batch in batches if batch]
-
-        sweeper.split_arguments = staticmethod(split_others)  # type: ignore[method-assign,assignment]
-        try:
-            yield broken
-        finally:
-            sweeper.split_arguments = staticmethod(split)  # type: ignore[method-assign]
 
 
 def jobs_of(line: CommandLine) -> Jobs | None:
     """Return the runs of a command line, composed as Hydra will compose them; None if it is a single run.
 
-    A run whose config cannot be composed or fails the checks is listed with its problems. The others still run,
-    whatever their order.
+    A run that fails the checks is listed with its problems. The others still run, whatever their order.
 
     Raises:
-        ConfigError: the command line cannot be parsed, one size replaces those of a preset, or every run is wrong.
+        ConfigError: a run cannot be composed, one size replaces those of a preset, or every run fails the checks.
     """
     if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
         return None  # saves a composition: without -m, only an added group (+sweep=…) or a key of Hydra makes a sweep
-    with composition_errors(line.extra_folder), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+    with composition_errors(), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         if not line.multirun and hydra.get_mode(CONFIG_NAME, line.overrides) != RunMode.MULTIRUN:
@@ -88,17 +63,11 @@ def jobs_of(line: CommandLine) -> Jobs | None:
         if problem := _replaced_sizes(master):
             raise ConfigError([problem])
         search = not str(master.hydra.sweeper._target_).endswith(".BasicSweeper")
-        loader, jobs = hydra.config_loader, []
-        for overrides in _cells(loader, master, search):
-            try:
-                with composition_errors(line.extra_folder):
-                    jobs.append(_job(loader, master, overrides))
-            except ConfigError as error:
-                jobs.append(Job(overrides, Config(), tuple(error.problems), composed=False))
+        loader = hydra.config_loader
+        jobs = [_job(loader, master, overrides) for overrides in _cells(loader, master, search)]
         if all(job.problems for job in jobs):
             raise ConfigError(list(dict.fromkeys(problem for job in jobs for problem in job.problems)))
-        jobs = [job if job.composed else _without_wrong_values(loader, master, job) for job in jobs]
-    return Jobs(next(job.config for job in jobs if job.composed), [] if search else jobs, search)
+    return Jobs(jobs[0].config, [] if search else jobs, search)
 
 
 def _cells(loader: ConfigLoader, master: DictConfig, search: bool) -> list[list[str]]:
@@ -131,25 +100,12 @@ def _replaced_sizes(master: DictConfig) -> str | None:
 
 def _job(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Job:
     composed = loader.load_sweep_config(master, overrides)
-    hydra_node = composed.hydra
-    with open_dict(composed):
-        del composed["hydra"]
-    config = to_config(composed, hydra_node)
+    config = to_config(composed, composed.hydra)
     try:
         check(config)
     except ConfigError as error:
         return Job(overrides, config, tuple(error.problems))
     return Job(overrides, config)
-
-
-def _without_wrong_values(loader: ConfigLoader, master: DictConfig, job: Job) -> Job:
-    """Return a run that cannot be composed with a config for its labels, composed from its valid overrides."""
-    kept: list[str] = []
-    for override in job.overrides:
-        with suppress(ConfigError), composition_errors():
-            job = replace(job, config=_job(loader, master, [*kept, override]).config)
-            kept.append(override)
-    return job
 
 
 def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Config:
@@ -158,7 +114,6 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
     If the command line sets the model's id but not its name, the last part of the id becomes its name. The runs of a
     sweep without a name share the name `adhoc`; their settings that have no effect are reset to the defaults. The name
     of a mix says how many rows are held out of its base.
-    `hydra_node` is the `hydra` node, which `composed` lacks.
 
     Raises:
         ConfigError: a value cannot be resolved, or keys of a pool or an adapter are set for a single run that has none.

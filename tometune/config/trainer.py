@@ -80,12 +80,9 @@ class TrainerConfig:
 def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
     """Yield the problems of the `trainer` group."""
     yield from _step_problems(trainer)
-    if trainer.max_tokens is not None and trainer.max_steps is not None:
-        yield (
-            f"trainer.max_tokens={trainer.max_tokens}: trainer.max_steps={trainer.max_steps} sets the steps already; "
-            "set one of the two to null"
-        )
     warmup, steps = trainer.warmup_steps, trainer.max_steps
+    if trainer.max_tokens is not None and steps is not None:
+        yield f"trainer.max_tokens={trainer.max_tokens}: trainer.max_steps={steps} sets the steps, too; set one to null"
     if warmup > 1 and not warmup.is_integer():
         yield f"trainer.warmup_steps={warmup}: neither a whole number of steps nor a share of them below 1"
     if steps is not None and warmup >= max(1, steps):
@@ -94,10 +91,8 @@ def trainer_problems(trainer: TrainerConfig) -> Iterator[str]:
             "used; lower trainer.warmup_steps (0.1 is a tenth of the steps) or raise trainer.max_steps"
         )
     if warmup and trainer.lr_scheduler_type == "constant":  # transformers ignores it without a word
-        yield (
-            f"trainer.lr_scheduler_type=constant: has no warm-up, so trainer.warmup_steps={warmup:g} is ignored; set "
-            "trainer.lr_scheduler_type=constant_with_warmup or trainer.warmup_steps=0"
-        )
+        ignored = f"has no warm-up, so trainer.warmup_steps={warmup:g} is ignored"
+        yield f"trainer.lr_scheduler_type=constant: {ignored}; set it to 0, or choose constant_with_warmup"
 
 
 def _step_problems(trainer: TrainerConfig) -> Iterator[str]:

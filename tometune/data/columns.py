@@ -58,7 +58,8 @@ def mapping(row: dict[str, Any], key: str, form: RowFormat) -> str:
     fix = "" if form is RowFormat.auto else f"{key}.format=auto"
     if all(name in COLUMNS[role] for role, name in names.items()):
         return fix
-    listed = ", ".join(f"{role}: {_quoted(name)}" for role, name in names.items())
+    words = (name if PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in names.values())
+    listed = ", ".join(f"{role}: {word}" for role, word in zip(names, words, strict=True))
     return f"{fix} {shell_word(f'{key}.columns={{{listed}}}')}".lstrip()
 
 
@@ -67,10 +68,3 @@ def text_columns(row: dict[str, Any], *but: str) -> list[str]:
     return [
         name for name, value in row.items() if isinstance(value, str) and value and name not in (*but, *SOURCE_COLUMNS)
     ]
-
-
-def _quoted(name: str) -> str:
-    """Return a name as a value of Hydra's command line."""
-    if PLAIN_NAME.fullmatch(name):
-        return name
-    return f'"{name.replace(chr(34), chr(92) + chr(34))}"' if name.isprintable() else json.dumps(name)

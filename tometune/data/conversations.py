@@ -30,10 +30,11 @@ def fix_conversation(turns: list[Turn]) -> tuple[list[Turn], set[str]]:
     reasons: set[str] = set()
     kept: list[Turn] = []
     user_seen = False
-    for given in turns:
-        turn = _encodable_turn(given)
-        role = turn.role
-        if turn is not given:
+    for turn in turns:
+        role, text = turn.role, encodable(turn.text)
+        extra = turn.extra and json.loads(encodable(json.dumps(turn.extra, ensure_ascii=False)))
+        if (text, extra) != turn[1:]:
+            turn = Turn(role, text, extra)
             reasons.add("broken_character_replaced")
         if not turn.text.strip() and not (turn.extra and "tool_calls" in turn.extra):
             if turn.extra and "reasoning" in turn.extra:
@@ -54,13 +55,6 @@ def fix_conversation(turns: list[Turn]) -> tuple[list[Turn], set[str]]:
     if not any(turn.role == "assistant" and is_trained(turn) for turn in kept):
         return [], {NO_TRAINED if end else NO_ASSISTANT}
     return kept[:end], reasons if end == len(kept) else reasons | {"trailing_turn_cut"}
-
-
-def _encodable_turn(turn: Turn) -> Turn:
-    """Return the turn itself, or a copy in which each lone surrogate is U+FFFD."""
-    text = encodable(turn.text)
-    extra = turn.extra and json.loads(encodable(json.dumps(turn.extra, ensure_ascii=False)))
-    return turn if text is turn.text and extra == turn.extra else Turn(turn.role, text, extra)
 
 
 def is_trained(turn: Turn) -> bool:

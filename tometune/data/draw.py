@@ -72,10 +72,7 @@ def scores_of(source: Standardised, kind: str, scorer: Scorer | None, cache: Pat
         return feature(source, "heuristic", cache)
     if kind == ScorerKind.column:
         if source.scores is None:
-            raise UserError(
-                "data.scorer.kind=column: no row of the pool has a score; name its column by data.pool.score=…, or set "
-                "data.scorer.kind=heuristic"
-            )
+            raise UserError("data.scorer.kind=column: no row of the pool has a score; set data.pool.score=COLUMN")
         return np.where(np.isnan(source.scores), np.float32(-np.inf), source.scores)
     assert scorer is not None, f"{kind} needs a scorer"
 
@@ -157,37 +154,25 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
     lost += [f"{place}: {defect}" for place, defect in base.bad[:1]]
     lost += [_reasons("filtered", facts["filtered"])] if facts["filtered"] else []
     lost += [f"data.contamination=drop: {facts['contaminated_rows']:,}"] if facts.get("contaminated_rows") else []
+    why = "; ".join(lost)
     if not found:
-        raise UserError(
-            f"data.base: no row is left ({'; '.join(lost)}); relax data.filters, or set data.filters.base=false"
-        )
-    most = found if config.rows is None else min(found, config.rows)
-    both = not config.draws and config.rows is not None and most < config.rows
-    fix = f"set data.rows={most} data.base.rows={most}" if both else f"set data.base.rows={most}"
-    if config.base.rows is not None and config.rows is not None and config.base.rows > config.rows:
-        raise UserError(
-            f"data.rows={config.rows}: below data.base.rows={wanted}, and a mix contains the whole base, which has "
-            f"{found:,} usable rows; {fix}"
-        )
+        raise UserError(f"data.base: no row is left ({why}); relax data.filters, or set data.filters.base=false")
     if found < wanted:
-        raise UserError(
-            f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({'; '.join(lost)}); {fix}"
-        )
+        most = found if config.rows is None else min(found, config.rows)
+        both = not config.draws and config.rows is not None and most < config.rows
+        fix = f"set data.rows={most} data.base.rows={most}" if both else f"set data.base.rows={most}"
+        raise UserError(f"data.base.rows={wanted}: the base has {found:,} usable rows of {base.read:,} ({why}); {fix}")
 
 
 def check_pool(config: DataConfig, added: int) -> None:
     """Raise a `UserError` if there is no pool to draw from, or it has its own number of rows."""
     if config.pool is None or not config.draws:
         assert config.rows is not None  # else there are no others
-        raise UserError(
-            f"data.rows={config.rows}: the base has {config.rows - added} rows and there is no pool for the other "
-            f"{added}; choose a mix with one, e.g. data=files_200k, or set data.rows={config.rows - added}"
-        )
+        found = config.rows - added
+        no_pool = f"the base has {found} rows and there is no pool for the other {added}; choose a mix with one"
+        raise UserError(f"data.rows={config.rows}: {no_pool}, e.g. data=files_200k, or set data.rows={found}")
     if config.pool.rows is not None:
-        raise UserError(
-            f"data.pool.rows={config.pool.rows}: is ignored, because {_size(config)} sets how many rows are "
-            "drawn; set data.pool.rows=null"
-        )
+        raise UserError(f"data.pool.rows={config.pool.rows}: is ignored next to {_size(config)}; set it to null")
 
 
 def check_sources(pool: Standardised, config: PoolConfig) -> None:

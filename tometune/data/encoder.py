@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -120,16 +120,22 @@ def encode_rows(rows: Dataset, encoder: Encoder, max_length: int) -> Iterator[tu
     """
     waiting: deque[tuple[list[Rendered], Future[list[Any]]]] = deque()
     template = encoder.template
-    longest = max_length * max(map(len, template.tokenizer.get_vocab()))
+    # An end that no truncated row reaches is not encoded: twice `max_length` tokens, were they all the longest one.
+    longest = 2 * max_length * max(map(len, template.tokenizer.get_vocab()))
+
+    def finish() -> tuple[list[Rendered], list[Encoded]]:
+        rendered, encodings = waiting.popleft()
+        return rendered, encoder.locate(rendered, encodings.result())
+
     with ThreadPoolExecutor(1) as thread:
         for batch in _batches(rows):
             conversations, tools = zip(*batch, strict=True)
             rendered = [_clip(row, longest) for row in template.render(conversations, tools)]
             waiting.append((rendered, thread.submit(encoder.encodings, rendered)))
             if len(waiting) > AHEAD:
-                yield _finish(encoder, *waiting.popleft(), max_length)
+                yield finish()
         while waiting:
-            yield _finish(encoder, *waiting.popleft(), max_length)
+            yield finish()
 
 
 def _batches(rows: Dataset) -> Iterator[list[tuple[Messages, Tools]]]:
@@ -148,22 +154,10 @@ def _batches(rows: Dataset) -> Iterator[list[tuple[Messages, Tools]]]:
 
 
 def _clip(row: Rendered, longest: int) -> Rendered:
-    """Return a row without the characters after `longest`, where `max_length` of the longest tokens would end."""
     if len(row.text) <= longest:
         return row
     spans = [(start, min(end, longest)) for start, end in row.spans if start < longest]
-    return replace(row, text=row.text[:longest], spans=spans, whole=row)
-
-
-def _finish(
-    encoder: Encoder, rendered: list[Rendered], future: Future[list[Any]], max_length: int
-) -> tuple[list[Rendered], list[Encoded]]:
-    """Wait for the encodings and locate the trained tokens; a clipped row with too few tokens is encoded whole."""
-    encoded = encoder.locate(rendered, future.result())
-    for number, row in enumerate(rendered):
-        if row.whole and len(encoded[number][0]) <= max_length:
-            (encoded[number],) = encoder.encode([row.whole])
-    return rendered, encoded
+    return replace(row, text=row.text[:longest], spans=spans, clipped=True)
 
 
 def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np.ndarray]:
@@ -174,25 +168,19 @@ def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np
         tokens with a label, and the tokens cut off.
     """
     sizes = np.zeros((len(rows), 3), dtype=np.int64)
-    # The first token is never predicted, so a label there trains nothing.
-    trains = np.array(
-        [any(end > 1 and max(start, 1) < max_length for start, end in places) for _, places in rows], dtype=bool
-    )
-    kept = [row for row, trained in zip(rows, trains, strict=True) if trained]
-    lengths = np.array([0, *(min(len(ids), max_length) for ids, _ in kept)], dtype=np.int32)
-    offsets = np.cumsum(lengths, dtype=np.int32)
-    tokens = np.fromiter(chain.from_iterable(ids[:max_length] for ids, _ in kept), dtype=np.int32, count=offsets[-1])
-    labels = np.full(len(tokens), IGNORE, dtype=np.int32)
-    for (_, places), first, stop in zip(kept, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        for start, end in places:
-            trained = slice(first + start, min(first + end, stop))
-            labels[trained] = tokens[trained]
-    sizes[trains, 0] = lengths[1:]
-    if kept:
-        sizes[trains, 1] = np.add.reduceat(labels != IGNORE, offsets[:-1])
-    sizes[:, 2] = [max(0, len(ids) - max_length) for ids, _ in rows]
-    columns = [pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)) for flat in (tokens, labels)]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), sizes
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in SCHEMA.names}
+    for size, (ids, places) in zip(sizes, rows, strict=True):
+        size[2] = max(0, len(ids) - max_length)
+        # The first token is never predicted, so a label there trains nothing.
+        if any(end > 1 and max(start, 1) < max_length for start, end in places):
+            tokens = np.fromiter(ids[:max_length], dtype=np.int32)
+            labels = np.full(len(tokens), IGNORE, dtype=np.int32)
+            for start, end in places:
+                labels[start:end] = tokens[start:end]
+            size[:2] = len(tokens), np.count_nonzero(labels != IGNORE)
+            kept["input_ids"].append(tokens)
+            kept["labels"].append(labels)
+    return pa.RecordBatch.from_pydict(kept, schema=SCHEMA), sizes
 
 
 def verify(encoder: Encoder, row: Rendered, encoded: Encoded, number: int) -> None:
@@ -203,9 +191,7 @@ def verify(encoder: Encoder, row: Rendered, encoded: Encoded, number: int) -> No
     """
     ids, places = encoded
     if not len(places) == len(row.spans) == len(row.answers):
-        raise RuntimeError(
-            f"row {number}: {len(places)} spans are trained on, but there are {len(row.answers)} answers"
-        )
+        raise RuntimeError(f"row {number}: {len(places)} spans are trained on for {len(row.answers)} answers")
     template = encoder.template
     for answer, (start, end), span in zip(row.answers, places, row.spans, strict=True):
         decoded, shown = encoder.decode(ids[start:end]), row.original(*span)

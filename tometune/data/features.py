@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,9 +116,8 @@ def _answers(batch: pa.RecordBatch) -> Iterator[list[str]]:
     rows, roles, texts = turns_of(batch)
     spoken = pc.equal(roles, "assistant")
     counts = np.bincount(rows[spoken.to_numpy(zero_copy_only=False)], minlength=len(batch))
-    answers = texts.filter(spoken).to_pylist()
-    for start, end in pairwise([0, *np.cumsum(counts).tolist()]):
-        yield answers[start:end]
+    ends = np.cumsum([0, *counts], dtype=np.int32)
+    yield from pa.ListArray.from_arrays(ends, texts.filter(spoken)).to_pylist()
 
 
 def sum_turns(batch: pa.RecordBatch, values: Any) -> np.ndarray:

@@ -75,11 +75,9 @@ def filters(config: FiltersConfig, source: Standardised, cache: Path, tokenizer:
                 yield f"too_{word}_{unit}", passes(sizes, limit)
     if config.min_score is not None:
         if source.scores is None:
-            raise UserError(
-                f"data.filters.min_score={config.min_score}: none of the {len(source.rows):,} rows from "
-                f"{', '.join(source.names[:3])} has a score; name its column with data.pool.score=… or "
-                "data.base.score=…, or set data.filters.min_score=null"
-            )
+            none = f"none of the {len(source.rows):,} rows from {', '.join(source.names[:3])} has a score"
+            fix = "name its column with data.pool.score=… or data.base.score=…"
+            raise UserError(f"data.filters.min_score={config.min_score}: {none}; {fix}")
         yield "score_too_low", source.scores >= config.min_score  # drops NaN, a row without a score
     for on, name in ((config.refusals, "refusal"), (config.broken_code, "broken_code")):
         if on:

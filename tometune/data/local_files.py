@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from tometune.common.errors import UserError
 from tometune.data.columns import COLUMNS
-from tometune.data.rows import DECODER, Batch, Row, checked_row, defect, is_turns, parsed, parsed_line, repeated
+from tometune.data.rows import DECODER, Batch, Row, checked_row, defect, is_turns, parsed_line, repeated
 from tometune.data.turns import FormatError, is_turn
 
 log = logging.getLogger(__name__)
@@ -66,9 +66,11 @@ def read_file(file: Path) -> Iterator[Batch]:
         elif kind == ".arrow":
             yield from numbered(_arrow(file), str(file))
         elif kind in TABLES:
-            yield from _table(file, TABLES[kind])
+            yield from _batched(file, _table(file, TABLES[kind]))
         else:
-            yield from _json(file, kind)
+            yield from _json(file)
+    except csv.Error as error:
+        raise UserError(f"{file}: is not a table ({error}); write it again, or as JSONL") from error
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(file, error) from error
@@ -153,77 +155,60 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes, int]]:
                 yield number, line, len(line)
 
 
-def _table(file: Path, delimiter: str) -> Iterator[Batch]:
+def _table(file: Path, delimiter: str) -> Iterator[tuple[int, Row | FormatError, int]]:
     """Read a table with a header. Bytes that are not UTF-8 become lone surrogates, which are replaced and counted."""
-
-    def rows() -> Iterator[tuple[int, Row | FormatError, int]]:
-        with io.TextIOWrapper(_open(file), "utf-8-sig", errors="surrogateescape", newline="") as text:
-            first = text.readline()
-            for other in ";\t|,":
-                if other in first and delimiter not in first:
-                    reason = f"its columns are separated by {other!r}, not {delimiter!r}"
-                    raise UserError(f"{file}: {reason}; write it with {delimiter!r}, or as JSONL")
-            table = csv.reader(chain([first], text), strict=True, delimiter=delimiter)
-            header = [name or f"column {number}" for number, name in enumerate(next(table, []), start=1)]
-            _check_names(file, header)
-            cells: list[str] | None = header
-            while cells is not None:
-                start = table.line_num + 1
-                try:
-                    cells = next(table, None)
-                    lines = "\t".join(cells or ()).splitlines() if delimiter == "\t" and len(header) > 1 else ()
-                    if len(lines) > 1 and {line.count("\t") for line in lines} == {len(header) - 1}:
-                        raise csv.Error("each of its lines could be a row")
-                except csv.Error as error:
-                    # An open quote takes the next rows into its cell, so each line counts as a row that is lost.
-                    reason = f'has a quote that is not closed ({error}); double each " in a cell'
-                    bad = FormatError("broken_quotes", reason)
-                    yield from ((number, bad, 0) for number in range(start, table.line_num + 1))
-                    continue
-                if cells:
-                    row: Row | FormatError = dict(zip(header, cells, strict=False))
-                    if len(cells) != len(header):
-                        reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with"
-                        row = FormatError("wrong_number_of_cells", f"{reason} {delimiter!r} in double quotes")
-                    yield start, row, sum(map(len, cells))
-
     csv.field_size_limit(LONGEST_CELL)
-    try:
-        yield from _batched(file, rows())
-    except csv.Error as error:
-        raise UserError(f"{file}: is not a table ({error}); write it again, or as JSONL") from error
+    with io.TextIOWrapper(_open(file), "utf-8-sig", errors="surrogateescape", newline="") as text:
+        first = text.readline()
+        other = next((mark for mark in ";\t|," if mark in first), "")
+        if other and delimiter not in first:
+            reason = f"its columns are separated by {other!r}, not {delimiter!r}"
+            raise UserError(f"{file}: {reason}; write it with {delimiter!r}, or as JSONL")
+        table = csv.reader(chain([first], text), strict=True, delimiter=delimiter)
+        header = [name or f"column {number}" for number, name in enumerate(next(table, []), start=1)]
+        _check_names(file, header)
+        cells: list[str] | None = header
+        while cells is not None:
+            start = table.line_num + 1
+            try:
+                cells = next(table, None)
+                lines = "\t".join(cells or ()).splitlines() if delimiter == "\t" and len(header) > 1 else ()
+                if len(lines) > 1 and {line.count("\t") for line in lines} == {len(header) - 1}:
+                    raise csv.Error("each of its lines could be a row")
+            except csv.Error as error:
+                # An open quote takes the next rows into its cell, so each line counts as a row that is lost.
+                bad = FormatError("broken_quotes", f'has a quote that is not closed ({error}); double each " in a cell')
+                yield from ((number, bad, 0) for number in range(start, table.line_num + 1))
+                continue
+            if cells:
+                row: Row | FormatError = dict(zip(header, cells, strict=False))
+                if len(cells) != len(header):
+                    reason = f"has {len(cells)} cells and the header has {len(header)}; put cells with"
+                    row = FormatError("wrong_number_of_cells", f"{reason} {delimiter!r} in double quotes")
+                yield start, row, sum(map(len, cells))
 
 
-def _json(file: Path, kind: str) -> Iterator[Batch]:
+def _json(file: Path) -> Iterator[Batch]:
     """Read one object per line, or a list, an object over several lines, or an object that holds the rows.
 
     The first line decides, whatever the suffix: many .json files hold one object per line, some .jsonl files a list.
     """
-    head, *more = [line for _, line, _ in islice(_lines(file), 2)] or [b""]
-    begin, first = head.removeprefix(b"\xef\xbb\xbf").strip(), None
+    sample = [line.rstrip(b"\r\n, ") for _, line, _ in islice(_lines(file), BATCH)]
+    first = None
     with suppress(ValueError, RecursionError):
-        first = parsed_line(head)
-    if isinstance(first, list) and not is_turns(first):
-        documents = isinstance((first or [0])[0], dict) or (kind == ".json" and not more)
-    elif first is None:
-        documents = begin[:1] == b"[" or (bool(more) and begin[-1:] in b"{[,:")
-    else:
-        documents = not more and _holds_rows(first) is not None
-    rows: list[Any] = []
-    try:
-        if documents:
+        first = parsed_line(sample[0]) if sample else None
+    if not (isinstance(first, dict) or is_turns(first)) or (len(sample) == 1 and _holds_rows(first)):
+        try:
             with _open(file) as content:
                 rows = [row for value in _documents(file, content.read()) for row in _unwrapped(file, value)]
-    except UserError:
-        # Perhaps only the first line is broken. The lines of an object over several lines are indented.
-        sample = [line for _, line, _ in islice(_lines(file), BATCH)]
-        documents = 2 * sum(line[:1] == b"{" and isinstance(parsed(line), dict) for line in sample) < len(sample)
-        if documents:
-            raise
-    if documents:
-        yield from batches([checked_row(row, "fix or delete it") for row in rows], str(file))
-    else:
-        yield from _batched(file, _lines(file))
+        except UserError:
+            # Perhaps only the first line is broken. The lines of an object over several lines are indented.
+            if 2 * sum(line[:1] + line[-1:] == b"{}" for line in sample) < len(sample):
+                raise
+        else:
+            yield from batches([checked_row(row, "fix or delete it") for row in rows], str(file))
+            return
+    yield from _batched(file, _lines(file))
 
 
 def _documents(file: Path, content: bytes) -> Iterator[Any]:

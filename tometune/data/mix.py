@@ -1,12 +1,7 @@
 """Mixes: the whole base, then random rows of the pool; nested and disjoint (docs/data.md).
 
-For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are put into one seeded order, and a larger mix takes a
-longer prefix of it. The rows are sorted by key before they are shuffled, so neither file names nor how rows are spread
-over files change the draw. If the base has more than `data.base.rows` rows, that many are drawn with the seed; pool
-rows whose text is anywhere in the base are still excluded.
-
-Held-out rows (`data.held_out.rows`) are chosen before anything is drawn, with a seed of their own. A mix contains
-neither them nor their repeats, nor near-duplicates of them if `data.near_dedup` is on, and is that much smaller.
+For one seed mix_100k ⊂ mix_200k ⊂ mix_300k: the pool's rows are sorted by key, so that files do not matter, then put
+into one seeded order, of which a larger mix takes a longer prefix. Held-out rows are chosen before anything is drawn.
 """
 
 from collections import Counter
@@ -184,10 +179,8 @@ class _Builder:
             if config.base.rows is not None or len(rows) < most:  # else the base has enough others
                 wanted -= facts["held_out"]
             if wanted <= 0:
-                raise UserError(
-                    f"data.held_out.rows={len(held_out)}: leaves no row of the base for data.rows={most}; hold "
-                    f"out fewer rows, or {'add rows' if config.rows is None else 'raise data.rows'}"
-                )
+                left = f"data.held_out.rows={len(held_out)}: leaves no row of the base for data.rows={most}"
+                raise UserError(f"{left}; hold out fewer rows, or {'raise data.rows' if config.rows else 'add rows'}")
         chosen = rows[stream(self.seed, "base").permutation(len(rows))[:wanted]] if len(rows) > wanted else rows
         facts["rows"] = wanted
         if near:
@@ -258,10 +251,8 @@ class _Builder:
         """
         texts = rows[draw.starts_group(source.keys[rows])]
         if number is None and not (number := min(MOST_HELD_OUT, len(texts) // 10)):
-            raise UserError(
-                f"data.{origin}: has {len(texts)} different rows, too few to hold out a tenth for scoring; add rows, "
-                "or name a test set: eval=own eval.path=FILE"
-            )
+            few = f"data.{origin}: has {len(texts)} different rows, too few to hold out a tenth for scoring"
+            raise UserError(f"{few}; add rows, or name a test set: eval=own eval.path=FILE")
         order = stream(self.config.held_out.seed, f"held out {origin}").permutation(len(texts))
 
         def plain(row: int) -> bool:
@@ -271,10 +262,8 @@ class _Builder:
         held_out = np.array(list(islice(filter(plain, texts[order].tolist()), number)), dtype=rows.dtype)
         if len(held_out) < number:
             most = len(held_out) - (origin == "base" and len(held_out) == len(rows))  # a row is left to train on
-            raise UserError(
-                f"data.held_out.rows={number}: data.{origin} has {len(held_out):,} different rows that can be held out "
-                f"(without tools and reasoning, after filters); set data.held_out.rows={most} or less"
-            )
+            has = f"data.{origin} has {len(held_out):,} different rows that can be held out (without tools, reasoning)"
+            raise UserError(f"data.held_out.rows={number}: {has}; set data.held_out.rows={most} or less")
         return held_out
 
     def _filter(

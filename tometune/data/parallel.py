@@ -16,10 +16,6 @@ ALONE = 8  # up to so many items are processed here, faster than another process
 WAITING = 3  # items per process that wait for a process or for the caller; bounds the memory
 
 
-class WorkerDiedError(RuntimeError):
-    """A worker process was killed."""
-
-
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -32,7 +28,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     of the function is raised when its item's turn comes.
 
     Raises:
-        WorkerDiedError: a process was killed.
+        RuntimeError: a process was killed.
     """
     rest = iter(items)
     head = list(islice(rest, ALONE + 1))
@@ -56,9 +52,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         while waiting:
             yield waiting.popleft().result()
     except TerminatedWorkerError as error:
-        raise WorkerDiedError(
-            f"one of {processes} worker processes was killed, most likely because memory ran out; run the same command "
-            "again, with fewer cores if it happens again (e.g. taskset -c 0 …)"
-        ) from error
+        killed = f"one of {processes} worker processes was killed, most likely because memory ran out"
+        raise RuntimeError(f"{killed}; run the same command again, perhaps on fewer cores (taskset -c 0 …)") from error
     finally:
         pool.shutdown(kill_workers=True)

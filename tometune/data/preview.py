@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.text import Text
 
+from tometune.common.errors import some
 from tometune.common.seeding import stream
 from tometune.data.conversations import full_messages
 from tometune.data.encoder import IGNORE
@@ -105,9 +106,8 @@ def unread_columns(mix: Mix) -> list[tuple[str, str, str]]:
     listed = []
     for (origin, source), names in sorted(found.items(), key=lambda entry: -sum(entry[1].values())):
         largest = sorted(names.items(), key=lambda entry: (-entry[1], entry[0]))
-        shown = [f"{' '.join(name[:LONGEST_NAME].split())} {rows:,}" for name, rows in largest[:MOST_NAMES]]
-        shown += [f"{len(largest) - MOST_NAMES:,} more"] if len(largest) > MOST_NAMES else []
-        listed.append((origin, source, ", ".join(shown)))
+        shown = (f"{' '.join(name[:LONGEST_NAME].split())} {rows:,}" for name, rows in largest)
+        listed.append((origin, source, some(shown, MOST_NAMES)))
     return listed
 
 

@@ -5,20 +5,17 @@ interrupted connection resumes at the byte where it broke; a killed program star
 """
 
 import glob
-import json
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import file_digest, sha256
 from itertools import takewhile
 from pathlib import Path
 
-from tometune.common.cache import default_cache
 from tometune.common.errors import UserError, some
-from tometune.common.files import write_json
 from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.data import pydocs
@@ -65,35 +62,33 @@ def fingerprint(source: SourceConfig, key: str) -> str:
 
 
 def files_of(path: str | None, key: str, split: str = "train") -> list[Path]:
-    """Return the files of a path: one file, or those of a folder or a glob except other splits."""
-    return _files(path, key, split)[0]
+    """Return the files of a path: one, or those of a folder or a glob: of this split, or all if none is."""
+    splits = _splits(path, key)
+    return [file for file, named in splits.items() if named == split] or [*splits]
 
 
-def _files(path: str | None, key: str, split: str) -> tuple[list[Path], list[Path]]:
-    """Return the files to read, and those of other splits; all are read if none is of this split."""
+def _splits(path: str | None, key: str) -> dict[Path, str]:
+    """Return the split of each file of a path."""
     if not path:
         raise UserError(f"{key}: is not set; set it to {FILES}")
     try:
-        found = _matches(Path(path).expanduser())
+        place = Path(path).expanduser()
+        found = _matches(place)
     except (OSError, RuntimeError, ValueError) as error:  # no permission, name too long, no such home, null byte
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise UserError(f"{key}={path[:LONGEST_PATH]}: cannot be looked up ({reason}); check the path") from error
-    if found is None:
-        raise UserError(f"{key}={path}: has no file that ends in {', '.join(SUFFIXES)}; name another folder")
     if not found:
-        raise UserError(f"{key}={path}: no such file; name {FILES}")
+        no_file = f"has no file that ends in {', '.join(SUFFIXES)}" if place.is_dir() else "no such file"
+        raise UserError(f"{key}={path}: {no_file}; name {FILES}")
     for file in found:
         if not kind_of(file):
             raise UserError(
                 f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)} (text also in .gz, .zst)"
             )
-    splits = {file: _split_of(file, path) for file in found}
-    kept = [file for file in found if splits[file] == split]
-    return (kept, [file for file in found if splits[file] != split]) if kept else (found, [])
-
-
-def _split_of(file: Path, path: str) -> str:
-    return next((split for split, named in SPLITS.items() if named.search(_below(file, path))), "train")
+    return {
+        file: next((split for split, named in SPLITS.items() if named.search(_below(file, path))), "train")
+        for file in found
+    }
 
 
 def _below(file: Path, path: str) -> str:
@@ -104,10 +99,9 @@ def _below(file: Path, path: str) -> str:
     return file.relative_to(base).as_posix()
 
 
-def _matches(path: Path) -> list[Path] | None:
-    """Return the files of a path; None for a folder without a readable one."""
+def _matches(path: Path) -> list[Path]:
     if path.is_dir():
-        return [file for file in _visible(path) if kind_of(file) and _holds_rows(file)] or None
+        return [file for file in _visible(path) if kind_of(file) and _holds_rows(file)]
     matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 -- takes any pattern
     return [path] if path.exists() else [file for file in matches if not file.is_dir() and _holds_rows(file)]
 
@@ -120,12 +114,7 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 def _holds_rows(file: Path) -> bool:
     """Whether a file may hold rows. `datasets` puts its caches, with the same rows, into a `save_to_disk` folder."""
-    state = file.with_name("state.json")
-    if file.suffix == ".arrow" and state.is_file():
-        with suppress(ValueError, KeyError, TypeError):  # not written by `datasets`
-            listed = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
-            return file.name in {entry["filename"] for entry in listed}
-    return file.name not in NO_ROWS
+    return file.name not in NO_ROWS and not file.match("cache-*.arrow")
 
 
 def _digest(file: Path) -> bytes:
@@ -154,23 +143,24 @@ def read(source: SourceConfig, key: str) -> Iterator[Batch]:
     elif source.kind is SourceKind.hub:
         yield from _hub(source, key)
     else:
-        files, others = _files(source.path, f"{key}.path", source.split)
-        _log_choice(source, key, files, others)
-        for file in sorted(files, key=_digest):
+        _log_choice(source, key)
+        for file in sorted(files_of(source.path, f"{key}.path", source.split), key=_digest):
             yield from read_file(file)
 
 
-def _log_choice(source: SourceConfig, key: str, files: list[Path], others: list[Path]) -> None:
+def _log_choice(source: SourceConfig, key: str) -> None:
     """Name the files of a folder or glob that are not read, and those that are read although they are another split."""
     path = str(source.path)
+    splits = _splits(path, f"{key}.path")
+    others = [file for file, named in splits.items() if named != source.split]
 
     def names(of: list[Path]) -> str:
         return some(sorted(_below(file, path) for file in of), MOST_NAMES)
 
     about = f"{key}.path={path}"
-    if others:
+    if 0 < len(others) < len(splits):
         log.info("%s: only %s is read, not %s; name a file to read it", about, source.split, names(others))
-    elif held_out := [file for file in files if _split_of(file, path) not in ("train", source.split)]:
+    elif held_out := [file for file in others if splits[file] != "train"]:
         log.warning("%s: no file is named as %s, so others are read: %s", about, source.split, names(held_out))
     folder = Path(path).expanduser()
     if unknown := [file for file in (_visible(folder) if folder.is_dir() else ()) if not kind_of(file)]:
@@ -228,24 +218,10 @@ def _load_error(source: SourceConfig, key: str, reason: str) -> UserError:
 
 
 def _shards(source: SourceConfig, commit: str) -> list[str] | None:
-    """Return the parquet files of a split as paths in the repository; None if it is not made of parquet files.
-
-    The list is stored, so that the shards in the hub's own cache can be read with HF_HUB_OFFLINE=1.
-    """
+    """Return the parquet files of a split as paths in the repository; None if it is not made of parquet files."""
     import datasets
-    from huggingface_hub import constants
 
-    asked = json.dumps([source.id, commit, source.subset, source.split])
-    stored = default_cache() / "shards" / f"{sha256(asked.encode()).hexdigest()[:20]}.json"
-    if stored.is_file():
-        return json.loads(stored.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    if constants.HF_HUB_OFFLINE:
-        return None
     builder = datasets.load_dataset_builder(str(source.id), source.subset, revision=commit)
     names = [str(file) for file in (builder.config.data_files or {}).get(source.split, [])]
     paths = [match["path"] for match in map(ON_HUB.fullmatch, names) if match and match["path"].endswith(".parquet")]
-    shards = paths if paths and len(paths) == len(names) else None
-    with suppress(OSError):  # it is only needed offline
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        write_json(stored, shards)
-    return shards
+    return paths if paths and len(paths) == len(names) else None

@@ -78,16 +78,6 @@ class Standardised:
     bad: list[tuple[str, str]] = field(default_factory=list)  # place and defect of the first malformed rows
 
 
-@dataclass(frozen=True)
-class StandardBatch:
-    """The usable rows of a batch."""
-
-    rows: pa.RecordBatch  # of `SCHEMA`
-    counts: Counter[tuple[str, str, str]]  # rows by kind, reason and source
-    bad: list[tuple[str, str]]  # as in `Standardised`
-    read: int  # rows of the batch
-
-
 def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
     """Return the usable rows of a source, cached; `key` is its key in the config, for errors.
 
@@ -136,12 +126,12 @@ def _build(source: SourceConfig, key: str, folder: Path) -> None:
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress(f"{key}: rows standardised") as advance,
     ):
-        for done in in_order(partial(standardise_batch, source=source, key=key), read(source, key)):
-            writer.write_batch(done.rows)
-            counts.update(done.counts)
-            bad += done.bad
-            total += done.read
-            advance(done.read)
+        for rows, counted, shown, size in in_order(partial(_standardise_batch, source, key), read(source, key)):
+            writer.write_batch(rows)
+            counts.update(counted)
+            bad += shown
+            total += size
+            advance(size)
     nested: dict[str, Counts] = {kind: {} for kind in KINDS}
     for (kind, reason, name), count in counts.items():
         nested[kind].setdefault(reason, {})[name] = count
@@ -150,8 +140,15 @@ def _build(source: SourceConfig, key: str, folder: Path) -> None:
     log.info("%s: %s rows standardised", key, f"{total:,}")
 
 
-def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardBatch:
-    """Standardise a batch of rows, in any process; `key` is the source's key in the config, for messages."""
+def _standardise_batch(
+    source: SourceConfig, key: str, batch: Batch
+) -> tuple[pa.RecordBatch, Counter[tuple[str, str, str]], list[tuple[str, str]], int]:
+    """Standardise a batch of rows, in any process.
+
+    Returns:
+        The usable rows, of `SCHEMA`; how many rows there are by kind, reason and source; place and defect of the first
+        malformed ones; and the number of rows read.
+    """
     reader = Reader(source, key)
     counts: Counter[tuple[str, str, str]] = Counter()
     bad: list[tuple[str, str]] = []
@@ -191,7 +188,7 @@ def standardise_batch(batch: Batch, source: SourceConfig, key: str) -> StandardB
             key_of_text = text_key(compared_texts(turns, found.tools))
             usable.append(dict(zip(SCHEMA.names, (key_of_text, name, messages, extras, score), strict=True)))
     rows = pa.RecordBatch.from_pylist(usable, schema=SCHEMA)
-    return StandardBatch(rows, counts, bad[:SHOWN], len(batch))
+    return rows, counts, bad[:SHOWN], len(batch)
 
 
 def check_malformed(source: Standardised, key: str, config: DataConfig) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cached_property
 from typing import Any
 
@@ -48,7 +49,10 @@ class TemplateSupport:
             if message.get("tool_calls"):
                 if self.arguments is None:
                     return "tools_not_shown"
-                message["tool_calls"] = [_call(call, self.arguments) for call in message["tool_calls"]]
+                calls = deepcopy(message["tool_calls"])
+                for function in (call["function"] for call in calls if self.arguments is str):
+                    function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+                message["tool_calls"] = calls
         if tools and not self.shows_definitions:
             tools = None
             notes.add("tool_definitions_removed")
@@ -116,10 +120,3 @@ def leaves(value: Any) -> list[str]:
     if isinstance(value, dict | list):
         return [leaf for entry in (value.values() if isinstance(value, dict) else value) for leaf in leaves(entry)]
     return [value] if isinstance(value, str) else [str(value)] if type(value) in (int, float) else []
-
-
-def _call(call: dict[str, Any], arguments: type) -> dict[str, Any]:
-    """Return a tool call whose arguments, an object, have the type that a template takes."""
-    given = call["function"]["arguments"]
-    given = json.dumps(given, ensure_ascii=False) if arguments is str else given
-    return {**call, "function": {**call["function"], "arguments": given}}

@@ -26,7 +26,8 @@ def source_arms(key: str, _root_: DictConfig) -> str:
     """Return the values of `data.pool.KEY` (`only` or `without`) as Hydra's sweeper reads them; the first is empty.
 
     Raises:
-        UserError: the sources are not known, there is only one, `sweep.sources` names another, or none is drawn from.
+        UserError: the sources are not known, there is only one, `sweep.sources` names another, none is drawn from, or no arm
+            has enough rows.
     """
     data = _data(_root_)
     if not data.draws:
@@ -35,6 +36,10 @@ def source_arms(key: str, _root_: DictConfig) -> str:
             "mix that does, e.g. data=mix_300k, files_300k or pydocs_3k"
         )
     groups = _groups(data, key == "only", list(_root_.sweep.sources), Path(_root_.paths.cache).expanduser().resolve())
+    if not groups:
+        raise UserError(
+            f"data.rows={data.rows}: no arm has enough rows to draw, so there is nothing to compare; set less"
+        )
     return ",".join("[" + ",".join(map(_quoted, group)) + "]" for group in ([], *groups))
 
 
@@ -133,10 +138,7 @@ def _groups(data: DataConfig, only: bool, named: Sequence[str], folder: Path) ->
         if drawn(group) < added:
             arm = group[0] if len(group) == 1 else f"the {len(group)} other sources"
             _print_once(f"no arm for {arm}: {max(0, drawn(group)):,} rows to draw from, and the mix needs {added:,}")
-    possible = [group for group in groups if drawn(group) >= added]
-    if not possible:
-        raise UserError(f"data.rows: no arm has {added:,} rows to draw, so there is nothing to compare; set a smaller number")
-    return possible
+    return [group for group in groups if drawn(group) >= added]
 
 
 @cache

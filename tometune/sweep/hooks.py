@@ -62,9 +62,8 @@ def check_primary(jobs: Jobs) -> None:
     Raises:
         UserError: an entry names no comparison of this command's cells.
     """
-    known = jobs.known if all(job.composed for job in jobs.known) else []
-    for folder in dict.fromkeys(runs_folder(job.config) for job in known):
-        own = [job for job in known if runs_folder(job.config) == folder]
+    for folder in dict.fromkeys(runs_folder(job.config) for job in jobs.known):
+        own = [job for job in jobs.known if runs_folder(job.config) == folder]
         if problem := check_question(planned(folder, [job.config for job in own]), jobs.config.report):
             with suppress(DamageError):  # a broken list is written again
                 if any(cell.overrides not in [job.overrides for job in own] for cell in read_cells(folder)):
