@@ -70,6 +70,13 @@ def test_an_arm_without_enough_rows_is_left_out_with_a_line(data, capsys, sweep,
     assert len(found) == {"leave_one_source_out": 9, "add_one_source": 4}[sweep] - named
 
 
+def test_a_sweep_without_any_arm_is_an_error(data):
+    with pytest.raises(
+        ConfigError, match=r"data\.rows=5000: no arm has enough rows to draw, so there is nothing to compare"
+    ):
+        arms("+sweep=leave_one_source_out", *(text for text in data if "data.rows" not in text), "data.rows=5000")
+
+
 def test_named_sources_and_the_others(data):
     found = arms("+sweep=leave_one_source_out", *data, "sweep.sources=[c,a/b]")
     assert [*map(len, found.values())] == [0, 1, 1, 7]

@@ -26,8 +26,8 @@ def source_arms(key: str, _root_: DictConfig) -> str:
     """Return the values of `data.pool.KEY` (`only` or `without`) as Hydra's sweeper reads them; the first is empty.
 
     Raises:
-        UserError: the sources are not known, there is only one, `sweep.sources` names another, none is drawn from, or no arm
-            has enough rows.
+        UserError: the sources are not known, there is only one, `sweep.sources` names another, none is drawn from, or
+            no arm has enough rows.
     """
     data = _data(_root_)
     if not data.draws:
