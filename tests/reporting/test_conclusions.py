@@ -7,7 +7,8 @@ import pytest
 from tests.reporting.sweeps import TASKS, edit, editing, write_run, write_table
 from tometune.config.report import ReportConfig
 from tometune.reporting.analysis import build
-from tometune.reporting.conclusions import answers, cautions, headline
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import answers, headline
 from tometune.reporting.report_files import as_html
 
 

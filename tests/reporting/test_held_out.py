@@ -10,7 +10,8 @@ from tests.browser import needs_browser, opened
 from tests.reporting.sweeps import editing, write_table
 from tests.reporting.test_score_files import change_rows
 from tometune.evaluation.metrics import averaged, better, label
-from tometune.reporting.conclusions import answers, cautions
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import answers
 from tometune.reporting.question import Verdict, decide
 from tometune.reporting.report_files import as_csv, as_html, as_markdown, print_report, write
 from tometune.runs.finished import score_problems

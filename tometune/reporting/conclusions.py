@@ -1,18 +1,13 @@
-"""The answer to a sweep's question in sentences, and the limits of that answer."""
+"""The answer to a sweep's question in sentences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tometune.config.eval import HELD_OUT
 from tometune.evaluation.metrics import better, label
 from tometune.runs.inputs import ADDED
 
 LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, not a result"
 NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model differ in exactly one setting."
-LONGER = 2.0  # a caution is given if one cell's answers are this many times as long as another's
-WHOLE = 0.95  # passes over a mix that count as one
-FEW_CLUSTERS = 20  # with fewer, an interval over clusters is noticeably too narrow
-PENALTY = "ROUGE penalises answers much shorter or longer than the reference, regardless of content."
 
 Table = Mapping[str, Any]
 
@@ -179,7 +174,7 @@ def _verdict_by_name(found: Mapping[str, Table], table: Table, words: tuple[str,
     elif len(passed) < len(found):
         verdict += " No significant effect otherwise."
     tests = {name: entry.get("equivalence") for name, entry in found.items() if name not in passed}
-    same = [name for name, each in tests.items() if each and (each["p_same_holm"] or 0) < _alpha(table)]
+    same = [name for name, each in tests.items() if each and (each["p_same_holm"] or 0) < alpha_of(table)]
     if same:
         within = f"The same within {table['question']['margin']:g}: {listed(same)}."
         verdict = within if len(same) == len(found) else f"{verdict} {within}"
@@ -208,10 +203,11 @@ def brief(entry: Table) -> str:
 
 def significant(entry: Table, table: Table) -> bool:
     """Whether a comparison is significant after the correction."""
-    return entry["p_holm"] is not None and entry["p_holm"] < _alpha(table)
+    return entry["p_holm"] is not None and entry["p_holm"] < alpha_of(table)
 
 
-def _alpha(table: Table) -> float:
+def alpha_of(table: Table) -> float:
+    """Return the level of the tests."""
     return 1 - float(table["interval"]["confidence"])
 
 
@@ -230,7 +226,8 @@ def tuned_rows(table: Table) -> list[Table]:
     return [row for row in table["rows"] if row["stage"] == "tuned"]
 
 
-def _tests(table: Table) -> int:
+def tests_of(table: Table) -> int:
+    """Return the number of tests that are corrected together."""
     return sum(entry["p"] is not None and entry["primary"] for entry in table["comparisons"])
 
 
@@ -258,10 +255,10 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
     found = [entry for entry in found if entry["primary"]]
     if not found:
         return Answer(question, "Not asked: these comparisons are exploratory.", sentences)
-    uncorrected = [label(entry["metric"]) for entry in found if entry["p"] < _alpha(table)]
+    uncorrected = [label(entry["metric"]) for entry in found if entry["p"] < alpha_of(table)]
     if uncorrected and not any(significant(entry, table) for entry in found):
         sentences.append(
-            f"Before the correction for {_tests(table)} tests, {listed(uncorrected)} would be significant; "
+            f"Before the correction for {tests_of(table)} tests, {listed(uncorrected)} would be significant; "
             "with that many tests, such a result is likely to occur by chance."
         )
     if "equivalence" in found[0]:
@@ -300,12 +297,12 @@ def _equivalence(found: Sequence[Table], table: Table) -> str:
     for entry in found:
         tests, conclusion = entry["equivalence"], "neither is shown"
         p_no_worse, p_same = tests["p_no_worse_holm"], tests["p_same_holm"]
-        if p_same < _alpha(table):
+        if p_same < alpha_of(table):
             conclusion = f"the same within {tests['margin']:g}, Holm-corrected {p_value(p_same)}"
-        elif p_no_worse < _alpha(table):
+        elif p_no_worse < alpha_of(table):
             conclusion = f"no worse by {tests['margin']:g} or more, Holm-corrected {p_value(p_no_worse)}"
         texts.append(f"{label(entry['metric'])} {between(tests)} ({conclusion})")
-    level = f"{1 - 2 * _alpha(table):.0%}"
+    level = f"{1 - 2 * alpha_of(table):.0%}"
     return f"Equivalence by two one-sided tests, with {level} intervals: {', '.join(texts)}."
 
 
@@ -323,7 +320,7 @@ def _verdict(found: Sequence[Table], table: Table) -> str:
     if worse:
         return f"No: worse in {listed(worse)}, no significant difference otherwise."
     for name, verdict in (("p_same_holm", "No: the same within {}."), ("p_no_worse_holm", "No worse by {} or more.")):
-        if all("equivalence" in entry and entry["equivalence"][name] < _alpha(table) for entry in found):
+        if all("equivalence" in entry and entry["equivalence"][name] < alpha_of(table) for entry in found):
             return verdict.format(f"{found[0]['equivalence']['margin']:g}")
     return "Undecided: no significant difference."
 
@@ -344,71 +341,6 @@ def _seeds(found: Sequence[Table]) -> str:
         f"Seeds per arm needed to detect a difference of {needed[0]['difference']} with {needed[0]['power']:.0%} power:"
         f" {numbers}. The ranges reflect how uncertain a standard deviation from {seeds} seeds is."
     )
-
-
-def cautions(table: Table) -> list[str]:
-    """Return the limitations that a reader of the numbers must know."""
-    found = []
-    tuned = tuned_rows(table)
-    single = [row["cell"] for row in tuned if row["seeds"] == 1]
-    if single:
-        found.append(f"A single seed, so the deviation is unknown (–): {', '.join(single)}.")
-    if table["missing"]:
-        found.append(f"Missing runs: {len(table['missing'])}; the means are over the others.")
-    tests, resamples = _tests(table), table["interval"]["resamples"]
-    if tests * 2 / (resamples + 1) >= _alpha(table):  # the smallest p-value possible, after the correction
-        found.append(
-            f"eval.resamples={resamples} is too small for any of the {tests} tests to be significant; use 10,000."
-        )
-    found += _read_in_part(tuned)
-    vary = table["interval"]["seeds_vary"]
-    if vary and len(vary) < 4:
-        found.append(f"The seeds vary only in: {listed(vary)}.")
-    if any(not entry["paired"] for entry in table["comparisons"]):
-        found.append("Arms with different seeds are compared as independent samples.")
-    for task, count in table.get("clusters", {}).items():
-        if count < FEW_CLUSTERS:
-            found.append(f"Only {count} clusters on {task}: intervals over so few are too narrow.")
-    for (_, task, lengths), matched in zip(length_differences(table["rows"]), table["length_matched"], strict=True):
-        means = listed([f"{value:.1f} for {cell}" for cell, value in lengths.items()])
-        cut = listed([f"{scores['rougeL']:.3f} for {cell}" for cell, scores in matched["cells"].items()])
-        found.append(
-            f"Answer length on {task} in tokens: {means}. {PENALTY} "
-            f"With each answer and its reference cut to the words of the shorter one, ROUGE-L is {cut}."
-        )
-    found += table["notes"]
-    held_out = [f"{n:,} {task.replace('_', ' ')}" for task, n in table["tasks"].items() if task.startswith(HELD_OUT)]
-    if held_out:
-        found.append(
-            f"No run trains on held-out rows or on repeats of them, so a mix of the whole base has fewer rows. Scored: "
-            f"{', '.join(held_out)}."
-            + (" Means over tasks do not include them." if len(held_out) < len(table["tasks"]) else "")
-        )
-    return found
-
-
-def _read_in_part(rows: Sequence[Table]) -> list[str]:
-    """Return what is wrong with a comparison of rows added to a file, if runs do not read all of their mix."""
-    part = {row["data"]: row["training"]["epochs"] or 1.0 for row in rows}
-    if not any(ADDED in name for name in part) or min(part.values()) >= WHOLE:
-        return []
-    read = listed([f"{share:.0%} of {name}" for name, share in part.items()])
-    fix = "set trainer.max_steps=null trainer.num_train_epochs=1"
-    return [f"Runs read only a part of their mix ({read}), so added rows take the place of your own; {fix}."]
-
-
-def length_differences(rows: Sequence[Table]) -> list[tuple[str, str, dict[str, float]]]:
-    """Return model, task and tokens per answer of each cell where one cell's answers are `LONGER` than another's."""
-    found = []
-    tuned = tuned_rows({"rows": rows})
-    for model in dict.fromkeys(row["model"] for row in tuned):
-        own = [row for row in tuned if row["model"] == model]
-        for task in own[0]["answer_tokens"]:
-            tokens = {row["cell"]: row["answer_tokens"][task] for row in own}
-            known = {cell: value for cell, value in tokens.items() if value is not None}
-            if known and max(known.values()) > LONGER * max(min(known.values()), 0.5):
-                found.append((model, task, known))
-    return found
 
 
 def data_label(row: Table) -> str:

@@ -16,7 +16,8 @@ from tometune.common.files import write_json
 from tometune.config.tracking import TrackingConfig
 from tometune.evaluation.metrics import label
 from tometune.reporting.analysis import Report
-from tometune.reporting.conclusions import NOTHING_TO_COMPARE, Table, answers, cautions
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import NOTHING_TO_COMPARE, Table, answers
 from tometune.reporting.report_files import as_markdown, columns, row_texts
 from tometune.reporting.sweep import Sweep
 from tometune.tracking import RunLabels, RunTracker, start_tracker
