@@ -34,8 +34,8 @@ def test_a_planted_effect_is_found_and_its_absence_is_not(tmp_path, report, made
     ("levels", "verdict"),
     [
         ((0.4, 0.5, 0.4), "Yes: 1k rows (ROUGE-L). No significant difference otherwise."),
-        ((0.4, 0.5, 0.3), "Yes: 1k rows (ROUGE-L). No, it harms: 10k rows (ROUGE-L)."),
-        ((0.4, 0.4, 0.4), "Undecided: no amount makes a significant difference."),
+        ((0.4, 0.5, 0.3), "Yes: 1k rows (ROUGE-L). It harms: 10k rows (ROUGE-L)."),
+        ((0.4, 0.4, 0.4), "Undecided: no significant difference."),
     ],
 )
 def test_whether_any_amount_of_added_rows_helps_is_the_first_answer(tmp_path, levels, verdict):
@@ -47,7 +47,9 @@ def test_whether_any_amount_of_added_rows_helps_is_the_first_answer(tmp_path, le
     table = build(tmp_path, 500, 0.95, ReportConfig(primary=">mine_4k:rougeL")).table
     first, *others = answers(table)
     assert (first.question, first.verdict) == ("Does adding rows to mine_4k help?", verdict)
-    assert first.sentences[0].startswith("Difference from mine_4k alone, with 95% intervals: 1k rows: ROUGE-L ")
+    assert first.sentences[0].startswith(
+        "Difference from mine_4k alone, with 95% intervals and Holm-corrected p-values: 1k rows (ROUGE-L) "
+    )
     assert [each.question for each in others] == [f"Is mine_4k_plus_{n} better than mine_4k?" for n in ("1k", "10k")]
 
 

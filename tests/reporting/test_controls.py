@@ -79,15 +79,15 @@ def test_an_arm_with_the_same_rows_as_the_mix_of_all_sources_shows_nothing(tmp_p
 def test_no_source_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(EFFECTS, "good", 0.0)
     (answer,) = answers(sources(tmp_path / "one").table)
-    assert answer.verdict == "Harms: bad. No significant effect otherwise."
+    assert answer.verdict == "Harms: bad. No significant difference otherwise."
     monkeypatch.setitem(EFFECTS, "bad", 0.0)
     (answer,) = answers(sources(tmp_path / "none").table)
-    assert answer.verdict == "Undecided: no significant effect."
+    assert answer.verdict == "Undecided: no significant difference."
     (answer,) = answers(sources(tmp_path / "margin", margin=0.03).table)
     assert answer.verdict == "The same within 0.03: bad and good."
     monkeypatch.setitem(EFFECTS, "bad", -0.1)
     (answer,) = answers(sources(tmp_path / "two", margin=0.03).table)
-    assert answer.verdict == "Harms: bad. No significant effect otherwise. The same within 0.03: good."
+    assert answer.verdict == "Harms: bad. No significant difference otherwise. The same within 0.03: good."
 
 
 def test_the_forest_is_sorted_by_the_metric_of_the_question(tmp_path: Path) -> None:

@@ -213,9 +213,9 @@ def test_one_seed_or_one_cell_has_no_signal_to_noise(one_seed, one_cell):
 @pytest.mark.parametrize(
     ("large", "verdict"),
     [
-        ((0.30, 0.31, 0.40), "Worse at lora.r=8 and 16. No significant effect otherwise."),
+        ((0.30, 0.31, 0.40), "Worse at lora.r=8 and 16. No significant difference otherwise."),
         ((0.31, 0.30, 0.31), "Worse at lora.r=8, 16 and 256."),
-        ((0.50, 0.40, 0.31), "Better at lora.r=8. Worse at lora.r=256. No significant effect otherwise."),
+        ((0.50, 0.40, 0.31), "Better at lora.r=8. Worse at lora.r=256. No significant difference otherwise."),
     ],
 )
 def test_two_mixes_at_several_values_of_a_setting_are_one_question(tmp_path, large, verdict):

@@ -42,7 +42,8 @@ def test_examples_are_paired_by_id_not_by_line(sweep, run, path):
     entry = json.loads((run / "run.json").read_text())["eval"]["tuned"]["tasks"][TASK]
     assert scores.of_runs([run.name], "rouge2", TASK) == pytest.approx([entry["rouge2"]])
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
-    assert np.allclose(scores.resampled, load(sweep).resampled)
+    again = load(sweep)
+    assert all(np.allclose(found, again.resampled[key]) for key, found in scores.resampled.items())
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,8 @@ def test_the_metrics_of_all_tasks_are_in_the_table_and_the_order_of_tasks_does_n
 def test_both_texts_are_cut_to_the_shorter_one(tmp_path, prediction, references, rouge_l):
     path = tmp_path / "eval" / "tuned" / "qa.jsonl"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"prediction": prediction, "references": references}, ensure_ascii=False) + "\n")
+    row = {"id": "1", "scores": {}, "prediction": prediction, "references": references}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n")
     assert same_length_rouge(SimpleNamespace(folder=tmp_path), "qa")[2] == rouge_l
 
 
