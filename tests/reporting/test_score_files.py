@@ -50,7 +50,6 @@ def test_examples_are_paired_by_id_not_by_line(sweep, run, path):
     ("line", "problem"),
     [
         ("{broken", "not a line of scores"),
-        ("[]", "not a line of scores"),
         ("", "not a line of scores"),
         ('{"id": "1"}', "has no 'scores'"),
         ('{"id": "1", "scores": {"rouge1": NaN, "rouge2": 0, "rougeL": 0}}', "a score is not a number"),

@@ -25,6 +25,7 @@ def test_runs_have_their_settings_and_seeds_and_other_folders_are_no_runs(sweep)
     [
         ({"status": "failed", "error": "OutOfMemoryError: full"}, "failed: OutOfMemoryError: full"),
         ({"status": "running"}, "running or interrupted"),
+        ({"schema": 2}, "run.json of another version (schema 2)"),
         ({"eval": {"base": {}}}, "completed without scores"),
         (None, "interrupted before run.json was written"),
         ('{"schema": 1, "status": "comp', "run.json is broken or truncated (Unterminated string starting at"),
@@ -48,7 +49,7 @@ def test_a_run_that_is_not_completed_or_broken_is_missing_with_a_reason(sweep: P
     assert (missing.run_id, missing.model, missing.data, missing.seed) == (run.name, "tiny", "pydocs_1k", 0)
     assert len(found.runs) == 8
     warnings = [line.message for line in caplog.records if "no sweep.json" not in line.message]
-    assert len(warnings) == reason.startswith("run.json")
+    assert len(warnings) == (reason.startswith("run.json") and "version" not in reason)
     assert all(line.startswith(f"{run / 'run.json'}: ") for line in warnings)
 
 
@@ -78,7 +79,4 @@ def test_folders_that_cannot_be_reported_on(tmp_path):
     run = write_run(folder)
     edit(run, status="failed", error="no")
     with pytest.raises(UserError, match=r"none of its 1 runs is completed \(tiny.*: failed: no\)"):
-        read_sweep(folder)
-    edit(run, schema=2)
-    with pytest.raises(UserError, match=rf"another version.*: {run.name} \(schema 2\); move"):
         read_sweep(folder)

@@ -70,8 +70,7 @@ def length_differences(rows: Sequence[Table]) -> list[tuple[str, str, dict[str, 
     for model in dict.fromkeys(row["model"] for row in tuned):
         own = [row for row in tuned if row["model"] == model]
         for task in own[0]["answer_tokens"]:
-            tokens = {row["cell"]: row["answer_tokens"][task] for row in own}
-            known = {cell: value for cell, value in tokens.items() if value is not None}
+            known = {row["cell"]: row["answer_tokens"][task] for row in own if row["answer_tokens"][task] is not None}
             if known and max(known.values()) > LONGER * max(min(known.values()), 0.5):
                 found.append((model, task, known))
     return found

@@ -8,18 +8,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import (
-    Table,
-    data_label,
-    main_metric,
-    models,
-    significant,
-    source_effects,
-    tuned_rows,
-)
+from tometune.reporting import conclusions
+from tometune.reporting.conclusions import Table, data_label, models, tuned_rows
 from tometune.reporting.grouping import Cell
 from tometune.reporting.html import ACCENTS, MUTED, NARROW, PAPER, WIDTH, as_svg, panels
 from tometune.reporting.mix_figures import label as mix_label
@@ -31,6 +24,9 @@ COLUMNS = 3  # panels per line
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances, times a power of ten
 FAR = 1.6  # a base score is drawn as a line if the axis grows by at most this factor, else written at the edge
 SLANTED: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+INTERVAL: dict[str, Any] = {"linewidth": 2, "alpha": 0.45}
+OF_ONE_SEED: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (1, 2))}  # an interval that covers examples only
+DASHED: dict[str, Any] = {"linewidth": 1.1, "linestyle": (0, (3, 3))}
 
 
 def colour_of(names: Sequence[str], model: str) -> str:
@@ -55,7 +51,7 @@ def means(table: Table) -> str:
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         _draw_cells(axis, table, metric, COLUMNS)
-    draw_legend(figure, table)
+    _draw_legend(figure, table)
     values = "; ".join(
         f"{row['cell']}: " + ", ".join(f"{label(metric)} {row[metric]['mean']:.3f}" for metric in metrics)
         for row in table["rows"]
@@ -74,11 +70,11 @@ def tasks(table: Table) -> str:
             axis.set_ylabel(fill(name.replace("_", " "), 20))
             axis.set_title(label(metric))
             _draw_cells(axis, table, metric, len(metrics), name)
-    draw_legend(figure, table)
+    _draw_legend(figure, table)
     return as_svg(figure, "tasks", f"Means with intervals by task ({', '.join(names)}) and metric.")
 
 
-def draw_legend(figure: Figure, table: Table) -> None:
+def _draw_legend(figure: Figure, table: Table) -> None:
     """Name the models if there are several."""
     names = models(table)
     if len(names) > 1:
@@ -104,13 +100,15 @@ def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str |
         ends = values["ci_low"], values["ci_high"]
         shown += [values["mean"], *ends, *dots]
         colour = ACCENTS[number % len(ACCENTS)]
-        if len(dots) > 1:
-            draw_mean(axis, place, values["mean"], ends, colour)
-            seeds: dict[str, Any] = {"markersize": 3.4, "alpha": 0.75, "markeredgewidth": 0}
-            axis.plot([place + 0.16] * len(dots), dots, "o", color=colour, **seeds)
-        else:  # dotted, because this interval covers examples only
-            axis.plot([place, place], ends, color=colour, linewidth=1.2, linestyle=(0, (1, 2)))
+        single = len(dots) < 2
+        axis.plot([place, place], ends, color=colour, **(OF_ONE_SEED if single else INTERVAL))
+        if single:
             axis.plot([place], [values["mean"]], "o", color=PAPER, markersize=6, markeredgecolor=colour)
+            continue
+        axis.plot(
+            [place], [values["mean"]], "o", color=colour, markersize=7, markeredgecolor=PAPER, markeredgewidth=1.2
+        )
+        axis.plot([place + 0.16] * len(dots), dots, "o", color=colour, markersize=3.4, alpha=0.75, markeredgewidth=0)
     margin = 0.08 * (max(shown) - min(shown)) or 0.01
     bases = [(row["model"], scores(row)[metric]["mean"]) for row in table["rows"] if row["stage"] == "base"]
     _draw_bases(axis, bases, names, min(shown) - margin, max(shown) + margin)
@@ -119,12 +117,6 @@ def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str |
     crowded = len(labels) * (max(map(len, labels.values())) + 1) > room
     axis.set_xticks(range(len(labels)), list(labels.values()), **(SLANTED if crowded else {}))
     axis.yaxis.set_major_locator(MaxNLocator(5 if task is None else 4, steps=STEPS))
-
-
-def draw_mean(axis: Axes, place: float, mean: float, ends: tuple[float, float], colour: str) -> None:
-    """Draw a mean as a dot and its interval as a bar."""
-    axis.plot([place, place], ends, color=colour, linewidth=2, alpha=0.45)
-    axis.plot([place], [mean], "o", color=colour, markersize=7, markeredgecolor=PAPER, markeredgewidth=1.2)
 
 
 def _draw_bases(axis: Axes, bases: Sequence[tuple[str, float]], names: Sequence[str], low: float, high: float) -> None:
@@ -137,7 +129,7 @@ def _draw_bases(axis: Axes, bases: Sequence[tuple[str, float]], names: Sequence[
         reach = max(high, value) - min(low, value)
         if reach <= FAR * (high - low):
             low, high = min(low, value - 0.06 * reach), max(high, value + 0.06 * reach)
-            axis.axhline(value, color=colour, linewidth=1.1, linestyle=(0, (3, 3)))
+            axis.axhline(value, color=colour, **DASHED)
             continue
         under, space = value < low, 0.11 * (high - low)
         low, high = (low - space, high) if under else (low, high + space)
@@ -180,43 +172,34 @@ def losses(run: SweepRun) -> list[tuple[float, float]]:
     """Return (step, loss) of each line of a run's metrics.jsonl."""
     path = run.folder / "metrics.jsonl"
     try:
-        points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [(float(point["step"]), float(point["loss"])) for point in points]
+    except FileNotFoundError:
+        return []
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: a line is broken ({error!r})") from None
 
 
 def forest(table: Table) -> str | None:
     """Draw the effect of each source with its interval, one panel per metric; None without arms over sources."""
-    found, metrics = source_effects(table), table["metrics"]
+    found, metrics = conclusions.source_effects(table), table["metrics"]
     if not found:
         return None
-    entries = next(iter(found.values())).values()
-    main = main_metric([entry for entry in entries if entry["primary"]] or list(entries))
+    main = conclusions.main_metric(list(next(iter(found.values())).values()))
     names = sorted(found, key=lambda name: found[name][main]["delta"])
     figure, axes = _grid(len(metrics), 1.1 + 0.36 * len(names), sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
-        axis.axvline(0, color=MUTED, linewidth=1.1, linestyle=(0, (3, 3)))
-        for place, name in enumerate(names):
-            entry = found[name][metric]
-            tested = entry["interval_over"] != "examples"
-            axis.plot(
-                [entry["ci_low"], entry["ci_high"]],
-                [place, place],
-                color=ACCENTS[0],
-                linewidth=2 if tested else 1.2,
-                alpha=0.45 if tested else 1,
-                linestyle="-" if tested else (0, (1, 2)),
-            )
-            fill = ACCENTS[0] if significant(entry, table) else PAPER
-            axis.plot([entry["delta"]], [place], "o", markersize=7, color=fill, markeredgecolor=ACCENTS[0])
+        axis.axvline(0, color=MUTED, **DASHED)
+        for place, entry in enumerate(found[name][metric] for name in names):
+            style = INTERVAL if entry["interval_over"] != "examples" else OF_ONE_SEED
+            axis.plot([entry["ci_low"], entry["ci_high"]], [place, place], color=ACCENTS[0], **style)
+            inside = ACCENTS[0] if conclusions.significant(entry, table) else PAPER
+            axis.plot([entry["delta"]], [place], "o", markersize=7, color=inside, markeredgecolor=ACCENTS[0])
         axis.grid(visible=True, axis="x")
         axis.grid(visible=False, axis="y")
         axis.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
-        axis.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0")
-        )
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0")
     axes[0].set_yticks(range(len(names)), list(map(mix_label, names)))
     axes[0].set_ylim(-0.6, len(names) - 0.4)
     described = "; ".join(f"{name} {found[name][main]['delta']:+.3f}" for name in reversed(names))
@@ -231,9 +214,8 @@ def curve(table: Table) -> str | None:
         return None
     series: dict[str, list[Table]] = {}
     for row in rows:
-        others = {name: value for name, value in row["settings"].items() if name != key}
         texts = [row["model"] if len(models(table)) > 1 else "", row["data"] if key != "rows" else ""]
-        texts += [f"{name.rpartition('.')[2]}={value}" for name, value in others.items()]
+        texts += [f"{name.rpartition('.')[2]}={value}" for name, value in row["settings"].items() if name != key]
         series.setdefault(" ".join(filter(None, texts)), []).append(row)
     metrics, values = table["metrics"], sorted({_value(row, key) for row in rows})
     figure, axes = _grid(len(metrics), 3.4)
@@ -245,7 +227,7 @@ def curve(table: Table) -> str | None:
             means = [row[metric]["mean"] for row in points]
             axis.plot(places, means, "o-", color=colour, markersize=6, markeredgecolor=PAPER)
             ends = [[row[metric][end] for row in points] for end in ("ci_low", "ci_high")]
-            axis.vlines(places, *ends, color=colour, linewidth=2, alpha=0.45)
+            axis.vlines(places, *ends, color=colour, **INTERVAL)
         axis.set_xscale("log")
         axis.set_xticks(values, [f"{value / 1000:g}k" if value >= 1000 else f"{value:g}" for value in values])
         axis.xaxis.set_minor_locator(NullLocator())

@@ -42,31 +42,26 @@ def sources(cells: Sequence[Cell]) -> str | None:
 
 def stacked_bars(title: str, bars: Mapping[str, Mapping[str, int]]) -> str:
     """Return one horizontal bar per entry of `bars`, divided into parts, as HTML that fits any width."""
-    total: Counter[str] = Counter()
-    for parts in bars.values():
-        total.update(parts)
+    total = sum(map(Counter, bars.values()), Counter())
     largest = dict(total.most_common(MOST_PARTS))
     named = [part for part in total if part in largest]
     rest = len(total) - len(named)
     colours = [f"background: var({VARIABLES[hue]})" for hue in (*HUES[: len(named)], HUES[-1])]
     longest = max(sum(parts.values()) for parts in bars.values())
-    lines = []
+    lines, described = [], []
     for bar, parts in bars.items():
-        counts = [parts.get(part, 0) for part in named]
-        end = sum(parts.values())
+        counts, end = [parts.get(part, 0) for part in named], sum(parts.values())
         widths = [f"{100 * count / longest:.3f}%" for count in (*counts, end - sum(counts))]
         parted = zip(widths, colours, strict=True)
         spans = "".join(f'<i style="width: {width}; {c}"></i>' for width, c in parted if width != "0.000%")
         text = re.sub("([/_])", r"\1<wbr/>", escape(shortened(bar)))
         lines.append(f"<span>{text}</span><div>{spans}<b>{end:,}</b></div>")
+        most = list(parts.items())[:MOST_PARTS]
+        described.append(f"{bar}: {', '.join(f'{count:,} {part}' for part, count in most)}")
     texts = [*map(shortened, named), *([f"{rest} others"] if rest else [])]
     legend = "".join(f'<li><i style="{c}"></i>{escape(text)}</li>' for c, text in zip(colours, texts, strict=False))
-    described = "; ".join(
-        f"{bar}: " + ", ".join(f"{count:,} {part}" for part, count in list(parts.items())[:MOST_PARTS])
-        for bar, parts in bars.items()
-    )
-    label = f'role="img" aria-label="{escape(f"{title}: {described}.")}"'
-    return f'<div class="bars" {label}>{"".join(lines)}</div><ul class="legend">{legend}</ul>'
+    label = escape(f"{title}: {'; '.join(described)}.")
+    return f'<div class="bars" role="img" aria-label="{label}">{"".join(lines)}</div><ul class="legend">{legend}</ul>'
 
 
 def groups(values: pd.DataFrame) -> dict[str, pd.DataFrame]:
