@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -34,25 +35,19 @@ class Server:
                 outer.asked.append((self.path, body))
                 outer.headers.append(self.headers.get("Authorization"))
                 found = outer.reply(body["messages"][0]["content"])
-                self.send_response(found if isinstance(found, int) else 200)
-                if outer.retry_after and found == 429:
-                    self.send_header("Retry-After", outer.retry_after)
-                self.end_headers()
-                if isinstance(found, str):
-                    self.wfile.write(json.dumps({"choices": [{"message": {"content": found}}]}).encode())
-                elif isinstance(found, bytes):
-                    self.wfile.write(found)
+                with suppress(BrokenPipeError):  # a client that gave up waiting
+                    self.send_response(found if isinstance(found, int) else 200)
+                    if outer.retry_after and found == 429:
+                        self.send_header("Retry-After", outer.retry_after)
+                    self.end_headers()
+                    text = json.dumps({"choices": [{"message": {"content": found}}]}).encode()
+                    self.wfile.write(found if isinstance(found, bytes) else text)
 
             def log_message(self, *_):
                 pass
 
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_):  # a client that gave up waiting
-                pass
-
-        self.server = Quiet(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -84,9 +79,17 @@ def place(jsonl, tmp_path):
 
 def parts(prompt):
     """Return the request and both answers of a prompt."""
-    return re.search(
-        r"\[Request\]\n(.*)\n\n\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\nReply", prompt, re.DOTALL
-    ).groups()
+    marks = r"\[Request\]\n(.*)\n\n\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\nReply"
+    return re.search(marks, prompt, re.DOTALL).groups()
+
+
+def warning_of(caplog):
+    (warning,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    return warning
+
+
+def lines(place):
+    return [json.loads(line) for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
 
 
 def better(prompt):
@@ -119,9 +122,8 @@ def test_a_judge_that_prefers_the_tuned_answers(place, server, caplog, monkeypat
         "no_reply": 0,
     }
     assert found["win"] == pytest.approx((7.5 / 8 + 3.5 / 4) / 2)
-    lines = [json.loads(line) for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
-    by_id = {line["id"]: line for line in lines}
-    assert len({line.pop("pair") for line in lines}) == 8
+    by_id = {line["id"]: line for line in lines(place)}
+    assert len({line.pop("pair") for line in by_id.values()}) == 8
     assert by_id["q0"] == {"id": "q0", "scores": {"win": 0.5}, "verdicts": [], "words": {"base": 2, "tuned": 2}}
     assert by_id["q3"]["verdicts"] == ["tuned", "tuned"]
     assert by_id["q3"]["scores"] == {"win": 1.0, "agreement": 1.0}
@@ -174,8 +176,7 @@ def test_a_request_is_repeated_once_and_then_counted(place, server, caplog, monk
     assert found["tasks"]["one"]["examples"] == 7
     assert found["tasks"]["one"]["no_reply"] == 1
     assert found["calls"] == 6 * 2 + 1 + 2
-    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith("eval.judge: 7 of 8 pairs are judged (ReadTimeout: ")
+    assert warning_of(caplog).startswith("eval.judge: 7 of 8 pairs are judged (ReadTimeout: ")
     server.reply = better
     again = ask((place[0], place[1][:1]), server)
     assert again["tasks"]["one"]["examples"] == 8, "what was incomplete is judged again"
@@ -184,13 +185,7 @@ def test_a_request_is_repeated_once_and_then_counted(place, server, caplog, monk
 
 @pytest.mark.parametrize(
     ("retry_after", "waits"),
-    [
-        ("7", [7.0] * 2),
-        (None, [10.0] * 2),
-        ("Thu, 01 Jan 2026 00:00:00 GMT", [1.0] * 2),
-        ("301", []),
-        ("soon", [10.0] * 2),
-    ],
+    [("7", [7.0] * 2), (None, [10.0] * 2), ("0", [1.0] * 2), ("301", []), ("soon", [10.0] * 2)],
 )
 def test_a_limit_on_the_rate_of_requests_is_waited_for(place, server, monkeypatch, retry_after, waits):
     waited = []
@@ -210,7 +205,7 @@ def test_an_endpoint_that_is_none_gets_six_requests_and_costs_one_warning(place,
     found = ask(place, server)
     assert (found["calls"], found["win"]) == (judge.FAILURES, None)
     assert set(found["tasks"]) <= {"one", "two"}
-    assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]
+    assert "pairs are judged" in warning_of(caplog)
 
 
 def test_a_judge_that_is_not_there_costs_one_warning(place, caplog):
@@ -219,8 +214,7 @@ def test_a_judge_that_is_not_there_costs_one_warning(place, caplog):
         port = free.getsockname()[1]
     config = JudgeConfig(url=f"http://127.0.0.1:{port}/v1", model="m")
     judge_answers(*place, config)
-    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert "pairs are judged (ConnectError: " in warning
+    assert "pairs are judged (ConnectError: " in warning_of(caplog)
     caplog.clear()
     (place[0] / "eval/base/one.jsonl").unlink()
     assert judge_answers(*place, config) == {}
@@ -231,15 +225,12 @@ def test_the_limit_on_calls_judges_the_same_pairs_in_every_run(place, server, ca
     server.reply = better
     found = ask(place, server, calls=13)
     assert found["calls"] == 12, "equal answers cost none"
-    lines = [json.loads(line) for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
-    assert sum(bool(line["verdicts"]) for line in lines) == 3
+    first = lines(place)
+    assert sum(bool(line["verdicts"]) for line in first) == 3
     judged = [found["tasks"][name]["examples"] for name in ("one", "two")]
-    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning == f"eval.judge: {sum(judged)} of 12 pairs are judged (eval.judge.calls=13)"
-    first = [line["id"] for line in lines]
-    found = ask(place, server, calls=16)
-    more = [json.loads(line)["id"] for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
-    assert more[: len(first)] == first
+    assert warning_of(caplog) == f"eval.judge: {sum(judged)} of 12 pairs are judged (eval.judge.calls=13)"
+    found, more = ask(place, server, calls=16), lines(place)
+    assert [line["id"] for line in more][: len(first)] == [line["id"] for line in first]
     assert len(more) > len(first)
     assert found["calls"] == 2, "one more pair of the first task; all that differ of the second were judged before"
 

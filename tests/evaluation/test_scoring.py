@@ -63,11 +63,13 @@ def test_files_and_means(score, config, tmp_path, monkeypatch):
     assert rows[2]["references"] == ROWS[2]["references"]
     assert set(rows[0]) == {"id", "prompt", "prediction", "references", "scores", "tokens", "ended", "shortened"}
     assert scores["tasks"]["one"]["token_f1"] == pytest.approx(fmean(row["scores"]["token_f1"] for row in rows))
-    for kind in TYPES:
+    for kind in (*TYPES, "nll"):
         by_task = [fmean(r["scores"][kind] for r in lines(tmp_path / f"eval/base/{t}.jsonl")) for t in ("one", "two")]
         assert [scores["tasks"][task][kind] for task in ("one", "two")] == pytest.approx(by_task)
         assert scores[kind] == pytest.approx(fmean(by_task))
     assert "token_f1" not in scores
+    assert 0 < scores["nll"] == pytest.approx(fmean(scores["tasks"][task]["nll"] for task in ("one", "two")))
+    assert len({row["scores"]["nll"] for row in rows}) == len(rows)
     assert [scores["tasks"][task]["examples"] for task in ("one", "two")] == [7, 3]
     assert (scores["limited"], scores["tokens_per_second"] > 0) == (False, True)
     key = json.loads((tmp_path / "eval/base/one.json").read_text())["key"]
@@ -185,15 +187,6 @@ def test_a_limit_and_truncated_prompts_are_reported(score, config, caplog):
     assert "LIMIT: only some examples are scored (one 5); do not report these scores" in caplog.text
     assert scores["tasks"]["two"]["shortened"] == 3
     assert "two: 3 of 3 prompts truncated to eval.max_prompt_tokens=256" in caplog.text
-
-
-def test_nll_is_scored_like_any_other_metric(score, config, tmp_path, generated):
-    scores = score()
-    rows = lines(tmp_path / "eval/base/one.jsonl")
-    assert scores["tasks"]["one"]["nll"] == pytest.approx(fmean(row["scores"]["nll"] for row in rows))
-    assert scores["nll"] == pytest.approx(fmean(scores["tasks"][task]["nll"] for task in ("one", "two")))
-    assert 0 < scores["nll"] != scores["rougeL"]
-    assert len({row["scores"]["nll"] for row in rows}) == len(rows)
 
 
 def test_scores_of_an_older_version_get_their_nll_when_they_are_scored_again(score, config, tmp_path, generated):

@@ -145,21 +145,20 @@ def test_files_of_other_examples_broken_or_missing(folder):
         shown(folder, ["base", "tuned"])
 
 
-def test_harness_tasks_have_a_section_of_their_own_and_are_not_in_the_mean(folder):
+def test_harness_tasks_and_win_rates_have_sections_of_their_own_and_are_not_in_the_mean(folder):
     expected = shown(folder, ["base", "tuned"])
-    for stage, right in (("base", 0.0), ("tuned", 1.0)):
-        path = write(folder, stage, "harness_gsm8k", 0.0)
-        lines = [json.dumps({"id": str(n), "scores": {"acc": right * (n % 2)}}) for n in range(N)]
-        path.write_text("\n".join(lines) + "\n")
-    text = shown(folder, ["base", "tuned"], tasks=("qa", "summaries", "harness_gsm8k"))
+    for stage, task, scores in (
+        ("base", "harness_gsm8k", {"acc": [0.0, 0.0]}),
+        ("tuned", "harness_gsm8k", {"acc": [0.0, 1.0]}),
+        ("judge", "qa", {"win": [0.5, 1.0, 1.0, 1.0]}),
+    ):
+        path = write(folder, stage, task, 0.0)
+        ((column, values),) = scores.items()
+        rows = [{"id": str(n), "scores": {column: values[n % len(values)]}} for n in range(N)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = shown(folder, ["base", "tuned"], tasks=("qa", "summaries", "harness_gsm8k"), judged=["qa"])
     assert re.search(r"harness_gsm8k +acc +0\.000 +0\.500 +\+0\.500\*", text)
-    assert text[text.index("mean of tasks") :] == expected[expected.index("mean of tasks") :]
-
-
-def test_the_win_rate_is_compared_with_a_half(folder):
-    write(folder, "judge", "qa", 0.0)
-    lines = [json.dumps({"id": str(n), "scores": {"win": 1.0 if n % 4 else 0.5}}) for n in range(N)]
-    (folder / "eval/judge/qa.jsonl").write_text("\n".join(lines) + "\n")
-    text = shown(folder, ["base", "tuned"], judged=["qa"])
-    assert re.search(r"qa, judged +win rate +0\.500 +0\.875 +\+0\.375\*", text)
+    assert re.search(r"qa, judged +win rate +0\.500 +0\.875 +\+0\.375\*", text), "compared with a half"
+    means = [found[found.index("mean of tasks") :].split()[:20] for found in (text, expected)]
+    assert means[0] == means[1]
     assert "judged" not in shown(folder, ["tuned"], judged=["qa"])

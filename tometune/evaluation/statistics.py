@@ -216,12 +216,7 @@ def detectable(seeds: int, deviation: float, alpha: float, wanted: float = 0.8, 
 
 
 def seeds_needed(
-    deviation: float,
-    difference: float,
-    wanted: float = 0.8,
-    alpha: float = 0.05,
-    paired: bool = True,
-    error: float = 0.0,
+    deviation: float, difference: float, wanted: float = 0.8, alpha: float = 0.05, paired: bool = True, error: float = 0
 ) -> int | None:
     """Return the smallest number of seeds per arm that reaches the power `wanted`; None beyond 100,000.
 
