@@ -96,11 +96,11 @@ def test_the_cluster_of_an_example_is_kept_with_its_scores(score, config, tmp_pa
     score()
     for task in config.tasks.values():
         task.cluster = "id"
-    score()
-    assert all("cluster" not in row for row in lines(tmp_path / "eval/base/one.jsonl")), "scores are not made again"
-    (tmp_path / "eval/base/one.json").unlink()
-    score()
-    assert all(row["cluster"] == row["id"] for row in lines(tmp_path / "eval/base/one.jsonl"))
+    for remade in (False, True):  # scores are not made again for a cluster alone
+        (tmp_path / "eval/base/one.json").unlink() if remade else None
+        score()
+        rows = lines(tmp_path / "eval/base/one.jsonl")
+        assert [row.get("cluster") for row in rows] == [row["id"] if remade else None for row in rows]
 
 
 def test_a_broken_file_is_redone(score, tmp_path, generated):
@@ -134,8 +134,11 @@ def test_other_weights_or_settings_are_scored_again(model, score, config, genera
     assert redone() == {"two"}
     config.max_prompt_tokens = 255
     assert redone() == {"one", "two"}
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    digests = {weights_digest(model), weights_digest(get_peft_model(model, adapter))}
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
+    assert len(digests | {weights_digest(model)}) == 3
     assert redone() == {"one", "two"}
 
 
@@ -166,16 +169,6 @@ def test_the_base_model_is_scored_once_for_all_runs(model, score, config, tokeni
     assert redone("settings") == [7, 3], "equal weights with other settings"
     tokenizer.chat_template += "{# another #}"
     assert redone("fifth") == [7, 3]
-
-
-def test_an_adapter_changes_the_digest_once_it_is_trained(model):
-    before = weights_digest(model)
-    torch.manual_seed(0)
-    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    untrained = weights_digest(tuned)
-    tuned(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
-    torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], 0.1).step()
-    assert len({before, untrained, weights_digest(tuned)}) == 3
 
 
 def test_a_limit_and_truncated_prompts_are_reported(score, config, caplog):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.reporting.sweeps import write_run, write_table
+from tests.reporting.sweeps import change_rows, write_run, write_table
 from tometune.common.errors import UserError
 from tometune.config.report import ReportConfig
 from tometune.config.report import asked as read
@@ -68,9 +68,7 @@ def test_a_question_that_was_changed_after_the_runs_or_never_recorded_is_a_cauti
     record(sweep, ["rougeL"])
     made = asked(sweep, primary=["rouge1"], margin=0.02)
     (note,) = cautions(made.table)
-    assert note.startswith(
-        "The question was changed after the runs started. Before: rougeL; now: rouge1 with the margin"
-    )
+    assert note.startswith("The question was changed after the runs started. Before: rougeL; now: rouge1 with the mar")
     assert made.table["question"]["recorded"] == {"primary": ["rougeL"], "margin": None}
     assert cautions(asked(sweep, primary="rougeL").table) == []
 
@@ -113,10 +111,7 @@ def test_equivalence(tmp_path, effect, deviation, margin, verdict, sentence):
     (answer,) = answers(made.table)
     tests = next(each["equivalence"] for each in made.table["comparisons"] if each["primary"])
     assert (answer.verdict, tests["margin"]) == (verdict, margin), tests
-    text = next(
-        text for text in answer.sentences if text.startswith("Equivalence by two one-sided tests, with 90% int")
-    )
-    assert sentence in text
+    assert any(sentence in text for text in answer.sentences if text.startswith("Equivalence by two one-sided tests, "))
     assert (tests["p_same_holm"] < 0.05) == (-margin < tests["ci_low"] and tests["ci_high"] < margin)
     assert (tests["p_no_worse_holm"] < 0.05) == (-margin < tests["ci_low"])
     assert "<h2>Equivalence</h2>" in as_html(made)
@@ -174,9 +169,7 @@ def test_clusters_widen_the_intervals_and_few_of_them_are_a_caution(tmp_path):
     plain = asked(tmp_path).table
     assert "clusters" not in plain
     for path in tmp_path.glob("*/eval/*/summarisation.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        text = "".join(json.dumps({**row, "cluster": str(number // 5)}) + "\n" for number, row in enumerate(rows))
-        path.write_text(text)
+        change_rows(path, lambda row: row.update(cluster=str(int(row["id"].rpartition("-")[2]) // 5)))
     table = asked(tmp_path).table
     assert table["clusters"] == {"summarisation": 6}
     assert cautions(table) == ["Only 6 clusters on summarisation: intervals over so few are too narrow."]
@@ -191,9 +184,8 @@ def test_clusters_widen_the_intervals_and_few_of_them_are_a_caution(tmp_path):
 def test_signal_and_noise_are_the_published_ones_over_seeds(tmp_path, one_seed, one_cell):
     for size, levels in ((1, (0.40, 0.42)), (2, (0.50, 0.54))):
         for seed, level in enumerate(levels):
-            write_run(
-                tmp_path, f"pydocs_{size}k", 1000 * size, seed, level, noise=0.0, examples=50, tasks=["qa", "sum"]
-            )
+            made = {"noise": 0.0, "examples": 50, "tasks": ["qa", "sum"]}
+            write_run(tmp_path, f"pydocs_{size}k", 1000 * size, seed, level, **made)
     table = asked(tmp_path).table
     assert [(each["task"], each["metric"]) for each in table["signal"][::3]] == [
         (task, "rouge1") for task in ("qa", "sum", None)
