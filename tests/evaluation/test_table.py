@@ -15,14 +15,8 @@ N = 60
 def write(folder, stage, task, shift, count=N, **more):
     path = folder / "eval" / stage / f"{task}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "id": str(n),
-            "scores": {"rouge1": n / 100 + shift, "rouge2": 0.1, "rougeL": n / 200 + (n % 2) * shift},
-            **more,
-        }
-        for n in range(count)
-    ]
+    scores = [{"rouge1": n / 100 + shift, "rouge2": 0.1, "rougeL": n / 200 + (n % 2) * shift} for n in range(count)]
+    rows = [{"id": str(n), "scores": scores[n], **more} for n in range(count)]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
 
