@@ -82,7 +82,7 @@ def overlap(one: dict, two: dict) -> bool:
 def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path, tasks: int):
     """It loads nothing else, labels do not overlap, every text has contrast, nothing is wider than the window.
 
-    On a phone a figure is scrolled, and a table that is scrolled keeps its first column.
+    On a phone the panels of a figure are below each other, and a table that is scrolled keeps its first column.
     """
     names = [f"pydocs_instruction_following_{number}" for number in range(tasks)]
     runs = write_table(tmp_path / "table", effect=0.004, tasks=names)
@@ -91,7 +91,7 @@ def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path, tasks: int):
     with opened(url) as seen:
         page = seen.page
         assert (seen.errors, seen.requests) == ([], [url])
-        boxes = [picture.bounding_box() for picture in page.locator("figure > svg").all()]
+        boxes = [picture.bounding_box() for picture in page.locator(".panels").all()]
         assert len(boxes) == (2 if tasks == 1 else 3)
         assert all(box["width"] > 600 and box["height"] > 80 for box in boxes), boxes
         for texts in page.evaluate(BOXES):
@@ -105,8 +105,11 @@ def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path, tasks: int):
             assert [text for text in found if contrast(text[0], text[1]) < 4.5] == []
         page.set_viewport_size({"width": 360, "height": 1000})
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        boxes = [part.bounding_box() for part in page.locator(".bars b, figure").all()]
+        boxes = [part.bounding_box() for part in page.locator(".bars b, .panels svg").all()]
         assert all(box["x"] >= 0 and box["x"] + box["width"] <= 360 for box in boxes), boxes
+        panels = [panel.bounding_box() for panel in page.locator(".panels").first.locator("svg").all()]
+        assert len(panels) == 3
+        assert panels[0]["y"] + panels[0]["height"] <= panels[1]["y"]
         shifts = page.evaluate(SCROLLED)
         assert len(shifts) > 3
         assert {(first, others) for first, others in shifts} == {(0, -40)}
@@ -120,6 +123,6 @@ def test_a_data_card_fits_a_phone_and_requests_nothing(mix_of: Callable[..., Mix
             seen.page.set_viewport_size({"width": width, "height": 1000})
             assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
         assert seen.page.locator(".row").count() == 10
-        assert seen.page.locator("figure > svg, .bars").count() == 2
+        assert seen.page.locator(".panels, .bars").count() == 2
         assert EVIL in seen.page.locator(".turn pre").first.inner_text()
         assert (seen.errors, seen.requests) == ([], [path.as_uri()])

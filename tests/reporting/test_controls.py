@@ -69,7 +69,7 @@ def test_the_effect_of_a_source_has_the_same_sign_whether_it_is_left_out_or_alon
     assert answer.sentences[0].startswith(f"Effect on ROUGE-L of having {having}, {numbers}: good +0.0")
     assert ", p = 0.0" in answer.sentences[0]
     page = as_html(report)
-    assert page.count('id="forest-figure_1"') == 1
+    assert page.count('id="forest0-figure_1"') == 1
     assert "<td>0.5</td>" in page, "adapter parameters per trained token"
     assert "ROUGE-L: good +0." in (forest(report.table) or "")
 

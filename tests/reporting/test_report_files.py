@@ -86,8 +86,8 @@ def test_the_page_needs_no_other_file_and_describes_its_figures(html, table_repo
     run = min(path.name for path in table_report.sweep.folder.glob("tiny-*"))
     assert f'<a href="{run}/">{run}</a>' in html
     assert "0.407" in html
-    labels = [svg.get("aria-label") for svg in parsed.iter("svg") if svg.get("role") == "img"]
-    assert len(labels) == 3
+    labels = [figure.get("aria-label") for figure in parsed.iter("div") if figure.get("role") == "img"]
+    assert len(labels) == 4
     assert "pydocs_3k: ROUGE\N{NON-BREAKING HYPHEN}1 0." in labels[0]
     assert min(map(len, labels)) > 30
     svgs = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))

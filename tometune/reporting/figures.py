@@ -2,19 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from tometune.evaluation.metrics import label
 from tometune.reporting import conclusions
 from tometune.reporting.conclusions import Table, data_label, models, tuned_rows
 from tometune.reporting.grouping import Cell
-from tometune.reporting.html import ACCENTS, MUTED, NARROW, PAPER, WIDTH, as_svg, panels
+from tometune.reporting.html import ACCENTS, MUTED, PAPER, as_grid, panels
 from tometune.reporting.mix_figures import label as mix_label
 from tometune.reporting.sweep import SweepRun
 
@@ -22,7 +21,7 @@ FEWEST = 4  # values of a number from which on scores are drawn over it
 LETTERS = 102  # of labels on the x axis that fit next to each other, over all panels of a line
 COLUMNS = 3  # panels per line
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances, times a power of ten
-FAR = 1.6  # a base score is drawn as a line if the axis grows by at most this factor, else written at the edge
+FAR = 1.6  # a base score is drawn as a line if the axis grows by at most this factor
 SLANTED: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
 INTERVAL: dict[str, Any] = {"linewidth": 2, "alpha": 0.45}
 OF_ONE_SEED: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (1, 2))}  # an interval that covers examples only
@@ -34,53 +33,39 @@ def colour_of(names: Sequence[str], model: str) -> str:
     return ACCENTS[names.index(model) % len(ACCENTS)]
 
 
-def _grid(count: int, height: float, **options: bool) -> tuple[Figure, list[Axes]]:
-    """Return a figure with this many visible panels, `COLUMNS` per line, each line this many inches high."""
-    lines, columns = -(-count // COLUMNS), min(COLUMNS, count)
-    figure, axes = panels(lines, columns, min(WIDTH, NARROW * columns), height * lines, **options)
-    flat = [axis for row in axes for axis in row]
-    for axis in flat[count:]:
-        axis.set_visible(False)
-    return figure, flat[:count]
-
-
 def means(table: Table) -> str:
     """Draw the mean and interval of each cell, with each seed as a dot; one panel per metric."""
     metrics = table["metrics"]
-    figure, axes = _grid(len(metrics), 3.5)
+    columns = min(COLUMNS, len(metrics))
+    axes = panels(len(metrics), columns, 3.5)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         _draw_cells(axis, table, metric, COLUMNS)
-    _draw_legend(figure, table)
     values = "; ".join(
         f"{row['cell']}: " + ", ".join(f"{label(metric)} {row[metric]['mean']:.3f}" for metric in metrics)
         for row in table["rows"]
     )
     level = f"{table['interval']['confidence']:.0%}"
-    return as_svg(figure, "means", f"Mean scores with {level} intervals, and each seed as a dot. {values}.")
+    description = f"Mean scores with {level} intervals, and each seed as a dot. {values}."
+    return as_grid(axes, columns, "means", description, _legend(table))
 
 
 def tasks(table: Table) -> str:
     """Draw the same by task: one row per task, one column per metric."""
     names, metrics = list(table["tasks"]), [metric for metric in table["metrics"] if "/" not in metric]
-    width = min(WIDTH, NARROW * len(metrics))
-    figure, axes = panels(len(names), len(metrics), width, 0.6 + 2 * len(names), sharex=True)
-    for row, name in zip(axes, names, strict=True):
-        for axis, metric in zip(row, metrics, strict=True):  # each has both names, as narrow windows show them singly
-            axis.set_ylabel(fill(name.replace("_", " "), 20))
-            axis.set_title(label(metric))
-            _draw_cells(axis, table, metric, len(metrics), name)
-    _draw_legend(figure, table)
-    return as_svg(figure, "tasks", f"Means with intervals by task ({', '.join(names)}) and metric.")
+    axes = panels(len(names) * len(metrics), len(metrics), 2.1)
+    for axis, (name, metric) in zip(axes, product(names, metrics), strict=True):
+        axis.set_ylabel(fill(name.replace("_", " "), 20))
+        axis.set_title(label(metric))
+        _draw_cells(axis, table, metric, len(metrics), name)
+    description = f"Means with intervals by task ({', '.join(names)}) and metric."
+    return as_grid(axes, len(metrics), "tasks", description, _legend(table))
 
 
-def _draw_legend(figure: Figure, table: Table) -> None:
-    """Name the models if there are several."""
+def _legend(table: Table) -> dict[str, str]:
+    """Return the models by colour if there are several."""
     names = models(table)
-    if len(names) > 1:
-        dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 7}
-        marks = [Line2D([], [], color=colour_of(names, name), label=name, **dot) for name in names]
-        figure.legend(handles=marks, loc="outside upper left", ncols=len(names), handletextpad=0.2)
+    return {colour_of(names, name): name for name in names} if len(names) > 1 else {}
 
 
 def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str | None = None) -> None:
@@ -120,21 +105,12 @@ def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str |
 
 
 def _draw_bases(axis: Axes, bases: Sequence[tuple[str, float]], names: Sequence[str], low: float, high: float) -> None:
-    """Draw the scores of the base models as lines if they are close to `low` and `high`, else note them at the edge.
-
-    Sets the limits of the y axis.
-    """
+    """Draw the scores of the base models as lines if they are close to `low` and `high`; sets the y limits."""
     for model, value in bases:
-        colour = colour_of(names, model) if len(bases) > 1 else MUTED
         reach = max(high, value) - min(low, value)
         if reach <= FAR * (high - low):
             low, high = min(low, value - 0.06 * reach), max(high, value + 0.06 * reach)
-            axis.axhline(value, color=colour, **DASHED)
-            continue
-        under, space = value < low, 0.11 * (high - low)
-        low, high = (low - space, high) if under else (low, high + space)
-        height, side = (low + space / 4, "bottom") if under else (high - space / 4, "top")
-        axis.text(-0.55, height, f"base {value:.3f} {'↓' if under else '↑'}", color=colour, fontsize=8.5, va=side)
+            axis.axhline(value, color=colour_of(names, model) if len(bases) > 1 else MUTED, **DASHED)
     axis.set_ylim(low, high)
 
 
@@ -156,16 +132,15 @@ def loss(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
     curves = [[losses(run) for run in cell.runs.values()] for cell in cells]
     if not any(points for cell in curves for points in cell):
         return None
-    figure, axes = _grid(len(cells), 2.7, sharex=True, sharey=True)
-    for number, (axis, cell, runs) in enumerate(zip(axes, cells, curves, strict=True)):
+    columns = min(COLUMNS, len(cells))
+    axes = panels(len(cells), columns, 2.7)
+    steps, values = zip(*(point for cell in curves for points in cell for point in points), strict=True)
+    for axis, cell, runs in zip(axes, cells, curves, strict=True):
         axis.set_title(fill(cell.label, 32))
+        axis.set(xlabel="step", xlim=(0, max(steps) * 1.03), ylim=(min(values) * 0.97, max(values) * 1.03))
         for points in runs:
             axis.plot(*zip(*points, strict=True), color=colour_of(names, cell.model), linewidth=1.3, alpha=0.75)
-        if number % COLUMNS == 0:
-            axis.set_ylabel("training loss")
-        if number // COLUMNS == (len(cells) - 1) // COLUMNS:
-            axis.set_xlabel("step")
-    return as_svg(figure, "loss", "Training loss by step, one line per seed, one panel per cell.")
+    return as_grid(axes, columns, "loss", "Training loss by step, one line per seed, one panel per cell.", {})
 
 
 def losses(run: SweepRun) -> list[tuple[float, float]]:
@@ -187,7 +162,8 @@ def forest(table: Table) -> str | None:
         return None
     main = conclusions.main_metric(list(next(iter(found.values())).values()))
     names = sorted(found, key=lambda name: found[name][main]["delta"])
-    figure, axes = _grid(len(metrics), 1.1 + 0.36 * len(names), sharey=True)
+    columns = min(COLUMNS, len(metrics))
+    axes = panels(len(metrics), columns, 1.1 + 0.36 * len(names))
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         axis.axvline(0, color=MUTED, **DASHED)
@@ -200,10 +176,11 @@ def forest(table: Table) -> str | None:
         axis.grid(visible=False, axis="y")
         axis.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0")
-    axes[0].set_yticks(range(len(names)), list(map(mix_label, names)))
-    axes[0].set_ylim(-0.6, len(names) - 0.4)
+        axis.set_yticks(range(len(names)), list(map(mix_label, names)))
+        axis.set_ylim(-0.6, len(names) - 0.4)
     described = "; ".join(f"{name} {found[name][main]['delta']:+.3f}" for name in reversed(names))
-    return as_svg(figure, "forest", f"Effect of each source with its interval. {label(main)}: {described}.")
+    description = f"Effect of each source with its interval. {label(main)}: {described}."
+    return as_grid(axes, columns, "forest", description, {})
 
 
 def curve(table: Table) -> str | None:
@@ -218,7 +195,8 @@ def curve(table: Table) -> str | None:
         texts += [f"{name.rpartition('.')[2]}={value}" for name, value in row["settings"].items() if name != key]
         series.setdefault(" ".join(filter(None, texts)), []).append(row)
     metrics, values = table["metrics"], sorted({_value(row, key) for row in rows})
-    figure, axes = _grid(len(metrics), 3.4)
+    columns = min(COLUMNS, len(metrics))
+    axes = panels(len(metrics), columns, 3.4)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         for number, (colour, points) in enumerate(zip(ACCENTS, series.values(), strict=False)):
@@ -233,10 +211,8 @@ def curve(table: Table) -> str | None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel(key)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-    if len(series) > 1:
-        marks = [Line2D([], [], color=c, label=name, marker="o") for c, name in zip(ACCENTS, series, strict=False)]
-        figure.legend(handles=marks, loc="outside upper left", ncols=4)
-    return as_svg(figure, "curve", f"Mean scores over {key} with intervals.")
+    legend = dict(zip(ACCENTS, series, strict=False)) if len(series) > 1 else {}
+    return as_grid(axes, columns, "curve", f"Mean scores over {key} with intervals.", legend)
 
 
 def _axis(rows: Sequence[Table]) -> str | None:

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ VARIABLES = {
     **{colour: f"--hue-{number}" for number, colour in enumerate(HUES, 1)},
 }
 WIDTH = 9.6  # inches of a figure as wide as the page
-NARROW = 4.4  # inches of one panel
+NARROW = 4.4  # inches of the widest panel
 
 FOLDER = Path(__file__).parent  # of the templates and styles
 
@@ -63,25 +63,40 @@ def draw(figure: Callable[..., str | None], *arguments: Any) -> Markup | None:
     return None if svg is None else Markup(svg)  # noqa: S704 - our own SVG, with escaped texts
 
 
-def panels(rows: int, columns: int, width: float, height: float, **options: object) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure with `rows` × `columns` axes; width and height in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)  # type: ignore[call-overload]
-    return figure, [list(row) for row in axes]
+def panels(count: int, columns: int, height: float) -> list[Axes]:
+    """Return the axes of figures of their own, each as wide as one of `columns` on the page; height in inches."""
+    size = min(NARROW, WIDTH / columns), height
+    return [Figure(figsize=size, layout="constrained").subplots() for _ in range(count)]
 
 
-def as_svg(figure: Figure, name: str, description: str) -> str:
-    """Return a figure as an `<svg>` element with text as text and colours as CSS variables.
+def as_grid(axes: Sequence[Axes], columns: int, name: str, description: str, legend: Mapping[str, str]) -> str:
+    """Return panels as HTML, next to each other or, in a narrow window, below each other.
 
-    `name` must be unique on the page, because it is the prefix of the ids in the SVG. `description` is read by screen
-    readers.
+    `name` must be unique on the page, `description` is read by screen readers. `legend` has texts by colour.
+    """
+    svgs = "".join(as_svg(axis, f"{name}{number}") for number, axis in enumerate(axes))
+    label = f'role="img" aria-label="{escape(description)}" style="--columns: {columns}"'
+    return f'<div class="panels" {label}>{svgs}</div>{as_legend(legend)}'
+
+
+def as_legend(texts: Mapping[str, str]) -> str:
+    """Return a legend as HTML, with texts by colour."""
+    lines = (f'<li><i style="background: var({VARIABLES[hue]})"></i>{escape(text)}</li>' for hue, text in texts.items())
+    return f'<ul class="legend">{"".join(lines)}</ul>' if texts else ""
+
+
+def as_svg(axis: Axes, name: str) -> str:
+    """Return the figure of these axes as an `<svg>` element with text as text and colours as CSS variables.
+
+    `name` must be unique on the page, because it is the prefix of the ids in the SVG.
     """
 
     def font(found: re.Match[str]) -> str:  # matplotlib before 3.11 writes the font as one property
         weight = "font-weight: 650; " if "bold" in found[1] or "700" in found[1] else ""
         return f"{weight}font-size: {found[2]}px"
 
-    out = io.StringIO()
+    out, figure = io.StringIO(), axis.figure
+    assert isinstance(figure, Figure)
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -91,5 +106,4 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r'font: ((?:\w+ )*)([\d.]+)px [^;"]*', font, svg)
     svg = re.sub(r"#0[1-6]0[1-6]0[1-8]", lambda found: f"var({VARIABLES[found[0]]})", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
-    inches = f"--inches: {figure.get_figwidth():g}"
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}" style="{inches}"', 1).strip()
+    return svg.replace("<svg", f'<svg style="--inches: {figure.get_figwidth():g}"', 1).strip()
