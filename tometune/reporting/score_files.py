@@ -4,15 +4,14 @@ Intervals and tests are computed in evaluation/statistics.py.
 """
 
 import json
-import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tometune.common.errors import UserError, some
 from tometune.config.eval import HARNESS, HELD_OUT
@@ -26,17 +25,11 @@ ROUGE = ("rouge1", "rouge2", "rougeL")  # metrics of every run, and those of the
 TOLERANCE = 1e-9  # means that differ by less are equal: the order of a sum changes that much
 LISTED = 3  # ids listed in an error about differing examples
 
+# Columns of a file next to its metrics: a hash of the references, because ids may be row numbers, which identify
+# nothing; the cluster (`eval.tasks.X.cluster`) and the source of a held-out row, None where there is none.
+REFERENCES, CLUSTER, SOURCE = "example/references", "example/cluster", "example/source"
 
-class Example(NamedTuple):
-    """One scored example of a run."""
-
-    references: int  # hash of its references; ids alone may be row numbers, which identify nothing
-    cluster: str | None  # its cluster (`eval.tasks.X.cluster`), if the run recorded one
-    scores: dict[str, float]  # by metric
-    source: str | None = None  # of a held-out row
-
-
-Files = dict[tuple[str, str], dict[str, Example]]  # examples of one task by id, by (stage, run id)
+Files = dict[tuple[str, str], pd.DataFrame]  # examples of one task by id, by (stage, run id); see `read_task`
 
 
 @dataclass(frozen=True)
@@ -118,7 +111,7 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
     for task, files in (read | sources).items():
         by_column = []
         for name, stages in columns.items():
-            scores = [[[each.scores.get(m, math.nan) for m in known] for each in files[f].values()] for f in stages]
+            scores = [files[stage].reindex(columns=known).to_numpy(float) for stage in stages]
             by_column.append(np.mean(scores, axis=0))
             if len(stages) > 1 and task in ours:
                 of_base.setdefault(name, []).append(np.mean(scores, axis=1))
@@ -142,7 +135,7 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
 
 def _metrics_of(read: Iterable[Files]) -> tuple[list[str], set[str]]:
     """Return the metrics that all files have, and those of any."""
-    known = [list(next(iter(examples.values())).scores) for files in read for examples in files.values()]
+    known = [[str(c) for c in frame.columns if "/" not in str(c)] for files in read for frame in files.values()]
     return [name for name in known[0] if all(name in others for others in known)], set().union(*known)
 
 
@@ -162,22 +155,15 @@ def _by_source(read: Mapping[str, Files]) -> dict[str, Files]:
     """Return held-out rows by task and source, e.g. `held_out_pool/math`, for sources with several of them."""
     found: dict[str, Files] = {}
     for task, files in read.items():
-        counts = Counter(each.source for each in next(iter(files.values())).values() if each.source is not None)
-        for source in sorted(name for name in counts if counts[name] > 1 and len(counts) > 1):
-            found[f"{task}/{source}"] = {
-                file: {key: each for key, each in examples.items() if each.source == source}
-                for file, examples in files.items()
-            }
+        counts = next(iter(files.values()))[SOURCE].value_counts()
+        for source in sorted(counts[counts > 1].index) if len(counts) > 1 else ():
+            found[f"{task}/{source}"] = {file: frame[frame[SOURCE] == source] for file, frame in files.items()}
     return found
 
 
-def _clusters(files: Mapping[tuple[str, str], Mapping[str, Example]]) -> list[str] | None:
+def _clusters(files: Files) -> list[str] | None:
     """Return the cluster of each example of a task, from the first file that has them for all examples."""
-    for examples in files.values():
-        found = [each.cluster for each in examples.values() if each.cluster is not None]
-        if len(found) == len(examples):
-            return found
-    return None
+    return next((list(frame[CLUSTER]) for frame in files.values() if frame[CLUSTER].notna().all()), None)
 
 
 def _check_content(runs: Sequence[SweepRun], tasks: Sequence[str]) -> None:
@@ -211,21 +197,23 @@ def _read_stages(runs: Sequence[SweepRun], task: str) -> Files:
     found = {name: read_task(path) for name, path in paths.items()}
     first, expected = paths["tuned", runs[0].id], found["tuned", runs[0].id]
     for name, examples in found.items():
-        if examples.keys() != expected.keys():
-            differ = ((paths[name], examples.keys() - expected.keys()), (first, expected.keys() - examples.keys()))
-            only = "; ".join(f"only in {path}: {some(sorted(ids), LISTED)}" for path, ids in differ if ids)
+        ids = examples.index.symmetric_difference(expected.index)
+        if len(ids):
+            differ = ((paths[name], ids.intersection(examples.index)), (first, ids.intersection(expected.index)))
+            only = "; ".join(f"only in {path}: {some(sorted(own), LISTED)}" for path, own in differ if len(own))
             raise UserError(f"{task}: runs with different examples cannot be paired; {only}; score one of them again")
-        changed = [each for each in examples if examples[each].references != expected[each].references]
+        found[name] = examples = examples.loc[expected.index]
+        changed = list(examples.index[examples[REFERENCES] != expected[REFERENCES]])
         if changed:
             raise UserError(
                 f"{paths[name]}: other references than in {first} for {some(changed, LISTED)}; the task's examples "
                 "changed between the runs, so they cannot be paired: score one of them again"
             )
-    return {name: {each: examples[each] for each in expected} for name, examples in found.items()}
+    return found
 
 
-def read_task(path: Path) -> dict[str, Example]:
-    """Read one file of scores; returns its examples by id.
+def read_task(path: Path) -> pd.DataFrame:
+    """Read one file of scores; returns a row per example by id, with a column per metric and the three above.
 
     Raises:
         UserError: as in `read_scores`, or a score is missing; names the line.
@@ -234,13 +222,12 @@ def read_task(path: Path) -> dict[str, Example]:
     rows = read_scores(path, fix)
     always = () if path.stem.startswith(HARNESS) else ROUGE
     metrics = list(dict.fromkeys([*always, *next(iter(rows.values()))["scores"]]))
-    found: dict[str, Example] = {}
-    for number, (identifier, row) in enumerate(rows.items(), start=1):
-        if missing := [metric for metric in metrics if metric not in row["scores"]]:
-            raise UserError(f"{path}:{number}: has no {missing[0]!r}, which the report needs; {fix}")
-        scores = {metric: row["scores"][metric] for metric in metrics}
-        references = hash(json.dumps(row.get("references", [])))
-        found[identifier] = Example(references, row.get("cluster"), scores, row.get("source"))
+    found = pd.DataFrame([row["scores"] for row in rows.values()], index=list(rows)).reindex(columns=metrics)
+    for number, metric in np.argwhere(found.isna().to_numpy())[:1]:
+        raise UserError(f"{path}:{number + 1}: has no {metrics[metric]!r}, which the report needs; {fix}")
+    found[REFERENCES] = [hash(json.dumps(row.get("references", []))) for row in rows.values()]
+    for column, name in ((CLUSTER, "cluster"), (SOURCE, "source")):
+        found[column] = pd.Series([row.get(name) for row in rows.values()], index=found.index, dtype=object)
     return found
 
 
