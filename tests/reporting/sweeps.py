@@ -35,8 +35,8 @@ def write_stage(folder: Path, stage: str, level: float, examples: int, noise: fl
         rows = [
             {
                 **{"id": f"{task}-{example}", "references": [f"reference {example}"]},
-                **{"prompt": "?" * 300, "prediction": "!" * 100, "tokens": 20},
                 "scores": {metric: float(values[metric][example]) for metric in METRICS},
+                **{"prompt": "?" * 300, "prediction": "!" * 100, "tokens": 20},
             }
             for example in range(examples)
         ]

@@ -79,20 +79,16 @@ def hash_of(letter):
         ({"meaning": 4}, "meaning=4", "version of tometune"),
     ],
 )
-def test_runs_that_differ_in_their_data_number_format_or_version_are_not_seeds_of_one_cell(
-    tmp_path, change, label, note
-):
+def test_runs_that_differ_in_more_than_seeds_are_different_cells(tmp_path, change, label, note):
     same = {"inputs": {"data.base": f"files-{hash_of('a')}"}, "model": {"name": "tiny", "dtype": "float32"}}
     for seed in range(3):
-        run = write_run(tmp_path, seed=seed)
-        edit(run, **{"meaning": 5, **same, **(change if seed == 2 else {})})
-    cells, notes = grouped(tmp_path)
+        edit(write_run(tmp_path, seed=seed), **{"meaning": 5, **same, **(change if seed == 2 else {})})
+    cells, (text,) = grouped(tmp_path)
     assert sorted(list(cell.runs) for cell in cells) == [[0, 1], [2]]
     assert f"pydocs_1k {label}" in [cell.label for cell in cells]
-    (text,) = notes
     assert text.startswith(f"The {note}")
-    assert ": 2 runs, the last one of 2026-11-24" in text
-    assert ": 1 run, the last one of 2026-11-24" in text
+    for runs in ("2 runs", "1 run"):
+        assert f": {runs}, the last one of 2026-11-24" in text
 
 
 def test_a_mix_with_another_pool_is_compared_with_the_base_alone(tmp_path):
