@@ -12,11 +12,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tometune.common.errors import UserError, did_you_mean
-from tometune.common.integrity import defect
 from tometune.config.root import Config
 from tometune.runs.identity import identity
 from tometune.runs.integrity import score_problems
-from tometune.runs.run import REPEAT, SCHEMA, DamageError
+from tometune.runs.run import REPEAT, DamageError, read_record
 from tometune.runs.stored import config_of
 from tometune.runs.sweep_file import NAME, read_cells
 from tometune.tracking.tracker import flatten
@@ -170,23 +169,19 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise AbsentError("interrupted before run.json was written")
     try:
-        if (problem := defect(path)) is not None:
-            raise ValueError(problem)
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("is not an object")
-        if record.get("schema") != SCHEMA:  # its numbers may mean something else
-            raise AbsentError(f"run.json of another version (schema {record.get('schema')}); {REPEAT}")
-        if record.get("status") != "completed":
+        record = read_record(path.parent)
+        if record["status"] != "completed":
             failed = f"failed: {record.get('error', 'no reason recorded')}"
-            raise AbsentError(failed if record.get("status") == "failed" else "running or interrupted")
+            raise AbsentError(failed if record["status"] == "failed" else "running or interrupted")
         _ = record["model"]["name"], record["data"]["name"], record["data"]["rows"], int(record["seed"])
         if "tuned" not in record["eval"]:
             raise AbsentError("completed without scores")
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+    except (DamageError, KeyError, TypeError, ValueError) as error:
+        reason = error.problem if isinstance(error, DamageError) else f"is incomplete ({error!r})"
         log.warning("%s: %s, so the run is left out", path, reason)
         raise AbsentError(f"run.json {reason}; {REPEAT}") from error
+    except UserError as error:  # of another schema, so its numbers may mean something else
+        raise AbsentError(str(error)) from error
     return record
 
 
