@@ -117,19 +117,17 @@ def as_markdown(table: Values) -> str:
 
 def as_csv(table: Values) -> str:
     """Return the table with full numbers and intervals; unknown values are empty, missing runs have their own lines."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    parts = [(metric, part) for part in ("mean", "std", "ci_low", "ci_high") for metric in table["metrics"]]
-    suffixes = {"mean": "", "std": "_sd", "ci_low": "_low", "ci_high": "_high"}
-    names = [metric + suffixes[part] for metric, part in parts]
-    writer.writerow(["model", "data", "rows", "seeds", *names, "note"])
-    mark = "LIMIT" if table["limited"] else ""
+    out, suffixes = io.StringIO(), {"mean": "", "std": "_sd", "ci_low": "_low", "ci_high": "_high"}
+    parts = {f"{metric}{suffixes[part]}": (metric, part) for part in suffixes for metric in table["metrics"]}
+    writer = csv.DictWriter(out, ["model", "data", "rows", "seeds", *parts, "note"], lineterminator="\n")
+    writer.writeheader()
     for row in table["rows"]:
-        numbers = [row[metric][part] for metric, part in parts]
-        writer.writerow([row["model"], data_label(row), row["rows"], row["seeds"], *numbers, mark])
+        about = {"model": row["model"], "data": data_label(row), "rows": row["rows"], "seeds": row["seeds"]}
+        numbers = {name: row[metric][part] for name, (metric, part) in parts.items()}
+        writer.writerow({**about, **numbers, "note": "LIMIT" if table["limited"] else ""})
     for entry in table["missing"]:
         note = f"missing: {entry['run_id']}: {entry['reason']}"
-        writer.writerow([entry["model"], entry["data"], "", 0, *[""] * len(names), note])
+        writer.writerow({"model": entry["model"], "data": entry["data"], "seeds": 0, "note": note})
     return out.getvalue()
 
 
