@@ -67,6 +67,13 @@ def test_runs_with_the_same_settings_and_seeds_are_rejected(sweep):
         grouped(sweep)
 
 
+def test_mixes_with_other_rows_for_the_same_seed_are_not_averaged(tmp_path):
+    _, second = (write_run(tmp_path, streams={"order": order}) for order in (0, 5))
+    edit(second, data={"name": "pydocs_1k", "rows": 1000, "digest": "x"})
+    with pytest.raises(UserError, match=r"the same settings and seeds\.data but other rows, so"):
+        grouped(tmp_path)
+
+
 def hash_of(letter):
     return letter * 20
 

@@ -219,7 +219,7 @@ def _lines(task: Task, answers: Sequence[Generation], columns: Scores) -> list[s
             **{"references": example.references, "cluster": example.cluster},
             "scores": {name: values[index] for name, values in columns.items()},
             **{"tokens": answer.tokens, "ended": answer.ended, "shortened": answer.prompt.shortened},
-            "source": example.source,
+            "source": example.source or None,
         }
         lines.append(json.dumps({key: value for key, value in row.items() if value is not None}, ensure_ascii=False))
     return lines

@@ -39,8 +39,9 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, then:
     if stages:
         sections = _sections(folder, record, stages)
         console.print(_run_table(record, config, stages, sections))
-        found = list(_estimates(sections.get(MEAN) or next(iter(sections.values())), config))
-        for gain in (gain for column, _, gain in found if column == "rougeL" and len(stages) == 2):
+        loaded = sections.get(MEAN) or next(iter(sections.values()))
+        only = [({"rougeL": columns["rougeL"]}, clusters) for columns, clusters in loaded if "rougeL" in columns]
+        for _, _, gain in _estimates(only, config) if only and len(stages) == 2 else ():
             verdict = f"{'better' if gain.value > 0 else 'worse'} than base"
             verdict = verdict if gain.excludes_zero else "no clear difference"
             interval = f"{config.confidence:.0%} interval {_interval(gain, '+')}"

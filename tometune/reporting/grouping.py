@@ -51,8 +51,8 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
     """Group the runs of a sweep into cells; also returns notes for readers of the table.
 
     Raises:
-        UserError: two runs have the same settings and seeds, so one of them is outdated; or no run uses one seed for
-            all streams.
+        UserError: two runs have the same settings and seeds, or the same `seeds.data` but other rows, so one of them is
+            outdated; or no run uses one seed for all streams.
     """
     found = sweep.runs
     varied = varied_streams(found)
@@ -109,12 +109,16 @@ def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[i
     replicates: dict[int, SweepRun] = {}
     others = []
     by_streams: dict[tuple[int, ...], SweepRun] = {}
+    by_sample: dict[int, SweepRun] = {}  # the first run with each `seeds.data`
     for run in runs:
         twin = by_streams.setdefault(tuple(run.streams.values()), run)
-        if twin is not run:
+        sampled = by_sample.setdefault(run.streams["data"], run)
+        other_rows = run.record["data"].get("digest") != sampled.record["data"].get("digest")
+        if twin is not run or other_rows:
             raise UserError(
-                f"{twin.id} and {run.id}: the same settings and seeds, so a task or the data changed in between; move "
-                "the outdated one out of the sweep folder"
+                f"{(sampled if other_rows else twin).id} and {run.id}: the same settings and seeds"
+                f"{'.data but other rows' if other_rows else ''}, so a task or the data changed in between; move the "
+                "outdated one out of the sweep folder"
             )
         seeds = {run.streams[name] for name in varied} or {int(run.record["seed"])}
         if len(seeds) == 1:

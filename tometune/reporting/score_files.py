@@ -216,15 +216,18 @@ def read_task(path: Path) -> pd.DataFrame:
     """Read one file of scores; returns a row per example by id, with a column per metric and the three above.
 
     Raises:
-        UserError: as in `read_scores`, or a score is missing; names the line.
+        UserError: as in `read_scores`, or a score is missing or not a number; names the line.
     """
     fix = f"{REPEAT} to score it again"
     rows = read_scores(path, fix)
     always = () if path.stem.startswith(HARNESS) else ROUGE
     metrics = list(dict.fromkeys([*always, *next(iter(rows.values()))["scores"]]))
     found = pd.DataFrame([row["scores"] for row in rows.values()], index=list(rows)).reindex(columns=metrics)
-    for number, metric in np.argwhere(found.isna().to_numpy())[:1]:
-        raise UserError(f"{path}:{number + 1}: has no {metrics[metric]!r}, which the report needs; {fix}")
+    for number, place in np.argwhere(~np.isfinite(found.to_numpy(float)))[:1]:
+        name, scores = metrics[place], list(rows.values())[number]["scores"]
+        problem = "not a line of scores (a score is not a number)"
+        problem = problem if name in scores else f"has no {name!r}, which the report needs"
+        raise UserError(f"{path}:{number + 1}: {problem}; {fix}")
     found[REFERENCES] = [hash(json.dumps(row.get("references", []))) for row in rows.values()]
     for column, name in ((CLUSTER, "cluster"), (SOURCE, "source")):
         found[column] = pd.Series([row.get(name) for row in rows.values()], index=found.index, dtype=object)
