@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.evaluation.families import clustered, draws_of, equivalence, families, planned_power
+from tests.evaluation.families import clustered, equivalence, families, planned_power
 from tometune.evaluation.statistics import (
     combined_draws,
     detectable,
@@ -95,8 +95,3 @@ def test_the_detectable_difference_is_found_with_the_planned_power():
     assert seeds_needed(0.0, 0.01, error=0.01) is None, "no number of seeds makes up for too few examples"
     for seed in (0.004, 0.010):
         assert 0.74 <= planned_power(seed, SWEEPS, np.random.default_rng(5)) <= 0.9
-
-
-def test_simulated_arms_share_their_reference():
-    draws = draws_of([0.0, 0.0], np.random.default_rng(6), seed=0.0)
-    assert np.corrcoef(*draws)[0, 1] == pytest.approx(0.5, abs=0.1)

@@ -69,11 +69,11 @@ def talk(text):
 
 
 def test_short_prompts_are_left_alone_and_long_ones_marked(model, tokenizer):
-    prompt = encode(tokenizer, talk("Hello"), 100)
+    found = generate(model, tokenizer, [TALKS[0], talk("word " * 200), talk("Hello")], 4, 2, 60)
+    assert [answer.prompt.shortened for answer in found.answers] == [False, True, False]
+    prompt = found.answers[-1].prompt
     assert prompt.text.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
     assert prompt.ids == tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
-    found = generate(model, tokenizer, [TALKS[0], talk("word " * 200), TALKS[1]], 4, 2, 60)
-    assert [answer.prompt.shortened for answer in found.answers] == [False, True, False]
 
 
 @pytest.mark.parametrize("most", [45, 60, 61, 120])

@@ -83,19 +83,19 @@ def test_rows_of_the_real_schemas_become_examples(hub, run_python, tmp_path):
     done = run_python("-c", LOAD, json.dumps(wanted), env=hub.env(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     tasks = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
-    assert "eval.tasks.wrong.split" in tasks["wrong"]
-    (dialogue,) = tasks["dialogue_summarisation"]
+    assert "eval.tasks.wrong.split" in tasks.pop("wrong")
+    (dialogue,), (question,), (facts,), chats = (tasks[name] for name in TASKS)
     assert dialogue["id"] == "test_0_1"
-    assert dialogue["references"] == ["Summary 1.", "Summary 2.", "Summary 3."]
     assert dialogue["messages"][0]["content"].endswith("\n\n#Person1#: Hi.\n#Person2#: Bye.")
-    (question,) = tasks["question_answering"]
-    assert question["references"] == ["blue", "It is blue"]
     assert "Text: It is blue.\n\nQuestion: Which colour?" in question["messages"][0]["content"]
-    (facts,) = tasks["data_to_text"]
-    assert facts["references"] == ["X has Y.", "Y at X."]
-    chats = tasks["instruction_following"]
     assert [chat["messages"][0]["content"] for chat in chats] == ["Hello", "You are kind.\n\nSing."]
-    assert [chat["references"] for chat in chats] == [["Hi."], ["La."]]
+    assert [example["references"] for example in (dialogue, question, facts, *chats)] == [
+        ["Summary 1.", "Summary 2.", "Summary 3."],
+        ["blue", "It is blue"],
+        ["X has Y.", "Y at X."],
+        ["Hi."],
+        ["La."],
+    ]
 
 
 def test_an_unreachable_hub_is_reported_at_once(run_python):

@@ -3,9 +3,9 @@
 import json
 import logging
 import re
-import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -34,25 +34,19 @@ class Server:
                 outer.asked.append((self.path, body))
                 outer.headers.append(self.headers.get("Authorization"))
                 found = outer.reply(body["messages"][0]["content"])
-                self.send_response(found if isinstance(found, int) else 200)
-                if outer.retry_after and found == 429:
-                    self.send_header("Retry-After", outer.retry_after)
-                self.end_headers()
-                if isinstance(found, str):
-                    self.wfile.write(json.dumps({"choices": [{"message": {"content": found}}]}).encode())
-                elif isinstance(found, bytes):
-                    self.wfile.write(found)
+                with suppress(BrokenPipeError):  # a client that gave up waiting
+                    self.send_response(found if isinstance(found, int) else 200)
+                    if outer.retry_after and found == 429:
+                        self.send_header("Retry-After", outer.retry_after)
+                    self.end_headers()
+                    text = json.dumps({"choices": [{"message": {"content": found}}]}).encode()
+                    self.wfile.write(found if isinstance(found, bytes) else text)
 
             def log_message(self, *_):
                 pass
 
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_):  # a client that gave up waiting
-                pass
-
-        self.server = Quiet(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -74,19 +68,24 @@ def place(jsonl, tmp_path):
             path = tmp_path / "eval" / stage / f"{task.name}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             answers = [f"{text} {n}" if n else "the same" for n in range(len(task.examples))]
-            lines = [
-                json.dumps({"id": example.id, "prediction": answer, "scores": {"rougeL": 0.0}})
-                for example, answer in zip(task.examples, answers, strict=True)
-            ]
-            path.write_text("\n".join(lines) + "\n")
+            rows = [{"id": f"q{n}", "prediction": answer, "scores": {}} for n, answer in enumerate(answers)]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path, tasks
 
 
 def parts(prompt):
     """Return the request and both answers of a prompt."""
-    return re.search(
-        r"\[Request\]\n(.*)\n\n\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\nReply", prompt, re.DOTALL
-    ).groups()
+    marks = r"\[Request\]\n(.*)\n\n\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\nReply"
+    return re.search(marks, prompt, re.DOTALL).groups()
+
+
+def warning_of(caplog):
+    (warning,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    return warning
+
+
+def lines(place):
+    return [json.loads(line) for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
 
 
 def better(prompt):
@@ -109,25 +108,17 @@ def test_a_judge_that_prefers_the_tuned_answers(place, server, caplog, monkeypat
         found = ask(place, server)
     assert (found["model"], found["calls"]) == ("m", 20)
     assert found["tasks"]["one"] == {
-        "win": 7.5 / 8,
-        "agreement": 1.0,
-        "longer_preferred": 1.0,
-        "words": {"base": 2.0, "tuned": 3.75},
-        "examples": 8,
-        "equal_answers": 1,
-        "no_verdict": 0,
-        "no_reply": 0,
+        **{"win": 7.5 / 8, "agreement": 1.0, "longer_preferred": 1.0, "words": {"base": 2.0, "tuned": 3.75}},
+        **{"examples": 8, "equal_answers": 1, "no_verdict": 0, "no_reply": 0},
     }
     assert found["win"] == pytest.approx((7.5 / 8 + 3.5 / 4) / 2)
-    lines = [json.loads(line) for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
-    by_id = {line["id"]: line for line in lines}
-    assert len({line.pop("pair") for line in lines}) == 8
+    by_id = {line["id"]: line for line in lines(place)}
+    assert len({line.pop("pair") for line in by_id.values()}) == 8
     assert by_id["q0"] == {"id": "q0", "scores": {"win": 0.5}, "verdicts": [], "words": {"base": 2, "tuned": 2}}
     assert by_id["q3"]["verdicts"] == ["tuned", "tuned"]
     assert by_id["q3"]["scores"] == {"win": 1.0, "agreement": 1.0}
     path, body = server.asked[0]
-    assert path == "/v1/chat/completions"
-    assert (body["model"], body["temperature"]) == ("m", 0)
+    assert (path, body["model"], body["temperature"]) == ("/v1/chat/completions", "m", 0)
     assert parts(body["messages"][0]["content"])[0].startswith("user: Say ")
     assert f"sends prompts and answers of up to 250 examples per task to {server.url}" in caplog.text
     assert set(server.headers) == {f"Bearer {KEY}"}
@@ -170,27 +161,18 @@ def test_a_request_is_repeated_once_and_then_counted(place, server, caplog, monk
         return better(prompt)
 
     server.reply = slow
-    found = ask((place[0], place[1][:1]), server)
-    assert found["tasks"]["one"]["examples"] == 7
-    assert found["tasks"]["one"]["no_reply"] == 1
+    found, one = ask((place[0], place[1][:1]), server), "one"
+    assert (found["tasks"][one]["examples"], found["tasks"][one]["no_reply"]) == (7, 1)
     assert found["calls"] == 6 * 2 + 1 + 2
-    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith("eval.judge: 7 of 8 pairs are judged (ReadTimeout: ")
+    assert warning_of(caplog).startswith("eval.judge: 7 of 8 pairs are judged (ReadTimeout: ")
     server.reply = better
     again = ask((place[0], place[1][:1]), server)
-    assert again["tasks"]["one"]["examples"] == 8, "what was incomplete is judged again"
-    assert again["calls"] == 2, "and only that"
+    assert (again["tasks"][one]["examples"], again["calls"]) == (8, 2), "only what was incomplete is judged again"
 
 
 @pytest.mark.parametrize(
     ("retry_after", "waits"),
-    [
-        ("7", [7.0] * 2),
-        (None, [10.0] * 2),
-        ("Thu, 01 Jan 2026 00:00:00 GMT", [1.0] * 2),
-        ("301", []),
-        ("soon", [10.0] * 2),
-    ],
+    [("7", [7.0] * 2), (None, [10.0] * 2), ("0", [1.0] * 2), ("301", []), ("x", [10.0] * 2)],
 )
 def test_a_limit_on_the_rate_of_requests_is_waited_for(place, server, monkeypatch, retry_after, waits):
     waited = []
@@ -204,42 +186,31 @@ def test_a_limit_on_the_rate_of_requests_is_waited_for(place, server, monkeypatc
     assert found["calls"] == 14, "a request that is refused for its rate is none"
 
 
-@pytest.mark.parametrize("reply", [401, b"<html>", b'{"choices": []}'])
+@pytest.mark.parametrize("reply", [401, b"<html>", b'{"choices": []}', None])
 def test_an_endpoint_that_is_none_gets_six_requests_and_costs_one_warning(place, server, caplog, reply):
     server.reply = lambda _: reply
+    if reply is None:  # nobody listens
+        server.server.server_close()
     found = ask(place, server)
     assert (found["calls"], found["win"]) == (judge.FAILURES, None)
     assert set(found["tasks"]) <= {"one", "two"}
-    assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]
-
-
-def test_a_judge_that_is_not_there_costs_one_warning(place, caplog):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = JudgeConfig(url=f"http://127.0.0.1:{port}/v1", model="m")
-    judge_answers(*place, config)
-    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert "pairs are judged (ConnectError: " in warning
+    assert "pairs are judged" in warning_of(caplog)
     caplog.clear()
     (place[0] / "eval/base/one.jsonl").unlink()
-    assert judge_answers(*place, config) == {}
-    assert "eval.judge: off (UserError: " in caplog.text
+    assert ask(place, server) == {}
+    assert "eval.judge: off (UserError: " in warning_of(caplog)
 
 
 def test_the_limit_on_calls_judges_the_same_pairs_in_every_run(place, server, caplog):
     server.reply = better
     found = ask(place, server, calls=13)
     assert found["calls"] == 12, "equal answers cost none"
-    lines = [json.loads(line) for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
-    assert sum(bool(line["verdicts"]) for line in lines) == 3
+    first = lines(place)
+    assert sum(bool(line["verdicts"]) for line in first) == 3
     judged = [found["tasks"][name]["examples"] for name in ("one", "two")]
-    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning == f"eval.judge: {sum(judged)} of 12 pairs are judged (eval.judge.calls=13)"
-    first = [line["id"] for line in lines]
-    found = ask(place, server, calls=16)
-    more = [json.loads(line)["id"] for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
-    assert more[: len(first)] == first
+    assert warning_of(caplog) == f"eval.judge: {sum(judged)} of 12 pairs are judged (eval.judge.calls=13)"
+    found, more = ask(place, server, calls=16), lines(place)
+    assert [line["id"] for line in more][: len(first)] == [line["id"] for line in first]
     assert len(more) > len(first)
     assert found["calls"] == 2, "one more pair of the first task; all that differ of the second were judged before"
 

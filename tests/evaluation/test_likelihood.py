@@ -52,15 +52,6 @@ def test_batches_equal_one_example_at_a_time(model, tokenizer, prompts, monkeypa
     assert len(set(found)) == len(found)
 
 
-def test_what_a_template_puts_before_the_answer_belongs_to_the_prompt(model, tokenizer, prompts):
-    """The end of the turn is not scored either: the same reference after a longer prompt has other bits, not more."""
-    (row,) = likelihood._encoded(Encoder(Template(tokenizer)), [(prompts[0], "the fox")])
-    assert tokenizer.decode(row.ids[-row.scored :]) == "the fox"
-    assert tokenizer.decode(row.ids[: -row.scored]) == prompts[0].text
-    assert prompts[0].text.endswith("<|im_start|>assistant\n")
-    assert row.bytes == 7
-
-
 def test_a_long_reference_is_scored_up_to_a_limit(model, tokenizer, prompts, monkeypatch):
     whole = bits_per_byte(model, tokenizer, prompts[:1], [["the fox"]])
     monkeypatch.setattr(likelihood, "LONGEST", len(tokenizer("the fox")["input_ids"]))

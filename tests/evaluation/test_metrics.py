@@ -60,14 +60,13 @@ def google(target: str, prediction: str) -> dict[str, float]:
 def test_rouge_of_latin_text_equals_googles_exactly(count):
     generator = random.Random(0)
     pairs = [(text(generator), text(generator)) for _ in range(count)]
-    pairs += [(target, target) for target, _ in pairs[:100]]
-    pairs += [(target, " ".join(reversed(target.split()))) for target, _ in pairs[:100]]
+    for target, _ in pairs[:100]:
+        pairs += [(target, target), (target, " ".join(reversed(target.split())))]
     pairs += [("", ""), ("", "a"), ("a", ""), ("...", "!!!"), ("1,000", "1000"), ("A" * 500, "a" * 500)]
     pairs += [("university runs", "universities running")]
     found = score([], [prediction for _, prediction in pairs], [[target] for target, _ in pairs])
     expected = [google(target, prediction) for target, prediction in pairs]
-    for kind in TYPES:
-        assert found[kind] == [scores[kind] for scores in expected]
+    assert found == {kind: [scores[kind] for scores in expected] for kind in TYPES}
     assert found["rouge1"][-1] == 1, "stems are compared"
     assert 0.02 < sum(found["rougeL"]) / len(pairs) < 0.98
 
@@ -78,24 +77,22 @@ def test_identical_answers_score_one_whatever_they_consist_of(answer):
     assert (found["rouge1"], found["rougeL"]) == ([1, 0], [1, 0])
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "苹果在秋天成熟。",  # Chinese
-        "りんごは秋に熟します。",  # Japanese
-        "사과는 가을에 익는다.",  # Korean
-        "Яблоки созревают осенью.",  # Russian
-        "Τα μήλα ωριμάζουν το φθινόπωρο.",  # Greek
-        "ينضج التفاح في الخريف.",  # Arabic
-        "תפוחים מבשילים בסתיו.",  # Hebrew
-        "सेब पतझड़ में पकते हैं।",  # Hindi
-        "แอปเปิลสุกในฤดูใบไม้ร่วง",  # Thai
-        "Խնձորը հասունանում է աշնանը։",  # Armenian
-    ],
-)
-def test_rouge_judges_every_script(answer):
-    words = as_rouge_words(answer).split()
-    assert len(words) > 2
+SCRIPTS = {
+    "Chinese": "苹果在秋天成熟。",
+    "Japanese": "りんごは秋に熟します。",
+    "Korean": "사과는 가을에 익는다.",
+    "Russian": "Яблоки созревают осенью.",
+    "Arabic": "ينضج التفاح في الخريف.",
+    "Hindi": "सेब पतझड़ में पकते हैं।",
+    "Thai": "แอปเปิลสุกในฤดูใบไม้ร่วง",
+    "Armenian": "Խնձորը հասունանում է աշնանը։",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rouge_judges_every_script(script):
+    answer = SCRIPTS[script]
+    assert len(as_rouge_words(answer).split()) > 2
     wrong = ["GPU", "", "apples ripen in autumn"]
     found = score([], [answer, f"{answer} {answer}", *wrong], [[answer]] * (2 + len(wrong)))
     for kind in TYPES:
@@ -133,33 +130,23 @@ def test_rouge_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
 
 def test_every_metric_is_between_0_and_1_and_1_for_the_reference_itself():
     columns = score(list(METRICS), PREDICTIONS, REFERENCES)
+    assert list(columns)[:3] == TYPES, "ROUGE is always there"
     for values in columns.values():
-        assert values[0] == pytest.approx(1)
-        assert values[1] == 0
+        assert (values[0], values[1]) == (pytest.approx(1), 0)
         assert all(0 <= value <= 1 + 1e-9 for value in values)
-    assert list(score(["token_f1"], ["a"], [["b"]])) == [*TYPES, "token_f1"], "ROUGE is always there"
 
 
-def test_chrf_and_bleu_are_sacrebleus_sentence_scores():
-    columns = score(["chrf", "bleu"], PREDICTIONS, REFERENCES)
+def test_metrics_are_those_of_sacrebleu_and_squad():
+    columns = score(["chrf", "bleu", "token_f1", "exact_match"], PREDICTIONS, REFERENCES)
     for number, (prediction, targets) in enumerate(zip(PREDICTIONS, REFERENCES, strict=True)):
         chrf = max(sacrebleu.sentence_chrf(prediction, [target]).score for target in targets)
         bleu = max(sacrebleu.sentence_bleu(prediction, [target]).score for target in targets)
         assert columns["chrf"][number] == pytest.approx(chrf / 100)
         assert columns["bleu"][number] == pytest.approx(bleu / 100)
-
-
-def test_squad_metrics():
-    columns = score(["token_f1", "exact_match"], PREDICTIONS, REFERENCES)
     assert columns["token_f1"] == pytest.approx([1, 0, 0.5, 1])
     assert columns["exact_match"] == [1, 0, 0, 1]
     assert squad("The  Cat's, an (apple)!") == "cats apple"
     assert score(["token_f1"], ["the", "a dog dog"], [["an"], ["dog"]])["token_f1"] == pytest.approx([1, 2 / 3])
-
-
-def test_an_unknown_metric_is_named_with_the_nearest():
-    with pytest.raises(UserError, match=r"^token_f: one of rouge, chrf.*; did you mean token_f1\?$"):
-        score(["token_f"], ["a"], [["b"]])
 
 
 OWN = """
@@ -197,6 +184,7 @@ def test_a_function_in_the_current_folder_is_a_metric_for_every_task_and_part_of
         ("my_words:short", "few must have one finite number for each of 1 predictions$"),
         ("my_words:taken", "its column 'nll' needs another name: "),
         ("my_words:raises", "fails with TypeError: "),
+        ("token_f", r"one of rouge, chrf.*; did you mean token_f1\?$"),
         ("os:system", r"no file os\.py in /"),
         ("../my_words:words", "no file "),
     ],
@@ -209,13 +197,9 @@ def test_a_wrong_metric_of_the_users_own_is_one_line(name, line, tmp_path, monke
     problem = metric_problem("eval.metrics", name)
     assert re.match(f"eval\\.metrics={name}: {line}", problem), problem
     assert "\n" not in problem
-
-
-def test_two_metrics_cannot_share_a_column(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_words.py").write_text(OWN)
-    with pytest.raises(UserError, match="another metric of this task has the column shared too"):
-        score(["my_words:words", "my_words:same"], ["a"], [["b"]])
+    if name == "my_words:short":
+        with pytest.raises(UserError, match="another metric of this task has the column shared too"):
+            score(["my_words:words", "my_words:same"], ["a"], [["b"]])
 
 
 def test_an_installed_package_can_name_a_metric(tmp_path, monkeypatch):
@@ -232,33 +216,22 @@ def test_an_installed_package_can_name_a_metric(tmp_path, monkeypatch):
 
 @dataclass
 class Similarity:
-    """A metric with a tiny model: the cosine of two texts' mean embedding of characters."""
+    """A metric with a model."""
 
     model: str = "me/similarity"
     revision: str = "a" * 40
 
     def __call__(self, predictions: list[str], references: list[list[str]], context: MetricContext) -> Scores:
-        torch.manual_seed(0)
-        table = torch.nn.Embedding(256, 8, device=context.device)
         context.cache.mkdir(parents=True, exist_ok=True)
-        torch.save(table.state_dict(), context.cache / "similarity.pt")
-
-        def embed(text: str) -> torch.Tensor:
-            return table(torch.tensor([0, *text.encode()], device=context.device)).mean(dim=0)
-
+        torch.save(torch.ones(1, device=context.device), context.cache / "similarity.pt")
         pairs = zip(predictions, references, strict=True)
-        with torch.no_grad():
-            found = [
-                [torch.cosine_similarity(embed(one), embed(goal), dim=0) for goal in goals] for one, goals in pairs
-            ]
-            return {"similarity": [float(max(values)) for values in found]}
+        return {"similarity": [float(len(text) / (1 + len(targets[0]))) for text, targets in pairs]}
 
 
 def test_a_metric_with_a_model_is_scored_and_part_of_the_digest(model, tokenizer, jsonl, tmp_path, monkeypatch):
     monkeypatch.setitem(MODEL_METRICS, "similarity", Similarity())
     rows = [{"input": f"Say {n}.", "references": [f"{n}"]} for n in range(3)]
     config = EvalConfig(tasks={"t": jsonl(rows, metrics=["similarity"], max_new_tokens=4)}, batch_size=4)
-
     (task,) = load_tasks(config)
     scores = Scorer(tokenizer, [task], config, tmp_path, tmp_path / "cache").stage("base", model)
     lines = [json.loads(line) for line in (tmp_path / "eval/base/t.jsonl").read_text().splitlines()]

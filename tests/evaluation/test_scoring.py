@@ -64,11 +64,13 @@ def test_files_and_means(score, config, tmp_path, monkeypatch):
     assert rows[2]["references"] == ROWS[2]["references"]
     assert set(rows[0]) == {"id", "prompt", "prediction", "references", "scores", "tokens", "ended", "shortened"}
     assert scores["tasks"]["one"]["token_f1"] == pytest.approx(fmean(row["scores"]["token_f1"] for row in rows))
-    for kind in TYPES:
+    for kind in (*TYPES, "nll"):
         by_task = [fmean(r["scores"][kind] for r in lines(tmp_path / f"eval/base/{t}.jsonl")) for t in ("one", "two")]
         assert [scores["tasks"][task][kind] for task in ("one", "two")] == pytest.approx(by_task)
         assert scores[kind] == pytest.approx(fmean(by_task))
     assert "token_f1" not in scores
+    assert 0 < scores["nll"] == pytest.approx(fmean(scores["tasks"][task]["nll"] for task in ("one", "two")))
+    assert len({row["scores"]["nll"] for row in rows}) == len(rows)
     assert [scores["tasks"][task]["examples"] for task in ("one", "two")] == [7, 3]
     assert (scores["limited"], scores["tokens_per_second"] > 0) == (False, True)
     key = json.loads((tmp_path / "eval/base/one.json").read_text())["key"]
@@ -95,11 +97,11 @@ def test_the_cluster_of_an_example_is_kept_with_its_scores(score, config, tmp_pa
     score()
     for task in config.tasks.values():
         task.cluster = "id"
-    score()
-    assert all("cluster" not in row for row in lines(tmp_path / "eval/base/one.jsonl")), "scores are not made again"
-    (tmp_path / "eval/base/one.json").unlink()
-    score()
-    assert all(row["cluster"] == row["id"] for row in lines(tmp_path / "eval/base/one.jsonl"))
+    for remade in (False, True):  # scores are not made again for a cluster alone
+        (tmp_path / "eval/base/one.json").unlink() if remade else None
+        score()
+        rows = lines(tmp_path / "eval/base/one.jsonl")
+        assert [row.get("cluster") for row in rows] == [row["id"] if remade else None for row in rows]
 
 
 def test_a_broken_file_is_redone(score, tmp_path, generated):
@@ -133,8 +135,11 @@ def test_other_weights_or_settings_are_scored_again(model, score, config, genera
     assert redone() == {"two"}
     config.max_prompt_tokens = 255
     assert redone() == {"one", "two"}
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    digests = {weights_digest(model), weights_digest(get_peft_model(model, adapter))}
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
+    assert len(digests | {weights_digest(model)}) == 3
     assert redone() == {"one", "two"}
 
 
@@ -167,16 +172,6 @@ def test_the_base_model_is_scored_once_for_all_runs(model, score, config, tokeni
     assert redone("fifth") == [7, 3]
 
 
-def test_an_adapter_changes_the_digest_once_it_is_trained(model):
-    before = weights_digest(model)
-    torch.manual_seed(0)
-    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    untrained = weights_digest(tuned)
-    tuned(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
-    torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], 0.1).step()
-    assert len({before, untrained, weights_digest(tuned)}) == 3
-
-
 def test_a_limit_and_truncated_prompts_are_reported(score, config, caplog):
     config.limit = 5
     config.tasks["two"].prompt = "word " * 300 + "{input}"
@@ -186,15 +181,6 @@ def test_a_limit_and_truncated_prompts_are_reported(score, config, caplog):
     assert "LIMIT: only some examples are scored (one 5); do not report these scores" in caplog.text
     assert scores["tasks"]["two"]["shortened"] == 3
     assert "two: 3 of 3 prompts truncated to eval.max_prompt_tokens=256" in caplog.text
-
-
-def test_nll_is_scored_like_any_other_metric(score, config, tmp_path, generated):
-    scores = score()
-    rows = lines(tmp_path / "eval/base/one.jsonl")
-    assert scores["tasks"]["one"]["nll"] == pytest.approx(fmean(row["scores"]["nll"] for row in rows))
-    assert scores["nll"] == pytest.approx(fmean(scores["tasks"][task]["nll"] for task in ("one", "two")))
-    assert 0 < scores["nll"] != scores["rougeL"]
-    assert len({row["scores"]["nll"] for row in rows}) == len(rows)
 
 
 def test_scores_of_an_older_version_get_their_nll_when_they_are_scored_again(score, config, tmp_path, generated):

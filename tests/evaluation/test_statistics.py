@@ -12,7 +12,6 @@ from tometune.evaluation.statistics import (
     pooled_deviation,
     power,
     resampled_means,
-    seed_draws,
     seeds_needed,
 )
 
@@ -30,16 +29,6 @@ def test_resampled_means_have_the_standard_error_and_share_their_examples(monkey
     assert abs(np.corrcoef(draws[0, :, 0], draws[1, :, 0])[0, 1]) < 0.1, "others for each task"
     monkeypatch.setattr("tometune.evaluation.statistics.NUMBERS_AT_ONCE", 7 * 500)
     assert np.allclose(resampled_means([scores], 2_000), draws[:1, :2_000, :1])
-
-
-def test_seed_draws_are_a_scaled_t():
-    values = np.array([0.1, 0.3, 0.2])
-    draws = seed_draws(values, 10_000)
-    scale = values.std(ddof=1) / np.sqrt(3)
-    assert np.quantile(draws, 0.975) == pytest.approx(scale * stats.t.ppf(0.975, 2), rel=1e-2)
-    other = seed_draws(values, 10_000, stream=1)
-    assert sorted(draws) == pytest.approx(sorted(other))
-    assert abs(stats.spearmanr(draws, other).statistic) < 0.05
 
 
 def test_an_estimate_is_a_t_a_z_or_a_behrens_fisher_test():
@@ -114,7 +103,6 @@ def test_family_of_nulls_is_kept_too():
         ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # Wikipedia, Holm-Bonferroni method
         ([0.5, None, 0.01], [0.5, None, 0.02]),
         ([0.6, 0.7], [1.0, 1.0]),
-        ([], []),
     ],
 )
 def test_holm(p_values, adjusted):
@@ -129,11 +117,7 @@ def test_seeds_needed(effect_size, pairs, each):
     """
     assert seeds_needed(0.01 / effect_size, 0.01) == pairs
     assert abs(seeds_needed(np.sqrt(2) * 0.01 / effect_size, 0.01, paired=False) - each) <= 1
-
-
-@pytest.mark.parametrize(("deviation", "seeds"), [(0.0, 2), (1e-6, 2), (1.1, 94_974), (50.0, None)])
-def test_seeds_needed_at_the_ends(deviation, seeds):
-    assert seeds_needed(deviation, 0.01) == seeds
+    assert [seeds_needed(deviation, 0.01) for deviation in (0.0, 1e-6, 1.1, 50.0)] == [2, 2, 94_974, None]
 
 
 def test_deviation_interval_covers_and_groups_are_pooled():

@@ -1,7 +1,7 @@
 """Sweep folders as training would leave them, with scores of a known truth, in milliseconds."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,11 @@ def write_stage(folder: Path, stage: str, level: float, examples: int, noise: fl
         values = {
             metric: np.clip(level + shift + 0.05 * number + hard + own, 0, 1) for metric, shift in METRICS.items()
         }
-        texts = {"prompt": "?" * 300, "prediction": "!" * 100, "tokens": 20}
         rows = [
             {
                 **{"id": f"{task}-{example}", "references": [f"reference {example}"]},
-                **{"scores": {metric: float(values[metric][example]) for metric in METRICS}, **texts},
+                "scores": {metric: float(values[metric][example]) for metric in METRICS},
+                **{"prompt": "?" * 300, "prediction": "!" * 100, "tokens": 20},
             }
             for example in range(examples)
         ]
@@ -128,3 +128,11 @@ def edit(folder: Path, **changes: Any) -> None:
     """Change what a run's run.json says."""
     with editing(folder) as record:
         record.update(changes)
+
+
+def change_rows(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change each line of a JSONL file."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        change(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from tests.reporting.sweeps import METRICS, edit, write_run
+from tometune.reporting.analysis import build
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import answers, headline
 
 
 def rows(table):
@@ -35,16 +38,28 @@ def test_one_seed_has_no_deviation_and_no_test(one_seed):
     assert (found["p"], found["p_holm"], found["seeds_needed"]) == (None, None, None)
     assert found["interval_over"] == "examples"
     assert table["family"] == "Holm correction over 0 tests: 0 pairs of cells × 3 metrics"
+    assert headline(table) == [[("small pydocs_3k", "small pydocs_1k")], [("tiny pydocs_3k", "tiny pydocs_1k")]]
+    first = answers(table)[0]
+    assert (first.question, first.verdict) == (
+        "small: is pydocs_3k better than pydocs_1k?",
+        "A single seed cannot tell.",
+    )
+    assert "p = " not in " ".join(first.sentences)
+    assert any("A single seed, so the deviation is unknown" in text for text in cautions(table))
 
 
-def test_a_missing_seed_breaks_the_pairs(sweep, report):
+def test_a_missing_seed_breaks_the_pairs_and_is_a_caution(sweep):
     edit(sorted(sweep.iterdir())[0], status="failed", error="no")
-    table = report(sweep).table
+    table = build(sweep, 100, 0.95).table
     row, found = rows(table)["pydocs_1k"], compared(table, "pydocs_3k", "pydocs_1k")
     assert (row["seeds"], row["seeds_expected"]) == (2, 3)
     assert [entry["reason"] for entry in table["missing"]] == ["failed: no"]
     assert (found["paired"], found["seeds"]) == (False, [3, 2])
     assert found["delta"] == pytest.approx(rows(table)["pydocs_3k"]["rougeL"]["mean"] - row["rougeL"]["mean"], abs=2e-6)
+    text = " ".join(cautions(table))
+    assert "Missing runs: 1; the means are over the others." in text
+    assert "independent samples" in text
+    assert "eval.resamples=100 is too small" in text
 
 
 def test_variance_by_cause(tmp_path, report):

@@ -57,7 +57,7 @@ SCROLLED = """
 })
 """
 
-SLANTED = re.compile(r"^(base|pydocs_\dk$|published)")  # the box of a slanted label says nothing about overlaps
+SLANTED = re.compile(r"^(base|pydocs_\dk$)")  # the box of a slanted label says nothing about overlaps
 
 
 def luminance(colour: list[int]) -> float:
@@ -91,8 +91,8 @@ def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path, tasks: int):
     with opened(url) as seen:
         page = seen.page
         assert (seen.errors, seen.requests) == ([], [url])
-        boxes = [picture.bounding_box() for picture in page.locator("figure > svg").all()]
-        assert len(boxes) == (3 if tasks == 1 else 4)
+        boxes = [picture.bounding_box() for picture in page.locator(".panels").all()]
+        assert len(boxes) == (2 if tasks == 1 else 3)
         assert all(box["width"] > 600 and box["height"] > 80 for box in boxes), boxes
         for texts in page.evaluate(BOXES):
             straight = [text for text in texts if not SLANTED.search(text["text"])]
@@ -103,25 +103,16 @@ def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path, tasks: int):
             assert (luminance(found[0][1]) > 0.8) == (scheme == "light")
             assert len(found) > 200
             assert [text for text in found if contrast(text[0], text[1]) < 4.5] == []
-        assert not page.locator(".panels").first.is_visible()
         page.set_viewport_size({"width": 360, "height": 1000})
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        boxes = [panel.bounding_box() for panel in page.locator(".panels svg").all()]
-        assert len(boxes) == 3 * 3 + (3 * tasks if tasks > 1 else 0)
-        boxes += [part.bounding_box() for part in page.locator(".bars b, figure > svg:not(.several)").all()]
+        boxes = [part.bounding_box() for part in page.locator(".bars b, .panels svg").all()]
         assert all(box["x"] >= 0 and box["x"] + box["width"] <= 360 for box in boxes), boxes
+        panels = [panel.bounding_box() for panel in page.locator(".panels").first.locator("svg").all()]
+        assert len(panels) == 3
+        assert panels[0]["y"] + panels[0]["height"] <= panels[1]["y"]
         shifts = page.evaluate(SCROLLED)
-        assert len(shifts) > 4
+        assert len(shifts) > 3
         assert {(first, others) for first, others in shifts} == {(0, -40)}
-
-
-def test_a_panel_on_a_phone_has_the_tick_labels_that_it_shares(tmp_path: Path):
-    """The loss curves share both axes; every panel of the narrow page refers to one group with labels of each."""
-    write_table(tmp_path / "table")
-    page = write(build(tmp_path / "table", 200, 0.95)).read_text(encoding="utf-8")
-    uses = re.findall(r'href="#loss-(panel\d(?:-[xy])?)"', page.partition("Training loss</h2>")[2])
-    assert uses == ["panel0", "panel1", "panel0-y", "panel2", "panel0-y"]
-    assert 'id="loss-panel0-y"' in page
 
 
 def test_a_data_card_fits_a_phone_and_requests_nothing(mix_of: Callable[..., Mix], tmp_path: Path):  # noqa: F811
@@ -132,6 +123,6 @@ def test_a_data_card_fits_a_phone_and_requests_nothing(mix_of: Callable[..., Mix
             seen.page.set_viewport_size({"width": width, "height": 1000})
             assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
         assert seen.page.locator(".row").count() == 10
-        assert seen.page.locator("figure > svg, .bars").count() == 2
+        assert seen.page.locator(".panels, .bars").count() == 2
         assert EVIL in seen.page.locator(".turn pre").first.inner_text()
         assert (seen.errors, seen.requests) == ([], [path.as_uri()])

@@ -1,13 +1,12 @@
 """Answers and cautions of synthetic sweeps. tests/golden/tables.txt has the whole text of two."""
 
-import json
-
 import pytest
 
-from tests.reporting.sweeps import TASKS, edit, editing, write_run, write_table
+from tests.reporting.sweeps import TASKS, change_rows, editing, write_run, write_table
 from tometune.config.report import ReportConfig
 from tometune.reporting.analysis import build
-from tometune.reporting.conclusions import answers, cautions, headline
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import answers
 from tometune.reporting.report_files import as_html
 
 
@@ -33,8 +32,8 @@ def test_a_planted_effect_is_found_and_its_absence_is_not(tmp_path, report, made
     ("levels", "verdict"),
     [
         ((0.4, 0.5, 0.4), "Yes: 1k rows (ROUGE-L). No significant difference otherwise."),
-        ((0.4, 0.5, 0.3), "Yes: 1k rows (ROUGE-L). No, it harms: 10k rows (ROUGE-L)."),
-        ((0.4, 0.4, 0.4), "Undecided: no amount makes a significant difference."),
+        ((0.4, 0.5, 0.3), "Yes: 1k rows (ROUGE-L). It harms: 10k rows (ROUGE-L)."),
+        ((0.4, 0.4, 0.4), "Undecided: no significant difference."),
     ],
 )
 def test_whether_any_amount_of_added_rows_helps_is_the_first_answer(tmp_path, levels, verdict):
@@ -46,53 +45,30 @@ def test_whether_any_amount_of_added_rows_helps_is_the_first_answer(tmp_path, le
     table = build(tmp_path, 500, 0.95, ReportConfig(primary=">mine_4k:rougeL")).table
     first, *others = answers(table)
     assert (first.question, first.verdict) == ("Does adding rows to mine_4k help?", verdict)
-    assert first.sentences[0].startswith("Difference from mine_4k alone, with 95% intervals: 1k rows: ROUGE-L ")
+    assert first.sentences[0].startswith(
+        "Difference from mine_4k alone, with 95% intervals and Holm-corrected p-values: 1k rows (ROUGE-L) "
+    )
     assert [each.question for each in others] == [f"Is mine_4k_plus_{n} better than mine_4k?" for n in ("1k", "10k")]
-
-
-def test_a_single_seed_cannot_tell(one_seed):
-    table = one_seed.table
-    assert headline(table) == [[("small pydocs_3k", "small pydocs_1k")], [("tiny pydocs_3k", "tiny pydocs_1k")]]
-    first = answers(table)[0]
-    assert first.question == "small: is pydocs_3k better than pydocs_1k?"
-    assert first.verdict == "A single seed cannot tell."
-    assert "p = " not in " ".join(first.sentences)
-    assert any("A single seed, so the deviation is unknown" in text for text in cautions(table))
-
-
-def test_missing_runs_unpaired_arms_and_too_few_resamples_are_cautions(sweep):
-    edit(sorted(sweep.iterdir())[0], status="failed", error="no")
-    text = " ".join(cautions(build(sweep, 100, 0.95).table))
-    assert "Missing runs: 1; the means are over the others." in text
-    assert "independent samples" in text
-    assert "eval.resamples=100 is too small" in text
 
 
 @pytest.mark.parametrize(("tokens", "cautioned"), [(4, True), (18, False)])
 def test_much_shorter_answers_are_a_caution(sweep, report, tokens, cautioned):
-    long = "the cat sat on the mat and looked at the moon"
-    for path in sweep.glob("tiny*"):
-        short = "pydocs_3k" in path.name
-        with editing(path) as record:
+    references = ["no such words", "the cat sat on the mat and looked at the moon"]
+    for path in sweep.glob("tiny*/eval/*/question_answering.jsonl"):
+        short = "pydocs_3k" in str(path)
+        texts = {"prediction": "the cat" if short else "the dog sat on a mat", "references": references}
+        change_rows(path, lambda row, texts=texts: row.update(texts))
+        with editing(path.parents[2]) as record:
             entry = record["eval"]["tuned"]["tasks"]["question_answering"]
             entry["tokens"] = (tokens if short else 20) * entry["examples"]
-        answers_of = path / "eval" / "tuned" / "question_answering.jsonl"
-        rows = [json.loads(line) for line in answers_of.read_text().splitlines()]
-        texts = {"prediction": "the cat" if short else "the dog sat on a mat", "references": ["no such words", long]}
-        answers_of.write_text("".join(json.dumps({**row, **texts}) + "\n" for row in rows))
-    for path in sweep.glob("*/eval/base/question_answering.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        references = ["no such words", long]
-        path.write_text("".join(json.dumps({**row, "references": references}) + "\n" for row in rows))
     made = report(sweep)
     assert [row["answer_tokens"]["question_answering"] for row in made.table["rows"]] == [20, 20, 20, tokens]
     means = "20.0 for pydocs_1k, 20.0 for pydocs_2k and 4.0 for pydocs_3k"
     start = f"Answer length on question_answering in tokens: {means}. ROUGE penalises answers"
     assert [text.startswith(start) for text in cautions(made.table)] == [True] * cautioned
-    matched = [entry["cells"] for entry in made.table["length_matched"]]
-    # Against the first two words of the second reference; of six words, four are common with its first six.
-    assert [cells["pydocs_3k"]["rougeL"] for cells in matched] == [1.0] * cautioned
-    assert [cells["pydocs_1k"]["rougeL"] for cells in matched] == [pytest.approx(4 / 6, abs=1e-6)] * cautioned
+    # Against the first two words of the second reference, "the cat" is all of them.
+    matched = [[entry["cells"][f"pydocs_{n}k"]["rougeL"] for n in (1, 3)] for entry in made.table["length_matched"]]
+    assert matched == [[pytest.approx(4 / 6, abs=1e-6), 1.0]] * cautioned
     if cautioned:
         cut = "ROUGE-L is 0.667 for pydocs_1k, 0.667 for pydocs_2k and 1.000 for pydocs_3k."
         assert cautions(made.table)[0].endswith(f"cut to the words of the shorter one, {cut}")

@@ -36,8 +36,21 @@ def sources(folder: Path, key: str = "without", **question: float) -> Report:
     return build(folder, 2000, 0.95, ReportConfig(primary="rougeL", **question))
 
 
-@pytest.mark.parametrize("key", ["without", "only"])
-def test_the_effect_of_a_source_has_the_same_sign_whether_it_is_left_out_or_alone(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "question", "verdict", "having"),
+    [
+        ("without", "Which sources matter?", "Helps: good. Harms: bad.", "this source in the mix"),
+        (
+            "only",
+            "Is a single source better than all of them together?",
+            "Better: good. Worse: bad.",
+            "only this source instead of all",
+        ),
+    ],
+)
+def test_the_effect_of_a_source_has_the_same_sign_whether_it_is_left_out_or_alone(
+    tmp_path: Path, key: str, question: str, verdict: str, having: str
+) -> None:
     report = sources(tmp_path / key, key)
     assert {(entry["a"], entry["b"]) for entry in report.table["comparisons"]} == {
         (f"{key}-{name}", "all-sources") for name in EFFECTS
@@ -51,20 +64,14 @@ def test_the_effect_of_a_source_has_the_same_sign_whether_it_is_left_out_or_alon
     assert "The same in all cells, within 2%: rows (2,000), steps (200), epochs (1), tokens read (180,000), " in text
     assert "adapter parameters (25,000)" in text
     (answer,) = answers(report.table)
-    assert answer.question == (
-        "Which sources matter?" if key == "without" else "Is a single source better than all of them together?"
-    )
-    assert answer.verdict == ("Helps: good. Harms: bad." if key == "without" else "Better: good. Worse: bad.")
-    having = "this source in the mix" if key == "without" else "only this source instead of all"
+    assert (answer.question, answer.verdict) == (question, verdict)
     numbers = "with 95% intervals and Holm-corrected p-values"
     assert answer.sentences[0].startswith(f"Effect on ROUGE-L of having {having}, {numbers}: good +0.0")
     assert ", p = 0.0" in answer.sentences[0]
     page = as_html(report)
-    assert page.count('id="forest-figure_1"') == 1
+    assert page.count('id="forest0-figure_1"') == 1
     assert "<td>0.5</td>" in page, "adapter parameters per trained token"
-    picture = forest(report.table)
-    assert picture is not None
-    assert "ROUGE-L: good +0." in picture
+    assert "ROUGE-L: good +0." in (forest(report.table) or "")
 
 
 def test_an_arm_with_the_same_rows_as_the_mix_of_all_sources_shows_nothing(tmp_path: Path) -> None:
@@ -76,30 +83,23 @@ def test_an_arm_with_the_same_rows_as_the_mix_of_all_sources_shows_nothing(tmp_p
     assert "without-good has the same rows as all-sources, so it shows nothing." in report.table["notes"]
 
 
-def test_no_source_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EFFECTS, "good", 0.0)
-    (answer,) = answers(sources(tmp_path / "one").table)
-    assert answer.verdict == "Harms: bad. No significant effect otherwise."
-    monkeypatch.setitem(EFFECTS, "bad", 0.0)
-    (answer,) = answers(sources(tmp_path / "none").table)
-    assert answer.verdict == "Undecided: no significant effect."
-    (answer,) = answers(sources(tmp_path / "margin", margin=0.03).table)
-    assert answer.verdict == "The same within 0.03: bad and good."
-    monkeypatch.setitem(EFFECTS, "bad", -0.1)
-    (answer,) = answers(sources(tmp_path / "two", margin=0.03).table)
-    assert answer.verdict == "Harms: bad. No significant effect otherwise. The same within 0.03: good."
+@pytest.mark.parametrize(
+    ("good", "bad", "question", "verdict"),
+    [
+        (0.0, -0.04, {}, "Harms: bad. No significant difference otherwise."),
+        (0.0, 0.0, {}, "Undecided: no significant difference."),
+        (0.0, 0.0, {"margin": 0.03}, "The same within 0.03: bad and good."),
+        (0.0, -0.1, {"margin": 0.03}, "Harms: bad. No significant difference otherwise. The same within 0.03: good."),
+    ],
+)
+def test_a_source_without_an_effect(tmp_path: Path, monkeypatch, good, bad, question, verdict) -> None:
+    monkeypatch.setitem(EFFECTS, "good", good)
+    monkeypatch.setitem(EFFECTS, "bad", bad)
+    (answer,) = answers(sources(tmp_path / "made", **question).table)
+    assert answer.verdict == verdict
 
 
-def test_the_forest_is_sorted_by_the_metric_of_the_question(tmp_path: Path) -> None:
-    table = sources(tmp_path / "sorted").table
-    turned = [{**entry, "metric": "nll", "delta": -entry["delta"], "primary": False} for entry in table["comparisons"]]
-    table |= {"metrics": [*table["metrics"], "nll"], "comparisons": [*table["comparisons"], *turned]}
-    picture = forest(table)
-    assert picture is not None
-    assert "ROUGE-L: good +0." in picture
-
-
-def test_what_differs_is_said(tmp_path: Path) -> None:
+def test_what_differs_is_said(tmp_path: Path, table_report: Report) -> None:
     for seed in range(2):
         for rows in (1000, 3000, 10_000, 30_000):
             write_run(tmp_path / "sizes", f"rows-{rows}", rows, seed, 0.3 + rows / 1e6)
@@ -111,24 +111,20 @@ def test_what_differs_is_said(tmp_path: Path) -> None:
     assert picture is not None
     assert "Mean scores over rows" in picture
     assert all(f">{text}</text>" in picture for text in ("1k", "3k", "10k", "30k"))
+    assert curve(table_report.table) is forest(table_report.table) is None
 
 
-def test_a_table_of_three_sizes_has_no_curve_and_no_forest(table_report: Report) -> None:
-    assert curve(table_report.table) is None
-    assert forest(table_report.table) is None
-
-
-def test_tokens_and_parameters_in_words() -> None:
-    line = capacity_line(300_000, 18_000_000, 4_884_480, adapter=True)
-    assert line == "300,000 rows train 18 million tokens with 4.88 million adapter parameters"
-    assert capacity_line(10, 900, 1_234, adapter=False) == "10 rows train 900 tokens with 1,234 parameters"
-    assert (
-        capacity_line(10, 900, 9, True, 2.5) == "10 rows, read 2.50 times, train 900 tokens with 9 adapter parameters"
-    )
-    assert (
-        capacity_line(10, 90, 9, True, 0.3)
-        == "10 rows, of which 30% are read, train 90 tokens with 9 adapter parameters"
-    )
+@pytest.mark.parametrize(
+    ("numbers", "line"),
+    [
+        ((300_000, 18_000_000, 4_884_480, True), "300,000 rows train 18 million tokens with 4.88 million adapter"),
+        ((10, 900, 1_234, False), "10 rows train 900 tokens with 1,234 "),
+        ((10, 900, 9, True, 2.5), "10 rows, read 2.50 times, train 900 tokens with 9 adapter"),
+        ((10, 90, 9, True, 0.3), "10 rows, of which 30% are read, train 90 tokens with 9 adapter"),
+    ],
+)
+def test_tokens_and_parameters_in_words(numbers: tuple, line: str) -> None:
+    assert capacity_line(*numbers) == f"{line.rstrip()} parameters"
 
 
 def test_a_mix_without_a_pool_differs_in_no_setting_of_it(tmp_path: Path) -> None:

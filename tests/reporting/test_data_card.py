@@ -15,6 +15,7 @@ from tests.data.chatml import chatml_tokenizer
 from tests.data.conftest import conversation, files, mix_of, write_jsonl  # noqa: F401
 from tests.reporting.sweeps import write_run
 from tometune.config.data import DataConfig, NearDedupConfig
+from tometune.data.contamination import MixOverlaps
 from tometune.data.mix import Mix, build_mix
 from tometune.data.preview import profile, samples
 from tometune.data.tokens import Counts, tokenise
@@ -93,11 +94,9 @@ def test_dropped_rows_are_listed_with_examples_and_counted_once(mix_of: Build) -
     base = [conversation(number, source="alpha", score=number + 1) for number in range(5)]
     pool = [*base[:2], conversation("p1"), conversation("p1"), *base[:1], conversation("p2"), {"conversations": []}]
     base.append(conversation("b6", source="alpha", **{"<em>": 1}))
-    pool.append([])
-    mix = mix_of(base, pool, 7, base_rows=6)
+    mix = mix_of(base, [*pool, []], 7, base_rows=6)
     way = data_card.steps(mix.facts["pool"])
-    assert way[0] == ("read", 8)
-    assert way[-2:] == [("eligible", 2), ("taken", 1)]
+    assert (way[0], way[-2:]) == (("read", 8), [("eligible", 2), ("taken", 1)])
     assert sum(rows for _, rows in way[:-2]) == 2, "what is read less what is dropped is eligible"
 
     example = {"origin": "pool", "source": "gamma", "messages": [{"role": "user", "content": "cut me"}]}
@@ -105,15 +104,14 @@ def test_dropped_rows_are_listed_with_examples_and_counted_once(mix_of: Build) -
     mix.facts["pool"] |= {"contaminated_rows": 2, "contaminated": {"qa": {"gamma": 2}}}
     mix.parts["pool"].examples["language"] = [example]
     found, page, text = card_of(mix)
-    rows = {(entry["text"], entry["origin"]): (entry["rows"], entry["sources"]) for entry in found["dropped"]}
-    assert rows["text is in the base", "pool"] == (3, "alpha 3")
-    assert rows["text is in an earlier row of the pool", "pool"][1] == "alpha 1, files 1"
-    assert rows["language", "pool"][1] == "gamma 3, delta 1"
-    assert rows["overlaps with an evaluation example", "pool"] == (2, "qa: gamma 2")
-    for shown in (page, text):
-        assert "cut me" in shown
-        assert "Quality scores of 5 rows: mean 3.000, median 3.000." in shown
-    assert rows["not_an_object", "pool"] == (1, "files 1")
+    rows = {entry["text"]: (entry["rows"], entry["sources"]) for entry in found["dropped"] if entry["origin"] == "pool"}
+    assert rows["text is in the base"] == (3, "alpha 3")
+    assert rows["text is in an earlier row of the pool"][1] == "alpha 1, files 1"
+    assert rows["language"][1] == "gamma 3, delta 1"
+    assert rows["overlaps with an evaluation example"] == (2, "qa: gamma 2")
+    assert rows["not_an_object"] == (1, "files 1")
+    for line in ("cut me", "Quality scores of 5 rows: mean 3.000, median 3.000."):
+        assert (line in page, line in text) == (True, True)
     assert found["unread"] == [("base", "alpha", "<em> 1")]
     assert "<li>base, alpha: &lt;em&gt; 1</li>" in page
     assert r"- base, alpha: \<em\> 1" in text
@@ -135,28 +133,32 @@ def test_near_duplicates_are_shown(tmp_path: Path) -> None:
     assert "near-duplicate of another row (1 of them of a row of the base)" in page
 
 
-def test_of_sixty_sources_the_figure_names_the_largest(mix_of: Build) -> None:
+def test_of_sixty_sources_the_figure_and_the_short_text_name_the_largest(mix_of: Build) -> None:
     rows = [conversation(number, source=f"source {number % 60:02}") for number in range(120)]
     found, page, text = card_of(mix_of(rows, None, 120))
+    short = card_markdown(found, rows=False)
     assert len(found["sources"]) == 60
-    assert "48 others" in page
+    assert ("48 others" in page, "source 59" in text, "48 more sources are on the card." in short) == (True,) * 3
     assert "font-family: 'DejaVu" not in page, "figures have the font of the page"
-    assert "source 59" in text
+    assert (text.count("| 1.7% |"), short.count("| 1.7% |")) == (60, 12)
 
 
 def test_overlaps_are_on_the_card(mix_of: Build) -> None:
     shown = {"task": "qa", "example": "q3", "origin": "base", "source": "a", "words": 30, "shared": "x " * 29 + "end"}
     counts = {"qa": {f"s{number}": 10 - number for number in range(8)}}
     numbers = {"rows": 100, "overlapping": 52, "examples": {"qa": 9, "sum": 5}, "touched": {"qa": 4}}
-    found = SimpleNamespace(counts=counts, too_short={"sum": 3}, shown=[shown], **numbers)
+    found = MixOverlaps(counts=counts, too_short={"sum": 3}, shown=[shown], **numbers)
     _, page, text = card_of(mix_of([conversation("a")], None, 1), found)
     assert "<td>9</td><td>4</td><td>52</td><td>52.0000%</td>" in page
     assert "| qa | 9 | 4 | 52 | 52.0000% | s0 10, s1 9" in text
-    for shown_text in (page, text):
-        assert "fewer than 8 words are not checked: sum." in shown_text
-    assert "| qa | q3 | base, a | 30 | x x " in text
-    assert "52 rows share 13 consecutive words, or a whole shorter text, with an evaluation example" in text
-    assert "Not checked against qa: " in text
+    assert "fewer than 8 words are not checked: sum." in page
+    for line in (
+        "fewer than 8 words are not checked: sum.",
+        "| qa | q3 | base, a | 30 | x x ",
+        "52 rows share 13 consecutive words, or a whole shorter text, with an evaluation example",
+        "Not checked against qa: ",
+    ):
+        assert line in text
 
 
 def test_the_text_without_rows_counts_everything(mix_of: Build, tmp_path: Path) -> None:
@@ -188,10 +190,3 @@ def test_the_text_without_rows_counts_everything(mix_of: Build, tmp_path: Path) 
     answers = (" ".join(lines).split("seeds.data=0")[1]).count("answer 1")
     assert answers == 0, "no text of a row"
     assert "answer 1" in card_markdown(content)
-
-
-def test_the_text_without_rows_lists_the_largest_sources(mix_of: Build) -> None:
-    content, _, text = card_of(mix_of([conversation(number, source=f"s{number:02}") for number in range(20)], None, 20))
-    short = card_markdown(content, rows=False)
-    assert "8 more sources are on the card." in short
-    assert (text.count("| 5.0% |"), short.count("| 5.0% |")) == (20, 12)

@@ -80,7 +80,7 @@ def test_no_control(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("difference", "options", "margin", "verdict", "ending"),
+    ("difference", "options", "margin", "cause", "ending"),
     [
         (0.0, {}, 0.02, "explained", "the number of steps explains the difference."),
         (0.0, {}, None, "part", "the number of steps explains at least a part of the difference."),
@@ -93,22 +93,18 @@ def test_no_control(tmp_path: Path) -> None:
             "undecided",
             "whether the number of steps explains the difference is undecided.",
         ),
-        (0.0, {"pool": "other"}, None, "not run", None),
+        (0.0, {"pool": "other"}, None, "not run", ""),
     ],
 )
-def test_the_same_number_of_tokens(tmp_path: Path, difference, options, margin, verdict, ending) -> None:
+def test_the_same_number_of_tokens(tmp_path: Path, difference, options, margin, cause, ending) -> None:
     same_steps(tmp_path, difference, **options)
     entry = explained(table(tmp_path, margin))
-    assert entry["causes"] == {**NOT_RUN, "same_steps": verdict}
-    if ending:
-        assert entry["sentences"][0].startswith("With the same number of tokens (sweep same_steps) the difference is ")
-        assert entry["sentences"][0].endswith(ending)
-    expected = {
-        "explained": "The number of steps.",
-        "part": "The number of steps (at least in part).",
-        "not run": "Not known: no control was run.",
-    }
-    assert entry["verdict"] == expected.get(verdict, "Undecided.")
+    assert entry["causes"] == {**NOT_RUN, "same_steps": cause}
+    start = "With the same number of tokens (sweep same_steps) the difference is " if ending else "Not run yet: "
+    assert entry["sentences"][0].startswith(start)
+    assert entry["sentences"][0].endswith(ending)
+    steps = {"explained": "The number of steps.", "part": "The number of steps (at least in part)."}
+    assert entry["verdict"] == {**steps, "not run": "Not known: no control was run."}.get(cause, "Undecided.")
 
 
 @pytest.mark.parametrize(

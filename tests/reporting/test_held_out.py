@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from tests.browser import needs_browser, opened
-from tests.reporting.sweeps import editing, write_table
-from tests.reporting.test_score_files import change_rows
+from tests.reporting.sweeps import change_rows, editing, write_table
 from tometune.evaluation.metrics import averaged, better, label
-from tometune.reporting.conclusions import answers, cautions
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import answers
 from tometune.reporting.question import Verdict, decide
 from tometune.reporting.report_files import as_csv, as_html, as_markdown, print_report, write
 from tometune.runs.finished import score_problems
@@ -44,11 +44,8 @@ def made(tmp_path, report):
 
 
 def test_lower_is_better():
-    assert better("nll", -0.1)
-    assert better("nll/held_out_pool", -0.1)
-    assert not better("nll", 0.1)
-    assert better("rougeL", 0.1)
-    assert not better("rougeL", 0.0)
+    assert [better(column, -0.1) for column in ("nll", "nll/held_out_pool", "rougeL")] == [True, True, False]
+    assert [better(column, 0.1) for column in ("nll", "rougeL")] == [False, True]
     assert (label("nll"), label("nll/held_out_pool"), label("rougeL")) == ("NLL", "NLL held_out_pool", "ROUGE-L")
 
 
@@ -63,9 +60,8 @@ def test_a_lower_nll_is_an_improvement_in_words(made):
     assert decide([required], table)[0] is Verdict.shown
     renamed = json.loads(json.dumps(table).replace("pydocs_3k", "pydocs_3k-held8").replace('k"', 'k-held8"'))
     assert decide([required], renamed)[0] is Verdict.shown, "held-out rows rename the mixes"
-    gains = {metric: entry["delta"] for metric, entry in table["rows"][-1]["gain"].items()}
-    assert gains["nll"] == pytest.approx(-0.15, abs=0.01)
-    assert gains["nll/held_out_pool"] == pytest.approx(-0.3, abs=0.01)
+    gains = [table["rows"][-1]["gain"][metric]["delta"] for metric in ("nll", "nll/held_out_pool")]
+    assert gains == [pytest.approx(-0.15, abs=0.01), pytest.approx(-0.3, abs=0.01)]
 
 
 def test_a_higher_one_is_worse(tmp_path, report):
@@ -97,23 +93,16 @@ def test_held_out_rows_are_compared_by_origin_and_are_in_no_mean(made):
 
 
 def test_they_are_shown_by_source(made, capsys):
-    table = made.table
-    assert table["sources"] == {
-        f"held_out_{origin}/{source}": count
-        for origin in ("base", "pool")
-        for source, count in (("chat", 7), ("code", 7), ("math", 16))
-    }
+    table, counts = made.table, {"chat": 7, "code": 7, "math": 16}
+    assert table["sources"] == {f"{task}/{source}": n for task in TASKS[2:] for source, n in counts.items()}
     row = table["rows"][-1]
-    weighted = sum(
-        row["sources"][f"held_out_pool/{source}"]["mean"] * n for source, n in (("chat", 7), ("code", 7), ("math", 16))
-    )
+    weighted = sum(row["sources"][f"held_out_pool/{source}"]["mean"] * n for source, n in counts.items())
     assert weighted / 30 == pytest.approx(row["tasks"]["held_out_pool"]["nll"]["mean"], abs=1e-5)
     page = as_html(made)
     assert "<h2>Held-out loss by source</h2>" in page
     assert "pool/math" in page
     assert "NLL held_out_pool" in as_markdown(table)
     assert "nll/held_out_pool_sd" in as_csv(table)
-    json.dumps(table)
     print_report(table, Console(width=80))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80

@@ -7,7 +7,7 @@ import pytest
 import wandb_workspaces.reports.v2 as wr
 
 from tests.reporting.sweeps import edit
-from tests.tracking.conftest import DOWN, KEY, WANDB, inspect, records
+from tests.tracking.conftest import KEY, WANDB, inspect, records
 from tests.tracking.server import WandbServer
 from tometune.config.tracking import TrackingConfig
 from tometune.reporting.conclusions import NOTHING_TO_COMPARE
@@ -64,24 +64,15 @@ def test_tables_summary_and_page_are_logged(table_report, table, one_cell):
     assert (list(alone.tables), alone.values["answers"]) == (["table"], NOTHING_TO_COMPARE)
 
 
-def test_notes_on_runs_that_the_panels_lack(sweep):
+def test_runs_that_the_panels_lack_are_counted(sweep):
     runs = sorted(path.parent for path in sweep.glob("*/run.json"))
-    for run in runs[:-1]:
-        edit(run, tracking={"tracker": "wandb", "path": "tometune/x"})
-    assert runs_elsewhere(read_sweep(sweep), "tometune") == [
-        "1 of 9 runs were not logged to W&B, so its panels lack them"
-    ]
-    edit(runs[-1], tracking={"tracker": "wandb", "path": "other/x"})
-    assert runs_elsewhere(read_sweep(sweep), "tometune") == [
-        "runs were logged to project other, not tometune: set tracking.project"
-    ]
-    edit(runs[-1], tracking={"tracker": "wandb", "path": "me/tometune/x"})
-    assert runs_elsewhere(read_sweep(sweep), "tometune") == []
+    for run, path in zip(runs, ["tometune/x"] * 7 + ["me/tometune/x", "other/x"], strict=True):
+        edit(run, tracking={"tracker": "wandb", "path": path})
+    assert [runs_elsewhere(read_sweep(sweep), project) for project in ("tometune", "other")] == [1, 8]
 
 
 def test_the_report_has_the_table_and_panels_over_its_runs_and_wandb_reads_it_back(table):
-    made = build(table, "tometune", "")
-    blocks = blocks_of(table)
+    made, blocks = build(table, "tometune", ""), blocks_of(table)
     (text,) = (block["content"] for block in blocks if block["type"] == "markdown-block")
     assert text.startswith("| model | data | seeds | ROUGE-1 |")
     assert text.count("\n| tiny |") == 4
@@ -90,17 +81,15 @@ def test_the_report_has_the_table_and_panels_over_its_runs_and_wandb_reads_it_ba
     assert (evaluated["metrics"], gpu["metrics"][0]) == (["eval/loss"], "system/gpu.0.gpu")
     assert (loss["metrics"], loss["groupBy"], loss["groupArea"]) == (["train/loss"], "data.value.name", "minmax")
     *bars, _ = panels(blocks, "Bar Chart")
-    assert [each["metrics"] for each in bars] == [
-        [f"eval/{stage}/{name}"] for stage in ("tuned", "gain") for name in ("rouge1", "rouge2", "rougeL")
+    assert [(each["metrics"], each["groupArea"]) for each in bars] == [
+        ([f"eval/{stage}/{name}"], "stddev") for stage in ("tuned", "gain") for name in ("rouge1", "rouge2", "rougeL")
     ]
-    assert {each["groupArea"] for each in bars} == {"stddev"}
     assert [each["xAxis"] for each in panels(blocks, "Scatter Plot")] == ["summary:data/rows"] * 3
     assert len(panels(blocks, "Run Comparer")) == len(panels(blocks, "Media Browser")) == 1
     assert [found["name"] for found in run_sets(blocks)] == ["tiny", "tiny", "tiny", "report"]
     filters = [found["filters"]["filters"][0] for found in run_sets(blocks)]
-    runs = [run["run_id"] for row in table["rows"] for run in row["runs"]]
-    assert sorted(filters[0]["value"]) == sorted(sanitise(run, 64) for run in runs)
-    assert filters[-1]["value"] == ["report-table"]
+    runs = [sanitise(run["run_id"], 64) for row in table["rows"] for run in row["runs"]]
+    assert (sorted(filters[0]["value"]), filters[-1]["value"]) == (sorted(runs), ["report-table"])
     assert {found["key"]["name"] for found in filters} == {"name"}  # W&B's word for a run's id
     again = wr.Report._from_model(type(made._to_model()).model_validate(json.loads(json.dumps(specification(made)))))
     assert again.title == "Sweep table"
@@ -122,7 +111,7 @@ def test_offline_it_prints_how_to_sync_and_a_second_report_replaces_the_first(ru
     assert done.returncode == 0, done.stderr
     (first,) = sweep.glob("wandb/*run-*")
     assert done.stdout.splitlines()[-3:] == [
-        "9 of 9 runs were not logged to W&B, so its panels lack them",
+        "9 of 9 runs are not in the project tometune of W&B, so its panels lack them",
         f"{WANDB} sync {first}",
         "multirun/table/wandb_report.json: the W&B report, not on a server (no API key "
         f"(`{WANDB} login` stores one)); repeat this command when W&B is online",
@@ -140,8 +129,7 @@ def test_offline_it_prints_how_to_sync_and_a_second_report_replaces_the_first(ru
     next(uploaded.glob("*.wandb")).with_suffix(".wandb.synced").touch()
     done = run_verb(*ASK, fresh=True)
     kept, second = sorted(sweep.glob("wandb/*run-*"))
-    assert kept == uploaded, "an attempt that was uploaded is kept"
-    assert second != first
+    assert (kept, second != first) == (uploaded, True), "an attempt that was uploaded is kept"
     assert str(uploaded) not in done.stdout
 
 
@@ -173,7 +161,7 @@ def test_online_the_report_is_saved_and_then_updated(run_verb, sweep):
 
 
 @pytest.mark.nightly
-def test_a_server_that_rejects_the_report_is_unreachable_or_disabled_is_one_line(run_verb, sweep):
+def test_a_server_that_rejects_the_report_is_one_line(run_verb, sweep):
     with WandbServer() as server:
         server.leave_after = "GetProjects"
         rejected = run_verb(*ASK, env=online(server), fresh=True)
@@ -181,12 +169,9 @@ def test_a_server_that_rejects_the_report_is_unreachable_or_disabled_is_one_line
     assert rejected.stdout.splitlines()[-1].startswith(start)
     assert "Traceback" not in rejected.stderr
     assert json.loads((sweep / "wandb_report.json").read_text())["url"] is None
-    unreachable = run_verb(*ASK, env={"WANDB_API_KEY": KEY, **DOWN}, fresh=True)
-    assert "did not accept the run within 2 s" in unreachable.stdout.splitlines()[-1]
-    assert unreachable.stderr.count("did not accept the run") == 1
     disabled = run_verb(*ASK, env={"WANDB_MODE": "disabled"}, fresh=True)
     assert "not on a server (disabled)" in disabled.stdout
-    assert [done.returncode for done in (rejected, unreachable, disabled)] == [0, 0, 0]
+    assert (rejected.returncode, disabled.returncode) == (0, 0)
 
 
 def test_online_without_a_key_stops_before_anything_is_computed(run_verb, sweep):

@@ -40,18 +40,17 @@ def render(template: str, row: Row, key: str) -> tuple[str, list[str]]:
     Raises:
         UserError: the template is malformed or names a field that the row does not have.
     """
-    try:
-        parts = list(Formatter().parse(template))
-    except ValueError as error:
-        raise UserError(f"{key}: {error}; write {{{{ and }}}} for plain braces") from None
     text, values = "", []
-    for literal, name, spec, conversion in parts:
-        text += literal
-        if spec or conversion or name == "":
-            raise UserError(f"{key}: only plain fields are supported, no formats; e.g. {{input}}")
-        if name:
-            values.append(", ".join(reach(row.fields, name, f"{key}: {row.origin}")))
-            text += values[-1]
+    try:
+        for literal, name, spec, conversion in Formatter().parse(template):
+            text += literal
+            if spec or conversion or name == "":
+                raise ValueError("only plain fields are supported, no formats; e.g. {input}")
+            if name:
+                values.append(", ".join(reach(row.fields, name, f"{key}: {row.origin}")))
+                text += values[-1]
+    except ValueError as error:
+        raise UserError(f"{key}: {error} (write {{{{ and }}}} for plain braces)") from None
     return text.strip(), values
 
 

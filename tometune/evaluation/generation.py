@@ -128,23 +128,21 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, most: int) ->
         return Prompt(text, tokens(text), shortened)
 
     prompt = render(messages, shortened=False)
-    if len(prompt.ids) <= most:
-        return prompt
     last = max(index for index, message in enumerate(messages) if message["role"] == "user")
-    content = tokens(messages[last]["content"])
-    keep = len(content) - (len(prompt.ids) - most)
-    while keep > 0:
+    content = tokens(messages[last]["content"]) if len(prompt.ids) > most else []
+    keep = len(content)
+    while len(prompt.ids) > most:
+        keep -= len(prompt.ids) - most
+        if keep <= 0 and not last:
+            raise UserError(f"eval.max_prompt_tokens={most}: too few for the chat template alone; raise it")
+        if keep <= 0:  # the earlier messages alone are too long
+            return replace(encode(tokenizer, messages[last:], most), shortened=True)
         # A cut inside a character leaves a replacement character, which is removed.
         start = tokenizer.decode(content[: (keep + 1) // 2]).rstrip("\ufffd")
         end = tokenizer.decode(content[len(content) - keep // 2 :]).lstrip("\ufffd")
         shorter = {**messages[last], "content": f"{start}{GAP}{end}"}
         prompt = render([*messages[:last], shorter, *messages[last + 1 :]], shortened=True)
-        if len(prompt.ids) <= most:
-            return prompt
-        keep -= len(prompt.ids) - most
-    if last:  # the earlier messages alone are too long
-        return replace(encode(tokenizer, messages[last:], most), shortened=True)
-    raise UserError(f"eval.max_prompt_tokens={most}: too few for the chat template alone; raise it")
+    return prompt
 
 
 def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:

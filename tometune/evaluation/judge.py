@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -68,32 +67,28 @@ class Judge:
                 break
             self.calls += 1
             try:
-                response = self.client.post("chat/completions", json=body)
-                while response.status_code == 429 and self._wait(response.headers.get("retry-after", "10")):
-                    response = self.client.post("chat/completions", json=body)
-                if response.is_error:  # the text names what the endpoint refuses
-                    raise ValueError(f"status {response.status_code}, {response.text[:150]}")
-                reply = str(response.json()["choices"][0]["message"]["content"] or "")
+                reply = str(self._post(body).json()["choices"][0]["message"]["content"] or "")
                 self.failures = 0
                 return reply
             except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
                 self.failures, self.problem = self.failures + 1, f"{type(error).__name__}: {one_line(error)}"[:200]
         return None
 
-    def _wait(self, retry_after: str) -> bool:
-        """Wait as long as a reply asks, in seconds or until a date, and return True; False if that is too long."""
-        seconds = 10.0
-        with suppress(ValueError):
-            number = retry_after.strip().isdigit()
-            seconds = float(retry_after) if number else parsedate_to_datetime(retry_after).timestamp() - time.time()
-        seconds = max(1.0, seconds)
-        if self.waited + seconds > LONGEST_WAIT:
-            return False
-        if not self.waited:
-            log.info("eval.judge: the endpoint limits the rate of requests; waiting as long as it asks")
-        self.waited += seconds
-        time.sleep(seconds)
-        return True
+    def _post(self, body: dict[str, Any]) -> httpx.Response:
+        """Return the response; waits as long as an endpoint asks that limits the rate of requests."""
+        while True:
+            response = self.client.post("chat/completions", json=body)
+            asked = response.headers.get("retry-after", "")
+            seconds = max(1.0, float(asked)) if asked.isdigit() else 10.0
+            if response.status_code != 429 or self.waited + seconds > LONGEST_WAIT:
+                break
+            if not self.waited:
+                log.info("eval.judge: the endpoint limits the rate of requests; waiting as long as it asks")
+            self.waited += seconds
+            time.sleep(seconds)
+        if response.is_error:  # the text names what the endpoint refuses
+            raise ValueError(f"status {response.status_code}, {response.text[:150]}")
+        return response
 
     def compare(self, request: str, base: str, tuned: str) -> dict[str, Any] | None:
         """Return scores, a verdict per order (`base`, `tuned`, `tie`, `none`) and lengths; None if a reply is missing.

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -88,14 +88,15 @@ def score(
     columns: Scores = {}
     for name in dict.fromkeys(["rouge", *names]):
         if name in METRICS:
-            columns |= METRICS[name](predictions, references)
+            found = METRICS[name](predictions, references)
         else:
             metric = MODEL_METRICS.get(name) or own_metric(name)[0]
-            context_of = [context] if hasattr(metric, "revision") else []
-            found = own_scores(name, metric, predictions, references, *context_of)
-            if both := [column for column in found if column in columns]:
-                raise UserError(f"{name}: another metric of this task has the column {both[0]} too; rename one")
-            columns |= found
+            found = own_scores(
+                name, metric, predictions, references, *([context] if hasattr(metric, "revision") else [])
+            )
+        if both := [column for column in found if column in columns]:
+            raise UserError(f"{name}: another metric of this task has the column {both[0]} too; rename one")
+        columns |= found
     return columns
 
 
@@ -176,17 +177,12 @@ def as_rouge_words(text: str) -> str:
     extends = False  # whether the next letter belongs to the last word
     for character in unicodedata.normalize("NFKC", text).lower():
         kind = unicodedata.category(character)[0]
-        if kind == "M" and words:
+        if words and (kind == "M" or (kind in "LN" and extends and not _unspaced(character))):
             words[-1] += character
         elif kind in "LN":
-            alone = not character.isascii() and _unspaced(character)
-            if extends and not alone:
-                words[-1] += character
-            else:
-                words.append(character)
-            extends = not alone
-        else:
-            extends = False
+            words.append(character)
+        if kind != "M" or not words:
+            extends = kind in "LN" and not _unspaced(character)
     words = words or [character for character in text if not character.isspace()]
     numbers = ("".join(f"{ord(character):07}" for character in word) for word in words)
     return " ".join(
@@ -201,7 +197,7 @@ def _latin(character: str) -> bool:
 
 @lru_cache(4096)
 def _unspaced(character: str) -> bool:
-    return unicodedata.name(character, "").startswith(UNSPACED)
+    return not character.isascii() and unicodedata.name(character, "").startswith(UNSPACED)
 
 
 def _chrf(predictions: list[str], references: list[list[str]]) -> Scores:
@@ -209,7 +205,7 @@ def _chrf(predictions: list[str], references: list[list[str]]) -> Scores:
     from sacrebleu.metrics import CHRF
 
     scorer = CHRF(char_order=6, word_order=0, beta=2)
-    return {"chrf": best_of(partial(_sacrebleu, scorer), predictions, references)}
+    return {"chrf": best_of(lambda *pair: _sacrebleu(scorer, *pair), predictions, references)}
 
 
 def _bleu(predictions: list[str], references: list[list[str]]) -> Scores:
@@ -217,7 +213,7 @@ def _bleu(predictions: list[str], references: list[list[str]]) -> Scores:
     from sacrebleu.metrics import BLEU
 
     scorer = BLEU(tokenize="13a", smooth_method="exp", max_ngram_order=4, effective_order=True)
-    return {"bleu": best_of(partial(_sacrebleu, scorer), predictions, references)}
+    return {"bleu": best_of(lambda *pair: _sacrebleu(scorer, *pair), predictions, references)}
 
 
 def _sacrebleu(scorer: Any, text: str, target: str) -> float:

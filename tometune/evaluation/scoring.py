@@ -29,7 +29,7 @@ from tometune.evaluation.generation import Generation, generate
 from tometune.evaluation.harness import score_harness
 from tometune.evaluation.judge import judge_answers
 from tometune.evaluation.likelihood import bits_per_byte
-from tometune.evaluation.metrics import MetricContext, Scores, averaged, needs_unicode, score
+from tometune.evaluation.metrics import MetricContext, Scores, averaged, score
 from tometune.evaluation.results import TaskScores, read_result, write_result
 from tometune.evaluation.tasks import Task
 from tometune.models.base_models import weights_digest
@@ -136,16 +136,7 @@ class Scorer:
             "unended": sum(not answer.ended for answer in answers),  # those that reached `max_new_tokens`
             "engine": engine.name,
             "batch_size": generations.batch_size,
-            "unicode_words": sum(
-                any(map(needs_unicode, [text, *texts])) for text, texts in zip(predictions, references, strict=True)
-            ),  # examples, see `metrics`
         }
-        by_source: dict[str, list[float]] = {}  # nll of held-out rows
-        for example, nll in zip(task.examples, columns.get("nll", ()), strict=False):
-            if example.source:
-                by_source.setdefault(example.source, []).append(nll)
-        if len(by_source) > 1:
-            result["sources"] = {source: fmean(by_source[source]) for source in sorted(by_source)}
         if is_first():
             write_result(path, key, _lines(task, answers, columns), result)
         return result
@@ -212,18 +203,13 @@ def _lines(task: Task, answers: Sequence[Generation], columns: Scores) -> list[s
     lines = []
     for index, (example, answer) in enumerate(zip(task.examples, answers, strict=True)):
         row = {
-            "id": example.id,
-            "prompt": answer.prompt.text,
-            "prediction": answer.text,
-            "references": example.references,
-            **({} if example.cluster is None else {"cluster": example.cluster}),
+            **{"id": example.id, "prompt": answer.prompt.text, "prediction": answer.text},
+            **{"references": example.references, "cluster": example.cluster},
             "scores": {name: values[index] for name, values in columns.items()},
-            "tokens": answer.tokens,
-            "ended": answer.ended,
-            "shortened": answer.prompt.shortened,
-            **({"source": example.source} if example.source else {}),
+            **{"tokens": answer.tokens, "ended": answer.ended, "shortened": answer.prompt.shortened},
+            "source": example.source or None,
         }
-        lines.append(json.dumps(row, ensure_ascii=False))
+        lines.append(json.dumps({key: value for key, value in row.items() if value is not None}, ensure_ascii=False))
     return lines
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Clusters = Sequence[Sequence[str] | None]
+Clusters = Sequence[Sequence[str] | None] | None  # of the examples of each task; None: they are independent
+Tasks = Sequence[Sequence[float]]  # one score per example of each task
 
 SEED = 0  # of all resamples, so that the same scores give the same report
 NUMBERS_AT_ONCE = 2_000_000  # resampled examples held in memory (16 MB)
@@ -37,13 +38,10 @@ class Estimate:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def mean_interval(
-    tasks: Sequence[Sequence[float]], resamples: int, confidence: float, clusters: Clusters | None = None
-) -> Estimate:
+def mean_interval(tasks: Tasks, resamples: int, confidence: float, clusters: Clusters = None) -> Estimate:
     """Return the mean of task means with its interval over examples.
 
-    `tasks` has one score per example of each task. Tasks are resampled separately, so each keeps its weight.
-    `clusters` is that of `resampled_means`.
+    Tasks are resampled separately, so each keeps its weight.
     """
     columns = [np.asarray(scores, dtype=np.float64)[:, None] for scores in tasks]
     value = float(np.mean([column.mean() for column in columns]))
@@ -53,11 +51,7 @@ def mean_interval(
 
 
 def paired_difference(
-    base: Sequence[Sequence[float]],
-    tuned: Sequence[Sequence[float]],
-    resamples: int,
-    confidence: float,
-    clusters: Clusters | None = None,
+    base: Tasks, tuned: Tasks, resamples: int, confidence: float, clusters: Clusters = None
 ) -> Estimate:
     """Return the `mean_interval` of `tuned - base`, example by example.
 
@@ -68,11 +62,11 @@ def paired_difference(
     return mean_interval(gains, resamples, confidence, clusters)
 
 
-def resampled_means(tasks: Sequence[Floats], resamples: int, clusters: Clusters | None = None) -> Floats:
+def resampled_means(tasks: Sequence[Floats], resamples: int, clusters: Clusters = None) -> Floats:
     """Resample the examples of each task, the same ones for all columns; returns means, [tasks, resamples, columns].
 
-    A task is [examples, columns], and a column holds the scores of one run. `clusters` has the cluster of each example
-    of a task, or None if they are independent. Whole clusters are drawn (Davison and Hinkley 1997, section 3.8).
+    A task is [examples, columns], and a column holds the scores of one run. Whole clusters are drawn (Davison and
+    Hinkley 1997, section 3.8).
     """
     means = np.empty((len(tasks), resamples, tasks[0].shape[1]))
     for number, scores in enumerate(tasks):
@@ -216,12 +210,7 @@ def detectable(seeds: int, deviation: float, alpha: float, wanted: float = 0.8, 
 
 
 def seeds_needed(
-    deviation: float,
-    difference: float,
-    wanted: float = 0.8,
-    alpha: float = 0.05,
-    paired: bool = True,
-    error: float = 0.0,
+    deviation: float, difference: float, wanted: float = 0.8, alpha: float = 0.05, paired: bool = True, error: float = 0
 ) -> int | None:
     """Return the smallest number of seeds per arm that reaches the power `wanted`; None beyond 100,000.
 

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,23 +39,16 @@ def print_run(folder: Path, record: Mapping[str, Any], config: EvalConfig, then:
     if stages:
         sections = _sections(folder, record, stages)
         console.print(_run_table(record, config, stages, sections))
-        lines += _gain(sections, config) if len(stages) == 2 else []
+        loaded = sections.get(MEAN) or next(iter(sections.values()))
+        only = [({"rougeL": columns["rougeL"]}, clusters) for columns, clusters in loaded if "rougeL" in columns]
+        for _, _, gain in _estimates(only, config) if only and len(stages) == 2 else ():
+            verdict = f"{'better' if gain.value > 0 else 'worse'} than base"
+            verdict = verdict if gain.excludes_zero else "no clear difference"
+            interval = f"{config.confidence:.0%} interval {_interval(gain, '+')}"
+            lines.append(("gain", f"ROUGE-L {gain.value:+.3f} ({interval}), {verdict}"))
     lines += [*_places(folder, record), *([("next", then)] if then else [])]
     for name, place in lines:
         console.print(f"{name:9}{place}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _gain(sections: Mapping[str, Sequence[Loaded]], config: EvalConfig) -> Iterator[tuple[str, str]]:
-    """Yield the gain in ROUGE-L, averaged over tasks, in words."""
-    loaded = sections.get(MEAN) or next(iter(sections.values()))
-    if any("rougeL" not in columns for columns, _ in loaded):
-        return
-    only = [({"rougeL": columns["rougeL"]}, clusters) for columns, clusters in loaded]
-    for _, _, gain in _estimates(only, config):
-        verdict = "no clear difference"
-        if gain.excludes_zero:
-            verdict = f"{'better' if gain.value > 0 else 'worse'} than base"
-        yield "gain", f"ROUGE-L {gain.value:+.3f} ({config.confidence:.0%} interval {_interval(gain, '+')}), {verdict}"
 
 
 def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -66,9 +60,7 @@ def _places(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]
         yield "sync", f"{program} sync {shlex.quote(relative_path(folder))}/wandb/offline*"
     else:
         yield from ((tracking["tracker"], relative_path(place)) for place in tracking.get("folders") or [])
-    for name in ("url", "show"):
-        if tracking.get(name):
-            yield name, tracking[name]
+    yield from ((name, tracking[name]) for name in ("url", "show") if tracking.get(name))
 
 
 def _run_table(
@@ -149,18 +141,15 @@ def _add_section(table: Table, name: str, loaded: Sequence[Loaded], config: Eval
     """Add one row per metric that all these tasks have, in the order of the scores."""
     table.add_section()
     count = sum(len(next(iter(columns.values()))[0]) for columns, _ in loaded)
-    heads = [name, f"{count} example{'s' if count != 1 else ''}"]
-    rows = list(_estimates(loaded, config))
-    for number, (column, means, estimate) in enumerate(rows):
-        cells = [f"{mean:.3f}" for mean in means]
-        if len(means) == 1:
-            cells.append(_interval(estimate, ""))
-        else:
-            star, style = ("*", "bold") if estimate.excludes_zero else (" ", "none")
-            cells += [f"[{style}]{estimate.value:+.3f}{star}[/]", _interval(estimate, "+")]
-        table.add_row(heads[number] if number < len(heads) else "", label(column), *cells)
-    for head in heads[len(rows) :] if rows else ():
-        table.add_row(head)
+    rows = []
+    for column, means, found in _estimates(loaded, config):
+        cells = [label(column), *(f"{mean:.3f}" for mean in means)]
+        if len(means) == 2:
+            cells.append(f"[bold]{found.value:+.3f}*[/]" if found.excludes_zero else f"{found.value:+.3f} ")
+        rows.append([*cells, _interval(found, "+" if len(means) == 2 else "")])
+    heads = [name, f"{count} example{'s' if count != 1 else ''}"] if rows else []
+    for head, cells in zip_longest(heads, rows):
+        table.add_row(head or "", *(cells or []))
 
 
 def _estimates(loaded: Sequence[Loaded], config: EvalConfig) -> Iterator[tuple[str, list[float], Estimate]]:

@@ -7,26 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from tometune.config.report import ReportConfig
+from tometune.evaluation import statistics
 from tometune.evaluation.metrics import better
-from tometune.evaluation.statistics import (
-    Floats,
-    combined_draws,
-    deviation_interval,
-    estimate,
-    holm,
-    p_at_most,
-    p_equivalent,
-    pooled_deviation,
-    seeds_needed,
-    simultaneous_intervals,
-)
-from tometune.reporting.conclusions import length_differences
+from tometune.evaluation.statistics import Floats
+from tometune.reporting.cautions import length_differences
 from tometune.reporting.controls import controls, training_of, unchanged_arms
 from tometune.reporting.explanation import explanations
 from tometune.reporting.grouping import STREAMS, Cell, expected_seeds, group, one_factor, pairs, varied_streams
@@ -77,6 +66,7 @@ def build(
     question, asked = ask(folder, settings or ReportConfig(), comparisons, by_label, scores.metrics)
     _correct(compared, question["margin"], confidence)
     rows = _rows(cells, scores, sweep.missing, confidence)
+    columns = ("run_id", "model", "data", "seed", "reason")
     table = {
         "schema": SCHEMA,
         "sweep": sweep.folder.resolve().name,
@@ -100,15 +90,22 @@ def build(
         "signal": _signal_to_noise(cells, scores),
         "length_matched": _length_matched(cells, rows),
         "variance": _variance_by_cause(all_cells, scores, confidence),
-        "missing": [
-            {name: getattr(cell, name) for name in ("run_id", "model", "data", "seed", "reason")}
-            for cell in sweep.missing
-        ],
+        "missing": [{name: getattr(cell, name) for name in columns} for cell in sweep.missing],
         "notes": [*asked, *sweep.notes, *notes, *unchanged_arms(cells), *scores.notes],
     }
+    table = _rounded(table)
     if explained := explanations(sweep, cells, table):
         table["explanations"] = explained
     return Report(sweep, all_cells, table)
+
+
+def _rounded(value: Any) -> Any:
+    """Round the numbers of table.json, without negative zeros."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return round(float(value), DIGITS) + 0.0 if isinstance(value, float) else value
 
 
 def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], confidence: float) -> list[Values]:
@@ -127,15 +124,15 @@ def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], con
                     **{"answer_tokens": _answer_tokens(records, "base", scores), "gain": None, "runs": []},
                 }
             )
-        names = cell.ids
+        records = [run.record for run in cell.runs.values()]
         rows.append(
             {
                 **{"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows},
-                **{"settings": cell.settings, "seeds": len(names), "seeds_expected": expected_seeds(cell, missing)},
-                **{"arm": cell.arm, "training": training_of(cell)},
-                "answer_tokens": _answer_tokens([run.record for run in cell.runs.values()], "tuned", scores),
-                **_mean_scores(names, scores, confidence),
-                "gain": _gain(names, base, scores, confidence) if scored else None,
+                **{"settings": cell.settings, "seeds": len(cell.runs)},
+                **{"seeds_expected": expected_seeds(cell, missing), "arm": cell.arm, "training": training_of(cell)},
+                "answer_tokens": _answer_tokens(records, "tuned", scores),
+                **_mean_scores(cell.ids, scores, confidence),
+                "gain": _gain(cell.ids, base, scores, confidence) if scored else None,
                 "runs": [
                     {
                         **{"run_id": run.id, "seed": seed, **_run_scores(run.id, None, scores)},
@@ -155,7 +152,7 @@ def _answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, scores: Sco
     for task in scores.examples:
         entries = [run.get(task, {}) for run in scored]
         known = [entry["tokens"] / entry["examples"] for entry in entries if entry.get("tokens") is not None]
-        means[task] = round(fmean(known), 2) if known and len(known) == len(entries) else None
+        means[task] = round(float(np.mean(known)), 2) if known and len(known) == len(entries) else None
     return means
 
 
@@ -167,8 +164,8 @@ def _mean_scores(names: Sequence[str], scores: Scores, confidence: float) -> Val
         for metric in scores.metrics if task is None else scores.by_task:
             runs = scores.of_runs(names, metric, task)
             interval = _interval(runs, scores.on_resampled(names, metric, task), confidence)
-            deviation = _rounded(float(np.std(runs, ddof=1))) if len(runs) > 1 else None
-            found[metric] = {"mean": _rounded(float(runs.mean())), "std": deviation, **interval}
+            deviation = np.std(runs, ddof=1) if len(runs) > 1 else None
+            found[metric] = {"mean": runs.mean(), "std": deviation, **interval}
         return found
 
     return {
@@ -185,19 +182,19 @@ def _gain(names: Sequence[str], base: str, scores: Scores, confidence: float) ->
     for metric in scores.metrics:
         gains = scores.of_runs(names, metric) - scores.of_runs([base], metric)
         examples = scores.on_resampled(names, metric) - scores.on_resampled([base], metric)
-        found[metric] = {"delta": _rounded(float(gains.mean())), **_interval(gains, examples, confidence)}
+        found[metric] = {"delta": gains.mean(), **_interval(gains, examples, confidence)}
     return found
 
 
 def _interval(runs: Floats, examples: Floats, confidence: float) -> Values:
     """Return the interval of a mean over runs. For a single run it covers examples only: its spread is unknown."""
-    result = estimate(float(runs.mean()), examples, [runs] if len(runs) > 1 else [], confidence)
-    return {"ci_low": _rounded(result.low), "ci_high": _rounded(result.high)}
+    result = statistics.estimate(float(runs.mean()), examples, [runs] if len(runs) > 1 else [], confidence)
+    return {"ci_low": result.low, "ci_high": result.high}
 
 
 def _run_scores(run_id: str, task: str | None, scores: Scores) -> Values:
     metrics = scores.metrics if task is None else scores.by_task
-    return {metric: _rounded(float(scores.of_runs([run_id], metric, task)[0])) for metric in metrics}
+    return {metric: scores.of_runs([run_id], metric, task)[0] for metric in metrics}
 
 
 def _family(comparisons: Sequence[Values], metrics: Sequence[str], primary: Sequence[str]) -> str:
@@ -217,22 +214,20 @@ def _correct(compared: Sequence[tuple[Values, Floats | None]], margin: float | N
     Their interval is that of two one-sided tests, 90 % at the level 5 %.
     """
     primary = [(entry, draws) for entry, draws in compared if entry["primary"] and draws is not None]
-    adjusted = holm([entry["p"] for entry, _ in primary])
-    ends = simultaneous_intervals([draws for _, draws in primary], 1 - confidence)
+    adjusted = statistics.holm([entry["p"] for entry, _ in primary])
+    ends = statistics.simultaneous_intervals([draws for _, draws in primary], 1 - confidence)
     for (entry, _), p, (low, high) in zip(primary, adjusted, ends, strict=True):
-        entry |= {"p_holm": _rounded(p), "ci_low_holm": _rounded(low), "ci_high_holm": _rounded(high)}
-    for entry, _ in compared:
-        entry["p"] = _rounded(entry["p"])
+        entry |= {"p_holm": p, "ci_low_holm": low, "ci_high_holm": high}
     if margin is None:
         return
     gains = [draws if better(entry["metric"], 1) else -draws for entry, draws in primary]
-    no_worse = holm([p_at_most(draws, -margin) for draws in gains])
-    same = holm([p_equivalent(draws, margin) for draws in gains])
+    no_worse = statistics.holm([statistics.p_at_most(draws, -margin) for draws in gains])
+    same = statistics.holm([statistics.p_equivalent(draws, margin) for draws in gains])
     for (entry, draws), p_no_worse, p_same in zip(primary, no_worse, same, strict=True):
         low, high = np.quantile(draws, [1 - confidence, confidence])
         entry["equivalence"] = {
-            **{"margin": margin, "ci_low": _rounded(low), "ci_high": _rounded(high)},
-            **{"p_no_worse_holm": _rounded(p_no_worse), "p_same_holm": _rounded(p_same)},
+            **{"margin": margin, "ci_low": low, "ci_high": high},
+            **{"p_no_worse_holm": p_no_worse, "p_same_holm": p_same},
         }
 
 
@@ -248,19 +243,18 @@ def _compare(a: Cell, b: Cell, metric: str, scores: Scores, confidence: float) -
     seeds = [runs[0] - runs[1]] if paired else runs
     known = min(map(len, runs)) > 1
     delta = float(runs[0].mean() - runs[1].mean())
-    result = estimate(delta, examples, seeds if known else [], confidence)
+    result = statistics.estimate(delta, examples, seeds if known else [], confidence)
     comparison = {
-        **{"a": a.label, "b": b.label, "metric": metric, "delta": _rounded(delta)},
-        **{"ci_low": _rounded(result.low), "ci_high": _rounded(result.high)},
+        **{"a": a.label, "b": b.label, "metric": metric, "delta": delta, "ci_low": result.low, "ci_high": result.high},
         "interval_over": "seeds and examples" if known else "examples",
         "p": result.p,
         **{"p_holm": None, "ci_low_holm": None, "ci_high_holm": None},
         "paired": paired,
         "seeds": [len(ids) for ids in names],
         "seeds_needed": _seeds_needed(seeds, paired, 1 - confidence) if known else None,
-        "examples_deviation": _rounded(float(np.std(examples))),
+        "examples_deviation": np.std(examples),
     }
-    return comparison, combined_draws(examples, seeds) if known else None
+    return comparison, statistics.combined_draws(examples, seeds) if known else None
 
 
 def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values:
@@ -270,13 +264,10 @@ def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values
     that of the difference between one run of each arm.
     """
     deviation = float(np.sqrt(sum(np.var(values, ddof=1) for values in seeds)))
-    freedom = sum(len(values) - 1 for values in seeds)
-    low, high = deviation_interval(deviation, freedom, 1 - alpha)
-    number, least, most = (seeds_needed(value, DIFFERENCE, POWER, alpha, paired) for value in (deviation, low, high))
-    return {
-        **{"difference": DIFFERENCE, "power": POWER, "deviation": _rounded(deviation)},
-        **{"n": number, "low": least, "high": most},
-    }
+    ends = statistics.deviation_interval(deviation, sum(len(values) - 1 for values in seeds), 1 - alpha)
+    counts = [statistics.seeds_needed(each, DIFFERENCE, POWER, alpha, paired) for each in (deviation, *ends)]
+    known = {"difference": DIFFERENCE, "power": POWER, "deviation": deviation}
+    return {**known, **dict(zip(("n", "low", "high"), counts, strict=True))}
 
 
 def _signal_to_noise(cells: Sequence[Cell], scores: Scores) -> list[Values]:
@@ -295,13 +286,12 @@ def _signal_to_noise(cells: Sequence[Cell], scores: Scores) -> list[Values]:
             if task is not None and metric in scores.harness:
                 continue
             runs = [scores.of_runs(ids, metric, task) for ids in names]
-            means = [float(values.mean()) for values in runs]
-            level, spread = fmean(means), max(means) - min(means)
-            noise, _ = pooled_deviation([values for values in runs if len(values) > 1])
-            parts = (spread / level, noise / level) if level else (None, None)
-            ratio = spread / noise if noise else None
-            values = zip(("signal", "noise", "ratio"), map(_rounded, (*parts, ratio)), strict=True)
-            found.append({"model": model, "task": task, "metric": metric, **dict(values)})
+            means = [values.mean() for values in runs]
+            level, spread = np.mean(means), max(means) - min(means)
+            noise, _ = statistics.pooled_deviation([values for values in runs if len(values) > 1])
+            entry = {"model": model, "task": task, "metric": metric, "signal": None, "noise": None}
+            entry |= {"signal": spread / level, "noise": noise / level} if level else {}
+            found.append({**entry, "ratio": spread / noise if noise else None})
     return found
 
 
@@ -311,7 +301,7 @@ def _length_matched(cells: Sequence[Cell], rows: Sequence[Values]) -> list[Value
     for model, task, lengths in length_differences(rows):
         means = {}
         for cell in (cell for cell in cells if cell.label in lengths):
-            mean = np.mean([same_length_rouge(run, task) for run in cell.runs.values()], axis=0).round(DIGITS)
+            mean = np.mean([same_length_rouge(run, task) for run in cell.runs.values()], axis=0)
             means[cell.label] = dict(zip(ROUGE, mean.tolist(), strict=True))
         found.append({"model": model, "task": task, "cells": means})
     return found
@@ -327,14 +317,9 @@ def _variance_by_cause(cells: Sequence[Cell], scores: Scores, confidence: float)
         entry: Values = {"cause": cause, "stream": f"seeds.{stream}", "groups": len(groups)}
         entry["runs"] = len({name for names in groups for name in names})
         for metric in scores.metrics:
-            deviation, freedom = pooled_deviation([scores.of_runs(names, metric) for names in groups])
-            low, high = deviation_interval(deviation, freedom, confidence)
+            deviation, freedom = statistics.pooled_deviation([scores.of_runs(names, metric) for names in groups])
+            low, high = statistics.deviation_interval(deviation, freedom, confidence)
             entry["freedom"] = freedom
-            entry[metric] = {"std": _rounded(deviation), "ci_low": _rounded(low), "ci_high": _rounded(high)}
+            entry[metric] = {"std": deviation, "ci_low": low, "ci_high": high}
         found.append(entry)
     return found
-
-
-def _rounded(value: float | None) -> float | None:
-    """Round for table.json, without negative zeros."""
-    return None if value is None else round(float(value), DIGITS) + 0.0

@@ -1,18 +1,15 @@
-"""The answer to a sweep's question in sentences, and the limits of that answer."""
+"""The answer to a sweep's question in sentences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tometune.config.eval import HELD_OUT
 from tometune.evaluation.metrics import better, label
 from tometune.runs.inputs import ADDED
 
 LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, not a result"
 NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model differ in exactly one setting."
-LONGER = 2.0  # a caution is given if one cell's answers are this many times as long as another's
-WHOLE = 0.95  # passes over a mix that count as one
-FEW_CLUSTERS = 20  # with fewer, an interval over clusters is noticeably too narrow
-PENALTY = "ROUGE penalises answers much shorter or longer than the reference, regardless of content."
+SINGLE_SEED = "A single seed cannot tell."
+EXPLORATORY = "Not asked: these comparisons are exploratory."
 
 Table = Mapping[str, Any]
 
@@ -30,64 +27,29 @@ def answers(table: Table) -> list[Answer]:
 
     The last answer before the reasons also lists the other significant differences.
     """
-    groups, sources, found, answered = headline(table), source_effects(table), [], set()
+    groups, sources, found, answered = headline(table), source_effects(table), [], []
     if sources:
-        own = next(iter(sources.values())).values()
-        metric = main_metric([entry for entry in own if entry["primary"]] or list(own))
+        metric = main_metric(list(next(iter(sources.values())).values()))
+        answered += [entries[metric] for entries in sources.values()]
         found.append(_sources_answer({name: entries[metric] for name, entries in sources.items()}, table))
-        answered = {(entries[metric]["a"], entries[metric]["b"], metric) for entries in sources.values()}
     found += _amounts_answer([pair for pairs in groups for pair in pairs], table)
     for pairs in groups:
-        every = [entry for pair in pairs for entry in comparisons_of(pair, table)]
-        metric = main_metric([entry for entry in every if entry["primary"]] or every)
-        same = [entry for entry in every if entry["metric"] == metric]
-        found.append(_answer(pairs[0], table) if len(pairs) == 1 else _answer_by_value(same, table))
-        answered |= {(each["a"], each["b"], each["metric"]) for each in (every if len(pairs) == 1 else same)}
-    others = []
-    for pair in dict.fromkeys((entry["a"], entry["b"]) for entry in table["comparisons"] if significant(entry, table)):
-        differences = [
-            f"{label(entry['metric'])} {signed(entry['delta'])}"
-            for entry in comparisons_of(pair, table)
-            if significant(entry, table) and (*pair, entry["metric"]) not in answered
-        ]
-        if differences:
-            others.append(f"{pair[0]} vs. {pair[1]} ({listed(differences)})")
+        entries = [entry for pair in pairs for entry in comparisons_of(pair, table)]
+        if len(pairs) > 1:
+            entries = [entry for entry in entries if entry["metric"] == main_metric(entries)]
+        found.append(_answer(pairs[0], table) if len(pairs) == 1 else _answer_by_value(entries, table))
+        answered += entries
+    known = {(entry["a"], entry["b"], entry["metric"]) for entry in answered}
+    others: dict[str, list[str]] = {}
+    for entry in table["comparisons"]:
+        if significant(entry, table) and (entry["a"], entry["b"], entry["metric"]) not in known:
+            difference = f"{label(entry['metric'])} {signed(entry['delta'])}"
+            others.setdefault(f"{entry['a']} vs. {entry['b']}", []).append(difference)
     if found and others:
-        found[-1].sentences.append(f"Other significant differences: {'; '.join(others)}.")
+        texts = [f"{cells} ({listed(differences)})" for cells, differences in others.items()]
+        found[-1].sentences.append(f"Other significant differences: {'; '.join(texts)}.")
     explained = [Answer(*(entry[name] for name in Answer._fields)) for entry in table.get("explanations", [])]
     return found + explained
-
-
-def _amounts_answer(pairs: Sequence[tuple[str, str]], table: Table) -> list[Answer]:
-    """Return whether any amount of rows, added to the same mix, is better than the mix alone; empty if none is asked.
-
-    The cells are named `MIX` and `MIX_plus_AMOUNT`, see `runs.inputs.file_mix`.
-    """
-    asked = {(entry["a"], entry["b"]): None for entry in table["comparisons"] if entry["primary"]}
-    amounts = {pair: pair[0].partition(ADDED)[2] for pair in asked if pair[0].startswith(f"{pair[1]}{ADDED}")}
-    if not amounts or any(pair not in amounts for pair in pairs):
-        return []
-    pairs = list(amounts)
-    found = {pair: [entry for entry in comparisons_of(pair, table) if entry["primary"]] for pair in amounts}
-    words: dict[str, list[str]] = {"Yes": [], "No, it harms": [], "Better in some metrics, worse in others": []}
-    for pair, amount in amounts.items():
-        passed = [entry for entry in found[pair] if significant(entry, table)]
-        signs = {better(entry["metric"], entry["delta"]) for entry in passed}
-        names = listed([label(entry["metric"]) for entry in passed])
-        for word, meaning in zip(words, ({True}, {False}, {True, False}), strict=True):
-            words[word] += [f"{amount} rows ({names})"] if signs == meaning else []
-    verdict = " ".join(f"{word}: {listed(cells)}." for word, cells in words.items() if cells)
-    if any(entry["p"] is None for entries in found.values() for entry in entries):
-        verdict = "A single seed cannot tell."
-    elif not verdict:
-        verdict = "Undecided: no amount makes a significant difference."
-    elif sum(map(len, words.values())) < len(pairs):
-        verdict += " No significant difference otherwise."
-    texts = {pair: [f"{label(entry['metric'])} {brief(entry)}" for entry in found[pair]] for pair in pairs}
-    effects = [f"{amount} rows: {', '.join(texts[pair])}" for pair, amount in amounts.items()]
-    level = f"{table['interval']['confidence']:.0%} intervals"
-    sentence = f"Difference from {pairs[0][1]} alone, with {level}: {'; '.join(effects)}."
-    return [Answer(f"Does adding rows to {pairs[0][1]} help?", verdict, [sentence])]
 
 
 def headline(table: Table) -> list[list[tuple[str, str]]]:
@@ -104,7 +66,7 @@ def headline(table: Table) -> list[list[tuple[str, str]]]:
     for entry in table["comparisons"]:
         pair = entry["a"], entry["b"]
         if entry["primary"] if named else pair not in arms:
-            mixes = [_mix_label(rows[cell]) for cell in pair]
+            mixes = [data_label(rows[cell], "data.") for cell in pair]
             apart = other_settings(rows[pair[0]]) == other_settings(rows[pair[1]])
             members = groups.setdefault((rows[pair[0]]["model"], *(mixes if apart else pair)), [])
             members += [] if pair in members else [pair]
@@ -117,16 +79,6 @@ def headline(table: Table) -> list[list[tuple[str, str]]]:
         if own:
             chosen.append(max(crossed or own, key=lambda pairs: order.index(pairs[0][0]) - order.index(pairs[0][1])))
     return chosen
-
-
-def other_settings(row: Table) -> dict[str, Any]:
-    """Return the settings of a row that are not those of its mix."""
-    return {key: value for key, value in row["settings"].items() if not key.startswith("data.")}
-
-
-def _mix_label(row: Table) -> str:
-    """Name the mix of a row: the data and the settings of it that differ."""
-    return " ".join([row["data"], *(f"{k}={v}" for k, v in row["settings"].items() if k.startswith("data."))])
 
 
 def source_effects(table: Table) -> dict[str, dict[str, Table]]:
@@ -151,90 +103,88 @@ def source_effects(table: Table) -> dict[str, dict[str, Table]]:
 
 
 def main_metric(entries: Sequence[Table]) -> str:
-    """Return the metric that one sentence is about: ROUGE-L if it is there, else the first."""
-    metrics = [str(entry["metric"]) for entry in entries]
+    """Return the metric that one sentence is about: of the primary ones ROUGE-L if it is there, else the first."""
+    metrics = [str(entry["metric"]) for entry in [each for each in entries if each["primary"]] or entries]
     return "rougeL" if "rougeL" in metrics else metrics[0]
 
 
 def _sources_answer(found: Mapping[str, Table], table: Table) -> Answer:
     """Return which sources have a significant effect, and all effects; `found` has those on one metric."""
     first = next(iter(found.values()))
-    only = first["kind"] == "only"
-    verdict = _verdict_by_name(found, table, ("Better: ", "Worse: ") if only else ("Helps: ", "Harms: "))
-    numbers, what = _numbers(dict(sorted(found.items(), key=lambda effect: -effect[1]["delta"])), table)
-    question = "Is a single source better than all of them together?" if only else "Which sources matter?"
-    having = "only this source instead of all" if only else "this source in the mix"
-    return Answer(
-        question, verdict, [f"Effect on {label(first['metric'])} of having {having}, with {what}: {numbers}."]
+    question, words, having = "Which sources matter?", ("Helps: ", "Harms: "), "this source in the mix"
+    if first["kind"] == "only":
+        question = "Is a single source better than all of them together?"
+        words, having = ("Better: ", "Worse: "), "only this source instead of all"
+    largest = dict(sorted(found.items(), key=lambda effect: -effect[1]["delta"]))
+    return _answer_by_name(question, f"Effect on {label(first['metric'])} of having {having}", largest, table, words)
+
+
+def _amounts_answer(pairs: Sequence[tuple[str, str]], table: Table) -> list[Answer]:
+    """Return whether any amount of rows, added to the same mix, is better than the mix alone; empty if none is asked.
+
+    The cells are named `MIX` and `MIX_plus_AMOUNT`, see `runs.inputs.file_mix`.
+    """
+    primary = [entry for entry in table["comparisons"] if entry["primary"]]
+    asked = [entry for entry in primary if entry["a"].startswith(f"{entry['b']}{ADDED}")]
+    if not asked or not {(entry["a"], entry["b"]) for entry in asked}.issuperset(pairs):
+        return []
+    own = asked[0]["b"]
+    found = {f"{entry['a'].partition(ADDED)[2]} rows ({label(entry['metric'])})": entry for entry in asked}
+    words = "Yes: ", "It harms: "
+    return [_answer_by_name(f"Does adding rows to {own} help?", f"Difference from {own} alone", found, table, words)]
+
+
+def _answer_by_value(entries: Sequence[Table], table: Table) -> Answer:
+    """Answer on one metric whether a mix is better than another at each value of a setting."""
+    rows = {row["cell"]: row for row in tuned_rows(table)}
+    settings = [other_settings(rows[entry["a"]]) for entry in entries]
+    keys = [key for key in settings[0] if len({str(values.get(key)) for values in settings}) > 1]
+    found = {" ".join(str(own.get(key)) for key in keys): each for own, each in zip(settings, entries, strict=True)}
+    key, (a, b) = " and ".join(keys), (data_label(rows[entries[0][name]], "data.") for name in "ab")
+    question = f"{rows[entries[0]['a']]['model']}: is" if len(models(table)) > 1 else "Is"
+    question += f" {a} better than {b} at each {key}?"
+    numbers = f"{label(entries[0]['metric'])} of {a} − {b} by {key}"
+    answer = _answer_by_name(question, numbers, found, table, (f"Better at {key}=", f"Worse at {key}="))
+    answer.sentences.append(
+        "A difference that is significant at one value only may be the same at all of them; compare the intervals."
     )
+    return answer
 
 
-def _verdict_by_name(found: Mapping[str, Table], table: Table, words: tuple[str, str]) -> str:
-    """Return which of several comparisons on one metric are significant; `words` precede the better and worse ones."""
+def _answer_by_name(
+    question: str, numbers: str, found: Mapping[str, Table], table: Table, words: tuple[str, str]
+) -> Answer:
+    """Answer with the names of significant comparisons; `words` precede the better and the worse ones.
+
+    `numbers` begins the sentence with all differences.
+    """
     passed = {n: better(entry["metric"], entry["delta"]) for n, entry in found.items() if significant(entry, table)}
     groups = {word: [name for name in passed if passed[name] is (word == words[0])] for word in words}
     verdict = " ".join(f"{word}{listed(names)}." for word, names in groups.items() if names)
     if not passed:
-        verdict = "Undecided: no significant effect."
+        verdict = "Undecided: no significant difference."
     elif len(passed) < len(found):
-        verdict += " No significant effect otherwise."
+        verdict += " No significant difference otherwise."
     tests = {name: entry.get("equivalence") for name, entry in found.items() if name not in passed}
-    same = [name for name, each in tests.items() if each and (each["p_same_holm"] or 0) < _alpha(table)]
-    if same:
+    if same := [name for name, each in tests.items() if each and (each["p_same_holm"] or 0) < alpha_of(table)]:
         within = f"The same within {table['question']['margin']:g}: {listed(same)}."
         verdict = within if len(same) == len(found) else f"{verdict} {within}"
+    first = next(iter(found.values()))
     if any(entry["p"] is None for entry in found.values()):
-        verdict = "A single seed cannot tell."
-    elif not next(iter(found.values()))["primary"]:
-        verdict = "Not asked: these comparisons are exploratory."
-    return verdict
-
-
-def _numbers(found: Mapping[str, Table], table: Table) -> tuple[str, str]:
-    """Return the differences on one metric by name, and what is given with each of them."""
-    tested = next(iter(found.values()))["p_holm"] is not None
+        verdict = SINGLE_SEED
+    elif not first["primary"]:
+        verdict = EXPLORATORY
+    tested = first["p_holm"] is not None
     texts = [
         f"{name} {signed(entry['delta'])} ({between(entry)}{', ' + p_value(entry['p_holm']) if tested else ''})"
         for name, entry in found.items()
     ]
-    level = f"{table['interval']['confidence']:.0%} intervals"
-    return ", ".join(texts), f"{level} and Holm-corrected p-values" if tested else level
-
-
-def brief(entry: Table) -> str:
-    """Format a difference with its interval."""
-    return f"{signed(entry['delta'])} ({between(entry)})"
-
-
-def significant(entry: Table, table: Table) -> bool:
-    """Whether a comparison is significant after the correction."""
-    return entry["p_holm"] is not None and entry["p_holm"] < _alpha(table)
-
-
-def _alpha(table: Table) -> float:
-    return 1 - float(table["interval"]["confidence"])
-
-
-def comparisons_of(pair: tuple[str, str], table: Table) -> list[Table]:
-    """Return the comparisons of two cells, one per metric."""
-    return [entry for entry in table["comparisons"] if (entry["a"], entry["b"]) == pair]
-
-
-def models(table: Table) -> list[str]:
-    """Return the models in the order of the table."""
-    return list(dict.fromkeys(row["model"] for row in table["rows"]))
-
-
-def tuned_rows(table: Table) -> list[Table]:
-    """Return the rows of cells, without those of base models."""
-    return [row for row in table["rows"] if row["stage"] == "tuned"]
-
-
-def _tests(table: Table) -> int:
-    return sum(entry["p"] is not None and entry["primary"] for entry in table["comparisons"])
+    level = f"{table['interval']['confidence']:.0%} intervals{' and Holm-corrected p-values' if tested else ''}"
+    return Answer(question, verdict, [f"{numbers}, with {level}: {', '.join(texts)}."])
 
 
 def _answer(pair: tuple[str, str], table: Table) -> Answer:
+    """Answer whether one cell is better than another, on all metrics."""
     found = sorted(comparisons_of(pair, table), key=lambda entry: not entry["primary"])
     model = next(row["model"] for row in table["rows"] if row["cell"] == pair[0])
     a, b = (cell.removeprefix(f"{model} ") for cell in pair)
@@ -254,59 +204,53 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
             "At least one of the two cells has a single seed, so the deviation over seeds is unknown: the intervals "
             "cover examples only, and no test is possible. Add seeds, e.g. seed=0,1,2."
         )
-        return Answer(question, "A single seed cannot tell.", sentences)
-    found = [entry for entry in found if entry["primary"]]
-    if not found:
-        return Answer(question, "Not asked: these comparisons are exploratory.", sentences)
-    uncorrected = [label(entry["metric"]) for entry in found if entry["p"] < _alpha(table)]
+        return Answer(question, SINGLE_SEED, sentences)
+    primary = [entry for entry in found if entry["primary"]]
+    if not primary:
+        return Answer(question, EXPLORATORY, sentences)
+    return Answer(question, _verdict(primary, table), [*sentences, *_sentences_on_tests(primary, table)])
+
+
+def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
+    """Return what the correction changed, the tests of equivalence, and what more seeds or examples would detect."""
+    sentences = []
+    uncorrected = [label(entry["metric"]) for entry in found if entry["p"] < alpha_of(table)]
     if uncorrected and not any(significant(entry, table) for entry in found):
         sentences.append(
-            f"Before the correction for {_tests(table)} tests, {listed(uncorrected)} would be significant; "
+            f"Before the correction for {tests_of(table)} tests, {listed(uncorrected)} would be significant; "
             "with that many tests, such a result is likely to occur by chance."
         )
     if "equivalence" in found[0]:
-        sentences.append(_equivalence(found, table))
-    sentences.append(_seeds(found))
+        texts = []
+        for entry in found:
+            tests, conclusion = entry["equivalence"], "neither is shown"
+            if tests["p_same_holm"] < alpha_of(table):
+                conclusion = f"the same within {tests['margin']:g}, Holm-corrected {p_value(tests['p_same_holm'])}"
+            elif tests["p_no_worse_holm"] < alpha_of(table):
+                conclusion = f"no worse by {tests['margin']:g} or more, Holm-corrected "
+                conclusion += p_value(tests["p_no_worse_holm"])
+            texts.append(f"{label(entry['metric'])} {between(tests)} ({conclusion})")
+        level = f"{1 - 2 * alpha_of(table):.0%}"
+        sentences.append(f"Equivalence by two one-sided tests, with {level} intervals: {', '.join(texts)}.")
+    need = found[0]["seeds_needed"]
+    numbers = []
+    for entry in found:
+        counts = [entry["seeds_needed"][name] for name in ("n", "low", "high")]
+        number, low, high = ("more than 100,000" if count is None else f"{count:,}" for count in counts)
+        numbers.append(f"about {number} for {label(entry['metric'])} ({low} to {high})")
+    seeds = " and ".join(str(number) for number in dict.fromkeys(found[0]["seeds"]))
+    sentences.append(
+        f"Seeds per arm needed to detect a difference of {need['difference']} with {need['power']:.0%} power: "
+        f"{', '.join(numbers)}. The ranges reflect how uncertain a standard deviation from {seeds} seeds is."
+    )
     floor = max(found, key=lambda entry: entry["examples_deviation"])
     smallest = 2.8 * floor["examples_deviation"]  # (z at 0.975) + (z at 0.8), times the standard error
-    if smallest > floor["seeds_needed"]["difference"]:
+    if smallest > need["difference"]:
         sentences.append(
             f"With this number of examples, differences below {smallest:.3f} ({label(floor['metric'])}) cannot be "
             "detected reliably with any number of seeds; score more examples."
         )
-    return Answer(question, _verdict(found, table), sentences)
-
-
-def _answer_by_value(entries: Sequence[Table], table: Table) -> Answer:
-    """Answer on one metric whether a mix is better than another at each value of a setting."""
-    rows = {row["cell"]: row for row in tuned_rows(table)}
-    settings = [other_settings(rows[entry["a"]]) for entry in entries]
-    keys = [key for key in settings[0] if len({str(values.get(key)) for values in settings}) > 1]
-    found = {" ".join(str(own.get(key)) for key in keys): each for own, each in zip(settings, entries, strict=True)}
-    key, (a, b) = " and ".join(keys), (_mix_label(rows[entries[0][name]]) for name in "ab")
-    numbers, what = _numbers(found, table)
-    model = f"{rows[entries[0]['a']]['model']}: is" if len(models(table)) > 1 else "Is"
-    sentences = [
-        f"{label(entries[0]['metric'])} of {a} − {b} by {key}, with {what}: {numbers}.",
-        "A difference that is significant at one value only may be the same at all of them; compare the intervals.",
-    ]
-    verdict = _verdict_by_name(found, table, (f"Better at {key}=", f"Worse at {key}="))
-    return Answer(f"{model} {a} better than {b} at each {key}?", verdict, sentences)
-
-
-def _equivalence(found: Sequence[Table], table: Table) -> str:
-    """Return what two one-sided tests say of each metric."""
-    texts = []
-    for entry in found:
-        tests, conclusion = entry["equivalence"], "neither is shown"
-        p_no_worse, p_same = tests["p_no_worse_holm"], tests["p_same_holm"]
-        if p_same < _alpha(table):
-            conclusion = f"the same within {tests['margin']:g}, Holm-corrected {p_value(p_same)}"
-        elif p_no_worse < _alpha(table):
-            conclusion = f"no worse by {tests['margin']:g} or more, Holm-corrected {p_value(p_no_worse)}"
-        texts.append(f"{label(entry['metric'])} {between(tests)} ({conclusion})")
-    level = f"{1 - 2 * _alpha(table):.0%}"
-    return f"Equivalence by two one-sided tests, with {level} intervals: {', '.join(texts)}."
+    return sentences
 
 
 def _verdict(found: Sequence[Table], table: Table) -> str:
@@ -323,104 +267,62 @@ def _verdict(found: Sequence[Table], table: Table) -> str:
     if worse:
         return f"No: worse in {listed(worse)}, no significant difference otherwise."
     for name, verdict in (("p_same_holm", "No: the same within {}."), ("p_no_worse_holm", "No worse by {} or more.")):
-        if all("equivalence" in entry and entry["equivalence"][name] < _alpha(table) for entry in found):
+        if all("equivalence" in entry and entry["equivalence"][name] < alpha_of(table) for entry in found):
             return verdict.format(f"{found[0]['equivalence']['margin']:g}")
     return "Undecided: no significant difference."
 
 
-def _seeds(found: Sequence[Table]) -> str:
-    """Return how many seeds would detect the difference in question."""
-
-    def count(number: int | None) -> str:
-        return "more than 100,000" if number is None else f"{number:,}"
-
-    needed = [entry["seeds_needed"] for entry in found]
-    numbers = ", ".join(
-        f"about {count(need['n'])} for {label(entry['metric'])} ({count(need['low'])} to {count(need['high'])})"
-        for entry, need in zip(found, needed, strict=True)
-    )
-    seeds = " and ".join(str(number) for number in dict.fromkeys(found[0]["seeds"]))
-    return (
-        f"Seeds per arm needed to detect a difference of {needed[0]['difference']} with {needed[0]['power']:.0%} power:"
-        f" {numbers}. The ranges reflect how uncertain a standard deviation from {seeds} seeds is."
-    )
+def significant(entry: Table, table: Table) -> bool:
+    """Whether a comparison is significant after the correction."""
+    return entry["p_holm"] is not None and entry["p_holm"] < alpha_of(table)
 
 
-def cautions(table: Table) -> list[str]:
-    """Return the limitations that a reader of the numbers must know."""
-    found = []
-    tuned = tuned_rows(table)
-    single = [row["cell"] for row in tuned if row["seeds"] == 1]
-    if single:
-        found.append(f"A single seed, so the deviation is unknown (–): {', '.join(single)}.")
-    if table["missing"]:
-        found.append(f"Missing runs: {len(table['missing'])}; the means are over the others.")
-    tests, resamples = _tests(table), table["interval"]["resamples"]
-    if tests * 2 / (resamples + 1) >= _alpha(table):  # the smallest p-value possible, after the correction
-        found.append(
-            f"eval.resamples={resamples} is too small for any of the {tests} tests to be significant; use 10,000."
-        )
-    found += _read_in_part(tuned)
-    vary = table["interval"]["seeds_vary"]
-    if vary and len(vary) < 4:
-        found.append(f"The seeds vary only in: {listed(vary)}.")
-    if any(not entry["paired"] for entry in table["comparisons"]):
-        found.append("Arms with different seeds are compared as independent samples.")
-    for task, count in table.get("clusters", {}).items():
-        if count < FEW_CLUSTERS:
-            found.append(f"Only {count} clusters on {task}: intervals over so few are too narrow.")
-    for (_, task, lengths), matched in zip(length_differences(table["rows"]), table["length_matched"], strict=True):
-        means = listed([f"{value:.1f} for {cell}" for cell, value in lengths.items()])
-        cut = listed([f"{scores['rougeL']:.3f} for {cell}" for cell, scores in matched["cells"].items()])
-        found.append(
-            f"Answer length on {task} in tokens: {means}. {PENALTY} "
-            f"With each answer and its reference cut to the words of the shorter one, ROUGE-L is {cut}."
-        )
-    found += table["notes"]
-    held_out = [f"{n:,} {task.replace('_', ' ')}" for task, n in table["tasks"].items() if task.startswith(HELD_OUT)]
-    if held_out:
-        found.append(
-            f"No run trains on held-out rows or on repeats of them, so a mix of the whole base has fewer rows. Scored: "
-            f"{', '.join(held_out)}."
-            + (" Means over tasks do not include them." if len(held_out) < len(table["tasks"]) else "")
-        )
-    return found
+def alpha_of(table: Table) -> float:
+    """Return the level of the tests."""
+    return 1 - float(table["interval"]["confidence"])
 
 
-def _read_in_part(rows: Sequence[Table]) -> list[str]:
-    """Return what is wrong with a comparison of rows added to a file, if runs do not read all of their mix."""
-    part = {row["data"]: row["training"]["epochs"] or 1.0 for row in rows}
-    if not any(ADDED in name for name in part) or min(part.values()) >= WHOLE:
-        return []
-    read = listed([f"{share:.0%} of {name}" for name, share in part.items()])
-    fix = "set trainer.max_steps=null trainer.num_train_epochs=1"
-    return [f"Runs read only a part of their mix ({read}), so added rows take the place of your own; {fix}."]
+def tests_of(table: Table) -> int:
+    """Return the number of tests that are corrected together."""
+    return sum(entry["p"] is not None and entry["primary"] for entry in table["comparisons"])
 
 
-def length_differences(rows: Sequence[Table]) -> list[tuple[str, str, dict[str, float]]]:
-    """Return model, task and tokens per answer of each cell where one cell's answers are `LONGER` than another's."""
-    found = []
-    tuned = tuned_rows({"rows": rows})
-    for model in dict.fromkeys(row["model"] for row in tuned):
-        own = [row for row in tuned if row["model"] == model]
-        for task in own[0]["answer_tokens"]:
-            tokens = {row["cell"]: row["answer_tokens"][task] for row in own}
-            known = {cell: value for cell, value in tokens.items() if value is not None}
-            if known and max(known.values()) > LONGER * max(min(known.values()), 0.5):
-                found.append((model, task, known))
-    return found
+def comparisons_of(pair: tuple[str, str], table: Table) -> list[Table]:
+    """Return the comparisons of two cells, one per metric."""
+    return [entry for entry in table["comparisons"] if (entry["a"], entry["b"]) == pair]
 
 
-def data_label(row: Table) -> str:
-    """Name a cell within its model: the data and the settings that differ."""
-    if row["stage"] == "base":
+def models(table: Table) -> list[str]:
+    """Return the models in the order of the table."""
+    return list(dict.fromkeys(row["model"] for row in table["rows"]))
+
+
+def tuned_rows(table: Table) -> list[Table]:
+    """Return the rows of cells, without those of base models."""
+    return [row for row in table["rows"] if row["stage"] == "tuned"]
+
+
+def other_settings(row: Table) -> dict[str, Any]:
+    """Return the settings of a row that are not those of its mix."""
+    return {key: value for key, value in row["settings"].items() if not key.startswith("data.")}
+
+
+def data_label(row: Table, start: str = "") -> str:
+    """Name a cell within its model: the data, and the settings that differ and begin with `start`."""
+    if row.get("stage") == "base":
         return "base model"
-    return " ".join([row["data"], *(f"{key}={value}" for key, value in row["settings"].items())])
+    own = [f"{key}={value}" for key, value in row["settings"].items() if key.startswith(start)]
+    return " ".join([row["data"], *own])
 
 
 def p_value(p: float) -> str:
     """Format a p-value."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def brief(entry: Table) -> str:
+    """Format a difference with its interval."""
+    return f"{signed(entry['delta'])} ({between(entry)})"
 
 
 def between(entry: Table) -> str:

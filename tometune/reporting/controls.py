@@ -5,11 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from tometune.common.errors import some
-from tometune.reporting.conclusions import (
-    Table,
-    listed,
-    tuned_rows,
-)
+from tometune.reporting.conclusions import Table, listed, tuned_rows
 from tometune.reporting.grouping import Cell
 from tometune.reporting.sweep import CONTENT
 
@@ -64,16 +60,15 @@ def controls(cells: Sequence[Cell], design: str | None) -> dict[str, Any]:
 
     A sweep with a design is a control, so its `content` is added, by which other sweeps find it.
     """
-    runs = [next(iter(cell.runs.values())) for cell in cells]
-    keys = sorted({key for run in runs for key in run.settings} - {*CONTENT, "data.rows", "data.base.rows"})
-    drawing = [run.settings for run in runs if "data.pool.kind" in run.settings]  # a mix without a pool has no settings
-    found = {key: drawing if key.startswith("data.pool.") else [run.settings for run in runs] for key in keys}
+    runs = [next(iter(cell.runs.values())).settings for cell in cells]
+    keys = sorted({key for settings in runs for key in settings} - {*CONTENT, "data.rows", "data.base.rows"})
+    drawing = [settings for settings in runs if "data.pool.kind" in settings]  # a mix without a pool has no settings
+    found = {key: drawing if key.startswith("data.pool.") else runs for key in keys}
     differ = [key for key in keys if len({str(settings.get(key)) for settings in found[key]}) > 1]
     trained, constant, varied = [training_of(cell) for cell in cells], {}, {}
     for name in COUNTS:
-        values = [numbers[name] for numbers in trained]
-        known = [value for value in values if value is not None]
-        if known and len(known) == len(values):
+        known = [value for numbers in trained if (value := numbers[name]) is not None]
+        if known and len(known) == len(trained):
             low, high = min(known), max(known)
             if high <= SAME * low:
                 constant[name] = high
@@ -93,23 +88,23 @@ def content_of(cells: Sequence[Cell]) -> dict[str, list[str]]:
 
 def control_sentences(table: Table) -> list[str]:
     """Return what the sweep varies and holds constant: as designed, and as its runs recorded it."""
-    found, number = table["controls"], _number
+    found = table["controls"]
     sentences = [found["design"]] if found["design"] else []
-    if len(tuned_rows(table)) > 1:
-        if found["settings"]:
-            sentences.append(f"Settings that differ between cells: {some(found['settings'], LISTED)}.")
-        constant = [f"{COUNTS[name]} ({number(name, value)})" for name, value in found["constant"].items()]
-        varied = [
-            f"{COUNTS[name]} ({number(name, low)} to {number(name, high)})"
-            for name, (low, high) in found["varied"].items()
-        ]
-        sentences += [f"The same in all cells, within {SAME - 1:.0%}: {listed(constant)}."] if constant else []
-        sentences += [f"Different: {listed(varied)}."] if varied else []
+    if len(tuned_rows(table)) == 1:
+        return sentences
+
+    def number(name: str, value: float) -> str:
+        return f"{value:.2f}".rstrip("0").rstrip(".") if name == "epochs" else large(value)
+
+    if found["settings"]:
+        sentences.append(f"Settings that differ between cells: {some(found['settings'], LISTED)}.")
+    if found["constant"]:
+        texts = [f"{COUNTS[name]} ({number(name, value)})" for name, value in found["constant"].items()]
+        sentences.append(f"The same in all cells, within {SAME - 1:.0%}: {listed(texts)}.")
+    if found["varied"]:
+        ends = {name: " to ".join(number(name, end) for end in range_) for name, range_ in found["varied"].items()}
+        sentences.append(f"Different: {listed([f'{COUNTS[name]} ({text})' for name, text in ends.items()])}.")
     return sentences
-
-
-def _number(name: str, value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".") if name == "epochs" else large(value)
 
 
 def unchanged_arms(cells: Sequence[Cell]) -> Iterator[str]:

@@ -94,8 +94,8 @@ def _dropped(mix: Mix) -> list[dict[str, Any]]:
     for origin, part in mix.parts.items():
         for reason, (rows, sources) in drops(part.facts).items():
             entry = {**_reason(reason, origin, rows, sources), "examples": part.examples.get(reason, [])}
-            near_base = sum(part.facts.get("near_base", {}).values()) if reason == NEAR else 0
-            entry["text"] += f" ({near_base:,} of them of a row of the base)" if near_base else ""
+            if reason == NEAR and (near_base := sum(part.facts.get("near_base", {}).values())):
+                entry["text"] += f" ({near_base:,} of them of a row of the base)"
             found.append(entry)
     return sorted(found, key=lambda entry: -entry["rows"])
 
@@ -114,22 +114,21 @@ def describe_overlaps(found: MixOverlaps | None, unchecked: Mapping[str, str], s
         unchecked: the reason by task for the tasks that were not checked.
         setting: `data.contamination`.
     """
-    tasks: list[dict[str, Any]] = []
-    for task, examples in found.examples.items() if found else ():
-        assert found
+    found = found or MixOverlaps(0, 0, counts={}, touched={}, examples={}, too_short={}, shown=[])
+    tasks = []
+    for task, examples in found.examples.items():
         by_source = found.counts.get(task, {})
         rows = sum(by_source.values())
-        tasks.append({"task": task, "examples": examples, "rows": rows, "share": rows / found.rows})
-        tasks[-1] |= {"touched": found.touched.get(task, 0), "too_short": found.too_short.get(task, 0)}
-        tasks[-1]["sources"] = by_source
+        entry = {"task": task, "examples": examples, "rows": rows, "share": rows / found.rows, "sources": by_source}
+        tasks.append(entry | {"touched": found.touched.get(task, 0), "too_short": found.too_short.get(task, 0)})
     causes: dict[str, list[str]] = {}  # tasks by reason, without the config key in front
     for task, reason in unchecked.items():
         causes.setdefault(reason.partition(": ")[2] or reason, []).append(task)
     return {
         **{"setting": setting, "tasks": tasks},
         "unchecked": [(", ".join(names), reason) for reason, names in causes.items()],
-        "overlapping": found.overlapping if found else 0,
-        "examples": found.shown if found else [],
+        "overlapping": found.overlapping,
+        "examples": found.shown,
     }
 
 

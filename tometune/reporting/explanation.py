@@ -11,17 +11,8 @@ from typing import Any
 from tometune.common.errors import some
 from tometune.config.eval import HELD_OUT
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import (
-    Table,
-    brief,
-    comparisons_of,
-    headline,
-    listed,
-    main_metric,
-    significant,
-    source_effects,
-    tuned_rows,
-)
+from tometune.reporting import conclusions
+from tometune.reporting.conclusions import Table, brief, listed, significant, tuned_rows
 from tometune.reporting.controls import SAME, content_of
 from tometune.reporting.grouping import Cell
 from tometune.reporting.sweep import Sweep, finished_tables
@@ -51,12 +42,12 @@ def explanations(sweep: Sweep, cells: Sequence[Cell], table: Table) -> list[dict
     """
     found = []
     rows = {row["cell"]: row for row in tuned_rows(table)}
-    for pair in chain(*headline(table)) if sweep.design is None else ():
-        passed = [entry for entry in comparisons_of(pair, table) if significant(entry, table)]
+    for pair in chain(*conclusions.headline(table)) if sweep.design is None else ():
+        passed = [entry for entry in conclusions.comparisons_of(pair, table) if significant(entry, table)]
         content = content_of([cell for cell in cells if cell.label in pair])
         a, b = (rows[cell] for cell in pair)
         if passed and _mix(a) != _mix(b) and content.keys() >= {"data.base", "data.pool"}:
-            own = next(entry for entry in passed if entry["metric"] == main_metric(passed))
+            own = next(entry for entry in passed if entry["metric"] == conclusions.main_metric(passed))
             controls = {}
             for name, other in finished_tables(sweep.folder.parent).items():
                 theirs = other.get("controls", {}).get("content", {})
@@ -117,7 +108,7 @@ def _findings(
         for cause, (setting, entry) in _same_pair(metric, a, b, control).items():
             shown = f"With {setting} (sweep {name}) the difference is {brief(entry)}"
             yield name, CONTROLS[cause], shown, _verdict(own, entry, margin), cause
-        effects = {of: entries[metric] for of, entries in source_effects(control).items()}
+        effects = {of: entries[metric] for of, entries in conclusions.source_effects(control).items()}
         if effects and all(entry["kind"] == "without" for entry in effects.values()):
             verdict, decisive = _verdict_on_sources(own, effects, control)
             texts = listed([f"{brief(effects[of])} for {of}" for of in decisive])
@@ -126,18 +117,16 @@ def _findings(
             yield name, SOURCES, shown, verdict, cause
 
 
-def _same_mix(one: Table, other: Table) -> bool:
-    """Whether two mixes have the same name, and the same rows but for held-out ones and their repeats."""
-    (name, rows), (other_name, other_rows) = _mix(one), _mix(other)
-    return name == other_name and max(rows, other_rows) <= SAME * min(rows, other_rows)
-
-
 def _same_pair(metric: str, a: Table, b: Table, control: Table) -> dict[str, tuple[str, Table]]:
-    """Return by cause what a control sets, and its comparison of the same mixes, at the highest rank."""
+    """Return by cause what a control sets, and its comparison of the same mixes, at the highest rank.
+
+    Mixes are the same if they have one name, and the same rows but for held-out ones and their repeats.
+    """
     cells, found = {row["cell"]: row for row in tuned_rows(control)}, {}
     for entry in (entry for entry in control["comparisons"] if entry["metric"] == metric):
         both = cells[entry["a"]], cells[entry["b"]]
-        if all(_same_mix(x, y) for x, y in zip(both, (a, b), strict=True)):
+        mixes = [(_mix(own), _mix(wanted)) for own, wanted in zip(both, (a, b), strict=True)]
+        if all(one[0] == two[0] and max(one[1], two[1]) <= SAME * min(one[1], two[1]) for one, two in mixes):
             found[both[0]["settings"].get("lora.r", 0)] = entry
     steps, capacity = CONTROLS
     if any(found):

@@ -2,26 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from tometune.evaluation.metrics import label
-from tometune.reporting.conclusions import (
-    Table,
-    data_label,
-    main_metric,
-    models,
-    significant,
-    source_effects,
-    tuned_rows,
-)
+from tometune.reporting import conclusions
+from tometune.reporting.conclusions import Table, data_label, models, tuned_rows
 from tometune.reporting.grouping import Cell
-from tometune.reporting.html import ACCENTS, MUTED, NARROW, PAPER, WIDTH, as_svg, panels
+from tometune.reporting.html import ACCENTS, MUTED, PAPER, as_grid, panels
 from tometune.reporting.mix_figures import label as mix_label
 from tometune.reporting.sweep import SweepRun
 
@@ -29,8 +21,11 @@ FEWEST = 4  # values of a number from which on scores are drawn over it
 LETTERS = 102  # of labels on the x axis that fit next to each other, over all panels of a line
 COLUMNS = 3  # panels per line
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances, times a power of ten
-FAR = 1.6  # a base score is drawn as a line if the axis grows by at most this factor, else written at the edge
+FAR = 1.6  # a base score is drawn as a line if the axis grows by at most this factor
 SLANTED: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+INTERVAL: dict[str, Any] = {"linewidth": 2, "alpha": 0.45}
+OF_ONE_SEED: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (1, 2))}  # an interval that covers examples only
+DASHED: dict[str, Any] = {"linewidth": 1.1, "linestyle": (0, (3, 3))}
 
 
 def colour_of(names: Sequence[str], model: str) -> str:
@@ -38,53 +33,39 @@ def colour_of(names: Sequence[str], model: str) -> str:
     return ACCENTS[names.index(model) % len(ACCENTS)]
 
 
-def _grid(count: int, height: float, **options: bool) -> tuple[Figure, list[Axes]]:
-    """Return a figure with this many visible panels, `COLUMNS` per line, each line this many inches high."""
-    lines, columns = -(-count // COLUMNS), min(COLUMNS, count)
-    figure, axes = panels(lines, columns, min(WIDTH, NARROW * columns), height * lines, **options)
-    flat = [axis for row in axes for axis in row]
-    for axis in flat[count:]:
-        axis.set_visible(False)
-    return figure, flat[:count]
-
-
 def means(table: Table) -> str:
     """Draw the mean and interval of each cell, with each seed as a dot; one panel per metric."""
     metrics = table["metrics"]
-    figure, axes = _grid(len(metrics), 3.5)
+    columns = min(COLUMNS, len(metrics))
+    axes = panels(len(metrics), columns, 3.5)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         _draw_cells(axis, table, metric, COLUMNS)
-    draw_legend(figure, table)
     values = "; ".join(
         f"{row['cell']}: " + ", ".join(f"{label(metric)} {row[metric]['mean']:.3f}" for metric in metrics)
         for row in table["rows"]
     )
     level = f"{table['interval']['confidence']:.0%}"
-    return as_svg(figure, "means", f"Mean scores with {level} intervals, and each seed as a dot. {values}.")
+    description = f"Mean scores with {level} intervals, and each seed as a dot. {values}."
+    return as_grid(axes, columns, "means", description, _legend(table))
 
 
 def tasks(table: Table) -> str:
     """Draw the same by task: one row per task, one column per metric."""
     names, metrics = list(table["tasks"]), [metric for metric in table["metrics"] if "/" not in metric]
-    width = min(WIDTH, NARROW * len(metrics))
-    figure, axes = panels(len(names), len(metrics), width, 0.6 + 2 * len(names), sharex=True)
-    for row, name in zip(axes, names, strict=True):
-        for axis, metric in zip(row, metrics, strict=True):  # each has both names, as narrow windows show them singly
-            axis.set_ylabel(fill(name.replace("_", " "), 20))
-            axis.set_title(label(metric))
-            _draw_cells(axis, table, metric, len(metrics), name)
-    draw_legend(figure, table)
-    return as_svg(figure, "tasks", f"Means with intervals by task ({', '.join(names)}) and metric.")
+    axes = panels(len(names) * len(metrics), len(metrics), 2.1)
+    for axis, (name, metric) in zip(axes, product(names, metrics), strict=True):
+        axis.set_ylabel(fill(name.replace("_", " "), 20))
+        axis.set_title(label(metric))
+        _draw_cells(axis, table, metric, len(metrics), name)
+    description = f"Means with intervals by task ({', '.join(names)}) and metric."
+    return as_grid(axes, len(metrics), "tasks", description, _legend(table))
 
 
-def draw_legend(figure: Figure, table: Table) -> None:
-    """Name the models if there are several."""
+def _legend(table: Table) -> dict[str, str]:
+    """Return the models by colour if there are several."""
     names = models(table)
-    if len(names) > 1:
-        dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 7}
-        marks = [Line2D([], [], color=colour_of(names, name), label=name, **dot) for name in names]
-        figure.legend(handles=marks, loc="outside upper left", ncols=len(names), handletextpad=0.2)
+    return {colour_of(names, name): name for name in names} if len(names) > 1 else {}
 
 
 def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str | None = None) -> None:
@@ -104,13 +85,15 @@ def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str |
         ends = values["ci_low"], values["ci_high"]
         shown += [values["mean"], *ends, *dots]
         colour = ACCENTS[number % len(ACCENTS)]
-        if len(dots) > 1:
-            draw_mean(axis, place, values["mean"], ends, colour)
-            seeds: dict[str, Any] = {"markersize": 3.4, "alpha": 0.75, "markeredgewidth": 0}
-            axis.plot([place + 0.16] * len(dots), dots, "o", color=colour, **seeds)
-        else:  # dotted, because this interval covers examples only
-            axis.plot([place, place], ends, color=colour, linewidth=1.2, linestyle=(0, (1, 2)))
+        single = len(dots) < 2
+        axis.plot([place, place], ends, color=colour, **(OF_ONE_SEED if single else INTERVAL))
+        if single:
             axis.plot([place], [values["mean"]], "o", color=PAPER, markersize=6, markeredgecolor=colour)
+            continue
+        axis.plot(
+            [place], [values["mean"]], "o", color=colour, markersize=7, markeredgecolor=PAPER, markeredgewidth=1.2
+        )
+        axis.plot([place + 0.16] * len(dots), dots, "o", color=colour, markersize=3.4, alpha=0.75, markeredgewidth=0)
     margin = 0.08 * (max(shown) - min(shown)) or 0.01
     bases = [(row["model"], scores(row)[metric]["mean"]) for row in table["rows"] if row["stage"] == "base"]
     _draw_bases(axis, bases, names, min(shown) - margin, max(shown) + margin)
@@ -121,28 +104,13 @@ def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str |
     axis.yaxis.set_major_locator(MaxNLocator(5 if task is None else 4, steps=STEPS))
 
 
-def draw_mean(axis: Axes, place: float, mean: float, ends: tuple[float, float], colour: str) -> None:
-    """Draw a mean as a dot and its interval as a bar."""
-    axis.plot([place, place], ends, color=colour, linewidth=2, alpha=0.45)
-    axis.plot([place], [mean], "o", color=colour, markersize=7, markeredgecolor=PAPER, markeredgewidth=1.2)
-
-
 def _draw_bases(axis: Axes, bases: Sequence[tuple[str, float]], names: Sequence[str], low: float, high: float) -> None:
-    """Draw the scores of the base models as lines if they are close to `low` and `high`, else note them at the edge.
-
-    Sets the limits of the y axis.
-    """
+    """Draw the scores of the base models as lines if they are close to `low` and `high`; sets the y limits."""
     for model, value in bases:
-        colour = colour_of(names, model) if len(bases) > 1 else MUTED
         reach = max(high, value) - min(low, value)
         if reach <= FAR * (high - low):
             low, high = min(low, value - 0.06 * reach), max(high, value + 0.06 * reach)
-            axis.axhline(value, color=colour, linewidth=1.1, linestyle=(0, (3, 3)))
-            continue
-        under, space = value < low, 0.11 * (high - low)
-        low, high = (low - space, high) if under else (low, high + space)
-        height, side = (low + space / 4, "bottom") if under else (high - space / 4, "top")
-        axis.text(-0.55, height, f"base {value:.3f} {'↓' if under else '↑'}", color=colour, fontsize=8.5, va=side)
+            axis.axhline(value, color=colour_of(names, model) if len(bases) > 1 else MUTED, **DASHED)
     axis.set_ylim(low, high)
 
 
@@ -164,63 +132,55 @@ def loss(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
     curves = [[losses(run) for run in cell.runs.values()] for cell in cells]
     if not any(points for cell in curves for points in cell):
         return None
-    figure, axes = _grid(len(cells), 2.7, sharex=True, sharey=True)
-    for number, (axis, cell, runs) in enumerate(zip(axes, cells, curves, strict=True)):
+    columns = min(COLUMNS, len(cells))
+    axes = panels(len(cells), columns, 2.7)
+    steps, values = zip(*(point for cell in curves for points in cell for point in points), strict=True)
+    for axis, cell, runs in zip(axes, cells, curves, strict=True):
         axis.set_title(fill(cell.label, 32))
+        axis.set(xlabel="step", xlim=(0, max(steps) * 1.03), ylim=(min(values) * 0.97, max(values) * 1.03))
         for points in runs:
             axis.plot(*zip(*points, strict=True), color=colour_of(names, cell.model), linewidth=1.3, alpha=0.75)
-        if number % COLUMNS == 0:
-            axis.set_ylabel("training loss")
-        if number // COLUMNS == (len(cells) - 1) // COLUMNS:
-            axis.set_xlabel("step")
-    return as_svg(figure, "loss", "Training loss by step, one line per seed, one panel per cell.")
+    return as_grid(axes, columns, "loss", "Training loss by step, one line per seed, one panel per cell.", {})
 
 
 def losses(run: SweepRun) -> list[tuple[float, float]]:
     """Return (step, loss) of each line of a run's metrics.jsonl."""
     path = run.folder / "metrics.jsonl"
     try:
-        points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [(float(point["step"]), float(point["loss"])) for point in points]
+    except FileNotFoundError:
+        return []
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: a line is broken ({error!r})") from None
 
 
 def forest(table: Table) -> str | None:
     """Draw the effect of each source with its interval, one panel per metric; None without arms over sources."""
-    found, metrics = source_effects(table), table["metrics"]
+    found, metrics = conclusions.source_effects(table), table["metrics"]
     if not found:
         return None
-    entries = next(iter(found.values())).values()
-    main = main_metric([entry for entry in entries if entry["primary"]] or list(entries))
+    main = conclusions.main_metric(list(next(iter(found.values())).values()))
     names = sorted(found, key=lambda name: found[name][main]["delta"])
-    figure, axes = _grid(len(metrics), 1.1 + 0.36 * len(names), sharey=True)
+    columns = min(COLUMNS, len(metrics))
+    axes = panels(len(metrics), columns, 1.1 + 0.36 * len(names))
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
-        axis.axvline(0, color=MUTED, linewidth=1.1, linestyle=(0, (3, 3)))
-        for place, name in enumerate(names):
-            entry = found[name][metric]
-            tested = entry["interval_over"] != "examples"
-            axis.plot(
-                [entry["ci_low"], entry["ci_high"]],
-                [place, place],
-                color=ACCENTS[0],
-                linewidth=2 if tested else 1.2,
-                alpha=0.45 if tested else 1,
-                linestyle="-" if tested else (0, (1, 2)),
-            )
-            fill = ACCENTS[0] if significant(entry, table) else PAPER
-            axis.plot([entry["delta"]], [place], "o", markersize=7, color=fill, markeredgecolor=ACCENTS[0])
+        axis.axvline(0, color=MUTED, **DASHED)
+        for place, entry in enumerate(found[name][metric] for name in names):
+            style = INTERVAL if entry["interval_over"] != "examples" else OF_ONE_SEED
+            axis.plot([entry["ci_low"], entry["ci_high"]], [place, place], color=ACCENTS[0], **style)
+            inside = ACCENTS[0] if conclusions.significant(entry, table) else PAPER
+            axis.plot([entry["delta"]], [place], "o", markersize=7, color=inside, markeredgecolor=ACCENTS[0])
         axis.grid(visible=True, axis="x")
         axis.grid(visible=False, axis="y")
         axis.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
-        axis.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0")
-        )
-    axes[0].set_yticks(range(len(names)), list(map(mix_label, names)))
-    axes[0].set_ylim(-0.6, len(names) - 0.4)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0")
+        axis.set_yticks(range(len(names)), list(map(mix_label, names)))
+        axis.set_ylim(-0.6, len(names) - 0.4)
     described = "; ".join(f"{name} {found[name][main]['delta']:+.3f}" for name in reversed(names))
-    return as_svg(figure, "forest", f"Effect of each source with its interval. {label(main)}: {described}.")
+    description = f"Effect of each source with its interval. {label(main)}: {described}."
+    return as_grid(axes, columns, "forest", description, {})
 
 
 def curve(table: Table) -> str | None:
@@ -231,12 +191,12 @@ def curve(table: Table) -> str | None:
         return None
     series: dict[str, list[Table]] = {}
     for row in rows:
-        others = {name: value for name, value in row["settings"].items() if name != key}
         texts = [row["model"] if len(models(table)) > 1 else "", row["data"] if key != "rows" else ""]
-        texts += [f"{name.rpartition('.')[2]}={value}" for name, value in others.items()]
+        texts += [f"{name.rpartition('.')[2]}={value}" for name, value in row["settings"].items() if name != key]
         series.setdefault(" ".join(filter(None, texts)), []).append(row)
     metrics, values = table["metrics"], sorted({_value(row, key) for row in rows})
-    figure, axes = _grid(len(metrics), 3.4)
+    columns = min(COLUMNS, len(metrics))
+    axes = panels(len(metrics), columns, 3.4)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         for number, (colour, points) in enumerate(zip(ACCENTS, series.values(), strict=False)):
@@ -245,16 +205,14 @@ def curve(table: Table) -> str | None:
             means = [row[metric]["mean"] for row in points]
             axis.plot(places, means, "o-", color=colour, markersize=6, markeredgecolor=PAPER)
             ends = [[row[metric][end] for row in points] for end in ("ci_low", "ci_high")]
-            axis.vlines(places, *ends, color=colour, linewidth=2, alpha=0.45)
+            axis.vlines(places, *ends, color=colour, **INTERVAL)
         axis.set_xscale("log")
         axis.set_xticks(values, [f"{value / 1000:g}k" if value >= 1000 else f"{value:g}" for value in values])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel(key)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-    if len(series) > 1:
-        marks = [Line2D([], [], color=c, label=name, marker="o") for c, name in zip(ACCENTS, series, strict=False)]
-        figure.legend(handles=marks, loc="outside upper left", ncols=4)
-    return as_svg(figure, "curve", f"Mean scores over {key} with intervals.")
+    legend = dict(zip(ACCENTS, series, strict=False)) if len(series) > 1 else {}
+    return as_grid(axes, columns, "curve", f"Mean scores over {key} with intervals.", legend)
 
 
 def _axis(rows: Sequence[Table]) -> str | None:

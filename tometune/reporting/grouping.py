@@ -2,7 +2,7 @@
 
 from ast import literal_eval
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tometune.common.errors import UserError
@@ -51,10 +51,10 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
     """Group the runs of a sweep into cells; also returns notes for readers of the table.
 
     Raises:
-        UserError: two runs have the same settings and seeds, so one of them is outdated; or no run uses one seed for
-            all streams.
+        UserError: two runs have the same settings and seeds, or the same `seeds.data` but other rows, so one of them is
+            outdated; or no run uses one seed for all streams.
     """
-    found = _with_digests(sweep.runs)
+    found = sweep.runs
     varied = varied_streams(found)
     settings, confounded = _differing(found)
     grouped: dict[tuple[Any, ...], list[SweepRun]] = {}
@@ -63,17 +63,18 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
         grouped.setdefault((run.model, run.rows, run.data, own), []).append(run)
     several = len({run.model for run in found}) > 1
     cells = []
-    for (model, rows, data, every), runs in sorted(
-        grouped.items(), key=lambda entry: (*entry[0][:3], [_rank(value) for _, value in entry[0][3]])
+    for key, runs in sorted(
+        grouped.items(), key=lambda entry: (*entry[0][:3], [_rank(each[1]) for each in entry[0][3]])
     ):
+        model, rows, data, every = key
         full = ("lora", "full") in every  # full fine-tuning reads no setting of the adapter
-        own = tuple(
-            (key, value)
-            for key, value in every
-            if not (full and key.startswith("lora.")) and not (value is None and key in CONTENT)
-        )
-        label = " ".join([*([model] if several else []), data, *(f"{key}={value}" for key, value in own)])
-        cells.append(Cell(label, model, data, rows, dict(own), *_replicates(runs, varied)))
+        differ = {
+            name: value
+            for name, value in every
+            if not (full and name.startswith("lora.")) and not (value is None and name in CONTENT)
+        }
+        label = " ".join([*([model] if several else []), data, *(f"{name}={value}" for name, value in differ.items())])
+        cells.append(Cell(label, model, data, rows, differ, *_replicates(runs, varied)))
     if not any(cell.runs for cell in cells):
         raise UserError(
             f"{sweep.folder}: every run sets single streams of `seeds`, so there is no mean over seeds; "
@@ -87,34 +88,15 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
     return cells, [*notes, *confounded, *(_content_note(key, found) for key in settings if key in CONTENT)]
 
 
-def _with_digests(runs: Sequence[SweepRun]) -> list[SweepRun]:
-    """Return the runs. If only their rows tell two mixes apart, the digest of the mix becomes a setting.
-
-    This is the case if two runs have the same settings and the same `seeds.data`, but different rows.
-    """
-    digests: dict[Any, set[str]] = {}
-    found = []
-    for run in runs:
-        config = (run.model, run.data, run.rows, *sorted(run.settings.items()))
-        found.append((run, config, str(run.record["data"].get("digest"))))
-        digests.setdefault((config, run.streams["data"]), set()).add(found[-1][-1])
-    unclear = {config for (config, _), several in digests.items() if len(several) > 1}
-    return [
-        replace(run, settings={**run.settings, "data.digest": digest[:8]}) if config in unclear else run
-        for run, config, digest in found
-    ]
-
-
 def _content_note(key: str, runs: Sequence[SweepRun]) -> str:
     """Return a note: runs of one config differ in the entry `key` of `CONTENT`, which makes them different cells."""
-    found: dict[Any, list[SweepRun]] = {}
+    dates: dict[Any, list[str]] = {}  # of the runs, by value
     for run in runs:
-        if run.settings.get(key) is not None:
-            found.setdefault(run.settings[key], []).append(run)
+        if (value := run.settings.get(key)) is not None:
+            dates.setdefault(value, []).append(str(run.record.get("finished"))[:10])
     listed = "; ".join(
-        f"{value}: {len(group)} run{'' if len(group) == 1 else 's'}, the last one of "
-        f"{max(str(run.record.get('finished'))[:10] for run in group)}"
-        for value, group in found.items()
+        f"{value}: {len(own)} run{'' if len(own) == 1 else 's'}, the last one of {max(own)}"
+        for value, own in dates.items()
     )
     return (
         f"The {CONTENT[key]} is not the same in all runs ({listed}). Such runs are different cells, not seeds of one. "
@@ -127,11 +109,15 @@ def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[i
     replicates: dict[int, SweepRun] = {}
     others = []
     by_streams: dict[tuple[int, ...], SweepRun] = {}
+    by_sample: dict[int, SweepRun] = {}  # the first run with each `seeds.data`
     for run in runs:
         twin = by_streams.setdefault(tuple(run.streams.values()), run)
-        if twin is not run:
+        sampled = by_sample.setdefault(run.streams["data"], run)
+        other_rows = run.record["data"].get("digest") != sampled.record["data"].get("digest")
+        if twin is not run or other_rows:
             raise UserError(
-                f"{twin.id} and {run.id}: the same settings, seeds and data, so a task changed in between; move the "
+                f"{(sampled if other_rows else twin).id} and {run.id}: the same settings and seeds"
+                f"{'.data but other rows' if other_rows else ''}, so a task or the data changed in between; move the "
                 "outdated one out of the sweep folder"
             )
         seeds = {run.streams[name] for name in varied} or {int(run.record["seed"])}

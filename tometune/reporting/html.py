@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ VARIABLES = {
     **{colour: f"--hue-{number}" for number, colour in enumerate(HUES, 1)},
 }
 WIDTH = 9.6  # inches of a figure as wide as the page
-NARROW = 4.4  # inches of one panel, which a phone shows as it is
+NARROW = 4.4  # inches of the widest panel
 
 FOLDER = Path(__file__).parent  # of the templates and styles
 
@@ -64,29 +63,40 @@ def draw(figure: Callable[..., str | None], *arguments: Any) -> Markup | None:
     return None if svg is None else Markup(svg)  # noqa: S704 - our own SVG, with escaped texts
 
 
-def panels(rows: int, columns: int, width: float, height: float, **options: object) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure with `rows` × `columns` axes; width and height in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)  # type: ignore[call-overload]
-    return figure, [list(row) for row in axes]
+def panels(count: int, columns: int, height: float) -> list[Axes]:
+    """Return the axes of figures of their own, each as wide as one of `columns` on the page; height in inches."""
+    size = min(NARROW, WIDTH / columns), height
+    return [Figure(figsize=size, layout="constrained").subplots() for _ in range(count)]
 
 
-def as_svg(figure: Figure, name: str, description: str) -> str:
-    """Return a figure as an `<svg>` element with text as text and colours as CSS variables.
+def as_grid(axes: Sequence[Axes], columns: int, name: str, description: str, legend: Mapping[str, str]) -> str:
+    """Return panels as HTML, next to each other or, in a narrow window, below each other.
 
-    `name` must be unique on the page, because it is the prefix of the ids in the SVG. `description` is read by screen
-    readers. A figure with several panels is followed by `_single_panels`.
+    `name` must be unique on the page, `description` is read by screen readers. `legend` has texts by colour.
     """
-    axes = [axis for axis in figure.axes if axis.get_visible()]
-    for number, axis in enumerate(axes):
-        for ending, part in (("", axis), ("-x", axis.xaxis), ("-y", axis.yaxis)):
-            part.set_gid(f"panel{number}{ending}")
+    svgs = "".join(as_svg(axis, f"{name}{number}") for number, axis in enumerate(axes))
+    label = f'role="img" aria-label="{escape(description)}" style="--columns: {columns}"'
+    return f'<div class="panels" {label}>{svgs}</div>{as_legend(legend)}'
+
+
+def as_legend(texts: Mapping[str, str]) -> str:
+    """Return a legend as HTML, with texts by colour."""
+    lines = (f'<li><i style="background: var({VARIABLES[hue]})"></i>{escape(text)}</li>' for hue, text in texts.items())
+    return f'<ul class="legend">{"".join(lines)}</ul>' if texts else ""
+
+
+def as_svg(axis: Axes, name: str) -> str:
+    """Return the figure of these axes as an `<svg>` element with text as text and colours as CSS variables.
+
+    `name` must be unique on the page, because it is the prefix of the ids in the SVG.
+    """
 
     def font(found: re.Match[str]) -> str:  # matplotlib before 3.11 writes the font as one property
         weight = "font-weight: 650; " if "bold" in found[1] or "700" in found[1] else ""
         return f"{weight}font-size: {found[2]}px"
 
-    out = io.StringIO()
+    out, figure = io.StringIO(), axis.figure
+    assert isinstance(figure, Figure)
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -96,37 +106,4 @@ def as_svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r'font: ((?:\w+ )*)([\d.]+)px [^;"]*', font, svg)
     svg = re.sub(r"#0[1-6]0[1-6]0[1-8]", lambda found: f"var({VARIABLES[found[0]]})", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
-    mark = f'<svg role="img" aria-label="{escape(description)}" style="--inches: {figure.get_figwidth():g}"'
-    if len(axes) == 1:
-        return svg.replace("<svg", mark, 1).strip()
-    return svg.replace("<svg", f'{mark} class="several"', 1).strip() + _single_panels(figure, axes, name)
-
-
-def _single_panels(figure: Figure, axes: Sequence[Axes], name: str) -> str:
-    """Return the legend and each panel as an `<svg>` that shows its part of the whole figure.
-
-    Narrow windows show them below each other (page.css). A panel without tick labels, because it shares the axis of
-    another panel, gets those of that panel.
-    """
-    parts = [(legend.get_window_extent(), [("legend_1", 0.0, 0.0)]) for legend in figure.legends]
-    for number, axis in enumerate(axes):
-        here, uses = axis.get_window_extent(), [(f"panel{number}", 0.0, 0.0)]
-        box = axis.get_tightbbox() or here
-        for letter, side in (("x", "labelbottom"), ("y", "labelleft")):
-            labelled = [getattr(each, f"{letter}axis").get_tick_params().get(side, True) for each in axes]
-            if not labelled[number]:
-                other = labelled.index(True)
-                there = axes[other].get_window_extent()
-                shift = here.x0 - there.x0, here.y0 - there.y0
-                box = Bbox.union([box, getattr(axes[other], f"{letter}axis").get_tightbbox().translated(*shift)])
-                uses.append((f"panel{other}-{letter}", *shift))
-        parts.append((box, uses))
-    points = 72 / figure.dpi  # per pixel of matplotlib, whose y axis points up
-    svgs = []
-    for box, uses in parts:
-        left, top = box.x0 * points - 4, (figure.bbox.height - box.y1) * points - 4
-        width, height = box.width * points + 8, box.height * points + 8
-        marks = (f'<use href="#{name}-{part}" x="{x * points:.1f}" y="{-y * points:.1f}"/>' for part, x, y in uses)
-        view = f'viewBox="{left:.1f} {top:.1f} {width:.1f} {height:.1f}"'
-        svgs.append(f'<svg {view} style="--inches: {width / 72:.2f}">{"".join(marks)}</svg>')
-    return f'<div class="panels" aria-hidden="true">{"".join(svgs)}</div>'
+    return svg.replace("<svg", f'<svg style="--inches: {figure.get_figwidth():g}"', 1).strip()

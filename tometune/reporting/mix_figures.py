@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tometune.reporting.grouping import Cell
-from tometune.reporting.html import HUES, INK, MUTED, VARIABLES, WIDTH, as_svg, panels
+from tometune.reporting.html import HUES, INK, MUTED, VARIABLES, as_grid, as_legend, panels
 
 MOST_PARTS = len(HUES) - 1  # parts of a bar with a colour of their own; the rest share one
 MOST_SOURCES = 12  # sources of a mix that are drawn separately; the rest are drawn as one
@@ -42,31 +42,27 @@ def sources(cells: Sequence[Cell]) -> str | None:
 
 def stacked_bars(title: str, bars: Mapping[str, Mapping[str, int]]) -> str:
     """Return one horizontal bar per entry of `bars`, divided into parts, as HTML that fits any width."""
-    total: Counter[str] = Counter()
-    for parts in bars.values():
-        total.update(parts)
+    total = sum(map(Counter, bars.values()), Counter())
     largest = dict(total.most_common(MOST_PARTS))
     named = [part for part in total if part in largest]
     rest = len(total) - len(named)
-    colours = [f"background: var({VARIABLES[hue]})" for hue in (*HUES[: len(named)], HUES[-1])]
+    colours = (*HUES[: len(named)], HUES[-1])
     longest = max(sum(parts.values()) for parts in bars.values())
-    lines = []
+    lines, described = [], []
     for bar, parts in bars.items():
-        counts = [parts.get(part, 0) for part in named]
-        end = sum(parts.values())
+        counts, end = [parts.get(part, 0) for part in named], sum(parts.values())
         widths = [f"{100 * count / longest:.3f}%" for count in (*counts, end - sum(counts))]
         parted = zip(widths, colours, strict=True)
-        spans = "".join(f'<i style="width: {width}; {c}"></i>' for width, c in parted if width != "0.000%")
+        style = 'style="width: {}; background: var({})"'
+        spans = "".join(f"<i {style.format(w, VARIABLES[hue])}></i>" for w, hue in parted if w != "0.000%")
         text = re.sub("([/_])", r"\1<wbr/>", escape(shortened(bar)))
         lines.append(f"<span>{text}</span><div>{spans}<b>{end:,}</b></div>")
+        most = list(parts.items())[:MOST_PARTS]
+        described.append(f"{bar}: {', '.join(f'{count:,} {part}' for part, count in most)}")
     texts = [*map(shortened, named), *([f"{rest} others"] if rest else [])]
-    legend = "".join(f'<li><i style="{c}"></i>{escape(text)}</li>' for c, text in zip(colours, texts, strict=False))
-    described = "; ".join(
-        f"{bar}: " + ", ".join(f"{count:,} {part}" for part, count in list(parts.items())[:MOST_PARTS])
-        for bar, parts in bars.items()
-    )
-    label = f'role="img" aria-label="{escape(f"{title}: {described}.")}"'
-    return f'<div class="bars" {label}>{"".join(lines)}</div><ul class="legend">{legend}</ul>'
+    legend = as_legend(dict(zip(colours, texts, strict=False)))
+    label = escape(f"{title}: {'; '.join(described)}.")
+    return f'<div class="bars" role="img" aria-label="{label}">{"".join(lines)}</div>{legend}'
 
 
 def groups(values: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -105,16 +101,17 @@ def lengths(values: pd.DataFrame, max_length: int) -> str:
     """
     shown = groups(values.assign(turns=values["turns"].clip(upper=MOST_TURNS)))
     columns = ["characters", *(["tokens"] if (values["tokens"] > 0).any() else []), "turns"]
-    figure, (axes,) = panels(1, len(columns), WIDTH, 0.95 + 0.43 * len(shown), sharey=True)
+    axes = panels(len(columns), len(columns), 0.95 + 0.43 * len(shown))
     for axis, name in zip(axes, columns, strict=True):
         axis.set_title(name)
         sizes = [rows[name].to_numpy() for rows in shown.values()]
         _histograms(axis, [size[size > 0] for size in sizes], logarithmic=name != "turns")
         if name == "tokens" and (values[name] >= max_length).any():
             axis.axvline(max_length, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
-    axes[0].set_yticks(range(len(shown)), list(map(label, shown)))
-    axes[0].set_ylim(len(shown) - 0.7, -1.02)
-    return as_svg(figure, "lengths", f"Histograms of {', '.join(columns)} by source: {', '.join(shown)}.")
+        axis.set_yticks(range(len(shown)), list(map(label, shown)))
+        axis.set_ylim(len(shown) - 0.7, -1.02)
+    description = f"Histograms of {', '.join(columns)} by source: {', '.join(shown)}."
+    return as_grid(axes, len(columns), "lengths", description, {})
 
 
 def _histograms(axis: Axes, rows: Sequence[np.ndarray], logarithmic: bool) -> None:

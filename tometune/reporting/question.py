@@ -102,9 +102,10 @@ def _decide(text: str, table: Mapping[str, Any]) -> tuple[Verdict, str]:
     entry, bound = found[0], chosen.bound
     sign = 1 if _mix(entry["a"]) == _mix(str(chosen.a)) else -1
     low, high = sorted([sign * entry["ci_low"], sign * entry["ci_high"]])
+    difference = f"{label(entry['metric'])} {signed(sign * entry['delta'])}"
     level = f"{table['interval']['confidence']:.0%} interval {between({'ci_low': low, 'ci_high': high})}"
-    line = f"{chosen.a} − {chosen.b}: {label(entry['metric'])} {signed(sign * entry['delta'])} ({level}), required "
-    line += f"{'≥' if chosen.at_least else '≤'} {bound:g}".replace("-", "−")
+    required = f"{'≥' if chosen.at_least else '≤'} {bound:g}".replace("-", "−")
+    line = f"{chosen.a} − {chosen.b}: {difference} ({level}), required {required}"
     if table["limited"]:
         return Verdict.undecided, f"{line}; {LIMIT}"
     if entry["p"] is None:

@@ -4,14 +4,14 @@ Intervals and tests are computed in evaluation/statistics.py.
 """
 
 import json
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tometune.common.errors import UserError, some
 from tometune.config.eval import HARNESS, HELD_OUT
@@ -25,22 +25,16 @@ ROUGE = ("rouge1", "rouge2", "rougeL")  # metrics of every run, and those of the
 TOLERANCE = 1e-9  # means that differ by less are equal: the order of a sum changes that much
 LISTED = 3  # ids listed in an error about differing examples
 
+# Columns of a file next to its metrics: a hash of the references, because ids may be row numbers, which identify
+# nothing; the cluster (`eval.tasks.X.cluster`) and the source of a held-out row, None where there is none.
+REFERENCES, CLUSTER, SOURCE = "example/references", "example/cluster", "example/source"
 
-class Example(NamedTuple):
-    """One scored example of a run."""
-
-    references: int  # hash of its references; ids alone may be row numbers, which identify nothing
-    cluster: str | None  # its cluster (`eval.tasks.X.cluster`), if the run recorded one
-    scores: dict[str, float]  # by metric
-    source: str | None = None  # of a held-out row
-
-
-Files = dict[tuple[str, str], dict[str, Example]]  # examples of one task by id, by (stage, run id)
+Files = dict[tuple[str, str], pd.DataFrame]  # examples of one task by id, by (stage, run id); see `read_task`
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean scores by task and column, on the examples and on resamples of them (the same resamples for all columns).
+    """Mean scores by column, on the examples and on resamples of them (the same resamples for all columns).
 
     There is one column per run, named by its id, and one per base model, named by `base_column(model)`.
     """
@@ -49,8 +43,8 @@ class Scores:
     columns: list[str]
     examples: dict[str, int]  # their number by task
     sources: dict[str, int]  # the same by source of held-out rows, e.g. `held_out_pool/math`; they count as tasks, too
-    means: Floats  # [tasks, columns, metrics]
-    resampled: Floats  # [tasks, resamples, columns, metrics]
+    means: dict[tuple[str, str], Floats]  # [columns] by task and metric
+    resampled: dict[tuple[str, str], Floats]  # [resamples, columns] by task and metric
     notes: list[str]  # on base models on whose scores the runs disagree, and on metrics that are left out
     clusters: dict[str, int]  # their number, for tasks whose examples are clustered
     harness: list[str]  # metrics of tasks of `eval.harness`, e.g. `acc/harness_arc_easy`; these are no tasks here
@@ -63,30 +57,20 @@ class Scores:
 
     def of_runs(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:
         """Return the score of each run, [runs]: on one task (also `nll/TASK`), or the plain mean over tasks."""
-        number, task = self._place(metric, task)
-        return self._over_tasks(self.means[:, self._columns(names), number], task)
+        places = [self.columns.index(name) for name in names]
+        found: Floats = np.mean([self.means[key][places] for key in self._keys(metric, task)], axis=0)
+        return found
 
     def on_resampled(self, names: Sequence[str], metric: str, task: str | None = None) -> Floats:
         """Return the mean score of these runs on resampled examples, [resamples]."""
-        number, task = self._place(metric, task)
-        return self._over_tasks(self.resampled[:, :, self._columns(names), number].mean(axis=2), task)
-
-    def _place(self, metric: str, task: str | None) -> tuple[int, str]:
-        """Return the number of a metric, and its task if it is on one only."""
-        name, _, own = metric.partition("/")
-        if metric in self.harness:
-            return len(self.by_task) + self.harness.index(metric), own
-        return self.by_task.index(name), task or own
-
-    def _columns(self, names: Sequence[str]) -> list[int]:
-        return [self.columns.index(name) for name in names]
-
-    def _over_tasks(self, values: Floats, task: str) -> Floats:
-        harness = dict.fromkeys(metric.partition("/")[2] for metric in self.harness)
-        names = [*self.examples, *harness, *self.sources]
-        tasks = [task] if task else averaged(self.examples)
-        found: Floats = values[[names.index(name) for name in tasks]].mean(axis=0)
+        places = [self.columns.index(name) for name in names]
+        means = [self.resampled[key][:, places].mean(axis=1) for key in self._keys(metric, task)]
+        found: Floats = np.mean(means, axis=0)
         return found
+
+    def _keys(self, metric: str, task: str | None) -> list[tuple[str, str]]:
+        name, _, own = metric.partition("/")
+        return [(each, name) for each in ([task or own] if task or own else averaged(self.examples))]
 
 
 def base_column(model: str) -> str:
@@ -101,7 +85,6 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
         UserError: a file is missing or broken, or runs were scored on different tasks or examples.
     """
     scored = list(runs[0].record["eval"]["tuned"]["tasks"])
-    names = [task for task in scored if not task.startswith(HARNESS)]
     for run in runs:
         differ = set(scored) ^ set(run.record["eval"]["tuned"]["tasks"])
         if differ:
@@ -114,79 +97,73 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
     for run in runs:
         if "base" in run.record["eval"]:
             columns.setdefault(base_column(run.model), []).append(("base", run.id))
-    read = {task: _read_stages(runs, task) for task in names}
-    metrics, known = _shared(read.values())
+    read = {task: _read_stages(runs, task) for task in scored}
+    ours = {task: files for task, files in read.items() if not task.startswith(HARNESS)}
+    metrics, any_metric = _metrics_of(ours.values())
+    harness = {task: _metrics_of([files])[0] for task, files in read.items() if task not in ours}
     notes = []
-    if "nll" not in metrics and any("nll" in names for names in known):
+    if "nll" in any_metric.difference(metrics):
         notes.append("NLL is left out, because some runs lack it; tometune evaluate run=… adds it to a run.")
-    sources = _by_source(read) if "nll" in metrics else {}
-    own = {task: _read_stages(runs, task) for task in scored if task not in names}
-    harness = [f"{metric}/{task}" for task, files in own.items() for metric in _shared([files])[0]]
-    read |= own | sources
-    columns_of = {task: [name.removesuffix(f"/{task}") for name in [*metrics, *harness]] for task in read}
-    tasks: list[Floats] = []  # [examples, columns, metrics] by task
-    means: dict[str, list[Floats]] = {name: [] for name in columns}  # [files, metrics] by task
-    for task, files in read.items():
+    sources = _by_source(ours) if "nll" in metrics else {}
+    known = list(dict.fromkeys([*metrics, *chain(*harness.values())]))
+    arrays: dict[str, Floats] = {}  # [examples, columns, metrics], NaN where a task lacks a metric
+    of_base: dict[str, list[Floats]] = {}  # means [files, metrics] by task
+    for task, files in (read | sources).items():
         by_column = []
         for name, stages in columns.items():
-            scores = [
-                [[each.scores.get(metric, math.nan) for metric in columns_of[task]] for each in files[stage].values()]
-                for stage in stages
-            ]
-            values = np.array(scores)  # [files, examples, metrics]
-            by_column.append(values.mean(axis=0))
-            means[name].append(values.mean(axis=1))
-        tasks.append(np.stack(by_column, axis=1))
-    for name, found in means.items():
-        most = np.nanmax(np.ptp(found, axis=1))  # a task of the harness has no ROUGE
-        if most > TOLERANCE:
-            rouge_l = np.nanmean(found, axis=0)[:, metrics.index("rougeL")]
-            notes.append(
-                f"Row {name}: the runs disagree on this score (ROUGE-L {rouge_l.min():.4f} to {rouge_l.max():.4f}, "
-                f"up to {most:.4f} on one task), so the row is a mean. They were scored with different settings, "
-                "versions or hardware."
-            )
-    clusters = [_clusters(files) for files in read.values()]
-    resampled = resampled_means([task.reshape(len(task), -1) for task in tasks], resamples, clusters)
+            scores = [files[stage].reindex(columns=known).to_numpy(float) for stage in stages]
+            by_column.append(np.mean(scores, axis=0))
+            if len(stages) > 1 and task in ours:
+                of_base.setdefault(name, []).append(np.mean(scores, axis=1))
+        arrays[task] = np.stack(by_column, axis=1)
+    clusters = [_clusters(files) for files in (read | sources).values()]
+    drawn = resampled_means([array.reshape(len(array), -1) for array in arrays.values()], resamples, clusters)
+    drawn = drawn.reshape(len(arrays), resamples, len(columns), len(known))
+    keys = [(t, task, m, metric) for t, task in enumerate(arrays) for m, metric in enumerate(known)]
     return Scores(
-        metrics,
-        list(columns),
-        {name: len(task) for name, task in zip(names, tasks, strict=False)},
-        {name: len(task) for name, task in zip(sources, tasks[len(scored) :], strict=True)},
-        np.stack([task.mean(axis=0) for task in tasks]),
-        resampled.reshape(len(tasks), resamples, len(columns), len(metrics) + len(harness)),
-        notes,
-        {name: len(set(labels)) for name, labels in zip(names, clusters, strict=False) if labels is not None},
-        harness,
+        by_task=metrics,
+        columns=list(columns),
+        examples={task: len(arrays[task]) for task in ours},
+        sources={source: len(arrays[source]) for source in sources},
+        means={(task, metric): arrays[task][:, :, m].mean(axis=0) for _, task, m, metric in keys},
+        resampled={(task, metric): drawn[t, :, :, m] for t, task, m, metric in keys},
+        notes=[*notes, *(note for name, means in of_base.items() for note in _disagreement(name, means, metrics))],
+        clusters={task: len(set(labels)) for task, labels in zip(ours, clusters, strict=False) if labels is not None},
+        harness=[f"{metric}/{task}" for task, own in harness.items() for metric in own],
     )
 
 
-def _shared(read: Iterable[Files]) -> tuple[list[str], list[list[str]]]:
-    """Return the metrics that all files have, and those of each."""
-    known = [list(next(iter(examples.values())).scores) for files in read for examples in files.values()]
-    return [name for name in known[0] if all(name in others for others in known)], known
+def _metrics_of(read: Iterable[Files]) -> tuple[list[str], set[str]]:
+    """Return the metrics that all files have, and those of any."""
+    known = [[str(c) for c in frame.columns if "/" not in str(c)] for files in read for frame in files.values()]
+    return [name for name in known[0] if all(name in others for others in known)], set().union(*known)
+
+
+def _disagreement(name: str, means: Sequence[Floats], metrics: Sequence[str]) -> Iterator[str]:
+    """Yield a note if runs have other scores of the same base model; `means` is [files, metrics] by task."""
+    most = np.nanmax(np.ptp(means, axis=1))
+    if most > TOLERANCE:
+        rouge_l = np.mean(means, axis=0)[:, metrics.index("rougeL")]
+        yield (
+            f"Row {name}: the runs disagree on this score (ROUGE-L {rouge_l.min():.4f} to {rouge_l.max():.4f}, "
+            f"up to {most:.4f} on one task), so the row is a mean. They were scored with different settings, "
+            "versions or hardware."
+        )
 
 
 def _by_source(read: Mapping[str, Files]) -> dict[str, Files]:
     """Return held-out rows by task and source, e.g. `held_out_pool/math`, for sources with several of them."""
     found: dict[str, Files] = {}
     for task, files in read.items():
-        counts = Counter(each.source for each in next(iter(files.values())).values() if each.source is not None)
-        for source in sorted(name for name in counts if counts[name] > 1 and len(counts) > 1):
-            found[f"{task}/{source}"] = {
-                file: {key: each for key, each in examples.items() if each.source == source}
-                for file, examples in files.items()
-            }
+        counts = next(iter(files.values()))[SOURCE].value_counts()
+        for source in sorted(counts[counts > 1].index) if len(counts) > 1 else ():
+            found[f"{task}/{source}"] = {file: frame[frame[SOURCE] == source] for file, frame in files.items()}
     return found
 
 
-def _clusters(files: Mapping[tuple[str, str], Mapping[str, Example]]) -> list[str] | None:
+def _clusters(files: Files) -> list[str] | None:
     """Return the cluster of each example of a task, from the first file that has them for all examples."""
-    for examples in files.values():
-        found = [each.cluster for each in examples.values() if each.cluster is not None]
-        if len(found) == len(examples):
-            return found
-    return None
+    return next((list(frame[CLUSTER]) for frame in files.values() if frame[CLUSTER].notna().all()), None)
 
 
 def _check_content(runs: Sequence[SweepRun], tasks: Sequence[str]) -> None:
@@ -220,38 +197,40 @@ def _read_stages(runs: Sequence[SweepRun], task: str) -> Files:
     found = {name: read_task(path) for name, path in paths.items()}
     first, expected = paths["tuned", runs[0].id], found["tuned", runs[0].id]
     for name, examples in found.items():
-        if examples.keys() != expected.keys():
-            differ = ((paths[name], examples.keys() - expected.keys()), (first, expected.keys() - examples.keys()))
-            only = "; ".join(f"only in {path}: {some(sorted(ids), LISTED)}" for path, ids in differ if ids)
+        ids = examples.index.symmetric_difference(expected.index)
+        if len(ids):
+            differ = ((paths[name], ids.intersection(examples.index)), (first, ids.intersection(expected.index)))
+            only = "; ".join(f"only in {path}: {some(sorted(own), LISTED)}" for path, own in differ if len(own))
             raise UserError(f"{task}: runs with different examples cannot be paired; {only}; score one of them again")
-        changed = [each for each in examples if examples[each].references != expected[each].references]
+        found[name] = examples = examples.loc[expected.index]
+        changed = list(examples.index[examples[REFERENCES] != expected[REFERENCES]])
         if changed:
             raise UserError(
                 f"{paths[name]}: other references than in {first} for {some(changed, LISTED)}; the task's examples "
                 "changed between the runs, so they cannot be paired: score one of them again"
             )
-    return {name: {each: examples[each] for each in expected} for name, examples in found.items()}
+    return found
 
 
-def read_task(path: Path) -> dict[str, Example]:
-    """Read one file of scores; returns its examples by id.
+def read_task(path: Path) -> pd.DataFrame:
+    """Read one file of scores; returns a row per example by id, with a column per metric and the three above.
 
     Raises:
         UserError: as in `read_scores`, or a score is missing or not a number; names the line.
     """
     fix = f"{REPEAT} to score it again"
-    examples = read_scores(path, fix)
+    rows = read_scores(path, fix)
     always = () if path.stem.startswith(HARNESS) else ROUGE
-    metrics = list(dict.fromkeys([*always, *next(iter(examples.values()))["scores"]]))
-    found: dict[str, Example] = {}
-    for number, (identifier, row) in enumerate(examples.items(), start=1):
-        if missing := [metric for metric in metrics if metric not in row["scores"]]:
-            raise UserError(f"{path}:{number}: has no {missing[0]!r}, which the report needs; {fix}")
-        scores = {metric: row["scores"][metric] for metric in metrics}
-        if not all(map(math.isfinite, scores.values())):
-            raise UserError(f"{path}:{number}: not a line of scores (a score is not a number); {fix}")
-        references = hash(json.dumps(row.get("references", [])))
-        found[identifier] = Example(references, row.get("cluster"), scores, row.get("source"))
+    metrics = list(dict.fromkeys([*always, *next(iter(rows.values()))["scores"]]))
+    found = pd.DataFrame([row["scores"] for row in rows.values()], index=list(rows)).reindex(columns=metrics)
+    for number, place in np.argwhere(~np.isfinite(found.to_numpy(float)))[:1]:
+        name, scores = metrics[place], list(rows.values())[number]["scores"]
+        problem = "not a line of scores (a score is not a number)"
+        problem = problem if name in scores else f"has no {name!r}, which the report needs"
+        raise UserError(f"{path}:{number + 1}: {problem}; {fix}")
+    found[REFERENCES] = [hash(json.dumps(row.get("references", []))) for row in rows.values()]
+    for column, name in ((CLUSTER, "cluster"), (SOURCE, "source")):
+        found[column] = pd.Series([row.get(name) for row in rows.values()], index=found.index, dtype=object)
     return found
 
 
@@ -260,18 +239,14 @@ def same_length_rouge(run: SweepRun, task: str) -> list[float]:
 
     The best of several references counts.
     """
-    with (run.folder / "eval" / "tuned" / f"{task}.jsonl").open(encoding="utf-8", newline="\n") as lines:
-        examples = [json.loads(line) for line in lines]
     answers: list[str] = []
     references: list[list[str]] = []
     starts: list[int] = []  # where the pairs of each example begin
-    for example in examples:
+    for row in read_scores(run.folder / "eval" / "tuned" / f"{task}.jsonl", REPEAT).values():
         starts.append(len(answers))
-        for reference in example["references"]:
-            texts = example["prediction"], reference
-            words, target = (
-                (as_rouge_words(each) if any(map(needs_unicode, texts)) else each).split() for each in texts
-            )
+        for texts in ((row["prediction"], reference) for reference in row["references"]):
+            unicode = any(map(needs_unicode, texts))
+            words, target = ((as_rouge_words(each) if unicode else each).split() for each in texts)
             shorter = min(len(words), len(target))
             answers.append(" ".join(words[:shorter]))
             references.append([" ".join(target[:shorter])])

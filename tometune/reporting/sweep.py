@@ -12,23 +12,19 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tometune.common.errors import UserError, did_you_mean
-from tometune.common.integrity import defect
 from tometune.config.root import Config
 from tometune.runs.identity import identity
 from tometune.runs.integrity import score_problems
-from tometune.runs.run import REPEAT, SCHEMA, DamageError
+from tometune.runs.run import REPEAT, DamageError, read_record
 from tometune.runs.stored import config_of
 from tometune.runs.sweep_file import NAME, read_cells
 from tometune.tracking.tracker import flatten
 
 log = logging.getLogger(__name__)
 
-PARTS = ("base", "pool")
-
 CONTENT = {
     "data.base": "content of data.base",
     "data.pool": "content of data.pool",
-    "data.digest": "rows of the mix for one seed",
     "model.dtype": "number format of the model",
     "meaning": "version of tometune that made the run",
 }
@@ -48,6 +44,7 @@ class SweepRun:
     # What can change the result, except seeds, flat: `{"trainer.learning_rate": 2e-4, …}`; with the keys of `CONTENT`.
     settings: dict[str, Any]
     streams: dict[str, int]  # seed of each stream: data, order, adapter, generation
+    design: str | None = None  # `sweep.design`
 
 
 @dataclass(frozen=True)
@@ -70,54 +67,40 @@ class Sweep:
     runs: list[SweepRun]
     missing: list[Missing]
     notes: list[str]  # for readers of the table
-    design: str | None = None  # `sweep.design` of its runs
+
+    @property
+    def design(self) -> str | None:
+        """`sweep.design` of its runs."""
+        return next((run.design for run in self.runs if run.design), None)
+
+
+class AbsentError(Exception):
+    """A run cannot be in a table; the text is the reason."""
 
 
 def read_sweep(folder: Path, run_folders: Sequence[Path] = ()) -> Sweep:
     """Read a sweep folder; or these runs, whose report is written into the folder.
 
     Raises:
-        UserError: it does not exist or holds no runs, no run is completed, run.json files have another schema version,
-            or a completed run cannot be read.
+        UserError: it does not exist or holds no runs, or no run is completed.
     """
     if not folder.is_dir():
         others = [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
         hint = did_you_mean(folder.name, others) or f"; sweeps found: {', '.join(sorted(others)) or 'none'}"
         raise UserError(f"{folder}: no such sweep folder{hint}")
     expected = {} if run_folders else {cell.name: cell.listed() for cell in read_cells(folder)}
-    found = _folders_of_runs(folder, run_folders)
-    if not found and not expected:
+    places = {path.name: path for path in _folders_of_runs(folder, run_folders)}
+    if not places and not expected:
         raise UserError(f"{folder}: holds no runs; make some with tometune train -m sweep.name={folder.name}")
-    places = {path.name: path for path in found}
-    records = {name: _read_record(path) for name, path in places.items()}
-    others = [
-        f"{name} (schema {record.get('schema')})"
-        for name, record in records.items()
-        if isinstance(record, dict) and record.get("schema") != SCHEMA
-    ]
-    if others:  # its numbers may mean something else
-        raise UserError(
-            f"{folder}: run.json of another version (this one reads schema {SCHEMA}): {', '.join(others)}; "
-            "move these runs away and repeat them"
-        )
-    runs, missing, design = [], [], None
-    for name in dict.fromkeys([*records, *expected]):
-        record, cell, place = records.get(name), expected.get(name, {}), places.get(name, folder / name)
-        if record is None:
-            reason = f"failed: {cell['error']}" if cell.get("error") else "not started"
-            missing.append(_missing(place, name, reason, cell))
-        elif isinstance(record, str):
-            missing.append(_missing(place, name, record, cell))
-        else:
-            try:
-                config, data = config_of(place, record), record["data"]
-            except DamageError as error:
-                missing.append(_missing(place, name, f"{error.path.name} {error.problem}; {REPEAT}", cell))
-                continue
-            design = config.sweep.design or design
-            names = record["model"]["name"], data["name"], data["rows"]
-            settings = {**_settings(config, record), **_content(place, record)}
-            runs.append(SweepRun(name, place, *names, record, settings, asdict(config.seeds)))
+    runs, missing = [], []
+    for name in dict.fromkeys([*places, *expected]):
+        cell = expected.get(name, {})
+        try:
+            if name not in places:
+                raise AbsentError(f"failed: {cell['error']}" if cell.get("error") else "not started")
+            runs.append(_read_run(places[name]))
+        except AbsentError as reason:
+            missing.append(_missing(places.get(name, folder / name), name, str(reason), cell))
     missing.sort(key=lambda cell: cell.run_id)
     if not runs:
         raise UserError(
@@ -130,7 +113,7 @@ def read_sweep(folder: Path, run_folders: Sequence[Path] = ()) -> Sweep:
         log.warning(
             "%s: no %s, so runs that never started are not known; run the sweep again to list them", folder, NAME
         )
-    return Sweep(folder, runs, missing, notes, design)
+    return Sweep(folder, runs, missing, notes)
 
 
 def planned(folder: Path, configs: Iterable[Config]) -> Sweep:
@@ -141,8 +124,7 @@ def planned(folder: Path, configs: Iterable[Config]) -> Sweep:
         dtype = str(config.model.precision).replace("bf", "bfloat").replace("fp", "float")
         record = {"model": {**model, "dtype": dtype}, "data": {}, "seed": config.seed}
         names = config.model.name, config.data.name, config.data.rows or 0
-        settings = _settings(config, record)
-        runs.append(SweepRun(str(number), folder, *names, record, settings, asdict(config.seeds)))
+        runs.append(SweepRun(str(number), folder, *names, record, _settings(config, record), asdict(config.seeds)))
     return Sweep(folder, runs, [], [])
 
 
@@ -167,63 +149,60 @@ def finished_tables(multirun: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _read_record(folder: Path) -> dict[str, Any] | str:
-    """Return the content of run.json if the run is completed and scored, else the reason why it is not."""
-    path = folder / "run.json"
-    if not path.exists():
-        return "interrupted before run.json was written"
+def _read_run(folder: Path) -> SweepRun:
+    """Return a run; raises `AbsentError` unless it is completed and its scores and config are whole."""
+    record = _read_record(folder / "run.json")
+    for name, problem in score_problems(folder, record):
+        if name.endswith(".jsonl"):
+            raise AbsentError(f"{name} {problem}; {REPEAT}")
     try:
-        if (problem := defect(path)) is not None:
-            raise ValueError(problem)
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("is not an object")
-        status = record.get("status")
-        if record.get("schema") != SCHEMA:
-            return record
-        if status == "failed":
-            return f"failed: {record.get('error', 'no reason recorded')}"
-        if status != "completed":
-            return "running or interrupted" if status == "running" else f"status {status}"
+        config = config_of(folder, record)
+    except DamageError as error:
+        raise AbsentError(f"{error.path.name} {error.problem}; {REPEAT}") from None
+    names = record["model"]["name"], record["data"]["name"], record["data"]["rows"]
+    streams = asdict(config.seeds)
+    return SweepRun(folder.name, folder, *names, record, _settings(config, record), streams, config.sweep.design)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return the content of a run.json; raises `AbsentError` unless the run is completed and scored."""
+    if not path.exists():
+        raise AbsentError("interrupted before run.json was written")
+    try:
+        record = read_record(path.parent)
+        if record["status"] != "completed":
+            failed = f"failed: {record.get('error', 'no reason recorded')}"
+            raise AbsentError(failed if record["status"] == "failed" else "running or interrupted")
         _ = record["model"]["name"], record["data"]["name"], record["data"]["rows"], int(record["seed"])
         if "tuned" not in record["eval"]:
-            return "completed without scores"
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise AbsentError("completed without scores")
+    except (DamageError, KeyError, TypeError, ValueError) as error:
+        reason = error.problem if isinstance(error, DamageError) else f"is incomplete ({error!r})"
         log.warning("%s: %s, so the run is left out", path, reason)
-        return f"run.json {reason}; {REPEAT}"
-    damaged = [f"{name} {problem}" for name, problem in score_problems(folder, record) if name.endswith(".jsonl")]
-    return f"{damaged[0]}; {REPEAT}" if damaged else record
+        raise AbsentError(f"run.json {reason}; {REPEAT}") from error
+    except UserError as error:  # of another schema, so its numbers may mean something else
+        raise AbsentError(str(error)) from error
+    return record
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return everything that can change the result, flat; for the model, the facts of the one that was loaded."""
+    """Return everything that can change the result, flat; for the model, the facts of the one that was loaded.
+
+    With shortened fingerprints of the data that was read, and the `meaning` of the version that made the run.
+    """
     groups = identity(config, {})
     for name in ("meaning", "inputs", "seeds"):
         del groups[name]
     groups["lora"].pop("enabled", None)
     del groups["model"]["precision"]  # `auto` means another precision on another machine
     keys = ("id", "revision", "backend", "quantization", "dtype")
-    loaded = {f"model.{key}": record["model"].get(key) for key in keys}
-    return {**_flat(groups), "lora": "adapter" if config.lora.enabled else "full", **loaded}
-
-
-def _content(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return shortened fingerprints of the data that a run read, and the `meaning` of the version that made the run.
-
-    Records of older versions lack the fingerprints, so they are taken from mix.json.
-    """
-    inputs = record.get("inputs")
-    if inputs is None:
-        try:
-            mix = json.loads((folder / "mix.json").read_text(encoding="utf-8"))
-            # Its fingerprints are those of standardised sources, which end in the format and a version.
-            inputs = {f"data.{name}": mix[name]["fingerprint"].rsplit("/", 2)[0] for name in mix if name in PARTS}
-        except (OSError, ValueError, KeyError, TypeError):
-            inputs = {}
-    data = {key: str(inputs[key]) for key in (f"data.{name}" for name in PARTS) if key in inputs}
-    short = {key: re.sub(r"\b([0-9a-f]{8})[0-9a-f]{12,}\b", r"\1", value) for key, value in data.items()}
-    return {**short, "meaning": record.get("meaning", "4 or older")}
+    found = {**_flat(groups), "lora": "adapter" if config.lora.enabled else "full"}
+    found |= {f"model.{key}": record["model"].get(key) for key in keys}
+    inputs = record.get("inputs") or {}
+    for key in ("data.base", "data.pool"):
+        if key in inputs:
+            found[key] = re.sub(r"\b([0-9a-f]{8})[0-9a-f]{12,}\b", r"\1", str(inputs[key]))
+    return {**found, "meaning": record.get("meaning", "4 or older")}
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

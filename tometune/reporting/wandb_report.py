@@ -8,6 +8,8 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
+from itertools import product
 from typing import Any
 
 import tometune.tracking.wandb_tracker  # noqa: F401 - before wandb, because it turns off error reporting
@@ -16,7 +18,8 @@ from tometune.common.files import write_json
 from tometune.config.tracking import TrackingConfig
 from tometune.evaluation.metrics import label
 from tometune.reporting.analysis import Report
-from tometune.reporting.conclusions import NOTHING_TO_COMPARE, Table, answers, cautions
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import NOTHING_TO_COMPARE, Table, answers, tuned_rows
 from tometune.reporting.report_files import as_markdown, columns, row_texts
 from tometune.reporting.sweep import Sweep
 from tometune.tracking.tracker import RunLabels, RunTracker, flatten, sanitise, start_tracker
@@ -36,24 +39,24 @@ TABLE, COMPARISONS, PAGE = "table", "comparisons", "report"  # names of what tha
 def publish(report: Report, tracking: TrackingConfig) -> list[str]:
     """Log the report as a run of the sweep's group, then save the W&B report; returns lines that say where both are.
 
+    The id of that run is always the same, so that a later report replaces it.
+
     Raises:
         UserError: the mode is `online` and that is not possible.
     """
     table, folder = report.table, report.sweep.folder
     facts = {name: table[name] for name in ("sweep", "interval", "tasks", "limited")}
-    labels = RunLabels(_run_id(table), JOB_TYPE, table["sweep"], folder, facts, replaces=True)
+    labels = RunLabels(f"{JOB_TYPE}-{table['sweep']}", JOB_TYPE, table["sweep"], folder, facts, replaces=True)
     with start_tracker(tracking, labels) as tracker:
         log_report(tracker, report)
     described = tracker.describe()
     if "path" not in described:
         return [f"not published: {described.get('reason') or 'W&B does not say where the run is'}"]
-    lines = [*runs_elsewhere(report.sweep, tracking.project), described["url"] or described["sync"]]
-    return [line for line in [*lines, _save(report, described)] if line]
-
-
-def _run_id(table: Table) -> str:
-    """Return the id of the run that holds a sweep's report; always the same, so that a later report replaces it."""
-    return f"{JOB_TYPE}-{table['sweep']}"
+    lines = [described["url"] or described["sync"], _save(report, described)]
+    if absent := runs_elsewhere(report.sweep, tracking.project):
+        project = f"the project {tracking.project} of W&B"
+        lines.insert(0, f"{absent} of {len(report.sweep.runs)} runs are not in {project}, so its panels lack them")
+    return [line for line in lines if line]
 
 
 def log_report(tracker: RunTracker, report: Report) -> None:
@@ -62,14 +65,9 @@ def log_report(tracker: RunTracker, report: Report) -> None:
     text = "\n\n".join(" ".join([each.question, each.verdict, *each.sentences]) for each in answers(table))
     words = {"answers": text or NOTHING_TO_COMPARE, "cautions": "\n".join(cautions(table))}
     tracker.summary({**summary_numbers(table), **words})
-    rows = [
-        [
-            *row_texts(row, table)[:3],
-            *(row[metric][part] for part in ("mean", "std") for metric in metrics),
-            *(row[metric][end] for metric in metrics for end in ("ci_low", "ci_high")),
-        ]
-        for row in table["rows"]
-    ]
+    parts = [("mean", metric) for metric in metrics] + [("std", metric) for metric in metrics]
+    parts += [(end, metric) for metric in metrics for end in ("ci_low", "ci_high")]
+    rows = [[*row_texts(row, table)[:3], *(row[metric][part] for part, metric in parts)] for row in table["rows"]]
     ends = [f"{label(metric)} {end}" for metric in metrics for end in ("from", "to")]
     tracker.table(TABLE, [*columns(table), *ends], rows)
     if table["comparisons"]:
@@ -83,10 +81,7 @@ def summary_numbers(table: Table) -> dict[str, float]:
 
     `cell/pydocs_1k/rouge1/mean` for each cell, and `difference/pydocs_3k-pydocs_1k/rouge1/delta` for each test.
     """
-
-    def key(cell: str) -> str:  # in a summary key, dots would nest and slashes would group
-        return re.sub(r"[^A-Za-z0-9_-]+", "_", cell)
-
+    key = partial(re.sub, r"[^A-Za-z0-9_-]+", "_")  # in a summary key, dots would nest and slashes would group
     cells = {key(row["cell"]): {metric: row[metric] for metric in table["metrics"]} for row in table["rows"]}
     differences: dict[str, dict[str, Any]] = {}
     for entry in table["comparisons"]:
@@ -96,18 +91,11 @@ def summary_numbers(table: Table) -> dict[str, float]:
     return {name: value for name, value in values if type(value) in (int, float)}
 
 
-def runs_elsewhere(sweep: Sweep, project: str) -> list[str]:
-    """Return notes on runs that the panels lack: not logged to W&B, or logged to another project."""
-    entries = [run.record.get("tracking") or {} for run in sweep.runs]
-    paths = [str(entry["path"]) for entry in entries if entry.get("tracker") == "wandb" and entry.get("path")]
-    others = {path.split("/")[-2] for path in paths} - {project}
-    notes = []
-    if len(paths) < len(entries):
-        absent = len(entries) - len(paths)
-        notes.append(f"{absent} of {len(entries)} runs were not logged to W&B, so its panels lack them")
-    if others:
-        notes.append(f"runs were logged to project {', '.join(sorted(others))}, not {project}: set tracking.project")
-    return notes
+def runs_elsewhere(sweep: Sweep, project: str) -> int:
+    """Return the number of runs that were not logged to this project of W&B."""
+    tracked = [run.record.get("tracking") or {} for run in sweep.runs]
+    paths = [str(entry.get("path") or "").split("/") for entry in tracked if entry.get("tracker") == "wandb"]
+    return len(sweep.runs) - [path[-2] for path in paths if len(path) > 1].count(project)
 
 
 def _save(report: Report, tracking: Mapping[str, Any]) -> str:
@@ -151,20 +139,22 @@ def specification(report: wr.Report) -> dict[str, Any]:
 def build(table: Table, project: str, entity: str) -> wr.Report:
     """Return the W&B report. Without an entity (user or team), W&B looks the runs up in the report's own project."""
 
-    def runset(name: str, ids: list[str]) -> wr.Runset:
+    def grid(panels: list[Any], runs: Mapping[str, list[str]]) -> wr.PanelGrid:
         where = {"project": project, "entity": entity} if entity else {}
-        return wr.Runset(name=name, filters=[expr.Metric("ID").isin([sanitise(each, 64) for each in ids])], **where)
+        filters = {name: [expr.Metric("ID").isin([sanitise(each, 64) for each in ids])] for name, ids in runs.items()}
+        sets = [wr.Runset(name=name, filters=found, **where) for name, found in filters.items()]
+        return wr.PanelGrid(runsets=sets, panels=panels)
 
     by_model: dict[str, list[str]] = {}
     for row in table["rows"]:
-        by_model.setdefault(row["model"], []).extend(run["run_id"] for run in row["runs"])
-    runs = [runset(model, ids) for model, ids in by_model.items() if ids]
+        if row["runs"]:
+            by_model.setdefault(row["model"], []).extend(run["run_id"] for run in row["runs"])
     found = answers(table)
-    compared = wr.RunComparer(diff_only="split", layout=wr.Layout(w=WIDTH, h=14))
     names = [TABLE, *([COMPARISONS] if table["comparisons"] else [])]
     own: list[Any] = [wr.WeavePanelSummaryTable(table_name=name, layout=wr.Layout(w=WIDTH, h=8)) for name in names]
     page = wr.Layout(w=WIDTH, h=30)
     own.append(wr.MediaBrowser(title="The whole report", media_keys=[PAGE], num_columns=1, layout=page))
+    compared = wr.RunComparer(diff_only="split", layout=wr.Layout(w=WIDTH, h=14))
     return wr.Report(
         project=project,
         entity=entity,
@@ -173,20 +163,20 @@ def build(table: Table, project: str, entity: str) -> wr.Report:
         blocks=[
             wr.MarkdownBlock(as_markdown(table).partition("\n\n")[2]),  # without its heading
             wr.H2("Scores"),
-            wr.PanelGrid(runsets=runs, panels=_score_panels(table)),
+            grid(_score_panels(table), by_model),
             wr.H2("Training"),
-            wr.PanelGrid(runsets=runs, panels=_training_panels(factors(table)[0])),
+            grid(_training_panels(factors(table)[0]), by_model),
             wr.H2("Run by run"),
-            wr.PanelGrid(runsets=runs, panels=[compared]),
+            grid([compared], by_model),
             wr.H2("Intervals, comparisons and figures"),
-            wr.PanelGrid(runsets=[runset("report", [_run_id(table)])], panels=own),
+            grid(own, {"report": [f"{JOB_TYPE}-{table['sweep']}"]}),
         ],
     )
 
 
 def factors(table: Table) -> list[str]:
     """Return the config keys in which the cells differ, `data.name` first; only `data.name` if nothing differs."""
-    rows = [row for row in table["rows"] if row["stage"] == "tuned"]
+    rows = tuned_rows(table)
     settings = dict.fromkeys(key for row in rows for key in row["settings"])
     several = len({row["data"] for row in rows}) > 1
     # W&B can group by a field, but not by the whole group `lora`.
@@ -196,29 +186,18 @@ def factors(table: Table) -> list[str]:
 
 def _score_panels(table: Table) -> list[Any]:
     """Return bars of means with deviations for each factor, and scores over the size of the data."""
-    width = max(WIDTH // len(table["metrics"]), WIDTH // 4)
+    layout = wr.Layout(w=max(WIDTH // len(table["metrics"]), WIDTH // 4), h=8)
     bars: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev", "orientation": "v"}
-    panels: list[Any] = [
-        wr.BarPlot(
-            title=f"{label(metric)}{what} by {factor}: mean and standard deviation over runs",
-            metrics=[f"eval/{stage}/{metric}"],
-            groupby=wr.Config(factor),
-            layout=wr.Layout(w=width, h=8),
-            **bars,
-        )
-        for stage, what in (("tuned", ""), ("gain", ", gain over the base model"))
-        for factor in factors(table)
-        for metric in table["metrics"]
-    ]
-    panels += [
-        wr.ScatterPlot(
-            title=f"{label(metric)} by rows of data, one dot per run",
-            x=wr.SummaryMetric("data/rows"),
-            y=wr.SummaryMetric(f"eval/tuned/{metric}"),
-            layout=wr.Layout(w=width, h=8),
-        )
-        for metric in table["metrics"]
-    ]
+    panels: list[Any] = []
+    for stage, what in (("tuned", ""), ("gain", ", gain over the base model")):
+        for factor, metric in product(factors(table), table["metrics"]):
+            title = f"{label(metric)}{what} by {factor}: mean and standard deviation over runs"
+            panel = {"title": title, "metrics": [f"eval/{stage}/{metric}"], "groupby": wr.Config(factor)}
+            panels.append(wr.BarPlot(**panel, layout=layout, **bars))
+    for metric in table["metrics"]:
+        title = f"{label(metric)} by rows of data, one dot per run"
+        axes = {"x": wr.SummaryMetric("data/rows"), "y": wr.SummaryMetric(f"eval/tuned/{metric}")}
+        panels.append(wr.ScatterPlot(title=title, layout=layout, **axes))
     return panels
 
 
@@ -226,11 +205,11 @@ def _training_panels(factor: str) -> list[Any]:
     grouped = {"groupby": wr.Config(factor), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     loss: dict[str, Any] = {"x": "Step", "y": ["train/loss"]}
     rate: dict[str, Any] = {"title": "training tokens per second", "metrics": ["train/tokens_per_second"]}
-    title = f"training loss by {factor}: mean, minimum and maximum"
+    layout = wr.Layout(w=12, h=9)
     return [
-        wr.LinePlot(title=title, layout=wr.Layout(w=12, h=9), **loss, **grouped),
-        wr.LinePlot(title="training loss, one line per run", layout=wr.Layout(w=12, h=9), **loss),
-        wr.LinePlot(title="evaluation loss", x="Step", y=["eval/loss"], layout=wr.Layout(w=12, h=9)),
-        wr.LinePlot(title="use of the GPU and of its memory, in percent", y=GPU, layout=wr.Layout(w=12, h=9)),
+        wr.LinePlot(title=f"training loss by {factor}: mean, minimum and maximum", layout=layout, **loss, **grouped),
+        wr.LinePlot(title="training loss, one line per run", layout=layout, **loss),
+        wr.LinePlot(title="evaluation loss", x="Step", y=["eval/loss"], layout=layout),
+        wr.LinePlot(title="use of the GPU and of its memory, in percent", y=GPU, layout=layout),
         wr.BarPlot(layout=wr.Layout(w=WIDTH, h=6), **rate, **grouped),
     ]

@@ -32,24 +32,27 @@ def check_engine(wanted: EngineKind) -> None:
     Raises:
         UserError: `eval.engine=cuda_graph` is not possible here.
     """
-    if wanted is EngineKind.cuda_graph and (reason := missing_for_cuda_graph()):
-        raise UserError(f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers")
+    if wanted is EngineKind.cuda_graph:
+        try:
+            _check_cuda_graph()
+        except UnsupportedError as reason:
+            raise UserError(f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers") from None
 
 
-def missing_for_cuda_graph() -> str | None:
-    """Return what this machine lacks for the engine `cuda_graph`, as a clause, or None."""
+def _check_cuda_graph() -> None:
+    """Raise an `UnsupportedError` if this machine cannot run the engine `cuda_graph`."""
     import torch
 
     if not torch.cuda.is_available() or torch.version.cuda is None:
-        return "no NVIDIA GPU found"
+        raise UnsupportedError("no NVIDIA GPU found")
     found = torch.cuda.get_device_capability()
     if found < CAPABILITY:
-        return f"the GPU's compute capability is {found[0]}.{found[1]}, and the attention kernel needs 8.0"
+        kernel = "and the attention kernel needs 8.0"
+        raise UnsupportedError(f"the GPU's compute capability is {found[0]}.{found[1]}, {kernel}")
     from tometune.evaluation.engines.ragged import KERNEL
 
     if not hasattr(torch.ops.aten, KERNEL):
-        return f"torch {torch.__version__} does not have the attention kernel aten::{KERNEL}"
-    return None
+        raise UnsupportedError(f"torch {torch.__version__} does not have the attention kernel aten::{KERNEL}")
 
 
 @contextmanager
@@ -63,20 +66,17 @@ def engine_for(wanted: EngineKind, model: PreTrainedModel, longest_row: int) -> 
     """
     engine = Engine(model)
     if wanted is not EngineKind.transformers:
-        reason = missing_for_cuda_graph()
-        if not reason:
+        try:
+            _check_cuda_graph()
             from tometune.evaluation.engines.cuda_graph import CudaGraph
 
             graph = CudaGraph(model, longest_row)
-            try:
-                graph.probe()
-                engine = graph
-                log.info("eval.engine=%s: using cuda_graph", wanted)
-            except UnsupportedError as error:
-                reason = f"it cannot run this model: {error}"
-        if reason and wanted is EngineKind.cuda_graph:
-            raise UserError(f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers")
-        if reason:
+            graph.probe()
+            engine = graph
+            log.info("eval.engine=%s: using cuda_graph", wanted)
+        except UnsupportedError as reason:
+            if wanted is EngineKind.cuda_graph:
+                raise UserError(f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers") from None
             log.info("eval.engine=auto: using transformers (%s)", reason)
     try:
         yield engine
