@@ -1,6 +1,8 @@
 """What a report says about controls: what is held constant, and the effect of each source."""
 
+import re
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -97,6 +99,18 @@ def test_a_source_without_an_effect(tmp_path: Path, monkeypatch, good, bad, ques
     monkeypatch.setitem(EFFECTS, "bad", bad)
     (answer,) = answers(sources(tmp_path / "made", **question).table)
     assert answer.verdict == verdict
+
+
+def test_an_arm_of_a_single_seed_has_no_test_and_the_others_have_theirs(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    sources(folder)
+    for seed in (1, 2):
+        (run,) = folder.glob(f"*without-good-s{seed}-*")
+        rmtree(run)
+    (answer,) = answers(build(folder, 2000, 0.95, ReportConfig(primary="rougeL")).table)
+    assert answer.verdict == "Harms: bad. No significant difference otherwise."
+    assert re.search(r"good \+0\.\d+ \([^()]*, a single seed\)", answer.sentences[0])
+    assert re.search(r"bad −0\.\d+ \([^()]*, p [<=] [\d.]+\)", answer.sentences[0])
 
 
 def test_what_differs_is_said(tmp_path: Path, table_report: Report) -> None:

@@ -166,19 +166,21 @@ def _answer_by_name(
     elif len(passed) < len(found):
         verdict += " No significant difference otherwise."
     tests = {name: entry.get("equivalence") for name, entry in found.items() if name not in passed}
-    if same := [name for name, each in tests.items() if each and (each["p_same_holm"] or 0) < alpha_of(table)]:
+    if same := [name for name, each in tests.items() if each and _is_below(each["p_same_holm"], table)]:
         within = f"The same within {table['question']['margin']:g}: {listed(same)}."
         verdict = within if len(same) == len(found) else f"{verdict} {within}"
     first = next(iter(found.values()))
-    if any(entry["p"] is None for entry in found.values()):
+    if all(entry["p"] is None for entry in found.values()):
         verdict = SINGLE_SEED
     elif not first["primary"]:
         verdict = EXPLORATORY
-    tested = first["p_holm"] is not None
-    texts = [
-        f"{name} {signed(entry['delta'])} ({between(entry)}{', ' + p_value(entry['p_holm']) if tested else ''})"
-        for name, entry in found.items()
-    ]
+    tested = any(entry["p_holm"] is not None for entry in found.values())
+    texts = []
+    for name, entry in found.items():
+        test = ", a single seed" if entry["p"] is None else ""
+        if entry["p_holm"] is not None:
+            test = f", {p_value(entry['p_holm'])}"
+        texts.append(f"{name} {signed(entry['delta'])} ({between(entry)}{test})")
     level = f"{table['interval']['confidence']:.0%} intervals{' and Holm-corrected p-values' if tested else ''}"
     return Answer(question, verdict, [f"{numbers}, with {level}: {', '.join(texts)}."])
 
@@ -274,7 +276,12 @@ def _verdict(found: Sequence[Table], table: Table) -> str:
 
 def significant(entry: Table, table: Table) -> bool:
     """Whether a comparison is significant after the correction."""
-    return entry["p_holm"] is not None and entry["p_holm"] < alpha_of(table)
+    return _is_below(entry["p_holm"], table)
+
+
+def _is_below(p: float | None, table: Table) -> bool:
+    """Whether there is a test, and its p-value is below the level."""
+    return p is not None and p < alpha_of(table)
 
 
 def alpha_of(table: Table) -> float:
