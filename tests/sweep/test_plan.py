@@ -81,12 +81,13 @@ def test_a_gpu_without_earlier_runs_has_the_speeds_of_the_named_file(config, tmp
     speed = REFERENCE[kind]
     if kind.backend == "transformers":  # Unsloth is not installed everywhere
         monkeypatch.setattr(plan, "device_name", lambda: kind.device)
-        config = replace(config, model=replace(config.model, id=kind.model))
+        stored = Quantization(kind.quantization)
+        config = replace(config, model=replace(config.model, id=kind.model, quantization=stored))
         assert known_speed(config, tmp_path) == speed
     root = Path(__file__).parents[2]
     content = json.loads((root / speed.source.partition(",")[0]).read_text())
     if "contenders" in content:
-        measured = content["contenders"]["tometune_unsloth"]
+        measured = content["contenders"][f"tometune_{kind.backend}"]
         assert content["circumstances"]["gpu"] == kind.device
         assert speed.tokens_per_second == round(measured["tokens_per_second"]["median"])
         assert speed.memory == pytest.approx(1e9 * measured["peak_memory_gb"], rel=0.01)
@@ -103,10 +104,12 @@ def test_the_printed_plan():
     known = PlannedRun("a", 10, 1000, 4, 8, False, 7200.0, 2e9, 3e9, "1 earlier run")
     changes = ({}, {"done": True}, {"seconds": None, "memory": 5e9}, {"seconds": 42.4}, {"seconds": 600.0})
     out = StringIO()
-    runs = [replace(known, run_id=str(number), **change) for number, change in enumerate(changes)]
+    runs = [replace(known, run_id=f"tiny-x-s{number}-aaaaaaaa", **change) for number, change in enumerate(changes)]
     print_plan(runs, ["seed=x: wrong"], Console(file=out, width=100, highlight=False))
     lines = out.getvalue().splitlines()
-    assert [line.partition(" 8 ")[2].strip() for line in lines[3:8]] == ["2.0 h", "done", "unknown", "42 s", "10 min"]
+    assert lines[0] == "Runs tiny-x-…"
+    assert [line.split()[0] for line in lines[4:9]] == [f"s{number}-aaaaaaaa" for number in range(5)]
+    assert [line.partition(" 8 ")[2].strip() for line in lines[4:9]] == ["2.0 h", "done", "unknown", "42 s", "10 min"]
     assert lines[-4:] == [
         "5 runs: 1 done, 4 left with 4,000 tokens, 16 steps",
         "  2.2 h one after the other, memory 2.0 GB, disk 9.00 GB (from 1 earlier run)",
@@ -140,7 +143,7 @@ def test_a_plan_before_and_after(place):
     sweep = (*SWEEP, "sweep.name=planned")
     done = place.verb("train", *sweep, "plan=true")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"tiny-pydocs_64-s0-\w{8} +64 +[\d,]+ +2 +1 +unknown", done.stdout)
+    assert re.search(r"s0-\w{8} +64 +[\d,]+ +2 +1 +unknown", done.stdout)
     assert "2 runs: 0 done, 2 left with" in done.stdout
     assert not (place.folder / "multirun").exists()
 

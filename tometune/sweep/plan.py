@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -231,13 +232,20 @@ def _short_run(config: Config, cache: Path) -> Config:
 def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Console | None = None) -> None:
     """Print the plan, and the problems of cells that cannot be run."""
     console = console or Console(highlight=False)
+    # Ids of a sweep begin alike; 80 columns hold the part that differs.
+    ids = [run.run_id for run in runs] if len(runs) > 1 else [""]
+    same = takewhile(lambda letters: letters[0] == letters[1], zip(min(ids), max(ids), strict=False))
+    begin, dash, _ = "".join(letter for letter, _ in same).rpartition("-")
+    alike = begin + dash
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", overflow="fold")
     for name in ("rows", "tokens", "steps", "answers", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in runs:
         counts = (f"{count:,}" for count in (run.rows, run.tokens, run.steps, run.answers))
-        table.add_row(run.run_id, *counts, "done" if run.done else duration(run.seconds))
+        table.add_row(run.run_id.removeprefix(alike), *counts, "done" if run.done else duration(run.seconds))
+    if alike:
+        console.print(f"Runs {alike}…", markup=False, soft_wrap=True)
     console.print(table)
     left = [run for run in runs if not run.done]
     known, unknown = ([run for run in left if (run.seconds is None) is absent] for absent in (False, True))
