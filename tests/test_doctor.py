@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from tometune.models import machine
         (((7, 5), 14.6, True, True), "tometune train data=mix_100k trainer=t4 plan=true", "trainer=t4"),
         (((8, 6), 47.5, True, True), "tometune train data=mix_100k plan=true", "data=mix_100k"),
         (((9, 0), 139.8, True, True), "tometune train data=mix_100k trainer=h200 plan=true", "trainer=h200"),
+        (((9, 0), 79.6, True, False), "bash scripts/setup.sh gpu", "trainer=h200"),
     ],
 )
 def test_the_command_fits_the_machine(machine, first, last):
@@ -55,3 +57,12 @@ def test_one_screen_without_a_token(monkeypatch, capsys, tmp_path):
     assert "hub token present tracking W&B online" in text
     assert not [secret for secret in SECRETS.values() if secret[:12] in out]
     assert out.endswith("next:\n  tometune train +experiment=quickstart\n")
+
+
+@pytest.mark.parametrize(("status", "problem"), [(200, None), (502, "answered with status 502")])
+def test_only_a_hub_that_works_can_be_reached(monkeypatch, status, problem):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    hub = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(status)))
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: hub)
+    found = doctor.hub_problem()
+    assert found is problem is None or str(found).endswith(str(problem))

@@ -17,6 +17,7 @@ from tometune.common.errors import UserError
 from tometune.config.app import verb
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker
+from tometune.models.machine import HOPPER
 from tometune.runs.inputs import cache_folder
 from tometune.runs.run import versions
 
@@ -60,7 +61,8 @@ def next_commands(capability: tuple[int, int] | None, memory: float, hub: bool, 
     else:
         trainer = " trainer=rtx24gb" if memory < 40 else " trainer=h200" if memory > 70 else ""
     train = f"tometune train data=mix_100k{trainer}"
-    return [*([] if four_bits else ["bash scripts/setup.sh unsloth"]), f"{train} plan=true", train]
+    extra = "gpu" if capability[0] == HOPPER else "unsloth"  # see `resolve_backend`
+    return [*([] if four_bits else [f"bash scripts/setup.sh {extra}"]), f"{train} plan=true", train]
 
 
 def hub_problem() -> str | None:
@@ -71,10 +73,10 @@ def hub_problem() -> str | None:
     if constants.HF_HUB_OFFLINE:
         return "not asked, because HF_HUB_OFFLINE=1; only what is in the hub's cache can be used"
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+        answer = get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
     except (httpx.HTTPError, OSError) as error:
         return f"{constants.ENDPOINT} cannot be reached within {HUB_SECONDS:g} s ({error or type(error).__name__})"
-    return None
+    return f"{constants.ENDPOINT} answered with status {answer.status_code}" if answer.is_error else None
 
 
 def _machine(gpu: Any) -> Iterator[tuple[str, str]]:
