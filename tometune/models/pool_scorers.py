@@ -133,7 +133,19 @@ class IfdScorer:
     def __call__(self, conversations: Sequence[Sequence[dict[str, str]]]) -> np.ndarray:
         """Return the score of each conversation, float32; -inf if there is no answer to a prompt."""
         scores = np.full(len(conversations), -np.inf, dtype=np.float32)
-        found = {number: pair for number, turns in enumerate(conversations) if (pair := self._tokens(turns))}
+        texts = {number: pair for number, turns in enumerate(conversations) if (pair := self._texts(turns))}
+        if not texts:
+            return scores
+        # All at once, because the tokenizer then works in several threads.
+        prompts, answers = (
+            self.tokenizer(list(side), add_special_tokens=False)["input_ids"]
+            for side in zip(*texts.values(), strict=True)
+        )
+        found = {
+            number: (prompt[-ANSWER_TOKENS:], answer[:ANSWER_TOKENS])
+            for number, prompt, answer in zip(texts, prompts, answers, strict=True)
+            if answer
+        }
         start = self.tokenizer.bos_token_id
         alone = [start if start is not None else self.tokenizer.eos_token_id]
         given = self._losses([(prompt, answer) for prompt, answer in found.values()])
@@ -142,17 +154,16 @@ class IfdScorer:
         scores[list(found)] = np.where(ratios < 1, ratios, -ratios)
         return scores
 
-    def _tokens(self, turns: Sequence[dict[str, str]]) -> tuple[Ids, Ids] | None:
-        """Return the tokens of the prompt and of the first answer; None if the chat template has no such prompt."""
+    def _texts(self, turns: Sequence[dict[str, str]]) -> tuple[str, str] | None:
+        """Return the prompt as text and the first answer; None if the chat template has no such prompt."""
         first = next((number for number, turn in enumerate(turns) if turn["role"] == "assistant"), 0)
-        answer = self.tokenizer(turns[first]["content"], add_special_tokens=False)["input_ids"][:ANSWER_TOKENS]
-        if not first or not answer:
+        if not first:
             return None
         try:
-            text = self.tokenizer.apply_chat_template(list(turns[:first]), add_generation_prompt=True, tokenize=False)
+            prompt = self.tokenizer.apply_chat_template(list(turns[:first]), add_generation_prompt=True, tokenize=False)
         except TemplateError:
             return None
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"][-ANSWER_TOKENS:], answer
+        return str(prompt), turns[first]["content"]
 
     def _losses(self, pairs: Sequence[tuple[Ids, Ids]]) -> np.ndarray:
         """Return the mean loss per token of each answer after its context, in nats; long pairs come first."""
