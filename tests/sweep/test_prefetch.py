@@ -16,7 +16,7 @@ register()
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Jobs:
-    sizes = ("data=pydocs_3k", "data.rows=1100,1200,x,1300", "data.base.rows=1000", "sweep.name=sizes")
+    sizes = ("data=pydocs_3k", "data.rows=1100,1200,0,1300", "data.base.rows=1000", "sweep.name=sizes")
     where = (f"paths.cache={tmp_path / 'cache'}", f"paths.multirun={tmp_path / 'multirun'}")
     jobs = jobs_of(CommandLine(["model=tiny", "eval=pydocs", "tracking=none", *sizes, *where], multirun=True))
     return jobs

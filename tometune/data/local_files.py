@@ -197,7 +197,8 @@ def _json(file: Path) -> Iterator[Batch]:
     first = None
     with suppress(ValueError, RecursionError):
         first = parsed_line(sample[0]) if sample else None
-    if not (isinstance(first, dict) or is_turns(first)) or (len(sample) == 1 and _holds_rows(first)):
+    several = first is None or (isinstance(first, list) and not is_turns(first))
+    if several or (len(sample) == 1 and _holds_rows(first)):
         try:
             with _open(file) as content:
                 rows = [row for value in _documents(file, content.read()) for row in _unwrapped(file, value)]
