@@ -15,6 +15,7 @@ import make_pydocs
 import pydocs_entries
 
 
+@pytest.mark.nightly
 def test_it_reproduces_the_shipped_file(tmp_path):
     shipped = gzip.decompress(make_pydocs.SHIPPED.read_bytes())
     header = json.loads(shipped.partition(b"\n")[0])

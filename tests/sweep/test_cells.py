@@ -166,10 +166,10 @@ def test_a_command_records_its_question_before_the_first_run(tmp_path, monkeypat
     ("primary", "problem"),
     [
         (">mix_300k lora.r=9:rougeL", "no cell mix_300k lora.r=9; did you mean mix_300k lora.r=8"),
-        ("mix_300k lora.r=8>mix_100k lora.r=16", "these cells are not compared"),
-        ("mix_300k lora.r=8>mix_100k lora.r=8", None),
+        pytest.param("mix_300k lora.r=8>mix_100k lora.r=16", "these cells are not compared", marks=pytest.mark.nightly),
+        pytest.param("mix_300k lora.r=8>mix_100k lora.r=8", None, marks=pytest.mark.nightly),
         ("data:rougeL", None),
-        ("rouge1", None),
+        pytest.param("rouge1", None, marks=pytest.mark.nightly),
     ],
 )
 def test_a_question_about_cells_that_will_not_exist(tmp_path, monkeypatch, capsys, primary, problem):
