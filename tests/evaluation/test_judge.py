@@ -172,7 +172,10 @@ def test_a_request_is_repeated_once_and_then_counted(place, server, caplog, monk
 
 @pytest.mark.parametrize(
     ("retry_after", "waits"),
-    [("7", [7.0] * 2), (None, [10.0] * 2), ("0", [1.0] * 2), ("301", []), ("x", [10.0] * 2)],
+    [
+        *(("7", [7.0] * 2), (None, [10.0] * 2), ("0", [1.0] * 2), ("301", []), ("x", [10.0] * 2)),
+        ("Thu, 01 Jan 2026 00:00:00 GMT", [1.0] * 2),
+    ],
 )
 def test_a_limit_on_the_rate_of_requests_is_waited_for(place, server, monkeypatch, retry_after, waits):
     waited = []

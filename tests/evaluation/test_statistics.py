@@ -12,6 +12,7 @@ from tometune.evaluation.statistics import (
     pooled_deviation,
     power,
     resampled_means,
+    seed_draws,
     seeds_needed,
 )
 
@@ -29,6 +30,15 @@ def test_resampled_means_have_the_standard_error_and_share_their_examples(monkey
     assert abs(np.corrcoef(draws[0, :, 0], draws[1, :, 0])[0, 1]) < 0.1, "others for each task"
     monkeypatch.setattr("tometune.evaluation.statistics.NUMBERS_AT_ONCE", 7 * 500)
     assert np.allclose(resampled_means([scores], 2_000), draws[:1, :2_000, :1])
+
+
+def test_seed_draws_are_a_scaled_t():
+    values = np.array([0.1, 0.3, 0.2])
+    draws, other = seed_draws(values, 10_000), seed_draws(values, 10_000, stream=1)
+    scale = values.std(ddof=1) / np.sqrt(3)
+    assert np.quantile(draws, 0.975) == pytest.approx(scale * stats.t.ppf(0.975, 2), rel=1e-2)
+    assert sorted(draws) == pytest.approx(sorted(other))
+    assert abs(stats.spearmanr(draws, other).statistic) < 0.05
 
 
 def test_an_estimate_is_a_t_a_z_or_a_behrens_fisher_test():

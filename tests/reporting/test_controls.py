@@ -108,7 +108,7 @@ def test_an_arm_of_a_single_seed_has_no_test_and_the_others_have_theirs(tmp_path
         (run,) = folder.glob(f"*without-good-s{seed}-*")
         rmtree(run)
     (answer,) = answers(build(folder, 2000, 0.95, ReportConfig(primary="rougeL")).table)
-    assert answer.verdict == "Harms: bad. No significant difference otherwise."
+    assert answer.verdict == "Harms: bad. Only one seed: good."
     assert re.search(r"good \+0\.\d+ \([^()]*, a single seed\)", answer.sentences[0])
     assert re.search(r"bad −0\.\d+ \([^()]*, p [<=] [\d.]+\)", answer.sentences[0])
 
@@ -139,6 +139,13 @@ def test_what_differs_is_said(tmp_path: Path, table_report: Report) -> None:
 )
 def test_tokens_and_parameters_in_words(numbers: tuple, line: str) -> None:
     assert capacity_line(*numbers) == f"{line.rstrip()} parameters"
+
+
+def test_small_learning_rates_are_not_rounded(tmp_path: Path) -> None:
+    for rate in (2.5e-7, 4e-7):
+        write_run(tmp_path / "rates", "mix", 1000, 0, settings={"trainer.learning_rate": rate})
+    rows = build(tmp_path / "rates", 200, 0.95).table["rows"]
+    assert {row["settings"].get("trainer.learning_rate") for row in rows if row["stage"] == "tuned"} == {2.5e-7, 4e-7}
 
 
 def test_a_mix_without_a_pool_differs_in_no_setting_of_it(tmp_path: Path) -> None:

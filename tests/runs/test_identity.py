@@ -88,19 +88,20 @@ def test_auto_precision_is_the_precision_of_this_machine(monkeypatch):
     assert len(set(ids.values())) == 3
 
 
-def test_auto_backend_is_that_of_this_gpu_and_a_run_made_elsewhere_is_readable(monkeypatch, tmp_path):
+def test_auto_backend_counts_where_it_no_longer_stands_for_unsloth_and_a_run_made_elsewhere_is_readable(
+    monkeypatch, tmp_path
+):
     config, ids = Config(), {}
     config.model.precision = Precision.bf16
     monkeypatch.setattr("tometune.models.machine.unsloth_installed", lambda: True)
-    for capability in ((8, 0), (9, 0), None):
-        for module in ("tometune.models.machine", "tometune.runs.identity"):
-            monkeypatch.setattr(f"{module}.gpu_capability", lambda capability=capability: capability)
+    for capability in (None, (8, 0), (9, 0)):
+        monkeypatch.setattr("tometune.models.machine.gpu_capability", lambda capability=capability: capability)
         ids[capability] = content_hash(identity(config, INPUTS))
-        for backend in (Backend.unsloth, Backend.transformers):
-            explicit = replace(config, model=replace(config.model, backend=backend))
-            same = capability is not None and backend == ("unsloth" if capability == (8, 0) else "transformers")
-            assert (content_hash(identity(explicit, INPUTS)) == ids[capability]) is same
-    assert len(set(ids.values())) == 3
+    assert ids[None] == ids[8, 0] != ids[9, 0]
+    explicit = replace(config, model=replace(config.model, backend=Backend.transformers))
+    assert content_hash(identity(explicit, INPUTS)) == ids[9, 0]
+    monkeypatch.setattr("tometune.models.machine.unsloth_installed", lambda: False)
+    assert content_hash(identity(config, INPUTS)) == ids[None], "it always was transformers"
     write_text(tmp_path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
     for made in ids.values():
         config_of(tmp_path, {"meaning": MEANING, "inputs": INPUTS, "config_hash": made})

@@ -17,7 +17,7 @@ METRICS = ("rouge", "chrf", "bleu", "token_f1", "exact_match")
 
 COLUMNS = ("rouge1", "rouge2", "rougeL", *METRICS[1:], "nll")  # of a run; on held-out rows also nll/TASK
 RESERVED = {*COLUMNS, "win", "tasks", "limited", "seconds", "tokens", "tokens_per_second", "examples", "judge", "means"}
-RESERVED |= {"sources", "shortened", "unended", "engine", "batch_size", "unicode_words"}  # next to columns in run.json
+RESERVED |= {"shortened", "unended", "engine", "batch_size"}  # next to columns in run.json
 
 
 def metric_problem(key: str, name: str) -> str | None:

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -78,8 +79,7 @@ class Judge:
         """Return the response; waits as long as an endpoint asks that limits the rate of requests."""
         while True:
             response = self.client.post("chat/completions", json=body)
-            asked = response.headers.get("retry-after", "")
-            seconds = max(1.0, float(asked)) if asked.isdigit() else 10.0
+            seconds = _seconds_asked(response.headers.get("retry-after", ""))
             if response.status_code != 429 or self.waited + seconds > LONGEST_WAIT:
                 break
             if not self.waited:
@@ -110,6 +110,17 @@ class Judge:
             scores["agreement"] = float(verdicts[0] == verdicts[1] != "none")
         words = {"base": len(base.split()), "tuned": len(tuned.split())}
         return {"scores": scores, "verdicts": verdicts, "words": words}
+
+
+def _seconds_asked(retry_after: str) -> float:
+    """Return the seconds to wait, at least 1, by a header Retry-After: seconds or a date; 10 if it is neither."""
+    seconds = 10.0
+    with suppress(ValueError):
+        if retry_after.strip().isdigit():
+            seconds = float(retry_after)
+        elif retry_after:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+    return max(1.0, seconds)
 
 
 def judge_answers(folder: Path, tasks: Sequence[Task], config: JudgeConfig) -> dict[str, Any]:

@@ -80,9 +80,22 @@ def resolve_backend(model: ModelConfig) -> Backend:
     """
     if model.backend is not Backend.auto:
         return model.backend
-    capability = gpu_capability()
-    suits = capability is not None and capability[0] != HOPPER and processes() == 1 and model.compute is not Compute.fp8
-    return Backend.unsloth if suits and unsloth_installed() else Backend.transformers
+    return Backend.unsloth if _unsloth_fits(model) and not transformers_is_faster() else Backend.transformers
+
+
+def replaces_unsloth(model: ModelConfig) -> bool:
+    """Whether `auto` is transformers on this machine, but was Unsloth before it was measured to be faster."""
+    return model.backend is Backend.auto and transformers_is_faster() and _unsloth_fits(model)
+
+
+def transformers_is_faster() -> bool:
+    """Whether this machine's first GPU is a Hopper GPU."""
+    return (gpu_capability() or (0, 0))[0] == HOPPER
+
+
+def _unsloth_fits(model: ModelConfig) -> bool:
+    one_gpu = gpu_capability() is not None and processes() == 1
+    return one_gpu and model.compute is not Compute.fp8 and unsloth_installed()
 
 
 def device_name() -> str:

@@ -27,6 +27,7 @@ SCHEMA = 1  # version of table.json's layout
 DIFFERENCE = 0.01  # the difference in score that `seeds_needed` refers to
 POWER = 0.8  # probability of detecting it
 DIGITS = 6  # decimals in table.json; further ones depend on the order of summation
+NOT_FIGURES = ("settings", "question", "margin")  # in table.json: written by somebody, not computed
 
 Values = dict[str, Any]
 
@@ -100,9 +101,9 @@ def build(
 
 
 def _rounded(value: Any) -> Any:
-    """Round the numbers of table.json, without negative zeros."""
+    """Round the figures of table.json, without negative zeros; settings (a learning rate of 1e-7) stay as they are."""
     if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
+        return {key: each if key in NOT_FIGURES else _rounded(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_rounded(each) for each in value]
     return round(float(value), DIGITS) + 0.0 if isinstance(value, float) else value

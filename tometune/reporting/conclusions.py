@@ -161,16 +161,19 @@ def _answer_by_name(
     passed = {n: better(entry["metric"], entry["delta"]) for n, entry in found.items() if significant(entry, table)}
     groups = {word: [name for name in passed if passed[name] is (word == words[0])] for word in words}
     verdict = " ".join(f"{word}{listed(names)}." for word, names in groups.items() if names)
+    single = [name for name, entry in found.items() if entry["p"] is None]
     if not passed:
         verdict = "Undecided: no significant difference."
-    elif len(passed) < len(found):
+    elif len(passed) + len(single) < len(found):
         verdict += " No significant difference otherwise."
     tests = {name: entry.get("equivalence") for name, entry in found.items() if name not in passed}
     if same := [name for name, each in tests.items() if each and _is_below(each["p_same_holm"], table)]:
         within = f"The same within {table['question']['margin']:g}: {listed(same)}."
         verdict = within if len(same) == len(found) else f"{verdict} {within}"
+    if single:
+        verdict += f" Only one seed: {listed(single)}."
     first = next(iter(found.values()))
-    if all(entry["p"] is None for entry in found.values()):
+    if len(single) == len(found):
         verdict = SINGLE_SEED
     elif not first["primary"]:
         verdict = EXPLORATORY

@@ -44,7 +44,7 @@ PUBLISHED = (
 )
 PUBLISHED_ANSWER = (
     "300k vs. 100k in the published table: ROUGE-1 −0.010 (−0.049 to +0.029, p = 0.49), ROUGE-2 −0.017 (−0.042 to "
-    "+0.008, p = 0.11), ROUGE-L +0.004 (−0.011 to +0.019, p = 0.50). The intervals are Welch's, computed from the "
+    "+0.008, p = 0.11), ROUGE-L +0.004 (−0.011 to +0.019, p = 0.50). The 95% intervals are Welch's, computed from the "
     "published means and standard deviations of three runs each, without correction. With such deviations, detecting a "
     "difference of 0.01 takes 8 to 41 runs per arm."
 )

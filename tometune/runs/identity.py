@@ -15,10 +15,10 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from tometune.config.data import DataConfig, PoolOrder, ScorerKind, SourceConfig, without_unused
-from tometune.config.model import LoraConfig, ModelConfig
+from tometune.config.model import Backend, LoraConfig, ModelConfig
 from tometune.config.root import Config
 from tometune.config.validators import SINCE_DEFAULT
-from tometune.models.machine import gpu_capability, resolve_backend, resolve_precision
+from tometune.models.machine import replaces_unsloth, resolve_precision
 
 MEANING = 8
 """Raised when a release makes the same config give another result, so that runs of older releases are not reused."""
@@ -33,13 +33,12 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
 
 
 def model_content(model: ModelConfig) -> dict[str, Any]:
-    """Return the model group with what `auto` stands for on this machine, since other numbers are other runs.
+    """Return the model group with `precision=auto` resolved: bf16, fp16 and fp32 runs are different runs.
 
-    That is the number format, and on a GPU the backend; without one, there is only one backend.
+    `backend=auto` counts as such, except where it no longer stands for what it did when runs were made with it.
     """
-    content: dict[str, Any] = content_of(model)
-    backend = model.backend if gpu_capability() is None else resolve_backend(model)
-    return content | {"precision": resolve_precision(model.precision).value, "backend": backend.value}
+    content: dict[str, Any] = content_of(model) | {"precision": resolve_precision(model.precision).value}
+    return content | ({"backend": Backend.transformers.value} if replaces_unsloth(model) else {})
 
 
 def _without_unused_scores(data: DataConfig) -> DataConfig:
