@@ -141,6 +141,14 @@ def test_tokens_and_parameters_in_words(numbers: tuple, line: str) -> None:
     assert capacity_line(*numbers) == f"{line.rstrip()} parameters"
 
 
+def test_an_arm_of_a_few_sources_names_them(tmp_path: Path) -> None:
+    for names in ([], ["a", "b", "c"], [*"abcd"]):
+        pool = {"data.pool.draw": True, "sweep.design": "x", "data.pool.without": names}
+        for seed in range(2):
+            write_run(tmp_path / "arms", f"without-{len(names)}", 2000, seed, 0.4 - len(names) / 50, settings=pool)
+    assert list(source_effects(build(tmp_path / "arms", 200, 0.95).table)) == ["a + b + c", "4 others"]
+
+
 def test_small_learning_rates_are_not_rounded(tmp_path: Path) -> None:
     for rate in (2.5e-7, 4e-7):
         write_run(tmp_path / "rates", "mix", 1000, 0, settings={"trainer.learning_rate": rate})

@@ -10,6 +10,7 @@ LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, no
 NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model differ in exactly one setting."
 SINGLE_SEED = "A single seed cannot tell."
 EXPLORATORY = "Not asked: these comparisons are exploratory."
+NAMED_SOURCES = 3  # an arm of more is "12 others"
 
 Table = Mapping[str, Any]
 
@@ -95,7 +96,7 @@ def source_effects(table: Table) -> dict[str, dict[str, Table]]:
         ((kind, sources),) = (a["arm"] or b["arm"]).items()
         sign = 1 if bool(a["arm"]) == (kind == "only") else -1
         low, high = sorted(sign * end + 0.0 for end in (entry["ci_low"], entry["ci_high"]))
-        name = sources[0] if len(sources) == 1 else f"{len(sources)} others"
+        name = " + ".join(sources) if len(sources) <= NAMED_SOURCES else f"{len(sources)} others"
         name = f"{a['model']} {name}" if len(models(table)) > 1 else name
         turned = {"delta": sign * entry["delta"] + 0.0, "ci_low": low, "ci_high": high, "kind": kind}
         found.setdefault(name, {})[entry["metric"]] = {**entry, **turned}
