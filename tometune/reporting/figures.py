@@ -163,7 +163,9 @@ def forest(table: Table) -> str | None:
     main = conclusions.main_metric(list(next(iter(found.values())).values()))
     names = sorted(found, key=lambda name: found[name][main]["delta"])
     columns = min(COLUMNS, len(metrics))
-    axes = panels(len(metrics), columns, 1.1 + 0.36 * len(names))
+    texts = ["\n".join(map(mix_label, name.split(" + "))) for name in names]
+    height = max(0.36, 0.2 * max(1 + text.count("\n") for text in texts))
+    axes = panels(len(metrics), columns, 1.1 + height * len(names))
     for axis, metric in zip(axes, metrics, strict=True):
         axis.set_title(label(metric))
         axis.axvline(0, color=MUTED, **DASHED)
@@ -176,7 +178,7 @@ def forest(table: Table) -> str | None:
         axis.grid(visible=False, axis="y")
         axis.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:+.3g}".replace("-", "−") if value else "0")
-        axis.set_yticks(range(len(names)), list(map(mix_label, names)))
+        axis.set_yticks(range(len(names)), texts)
         axis.set_ylim(-0.6, len(names) - 0.4)
     described = "; ".join(f"{name} {found[name][main]['delta']:+.3f}" for name in reversed(names))
     description = f"Effect of each source with its interval. {label(main)}: {described}."
