@@ -66,3 +66,9 @@ def test_only_a_hub_that_works_can_be_reached(monkeypatch, status, problem):
     monkeypatch.setattr("huggingface_hub.get_session", lambda: hub)
     found = doctor.hub_problem()
     assert found is problem is None or str(found).endswith(str(problem))
+
+
+def test_offline_the_hub_is_not_asked(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.get_session", None)
+    assert "only models in the hub's cache and data that prepare has cached can be used" in str(doctor.hub_problem())

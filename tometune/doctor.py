@@ -71,7 +71,8 @@ def hub_problem() -> str | None:
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
-        return "not asked, because HF_HUB_OFFLINE=1; only what is in the hub's cache can be used"
+        usable = "models in the hub's cache and data that prepare has cached"
+        return f"not asked, because HF_HUB_OFFLINE=1; only {usable} can be used"
     try:
         answer = get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
     except (httpx.HTTPError, OSError) as error:

@@ -47,9 +47,10 @@ def sweep(jobs: Jobs, make_runs: Callable[[], None]) -> int:
 
         return plan_sweep(jobs, measure)
     from tometune import report
+    from tometune.models.base_models import base_models
 
     if hooks.begin_sweep(jobs):
-        with prefetched(jobs):
+        with prefetched(jobs), base_models.shared():
             make_runs()
     reported = {path: report.report_finished(path, jobs.config) for path in hooks.folders_with_results(jobs)}
     return hooks.end_sweep(jobs, reported)
@@ -151,7 +152,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
             from tometune.common.seeding import seed_everything, use_deterministic_kernels
             from tometune.evaluation.scoring import Scorer
             from tometune.evaluation.table import gains
-            from tometune.models.base_models import base_models, is_small, state_of
+            from tometune.models.base_models import base_models, is_small
             from tometune.models.load import check_trainable, describe
             from tometune.models.machine import free_memory
             from tometune.tracking.tracker import RunLabels, start_tracker
@@ -162,7 +163,6 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         use_deterministic_kernels(config.trainer.deterministic)
         with run.phase("load"):
             model = base_models.load(inputs.model_source)
-        loaded = state_of(model)
         check_trainable(model, config.model.id, config.lora)
         data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}
         facts = {"model": describe(config.model, model), "data": data}
@@ -195,7 +195,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         tracker.results(run.record, run.folder, lambda: gains(run.folder, run.record, config.eval))
         run.record["tracking"] = tracker.describe()
     if config.lora.enabled:
-        base_models.keep(model, inputs.model_source, loaded)
+        base_models.keep(model)
 
 
 def tuned_model(run: Run, inputs: RunInputs, model: Any, on_log: OnLog, process: UnslothProcess | None) -> Any:

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from hashlib import sha256
 
+import httpx
 import pytest
 
 from tests.hub import Hub
@@ -72,6 +73,19 @@ def test_an_upload_is_one_commit_and_sends_no_large_file_that_has_arrived(ours, 
     assert sum("/commit/" in request.path for request in ours.requests) == 1
     repository = ours.root / "models" / "tester" / "several"
     assert {path.name: path.read_bytes() for path in repository.iterdir()} == files | {"README.md": b"# Several"}
+
+
+def test_an_interrupted_upload_is_resumed_by_the_same_command(ours, monkeypatch, tmp_path):
+    def breaks_off(*_: object, **__: object) -> None:
+        raise httpx.ReadTimeout("the read operation timed out")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", breaks_off)
+    resumes = "^push_to=tester/tuned: the upload was interrupted; run the same command again to resume it$"
+    with pytest.raises(UserError, match=resumes):
+        push([tmp_path], "# Card", "tester/tuned", private=True)
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", breaks_off)
+    with pytest.raises(UserError, match=r"^push_to=tester/tuned: the model hub cannot be reached"):
+        check_repository("tester/tuned", private=True)  # nothing has been sent
 
 
 def test_files_of_several_quants_do_not_hide_each_other(tmp_path):

@@ -92,6 +92,17 @@ def make(target: Path, word: str, passed: bool, run_id: str = "a") -> Path:
         return move_to(target, new, gate)
 
 
+def test_files_in_subfolders_are_listed(tmp_path):
+    """transformers writes all chat templates but one into a subfolder."""
+    (tmp_path / "additional_chat_templates").mkdir()
+    for name in ("gate.json", "config.json", "additional_chat_templates/tool_use.jinja"):
+        (tmp_path / name).write_text(name)
+    before = list_files(tmp_path)
+    assert list(before) == ["additional_chat_templates/tool_use.jinja", "config.json"]
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("another")
+    assert list_files(tmp_path) != before
+
+
 def test_only_exports_of_the_run_are_replaced(tmp_path):
     target = make(tmp_path / "adapter", "theirs", passed=True, run_id="b")
     with pytest.raises(UserError, match="holds an export of another run, b, and would be overwritten"):

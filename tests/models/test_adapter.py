@@ -6,7 +6,7 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.config.model import LoraConfig, ModelConfig
-from tometune.models.load import add_adapter, load_adapter, load_model
+from tometune.models.load import ADAPTER_FILES, add_adapter, load_adapter, load_model
 from tometune.models.lora_rounding import RoundedOnce
 from tometune.models.source import locate
 
@@ -40,8 +40,15 @@ def test_a_loaded_adapter_gives_the_same_logits(tiny_config, cache, tmp_path):
         assert sum(isinstance(module, RoundedOnce) for module in model.modules()) == 2 * 7
     assert torch.equal(made.eval()(tokens).logits, loaded.eval()(tokens).logits)
     assert not torch.equal(before, loaded(tokens).logits)
-    with pytest.raises(UserError, match="holds no adapter"):
-        load_adapter(load_model(locate(tiny_config, cache)), tmp_path / "none")
+
+
+@pytest.mark.parametrize("lost", ADAPTER_FILES)
+def test_a_folder_without_an_adapter_is_one_line(tiny_config, cache, tmp_path, lost):
+    model = load_model(locate(tiny_config, cache))
+    add_adapter(model, LoraConfig(), 0).save_pretrained(tmp_path)
+    (tmp_path / lost).unlink()
+    with pytest.raises(UserError, match=rf"holds no adapter \({lost} is missing\).* \(adapter_model\.bin is a pickle"):
+        load_adapter(load_model(locate(tiny_config, cache)), tmp_path)
 
 
 def test_a_wrong_layer_name_is_reported(tiny_config, cache):

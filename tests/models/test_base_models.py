@@ -1,36 +1,122 @@
-"""A base model is kept between the runs of a process, unless a run changed it."""
+"""A base model is kept between the runs of a sweep in one process, unless a run or its files changed."""
 
-import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.conftest import Run
-from tometune.config.model import LoraConfig, ModelConfig, Quantization, Weights
-from tometune.models.base_models import BaseModels, state_of
-from tometune.models.load import add_adapter
+from tometune.config.model import LoraConfig, Weights
+from tometune.models.base_models import BaseModels
+from tometune.models.load import add_adapter, load_model
 from tometune.models.source import locate
 
 
 @pytest.fixture
-def source(tmp_path):
-    return locate(ModelConfig(name="tiny", id="tiny", weights=Weights.random, quantization=Quantization.none), tmp_path)
+def source(tiny_config, cache):
+    return locate(tiny_config, cache)
 
 
-def test_kept_without_its_adapter_unless_it_changed(source):
+@pytest.fixture
+def models():
+    made = BaseModels()
+    with made.shared():
+        yield made
+
+
+def test_kept_without_its_adapter_and_dropped_after_the_sweep(source):
+    models = BaseModels()
+    with models.shared():
+        first = models.load(source)
+        before = {name: weight.clone() for name, weight in first.state_dict().items()}
+        for _ in range(2):
+            models.keep(add_adapter(first, LoraConfig(), 0))
+            assert models.load(source) is first
+        after = first.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(after[name], weight) for name, weight in before.items())
+        models.keep(first)
+    assert models._kept is None
+    assert models.load(source) is not first
+
+
+def test_nothing_is_kept_outside_of_a_sweep(source):
+    """The process may go on to evaluate, export or chat, which loads models of its own."""
     models = BaseModels()
     first = models.load(source)
-    before = state_of(first)
-    models.keep(add_adapter(first, LoraConfig(), 0), source, before)
-    again = models.load(source)
-    assert again is first
-    assert state_of(again) == before
-    changed = add_adapter(again, LoraConfig(), 0)
-    again.model.layers[0].mlp.up_proj.base_layer.weight.data += 1
-    models.keep(changed, source, before)
+    models.keep(first)
+    assert models._kept is None
     assert models.load(source) is not first
-    again.model.layers[0].mlp.up_proj.register_forward_hook(print)
-    models.keep(again, source, before)
-    assert models.load(source) is not again
+
+
+def change_weight(model):
+    model.model.layers[0].mlp.up_proj.weight.data += 1
+
+
+def change_buffer(model):
+    model.model.rotary_emb.inv_freq[0] = 2
+
+
+def change_attribute(model):
+    model.model.layers[0].self_attn.scaling = 0.5
+
+
+def change_attention(model):
+    model.config._attn_implementation = "eager"
+
+
+def change_config(model):
+    model.config.rms_norm_eps = 0.1
+
+
+def add_forward_hook(model):
+    model.model.layers[0].mlp.up_proj.register_forward_hook(print)
+
+
+def add_backward_hook(model):
+    model.model.layers[0].mlp.up_proj.register_full_backward_hook(print)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(change_weight, change_buffer, change_attribute, change_attention, change_config),
+        *(add_forward_hook, add_backward_hook),
+    ],
+)
+def test_a_changed_model_is_loaded_again(models, source, change):
+    first = models.load(source)
+    change(first)
+    models.keep(first)
+    assert models.load(source) is not first
+
+
+def test_a_model_whose_files_changed_is_loaded_again(models, tiny_config, source, tmp_path):
+    load_model(source).save_pretrained(tmp_path)
+    folder = locate(replace(tiny_config, id=str(tmp_path), weights=Weights.pretrained), tmp_path)
+    first = models.load(folder)
+    models.keep(first)
+    assert models.load(folder) is first
+    models.keep(first)
+    other = load_model(source)
+    other.model.norm.weight.data += 1
+    other.save_pretrained(tmp_path)
+    assert torch.equal(models.load(folder).model.norm.weight, other.model.norm.weight)
+
+
+def test_an_error_while_keeping_does_not_fail_the_finished_run(models, source, caplog):
+    first = models.load(source)
+    models.keep(SimpleNamespace())
+    assert "the next run loads its model again (AttributeError: " in caplog.text
+    assert models.load(source) is not first
+
+
+def test_the_sweeps_own_process_imports_no_torch_for_it():
+    code = "import sys; from tometune.models.base_models import base_models\nwith base_models.shared(): pass\n"
+    subprocess.run([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"], check=True)
 
 
 @pytest.mark.whole
@@ -41,5 +127,13 @@ def test_a_later_run_is_the_same_as_one_alone(run_verb: Run, tmp_path):
     assert both.stderr.count("is loaded already") == 1, both.stderr
     alone = run_verb("train", *words, "sweep.name=alone", "seed=1")
     assert "is loaded already" not in alone.stderr, alone.stderr
-    (one,), (other,) = (list((tmp_path / name).glob("*-s1-*/adapter/*.safetensors")) for name in ("both", "alone"))
-    assert hashlib.sha256(one.read_bytes()).digest() == hashlib.sha256(other.read_bytes()).digest()
+    one, other = (
+        {
+            str(path.relative_to(run)): path.read_bytes()
+            for pattern in ("adapter/*.safetensors", "eval/tuned/*.jsonl")
+            for path in run.glob(pattern)
+        }
+        for run in (next((tmp_path / name).glob("*-s1-*")) for name in ("both", "alone"))
+    )
+    assert one == other
+    assert len(one) > 1, "the adapter and scores"

@@ -97,6 +97,25 @@ def test_a_micro_batch_is_remembered_per_kind(tmp_path, monkeypatch, small_gpu):
     assert attempts == ["a", "b"]
 
 
+def test_a_copy_of_the_model_in_another_process_is_another_kind(plain, cache, tmp_path, monkeypatch):
+    """That process scores, and keeps its model while Unsloth's process trains, if the model is small."""
+    gpu = SimpleNamespace(name="made up", total_memory=10**9)
+    for name, value in {"is_available": True, "current_device": 0, "get_device_properties": gpu}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, found=value: found)
+    config, model = settings(), SimpleNamespace(get_memory_footprint=lambda: size)
+    inputs = TrainingInputs(
+        locate(config.model, cache), plain.tokens, config.trainer, config.lora, config.seeds, tmp_path, cache
+    )
+    found = {}
+    for unsloth, size in ((False, 1), (True, 1), (True, 10**8)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 10**9))
+        training = SimpleNamespace(
+            inputs=inputs, model=model, unsloth=unsloth, dtype="bf16", attention="sdpa", cuda_graph=False
+        )
+        found[unsloth, size] = memory._key(training)  # type: ignore[arg-type]
+    assert found[False, 1] == found[True, 10**8] != found[True, 1]
+
+
 NIGHTLY = [pytest.param(*case, marks=pytest.mark.nightly) for case in (("lora", 2), ("full", 4))]
 
 

@@ -1,5 +1,7 @@
 """The size of a step does not depend on how much fits into a forward pass; the memory of optimisers."""
 
+from importlib import util
+
 import pytest
 from accelerate.data_loader import BatchSamplerShard
 from torch import nn
@@ -8,7 +10,16 @@ from tests.training.conftest import settings
 from tometune.common.errors import UserError
 from tometune.training.batches import FullBatches
 from tometune.training.memory import embedded, trainable
-from tometune.training.steps import Step, effective_batch, in_packs, micro_batches, state_bytes, steps_of, with_steps
+from tometune.training.steps import (
+    Step,
+    check_optimiser,
+    effective_batch,
+    in_packs,
+    micro_batches,
+    state_bytes,
+    steps_of,
+    with_steps,
+)
 
 PACKS = {"packing": True, "conversations_per_step": None, "tokens_per_step": 512}
 
@@ -80,3 +91,14 @@ def test_states_of_optimisers():
     tied = nn.ModuleDict({"table": nn.Embedding(5, 2), "head": nn.Linear(2, 5, bias=False)})
     tied["head"].weight = tied["table"].weight
     assert embedded(tied) == trainable(tied) == 10
+
+
+@pytest.mark.parametrize(
+    ("optim", "package"),
+    [("lion_8bit", "bitsandbytes"), ("adamw_torch_8bit", "torchao"), ("stable_adamw", "optimi")],
+)
+def test_the_package_of_an_optimiser_is_missed_before_anything_is_loaded(monkeypatch, optim, package):
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=rf"^trainer\.optim={optim}: needs {package}; pip install .*adamw_torch$"):
+        check_optimiser(settings(optim=optim).trainer)
+    check_optimiser(settings(optim="adamw_torch").trainer)

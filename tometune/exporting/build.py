@@ -160,8 +160,9 @@ class Builder:
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size in bytes and sha256 of each file of an export except gate.json."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != GATE)
-    return {path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / GATE)
+    found = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in found.items()}
 
 
 def sha256_of(path: Path) -> str:

@@ -39,6 +39,7 @@ FILE_TYPES = {"f16": 1, "bf16": 32, "q8_0": 7, "q3_k_m": 12, "q4_k_m": 15, "q5_k
 """llama.cpp's `llama_ftype` by name (llama.h)."""
 
 SLOTS = 8  # prompts that the server answers at once
+ANSWER_SECONDS = 3600.0  # longest wait for an answer; a large model on a slow machine needs long
 
 
 def missing() -> list[str]:
@@ -88,7 +89,7 @@ class LlamaCppEngine:
         self.file = file
 
     def render(self, conversations: Sequence[Conversation]) -> list[Tokens]:
-        with LlamaServer(self.file, 1024) as server:
+        with LlamaServer(self.file, 1024, seconds=ANSWER_SECONDS) as server:
             return [server.tokens(messages) for messages in conversations]
 
     def log_probabilities(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[np.ndarray]:
@@ -98,7 +99,7 @@ class LlamaCppEngine:
     def answer(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[str]:
         greedy = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
         context = SLOTS * (max(map(len, prompts)) + max(lengths) + 16)
-        with LlamaServer(self.file, context, SLOTS) as server, ThreadPoolExecutor(SLOTS) as pool:
+        with LlamaServer(self.file, context, SLOTS, ANSWER_SECONDS) as server, ThreadPoolExecutor(SLOTS) as pool:
             bodies = ({"prompt": ids, "n_predict": n, **greedy} for ids, n in zip(prompts, lengths, strict=True))
             answers = pool.map(lambda body: server.request("POST", "/completion", body), bodies)
             return [found["content"].strip() for found in answers]

@@ -90,7 +90,7 @@ def push(folders: Sequence[Path], text: str, repository: str, private: bool) -> 
     files: dict[str, Path | bytes] = {**files_of(folders), CARD: text.encode()}
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     log.info("uploading %d files to %s", len(files), repository)
-    with _upload_errors(repository):
+    with _upload_errors(repository, begun=True):
         url = HfApi().create_repo(repository, private=private, exist_ok=True)
         HfApi().create_commit(repository, operations, commit_message="Upload by tometune")
     return str(url)
@@ -113,8 +113,8 @@ def files_of(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 @contextmanager
-def _upload_errors(repository: str) -> Iterator[None]:
-    """Turn errors of the hub into a `UserError` with the fix."""
+def _upload_errors(repository: str, begun: bool = False) -> Iterator[None]:
+    """Turn errors of the hub into a `UserError` with the fix; `begun` once files are being sent."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -122,7 +122,11 @@ def _upload_errors(repository: str) -> Iterator[None]:
             yield
     except UserError as error:
         cause = error.__cause__
-        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
-            fix = "make one with write access (hf auth login)"
-            raise UserError(f"push_to={repository}: the token may not write there; {fix}") from error
-        raise
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        if status in (401, 403):
+            problem = "the token may not write there; make one with write access (hf auth login)"
+        elif begun and (status is None or status >= 500):
+            problem = "the upload was interrupted; run the same command again to resume it"
+        else:
+            raise
+        raise UserError(f"push_to={repository}: {problem}") from error

@@ -38,12 +38,16 @@ class LlamaServer:
     its own, so that Ctrl-C in the terminal does not reach it.
     """
 
-    def __init__(self, file: Path, context: int, slots: int = 1) -> None:
+    def __init__(self, file: Path, context: int, slots: int = 1, seconds: float | None = None) -> None:
         """Start the server and wait until it has read the file; `slots` prompts at once share the context's tokens.
+
+        `seconds` is the longest wait for an answer. By default there is no limit, because a large model on a slow
+        machine is not an error.
 
         Raises:
             LlamaError: llama.cpp cannot read the file.
         """
+        self._lock, self._reason = threading.RLock(), ""
         key = secrets.token_urlsafe(16)
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 -- lives as long
         self.process = subprocess.Popen(  # noqa: S603 -- our own module
@@ -60,8 +64,7 @@ class LlamaServer:
         if not address:
             raise LlamaError(f"{file}: llama.cpp cannot read it ({self._exit_reason()}); export it again")
         headers = {"Authorization": f"Bearer {key}"}
-        # Without a time limit, because a large model on a slow machine is not an error.
-        self._client = httpx.Client(base_url=address, headers=headers, timeout=None, trust_env=False)  # noqa: S113
+        self._client = httpx.Client(base_url=address, headers=headers, timeout=seconds, trust_env=False)
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> str:
         """Return a conversation in the file's own chat template, up to where the answer begins."""
@@ -95,24 +98,34 @@ class LlamaServer:
         except httpx.HTTPStatusError as error:
             raise LlamaError(f"llama.cpp: {error.response.text[:300]}") from error
         except httpx.TransportError as error:
-            raise LlamaError(f"llama.cpp has ended ({self._exit_reason()}); run the command again") from error
+            late = isinstance(error, httpx.TimeoutException)
+            reason = self._exit_reason(f"no answer within {self._client.timeout.read} s" if late else "")
+            raise LlamaError(f"llama.cpp has ended ({reason}); run the command again") from error
 
-    def _exit_reason(self) -> str:
-        """End the server; return its exit status and the first error (or the last line) of its log."""
-        self.end()
-        self._log.seek(0)
-        lines = self._log.read().strip().splitlines() or ["no message"]
-        errors = [found[1] for found in map(ERROR.match, lines) if found]
-        status = self.process.returncode
-        return f"{f'signal {-status}' if status < 0 else f'status {status}'}: {[*errors, lines[-1]][0][:300]}"
+    def _exit_reason(self, known: str = "") -> str:
+        """End the server; return the known reason, or its exit status and the first error (or last line) of its log.
+
+        The first caller finds the reason. The other threads that share the server only see that it has ended.
+        """
+        with self._lock:
+            self.end()
+            if not self._reason:
+                self._log.seek(0)
+                lines = self._log.read().strip().splitlines() or ["no message"]
+                errors = [found[1] for found in map(ERROR.match, lines) if found]
+                status = self.process.returncode
+                how = f"signal {-status}" if status < 0 else f"status {status}"
+                self._reason = known or f"{how}: {[*errors, lines[-1]][0][:300]}"
+            return self._reason
 
     def end(self) -> None:
         """End the server; without this it ends with this process."""
-        try:
-            self.process.communicate(timeout=5)  # closes its input
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
+        with self._lock:  # `communicate` is not for several threads
+            try:
+                self.process.communicate(timeout=5)  # closes its input
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.communicate()
 
     def __enter__(self) -> Self:
         return self

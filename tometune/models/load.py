@@ -23,6 +23,8 @@ from tometune.models.source import ADAPTER, ModelSource, as_saved, fingerprint, 
 
 log = logging.getLogger(__name__)
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16, Precision.fp32: torch.float32}
 
 
@@ -112,12 +114,16 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> peft.PeftMo
     Raises:
         UserError: the folder holds no adapter, only a pickled one, or one that does not fit the model.
     """
-    if not (folder / "adapter_model.safetensors").is_file():  # PEFT would read a pickle
-        if (folder / "adapter_model.bin").exists():
-            raise UserError(
-                f"{folder}: holds its weights as a pickle, which can run code when it is read; save it as safetensors"
-            )
-        raise UserError(f"{folder}: holds no adapter_model.safetensors; name a run whose training finished")
+    absent = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if absent and (folder / "adapter_model.bin").exists():  # PEFT would read it
+        raise UserError(
+            f"{folder}: holds its weights as a pickle, which can run code when it is read; save it as safetensors"
+        )
+    if absent:
+        raise UserError(
+            f"{folder}: holds no adapter ({absent[0]} is missing); name a run whose training finished, or an adapter "
+            "with its weights as safetensors (adapter_model.bin is a pickle and is not read)"
+        )
     try:
         if isinstance(model, peft.PeftModel):
             model.load_adapter(folder, adapter_name=name, is_trainable=False)

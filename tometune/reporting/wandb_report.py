@@ -52,11 +52,8 @@ def publish(report: Report, tracking: TrackingConfig) -> list[str]:
     described = tracker.describe()
     if "path" not in described:
         return [f"not published: {described.get('reason') or 'W&B does not say where the run is'}"]
-    lines = [described["url"] or described["sync"], _save(report, described)]
-    if absent := runs_elsewhere(report.sweep, tracking.project):
-        project = f"the project {tracking.project} of W&B"
-        lines.insert(0, f"{absent} of {len(report.sweep.runs)} runs are not in {project}, so its panels lack them")
-    return [line for line in lines if line]
+    lines = [*runs_elsewhere(report.sweep, tracking.project), described["url"] or described["sync"]]
+    return [line for line in [*lines, _save(report, described)] if line]
 
 
 def log_report(tracker: RunTracker, report: Report) -> None:
@@ -91,11 +88,17 @@ def summary_numbers(table: Table) -> dict[str, float]:
     return {name: value for name, value in values if type(value) in (int, float)}
 
 
-def runs_elsewhere(sweep: Sweep, project: str) -> int:
-    """Return the number of runs that were not logged to this project of W&B."""
-    tracked = [run.record.get("tracking") or {} for run in sweep.runs]
-    paths = [str(entry.get("path") or "").split("/") for entry in tracked if entry.get("tracker") == "wandb"]
-    return len(sweep.runs) - [path[-2] for path in paths if len(path) > 1].count(project)
+def runs_elsewhere(sweep: Sweep, project: str) -> list[str]:
+    """Return notes on runs that the panels lack: not logged to W&B, or logged to another project."""
+    entries = [run.record.get("tracking") or {} for run in sweep.runs]
+    paths = [str(entry["path"]) for entry in entries if entry.get("tracker") == "wandb" and entry.get("path")]
+    others = {path.split("/")[-2] for path in paths} - {project}
+    notes = []
+    if absent := len(entries) - len(paths):
+        notes.append(f"{absent} of {len(entries)} runs were not logged to W&B, so its panels lack them")
+    if others:
+        notes.append(f"runs were logged to project {', '.join(sorted(others))}, not {project}: set tracking.project")
+    return notes
 
 
 def _save(report: Report, tracking: Mapping[str, Any]) -> str:

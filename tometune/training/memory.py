@@ -22,6 +22,7 @@ from tometune.common.files import write_json
 from tometune.common.integrity import defect
 from tometune.config.model import LoraConfig
 from tometune.config.trainer import TrainerConfig
+from tometune.models.base_models import is_small
 from tometune.models.lora_rounding import forget_inputs
 from tometune.models.machine import free_memory
 from tometune.models.source import ModelSource, parameters_to_train, quantized, without_weights
@@ -174,6 +175,8 @@ def _key(training: Training) -> dict[str, Any]:
         "kernels": f"deterministic {trainer.deterministic}, joined adapters",
         "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}",
         "graph": str(capacity_for(training, sizes[0])) if training.cuda_graph else "none",
+        # The process that scores keeps its own copy while Unsloth's process trains a small model.
+        **({"also": "the base model in another process"} if training.unsloth and is_small(training.model) else {}),
     }
 
 
