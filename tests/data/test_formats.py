@@ -318,6 +318,7 @@ def test_the_mapping_can_be_copied_for_any_name(name):
         ({"messages": "User: q\nFriend: a"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; "),
         ({"messages": "USER: q ASSISTANT: a"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str"),
         ({"messages": "USER: q ASSISTANT: a</s>b"}, "not_a_list_of_turns", "the conversation in 'messages' is of type"),
+        (ASK, "turn_not_conversation", "is a single turn; write a conversation per row"),
         ({"instruction": True, "output": "a"}, "not_a_text", "a turn's text is of type bool"),
         (chat(reply(weight=-1)), "bad_weight", "a turn's weight is '-1'; make it 0 or 1"),
         ({**MESSAGES, "tools": [{"name": "f", "since": date(2024, 1, 1)}]}, "no_json_value", "tools or a tool's turn"),
