@@ -1,5 +1,8 @@
 """The size of a step does not depend on how much fits into a forward pass; the memory of optimisers."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 from accelerate.data_loader import BatchSamplerShard
 from torch import nn
@@ -8,7 +11,16 @@ from tests.training.conftest import settings
 from tometune.common.errors import UserError
 from tometune.training.batches import FullBatches
 from tometune.training.memory import embedded, trainable
-from tometune.training.steps import Step, effective_batch, in_packs, micro_batches, state_bytes, steps_of, with_steps
+from tometune.training.steps import (
+    Step,
+    check_optimiser,
+    effective_batch,
+    in_packs,
+    micro_batches,
+    state_bytes,
+    steps_of,
+    with_steps,
+)
 
 PACKS = {"packing": True, "conversations_per_step": None, "tokens_per_step": 512}
 
@@ -69,6 +81,21 @@ def test_two_processes_share_the_rows_of_an_epoch_without_a_repeat(rows, shares)
     found = [BatchSamplerShard(batches, 2, process) for process in range(2)]
     assert [list(share) for share in found] == shares
     assert {len(share) for share in found} == {len(shares[0])}
+
+
+@pytest.mark.parametrize(
+    ("optim", "needs"),
+    [
+        ("paged_adamw_8bit", 'bitsandbytes; pip install "tometune[gpu]", or set trainer.optim=adamw_torch'),
+        ("adamw_torch_8bit", "torchao; pip install torchao, or set trainer.optim=adamw_torch"),
+        ("stable_adamw", "optimi; pip install torch-optimi, or set trainer.optim=adamw_torch"),
+    ],
+)
+def test_an_optimiser_needs_its_package(monkeypatch, optim, needs):
+    monkeypatch.setattr("tometune.training.steps.util", SimpleNamespace(find_spec=lambda name: None))
+    with pytest.raises(UserError, match=re.escape(f"trainer.optim={optim}: needs {needs}")):
+        check_optimiser(settings(optim=optim).trainer)
+    check_optimiser(settings(optim="adamw_torch").trainer)
 
 
 def test_states_of_optimisers():

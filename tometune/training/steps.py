@@ -12,8 +12,12 @@ from tometune.common.distributed import processes
 from tometune.common.errors import UserError
 from tometune.config.trainer import TrainerConfig
 
-BITSANDBYTES = ("adamw_8bit", "adamw_bnb_8bit", "paged_", "ademamix", "lion_")
-"""Prefixes of the optimisers that bitsandbytes implements."""
+PACKAGES = (
+    (("adamw_8bit", "adamw_bnb_8bit", "paged_", "ademamix", "lion_"), "bitsandbytes", '"tometune[gpu]"'),
+    (("adamw_torch_4bit", "adamw_torch_8bit"), "torchao", "torchao"),
+    (("stable_adamw",), "optimi", "torch-optimi"),
+)
+"""Prefixes of optimisers, the package that implements them, and what to install."""
 
 STATE_BYTES = {
     **{"adamw_8bit": 2, "adamw_bnb_8bit": 2, "ademamix_8bit": 3, "lion_8bit": 1},
@@ -99,10 +103,11 @@ def checkpoints_kept(trainer: TrainerConfig, steps: int) -> int:
 
 
 def check_optimiser(trainer: TrainerConfig) -> None:
-    """Raise a `UserError` if `trainer.optim` needs bitsandbytes, which is not installed."""
-    if trainer.optim.startswith(BITSANDBYTES) and util.find_spec("bitsandbytes") is None:
-        fix = 'pip install "tometune[gpu]", or set trainer.optim=adamw_torch'
-        raise UserError(f"trainer.optim={trainer.optim}: needs bitsandbytes; {fix}")
+    """Raise a `UserError` unless the package behind `trainer.optim` is installed."""
+    for prefixes, package, name in PACKAGES:
+        if trainer.optim.startswith(prefixes) and util.find_spec(package) is None:
+            fix = f"pip install {name}, or set trainer.optim=adamw_torch"
+            raise UserError(f"trainer.optim={trainer.optim}: needs {package}; {fix}")
 
 
 def state_bytes(optim: str, weights: int, embeddings: int = 0) -> int:
