@@ -43,10 +43,11 @@ def test_a_run_of_f115d2b_is_readable_and_what_it_lacks_takes_its_default(run):
     assert (config.model.name, config.data.rows, config.trainer.max_steps) == ("tiny", 64, 6)
     assert config.eval.tasks["summarisation"].max_new_tokens == 8
     assert read_record(run)["run_id"] == "tiny-pydocs_64-s0-aa812808"
-    change(run, chat=None, trainer=None, model__attn_implementation=None)
+    change(run, chat=None, trainer=None, model__attn_implementation=None, eval__engine="vllm")
     config = stored_config(run)
     assert config.trainer == TrainerConfig()
     assert config.model.attn_implementation == "sdpa"
+    assert config.eval.engine == "auto", "an engine that was removed"
 
 
 def test_unknown_keys_at_any_depth_are_one_warning(run, caplog):

@@ -79,6 +79,8 @@ def stored_config(folder: Path) -> Config:
     try:
         loaded = OmegaConf.create(path.read_text(encoding="utf-8"))
         assert isinstance(loaded, DictConfig), "not keys and values"
+        if OmegaConf.select(loaded, "eval.engine") == "vllm":  # this engine was removed
+            loaded.eval.engine = "auto"
         config = None
         while config is None:
             try:
