@@ -64,6 +64,8 @@ CASES = [
     ("trainer.gradient_checkpointing=maybe", "trainer.gradient_checkpointing=maybe: one of auto, true, false"),
     ("trainer.packing=false", "trainer.packing=false: counts steps in conversations; set trainer.conv"),
     ("tracking=none tracking.mode=online", "tracking.mode=online: tracking.tracker=none logs nowhere;"),
+    ("paths.cache='~nobody-of-that-name/x'", "paths.cache=~nobody-of-that-name/x: cannot be looked up (Could not dete"),
+    (f"paths.outputs={'x' * 300}", f"paths.outputs={'x' * 300}: cannot be looked up (File name too long); give anothe"),
     ("plan=hours", "plan=hours: one of true, false, measure"),
 ]
 

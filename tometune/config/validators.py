@@ -65,8 +65,11 @@ def folder(key: str, path: str) -> str | None:
     """Check that `path` is a folder or can become one."""
     if not path:
         return f"{key}: empty; give a folder"
-    given = Path(path).expanduser()
-    nearest = next(place for place in (given, *given.parents) if place.exists())
+    try:
+        given = Path(path).expanduser()
+        nearest = next(place for place in (given, *given.parents) if place.exists())
+    except (OSError, RuntimeError, ValueError) as error:  # no rights, a name too long, no such home, a null byte
+        return f"{key}={path}: cannot be looked up ({getattr(error, 'strerror', None) or error}); give another folder"
     return None if nearest.is_dir() else f"{key}={path}: {nearest} is a file; give another folder"
 
 
