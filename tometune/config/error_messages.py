@@ -11,7 +11,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from tometune.common.errors import ConfigError, UserError, chain_of, did_you_mean, nearest, shell_word
 from tometune.config.aliases import keys_of
-from tometune.config.root import setting_keys
+from tometune.config.root import conf_dir, setting_keys
 
 WRONG_VALUES = {
     "is not Optional": "must not be null",
@@ -62,6 +62,11 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             override = text.partition("Error merging override ")[2]
             return where + _wrong_key(cause, cause.full_key, override or cause.full_key)
+    if found := re.match(r"Could not delete from config\. 'eval\.tasks\.(.*)' does not exist\.", text):
+        options = "".join(path.read_text(encoding="utf-8") for path in (conf_dir() / "eval").glob("*.yaml"))
+        # Not the name itself: it is a task of another choice of eval, or is deleted twice.
+        names = sorted({*re.findall(r"task@tasks\.(\w+)", options)} - {found[1]})
+        return f"~eval.tasks.{found[1]}: no such task{did_you_mean(found[1], names)}"
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         fix = f"quote the value: {_quoted(key, value)}" if equals else "write key=value"
