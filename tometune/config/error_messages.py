@@ -37,21 +37,22 @@ PLUGINS = {
 
 
 @contextmanager
-def composition_errors() -> Iterator[None]:
+def composition_errors(extra_folder: Path | None = None) -> Iterator[None]:
     """Turn an error in composing a config into a one-line `ConfigError`, which names the YAML file that is wrong."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError([explain(error)]) from error
+        raise ConfigError([explain(error, extra_folder)]) from error
 
 
-def explain(error: BaseException) -> str:
-    """Return the line for an error of Hydra, OmegaConf or PyYAML."""
+def explain(error: BaseException, extra_folder: Path | None = None) -> str:
+    """Return the line for an error of Hydra, OmegaConf or PyYAML; `extra_folder` is that of `--config-dir`."""
     chain = chain_of(error)
     text = re.sub(r"^In '[^']+': |\s*See https://hydra\.cc\S+ for details", "", str(error))
     # Hydra's message names the YAML file that is wrong; the error has no attribute for it.
     named = next((found[1] for cause in chain if (found := re.match(r"In '([^']+)':", str(cause)))), None)
-    where = f"{named}.yaml: " if named else ""
+    files = (folder / f"{named}.yaml" for folder in (conf_dir(), extra_folder) if folder)
+    where = f"{next(filter(Path.exists, files), f'{named}.yaml')}: " if named else ""
     if ours := next((cause for cause in chain if isinstance(cause, UserError)), None):  # of a resolver
         return str(ours)
     for cause in chain:
