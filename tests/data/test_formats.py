@@ -296,7 +296,9 @@ def test_unknown_columns_are_answered_with_the_mapping(row, mapping):
         assert str(caught.value).endswith(f"; set {more}'data.base.columns={{{mapping}}}'")
 
 
-@pytest.mark.parametrize("name", ["问题", "it's", "null", "Inf", "1", "a=b", 'say "so"', "{x}", "a,b", "_q", "q?"])
+@pytest.mark.parametrize(
+    "name", ["问题", "it's", "null", "Inf", "1", "a=b", 'say "so"', "{x}", "a,b", "_q", "q?", "ques\\tion x", "q \\"]
+)
 def test_the_mapping_can_be_copied_for_any_name(name):
     (line,) = shlex.split(error_of(read, {name: "q", "Reply": "a"}, kind=FormatError).partition("; set ")[2])
     assert OverridesParser.create().parse_override(line).value() == {"user": name, "assistant": "Reply"}

@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
-from tometune.common.errors import ConfigError, UserError, chain_of, did_you_mean, nearest, shell_word
+from tometune.common.errors import ConfigError, UserError, chain_of, did_you_mean, hydra_text, nearest, shell_word
 from tometune.config.aliases import keys_of
 from tometune.config.root import conf_dir, setting_keys
 
@@ -81,9 +81,8 @@ def explain(error: BaseException, extra_folder: Path | None = None) -> str:
 
 
 def _quoted(key: str, value: str) -> str:
-    """Return an override with a quoted value as a word for the shell; Hydra's quoted texts escape quotes."""
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and f"\\{found[2]}"), value)
-    return shell_word(f'{key}="{escaped}"')
+    """Return an override with a quoted value as a word for the shell."""
+    return shell_word(f"{key}={hydra_text(value)}")
 
 
 def _missing_option(error: MissingConfigException) -> str:
