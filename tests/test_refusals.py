@@ -41,7 +41,7 @@ def test_what_is_missing_is_one_line_and_no_folder_is_made(place, overrides, say
         (["lora.target_modules=[q_prj]"], "no layer is named q_prj; did you mean q_proj", "base summarisation"),
         (
             ["+eval/task@eval.tasks.mine=jsonl", "eval.tasks.mine.path=mine.jsonl", "trainer.max_length=77"],
-            "mine.jsonl, row 0 (the first is 0): is not an object {…}; fix or delete it",
+            "mine.jsonl, line 1: is not an object {…}; fix or delete this line",
             "tokenised",
         ),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tometune import train
 from tometune.__main__ import verbs
 from tometune.common.cache import cached_folder
 from tometune.common.errors import UserError
@@ -115,6 +116,14 @@ def test_options_that_are_rejected(command, option, line):
     outcome = command(option)
     assert outcome.status == 2
     assert outcome.errors[0].startswith(line)
+
+
+def test_the_help_lists_the_options_of_a_folder_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "of_my_own.yaml").touch()
+    monkeypatch.setattr(sys, "argv", ["train", "--config-dir", str(tmp_path), "--help"])
+    train.main()
+    assert ", of_my_own, " in capsys.readouterr().out
 
 
 def test_config_commands_import_nothing_heavy(tmp_path):

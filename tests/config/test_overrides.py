@@ -24,7 +24,8 @@ CASES = [
     ("model.lerning_rate=1", "model.lerning_rate: no such key; did you mean trainer.learning_rate?"),
     ("trainer.foo=1", "trainer.foo: no such key; --cfg job prints all keys"),
     ("~qqqqq", "~qqqqq: only a task can be deleted, ~eval.tasks.NAME"),
-    ("~eval.tasks.xyz", "Could not delete from config. 'eval.tasks.xyz' does not exist."),
+    ("~eval.tasks.data_to_txt", "~eval.tasks.data_to_txt: no such task; did you mean data_to_text?"),
+    ("~eval.tasks.xyz", "~eval.tasks.xyz: no such task"),
     ("eval.tasks={}", "eval.tasks={}: an empty dict changes nothing; name the keys to change, or delete a task:"),
     ("trainer.learning_rate=high", "trainer.learning_rate=high: not a number"),
     ("trainer.learning_rate=null", "trainer.learning_rate=null: must not be null"),
@@ -154,15 +155,11 @@ def test_nothing_right_is_called_wrong(overrides):
 @pytest.mark.parametrize(
     ("option", "text", "message"),
     [
-        (
-            "key",
-            "trainer:\n  max_stps: 3\n",
-            "experiment/key.yaml: trainer.max_stps: no such key; did you mean",
-        ),
-        ("type", "trainer:\n  max_steps: ten\n", "experiment/type.yaml: trainer.max_steps=ten: not an integer"),
+        ("key", "trainer:\n  max_stps: 3\n", "{file}: trainer.max_stps: no such key; did you mean trainer.max_steps?"),
+        ("type", "trainer:\n  max_steps: ten\n", "{file}: trainer.max_steps=ten: not an integer"),
         ("syntax", "trainer:\n  max_steps: [3\nfoo: 1\n", "{file}:4: not YAML: expected ',' or ']', but got ':'"),
         ("option", "defaults:\n  - override /model: tony\n", "model=tony: no such option; did you mean tiny?"),
-        ("group", "defaults:\n  - override /modl: tiny\n", "experiment/group.yaml: Could not override 'modl'."),
+        ("group", "defaults:\n  - override /modl: tiny\n", "{file}: Could not override 'modl'."),
     ],
 )
 def test_wrong_yaml_file(command, tmp_path, option, text, message):

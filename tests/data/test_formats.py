@@ -296,7 +296,9 @@ def test_unknown_columns_are_answered_with_the_mapping(row, mapping):
         assert str(caught.value).endswith(f"; set {more}'data.base.columns={{{mapping}}}'")
 
 
-@pytest.mark.parametrize("name", ["问题", "it's", "null", "Inf", "1", "a=b", 'say "so"', "{x}", "a,b", "_q", "q?"])
+@pytest.mark.parametrize(
+    "name", ["问题", "it's", "null", "Inf", "1", "a=b", 'say "so"', "{x}", "a,b", "_q", "q?", "ques\\tion x", "q \\"]
+)
 def test_the_mapping_can_be_copied_for_any_name(name):
     (line,) = shlex.split(error_of(read, {name: "q", "Reply": "a"}, kind=FormatError).partition("; set ")[2])
     assert OverridesParser.create().parse_override(line).value() == {"user": name, "assistant": "Reply"}
@@ -318,6 +320,7 @@ def test_the_mapping_can_be_copied_for_any_name(name):
         ({"messages": "User: q\nFriend: a"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str; "),
         ({"messages": "USER: q ASSISTANT: a"}, "not_a_list_of_turns", "the conversation in 'messages' is of type str"),
         ({"messages": "USER: q ASSISTANT: a</s>b"}, "not_a_list_of_turns", "the conversation in 'messages' is of type"),
+        (ASK, "turn_not_conversation", "is a single turn; write a conversation per row"),
         ({"instruction": True, "output": "a"}, "not_a_text", "a turn's text is of type bool"),
         (chat(reply(weight=-1)), "bad_weight", "a turn's weight is '-1'; make it 0 or 1"),
         ({**MESSAGES, "tools": [{"name": "f", "since": date(2024, 1, 1)}]}, "no_json_value", "tools or a tool's turn"),

@@ -101,6 +101,19 @@ def finetome(hub):
     return hub.add_dataset(ID, {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(ROWS)})
 
 
+@pytest.mark.nightly
+def test_a_branch_that_moved_gives_its_new_rows(hub, ask):
+    repository = hub.add_dataset("user/moved", {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(ROWS)})
+    source = {"id": "user/moved"}
+    [(before, _, old)] = ask(source)
+    changed = [conversation("new", source="x", score=5.0)]
+    hub.add_dataset("user/moved", {"data/train-00000-of-00001.parquet": parquet(changed)})
+    [(after, _, new), (again, _, pinned)] = ask(source, {**source, "revision": repository.commit()})
+    assert (len(old), len(new)) == (5, 1)
+    assert before != after == again
+    assert pinned == new
+
+
 @pytest.mark.usefixtures("finetome")
 def test_each_error_names_its_cause(hub, ask):
     hub.add_dataset("user/gated", {"README.md": CARD, "data/train-00000-of-00001.parquet": parquet(ROWS)})

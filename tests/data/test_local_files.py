@@ -2,6 +2,7 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -107,6 +108,7 @@ def test_files_of_every_kind(tmp_path, name, content, rows):
         ("x.arrow", b"nothing", ": is not a complete file ("),
         ("x.jsonl", b'{"n": 1}\n' * 6 + b'{"n": 1, "te\n{"n": 2}', ", line 7: is not JSON (Unterminated string"),
         ("x.jsonl", b'{"n": 1}\n[1]', ", line 2: is not an object {…}; fix or delete this line"),
+        ("x.jsonl", b'["q", "a"]\n{"n": 1}', ", line 1: is not an object {…}; fix or delete this line"),
         ("x.jsonl", b'{"n": "\xff"}', ", line 1: is not UTF-8 (invalid start byte at byte 7); fix or delete this line"),
         ("x.jsonl", '{"n": 1}\n'.encode("utf-16"), ": is in UTF-16; save it as UTF-8"),
         ("x.csv", "tide,time\n".encode("utf-16"), ": is in UTF-16; save it as UTF-8"),
@@ -118,7 +120,7 @@ def test_files_of_every_kind(tmp_path, name, content, rows):
         ("x.jsonl", b'{"n": 1, "m": {"n": 2, "n": 3}}\n', ", line 1: has the key 'n' twice; fix or delete this line"),
         ("x.json", b'[{"n": 2, "n": 3}]', ": has the key 'n' twice; fix the file, or write one object per line"),
         ("x.jsonl", b'{"n": ' + b"1" * 5_000 + b"}", ", line 1: cannot be read (Exceeds the limit (4300 digits)"),
-        ("x.jsonl", b'{"n": ' + b"[" * 200_000, ": is nested too deeply; fix the file, or write one object per line"),
+        ("x.jsonl", b'{"n": ' + b"[" * 200_000, ", line 1: is nested too deeply; fix or delete this line"),
         ("x.json", b'[{"n": 1},\n{"n"]', ": is not JSON (Expecting ':' delimiter, line 2, column 5); fix the file"),
         ("x.json", b'[{"n": 1}, 2]', ", row 1 (the first is 0): is not an object {…}; fix or delete it"),
         ("x.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", ": is not a complete file ("),
@@ -160,7 +162,10 @@ FIRST = "is not JSON ("
         ("x.tsv", 'a\n"1\n2"\n', [("1\n2",)]),
         ("x.jsonl", '{"a": 1, \n{"a": 2}\n{"a": 3}\n', [FIRST, (2,), (3,)]),
         ("x.jsonl", '[broken\n{"a": 2}\n{"a": 3}\n', [FIRST, (2,), (3,)]),
-        ("x.jsonl", '[1, 2]\n{"a": 2}\n', ["is not an object", "is not an object", (2,)]),
+        ("x.jsonl", '[1, 2]\n{"a": 2}\n', ["is not an object", (2,)]),
+        ("x.jsonl", '["q", "a"]\n["q", "a"]\n', ["is not an object"] * 2),
+        ("x.jsonl", '[]\n{"a": 2}\n', ["is not an object", (2,)]),
+        ("x.jsonl", '{"a": 1}{"a": 2}\n{"a": 3}\n', [FIRST, (3,)]),
         ("x.jsonl", '{"a": 1},\n{"a": 2},\n', [(1,), (2,)]),
         ("x.jsonl", '{"a": 1, "a": 2}\n{"a": 3}\n', ["has the key 'a' twice", (3,)]),
         ("x.json", '{"question": "x", "items": [{"a": 1}]}\n', [("x", [{"a": 1}])]),
@@ -178,6 +183,16 @@ def test_a_broken_row_is_one_bad_row(tmp_path, name, content, rows):
             assert row.message.startswith(expected)
         else:
             assert tuple(row.values()) == expected
+
+
+def test_a_broken_first_line_does_not_bring_the_file_into_memory(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": "cut\n' + lines({"a": "x" * 2**20}) * 96)
+    tracemalloc.start()
+    sizes = [len(batch) for batch in read_file(tmp_path / "x.jsonl")]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(sizes) == 97
+    assert most < 64 * 2**20, "the file has 96 MiB; a batch and the buffer have 16 MiB each"
 
 
 TURNS = [{"role": "user", "content": "Is it high tide?"}, {"role": "assistant", "content": "At five."}]

@@ -121,10 +121,12 @@ def test_labelled_answers_need_a_setting(tmp_path):
 
 def test_folders_of_save_to_disk(tmp_path):
     one = datasets.Dataset.from_list([CHAT] * 3)
-    one.save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.Dataset.from_list([CHAT] * 8).save_to_disk(tmp_path / "one", num_shards=4)
+    one.save_to_disk(tmp_path / "one", num_shards=2)  # into the same folder, where the first shards stay
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "both")
-    datasets.load_from_disk(tmp_path / "one").map(lambda row: {**row, "more": 1})
-    assert list((tmp_path / "one").glob("cache-*.arrow"))
+    for name in (None, str(tmp_path / "one" / "mapped.arrow")):
+        datasets.load_from_disk(tmp_path / "one").map(lambda row: {**row, "more": 1}, cache_file_name=name)
+    assert len(list((tmp_path / "one").glob("*.arrow"))) == 2 + 4 + 2
     (tmp_path / "one" / "dataset_infos.json").write_text('{"default": {"features": {}}}')
     for folder in ("one", "both", "one/*"):
         made = standardised(tmp_path / folder, tmp_path / "cache")

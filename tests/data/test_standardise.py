@@ -58,6 +58,17 @@ def test_a_source_is_cached_until_its_content_or_format_changes(tmp_path, caplog
     assert len(caplog.messages) == 3
 
 
+@pytest.mark.nightly
+def test_a_row_of_20_mb(tmp_path):
+    long = conversation("word " * 4_000_000)  # longer than `BATCH_BYTES`
+    rows = [conversation(1), long, conversation(2)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    one = standardise(files(tmp_path / "x.parquet"), "data.pool", tmp_path / "cache")
+    other = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "data.pool", tmp_path / "cache")
+    assert one.rows["key"][:] == other.rows["key"][:]
+    assert len(one.rows[1]["messages"][0]["content"]) > 20_000_000
+
+
 def test_a_bad_row_is_counted_and_an_error_names_it(tmp_path):
     bad = {"conversations": [turn("humn", "q")], "dataset": "d"}
     file = write_jsonl(tmp_path / "x.jsonl", [conversation(1), conversation(2), bad, [1], bad])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import normalizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from tests.data.chatml import CHATML, chatml_tokenizer, turns
 from tests.data.tokenised import CONVERSATIONS, TOKENIZERS, both, mix_from, trained_texts
@@ -136,11 +136,23 @@ def test_text_far_beyond_the_limit_is_not_encoded(tmp_path: Path, monkeypatch: p
     )
     rows = [turns("hi", "hello there " * 100_000), turns("hi", "hello " * 30, "more?", "no " * 400_000)]
     made = tokenise(mix_from(rows), tokenizer, 60, tmp_path)
-    assert max(seen) < 60 * 200
+    assert max(seen) == 60 * max(map(len, tokenizer.get_vocab())), "else `tokens_cut` is another number"
     for cut, row in zip(made.dataset["input_ids"], rows, strict=True):
         begun = tokenizer.apply_chat_template([row[0], {**row[1], "content": row[1]["content"][:2000]}], tokenize=False)
         assert cut == tokenizer(begun, add_special_tokens=False).input_ids[:60]
     assert made.counts.truncated == 2
+
+
+def test_a_token_that_covers_any_number_of_characters_does_not_hide_the_answer(tmp_path: Path) -> None:
+    tokenizer = chatml_tokenizer()
+    pieces = [("<unk>", 0.0), *((letter, -1.0) for letter in map(chr, range(10, 127)))]
+    tokenizer.backend_tokenizer.model = models.Unigram(pieces, unk_id=0, byte_fallback=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+    tokenizer.backend_tokenizer.decoder = decoders.Fuse()
+    mix = mix_from([turns("水" * 5_000, "yes"), turns("x" * 5_000, "yes")])
+    made = tokenise(mix, tokenizer, 60, tmp_path)
+    assert made.counts.without_labels == 1
+    assert trained_texts(tokenizer, made.dataset[0], "<|im_end|>") == ["yes<|im_end|>"]
 
 
 def test_the_key_contains_everything_that_makes_the_tokens(tmp_path: Path) -> None:

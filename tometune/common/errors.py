@@ -1,5 +1,6 @@
 """Errors for the user: one line that says where, what is wrong and how to fix it."""
 
+import re
 import shlex
 from collections.abc import Iterable
 from difflib import SequenceMatcher
@@ -38,6 +39,12 @@ def shell_word(text: str) -> str:
     if "'" in text and not set(text) & set("$`\\!"):  # shlex.quote would be valid, but hard to read
         return '"{}"'.format(text.replace('"', '\\"'))
     return shlex.quote(text)
+
+
+def hydra_text(text: str) -> str:
+    """Return a text as a quoted value of Hydra, where quotes are escaped, and only those backslashes before them."""
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and f"\\{found[2]}"), text)
+    return f'"{escaped}"'
 
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:

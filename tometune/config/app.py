@@ -68,9 +68,9 @@ def _run(task: Task, sweep: Sweep | None, whole_sweep: bool) -> int:
     if line.options is not None and line.options.help:
         from tometune.config.help import help_text
 
-        print(help_text(name, sys.modules[task.__module__].__doc__ or name))
+        print(help_text(name, sys.modules[task.__module__].__doc__ or name, line.extra_folder))
         return DONE
-    with composition_errors():
+    with composition_errors(line.extra_folder):
         if line.options is None:
             check_keys(name, line.overrides)
         jobs = None if line.options is not None or (whole_sweep and not line.multirun) else jobs_of(line)

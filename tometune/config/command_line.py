@@ -53,8 +53,9 @@ GROUPS = ("model", "data", "lora", "trainer", "eval", "tracking", "chat", "expor
 class CommandLine:
     """The arguments after the verb."""
 
-    overrides: list[str]  # `key=value`, `group=option`; first the one that adds `--config-dir` to Hydra's search path
+    overrides: list[str]  # `key=value`, `group=option`; first the one that adds `extra_folder` to Hydra's search path
     multirun: bool = False
+    extra_folder: Path | None = None  # of `--config-dir`, searched for YAML files in addition to `conf/`
     options: argparse.Namespace | None = None  # Hydra's options if nothing is run: `--help`, `--cfg job` and the like
 
 
@@ -85,11 +86,11 @@ def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine:
     if folder is not None:
         overrides = [f"hydra.searchpath=['file://{folder}']", *overrides]
     if options.help:
-        return CommandLine([], options.multirun, options)
+        return CommandLine([], options.multirun, folder, options)
     if problems := [*answers(options.overrides, folder), *_without_effect(overrides)]:
         raise ConfigError(problems)
     shows = any((options.help, options.hydra_help, options.cfg, options.info, options.shell_completion))
-    return CommandLine(overrides, options.multirun, options if shows else None)
+    return CommandLine(overrides, options.multirun, folder, options if shows else None)
 
 
 def parse(texts: Iterable[str]) -> Iterator[Override]:

@@ -9,9 +9,9 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
-from tometune.common.errors import ConfigError, UserError, chain_of, did_you_mean, nearest, shell_word
+from tometune.common.errors import ConfigError, UserError, chain_of, did_you_mean, hydra_text, nearest, shell_word
 from tometune.config.aliases import keys_of
-from tometune.config.root import setting_keys
+from tometune.config.root import conf_dir, setting_keys
 
 WRONG_VALUES = {
     "is not Optional": "must not be null",
@@ -37,21 +37,22 @@ PLUGINS = {
 
 
 @contextmanager
-def composition_errors() -> Iterator[None]:
+def composition_errors(extra_folder: Path | None = None) -> Iterator[None]:
     """Turn an error in composing a config into a one-line `ConfigError`, which names the YAML file that is wrong."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError([explain(error)]) from error
+        raise ConfigError([explain(error, extra_folder)]) from error
 
 
-def explain(error: BaseException) -> str:
-    """Return the line for an error of Hydra, OmegaConf or PyYAML."""
+def explain(error: BaseException, extra_folder: Path | None = None) -> str:
+    """Return the line for an error of Hydra, OmegaConf or PyYAML; `extra_folder` is that of `--config-dir`."""
     chain = chain_of(error)
     text = re.sub(r"^In '[^']+': |\s*See https://hydra\.cc\S+ for details", "", str(error))
     # Hydra's message names the YAML file that is wrong; the error has no attribute for it.
     named = next((found[1] for cause in chain if (found := re.match(r"In '([^']+)':", str(cause)))), None)
-    where = f"{named}.yaml: " if named else ""
+    files = (folder / f"{named}.yaml" for folder in (conf_dir(), extra_folder) if folder)
+    where = f"{next(filter(Path.exists, files), f'{named}.yaml')}: " if named else ""
     if ours := next((cause for cause in chain if isinstance(cause, UserError)), None):  # of a resolver
         return str(ours)
     for cause in chain:
@@ -62,6 +63,11 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             override = text.partition("Error merging override ")[2]
             return where + _wrong_key(cause, cause.full_key, override or cause.full_key)
+    if found := re.match(r"Could not delete from config\. 'eval\.tasks\.(.*)' does not exist\.", text):
+        options = "".join(path.read_text(encoding="utf-8") for path in (conf_dir() / "eval").glob("*.yaml"))
+        # Not the name itself: it is a task of another choice of eval, or is deleted twice.
+        names = sorted({*re.findall(r"task@tasks\.(\w+)", options)} - {found[1]})
+        return f"~eval.tasks.{found[1]}: no such task{did_you_mean(found[1], names)}"
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         fix = f"quote the value: {_quoted(key, value)}" if equals else "write key=value"
@@ -75,9 +81,8 @@ def explain(error: BaseException) -> str:
 
 
 def _quoted(key: str, value: str) -> str:
-    """Return an override with a quoted value as a word for the shell; Hydra's quoted texts escape quotes."""
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and f"\\{found[2]}"), value)
-    return shell_word(f'{key}="{escaped}"')
+    """Return an override with a quoted value as a word for the shell."""
+    return shell_word(f"{key}={hydra_text(value)}")
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -6,6 +6,7 @@ import re
 from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from textwrap import fill, wrap
 from typing import get_type_hints
 
@@ -25,15 +26,18 @@ WITHOUT_KEYS = {"eval/task": "eval", "experiment": "experiment", "hydra/launcher
 EXPLAINED = 6  # most keys of a group that are explained one by one
 
 
-def help_text(verb: str, docstring: str) -> str:
-    """Return the help of a verb, whose docstring has a summary in the first line and then examples."""
+def help_text(verb: str, docstring: str, extra_folder: Path | None = None) -> str:
+    """Return the help of a verb, whose docstring has a summary in the first line and then examples.
+
+    The options in `extra_folder`, that of `--config-dir`, are listed, too.
+    """
     summary, *examples = docstring.strip().splitlines()
     types = get_type_hints(Config)
     groups: list[str] = []
     keys: list[str] = []
     for name in (*types, *WITHOUT_KEYS):
         whole = WITHOUT_KEYS.get(name, name) in ("experiment", *READS[verb])
-        options = _options(name) if whole else []
+        options = _options(name, extra_folder) if whole else []
         if len(options) > 1:
             groups += _entry(f"{ADDED.get(name, name)}=", ", ".join(options))
         below = {entry.name: entry for entry in fields(types[name])} if is_dataclass(types.get(name)) else {}
@@ -55,9 +59,10 @@ def help_text(verb: str, docstring: str) -> str:
     )
 
 
-def _options(group: str) -> list[str]:
+def _options(group: str, extra_folder: Path | None) -> list[str]:
     """Return the options of a group; the default has a star."""
-    names = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+    files = [file for folder in (conf_dir(), extra_folder) if folder for file in (folder / group).glob("*.yaml")]
+    names = sorted({file.stem for file in files})
     return [f"*{name}" if name == _defaults().get(group) else name for name in names]
 
 

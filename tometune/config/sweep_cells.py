@@ -53,7 +53,7 @@ def jobs_of(line: CommandLine) -> Jobs | None:
     """
     if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
         return None  # saves a composition: without -m, only an added group (+sweep=…) or a key of Hydra makes a sweep
-    with composition_errors(), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+    with composition_errors(line.extra_folder), initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         if not line.multirun and hydra.get_mode(CONFIG_NAME, line.overrides) != RunMode.MULTIRUN:

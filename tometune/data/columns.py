@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from tometune.common.errors import shell_word
+from tometune.common.errors import hydra_text, shell_word
 from tometune.config.data import REJECTED, RowFormat
 from tometune.data.turns import entries_of, is_turn
 
@@ -58,8 +58,7 @@ def mapping(row: dict[str, Any], key: str, form: RowFormat) -> str:
     fix = "" if form is RowFormat.auto else f"{key}.format=auto"
     if all(name in COLUMNS[role] for role, name in names.items()):
         return fix
-    words = (name if PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in names.values())
-    listed = ", ".join(f"{role}: {word}" for role, word in zip(names, words, strict=True))
+    listed = ", ".join(f"{role}: {_quoted(name)}" for role, name in names.items())
     return f"{fix} {shell_word(f'{key}.columns={{{listed}}}')}".lstrip()
 
 
@@ -68,3 +67,10 @@ def text_columns(row: dict[str, Any], *but: str) -> list[str]:
     return [
         name for name, value in row.items() if isinstance(value, str) and value and name not in (*but, *SOURCE_COLUMNS)
     ]
+
+
+def _quoted(name: str) -> str:
+    """Return a name as a value of Hydra's command line; one that no line can show, as JSON writes it."""
+    if PLAIN_NAME.fullmatch(name):
+        return name
+    return hydra_text(name) if name.isprintable() else json.dumps(name)

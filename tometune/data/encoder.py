@@ -120,12 +120,15 @@ def encode_rows(rows: Dataset, encoder: Encoder, max_length: int) -> Iterator[tu
     """
     waiting: deque[tuple[list[Rendered], Future[list[Any]]]] = deque()
     template = encoder.template
-    # An end that no truncated row reaches is not encoded: twice `max_length` tokens, were they all the longest one.
-    longest = 2 * max_length * max(map(len, template.tokenizer.get_vocab()))
+    longest = max_length * max(map(len, template.tokenizer.get_vocab()))  # what follows is hardly ever reached
 
     def finish() -> tuple[list[Rendered], list[Encoded]]:
         rendered, encodings = waiting.popleft()
-        return rendered, encoder.locate(rendered, encodings.result())
+        encoded = encoder.locate(rendered, encodings.result())
+        for number, row in enumerate(rendered):
+            if row.whole and len(encoded[number][0]) <= max_length:  # one <unk> may cover any number of characters
+                (encoded[number],) = encoder.encode([row.whole])
+        return rendered, encoded
 
     with ThreadPoolExecutor(1) as thread:
         for batch in _batches(rows):
@@ -157,7 +160,7 @@ def _clip(row: Rendered, longest: int) -> Rendered:
     if len(row.text) <= longest:
         return row
     spans = [(start, min(end, longest)) for start, end in row.spans if start < longest]
-    return replace(row, text=row.text[:longest], spans=spans, clipped=True)
+    return replace(row, text=row.text[:longest], spans=spans, whole=row)
 
 
 def label_rows(rows: list[Encoded], max_length: int) -> tuple[pa.RecordBatch, np.ndarray]:

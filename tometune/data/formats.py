@@ -179,6 +179,9 @@ class Reader:
             raise FormatError("not_a_list_of_turns", f"the conversation in {wrong}; {fix}")
         if any(name in row for name in self.columns["messages"]):
             return  # without turns
+        if is_turn(row) and self._role_of(row) in ROLES:
+            fix = 'write a conversation per row, as {"messages": […]}'
+            raise FormatError("turn_not_conversation", f"is a single turn; {fix}")
         known = all(any(name in row for name in self.columns[side]) for side in ("user", "assistant"))
         if not (known or (asked and not text_columns(row, asked)) or chosen):
             auto = self.form is RowFormat.auto

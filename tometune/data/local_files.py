@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from tometune.common.errors import UserError
 from tometune.data.columns import COLUMNS
-from tometune.data.rows import DECODER, Batch, Row, checked_row, defect, is_turns, parsed_line, repeated
+from tometune.data.rows import DECODER, Batch, Row, checked_row, defect, is_turns, parsed, parsed_line, repeated
 from tometune.data.turns import FormatError, is_turn
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def read_file(file: Path) -> Iterator[Batch]:
         elif kind in TABLES:
             yield from _batched(file, _table(file, TABLES[kind]))
         else:
-            yield from _json(file)
+            yield from _json(file, kind)
     except csv.Error as error:
         raise UserError(f"{file}: is not a table ({error}); write it again, or as JSONL") from error
     except (OSError, pa.ArrowException) as error:
@@ -188,23 +188,29 @@ def _table(file: Path, delimiter: str) -> Iterator[tuple[int, Row | FormatError,
                 yield start, row, sum(map(len, cells))
 
 
-def _json(file: Path) -> Iterator[Batch]:
+def _json(file: Path, kind: str) -> Iterator[Batch]:
     """Read one object per line, or a list, an object over several lines, or an object that holds the rows.
 
     The first line decides, whatever the suffix: many .json files hold one object per line, some .jsonl files a list.
     """
-    sample = [line.rstrip(b"\r\n, ") for _, line, _ in islice(_lines(file), BATCH)]
-    first = None
+    head, *more = [line for _, line, _ in islice(_lines(file), 2)] or [b""]
+    begin, first = head.removeprefix(b"\xef\xbb\xbf").strip(), None
     with suppress(ValueError, RecursionError):
-        first = parsed_line(sample[0]) if sample else None
-    several = first is None or (isinstance(first, list) and not is_turns(first))
-    if several or (len(sample) == 1 and _holds_rows(first)):
+        first = parsed_line(head)
+    if first is None:  # a broken line of many is one bad row, and the file is not read into memory
+        documents = begin[:1] == b"[" or (bool(more) and begin[-1:] in b"{[,:")
+    elif isinstance(first, list) and not is_turns(first):
+        documents = isinstance((first or [0])[0], dict) or (kind == ".json" and not more)
+    else:
+        documents = not more and _holds_rows(first) is not None
+    if documents:
         try:
             with _open(file) as content:
                 rows = [row for value in _documents(file, content.read()) for row in _unwrapped(file, value)]
         except UserError:
             # Perhaps only the first line is broken. The lines of an object over several lines are indented.
-            if 2 * sum(line[:1] + line[-1:] == b"{}" for line in sample) < len(sample):
+            sample = [line for _, line, _ in islice(_lines(file), BATCH)]
+            if 2 * sum(line[:1] == b"{" and isinstance(parsed(line), dict) for line in sample) < len(sample):
                 raise
         else:
             yield from batches([checked_row(row, "fix or delete it") for row in rows], str(file))

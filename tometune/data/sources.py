@@ -5,10 +5,11 @@ interrupted connection resumes at the byte where it broke; a killed program star
 """
 
 import glob
+import json
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import file_digest, sha256
@@ -114,7 +115,12 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 def _holds_rows(file: Path) -> bool:
     """Whether a file may hold rows. `datasets` puts its caches, with the same rows, into a `save_to_disk` folder."""
-    return file.name not in NO_ROWS and not file.match("cache-*.arrow")
+    state = file.with_name("state.json")  # lists the files of the dataset that was saved last
+    if file.suffix == ".arrow" and state.is_file():
+        with suppress(ValueError, KeyError, TypeError):  # not written by `datasets`
+            listed = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+            return file.name in {entry["filename"] for entry in listed}
+    return file.name not in NO_ROWS
 
 
 def _digest(file: Path) -> bytes:

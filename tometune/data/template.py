@@ -46,7 +46,7 @@ class Rendered:
     stand_ins: dict[str, str]  # the special token behind each stand-in; empty for nearly every row
     answers: Sequence[str | None] = ()  # text of each trained answer; None if the template shows more than a text
     notes: Sequence[str] = ()  # keys of `NOTES`
-    clipped: bool = False  # whether an end was cut off that is too long to be encoded
+    whole: "Rendered | None" = None  # the row before a part was cut off that is too long to be encoded
 
     def original(self, start: int, end: int) -> str:
         """Return a part of the text with the special tokens that the messages spell."""

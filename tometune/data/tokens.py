@@ -141,7 +141,7 @@ def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: i
         columns = rows.select_columns(["messages", "extras"])
         for rendered, encoded in encode_rows(columns, encoder, max_length):
             for number, (row, ids) in enumerate(zip(rendered, encoded, strict=True), start):
-                if number in verified and not row.clipped:
+                if number in verified and row.whole is None:
                     verify(encoder, row, ids, int(numbers[number]))
             table, counted = label_rows(encoded, max_length)
             flags = [[bool(row.stand_ins), *(note in row.notes for note in NOTES)] for row in rendered]
