@@ -154,6 +154,19 @@ def test_the_same_command_gives_the_same_bytes(place, model, tmp_path, way):
     assert digests(resumed) == expected
 
 
+@pytest.mark.parametrize("way", ["graph", "nf4"])
+def test_a_later_run_of_a_sweep_is_the_same_as_one_alone(place, model, way):
+    """It uses the base model that the first run of the process loaded."""
+    command = (f"model.id={model}", *WAYS[way])
+    alone = run(place, f"{way}-alone", *command, "seed=1")
+    folder = place.folder / f"{way}-sweep"
+    done = place.verb("train", "-m", *RUN, *command, "seed=0,1", "sweep.name=x", f"paths.multirun={folder}")
+    assert done.returncode == 0, done.stderr
+    (later,) = folder.glob("x/*-s1-*")
+    assert "is loaded already" in (later / "train.log").read_text()
+    assert digests(later) == digests(alone)
+
+
 def test_a_chat_with_a_seed_gives_the_same_answers(place, model):
     """In two processes, at a temperature above 0; another seed gives others."""
     made = run(place, "chat", f"model.id={model}", TRANSFORMERS, "model.quantization=none")
