@@ -41,13 +41,15 @@ def test_whether_any_amount_of_added_rows_helps_is_the_first_answer(tmp_path, le
         zip(("mine_4k", "mine_4k_plus_1k", "mine_4k_plus_10k"), levels, strict=True)
     ):
         for seed in range(3):
-            write_run(tmp_path, name, 4000 + number, seed, level)
+            write_run(tmp_path, name, 4000 * (number + 1), seed, level)
     table = build(tmp_path, 500, 0.95, ReportConfig(primary=">mine_4k:rougeL")).table
     first, *others = answers(table)
     assert (first.question, first.verdict) == ("Does adding rows to mine_4k help?", verdict)
     assert first.sentences[0].startswith(
         "Difference from mine_4k alone, with 95% intervals and Holm-corrected p-values: 1k rows (ROUGE-L) "
     )
+    assert "more steps here: 400 for mine_4k, up to 1,200 with added rows" in first.sentences[1]
+    assert first.sentences[1].endswith("trainer.max_steps=null trainer.max_tokens=1080000.")
     assert [each.question for each in others] == [f"Is mine_4k_plus_{n} better than mine_4k?" for n in ("1k", "10k")]
 
 

@@ -19,7 +19,7 @@ from tometune.sweep.plan import plan_sweep
 register()
 
 PYDOCS = ["model=tiny", "eval=pydocs", "tracking=none"]
-OTHERS = "missing runs of other commands in this sweep:"
+OTHERS = "missing runs of other commands in this sweep (another sweep.name leaves them out):"
 
 
 def cell(number: int, *overrides: str) -> Cell:

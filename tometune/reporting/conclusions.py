@@ -1,5 +1,6 @@
 """The answer to a sweep's question in sentences."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model dif
 SINGLE_SEED = "A single seed cannot tell."
 EXPLORATORY = "Not asked: these comparisons are exploratory."
 NAMED_SOURCES = 3  # an arm of more is "12 others"
+SAME = 1.02  # numbers of steps up to this ratio count as the same
 
 Table = Mapping[str, Any]
 
@@ -132,7 +134,16 @@ def _amounts_answer(pairs: Sequence[tuple[str, str]], table: Table) -> list[Answ
     own = asked[0]["b"]
     found = {f"{entry['a'].partition(ADDED)[2]} rows ({label(entry['metric'])})": entry for entry in asked}
     words = "Yes: ", "It harms: "
-    return [_answer_by_name(f"Does adding rows to {own} help?", f"Difference from {own} alone", found, table, words)]
+    answer = _answer_by_name(f"Does adding rows to {own} help?", f"Difference from {own} alone", found, table, words)
+    training = {row["cell"]: row["training"] for row in tuned_rows(table)}
+    longest = max((training[entry["a"]] for entry in asked), key=lambda numbers: numbers["steps"] or 0)
+    if longest["tokens"] and (longest["steps"] or 0) > SAME * (training[own]["steps"] or math.inf):
+        answer.sentences.append(
+            f"Added rows also mean more steps here: {training[own]['steps']:,.0f} for {own}, up to "
+            f"{longest['steps']:,.0f} with added rows, which may be the reason for a difference. As many for all: "
+            f"trainer.max_steps=null trainer.max_tokens={math.ceil(longest['tokens'])}."
+        )
+    return [answer]
 
 
 def _answer_by_value(entries: Sequence[Table], table: Table) -> Answer:
@@ -220,11 +231,12 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
 def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
     """Return what the correction changed, the tests of equivalence, and what more seeds or examples would detect."""
     sentences = []
+    chance = 1 - (1 - alpha_of(table)) ** tests_of(table)
     uncorrected = [label(entry["metric"]) for entry in found if entry["p"] < alpha_of(table)]
     if uncorrected and not any(significant(entry, table) for entry in found):
         sentences.append(
-            f"Before the correction for {tests_of(table)} tests, {listed(uncorrected)} would be significant; "
-            "with that many tests, such a result is likely to occur by chance."
+            f"Before the correction for {tests_of(table)} tests, {listed(uncorrected)} would be significant; without "
+            f"any difference, at least one of so many independent tests is so in {chance:.0%} of cases."
         )
     if "equivalence" in found[0]:
         texts = []

@@ -48,11 +48,13 @@ def begin_sweep(jobs: Jobs) -> bool:
     for folder, cells in cells_of(jobs.known).items():
         if is_first():
             list_cells(folder, cells, all_of_command=True, question=jobs.config.report)
-        counts = Counter(status_of(folder, cell).state for cell in cells)
+        statuses = [status_of(folder, cell) for cell in cells]
+        counts = Counter(status.state for status in statuses)
         left += len(cells) - counts[State.completed]
         if is_first():
             states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
-            print(f"sweep {folder}: {len(cells)} runs, {states}", file=sys.stderr)
+            wrong = [str(status) for status in statuses if status.cell.run_id is None]
+            print(f"sweep {folder}: {len(cells)} runs, {states}", *wrong, sep="\n", file=sys.stderr)
     return left > 0
 
 
@@ -98,7 +100,12 @@ def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> 
     if missing:
         print(f"{len(missing)} of {len(statuses)} runs are missing:", *missing, sep="\n", file=sys.stderr)
     if others:
-        print("missing runs of other commands in this sweep:", *others, sep="\n", file=sys.stderr)
+        print(
+            "missing runs of other commands in this sweep (another sweep.name leaves them out):",
+            *others,
+            sep="\n",
+            file=sys.stderr,
+        )
     if not missing and not others:
         return 0
     return 2 if all(status.wrong_input for status in statuses) else 1
