@@ -56,6 +56,7 @@ def test_writes_four_files_and_says_where_and_skips_a_broken_run_with_a_warning(
     assert not (sweep / "table.json").exists()
 
 
+@pytest.mark.nightly
 def test_sweeps_by_their_file_or_their_names(run_verb, tmp_path):
     multirun = tmp_path / "multirun"
     for name in ("seeds", "two"):

@@ -141,6 +141,7 @@ def online(server):
     return {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "20"}
 
 
+@pytest.mark.nightly
 def test_online_the_report_is_saved_and_then_updated(run_verb, sweep):
     with WandbServer() as server:
         done = run_verb(*ASK, env=online(server), fresh=True)

@@ -137,7 +137,7 @@ def test_one_number_of_rows_does_not_replace_the_sizes_of_a_preset(arguments, pr
 @pytest.mark.parametrize(
     ("name", "key", "values", "cells"),
     [
-        ("capacity", "lora.r", {8, 16, 32, 64, 128, 256}, 12),
+        pytest.param("capacity", "lora.r", {8, 16, 32, 64, 128, 256}, 12, marks=pytest.mark.nightly),
         pytest.param("rates", "trainer.learning_rate", {1e-4, 2e-4, 4e-4}, 9, marks=pytest.mark.nightly),
         ("same_steps", "trainer.max_tokens", {40_000_000}, 3),
         ("random_vs_best", "data.pool", None, 5),
