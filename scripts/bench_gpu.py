@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench_gpu_contenders import TOMETUNE
+from bench_gpu_contenders import SETTINGS, TOMETUNE
 from bench_gpu_model import SHAPES
 from bench_gpu_recipes import RECIPES
 from bench_gpu_report import finish, lines, parameters
@@ -151,40 +151,56 @@ def measure(options: argparse.Namespace, folder: Path, report: Result, gpu: bool
     if not gpu:  # tometune's 16,384 tokens per step would take minutes on a CPU
         settings["overrides"] = ["trainer.tokens_per_step=512", "trainer.max_length=256"]
         settings["max_length"] = 256
-    run = Runner(settings, folder, options.per_contender_timeout)
+    run = Runner(folder, options.per_contender_timeout)
     if options.model is None:
-        run("model")
-    shape = json.loads((Path(settings["model"]) / "config.json").read_text(encoding="utf-8"))
-    report["facts"] = {"parameters": parameters(shape), **run("rows"), **(run("matmul") if gpu else {})}
+        run("model", settings)
+    matmul = run("matmul", settings) if gpu else {}
+    report["facts"] = {"parameters": parameters_of(settings), **run("rows", settings), **matmul}
+
+    def facts_of(own: Result) -> Result:
+        facts = {**report["facts"], "parameters": parameters_of(own)}
+        if own["max_length"] != settings["max_length"]:  # the rows were counted as cut to the other length
+            del facts["base_mean_tokens"], facts["pool_mean_tokens"]
+        return facts
+
     for name in options.contenders:
         kind = "generation" if name in GENERATION else "contenders"
+        own = settings if options.rehearse else {**settings, **SETTINGS.get(name, {})}
         try:
-            result = run(name)
-            done = result if name in GENERATION else finish(result, report["facts"], options.warmup, options.price)
+            if own["shape"] != settings["shape"] and options.model is None:
+                own["model"] = str(folder / own["shape"])
+                run("model", own)
+            result = run(name, own)
+            done = result if name in GENERATION else finish(result, facts_of(own), options.warmup, options.price)
         except (ChildError, ValueError) as error:
             done = {"error": str(error)}
         report[kind][name] = done
         write(options.json, report)
 
 
+def parameters_of(settings: Result) -> int:
+    """Return the parameters of the model that these settings name."""
+    return parameters(json.loads((Path(settings["model"]) / "config.json").read_text(encoding="utf-8")))
+
+
 class Runner:
     """Runs bench_gpu_contenders.py, a process a call."""
 
-    def __init__(self, settings: Result, folder: Path, timeout: float) -> None:
-        self.settings, self.folder, self.timeout = settings, folder, timeout
-        self.file = folder / "settings.json"
-        self.file.write_text(json.dumps(settings), encoding="utf-8")
+    def __init__(self, folder: Path, timeout: float) -> None:
+        self.folder, self.timeout = folder, timeout
 
-    def __call__(self, name: str) -> Result:
+    def __call__(self, name: str, settings: Result) -> Result:
         """Return the result of one piece of work; tells on stderr what it took.
 
         Raises:
             ChildError: it failed, or took longer than the limit.
         """
+        file = self.folder / "settings.json"
+        file.write_text(json.dumps(settings), encoding="utf-8")
         began = time.time()
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
-                [sys.executable, str(WORKER), name, str(self.file)],
+                [sys.executable, str(WORKER), name, str(file)],
                 cwd=self.folder,
                 env=self._environment(began),
                 stdout=out,

@@ -25,12 +25,20 @@ TOMETUNE = {
     "tometune_transformers": ["model.backend=transformers"],
     "tometune_warm": ["model.backend=transformers"],
     "tometune_fp8": ["model.backend=transformers", "model.compute=fp8"],
+    "tometune_bf16": ["model.backend=transformers"],
+    "tometune_8b": ["model.backend=transformers"],
 }
 """The contenders that are tometune itself, and what differs between them.
 
 `tometune_warm` repeats `tometune_transformers` with its caches (the mix, tokens, compiled kernels): it shows the time
 to the first step of a second start.
 """
+
+SETTINGS: dict[str, Result] = {
+    "tometune_bf16": {"storage": "bf16"},
+    "tometune_8b": {"storage": "bf16", "shape": "llama3_8b", "max_length": 4096},
+}
+"""Contenders with settings of their own; those of the others come from the command line."""
 
 LONGEST_PROMPT = 1792
 """Tokens, as in conf/eval."""

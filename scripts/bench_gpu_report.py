@@ -73,14 +73,19 @@ def summary(steps: Sequence[Result], warmup: int) -> Result:
 
 
 def finish(result: Result, facts: Result, warmup: int, price: float | None = None) -> Result:
-    """Return a contender's result with everything that is derived from its steps; `price` is that of a GPU hour."""
+    """Return a contender's result with everything that is derived from its steps; `price` is that of a GPU hour.
+
+    Without mean tokens of the rows in `facts`, the table's hours and a run's price are None.
+    """
     done = {**result, **summary(result["steps"], warmup), "raw_steps": result["steps"]}
     speed = done["tokens_per_second"]["median"]
     flops = facts.get("matmul_flops")
     done["mfu"] = mfu(speed, facts["parameters"], flops) if flops else None
-    tokens = table_tokens(facts["base_mean_tokens"], facts["pool_mean_tokens"])
-    done["table_hours"] = table_hours(done["overall_tokens_per_second"], tokens, done["seconds_to_first_step"])
-    done["run_dollars"] = None if price is None else price * done["table_hours"] / (SEEDS * len(MIXES))
+    done["table_hours"] = done["run_dollars"] = None
+    if "base_mean_tokens" in facts:
+        tokens = table_tokens(facts["base_mean_tokens"], facts["pool_mean_tokens"])
+        done["table_hours"] = table_hours(done["overall_tokens_per_second"], tokens, done["seconds_to_first_step"])
+        done["run_dollars"] = None if price is None else price * done["table_hours"] / (SEEDS * len(MIXES))
     return done
 
 
@@ -100,7 +105,8 @@ def training_table(contenders: dict[str, Result]) -> Table:
         used = "" if each["mfu"] is None else f"{each['mfu']:.1%}"
         rest = (f"{each['padding_share']:.1%}", used, f"{each['peak_memory_gb']:.1f}")
         dollars = "" if each["run_dollars"] is None else f"{each['run_dollars']:.2f}"
-        ends = (f"{each['seconds_to_first_step']:.0f}", f"{each['table_hours']:.2f}", dollars)
+        hours = "" if each["table_hours"] is None else f"{each['table_hours']:.2f}"
+        ends = (f"{each['seconds_to_first_step']:.0f}", hours, dollars)
         ends += (f"{each['loss']:.3f}", f"{each['grad_norm']:.3f}")  # a record that does not learn is none
         shown.add_row(name, *(f"{speed:,.0f}" for speed in speeds), *rest, *ends)
     return shown

@@ -87,7 +87,7 @@ def test_every_figure_has_a_target_and_its_circumstances(clean_env, tmp_path):
 @pytest.mark.nightly
 @pytest.mark.whole
 def test_contenders_on_the_cpu(clean_env, tmp_path):
-    names = ["tometune_transformers", "tometune_warm", "trl_peft", "generate_tometune"]
+    names = ["tometune_transformers", "tometune_warm", "tometune_bf16", "trl_peft", "generate_tometune"]
     sizes = ["--rows", "300", "--steps", "3", "--warmup", "1", "--batches", "2", "--new-tokens", "8"]
     chosen = ["--rehearse", "--model-shape", "tiny", "--contenders", ",".join(names)]
     hidden = {**clean_env, "CUDA_VISIBLE_DEVICES": "", "PATH": ""}  # no nvidia-smi
