@@ -43,7 +43,7 @@ class PromptedReference:
 
     ids: list[int]
     scored: int  # the last so many tokens are the reference's
-    bytes: int  # of the reference in UTF-8
+    bytes: int = 0  # of the reference in UTF-8
 
 
 def bits_per_byte(
@@ -62,13 +62,11 @@ def bits_per_byte(
     """
     pairs = [(prompt, text) for prompt, texts in zip(prompts, references, strict=True) for text in texts]
     rows = _encoded(Encoder(Template(tokenizer)), pairs)
-    order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), rows[index].scored), reverse=True)
     found = []
-    limits = AT_ONCE.get(model.device.type, AT_ONCE["cpu"])
-    batches = list(_batches(order, rows, *limits))[rank() :: processes()]
-    with progress("nll of references", sum(map(len, batches))) as advance:
-        for batch in batches:
-            bits = _bits(model, [rows[index] for index in batch], tokenizer.pad_token_id)
+    mine = list(batches(rows, *AT_ONCE.get(model.device.type, AT_ONCE["cpu"])))[rank() :: processes()]
+    with progress("nll of references", sum(map(len, mine))) as advance:
+        for batch in mine:
+            bits = reference_bits(model, [rows[index] for index in batch], tokenizer.pad_token_id)
             found += [(index, each / rows[index].bytes) for index, each in zip(batch, bits, strict=True)]
             advance(len(batch))
     values = (value for _, value in sorted(gather(found)))
@@ -92,22 +90,24 @@ def _encoded(encoder: Encoder, pairs: Sequence[tuple[Prompt, str]]) -> list[Prom
     return rows
 
 
-def _batches(order: Sequence[int], rows: Sequence[PromptedReference], tokens: int, logits: int) -> Iterator[list[int]]:
-    """Split rows, given longest first, into batches within the limits; a row that alone exceeds one is alone."""
+def batches(rows: Sequence[PromptedReference], tokens: int, logits: int) -> Iterator[list[int]]:
+    """Yield batches of row numbers, longest rows first, within both limits; a row that alone exceeds one is alone."""
     batch: list[int] = []
-    for index in order:
-        scored = max(rows[other].scored for other in [*batch, index])
+    most = 0  # tokens scored of a row of the batch
+    for index in sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), rows[index].scored), reverse=True):
+        most = max(most, rows[index].scored)
         count = len(batch) + 1
-        if batch and (count * len(rows[batch[0]].ids) > tokens or count * scored > logits):
+        if batch and (count * len(rows[batch[0]].ids) > tokens or count * most > logits):
             yield batch
-            batch = []
+            batch, most = [], rows[index].scored
         batch.append(index)
     if batch:
         yield batch
 
 
-def _bits(model: PreTrainedModel, rows: Sequence[PromptedReference], pad: int) -> list[float]:
-    """Return the bits of each reference. The batch is padded on the left, so that all references end together."""
+def reference_bits(model: PreTrainedModel, rows: Sequence[PromptedReference], pad: int) -> list[float]:
+    """Return the bits of each reference in one forward pass of a model in eval mode."""
+    # Padded on the left, so that all references end together.
     width, scored = max(len(row.ids) for row in rows), max(row.scored for row in rows)
     ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=model.device)

@@ -83,7 +83,8 @@ class RunInputs:
         """
         from tometune.data.contamination import of_mix
         from tometune.data.mix import build_mix
-        from tometune.models.pool_scorers import IfdScorer, quality_scorer
+        from tometune.evaluation.ifd import IfdScorer
+        from tometune.models.pool_scorers import quality_scorer
 
         data = self.config.data
         texts = None if data.contamination is Contamination.report else self.evaluation_texts[0]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from tometune.config.model import ModelConfig, Precision, Quantization, Weights
+from tometune.evaluation.ifd import IfdScorer
 from tometune.models.load import load_model
-from tometune.models.pool_scorers import IfdScorer
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 
@@ -31,8 +32,11 @@ def loss(model, tokenizer, context: str | None, answer: str) -> float:
         return float(model(input_ids=ids, labels=labels).loss)
 
 
-def test_scores_are_ratios_of_losses(tiny_config, cache):
-    source = locate(tiny_config, cache)
+def test_scores_are_ratios_of_losses(tmp_path):
+    source = locate(
+        ModelConfig(id="tiny", weights=Weights.random, quantization=Quantization.none, precision=Precision.fp32),
+        tmp_path,
+    )
     tokenizer, model = load_tokenizer(source), load_model(source)
     expected = []
     for turns in TURNS:
