@@ -91,7 +91,7 @@ def environment(hub: dict[str, str], folder: Path) -> dict[str, str]:
     }
     found = {name: str(folder / path) for name, path in paths.items()}
     python = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, **hub, **found, "PYTHONPATH": python, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **hub, **found, "HF_HUB_OFFLINE": "0", "PYTHONPATH": python, "PYTHONUNBUFFERED": "1"}
 
 
 def run_stage(options: argparse.Namespace) -> int:
