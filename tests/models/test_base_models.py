@@ -10,9 +10,12 @@ import torch
 
 from tests.conftest import Run
 from tometune.config.model import LoraConfig, Weights
+from tometune.evaluation.engines.ragged import ragged_attention
 from tometune.models.base_models import BaseModels
 from tometune.models.load import add_adapter, load_model
+from tometune.models.packed_attention import PER_CONVERSATION, training_attention
 from tometune.models.source import locate
+from tometune.training.cuda_graph import compiled_layers
 
 
 @pytest.fixture
@@ -81,17 +84,31 @@ def add_backward_hook(model):
 
 
 @pytest.mark.parametrize(
+    "used", [compiled_layers, lambda model: training_attention(model, PER_CONVERSATION), ragged_attention]
+)
+def test_training_and_answering_leave_no_trace(models, source, used):
+    first = models.load(source)
+    tuned = add_adapter(first, LoraConfig(), 0)
+    with used(tuned):
+        pass
+    models.keep(tuned)
+    assert models.load(source) is first
+
+
+@pytest.mark.parametrize(
     "change",
     [
         *(change_weight, change_buffer, change_attribute, change_attention, change_config),
         *(add_forward_hook, add_backward_hook),
     ],
 )
-def test_a_changed_model_is_loaded_again(models, source, change):
+def test_a_changed_model_is_loaded_again(models, source, change, caplog):
+    caplog.set_level("INFO")
     first = models.load(source)
     change(first)
     models.keep(first)
     assert models.load(source) is not first
+    assert "of its base model; the next one loads it again" in caplog.text
 
 
 def test_a_model_whose_files_changed_is_loaded_again(models, tiny_config, source, tmp_path):

@@ -89,7 +89,9 @@ class BaseModels:
         if changed := [
             each.name for each in fields(State) if each.compare and vars(now)[each.name] != vars(before)[each.name]
         ]:
-            log.debug("the run changed %s of its base model; the next one loads it again", ", ".join(changed))
+            layer = next((new[0] for old, new in zip(before.modules, now.modules, strict=False) if old != new), "")
+            parts = ", ".join(changed) + (f" ({layer})" if layer else "")
+            log.info("the run changed %s of its base model; the next one loads it again", parts)
         else:
             self._kept = (key, base)
 

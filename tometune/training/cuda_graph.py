@@ -75,7 +75,7 @@ def compiled_layers(model: Any) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            layer._compiled_call_impl = None
+            vars(layer).pop("_compiled_call_impl", None)  # as before: the base model may be used again
 
 
 def graph_for(training: Training, packs: int) -> "PassGraph":
