@@ -76,6 +76,9 @@ def test_sweeps_by_their_file_or_their_names(run_verb, tmp_path):
     assert sorted(path.name for path in multirun.iterdir()) == ["seeds", "two"]
     assert run_verb("report", "-m", "sweep.name=seeds,two", "eval.resamples=200").returncode == 0
     assert (multirun / "two" / "report.html").exists()
+    begun = multirun / "begun" / "run" / "run.json"
+    begun.parent.mkdir(parents=True)
+    begun.write_text('{"schema": 1, "status": "running"}')
     newest = run_verb("report", "eval.resamples=200")
     assert newest.stderr.startswith("the newest sweep: multirun/two (another: sweep.name=…)\n")
 

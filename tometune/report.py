@@ -26,7 +26,7 @@ from tometune.config.app import verb
 from tometune.config.report import entries
 from tometune.config.root import Config
 from tometune.config.tracking import Tracker, TrackingConfig
-from tometune.runs.run import runs_folder
+from tometune.runs.run import read_record, runs_folder
 from tometune.runs.stored import earlier_runs, run_folder
 from tometune.sweep import arms  # noqa: F401 -- its resolvers name mixes and arms
 
@@ -139,15 +139,16 @@ def comparison_folder(runs: Sequence[Path], config: Config) -> Path:
 
 
 def sweep_folder(config: Config) -> Path:
-    """Return the folder of the sweep to report on: that of `sweep.name`, else the one with the newest run.
+    """Return the folder of the sweep to report on: that of `sweep.name`, else the one with the newest finished run.
 
     Raises:
         UserError: `sweep.name` is not set, and there is no run; lists the existing sweeps.
     """
     if config.sweep.name is None:
         folder = Path(config.paths.multirun).expanduser()
-        records = folder.glob("*/*/run.json")
-        if newest := max(records, key=lambda path: path.stat().st_mtime_ns, default=None):
+        records = sorted(folder.glob("*/*/run.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        finished = (path for path in records if _is_completed(path))
+        if newest := next(finished, records[0] if records else None):
             print(f"the newest sweep: {newest.parents[1]} (another: sweep.name=…)", file=sys.stderr)
             return newest.parents[1]
         names = sorted(path.name for path in folder.glob("*/"))
@@ -155,6 +156,12 @@ def sweep_folder(config: Config) -> Path:
             raise UserError(f"no sweep in {folder}; make one, e.g. tometune train -m +sweep=table")
         raise UserError(f"sweep.name is required; sweeps in {folder}: {', '.join(names)}")
     return runs_folder(config)
+
+
+def _is_completed(path: Path) -> bool:
+    with suppress(UserError):
+        return bool(read_record(path.parent)["status"] == "completed")
+    return False
 
 
 def publisher(config: Config) -> TrackingConfig:

@@ -32,7 +32,7 @@ CASES = [
     ("model.name={a:1}", "model.name={'a': 1}: not a text"),
     ("lora.target_modules=q_proj", "lora.target_modules=q_proj: not a list; write lora.target_modules=[a,b]"),
     ("data.base={knd:files}", "data.base.knd: no such key; did you mean data.base.kind?"),
-    ("seeds=1", "seeds=1: a group of keys, not a value; set seeds.KEY=VALUE"),
+    ("seeds=1", "seeds=1: a group of keys, not a value; set seeds.KEY=VALUE; a seed for all random choices: seed=1"),
     ("eval.tasks.mine.path=x", "eval.tasks.mine: no such task; to add one: +eval/task@eval.tasks.mine=jsonl"),
     ("eval.tasks.data_to_txt.limit=1", "eval.tasks.data_to_txt: no such task; did you mean data_to_text?"),
     ("+eval.tasks.mine={kind:jsonl}", "+eval.tasks.mine={kind:jsonl}: Invalid type assigned: dict is not a subclass"),

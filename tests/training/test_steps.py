@@ -48,6 +48,7 @@ def test_micro_batches_divide_a_step(monkeypatch, world, expected):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", world)
     assert micro_batches(settings(**PACKS).trainer) == expected
+    assert micro_batches(settings(**PACKS | {"micro_batch": 8}).trainer) == expected[:1], "of one GPU's preset"
     assert {Step(8, size).accumulation * size * int(world) for size in expected} == {8}
 
 

@@ -51,6 +51,10 @@ def answers(table: Table) -> list[Answer]:
     if found and others:
         texts = [f"{cells} ({listed(differences)})" for cells, differences in others.items()]
         found[-1].sentences.append(f"Other significant differences: {'; '.join(texts)}.")
+    said: set[str] = set()
+    for answer in found:  # what a unit or a range means is said once
+        answer.sentences[:] = [each for each in answer.sentences if each not in said]
+        said.update(answer.sentences)
     explained = [Answer(*(entry[name] for name in Answer._fields)) for entry in table.get("explanations", [])]
     return found + explained
 
@@ -259,8 +263,9 @@ def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
     seeds = " and ".join(str(number) for number in dict.fromkeys(found[0]["seeds"]))
     sentences.append(
         f"Seeds per arm needed to detect a difference of {need['difference']} with {need['power']:.0%} power: "
-        f"{', '.join(numbers)}. The ranges reflect how uncertain a standard deviation from {seeds} seeds is."
+        f"{', '.join(numbers)}."
     )
+    sentences.append(f"The ranges reflect how uncertain a standard deviation from {seeds} seeds is.")
     floor = max(found, key=lambda entry: entry["examples_deviation"])
     smallest = 2.8 * floor["examples_deviation"]  # (z at 0.975) + (z at 0.8), times the standard error
     if smallest > need["difference"]:
