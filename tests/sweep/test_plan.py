@@ -59,6 +59,14 @@ def test_the_speed_of_an_earlier_run(config, tmp_path):
     assert known_speed(config, tmp_path) == Speed("1 earlier run", 10.0, 0.5, 7, disk, 40, 12.0)
 
 
+def test_the_phases_of_an_interrupted_run(config, tmp_path):
+    """Its record begins and ends at times that say nothing; the second attempt found the data and the base scores."""
+    phases = (("data", 9), ("base", 6), ("data", 1), ("base", 0), ("train", 4), ("tuned", 5))
+    record = {"attempts": 2, "phases": [{"phase": name, "seconds": float(seconds)} for name, seconds in phases]}
+    write(tmp_path / "outputs" / "a", **record, finished="2026-01-09T00:00:00+00:00")
+    assert known_speed(config, tmp_path).other_seconds == 9 + 6 + 5 - 2 * TASK["seconds"]
+
+
 def test_the_median_of_the_last_runs_of_the_same_kind(config, tmp_path):
     def train(tokens: int) -> dict[str, Any]:
         return {"tokens": tokens, "seconds": 1.0, "peak_memory_bytes": tokens}

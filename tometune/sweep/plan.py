@@ -186,7 +186,7 @@ def known_speed(config: Config, cache: Path) -> Speed | None:
         with suppress(KeyError, TypeError):  # of another version
             model = record["model"]
             own = Kind(model["id"], model["quantization"], model["backend"], model.get("device_name", ""))
-            if own == kind and record["status"] == "completed" and record["attempts"] == 1:
+            if own == kind and record["status"] == "completed" and (record.get("phases") or record["attempts"] == 1):
                 finished.append((str(record["finished"]), folder, record))
     recent = sorted(finished, key=lambda run: run[0])[-5:]
     if not recent:
@@ -204,7 +204,14 @@ def _speed_of(folder: Path, record: Mapping[str, Any]) -> Speed:
     scored = (task for stage in record["eval"].values() for task in stage["tasks"].values())
     tasks = [task for task in scored if not task.get("reused")]
     answering, train = sum(task["seconds"] for task in tasks), record["train"]
-    whole = datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(record["started"])
+    phases: dict[str, float] = {}  # of several attempts the longest: the others found its results
+    for each in record.get("phases", ()):
+        phases[each["phase"]] = max(each["seconds"], phases.get(each["phase"], 0.0))
+    if phases:
+        training = max(train["seconds"], phases.pop("train", 0.0))  # that of an interrupted attempt is not recorded
+        whole = training + sum(phases.values())
+    else:  # an older run, of one attempt
+        whole = (datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(record["started"])).total_seconds()
     return Speed(
         source=folder.name,
         tokens_per_second=train["tokens"] / train["seconds"],
@@ -212,7 +219,7 @@ def _speed_of(folder: Path, record: Mapping[str, Any]) -> Speed:
         memory=train["peak_memory_bytes"],
         disk=size(folder) - size(folder / "checkpoints"),
         checkpoint=max((size(path) for path in folder.glob("checkpoints/checkpoint-*")), default=0),
-        other_seconds=max(0.0, whole.total_seconds() - train["seconds"] - answering),
+        other_seconds=max(0.0, whole - train["seconds"] - answering),
     )
 
 
