@@ -74,11 +74,13 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--pool", type=Path, help="parquet file that two thirds of the rows are drawn from")
     add("--rows", type=int, help="conversations to train on (default: 12,000 of files, 3,000 of the documentation)")
     add("--model-shape", choices=SHAPES, default="llama32_3b", help="random weights of this architecture")
-    add("--storage", choices=("nf4", "bf16"), default="nf4", help="of the frozen weights")
-    add("--max-length", type=int, default=2048, help="tokens of a row, or of a pack")
+    add(
+        "--storage", choices=("nf4", "bf16"), default="nf4", help="of the frozen weights, except for tometune_{bf16,8b}"
+    )
+    add("--max-length", type=int, default=2048, help="tokens of a row, or of a pack, except for tometune_8b")
     add("--price", type=float, metavar="DOLLARS", help="of a GPU hour, for the cost of the table's nine runs")
     add("--model", type=Path, metavar="FOLDER", help="a model in safetensors instead, not quantised")
-    add("--contenders", default=",".join(CONTENDERS), help=f"which ones, in this order: {','.join(CONTENDERS)}")
+    add("--contenders", help=f"which ones, in this order; all are {','.join(CONTENDERS)}")
     add("--steps", type=int, default=40, help="measured steps")
     add("--warmup", type=int, default=8, help="steps before the measurement")
     add("--quick", action="store_true", help="4 steps of warm-up and 16 measured steps")
@@ -96,10 +98,15 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.base is None) != (options.pool is None):
         parser.error("--base and --pool: give both, or neither")
-    options.contenders = options.contenders.split(",")
-    for name in options.contenders:
+    possible = [name for name in CONTENDERS if not (options.model and "shape" in SETTINGS.get(name, {}))]
+    options.contenders = list(dict.fromkeys(options.contenders.split(","))) if options.contenders else possible
+    for number, name in enumerate(options.contenders):
         if name not in CONTENDERS:
             parser.error(f"--contenders: there is no {name!r}; there are {', '.join(CONTENDERS)}")
+        if name not in possible:
+            parser.error(f"--contenders: {name} has a model of its own; leave --model out")
+        if name == "tometune_warm" and "tometune_transformers" not in options.contenders[:number]:
+            parser.error("--contenders: tometune_warm repeats tometune_transformers; name that one before it")
     if options.quick:
         options.warmup, options.steps = 4, 16
     if options.steps < 1 or options.warmup < 1:
@@ -159,7 +166,7 @@ def measure(options: argparse.Namespace, folder: Path, report: Result, gpu: bool
 
     def facts_of(own: Result) -> Result:
         facts = {**report["facts"], "parameters": parameters_of(own)}
-        if own["max_length"] != settings["max_length"]:  # the rows were counted as cut to the other length
+        if any(own[key] != settings[key] for key in ("shape", "max_length")):  # the rows were counted for the other
             del facts["base_mean_tokens"], facts["pool_mean_tokens"]
         return facts
 
@@ -167,11 +174,15 @@ def measure(options: argparse.Namespace, folder: Path, report: Result, gpu: bool
         kind = "generation" if name in GENERATION else "contenders"
         own = settings if options.rehearse else {**settings, **SETTINGS.get(name, {})}
         try:
-            if own["shape"] != settings["shape"] and options.model is None:
+            if own["shape"] != settings["shape"]:
                 own["model"] = str(folder / own["shape"])
                 run("model", own)
             result = run(name, own)
-            done = result if name in GENERATION else finish(result, facts_of(own), options.warmup, options.price)
+            if name in GENERATION:
+                done = result
+            else:
+                done = finish(result, facts_of(own), options.warmup, options.price)
+                done |= {key: own[key] for key in SETTINGS.get(name, {})} | {"parameters": parameters_of(own)}
         except (ChildError, ValueError) as error:
             done = {"error": str(error)}
         report[kind][name] = done
@@ -202,7 +213,7 @@ class Runner:
             process = subprocess.Popen(
                 [sys.executable, str(WORKER), name, str(file)],
                 cwd=self.folder,
-                env=self._environment(began),
+                env=self._environment(began, name),
                 stdout=out,
                 stderr=errors,
                 start_new_session=True,
@@ -221,9 +232,10 @@ class Runner:
             result: Result = json.loads(out.read().splitlines()[-1])
             return result
 
-    def _environment(self, began: float) -> dict[str, str]:
-        """Return a child's environment: no hub, no telemetry, compiled code in the temporary folder."""
+    def _environment(self, began: float, name: str) -> dict[str, str]:
+        """Return a child's environment: no hub, no telemetry, compiled code in a folder of this contender."""
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        compiled = self.folder / "compiled" / ("tometune_transformers" if name == "tometune_warm" else name)
         return {
             **os.environ,
             "BENCH_STARTED": str(began),
@@ -231,7 +243,9 @@ class Runner:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "TOMETUNE_CACHE": str(self.folder / "cache"),
-            "UNSLOTH_COMPILE_LOCATION": str(self.folder / "unsloth_compiled"),
+            "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
+            "TRITON_CACHE_DIR": str(compiled / "triton"),
+            "UNSLOTH_COMPILE_LOCATION": str(compiled / "unsloth"),
             "UNSLOTH_DISABLE_STATISTICS": "1",
             "UNSLOTH_AUTO_INSTALL": "0",
         }

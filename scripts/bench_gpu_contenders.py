@@ -38,12 +38,12 @@ SETTINGS: dict[str, Result] = {
     "tometune_bf16": {"storage": "bf16"},
     "tometune_8b": {"storage": "bf16", "shape": "llama3_8b", "max_length": 4096},
 }
-"""Contenders with settings of their own; those of the others come from the command line."""
+"""Contenders with settings of their own, whatever the command line says."""
 
 LONGEST_PROMPT = 1792
 """Tokens, as in conf/eval."""
 
-TOLD = ("training:", "memory:", "attention over packs:")
+TOLD = ("training:", "micro-batch:", "attention over packs:")
 """Beginnings of the log lines that describe the content of a step."""
 
 

@@ -137,7 +137,7 @@ def _unsloth_model(recipe: Recipe, settings: Result) -> tuple[Any, Any, Any]:
 
 
 def _peft_model(_: Recipe, settings: Result) -> tuple[Any, Any, Any]:
-    """Return transformers' model in 4 bits and the adapter that TRL adds; on a CPU in 32 bits."""
+    """Return transformers' model and the adapter that TRL adds; on a CPU in 32 bits."""
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig

@@ -138,6 +138,9 @@ def lines(report: Result) -> list[str | Table]:
         said.append("9 runs h: 3 seeds × (100k + 200k + 300k conversations) at the overall rate, and 9 starts")
         said.append("loss, norm: training loss and norm of the gradients at the last step")
         said.append(training_table(report["contenders"]))
+        for name, each in report["contenders"].items():
+            own = [f"{key} {each[key]}" for key in ("shape", "storage", "max_length") if key in each]
+            said += [f"{name}: {', '.join(own)}"] if own else []
     if report["generation"]:
         said.append(generation_table(report["generation"]))
     for name, each in {**report["contenders"], **report["generation"]}.items():

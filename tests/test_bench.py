@@ -11,6 +11,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+import bench_gpu  # noqa: E402
 import bench_gpu_report as report  # noqa: E402
 from bench_gpu_contenders import TOMETUNE, overrides  # noqa: E402
 from bench_gpu_model import SHAPES  # noqa: E402
@@ -21,6 +22,12 @@ STEPS = [
     {"tokens": 300.0, "tokens_per_second": 300.0, "padded_tokens_per_second": 300.0},
     {"tokens": 200.0, "tokens_per_second": 200.0, "padded_tokens_per_second": 400.0},
 ]
+
+
+SETTINGS_OF_A_RUN = {
+    **{"model": "/m", "base": "/b", "pool": "/p", "rows": 9, "gpu": True},
+    **{"storage": "nf4", "max_length": 2048},
+}
 
 
 def test_speed_is_of_the_steps_after_the_warm_up():
@@ -49,13 +56,66 @@ def test_mfu_and_the_cost_of_a_table():
 
 
 def test_tometune_is_called_with_its_defaults(tmp_path):
-    settings = {"model": "/m", "base": "/b", "pool": "/p", "rows": 9, "gpu": True}
-    settings |= {"storage": "nf4", "max_length": 2048}
-    given = overrides(TOMETUNE["tometune_unsloth"], settings, tmp_path, 48)
+    given = overrides(TOMETUNE["tometune_unsloth"], SETTINGS_OF_A_RUN, tmp_path, 48)
     assert {"model.backend=unsloth", "trainer.max_steps=48", "data.base.rows=3"} <= set(given)
     changed = {each.partition("=")[0] for each in given if each.startswith(("trainer.", "model.", "lora."))}
     trainer = {"trainer.max_steps", "trainer.logging_steps", "trainer.save_steps"}
     assert changed == {"model.id", "model.backend", *trainer}
+
+
+class FakeRunner:
+    """Writes a model's config instead of the model, and returns the same steps for each contender."""
+
+    def __init__(self, folder: Path, _: float) -> None:
+        self.folder, self.calls = folder, []
+        type(self).last = self
+
+    def __call__(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+        self.calls.append((name, settings["shape"], settings["storage"], settings["max_length"]))
+        if name == "model":
+            Path(settings["model"]).mkdir()
+            (Path(settings["model"]) / "config.json").write_text(json.dumps(SHAPES[settings["shape"]]))
+        elif name == "rows":
+            return {"base_mean_tokens": 200.0, "pool_mean_tokens": 100.0}
+        elif name == "matmul":
+            return {"matmul_flops": 8e14}
+        return {"steps": STEPS, "seconds_to_first_step": 1.0, "peak_memory_gb": 1.0, "loss": 1.0, "grad_norm": 1.0}
+
+
+def test_contenders_with_settings_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_gpu, "Runner", FakeRunner)
+    chosen = ["--contenders", "tometune_transformers,tometune_bf16,tometune_8b"]
+    options = bench_gpu.command_line([*chosen, "--price", "3", "--warmup", "1"])
+    found: dict[str, Any] = {"circumstances": {}, "facts": {}, "contenders": {}, "generation": {}}
+    bench_gpu.measure(options, tmp_path, found, gpu=True)
+    four, sixteen, eight = ("llama32_3b", "nf4", 2048), ("llama32_3b", "bf16", 2048), ("llama3_8b", "bf16", 4096)
+    assert FakeRunner.last.calls == [
+        *(("model", *four), ("matmul", *four), ("rows", *four), ("tometune_transformers", *four)),
+        *(("tometune_bf16", *sixteen), ("model", *eight), ("tometune_8b", *eight)),
+    ]
+    plain, bf16, large = found["contenders"].values()
+    assert (plain["parameters"], large["parameters"]) == (3_212_749_824, 8_030_261_248)
+    assert large["mfu"] / plain["mfu"] == pytest.approx(8_030_261_248 / 3_212_749_824)
+    assert bf16["table_hours"] == plain["table_hours"]
+    assert large["table_hours"] is large["run_dollars"] is None
+    said = [line for line in report.lines(found) if isinstance(line, str)]
+    assert "tometune_8b: shape llama3_8b, storage bf16, max_length 4096" in said
+    given = overrides([], {**SETTINGS_OF_A_RUN, **bench_gpu.SETTINGS["tometune_8b"]}, tmp_path, 48)
+    assert {"model.quantization=none", "trainer.max_length=4096"} <= set(given)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("tometune_8b --model folder", "tometune_8b has a model of its own"),
+        ("tometune_warm,tometune_transformers", "name that one before it"),
+        ("tometune_16", "there is no 'tometune_16'"),
+    ],
+)
+def test_contenders_that_cannot_be_measured(words, line, capsys):
+    with pytest.raises(SystemExit):
+        bench_gpu.command_line(["--contenders", *words.split()])
+    assert line in capsys.readouterr().err
 
 
 def run_script(name: str, folder: Path, env: dict[str, str], *arguments: str) -> tuple[dict[str, Any], str]:
