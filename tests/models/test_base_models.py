@@ -108,7 +108,7 @@ def test_a_changed_model_is_loaded_again(models, source, change, caplog):
     change(first)
     models.keep(first)
     assert models.load(source) is not first
-    assert "of its base model; the next one loads it again" in caplog.text
+    assert "the run changed its base model, so the next one loads it: " in caplog.text
 
 
 def test_a_model_whose_files_changed_is_loaded_again(models, tiny_config, source, tmp_path):

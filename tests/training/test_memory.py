@@ -1,6 +1,7 @@
 """The micro-batch that fits, on a GPU whose memory is a formula; and a GPU that runs out of memory while training."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import LlamaConfig, Trainer
 from tests.training.conftest import MOST, settings
 from tests.training.test_full import full, saved
 from tometune.common.errors import UserError
-from tometune.config.model import LoraConfig, ModelConfig, Quantization
+from tometune.config.model import Compute, LoraConfig, ModelConfig, Quantization
 from tometune.models.load import add_adapter, load_model
 from tometune.models.source import ModelSource, locate
 from tometune.training import memory
@@ -97,7 +98,7 @@ def test_a_micro_batch_is_remembered_per_kind(tmp_path, monkeypatch, small_gpu):
     assert attempts == ["a", "b"]
 
 
-def test_a_copy_of_the_model_in_another_process_is_another_kind(plain, cache, tmp_path, monkeypatch):
+def test_a_model_in_fp8_and_a_copy_in_another_process_are_other_kinds(plain, cache, tmp_path, monkeypatch):
     """That process scores, and keeps its model while Unsloth's process trains, if the model is small."""
     gpu = SimpleNamespace(name="made up", total_memory=10**9)
     for name, value in {"is_available": True, "current_device": 0, "get_device_properties": gpu}.items():
@@ -114,6 +115,8 @@ def test_a_copy_of_the_model_in_another_process_is_another_kind(plain, cache, tm
         )
         found[unsloth, size] = memory._key(training)  # type: ignore[arg-type]
     assert found[False, 1] == found[True, 10**8] != found[True, 1]
+    training.inputs = replace(inputs, source=replace(inputs.source, config=replace(config.model, compute=Compute.fp8)))
+    assert memory._key(training) != found[True, 10**8]  # type: ignore[arg-type]
 
 
 NIGHTLY = [pytest.param(*case, marks=pytest.mark.nightly) for case in (("lora", 2), ("full", 4))]
@@ -159,3 +162,5 @@ def test_the_estimate_for_a_plan_needs_no_weights(tmp_path):
     measured = 58.3e9  # Llama-3.2-3B on an H200, 8 packs of 2,048 tokens per pass (docs/LOG.md)
     assert estimate(source, eight, LoraConfig()) == pytest.approx(measured, rel=0.33)
     assert estimate(source, eight, LoraConfig(enabled=False)) > 20 * 3.2e9
+    fp8 = replace(source, config=replace(source.config, compute=Compute.fp8))
+    assert estimate(fp8, eight, LoraConfig()) - estimate(source, eight, LoraConfig()) == pytest.approx(5.6e9, rel=0.01)

@@ -15,9 +15,10 @@ from tometune.models.machine import resolve_precision
 from tometune.models.source import ModelSource, fingerprint
 
 VERSION = 2  # raised when the same rows get other scores
-ANSWER_TOKENS = 512  # of the prompt, from its end, and of the answer, from its start
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 16_384}  # of a forward pass, with padding
-LOGITS_BYTES = 2 * 2**30  # of a forward pass's logits, counted in float32
+TEXT_TOKENS = 512  # of the prompt, from its end, and of the answer, from its start
+# Of a forward pass. More logits than the NLL metric takes at once, because answers are a larger share of short rows.
+BATCH_TOKENS = {"cpu": 4_096, "cuda": 16_384}  # with padding
+LOGITS_BYTES = 2 * 2**30  # counted in float32
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ class IfdScorer:
             for side in zip(*texts.values(), strict=True)
         )
         found = {
-            number: (prompt[-ANSWER_TOKENS:], answer[:ANSWER_TOKENS])
+            number: (prompt[-TEXT_TOKENS:], answer[:TEXT_TOKENS])
             for number, prompt, answer in zip(texts, prompts, answers, strict=True)
             if answer
         }
         start = self.tokenizer.bos_token_id
         alone = [start if start is not None else self.tokenizer.eos_token_id]
         given, direct = (
-            self._losses([PromptedReference([*(prompt or alone), *answer], len(answer)) for prompt, answer in pairs])
+            self._losses([PromptedReference([*(prompt or alone), *answer], len(answer), 0) for prompt, answer in pairs])
             for pairs in (found.values(), [(alone, answer) for _, answer in found.values()])
         )
         ratios = given / np.maximum(direct, 1e-6)
@@ -78,9 +79,14 @@ class IfdScorer:
 
     def _losses(self, rows: Sequence[PromptedReference]) -> np.ndarray:
         """Return the mean loss per token of each answer after its context, in nats."""
-        logits = LOGITS_BYTES // (len(self.tokenizer) * 4)
         losses = np.empty(len(rows))
-        for batch in batches(rows, BATCH_TOKENS.get(self._model.device.type, BATCH_TOKENS["cpu"]), logits):
+        if not rows:
+            return losses
+        logits = LOGITS_BYTES // (len(self.tokenizer) * 4)
+        tokens = BATCH_TOKENS.get(self._model.device.type, BATCH_TOKENS["cpu"])
+        if not self._model._supports_logits_to_keep():  # then every token has logits
+            tokens = min(tokens, logits)
+        for batch in batches(rows, tokens, logits):
             bits = reference_bits(self._model, [rows[number] for number in batch], 0)
             losses[batch] = np.divide(bits, [rows[number].scored / math.log(2) for number in batch])
         return losses

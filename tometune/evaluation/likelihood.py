@@ -43,7 +43,7 @@ class PromptedReference:
 
     ids: list[int]
     scored: int  # the last so many tokens are the reference's
-    bytes: int = 0  # of the reference in UTF-8
+    bytes: int  # of the reference in UTF-8
 
 
 def bits_per_byte(

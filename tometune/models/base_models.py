@@ -89,9 +89,9 @@ class BaseModels:
         if changed := [
             each.name for each in fields(State) if each.compare and vars(now)[each.name] != vars(before)[each.name]
         ]:
-            layer = next((new[0] for old, new in zip(before.modules, now.modules, strict=False) if old != new), "")
-            parts = ", ".join(changed) + (f" ({layer})" if layer else "")
-            log.info("the run changed %s of its base model; the next one loads it again", parts)
+            pairs = zip(before.modules, now.modules, strict=False)
+            module = next((f" (first {new[0] or 'the model'})" for old, new in pairs if old != new), "")
+            log.info("the run changed its base model, so the next one loads it: %s%s", ", ".join(changed), module)
         else:
             self._kept = (key, base)
 

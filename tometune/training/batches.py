@@ -51,6 +51,7 @@ class Training:
     unsloth: bool = False
     rows: Dataset = field(init=False)
     kernel: str = field(init=False)  # attention of transformers, kernel by kernel
+    reason: str = ""  # why it is used for packs
     packed: Packed = field(init=False)
     dtype: torch.dtype = field(init=False)
     """Of the arithmetic. If only an adapter is trained, it is that of the base weights."""
@@ -61,7 +62,7 @@ class Training:
     cuda_graph: bool = False  # whether passes run as a CUDA graph (`tometune.training.cuda_graph`)
 
     def __post_init__(self) -> None:
-        """Make the packs, resolve `trainer.max_tokens`, and choose and log the attention."""
+        """Make the packs, resolve `trainer.max_tokens`, and choose the attention."""
         trainer, model, dataset = self.inputs.trainer, self.inputs.source.config, self.inputs.tokens.dataset
         self.dtype = compute_dtype(model.precision) if self.full else self.model.dtype
         self.rows = pack(dataset, trainer.max_length) if in_packs(trainer) else dataset
@@ -73,11 +74,10 @@ class Training:
         elif trainer.packing:
             window = getattr(self.model.config.get_text_config(), "sliding_window", None)
             if window is not None and window < trainer.max_length:  # only transformers' masks have it
-                self.kernel, why = model.attn_implementation, f"a mask with the model's window of {window:,} tokens"
+                self.kernel, self.reason = model.attn_implementation, f"a mask with its window of {window:,} tokens"
             else:
-                self.kernel, why = kernel(self.dtype, model.attn_implementation)
+                self.kernel, self.reason = kernel(self.dtype, model.attn_implementation)
             self.packed = packed_by(self.kernel)
-            log.info("attention over packs: %s (%s)", self.kernel, why)
 
     @property
     def attention(self) -> str:

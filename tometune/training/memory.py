@@ -20,7 +20,7 @@ from tometune.common.distributed import gather, processes
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
 from tometune.common.integrity import defect
-from tometune.config.model import LoraConfig
+from tometune.config.model import Compute, LoraConfig
 from tometune.config.trainer import TrainerConfig
 from tometune.models.base_models import is_small
 from tometune.models.lora_rounding import forget_inputs
@@ -170,7 +170,7 @@ def _key(training: Training) -> dict[str, Any]:
     sizes = micro_batches(trainer)
     return {
         **{"gpu": gpu.name, "memory": gpu.total_memory, "torch": torch.__version__, "processes": processes()},
-        **{"model": f"{model.id} {model.quantization} {training.dtype}", "adapter": adapter},
+        **{"model": f"{model.id} {model.quantization} {training.dtype} {model.compute}", "adapter": adapter},
         "rows": f"{trainer.max_length} {trainer.packing} {sizes}",
         "kernels": f"deterministic {trainer.deterministic}, joined adapters",
         "step": f"{training.attention} {trainer.gradient_checkpointing} {trainer.loss_type} {trainer.optim}",
@@ -189,7 +189,10 @@ def estimate(source: ModelSource, trainer: TrainerConfig, lora: LoraConfig) -> i
     config, weights, trained = model.config, model.num_parameters(), parameters_to_train(source, lora)
     base = 0
     if lora.enabled:
-        base = 2 * config.vocab_size * config.hidden_size + weights // 2 if quantized(source.config) else 2 * weights
+        table = config.vocab_size * config.hidden_size
+        base = 2 * table + weights // 2 if quantized(source.config) else 2 * weights
+        if source.config.compute is Compute.fp8:  # a copy of each layer's weights, and one of them transposed
+            base += 2 * (weights - table)
     # Kept for the backward pass, per layer and token: about 8 hidden and 4 intermediate vectors in 16 bits. It comes to
     # the 58 GB that were measured for Llama-3.2-3B with 16,384 tokens (docs/LOG.md).
     kept = 2 * (8 * config.hidden_size + 4 * config.intermediate_size)

@@ -61,6 +61,9 @@ def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unslo
             weights = model.named_parameters()
             fresh = {name: weight.detach().cpu().clone() for name, weight in weights if weight.requires_grad}
         while True:
+            if training.reason:
+                reason = training.reason if training.attention == training.kernel else "compiled layers"
+                log.info("attention over packs: %s (%s)", training.attention, reason)
             try:
                 with (
                     training_attention(model, None if unsloth else training.attention),
