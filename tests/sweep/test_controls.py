@@ -73,3 +73,49 @@ def test_leave_one_source_out(files):
     assert "Each arm leaves out one source of the pool; the number of rows is held constant" in text
     assert "Effect on ROUGE-L of having this source in the mix, with " in text
     assert "Effect of each source" in (folder / "report.html").read_text()
+
+
+SIZES = ("data.rows=24,48", "data.name=${data.rows}-rows")
+SELECTIONS = "data=files_300k,files_300k_top,files_300k_longest,files_300k_ifd"
+CONTROLS = {
+    "same_steps": (["trainer.max_steps=null", "trainer.max_tokens=2000", *SIZES], ["24-rows", "48-rows"], 2),
+    "add_one_source": ([], ["plus-all-sources", "plus-long", "plus-short-one"], 3),
+    "sizes": (["sweep.largest=48", "sweep.smallest=12"], ["rows-12", "rows-36", "rows-48"], 3),
+    "capacity": (["lora.r=4,8", *SIZES], ["24-rows", "48-rows"], 4),
+    "rates": (["trainer.learning_rate=1e-4,2e-4", *SIZES], ["24-rows", "48-rows"], 4),
+    "random_vs_best": (
+        [SELECTIONS, "data.name=48-${data.pool.order}", "report.primary='>48-random:rougeL'"],
+        ["48-random", "48-best", "48-longest", "48-ifd"],
+        4,
+    ),
+}
+"""Overrides, mixes, and the number of cells, each with two seeds."""
+
+
+@pytest.mark.whole
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", CONTROLS)
+def test_each_control_is_planned_made_and_reported(files, name):
+    more, mixes, cells = CONTROLS[name]
+    data = [each for each in DATA if name != "sizes" or not each.endswith(("rows=24", "rows=48"))]
+    sweep = (*QUICK, f"+sweep={name}", *data, *more)
+    done = files.verb("train", *sweep, "plan=true")
+    assert done.returncode == 0, done.stderr
+    assert f"{2 * cells} runs: 0 done, {2 * cells} left" in done.stdout, done.stdout
+    assert all(f"tiny-{mix}: " in done.stdout for mix in mixes), done.stdout
+    assert " adapter parameters" in done.stdout
+    assert "power" in done.stdout
+
+    status, stderr = files.train(*sweep)
+    assert status == 0, stderr
+    folder = files.folder / "multirun" / name
+    assert [record_of(path)["status"] for path in runs_in(folder).values()] == ["completed"] * 2 * cells
+    table, text = table_of(folder), (folder / "table.md").read_text()
+    assert {row["data"] for row in table["rows"] if row["stage"] == "tuned"} == set(mixes)
+    assert {entry["primary"] for entry in table["comparisons"]} == {True, False}
+    assert table["controls"]["design"] in text
+    assert {"rows", "tokens", "trained_tokens", "parameters"} <= {
+        *table["controls"]["constant"],
+        *table["controls"]["varied"],
+    }
+    assert "trained token" in (folder / "report.html").read_text()
