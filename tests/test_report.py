@@ -80,7 +80,7 @@ def test_sweeps_by_their_file_or_their_names(run_verb, tmp_path):
     begun.parent.mkdir(parents=True)
     begun.write_text('{"schema": 1, "status": "running"}')
     newest = run_verb("report", "eval.resamples=200")
-    assert newest.stderr.startswith("the newest sweep: multirun/two (another: sweep.name=…)\n")
+    assert newest.stderr.startswith("the sweep with the newest finished run: multirun/two (another: sweep.name=…)\n")
 
 
 def test_named_runs_are_compared_like_cells_whatever_differs(run_verb, tmp_path):

@@ -149,7 +149,9 @@ def sweep_folder(config: Config) -> Path:
         records = sorted(folder.glob("*/*/run.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         finished = (path for path in records if _is_completed(path))
         if newest := next(finished, records[0] if records else None):
-            print(f"the newest sweep: {newest.parents[1]} (another: sweep.name=…)", file=sys.stderr)
+            print(
+                f"the sweep with the newest finished run: {newest.parents[1]} (another: sweep.name=…)", file=sys.stderr
+            )
             return newest.parents[1]
         names = sorted(path.name for path in folder.glob("*/"))
         if not names:
@@ -159,8 +161,8 @@ def sweep_folder(config: Config) -> Path:
 
 
 def _is_completed(path: Path) -> bool:
-    with suppress(UserError):
-        return bool(read_record(path.parent)["status"] == "completed")
+    with suppress(OSError, ValueError, UserError):
+        return bool(read_record(path.parent).get("status") == "completed")
     return False
 
 

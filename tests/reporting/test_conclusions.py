@@ -1,5 +1,8 @@
 """Answers and cautions of synthetic sweeps. tests/golden/tables.txt has the whole text of two."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.reporting.sweeps import TASKS, change_rows, editing, write_run, write_table
@@ -8,6 +11,8 @@ from tometune.reporting.analysis import build
 from tometune.reporting.cautions import cautions
 from tometune.reporting.conclusions import answers
 from tometune.reporting.report_files import as_html
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 @pytest.mark.parametrize(
@@ -92,3 +97,17 @@ def test_runs_without_base_scores_or_token_counts(sweep, report):
     assert last["answer_tokens"]["summarisation"] is None
     assert cautions(made.table) == []
     assert "<td>–</td>" in as_html(made)
+
+
+def test_only_what_explains_a_number_is_said_once():
+    """Two pairs with the same p-value and the same need of seeds keep their sentences."""
+    table = json.loads((RESULTS / "which_data" / "random_vs_best" / "table.json").read_text(encoding="utf-8"))
+    for entry in table["comparisons"]:
+        if entry["primary"]:
+            need = entry["seeds_needed"] | {"n": 4, "low": 3, "high": 68}
+            entry.update(p=0.03, p_holm=0.12, seeds_needed=need)
+    texts = [" ".join(answer.sentences) for answer in answers(table)]
+    assert len(texts) == 4
+    assert all("Seeds per arm needed" in text and "Before the correction" in text for text in texts)
+    assert [text.count("lower is better") for text in texts] == [1, 0, 0, 0]
+    assert [text.count("The ranges reflect") for text in texts] == [1, 0, 0, 0]

@@ -109,7 +109,7 @@ def _wrong_key(error: OmegaConfBaseException, key: str, override: str) -> str:
         if found := re.search(r"expected one of \[(.*)\]", text):
             return f"{key}={value}: one of {found[1]}{did_you_mean(str(value), found[1].split(', '))}"
         ours = next((ours for part, ours in WRONG_VALUES.items() if part in text), text)
-        seed = f"; a seed for all random choices: seed={value}" if key == "seeds" else ""
+        seed = f"; a seed for all random choices: seed={value}" if key == "seeds" and type(value) is int else ""
         return f"{key}={value}: {ours.replace('{key}', key)}{seed}"
     if found := re.search(r"Interpolation key '(.*)' not found", text):
         return f"{key}: refers to ${{{found[1]}}}; {unknown_key(found[1])}"

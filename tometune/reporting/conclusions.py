@@ -17,6 +17,10 @@ SAME = 1.02  # numbers of steps up to this ratio count as the same
 Table = Mapping[str, Any]
 
 
+EXPLAINS = ("NLL is in", "The ranges reflect", "A difference that is significant")
+"""Beginnings of the sentences that explain how to read a number, which are said once for all answers."""
+
+
 class Answer(NamedTuple):
     """A question about two cells and its answer; the verdict is a few words: yes, no, not significant."""
 
@@ -52,9 +56,9 @@ def answers(table: Table) -> list[Answer]:
         texts = [f"{cells} ({listed(differences)})" for cells, differences in others.items()]
         found[-1].sentences.append(f"Other significant differences: {'; '.join(texts)}.")
     said: set[str] = set()
-    for answer in found:  # what a unit or a range means is said once
+    for answer in found:
         answer.sentences[:] = [each for each in answer.sentences if each not in said]
-        said.update(answer.sentences)
+        said.update(each for each in answer.sentences if each.startswith(EXPLAINS))
     explained = [Answer(*(entry[name] for name in Answer._fields)) for entry in table.get("explanations", [])]
     return found + explained
 
@@ -161,9 +165,7 @@ def _answer_by_value(entries: Sequence[Table], table: Table) -> Answer:
     question += f" {a} better than {b} at each {key}?"
     numbers = f"{label(entries[0]['metric'])} of {a} − {b} by {key}"
     answer = _answer_by_name(question, numbers, found, table, (f"Better at {key}=", f"Worse at {key}="))
-    answer.sentences.append(
-        "A difference that is significant at one value only may be the same at all of them; compare the intervals."
-    )
+    answer.sentences.append(f"{EXPLAINS[2]} at one value only may be the same at all of them; compare the intervals.")
     return answer
 
 
@@ -219,7 +221,7 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
     ]
     sentences = [f"{', '.join(differences)}."]
     if any(entry["metric"] == "nll" for entry in found):
-        sentences.append("NLL is in bits per byte of the references; lower is better.")
+        sentences.append(f"{EXPLAINS[0]} bits per byte of the references; lower is better.")
     if any(entry["interval_over"] == "examples" for entry in found):
         sentences.append(
             "At least one of the two cells has a single seed, so the deviation over seeds is unknown: the intervals "
@@ -265,7 +267,7 @@ def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
         f"Seeds per arm needed to detect a difference of {need['difference']} with {need['power']:.0%} power: "
         f"{', '.join(numbers)}."
     )
-    sentences.append(f"The ranges reflect how uncertain a standard deviation from {seeds} seeds is.")
+    sentences.append(f"{EXPLAINS[1]} how uncertain a standard deviation from {seeds} seeds is.")
     floor = max(found, key=lambda entry: entry["examples_deviation"])
     smallest = 2.8 * floor["examples_deviation"]  # (z at 0.975) + (z at 0.8), times the standard error
     if smallest > need["difference"]:
