@@ -59,12 +59,21 @@ def test_the_speed_of_an_earlier_run(config, tmp_path):
     assert known_speed(config, tmp_path) == Speed("1 earlier run", 10.0, 0.5, 7, disk, 40, 12.0)
 
 
-def test_the_phases_of_an_interrupted_run(config, tmp_path):
-    """Its record begins and ends at times that say nothing; the second attempt found the data and the base scores."""
-    phases = (("data", 9), ("base", 6), ("data", 1), ("base", 0), ("train", 4), ("tuned", 5))
-    record = {"attempts": 2, "phases": [{"phase": name, "seconds": float(seconds)} for name, seconds in phases]}
-    write(tmp_path / "outputs" / "a", **record, finished="2026-01-09T00:00:00+00:00")
-    assert known_speed(config, tmp_path).other_seconds == 9 + 6 + 5 - 2 * TASK["seconds"]
+@pytest.mark.parametrize(
+    ("phases", "other"),
+    [
+        # The data is made by the plan; the second attempt found the base scores; the rest of the training is unknown.
+        ("data 9, load 3, base 6, data 1, load 2, base 0, train 4, tuned 5", 3 + 2 + 1),
+        ("data 9, load 30, base 4, train 40, load 30, tuned 4", 30 + 30 + 30),  # e.g. lora=none loads twice
+        ("data 9, load 30, base 0, train 12, tuned 9", 30 + 2 + 5),  # `base` was interrupted after its tasks
+    ],
+)
+def test_the_phases_of_a_run(config, tmp_path, phases, other):
+    """They count, not when the record begins and ends, which says nothing about an interrupted run."""
+    pairs = (each.split() for each in phases.split(", "))
+    found = [{"phase": name, "seconds": float(seconds)} for name, seconds in pairs]
+    write(tmp_path / "outputs" / "a", attempts=2, phases=found, finished="2026-01-09T00:00:00+00:00")
+    assert known_speed(config, tmp_path).other_seconds == other
 
 
 def test_the_median_of_the_last_runs_of_the_same_kind(config, tmp_path):
@@ -76,7 +85,10 @@ def test_the_median_of_the_last_runs_of_the_same_kind(config, tmp_path):
     for number, tokens in enumerate((100, 200, 300, 400)):
         write(outputs / f"{number}", train=train(tokens))
     write(tmp_path / "cache" / "measured" / "short", train=train(300))
-    others = ({"model": kind | {"device_name": "there"}}, {"model": kind}, {"attempts": 2}, {"status": "failed"})
+    others = (
+        *({"model": kind | {"device_name": "there"}}, {"model": kind}, {"attempts": 2}, {"status": "failed"}),
+        {"model": RECORD["model"] | {"compute": "fp8"}},
+    )
     for number, change in enumerate(others):
         write(outputs / f"other{number}", train=train(7), **change)
     (write(outputs / "broken") / "run.json").write_text("{")

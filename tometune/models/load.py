@@ -16,7 +16,7 @@ from tometune.common.distributed import is_first
 from tometune.common.errors import UserError, did_you_mean
 from tometune.common.hub import hub_errors
 from tometune.common.seeding import seed_everything
-from tometune.config.model import LoraConfig, ModelConfig, Precision, Quantization
+from tometune.config.model import Compute, LoraConfig, ModelConfig, Precision, Quantization
 from tometune.models.lora_rounding import round_once
 from tometune.models.machine import device_name, resolve_backend, resolve_precision
 from tometune.models.source import ADAPTER, ModelSource, as_saved, fingerprint, quantized
@@ -226,4 +226,5 @@ def describe(config: ModelConfig, model: Any) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "device": model.device.type,
         "device_name": device_name(),
+        **({} if config.compute is Compute.default else {"compute": str(config.compute)}),
     }

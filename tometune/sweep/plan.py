@@ -44,6 +44,8 @@ class Kind(NamedTuple):
     quantization: str
     backend: str
     device: str
+    trained: str = "lora"
+    compute: str = "default"
 
 
 @dataclass(frozen=True)
@@ -180,12 +182,14 @@ def known_speed(config: Config, cache: Path) -> Speed | None:
     """Return the speed of runs of the same kind, from earlier runs on this machine, else from `REFERENCE`."""
     quantization = Quantization.nf4 if quantized(config.model) else Quantization.none
     backend = str(resolve_backend(config.model))
-    kind = Kind(str(config.model.id), str(quantization), backend, device_name())
+    trained, compute = "lora" if config.lora.enabled else "full", str(config.model.compute)
+    kind = Kind(str(config.model.id), str(quantization), backend, device_name(), trained, compute)
     finished = []
     for folder, record in earlier_runs(config.paths, cache / MEASURED):
         with suppress(KeyError, TypeError):  # of another version
-            model = record["model"]
-            own = Kind(model["id"], model["quantization"], model["backend"], model.get("device_name", ""))
+            model, trained = record["model"], record["train"].get("kind", "lora")
+            known = (model["id"], model["quantization"], model["backend"], model.get("device_name", ""))
+            own = Kind(*known, trained, model.get("compute", "default"))
             if own == kind and record["status"] == "completed" and (record.get("phases") or record["attempts"] == 1):
                 finished.append((str(record["finished"]), folder, record))
     recent = sorted(finished, key=lambda run: run[0])[-5:]
@@ -201,26 +205,45 @@ def _speed_of(folder: Path, record: Mapping[str, Any]) -> Speed:
     def size(path: Path) -> int:
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
-    scored = (task for stage in record["eval"].values() for task in stage["tasks"].values())
-    tasks = [task for task in scored if not task.get("reused")]
-    answering, train = sum(task["seconds"] for task in tasks), record["train"]
-    phases: dict[str, float] = {}  # of several attempts the longest: the others found its results
-    for each in record.get("phases", ()):
-        phases[each["phase"]] = max(each["seconds"], phases.get(each["phase"], 0.0))
-    if phases:
-        training = max(train["seconds"], phases.pop("train", 0.0))  # that of an interrupted attempt is not recorded
-        whole = training + sum(phases.values())
+    stages = {
+        stage: [task for task in scores["tasks"].values() if not task.get("reused")]
+        for stage, scores in record["eval"].items()
+    }
+    answering = {stage: sum(task["seconds"] for task in tasks) for stage, tasks in stages.items()}
+    train = record["train"]
+    if record.get("phases"):
+        known = {"train": train["seconds"], **answering}
+        other = sum(max(0.0, seconds - known.get(name, 0.0)) for name, seconds in _longest(record["phases"]).items())
     else:  # an older run, of one attempt
-        whole = (datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(record["started"])).total_seconds()
+        whole = datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(record["started"])
+        other = max(0.0, whole.total_seconds() - train["seconds"] - sum(answering.values()))
+    tasks = [task for found in stages.values() for task in found]
     return Speed(
         source=folder.name,
         tokens_per_second=train["tokens"] / train["seconds"],
-        answers_per_second=sum(task["examples"] for task in tasks) / max(answering, 1e-3),
+        answers_per_second=sum(task["examples"] for task in tasks) / max(sum(answering.values()), 1e-3),
         memory=train["peak_memory_bytes"],
         disk=size(folder) - size(folder / "checkpoints"),
         checkpoint=max((size(path) for path in folder.glob("checkpoints/checkpoint-*")), default=0),
-        other_seconds=max(0.0, whole - train["seconds"] - answering),
+        other_seconds=other,
     )
+
+
+def _longest(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the seconds of each phase but `data`, which the plan makes: of several attempts, those of the longest.
+
+    A phase can occur twice in an attempt, e.g. `load`. A training that was interrupted is not recorded.
+    """
+    longest: dict[str, float] = {}
+    own: dict[str, float] = {}
+    for each in phases:
+        if each["phase"] == "data":  # an attempt begins
+            own = {}
+            continue
+        name = each["phase"]
+        own[name] = own.get(name, 0.0) + each["seconds"]
+        longest[name] = max(own[name], longest.get(name, 0.0))
+    return longest
 
 
 def _short_run(config: Config, cache: Path) -> Config:
