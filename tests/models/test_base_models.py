@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -75,16 +76,25 @@ def change_config(model):
     model.config.rms_norm_eps = 0.1
 
 
-def add_forward_hook(model):
-    model.model.layers[0].mlp.up_proj.register_forward_hook(print)
-
-
 def add_backward_hook(model):
     model.model.layers[0].mlp.up_proj.register_full_backward_hook(print)
 
 
+@contextmanager
+def hooked(model):
+    model.get_base_model().model.layers[0].mlp.register_forward_hook(print)
+    yield
+
+
+@contextmanager
+def recomputed(model):
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    yield
+
+
 @pytest.mark.parametrize(
-    "used", [compiled_layers, lambda model: training_attention(model, PER_CONVERSATION), ragged_attention]
+    "used",
+    [compiled_layers, lambda model: training_attention(model, PER_CONVERSATION), ragged_attention, recomputed, hooked],
 )
 def test_training_and_answering_leave_no_trace(models, source, used):
     first = models.load(source)
@@ -93,13 +103,14 @@ def test_training_and_answering_leave_no_trace(models, source, used):
         pass
     models.keep(tuned)
     assert models.load(source) is first
+    assert not first.is_gradient_checkpointing
 
 
 @pytest.mark.parametrize(
     "change",
     [
         *(change_weight, change_buffer, change_attribute, change_attention, change_config),
-        *(add_forward_hook, add_backward_hook),
+        add_backward_hook,
     ],
 )
 def test_a_changed_model_is_loaded_again(models, source, change, caplog):
@@ -108,7 +119,7 @@ def test_a_changed_model_is_loaded_again(models, source, change, caplog):
     change(first)
     models.keep(first)
     assert models.load(source) is not first
-    assert "the run changed its base model, so the next one loads it: " in caplog.text
+    assert "the run changed its base model, so a next run loads it again: " in caplog.text
 
 
 def test_a_model_whose_files_changed_is_loaded_again(models, tiny_config, source, tmp_path):

@@ -27,9 +27,6 @@ log = logging.getLogger(__name__)
 SMALL_SHARE = 0.04
 """Share of the GPU's memory that a base model may keep while another process trains; half of what a training spares."""
 
-TRL_LEAVES = ("forward", "model_tags")
-"""Attributes that TRL's trainer sets on the base model itself; the first one computes its loss."""
-
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -91,7 +88,7 @@ class BaseModels:
         ]:
             pairs = zip(before.modules, now.modules, strict=False)
             module = next((f" (first {new[0] or 'the model'})" for old, new in pairs if old != new), "")
-            log.info("the run changed its base model, so the next one loads it: %s%s", ", ".join(changed), module)
+            log.info("the run changed its base model, so a next run loads it again: %s%s", ", ".join(changed), module)
         else:
             self._kept = (key, base)
 
@@ -144,14 +141,24 @@ def _described(module: Any) -> tuple[Any, ...]:
 
 
 def without_adapter(model: Any, before: State) -> Any:
-    """Return the base model, with what every training sets on it as it was `before`."""
+    """Return the base model without the attributes and hooks that were not there `before`.
+
+    TRL's trainer sets `forward`, which computes its loss; gradient checkpointing leaves functions and hooks.
+    """
     import peft
 
     base = (model.unload() if isinstance(model, peft.PeftModel) else model).eval()
     for name, parameter in base.named_parameters():
         parameter.requires_grad_(before.trainable.get(name, False))
-    for name in TRL_LEAVES:
-        vars(base).pop(name, None)
+    if base.is_gradient_checkpointing:
+        base.gradient_checkpointing_disable()
+    modules = dict(base.named_modules())
+    for name, _, attributes, hooks, _ in before.modules:
+        for added in modules[name].__dict__.keys() - attributes.keys():
+            del modules[name].__dict__[added]
+        for kind, count in zip(HOOKS, hooks, strict=True):
+            if not count:
+                getattr(modules[name], kind).clear()
     base.config.use_cache, base.generation_config = before.use_cache, before.generation
     return base
 
