@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tometune.config.model import ModelConfig, Precision, Quantization, Weights
+from tometune.evaluation import ifd
 from tometune.evaluation.ifd import IfdScorer
 from tometune.models.load import load_model
 from tometune.models.source import locate
@@ -32,7 +33,7 @@ def loss(model, tokenizer, context: str | None, answer: str) -> float:
         return float(model(input_ids=ids, labels=labels).loss)
 
 
-def test_scores_are_ratios_of_losses(tmp_path):
+def test_scores_are_ratios_of_losses(tmp_path, monkeypatch):
     source = locate(
         ModelConfig(id="tiny", weights=Weights.random, quantization=Quantization.none, precision=Precision.fp32),
         tmp_path,
@@ -51,4 +52,8 @@ def test_scores_are_ratios_of_losses(tmp_path):
     assert scores[:3] == pytest.approx(expected, rel=1e-4)
     assert np.isneginf(scores[3])
     assert len({round(float(score), 3) for score in scores[:3]}) == 3
+    monkeypatch.setattr(ifd, "LOGITS_BYTES", 4 * 80 * len(tokenizer))  # the longest answer alone has more
+    assert scorer(TURNS) == pytest.approx(expected, rel=1e-4), "several batches"
+    monkeypatch.setattr(type(scorer._model), "_supports_logits_to_keep", lambda _: False)
+    assert scorer(TURNS) == pytest.approx(expected, rel=1e-4)
     assert scorer.fingerprint != IfdScorer(source, type("Other", (), {"chat_template": "x"})()).fingerprint

@@ -49,6 +49,8 @@ def test_micro_batches_divide_a_step(monkeypatch, world, expected):
     monkeypatch.setenv("WORLD_SIZE", world)
     assert micro_batches(settings(**PACKS).trainer) == expected
     assert micro_batches(settings(**PACKS | {"micro_batch": 8}).trainer) == expected[:1], "of one GPU's preset"
+    if world == "2":
+        assert micro_batches(settings(**PACKS | {"micro_batch": 3}).trainer) == [2]
     assert {Step(8, size).accumulation * size * int(world) for size in expected} == {8}
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
+from tometune.data.draw import IFD_VERSION
 from tometune.evaluation.likelihood import PromptedReference, batches, reference_bits
 from tometune.models.machine import resolve_precision
 from tometune.models.source import ModelSource, fingerprint
 
-VERSION = 2  # raised when the same rows get other scores
 TEXT_TOKENS = 512  # of the prompt, from its end, and of the answer, from its start
-# Of a forward pass. More logits than the NLL metric takes at once, because answers are a larger share of short rows.
+# Of a forward pass. Logits are limited by their bytes, so that a small vocabulary gets larger batches.
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 16_384}  # with padding
 LOGITS_BYTES = 2 * 2**30  # counted in float32
 
@@ -36,9 +36,12 @@ class IfdScorer:
 
     @property
     def fingerprint(self) -> str:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # batches differ, and so do the last digits in 16 bits
         model, template = self.source.config, sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:12]
         loaded = f"{fingerprint(model)} {model.quantization} {resolve_precision(model.precision)}"
-        return f"ifd-{VERSION} {loaded} {template}"
+        return f"ifd-{IFD_VERSION} {loaded} {template} {device}"
 
     def __call__(self, conversations: Sequence[Sequence[dict[str, str]]]) -> np.ndarray:
         """Return the score of each conversation, float32; -inf if there is no answer to a prompt."""

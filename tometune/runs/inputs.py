@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tometune.data.contamination import EvaluationTexts, MixOverlaps
+    from tometune.data.draw import Scorer
     from tometune.data.mix import Mix
     from tometune.data.tokens import Tokens
     from tometune.evaluation.tasks import Task
@@ -83,13 +84,15 @@ class RunInputs:
         """
         from tometune.data.contamination import of_mix
         from tometune.data.mix import build_mix
-        from tometune.evaluation.ifd import IfdScorer
         from tometune.models.pool_scorers import quality_scorer
 
         data = self.config.data
         texts = None if data.contamination is Contamination.report else self.evaluation_texts[0]
-        by_loss = ranking(data) == PoolOrder.ifd
-        scorer = IfdScorer(self.model_source, self.tokenizer) if by_loss else quality_scorer(data.scorer)
+        scorer: Scorer | None = quality_scorer(data.scorer)
+        if ranking(data) == PoolOrder.ifd:
+            from tometune.evaluation.ifd import IfdScorer
+
+            scorer = IfdScorer(self.model_source, self.tokenizer)
         mix = build_mix(data, self.config.seeds.data, self.cache, lambda: self.tokenizer, texts, scorer)
         if texts is not None and data.contamination is Contamination.fail:
             found = of_mix(mix.rows, texts, self.cache)
@@ -192,6 +195,10 @@ def fingerprints(config: Config) -> dict[str, str]:
             from tometune.models.pool_scorers import scorer_fingerprint
 
             found["data.scorer"] = scorer_fingerprint(config.data.scorer)
+        elif config.data.pool.order is PoolOrder.ifd:
+            from tometune.data.draw import IFD_VERSION
+
+            found["data.scorer"] = f"ifd-{IFD_VERSION}"
     return found | evaluation_fingerprints(config.model, config.eval)
 
 

@@ -51,7 +51,7 @@ class Training:
     unsloth: bool = False
     rows: Dataset = field(init=False)
     kernel: str = field(init=False)  # attention of transformers, kernel by kernel
-    reason: str = ""  # why it is used for packs
+    reason: str = field(init=False, default="")  # why it is used for packs
     packed: Packed = field(init=False)
     dtype: torch.dtype = field(init=False)
     """Of the arithmetic. If only an adapter is trained, it is that of the base weights."""
@@ -74,7 +74,7 @@ class Training:
         elif trainer.packing:
             window = getattr(self.model.config.get_text_config(), "sliding_window", None)
             if window is not None and window < trainer.max_length:  # only transformers' masks have it
-                self.kernel, self.reason = model.attn_implementation, f"a mask with its window of {window:,} tokens"
+                self.kernel, self.reason = model.attn_implementation, f"a mask with the model's window, {window:,}"
             else:
                 self.kernel, self.reason = kernel(self.dtype, model.attn_implementation)
             self.packed = packed_by(self.kernel)

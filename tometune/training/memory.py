@@ -69,9 +69,12 @@ def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) ->
         chosen = min(gather([largest]), key=lambda size: (not size.gradient_checkpointing, size.rows))
         remember(training, chosen)
         torch.cuda.reset_peak_memory_stats()  # run.json records the training's peak, not that of the search
+    asked = "" if trainer.micro_batch == "auto" else " (set)"
+    if asked and chosen.rows != trainer.micro_batch:
+        asked = f" (lowered from {trainer.micro_batch}, to divide the rows of one process)"
     log.info(
         "micro-batch: %d rows%s, activations %s, about %.1f GB of the GPU's %.1f GB",
-        *(chosen.rows, " (set)" if len(sizes) == 1 else ""),
+        *(chosen.rows, asked),
         "recomputed" if chosen.gradient_checkpointing else "kept",
         *((chosen.memory_bytes or 0) / 1e9, torch.cuda.mem_get_info()[1] / 1e9),
     )
@@ -191,8 +194,8 @@ def estimate(source: ModelSource, trainer: TrainerConfig, lora: LoraConfig) -> i
     if lora.enabled:
         table = config.vocab_size * config.hidden_size
         base = 2 * table + weights // 2 if quantized(source.config) else 2 * weights
-        if source.config.compute is Compute.fp8:  # a copy of each layer's weights, and one of them transposed
-            base += 2 * (weights - table)
+        if source.config.compute is Compute.fp8:  # two copies of each layer in 8 bits, one of them transposed
+            base += 2 * (weights - table * (1 if config.tie_word_embeddings else 2))
     # Kept for the backward pass, per layer and token: about 8 hidden and 4 intermediate vectors in 16 bits. It comes to
     # the 58 GB that were measured for Llama-3.2-3B with 16,384 tokens (docs/LOG.md).
     kept = 2 * (8 * config.hidden_size + 4 * config.intermediate_size)

@@ -60,10 +60,14 @@ def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unslo
         if not training.full:  # small; a full model is read from its files again
             weights = model.named_parameters()
             fresh = {name: weight.detach().cpu().clone() for name, weight in weights if weight.requires_grad}
+        logged = None
         while True:
-            if training.reason:
-                reason = training.reason if training.attention == training.kernel else "compiled layers"
-                log.info("attention over packs: %s (%s)", training.attention, reason)
+            if training.reason and training.attention != logged:
+                logged = training.attention
+                log.info(
+                    *("attention over packs: %s (%s)", logged),
+                    training.reason if logged == training.kernel else "compiled layers",
+                )
             try:
                 with (
                     training_attention(model, None if unsloth else training.attention),

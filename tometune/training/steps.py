@@ -67,13 +67,13 @@ def divisors(trainer: TrainerConfig) -> list[int]:
 def micro_batches(trainer: TrainerConfig) -> list[int]:
     """Return the micro-batches to choose from, the largest first; only one if `trainer.micro_batch` sets it.
 
-    With several processes, it is lowered to the rows that one of them has, so the presets for one GPU can be used.
+    With several processes, it is lowered to what divides the rows of one, so that presets for one GPU can be used.
     """
     possible = divisors(trainer)
     if trainer.micro_batch == "auto":
         return possible
-    if processes() > 1 and int(trainer.micro_batch) > possible[0]:
-        return possible[:1]
+    if processes() > 1:
+        return [next(size for size in possible if size <= int(trainer.micro_batch))]
     if trainer.micro_batch not in possible:
         raise UserError(
             f"trainer.micro_batch={trainer.micro_batch}: does not divide the {possible[0]} rows per step of one "
