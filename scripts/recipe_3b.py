@@ -1,7 +1,7 @@
 """Measure the default recipe as a user runs it: `tometune.train -m +sweep=table`, then export and chat, against a hub.
 
 python scripts/recipe_3b.py FOLDER make --base base_100k.parquet --pool pool.parquet --tasks EVAL_FOLDER
-python scripts/recipe_3b.py FOLDER cell seed=0 data=mix_100k --kill-at 130    # killed there, and continued
+python scripts/recipe_3b.py FOLDER cell seed=0 --kill-at 130 --stop-in-cell 2    # killed at step 130, and continued
 python scripts/recipe_3b.py FOLDER undisturbed seed=0 data=mix_100k --stop-at 200
 python scripts/recipe_3b.py FOLDER export; … FOLDER chat; … FOLDER plan; … FOLDER report
 
@@ -59,6 +59,7 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
     add("overrides", nargs="*", metavar="KEY=VALUE", help="for tometune")
     add("--timeout", type=float, default=3600, metavar="SECONDS", help="of the stage; its processes are killed then")
     add("--kill-at", type=int, metavar="STEP", help="cell: SIGKILL once, then the same command again")
+    add("--stop-in-cell", type=int, metavar="N", help="cell: SIGKILL as soon as the Nth run logs a step")
     add(
         "--stop-at",
         type=int,
@@ -105,8 +106,9 @@ def run_stage(options: argparse.Namespace) -> int:
     work.mkdir(exist_ok=True)
     if options.stage == "cell":
         if options.kill_at and not (options.out / "cell_1.log").exists():
-            execute(options, "cell_1", train, work, stop=lambda: step_reached(work) >= options.kill_at)
-        return execute(options, "cell_2", train, work)
+            execute(options, "cell_1", train, work, stop=lambda: max(steps_reached(work), default=0) >= options.kill_at)
+        cells = options.stop_in_cell or 10**9
+        return execute(options, "cell_2", train, work, stop=lambda: len(steps_reached(work)) >= cells)
     if options.stage == "undisturbed":
         return execute(
             options, "undisturbed", train, work, stop=lambda: last_hashed(hashes) >= (options.stop_at or 10**9)
@@ -193,11 +195,11 @@ def copy_lines(process: "subprocess.Popen[str]", path: Path) -> None:
             file.flush()
 
 
-def step_reached(work: Path) -> int:
-    """Return the last step that any run's metrics.jsonl has."""
-    return max(
-        [0, *(line["step"] for path in work.glob("multirun/table/*/metrics.jsonl") for line in json_lines(path))]
-    )
+def steps_reached(work: Path) -> list[int]:
+    """Return the last step in each run's metrics.jsonl; a run without a step is left out."""
+    files = work.glob("multirun/table/*/metrics.jsonl")
+    found = (max([0, *(line["step"] for line in json_lines(path))]) for path in files)
+    return [step for step in found if step]
 
 
 def last_hashed(path: Path) -> int:

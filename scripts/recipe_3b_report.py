@@ -7,7 +7,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
@@ -41,8 +41,13 @@ def write_report(folder: Path) -> str:
         path.parent: json.loads(path.read_text()) for path in sorted(folder.glob("work/multirun/table/*/run.json"))
     }
     phases = [phase for event in events for phase in phases_of(event, out, records)]
+    done = max(map(end_of, records.values()), default=0.0)
+    phases = [
+        replace(phase, command="next_cell") if phase.command.startswith("cell") and phase.start >= done > 0 else phase
+        for phase in phases
+    ]
     cells = [phase for phase in phases if phase.command.startswith("cell")]
-    whole = sum(event["end"] - event["start"] for event in events if event["name"].startswith("cell"))
+    whole = sum(phase.seconds for phase in cells)
     report: dict[str, Any] = {
         "phases": [measured(phase, samples, whole) for phase in phases],
         "cell_seconds": round(whole, 1),
@@ -52,7 +57,7 @@ def write_report(folder: Path) -> str:
         "exports": [
             json.loads(path.read_text()) for path in sorted(folder.glob("work/multirun/table/*/export/*/gate.json"))
         ],
-        "projection": projection(cells, records, out / "plan.log"),
+        "projection": projection(phases, records, out / "plan.log"),
         "same_bytes": compare_adapters(out),
         "commands": [{key: event[key] for key in ("name", "command", "status", "killed")} for event in events],
     }
@@ -61,6 +66,14 @@ def write_report(folder: Path) -> str:
     (out / "report.txt").write_text(text + "\n", encoding="utf-8")
     pack(folder, out)
     return text
+
+
+def end_of(record: Mapping[str, Any]) -> float:
+    """Return when a completed run's last phase ended; 0 for other runs."""
+    if record["status"] != "completed":
+        return 0.0
+    last = record["phases"][-1]
+    return float(datetime.fromisoformat(last["started"]).timestamp() + last["seconds"])
 
 
 def lines_of(path: Path) -> list[str]:
@@ -156,36 +169,40 @@ def size_of(folder: Path) -> float:
     return round(sum(path.stat().st_size for path in files) / GIGA, 3)
 
 
-def projection(cells: Sequence[Phase], records: Mapping[Path, Any], plan: Path) -> dict[str, Any] | None:
-    """Return the hours of nine cells by the measured ones, next to the plan's; None without a completed cell.
+def projection(phases: Sequence[Phase], records: Mapping[Path, Any], plan: Path) -> dict[str, Any] | None:
+    """Return the hours of the cells that are left by the measured ones, next to the plan's, and of all nine.
 
-    The phases in `ONCE` and making data count once, since prefetching makes the data of later cells while the first
-    trains; the other phases, as the last command had them, and reading data that is ready, count for each cell.
+    A later cell takes the seconds before training of the cell that followed in the same process, or of the last command
+    if there was none, its own tokens at the measured speed, and the seconds after training of the completed cell. The
+    phases in `ONCE` count once. None without a completed cell or a plan.
     """
     done = [record for record in records.values() if record["status"] == "completed"]
-    if not done or not cells:
-        return None
     text = " ".join(line.split(" ", 1)[-1] for line in lines_of(plan))
     planned = re.search(r"([\d.]+) (s|min|h) one after the other", text)
-    found = re.search(r"left with ([\d,]+) tokens", text)
-    last = cells[-1].command
-    found_in = {name: [phase.seconds for phase in cells if phase.name == name] for name in {*ONCE, "data"}}
-    once = max(found_in["data"], default=0.0) + sum(max(found_in[name], default=0.0) for name in ONCE)
-    cached = min(found_in["data"], default=0.0)  # of a second command; later cells read data that is ready, too
-    kept = [phase for phase in cells if phase.command == last and phase.name not in (*ONCE, "train", "data")]
-    own = sum(phase.seconds for phase in kept) / len(done)
+    found = re.search(r"(\d+) left with ([\d,]+) tokens", text)
+    cells = [phase for phase in phases if phase.command.startswith("cell")]
+    if not done or not cells or not found:
+        return None
+    following = [phase for phase in phases if phase.command == "next_cell"]
+    last = [phase for phase in cells if phase.command == cells[-1].command]
+    trained = max(phase.end for phase in last if phase.name == "train")
+    before = [p for p in following or last if p.name not in (*ONCE, "train") and (following or p.start < trained)]
+    own = sum(phase.seconds for phase in [*before, *(p for p in last if p.start >= trained and p.name not in ONCE)])
     # Of a run that was killed, the last command holds a part of the steps only; run.json has all of them.
     speed = fmean(record["train"]["tokens_per_second"] for record in done)
-    tokens = int(found[1].replace(",", "")) if found else 9 * fmean(record["train"]["tokens"] for record in done)
-    seconds = once + 8 * cached + 9 * own + tokens / speed
+    left, tokens = int(found[1]), int(found[2].replace(",", ""))
+    seconds = left * own + tokens / speed
+    once = {name: max((phase.seconds for phase in cells if phase.name == name), default=0.0) for name in ONCE}
+    whole = seconds + sum(once.values()) + len(done) * own + sum(r["train"]["tokens"] for r in done) / speed
     forecast = float(planned[1]) * {"s": 1, "min": 60, "h": 3600}[planned[2]] if planned else None
     return {
-        "tokens": int(tokens),
-        "tokens_from": "plan" if found else "nine times the measured cell",
-        "seconds_once": round(once, 1),
-        "other_seconds_per_cell": round(cached + own, 1),
-        "projected_hours": round(seconds / 3600, 3),
-        "planned_hours": forecast and round(forecast / 3600, 3),
+        "cells_left": left,
+        "tokens_left": tokens,
+        "seconds_once": round(sum(once.values()), 1),
+        "other_seconds_per_cell": round(own, 1),
+        "projected_hours": round(whole / 3600, 3),
+        "projected_hours_left": round(seconds / 3600, 3),
+        "planned_hours_left": forecast and round(forecast / 3600, 3),
         "planned_by_projected": forecast and round(forecast / seconds, 3),
         "plan": planned[0] if planned else None,
     }

@@ -87,10 +87,11 @@ def test_the_median_of_the_last_runs_of_the_same_kind(config, tmp_path):
     write(tmp_path / "cache" / "measured" / "short", train=train(300))
     others = (
         *({"model": kind | {"device_name": "there"}}, {"model": kind}, {"attempts": 2}, {"status": "failed"}),
+        {"status": "running", "train": None},
         {"model": RECORD["model"] | {"compute": "fp8"}},
     )
     for number, change in enumerate(others):
-        write(outputs / f"other{number}", train=train(7), **change)
+        write(outputs / f"other{number}", **{"train": train(7)} | change)
     (write(outputs / "broken") / "run.json").write_text("{")
     found = known_speed(config, tmp_path / "cache")
     assert (found.source, found.tokens_per_second, found.memory) == ("5 earlier runs", 300, 400)

@@ -186,11 +186,13 @@ def known_speed(config: Config, cache: Path) -> Speed | None:
     kind = Kind(str(config.model.id), str(quantization), backend, device_name(), trained, compute)
     finished = []
     for folder, record in earlier_runs(config.paths, cache / MEASURED):
+        if record.get("status") != "completed":  # its `train` can be null
+            continue
         with suppress(KeyError, TypeError):  # of another version
             model, trained = record["model"], record["train"].get("kind", "lora")
             known = (model["id"], model["quantization"], model["backend"], model.get("device_name", ""))
             own = Kind(*known, trained, model.get("compute", "default"))
-            if own == kind and record["status"] == "completed" and (record.get("phases") or record["attempts"] == 1):
+            if own == kind and (record.get("phases") or record["attempts"] == 1):
                 finished.append((str(record["finished"]), folder, record))
     recent = sorted(finished, key=lambda run: run[0])[-5:]
     if not recent:
