@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.data.chatml import chatml_tokenizer
 from tests.exporting.conftest import SHAPE, builder_of
-from tests.exporting.test_merging import adapter
+from tests.exporting.test_merging import adapter, base
 from tests.fixtures.llama import tiny_llama
 from tests.fixtures.llama3 import llama3_tokenizer
 from tometune.common.errors import UserError
@@ -44,6 +44,32 @@ def test_a_base_whose_files_have_other_names_than_its_layers(tmp_path):
     write_checkpoint(exact, config, tmp_path / "merged", torch.float32)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(model(ids).logits, load_adapter(whole, made)(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+MERGE = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from transformers import AutoModelForCausalLM
+from tometune.config.model import ModelConfig
+from tometune.exporting.formats import Writer
+
+model = ModelConfig(id="tester/base")
+AutoModelForCausalLM.from_pretrained(model.id)
+run = SimpleNamespace(base=model, whole=None, adapter=Path(sys.argv[1]))
+print(*sorted(Writer(run, Path("cache"), None, Path("exports")).weights[2].adapted))
+"""
+
+
+def test_a_base_of_which_the_cache_has_config_and_weights_only(hub, run_python, tmp_path):
+    """So it is after training on the base in 4 bits, whose tokenizer is in another repository."""
+    folder, made = hub.root / "models" / "tester" / "base", adapter(tmp_path, 0.01)
+    base().save_pretrained(folder, max_shard_size="20KB")
+    chatml_tokenizer().save_pretrained(folder)
+    done = run_python("-c", MERGE, str(made), env=hub.env(tmp_path / "hf"))
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 4
+    assert not list((tmp_path / "hf").rglob("tokenizer.json"))
 
 
 @pytest.mark.whole

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download
 from jinja2 import TemplateError
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
@@ -91,7 +91,9 @@ class Writer:
         source = locate(self.finished.whole or self.finished.base, self.cache)
         folder = Path(source.location)
         if source.revision is not None:
-            folder = Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))
+            # One of its files: the cache has no complete snapshot, e.g. not the tokenizer of this base.
+            file = hf_hub_download(source.location, "config.json", revision=source.revision, local_files_only=True)
+            folder = Path(file).parent
         config, base = AutoConfig.from_pretrained(folder), Checkpoint(folder)
         if self.finished.whole is not None:
             return config, base, base
