@@ -159,7 +159,7 @@ def execute(
         process.stdin.write(stdin)
         process.stdin.close()
     samples, adapters, seen = (
-        Samples(options.out / "samples.csv", options.folder),
+        Samples(options.out / f"{name}_samples.csv", options.folder),
         options.out / f"{name}_adapters.jsonl",
         set[str](),
     )
@@ -233,7 +233,10 @@ def hash_adapters(work: Path, seen: set[str], path: Path) -> None:
 
 
 class Samples:
-    """One line per second: time, GPU utilisation in percent; bytes of GPU memory, of the processes and of used disk."""
+    """One line per second: time, GPU utilisation in percent; bytes of GPU memory, of the processes and of used disk.
+
+    GPU and disk are those of the machine, the processes those of one command.
+    """
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path, self.folder, self.last = path, folder, 0.0

@@ -27,6 +27,7 @@ class Phase:
     name: str
     start: float
     end: float
+    cell: int | None = None  # 1 is the cell that was completed, 2 the one after it
 
     @property
     def seconds(self) -> float:
@@ -36,20 +37,21 @@ class Phase:
 def write_report(folder: Path) -> str:
     """Write report.json, report.txt and the archive of everything that is small; return the text."""
     out = folder / "out"
-    events, samples = [json.loads(line) for line in lines_of(out / "events.jsonl")], read_samples(out / "samples.csv")
+    events = [json.loads(line) for line in lines_of(out / "events.jsonl")]
+    samples = {event["name"]: read_samples(out / f"{event['name']}_samples.csv") for event in events}
     records = {
         path.parent: json.loads(path.read_text()) for path in sorted(folder.glob("work/multirun/table/*/run.json"))
     }
     phases = [phase for event in events for phase in phases_of(event, out, records)]
     done = max(map(end_of, records.values()), default=0.0)
     phases = [
-        replace(phase, command="next_cell") if phase.command.startswith("cell") and phase.start >= done > 0 else phase
+        replace(phase, cell=2) if phase.command.startswith("cell") and phase.start >= done > 0 else phase
         for phase in phases
     ]
-    cells = [phase for phase in phases if phase.command.startswith("cell")]
+    cells = [phase for phase in phases if phase.cell == 1]
     whole = sum(phase.seconds for phase in cells)
     report: dict[str, Any] = {
-        "phases": [measured(phase, samples, whole) for phase in phases],
+        "phases": [measured(phase, samples[phase.command], whole) for phase in phases],
         "cell_seconds": round(whole, 1),
         "by_phase": by_phase(cells, whole),
         "runs": [facts_of(record) for record in records.values()],
@@ -104,35 +106,39 @@ def phases_of(event: Mapping[str, Any], out: Path, records: Mapping[Path, Any]) 
         if not start <= began <= end:
             continue
         if began - now > 0.05:
-            yield Phase(name, "start" if now == start else "between", now, began)
+            yield Phase(name, "start" if now == start else "between", now, began, 1)
         now, last = min(began + seconds, end), phase
         yield from divided(name, phase, began, now, first_step)
     if last in ("load", "base") and event["killed"]:
         yield from divided(name, "train", now, end, first_step)
     elif end - now > 0.05:
-        yield Phase(name, "report", now, end)
+        yield Phase(name, "interrupted" if event["killed"] else "report", now, end, 1)
 
 
 def divided(command: str, phase: str, start: float, end: float, first_steps: Sequence[float]) -> Iterator[Phase]:
     """Yield the phase; training as its preparation (loading, Unsloth, the micro-batch) and the rest."""
     middle = next((time for time in first_steps if start < time < end), None) if phase == "train" else None
     if middle is None:
-        yield Phase(command, phase, start, end)
+        yield Phase(command, phase, start, end, 1)
     else:
-        yield Phase(command, "prepare training", start, middle)
-        yield Phase(command, "train", middle, end)
+        yield Phase(command, "prepare training", start, middle, 1)
+        yield Phase(command, "train", middle, end, 1)
 
 
 def measured(phase: Phase, samples: Sequence[Sequence[float | None]], whole: float) -> dict[str, Any]:
-    """Return what was sampled in a phase; None where nothing was."""
+    """Return what was sampled in a phase; None where nothing was. Peaks leave out its first second.
+
+    There, memory can still be that of the phase before.
+    """
     during = [row for row in samples if row[0] is not None and phase.start <= row[0] <= phase.end]
-    columns = [[row[place] for row in during if row[place] is not None] for place in range(1, 5)]
-    busy, gpu, host, disk = columns
+    busy = [row[1] for row in during if row[1] is not None]
+    settled = [row for row in during if row[0] is not None and row[0] >= phase.start + 1]
+    gpu, host, disk = ([row[place] for row in settled if row[place] is not None] for place in (2, 3, 4))
     return {
-        "command": phase.command,
+        "command": "next_cell" if phase.cell == 2 else phase.command,
         "phase": phase.name,
         "seconds": round(phase.seconds, 1),
-        "share_of_cell": round(phase.seconds / whole, 4) if whole and phase.command.startswith("cell") else None,
+        "share_of_cell": round(phase.seconds / whole, 4) if whole and phase.cell == 1 else None,
         "gpu_idle": round(1 - fmean(busy) / 100, 3) if busy else None,
         "gpu_peak_gb": round(max(gpu) / GIGA, 2) if gpu else None,
         "host_peak_gb": round(max(host) / GIGA, 2) if host else None,
@@ -180,10 +186,10 @@ def projection(phases: Sequence[Phase], records: Mapping[Path, Any], plan: Path)
     text = " ".join(line.split(" ", 1)[-1] for line in lines_of(plan))
     planned = re.search(r"([\d.]+) (s|min|h) one after the other", text)
     found = re.search(r"(\d+) left with ([\d,]+) tokens", text)
-    cells = [phase for phase in phases if phase.command.startswith("cell")]
+    cells = [phase for phase in phases if phase.cell == 1]
     if not done or not cells or not found:
         return None
-    following = [phase for phase in phases if phase.command == "next_cell"]
+    following = [phase for phase in phases if phase.cell == 2]
     last = [phase for phase in cells if phase.command == cells[-1].command]
     trained = max(phase.end for phase in last if phase.name == "train")
     before = [p for p in following or last if p.name not in (*ONCE, "train") and (following or p.start < trained)]
@@ -209,7 +215,7 @@ def projection(phases: Sequence[Phase], records: Mapping[Path, Any], plan: Path)
 
 
 def compare_adapters(out: Path) -> dict[str, Any]:
-    """Return for each adapter that the killed and the undisturbed run wrote whether its hashes are equal."""
+    """Return the two hashes of each adapter that both the killed and the undisturbed run wrote."""
     found: dict[str, dict[tuple[str, Any], str]] = {}
     for path in sorted(out.glob("*_adapters.jsonl")):
         for line in map(json.loads, lines_of(path)):
@@ -218,8 +224,8 @@ def compare_adapters(out: Path) -> dict[str, Any]:
     killed, undisturbed = found.get("killed", {}), found.get("undisturbed", {})
     return {
         f"{run} {'finished' if step is None else step}": [
-            killed[run, step] == undisturbed[run, step],
             killed[run, step],
+            undisturbed[run, step],
         ]
         for run, step in killed
         if (run, step) in undisturbed
@@ -245,9 +251,9 @@ def text_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: {json.dumps(report[name])}"
     for run in report["runs"]:
         yield f"run: {json.dumps({key: run[key] for key in ('run_id', 'status', 'attempts', 'train', 'generation')})}"
-        tokens = run["train"]["tokens"]
-        if tokens and report["cell_seconds"]:
-            yield f"tokens/s over all commands of the cells: {tokens / report['cell_seconds']:.0f}"
+    trained = sum(run["train"]["tokens"] or 0 for run in report["runs"])
+    if report["cell_seconds"]:
+        yield f"tokens/s over all commands of the completed cells: {trained / report['cell_seconds']:.0f}"
     for gate in report["exports"]:
         yield f"export {gate['format']} {gate['quant']}: passed {gate['passed']}, {gate['seconds']}, {gate['problems']}"
 
