@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -40,7 +39,7 @@ def merge(tmp_path: Path, made: Path) -> Merged:
 
 def held(found: Merged, files: Checkpoint) -> dict:
     tensors = (Checkpoint(found.folder), found, files)
-    return change_held(found, *(lambda name, one=one: one[name].float().numpy() for one in tensors))
+    return change_held(found, *(one.read for one in tensors))
 
 
 def written(found: Merged, folder: Path, dtype: torch.dtype) -> dict:
@@ -116,9 +115,9 @@ def test_the_largest_activation_is_found_inside_the_model():
 
 
 def test_the_share_of_a_known_change():
-    base_ = {"a": np.zeros(2, np.float32), "b": np.ones(2, np.float32), "c": np.ones(1, np.float32)}
-    exact = base_ | {"a": np.array([3, 4], np.float32), "b": np.array([2, 1], np.float32)}
-    held = base_ | {"a": np.array([3, 0], np.float32), "c": np.zeros(1, np.float32)}
+    base_ = {"a": torch.zeros(2), "b": torch.ones(2), "c": torch.ones(1)}
+    exact = base_ | {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([2.0, 1.0])}
+    held = base_ | {"a": torch.tensor([3.0, 0.0]), "c": torch.zeros(1)}
     change = change_held(exact, base_.get, exact.get, held.get)
     assert change == {
         "share": round(9 / 26, 5),  # (9 + 0) of |change|², 25 + 1

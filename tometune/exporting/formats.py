@@ -175,7 +175,7 @@ class Writer:
         if export.format == "gguf":
             return gguf_change(next(folder.glob("*.gguf")), self.base_gguf, self.exact_gguf)
         _, base, merged = self.weights
-        return change_held(merged, *(tensors.array for tensors in (base, merged, Checkpoint(folder))))
+        return change_held(merged, *(tensors.read for tensors in (base, merged, Checkpoint(folder))))
 
 
 def modelfile(file: str, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], context: int) -> str:

@@ -143,15 +143,16 @@ def _quantise(model: str, file: str, quant: str) -> None:
 
 
 def _change(model: str, base: str, exact: str) -> dict[str, Any] | None:
+    import torch
+
     sys.path.append(str(_llama_cpp_source() / "gguf-py"))  # unless the package `gguf` is installed
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
     tensors = [{one.name: one for one in GGUFReader(file).tensors} for file in (base, exact, model)]
 
-    def read(found: dict[str, Any], name: str) -> np.ndarray:
-        values: np.ndarray = dequantize(found[name].data, found[name].tensor_type)
-        return values
+    def read(found: dict[str, Any], name: str) -> torch.Tensor:
+        return torch.from_numpy(dequantize(found[name].data, found[name].tensor_type))
 
     return change_held(tensors[1], *(partial(read, found) for found in tensors))
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
@@ -54,10 +53,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         shape: list[int] = self._files[name].get_slice(name).get_shape()
         return shape
 
-    def array(self, name: str) -> np.ndarray:
+    def read(self, name: str) -> torch.Tensor:
         """Return a tensor in float32."""
-        found: np.ndarray = self[name].float().numpy()
-        return found
+        return self[name].float()
 
 
 class Merged(Checkpoint):

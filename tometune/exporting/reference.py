@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Precision
 from tometune.evaluation.engines import Engine as EvaluationEngine
+from tometune.evaluation.engines.choice import rows_that_fit
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import Conversation, Example, Reference, Tokens, divergence
 from tometune.exporting.merging import largest_activation
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 MOST_IN_FLOAT32 = 4_000_000_000
 """Parameters of the largest model whose logits are compared in float32, without the noise of 16-bit arithmetic."""
 
-BATCH = 16  # prompts that are answered at once
 NEW_TOKENS = 24  # longest answer to a fixed conversation; its tokens are those that logits are compared on
 ON_BASE = "16-bit base"
 
@@ -192,10 +192,11 @@ class TorchEngine:
     def tokens(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
         """Return greedy answers of at most so many tokens, with their end of turn."""
         engine, found = EvaluationEngine(self.model), list[Tokens]()
-        for start in range(0, len(prompts), BATCH):
-            most = lengths[start : start + BATCH]
+        rows = rows_that_fit(engine, max(map(len, prompts)), max(lengths)) if prompts else 1
+        for start in range(0, len(prompts), rows):
+            most = lengths[start : start + rows]
             config = greedy(self.model, self.tokenizer, max(most))
-            for ids, length in zip(engine.answer(prompts[start : start + BATCH], config, []), most, strict=True):
+            for ids, length in zip(engine.answer(prompts[start : start + rows], config, []), most, strict=True):
                 end = next((place for place, token in enumerate(ids) if token in config.eos_token_id), len(ids))
                 found.append(ids[: min(end + 1, length)])
         return found
