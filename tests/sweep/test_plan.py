@@ -20,7 +20,7 @@ from tometune.config.model import Backend, ModelConfig, Quantization
 from tometune.config.root import Config, PathsConfig, register
 from tometune.config.sweep_cells import jobs_of
 from tometune.sweep import plan
-from tometune.sweep.plan import REFERENCE, PlannedRun, Speed, known_speed, plan_sweep, print_plan
+from tometune.sweep.plan import REFERENCE, PlannedRun, Speed, known_speed, plan_sweep, print_plan, without_base
 
 TASK = {"seconds": 4.0, "examples": 2}
 RECORD = {
@@ -60,20 +60,31 @@ def test_the_speed_of_an_earlier_run(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("phases", "other"),
+    ("phases", "other", "base"),
     [
         # The data is made by the plan; the second attempt found the base scores; the rest of the training is unknown.
-        ("data 9, load 3, base 6, data 1, load 2, base 0, train 4, tuned 5", 3 + 2 + 1),
-        ("data 9, load 30, base 4, train 40, load 30, tuned 4", 30 + 30 + 30),  # e.g. lora=none loads twice
-        ("data 9, load 30, base 0, train 12, tuned 9", 30 + 2 + 5),  # `base` was interrupted after its tasks
+        ("data 9, load 3, base 6, data 1, load 2, base 0, train 4, tuned 5", 3 + 2 + 1, 2),
+        ("data 9, load 30, base 4, train 40, load 30, tuned 4", 30 + 30 + 30, 0),  # e.g. lora=none loads twice
+        ("data 9, load 30, base 0, train 12, tuned 9", 30 + 2 + 5, 0),  # `base` was interrupted after its tasks
     ],
 )
-def test_the_phases_of_a_run(config, tmp_path, phases, other):
+def test_the_phases_of_a_run(config, tmp_path, phases, other, base):
     """They count, not when the record begins and ends, which says nothing about an interrupted run."""
     pairs = (each.split() for each in phases.split(", "))
     found = [{"phase": name, "seconds": float(seconds)} for name, seconds in pairs]
     write(tmp_path / "outputs" / "a", attempts=2, phases=found, finished="2026-01-09T00:00:00+00:00")
-    assert known_speed(config, tmp_path).other_seconds == other
+    speed = known_speed(config, tmp_path)
+    assert (speed.other_seconds, speed.base_seconds) == (other, base)
+
+
+def test_the_base_model_is_scored_once():
+    first = PlannedRun("s0", 10, 1000, 4, 8, False, 100.0, base="model and tasks", base_seconds=30.0)
+    second, other = replace(first, run_id="s1"), replace(first, run_id="s2", base="other tasks")
+    assert without_base(first, []) == first
+    assert without_base(second, [first]) == replace(second, answers=4, seconds=70.0)
+    assert without_base(replace(second, seconds=None), [replace(first, done=True)]).answers == 4
+    for run in (other, replace(second, done=True), replace(second, base=None)):
+        assert without_base(run, [first, replace(first, base=None)]) == run
 
 
 def test_the_median_of_the_last_runs_of_the_same_kind(config, tmp_path):

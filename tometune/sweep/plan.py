@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -59,6 +59,7 @@ class Speed:
     disk: float | None = None  # bytes of the run's folder without checkpoints
     checkpoint: float = 0.0  # bytes of one checkpoint
     other_seconds: float = 0.0  # loading, compiling and saving
+    base_seconds: float = 0.0  # of them, those of scoring the base model, without its answers
 
 
 GPU_RESULTS = "docs/results/gpu"
@@ -91,7 +92,7 @@ class PlannedRun:
     rows: int
     tokens: int  # read in training, over all steps
     steps: int
-    answers: int  # of the evaluation, over tasks and stages
+    answers: int  # of the evaluation, over tasks and stages; not those that are copied
     done: bool
     seconds: float | None = None
     memory: float | None = None
@@ -99,6 +100,8 @@ class PlannedRun:
     source: str = "unknown"  # where the speed is from
     examples: Mapping[str, int] = field(default_factory=dict)  # of the evaluation, by task
     capacity: str = ""  # see `capacity_line`
+    base: Hashable = None  # what the base model's scores depend on; None: it is not scored
+    base_seconds: float = 0.0  # of `seconds`, those of scoring the base model
 
 
 def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> int:
@@ -110,13 +113,13 @@ def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> int:
     if jobs.search:
         raise UserError("plan=true: the runs of a search are not known in advance; plan one of them without the sweep")
     check_primary(jobs)
-    runs, causes = [], dict[str, list[str]]()
+    runs, causes = list[PlannedRun](), dict[str, list[str]]()
     shared = set.intersection(*(set(job.overrides) for job in jobs.known))
     for job in jobs.known:
         try:
             if job.problems:
                 raise UserError(" ".join(job.problems))
-            runs.append(plan_run(job.config, measure))
+            runs.append(without_base(plan_run(job.config, measure), runs))
         except UserError as error:
             own = (text for text in job.overrides if text not in shared and not text.startswith("seed="))
             causes.setdefault(str(error), []).append(" ".join(own))
@@ -125,6 +128,14 @@ def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> int:
     if len(seeds) > 1 and runs:
         print(*power_lines(jobs.config, min(seeds.values()), runs[0].examples), sep="\n")
     return 0 if runs else 2
+
+
+def without_base(run: PlannedRun, others: Iterable[PlannedRun]) -> PlannedRun:
+    """Return the run; if one of the others scores the same base model, whose scores it then copies, without that."""
+    if run.done or run.base is None or run.base not in {other.base for other in others}:
+        return run
+    seconds = None if run.seconds is None else run.seconds - run.base_seconds
+    return replace(run, answers=run.answers // 2, seconds=seconds)
 
 
 def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
@@ -154,7 +165,11 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     examples = {task.name: len(task.examples) for task in inputs.tasks}
     answers = sum(examples.values()) * (2 if config.eval.base else 1)
     done = run.completed and not damage(run.folder, run.record)
-    planned = PlannedRun(run.id, rows_of_mix, read, steps, answers, done, capacity=capacity, examples=examples)
+    seed = config.seeds.generation if config.eval.temperature else 0
+    base = (str(config.model), seed, *(task.digest for task in inputs.tasks)) if config.eval.base else None
+    planned = PlannedRun(
+        run.id, rows_of_mix, read, steps, answers, done, examples=examples, capacity=capacity, base=base
+    )
     if planned.done:
         return planned
     speed = known_speed(config, inputs.cache)
@@ -168,10 +183,12 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     if speed is None:
         return replace(planned, memory=estimate(source, config.trainer, config.lora))
     answering = answers / speed.answers_per_second if speed.answers_per_second else 0.0
+    other = speed.other_seconds - (0.0 if config.eval.base else speed.base_seconds)
     checkpoints = speed.checkpoint * checkpoints_kept(config.trainer, steps)
     return replace(
         planned,
-        seconds=speed.other_seconds + read / speed.tokens_per_second + answering,
+        seconds=other + read / speed.tokens_per_second + answering,
+        base_seconds=speed.base_seconds + answering / 2 if config.eval.base else 0.0,
         memory=speed.memory,
         disk=None if speed.disk is None else speed.disk + checkpoints,
         source=speed.source,
@@ -215,10 +232,11 @@ def _speed_of(folder: Path, record: Mapping[str, Any]) -> Speed:
     train = record["train"]
     if record.get("phases"):
         known = {"train": train["seconds"], **answering}
-        other = sum(max(0.0, seconds - known.get(name, 0.0)) for name, seconds in _longest(record["phases"]).items())
+        rest = {name: max(0.0, seconds - known.get(name, 0.0)) for name, seconds in _longest(record["phases"]).items()}
+        other, base = sum(rest.values()), rest.get("base", 0.0)
     else:  # an older run, of one attempt
         whole = datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(record["started"])
-        other = max(0.0, whole.total_seconds() - train["seconds"] - sum(answering.values()))
+        other, base = max(0.0, whole.total_seconds() - train["seconds"] - sum(answering.values())), 0.0
     tasks = [task for found in stages.values() for task in found]
     return Speed(
         source=folder.name,
@@ -228,6 +246,7 @@ def _speed_of(folder: Path, record: Mapping[str, Any]) -> Speed:
         disk=size(folder) - size(folder / "checkpoints"),
         checkpoint=max((size(path) for path in folder.glob("checkpoints/checkpoint-*")), default=0),
         other_seconds=other,
+        base_seconds=base,
     )
 
 
