@@ -126,9 +126,9 @@ def divided(command: str, phase: str, start: float, end: float, first_steps: Seq
 
 
 def measured(phase: Phase, samples: Sequence[Sequence[float | None]], whole: float) -> dict[str, Any]:
-    """Return what was sampled in a phase; None where nothing was. Peaks leave out its first second.
+    """Return what was sampled in a phase; None where nothing was.
 
-    There, memory can still be that of the phase before.
+    Peaks ignore the first second, when memory of the previous phase may still be in use.
     """
     during = [row for row in samples if row[0] is not None and phase.start <= row[0] <= phase.end]
     busy = [row[1] for row in during if row[1] is not None]
@@ -184,23 +184,25 @@ def projection(phases: Sequence[Phase], records: Mapping[Path, Any], plan: Path)
     """
     done = [record for record in records.values() if record["status"] == "completed"]
     text = " ".join(line.split(" ", 1)[-1] for line in lines_of(plan))
-    planned = re.search(r"([\d.]+) (s|min|h) one after the other", text)
-    found = re.search(r"(\d+) left with ([\d,]+) tokens", text)
+    planned = next(reversed(re.findall(r"([\d.]+) (s|min|h) one after the other", text)), None)
+    found = next(reversed(re.findall(r"(\d+) left with ([\d,]+) tokens", text)), None)
     cells = [phase for phase in phases if phase.cell == 1]
     if not done or not cells or not found:
         return None
     following = [phase for phase in phases if phase.cell == 2]
+    if not any(phase.name == "train" for phase in following):  # stopped before that, or no cell at all
+        following = []
     last = [phase for phase in cells if phase.command == cells[-1].command]
-    trained = max(phase.end for phase in last if phase.name == "train")
+    trained = max((phase.end for phase in last if phase.name == "train"), default=0.0)
     before = [p for p in following or last if p.name not in (*ONCE, "train") and (following or p.start < trained)]
     own = sum(phase.seconds for phase in [*before, *(p for p in last if p.start >= trained and p.name not in ONCE)])
     # Of a run that was killed, the last command holds a part of the steps only; run.json has all of them.
     speed = fmean(record["train"]["tokens_per_second"] for record in done)
-    left, tokens = int(found[1]), int(found[2].replace(",", ""))
+    left, tokens = int(found[0]), int(found[1].replace(",", ""))
     seconds = left * own + tokens / speed
     once = {name: max((phase.seconds for phase in cells if phase.name == name), default=0.0) for name in ONCE}
     whole = seconds + sum(once.values()) + len(done) * own + sum(r["train"]["tokens"] for r in done) / speed
-    forecast = float(planned[1]) * {"s": 1, "min": 60, "h": 3600}[planned[2]] if planned else None
+    forecast = float(planned[0]) * {"s": 1, "min": 60, "h": 3600}[planned[1]] if planned else None
     return {
         "cells_left": left,
         "tokens_left": tokens,
@@ -210,7 +212,7 @@ def projection(phases: Sequence[Phase], records: Mapping[Path, Any], plan: Path)
         "projected_hours_left": round(seconds / 3600, 3),
         "planned_hours_left": forecast and round(forecast / 3600, 3),
         "planned_by_projected": forecast and round(forecast / seconds, 3),
-        "plan": planned[0] if planned else None,
+        "plan": " ".join(planned) if planned else None,
     }
 
 
@@ -251,7 +253,7 @@ def text_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: {json.dumps(report[name])}"
     for run in report["runs"]:
         yield f"run: {json.dumps({key: run[key] for key in ('run_id', 'status', 'attempts', 'train', 'generation')})}"
-    trained = sum(run["train"]["tokens"] or 0 for run in report["runs"])
+    trained = sum(run["train"]["tokens"] or 0 for run in report["runs"] if run["status"] == "completed")
     if report["cell_seconds"]:
         yield f"tokens/s over all commands of the completed cells: {trained / report['cell_seconds']:.0f}"
     for gate in report["exports"]:

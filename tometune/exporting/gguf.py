@@ -154,7 +154,8 @@ def _change(model: str, base: str, exact: str) -> dict[str, Any] | None:
     def read(found: dict[str, Any], name: str) -> torch.Tensor:
         return torch.from_numpy(dequantize(found[name].data, found[name].tensor_type))
 
-    return change_held(tensors[1], *(partial(read, found) for found in tensors))
+    before, after, written = (partial(read, found) for found in tensors)
+    return change_held(tensors[1], before, after, written)
 
 
 def _log_probabilities(model: str, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
@@ -18,12 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Precision
 from tometune.evaluation.engines import Engine as EvaluationEngine
-from tometune.evaluation.engines.choice import rows_that_fit
 from tometune.evaluation.generation import greedy
 from tometune.exporting.gate import Conversation, Example, Reference, Tokens, divergence
 from tometune.exporting.merging import largest_activation
 from tometune.models.load import load_adapter, load_model
-from tometune.models.machine import check_machine
+from tometune.models.machine import check_machine, free_memory
 from tometune.models.source import locate, quantized
 from tometune.runs.finished import Finished
 from tometune.runs.run import DamageError
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 MOST_IN_FLOAT32 = 4_000_000_000
 """Parameters of the largest model whose logits are compared in float32, without the noise of 16-bit arithmetic."""
 
+BATCH = 64  # prompts that are answered at once on a GPU
+SMALL_BATCH = 16  # on a CPU, or if the memory does not suffice
 NEW_TOKENS = 24  # longest answer to a fixed conversation; its tokens are those that logits are compared on
 ON_BASE = "16-bit base"
 
@@ -89,6 +91,7 @@ class References:
     def on_base(self) -> Reference:
         """The adapter on the 16-bit base, and its distance from the adapter as trained."""
         trained = self.as_trained
+        free_memory()  # of the model in 4 bits, which is loaded no longer
         model = load_model(locate(exact(self.finished.base, self.finished), self.cache))
         return self._record(model, ON_BASE, trained)
 
@@ -191,8 +194,14 @@ class TorchEngine:
 
     def tokens(self, prompts: Sequence[Tokens], lengths: Sequence[int]) -> list[Tokens]:
         """Return greedy answers of at most so many tokens, with their end of turn."""
+        if self.model.device.type == "cuda" and len(prompts) > SMALL_BATCH:
+            with suppress(torch.OutOfMemoryError):
+                return self._tokens(prompts, lengths, BATCH)
+            free_memory()
+        return self._tokens(prompts, lengths, SMALL_BATCH)
+
+    def _tokens(self, prompts: Sequence[Tokens], lengths: Sequence[int], rows: int) -> list[Tokens]:
         engine, found = EvaluationEngine(self.model), list[Tokens]()
-        rows = rows_that_fit(engine, max(map(len, prompts)), max(lengths)) if prompts else 1
         for start in range(0, len(prompts), rows):
             most = lengths[start : start + rows]
             config = greedy(self.model, self.tokenizer, max(most))

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError, some
-from tometune.config.model import Quantization
+from tometune.config.model import Backend, Compute, Quantization
 from tometune.config.root import Config
 from tometune.config.sweep_cells import Jobs
 from tometune.config.tracking import Tracker
@@ -59,7 +59,7 @@ class Speed:
     disk: float | None = None  # bytes of the run's folder without checkpoints
     checkpoint: float = 0.0  # bytes of one checkpoint
     other_seconds: float = 0.0  # loading, compiling and saving
-    base_seconds: float = 0.0  # of them, those of scoring the base model, without its answers
+    base_seconds: float = 0.0  # part of `other_seconds`: scoring the base model, except generating its answers
 
 
 GPU_RESULTS = "docs/results/gpu"
@@ -92,7 +92,7 @@ class PlannedRun:
     rows: int
     tokens: int  # read in training, over all steps
     steps: int
-    answers: int  # of the evaluation, over tasks and stages; not those that are copied
+    answers: int  # generated in the evaluation, over tasks and stages, without `eval.harness`
     done: bool
     seconds: float | None = None
     memory: float | None = None
@@ -100,8 +100,8 @@ class PlannedRun:
     source: str = "unknown"  # where the speed is from
     examples: Mapping[str, int] = field(default_factory=dict)  # of the evaluation, by task
     capacity: str = ""  # see `capacity_line`
-    base: Hashable = None  # what the base model's scores depend on; None: it is not scored
-    base_seconds: float = 0.0  # of `seconds`, those of scoring the base model
+    base: Mapping[str, Hashable] = field(default_factory=dict)  # by task, what the base model's scores depend on
+    base_seconds: float = 0.0  # part of `seconds`: scoring the base model
 
 
 def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> int:
@@ -131,11 +131,14 @@ def plan_sweep(jobs: Jobs, measure: Callable[[Config], None]) -> int:
 
 
 def without_base(run: PlannedRun, others: Iterable[PlannedRun]) -> PlannedRun:
-    """Return the run; if one of the others scores the same base model, whose scores it then copies, without that."""
-    if run.done or run.base is None or run.base not in {other.base for other in others}:
+    """Return the run without the cost of the base scores that another run of the command has, since they are copied."""
+    scored = {key for other in others for key in other.base.values()}
+    copied = sum(run.examples[task] for task, key in run.base.items() if key in scored)
+    if run.done or not copied:
         return run
-    seconds = None if run.seconds is None else run.seconds - run.base_seconds
-    return replace(run, answers=run.answers // 2, seconds=seconds)
+    saved = run.base_seconds * copied / sum(run.examples.values())
+    seconds = None if run.seconds is None else run.seconds - saved
+    return replace(run, answers=run.answers - copied, seconds=seconds)
 
 
 def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
@@ -165,8 +168,11 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     examples = {task.name: len(task.examples) for task in inputs.tasks}
     answers = sum(examples.values()) * (2 if config.eval.base else 1)
     done = run.completed and not damage(run.folder, run.record)
-    seed = config.seeds.generation if config.eval.temperature else 0
-    base = (str(config.model), seed, *(task.digest for task in inputs.tasks)) if config.eval.base else None
+    # Approximately what `Scorer` shares base scores by; the rest is the same in all runs of a command.
+    how, model = config.eval, replace(config.model, name="", backend=Backend.auto, compute=Compute.default)
+    seed = config.seeds.generation if how.temperature else 0
+    key = (str(model), how.temperature, seed, how.max_prompt_tokens, how.engine, how.batch_size, how.nll)
+    base = {task.name: (*key, task.digest) for task in inputs.tasks} if how.base else {}
     planned = PlannedRun(
         run.id, rows_of_mix, read, steps, answers, done, examples=examples, capacity=capacity, base=base
     )
