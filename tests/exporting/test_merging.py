@@ -114,6 +114,18 @@ def test_the_largest_activation_is_found_inside_the_model():
     assert not [one for one in model.modules() if one._forward_hooks]
 
 
+def test_the_type_of_the_files_of_a_base(tmp_path):
+    model = base()
+    model.save_pretrained(tmp_path / "one", max_shard_size="20KB")
+    found = Checkpoint(tmp_path / "one")
+    assert found.dtype == "BF16"
+    assert {path.name for path in found.paths} == {path.name for path in (tmp_path / "one").glob("*.safetensors*")}
+    assert len(found.paths) > 2
+    model.model.norm.float()
+    model.save_pretrained(tmp_path / "two")
+    assert Checkpoint(tmp_path / "two").dtype == "BF16 F32"
+
+
 def test_the_share_of_a_known_change():
     base_ = {"a": torch.zeros(2), "b": torch.ones(2), "c": torch.ones(1)}
     exact = base_ | {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([2.0, 1.0])}

